@@ -1,0 +1,1 @@
+"""The server: verified bundles behind gRPC, with dynamic batching and without torch."""

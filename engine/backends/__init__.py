@@ -1,0 +1,69 @@
+"""Backends: runtimes that turn a contiguous batch into a batch. They know neither queues nor wires."""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bundle import DECODER, ENCODER, Bundle, Manifest
+from engine.errors import BundleError
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """The two graphs of a model. Inputs are C-contiguous; the arrays that come back belong to the caller."""
+
+    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
+        """Images, uint8 [N, H, W, 3] RGB, to `mu` and `log_var` of their posterior, float32 [N, D] each."""
+
+    def decode(self, latents: Floats) -> Bytes:
+        """Latents, float32 [N, D], to images, uint8 [N, H, W, 3] RGB."""
+
+
+def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
+    """Opens the runtime that the bundle's manifest names.
+
+    Args:
+        bundle: A verified bundle.
+        threads: Compute threads; None takes every core that this process may use.
+
+    Raises:
+        BundleError: When the manifest names a backend that this engine doesn't have.
+        BackendError: When the backend's package isn't installed.
+    """
+    name = bundle.manifest.backend
+    if name == "onnxruntime":
+        from engine.backends.onnx_runtime import OnnxRuntimeBackend  # noqa: PLC0415 - only the one that is used
+
+        return OnnxRuntimeBackend(bundle.path / ENCODER, bundle.path / DECODER, threads)
+    raise BundleError(f"the bundle asks for the backend {name!r}; this engine has: onnxruntime")
+
+
+def warm_up(backend: Backend, manifest: Manifest) -> None:
+    """Runs both graphs on batches of 1, 2, 4 ... max, so that no client pays for first calls.
+
+    Raises:
+        BundleError: When a graph's results don't have the shapes that the manifest promises.
+    """
+    size, dim = manifest.image_size, manifest.latent_dim
+    for count in _batch_sizes(manifest.max_batch_size):
+        mu, log_var = backend.encode(np.zeros((count, size, size, 3), np.uint8))
+        images = backend.decode(np.zeros((count, dim), np.float32))
+        if (
+            mu.shape != (count, dim)
+            or log_var.shape != (count, dim)
+            or images.shape != (count, size, size, 3)
+        ):
+            raise BundleError(
+                f"the graphs don't fit the manifest (image_size {size}, latent_dim {dim}): on {count} images "
+                f"they gave mu {list(mu.shape)}, log_var {list(log_var.shape)}, images {list(images.shape)}"
+            )
+
+
+def _batch_sizes(largest: int) -> list[int]:
+    sizes = [1]
+    while sizes[-1] * 2 < largest:
+        sizes.append(sizes[-1] * 2)
+    return sizes if sizes[-1] == largest else [*sizes, largest]

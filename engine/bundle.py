@@ -1,0 +1,236 @@
+"""The bundle folder: what `export` writes and the engine serves, and the manifest that describes it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from engine.errors import BundleError, DirectionsError
+from engine.latents import Directions
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+ENCODER = "encoder.onnx"
+DECODER = "decoder.onnx"
+DIRECTIONS = "directions.safetensors"
+
+_REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
+_REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image file becomes the model's input, in training and in serving.
+
+    Attributes:
+        crop: Side of the centred square that is cut out before resizing, pixels; None resizes the
+            shorter side to the image size and then cuts the centred square.
+        resize: Resampling filter; "bilinear" (with anti-aliasing) is the only one so far.
+    """
+
+    crop: int | None
+    resize: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and self.crop < 1:
+            object.__setattr__(self, "crop", None)
+        if self.resize != "bilinear":
+            raise BundleError(f'preprocessing.resize must be "bilinear", not {self.resize!r}; {_REBUILD}')
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that `manifest.json` says, field by field.
+
+    Attributes:
+        format_version: Version of the bundle format; an engine reads `FORMAT_VERSION` only.
+        image_size: Side S of the model's square images, pixels.
+        latent_dim: Dimension D of the latent space.
+        preprocessing: How encoded files are cropped and resized.
+        attributes: Names of the attributes that have a direction, in the order of the directions' rows.
+        backend: Runtime that serves the bundle, for example "onnxruntime".
+        precision: Arithmetic of the engines, for example "fp32".
+        max_batch_size: Largest batch that the engines take, images.
+        files: SHA-256 in hex of every file of the bundle but the manifest, by file name.
+        parity: Figures of the parity gate that the bundle passed.
+        versions: Versions of the software that built it, by package name.
+        run: What it was built from.
+
+    Raises:
+        BundleError: When a value is out of its range.
+    """
+
+    format_version: int
+    image_size: int
+    latent_dim: int
+    preprocessing: Preprocessing
+    attributes: tuple[str, ...]
+    backend: str
+    precision: str
+    max_batch_size: int
+    files: dict[str, str]
+    parity: dict[str, Any]
+    versions: dict[str, str]
+    run: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "latent_dim", "max_batch_size"):
+            if getattr(self, name) < 1:
+                raise BundleError(f"{name} must be at least 1, not {getattr(self, name)}; {_REBUILD}")
+        for name in self.files:
+            if Path(name).name != name or name == MANIFEST:
+                raise BundleError(
+                    f"files must be plain names of the bundle's own files, not {name!r}; {_REBUILD}"
+                )
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Reads the text of a `manifest.json`.
+
+        Raises:
+            BundleError: When it isn't JSON, has another format version, lacks a key, has an unknown key, or a
+                value of the wrong type.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BundleError(f"the manifest is not JSON ({error}); {_REBUILD}") from None
+        if not isinstance(values, dict):
+            raise BundleError(f"the manifest must be a JSON object, not {type(values).__name__}; {_REBUILD}")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"the bundle has format version {version!r}, this engine reads {FORMAT_VERSION}; "
+                f"install the engine that matches, or {_REBUILD}"
+            )
+        _check_keys("manifest", values, cls)
+        _check_types(values)
+        _check_keys("preprocessing", values["preprocessing"], Preprocessing)
+        _check_preprocessing(values["preprocessing"])
+        return cls(
+            **{
+                **values,
+                "preprocessing": Preprocessing(**values["preprocessing"]),
+                "attributes": tuple(values["attributes"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle folder that was verified file by file.
+
+    Attributes:
+        path: The folder.
+        manifest: What its `manifest.json` says.
+        directions: Its attribute directions.
+    """
+
+    path: Path
+    manifest: Manifest
+    directions: Directions
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Bundle":
+        """Opens a bundle folder: every listed file must be there with its SHA-256, and all parts must agree.
+
+        Raises:
+            BundleError: With a sentence that says what differs and how to mend it.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BundleError(f"no bundle folder at {folder}; {_REBUILD}")
+        manifest = _read_manifest(folder)
+        _verify_files(folder, manifest.files)
+        try:
+            directions = Directions.load(folder / DIRECTIONS)
+        except DirectionsError as error:
+            raise BundleError(f"{error}; {_REBUILD}") from None
+        if directions.names != manifest.attributes:
+            raise BundleError(
+                f"{folder / DIRECTIONS} has the attributes {list(directions.names)}, "
+                f"the manifest says {list(manifest.attributes)}; {_REBUILD}"
+            )
+        if directions.latent_dim != manifest.latent_dim:
+            raise BundleError(
+                f"{folder / DIRECTIONS} has vectors of {directions.latent_dim} values, "
+                f"the manifest says latent_dim {manifest.latent_dim}; {_REBUILD}"
+            )
+        return cls(folder, manifest, directions)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; {_REBUILD}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder / MANIFEST} can't be read ({error}); {_REBUILD}") from None
+    try:
+        return Manifest.from_json(text)
+    except BundleError as error:
+        raise BundleError(f"{folder / MANIFEST}: {error}") from None
+
+
+def _verify_files(folder: Path, expected: dict[str, str]) -> None:
+    for name in _REQUIRED_FILES:
+        if name not in expected:
+            raise BundleError(f"{folder / MANIFEST} does not list {name}; {_REBUILD}")
+    for name, digest in expected.items():
+        try:
+            actual = sha256_of(folder / name)
+        except FileNotFoundError:
+            raise BundleError(f"{folder / name} is missing; {_REBUILD}") from None
+        except OSError as error:
+            raise BundleError(f"{folder / name} can't be read ({error.strerror}); {_REBUILD}") from None
+        if actual != digest:
+            raise BundleError(
+                f"{folder / name} was changed after it was built: its SHA-256 is {actual[:12]}..., "
+                f"the manifest says {digest[:12]}...; copy the bundle again, or {_REBUILD}"
+            )
+
+
+def _check_keys(what: str, values: dict[str, Any], model: type[Manifest] | type[Preprocessing]) -> None:
+    known = {field.name for field in fields(model)}
+    if unknown := sorted(set(values) - known):
+        raise BundleError(f"unknown keys in the {what}: {', '.join(unknown)}; {_REBUILD}")
+    if missing := sorted(known - set(values)):
+        raise BundleError(f"keys missing in the {what}: {', '.join(missing)}; {_REBUILD}")
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    expected: dict[str, type] = {
+        **dict.fromkeys(("image_size", "latent_dim", "max_batch_size"), int),
+        **dict.fromkeys(("backend", "precision"), str),
+        **dict.fromkeys(("preprocessing", "files", "parity", "versions", "run"), dict),
+        "attributes": list,
+    }
+    for name, kind in expected.items():
+        value = values[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise BundleError(f"{name} must be {kind.__name__}, not {value!r}; {_REBUILD}")
+    for name in ("files", "versions"):
+        if not all(isinstance(value, str) for value in values[name].values()):
+            raise BundleError(f"{name} must map names to strings, not {values[name]!r}; {_REBUILD}")
+    if not all(isinstance(name, str) for name in values["attributes"]):
+        raise BundleError(f"attributes must be strings, not {values['attributes']!r}; {_REBUILD}")
+
+
+def _check_preprocessing(values: dict[str, Any]) -> None:
+    crop = values["crop"]
+    if crop is not None and (not isinstance(crop, int) or isinstance(crop, bool)):
+        raise BundleError(f"preprocessing.crop must be a number of pixels or null, not {crop!r}; {_REBUILD}")

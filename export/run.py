@@ -1,0 +1,102 @@
+"""A finished run folder, read and checked: everything that an export or a comparison needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from engine.bundle import DIRECTIONS, sha256_of
+from engine.errors import DirectionsError
+from engine.latents import Directions
+from export.errors import InputError
+from trainer.checkpoint import MODEL, load_config, load_model
+from trainer.config import TrainConfig
+from trainer.model import VAE
+
+SAMPLES = "samples.safetensors"
+
+_RESUME = "finish the training with `python -m trainer train --resume`"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model and what belongs to it.
+
+    Attributes:
+        path: The run folder.
+        config: Configuration of the training.
+        resolved: What it resolved to on the machine that trained (device, data, VGG weights).
+        model: The VAE in evaluation mode, on the CPU, float32.
+        model_sha256: SHA-256 of its file of weights, hex.
+        directions: Its attribute directions.
+        samples: Held-out real images, uint8 [N, S, S, 3] RGB, N at least 2.
+    """
+
+    path: Path
+    config: TrainConfig
+    resolved: dict[str, Any]
+    model: VAE
+    model_sha256: str
+    directions: Directions
+    samples: npt.NDArray[np.uint8]
+
+    @classmethod
+    def load(cls, path: Path) -> Run:
+        """Reads a run folder.
+
+        Raises:
+            InputError: directions or samples are missing, torn, or do not fit the model.
+            RunError: there is no run, or its configuration or weights cannot be read.
+        """
+        config, resolved = load_config(path)
+        model = load_model(path)
+        return cls(
+            path=path,
+            config=config,
+            resolved=resolved,
+            model=model,
+            model_sha256=sha256_of(path / MODEL),
+            directions=_load_directions(path / DIRECTIONS, config.model.latent_dim),
+            samples=_load_samples(path / SAMPLES, config.model.image_size),
+        )
+
+
+def _load_directions(path: Path, latent_dim: int) -> Directions:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}: its training has not reached them; {_RESUME}")
+    try:
+        directions = Directions.load(path)
+    except DirectionsError as error:
+        raise InputError(f"{error}; {_RESUME}") from error
+    if directions.latent_dim != latent_dim:
+        raise InputError(
+            f"{path} has directions of {directions.latent_dim} values, the model has {latent_dim} latents; "
+            f"they are of another run: {_RESUME}"
+        )
+    return directions
+
+
+def _load_samples(path: Path, image_size: int) -> npt.NDArray[np.uint8]:
+    if not path.is_file():
+        raise InputError(
+            f"{path.parent} has no {path.name}, the images that parity is measured on; {_RESUME}"
+        )
+    try:
+        images = load_file(path)["images"]
+    except KeyError as error:
+        raise InputError(f"{path} has no tensor {error}; {_RESUME}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as safetensors ({error}); {_RESUME}") from error
+    expected = (image_size, image_size, 3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected or len(images) < 2:
+        raise InputError(
+            f"{path}: `images` is {images.dtype} {list(images.shape)}, must be uint8 "
+            f"[2 or more, {image_size}, {image_size}, 3]; {_RESUME}"
+        )
+    return images.copy()  # safetensors hands out read-only memory, which torch cannot share

@@ -1,0 +1,16 @@
+"""What was installed when a bundle was built or measured."""
+
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+_PACKAGES = ("dfc-vae", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions by package name, of Python and of those packages behind an engine that are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

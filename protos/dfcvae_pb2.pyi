@@ -1,0 +1,201 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_FORMAT_UNSPECIFIED: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_RAW: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_JPEG: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_PNG: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_WEBP: _ClassVar[ImageFormat]
+
+class EditResult(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EDIT_RESULT_UNSPECIFIED: _ClassVar[EditResult]
+    EDIT_RESULT_IMAGES: _ClassVar[EditResult]
+    EDIT_RESULT_LATENTS: _ClassVar[EditResult]
+    EDIT_RESULT_IMAGES_AND_LATENTS: _ClassVar[EditResult]
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat
+IMAGE_FORMAT_RAW: ImageFormat
+IMAGE_FORMAT_JPEG: ImageFormat
+IMAGE_FORMAT_PNG: ImageFormat
+IMAGE_FORMAT_WEBP: ImageFormat
+EDIT_RESULT_UNSPECIFIED: EditResult
+EDIT_RESULT_IMAGES: EditResult
+EDIT_RESULT_LATENTS: EditResult
+EDIT_RESULT_IMAGES_AND_LATENTS: EditResult
+
+class RawImages(_message.Message):
+    __slots__ = ("count", "height", "width", "data")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    height: int
+    width: int
+    data: bytes
+    def __init__(self, count: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class EncodedImages(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, files: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ImageBatch(_message.Message):
+    __slots__ = ("raw", "files")
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    raw: RawImages
+    files: EncodedImages
+    def __init__(self, raw: _Optional[_Union[RawImages, _Mapping]] = ..., files: _Optional[_Union[EncodedImages, _Mapping]] = ...) -> None: ...
+
+class LatentBatch(_message.Message):
+    __slots__ = ("count", "dim", "data")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    dim: int
+    data: bytes
+    def __init__(self, count: _Optional[int] = ..., dim: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ImageOutput(_message.Message):
+    __slots__ = ("format", "quality")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    format: ImageFormat
+    quality: int
+    def __init__(self, format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ...) -> None: ...
+
+class EncodeRequest(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: ImageBatch
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ...) -> None: ...
+
+class EncodeResponse(_message.Message):
+    __slots__ = ("mu", "log_var")
+    MU_FIELD_NUMBER: _ClassVar[int]
+    LOG_VAR_FIELD_NUMBER: _ClassVar[int]
+    mu: LatentBatch
+    log_var: LatentBatch
+    def __init__(self, mu: _Optional[_Union[LatentBatch, _Mapping]] = ..., log_var: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
+
+class DecodeRequest(_message.Message):
+    __slots__ = ("latents", "output")
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    latents: LatentBatch
+    output: ImageOutput
+    def __init__(self, latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ...) -> None: ...
+
+class DecodeResponse(_message.Message):
+    __slots__ = ("images",)
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    images: ImageBatch
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ...) -> None: ...
+
+class Edit(_message.Message):
+    __slots__ = ("attribute", "direction", "strength")
+    ATTRIBUTE_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    attribute: str
+    direction: bytes
+    strength: float
+    def __init__(self, attribute: _Optional[str] = ..., direction: _Optional[bytes] = ..., strength: _Optional[float] = ...) -> None: ...
+
+class EditRequest(_message.Message):
+    __slots__ = ("images", "latents", "edits", "keep", "result", "output")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    images: ImageBatch
+    latents: LatentBatch
+    edits: _containers.RepeatedCompositeFieldContainer[Edit]
+    keep: _containers.RepeatedScalarFieldContainer[str]
+    result: EditResult
+    output: ImageOutput
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ...) -> None: ...
+
+class EditResponse(_message.Message):
+    __slots__ = ("images", "latents")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    images: ImageBatch
+    latents: LatentBatch
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Attribute(_message.Message):
+    __slots__ = ("name", "positives", "negatives")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    POSITIVES_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    positives: int
+    negatives: int
+    def __init__(self, name: _Optional[str] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ...) -> None: ...
+
+class Preprocessing(_message.Message):
+    __slots__ = ("crop", "resize")
+    CROP_FIELD_NUMBER: _ClassVar[int]
+    RESIZE_FIELD_NUMBER: _ClassVar[int]
+    crop: int
+    resize: str
+    def __init__(self, crop: _Optional[int] = ..., resize: _Optional[str] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_images_per_request", "max_message_bytes", "max_queued_images", "max_pixels_per_file")
+    MAX_IMAGES_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PIXELS_PER_FILE_FIELD_NUMBER: _ClassVar[int]
+    max_images_per_request: int
+    max_message_bytes: int
+    max_queued_images: int
+    max_pixels_per_file: int
+    def __init__(self, max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_images: _Optional[int] = ..., max_pixels_per_file: _Optional[int] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("image_size", "latent_dim", "attributes", "backend", "precision", "max_batch_size", "limits", "preprocessing", "versions")
+    class VersionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LATENT_DIM_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    image_size: int
+    latent_dim: int
+    attributes: _containers.RepeatedCompositeFieldContainer[Attribute]
+    backend: str
+    precision: str
+    max_batch_size: int
+    limits: Limits
+    preprocessing: Preprocessing
+    versions: _containers.ScalarMap[str, str]
+    def __init__(self, image_size: _Optional[int] = ..., latent_dim: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...

@@ -1,0 +1,144 @@
+"""Tiny bundles with known arithmetic, so that every client can check that it got its own images back.
+
+The latent of an 8 x 8 image is its 192 pixel values and nothing else: mu = pixels, log_var = -pixels / 2, and
+the decoder rounds and clips back to bytes. Encode then decode is the identity; edits add to pixel values.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from engine.bundle import (
+    DECODER,
+    DIRECTIONS,
+    ENCODER,
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    Preprocessing,
+    sha256_of,
+)
+from engine.latents import Directions
+
+IMAGE_SIZE = 8
+LATENT_DIM = IMAGE_SIZE * IMAGE_SIZE * 3
+MAX_BATCH_SIZE = 32
+ATTRIBUTES = ("Smiling", "Eyeglasses", "Male")
+
+
+def random_images(count: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Images [count, 8, 8, 3] that no other seed gives."""
+    shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def latents_of(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """What the tiny encoder's mu must be."""
+    return images.reshape(len(images), LATENT_DIM).astype(np.float32)
+
+
+def images_of(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """What the tiny decoder must give."""
+    pixels = np.rint(np.clip(latents, 0, 255)).astype(np.uint8)
+    return pixels.reshape(len(latents), IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+def tiny_directions() -> Directions:
+    """Smiling adds 10 to the red values; Eyeglasses adds 20 to the first half; Male overlaps with both."""
+    vectors = np.zeros((len(ATTRIBUTES), IMAGE_SIZE * IMAGE_SIZE, 3), np.float32)
+    vectors[0, :, 0] = 10
+    vectors[1, : IMAGE_SIZE * IMAGE_SIZE // 2] = 20
+    vectors[2, ::2] = 5
+    return Directions(
+        ATTRIBUTES, vectors.reshape(len(ATTRIBUTES), LATENT_DIM), (100, 60, 50), (90, 130, 140), "train"
+    )
+
+
+def write_tiny_bundle(folder: Path, crop: int | None = 12) -> Path:
+    """Writes a bundle that `engine.bundle.Bundle.load` takes."""
+    folder.mkdir(parents=True)
+    onnx.save(_encoder(), folder / ENCODER)
+    onnx.save(_decoder(), folder / DECODER)
+    tiny_directions().save(folder / DIRECTIONS)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        image_size=IMAGE_SIZE,
+        latent_dim=LATENT_DIM,
+        preprocessing=Preprocessing(crop),
+        attributes=ATTRIBUTES,
+        backend="onnxruntime",
+        precision="fp32",
+        max_batch_size=MAX_BATCH_SIZE,
+        files={name: sha256_of(folder / name) for name in (ENCODER, DECODER, DIRECTIONS)},
+        parity={"images_max_levels": 0},
+        versions={"onnx": onnx.__version__},
+        run={"preset": "tiny"},
+    )
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return folder
+
+
+def reseal(folder: Path) -> None:
+    """Makes the manifest's hashes right again after a file was changed on purpose."""
+    manifest = Manifest.from_json((folder / MANIFEST).read_text())
+    files = {name: sha256_of(folder / name) for name in manifest.files}
+    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json())
+
+
+def _encoder() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["pixels", "flat"], ["mu"]),
+        helper.make_node("Mul", ["mu", "minus_half"], ["log_var"]),
+    ]
+    return _model(
+        nodes,
+        inputs=[("images", TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])],
+        outputs=[
+            ("mu", TensorProto.FLOAT, ["N", LATENT_DIM]),
+            ("log_var", TensorProto.FLOAT, ["N", LATENT_DIM]),
+        ],
+        constants={"flat": np.array([-1, LATENT_DIM]), "minus_half": np.array(-0.5, np.float32)},
+    )
+
+
+def _decoder() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Clip", ["latents", "low", "high"], ["clipped"]),
+        helper.make_node("Round", ["clipped"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["bytes"], to=TensorProto.UINT8),
+        helper.make_node("Reshape", ["bytes", "square"], ["images"]),
+    ]
+    return _model(
+        nodes,
+        inputs=[("latents", TensorProto.FLOAT, ["N", LATENT_DIM])],
+        outputs=[("images", TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])],
+        constants={
+            "low": np.array(0, np.float32),
+            "high": np.array(255, np.float32),
+            "square": np.array([-1, IMAGE_SIZE, IMAGE_SIZE, 3]),
+        },
+    )
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[tuple[str, int, list[int | str]]],
+    outputs: list[tuple[str, int, list[int | str]]],
+    constants: dict[str, npt.NDArray[np.generic]],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    return model

@@ -1,0 +1,22 @@
+"""Fixtures that several test modules share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundles import write_tiny_bundle
+from servers import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose arithmetic is known; not to be changed."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A real server of the tiny bundle, shared by all tests that leave it as it is."""
+    command = ["-m", "engine", "--bundle", str(tiny_bundle)]
+    with ServerProcess(command, tmp_path_factory.mktemp("server")) as process:
+        yield process

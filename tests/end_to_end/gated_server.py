@@ -1,0 +1,54 @@
+"""The real server around a backend that a test opens and closes: `gated_server.py FOLDER --bundle ...`.
+
+While FOLDER/closed exists, every batch waits. FOLDER/batches gets one line per batch: the graph, and the value of
+each image or latent in it (its first number; tests send constant images). Value 13 makes a batch fail.
+"""
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from engine.backends import Backend, Bytes, Floats, open_backend
+from engine.bundle import Bundle
+from engine.server import ServerConfig, serve
+
+
+class GatedBackend:
+    """Lets a backend compute only while the gate is open."""
+
+    def __init__(self, inner: Backend, folder: Path) -> None:
+        self._inner = inner
+        self._closed = folder / "closed"
+        self._batches = folder / "batches"
+
+    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
+        self._pass("encode", images)
+        return self._inner.encode(images)
+
+    def decode(self, latents: Floats) -> Bytes:
+        self._pass("decode", latents)
+        return self._inner.decode(latents)
+
+    def _pass(self, graph: str, batch: Any) -> None:
+        values = [int(item.flat[0]) for item in batch]
+        with self._batches.open("a") as file:
+            file.write(" ".join(map(str, [graph, *values])) + "\n")
+        while self._closed.exists():
+            time.sleep(0.002)
+        if 13 in values:
+            raise RuntimeError("a secret of the backend")
+
+
+def main() -> None:
+    folder, *arguments = sys.argv[1:]
+    config = tyro.cli(ServerConfig, args=arguments)
+    bundle = Bundle.load(config.bundle)
+    asyncio.run(serve(config, bundle, GatedBackend(open_backend(bundle), Path(folder))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+import asyncio
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision import transforms
+
+from engine.bundle import Preprocessing
+from engine.errors import InvalidRequest
+from engine.images import Codec, decode_file, encode_file, from_raw, prepare
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def as_file(image: Image.Image, file_format: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("crop", [148, 147, 149])
+@pytest.mark.parametrize("size", [(178, 218), (179, 219), (149, 149), (200, 151), (317, 1024)])
+def test_cropping_is_that_of_torchvision(size: tuple[int, int], crop: int) -> None:
+    image = picture(*size)
+    reference = transforms.Compose([transforms.CenterCrop(crop), transforms.Resize(64)])(image)
+    np.testing.assert_array_equal(prepare(image, 64, crop), np.asarray(reference))
+
+
+@pytest.mark.parametrize("image_size", [64, 128])
+@pytest.mark.parametrize(
+    "size", [(64, 64), (65, 64), (63, 99), (178, 218), (218, 179), (1001, 333), (40, 31)]
+)
+def test_resizing_without_a_crop_is_that_of_torchvision(size: tuple[int, int], image_size: int) -> None:
+    image = picture(*size)
+    reference = transforms.Compose([transforms.Resize(image_size), transforms.CenterCrop(image_size)])(image)
+    np.testing.assert_array_equal(prepare(image, image_size, None), np.asarray(reference))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "1", "I;16"])
+@pytest.mark.parametrize("crop", [20, None])
+def test_every_mode_becomes_rgb_as_pillow_converts_it(mode: str, crop: int | None) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 2**16, (30, 25), dtype=np.uint16))
+    else:
+        image = picture(25, 30, mode)
+    assert image.mode == mode
+    np.testing.assert_array_equal(prepare(image, 16, crop), prepare(image.convert("RGB"), 16, crop))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_files_are_decoded_and_prepared(file_format: str) -> None:
+    file = as_file(picture(41, 37), file_format)
+    expected = prepare(Image.open(io.BytesIO(file)), 16, 30)
+    np.testing.assert_array_equal(decode_file(file, 16, 30), expected)
+
+
+def test_encoding_keeps_pixels_where_the_format_does() -> None:
+    pixels = prepare(picture(64, 64), 64, None)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_file(pixels, "PNG")))), pixels)
+    sizes = [len(encode_file(pixels, "JPEG", quality)) for quality in (10, 95)]
+    assert sizes[0] < sizes[1]
+    for file_format in ("JPEG", "WEBP"):
+        decoded = Image.open(io.BytesIO(encode_file(pixels, file_format)))
+        assert (decoded.format, decoded.size) == (file_format, (64, 64))
+
+
+def test_a_small_image_is_refused_with_its_size_and_the_mend() -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"is 100x160 pixels, smaller than the 148x148.*at least 148x148"
+    ):
+        prepare(picture(100, 160), 64, 148)
+
+
+def test_a_ribbon_is_refused_before_it_grows() -> None:
+    with pytest.raises(InvalidRequest, match="is 1x1000 pixels, too far from square"):
+        prepare(picture(1, 1000), 64, None)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF"])
+def test_other_formats_are_refused(file_format: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not a JPEG, PNG or WebP file"):
+        decode_file(as_file(picture(20, 20), file_format), 16, None)
+
+
+def test_garbage_and_nothing_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="it starts with 00 01 02 03"):
+        decode_file(bytes(range(100)), 16, None)
+    with pytest.raises(InvalidRequest, match="it starts with nothing"):
+        decode_file(b"", 16, None)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_truncated_files_are_refused(file_format: str) -> None:
+    file = as_file(picture(60, 60), file_format)
+    with pytest.raises(InvalidRequest, match=r"is damaged or truncated|is not a JPEG, PNG or WebP file"):
+        decode_file(file[: len(file) // 2], 16, None)
+
+
+@pytest.mark.parametrize("size", [(8001, 8000), (20_000, 20_000)])
+def test_decompression_bombs_are_refused_unread(size: tuple[int, int]) -> None:
+    # A PNG that only claims its size: its pixels would fail to decode, so the size must be what is refused.
+    file = bytearray(as_file(Image.new("L", (1, 1)), "PNG"))
+    header = file.index(b"IHDR")
+    file[header + 4 : header + 12] = size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
+    file[header + 17 : header + 21] = _crc(file[header : header + 17])
+    with pytest.raises(InvalidRequest, match="more than the"):
+        decode_file(bytes(file), 16, None)
+
+
+def _crc(chunk: bytes | bytearray) -> bytes:
+    import zlib
+
+    return zlib.crc32(chunk).to_bytes(4, "big")
+
+
+def test_raw_pixels_are_not_copied() -> None:
+    data = picture(16, 16).tobytes() * 3
+    images = from_raw(data, 3, 16, 16, 16)
+    assert images.shape == (3, 16, 16, 3)
+    assert np.shares_memory(images, np.frombuffer(data, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("count", "height", "width", "length", "message"),
+    [
+        (0, 16, 16, 0, "count is 0"),
+        (1, 15, 16, 720, "must be 16x16 for this model, not 15x16"),
+        (2, 16, 16, 1535, "1535 bytes; 2 images of 16x16 RGB are 1536"),
+        (2, 16, 16, 1537, "1537 bytes; 2 images of 16x16 RGB are 1536"),
+    ],
+)
+def test_raw_numbers_must_agree(count: int, height: int, width: int, length: int, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        from_raw(bytes(length), count, height, width, 16)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_codec_keeps_order_and_names_the_bad_file(threads: int) -> None:
+    async def run() -> None:
+        codec = Codec(16, Preprocessing(crop=20), threads)
+        files = [as_file(picture(20 + index, 30), "PNG") for index in range(7)]
+        images = await codec.decode(files)
+        np.testing.assert_array_equal(images, [decode_file(file, 16, 20) for file in files])
+        encoded = await codec.encode(images, "PNG", 95)
+        np.testing.assert_array_equal([decode_file(file, 16, None) for file in encoded], images)
+        with pytest.raises(InvalidRequest, match=r"images\.files\[5\] is not a JPEG"):
+            await codec.decode([*files[:5], b"not an image", files[6]])
+        with pytest.raises(InvalidRequest, match="empty"):
+            await codec.decode([])
+        codec.close()
+
+    asyncio.run(run())

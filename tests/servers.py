@@ -1,0 +1,97 @@
+"""Real server processes for tests, in an environment where torch and its friends can't be imported."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parent.parent
+END_TO_END = ROOT / "tests" / "end_to_end"
+
+# Python imports a module of this name at its start, wherever PYTHONPATH has one.
+_BLOCKER = """
+import sys
+
+class Blocker:
+    names = {"torch", "torchvision", "onnx", "trainer", "export"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ImportError(f"{name} was made unimportable by a test")
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def environment_without_torch(folder: Path) -> dict[str, str]:
+    """Environment variables for a Python that can import the engine, but nothing that it mustn't need."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(_BLOCKER)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+def run_python(arguments: Sequence[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Runs Python to its end, at the root, in that environment; the result has its exit code and output."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment_without_torch(folder / "site"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+class ServerProcess:
+    """A server process that is ready for requests; leaving the context kills it if it still runs.
+
+    Args:
+        command: What Python is to run, for example ["-m", "engine", "--bundle", ...]; `--port 0` is added.
+        folder: Where its log goes.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        self._log = folder / "server.log"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command, "--port", "0"],
+                cwd=ROOT,
+                env=environment_without_torch(folder / "site"),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline().strip()
+        assert self.line.startswith("serving dfcvae.v1.LatentEngine on "), f"{self.line!r}\n{self.log}"
+        self.target = self.line.rsplit(" ", 1)[1]
+
+    @property
+    def log(self) -> str:
+        """What it wrote to stderr so far."""
+        return self._log.read_text()
+
+    def terminate(self) -> None:
+        """Sends SIGTERM, without waiting."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Waits for its end and gives the exit code."""
+        return self.process.wait(timeout=60)
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()

@@ -1,0 +1,123 @@
+"""The run folder: what training leaves behind, written so that an interruption never tears a file.
+
+    config.json          the configuration, and what it resolved to on this machine
+    model.safetensors    the weights, float32
+    checkpoint.pt        everything that an exact resume needs
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from trainer.config import TrainConfig
+from trainer.errors import ConfigError, RunError
+from trainer.model import VAE
+
+RUN_FORMAT_VERSION = 1
+CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` on a temporary sibling, flushes it to disk and renames it to `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes `values` as indented JSON, atomically."""
+    write_atomically(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n"))
+
+
+def save_config(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> None:
+    """Writes config.json: the configuration and what it resolved to (device, precision, data, VGG weights)."""
+    write_json(
+        run / CONFIG,
+        {"format_version": RUN_FORMAT_VERSION, "config": config.to_json(), "resolved": resolved},
+    )
+
+
+def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """Reads config.json.
+
+    Returns:
+        The configuration and the resolved values.
+
+    Raises:
+        RunError: no run there, or its configuration is unreadable or of another version.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise RunError(
+            f"{run} is not a run folder: it has no {CONFIG}; make one with "
+            f"`python -m trainer train --data DIR --out {run}`"
+        )
+    try:
+        values = json.loads(path.read_text())
+        version = values["format_version"]
+        if version != RUN_FORMAT_VERSION:
+            raise RunError(
+                f"{path} has format version {version}, this version reads {RUN_FORMAT_VERSION}; train again"
+            )
+        return TrainConfig.from_json(values["config"]), values["resolved"]
+    except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def save_model(run: Path, model: VAE) -> None:
+    """Writes model.safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(run / MODEL, lambda file: save_file(tensors, file))
+
+
+def load_model(run: Path) -> VAE:
+    """Builds the VAE of a run with its trained weights, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: the folder has no weights, or they are torn or of another architecture.
+    """
+    config, _ = load_config(run)
+    path = run / MODEL
+    if not path.is_file():
+        raise RunError(f"{run} has no {MODEL}: its training has not finished an epoch; go on with --resume")
+    model = VAE(config.model)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise RunError(f"{path} does not hold the weights of this run's model: {error}") from error
+    return model.eval()
+
+
+def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Writes checkpoint.pt."""
+    write_atomically(run / CHECKPOINT, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(run: Path) -> dict[str, Any]:
+    """Reads checkpoint.pt.
+
+    Raises:
+        RunError: there is none, or it is torn.
+    """
+    path = run / CHECKPOINT
+    if not path.is_file():
+        raise RunError(f"{run} has no {CHECKPOINT} to resume from; train without --resume")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds on a torn file
+        raise RunError(f"{path} is torn or not a checkpoint ({error}); train again into a new folder") from error
+    return state

@@ -1,0 +1,111 @@
+"""The VAE of the seed document: five strided convolutions down, transposed convolutions back up.
+
+Shapes: B batch, D latent_dim, S image_size, C channels[-1], s = S / 32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import ModelConfig
+
+
+class Posterior(NamedTuple):
+    """Mean and log variance of q(z|x), each (B, D) float32."""
+
+    mu: Tensor
+    log_var: Tensor
+
+
+class Output(NamedTuple):
+    """What one pass of the VAE returns: images (B, 3, S, S) in [0, 1], and the posterior, each (B, D)."""
+
+    images: Tensor
+    mu: Tensor
+    log_var: Tensor
+
+
+def _down(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1),
+        nn.BatchNorm2d(out_channels),
+        nn.LeakyReLU(),
+    )
+
+
+def _up(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ConvTranspose2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, output_padding=1),
+        nn.BatchNorm2d(out_channels),
+        nn.LeakyReLU(),
+    )
+
+
+class Encoder(nn.Module):
+    """Images to the posterior: five blocks Conv 3x3 stride 2 + BatchNorm + LeakyReLU, then two linear heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths = (3, *config.channels)
+        features = config.channels[-1] * (config.image_size // 32) ** 2
+        self.blocks = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.mu = nn.Linear(features, config.latent_dim)
+        self.log_var = nn.Linear(features, config.latent_dim)
+
+    def forward(self, images: Tensor) -> Posterior:
+        """Encodes.
+
+        Args:
+            images: (B, 3, S, S) float in [0, 1].
+        """
+        features = self.blocks(images).flatten(1)  # (B, C*s*s)
+        return Posterior(self.mu(features), self.log_var(features))
+
+
+class Decoder(nn.Module):
+    """Latents to images: linear, five blocks ConvTranspose 3x3 stride 2 + BatchNorm + LeakyReLU, Conv 3x3, sigmoid."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.spatial = config.image_size // 32
+        widths = (*reversed(config.channels), config.channels[0])
+        self.linear = nn.Linear(config.latent_dim, config.channels[-1] * self.spatial**2)
+        self.blocks = nn.Sequential(*(_up(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.to_rgb = nn.Conv2d(config.channels[0], 3, kernel_size=3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decodes.
+
+        Args:
+            latents: (B, D) float.
+
+        Returns:
+            (B, 3, S, S) in [0, 1].
+        """
+        features = self.linear(latents).unflatten(1, (-1, self.spatial, self.spatial))  # (B, C, s, s)
+        return torch.sigmoid(self.to_rgb(self.blocks(features)))
+
+
+class VAE(nn.Module):
+    """Encoder and decoder with the reparameterised sample between them (paper, section 3; seed)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Output:
+        """Reconstructs images.
+
+        Args:
+            images: (B, 3, S, S) float in [0, 1].
+            noise: (B, D) standard normal for z = mu + exp(log_var / 2) * noise; None decodes mu itself.
+        """
+        mu, log_var = self.encoder(images)
+        mu, log_var = mu.float(), log_var.float()
+        latents = mu if noise is None else mu + torch.exp(0.5 * log_var) * noise
+        return Output(self.decoder(latents).float(), mu, log_var)

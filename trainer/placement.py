@@ -1,0 +1,55 @@
+"""Where a run computes, and in which arithmetic."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which arithmetic a run computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, device_name: str = "auto", precision: str = "auto") -> Placement:
+        """Resolves `--device` and `--precision`, each of which may be "auto".
+
+        Raises:
+            ConfigError: a GPU is asked for and there is none.
+        """
+        gpu = torch.cuda.is_available()
+        if device_name == "cuda" and not gpu:
+            raise ConfigError("--device cuda: PyTorch sees no NVIDIA GPU here; use --device cpu or auto")
+        device = torch.device("cuda" if gpu and device_name != "cpu" else "cpu")
+        bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+        fast = precision == "bf16" or (precision == "auto" and bf16)
+        return cls(device, torch.bfloat16 if fast else torch.float32)
+
+    def images(self, batch: NDArray[np.uint8]) -> Tensor:
+        """Packed (B, S, S, 3) uint8 to (B, 3, S, S) float32 in [0, 1] on the device, channels last in memory."""
+        return torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the VAE runs."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
+    capabilities = torch.backends.cpu.get_cpu_capability() if platform.machine() == "x86_64" else ""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "AVX512" in capabilities and ("avx512_bf16" in flags or "amx_bf16" in flags)

@@ -1,0 +1,107 @@
+"""Hair on the head, beard and moustache."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainer.portrait.canvas import Array, Canvas, closed_curve, symmetric_curve
+from trainer.portrait.features import Mouth
+from trainer.portrait.head import Head
+from trainer.portrait.palette import Palette, between, times
+from trainer.portrait.sitter import Face
+
+
+def draw_hair_behind(canvas: Canvas, face: Face, palette: Palette) -> None:
+    """The part of long hair that falls behind neck and shoulders."""
+    if face.has("Male"):
+        return
+    end, wide = between(58, 105, face.hair_length), between(58, 66, face.hair_volume)
+    right = [(40.0, -66.0), (wide - 4, -25.0), (wide, 20.0), (wide + 2, end - 8), (40, end + 4)]
+    outline = symmetric_curve(-78, right, shift=-3 * face.yaw)
+    canvas.fill(outline, times(palette.hair, (0.72, 0.7, 0.7)))
+
+
+def draw_hair(canvas: Canvas, face: Face, palette: Palette, head: Head) -> None:
+    """Hair around the face, short or long, with or without bangs over the forehead."""
+    if face.has("Bald"):
+        return
+    if face.has("Male"):
+        wide, high = between(52, 56, face.hair_volume), between(77, 87, face.hair_volume)
+        outer = [(45, 9), (wide - 2, 2), (wide, -14), (0.93 * wide, -46), (0.62 * wide, -0.9 * high)]
+        inner = [(42.0, 6), (43.5, -10), (41, -26), (30, -42)]
+    else:
+        wide, high = between(56, 63, face.hair_volume), between(79, 88, face.hair_volume)
+        end = between(54, 100, face.hair_length)
+        outer = [(46, end), (wide + 2, end - 12), (wide, 15), (0.94 * wide, -34), (0.62 * wide, -0.88 * high)]
+        inner = [(43, end - 4), (44, 50), (46, 22), (45, -8), (40, -28), (28, -44)]
+    part = 15 * face.hair_parting
+    outside = [*outer, (0, -high), *((-x, y) for x, y in reversed(outer))]
+    hairline = [*((-x, y) for x, y in inner), (part - 7, -51), (part, -54), (part + 7, -51), *reversed(inner)]
+    points = np.array([*outside, *hairline], np.float32)
+    points[:, 0] = points[:, 0] * face.head_width - 3 * face.yaw
+    strands = _strands(canvas, face)
+    canvas.shade((0, -44), (30, 5), (0.86, 0.8, 0.78), head.mask)
+    canvas.fill(closed_curve(points), palette.hair, light=strands, feather=0.7)
+    if face.has("Bangs"):
+        edge, tilt = between(-25, -22, face.bangs_degree), 3 * face.hair_parting
+        over = [(-47, -8), (-50, -40), (-30, -66), (0, -72), (30, -66), (50, -40), (47, -8)]
+        fringe = [(40, edge + 3), (26, edge + tilt), (13, edge + 2), (0, edge - 1)]
+        fringe += [(-13, edge + 2), (-26, edge - tilt), (-40, edge + 3)]
+        points = np.array([*over, *fringe], np.float32)
+        points[:, 0] = points[:, 0] * face.head_width - 2 * face.yaw
+        canvas.shade((0, edge + 3), (26, 3.5), (0.8, 0.74, 0.72), head.mask)
+        canvas.fill(closed_curve(points), palette.hair, light=strands, feather=0.7)
+
+
+def draw_beard(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth, head: Head) -> None:
+    """A beard over jaw and chin; the upper lip stays free."""
+    if face.has("No_Beard"):
+        return
+    corner_x, corner_y = mouth.corner
+    corner_x += 4 - 2 * face.yaw
+    rise = between(-4, 3, face.beard_degree)
+    upper = [
+        (46.0, 6.0),
+        (42, 24 - rise),
+        (33, 38 - rise),
+        (corner_x, max(corner_y + 5, 41)),
+        (10, mouth.bottom + 3.5),
+    ]
+    # Beyond the head the outline is arbitrary: the head's mask cuts it.
+    right = [(30.0, 86.0), (55, 60), (60, 20), (58, 2), *upper]
+    area = symmetric_curve(90, right, mouth.bottom + 4, 2 * face.yaw)
+    colour = palette.beard
+    opacity = between(0.84, 0.95, face.beard_degree)
+    canvas.fill(area, colour, opacity=opacity, feather=2.0, light=head.light, inside=head.mask)
+
+
+def draw_mustache(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) -> None:
+    """A moustache over the upper lip, from corner to corner."""
+    if not face.has("Mustache"):
+        return
+    thick, middle, (corner_x, corner_y) = between(7.5, 9.5, face.mustache_degree), mouth.top, mouth.corner
+    tip = (corner_x - 2 * face.yaw + 2.5, corner_y + 2)
+    right = [
+        (7, middle - 0.78 * thick),
+        (14, middle - 0.3 * thick),
+        tip,
+        (13, middle + 2.8),
+        (6, middle + 2.2),
+    ]
+    outline = symmetric_curve(middle - 0.72 * thick, right, middle + 1.2, 2 * face.yaw)
+    canvas.fill(outline, palette.beard, opacity=0.95, feather=0.8)
+
+
+def _strands(canvas: Canvas, face: Face) -> Array:
+    """Light on hair, a factor in float32 [H, W]: strands that fan out from the crown, a band of sheen."""
+    fan = (canvas.x - 12 * face.hair_parting) / (canvas.y + 165)
+    light: Array = np.sin(60 * fan + face.hair_phase)
+    light *= 0.05
+    across, down = canvas.x - 10 * face.light_side, canvas.y + 5
+    arch = np.hypot(across, down)
+    arch -= 64
+    arch *= arch
+    light += 0.28 * np.exp(arch / -81)
+    light += (face.light_strength * face.light_side / 60) * canvas.x
+    light += 0.96
+    return light

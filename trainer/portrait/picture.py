@@ -1,0 +1,87 @@
+"""Draws a `Face` as a shaded picture, composed like CelebA's aligned crops.
+
+Subject coordinates have their origin between the eyes: eyes at (+-19.5, 0), nose tip near (0, 24), mouth
+corners near (+-16.5, 42), chin near (0, 69), crown near (0, -73). Lengths are in pixels of the 178 x 218
+picture. Parts are painted from back to front; each is a function of the canvas, the face and its colours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from trainer.portrait.canvas import Array, Canvas
+from trainer.portrait.features import draw_brows, draw_eyes, draw_mouth, draw_nose, mouth_of
+from trainer.portrait.hair import draw_beard, draw_hair, draw_hair_behind, draw_mustache
+from trainer.portrait.head import draw_head, draw_neck
+from trainer.portrait.palette import hsv, palette_of
+from trainer.portrait.sitter import Face
+from trainer.portrait.wardrobe import draw_clothes, draw_glasses, draw_hat
+
+WIDTH, HEIGHT = 178, 218
+_ORIGIN = (88.5, 111.0)  # between the eyes of CelebA's aligned crops
+_FOCUS = 0.3  # pixels; blur below it is none
+
+
+def render_face(face: Face) -> npt.NDArray[np.uint8]:
+    """Draws a face.
+
+    Args:
+        face: what to draw.
+
+    Returns:
+        RGB picture, uint8 [218, 178, 3]. The same face gives the same picture.
+    """
+    origin = (_ORIGIN[0] + face.shift_x, _ORIGIN[1] + face.shift_y)
+    canvas = Canvas(_background(face), origin, face.roll, face.scale)
+    palette = palette_of(face)
+    mouth = mouth_of(face)
+
+    draw_hair_behind(canvas, face, palette)
+    draw_neck(canvas, face, palette)
+    draw_clothes(canvas, face)
+    head = draw_head(canvas, face, palette)
+    draw_beard(canvas, face, palette, mouth, head)
+    draw_nose(canvas, face, palette)
+    draw_mouth(canvas, face, palette, mouth)
+    draw_mustache(canvas, face, palette, mouth)
+    draw_eyes(canvas, face, palette)
+    draw_brows(canvas, face, palette)
+    draw_glasses(canvas, face)
+    draw_hair(canvas, face, palette, head)
+    draw_hat(canvas, face)
+    return _develop(canvas.pixels, face)
+
+
+def _background(face: Face) -> Array:
+    """A smooth wall with one soft bright blob: float32 [3, H, W]."""
+    across = np.linspace(0, 1, WIDTH, dtype=np.float32)
+    down = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None]
+    value = (face.background_value + face.background_slope * (across - 0.5)) - 0.12 * down
+    blob = np.exp(-8 * (across - face.background_blob_x) ** 2) * np.exp(
+        -8 * (down - face.background_blob_y) ** 2
+    )
+    base, other = (
+        hsv(face.background_hue, 0.35, 1),
+        hsv(face.background_hue + face.background_hue_shift, 0.25, 1),
+    )
+    wall = np.empty((3, HEIGHT, WIDTH), np.float32)
+    for plane, first, second in zip(wall, base, other, strict=True):
+        np.add(first * value, 0.25 * second * blob, out=plane)
+    return np.clip(wall, 0, 255, out=wall)
+
+
+def _develop(pixels: Array, face: Face) -> npt.NDArray[np.uint8]:
+    """Exposes, balances, grains and focuses, in place: float32 [3, H, W] -> uint8 [H, W, 3]."""
+    grain = np.random.default_rng(face.noise_seed).standard_normal((HEIGHT, WIDTH), dtype=np.float32)
+    grain *= face.noise
+    picture = np.empty((HEIGHT, WIDTH, 3), np.uint8)
+    for channel, tint in enumerate((1 + face.warmth, 1, 1 - face.warmth)):
+        plane = pixels[channel]
+        plane *= face.exposure * tint
+        plane += grain
+        picture[..., channel] = np.clip(plane, 0, 255, out=plane)
+    if face.blur < _FOCUS:
+        return picture
+    return np.asarray(Image.fromarray(picture).filter(ImageFilter.BoxBlur(face.blur)))
