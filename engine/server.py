@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.errors import StartupError
-from engine.interceptor import ErrorInterceptor
+from engine.interceptor import CallInterceptor
 from engine.service import MAX_MESSAGE_BYTES, SERVICE_NAME, LatentEngine, Settings
 from protos import dfcvae_pb2_grpc
 
@@ -25,8 +25,8 @@ _OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 
-# Long enough for health watchers to be told NOT_SERVING before their streams end.
-_WATCH_LINGER_S = 0.5
+# After the last answer, clients are refused by name for this long, before connections close under them.
+_LINGER_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,8 @@ async def serve(config: ServerConfig, bundle: Bundle, backend: Backend) -> None:
     engine = LatentEngine(
         bundle, backend, Settings(config.max_delay_ms / 1000, config.max_queue, config.codec_threads)
     )
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    calls = CallInterceptor()
+    server = grpc.aio.server(interceptors=[calls], options=_OPTIONS)
     dfcvae_pb2_grpc.add_LatentEngineServicer_to_server(engine, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -142,8 +143,12 @@ async def serve(config: ServerConfig, bundle: Bundle, backend: Backend) -> None:
         await signalled.wait()
     finally:
         await healths.enter_graceful_shutdown()
-        asyncio.get_running_loop().call_later(_WATCH_LINGER_S, healths.end_watches)
-        await server.stop(config.grace_s)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + config.grace_s
+        await calls.drain(config.grace_s)
+        await asyncio.sleep(_LINGER_S)
+        healths.end_watches()
+        await server.stop(max(_LINGER_S, end - loop.time()))
         await engine.close()
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,12 +176,13 @@ def _dry_run(config: BuildConfig) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 built, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = tyro.cli(
             BuildConfig,
+            args=arguments,
             prog="python -m export.build_engines",
             description="Exports a run to ONNX and writes a bundle of engines that agree with PyTorch.",
             config=(tyro.conf.FlagCreatePairsOff,),

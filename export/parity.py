@@ -129,15 +129,16 @@ class Report:
     def failures(self) -> list[str]:
         """One clause per stage beyond its tolerance, with figure and tolerance; empty when all hold."""
         share, levels = self.tolerances.latents, self.tolerances.levels
-        return [
-            f"{stage} is off by {error.max_relative:.2e} of its spread {error.spread:.3g} (tolerance {share:.2e})"
-            for stage, error in self.latents.items()
-            if not error.max_relative <= share  # so that NaN fails
-        ] + [
-            f"{_LABELS[stage]} is off by up to {error.max_levels} of 255 levels (tolerance {levels})"
-            for stage, error in self.images.items()
-            if error.max_levels > levels
-        ]
+        found = []
+        for stage, error in self.latents.items():
+            if not error.max_relative <= share:  # so that NaN fails
+                figure = f"{error.max_relative:.2e} of its spread of {error.spread:.3g}"
+                found.append(f"{stage} is off by {figure} (tolerance {share:.2e})")
+        for stage, difference in self.images.items():
+            if difference.max_levels > levels:
+                figure = f"up to {difference.max_levels} of 255 levels"
+                found.append(f"{_LABELS[stage]} is off by {figure} (tolerance {levels})")
+        return found
 
     def require(self) -> None:
         """Lets engines within the tolerances pass.

@@ -1,8 +1,4 @@
-"""Tiny bundles with known arithmetic, so that every client can check that it got its own images back.
-
-The latent of an 8 x 8 image is its 192 pixel values and nothing else: mu = pixels, log_var = -pixels / 2, and
-the decoder rounds and clips back to bytes. Encode then decode is the identity; edits add to pixel values.
-"""
+"""Bundles of the tiny model, as ONNX graphs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, MAX_BATCH_SIZE, tiny_directions
 
 from engine.bundle import (
     DECODER,
@@ -22,40 +19,6 @@ from engine.bundle import (
     Preprocessing,
     sha256_of,
 )
-from engine.latents import Directions
-
-IMAGE_SIZE = 8
-LATENT_DIM = IMAGE_SIZE * IMAGE_SIZE * 3
-MAX_BATCH_SIZE = 32
-ATTRIBUTES = ("Smiling", "Eyeglasses", "Male")
-
-
-def random_images(count: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Images [count, 8, 8, 3] that no other seed gives."""
-    shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def latents_of(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """What the tiny encoder's mu must be."""
-    return images.reshape(len(images), LATENT_DIM).astype(np.float32)
-
-
-def images_of(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """What the tiny decoder must give."""
-    pixels = np.rint(np.clip(latents, 0, 255)).astype(np.uint8)
-    return pixels.reshape(len(latents), IMAGE_SIZE, IMAGE_SIZE, 3)
-
-
-def tiny_directions() -> Directions:
-    """Smiling adds 10 to the red values; Eyeglasses adds 20 to the first half; Male overlaps with both."""
-    vectors = np.zeros((len(ATTRIBUTES), IMAGE_SIZE * IMAGE_SIZE, 3), np.float32)
-    vectors[0, :, 0] = 10
-    vectors[1, : IMAGE_SIZE * IMAGE_SIZE // 2] = 20
-    vectors[2, ::2] = 5
-    return Directions(
-        ATTRIBUTES, vectors.reshape(len(ATTRIBUTES), LATENT_DIM), (100, 60, 50), (90, 130, 140), "train"
-    )
 
 
 def write_tiny_bundle(folder: Path, crop: int | None = 12) -> Path:

@@ -30,7 +30,7 @@ def environment_without_torch(folder: Path) -> dict[str, str]:
     """Environment variables for a Python that can import the engine, but nothing that it mustn't need."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_BLOCKER)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), str(ROOT / "tests")])}
 
 
 def run_python(arguments: Sequence[str], folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -46,28 +46,26 @@ def run_python(arguments: Sequence[str], folder: Path) -> "subprocess.CompletedP
 
 
 class ServerProcess:
-    """A server process that is ready for requests; leaving the context kills it if it still runs.
+    """A server process; entering its context waits until it serves, leaving it kills what still runs.
 
     Args:
-        command: What Python is to run, for example ["-m", "engine", "--bundle", ...]; `--port 0` is added.
+        command: What Python is to run, for example ["-m", "engine", "--bundle", ...]; `--port` is added.
         folder: Where its log goes.
+        port: TCP port; 0 lets the server choose.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, port: int = 0) -> None:
+        self.target = f"127.0.0.1:{port}"
         self._log = folder / "server.log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command, "--port", "0"],
+                [sys.executable, *command, "--port", str(port)],
                 cwd=ROOT,
                 env=environment_without_torch(folder / "site"),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
-        assert self.process.stdout is not None
-        self.line = self.process.stdout.readline().strip()
-        assert self.line.startswith("serving dfcvae.v1.LatentEngine on "), f"{self.line!r}\n{self.log}"
-        self.target = self.line.rsplit(" ", 1)[1]
 
     @property
     def log(self) -> str:
@@ -83,6 +81,12 @@ class ServerProcess:
         return self.process.wait(timeout=60)
 
     def __enter__(self) -> "ServerProcess":
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("serving dfcvae.v1.LatentEngine on "):
+            self.kill()
+            raise AssertionError(f"the server said {line!r}\n{self.log}")
+        self.target = line.split()[-1]
         return self
 
     def __exit__(
@@ -91,6 +95,10 @@ class ServerProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends it at once, if it still runs."""
         self.process.kill()
         self.process.wait()
         assert self.process.stdout is not None

@@ -1,8 +1,8 @@
 """The run folder: what training leaves behind, written so that an interruption never tears a file.
 
-    config.json          the configuration, and what it resolved to on this machine
-    model.safetensors    the weights, float32
-    checkpoint.pt        everything that an exact resume needs
+config.json          the configuration, and what it resolved to on this machine
+model.safetensors    the weights, float32
+checkpoint.pt        everything that an exact resume needs
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: Any) -> None:
     """Writes `values` as indented JSON, atomically."""
     write_atomically(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n"))
 
@@ -119,5 +119,7 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a torn file
-        raise RunError(f"{path} is torn or not a checkpoint ({error}); train again into a new folder") from error
+        raise RunError(
+            f"{path} is torn or not a checkpoint ({error}); train again into a new folder"
+        ) from error
     return state

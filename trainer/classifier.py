@@ -40,7 +40,11 @@ class Network(nn.Sequential):
                 nn.ReLU(),
             ]
         super().__init__(
-            *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(16 * widths[-1], num_attributes)
+            *layers,
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(16 * widths[-1], num_attributes),
         )
 
 
@@ -73,7 +77,8 @@ class Classifier:
             (N, A) bool.
         """
         parts = [
-            self.network(self.place.images(images[start : start + 256])) > 0 for start in range(0, len(images), 256)
+            self.network(self.place.images(images[start : start + 256])) > 0
+            for start in range(0, len(images), 256)
         ]
         return torch.cat(parts).cpu().numpy()  # type: ignore[no-any-return]
 
@@ -86,7 +91,9 @@ class Classifier:
             "accuracy": json.dumps(self.accuracy),
             "majority": json.dumps(self.majority),
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()
+        }
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
 
     @classmethod

@@ -1,8 +1,8 @@
 """Images in CelebA's on-disk layout, decoded once into a packed uint8 array that is memory-mapped ever after.
 
-    DIR/img_align_celeba/000001.jpg ...
-    DIR/list_attr_celeba.txt        count; attribute names; then `file 1 -1 ...`, one value per attribute
-    DIR/list_eval_partition.txt     `file split`: 0 train, 1 val, 2 test
+DIR/img_align_celeba/000001.jpg ...
+DIR/list_attr_celeba.txt        count; attribute names; then `file 1 -1 ...`, one value per attribute
+DIR/list_eval_partition.txt     `file split`: 0 train, 1 val, 2 test
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def read_index(directory: Path) -> Index:
     by_row = np.array([splits[name] for name in files], np.int8)
     for number, split in enumerate(SPLITS):
         if not (by_row == number).any():
-            raise DataError(f"{root / PARTITION}: no image is in the {split} split ({number}); each needs some")
+            raise DataError(
+                f"{root / PARTITION}: no image is in the {split} split ({number}); each needs some"
+            )
     return Index(root, files, attributes, labels, by_row)
 
 
@@ -120,7 +122,9 @@ def _find_root(directory: Path) -> Path:
         if (root / IMAGES).is_dir():
             missing = [name for name in (ATTRIBUTES, PARTITION) if not (root / name).is_file()]
             if missing:
-                raise DataError(f"{root / missing[0]} is missing; it belongs to CelebA's layout, beside {IMAGES}/")
+                raise DataError(
+                    f"{root / missing[0]} is missing; it belongs to CelebA's layout, beside {IMAGES}/"
+                )
             return root
     raise DataError(
         f"{directory} is not in CelebA's layout: it has no folder {IMAGES}; point --data at the folder that holds "
@@ -138,7 +142,7 @@ def _lines(path: Path) -> list[str]:
 def _read_attributes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.bool_]]:
     lines = _lines(path)
     if len(lines) < 3:
-        raise DataError(f"{path}: has {len(lines)} lines; needs the count, the attribute names, then images")
+        raise DataError(f"{path}: {len(lines)} line(s); needs the count, the attribute names, then images")
     try:
         count = int(lines[0])
     except ValueError:
@@ -201,7 +205,10 @@ def _packed_path(root: Path, fingerprint: str, image_size: int) -> Path:
 
 def _pack(index: Index, path: Path, image_size: int, crop: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    prepare = Compose([CenterCrop(crop)] if crop else []), Compose([Resize(image_size), CenterCrop(image_size)])
+    prepare = (
+        Compose([CenterCrop(crop)] if crop else []),
+        Compose([Resize(image_size), CenterCrop(image_size)]),
+    )
 
     def decode(name: str) -> NDArray[np.uint8]:
         file = index.root / IMAGES / name
@@ -222,7 +229,9 @@ def _pack(index: Index, path: Path, image_size: int, crop: int) -> None:
     shape = (len(index.files), image_size, image_size, 3)
     try:
         packed = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes outside the interpreter lock
+        with ThreadPoolExecutor(
+            os.cpu_count()
+        ) as pool:  # Pillow decodes and resizes outside the interpreter lock
             try:
                 decoded = pool.map(decode, index.files)
                 for row, image in enumerate(tqdm(decoded, "packing images", len(index.files), unit="image")):

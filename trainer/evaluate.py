@@ -69,7 +69,11 @@ def judge_edit(
     flipped = (seen_after[judged, column] == wanted).mean() if judged.any() else np.nan
     same = (seen_before == seen_after)[judged][:, others]
     return EditQuality(
-        attribute, strength, int(judged.sum()), float(flipped), float(same.mean()) if same.size else float("nan")
+        attribute,
+        strength,
+        int(judged.sum()),
+        float(flipped),
+        float(same.mean()) if same.size else float("nan"),
     )
 
 
@@ -120,7 +124,10 @@ class Evaluation:
     def decode(self, latents: NDArray[np.float32]) -> Images:
         """Images (N, S, S, 3) uint8 of latents (N, D)."""
         parts = [
-            self.model.decoder(torch.from_numpy(part).to(self.place.device)).permute(0, 2, 3, 1).mul(255).round()
+            self.model.decoder(torch.from_numpy(part).to(self.place.device))
+            .permute(0, 2, 3, 1)
+            .mul(255)
+            .round()
             for part in np.array_split(latents, max(1, len(latents) // 128))
         ]
         return torch.cat(parts).to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]

@@ -83,9 +83,23 @@ def save_encoding_distribution(path: Path, mu: NDArray[np.float32], latents: NDA
     figure, axes = plt.subplots(4, 5, figsize=(12, 8), sharex=True, sharey=True)
     x = np.linspace(-4, 4, 200)
     for axis, dimension in zip(axes.flat, shown, strict=False):
-        axis.hist(latents[:, dimension], bins=40, range=(-4, 4), density=True, color="tab:blue", alpha=0.6, label="z")
         axis.hist(
-            mu[:, dimension], bins=40, range=(-4, 4), density=True, histtype="step", color="tab:orange", label="mu"
+            latents[:, dimension],
+            bins=40,
+            range=(-4, 4),
+            density=True,
+            color="tab:blue",
+            alpha=0.6,
+            label="z",
+        )
+        axis.hist(
+            mu[:, dimension],
+            bins=40,
+            range=(-4, 4),
+            density=True,
+            histtype="step",
+            color="tab:orange",
+            label="mu",
         )
         axis.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), "k-", lw=1, label="N(0, 1)")
         axis.set_title(f"dimension {dimension}", fontsize=9)

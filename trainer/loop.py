@@ -51,20 +51,19 @@ class Run:
         self.steps_per_epoch = math.ceil(len(self.train_rows) / config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
         self.step = 0
-        self.perceptual, self.vgg_source = self._perceptual()
-        self.loss = Loss(config, self.perceptual)
 
-    def _perceptual(self) -> tuple[PerceptualLoss | None, str]:
+    def perceptual(self) -> PerceptualLoss | None:
+        """The perceptual term, or None without taps; looks for VGG19's weights, which may take seconds."""
         config = self.config
         if not config.taps:
-            return None, "none: no taps"
+            return None
         backbone = load_backbone(config.taps, config.vgg_weights, config.seed)
         perceptual = PerceptualLoss(backbone, self.place.device, self.place.dtype)
         if config.normalise_features:
             perceptual.normalise(self.place.images(self.data.images[self.train_rows[:NUM_CALIBRATION]]))
-        return perceptual, backbone.source
+        return perceptual
 
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self, perceptual: PerceptualLoss | None) -> dict[str, Any]:
         """What the configuration came to here; goes into config.json."""
         index = self.data.index
         return {
@@ -72,8 +71,8 @@ class Run:
             "data_fingerprint": self.data.fingerprint,
             "attributes": list(index.attributes),
             "images": {split: len(self.data.rows(split)) for split in ("train", "val", "test")},
-            "perceptual_weights": self.vgg_source,
-            "perceptual_scales": self.perceptual.scales if self.perceptual else {},
+            "perceptual_weights": perceptual.backbone.source if perceptual else "none: no taps",
+            "perceptual_scales": perceptual.scales if perceptual else {},
             "device": str(self.place.device),
             "dtype": str(self.place.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
@@ -90,7 +89,9 @@ class Run:
             warm = max(1, round(0.1 * self.num_steps))
             if self.step < warm:
                 return config.lr * (self.step + 1) / warm
-            return config.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.num_steps - warm)))
+            return (
+                config.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.num_steps - warm)))
+            )
         return config.lr
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -106,14 +107,14 @@ class Run:
         noise = random.standard_normal((len(rows), self.config.model.latent_dim), np.float32)
         return images, torch.from_numpy(noise).to(images.device)
 
-    def advance(self) -> Terms:
+    def advance(self, loss: Loss) -> Terms:
         """One step of gradient descent."""
         images, noise = self.batch()
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         with self.place.autocast():
             output = self.model(images, noise)
-        terms = self.loss(images, output, self.step / self.num_steps)
+        terms = loss(images, output, self.step / self.num_steps)
         self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]
         if self.config.grad_clip:
@@ -142,7 +143,9 @@ class Run:
         """
         state = checkpoint.load_checkpoint(self.folder)
         ours, theirs = self.config.to_json(), json.loads(state["config"])
-        differing = [f"{key}: {theirs.get(key)} -> {ours[key]}" for key in ours if ours[key] != theirs.get(key)]
+        differing = [
+            f"{key}: {theirs.get(key)} -> {ours[key]}" for key in ours if ours[key] != theirs.get(key)
+        ]
         if differing:
             raise RunError(
                 f"{self.folder} was trained with another configuration ({'; '.join(differing)}); resume with the same "
@@ -198,19 +201,24 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
     """
     started = (folder / checkpoint.CONFIG).exists()
     if started and not resume:
-        raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
+        raise RunError(
+            f"{folder} holds a run already; add --resume to go on with it, or choose another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(config, data, folder)
     if (folder / checkpoint.CHECKPOINT).exists():
         run.restore()
-    else:
-        checkpoint.save_config(folder, config, run.resolved())
     if run.step < run.num_steps:
-        _fit(run)
+        perceptual = run.perceptual()
+        checkpoint.save_config(folder, config, run.resolved(perceptual))
+        _fit(run, Loss(config, perceptual))
+    elif (folder / DIRECTIONS).exists():
+        logger.info("%s is complete: nothing left to train", folder)
+        return
     _finish(run)
 
 
-def _fit(run: Run) -> None:
+def _fit(run: Run, loss: Loss) -> None:
     _cut_metrics(run.folder / METRICS, run.step)
     config, first, began = run.config, run.step, time.monotonic()
     val = run.data.images[run.data.rows("val")[:NUM_SAMPLES]]
@@ -224,7 +232,7 @@ def _fit(run: Run) -> None:
         bar.unpause()
         while run.step < run.num_steps:
             lr = run.lr()
-            terms = run.advance()
+            terms = run.advance(loss)
             bar.update(config.batch_size)
             epoch_done = run.step % run.steps_per_epoch == 0
             if run.step % config.log_every == 0 or epoch_done or signals.received:
@@ -240,7 +248,9 @@ def _fit(run: Run) -> None:
             if epoch_done:
                 psnr = _validate(run, val, board)
                 metrics.write(json.dumps({"step": run.step, "val_psnr": psnr}) + "\n")
-                tqdm.write(f"epoch {run.step // run.steps_per_epoch}/{config.epochs}: validation PSNR {psnr:.2f} dB")
+                tqdm.write(
+                    f"epoch {run.step // run.steps_per_epoch}/{config.epochs}: validation PSNR {psnr:.2f} dB"
+                )
             if epoch_done or signals.received:
                 run.save()
             if signals.received:
@@ -273,9 +283,7 @@ def _validate(run: Run, images: NDArray[np.uint8], board: SummaryWriter) -> floa
         errors.append((output.images - batch).square().mean((1, 2, 3)))
         if start == 0:
             shown = (output.images[:8].permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
-            board.add_image(
-                "reconstructions", figures.grid([images[:8], shown]), run.step, dataformats="HWC"
-            )
+            board.add_image("reconstructions", figures.grid([images[:8], shown]), run.step, dataformats="HWC")
     run.model.train()
     return float((-10 * torch.cat(errors).log10()).mean())
 
@@ -283,7 +291,11 @@ def _validate(run: Run, images: NDArray[np.uint8], board: SummaryWriter) -> floa
 def _cut_metrics(path: Path, step: int) -> None:
     """Drops the records of steps that a resumed run does again."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [
+            line
+            for line in path.read_text().splitlines()
+            if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         checkpoint.write_atomically(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
 
 
@@ -292,5 +304,9 @@ def _finish(run: Run) -> None:
     samples = {"images": torch.from_numpy(run.data.images[rows])}
     checkpoint.write_atomically(run.folder / SAMPLES, lambda file: save_file(samples, file))
     mu = encode_rows(run.model, run.data.images, run.data.rows("train"), run.place.images)
-    directions = mean_differences(mu, run.data.index.labels[run.data.rows("train")], run.data.index.attributes)
-    checkpoint.write_atomically(run.folder / DIRECTIONS, lambda file: save_directions(file, directions, "train"))
+    directions = mean_differences(
+        mu, run.data.index.labels[run.data.rows("train")], run.data.index.attributes
+    )
+    checkpoint.write_atomically(
+        run.folder / DIRECTIONS, lambda file: save_directions(file, directions, "train")
+    )

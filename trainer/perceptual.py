@@ -68,7 +68,9 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
         layers = vgg19(weights=None).features[: max(positions.values()) + 1]
         for module in layers:
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # keeps the scale from layer to layer
+                nn.init.kaiming_normal_(
+                    module.weight, nonlinearity="relu"
+                )  # keeps the scale from layer to layer
             elif isinstance(module, nn.ReLU):
                 module.inplace = False  # a tap must keep its value
     if weights is not None:
@@ -109,7 +111,9 @@ def _load(layers: nn.Sequential, state: dict[str, Any], origin: str) -> None:
     wanted = {name: state.get(f"features.{name}") for name in layers.state_dict()}
     missing = [f"features.{name}" for name, tensor in wanted.items() if tensor is None]
     if missing:
-        raise ConfigError(f"--vgg-weights: {origin} lacks {missing[0]}, which the taps need; tap shallower layers")
+        raise ConfigError(
+            f"--vgg-weights: {origin} lacks {missing[0]}, which the taps need; tap shallower layers"
+        )
     try:
         layers.load_state_dict(wanted)
     except RuntimeError as error:
@@ -172,7 +176,10 @@ class PerceptualLoss:
         """Divides each tap's activations by their mean over `images` (N, 3, S, S) in [0, 1]."""
         with torch.no_grad():
             means = torch.stack(
-                [torch.stack([f.float().mean() for f in self._features(part)]) for part in images.split(self.chunk_images)]
+                [
+                    torch.stack([f.float().mean() for f in self._features(part)])
+                    for part in images.split(self.chunk_images)
+                ]
             ).mean(0)
         if not bool((means > 0).all()):
             raise ConfigError("VGG19 gives activations of zero on these images: the weights are broken")
@@ -220,7 +227,9 @@ class _Distance(torch.autograd.Function):
     """The sum of the terms, its gradient, and the terms, computed chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, reconstructions: Tensor, targets: Tensor, loss: PerceptualLoss) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, reconstructions: Tensor, targets: Tensor, loss: PerceptualLoss
+    ) -> tuple[Tensor, Tensor]:
         count = math.ceil(len(targets) / loss.chunk_images)
         terms = torch.zeros(len(loss.scales), device=targets.device)
         gradients = []

@@ -1,13 +1,13 @@
 """One client process: `client_worker.py TARGET SEED ROUNDS`. It checks every answer against its own images.
 
-With ROUNDS 0 it goes on until the server is UNAVAILABLE. It ends with exit code 0 and the number of answers on
-stdout, or with a traceback when an answer is wrong or of another status.
+With ROUNDS 0 it goes on until the server is UNAVAILABLE. It ends with exit code 0 and the number of answers
+on stdout, or with a traceback when an answer is wrong or of another status.
 """
 
 import sys
 
 import numpy as np
-from bundles import images_of, latents_of, random_images, tiny_directions
+from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.client import Client, ClientError
 

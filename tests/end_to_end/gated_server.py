@@ -1,7 +1,7 @@
 """The real server around a backend that a test opens and closes: `gated_server.py FOLDER --bundle ...`.
 
-While FOLDER/closed exists, every batch waits. FOLDER/batches gets one line per batch: the graph, and the value of
-each image or latent in it (its first number; tests send constant images). Value 13 makes a batch fail.
+While FOLDER/closed exists, every batch waits. FOLDER/batches gets one line per batch: the graph, and the
+first number of each image or latent in it (tests send constant images). Value 13 makes a batch fail.
 """
 
 import asyncio

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, reseal, tiny_directions
+from bundles import reseal
+from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, tiny_directions
 
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle, Manifest, sha256_of

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import tiny_directions
+from tiny_model import tiny_directions
 
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
 from engine.latents import Directions, Floats, edit

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import images_of, latents_of, random_images
+from tiny_model import images_of, latents_of, random_images
 
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.errors import BundleError

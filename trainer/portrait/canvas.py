@@ -23,7 +23,7 @@ _Box: TypeAlias = tuple[slice, slice]  # rows, columns
 
 _SUPERSAMPLING = 4
 _SOFT_SUPERSAMPLING = 2  # enough for feathered edges and for the long edges of large shapes
-_LARGE_AREA = 6_000  # pixels
+_LARGE_AREA = 3_000  # pixels
 _STEPS = 6  # curve points per control point
 
 

@@ -83,9 +83,9 @@ def draw_nose(canvas: Canvas, face: Face, palette: Palette) -> None:
     canvas.glow((x - 1.5 * dark, y - 3), (3.6, 3), palette.shine, 0.5)
     canvas.shade((x, y + 6.5), (half * 0.8, 2.8), (0.72, 0.64, 0.62))
     wing = open_curve([(half * 0.78, y - 6), (half, y - 1), (half * 0.8, y + 4)])
-    canvas.fill(both_sides(ribbon(wing, 1.6), x), palette.shadow, opacity=0.65, feather=0.6)
+    canvas.fill(both_sides(ribbon(wing, 1.6), x), palette.shadow, opacity=0.6)
     nostril = ellipse((half * 0.45, y + 3.4), (half * 0.25, 1.6))
-    canvas.fill(both_sides(nostril, x), times(palette.skin, (0.28, 0.18, 0.16)), opacity=0.85, feather=0.5)
+    canvas.fill(both_sides(nostril, x), times(palette.skin, (0.28, 0.18, 0.16)), opacity=0.8)
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,14 @@ def draw_hair(canvas: Canvas, face: Face, palette: Palette, head: Head) -> None:
         return
     if face.has("Male"):
         wide, high = between(52, 56, face.hair_volume), between(77, 87, face.hair_volume)
-        outer = [(45, 9), (wide - 2, 2), (wide, -14), (0.93 * wide, -46), (0.62 * wide, -0.9 * high)]
-        inner = [(42.0, 6), (43.5, -10), (41, -26), (30, -42)]
+        outer = [
+            (45.0, 9.0),
+            (wide - 2, 2.0),
+            (wide, -14.0),
+            (0.93 * wide, -46.0),
+            (0.62 * wide, -0.9 * high),
+        ]
+        inner = [(42.0, 6.0), (43.5, -10.0), (41.0, -26.0), (30.0, -42.0)]
     else:
         wide, high = between(56, 63, face.hair_volume), between(79, 88, face.hair_volume)
         end = between(54, 100, face.hair_length)
@@ -70,9 +76,8 @@ def draw_beard(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth, head:
     # Beyond the head the outline is arbitrary: the head's mask cuts it.
     right = [(30.0, 86.0), (55, 60), (60, 20), (58, 2), *upper]
     area = symmetric_curve(90, right, mouth.bottom + 4, 2 * face.yaw)
-    colour = palette.beard
     opacity = between(0.84, 0.95, face.beard_degree)
-    canvas.fill(area, colour, opacity=opacity, feather=2.0, light=head.light, inside=head.mask)
+    canvas.fill(area, palette.beard, opacity=opacity, feather=2.0, light=head.light, inside=head.mask)
 
 
 def draw_mustache(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) -> None:
@@ -95,10 +100,10 @@ def draw_mustache(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) ->
 def _strands(canvas: Canvas, face: Face) -> Array:
     """Light on hair, a factor in float32 [H, W]: strands that fan out from the crown, a band of sheen."""
     fan = (canvas.x - 12 * face.hair_parting) / (canvas.y + 165)
-    light: Array = np.sin(60 * fan + face.hair_phase)
-    light *= 0.05
+    light: Array = np.sin(58 * fan + 1.6 * np.sin(21 * fan + face.hair_phase))
+    light *= 0.045
     across, down = canvas.x - 10 * face.light_side, canvas.y + 5
-    arch = np.hypot(across, down)
+    arch = np.sqrt(across * across + down * down)
     arch -= 64
     arch *= arch
     light += 0.28 * np.exp(arch / -81)

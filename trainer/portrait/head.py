@@ -82,7 +82,7 @@ def _model(canvas: Canvas, face: Face, palette: Palette, inside: Array) -> None:
         canvas.shade((side * 46 - 3 * face.yaw, 24), (9, 16), (0.93, 0.9, 0.89), inside)
         canvas.glow((side * 25 + face.yaw, 18), (10, 7), palette.shine, 0.1 + 0.08 * side * lit, inside)
         if face.has("Rosy_Cheeks"):
-            strength = between(0.6, 0.75, face.cheek_degree)
+            strength = between(0.6, 0.75, face.cheek_degree) + 0.2 * (1 - palette.skin[0] / 255)
             canvas.glow((side * 29 + face.yaw, 24), (9, 7.5), palette.blush, strength, inside)
     canvas.glow((6 * lit, -36), (20, 12), palette.shine, 0.16, inside)
     canvas.shade((face.yaw, 54.5), (9, 3), (0.86, 0.8, 0.78), inside)

@@ -54,7 +54,7 @@ def palette_of(face: Face) -> Palette:
         blush=mix(times(skin, (1.0, 0.5, 0.5)), (196, 52, 56), 1.05 - 0.8 * skin[0] / 255),
         hair=hair,
         beard=beard,
-        brow=mix(beard, times(skin, (0.35, 0.27, 0.24)), 0.35),
+        brow=_apart(mix(beard, times(skin, (0.35, 0.27, 0.24)), 0.35), skin),
         iris=along(_IRIS, face.eye_colour),
         lips=lips,
     )

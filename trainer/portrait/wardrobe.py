@@ -27,7 +27,7 @@ def draw_clothes(canvas: Canvas, face: Face) -> None:
     right = [(20.0, 101.0), (34.0, 88.0), (wide - 14, 97.0), (wide + 8, 116.0), (wide + 14, 140.0)]
     canvas.fill(symmetric_curve(108, right), hsv(face.clothes_hue, 0.5, face.clothes_value))
     neckline = open_curve([(-34, 88), (-20, 101), (0, 108), (20, 101), (34, 88)])
-    canvas.fill(ribbon(neckline, 4), hsv(face.clothes_hue, 0.5, face.clothes_value * 0.75), feather=0.5)
+    canvas.fill(ribbon(neckline, 4), hsv(face.clothes_hue, 0.5, face.clothes_value * 0.75))
 
 
 def draw_glasses(canvas: Canvas, face: Face) -> None:
@@ -40,10 +40,10 @@ def draw_glasses(canvas: Canvas, face: Face) -> None:
     canvas.fill(lenses, (150, 170, 185), opacity=0.1 + 0.16 * face.glasses_tint)
     slant = np.array([(-9, 9), (-3, 9), (10, -11), (4, -11)], np.float32)
     glints = [outline.mean(axis=0) + slant for outline in lenses]
-    canvas.fill(glints, (255, 255, 255), opacity=0.22, feather=0.6, inside=canvas.mask(lenses))
+    canvas.fill(glints, (255, 255, 255), opacity=0.22, inside=canvas.mask(lenses))
     temple = np.array([(33, -3), (52 * face.head_width, -5)], np.float32)
     canvas.fill(both_sides(ribbon(temple, 3.4), face.yaw), frame)
-    canvas.fill(both_sides(ribbon(lens, 4.4, closed=True), face.yaw), frame, feather=0.3)
+    canvas.fill(both_sides(ribbon(lens, 4.4, closed=True), face.yaw), frame)
     bridge = open_curve([(face.yaw - 7, -1), (face.yaw, -4.5), (face.yaw + 7, -1)])
     canvas.fill(ribbon(bridge, 3.4), frame)
 
@@ -67,7 +67,7 @@ def draw_hat(canvas: Canvas, face: Face) -> None:
     base = hsv(face.hat_hue, 0.55, face.hat_value)
     dark = hsv(face.hat_hue, 0.6, face.hat_value * 0.62)
     across = canvas.x / 60
-    light = 0.95 + (face.light_strength * face.light_side) * across - 0.12 * across * across
+    light: Array = np.subtract(0.95 + face.light_strength * face.light_side * across, 0.12 * across * across)
     turn = -3 * face.yaw
     canvas.shade((turn, -36), (40, 5), (0.7, 0.64, 0.62))
     wide = 55 + 7 * face.hair_volume  # hair lies under it

@@ -1,0 +1,41 @@
+# make quickstart   train, export, serve and edit faces, on this machine, in minutes
+# make test         lint, types and tests
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= out/quickstart
+RUN     = $(VENV)/bin/python
+
+.PHONY: quickstart test lint protos lock
+.DELETE_ON_ERROR:
+
+# DATA=DIR your own CelebA folder, VGG=FILE VGG19 weights, CROP=0 images that are cropped already,
+# EPOCHS=N longer or shorter training, OUT=DIR where everything goes
+quickstart: $(VENV)/installed
+	$(RUN) -m quickstart --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(VGG),--vgg "$(VGG)") \
+	  $(if $(CROP),--crop $(CROP)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+test: lint
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+protos: $(VENV)/installed
+	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/dfcvae.proto
+
+# The lock holds for every Python from 3.10 on; torch and torchvision are pinned as a pair.
+lock: $(VENV)/installed
+	$(RUN) -m pip install --quiet uv
+	printf 'torch==2.12.1\ntorchvision==0.27.1\n' | $(RUN) -m uv pip compile pyproject.toml --quiet \
+	  --extra cpu --extra train --extra dev --constraint - --universal --python-version 3.10 --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements.lock
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.lock
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@

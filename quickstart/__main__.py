@@ -1,0 +1,245 @@
+"""`python -m quickstart`: every command of the project in turn, each printed, so that it can be run by hand as well."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from engine.bundle import MANIFEST, sha256_of
+from quickstart import report
+from quickstart.client import Job, read_order
+from trainer import checkpoint, dataset
+from trainer.config import TrainConfig
+from trainer.errors import DataError, RunError, TrainerError
+from trainer.evaluate import EVALUATION, JUDGED_ATTRIBUTES, classifier_of, rows_to_edit
+from trainer.faces import FACES_VERSION
+from trainer.placement import Placement
+from trainer.presets import quickstart as preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quickstart:
+    """Trains on faces, exports, serves, and edits held-out faces over gRPC; then shows and measures the result."""
+
+    out: Path = Path("out/quickstart")
+    """Folder for everything that is made."""
+    data: Path | None = None
+    """Your own data set in CelebA's layout; default: procedural faces are drawn."""
+    vgg: Path | None = None
+    """File with VGG19 weights; default: torchvision's, or random ones where they cannot be downloaded."""
+    crop: int | None = None
+    """Side of the centre crop, pixels; 0 for images that are cropped already. Default: the preset's."""
+    epochs: int | None = None
+    """Passes over the training faces. Default: the preset's."""
+    count: int = 8000
+    """Procedural faces to draw."""
+    seed: int = 0
+    """Seed of the faces and of the training."""
+    strength: float = 1.5
+    """Strength of the edits that are judged, in multiples of the attribute direction."""
+
+    def training(self) -> TrainConfig:
+        """The preset with this command's own choices."""
+        config = replace(preset(), seed=self.seed, vgg_weights=self.vgg)
+        if self.crop is not None:
+            config = replace(config, crop=self.crop)
+        return config if self.epochs is None else replace(config, epochs=self.epochs)
+
+
+class StageError(Exception):
+    """A command of the quickstart failed; it has said why itself."""
+
+
+class Stages:
+    """Runs commands, shows them, and remembers how long each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, *arguments: object) -> None:
+        """Runs `python -m ...` to its end.
+
+        Raises:
+            StageError: it failed.
+        """
+        began = time.monotonic()
+        _show(name, arguments)
+        code = subprocess.run([sys.executable, "-m", *map(str, arguments)], check=False).returncode
+        self.seconds[name] = round(time.monotonic() - began, 1)
+        if code:
+            raise StageError(f"the stage '{name}' ended with exit code {code}; what it said stands above")
+
+    def reuse(self, name: str, what: Path) -> None:
+        """Says that a stage's result is there already."""
+        print(f"\n== {name}: re-using {what}", flush=True)
+
+
+def _show(name: str, arguments: tuple[object, ...]) -> None:
+    print(f"\n== {name}\n$ python -m {shlex.join(map(str, arguments))}", flush=True)
+
+
+def draw(config: Quickstart, stages: Stages) -> Path:
+    """The data set: the user's, or procedural faces."""
+    if config.data is not None:
+        return config.data
+    folder = config.out / "faces"
+    wanted = {"count": config.count, "seed": config.seed, "generator_version": FACES_VERSION}
+    try:
+        drawn = json.loads((folder / "faces.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        drawn = {}
+    if wanted.items() <= drawn.items():
+        stages.reuse("faces", folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        stages.run("faces", "trainer", "faces", folder, "--count", config.count, "--seed", config.seed)
+    return folder
+
+
+def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.FaceData:
+    """The run folder: complete, gone on with, or made anew if it is of other settings or data."""
+    wanted = config.training()
+    packed = dataset.load(data, wanted.model.image_size, wanted.crop)
+    try:
+        found, resolved = checkpoint.load_config(run)
+        same = found == wanted and resolved["data_fingerprint"] == packed.fingerprint
+    except RunError:
+        same = False
+    if not same:
+        shutil.rmtree(run, ignore_errors=True)
+    command: list[object] = [
+        "--preset",
+        wanted.preset,
+        "--data",
+        data,
+        "--out",
+        run,
+        "--seed",
+        wanted.seed,
+        "--resume",
+    ]
+    command += ["--crop", wanted.crop, "--epochs", wanted.epochs]
+    command += ["--vgg-weights", wanted.vgg_weights] if wanted.vgg_weights else []
+    stages.run("training", "trainer", "train", *command)
+    return packed
+
+
+def evaluate(config: Quickstart, data: Path, run: Path, stages: Stages) -> dict[str, Any]:
+    """What the trainer measures of the run."""
+    path, weights = run / EVALUATION, run / checkpoint.MODEL
+    if path.is_file() and path.stat().st_mtime > weights.stat().st_mtime:
+        stages.reuse("evaluation", path)
+    else:
+        stages.run("evaluation", "trainer", "evaluate", run, "--data", data, "--strength", config.strength)
+    metrics: dict[str, Any] = json.loads(path.read_text())
+    return metrics
+
+
+def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
+    """The bundle of the run; its manifest."""
+    manifest = bundle / MANIFEST
+    try:
+        built_from = json.loads(manifest.read_text())["run"]["model_sha256"]
+    except (OSError, json.JSONDecodeError, KeyError):
+        built_from = None
+    if built_from == sha256_of(run / checkpoint.MODEL):
+        stages.reuse("export", bundle)
+    else:
+        force = ["--force"] if bundle.exists() else []
+        stages.run("export", "export.build_engines", "--run", run, "--out", bundle, *force)
+    values: dict[str, Any] = json.loads(manifest.read_text())
+    return values
+
+
+def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str], path: Path) -> list[Job]:
+    """Which held-out faces the client is to edit, and how: adding and removing each judged attribute."""
+    images = (data.index.root / dataset.IMAGES).resolve()
+    jobs = []
+    for attribute in JUDGED_ATTRIBUTES:
+        for strength in (config.strength, -config.strength):
+            rows = rows_to_edit(data, attribute, strength) if attribute in attributes else []
+            if len(rows):
+                files = [str(images / data.index.files[row]) for row in rows]
+                jobs.append({"attribute": attribute, "strength": strength, "files": files})
+    if not jobs:
+        raise DataError(
+            f"{data.index.root}: no direction of {' or '.join(JUDGED_ATTRIBUTES)} could be computed, so there is "
+            "nothing to edit; these attributes need 20 images on either side in the train split and some in test"
+        )
+    checkpoint.write_json(path, jobs)
+    return read_order(path)
+
+
+def serve_and_edit(bundle: Path, order: Path, answers: Path, stages: Stages) -> None:
+    """Starts the server as a process, lets the client process work, and stops the server with SIGTERM."""
+    arguments = ("engine", "--bundle", bundle, "--port", 0, "--log-level", "warning")
+    _show("server", arguments)
+    server = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline().strip()
+        if not line:
+            raise StageError(f"the server ended with exit code {server.wait()}; what it said stands above")
+        print(line, flush=True)
+        target = line.rsplit(" ", 1)[-1]
+        stages.run("client", "quickstart.client", "--target", target, "--order", order, "--out", answers)
+    finally:
+        server.terminate()
+        code = server.wait()
+    if code:
+        raise StageError(f"the server ended with exit code {code}")
+
+
+def main() -> int:
+    """Runs the quickstart; 0 done, 1 a stage failed, 2 bad input."""
+    began = time.monotonic()
+    stages = Stages()
+    try:
+        config = tyro.cli(Quickstart, prog="python -m quickstart")
+        config.training()
+        config.out.mkdir(parents=True, exist_ok=True)
+        run, bundle, order = config.out / "run", config.out / "bundle", config.out / "order.json"
+        folder = draw(config, stages)
+        data = train(config, folder, run, stages)
+        metrics = evaluate(config, folder, run, stages)
+        manifest = export(run, bundle, stages)
+        jobs = write_order(config, data, manifest["attributes"], order)
+        serve_and_edit(bundle, order, config.out / "edits.npz", stages)
+        classifier = classifier_of(run, data, Placement.of())
+        metrics["edits"] = report.judge(classifier, jobs, config.out / "edits.npz", config.out)
+    except (StageError, TrainerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, StageError) else 2
+    except KeyboardInterrupt:
+        return 130
+    for figure in (run / "figures").glob("*.png"):
+        shutil.copyfile(figure, config.out / figure.name)
+    largest = max(
+        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    metrics |= {
+        "parity": manifest["parity"],
+        "seconds": stages.seconds | {"total": round(time.monotonic() - began, 1)},
+        "peak_memory_mib": round(largest / 1024),
+    }
+    checkpoint.write_json(config.out / EVALUATION, metrics)
+    print(f"\n{report.summary(metrics)}")
+    print(f"time: {metrics['seconds']['total']:.0f} s; largest process: {metrics['peak_memory_mib']} MiB")
+    print(f"figures and {EVALUATION}: {config.out}/")
+    for figure in sorted(config.out.glob("*.png")):
+        print(f"  {figure}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

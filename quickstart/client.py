@@ -1,0 +1,97 @@
+"""The quickstart's client: a process of its own that knows the server's address, image files, and nothing of torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from engine.client import Client, ClientError
+
+STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
+NUM_STRIPS = 8
+REQUEST_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit of many faces, as the work order lists it.
+
+    Attributes:
+        attribute: what to change.
+        strength: multiples of the attribute's direction; negative removes it.
+        files: the image files.
+    """
+
+    attribute: str
+    strength: float
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """How the job's arrays and figures are called."""
+        return f"{'adding' if self.strength > 0 else 'removing'}_{self.attribute}"
+
+
+def read_order(path: Path) -> list[Job]:
+    """Reads the JSON list that says which faces to edit and how."""
+    return [
+        Job(job["attribute"], job["strength"], tuple(job["files"])) for job in json.loads(path.read_text())
+    ]
+
+
+def _requests(job: Job) -> Iterator[list[bytes]]:
+    for start in range(0, len(job.files), REQUEST_IMAGES):
+        yield [Path(file).read_bytes() for file in job.files[start : start + REQUEST_IMAGES]]
+
+
+def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
+    """Has the server edit the faces of a job.
+
+    Returns:
+        `before` (unedited reconstructions) and `after`, each (N, S, S, 3) uint8, and `strips`
+        (faces, strengths, S, S, 3): the first faces at every strength of `STRIP_STRENGTHS`.
+    """
+    before, after = [], []
+    for files in _requests(job):
+        before.append(client.decode(client.encode(files).mu))
+        after.append(client.edit(files, {job.attribute: job.strength}))
+    latents = client.encode([Path(file).read_bytes() for file in job.files[:NUM_STRIPS]]).mu
+    sign = float(np.sign(job.strength))
+    strips = [client.edit(latents, {job.attribute: sign * strength}) for strength in STRIP_STRENGTHS]
+    return {
+        "before": np.concatenate(before),
+        "after": np.concatenate(after),
+        "strips": np.stack(strips, axis=1),
+    }
+
+
+def main(target: str, order: Path, out: Path) -> int:
+    """Has a server edit faces and keeps what came back.
+
+    Args:
+        target: HOST:PORT of the server.
+        order: JSON list of jobs: attribute, strength, files.
+        out: npz file to write: `NAME/before`, `NAME/after` and `NAME/strips` of every job.
+    """
+    arrays = {}
+    try:
+        with Client(target) as client:
+            for job in tqdm(read_order(order), "editing over gRPC", unit="job"):
+                arrays |= {f"{job.name}/{key}": value for key, value in run(client, job).items()}
+    except (ClientError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    np.savez(out, **arrays)  # type: ignore[arg-type]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, prog="python -m quickstart.client"))

@@ -1,0 +1,59 @@
+"""Judges the faces that came back over gRPC, and draws them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quickstart.client import STRIP_STRENGTHS, Job
+from trainer import figures
+from trainer.classifier import Classifier
+from trainer.evaluate import judge_edit
+
+
+def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) -> list[dict[str, Any]]:
+    """Measures every edit as an image classifier sees it, and writes its strips.
+
+    Args:
+        classifier: the judge.
+        jobs: what the client was told to do.
+        answers: the npz file that it wrote.
+        folder: where the strips go, one PNG a job.
+
+    Returns:
+        One `EditQuality` a job, as a dictionary.
+    """
+    results = []
+    with np.load(answers) as arrays:
+        for job in jobs:
+            before, after, strips = (arrays[f"{job.name}/{key}"] for key in ("before", "after", "strips"))
+            results.append(asdict(judge_edit(classifier, job.attribute, job.strength, before, after)))
+            sign = 1 if job.strength > 0 else -1
+            columns = [f"{sign * strength:+.1f}" if strength else "unedited" for strength in STRIP_STRENGTHS]
+            title = f"{job.name.replace('_', ' ')}: strength in mean differences"
+            figures.save_strips(folder / f"{job.name}.png", title, columns, list(strips))
+    return results
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The measurements as lines for the screen."""
+    reconstruction, encoding, judge_of = metrics["reconstruction"], metrics["encoding"], metrics["classifier"]
+    lines = [
+        f"reconstruction of {reconstruction['images']} held-out faces: PSNR {reconstruction['psnr_db']:.2f} dB, "
+        f"SSIM {reconstruction['ssim']:.3f}",
+        f"encoding: KL {encoding['kl_nats']:.1f} nats an image, {encoding['active_units']} of "
+        f"{encoding['latent_dim']} dimensions active",
+        f"image classifier that judges the edits: {judge_of['accuracy_mean']:.1%} right on held-out faces "
+        f"(always the majority: {judge_of['majority_mean']:.1%})",
+        f"{'edit over gRPC':<34}{'faces':>7}{'flipped':>9}{'kept':>8}{'judge':>8}",
+    ]
+    for edit in metrics["edits"]:
+        name = f"{edit['attribute']} at strength {edit['strength']:+.1f}"
+        lines.append(
+            f"{name:<34}{edit['faces']:>7}{edit['flipped']:>9.1%}{edit['kept']:>8.1%}"
+            f"{judge_of['accuracy'][edit['attribute']]:>8.1%}"
+        )
+    return "\n".join(lines)

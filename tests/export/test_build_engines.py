@@ -1,0 +1,409 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from runs import ATTRIBUTES, LATENT_DIM, PRIVATE_PATH, smooth_images, write_run
+from safetensors.numpy import save_file
+
+from engine.backends import open_backend
+from engine.bundle import Bundle, Preprocessing, sha256_of
+from engine.latents import Directions
+from export import build_engines
+from export.build_engines import BuildConfig, build
+from export.errors import InputError, ParityError
+from export.graphs import write_graphs
+from trainer.errors import RunError
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that no test changes."""
+    return write_run(tmp_path_factory.mktemp("shared") / "run")
+
+
+@pytest.fixture(scope="module")
+def shared_bundle(shared_run: Path) -> Path:
+    """The bundle of `shared_run`, that no test changes."""
+    return build(BuildConfig(run=shared_run, out=shared_run.parent / "bundle", max_batch=4), silent)
+
+
+@pytest.fixture
+def run(shared_run: Path, tmp_path: Path) -> Path:
+    """A run folder for one test to spoil."""
+    return Path(shutil.copytree(shared_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def bundle(shared_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle folder for one test to spoil."""
+    return Path(shutil.copytree(shared_bundle, tmp_path / "place" / "bundle"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """The command line without the seconds that a process takes to import torch."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> Outcome:
+        code = build_engines.main([str(argument) for argument in arguments])
+        return Outcome(code, *capsys.readouterr())
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+def corrupt_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One weight of the decoder goes wrong between the export and the check."""
+
+    def write_then_corrupt(*arguments: Any) -> None:
+        write_graphs(*arguments)
+        path = arguments[1] / "decoder.onnx"
+        graph = onnx.load(path)
+        weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "decoder.to_rgb.bias")
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[0] += 0.5
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(graph, path)
+
+    monkeypatch.setattr("export.build_engines.write_graphs", write_then_corrupt)
+
+
+# What is built
+
+
+def test_bundle_is_complete_and_says_what_it_is(shared_bundle: Path, shared_run: Path) -> None:
+    manifest = Bundle.load(shared_bundle).manifest
+    assert sorted(path.name for path in shared_bundle.iterdir()) == [
+        "decoder.onnx",
+        "directions.safetensors",
+        "encoder.onnx",
+        "manifest.json",
+    ]
+    assert (manifest.image_size, manifest.latent_dim, manifest.max_batch_size) == (64, LATENT_DIM, 4)
+    assert (manifest.backend, manifest.precision) == ("onnxruntime", "fp32")
+    assert manifest.preprocessing == Preprocessing(crop=148)
+    assert manifest.attributes == ATTRIBUTES
+    assert manifest.files == {name: sha256_of(shared_bundle / name) for name in manifest.files}
+    assert manifest.run == {
+        "preset": "plain",
+        "steps": 7,
+        "model_sha256": sha256_of(shared_run / "model.safetensors"),
+        "data": {"fingerprint": None, "images": {"train": 90}},
+    }
+    assert {"python", "torch", "onnx", "onnxruntime", "dfc-vae"} <= set(manifest.versions)
+    assert manifest.parity["samples"] == 11
+    assert manifest.parity["tolerances"] == {"latents": 1e-4, "levels": 1}
+    assert manifest.parity["latents"]["mu"]["max_relative"] <= 1e-4
+    assert manifest.parity["images"]["edit"]["max_levels"] <= 1
+
+
+def test_bundle_keeps_no_path_of_the_machine(shared_bundle: Path) -> None:
+    for file in shared_bundle.iterdir():
+        content = file.read_bytes()
+        assert PRIVATE_PATH.encode() not in content
+        assert str(shared_bundle.parent).encode() not in content
+
+
+def test_bundle_is_readable_for_others(shared_bundle: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {file.stat().st_mode & 0o777 for file in shared_bundle.iterdir()} == {0o666 & ~umask}
+    assert shared_bundle.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_engine_takes_any_batch(shared_bundle: Path, count: int) -> None:
+    engine = open_backend(Bundle.load(shared_bundle), threads=1)
+    mu, log_var = engine.encode(smooth_images(count, 64))
+    images = engine.decode(mu)
+    assert mu.shape == log_var.shape == (count, LATENT_DIM)
+    assert mu.dtype == log_var.dtype == np.float32
+    assert images.shape == (count, 64, 64, 3)
+    assert images.dtype == np.uint8
+
+
+def test_128_pixels(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", image_size=128, samples=4)
+    bundle = Bundle.load(build(BuildConfig(run=run, out=tmp_path / "bundle"), silent))
+    assert bundle.manifest.image_size == 128
+    assert open_backend(bundle).decode(np.zeros((3, LATENT_DIM), np.float32)).shape == (3, 128, 128, 3)
+
+
+def test_command_builds_the_same_bytes_and_shows_parity(
+    shared_run: Path, shared_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "bundle"
+    result = subprocess.run(
+        [sys.executable, "-m", "export.build_engines", "--run", shared_run, "--out", out, "--max-batch", "4"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "decode of N(0, I)" in result.stdout
+    for name in ("encoder.onnx", "decoder.onnx", "directions.safetensors"):
+        assert (out / name).read_bytes() == (shared_bundle / name).read_bytes()
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+def test_images_that_were_cropped_already(run: Path, tmp_path: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["crop"] = 0
+    (run / "config.json").write_text(json.dumps(config))
+    bundle = Bundle.load(build(BuildConfig(run=run, out=tmp_path / "bundle"), silent))
+    assert bundle.manifest.preprocessing.crop is None
+
+
+# The gate
+
+
+def test_impossible_tolerance_is_refused(command: Command, shared_run: Path, tmp_path: Path) -> None:
+    arguments = ("--latent-tolerance", "1e-12", "--level-tolerance", "0")
+    result = command("--run", shared_run, "--out", tmp_path / "bundle", *arguments)
+    assert result.code == 1
+    assert result.stderr.startswith("error: the engines differ from PyTorch: mu is off by ")
+    assert "(tolerance 1.00e-12)" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "FAIL" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engine_with_one_wrong_weight_is_refused(
+    shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrupt_decoder(monkeypatch)
+    lines: list[str] = []
+    with pytest.raises(ParityError, match=r"decode of mu is off by up to \d+ of 255 levels \(tolerance 1\)"):
+        build(BuildConfig(run=shared_run, out=tmp_path / "bundle"), lines.append)
+    assert list(tmp_path.iterdir()) == []
+    assert lines[-1].count("FAIL") == 3
+
+
+def test_wider_tolerances_are_the_users_choice_and_recorded(
+    shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrupt_decoder(monkeypatch)
+    config = BuildConfig(run=shared_run, out=tmp_path / "bundle", latent_tolerance=0.5, level_tolerance=255)
+    parity = Bundle.load(build(config, silent)).manifest.parity
+    assert parity["tolerances"] == {"latents": 0.5, "levels": 255}
+    assert parity["images"]["decode"]["max_levels"] > 1
+
+
+def test_a_failed_build_leaves_the_old_bundle(
+    run: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in bundle.iterdir()}
+    corrupt_decoder(monkeypatch)
+    with pytest.raises(ParityError):
+        build(BuildConfig(run=run, out=bundle, force=True), silent)
+    assert {file.name: file.read_bytes() for file in bundle.iterdir()} == before
+    assert list(bundle.parent.iterdir()) == [bundle]
+
+
+# The place
+
+
+def test_force_replaces_a_bundle(run: Path, bundle: Path) -> None:
+    build(BuildConfig(run=run, out=bundle, max_batch=9, force=True), silent)
+    assert Bundle.load(bundle).manifest.max_batch_size == 9
+    assert list(bundle.parent.iterdir()) == [bundle]
+
+
+def test_a_bundle_is_not_replaced_unasked(command: Command, shared_run: Path, shared_bundle: Path) -> None:
+    result = command("--run", shared_run, "--out", shared_bundle)
+    assert result.code == 2
+    assert result.stderr == (
+        f"error: --out {shared_bundle}: holds a bundle already; "
+        "add --force to replace it, or choose another place\n"
+    )
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_not_a_bundle_is_never_replaced(shared_run: Path, tmp_path: Path, force: bool) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"chapters": 7}')
+    with pytest.raises(InputError, match="thesis: exists and is not a bundle"):
+        build(BuildConfig(run=shared_run, out=folder, force=force), silent)
+    assert (folder / "manifest.json").read_text() == '{"chapters": 7}'
+
+
+def test_force_does_not_delete_what_lies_beside_a_bundle(run: Path, bundle: Path) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"beside the bundle it holds notes\.txt"):
+        build(BuildConfig(run=run, out=bundle, force=True), silent)
+    assert (bundle / "notes.txt").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written_to(shared_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file cannot be written to \(.*\); choose another place"):
+        build(BuildConfig(run=shared_run, out=tmp_path / "file" / "bundle"), silent)
+    with pytest.raises(InputError, match=r"/proc cannot be written to"):
+        build(BuildConfig(run=shared_run, out=Path("/proc/bundle")), silent)
+
+
+# The run
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def other_directions(run: Path) -> None:
+    vectors = np.ones((1, 5), np.float32)
+    Directions(("Bald",), vectors, (20,), (20,), "train").save(run / "directions.safetensors")
+
+
+def save_samples(images: npt.NDArray[Any]) -> Callable[[Path], None]:
+    return lambda run: save_file({"images": images}, run / "samples.safetensors")
+
+
+SPOILED_RUNS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda run: (run / "config.json").unlink(), r"is not a run folder: it has no config\.json"),
+    "no weights": (lambda run: (run / "model.safetensors").unlink(), r"has no model\.safetensors"),
+    "torn weights": (
+        lambda run: truncate(run / "model.safetensors"),
+        r"model\.safetensors does not hold the weights",
+    ),
+    "no directions": (
+        lambda run: (run / "directions.safetensors").unlink(),
+        r"has no directions\.safetensors: .*--resume",
+    ),
+    "torn directions": (
+        lambda run: truncate(run / "directions.safetensors"),
+        r"directions\.safetensors can't be read",
+    ),
+    "other directions": (other_directions, r"directions of 5 values, the model has 16 latents"),
+    "no samples": (
+        lambda run: (run / "samples.safetensors").unlink(),
+        r"has no samples\.safetensors, the images that parity is measured on",
+    ),
+    "torn samples": (
+        lambda run: truncate(run / "samples.safetensors"),
+        r"samples\.safetensors cannot be read",
+    ),
+    "samples without images": (
+        lambda run: save_file({"pictures": smooth_images(2, 64)}, run / "samples.safetensors"),
+        r"no tensor 'images'",
+    ),
+    "one sample": (
+        save_samples(smooth_images(1, 64)),
+        r"is uint8 \[1, 64, 64, 3\], must be uint8 \[2 or more",
+    ),
+    "samples of another size": (save_samples(smooth_images(2, 32)), r"is uint8 \[2, 32, 32, 3\]"),
+    "samples of another type": (save_samples(np.zeros((2, 64, 64, 3), np.float32)), r"is float32"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED_RUNS)
+def test_spoiled_run_is_refused_before_anything_is_written(run: Path, tmp_path: Path, spoil: str) -> None:
+    change, message = SPOILED_RUNS[spoil]
+    change(run)
+    with pytest.raises((InputError, RunError), match=message):
+        build(BuildConfig(run=run, out=tmp_path / "bundle"), silent)
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_missing_run_is_one_line_and_exit_code_2(command: Command, tmp_path: Path) -> None:
+    result = command("--run", tmp_path / "nowhere", "--out", tmp_path / "bundle")
+    assert result.code == 2
+    assert result.stderr.startswith(f"error: {tmp_path / 'nowhere'} is not a run folder")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# The flags
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("max_batch", 0, "--max-batch 0: must be at least 1"),
+        ("threads", 0, "--threads 0: must be at least 1"),
+        ("latent_tolerance", float("nan"), "--latent-tolerance nan: must be at least 0"),
+        ("level_tolerance", -1, "--level-tolerance -1: must be at least 0"),
+    ],
+)
+def test_bad_flags(tmp_path: Path, flag: str, value: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BuildConfig(run=tmp_path, out=tmp_path, **{flag: value})  # type: ignore[arg-type]
+
+
+def test_bad_flag_on_the_command_line_is_one_line_and_exit_code_2(command: Command, tmp_path: Path) -> None:
+    result = command("--run", tmp_path, "--out", tmp_path / "bundle", "--max-batch", 0)
+    assert result.code == 2
+    assert result.stderr == "error: --max-batch 0: must be at least 1\n"
+
+
+def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(
+    command: Command, shared_run: Path, tmp_path: Path
+) -> None:
+    result = command("--run", shared_run, "--out", tmp_path / "bundle", "--dry-run")
+    assert result.code == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert plan["config"]["backend"] == "onnxruntime"
+    assert plan["config"]["threads"] >= 1
+    assert plan["model"]["latent_dim"] == LATENT_DIM
+    assert plan["attributes"] == list(ATTRIBUTES)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Interruptions
+
+
+def test_ctrl_c_leaves_nothing(
+    command: Command, shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.build_engines.compare", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    result = command("--run", shared_run, "--out", tmp_path / "bundle")
+    assert (result.code, result.stderr) == (130, "error: interrupted; no bundle was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminated_process_leaves_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", samples=4000)  # many seconds of parity
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "export.build_engines", "--run", run, "--out", tmp_path / "bundle"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("measuring parity"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "error: interrupted; no bundle was written\n"
+    assert list(tmp_path.iterdir()) == [run]

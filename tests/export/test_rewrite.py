@@ -1,0 +1,57 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from runs import randomise, small_vae
+from torch import nn
+
+from export.rewrite import fold_batch_norm
+
+
+def largest_relative_error(values: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((values - reference).abs().max() / reference.std())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda bias: nn.Conv2d(3, 7, 3, stride=2, padding=1, bias=bias),
+        lambda bias: nn.ConvTranspose2d(3, 7, 3, stride=2, padding=1, output_padding=1, bias=bias),
+    ],
+)
+@torch.no_grad()
+def test_fold_keeps_the_function(kind: Callable[[bool], nn.Module], bias: bool, affine: bool) -> None:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(7, affine=affine)
+    randomise(norm)
+    block = nn.Sequential(kind(bias), norm, nn.LeakyReLU()).eval()
+    images = torch.randn(4, 3, 16, 16)
+    folded = fold_batch_norm(block)
+    assert [type(part) for part in folded] == [type(block[0]), nn.LeakyReLU]
+    assert largest_relative_error(folded(images), block(images)) < 2e-6
+    assert largest_relative_error(folded.double()(images.double()), block.double()(images.double())) < 1e-6
+
+
+@torch.no_grad()
+def test_fold_of_a_whole_vae_keeps_the_function_and_the_original() -> None:
+    model = small_vae()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folded = fold_batch_norm(model)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in model.modules()) == 10
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    images, latents = torch.rand(5, 3, 64, 64), torch.randn(5, 16)
+    for values, reference in zip(folded.encoder(images), model.encoder(images), strict=True):
+        assert largest_relative_error(values, reference) < 1e-4
+    assert float((folded.decoder(latents) - model.decoder(latents)).abs().max()) < 1e-5
+
+
+def test_fold_refuses_what_it_cannot_fold() -> None:
+    with pytest.raises(ValueError, match=r"batch norm '1' does not follow a convolution"):
+        fold_batch_norm(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)).eval())
+    with pytest.raises(ValueError, match="one group, not 2"):
+        fold_batch_norm(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)).eval())
+    with pytest.raises(ValueError, match="evaluation mode"):
+        fold_batch_norm(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).train())

@@ -1,0 +1,63 @@
+"""Small but real run folders: random weights and batch norm statistics, written through the trainer."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+from engine.latents import Directions
+from trainer.checkpoint import save_config, save_model
+from trainer.config import ModelConfig, TrainConfig
+from trainer.model import VAE
+
+LATENT_DIM = 16
+ATTRIBUTES = ("Smiling", "Eyeglasses", "Bald")
+PRIVATE_PATH = "/home/someone/private/celeba"
+
+
+def randomise(module: nn.Module) -> None:
+    """Weights and statistics as after some training: signals of order one, nothing at its first value."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight)
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            nn.init.normal_(part.running_mean, std=0.5)
+            nn.init.uniform_(part.running_var, 0.05, 2.0)
+            if part.affine:
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+                nn.init.normal_(part.bias, std=0.3)
+
+
+def smooth_images(count: int, size: int) -> npt.NDArray[np.uint8]:
+    """Large blobs of colour, uint8 [count, size, size, 3]."""
+    coarse = torch.rand(count, 3, 5, 5)
+    fine = nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+    images: npt.NDArray[np.uint8] = (fine * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return images
+
+
+def small_vae(image_size: int = 64) -> VAE:
+    """A VAE with few channels, in evaluation mode; the same one each time."""
+    torch.manual_seed(0)
+    model = VAE(ModelConfig(image_size=image_size, latent_dim=LATENT_DIM, channels=(8, 8, 16, 16, 24)))
+    randomise(model)
+    return model.eval()
+
+
+def write_run(folder: Path, image_size: int = 64, samples: int = 11) -> Path:
+    """A run folder as a finished training leaves it, without figures and metrics."""
+    folder.mkdir()
+    model = small_vae(image_size)
+    config = TrainConfig(preset="plain", model=model.config, taps=(), crop=148)
+    save_config(folder, config, {"data": PRIVATE_PATH, "images": {"train": 90}, "steps": 7})
+    save_model(folder, model)
+    vectors = np.random.default_rng(0).standard_normal((len(ATTRIBUTES), LATENT_DIM), dtype=np.float32)
+    directions = Directions(ATTRIBUTES, vectors, (40, 41, 42), (50, 49, 48), "train")
+    directions.save(folder / "directions.safetensors")
+    save_file({"images": smooth_images(samples, image_size)}, folder / "samples.safetensors")
+    return folder

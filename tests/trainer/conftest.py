@@ -1,0 +1,50 @@
+"""A small data set of procedural faces, and the smallest sensible configuration."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trainer import dataset
+from trainer.config import ModelConfig, TrainConfig
+from trainer.faces import write_faces
+
+SMALL = TrainConfig(
+    preset="plain",
+    model=ModelConfig(image_size=32, latent_dim=8, channels=(8, 8, 8, 8, 8)),
+    epochs=3,
+    batch_size=32,
+    lr=2e-3,
+    schedule="one-cycle",
+    kl_weight=1e-5,
+    taps=(),
+    precision="fp32",
+    log_every=1,
+)
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 faces: 160 train, 20 val, 20 test. Not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("data") / "faces"
+    write_faces(folder, 200, seed=7, workers=1)
+    return folder
+
+
+@pytest.fixture
+def broken(faces: Path, tmp_path: Path) -> Path:
+    """A copy of the faces that a test may damage."""
+    return Path(shutil.copytree(faces, tmp_path / "faces", ignore=shutil.ignore_patterns("packed")))
+
+
+@pytest.fixture(scope="session")
+def data(faces: Path) -> dataset.FaceData:
+    """The faces, packed at 32 pixels."""
+    return dataset.load(faces, 32, 148)
+
+
+@pytest.fixture
+def small() -> TrainConfig:
+    """A configuration that trains in a second."""
+    return replace(SMALL)

@@ -1,0 +1,188 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.latents import Directions
+from trainer import checkpoint, loop
+from trainer.config import TrainConfig
+from trainer.dataset import FaceData
+from trainer.errors import NonFiniteLossError, RunError
+from trainer.loop import Run, train
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / checkpoint.MODEL)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_learns_and_leaves_the_folder_of_the_design(
+    small: TrainConfig, data: FaceData, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(replace(small, epochs=8, lr=2e-2), data, run)
+    names = {path.name for path in run.iterdir()}
+    assert {"config.json", "model.safetensors", "checkpoint.pt", "directions.safetensors"} <= names
+    assert {"metrics.jsonl", "samples.safetensors"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses[-1]["pixel"] < 0.7 * losses[0]["pixel"]
+    assert set(losses[0]) == {"total", "pixel", "kl"}
+    assert [record["step"] for record in records if "val_psnr" in record] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert load_file(run / "samples.safetensors")["images"].shape == (40, 32, 32, 3)
+    config, resolved = checkpoint.load_config(run)
+    assert config == replace(small, epochs=8, lr=2e-2)
+    assert resolved["images"] == {"train": 160, "val": 20, "test": 20}
+    reconstructed = checkpoint.load_model(run)(torch.rand(2, 3, 32, 32))
+    assert reconstructed.images.shape == (2, 3, 32, 32)
+
+
+def test_directions_are_mean_differences_over_the_train_split(
+    small: TrainConfig, data: FaceData, tmp_path: Path
+) -> None:
+    train(replace(small, epochs=1), data, tmp_path / "run")
+    directions = Directions.load(tmp_path / "run" / "directions.safetensors")
+    rows = data.rows("train")
+    images = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        mu = checkpoint.load_model(tmp_path / "run").encoder(images).mu.numpy()
+    has = data.index.labels[rows, data.index.attributes.index("Smiling")]
+    expected = mu[has].mean(0) - mu[~has].mean(0)
+    assert np.allclose(directions["Smiling"], expected, atol=1e-5)
+    position = directions.names.index("Smiling")
+    assert (directions.positives[position], directions.negatives[position]) == (has.sum(), (~has).sum())
+    assert directions.split == "train"
+
+
+def test_attributes_with_few_images_are_left_out_and_named(
+    small: TrainConfig, data: FaceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = data.index.labels.copy()
+    rare, always = data.index.attributes.index("Bald"), data.index.attributes.index("Male")
+    labels[:, rare], labels[:, always] = False, True
+    labels[data.rows("train")[:19], rare] = True
+    edited = replace(data, index=replace(data.index, labels=labels))
+    train(replace(small, epochs=1), edited, tmp_path / "run")
+    names = Directions.load(tmp_path / "run" / "directions.safetensors").names
+    assert "Bald" not in names
+    assert "Male" not in names
+    assert "Smiling" in names
+    assert "no direction for Bald: 19 images have it and 141 do not" in caplog.text
+
+
+def test_resuming_after_an_interruption_gives_the_very_same_weights(
+    small: TrainConfig, data: FaceData, tmp_path: Path
+) -> None:
+    train(small, data, tmp_path / "whole")
+    run = Run(small, data, tmp_path / "parts")
+    run.folder.mkdir()
+    for _ in range(7):  # into the second epoch
+        run.advance(loop.Loss(small, None))
+    run.save()
+    checkpoint.save_config(run.folder, small, run.resolved(None))
+    train(small, data, tmp_path / "parts", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def command(faces: Path, run: Path, *more: str) -> list[str]:
+    sizes = ["--image-size", "32", "--latent-dim", "8", "--channels", *["8"] * 5, "--precision", "fp32"]
+    plain = ["--preset", "plain", "--epochs", "400", "--batch-size", "32", "--log-every", "1", *sizes]
+    return [sys.executable, "-m", "trainer", "train", "--data", str(faces), "--out", str(run), *plain, *more]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_command_with_a_checkpoint_to_go_on_from(
+    faces: Path, data: FaceData, tmp_path: Path, signum: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(faces, run), stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert f"stopped by {signum.name}" in said
+    assert "--resume" in said
+    state = checkpoint.load_checkpoint(run)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert state["step"] == max(steps) >= 1
+
+
+def test_a_used_folder_is_not_overwritten(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
+    train(replace(small, epochs=1), data, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    with pytest.raises(RunError, match="--resume"):
+        train(replace(small, epochs=1), data, tmp_path / "run")
+    with pytest.raises(RunError, match=r"another configuration \(lr: 0\.002 -> 0\.1\)"):
+        train(replace(small, epochs=1, lr=0.1), data, tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match="not what .* was trained on"):
+        train(replace(small, epochs=1), replace(data, fingerprint="other"), tmp_path / "run", resume=True)
+    assert same(before, weights(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("keep", [0, 1000])
+def test_a_torn_checkpoint_is_refused(small: TrainConfig, data: FaceData, tmp_path: Path, keep: int) -> None:
+    train(replace(small, epochs=1), data, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RunError, match=r"checkpoint\.pt is torn"):
+        train(replace(small, epochs=1), data, tmp_path / "run", resume=True)
+
+
+def test_a_failed_write_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    checkpoint.save_checkpoint(tmp_path, {"step": 1})
+
+    def fail(file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write_atomically(tmp_path / checkpoint.CHECKPOINT, fail)
+    assert checkpoint.load_checkpoint(tmp_path)["step"] == 1
+    assert os.listdir(tmp_path) == [checkpoint.CHECKPOINT]
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_says_what_to_change(
+    small: TrainConfig, data: FaceData, tmp_path: Path
+) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"not a number at step \d+ .*kl.*--lr"):
+        train(replace(small, lr=1e6, schedule="constant", epochs=20), data, tmp_path / "run")
+
+
+def test_learning_rates_of_the_schedules(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
+    def rates(config: TrainConfig) -> list[float]:
+        run = Run(config, data, tmp_path)
+        values = []
+        for run.step in range(run.num_steps):  # noqa: B007
+            values.append(run.lr())
+        return values
+
+    stepped = rates(replace(small, schedule="step", lr=0.05, lr_gamma=0.1, epochs=3))
+    assert stepped == pytest.approx([0.05] * 5 + [0.005] * 5 + [0.0005] * 5)
+    cycle = rates(replace(small, schedule="one-cycle", lr=0.01, epochs=4))
+    assert max(cycle) == cycle[2] == pytest.approx(0.01)
+    assert cycle[-1] < 0.001
+
+
+def test_flips_mirror_about_half_of_the_images(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
+    run, still = (Run(replace(small, flip=flip), data, tmp_path) for flip in (True, False))
+    ours, theirs = run.batch()[0], still.batch()[0]
+    mirrored = [
+        torch.equal(a, b.flip(-1)) and not torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)
+    ]
+    assert all(flip or torch.equal(a, b) for flip, a, b in zip(mirrored, ours, theirs, strict=True))
+    assert 8 <= sum(mirrored) <= 24

@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+
+from trainer.config import TrainConfig
+from trainer.loss import Loss, kl_divergence
+from trainer.model import Output
+from trainer.perceptual import PerceptualLoss, load_backbone
+
+
+def test_kl_of_a_known_gaussian() -> None:
+    """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1) / 2 - ln s, worked by hand for m = 3, s = 2."""
+    kl = kl_divergence(torch.tensor([[3.0, 0.0]]), torch.tensor([[math.log(4.0), 0.0]]))
+    assert kl[0, 0].item() == pytest.approx((9 + 4 - 1) / 2 - math.log(2), rel=1e-6)
+    assert kl[0, 1].item() == 0
+
+
+def test_the_loss_is_the_seed_documents() -> None:
+    """0.5 * rec_weight * (pixel + features) + kl_weight * KL, with hand-made tensors."""
+    config = TrainConfig(taps=(), rec_weight=3.0, kl_weight=0.25)
+    images = torch.zeros(2, 3, 4, 4)
+    output = Output(torch.full((2, 3, 4, 4), 0.5), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2))
+    terms = Loss(config, None)(images, output)
+    assert terms.pixel.item() == pytest.approx(0.25)
+    assert terms.kl.item() == pytest.approx(0.25)  # half a nat for the first image, none for the second
+    assert terms.total.item() == pytest.approx(0.5 * 3 * 0.25 + 0.25 * 0.25)
+
+
+def test_the_kl_weight_warms_up() -> None:
+    config = TrainConfig(taps=(), kl_weight=1.0, kl_warmup=0.5)
+    images = torch.zeros(1, 3, 4, 4)
+    output = Output(images, torch.tensor([[2.0]]), torch.zeros(1, 1))
+    totals = [Loss(config, None)(images, output, progress).total.item() for progress in (0.0, 0.25, 0.5, 1.0)]
+    assert totals == pytest.approx([0, 1, 2, 2])
+
+
+def perceptual(taps: tuple[str, ...] = ("relu1_1", "relu2_1")) -> PerceptualLoss:
+    torch.manual_seed(0)
+    return PerceptualLoss(load_backbone(taps, None, seed=3), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No download in these tests: random weights."""
+    monkeypatch.setattr("trainer.perceptual._imagenet_weights", lambda: None)
+
+
+def test_feature_terms_join_the_loss_on_a_share_of_the_batch() -> None:
+    config = TrainConfig(taps=("relu1_1", "relu2_1"), feature_weight=2.0, feature_share=0.5, kl_weight=0.0)
+    compare = perceptual()
+    images, ours = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)
+    terms = Loss(config, compare)(images, Output(ours, torch.zeros(4, 2), torch.zeros(4, 2)))
+    _, expected = compare(ours[:2], images[:2])
+    assert list(terms.features) == ["relu1_1", "relu2_1"]
+    assert terms.total.item() == pytest.approx(
+        0.5 * (terms.pixel.item() + 2 * expected.sum().item()), rel=1e-6
+    )
+
+
+def test_terms_are_mean_squared_distances_of_the_taps() -> None:
+    compare = perceptual()
+    images, ours = torch.rand(3, 3, 32, 32), torch.rand(3, 3, 32, 32)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    _, terms = compare(ours, images)
+    for term, depth in zip(terms, (2, 7), strict=True):
+        layers = compare.layers[:depth]
+        expected = (layers((ours - mean) / std) - layers((images - mean) / std)).square().mean()
+        assert term.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_chunks_change_neither_value_nor_gradient() -> None:
+    compare = perceptual()
+    images, ours = torch.rand(7, 3, 32, 32), torch.rand(7, 3, 32, 32, requires_grad=True)
+    plain = compare.terms(ours, images)
+    (expected,) = torch.autograd.grad(3 * plain.sum(), ours)
+    compare.chunk_images = 2
+    total, terms = compare(ours, images)
+    (gradient,) = torch.autograd.grad(3 * total, ours)
+    assert torch.allclose(terms, plain, rtol=1e-4)
+    assert total.item() == pytest.approx(terms.sum().item())
+    assert torch.allclose(gradient, expected, rtol=1e-3, atol=1e-9)
+
+
+def test_normalised_activations_have_a_mean_of_one() -> None:
+    compare = perceptual()
+    images = torch.rand(5, 3, 32, 32)
+    compare.normalise(images)
+    means = [
+        feature.mean().item() * scale
+        for feature, scale in zip(compare._features(images), compare.scales.values(), strict=True)
+    ]
+    assert means == pytest.approx([1, 1], rel=1e-3)
