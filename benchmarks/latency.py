@@ -1,7 +1,7 @@
 """Latency and throughput of a bundle's engines in this process, beside PyTorch eager, with parity.
 
-Both sides get the same uint8 images and float32 latents and the same number of threads, and take turns in short
-blocks, so that a change of clock or load meets both. Exit code 1 if the engines are beyond their tolerances.
+Both sides get the same uint8 images and float32 latents and the same number of threads, and take turns in
+short blocks, so that a change of clock or load meets both. Exit code 1 if the engines exceed their tolerances.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from engine.latents import edit
 from export.errors import InputError, ParityError
 from export.parity import Report, compare
 from export.versions import versions
+from trainer.errors import RunError
 
 OPERATIONS = ("encode", "edit", "decode")
 
@@ -115,7 +116,7 @@ class Contest:
         """Opens both sides; without a run the images are noise.
 
         Raises:
-            InputError: the bundle was not built from this run, or the run cannot be used.
+            InputError: the bundle was not built from this run, or the run cannot be used; likewise RunError.
             EngineError: the engines cannot be opened.
         """
         engine = open_backend(bundle, threads)
@@ -131,9 +132,7 @@ class Contest:
 
         loaded = Run.load(run)
         if loaded.model_sha256 != bundle.manifest.run.get("model_sha256"):
-            raise InputError(
-                f"--run {run}: {bundle.path} was built from another model; build it again from this one"
-            )
+            raise InputError(f"--run {run}: {bundle.path} was built from another model; build it again from this one")
         torch.set_num_threads(threads)
         return cls(bundle, engine, EagerBackend(loaded.model), loaded.samples)
 
@@ -146,9 +145,7 @@ class Contest:
         try:
             exported = Report.from_json(self.bundle.manifest.parity)
         except (KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.bundle.path}: its manifest has no parity figures; build it again"
-            ) from error
+            raise InputError(f"{self.bundle.path}: its manifest has no parity figures; build it again") from error
         if self.pytorch is None:
             return exported
         return compare(
@@ -212,11 +209,12 @@ def doublings(largest: int) -> list[int]:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Where and when this is measured: CPU, cores, threads, system, versions, date."""
+    """Where and when this is measured: CPU, cores, threads, load of the last minute, system, versions, date."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
+        "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -238,12 +236,11 @@ def table(results: Sequence[Measurement]) -> str:
     with_pytorch = results[0].pytorch is not None
     figures = f"{'p50 ms':>10}{'p99 ms':>10}{'images/s':>10}"
     lines = [f"{'':<15}{'engine':>30}" + (f"{'PyTorch eager FP32':>30}" if with_pytorch else "")]
-    lines.append(f"{'batch':>5}  {'':<8}{figures}" + (f"{figures}{'engine is':>14}" if with_pytorch else ""))
+    lines.append(f"{'batch':>5}  {'':<8}{figures}" + (f"{figures}{'by p50':>10}" if with_pytorch else ""))
     for result in results:
         line = f"{result.batch_size:>5}  {result.operation:<8}{_cells(result.engine)}"
         if result.pytorch is not None:
-            ratio = result.engine.images_per_s / result.pytorch.images_per_s
-            line += f"{_cells(result.pytorch)}{ratio:>8.2f} times"
+            line += f"{_cells(result.pytorch)}{result.pytorch.p50_ms / result.engine.p50_ms:>9.2f}x"
         lines.append(line)
     return "\n".join(lines)
 
@@ -270,7 +267,7 @@ def benchmark(config: LatencyConfig) -> None:
     """Measures, prints the tables and writes the JSON.
 
     Raises:
-        InputError: a flag, the bundle or the run cannot be used.
+        InputError: a flag, the bundle or the run cannot be used; likewise RunError.
         EngineError: the bundle is damaged, or its runtime is missing.
         ParityError: the engines are beyond their tolerances; everything has been printed and written.
     """
@@ -290,7 +287,9 @@ def benchmark(config: LatencyConfig) -> None:
         for size, operation in tqdm(cases, desc="measuring", unit="case", leave=False, disable=None)
     ]
 
-    print(f"{here['cpu']}, {here['cores']} cores, {here['threads']} threads, {here['date']}")
+    print(f"{here['cpu']}, {here['cores']} cores, {here['threads']} threads, load {here['load']}, {here['date']}")
+    if here["load"] > here["cores"] / 2:
+        print("this machine was busy: PyTorch's threads suffer more from that than the engine's, so measure again")
     print(", ".join(f"{name} {version}" for name, version in here["versions"].items()))
     print(f"{bundle.path}: {manifest.backend}, {manifest.precision}, {manifest.image_size} pixels\n")
     print(table(results))
@@ -322,14 +321,12 @@ def benchmark(config: LatencyConfig) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 measured, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
     try:
-        benchmark(
-            tyro.cli(LatencyConfig, args=arguments, prog="python benchmarks/latency.py", description=__doc__)
-        )
+        benchmark(tyro.cli(LatencyConfig, args=arguments, prog="python benchmarks/latency.py", description=__doc__))
     except ParityError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except (InputError, EngineError, OSError) as error:
+    except (InputError, RunError, EngineError, OSError) as error:
         return _fail(str(error), 2)
     return 0
 

@@ -21,9 +21,7 @@ def main() -> int:
         if config.dry_run:
             print(json.dumps(asdict(config), indent=2, default=str))
             return 0
-        logging.basicConfig(
-            level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         bundle = Bundle.load(config.bundle)
         asyncio.run(serve(config, bundle, open_backend(bundle, config.threads)))
     except StartupError as error:

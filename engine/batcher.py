@@ -61,9 +61,7 @@ class _Request:
             self.results = outputs
         else:
             if not self.results:
-                self.results = tuple(
-                    np.empty((len(self.items), *output.shape[1:]), output.dtype) for output in outputs
-                )
+                self.results = tuple(np.empty((len(self.items), *output.shape[1:]), output.dtype) for output in outputs)
             for result, output in zip(self.results, outputs, strict=True):
                 result[start:stop] = output
         self.finished += stop - start
@@ -189,11 +187,7 @@ class Batcher:
             self._wake.clear()
             await self._wake.wait()
         due = self._queue[0].arrived + self._max_delay
-        while (
-            self._waiting < self._max_batch_size
-            and not self._closing
-            and (left := due - self._loop.time()) > 0
-        ):
+        while self._waiting < self._max_batch_size and not self._closing and (left := due - self._loop.time()) > 0:
             self._wake.clear()
             try:
                 await asyncio.wait_for(self._wake.wait(), left)
@@ -242,9 +236,7 @@ class Batcher:
         except Exception:
             logger.exception("a batch of %d requests failed", len(pieces))
             for piece in pieces:
-                piece.request.fail(
-                    ComputeFailed("the model failed on this request; the server's log has the reason")
-                )
+                piece.request.fail(ComputeFailed("the model failed on this request; the server's log has the reason"))
                 self._drop(piece.request)
             return
         offset = 0

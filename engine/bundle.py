@@ -80,9 +80,7 @@ class Manifest:
                 raise BundleError(f"{name} must be at least 1, not {getattr(self, name)}; {_REBUILD}")
         for name in self.files:
             if Path(name).name != name or name == MANIFEST:
-                raise BundleError(
-                    f"files must be plain names of the bundle's own files, not {name!r}; {_REBUILD}"
-                )
+                raise BundleError(f"files must be plain names of the bundle's own files, not {name!r}; {_REBUILD}")
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

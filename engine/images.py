@@ -101,8 +101,7 @@ def decode_file(data: bytes, image_size: int, crop: int | None) -> Bytes:
         with Image.open(io.BytesIO(data), formats=FILE_FORMATS) as image:
             if image.width * image.height > MAX_FILE_PIXELS:
                 raise InvalidRequest(
-                    f"is {image.width}x{image.height} pixels, more than the accepted {MAX_FILE_PIXELS}; "
-                    "make it smaller"
+                    f"is {image.width}x{image.height} pixels, more than the accepted {MAX_FILE_PIXELS}; make it smaller"
                 )
             image.load()
             return prepare(image, image_size, crop)
@@ -110,13 +109,9 @@ def decode_file(data: bytes, image_size: int, crop: int | None) -> Bytes:
         raise
     except UnidentifiedImageError:
         start = data[:4].hex(" ") or "nothing"
-        raise InvalidRequest(
-            f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one"
-        ) from None
+        raise InvalidRequest(f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one") from None
     except Image.DecompressionBombError:
-        raise InvalidRequest(
-            f"has more than the {MAX_FILE_PIXELS} pixels that are accepted; make it smaller"
-        ) from None
+        raise InvalidRequest(f"has more than the {MAX_FILE_PIXELS} pixels that are accepted; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
         raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
 
@@ -183,7 +178,5 @@ class Codec:
         results: list[Any] = []
         for start in range(0, len(items), self._threads):
             some = items[start : start + self._threads]
-            results += await asyncio.gather(
-                *(loop.run_in_executor(self._pool, function, item) for item in some)
-            )
+            results += await asyncio.gather(*(loop.run_in_executor(self._pool, function, item) for item in some))
         return results

@@ -40,9 +40,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc
         except asyncio.TimeoutError:
             logger.warning("%d calls are cut off after %g s of grace", self._in_flight, timeout)
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
-    ) -> Any:
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
         """Wraps the handler of a unary call."""
         handler = await continuation(handler_call_details)
         if handler is None or not handler.unary_unary:

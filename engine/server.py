@@ -122,9 +122,7 @@ async def serve(config: ServerConfig, bundle: Bundle, backend: Backend) -> None:
     status = health_pb2.HealthCheckResponse
     healths = Health()
     await healths.set_all(status.NOT_SERVING)
-    engine = LatentEngine(
-        bundle, backend, Settings(config.max_delay_ms / 1000, config.max_queue, config.codec_threads)
-    )
+    engine = LatentEngine(bundle, backend, Settings(config.max_delay_ms / 1000, config.max_queue, config.codec_threads))
     calls = CallInterceptor()
     server = grpc.aio.server(interceptors=[calls], options=_OPTIONS)
     dfcvae_pb2_grpc.add_LatentEngineServicer_to_server(engine, server)  # type: ignore[no-untyped-call]

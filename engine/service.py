@@ -66,15 +66,11 @@ class LatentEngine(dfcvae_pb2_grpc.LatentEngineServicer):
         self._directions = bundle.directions
         self._backend = backend
         self._settings = settings
-        self._max_images = _max_images_per_request(
-            manifest.image_size, manifest.latent_dim, settings.max_queue
-        )
+        self._max_images = _max_images_per_request(manifest.image_size, manifest.latent_dim, settings.max_queue)
         self._codec = Codec(manifest.image_size, manifest.preprocessing, settings.codec_threads)
         self._device = Device()
         self._encoder = self._batcher(backend.encode, (manifest.image_size, manifest.image_size, 3), np.uint8)
-        self._decoder = self._batcher(
-            lambda latents: (backend.decode(latents),), (manifest.latent_dim,), np.float32
-        )
+        self._decoder = self._batcher(lambda latents: (backend.decode(latents),), (manifest.latent_dim,), np.float32)
 
     def _batcher(
         self, run: Callable[..., tuple[Any, ...]], item_shape: tuple[int, ...], dtype: npt.DTypeLike
@@ -155,9 +151,7 @@ class LatentEngine(dfcvae_pb2_grpc.LatentEngineServicer):
                 max_queued_images=self._settings.max_queue,
                 max_pixels_per_file=MAX_FILE_PIXELS,
             ),
-            preprocessing=pb.Preprocessing(
-                crop=manifest.preprocessing.crop or 0, resize=manifest.preprocessing.resize
-            ),
+            preprocessing=pb.Preprocessing(crop=manifest.preprocessing.crop or 0, resize=manifest.preprocessing.resize),
             versions=manifest.versions,
         )
 
@@ -189,8 +183,7 @@ class LatentEngine(dfcvae_pb2_grpc.LatentEngineServicer):
         expected = batch.count * batch.dim * 4
         if len(data) != expected:
             raise InvalidRequest(
-                f"latents.data has {len(data)} bytes; "
-                f"{batch.count} latents of {batch.dim} float32 are {expected}"
+                f"latents.data has {len(data)} bytes; {batch.count} latents of {batch.dim} float32 are {expected}"
             )
         latents = _floats(data).reshape(batch.count, batch.dim)
         finite = np.isfinite(latents).all(axis=1)
@@ -203,9 +196,7 @@ class LatentEngine(dfcvae_pb2_grpc.LatentEngineServicer):
         if not request.edits:
             raise InvalidRequest("edits is empty; name at least one attribute or direction")
         if len(request.edits) > _MAX_EDITS:
-            raise InvalidRequest(
-                f"the request has {len(request.edits)} edits; at most {_MAX_EDITS} are accepted"
-            )
+            raise InvalidRequest(f"the request has {len(request.edits)} edits; at most {_MAX_EDITS} are accepted")
         moves = [self._read_edit(index, one) for index, one in enumerate(request.edits)]
         kept = {name: self._directions[name] for name in request.keep}
         for index, one in enumerate(request.edits):
@@ -245,9 +236,7 @@ class LatentEngine(dfcvae_pb2_grpc.LatentEngineServicer):
             count, height, width, _ = images.shape
             raw = pb.RawImages(count=count, height=height, width=width, data=images.tobytes())
             return pb.ImageBatch(raw=raw)
-        files = await self._codec.encode(
-            images, _FILE_FORMATS[output.format], output.quality or DEFAULT_QUALITY
-        )
+        files = await self._codec.encode(images, _FILE_FORMATS[output.format], output.quality or DEFAULT_QUALITY)
         return pb.ImageBatch(files=pb.EncodedImages(files=files))
 
 
@@ -269,9 +258,7 @@ def _wanted(request: pb.EditRequest) -> tuple[bool, bool]:
         raise InvalidRequest(f"result is {request.result}, which is none of EditResult's values")
     if request.result == pb.EDIT_RESULT_LATENTS:
         if request.HasField("output"):
-            raise InvalidRequest(
-                "output is set, but only latents are asked for; ask for images, or leave it out"
-            )
+            raise InvalidRequest("output is set, but only latents are asked for; ask for images, or leave it out")
         return False, True
     _check_output(request.output)
     return True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS

@@ -101,6 +101,4 @@ def _label(traced: onnx.ModelProto, name: str, model_sha256: str) -> None:
     traced.graph.name = name
     for part in (traced, traced.graph, *traced.graph.node):
         part.ClearField("doc_string")
-    onnx.helper.set_model_props(
-        traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256}
-    )
+    onnx.helper.set_model_props(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256})

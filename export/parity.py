@@ -193,9 +193,7 @@ def compare(
     Raises:
         ParityError: one side's latents are not finite, so that there is nothing to measure.
     """
-    noise = np.random.default_rng(seed).standard_normal(
-        (len(images), directions.latent_dim), dtype=np.float32
-    )
+    noise = np.random.default_rng(seed).standard_normal((len(images), directions.latent_dim), dtype=np.float32)
     true_mu, true_log_var = _encode(reference, images, batch_size)
     _require_finite("PyTorch's own", true_mu, "the training has diverged: train again with a smaller --lr")
     mu, log_var = _encode(engine, images, batch_size)

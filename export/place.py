@@ -25,9 +25,7 @@ def check_place(out: Path, force: bool) -> None:
     if listed is None:
         raise InputError(f"--out {out}: exists and is not a bundle; choose another place")
     if not force:
-        raise InputError(
-            f"--out {out}: holds a bundle already; add --force to replace it, or choose another place"
-        )
+        raise InputError(f"--out {out}: holds a bundle already; add --force to replace it, or choose another place")
     if strangers := sorted({entry.name for entry in out.iterdir()} - listed):
         raise InputError(
             f"--out {out}: beside the bundle it holds {', '.join(strangers)}, which --force would delete; "

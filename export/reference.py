@@ -19,9 +19,7 @@ class EagerBackend:
     def __init__(self, model: VAE) -> None:
         self._model = model
 
-    def encode(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Images, uint8 [N, S, S, 3], to `mu` and `log_var`, float32 [N, D] each."""
         with torch.inference_mode():
             scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255

@@ -84,9 +84,7 @@ def _load_directions(path: Path, latent_dim: int) -> Directions:
 
 def _load_samples(path: Path, image_size: int) -> npt.NDArray[np.uint8]:
     if not path.is_file():
-        raise InputError(
-            f"{path.parent} has no {path.name}, the images that parity is measured on; {_RESUME}"
-        )
+        raise InputError(f"{path.parent} has no {path.name}, the images that parity is measured on; {_RESUME}")
     try:
         images = load_file(path)["images"]
     except KeyError as error:

@@ -167,7 +167,9 @@ def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str
     jobs = []
     for attribute in JUDGED_ATTRIBUTES:
         for strength in (config.strength, -config.strength):
-            rows = rows_to_edit(data, attribute, strength) if attribute in attributes else []
+            if attribute not in attributes:
+                continue
+            rows = rows_to_edit(data, attribute, strength)
             if len(rows):
                 files = [str(images / data.index.files[row]) for row in rows]
                 jobs.append({"attribute": attribute, "strength": strength, "files": files})
@@ -224,9 +226,7 @@ def main() -> int:
         return 130
     for figure in (run / "figures").glob("*.png"):
         shutil.copyfile(figure, config.out / figure.name)
-    largest = max(
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     metrics |= {
         "parity": manifest["parity"],
         "seconds": stages.seconds | {"total": round(time.monotonic() - began, 1)},

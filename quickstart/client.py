@@ -42,9 +42,7 @@ class Job:
 
 def read_order(path: Path) -> list[Job]:
     """Reads the JSON list that says which faces to edit and how."""
-    return [
-        Job(job["attribute"], job["strength"], tuple(job["files"])) for job in json.loads(path.read_text())
-    ]
+    return [Job(job["attribute"], job["strength"], tuple(job["files"])) for job in json.loads(path.read_text())]
 
 
 def _requests(job: Job) -> Iterator[list[bytes]]:
@@ -81,7 +79,7 @@ def main(target: str, order: Path, out: Path) -> int:
         order: JSON list of jobs: attribute, strength, files.
         out: npz file to write: `NAME/before`, `NAME/after` and `NAME/strips` of every job.
     """
-    arrays = {}
+    arrays: dict[str, NDArray[np.uint8]] = {}
     try:
         with Client(target) as client:
             for job in tqdm(read_order(order), "editing over gRPC", unit="job"):

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Union
+from typing import Annotated
 
 import tyro
 
@@ -106,11 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         default = Train(data=tyro.MISSING, out=tyro.MISSING, config=_preset(arguments))
         command: Faces | Train | Evaluate = tyro.cli(
-            Union[
-                Annotated[Faces, tyro.conf.subcommand("faces")],
-                Annotated[Train, tyro.conf.subcommand("train", default=default)],
-                Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-            ],
+            Annotated[Faces, tyro.conf.subcommand("faces")]
+            | Annotated[Train, tyro.conf.subcommand("train", default=default)]
+            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
             args=arguments,
             prog="python -m trainer",
             description=__doc__,

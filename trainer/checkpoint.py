@@ -70,9 +70,7 @@ def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
         values = json.loads(path.read_text())
         version = values["format_version"]
         if version != RUN_FORMAT_VERSION:
-            raise RunError(
-                f"{path} has format version {version}, this version reads {RUN_FORMAT_VERSION}; train again"
-            )
+            raise RunError(f"{path} has format version {version}, this version reads {RUN_FORMAT_VERSION}; train again")
         return TrainConfig.from_json(values["config"]), values["resolved"]
     except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
@@ -119,7 +117,5 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a torn file
-        raise RunError(
-            f"{path} is torn or not a checkpoint ({error}); train again into a new folder"
-        ) from error
+        raise RunError(f"{path} is torn or not a checkpoint ({error}); train again into a new folder") from error
     return state

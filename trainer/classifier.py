@@ -77,10 +77,9 @@ class Classifier:
             (N, A) bool.
         """
         parts = [
-            self.network(self.place.images(images[start : start + 256])) > 0
-            for start in range(0, len(images), 256)
+            self.network(self.place.images(images[start : start + 256])) > 0 for start in range(0, len(images), 256)
         ]
-        return torch.cat(parts).cpu().numpy()  # type: ignore[no-any-return]
+        return torch.cat(parts).cpu().numpy()
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Writes the weights, with everything else in the file's metadata."""
@@ -91,9 +90,7 @@ class Classifier:
             "accuracy": json.dumps(self.accuracy),
             "majority": json.dumps(self.majority),
         }
-        tensors = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()
-        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
 
     @classmethod
@@ -110,11 +107,7 @@ class Classifier:
         except (OSError, SafetensorError, KeyError):
             return None
         accuracy, majority = json.loads(metadata["accuracy"]), json.loads(metadata["majority"])
-        return cls(_placed(network, place).eval(), attributes, accuracy, majority, place)
-
-
-def _placed(network: Network, place: Placement) -> Network:
-    return network.to(place.device, memory_format=torch.channels_last)
+        return cls(place.module(network).eval(), attributes, accuracy, majority, place)
 
 
 def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 0) -> Classifier:
@@ -128,7 +121,7 @@ def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 
     """
     torch.manual_seed(seed)
     labels, rows = data.index.labels, data.rows("train")
-    network = _placed(Network(labels.shape[1]), place)
+    network = place.module(Network(labels.shape[1]))
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     batch_size, random = 128, np.random.default_rng(seed)
     steps = epochs * max(1, len(rows) // batch_size)
@@ -150,7 +143,7 @@ def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 
 
 
 def _augment(images: Tensor, random: np.random.Generator) -> Tensor:
-    """Mirrors and blurs at random, per batch: reconstructions are smoother than photographs, and must be judged as well."""
+    """Mirrors and blurs at random, per batch: reconstructions, smoother than photographs, are to be judged too."""
     if random.random() < 0.5:
         images = images.flip(-1)
     if random.random() < 0.5:

@@ -103,9 +103,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
         _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
-        _require(
-            self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)"
-        )
+        _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)")
         _require(self.lr > 0, f"--lr {self.lr}: must be above 0")
         _require(self.lr_gamma > 0, f"--lr-gamma {self.lr_gamma}: must be above 0")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
@@ -118,9 +116,7 @@ class TrainConfig:
         ):
             _require(weight >= 0, f"--{flag} {weight}: must be 0 or above")
         _require(0 <= self.kl_warmup <= 1, f"--kl-warmup {self.kl_warmup}: must lie between 0 and 1")
-        _require(
-            0 < self.feature_share <= 1, f"--feature-share {self.feature_share}: must be above 0, at most 1"
-        )
+        _require(0 < self.feature_share <= 1, f"--feature-share {self.feature_share}: must be above 0, at most 1")
         unknown = [tap for tap in self.taps if tap not in VGG19_TAPS]
         _require(not unknown, f"--taps: unknown {', '.join(unknown)}; VGG19 has {', '.join(VGG19_TAPS)}")
         _require(len(set(self.taps)) == len(self.taps), f"--taps {' '.join(self.taps)}: names one tap twice")

@@ -111,9 +111,7 @@ def read_index(directory: Path) -> Index:
     by_row = np.array([splits[name] for name in files], np.int8)
     for number, split in enumerate(SPLITS):
         if not (by_row == number).any():
-            raise DataError(
-                f"{root / PARTITION}: no image is in the {split} split ({number}); each needs some"
-            )
+            raise DataError(f"{root / PARTITION}: no image is in the {split} split ({number}); each needs some")
     return Index(root, files, attributes, labels, by_row)
 
 
@@ -122,9 +120,7 @@ def _find_root(directory: Path) -> Path:
         if (root / IMAGES).is_dir():
             missing = [name for name in (ATTRIBUTES, PARTITION) if not (root / name).is_file()]
             if missing:
-                raise DataError(
-                    f"{root / missing[0]} is missing; it belongs to CelebA's layout, beside {IMAGES}/"
-                )
+                raise DataError(f"{root / missing[0]} is missing; it belongs to CelebA's layout, beside {IMAGES}/")
             return root
     raise DataError(
         f"{directory} is not in CelebA's layout: it has no folder {IMAGES}; point --data at the folder that holds "
@@ -229,9 +225,7 @@ def _pack(index: Index, path: Path, image_size: int, crop: int) -> None:
     shape = (len(index.files), image_size, image_size, 3)
     try:
         packed = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        with ThreadPoolExecutor(
-            os.cpu_count()
-        ) as pool:  # Pillow decodes and resizes outside the interpreter lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes outside the interpreter lock
             try:
                 decoded = pool.map(decode, index.files)
                 for row, image in enumerate(tqdm(decoded, "packing images", len(index.files), unit="image")):

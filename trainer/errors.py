@@ -7,11 +7,11 @@ class TrainerError(Exception):
     exit_code = 2
 
 
-class ConfigError(TrainerError, ValueError):
+class ConfigError(TrainerError):
     """A configuration that cannot be run. The message names the flag."""
 
 
-class DataError(TrainerError, ValueError):
+class DataError(TrainerError):
     """A data set that cannot be used. The message names the file, the line or the image."""
 
 

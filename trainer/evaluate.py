@@ -20,7 +20,6 @@ from trainer.directions import encode_rows
 from trainer.errors import RunError
 from trainer.loop import DIRECTIONS
 from trainer.loss import kl_divergence
-from trainer.model import VAE
 from trainer.placement import Placement
 
 Images = NDArray[np.uint8]
@@ -49,9 +48,7 @@ class EditQuality:
     kept: float
 
 
-def judge_edit(
-    classifier: Classifier, attribute: str, strength: float, before: Images, after: Images
-) -> EditQuality:
+def judge_edit(classifier: Classifier, attribute: str, strength: float, before: Images, after: Images) -> EditQuality:
     """Compares reconstructions with the same faces edited.
 
     Args:
@@ -81,7 +78,8 @@ def rows_to_edit(data: FaceData, attribute: str, strength: float) -> NDArray[np.
     """Test rows whose label lacks what the edit adds, or has what it removes; `MAX_EDITED` at most."""
     labels = data.index.labels[:, data.index.attributes.index(attribute)]
     rows = data.rows("test")
-    return rows[labels[rows] != (strength > 0)][:MAX_EDITED]
+    lacking: NDArray[np.int64] = rows[labels[rows] != (strength > 0)]
+    return lacking[:MAX_EDITED]
 
 
 def image_metrics(originals: Images, reconstructions: Images) -> dict[str, float]:
@@ -92,7 +90,7 @@ def image_metrics(originals: Images, reconstructions: Images) -> dict[str, float
     )
     psnr = peak_signal_noise_ratio(ours, truth, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(ours, truth, data_range=1.0)
-    return {"psnr_db": float(psnr), "ssim": float(ssim)}
+    return {"psnr_db": float(torch.as_tensor(psnr)), "ssim": float(torch.as_tensor(ssim))}
 
 
 def classifier_of(folder: Path, data: FaceData, place: Placement) -> Classifier:
@@ -112,7 +110,7 @@ class Evaluation:
     def __init__(self, run: Path, data: FaceData) -> None:
         self.run, self.data = run, data
         self.place = Placement.of()
-        self.model: VAE = checkpoint.load_model(run).to(self.place.device, memory_format=torch.channels_last)
+        self.model = self.place.module(checkpoint.load_model(run))
         try:
             self.directions = Directions.load(run / DIRECTIONS)
         except DirectionsError as error:
@@ -124,13 +122,10 @@ class Evaluation:
     def decode(self, latents: NDArray[np.float32]) -> Images:
         """Images (N, S, S, 3) uint8 of latents (N, D)."""
         parts = [
-            self.model.decoder(torch.from_numpy(part).to(self.place.device))
-            .permute(0, 2, 3, 1)
-            .mul(255)
-            .round()
+            self.model.decoder(torch.from_numpy(part).to(self.place.device)).permute(0, 2, 3, 1).mul(255).round()
             for part in np.array_split(latents, max(1, len(latents) // 128))
         ]
-        return torch.cat(parts).to(torch.uint8).cpu().numpy()  # type: ignore[no-any-return]
+        return torch.cat(parts).to(torch.uint8).cpu().numpy()
 
     def reconstruction(self) -> dict[str, Any]:
         """PSNR and SSIM of reconstructions from mu over the test split."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from trainer.errors import ConfigError
 from trainer.portrait.picture import render_face
 from trainer.portrait.sitter import ATTRIBUTES, Face, sample_face
 
@@ -50,7 +51,7 @@ def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None 
 
     Raises:
         FileExistsError: `directory` is a file, or a folder that is not empty.
-        ValueError: `count`, `seed` or `workers` is too small.
+        ConfigError: `count`, `seed` or `workers` is too small.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     for flag, value, least in (
@@ -59,7 +60,7 @@ def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None 
         ("--workers", workers, 1),
     ):
         if value < least:
-            raise ValueError(f"{flag} is {value}, but must be at least {least}; give {flag} {least} or more")
+            raise ConfigError(f"{flag} is {value}, but must be at least {least}; give {flag} {least} or more")
     directory = Path(directory).absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(
@@ -99,9 +100,7 @@ def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozens
             return labels
         # Spawned, so that workers inherit neither threads nor locks of whoever calls.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(
-            min(workers, len(chunks)), context, initializer=_leave_interrupts_to_parent
-        )
+        pool = ProcessPoolExecutor(min(workers, len(chunks)), context, initializer=_leave_interrupts_to_parent)
         try:
             futures = {pool.submit(_draw_chunk, images, seed, chunk): chunk for chunk in chunks}
             for future in as_completed(futures):

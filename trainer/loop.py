@@ -45,7 +45,7 @@ class Run:
         self.config, self.data, self.folder = config, data, folder
         self.place = Placement.of(config.device, config.precision)
         torch.manual_seed(config.seed)
-        self.model = VAE(config.model).to(self.place.device, memory_format=torch.channels_last)
+        self.model = self.place.module(VAE(config.model))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
         self.train_rows = data.rows("train")
         self.steps_per_epoch = math.ceil(len(self.train_rows) / config.batch_size)
@@ -89,9 +89,7 @@ class Run:
             warm = max(1, round(0.1 * self.num_steps))
             if self.step < warm:
                 return config.lr * (self.step + 1) / warm
-            return (
-                config.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.num_steps - warm)))
-            )
+            return config.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.num_steps - warm)))
         return config.lr
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -143,9 +141,7 @@ class Run:
         """
         state = checkpoint.load_checkpoint(self.folder)
         ours, theirs = self.config.to_json(), json.loads(state["config"])
-        differing = [
-            f"{key}: {theirs.get(key)} -> {ours[key]}" for key in ours if ours[key] != theirs.get(key)
-        ]
+        differing = [f"{key}: {theirs.get(key)} -> {ours[key]}" for key in ours if ours[key] != theirs.get(key)]
         if differing:
             raise RunError(
                 f"{self.folder} was trained with another configuration ({'; '.join(differing)}); resume with the same "
@@ -201,9 +197,7 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
     """
     started = (folder / checkpoint.CONFIG).exists()
     if started and not resume:
-        raise RunError(
-            f"{folder} holds a run already; add --resume to go on with it, or choose another --out"
-        )
+        raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(config, data, folder)
     if (folder / checkpoint.CHECKPOINT).exists():
@@ -248,17 +242,15 @@ def _fit(run: Run, loss: Loss) -> None:
             if epoch_done:
                 psnr = _validate(run, val, board)
                 metrics.write(json.dumps({"step": run.step, "val_psnr": psnr}) + "\n")
-                tqdm.write(
-                    f"epoch {run.step // run.steps_per_epoch}/{config.epochs}: validation PSNR {psnr:.2f} dB"
-                )
+                tqdm.write(f"epoch {run.step // run.steps_per_epoch}/{config.epochs}: validation PSNR {psnr:.2f} dB")
             if epoch_done or signals.received:
                 run.save()
             if signals.received:
                 name = signal.Signals(signals.received).name
                 raise InterruptedRunError(
                     signals.received,
-                    f"stopped by {name} after step {run.step} of {run.num_steps}; the checkpoint is written, go on with "
-                    "--resume",
+                    f"stopped by {name} after step {run.step} of {run.num_steps}; the checkpoint is written, go on "
+                    "with --resume",
                 )
 
 
@@ -266,8 +258,8 @@ def _refuse_non_finite(run: Run, values: dict[str, float]) -> None:
     if not math.isfinite(values["total"]):
         terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         raise NonFiniteLossError(
-            f"the loss is not a number at step {run.step} ({terms}); lower --lr (now {run.lr():.4g}) or set --grad-clip, "
-            "then train again; the checkpoint of the last epoch is kept"
+            f"the loss is not a number at step {run.step} ({terms}); lower --lr (now {run.lr():.4g}) or set "
+            "--grad-clip, then train again; the checkpoint of the last epoch is kept"
         )
 
 
@@ -292,9 +284,7 @@ def _cut_metrics(path: Path, step: int) -> None:
     """Drops the records of steps that a resumed run does again."""
     if path.exists():
         kept = [
-            line
-            for line in path.read_text().splitlines()
-            if line.endswith("}") and json.loads(line)["step"] <= step
+            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
         ]
         checkpoint.write_atomically(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
 
@@ -304,9 +294,5 @@ def _finish(run: Run) -> None:
     samples = {"images": torch.from_numpy(run.data.images[rows])}
     checkpoint.write_atomically(run.folder / SAMPLES, lambda file: save_file(samples, file))
     mu = encode_rows(run.model, run.data.images, run.data.rows("train"), run.place.images)
-    directions = mean_differences(
-        mu, run.data.index.labels[run.data.rows("train")], run.data.index.attributes
-    )
-    checkpoint.write_atomically(
-        run.folder / DIRECTIONS, lambda file: save_directions(file, directions, "train")
-    )
+    directions = mean_differences(mu, run.data.index.labels[run.data.rows("train")], run.data.index.attributes)
+    checkpoint.write_atomically(run.folder / DIRECTIONS, lambda file: save_directions(file, directions, "train"))

@@ -5,6 +5,7 @@ Shapes: B batch, D latent_dim, S image_size, C channels[-1], s = S / 32.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = (3, *config.channels)
         features = config.channels[-1] * (config.image_size // 32) ** 2
-        self.blocks = nn.Sequential(*(_down(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(_down(a, b) for a, b in pairwise(widths)))
         self.mu = nn.Linear(features, config.latent_dim)
         self.log_var = nn.Linear(features, config.latent_dim)
 
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
         self.spatial = config.image_size // 32
         widths = (*reversed(config.channels), config.channels[0])
         self.linear = nn.Linear(config.latent_dim, config.channels[-1] * self.spatial**2)
-        self.blocks = nn.Sequential(*(_up(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(_up(a, b) for a, b in pairwise(widths)))
         self.to_rgb = nn.Conv2d(config.channels[0], 3, kernel_size=3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:

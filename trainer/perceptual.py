@@ -68,9 +68,7 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
         layers = vgg19(weights=None).features[: max(positions.values()) + 1]
         for module in layers:
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(
-                    module.weight, nonlinearity="relu"
-                )  # keeps the scale from layer to layer
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # keeps the scale from layer to layer
             elif isinstance(module, nn.ReLU):
                 module.inplace = False  # a tap must keep its value
     if weights is not None:
@@ -111,9 +109,7 @@ def _load(layers: nn.Sequential, state: dict[str, Any], origin: str) -> None:
     wanted = {name: state.get(f"features.{name}") for name in layers.state_dict()}
     missing = [f"features.{name}" for name, tensor in wanted.items() if tensor is None]
     if missing:
-        raise ConfigError(
-            f"--vgg-weights: {origin} lacks {missing[0]}, which the taps need; tap shallower layers"
-        )
+        raise ConfigError(f"--vgg-weights: {origin} lacks {missing[0]}, which the taps need; tap shallower layers")
     try:
         layers.load_state_dict(wanted)
     except RuntimeError as error:
@@ -121,7 +117,7 @@ def _load(layers: nn.Sequential, state: dict[str, Any], origin: str) -> None:
 
 
 def _imagenet_weights() -> dict[str, Any] | None:
-    """torchvision's weights, or None when they are neither cached nor within reach."""
+    """Torchvision's weights, or None when they are neither cached nor within reach."""
     weights = VGG19_Weights.IMAGENET1K_V1
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not cached.is_file() and not _within_reach(weights.url):
@@ -135,14 +131,12 @@ def _imagenet_weights() -> dict[str, Any] | None:
 
 
 def _within_reach(url: str) -> bool:
-    """Whether the address answers in a few seconds. The look-up of a name has no time limit of its own: hence the thread."""
+    """Whether the address answers in seconds; in a thread, as the look-up of a name has no time limit of its own."""
     answered = threading.Event()
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(url, method="HEAD"), timeout=DOWNLOAD_PROBE_SECONDS
-            ):
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=DOWNLOAD_PROBE_SECONDS):
                 answered.set()
         except (urllib.error.URLError, OSError, ValueError):
             pass
@@ -165,7 +159,7 @@ class PerceptualLoss:
 
     def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype) -> None:
         self.backbone = backbone
-        self.layers = backbone.layers.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        self.layers = backbone.layers.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
         self.scales = dict.fromkeys(backbone.taps, 1.0)
         self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
@@ -175,12 +169,7 @@ class PerceptualLoss:
     def normalise(self, images: Tensor) -> None:
         """Divides each tap's activations by their mean over `images` (N, 3, S, S) in [0, 1]."""
         with torch.no_grad():
-            means = torch.stack(
-                [
-                    torch.stack([f.float().mean() for f in self._features(part)])
-                    for part in images.split(self.chunk_images)
-                ]
-            ).mean(0)
+            means = torch.stack([feature.float().mean() for feature in self._features(images)])
         if not bool((means > 0).all()):
             raise ConfigError("VGG19 gives activations of zero on these images: the weights are broken")
         self.scales = {tap: 1.0 / float(mean) for tap, mean in zip(self.scales, means, strict=True)}
@@ -227,19 +216,17 @@ class _Distance(torch.autograd.Function):
     """The sum of the terms, its gradient, and the terms, computed chunk by chunk."""
 
     @staticmethod
-    def forward(
-        ctx: Any, reconstructions: Tensor, targets: Tensor, loss: PerceptualLoss
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, reconstructions: Tensor, targets: Tensor, loss: PerceptualLoss) -> tuple[Tensor, Tensor]:
         count = math.ceil(len(targets) / loss.chunk_images)
         terms = torch.zeros(len(loss.scales), device=targets.device)
-        gradients = []
+        gradients: list[Tensor] = []
         for ours, theirs in zip(reconstructions.chunk(count), targets.chunk(count), strict=True):
             share = len(theirs) / len(targets)
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                ours = ours.detach().requires_grad_(ctx.needs_input_grad[0])
-                part = loss.terms(ours, theirs) * share
+                leaf = ours.detach().requires_grad_(ctx.needs_input_grad[0])
+                part = loss.terms(leaf, theirs) * share
                 if ctx.needs_input_grad[0]:
-                    gradients += torch.autograd.grad(part.sum(), ours)
+                    gradients += torch.autograd.grad(part.sum(), leaf)
             terms += part.detach()
         ctx.save_for_backward(*([torch.cat(gradients)] if gradients else []))
         ctx.mark_non_differentiable(terms)

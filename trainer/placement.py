@@ -5,13 +5,16 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.errors import ConfigError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,12 @@ class Placement:
         fast = precision == "bf16" or (precision == "auto" and bf16)
         return cls(device, torch.bfloat16 if fast else torch.float32)
 
+    def module(self, module: ModuleT) -> ModuleT:
+        """Moves a module to the device, channels last in memory."""
+        return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
     def images(self, batch: NDArray[np.uint8]) -> Tensor:
-        """Packed (B, S, S, 3) uint8 to (B, 3, S, S) float32 in [0, 1] on the device, channels last in memory."""
+        """Packed (B, S, S, 3) uint8 to (B, 3, S, S) float32 in [0, 1] on the device."""
         return torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def autocast(self) -> torch.autocast:

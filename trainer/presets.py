@@ -14,9 +14,7 @@ def seed() -> TrainConfig:
 
 def plain() -> TrainConfig:
     """A VAE without the perceptual term, the baseline: the seed's network and data, one-cycle Adam."""
-    return TrainConfig(
-        preset="plain", taps=(), kl_weight=1e-5, lr=2e-3, schedule="one-cycle", epochs=10, grad_clip=1.0
-    )
+    return TrainConfig(preset="plain", taps=(), kl_weight=1e-5, lr=2e-3, schedule="one-cycle", epochs=10, grad_clip=1.0)
 
 
 def quickstart() -> TrainConfig:

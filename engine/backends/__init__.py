@@ -51,11 +51,7 @@ def warm_up(backend: Backend, manifest: Manifest) -> None:
     for count in _batch_sizes(manifest.max_batch_size):
         mu, log_var = backend.encode(np.zeros((count, size, size, 3), np.uint8))
         images = backend.decode(np.zeros((count, dim), np.float32))
-        if (
-            mu.shape != (count, dim)
-            or log_var.shape != (count, dim)
-            or images.shape != (count, size, size, 3)
-        ):
+        if mu.shape != (count, dim) or log_var.shape != (count, dim) or images.shape != (count, size, size, 3):
             raise BundleError(
                 f"the graphs don't fit the manifest (image_size {size}, latent_dim {dim}): on {count} images "
                 f"they gave mu {list(mu.shape)}, log_var {list(log_var.shape)}, images {list(images.shape)}"

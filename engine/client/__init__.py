@@ -180,9 +180,7 @@ class Client:
         """As `edit`, to latents float32 [N, D]; nothing is decoded."""
         return _floats(self._edit(source, edits, keep, result=pb.EDIT_RESULT_LATENTS).latents)
 
-    def edit_both(
-        self, source: Images | Floats, edits: Edits, keep: Iterable[str] = ()
-    ) -> tuple[Bytes, Floats]:
+    def edit_both(self, source: Images | Floats, edits: Edits, keep: Iterable[str] = ()) -> tuple[Bytes, Floats]:
         """As `edit`, to images uint8 [N, S, S, 3] and latents float32 [N, D]."""
         answer = self._edit(source, edits, keep, result=pb.EDIT_RESULT_IMAGES_AND_LATENTS)
         return _pixels(answer.images), _floats(answer.latents)

@@ -51,9 +51,7 @@ class Edit(Call):
         """Sends the file and writes the result."""
         edits = [_parse_setting(setting) for setting in self.settings]
         if not edits:
-            raise UsageError(
-                "nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5"
-            )
+            raise UsageError("nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5")
         file_format = _format_of(self.output)
         (file,) = client.edit_files([self.input.read_bytes()], edits, self.keep, file_format)
         self.output.write_bytes(file)

@@ -18,9 +18,7 @@ from protos import dfcvae_pb2_grpc
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 
 
-def raw(
-    count: int = 1, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE, size: int | None = None
-) -> pb.ImageBatch:
+def raw(count: int = 1, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE, size: int | None = None) -> pb.ImageBatch:
     data = bytes(count * height * width * 3 if size is None else size)
     return pb.ImageBatch(raw=pb.RawImages(count=count, height=height, width=width, data=data))
 
@@ -35,9 +33,7 @@ def picture(file_format: str, side: int = 20) -> bytes:
     return file.getvalue()
 
 
-def latents(
-    value: float = 0.0, count: int = 1, dim: int = LATENT_DIM, size: int | None = None
-) -> pb.LatentBatch:
+def latents(value: float = 0.0, count: int = 1, dim: int = LATENT_DIM, size: int | None = None) -> pb.LatentBatch:
     data = np.full(count * dim, value, "<f4").tobytes()
     return pb.LatentBatch(count=count, dim=dim, data=data if size is None else data[:size])
 
@@ -162,9 +158,7 @@ def check_it_still_serves(server: ServerProcess) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_bad_request_gets_a_status_and_a_message(server: ServerProcess, stub: Any, name: str) -> None:
     request, message = CASES[name]
-    call = {pb.EncodeRequest: stub.Encode, pb.DecodeRequest: stub.Decode, pb.EditRequest: stub.Edit}[
-        type(request)
-    ]
+    call = {pb.EncodeRequest: stub.Encode, pb.DecodeRequest: stub.Decode, pb.EditRequest: stub.Edit}[type(request)]
     status, details = check_refusal(call, request)
     assert status == ("NOT_FOUND" if "attribute" in name else "INVALID_ARGUMENT")
     assert message in details

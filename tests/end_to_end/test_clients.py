@@ -152,9 +152,7 @@ def run_client(server: ServerProcess, tmp_path: Path, *arguments: str) -> "subpr
 
 
 def test_the_command_line_edits_encodes_and_decodes(server: ServerProcess, tmp_path: Path) -> None:
-    face, edited, latent, back = (
-        str(tmp_path / name) for name in ("face.jpg", "edited.png", "latent.npy", "back.png")
-    )
+    face, edited, latent, back = (str(tmp_path / name) for name in ("face.jpg", "edited.png", "latent.npy", "back.png"))
     Path(face).write_bytes(photo(7, "JPEG"))
     result = run_client(server, tmp_path, "edit", "--set", "Smiling=1.5", "--keep", "Male", face, edited)
     assert result.returncode == 0, result.stderr

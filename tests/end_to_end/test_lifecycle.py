@@ -95,9 +95,7 @@ def test_clients_share_a_batch(tiny_bundle: Path, tmp_path: Path) -> None:
 
         def encode(value: int) -> None:
             with Client(gate.server.target) as client:
-                np.testing.assert_array_equal(
-                    client.encode(constant(value, 8)).mu, latents_of(constant(value, 8))
-                )
+                np.testing.assert_array_equal(client.encode(constant(value, 8)).mu, latents_of(constant(value, 8)))
 
         list(pool.map(encode, [1, 2, 3, 4]))
         (batch,) = gate.batches()
@@ -283,9 +281,7 @@ def test_a_port_in_use_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_prints_the_configuration_and_stops(tmp_path: Path) -> None:
-    result = run_python(
-        ["-m", "engine", "--bundle", "anywhere", "--max-delay-ms", "2.5", "--dry-run"], tmp_path
-    )
+    result = run_python(["-m", "engine", "--bundle", "anywhere", "--max-delay-ms", "2.5", "--dry-run"], tmp_path)
     assert result.returncode == 0
     assert '"max_delay_ms": 2.5' in result.stdout
     assert '"bundle": "anywhere"' in result.stdout

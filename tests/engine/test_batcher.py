@@ -46,9 +46,7 @@ def items(*values: int) -> Array:
     return np.array([[value, value] for value in values], np.float32)
 
 
-def play(
-    scene: Callable[[Batcher, Gated], Awaitable[None]], max_queue: int = 100, max_delay: float = 0.0
-) -> Gated:
+def play(scene: Callable[[Batcher, Gated], Awaitable[None]], max_queue: int = 100, max_delay: float = 0.0) -> Gated:
     """Runs a scene with a batcher whose device computes only what the scene releases."""
     gated = Gated()
 
@@ -74,9 +72,7 @@ def play(
     return gated
 
 
-def submit(
-    batcher: Batcher, *values: int, deadline: float | None = None
-) -> "asyncio.Task[tuple[Array, ...]]":
+def submit(batcher: Batcher, *values: int, deadline: float | None = None) -> "asyncio.Task[tuple[Array, ...]]":
     return asyncio.ensure_future(batcher.submit(items(*values), deadline))
 
 
@@ -315,9 +311,7 @@ def test_two_batchers_share_a_device_in_turn() -> None:
     assert order == list("ababab")
 
 
-@pytest.mark.parametrize(
-    "wrong", [np.zeros((0, 2), np.float32), np.zeros((1, 3), np.float32), np.zeros((1, 2))]
-)
+@pytest.mark.parametrize("wrong", [np.zeros((0, 2), np.float32), np.zeros((1, 3), np.float32), np.zeros((1, 2))])
 def test_items_of_another_kind_are_a_mistake_of_the_caller(wrong: Array) -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         with pytest.raises(ValueError, match=r"items must be n >= 1 of float32 \(2,\)"):

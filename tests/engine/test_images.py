@@ -31,9 +31,7 @@ def test_cropping_is_that_of_torchvision(size: tuple[int, int], crop: int) -> No
 
 
 @pytest.mark.parametrize("image_size", [64, 128])
-@pytest.mark.parametrize(
-    "size", [(64, 64), (65, 64), (63, 99), (178, 218), (218, 179), (1001, 333), (40, 31)]
-)
+@pytest.mark.parametrize("size", [(64, 64), (65, 64), (63, 99), (178, 218), (218, 179), (1001, 333), (40, 31)])
 def test_resizing_without_a_crop_is_that_of_torchvision(size: tuple[int, int], image_size: int) -> None:
     image = picture(*size)
     reference = transforms.Compose([transforms.Resize(image_size), transforms.CenterCrop(image_size)])(image)
@@ -69,9 +67,7 @@ def test_encoding_keeps_pixels_where_the_format_does() -> None:
 
 
 def test_a_small_image_is_refused_with_its_size_and_the_mend() -> None:
-    with pytest.raises(
-        InvalidRequest, match=r"is 100x160 pixels, smaller than the 148x148.*at least 148x148"
-    ):
+    with pytest.raises(InvalidRequest, match=r"is 100x160 pixels, smaller than the 148x148.*at least 148x148"):
         prepare(picture(100, 160), 64, 148)
 
 

@@ -37,12 +37,8 @@ def test_keep_removes_the_span_of_all_kept_directions() -> None:
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
 def test_keep_takes_dependent_and_zero_directions(scale: float) -> None:
     latents, move, keep = np.zeros((1, 16), np.float32), floats(16, seed=1), floats(2, 16, seed=2)
-    dependent = np.stack(
-        [*keep, scale * (keep[0] - 0.3 * keep[1]), scale * keep[0], np.zeros(16, np.float32)]
-    )
-    np.testing.assert_allclose(
-        edit(latents, [(move, 1)], dependent), edit(latents, [(move, 1)], keep), atol=1e-4
-    )
+    dependent = np.stack([*keep, scale * (keep[0] - 0.3 * keep[1]), scale * keep[0], np.zeros(16, np.float32)])
+    np.testing.assert_allclose(edit(latents, [(move, 1)], dependent), edit(latents, [(move, 1)], keep), atol=1e-4)
 
 
 def test_an_edit_beyond_float32_is_refused() -> None:
@@ -62,9 +58,7 @@ def test_directions_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_attribute_is_named_beside_the_known_ones() -> None:
-    with pytest.raises(
-        UnknownAttribute, match="unknown attribute 'Bald'; this model has: Smiling, Eyeglasses, Male"
-    ):
+    with pytest.raises(UnknownAttribute, match="unknown attribute 'Bald'; this model has: Smiling, Eyeglasses, Male"):
         tiny_directions()["Bald"]
 
 

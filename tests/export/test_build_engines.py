@@ -155,9 +155,7 @@ def test_128_pixels(tmp_path: Path) -> None:
     assert open_backend(bundle).decode(np.zeros((3, LATENT_DIM), np.float32)).shape == (3, 128, 128, 3)
 
 
-def test_command_builds_the_same_bytes_and_shows_parity(
-    shared_run: Path, shared_bundle: Path, tmp_path: Path
-) -> None:
+def test_command_builds_the_same_bytes_and_shows_parity(shared_run: Path, shared_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "bundle"
     result = subprocess.run(
         [sys.executable, "-m", "export.build_engines", "--run", shared_run, "--out", out, "--max-batch", "4"],
@@ -217,9 +215,7 @@ def test_wider_tolerances_are_the_users_choice_and_recorded(
     assert parity["images"]["decode"]["max_levels"] > 1
 
 
-def test_a_failed_build_leaves_the_old_bundle(
-    run: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_build_leaves_the_old_bundle(run: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file.name: file.read_bytes() for file in bundle.iterdir()}
     corrupt_decoder(monkeypatch)
     with pytest.raises(ParityError):
@@ -241,8 +237,7 @@ def test_a_bundle_is_not_replaced_unasked(command: Command, shared_run: Path, sh
     result = command("--run", shared_run, "--out", shared_bundle)
     assert result.code == 2
     assert result.stderr == (
-        f"error: --out {shared_bundle}: holds a bundle already; "
-        "add --force to replace it, or choose another place\n"
+        f"error: --out {shared_bundle}: holds a bundle already; add --force to replace it, or choose another place\n"
     )
 
 

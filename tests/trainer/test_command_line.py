@@ -13,9 +13,7 @@ from trainer.presets import PRESETS
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, check=False)
 
 
 def test_help_lists_the_commands() -> None:
@@ -25,10 +23,7 @@ def test_help_lists_the_commands() -> None:
 
 
 def test_dry_run_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["train", "--preset", "quickstart", "--data", "x", "--out", "y", "--lr", "0.5", "--dry-run"])
-        == 0
-    )
+    assert main(["train", "--preset", "quickstart", "--data", "x", "--out", "y", "--lr", "0.5", "--dry-run"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["preset"] == "quickstart"
     assert values["lr"] == 0.5
@@ -66,9 +61,7 @@ def test_the_seed_preset_is_the_seed_document() -> None:
 def test_bad_values_name_the_flag_and_the_mend(
     faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
 ) -> None:
-    assert (
-        main(["train", "--preset", "plain", "--data", str(faces), "--out", str(tmp_path / "r"), *flags]) == 2
-    )
+    assert main(["train", "--preset", "plain", "--data", str(faces), "--out", str(tmp_path / "r"), *flags]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
@@ -95,9 +88,7 @@ def test_the_whole_trainer_from_the_command_line(faces: Path, tmp_path: Path) ->
     """Train, then evaluate: figures, and metrics that hold together."""
     out = tmp_path / "run"
     sizes = ["--image-size", "64", "--latent-dim", "16", "--channels", *["16"] * 5]
-    trained = run(
-        "train", "--preset", "plain", "--data", str(faces), "--out", str(out), "--epochs", "2", *sizes
-    )
+    trained = run("train", "--preset", "plain", "--data", str(faces), "--out", str(out), "--epochs", "2", *sizes)
     assert trained.returncode == 0, trained.stderr
     judged = run("evaluate", str(out), "--data", str(faces))
     assert judged.returncode == 0, judged.stderr

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from trainer import faces
+from trainer.errors import ConfigError
 from trainer.faces import ATTRIBUTES, Face, render_face, sample_face, write_faces
 
 CELEBA_HEADER = """
@@ -83,9 +84,7 @@ def test_layout_is_celebas(written: Path) -> None:
         assert row[1:] == ["1" if name in held else "-1" for name in ATTRIBUTES]
 
     partition = read_rows(written / "list_eval_partition.txt")
-    assert partition == [
-        [name, split] for name, split in zip(names, ["0"] * 56 + ["1"] * 7 + ["2"] * 7, strict=True)
-    ]
+    assert partition == [[name, split] for name, split in zip(names, ["0"] * 56 + ["1"] * 7 + ["2"] * 7, strict=True)]
 
 
 def test_summary_counts_what_was_written(written: Path) -> None:
@@ -107,9 +106,7 @@ def test_same_seed_same_bytes_with_more_workers(written: Path, tmp_path: Path) -
     write_faces(tmp_path / "two", 70, seed=5, workers=2)
     paths = sorted(path.relative_to(written) for path in written.rglob("*") if path.is_file())
     assert len(paths) == 73
-    assert paths == sorted(
-        p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file()
-    )
+    assert paths == sorted(p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*") if p.is_file())
     for path in paths:
         assert (written / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
 
@@ -136,7 +133,7 @@ def test_smallest_set_has_every_split(tmp_path: Path) -> None:
     ],
 )
 def test_small_numbers_are_refused(tmp_path: Path, arguments: dict[str, int], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ConfigError, match=complaint):
         write_faces(tmp_path / "faces", **arguments)
     assert list(tmp_path.iterdir()) == []
 
@@ -243,9 +240,7 @@ def test_attribute_changes_its_region_and_nothing_else(attribute: str) -> None:
 @pytest.mark.parametrize("attribute", ["Male", "Pale_Skin"])
 def test_attribute_of_the_whole_face_shows_widely(attribute: str) -> None:
     for face in some_faces(12, excludes={"Bald", "Mustache", "Wearing_Lipstick"}):
-        without, having = (
-            as_trained(render_face(face.with_label(attribute, value))) for value in (False, True)
-        )
+        without, having = (as_trained(render_face(face.with_label(attribute, value))) for value in (False, True))
         assert (np.abs(having - without).max(axis=2) > 20).sum() >= 200, face
 
 
@@ -266,5 +261,5 @@ def test_bald_head_shows_skin_instead_of_hair() -> None:
 
 
 def test_unknown_attribute_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown attribute 'Grinning'"):
+    with pytest.raises(ConfigError, match="unknown attribute 'Grinning'"):
         sample_face(0, 0).with_label("Grinning", True)

@@ -53,9 +53,7 @@ def test_feature_terms_join_the_loss_on_a_share_of_the_batch() -> None:
     terms = Loss(config, compare)(images, Output(ours, torch.zeros(4, 2), torch.zeros(4, 2)))
     _, expected = compare(ours[:2], images[:2])
     assert list(terms.features) == ["relu1_1", "relu2_1"]
-    assert terms.total.item() == pytest.approx(
-        0.5 * (terms.pixel.item() + 2 * expected.sum().item()), rel=1e-6
-    )
+    assert terms.total.item() == pytest.approx(0.5 * (terms.pixel.item() + 2 * expected.sum().item()), rel=1e-6)
 
 
 def test_terms_are_mean_squared_distances_of_the_taps() -> None:

@@ -119,16 +119,12 @@ class Canvas:
         y: likewise for y.
     """
 
-    def __init__(
-        self, pixels: Array, origin: tuple[float, float], roll: float = 0.0, scale: float = 1.0
-    ) -> None:
+    def __init__(self, pixels: Array, origin: tuple[float, float], roll: float = 0.0, scale: float = 1.0) -> None:
         """Draws on `pixels` [3, H, W] in place, with the subject turned by `roll` degrees and scaled."""
         self.pixels = pixels
         self.height, self.width = pixels.shape[1:]
         turned, tilted = cos(radians(roll)), sin(radians(roll))
-        self._matrix = np.array([[turned, tilted], [-tilted, turned]], np.float32) * np.float32(
-            scale
-        )  # of row vectors
+        self._matrix = np.array([[turned, tilted], [-tilted, turned]], np.float32) * np.float32(scale)  # of row vectors
         self._origin = np.array(origin, np.float32)
         self._scale = scale
         across = (np.arange(self.width, dtype=np.float32) + (0.5 - origin[0])) / scale

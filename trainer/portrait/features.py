@@ -25,9 +25,7 @@ def draw_eyes(canvas: Canvas, face: Face, palette: Palette) -> None:
         lower = between(3.6, 4.2, face.eye_opening_degree)
     inner, outer = (-half, 1.2), (half, -0.6)
     lid = open_curve([inner, (-0.55 * half, -0.72 * upper), (0, -upper), (0.6 * half, -0.78 * upper), outer])
-    rim = open_curve(
-        [outer, (0.5 * half, 0.8 * lower), (-0.1 * half, lower), (-0.65 * half, 0.7 * lower), inner]
-    )
+    rim = open_curve([outer, (0.5 * half, 0.8 * lower), (-0.1 * half, lower), (-0.65 * half, 0.7 * lower), inner])
     lid[:, 0] += centre
     rim[:, 0] += centre
 
@@ -116,9 +114,7 @@ class Mouth:
 
 def mouth_of(face: Face) -> Mouth:
     """The shape that smile, opening, width and fullness give a mouth."""
-    smile = (
-        between(0.75, 1.0, face.smile_degree) if face.has("Smiling") else between(0.0, 0.2, face.smile_degree)
-    )
+    smile = between(0.75, 1.0, face.smile_degree) if face.has("Smiling") else between(0.0, 0.2, face.smile_degree)
     gap = between(7.5, 10.5, face.mouth_opening_degree) if face.has("Mouth_Slightly_Open") else 0.0
     half = (15.5 + 5.0 * smile) * face.mouth_width
     thick = (0.85 if face.has("Male") else 1.15) * face.lip_fullness

@@ -59,9 +59,7 @@ def _background(face: Face) -> Array:
     across = np.linspace(0, 1, WIDTH, dtype=np.float32)
     down = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None]
     value = (face.background_value + face.background_slope * (across - 0.5)) - 0.12 * down
-    blob = np.exp(-8 * (across - face.background_blob_x) ** 2) * np.exp(
-        -8 * (down - face.background_blob_y) ** 2
-    )
+    blob = np.exp(-8 * (across - face.background_blob_x) ** 2) * np.exp(-8 * (down - face.background_blob_y) ** 2)
     base, other = (
         hsv(face.background_hue, 0.35, 1),
         hsv(face.background_hue + face.background_hue_shift, 0.25, 1),

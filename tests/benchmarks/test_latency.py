@@ -1,0 +1,116 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from runs import write_run
+
+from engine.bundle import sha256_of
+from export.build_engines import BuildConfig, build
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "latency.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("latency") / "run", samples=3)
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    return build(BuildConfig(run=run, out=run.parent / "bundle", max_batch=3), lambda _: None)
+
+
+def latency(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--seconds", "0.01"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+
+def corrupt(bundle: Path) -> None:
+    """A wrong weight, with the manifest's blessing: only a new measurement of parity can notice."""
+    path = bundle / "decoder.onnx"
+    graph = onnx.load(path)
+    bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "decoder.to_rgb.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+    onnx.save(graph, path)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["decoder.onnx"] = sha256_of(path)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def check_timing(timing: dict[str, Any], batch_size: int) -> None:
+    assert timing["calls"] >= 20
+    assert 0 < timing["min_ms"] <= timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
+    assert timing["images_per_s"] == pytest.approx(batch_size * 1000 / timing["mean_ms"])
+
+
+def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
+    result = latency("--bundle", bundle, "--run", run, "--threads", 1, "--json", tmp_path / "latency.json")
+    assert result.returncode == 0, result.stderr
+    assert "PyTorch eager FP32" in result.stdout
+    assert "decode of N(0, I)" in result.stdout
+    figures = json.loads((tmp_path / "latency.json").read_text())
+    cases = [(case["batch_size"], case["operation"]) for case in figures["results"]]
+    assert cases == [(size, name) for size in (1, 2, 3) for name in ("encode", "edit", "decode")]
+    for case in figures["results"]:
+        check_timing(case["engine"], case["batch_size"])
+        check_timing(case["pytorch"], case["batch_size"])
+    assert figures["machine"]["threads"] == 1
+    assert {"cpu", "cores", "load", "system", "date", "versions"} <= set(figures["machine"])
+    assert figures["bundle"]["backend"] == "onnxruntime"
+    assert figures["parity_measured"] == "now"
+    assert figures["parity_holds"] is True
+    assert figures["parity"]["samples"] == 3
+
+
+def test_without_a_run_pytorch_is_left_out(bundle: Path, tmp_path: Path) -> None:
+    arguments = ("--batch-sizes", 2, "--threads", 1, "--json", tmp_path / "latency.json")
+    result = latency("--bundle", bundle, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "PyTorch was not measured (give --run); parity is quoted from the export" in result.stdout
+    figures = json.loads((tmp_path / "latency.json").read_text())
+    assert [case["batch_size"] for case in figures["results"]] == [2, 2, 2]
+    assert all(case["pytorch"] is None for case in figures["results"])
+    assert figures["parity_measured"] == "at export"
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert figures["parity"] == manifest["parity"]
+
+
+def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path, tmp_path: Path) -> None:
+    wrong = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    corrupt(wrong)
+    arguments = ("--run", run, "--batch-sizes", 1, "--threads", 1, "--json", tmp_path / "latency.json")
+    result = latency("--bundle", wrong, *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: the engines differ from PyTorch: decode of mu is off by up to ")
+    assert "FAIL" in result.stdout
+    assert json.loads((tmp_path / "latency.json").read_text())["parity_holds"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch-sizes", "4"), "--batch-sizes 4: this bundle takes 1 to 3 images"),
+        (("--json", "/nowhere/latency.json"), "--json /nowhere/latency.json: there is no folder /nowhere"),
+        (("--threads", "0"), "--threads 0: must be at least 1"),
+        (("--run", "nowhere"), "nowhere is not a run folder"),
+        (("--bundle", "nowhere"), "no bundle folder at nowhere"),
+    ],
+)
+def test_bad_input(bundle: Path, arguments: tuple[str, str], message: str) -> None:
+    result = latency("--bundle", bundle, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_bundle_of_another_run_is_refused(bundle: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", image_size=32)
+    result = latency("--bundle", bundle, "--run", other)
+    assert result.returncode == 2
+    assert "was built from another model" in result.stderr
