@@ -23,6 +23,7 @@ from trainer.config import TrainConfig
 from trainer.errors import DataError, RunError, TrainerError
 from trainer.evaluate import EVALUATION, JUDGED_ATTRIBUTES, classifier_of, rows_to_edit
 from trainer.faces import FACES_VERSION
+from trainer.perceptual import load_backbone
 from trainer.placement import Placement
 from trainer.presets import quickstart as preset
 
@@ -54,6 +55,18 @@ class Quickstart:
         if self.crop is not None:
             config = replace(config, crop=self.crop)
         return config if self.epochs is None else replace(config, epochs=self.epochs)
+
+    def check(self) -> None:
+        """Refuses what would fail minutes later.
+
+        Raises:
+            TrainerError: names the flag, the value and the mend.
+        """
+        wanted = self.training()
+        if self.data is not None:
+            dataset.read_index(self.data)
+        if wanted.vgg_weights is not None:
+            load_backbone(wanted.taps, wanted.vgg_weights, wanted.seed)
 
 
 class StageError(Exception):
@@ -208,7 +221,7 @@ def main() -> int:
     stages = Stages()
     try:
         config = tyro.cli(Quickstart, prog="python -m quickstart")
-        config.training()
+        config.check()
         config.out.mkdir(parents=True, exist_ok=True)
         run, bundle, order = config.out / "run", config.out / "bundle", config.out / "order.json"
         folder = draw(config, stages)

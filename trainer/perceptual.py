@@ -65,10 +65,13 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
     positions = {tap: _position(tap) for tap in sorted(taps, key=VGG19_TAPS.index)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = vgg19(weights=None).features[: max(positions.values()) + 1]
+        with torch.device("meta"):  # the classifier on top, half a gigabyte, is never made
+            layers = vgg19(weights=None).features[: max(positions.values()) + 1]
+        layers.to_empty(device="cpu")
         for module in layers:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # keeps the scale from layer to layer
+                nn.init.zeros_(module.bias)
             elif isinstance(module, nn.ReLU):
                 module.inplace = False  # a tap must keep its value
     if weights is not None:

@@ -11,7 +11,8 @@ from PIL import Image
 from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of, random_images
 
-from engine.client import MAX_MESSAGE_BYTES, Client
+from engine.client import Client
+from engine.service import MAX_MESSAGE_BYTES
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 

@@ -1,0 +1,82 @@
+"""The quickstart itself, on few faces: every stage is the real command, the server and the client are processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FIGURES = ("reconstructions", "samples", "encoding_distribution")
+STRIPS = ("adding_Smiling", "removing_Smiling", "adding_Eyeglasses", "removing_Eyeglasses")
+
+
+def quickstart(out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "quickstart", "--out", str(out), "--count", "300", "--epochs", "1", *more]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.CompletedProcess[str]]":
+    """A finished quickstart, and what it printed."""
+    out = tmp_path_factory.mktemp("quickstart") / "out"
+    ended = quickstart(out)
+    assert ended.returncode == 0, ended.stderr
+    return out, ended
+
+
+def test_figures_and_metrics_are_left_and_printed(first: "tuple[Path, subprocess.CompletedProcess[str]]") -> None:
+    out, ended = first
+    for name in (*FIGURES, *STRIPS):
+        assert Image.open(out / f"{name}.png").width > 300
+        assert f"{name}.png" in ended.stdout
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["reconstruction"]["images"] == 30
+    assert metrics["parity"]
+    assert metrics["peak_memory_mib"] > 0
+    assert {(edit["attribute"], edit["strength"]) for edit in metrics["edits"]} == {
+        (attribute, sign * 1.5) for attribute in ("Smiling", "Eyeglasses") for sign in (1, -1)
+    }
+    assert "PSNR" in ended.stdout
+
+
+def test_edited_images_came_from_the_server(first: "tuple[Path, subprocess.CompletedProcess[str]]") -> None:
+    out, _ = first
+    jobs = json.loads((out / "order.json").read_text())
+    with np.load(out / "edits.npz") as answers:
+        for job in jobs:
+            name = ("adding_" if job["strength"] > 0 else "removing_") + job["attribute"]
+            before, after = answers[f"{name}/before"], answers[f"{name}/after"]
+            assert before.shape == after.shape == (len(job["files"]), 64, 64, 3)
+            assert (before != after).any()
+            strips = answers[f"{name}/strips"]
+            assert np.array_equal(strips[:, 0], before[: len(strips)])  # strength 0 is the reconstruction
+            assert np.array_equal(strips[:, 3], after[: len(strips)])  # strength 1.5, from latents
+
+
+def test_a_second_run_reuses_everything_but_the_edits(
+    first: "tuple[Path, subprocess.CompletedProcess[str]]",
+) -> None:
+    out, _ = first
+    made = [out / "run" / "model.safetensors", out / "bundle" / "manifest.json", out / "faces" / "faces.json"]
+    times = [path.stat().st_mtime_ns for path in made]
+    again = quickstart(out)
+    assert again.returncode == 0, again.stderr
+    assert [path.stat().st_mtime_ns for path in made] == times
+    for stage in ("faces", "evaluation", "export"):
+        assert f"{stage}: re-using" in again.stdout
+
+
+def test_bad_input_ends_with_one_clear_line(tmp_path: Path) -> None:
+    for more, said in (
+        (["--data", str(tmp_path)], "not in CelebA's layout"),
+        (["--vgg", str(tmp_path / "none.pth")], "none.pth: no such file"),
+        (["--crop", "-3"], "--crop -3"),
+    ):
+        ended = quickstart(tmp_path / "out", *more)
+        assert ended.returncode == 2, ended.stderr
+        assert ended.stderr.splitlines()[-1].startswith("error: ")
+        assert said in ended.stderr
+    assert not (tmp_path / "out" / "faces").exists()
