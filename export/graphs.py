@@ -40,14 +40,10 @@ class DecoderGraph(nn.Module):
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
-        self.channels = decoder.linear.out_features // decoder.spatial**2
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decodes."""
-        decoder = self.decoder
-        # The decoder's own unflatten is traced into a chain of shape arithmetic; this is one Reshape.
-        features = decoder.linear(latents).reshape(-1, self.channels, decoder.spatial, decoder.spatial)
-        pixels = torch.sigmoid(decoder.to_rgb(decoder.blocks(features)))  # (N, 3, S, S)
+        pixels = self.decoder(latents)  # (N, 3, S, S)
         levels = (pixels * 255).round().clamp(0, 255)
         return levels.to(torch.uint8).permute(0, 2, 3, 1)
 

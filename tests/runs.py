@@ -17,6 +17,9 @@ LATENT_DIM = 16
 ATTRIBUTES = ("Smiling", "Eyeglasses", "Bald")
 PRIVATE_PATH = "/home/someone/private/celeba"
 
+# These models are too small for two threads, which on a busy machine mostly wait for one another.
+torch.set_num_threads(1)
+
 
 def randomise(module: nn.Module) -> None:
     """Weights and statistics as after some training: signals of order one, nothing at its first value."""

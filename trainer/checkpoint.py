@@ -72,7 +72,7 @@ def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
         if version != RUN_FORMAT_VERSION:
             raise RunError(f"{path} has format version {version}, this version reads {RUN_FORMAT_VERSION}; train again")
         return TrainConfig.from_json(values["config"]), values["resolved"]
-    except (json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
 
 

@@ -96,13 +96,12 @@ def mean_differences(
     return directions
 
 
-def save_directions(path: Path, directions: list[Direction], split: str) -> None:
+def save_directions(path: Path, directions: list[Direction], latent_dim: int, split: str) -> None:
     """Writes directions.safetensors.
 
     One tensor `directions` (A, D) float32; metadata `names`, `positives`, `negatives` (JSON lists, one entry a row) and
     `split`, the one that the means were taken over. `engine.latents.Directions` reads it.
     """
-    latent_dim = len(directions[0].vector) if directions else 0
     vectors = np.array([d.vector for d in directions], np.float32).reshape(len(directions), latent_dim)
     metadata = {
         "names": json.dumps([d.name for d in directions]),

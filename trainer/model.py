@@ -5,6 +5,7 @@ Shapes: B batch, D latent_dim, S image_size, C channels[-1], s = S / 32.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -71,9 +72,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.spatial = config.image_size // 32
+        self.shape = (config.channels[-1], config.image_size // 32, config.image_size // 32)
         widths = (*reversed(config.channels), config.channels[0])
-        self.linear = nn.Linear(config.latent_dim, config.channels[-1] * self.spatial**2)
+        self.linear = nn.Linear(config.latent_dim, math.prod(self.shape))
         self.blocks = nn.Sequential(*(_up(a, b) for a, b in pairwise(widths)))
         self.to_rgb = nn.Conv2d(config.channels[0], 3, kernel_size=3, padding=1)
 
@@ -86,7 +87,7 @@ class Decoder(nn.Module):
         Returns:
             (B, 3, S, S) in [0, 1].
         """
-        features = self.linear(latents).unflatten(1, (-1, self.spatial, self.spatial))  # (B, C, s, s)
+        features = self.linear(latents).reshape(-1, *self.shape)  # (B, C, s, s)
         return torch.sigmoid(self.to_rgb(self.blocks(features)))
 
 

@@ -12,12 +12,12 @@ from trainer.faces import write_faces
 
 SMALL = TrainConfig(
     preset="plain",
-    model=ModelConfig(image_size=32, latent_dim=8, channels=(8, 8, 8, 8, 8)),
+    model=ModelConfig(image_size=32, latent_dim=16, channels=(16, 16, 32, 32, 32)),
     epochs=3,
     batch_size=32,
-    lr=2e-3,
+    lr=5e-3,
     schedule="one-cycle",
-    kl_weight=1e-5,
+    kl_weight=1e-6,
     taps=(),
     precision="fp32",
     log_every=1,

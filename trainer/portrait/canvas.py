@@ -8,7 +8,9 @@ times faster on long rows than on pixels of three numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, cos, floor, radians, sin
 from typing import TypeAlias
 
@@ -19,12 +21,15 @@ from PIL import Image, ImageDraw, ImageFilter
 Array: TypeAlias = npt.NDArray[np.float32]
 Colour: TypeAlias = tuple[float, float, float]
 Outlines: TypeAlias = "Array | list[Array]"
+Light: TypeAlias = Callable[[Array, Array], Array]
+"""Factor on a colour, [H, W] or [3, H, W], at pixels whose subject coordinates x and y are given, [H, W] each."""
+
 _Box: TypeAlias = tuple[slice, slice]  # rows, columns
 
-_SUPERSAMPLING = 4
+_SUPERSAMPLING = 3
 _SOFT_SUPERSAMPLING = 2  # enough for feathered edges and for the long edges of large shapes
 _LARGE_AREA = 3_000  # pixels
-_STEPS = 6  # curve points per control point
+_STEPS = 4  # curve points per control point
 
 
 def _catmull_rom_basis(steps: int) -> Array:
@@ -36,31 +41,43 @@ def _catmull_rom_basis(steps: int) -> Array:
 
 
 _BASIS = _catmull_rom_basis(_STEPS)
-_ANGLE = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+_ANGLE = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 _CIRCLE: Array = np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], axis=1).astype(np.float32)
 
 
 def _through(control: Array) -> Array:
-    """Samples the segments between control[1] ... control[-2]: [N + 3, 2] -> [N * _STEPS, 2]."""
+    """Samples the segments between control[1] ... control[-2]: [N + 3, D] -> [N * _STEPS, D]."""
     windows = np.stack([control[:-3], control[1:-2], control[2:-1], control[3:]], axis=1)
-    return (_BASIS @ windows).reshape(-1, 2)
+    return (_BASIS @ windows).reshape(-1, control.shape[1])
+
+
+# A curve is linear in its control points, so that one matrix serves every curve of as many of them.
+@lru_cache
+def _closed_weights(count: int) -> Array:
+    unit = np.eye(count, dtype=np.float32)
+    return _through(np.concatenate([unit[-1:], unit, unit[:2]]))
+
+
+@lru_cache
+def _open_weights(count: int) -> Array:
+    unit = np.eye(count, dtype=np.float32)
+    return np.concatenate([_through(np.concatenate([unit[:1], unit, unit[-1:]])), unit[-1:]])
 
 
 def closed_curve(points: npt.ArrayLike) -> Array:
-    """Smooth closed outline through control points (Catmull-Rom): [N, 2] -> [6 N, 2]."""
+    """Smooth closed outline through control points (Catmull-Rom): [N, 2] -> [4 N, 2]."""
     control = np.asarray(points, np.float32)
-    return _through(np.concatenate([control[-1:], control, control[:2]]))
+    return _closed_weights(len(control)) @ control
 
 
 def open_curve(points: npt.ArrayLike) -> Array:
-    """Smooth path through control points, both ends included: [N, 2] -> [6 (N - 1) + 1, 2]."""
+    """Smooth path through control points, both ends included: [N, 2] -> [4 (N - 1) + 1, 2]."""
     control = np.asarray(points, np.float32)
-    path = _through(np.concatenate([control[:1], control, control[-1:]]))
-    return np.concatenate([path, control[-1:]])
+    return _open_weights(len(control)) @ control
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> Array:
-    """Outline of an axis-aligned ellipse: [32, 2]."""
+    """Outline of an axis-aligned ellipse: [24, 2]."""
     return _CIRCLE * np.array(radii, np.float32) + np.array(centre, np.float32)
 
 
@@ -104,8 +121,12 @@ def ribbon(path: Array, width: float | Array, closed: bool = False) -> Array:
     return np.concatenate([path + offset, (path - offset)[::-1]])
 
 
-def _planes(colour: Colour) -> Array:
-    return np.array(colour, np.float32)[:, None, None]
+@dataclass(frozen=True)
+class Mask:
+    """Coverage by a shape: `alpha` 0 ... 1, float32, inside a box of pixels, and nothing outside it."""
+
+    box: _Box
+    alpha: Array
 
 
 class Canvas:
@@ -115,22 +136,21 @@ class Canvas:
 
     Attributes:
         pixels: the picture, float32 [3, H, W] in 0 ... 255.
-        x: the subject's x coordinate of every pixel's centre, float32 [H, W].
-        y: likewise for y.
     """
 
     def __init__(self, pixels: Array, origin: tuple[float, float], roll: float = 0.0, scale: float = 1.0) -> None:
         """Draws on `pixels` [3, H, W] in place, with the subject turned by `roll` degrees and scaled."""
         self.pixels = pixels
-        self.height, self.width = pixels.shape[1:]
-        turned, tilted = cos(radians(roll)), sin(radians(roll))
-        self._matrix = np.array([[turned, tilted], [-tilted, turned]], np.float32) * np.float32(scale)  # of row vectors
-        self._origin = np.array(origin, np.float32)
+        height, width = pixels.shape[1:]
+        self._tile = Image.new("L", (_SUPERSAMPLING * width, _SUPERSAMPLING * height))  # scratch for masks
+        self._pen = ImageDraw.Draw(self._tile)
+        self._everywhere = slice(0, height), slice(0, width)
+        self._turned, self._tilted = scale * cos(radians(roll)), scale * sin(radians(roll))
+        self._matrix = np.array([[self._turned, self._tilted], [-self._tilted, self._turned]], np.float32)  # of rows
+        self._origin = origin
         self._scale = scale
-        across = (np.arange(self.width, dtype=np.float32) + (0.5 - origin[0])) / scale
-        down = (np.arange(self.height, dtype=np.float32)[:, None] + (0.5 - origin[1])) / scale
-        self.x: Array = across * turned + down * tilted
-        self.y: Array = down * turned - across * tilted
+        self._across: Array = np.arange(width, dtype=np.float32) + (0.5 - origin[0])
+        self._down: Array = np.arange(height, dtype=np.float32) + (0.5 - origin[1])
 
     def fill(
         self,
@@ -139,8 +159,8 @@ class Canvas:
         *,
         opacity: float = 1.0,
         feather: float = 0.0,
-        light: Array | None = None,
-        inside: Array | None = None,
+        light: Light | None = None,
+        inside: Mask | None = None,
     ) -> None:
         """Blends a colour into one or several outlines.
 
@@ -149,27 +169,49 @@ class Canvas:
             colour: RGB in 0 ... 255.
             opacity: 0 ... 1.
             feather: radius in pixels by which the edge is softened.
-            light: factor on the colour per pixel, [3, H, W] or [H, W].
-            inside: further opacity per pixel, [H, W], as `mask` returns it.
+            light: on the colour.
+            inside: what may be painted at all.
         """
-        drawn = self._rasterise(outlines, feather)
-        if drawn is None:
-            return
-        box, alpha = drawn
-        alpha *= np.float32(opacity)
-        if inside is not None:
-            alpha *= inside[box]
-        paint = _planes(colour)
-        self._blend(box, alpha, paint if light is None else paint * light[(..., *box)])
+        self.paint(self.mask(outlines, feather, inside), colour, opacity=opacity, light=light)
 
-    def mask(self, outlines: Outlines, feather: float = 0.0) -> Array:
-        """Coverage of outlines in 0 ... 1, float32 [H, W]."""
-        coverage = np.zeros((self.height, self.width), np.float32)
-        drawn = self._rasterise(outlines, feather)
-        if drawn is not None:
-            box, alpha = drawn
-            coverage[box] = alpha
-        return coverage
+    def paint(self, mask: Mask, colour: Colour, *, opacity: float = 1.0, light: Light | None = None) -> None:
+        """Blends a colour into what a mask covers."""
+        paint = _planes(colour)
+        if light is not None:
+            paint = paint * light(*self._coordinates(mask.box))
+        region = self.pixels[(..., *mask.box)]
+        change = paint - region
+        change *= mask.alpha if opacity == 1 else mask.alpha * np.float32(opacity)
+        region += change
+
+    def mask(self, outlines: Outlines, feather: float = 0.0, inside: Mask | None = None) -> Mask:
+        """What outlines cover, each float32 [N, 2], of what another mask covers."""
+        parts = outlines if isinstance(outlines, list) else [outlines]
+        points = np.concatenate(parts) @ self._matrix
+        points += self._origin
+        (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+        margin = 1 + 2 * feather
+        box = self._box(left - margin, top - margin, right + margin, bottom + margin, inside)
+        rows, columns = box
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if not height or not width:
+            return Mask(box, np.zeros((height, width), np.float32))
+        soft = feather > 0 or height * width > _LARGE_AREA
+        zoom = _SOFT_SUPERSAMPLING if soft else _SUPERSAMPLING
+        self._pen.rectangle((0, 0, width * zoom, height * zoom), fill=0)
+        # Pillow's integer coordinates name pixel centres, ours pixel corners.
+        corner = np.array([columns.start, rows.start], np.float32)
+        flat = ((points - corner) * zoom - 0.5).ravel().tolist()
+        start = 0
+        for part in parts:
+            stop = start + part.size
+            self._pen.polygon(flat[start:stop], fill=255)
+            start = stop
+        tile = self._tile.reduce(zoom, box=(0, 0, width * zoom, height * zoom))
+        if feather:
+            tile = tile.filter(ImageFilter.BoxBlur(feather))
+        coverage = np.frombuffer(tile.tobytes(), np.uint8).reshape(height, width)
+        return _clipped(box, coverage * np.float32(1 / 255), inside)
 
     def glow(
         self,
@@ -177,83 +219,66 @@ class Canvas:
         radii: tuple[float, float],
         colour: Colour,
         opacity: float,
-        inside: Array | None = None,
+        inside: Mask | None = None,
     ) -> None:
         """Blends a colour with gaussian opacity: `radii` are the standard deviations in x and y."""
-        spot = self._gaussian(centre, radii, opacity)
-        if spot is None:
-            return
-        box, alpha = spot
-        if inside is not None:
-            alpha = alpha * inside[box]
-        self._blend(box, alpha, _planes(colour))
+        self.paint(self._gaussian(centre, radii, opacity, inside), colour)
 
     def shade(
         self,
         centre: tuple[float, float],
         radii: tuple[float, float],
         tint: Colour,
-        inside: Array | None = None,
+        inside: Mask | None = None,
     ) -> None:
         """Multiplies the picture by `tint` (1 leaves a channel as it is) with gaussian strength."""
-        spot = self._gaussian(centre, radii, 1.0)
-        if spot is None:
-            return
-        box, alpha = spot
-        if inside is not None:
-            alpha = alpha * inside[box]
-        self.pixels[(..., *box)] *= 1 + alpha * (_planes(tint) - 1)
+        spot = self._gaussian(centre, radii, 1.0, inside)
+        factor = spot.alpha * (_planes(tint) - 1)
+        factor += 1
+        self.pixels[(..., *spot.box)] *= factor
 
-    def _blend(self, box: _Box, alpha: Array, paint: Array) -> None:
-        region = self.pixels[(..., *box)]
-        change = paint - region
-        change *= alpha
-        region += change
+    def _box(self, left: float, top: float, right: float, bottom: float, inside: Mask | None) -> _Box:
+        """The pixels of the picture, or of a mask's box, that a rectangle touches; empty slices where none."""
+        rows, columns = self._everywhere if inside is None else inside.box
+        return _overlap(rows, floor(top), ceil(bottom)), _overlap(columns, floor(left), ceil(right))
 
-    def _place(self, points: Array) -> Array:
-        placed: Array = points @ self._matrix + self._origin
-        return placed
-
-    def _box(self, left: float, top: float, right: float, bottom: float) -> _Box | None:
-        """The pixels that a rectangle touches, rows and columns; None where it lies outside the picture."""
-        rows = slice(max(0, floor(top)), min(self.height, ceil(bottom)))
-        columns = slice(max(0, floor(left)), min(self.width, ceil(right)))
-        return (rows, columns) if rows.stop > rows.start and columns.stop > columns.start else None
-
-    def _rasterise(self, outlines: Outlines, feather: float) -> tuple[_Box, Array] | None:
-        parts = [self._place(outline) for outline in (outlines if isinstance(outlines, list) else [outlines])]
-        every = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        (left, top), (right, bottom) = every.min(axis=0).tolist(), every.max(axis=0).tolist()
-        margin = 1 + 2 * feather
-        box = self._box(left - margin, top - margin, right + margin, bottom + margin)
-        if box is None:
-            return None
-        rows, columns = box
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        soft = feather > 0 or height * width > _LARGE_AREA
-        zoom = _SOFT_SUPERSAMPLING if soft else _SUPERSAMPLING
-        tile = Image.new("L", (width * zoom, height * zoom), 0)
-        # Pillow's integer coordinates name pixel centres, ours pixel corners.
-        corner = np.array([columns.start, rows.start], np.float32)
-        draw = ImageDraw.Draw(tile)
-        for part in parts:
-            draw.polygon(((part - corner) * zoom - 0.5).ravel().tolist(), fill=255)
-        tile = tile.reduce(zoom)
-        if feather:
-            tile = tile.filter(ImageFilter.BoxBlur(feather))
-        coverage = np.frombuffer(tile.tobytes(), np.uint8).reshape(height, width)
-        return box, coverage * np.float32(1 / 255)
+    def _coordinates(self, box: _Box) -> tuple[Array, Array]:
+        """Subject coordinates of the pixels in a box: x and y, float32 [H, W] each."""
+        down, across = self._down[box[0], None], self._across[box[1]]
+        turned, tilted = self._turned / self._scale**2, self._tilted / self._scale**2  # the inverse pose
+        return across * turned + down * tilted, down * turned - across * tilted
 
     def _gaussian(
-        self, centre: tuple[float, float], radii: tuple[float, float], height: float
-    ) -> tuple[_Box, Array] | None:
-        x, y = self._place(np.array(centre, np.float32)).tolist()
+        self, centre: tuple[float, float], radii: tuple[float, float], height: float, inside: Mask | None
+    ) -> Mask:
+        # Relative to the origin, as the coordinates of pixels are.
+        x = centre[0] * self._turned - centre[1] * self._tilted
+        y = centre[0] * self._tilted + centre[1] * self._turned
+        left, top = self._origin[0] + x, self._origin[1] + y
         wide, tall = radii[0] * self._scale, radii[1] * self._scale
-        box = self._box(x - 3 * wide, y - 3 * tall, x + 3 * wide, y + 3 * tall)
-        if box is None:
-            return None
+        box = self._box(left - 3 * wide, top - 3 * tall, left + 3 * wide, top + 3 * tall, inside)
+        down = (self._down[box[0]] - y) / tall
+        across = (self._across[box[1]] - x) / wide
+        column: Array = np.exp(-0.5 * down * down)
+        column *= height
+        return _clipped(box, column[:, None] * np.exp(-0.5 * across * across), inside)
+
+
+def _planes(colour: Colour) -> Array:
+    return np.array(colour, np.float32)[:, None, None]
+
+
+def _overlap(extent: slice, start: int, stop: int) -> slice:
+    first = max(start, extent.start)
+    return slice(first, max(first, min(stop, extent.stop)))
+
+
+def _clipped(box: _Box, alpha: Array, inside: Mask | None) -> Mask:
+    """A mask of what is covered by a shape, and by another mask whose box contains the shape's."""
+    if inside is not None:
         rows, columns = box
-        down = (np.arange(rows.start, rows.stop, dtype=np.float32) + (0.5 - y)) / tall
-        across = (np.arange(columns.start, columns.stop, dtype=np.float32) + (0.5 - x)) / wide
-        column: Array = height * np.exp(-0.5 * down * down)
-        return box, column[:, None] * np.exp(-0.5 * across * across)
+        first_row, first_column = inside.box[0].start, inside.box[1].start
+        alpha *= inside.alpha[
+            rows.start - first_row : rows.stop - first_row, columns.start - first_column : columns.stop - first_column
+        ]
+    return Mask(box, alpha)

@@ -13,6 +13,21 @@ from trainer.portrait.sitter import Face
 _LASHES = (40, 28, 26)
 _TEETH = (242, 238, 230)
 
+# Along the lids and brows, each a curve through as many control points, a stroke's width or its share of the width.
+_LID = np.linspace(0, 1, len(open_curve(np.zeros((5, 2)))))
+_MALE_LASHES: Array = np.interp(_LID, (0, 0.4, 0.8, 1), (0.8, 1.8, 2, 1)).astype(np.float32)
+_FEMALE_LASHES: Array = np.append(np.interp(_LID, (0, 0.4, 0.8, 1), (1, 2.8, 3.8, 2.4)), 0.6).astype(np.float32)
+_BROW = np.linspace(0, 1, len(open_curve(np.zeros((4, 2)))))
+_BROW_WIDTHS: Array = np.interp(_BROW, (0, 0.12, 0.55, 1), (0.75, 1, 0.95, 0.25)).astype(np.float32)
+
+# From corner to corner of the mouth.
+_ACROSS: Array = np.linspace(-1, 1, 25, dtype=np.float32)
+_BULGE: Array = 1 - _ACROSS * _ACROSS
+_WAVE: Array = 0.6 * np.cos(np.pi * _ACROSS)
+_CUPIDS_BOW: Array = 1.3 * np.exp(-((_ACROSS / 0.16) ** 2))
+_UPPER_LIP: Array = 4.6 * _BULGE**0.8
+_LOWER_LIP: Array = 6.4 * _BULGE**0.7
+
 
 def draw_eyes(canvas: Canvas, face: Face, palette: Palette) -> None:
     """Whites, irises, pupils, highlights, lids and lashes; the left eye mirrors the right one."""
@@ -29,9 +44,8 @@ def draw_eyes(canvas: Canvas, face: Face, palette: Palette) -> None:
     lid[:, 0] += centre
     rim[:, 0] += centre
 
-    white = both_sides(np.concatenate([lid, rim[1:-1]]), face.yaw)
-    opening = canvas.mask(white)
-    canvas.fill(white, (238, 234, 230))
+    opening = canvas.mask(both_sides(np.concatenate([lid, rim[1:-1]]), face.yaw))
+    canvas.paint(opening, (238, 234, 230))
     for radius, colour in (
         (5.6, times(palette.iris, (0.55, 0.55, 0.55))),
         (4.6, palette.iris),
@@ -45,13 +59,10 @@ def draw_eyes(canvas: Canvas, face: Face, palette: Palette) -> None:
     crease = lid + np.array([0, -3.6], np.float32)
     canvas.fill(both_sides(ribbon(crease, 1.3), face.yaw), palette.shadow, opacity=0.5, feather=0.7)
     canvas.fill(both_sides(ribbon(rim, 1.0), face.yaw), palette.shadow, opacity=0.5)
-    place = np.linspace(0, 1, len(lid))
-    if male:
-        widths = np.interp(place, (0, 0.4, 0.8, 1), (0.8, 1.8, 2, 1))
-    else:  # lashes that sweep out beyond the corner
-        widths = np.append(np.interp(place, (0, 0.4, 0.8, 1), (1, 2.8, 3.8, 2.4)), 0.6)
+    if not male:  # lashes that sweep out beyond the corner
         lid = np.concatenate([lid, np.array([(centre + half + 3.2, -3.4)], np.float32)])
-    canvas.fill(both_sides(ribbon(lid, widths.astype(np.float32)), face.yaw), _LASHES, opacity=0.92)
+    lashes = ribbon(lid, _MALE_LASHES if male else _FEMALE_LASHES)
+    canvas.fill(both_sides(lashes, face.yaw), _LASHES, opacity=0.92)
 
 
 def draw_brows(canvas: Canvas, face: Face, palette: Palette) -> None:
@@ -64,9 +75,7 @@ def draw_brows(canvas: Canvas, face: Face, palette: Palette) -> None:
         thickness = between(2.8, 3.4, face.brow_degree) if male else between(2.1, 2.6, face.brow_degree)
     arch = face.brow_arch * (0.7 if male else 1.0)
     path = open_curve([(x - 11.5, y + 1), (x - 4, y - arch * 0.5), (x + 6, y - arch), (x + 14, y + 1.5)])
-    widths = thickness * np.interp(np.linspace(0, 1, len(path)), (0, 0.12, 0.55, 1), (0.75, 1, 0.95, 0.25))
-    brow = ribbon(path, widths.astype(np.float32))
-    canvas.fill(both_sides(brow, face.yaw), palette.brow, opacity=0.92, feather=0.6)
+    canvas.fill(both_sides(ribbon(path, thickness * _BROW_WIDTHS), face.yaw), palette.brow, opacity=0.92, feather=0.6)
 
 
 def draw_nose(canvas: Canvas, face: Face, palette: Palette) -> None:
@@ -118,17 +127,20 @@ def mouth_of(face: Face) -> Mouth:
     gap = between(7.5, 10.5, face.mouth_opening_degree) if face.has("Mouth_Slightly_Open") else 0.0
     half = (15.5 + 5.0 * smile) * face.mouth_width
     thick = (0.85 if face.has("Male") else 1.15) * face.lip_fullness
-    t = np.linspace(-1, 1, 25, dtype=np.float32)  # from corner to corner
-    bulge = 1 - t * t
-    line = 41.5 + 3.2 * smile * bulge - 6.5 * smile * t * t + 0.6 * np.cos(np.pi * t)
-    upper, lower = line - 0.3 * gap * bulge, line + 0.7 * gap * bulge
-    upper_lip = thick * 4.6 * bulge**0.8 - 1.3 * np.exp(-((t / 0.16) ** 2))  # less the cupid's bow
-    lower_lip = thick * 6.4 * bulge**0.7
+    line = (41.5 - 6.5 * smile) + (9.7 * smile) * _BULGE + _WAVE
+    upper, lower = line - 0.3 * gap * _BULGE, line + 0.7 * gap * _BULGE
+    x = half * _ACROSS + 2 * face.yaw
 
     def at(y: Array) -> Array:
-        return np.stack([half * t + 2 * face.yaw, y], axis=1).astype(np.float32)
+        return np.stack([x, y], axis=1)
 
-    return Mouth(at(upper - upper_lip), at(upper), at(lower), at(lower + lower_lip), gap > 0)
+    return Mouth(
+        at(upper - thick * _UPPER_LIP + _CUPIDS_BOW),
+        at(upper),
+        at(lower),
+        at(lower + thick * _LOWER_LIP),
+        gap > 0,
+    )
 
 
 def draw_mouth(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.portrait.canvas import Array, Canvas, closed_curve, symmetric_curve
+from trainer.portrait.canvas import Array, Canvas, Light, closed_curve, symmetric_curve
 from trainer.portrait.features import Mouth
 from trainer.portrait.head import Head
 from trainer.portrait.palette import Palette, between, times
@@ -45,7 +45,7 @@ def draw_hair(canvas: Canvas, face: Face, palette: Palette, head: Head) -> None:
     hairline = [*((-x, y) for x, y in inner), (part - 7, -51), (part, -54), (part + 7, -51), *reversed(inner)]
     points = np.array([*outside, *hairline], np.float32)
     points[:, 0] = points[:, 0] * face.head_width - 3 * face.yaw
-    strands = _strands(canvas, face)
+    strands = _strands(face)
     canvas.shade((0, -44), (30, 5), (0.86, 0.8, 0.78), head.mask)
     canvas.fill(closed_curve(points), palette.hair, light=strands, feather=0.7)
     if face.has("Bangs"):
@@ -97,16 +97,21 @@ def draw_mustache(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) ->
     canvas.fill(outline, palette.beard, opacity=0.95, feather=0.8)
 
 
-def _strands(canvas: Canvas, face: Face) -> Array:
-    """Light on hair, a factor in float32 [H, W]: strands that fan out from the crown, a band of sheen."""
-    fan = (canvas.x - 12 * face.hair_parting) / (canvas.y + 165)
-    light: Array = np.sin(58 * fan + 1.6 * np.sin(21 * fan + face.hair_phase))
-    light *= 0.045
-    across, down = canvas.x - 10 * face.light_side, canvas.y + 5
-    arch = np.sqrt(across * across + down * down)
-    arch -= 64
-    arch *= arch
-    light += 0.28 * np.exp(arch / -81)
-    light += (face.light_strength * face.light_side / 60) * canvas.x
-    light += 0.96
+def _strands(face: Face) -> Light:
+    """Light on hair: strands that fan out from the crown, and a band of sheen."""
+
+    def light(x: Array, y: Array) -> Array:
+        fan = (x - 12 * face.hair_parting) / (y + 165)
+        level: Array = np.sin(58 * fan + 1.6 * np.sin(21 * fan + face.hair_phase))
+        level *= 0.045
+        across, down = x - 10 * face.light_side, y + 5
+        arch = np.sqrt(across * across + down * down)
+        arch -= 64
+        arch *= arch
+        arch *= -1 / 81
+        level += 0.28 * np.exp(arch)
+        level += (face.light_strength * face.light_side / 60) * x
+        level += 0.96
+        return level
+
     return light

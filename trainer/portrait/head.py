@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.portrait.canvas import Array, Canvas, both_sides, closed_curve, ellipse, symmetric_curve
+from trainer.portrait.canvas import Array, Canvas, Light, Mask, both_sides, closed_curve, ellipse, symmetric_curve
 from trainer.portrait.palette import Palette, between, times
 from trainer.portrait.sitter import Face
+
+_WARMTH: Array = np.array([0.85, 1.05, 1.15], np.float32)[:, None, None]  # of light on skin
 
 
 @dataclass(frozen=True)
 class Head:
     """Where the head is in the picture, and the light on it."""
 
-    mask: Array  # 0 ... 1, float32 [H, W]
-    light: Array  # factor on colours, float32 [3, H, W]
+    mask: Mask
+    light: Light
 
 
 def draw_neck(canvas: Canvas, face: Face, palette: Palette) -> None:
@@ -30,15 +32,14 @@ def draw_neck(canvas: Canvas, face: Face, palette: Palette) -> None:
 
 def draw_head(canvas: Canvas, face: Face, palette: Palette) -> Head:
     """Ears and head, with eye sockets, temples, cheeks, brow and chin modelled by light and shadow."""
-    outline = _outline(face)
-    head = Head(canvas.mask(outline), _light(canvas, face))
+    head = Head(canvas.mask(_outline(face)), _light(face))
     wide = 50.5 * face.head_width
     rim = [(-5, -11), (5, -13), (7.5, -3), (5, 10), (1, 19), (-5, 15)]
     ear = closed_curve([(wide + x, y) for x, y in rim])
     canvas.fill(both_sides(ear, -3 * face.yaw), times(palette.skin, (0.95, 0.88, 0.86)), light=head.light)
     hollow = both_sides(ellipse((wide + 3, 0), (2.3, 8)), -3 * face.yaw)
     canvas.fill(hollow, palette.shadow, opacity=0.5, feather=1)
-    canvas.fill(outline, palette.skin, light=head.light)
+    canvas.paint(head.mask, palette.skin, light=head.light)
     _model(canvas, face, palette, head.mask)
     return head
 
@@ -56,25 +57,25 @@ def _outline(face: Face) -> Array:
     return outline
 
 
-def _light(canvas: Canvas, face: Face) -> Array:
+def _light(face: Face) -> Light:
     """Light as on an ellipsoid; shadows on skin are warm, so that blue falls faster than red."""
-    across = (canvas.x + 3 * face.yaw) / (52 * face.head_width)
-    down = canvas.y / 74
-    light: Array = across * across
-    light += down * down
-    light *= light
-    np.minimum(light, 2, out=light)
-    light *= -0.11
-    light += (face.light_strength * face.light_side) * across
-    light -= (0.5 * face.light_strength) * down
-    factor = np.empty((3, *light.shape), np.float32)
-    for plane, warmth in zip(factor, (0.85, 1.05, 1.15), strict=True):
-        np.multiply(light, warmth, out=plane)
-    factor += 1
-    return factor
+
+    def light(x: Array, y: Array) -> Array:
+        across = (x + 3 * face.yaw) * (1 / (52 * face.head_width))
+        down = y * (1 / 74)
+        level: Array = across * across
+        level += down * down
+        level *= level
+        np.minimum(level, 2, out=level)
+        level *= -0.11
+        level += (face.light_strength * face.light_side) * across
+        level -= (0.5 * face.light_strength) * down
+        return 1 + _WARMTH * level
+
+    return light
 
 
-def _model(canvas: Canvas, face: Face, palette: Palette, inside: Array) -> None:
+def _model(canvas: Canvas, face: Face, palette: Palette, inside: Mask) -> None:
     lit = face.light_side
     for side in (-1, 1):
         eye_x = side * 19.5 * face.eye_spacing + face.yaw

@@ -145,7 +145,8 @@ def sample_face(seed: int, index: int) -> Face:
     traits: dict[str, float | int] = {}
     for trait in dataclasses.fields(Face):
         if "range" in trait.metadata:
-            traits[trait.name] = float(rng.uniform(*trait.metadata["range"]))
+            low, high = trait.metadata["range"]
+            traits[trait.name] = low + (high - low) * rng.random()
         elif "count" in trait.metadata:
             traits[trait.name] = int(rng.integers(trait.metadata["count"]))
     return Face(labels=labels, **traits)  # type: ignore[arg-type]

@@ -37,10 +37,11 @@ def draw_glasses(canvas: Canvas, face: Face) -> None:
     frame = _FRAMES[face.glasses_colour]
     lens = _lens(face)
     lenses = both_sides(lens, face.yaw)
-    canvas.fill(lenses, (150, 170, 185), opacity=0.1 + 0.16 * face.glasses_tint)
+    glass = canvas.mask(lenses)
+    canvas.paint(glass, (150, 170, 185), opacity=0.1 + 0.16 * face.glasses_tint)
     slant = np.array([(-9, 9), (-3, 9), (10, -11), (4, -11)], np.float32)
     glints = [outline.mean(axis=0) + slant for outline in lenses]
-    canvas.fill(glints, (255, 255, 255), opacity=0.22, inside=canvas.mask(lenses))
+    canvas.fill(glints, (255, 255, 255), opacity=0.22, inside=glass)
     temple = np.array([(33, -3), (52 * face.head_width, -5)], np.float32)
     canvas.fill(both_sides(ribbon(temple, 3.4), face.yaw), frame)
     canvas.fill(both_sides(ribbon(lens, 4.4, closed=True), face.yaw), frame)
@@ -66,8 +67,12 @@ def draw_hat(canvas: Canvas, face: Face) -> None:
         return
     base = hsv(face.hat_hue, 0.55, face.hat_value)
     dark = hsv(face.hat_hue, 0.6, face.hat_value * 0.62)
-    across = canvas.x / 60
-    light: Array = np.subtract(0.95 + face.light_strength * face.light_side * across, 0.12 * across * across)
+
+    def light(x: Array, _: Array) -> Array:
+        across = x * (1 / 60)
+        level: Array = (face.light_strength * face.light_side - 0.12 * across) * across
+        return level + np.float32(0.95)
+
     turn = -3 * face.yaw
     canvas.shade((turn, -36), (40, 5), (0.7, 0.64, 0.62))
     wide = 55 + 7 * face.hair_volume  # hair lies under it
