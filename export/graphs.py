@@ -43,7 +43,7 @@ class DecoderGraph(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decodes."""
-        pixels = self.decoder(latents)  # (N, 3, S, S)
+        pixels: Tensor = self.decoder(latents)  # (N, 3, S, S)
         levels = (pixels * 255).round().clamp(0, 255)
         return levels.to(torch.uint8).permute(0, 2, 3, 1)
 

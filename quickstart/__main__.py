@@ -27,6 +27,9 @@ from trainer.perceptual import load_backbone
 from trainer.placement import Placement
 from trainer.presets import quickstart as preset
 
+PRESET_IMAGES = 6400
+"""Size of the train split that the preset's number of epochs is meant for: 80 % of the default count of faces."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
@@ -41,7 +44,7 @@ class Quickstart:
     crop: int | None = None
     """Side of the centre crop, pixels; 0 for images that are cropped already. Default: the preset's."""
     epochs: int | None = None
-    """Passes over the training faces. Default: the preset's."""
+    """Passes over the training faces. Default: as many as the preset makes of 6,400 faces, in images."""
     count: int = 8000
     """Procedural faces to draw."""
     seed: int = 0
@@ -49,12 +52,13 @@ class Quickstart:
     strength: float = 1.5
     """Strength of the edits that are judged, in multiples of the attribute direction."""
 
-    def training(self) -> TrainConfig:
-        """The preset with this command's own choices."""
+    def training(self, num_images: int = PRESET_IMAGES) -> TrainConfig:
+        """The preset with this command's own choices, for a train split of `num_images`."""
         config = replace(preset(), seed=self.seed, vgg_weights=self.vgg)
         if self.crop is not None:
             config = replace(config, crop=self.crop)
-        return config if self.epochs is None else replace(config, epochs=self.epochs)
+        epochs = max(1, round(config.epochs * PRESET_IMAGES / num_images)) if self.epochs is None else self.epochs
+        return replace(config, epochs=epochs)
 
     def check(self) -> None:
         """Refuses what would fail minutes later.
@@ -123,6 +127,7 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.
     """The run folder: complete, gone on with, or made anew if it is of other settings or data."""
     wanted = config.training()
     packed = dataset.load(data, wanted.model.image_size, wanted.crop)
+    wanted = config.training(len(packed.rows("train")))
     try:
         found, resolved = checkpoint.load_config(run)
         same = found == wanted and resolved["data_fingerprint"] == packed.fingerprint

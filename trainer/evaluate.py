@@ -93,6 +93,26 @@ def image_metrics(originals: Images, reconstructions: Images) -> dict[str, float
     return {"psnr_db": float(torch.as_tensor(psnr)), "ssim": float(torch.as_tensor(ssim))}
 
 
+def linear_accuracy(
+    mu: NDArray[np.float32], labels: NDArray[np.bool_], test_mu: NDArray[np.float32], test_labels: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """How well attributes can be read off mu: least squares of +1 and -1 on mu and a constant, then the sign.
+
+    Args:
+        mu: (N, D) posterior means of the train split.
+        labels: (N, A) which image has which attribute.
+        test_mu: (M, D) posterior means of the test split.
+        test_labels: (M, A).
+
+    Returns:
+        (A,) share of right predictions on the test split.
+    """
+    inputs, test_inputs = (np.column_stack([values, np.ones(len(values))]) for values in (mu, test_mu))
+    weights, *_ = np.linalg.lstsq(inputs, np.where(labels, 1.0, -1.0), rcond=None)
+    right: NDArray[np.float64] = (((test_inputs @ weights) > 0) == test_labels).mean(0)
+    return right
+
+
 def classifier_of(folder: Path, data: FaceData, place: Placement) -> Classifier:
     """The judge for a data set: read from `folder` if it holds one for these very data, else trained and kept there."""
     path = folder / CLASSIFIER
@@ -149,6 +169,19 @@ class Evaluation:
         }
         return summary, (mu + (0.5 * log_var).exp() * noise).numpy()
 
+    def attribute_prediction(self) -> dict[str, Any]:
+        """Accuracy of a linear read-out of every attribute from mu, trained on the train split (paper, section 4.4)."""
+        labels, train = self.data.index.labels, self.data.rows("train")
+        mu = encode_rows(self.model, self.data.images, train, self.place.images)
+        accuracy = linear_accuracy(mu, labels[train], self.mu, labels[self.rows])
+        share = labels[self.rows].mean(0)
+        return {
+            "method": "least squares on mu",
+            "accuracy_mean": float(accuracy.mean()),
+            "majority_mean": float(np.maximum(share, 1 - share).mean()),
+            "accuracy": dict(zip(self.data.index.attributes, map(float, accuracy), strict=True)),
+        }
+
     def edits(self, classifier: Classifier, strength: float) -> list[EditQuality]:
         """Adding and removing each judged attribute that the run has a direction for."""
         results = []
@@ -192,6 +225,7 @@ def evaluate(run: Path, data: FaceData, strength: float = 1.5) -> dict[str, Any]
     metrics = {
         "reconstruction": evaluation.reconstruction(),
         "encoding": encoding,
+        "attribute_prediction": evaluation.attribute_prediction(),
         "classifier": {
             "accuracy_mean": float(np.mean(list(classifier.accuracy.values()))),
             "majority_mean": float(np.mean(list(classifier.majority.values()))),

@@ -33,7 +33,7 @@ FACES_VERSION = 3
 """Rises whenever the same seed gives other pictures or labels."""
 
 _JPEG_QUALITY = 92
-_CHUNK = 16  # faces per task: a fraction of a second of work
+_CHUNK = 8  # faces per task: what an interrupt waits for is a fraction of a second of work
 _MIN_COUNT = 10  # so that each split has a face
 
 

@@ -295,4 +295,6 @@ def _finish(run: Run) -> None:
     checkpoint.write_atomically(run.folder / SAMPLES, lambda file: save_file(samples, file))
     mu = encode_rows(run.model, run.data.images, run.data.rows("train"), run.place.images)
     directions = mean_differences(mu, run.data.index.labels[run.data.rows("train")], run.data.index.attributes)
-    checkpoint.write_atomically(run.folder / DIRECTIONS, lambda file: save_directions(file, directions, mu.shape[1], "train"))
+    checkpoint.write_atomically(
+        run.folder / DIRECTIONS, lambda file: save_directions(file, directions, mu.shape[1], "train")
+    )

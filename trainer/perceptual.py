@@ -71,6 +71,7 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
         for module in layers:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # keeps the scale from layer to layer
+                assert module.bias is not None  # VGG19 has them all
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.ReLU):
                 module.inplace = False  # a tap must keep its value

@@ -261,5 +261,5 @@ def test_bald_head_shows_skin_instead_of_hair() -> None:
 
 
 def test_unknown_attribute_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown attribute 'Grinning'"):
+    with pytest.raises(ValueError, match="unknown attribute 'Grinning'"):
         sample_face(0, 0).with_label("Grinning", True)

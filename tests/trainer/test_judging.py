@@ -7,7 +7,7 @@ from torch import Tensor
 from trainer import figures
 from trainer.classifier import Classifier, Network, train_classifier
 from trainer.dataset import FaceData
-from trainer.evaluate import image_metrics, judge_edit, rows_to_edit
+from trainer.evaluate import image_metrics, judge_edit, linear_accuracy, rows_to_edit
 from trainer.placement import Placement
 
 CPU = Placement.of("cpu", "fp32")
@@ -54,6 +54,15 @@ def test_image_metrics_of_known_differences() -> None:
     assert metrics["psnr_db"] == pytest.approx(20 * np.log10(255 / 10), abs=1e-3)
     assert 0.5 < metrics["ssim"] < 1
     assert image_metrics(images, images.copy())["ssim"] == pytest.approx(1)
+
+
+def test_attributes_are_read_off_latents_by_a_linear_model() -> None:
+    random = np.random.default_rng(0)
+    mu = random.standard_normal((400, 5)).astype(np.float32)
+    labels = np.column_stack([mu[:, 0] > 0.5, random.random(400) < 0.5])  # one is in the latents, one is not
+    right = linear_accuracy(mu[:300], labels[:300], mu[300:], labels[300:])
+    assert right[0] > 0.8
+    assert 0.3 < right[1] < 0.7
 
 
 def test_psnr_is_averaged_over_images_not_over_errors() -> None:
