@@ -65,8 +65,12 @@ class TrainConfig:
     """Passes over the train split."""
     batch_size: int = 64
     """Images per step."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """muon: Muon for the kernels inside the network, Adam for everything else."""
     lr: float = 0.05
     """Peak learning rate of Adam."""
+    muon_lr: float = 0.04
+    """Peak learning rate of Muon; follows the same schedule."""
     schedule: Literal["constant", "step", "one-cycle"] = "step"
     """step: times `lr_gamma` after each epoch; one-cycle: warm-up to `lr`, then cosine to zero, per step."""
     lr_gamma: float = 0.1
@@ -105,6 +109,7 @@ class TrainConfig:
         _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
         _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)")
         _require(self.lr > 0, f"--lr {self.lr}: must be above 0")
+        _require(self.muon_lr > 0, f"--muon-lr {self.muon_lr}: must be above 0")
         _require(self.lr_gamma > 0, f"--lr-gamma {self.lr_gamma}: must be above 0")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
         _require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")

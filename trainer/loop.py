@@ -26,6 +26,7 @@ from trainer.directions import encode_rows, mean_differences, save_directions
 from trainer.errors import InterruptedRunError, NonFiniteLossError, RunError
 from trainer.loss import Loss, Terms
 from trainer.model import VAE
+from trainer.muon import Muon, is_matrix
 from trainer.perceptual import PerceptualLoss, load_backbone
 from trainer.placement import Placement
 
@@ -46,11 +47,23 @@ class Run:
         self.place = Placement.of(config.device, config.precision)
         torch.manual_seed(config.seed)
         self.model = self.place.module(VAE(config.model))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.optimizers = self._optimizers()
         self.train_rows = data.rows("train")
         self.steps_per_epoch = math.ceil(len(self.train_rows) / config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
         self.step = 0
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
+        config, model = self.config, self.model
+        # The layers that touch pixels, and the log variance, are no matrices between hidden features.
+        outer = {id(model.decoder.to_rgb.weight), id(model.encoder.log_var.weight)}
+        inner = [p for p in model.parameters() if config.optimizer == "muon" and is_matrix(p) and id(p) not in outer]
+        rest = [p for p in model.parameters() if not any(p is other for other in inner)]
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam([{"params": rest, "peak_lr": config.lr}])]
+        if inner:
+            optimizers.append(Muon([{"params": inner, "peak_lr": config.muon_lr}], dtype=self.place.dtype))
+        return optimizers
 
     def perceptual(self) -> PerceptualLoss | None:
         """The perceptual term, or None without taps; looks for VGG19's weights, which may take seconds."""
@@ -80,17 +93,17 @@ class Run:
             "steps": self.num_steps,
         }
 
-    def lr(self) -> float:
-        """Learning rate of the next step."""
+    def lr_share(self) -> float:
+        """Learning rate of the next step, as a share of its peak."""
         config = self.config
         if config.schedule == "step":
-            return float(config.lr * config.lr_gamma ** (self.step // self.steps_per_epoch))
+            return float(config.lr_gamma ** (self.step // self.steps_per_epoch))
         if config.schedule == "one-cycle":
             warm = max(1, round(0.1 * self.num_steps))
             if self.step < warm:
-                return config.lr * (self.step + 1) / warm
-            return config.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.num_steps - warm)))
-        return config.lr
+                return (self.step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.num_steps - warm)))
+        return 1.0
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Images and latent noise of the next step: (B, 3, S, S) in [0, 1] and (B, D)."""
@@ -108,16 +121,18 @@ class Run:
     def advance(self, loss: Loss) -> Terms:
         """One step of gradient descent."""
         images, noise = self.batch()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * self.lr_share()
         with self.place.autocast():
             output = self.model(images, noise)
         terms = loss(images, output, self.step / self.num_steps)
-        self.optimizer.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         return terms
 
@@ -129,7 +144,7 @@ class Run:
             "config": json.dumps(self.config.to_json()),
             "data_fingerprint": self.data.fingerprint,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         checkpoint.save_checkpoint(self.folder, state)
 
@@ -153,7 +168,8 @@ class Run:
                 "into a new folder"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
         self.step = state["step"]
 
 
@@ -225,7 +241,7 @@ def _fit(run: Run, loss: Loss) -> None:
         bar.update(run.step * config.batch_size)
         bar.unpause()
         while run.step < run.num_steps:
-            lr = run.lr()
+            lr = config.lr * run.lr_share()
             terms = run.advance(loss)
             bar.update(config.batch_size)
             epoch_done = run.step % run.steps_per_epoch == 0
@@ -258,7 +274,7 @@ def _refuse_non_finite(run: Run, values: dict[str, float]) -> None:
     if not math.isfinite(values["total"]):
         terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         raise NonFiniteLossError(
-            f"the loss is not a number at step {run.step} ({terms}); lower --lr (now {run.lr():.4g}) or set "
+            f"the loss is not a number at step {run.step} ({terms}); lower --lr (now {run.config.lr:.4g}) or set "
             "--grad-clip, then train again; the checkpoint of the last epoch is kept"
         )
 

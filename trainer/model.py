@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from trainer.config import ModelConfig
 
+INITIAL_LOG_VAR = -6.0
+"""Log variance that training starts from: next to no noise, so that the decoder sees clear latents from the start."""
+
 
 class Posterior(NamedTuple):
     """Mean and log variance of q(z|x), each (B, D) float32."""
@@ -99,6 +102,17 @@ class VAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He's initialisation (arXiv 1502.01852), and a posterior of `INITIAL_LOG_VAR`; the seed leaves this open."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, a=0.01, nonlinearity="leaky_relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.encoder.log_var.weight)
+        nn.init.constant_(self.encoder.log_var.bias, INITIAL_LOG_VAR)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Output:
         """Reconstructs images.

@@ -31,9 +31,11 @@ def quickstart() -> TrainConfig:
         feature_share=0.25,
         kl_weight=1e-5,
         kl_warmup=0.1,
+        optimizer="muon",
+        batch_size=32,
         lr=2e-3,
         schedule="one-cycle",
-        epochs=6,
+        epochs=7,
         grad_clip=1.0,
     )
 

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -82,9 +83,11 @@ def test_attributes_with_few_images_are_left_out_and_named(
     assert "no direction for Bald: 19 images have it and 141 do not" in caplog.text
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_resuming_after_an_interruption_gives_the_very_same_weights(
-    small: TrainConfig, data: FaceData, tmp_path: Path
+    small: TrainConfig, data: FaceData, tmp_path: Path, optimizer: Literal["adam", "muon"]
 ) -> None:
+    small = replace(small, optimizer=optimizer)
     train(small, data, tmp_path / "whole")
     run = Run(small, data, tmp_path / "parts")
     run.folder.mkdir()
@@ -168,7 +171,7 @@ def test_learning_rates_of_the_schedules(small: TrainConfig, data: FaceData, tmp
         values = []
         for step in range(run.num_steps):
             run.step = step
-            values.append(run.lr())
+            values.append(config.lr * run.lr_share())
         return values
 
     stepped = rates(replace(small, schedule="step", lr=0.05, lr_gamma=0.1, epochs=3))
