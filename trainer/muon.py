@@ -34,7 +34,8 @@ def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).float()
+    nearest: Tensor = x.T if tall else x
+    return nearest.float()
 
 
 def is_matrix(parameter: nn.Parameter) -> bool:

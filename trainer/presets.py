@@ -27,15 +27,15 @@ def quickstart() -> TrainConfig:
         preset="quickstart",
         taps=("relu1_1", "relu2_1", "relu3_1"),
         normalise_features=True,
-        feature_weight=1e-3,
-        feature_share=0.25,
+        feature_weight=3e-3,
+        feature_share=0.125,
         kl_weight=1e-5,
         kl_warmup=0.1,
         optimizer="muon",
         batch_size=32,
         lr=2e-3,
         schedule="one-cycle",
-        epochs=7,
+        epochs=6,
         grad_clip=1.0,
     )
 
