@@ -29,7 +29,7 @@ from trainer.portrait.sitter import ATTRIBUTES, Face, sample_face
 
 __all__ = ["ATTRIBUTES", "FACES_VERSION", "Face", "render_face", "sample_face", "write_faces"]
 
-FACES_VERSION = 3
+FACES_VERSION = 4
 """Rises whenever the same seed gives other pictures or labels."""
 
 _JPEG_QUALITY = 92

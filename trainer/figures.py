@@ -54,17 +54,16 @@ def save_strips(path: Path, title: str, columns: Sequence[str], strips: Sequence
         strips: one (C, S, S, 3) array a face.
     """
     cell = 1.1
-    figure, axes = plt.subplots(
-        *(len(strips), len(columns)), figsize=(cell * len(columns), cell * len(strips) + 0.6), squeeze=False
-    )
+    size = (cell * len(columns), cell * len(strips) + 0.7)
+    figure, axes = plt.subplots(len(strips), len(columns), figsize=size, squeeze=False, layout="constrained")
     for strip, row in zip(strips, axes, strict=True):
         for image, axis in zip(strip, row, strict=True):
             axis.imshow(image, interpolation="bicubic")
             axis.axis("off")
     for label, axis in zip(columns, axes[0], strict=True):
         axis.set_title(label, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    figure.tight_layout(pad=0.2)
+    figure.suptitle(title, fontsize=10)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr, call-arg]
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

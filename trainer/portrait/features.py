@@ -123,11 +123,11 @@ class Mouth:
 
 def mouth_of(face: Face) -> Mouth:
     """The shape that smile, opening, width and fullness give a mouth."""
-    smile = between(0.75, 1.0, face.smile_degree) if face.has("Smiling") else between(0.0, 0.2, face.smile_degree)
+    smile = between(0.8, 1.0, face.smile_degree) if face.has("Smiling") else between(-0.25, 0.05, face.smile_degree)
     gap = between(7.5, 10.5, face.mouth_opening_degree) if face.has("Mouth_Slightly_Open") else 0.0
-    half = (15.5 + 5.0 * smile) * face.mouth_width
+    half = (15.5 + 7.5 * smile) * face.mouth_width
     thick = (0.85 if face.has("Male") else 1.15) * face.lip_fullness
-    line = (41.5 - 6.5 * smile) + (9.7 * smile) * _BULGE + _WAVE
+    line = (41.5 - 7.5 * smile) + (12.0 * smile) * _BULGE + _WAVE
     upper, lower = line - 0.3 * gap * _BULGE, line + 0.7 * gap * _BULGE
     x = half * _ACROSS + 2 * face.yaw
 
@@ -149,7 +149,7 @@ def draw_mouth(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) -> No
     smiling = face.has("Smiling")
     if smiling:
         fold = open_curve([(12 + face.yaw, 24), (corner_x - x + 1.5, 29), (corner_x - x + 4.5, corner_y + 3)])
-        canvas.fill(both_sides(ribbon(fold, 2.4), x), palette.shadow, opacity=0.45, feather=1.3)
+        canvas.fill(both_sides(ribbon(fold, 2.8), x), palette.shadow, opacity=0.55, feather=1.3)
     canvas.shade((x, mouth.bottom + 2), (11, 2.4), (0.84, 0.78, 0.76))
     upper_lip = np.concatenate([mouth.upper_edge, mouth.upper_line[::-1]])
     lower_lip = np.concatenate([mouth.lower_line, mouth.lower_edge[::-1]])
