@@ -18,10 +18,12 @@ def plain() -> TrainConfig:
 
 
 def quickstart() -> TrainConfig:
-    """Minutes on two CPU cores: the seed's network, three cheap VGG19 maps on a part of each batch, one-cycle Adam.
+    """Minutes on two CPU cores: the seed's network and transforms, and what gets furthest in that time.
 
-    Departures from the seed: the maps are those of the paper's VAE-123; their activations are scaled to a mean of one
-    and weighted to stay beside the pixel term, so that any VGG19 weights will do, random ones included.
+    Departures from the seed: the maps are those of the paper's VAE-123, cheap at 64 pixels; their activations are
+    scaled to a mean of one and weighted to stay beside the pixel term, so that any VGG19 weights will do, random ones
+    included; they are compared on an eighth of each batch, an unbiased estimate at a fraction of the time. Muon beside
+    Adam, one-cycle schedule. The KL weight is small, as both terms beside it are means over pixels.
     """
     return TrainConfig(
         preset="quickstart",
@@ -32,11 +34,11 @@ def quickstart() -> TrainConfig:
         kl_weight=1e-5,
         kl_warmup=0.1,
         optimizer="muon",
-        batch_size=32,
+        muon_lr=0.06,
+        batch_size=64,
         lr=2e-3,
         schedule="one-cycle",
-        epochs=6,
-        grad_clip=1.0,
+        epochs=8,
     )
 
 
