@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import tyro
@@ -87,12 +88,13 @@ class BuildConfig:
         )
 
 
-def build(config: BuildConfig, say: Say = print) -> Path:
+def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = lambda: False) -> Path:
     """Builds a bundle.
 
     Args:
         config: What to build.
         say: Takes each line about the progress, and the parity table.
+        stopped: Asked once more before the bundle gets its name; True gives up.
 
     Returns:
         The bundle folder.
@@ -102,6 +104,7 @@ def build(config: BuildConfig, say: Say = print) -> Path:
         RunError: there is no run at `config.run`, or its configuration or weights cannot be read.
         EngineError: the runtime is not installed, or refuses the graphs.
         ParityError: the engines differ from PyTorch by more than the tolerances. Nothing is written.
+        KeyboardInterrupt: `stopped` said so. Nothing is written.
     """
     config = config.resolve()
     check_place(config.out, config.force)
@@ -131,6 +134,8 @@ def build(config: BuildConfig, say: Say = print) -> Path:
         manifest = dataclasses.replace(bundle.manifest, parity=report.to_json())
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         Bundle.load(folder)
+        if stopped():
+            raise KeyboardInterrupt
         publish(folder, config.out)
     say(f"bundle: {config.out} ({', '.join(sorted(manifest.files))})")
     return config.out
@@ -178,7 +183,14 @@ def _dry_run(config: BuildConfig) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 built, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    received: list[int] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)  # the exception is lost if the signal meets a finaliser of a library
+        raise KeyboardInterrupt
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupt)
     try:
         config = tyro.cli(
             BuildConfig,
@@ -190,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.dry_run:
             print(json.dumps(_dry_run(config), indent=2, default=str))
         else:
-            build(config)
+            build(config, stopped=lambda: bool(received))
     except ParityError as error:
         return _fail(f"{error}; no bundle was written", 1)
     except (InputError, RunError, EngineError, OSError) as error:

@@ -214,8 +214,8 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
     started = (folder / checkpoint.CONFIG).exists()
     if started and not resume:
         raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
     run = Run(config, data, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if (folder / checkpoint.CHECKPOINT).exists():
         run.restore()
     if run.step < run.num_steps:

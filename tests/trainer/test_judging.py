@@ -75,7 +75,7 @@ def test_psnr_is_averaged_over_images_not_over_errors() -> None:
 
 
 def test_the_classifier_learns_and_is_kept_for_the_same_data_only(data: FaceData, tmp_path: Path) -> None:
-    classifier = train_classifier(data, CPU, epochs=25)
+    classifier = train_classifier(data, CPU, epochs=60)
     assert classifier.accuracy["Bald"] >= classifier.majority["Bald"]
     train = data.rows("train")
     right = (classifier.predict(data.images[train]) == data.index.labels[train]).mean()
