@@ -45,7 +45,7 @@ class Placement:
 
     def images(self, batch: NDArray[np.uint8]) -> Tensor:
         """Packed (B, S, S, 3) uint8 to (B, 3, S, S) float32 in [0, 1] on the device."""
-        return torch.from_numpy(batch).to(self.device).permute(0, 3, 1, 2).float() / 255
+        return torch.from_numpy(np.require(batch, requirements="W")).to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def autocast(self) -> torch.autocast:
         """The context in which the VAE runs."""
