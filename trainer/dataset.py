@@ -201,10 +201,8 @@ def _packed_path(root: Path, fingerprint: str, image_size: int) -> Path:
 
 def _pack(index: Index, path: Path, image_size: int, crop: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    prepare = (
-        Compose([CenterCrop(crop)] if crop else []),
-        Compose([Resize(image_size), CenterCrop(image_size)]),
-    )
+    cropping = [CenterCrop(crop)] if crop else []
+    prepare = Compose([*cropping, Resize(image_size), CenterCrop(image_size)])
 
     def decode(name: str) -> NDArray[np.uint8]:
         file = index.root / IMAGES / name
@@ -218,8 +216,7 @@ def _pack(index: Index, path: Path, image_size: int, crop: int) -> None:
                 f"{file} is {image.width}x{image.height}, smaller than the crop of {crop}; use --crop 0 for images "
                 "that are cropped already"
             )
-        cropped, resized = prepare
-        return np.asarray(resized(cropped(image)), np.uint8)
+        return np.asarray(prepare(image), np.uint8)
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shape = (len(index.files), image_size, image_size, 3)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -83,8 +82,3 @@ class Loss:
         warm = min(1.0, progress / config.kl_warmup) if config.kl_warmup else 1.0
         total = 0.5 * config.rec_weight * reconstruction + config.kl_weight * warm * kl
         return Terms(total, pixel.detach(), features, kl.detach())
-
-
-def is_finite(terms: Terms) -> bool:
-    """Whether the total is a number."""
-    return bool(torch.isfinite(terms.total))
