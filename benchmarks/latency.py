@@ -1,7 +1,7 @@
-"""Latency and throughput of a bundle's engines in this process, beside PyTorch eager, with parity.
+"""Latency and throughput of bundles' engines in this process, beside plain ONNX Runtime and PyTorch, with parity.
 
-Both sides get the same uint8 images and float32 latents and the same number of threads, and take turns in
-short blocks, so that a change of clock or load meets both. Exit code 1 if the engines exceed their tolerances.
+All sides get the same uint8 images and float32 latents and the same number of threads, and take turns in short
+blocks, so that a change of clock or load meets all. Exit code 1 if an engine exceeds its tolerances.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ import numpy.typing as npt
 import tyro
 from tqdm import tqdm
 
-from engine.backends import Backend, open_backend
-from engine.bundle import Bundle
+from engine.backends import Backend, open_backend, open_graphs
+from engine.bundle import DECODER, ENCODER, Bundle
 from engine.errors import EngineError
 from engine.latents import edit
 from export.errors import InputError, ParityError
-from export.parity import Report, compare
-from export.versions import versions
+from export.parity import Report
+from export.truth import Truth
+from export.verify import built_parity, require_run, run_truth
+from export.versions import cpu_model, versions
 from trainer.errors import RunError
 
 OPERATIONS = ("encode", "edit", "decode")
@@ -45,18 +48,22 @@ Images = npt.NDArray[np.uint8]
 class LatencyConfig:
     """What to measure, and how long."""
 
-    bundle: Path
-    """Bundle folder."""
+    bundle: tuple[Path, ...]
+    """Bundle folder; several of one run are measured side by side."""
     run: Path | None = None
-    """Run folder that the bundle was built from: adds PyTorch's columns and measures parity anew."""
+    """Run folder that the bundles were built from: adds PyTorch eager and measures parity anew."""
+    compiled: bool = False
+    """Add PyTorch compiled in bfloat16 (needs --run and a C++ compiler; a minute for each batch size)."""
+    portable: bool = True
+    """Add the first bundle's portable graphs by ONNX Runtime in FP32, to compare with."""
     json: Path | None = None
     """File to write all figures to."""
     batch_sizes: tuple[int, ...] = ()
-    """Images per call; none: 1, 2, 4 ... up to the bundle's largest batch."""
+    """Images per call; none: 1, 2, 4 ... up to the smallest of the bundles' largest batches."""
     seconds: float = 1.0
     """Time measured per batch size, operation and side, seconds."""
     threads: int | None = None
-    """Compute threads of either side; None: all cores."""
+    """Compute threads of each side; None: all cores."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One operation at one batch size; `pytorch` is None without a run."""
+    """One operation at one batch size: what each side took, by its name."""
 
     batch_size: int
     operation: str
-    engine: Timing
-    pytorch: Timing | None
+    timings: dict[str, Timing]
 
 
 @dataclass(frozen=True)
@@ -100,65 +106,69 @@ class Contest:
     """Who is measured, on what.
 
     Attributes:
-        bundle: The bundle.
-        engine: Its engines.
-        pytorch: The model that it was built from, or None.
+        bundles: The bundles, by the names of their sides.
+        sides: All sides by name; those of the bundles come first.
         samples: Images to encode, uint8 [N, S, S, 3].
+        truth: What parity is measured against; None without a run.
     """
 
-    bundle: Bundle
-    engine: Backend
-    pytorch: Backend | None
+    bundles: dict[str, Bundle]
+    sides: dict[str, Backend]
     samples: Images
+    truth: Truth | None
 
     @classmethod
-    def of(cls, bundle: Bundle, run: Path | None, threads: int) -> Contest:
-        """Opens both sides; without a run the images are noise.
+    def of(cls, config: LatencyConfig, bundles: Sequence[Bundle], threads: int) -> Contest:
+        """Opens all sides; without a run the images are noise.
 
         Raises:
-            InputError: the bundle was not built from this run, or the run cannot be used; likewise RunError.
-            EngineError: the engines cannot be opened.
+            InputError: a bundle was not built from this run, or the run cannot be used; likewise RunError.
+            EngineError: an engine cannot be opened.
         """
-        engine = open_backend(bundle, threads)
-        if run is None:
-            size = bundle.manifest.image_size
+        named = {f"{bundle.path.name}: {_describe(bundle)}": bundle for bundle in bundles}
+        sides: dict[str, Backend] = {name: open_backend(bundle, threads) for name, bundle in named.items()}
+        first = bundles[0]
+        if config.portable:
+            graphs = (first.path / ENCODER, first.path / DECODER)
+            largest = first.manifest.max_batch_size
+            sides["portable: onnxruntime fp32"] = open_graphs("onnxruntime", "fp32", *graphs, largest, threads=threads)
+        if config.run is None:
+            size = first.manifest.image_size
             noise = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
-            return cls(bundle, engine, None, noise)
+            return cls(named, sides, noise, None)
         # Engines can be measured alone where there is no torch.
         import torch  # noqa: PLC0415
 
-        from export.reference import EagerBackend  # noqa: PLC0415
+        from export.reference import NAME, CompiledBackend  # noqa: PLC0415
         from export.run import Run  # noqa: PLC0415
 
-        loaded = Run.load(run)
-        if loaded.model_sha256 != bundle.manifest.run.get("model_sha256"):
-            raise InputError(f"--run {run}: {bundle.path} was built from another model; build it again from this one")
         torch.set_num_threads(threads)
-        return cls(bundle, engine, EagerBackend(loaded.model), loaded.samples)
+        truth = run_truth(first, config.run)
+        for bundle in bundles[1:]:
+            require_run(bundle, config.run, first.manifest.run.get("model_sha256"))
+        sides[NAME] = truth.reference
+        if config.compiled:
+            sides["PyTorch compiled BF16"] = CompiledBackend(Run.load(config.run).model)
+        return cls(named, sides, truth.images, truth)
 
-    def parity(self) -> Report:
-        """Parity measured now; without PyTorch, as it was measured at export.
+    def parity(self) -> dict[str, Report]:
+        """Parity of each bundle's engine measured now; without a run, as it was measured at export.
 
         Raises:
-            InputError: the bundle does not say how exact it should be.
+            InputError: a bundle does not say how exact it should be.
         """
-        try:
-            exported = Report.from_json(self.bundle.manifest.parity)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{self.bundle.path}: its manifest has no parity figures; build it again") from error
-        if self.pytorch is None:
-            return exported
-        return compare(
-            self.engine,
-            self.pytorch,
-            self.samples,
-            self.bundle.directions,
-            batch_size=self.bundle.manifest.max_batch_size,
-            tolerances=exported.tolerances,
-        )
+        reports = {}
+        for name, bundle in self.bundles.items():
+            built = built_parity(bundle)
+            if self.truth is None:
+                reports[name] = built
+                continue
+            stage = self.truth.compare(self.sides[name], name, built.stages["engine"].tolerances)
+            reports[name] = Report(self.truth.what, len(self.samples), {"engine": stage})
+        return reports
 
     def measure(self, operation: str, batch_size: int, seconds: float) -> Measurement:
-        """Times one operation on both sides.
+        """Times one operation on all sides.
 
         Args:
             operation: One of `OPERATIONS`.
@@ -166,9 +176,10 @@ class Contest:
             seconds: Time of the measurement, per side.
         """
         images = np.resize(self.samples, (batch_size, *self.samples.shape[1:]))
-        shape = (batch_size, self.bundle.manifest.latent_dim)
+        directions = next(iter(self.bundles.values())).directions
+        shape = (batch_size, directions.latent_dim)
         latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        moves = [(vector, 1.0) for vector in self.bundle.directions.vectors[:1]]
+        moves = [(vector, 1.0) for vector in directions.vectors[:1]]
 
         def call(side: Backend) -> object:
             if operation == "encode":
@@ -178,10 +189,13 @@ class Contest:
             mu, _ = side.encode(images)
             return side.decode(edit(mu, moves))
 
-        sides = [self.engine] if self.pytorch is None else [self.engine, self.pytorch]
-        taken = take_turns([lambda side=side: call(side) for side in sides], seconds)  # type: ignore[misc]
-        timings = [Timing.of(durations, batch_size) for durations in taken]
-        return Measurement(batch_size, operation, timings[0], timings[1] if self.pytorch else None)
+        taken = take_turns([partial(call, side) for side in self.sides.values()], seconds)
+        timings = {name: Timing.of(durations, batch_size) for name, durations in zip(self.sides, taken, strict=True)}
+        return Measurement(batch_size, operation, timings)
+
+
+def _describe(bundle: Bundle) -> str:
+    return f"{bundle.manifest.backend} {bundle.manifest.precision}"
 
 
 def take_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
@@ -211,7 +225,7 @@ def doublings(largest: int) -> list[int]:
 def machine(threads: int) -> dict[str, Any]:
     """Where and when this is measured: CPU, cores, threads, load of the last minute, system, versions, date."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
         "load": round(os.getloadavg()[0], 2),
@@ -221,32 +235,16 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def table(results: Sequence[Measurement]) -> str:
-    """The measurements as text for a screen."""
-    with_pytorch = results[0].pytorch is not None
-    figures = f"{'p50 ms':>10}{'p99 ms':>10}{'images/s':>10}"
-    lines = [f"{'':<15}{'engine':>30}" + (f"{'PyTorch eager FP32':>30}" if with_pytorch else "")]
-    lines.append(f"{'batch':>5}  {'':<8}{figures}" + (f"{figures}{'by p50':>10}" if with_pytorch else ""))
+    """The measurements as text for a screen; the last column compares throughput with the last side's."""
+    lines = [f"{'batch':>5}  {'':<8}{'p50 ms':>10}{'p99 ms':>10}{'images/s':>10}{'ratio':>9}"]
     for result in results:
-        line = f"{result.batch_size:>5}  {result.operation:<8}{_cells(result.engine)}"
-        if result.pytorch is not None:
-            line += f"{_cells(result.pytorch)}{result.pytorch.p50_ms / result.engine.p50_ms:>9.2f}x"
-        lines.append(line)
+        *_, last = result.timings.values()
+        for index, (name, timing) in enumerate(result.timings.items()):
+            case = f"{result.batch_size:>5}  {result.operation:<8}" if index == 0 else " " * 15
+            figures = f"{timing.p50_ms:>10.2f}{timing.p99_ms:>10.2f}{timing.images_per_s:>10.0f}"
+            lines.append(f"{case}{figures}{timing.images_per_s / last.images_per_s:>8.2f}x  {name}")
     return "\n".join(lines)
-
-
-def _cells(timing: Timing) -> str:
-    return f"{timing.p50_ms:>10.2f}{timing.p99_ms:>10.2f}{timing.images_per_s:>10.0f}"
 
 
 def check(config: LatencyConfig) -> None:
@@ -259,6 +257,8 @@ def check(config: LatencyConfig) -> None:
         raise InputError(f"--seconds {config.seconds}: must be above 0")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"--threads {config.threads}: must be at least 1")
+    if config.compiled and config.run is None:
+        raise InputError("--compiled: needs the model; give --run RUN")
     if config.json is not None and not config.json.parent.is_dir():
         raise InputError(f"--json {config.json}: there is no folder {config.json.parent}; make it first")
 
@@ -272,15 +272,15 @@ def benchmark(config: LatencyConfig) -> None:
         ParityError: the engines are beyond their tolerances; everything has been printed and written.
     """
     check(config)
-    bundle = Bundle.load(config.bundle)
-    manifest = bundle.manifest
-    batch_sizes = config.batch_sizes or doublings(manifest.max_batch_size)
+    bundles = [Bundle.load(path) for path in config.bundle]
+    largest = min(bundle.manifest.max_batch_size for bundle in bundles)
+    batch_sizes = config.batch_sizes or doublings(largest)
     for size in batch_sizes:
-        if not 1 <= size <= manifest.max_batch_size:
-            raise InputError(f"--batch-sizes {size}: this bundle takes 1 to {manifest.max_batch_size} images")
+        if not 1 <= size <= largest:
+            raise InputError(f"--batch-sizes {size}: these bundles take 1 to {largest} images")
     here = machine(config.threads or len(os.sched_getaffinity(0)))
-    contest = Contest.of(bundle, config.run, here["threads"])
-    report = contest.parity()
+    contest = Contest.of(config, bundles, here["threads"])
+    reports = contest.parity()
     cases = [(size, operation) for size in batch_sizes for operation in OPERATIONS]
     results = [
         contest.measure(operation, size, config.seconds)
@@ -290,32 +290,27 @@ def benchmark(config: LatencyConfig) -> None:
     print(f"{here['cpu']}, {here['cores']} cores, {here['threads']} threads, load {here['load']}, {here['date']}")
     if here["load"] > here["cores"] / 2:
         print("this machine was busy: PyTorch's threads suffer more from that than the engine's, so measure again")
-    print(", ".join(f"{name} {version}" for name, version in here["versions"].items()))
-    print(f"{bundle.path}: {manifest.backend}, {manifest.precision}, {manifest.image_size} pixels\n")
+    print(", ".join(f"{name} {version}" for name, version in here["versions"].items()), end="\n\n")
     print(table(results))
-    if contest.pytorch is None:
+    if contest.truth is None:
         print("PyTorch was not measured (give --run); parity is quoted from the export")
-    print(f"\n{report.table()}")
+    for name, report in reports.items():
+        print(f"\n{name}\n{report.table()}")
     if config.json is not None:
         record = {
             "machine": here,
-            "bundle": {
-                "backend": manifest.backend,
-                "precision": manifest.precision,
-                "image_size": manifest.image_size,
-                "latent_dim": manifest.latent_dim,
-                "max_batch_size": manifest.max_batch_size,
-                "files": manifest.files,
-                "run": manifest.run,
+            "bundles": {
+                name: {**asdict(bundle.manifest), "parity": reports[name].to_json()}
+                for name, bundle in contest.bundles.items()
             },
             "seconds": config.seconds,
             "results": [asdict(result) for result in results],
-            "parity": report.to_json(),
-            "parity_measured": "now" if contest.pytorch else "at export",
-            "parity_holds": not report.failures(),
+            "parity_measured": "now" if contest.truth else "at export",
+            "parity_holds": not any(report.failures() for report in reports.values()),
         }
         config.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    report.require()
+    for report in reports.values():
+        report.require()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
@@ -40,6 +40,25 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What the bundle's backend runs, and how.
+
+    Attributes:
+        encoder: File that it makes the encoder from: `encoder.onnx`, or an exact rewrite of it.
+        decoder: File that it makes the decoder from.
+        split: Whether a batch is split over the threads, each computing its share alone; otherwise all threads
+            compute the whole batch together. Only OpenVINO splits.
+        chosen: How `--backend auto` and the like came to this choice: the rule, the candidates and their figures.
+            Empty where everything was named.
+    """
+
+    encoder: str = ENCODER
+    decoder: str = DECODER
+    split: bool = False
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything that `manifest.json` says, field by field.
 
@@ -51,6 +70,7 @@ class Manifest:
         attributes: Names of the attributes that have a direction, in the order of the directions' rows.
         backend: Runtime that serves the bundle, for example "onnxruntime".
         precision: Arithmetic of the engines, for example "fp32".
+        engine: What the backend runs, and how.
         max_batch_size: Largest batch that the engines take, images.
         files: SHA-256 in hex of every file of the bundle but the manifest, by file name.
         parity: Figures of the parity gate that the bundle passed.
@@ -68,6 +88,7 @@ class Manifest:
     attributes: tuple[str, ...]
     backend: str
     precision: str
+    engine: Engine
     max_batch_size: int
     files: dict[str, str]
     parity: dict[str, Any]
@@ -110,10 +131,13 @@ class Manifest:
         _check_types(values)
         _check_keys("preprocessing", values["preprocessing"], Preprocessing)
         _check_preprocessing(values["preprocessing"])
+        _check_keys("engine", values["engine"], Engine)
+        _check_engine(values["engine"])
         return cls(
             **{
                 **values,
                 "preprocessing": Preprocessing(**values["preprocessing"]),
+                "engine": Engine(**values["engine"]),
                 "attributes": tuple(values["attributes"]),
             }
         )
@@ -144,7 +168,7 @@ class Bundle:
         if not folder.is_dir():
             raise BundleError(f"no bundle folder at {folder}; {_REBUILD}")
         manifest = _read_manifest(folder)
-        _verify_files(folder, manifest.files)
+        _verify_files(folder, manifest)
         try:
             directions = Directions.load(folder / DIRECTIONS)
         except DirectionsError as error:
@@ -184,11 +208,11 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
 
 
-def _verify_files(folder: Path, expected: dict[str, str]) -> None:
-    for name in _REQUIRED_FILES:
-        if name not in expected:
+def _verify_files(folder: Path, manifest: Manifest) -> None:
+    for name in (*_REQUIRED_FILES, manifest.engine.encoder, manifest.engine.decoder):
+        if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {name}; {_REBUILD}")
-    for name, digest in expected.items():
+    for name, digest in manifest.files.items():
         try:
             actual = sha256_of(folder / name)
         except FileNotFoundError:
@@ -202,8 +226,8 @@ def _verify_files(folder: Path, expected: dict[str, str]) -> None:
             )
 
 
-def _check_keys(what: str, values: dict[str, Any], model: type[Manifest] | type[Preprocessing]) -> None:
-    known = {field.name for field in fields(model)}
+def _check_keys(what: str, values: dict[str, Any], model: type[Any]) -> None:
+    known = {value.name for value in fields(model)}
     if unknown := sorted(set(values) - known):
         raise BundleError(f"unknown keys in the {what}: {', '.join(unknown)}; {_REBUILD}")
     if missing := sorted(known - set(values)):
@@ -214,7 +238,7 @@ def _check_types(values: dict[str, Any]) -> None:
     expected: dict[str, type] = {
         **dict.fromkeys(("image_size", "latent_dim", "max_batch_size"), int),
         **dict.fromkeys(("backend", "precision"), str),
-        **dict.fromkeys(("preprocessing", "files", "parity", "versions", "run"), dict),
+        **dict.fromkeys(("preprocessing", "engine", "files", "parity", "versions", "run"), dict),
         "attributes": list,
     }
     for name, kind in expected.items():
@@ -232,3 +256,9 @@ def _check_preprocessing(values: dict[str, Any]) -> None:
     crop = values["crop"]
     if crop is not None and (not isinstance(crop, int) or isinstance(crop, bool)):
         raise BundleError(f"preprocessing.crop must be a number of pixels or null, not {crop!r}; {_REBUILD}")
+
+
+def _check_engine(values: dict[str, Any]) -> None:
+    for name, kind in {"encoder": str, "decoder": str, "split": bool, "chosen": dict}.items():
+        if not isinstance(values[name], kind):
+            raise BundleError(f"engine.{name} must be {kind.__name__}, not {values[name]!r}; {_REBUILD}")

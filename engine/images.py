@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engine.bundle import Preprocessing
 from engine.errors import InvalidRequest
@@ -48,13 +48,13 @@ def from_raw(data: bytes, count: int, height: int, width: int, image_size: int) 
 
 
 def prepare(image: Image.Image, image_size: int, crop: int | None) -> Bytes:
-    """Makes a model input from an image, pixel for pixel as torchvision's CenterCrop and Resize do.
+    """Makes a model input from an image, pixel for pixel as training does with torchvision's CenterCrop and Resize.
 
-    With a crop, the centred square of that side is cut out and resized. Without, the shorter side is resized
-    to `image_size` and the centred square is cut out of that.
+    The image is turned upright as its EXIF orientation says. With a crop, the centred square of that side is cut
+    out and resized. Without, the shorter side is resized to `image_size` and the centred square is cut out of that.
 
     Args:
-        image: An image of any mode; Pillow's `convert("RGB")` makes it RGB.
+        image: An image of any mode, see `to_rgb`; it may be turned in place.
         image_size: Side S of the result, pixels.
         crop: Side of the square to cut out first, pixels, or None.
 
@@ -64,6 +64,7 @@ def prepare(image: Image.Image, image_size: int, crop: int | None) -> Bytes:
     Raises:
         InvalidRequest: When the image is smaller than the crop, or far from square and not cropped.
     """
+    ImageOps.exif_transpose(image, in_place=True)
     width, height = image.size
     if crop:
         if min(width, height) < crop:
@@ -71,14 +72,27 @@ def prepare(image: Image.Image, image_size: int, crop: int | None) -> Bytes:
                 f"is {width}x{height} pixels, smaller than the {crop}x{crop} that this model cuts out; "
                 f"send at least {crop}x{crop}, or a raw image of {image_size}x{image_size}"
             )
-        return np.asarray(_resize(_cut_centre(image, crop).convert("RGB"), image_size, image_size))
+        return np.asarray(_resize(to_rgb(_cut_centre(image, crop)), image_size, image_size))
     if max(width, height) > _MAX_ASPECT * min(width, height):
         raise InvalidRequest(f"is {width}x{height} pixels, too far from square; cut the face out first")
     if width <= height:
-        resized = _resize(image.convert("RGB"), image_size, int(image_size * height / width))
+        resized = _resize(to_rgb(image), image_size, int(image_size * height / width))
     else:
-        resized = _resize(image.convert("RGB"), int(image_size * width / height), image_size)
+        resized = _resize(to_rgb(image), int(image_size * width / height), image_size)
     return np.asarray(_cut_centre(resized, image_size))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: transparent parts show a white ground, 16-bit grey is scaled so that 65,535 is white.
+
+    An animation counts as its first frame; colour profiles are ignored.
+    """
+    if image.mode.startswith("I"):
+        return Image.fromarray(np.round(np.asarray(image) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 def _cut_centre(image: Image.Image, side: int) -> Image.Image:

@@ -27,18 +27,24 @@ from engine.bundle import (
     FORMAT_VERSION,
     MANIFEST,
     Bundle,
+    Engine,
     Manifest,
     Preprocessing,
     sha256_of,
 )
 from engine.errors import EngineError
+from export.contest import RULE, Candidate, Entry, rank, table
 from export.errors import InputError, ParityError
-from export.graphs import write_graphs
-from export.parity import Tolerances, compare
+from export.forms import DECODER_FORMS, ENCODER_FORMS, PLAIN, DecoderForm, EncoderForm
+from export.gate import Gate, Overrides
+from export.graphs import write_decoder, write_encoder
+from export.parity import Report
 from export.place import check_place, publish, staging
-from export.reference import EagerBackend
+from export.reference import NAME, EagerBackend
 from export.run import Run
-from export.versions import versions
+from export.support import Support
+from export.truth import Truth
+from export.versions import cpu_model, versions
 from trainer.errors import RunError
 
 Say = Callable[[str], None]
@@ -46,46 +52,81 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """What to build, from what, and how exact it must be."""
+    """What to build, from what, and how exact it must be.
+
+    What is left at auto is decided by a contest of a few seconds: each candidate encodes and decodes on this machine,
+    at batch 1 and at --max-batch, and the best of those that pass the parity gate is built.
+    """
 
     run: Path
     """Run folder of a finished training."""
     out: Path
     """Bundle folder to write; must not exist yet, unless with --force."""
-    backend: Literal["auto", "onnxruntime"] = "auto"
-    """Runtime that will serve the bundle; auto: ONNX Runtime."""
-    precision: Literal["fp32"] = "fp32"
-    """Arithmetic of the engines."""
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
+    """Runtime that will serve the bundle: onnxruntime (fp32) or openvino (fp32, bf16), both on the CPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    """Arithmetic of the engines: fp32 anywhere, bf16 where the CPU has units for it."""
+    encoder: Literal["auto"] | EncoderForm = "auto"
+    """Exact form of the encoder; product: its last convolution as a matrix product."""
+    decoder: Literal["auto"] | DecoderForm = "auto"
+    """Exact form of the decoder; tail: first layers merged, last one on half the side; phases: the one before too."""
+    split: Literal["auto", "yes", "no"] = "auto"
+    """Whether each thread computes a share of a batch alone (OpenVINO), or all compute the whole batch together."""
     max_batch: int = 32
     """Largest batch that the engines take, images."""
     threads: int | None = None
-    """Compute threads of the engines while parity is measured; None: all cores."""
-    latent_tolerance: float = Tolerances.latents
-    """Largest error of mu and log_var against PyTorch FP32, as a share of their spread over the samples."""
-    level_tolerance: int = Tolerances.levels
-    """Largest difference of any pixel against PyTorch FP32, 8-bit levels."""
+    """Compute threads of the engines while they are measured; None: all cores."""
+    latent_tolerance: float | None = None
+    """Largest error of mu and log_var against PyTorch FP32, as a share of their spread; None: the precision's."""
+    level_tolerance: int | None = None
+    """Largest difference of any pixel against PyTorch FP32, 8-bit levels; None: the precision's."""
+    psnr_tolerance: float | None = None
+    """Smallest PSNR of images against PyTorch FP32, dB; None: the precision's."""
     force: bool = False
     """Replace the bundle that is at --out; only ever a bundle."""
     dry_run: bool = False
-    """Check everything, print the resolved configuration and stop."""
+    """Check everything, print the resolved configuration and the candidates, and stop."""
 
     def __post_init__(self) -> None:
         for flag, value, least in (
             ("max-batch", self.max_batch, 1),
             ("latent-tolerance", self.latent_tolerance, 0),
             ("level-tolerance", self.level_tolerance, 0),
-            ("threads", 1 if self.threads is None else self.threads, 1),
+            ("psnr-tolerance", self.psnr_tolerance, 0),
+            ("threads", self.threads, 1),
         ):
-            if not value >= least:
+            if value is not None and not value >= least:
                 raise InputError(f"--{flag} {value}: must be at least {least}")
 
     def resolve(self) -> BuildConfig:
-        """The same configuration with nothing left to choose."""
-        return dataclasses.replace(
-            self,
-            backend="onnxruntime",
-            threads=self.threads or len(os.sched_getaffinity(0)),
-        )
+        """The same configuration with the number of threads filled in."""
+        return dataclasses.replace(self, threads=self.threads or len(os.sched_getaffinity(0)))
+
+    def candidates(self, support: Support) -> list[Candidate]:
+        """Everything that the flags leave to choose from.
+
+        Raises:
+            InputError: nothing is left.
+        """
+        encoders: tuple[EncoderForm, ...] = ENCODER_FORMS if self.encoder == "auto" else (self.encoder,)
+        decoders: tuple[DecoderForm, ...] = DECODER_FORMS if self.decoder == "auto" else (self.decoder,)
+        found = [
+            Candidate(backend, precision, encoder, decoder, split)
+            for backend, precision in support.choose(self.backend, self.precision)
+            for split in self._splits(backend)
+            for encoder in encoders
+            for decoder in decoders
+        ]
+        if not found:
+            raise InputError("--split yes: only openvino splits a batch over its threads; add --backend openvino")
+        return found
+
+    def _splits(self, backend: str) -> tuple[bool, ...]:
+        if backend != "openvino":
+            return () if self.split == "yes" else (False,)
+        if self.split == "auto":
+            return (False, True) if self.threads != 1 and self.max_batch > 1 else (False,)
+        return (self.split == "yes",)
 
 
 def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = lambda: False) -> Path:
@@ -93,7 +134,7 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
 
     Args:
         config: What to build.
-        say: Takes each line about the progress, and the parity table.
+        say: Takes each line about the progress, and the tables of contest and parity.
         stopped: Asked once more before the bundle gets its name; True gives up.
 
     Returns:
@@ -102,58 +143,122 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
     Raises:
         InputError: a flag, the run folder or the place for the bundle cannot be used.
         RunError: there is no run at `config.run`, or its configuration or weights cannot be read.
-        EngineError: the runtime is not installed, or refuses the graphs.
+        EngineError: a runtime is not installed, or refuses the graphs.
         ParityError: the engines differ from PyTorch by more than the tolerances. Nothing is written.
         KeyboardInterrupt: `stopped` said so. Nothing is written.
     """
     config = config.resolve()
     check_place(config.out, config.force)
+    support = Support.find()
+    candidates = config.candidates(support)
     run = Run.load(config.run)
     with staging(config.out) as folder:
         say(f"writing ONNX graphs of {config.run} ({run.config.model.image_size} pixels)")
-        write_graphs(run.model, folder, run.model_sha256)
+        _write_forms(run, candidates, folder)
         shutil.copyfile(config.run / DIRECTIONS, folder / DIRECTIONS)
-        bundle = Bundle(folder, _manifest(config, run, folder), run.directions)
-
-        say(f"opening {config.backend} engines, {config.precision}, {config.threads} threads")
-        engine = open_backend(bundle, config.threads)
-        warm_up(engine, bundle.manifest)
 
         say(f"measuring parity on {len(run.samples)} images")
-        report = compare(
-            engine,
-            EagerBackend(run.model),
-            run.samples,
-            run.directions,
-            batch_size=config.max_batch,
-            tolerances=Tolerances(config.latent_tolerance, config.level_tolerance),
+        threads = config.threads or 1
+        truth = Truth(NAME, EagerBackend(run.model), run.samples, run.directions, batch_size=config.max_batch)
+        overrides = Overrides(config.latent_tolerance, config.level_tolerance, config.psnr_tolerance)
+        gate = Gate(
+            folder,
+            truth,
+            max_batch=config.max_batch,
+            threads=threads,
+            tolerances=lambda _, precision: overrides.of(precision),
+            say=say,
         )
-        say(report.table())
-        report.require()
+        gate.require_portable()
 
-        manifest = dataclasses.replace(bundle.manifest, parity=report.to_json())
+        entries = _contest(config, run, candidates, folder, say)
+        for reason in support.missing if entries else ():
+            say(f"not in the contest: {reason}")
+        winner, report, rejected = _first_exact(gate, entries, candidates, say)
+        chosen = _chosen(entries, rejected, threads) if entries else {}
+        _drop_others(folder, winner)
+
+        manifest = _manifest(config, run, folder, winner=winner, chosen=chosen, report=report)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        Bundle.load(folder)
+        warm_up(open_backend(Bundle.load(folder), config.threads), manifest)
         if stopped():
             raise KeyboardInterrupt
         publish(folder, config.out)
-    say(f"bundle: {config.out} ({', '.join(sorted(manifest.files))})")
+    say(f"bundle: {config.out} ({', '.join(sorted(manifest.files))}), {winner}")
     return config.out
 
 
-def _manifest(config: BuildConfig, run: Run, folder: Path) -> Manifest:
-    """Describes the files of `folder`; the parity figures are still to come."""
+def _write_forms(run: Run, candidates: list[Candidate], folder: Path) -> None:
+    """Writes the portable graphs and those of all forms that candidates have."""
+    for encoder in sorted({PLAIN, *(candidate.encoder for candidate in candidates)}):
+        write_encoder(run.model, encoder, folder, run.model_sha256)
+    for decoder in sorted({PLAIN, *(candidate.decoder for candidate in candidates)}):
+        write_decoder(run.model, decoder, folder, run.model_sha256)
+
+
+def _contest(config: BuildConfig, run: Run, candidates: list[Candidate], folder: Path, say: Say) -> list[Entry]:
+    """The candidates with their times, best first; empty if there is nothing to choose."""
+    if len(candidates) == 1:
+        return []
+    say(f"measuring {len(candidates)} candidates, {config.threads} threads")
+    entries = rank(candidates, folder, run.config.model, max_batch=config.max_batch, threads=config.threads or 1)
+    say(table(entries))
+    return entries
+
+
+def _first_exact(
+    gate: Gate, entries: list[Entry], candidates: list[Candidate], say: Say
+) -> tuple[Candidate, Report, dict[Candidate, str]]:
+    """The first candidate that passes the gate, its report, and why those before it did not.
+
+    Raises:
+        ParityError: none passes; says why the best one does not.
+    """
+    rejected: dict[Candidate, str] = {}
+    for candidate in [entry.candidate for entry in entries] or candidates:
+        try:
+            return candidate, gate.check(candidate.backend, candidate.precision, _engine(candidate)), rejected
+        except ParityError as error:
+            rejected[candidate] = str(error)
+            say(f"{candidate}: {error}")
+    raise ParityError(next(iter(rejected.values())))
+
+
+def _engine(candidate: Candidate, chosen: dict[str, Any] | None = None) -> Engine:
+    return Engine(*candidate.files, candidate.split, chosen or {})
+
+
+def _chosen(entries: list[Entry], rejected: dict[Candidate, str], threads: int) -> dict[str, Any]:
+    return {
+        "rule": RULE,
+        "cpu": cpu_model(),
+        "threads": threads,
+        "candidates": [{**entry.to_json(), "rejected": rejected.get(entry.candidate)} for entry in entries],
+    }
+
+
+def _drop_others(folder: Path, winner: Candidate) -> None:
+    """Removes the graphs of other forms; the portable ones stay."""
+    for path in folder.glob("*.onnx"):
+        if path.name not in {ENCODER, DECODER, *winner.files}:
+            path.unlink()
+
+
+def _manifest(
+    config: BuildConfig, run: Run, folder: Path, *, winner: Candidate, chosen: dict[str, Any], report: Report
+) -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
         image_size=run.config.model.image_size,
         latent_dim=run.config.model.latent_dim,
         preprocessing=Preprocessing(crop=run.config.crop or None),
         attributes=run.directions.names,
-        backend=config.backend,
-        precision=config.precision,
+        backend=winner.backend,
+        precision=winner.precision,
+        engine=_engine(winner, chosen),
         max_batch_size=config.max_batch,
-        files={name: sha256_of(folder / name) for name in (ENCODER, DECODER, DIRECTIONS)},
-        parity={},
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        parity=report.to_json(),
         versions=versions(),
         run={
             "preset": run.config.preset,
@@ -172,9 +277,11 @@ def _dry_run(config: BuildConfig) -> dict[str, Any]:
     """Checks what `build` checks first; returns the resolved configuration and what it would build from."""
     config = config.resolve()
     check_place(config.out, config.force)
+    candidates = config.candidates(Support.find())
     run = Run.load(config.run)
     return {
         "config": dataclasses.asdict(config),
+        "candidates": [str(candidate) for candidate in candidates],
         "model": {**dataclasses.asdict(run.config.model), "sha256": run.model_sha256},
         "attributes": run.directions.names,
         "samples": len(run.samples),

@@ -1,6 +1,6 @@
 """The two ONNX graphs of a model: uint8 images outside, all scaling and layout inside, any batch size.
 
-Shapes: N batch (dynamic), S image_size, D latent_dim, C channels[-1], s = S / 32.
+Shapes: N batch (dynamic), S image_size, D latent_dim, C channels[-1], s side of the deepest features.
 """
 
 from __future__ import annotations
@@ -8,77 +8,66 @@ from __future__ import annotations
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from engine.bundle import DECODER, ENCODER, FORMAT_VERSION
-from export.rewrite import fold_batch_norm
-from trainer.model import VAE, Decoder, Encoder
+from export.forms import PLAIN, DecoderForm, EncoderForm, decoder_graph, encoder_graph
+from trainer.model import VAE
 
 OPSET = 17
 """The newest ONNX opset that every supported TensorRT parser reads."""
 
 
-class EncoderGraph(nn.Module):
-    """Images, uint8 (N, S, S, 3) RGB, to mu and log_var, float32 (N, D) each."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes."""
-        mu, log_var = self.encoder(images.permute(0, 3, 1, 2).float() / 255)
-        return mu, log_var
-
-
-class DecoderGraph(nn.Module):
-    """Latents, float32 (N, D), to images, uint8 (N, S, S, 3) RGB, rounded half to even."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Decodes."""
-        pixels: Tensor = self.decoder(latents)  # (N, 3, S, S)
-        levels = (pixels * 255).round().clamp(0, 255)
-        return levels.to(torch.uint8).permute(0, 2, 3, 1)
-
-
 def write_graphs(model: VAE, folder: Path, model_sha256: str) -> None:
-    """Writes encoder.onnx and decoder.onnx, float32: the same model gives the same bytes.
+    """Writes encoder.onnx and decoder.onnx in their plain forms, float32: the same model gives the same bytes.
 
     Args:
         model: The VAE in evaluation mode, on the CPU.
         folder: Where to write; must exist.
         model_sha256: SHA-256 of the run's weights, hex; recorded in the graphs' metadata.
     """
-    size, latent_dim = model.config.image_size, model.config.latent_dim
+    write_encoder(model, PLAIN, folder, model_sha256)
+    write_decoder(model, PLAIN, folder, model_sha256)
+
+
+def write_encoder(model: VAE, form: EncoderForm, folder: Path, model_sha256: str) -> str:
+    """Writes the encoder in one form; otherwise as `write_graphs`. Returns the file's name."""
+    size = model.config.image_size
     # An exporter may take a batch of one for a constant; two stays dynamic.
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    latents = torch.zeros(2, latent_dim)
-    encoder = EncoderGraph(fold_batch_norm(model.encoder))
-    decoder = DecoderGraph(fold_batch_norm(model.decoder))
-    for file, graph, sample, inputs, outputs in (
-        (ENCODER, encoder, images, ["images"], ["mu", "log_var"]),
-        (DECODER, decoder, latents, ["latents"], ["images"]),
-    ):
-        _trace(graph, sample, folder / file, inputs, outputs)
-        # The tracer loses height and width behind the Reshape; ONNX's own inference finds them.
-        traced = onnx.shape_inference.infer_shapes(onnx.load(folder / file), strict_mode=True)
-        traced.graph.ClearField("value_info")
-        _label(traced, Path(file).stem, model_sha256)
-        onnx.checker.check_model(traced, full_check=True)
-        (folder / file).write_bytes(traced.SerializeToString(deterministic=True))
+    name = file_name(ENCODER, form)
+    _trace(encoder_graph(model.encoder, form), images, folder / name, ["images"], ["mu", "log_var"])
+    _finish(folder / name, model_sha256)
+    return name
+
+
+def write_decoder(model: VAE, form: DecoderForm, folder: Path, model_sha256: str) -> str:
+    """Writes the decoder in one form; otherwise as `write_graphs`. Returns the file's name."""
+    latents = torch.zeros(2, model.config.latent_dim)
+    name = file_name(DECODER, form)
+    _trace(decoder_graph(model.decoder, form), latents, folder / name, ["latents"], ["images"])
+    _finish(folder / name, model_sha256)
+    return name
+
+
+def file_name(graph: str, form: str) -> str:
+    """Name of the file of a graph in a form: encoder.onnx, encoder.product.onnx."""
+    return graph if form == PLAIN else f"{Path(graph).stem}.{form}{Path(graph).suffix}"
 
 
 def _trace(graph: nn.Module, sample: Tensor, path: Path, inputs: list[str], outputs: list[str]) -> None:
     with warnings.catch_warnings():
         # The TorchScript exporter is deprecated, but it alone writes opset 17 itself, with no more packages.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="Constant folding")  # what it leaves, _fold_constants folds
         torch.onnx.export(
             graph,
             (sample,),
@@ -89,6 +78,37 @@ def _trace(graph: nn.Module, sample: Tensor, path: Path, inputs: list[str], outp
             output_names=outputs,
             dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
         )
+
+
+def _finish(path: Path, model_sha256: str) -> None:
+    """Simplifies, labels and checks a traced graph."""
+    traced = onnx.load(path)
+    _fold_constants(traced.graph)
+    # The tracer loses height and width behind the Reshape; ONNX's own inference finds them.
+    traced = onnx.shape_inference.infer_shapes(traced, strict_mode=True)
+    traced.graph.ClearField("value_info")
+    _label(traced, path.stem, model_sha256)
+    onnx.checker.check_model(traced, full_check=True)
+    path.write_bytes(traced.SerializeToString(deterministic=True))
+
+
+def _fold_constants(graph: onnx.GraphProto) -> None:
+    """Replaces nodes that depend on no input by their values: the tracer spells out how a padding is computed."""
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    computed: dict[str, npt.NDArray[Any]] = {}
+    nodes = list(graph.node)
+    for node in nodes:
+        if all(not name or name in known for name in node.input):
+            inputs = {name: known[name] for name in node.input if name}
+            values = list(ReferenceEvaluator(node).run(None, inputs))
+            computed |= dict(zip(node.output, values, strict=True))
+            known |= computed
+            graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    kept += [numpy_helper.from_array(np.asarray(computed[name]), name) for name in computed if name in used]
+    graph.ClearField("initializer")
+    graph.initializer.extend(kept)
 
 
 def _label(traced: onnx.ModelProto, name: str, model_sha256: str) -> None:

@@ -65,3 +65,74 @@ def _double(values: Tensor | None, default: float, norm: nn.BatchNorm2d) -> Tens
     if values is None:
         return torch.full((norm.num_features,), default, dtype=torch.float64)
     return values.detach().double()
+
+
+def merge_affine(function: nn.Module, inputs: int) -> nn.Linear:
+    """Layers without an activation between them, as the one matrix that they are.
+
+    Args:
+        function: An affine map of (N, inputs) to (N, ...), in evaluation mode; left as it is.
+        inputs: Number of its inputs.
+
+    Returns:
+        The same map to (N, M), its results flattened; computed in float64 and rounded once.
+    """
+    exact = copy.deepcopy(function).double()
+    with torch.no_grad():
+        origin: Tensor = exact(torch.zeros(1, inputs, dtype=torch.float64))
+        columns: Tensor = exact(torch.eye(inputs, dtype=torch.float64)) - origin
+    layer = nn.Linear(inputs, origin.numel())
+    layer.weight = nn.Parameter(columns.flatten(1).T.float().contiguous())
+    layer.bias = nn.Parameter(origin.flatten().float())
+    return layer
+
+
+class ProductConvolution(nn.Module):
+    """A convolution of a small image, (N, I, h, h) to (N, O, h', h'), as one matrix product per position.
+
+    Runtimes parallelise a convolution along a row, and at its deepest the encoder's rows have two positions.
+
+    Args:
+        layer: The convolution, of one group, with zero padding; left as it is.
+        side: Side h of the images.
+    """
+
+    indices: Tensor
+
+    def __init__(self, layer: nn.Conv2d, side: int) -> None:
+        super().__init__()
+        if layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
+            raise ValueError(f"only convolutions of one group with zero padding can be rewritten, not {layer}")
+        # Where each position of each window lies in the flattened image; h * h is a position that holds zeros.
+        grid = torch.full((1, 1, side, side), 0.0)
+        grid[0, 0] = torch.arange(1, side * side + 1).view(side, side)
+        windows = nn.functional.unfold(grid, layer.kernel_size, 1, layer.padding, layer.stride)  # type: ignore[arg-type]
+        self.register_buffer("indices", (windows[0].T.flatten().long() - 1) % (side * side + 1))
+        self.side = (side + 2 * int(layer.padding[0]) - layer.kernel_size[0]) // layer.stride[0] + 1
+        out_channels, in_channels = layer.weight.shape[:2]
+        taps = layer.kernel_size[0] * layer.kernel_size[1]
+        self.product = nn.Linear(taps * in_channels, out_channels)
+        weight = layer.weight.detach().permute(0, 2, 3, 1).flatten(1)
+        self.product.weight = nn.Parameter(weight.contiguous())
+        bias = torch.zeros(out_channels) if layer.bias is None else layer.bias.detach().clone()
+        self.product.bias = nn.Parameter(bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Convolves (N, I, h, h); the result is (N, h' * h', O), to be read by `by_position` layers."""
+        pixels = nn.functional.pad(images.flatten(2).permute(0, 2, 1), (0, 0, 0, 1))  # (N, h*h + 1, I)
+        windows = pixels[:, self.indices].reshape(-1, self.side**2, self.product.in_features)
+        products: Tensor = self.product(windows)
+        return products
+
+
+def by_position(layer: nn.Linear, channels: int) -> nn.Linear:
+    """A linear layer that reads flattened (O, P) features, as one that reads the same features as (P, O).
+
+    Args:
+        layer: The layer; left as it is.
+        channels: O.
+    """
+    turned = copy.deepcopy(layer)
+    weight = layer.weight.detach().reshape(layer.out_features, channels, -1).transpose(1, 2).flatten(1)
+    turned.weight = nn.Parameter(weight.contiguous())
+    return turned

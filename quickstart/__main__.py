@@ -19,10 +19,13 @@ from engine.bundle import MANIFEST, sha256_of
 from quickstart import report
 from quickstart.client import Job, read_order
 from trainer import checkpoint, dataset
+from trainer.classifier import classifier_of
 from trainer.config import TrainConfig
 from trainer.errors import DataError, RunError, TrainerError
-from trainer.evaluate import EVALUATION, JUDGED_ATTRIBUTES, classifier_of, rows_to_edit
+from trainer.evaluate import EVALUATION, REPORT
 from trainer.faces import FACES_VERSION
+from trainer.measures.edit_sitting import rows_to_edit
+from trainer.measures.editing import JUDGED_ATTRIBUTES
 from trainer.perceptual import load_backbone
 from trainer.placement import Placement
 from trainer.presets import quickstart as preset
@@ -68,7 +71,12 @@ class Quickstart:
         """
         wanted = self.training()
         if self.data is not None:
-            dataset.read_index(self.data)
+            index = dataset.read_index(self.data)
+            if not set(JUDGED_ATTRIBUTES) & set(index.attributes):
+                raise DataError(
+                    f"--data {self.data}: has no labels of {' or '.join(JUDGED_ATTRIBUTES)}, so there would be nothing "
+                    "to edit; give a data set with labels, or train on this one with `python -m trainer train`"
+                )
         if wanted.vgg_weights is not None:
             load_backbone(wanted.taps, wanted.vgg_weights, wanted.seed)
 
@@ -158,7 +166,8 @@ def evaluate(config: Quickstart, data: Path, run: Path, stages: Stages) -> dict[
     if path.is_file() and path.stat().st_mtime > weights.stat().st_mtime:
         stages.reuse("evaluation", path)
     else:
-        stages.run("evaluation", "trainer", "evaluate", run, "--data", data, "--strength", config.strength)
+        options = ("--strength", config.strength, "--skip", "lpips", "fid")  # these may download, and take minutes
+        stages.run("evaluation", "trainer", "evaluate", run, "--data", data, *options)
     metrics: dict[str, Any] = json.loads(path.read_text())
     return metrics
 
@@ -181,7 +190,6 @@ def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
 
 def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str], path: Path) -> list[Job]:
     """Which held-out faces the client is to edit, and how: adding and removing each judged attribute."""
-    images = (data.index.root / dataset.IMAGES).resolve()
     jobs = []
     for attribute in JUDGED_ATTRIBUTES:
         for strength in (config.strength, -config.strength):
@@ -189,7 +197,7 @@ def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str
                 continue
             rows = rows_to_edit(data, attribute, strength)
             if len(rows):
-                files = [str(images / data.index.files[row]) for row in rows]
+                files = [str(data.index.path(row).resolve()) for row in rows]
                 jobs.append({"attribute": attribute, "strength": strength, "files": files})
     if not jobs:
         raise DataError(
@@ -236,7 +244,7 @@ def main() -> int:
         jobs = write_order(config, data, manifest["attributes"], order)
         serve_and_edit(bundle, order, config.out / "edits.npz", stages)
         classifier = classifier_of(run, data, Placement.of())
-        metrics["edits"] = report.judge(classifier, jobs, config.out / "edits.npz", config.out)
+        metrics["served_edits"] = report.judge(classifier, jobs, config.out / "edits.npz", config.out)
     except (StageError, TrainerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StageError) else 2
@@ -244,6 +252,7 @@ def main() -> int:
         return 130
     for figure in (run / "figures").glob("*.png"):
         shutil.copyfile(figure, config.out / figure.name)
+    shutil.copyfile(run / REPORT, config.out / REPORT)
     largest = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     metrics |= {
         "parity": manifest["parity"],
@@ -253,7 +262,7 @@ def main() -> int:
     checkpoint.write_json(config.out / EVALUATION, metrics)
     print(f"\n{report.summary(metrics)}")
     print(f"time: {metrics['seconds']['total']:.0f} s; largest process: {metrics['peak_memory_mib']} MiB")
-    print(f"figures and {EVALUATION}: {config.out}/")
+    print(f"figures, {EVALUATION} and {REPORT}: {config.out}/")
     for figure in sorted(config.out.glob("*.png")):
         print(f"  {figure}")
     return 0

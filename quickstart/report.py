@@ -11,7 +11,7 @@ import numpy as np
 from quickstart.client import STRIP_STRENGTHS, Job
 from trainer import figures
 from trainer.classifier import Classifier
-from trainer.evaluate import judge_edit
+from trainer.measures.edit_quality import judge_edit
 
 
 def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) -> list[dict[str, Any]]:
@@ -53,10 +53,14 @@ def summary(metrics: dict[str, Any]) -> str:
         f"(always the majority: {judge_of['majority_mean']:.1%})",
         f"{'edit over gRPC':<34}{'faces':>7}{'flipped':>9}{'kept':>8}{'judge':>8}",
     ]
-    for edit in metrics["edits"]:
+    for edit in metrics["served_edits"]:
         name = f"{edit['attribute']} at strength {edit['strength']:+.1f}"
-        lines.append(
-            f"{name:<34}{edit['faces']:>7}{edit['flipped']:>9.1%}{edit['kept']:>8.1%}"
-            f"{judge_of['accuracy'][edit['attribute']]:>8.1%}"
-        )
+        flipped, kept = (_percent(edit[share]) for share in ("flipped", "kept"))
+        right = _percent(judge_of["accuracy"][edit["attribute"]])
+        lines.append(f"{name:<34}{edit['faces']:>7}{flipped:>9}{kept:>8}{right:>8}")
     return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    """None, where there were no faces to judge, as a dash."""
+    return "-" if share is None else f"{share:.1%}"

@@ -1,5 +1,6 @@
 """Small but real run folders: random weights and batch norm statistics, written through the trainer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,21 @@ def smooth_images(count: int, size: int) -> npt.NDArray[np.uint8]:
     return images
 
 
-def small_vae(image_size: int = 64) -> VAE:
+SEED_FORM = ModelConfig(latent_dim=LATENT_DIM, channels=(8, 8, 16, 16, 24))
+"""The seed's network with few channels."""
+FORMS = {
+    "seed-64": SEED_FORM,
+    "seed-128": replace(SEED_FORM, image_size=128),
+    "paper-64": replace(SEED_FORM, channels=(8, 8, 16, 24), kernel_size=4, decoder="nearest"),
+    "kernel-4": replace(SEED_FORM, kernel_size=4),
+}
+"""Every form of network that the configuration can ask for."""
+
+
+def small_vae(form: ModelConfig = SEED_FORM) -> VAE:
     """A VAE with few channels, in evaluation mode; the same one each time."""
     torch.manual_seed(0)
-    model = VAE(ModelConfig(image_size=image_size, latent_dim=LATENT_DIM, channels=(8, 8, 16, 16, 24)))
+    model = VAE(form)
     randomise(model)
     return model.eval()
 
@@ -55,7 +67,7 @@ def small_vae(image_size: int = 64) -> VAE:
 def write_run(folder: Path, image_size: int = 64, samples: int = 11) -> Path:
     """A run folder as a finished training leaves it, without figures and metrics."""
     folder.mkdir()
-    model = small_vae(image_size)
+    model = small_vae(replace(SEED_FORM, image_size=image_size))
     config = TrainConfig(preset="plain", model=model.config, taps=(), crop=148)
     save_config(folder, config, {"data": PRIVATE_PATH, "images": {"train": 90}, "steps": 7})
     save_model(folder, model)

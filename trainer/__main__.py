@@ -1,18 +1,24 @@
-"""Command line of the trainer: `python -m trainer {faces,train,evaluate}`."""
+"""Trains a DFC-VAE on faces and judges it: `python -m trainer {faces,train,evaluate}`."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import errno
+import inspect
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import tyro
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, TrainerError
+from trainer.options import Options
 from trainer.presets import PRESETS
 
 
@@ -38,23 +44,25 @@ class Faces:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measure a run on the test split; writes metrics.json and figures/ into the run folder."""
+    """Measure a run on the test split; writes metrics.json, figures/ and report.html into the run folder."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
     data: Path
-    """Data set in CelebA's layout."""
-    strength: float = 1.5
-    """Strength of the judged edits, in multiples of the attribute direction."""
+    """Data set, as for train."""
+    options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
+    """How to judge."""
 
     def __call__(self) -> None:
         """Runs the command."""
         from trainer import checkpoint, dataset  # noqa: PLC0415
-        from trainer.evaluate import evaluate  # noqa: PLC0415
+        from trainer.evaluate import REPORT, evaluate  # noqa: PLC0415
+        from trainer.measures.report import summary  # noqa: PLC0415
 
         config, _ = checkpoint.load_config(self.run)
         data = dataset.load(self.data, config.model.image_size, config.crop)
-        print(json.dumps(evaluate(self.run, data, self.strength), indent=2))
+        print(summary(evaluate(self.run, data, self.options)))
+        print(f"report: {self.run / REPORT}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +70,27 @@ class Train:
     """Where a run reads and writes; every field of the configuration is a flag as well."""
 
     data: Path
-    """Data set in CelebA's layout."""
+    """Data set: a folder in CelebA's layout, or any folder of images (which has no attributes to edit)."""
     out: Path
-    """Run folder to write."""
-    resume: bool = False
+    """Run folder to write; new, and outside the data set."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the run folder's checkpoint; start if it has none."""
-    dry_run: bool = False
-    """Print the resolved configuration and stop."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Check everything, print the resolved configuration and what the run would do, and stop."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
     """What to compute."""
 
     def __call__(self) -> None:
         """Runs the command."""
-        if self.dry_run:
-            print(json.dumps(self.config.to_json(), indent=2))
-            return
-        from trainer import dataset, loop  # noqa: PLC0415
+        from trainer.plan import Plan  # noqa: PLC0415  (start-up: --help need not load torch)
 
-        data = dataset.load(self.data, self.config.model.image_size, self.config.crop)
+        plan = Plan.of(self.config, self.data, self.out, self.resume)
+        if self.dry_run:
+            print(json.dumps({"config": self.config.to_json(), "plan": plan.to_json()}, indent=2))
+            return
+        data = plan.data()
+        from trainer import loop  # noqa: PLC0415
+
         loop.train(self.config, data, self.out, self.resume)
 
 
@@ -89,10 +100,28 @@ def _preset(arguments: list[str]) -> TrainConfig:
     for position, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag == "--preset":
-            name = value if equals else (arguments[position + 1 :] or ["nothing"])[0]
+            name = value if equals else "".join(arguments[position + 1 : position + 2])
     if name not in PRESETS:
-        raise ConfigError(f"--preset {name}: choose one of {', '.join(PRESETS)}")
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        nearest = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"--preset {name}: unknown; {nearest}The presets are {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+def _refuse_idle(config: TrainConfig, arguments: list[str]) -> None:
+    """Refuses flags that were given and would change nothing."""
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    for name, reason in config.idle().items():
+        flag = name.replace("_", "-")
+        if given & {f"--{flag}", f"--no-{flag}"}:
+            raise ConfigError(f"--{flag}: has no effect here, as {reason}")
+
+
+def _train_help() -> str:
+    """What `train` does, and one sentence a preset: the first line of its docstring."""
+    presets = (f"- {name}: {(inspect.getdoc(make) or '').splitlines()[0]}" for name, make in PRESETS.items())
+    intro = "Train on a folder of faces. --preset sets the defaults of the other flags; the presets are:"
+    return "\n".join((intro, *presets))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,23 +132,51 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    received: list[int] = [signal.SIGINT]
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)  # so that it, like SIGINT, leaves no half-written file
     try:
         default = Train(data=tyro.MISSING, out=tyro.MISSING, config=_preset(arguments))
         command: Faces | Train | Evaluate = tyro.cli(
             Annotated[Faces, tyro.conf.subcommand("faces")]
-            | Annotated[Train, tyro.conf.subcommand("train", default=default)]
+            | Annotated[Train, tyro.conf.subcommand("train", default=default, description=_train_help())]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
             args=arguments,
             prog="python -m trainer",
             description=__doc__,
         )
+        if isinstance(command, Train):
+            _refuse_idle(command.config, arguments)
         command()
-    except (TrainerError, OSError) as error:
+    except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, TrainerError) else 2
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        return 130
+        print("error: interrupted", file=sys.stderr)
+        return 128 + received[-1]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _sentence(error: OSError) -> str:
+    """What the operating system refused, and the mend."""
+    if error.errno is None or error.filename is None:
+        return str(error)
+    mends = {
+        errno.ENOSPC: "free some space, or choose a place on another disk",
+        errno.EACCES: "give yourself access, or choose another place",
+        errno.EROFS: "choose a place that can be written to",
+    }
+    mend = mends.get(error.errno, "see that it is there and of the right kind")
+    return f"{error.filename}: {(error.strerror or 'failed').lower()}; {mend}"
 
 
 if __name__ == "__main__":

@@ -1,21 +1,28 @@
 """The run folder: what training leaves behind, written so that an interruption never tears a file.
 
-config.json          the configuration, and what it resolved to on this machine
-model.safetensors    the weights, float32
-checkpoint.pt        everything that an exact resume needs
+config.json              the configuration, and what it resolved to on this machine
+model.safetensors        the weights, float32
+checkpoint.pt            everything that an exact resume needs
+metrics.jsonl            losses per logged step, validation per epoch
+directions.safetensors   the attribute directions
+samples.safetensors      held-out images, `images` (N, S, S, 3) uint8: what export's parity gate compares on, anywhere
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, RunError
@@ -23,10 +30,48 @@ from trainer.model import VAE
 
 RUN_FORMAT_VERSION = 1
 CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
+METRICS, SAMPLES, DIRECTIONS = "metrics.jsonl", "samples.safetensors", "directions.safetensors"
+
+
+@contextmanager
+def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
+    """Makes the run folder, sees that there is room in it, and keeps other trainings out of it.
+
+    Args:
+        run: the run folder.
+        needed_bytes: what training will write there.
+
+    Raises:
+        RunError: the folder cannot be written to, the disk is too full, or another process trains there.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{run} is in use: another process trains there; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise RunError(f"{run} cannot be written to ({error.strerror}); choose another --out") from error
+    try:
+        for left in run.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        free = shutil.disk_usage(run).free
+        if free < needed_bytes:
+            raise RunError(
+                f"{run}: training writes up to {needed_bytes / 1e6:,.0f} MB, and the disk has {free / 1e6:,.0f} MB "
+                "free; free some space, or choose another --out"
+            )
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` on a temporary sibling, flushes it to disk and renames it to `path`."""
+    """Calls `write` on a temporary sibling, flushes it to disk and renames it to `path`.
+
+    Raises:
+        RunError: it could not be written; what was at `path` before still is.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -34,6 +79,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise RunError(
+            f"{path} could not be written ({reason}), so it is as it was before; free some space or mend the disk, "
+            "then go on with --resume"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,7 +130,7 @@ def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
 def save_model(run: Path, model: VAE) -> None:
     """Writes model.safetensors."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(run / MODEL, lambda file: save_file(tensors, file))
+    write_atomically(run / MODEL, lambda file: file.write_bytes(save(tensors)))
 
 
 def load_model(run: Path) -> VAE:
@@ -102,7 +153,9 @@ def load_model(run: Path) -> VAE:
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
     """Writes checkpoint.pt."""
-    write_atomically(run / CHECKPOINT, lambda file: torch.save(state, file))
+    buffer = io.BytesIO()  # a full disk must not meet PyTorch's zip writer, which may end the process
+    torch.save(state, buffer)
+    write_atomically(run / CHECKPOINT, lambda file: file.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(run: Path) -> dict[str, Any]:

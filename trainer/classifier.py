@@ -1,13 +1,13 @@
 """A small image classifier that judges edits. It is trained on the train split's images, never on latents.
 
-Shapes: B batch, A attributes, S image side.
+Shapes: B batch, N images, A attributes, S image side.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,19 @@ from trainer.placement import Placement
 
 logger = logging.getLogger(__name__)
 
-VERSION = "1"
+CLASSIFIER = "classifier.safetensors"
+VERSION = "2"
+NUM_IMAGES = 54_000
+"""Images that it sees in training, if that makes 2 to 20 epochs."""
+BATCH_SIZE, PEAK_LR, WEIGHT_DECAY = 128, 4e-3, 1e-2
+MIN_BLUR_SCALE = 0.3
+"""Smallest size that images are brought down to and up again from in augmentation, as a share of theirs."""
 
 
 class Network(nn.Sequential):
     """Four convolutions of stride two and a linear layer: (B, 3, S, S) in [0, 1] to (B, A) logits."""
 
-    def __init__(self, num_attributes: int, widths: tuple[int, ...] = (24, 48, 96, 128)) -> None:
+    def __init__(self, num_attributes: int, widths: tuple[int, ...] = (32, 64, 128, 192)) -> None:
         layers: list[nn.Module] = []
         for in_channels, out_channels in zip((3, *widths), widths, strict=False):
             layers += [
@@ -67,19 +73,26 @@ class Classifier:
     place: Placement
 
     @torch.no_grad()
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Which attributes it sees.
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Averages over each image and its mirror image.
 
         Args:
             images: (N, S, S, 3) uint8.
 
         Returns:
-            (N, A) bool.
+            (N, A) float32; above 0 where it sees the attribute.
         """
-        parts = [
-            self.network(self.place.images(images[start : start + 256])) > 0 for start in range(0, len(images), 256)
-        ]
-        return torch.cat(parts).cpu().numpy()
+        logits = np.empty((len(images), len(self.attributes)), np.float32)
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = self.place.images(images[start : start + BATCH_SIZE])
+            with self.place.autocast():
+                both = self.network(batch) + self.network(batch.flip(-1))
+            logits[start : start + BATCH_SIZE] = (both.float() / 2).cpu().numpy()
+        return logits
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which attributes it sees on images (N, S, S, 3) uint8: (N, A)."""
+        return self.logits(images) > 0
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Writes the weights, with everything else in the file's metadata."""
@@ -110,6 +123,17 @@ class Classifier:
         return cls(place.module(network).eval(), attributes, accuracy, majority, place)
 
 
+def classifier_of(folder: Path, data: FaceData, place: Placement) -> Classifier:
+    """The judge for a data set: read from `folder` if it holds one for these very data, else trained and kept there."""
+    path = folder / CLASSIFIER
+    classifier = Classifier.load(path, data.fingerprint, place)
+    if classifier is None:
+        epochs = round(NUM_IMAGES / len(data.rows("train")))
+        classifier = train_classifier(data, place, min(max(epochs, 2), 20))
+        classifier.save(path, data.fingerprint)
+    return classifier
+
+
 def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 0) -> Classifier:
     """Trains on the train split and measures the accuracy on the test split.
 
@@ -119,39 +143,41 @@ def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 
         epochs: passes over the train split.
         seed: of the weights, the order and the augmentation.
     """
-    torch.manual_seed(seed)
-    labels, rows = data.index.labels, data.rows("train")
-    network = place.module(Network(labels.shape[1]))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    batch_size, random = 128, np.random.default_rng(seed)
-    steps = epochs * max(1, len(rows) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    order = np.concatenate([random.permutation(rows) for _ in range(epochs)])
-    for step in tqdm(range(steps), "training the classifier", unit="step"):
-        batch = order[step * batch_size :][:batch_size]
-        images = _augment(place.images(data.images[batch]), random)
-        wanted = torch.from_numpy(labels[batch]).float().to(place.device)
-        with place.autocast():
-            logits = network(images)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), wanted)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    network.eval()
-    return _measured(Classifier(network, data.index.attributes, {}, {}, place), data)
+    labels, rows, random = data.index.labels, data.rows("train"), np.random.default_rng(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = place.module(Network(labels.shape[1]))
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+        steps = epochs * max(1, len(rows) // BATCH_SIZE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
+        order = np.concatenate([random.permutation(rows) for _ in range(epochs)])
+        for step in tqdm(range(steps), "training the classifier", unit="step"):
+            batch = order[step * BATCH_SIZE :][:BATCH_SIZE]
+            images = _augment(place.images(data.images[batch]), random)
+            wanted = torch.from_numpy(labels[batch]).float().to(place.device)
+            with place.autocast():
+                logits = network(images)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), wanted)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return _measured(Classifier(network.eval(), data.index.attributes, {}, {}, place), data)
 
 
 def _augment(images: Tensor, random: np.random.Generator) -> Tensor:
-    """Mirrors and blurs at random, per batch: reconstructions, smoother than photographs, are to be judged too."""
-    if random.random() < 0.5:
-        images = images.flip(-1)
-    if random.random() < 0.5:
-        size = images.shape[-1]
-        scale = random.uniform(0.4, 1.0)
-        small = F.interpolate(images, size=max(8, round(size * scale)), mode="bilinear", antialias=True)
-        images = F.interpolate(small, size=size, mode="bilinear")
-    return images
+    """Mirrors each image with probability one half, and blurs the first half of a batch.
+
+    Reconstructions, smoother than photographs, are to be judged too.
+    """
+    mirrored = torch.from_numpy(random.random(len(images)) < 0.5).to(images.device)
+    images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+    size, half = images.shape[-1], len(images) // 2
+    if not half:
+        return images
+    small_size = max(8, round(size * random.uniform(MIN_BLUR_SCALE, 1.0)))
+    small = F.interpolate(images[:half], size=small_size, mode="bilinear", antialias=True)
+    return torch.cat([F.interpolate(small, size=size, mode="bilinear"), images[half:]])
 
 
 def _measured(classifier: Classifier, data: FaceData) -> Classifier:
@@ -160,10 +186,8 @@ def _measured(classifier: Classifier, data: FaceData) -> Classifier:
     right = (classifier.predict(data.images[rows]) == truth).mean(0)
     share = truth.mean(0)
     names = classifier.attributes
-    return Classifier(
-        classifier.network,
-        names,
-        dict(zip(names, map(float, right), strict=True)),
-        dict(zip(names, map(float, np.maximum(share, 1 - share)), strict=True)),
-        classifier.place,
+    return replace(
+        classifier,
+        accuracy=dict(zip(names, map(float, right), strict=True)),
+        majority=dict(zip(names, map(float, np.maximum(share, 1 - share)), strict=True)),
     )

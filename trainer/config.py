@@ -19,6 +19,16 @@ VGG19_TAPS = (
 """The ReLU outputs of VGG19 in order of depth: what `taps` may name."""
 
 
+HARMLESS = ("preset", "device", "compile", "log_every", "save_minutes", "vgg_weights")
+"""Fields that do not decide what a run computes; of VGG19's weights the content does, not the name of the file."""
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields that decide what a run computes, those of the model beside the others."""
+    flat = values | dataclasses.asdict(ModelConfig()) | values["model"]
+    return {key: value for key, value in flat.items() if key not in (*HARMLESS, "model")}
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -29,22 +39,37 @@ class ModelConfig:
     """Sizes of the VAE (seed: 64 pixels, 128 latents, five blocks)."""
 
     image_size: int = 64
-    """Side of the square RGB image, pixels; a multiple of 32."""
+    """Side of the square RGB image, pixels; a multiple of 2 to the number of blocks, so of 32 for five."""
     latent_dim: int = 128
     """Size of the latent vector."""
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
-    """Channels after each of the five encoder blocks; the decoder mirrors them."""
+    """Channels after each encoder block, one number a block (3 to 6); the decoder mirrors them."""
+    kernel_size: Literal[3, 4] = 3
+    """Side of the strided convolutions' kernels. 3: seed; 4: paper, and no checkerboard in transposed ones."""
+    decoder: Literal["transposed", "nearest"] = "transposed"
+    """How the decoder doubles its size. transposed: seed; nearest: enlarge, then convolve (paper)."""
 
     def __post_init__(self) -> None:
         _require(
-            self.image_size > 0 and self.image_size % 32 == 0,
-            f"--image-size {self.image_size}: must be a positive multiple of 32, such as 64 or 128",
+            3 <= len(self.channels) <= 6 and all(c > 0 for c in self.channels),
+            f"--channels {' '.join(map(str, self.channels))}: must be three to six positive numbers, such as "
+            "32 64 128 256 512",
+        )
+        multiple = 2 ** len(self.channels)
+        _require(
+            self.image_size > 0 and self.image_size % multiple == 0,
+            f"--image-size {self.image_size}: must be a positive multiple of {multiple} (2 to the number of "
+            "--channels), such as 64 or 128",
         )
         _require(self.latent_dim > 0, f"--latent-dim {self.latent_dim}: must be at least 1")
-        _require(
-            len(self.channels) == 5 and all(c > 0 for c in self.channels),
-            f"--channels {self.channels}: must be five positive numbers, such as 32 64 128 256 512",
-        )
+        _require(self.kernel_size in (3, 4), f"--kernel-size {self.kernel_size}: must be 3 or 4")
+        _require(self.decoder in ("transposed", "nearest"), f"--decoder {self.decoder}: must be transposed or nearest")
+
+    @property
+    def bottleneck(self) -> tuple[int, int, int]:
+        """Shape of the deepest features: channels, height, width."""
+        side: int = self.image_size // 2 ** len(self.channels)
+        return self.channels[-1], side, side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +77,7 @@ class TrainConfig:
     """Everything that decides what a run computes. `trainer.presets` holds the named ones."""
 
     preset: str = "seed"
-    """Name of the preset that the other values started from."""
+    """Named configuration to start from; every other flag overrides one of its values."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Sizes of the VAE."""
 
@@ -77,15 +102,22 @@ class TrainConfig:
     """Factor of the step schedule."""
     grad_clip: float = 0.0
     """Largest norm of the gradient, longer ones are scaled down; 0 for no limit."""
+    ema_decay: float = 0.0
+    """Decay per step of the averaged weights, which are what the run saves; 0 keeps the last step's. Warms up."""
     seed: int = 0
     """Seed of the weights, the order of the images, the flips and the latent noise."""
 
     rec_weight: float = 1.0
     """Weight of the pixel and feature terms together (seed's `rec_weight`)."""
+    pixel_weight: float = 1.0
+    """Weight of the pixel term beside the feature terms (seed: 1; the paper has none: 0)."""
     kl_weight: float = 1.0
     """Weight of the KL term (seed's `kl_weight`)."""
     kl_warmup: float = 0.0
     """Share of the run's steps over which the KL weight rises linearly from zero."""
+    attribute_weight: float = 0.0
+    """Weight of the cross-entropy of a linear read-out of the attributes from z (seed, paper: none). It pulls every
+    attribute onto a straight direction; the read-out itself is thrown away."""
     taps: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     """VGG19 activations compared by the perceptual term; none for a plain VAE."""
     feature_weight: float = 1.0
@@ -97,12 +129,20 @@ class TrainConfig:
     vgg_weights: Path | None = None
     """File with VGG19 weights (a torchvision-layout state_dict); default: torchvision's ImageNet weights."""
 
+    directions: Literal["mean", "adjusted", "svm"] = "mean"
+    """Kind of attribute directions. mean: mean differences (seed, paper); adjusted: with the other attributes held
+    equal, which edits with fewer side effects; svm: normals of linear SVMs. All have the length of the first."""
+
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training; auto: bf16 where the device has units for it. Weights stay in FP32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: the GPU if there is one."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on a GPU, for runs that are long enough to earn back the minute that it takes."""
     log_every: int = 10
     """Steps between two records in metrics.jsonl and TensorBoard."""
+    save_minutes: float = 10.0
+    """Minutes between two checkpoints within an epoch; there is one after every epoch as well."""
 
     def __post_init__(self) -> None:
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
@@ -112,11 +152,15 @@ class TrainConfig:
         _require(self.muon_lr > 0, f"--muon-lr {self.muon_lr}: must be above 0")
         _require(self.lr_gamma > 0, f"--lr-gamma {self.lr_gamma}: must be above 0")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
+        _require(0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay}: must be 0 (off) or above, and below 1")
         _require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")
         _require(self.log_every >= 1, f"--log-every {self.log_every}: must be at least 1")
+        _require(self.save_minutes > 0, f"--save-minutes {self.save_minutes}: must be above 0")
         for flag, weight in (
             ("rec-weight", self.rec_weight),
+            ("pixel-weight", self.pixel_weight),
             ("kl-weight", self.kl_weight),
+            ("attribute-weight", self.attribute_weight),
             ("feature-weight", self.feature_weight),
         ):
             _require(weight >= 0, f"--{flag} {weight}: must be 0 or above")
@@ -129,6 +173,38 @@ class TrainConfig:
             bool(self.taps) or self.vgg_weights is None,
             f"--vgg-weights {self.vgg_weights}: of no use without taps; give --taps or leave it out",
         )
+        features = self.feature_weight if self.taps else 0.0
+        _require(
+            self.rec_weight * (self.pixel_weight + features) > 0,
+            f"--rec-weight {self.rec_weight}, --pixel-weight {self.pixel_weight}, --feature-weight {features}: nothing "
+            "would be reconstructed; give --rec-weight and one of the others, with --taps for the last, more than 0",
+        )
+
+    def idle(self) -> dict[str, str]:
+        """Fields that this configuration makes no use of, each with the reason and the mend.
+
+        A field may be idle at the value that its preset gave it; the command line refuses it when a user gives it.
+        """
+        idle: dict[str, str] = {}
+        if not self.taps:
+            fields = ("feature_weight", "normalise_features", "feature_share")
+            idle |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
+        if self.optimizer != "muon":
+            idle["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
+        if self.schedule != "step":
+            idle["lr_gamma"] = f"the schedule is {self.schedule}; leave it out, or add --schedule step"
+        if not self.kl_weight:
+            idle["kl_warmup"] = "--kl-weight is 0; leave it out, or give --kl-weight"
+        return idle
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """The fields in which a run with `other`, from `to_json`, would compute something else: `field: other -> this`.
+
+        A field that `other` lacks, being of an older version, counts as having its default.
+        """
+        default = TrainConfig().to_json()
+        theirs, ours = (_flat(default | values) for values in (other, self.to_json()))
+        return [f"{key}: {theirs.get(key)} -> {ours[key]}" for key in ours if ours[key] != theirs.get(key)]
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON types."""

@@ -1,6 +1,26 @@
-"""Attribute directions: mean mu of images that have an attribute minus mean mu of those that do not (seed; paper, 4.3).
+"""Attribute directions: what to add to a latent to give its face an attribute.
 
-The paper takes means of sampled z over 1,000 images a side; here they are of posterior means over the whole split.
+There are three kinds:
+
+mean       mean mu of images that have the attribute minus mean mu of those that do not (seed; paper, section 4.3). The
+           paper takes means of sampled z over 1,000 images a side; here they are of posterior means over a whole split.
+adjusted   the difference that the attribute makes while others are held equal, as far as the data tell them apart:
+           the mean difference without what other attributes bring along (glasses without age, say).
+svm        the normal of a linear SVM (InterFaceGAN, arXiv 1907.10786).
+
+All have the length of the mean difference, so a strength means the same distance for each; they differ in where they
+point.
+
+Measured on real faces (9,000 train images, quickstart preset, 3 epochs; 150 faces an edit, 44 for removing glasses):
+share of faces that an image classifier sees flipped at the largest strength at which it keeps 90 % of its other
+predictions.
+
+            smile added  removed   glasses added  removed
+mean               98 %     95 %            94 %     77 %
+adjusted           99 %     99 %            97 %    100 %
+svm                79 %     85 %            65 %     86 %
+
+Shapes: N images, D latent_dim, A attributes.
 """
 
 from __future__ import annotations
@@ -10,6 +30,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +42,18 @@ from trainer.model import VAE
 
 logger = logging.getLogger(__name__)
 
+Kind = Literal["mean", "adjusted", "svm"]
+Vectors = NDArray[np.float64]
 MIN_IMAGES = 20
 """Fewest images on either side of an attribute for its direction to be kept."""
+ADJUSTMENT_PENALTY = 1.0
+"""Of the other attributes' effects in `adjusted_differences`; infinity gives mean differences. At 0, attributes that
+imply one another, such as a smile and high cheekbones, leave one another little; 0.1 to 3 were tried on real faces."""
+SVM_C = 1e-3
+"""Weight of the SVM's errors. Larger ones classify latents better and edit worse: their normals lean on dimensions in
+which faces hardly differ."""
+MAX_SVM_IMAGES = 20_000
+"""Images that an SVM is trained on at most; more take minutes and do not turn its normal."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +62,7 @@ class Direction:
 
     Attributes:
         name: the attribute.
-        vector: (D,) float32, mean difference of mu.
+        vector: (D,) float32.
         positives: images that have the attribute.
         negatives: images that do not.
     """
@@ -72,8 +103,90 @@ def encode_rows(
     return np.concatenate(parts)
 
 
-def mean_differences(
-    mu: NDArray[np.float32], labels: NDArray[np.bool_], attributes: tuple[str, ...]
+def mean_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
+    """Mean mu with each attribute minus mean mu without it.
+
+    Args:
+        mu: (N, D) posterior means.
+        labels: (N, A) which image has which attribute; some must have it and some not.
+
+    Returns:
+        (A, D).
+    """
+    sums = labels.T.astype(np.float64) @ mu
+    positives = labels.sum(0)[:, None]
+    total: Vectors = mu.sum(0, dtype=np.float64)
+    differences: Vectors = sums / positives - (total - sums) / (len(mu) - positives)
+    return differences
+
+
+def adjusted_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
+    """The difference that each attribute makes with the others held equal, at the length of the mean difference.
+
+    For each attribute, mu is regressed on all attributes, standardised, by ridge regression that leaves the attribute's
+    own coefficients free and penalises the others'. Without the penalty these would be its partial effects (covariance
+    adjustment); with it, what cannot be told from the attribute itself stays in its direction.
+
+    Args:
+        mu: (N, D) posterior means.
+        labels: (N, A) which image has which attribute; some must have it and some not.
+
+    Returns:
+        (A, D).
+    """
+    count, attributes = labels.shape
+    standard = (labels - labels.mean(0)) / labels.std(0)
+    correlation = standard.T @ standard / count
+    moments = standard.T @ mu / count  # (A, D); the mean of mu does not matter, as the columns of `standard` sum to 0
+    effects = []
+    for attribute in range(attributes):
+        penalty = np.full(attributes, ADJUSTMENT_PENALTY)
+        penalty[attribute] = 0.0
+        effects.append(np.linalg.solve(correlation + np.diag(penalty), moments)[attribute])
+    return _of_length(np.reshape(effects, (attributes, mu.shape[1])), mean_differences(mu, labels))
+
+
+def svm_normals(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
+    """Normals of one linear SVM an attribute, at the length of the mean difference.
+
+    They are trained on standardised mu, both sides weighing the same; the normal is that of the boundary in the space
+    of mu itself.
+
+    Args:
+        mu: (N, D) posterior means.
+        labels: (N, A) which image has which attribute; some must have it and some not. The first `MAX_SVM_IMAGES` / 2
+            on either side are used.
+
+    Returns:
+        (A, D).
+    """
+    from sklearn.svm import LinearSVC  # noqa: PLC0415  (start-up: training need not load it)
+
+    spread = np.maximum(mu.std(0, dtype=np.float64), 1e-12)
+    normals = []
+    for has in labels.T:
+        rows = np.concatenate([np.flatnonzero(side)[: MAX_SVM_IMAGES // 2] for side in (has, ~has)])
+        svm = LinearSVC(C=SVM_C, dual=False, class_weight="balanced").fit(mu[rows] / spread, has[rows])
+        normals.append(svm.coef_[0] / spread)
+    return _of_length(np.reshape(normals, (labels.shape[1], mu.shape[1])), mean_differences(mu, labels))
+
+
+def _of_length(vectors: Vectors, references: Vectors) -> Vectors:
+    """Each vector (A, D) scaled to the length of its reference."""
+    lengths, wanted = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (vectors, references))
+    scaled: Vectors = vectors * wanted / np.maximum(lengths, 1e-12)
+    return scaled
+
+
+KINDS: dict[Kind, Callable[[NDArray[np.float32], NDArray[np.bool_]], Vectors]] = {
+    "mean": mean_differences,
+    "adjusted": adjusted_differences,
+    "svm": svm_normals,
+}
+
+
+def directions_of(
+    mu: NDArray[np.float32], labels: NDArray[np.bool_], attributes: tuple[str, ...], kind: Kind = "mean"
 ) -> list[Direction]:
     """The direction of every attribute with at least `MIN_IMAGES` images on either side; others are left out, logged.
 
@@ -81,26 +194,31 @@ def mean_differences(
         mu: (N, D) posterior means.
         labels: (N, A) which image has which attribute.
         attributes: their A names.
+        kind: of direction.
     """
-    directions = []
-    for name, has in zip(attributes, labels.T, strict=True):
-        positives, negatives = int(has.sum()), int((~has).sum())
-        if min(positives, negatives) < MIN_IMAGES:
-            logger.warning(
-                "no direction for %s: %d images have it and %d do not; each side needs %d",
-                *(name, positives, negatives, MIN_IMAGES),
-            )
-            continue
-        difference = mu[has].mean(0, dtype=np.float64) - mu[~has].mean(0, dtype=np.float64)
-        directions.append(Direction(name, difference.astype(np.float32), positives, negatives))
-    return directions
+    positives = labels.sum(0)
+    negatives = len(labels) - positives
+    enough = np.minimum(positives, negatives) >= MIN_IMAGES
+    for column in np.flatnonzero(~enough):
+        logger.warning(
+            "no direction for %s: %d images have it and %d do not; each side needs %d",
+            *(attributes[column], positives[column], negatives[column], MIN_IMAGES),
+        )
+    kept = np.flatnonzero(enough)
+    if not len(kept):
+        return []
+    vectors = KINDS[kind](mu, labels[:, kept]).astype(np.float32)
+    return [
+        Direction(attributes[column], vector, int(positives[column]), int(negatives[column]))
+        for column, vector in zip(kept, vectors, strict=True)
+    ]
 
 
-def save_directions(path: Path, directions: list[Direction], latent_dim: int, split: str) -> None:
+def save_directions(path: Path, directions: list[Direction], latent_dim: int, split: str, kind: Kind = "mean") -> None:
     """Writes directions.safetensors.
 
-    One tensor `directions` (A, D) float32; metadata `names`, `positives`, `negatives` (JSON lists, one entry a row) and
-    `split`, the one that the means were taken over. `engine.latents.Directions` reads it.
+    One tensor `directions` (A, D) float32; metadata `names`, `positives`, `negatives` (JSON lists, one entry a row),
+    `split`, the one that they were computed from, and `kind`. `engine.latents.Directions` reads it.
     """
     vectors = np.array([d.vector for d in directions], np.float32).reshape(len(directions), latent_dim)
     metadata = {
@@ -108,5 +226,6 @@ def save_directions(path: Path, directions: list[Direction], latent_dim: int, sp
         "positives": json.dumps([d.positives for d in directions]),
         "negatives": json.dumps([d.negatives for d in directions]),
         "split": split,
+        "kind": kind,
     }
     save_file({"directions": vectors}, path, metadata)

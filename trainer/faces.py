@@ -51,7 +51,7 @@ def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None 
 
     Raises:
         FileExistsError: `directory` is a file, or a folder that is not empty.
-        ConfigError: `count`, `seed` or `workers` is too small.
+        ConfigError: `count`, `seed` or `workers` is too small, or the folder cannot be made.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     for flag, value, least in (
@@ -79,7 +79,10 @@ def _appearing(directory: Path) -> Iterator[Path]:
     """A temporary sibling that takes the directory's name in the end, or is removed if work stops early."""
     partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had the same number
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be made ({error.strerror}); give a folder in another place") from error
     try:
         yield partial
         partial.replace(directory)

@@ -1,6 +1,6 @@
-"""The VAE of the seed document: five strided convolutions down, transposed convolutions back up.
+"""The VAE: strided convolutions down to a posterior, and from a latent back up; in the seed's form or the paper's.
 
-Shapes: B batch, D latent_dim, S image_size, C channels[-1], s = S / 32.
+Shapes: B batch, D latent_dim, S image_size, L blocks, C channels[-1], s = S / 2^L.
 """
 
 from __future__ import annotations
@@ -26,37 +26,56 @@ class Posterior(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What one pass of the VAE returns: images (B, 3, S, S) in [0, 1], and the posterior, each (B, D)."""
+    """What one pass returns.
+
+    Attributes:
+        images: (B, 3, S, S) float32 in [0, 1].
+        mu: (B, D) float32, mean of q(z|x).
+        log_var: (B, D) float32, its log variance.
+        latents: (B, D) float32, the z that was decoded.
+        logits: (B, A) float32, attributes read off z by `trainer.learner`; the VAE itself has none.
+    """
 
     images: Tensor
     mu: Tensor
     log_var: Tensor
+    latents: Tensor
+    logits: Tensor | None = None
 
 
-def _down(in_channels: int, out_channels: int) -> nn.Sequential:
+def _down(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1),
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride=2, padding=1),
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(),
     )
 
 
-def _up(in_channels: int, out_channels: int) -> nn.Sequential:
+def _up_transposed(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.ConvTranspose2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1, output_padding=1),
+        nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride=2, padding=1, output_padding=4 - kernel_size),
+        nn.BatchNorm2d(out_channels),
+        nn.LeakyReLU(),
+    )
+
+
+def _up_nearest(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, padding_mode="replicate"),
         nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(),
     )
 
 
 class Encoder(nn.Module):
-    """Images to the posterior: five blocks Conv 3x3 stride 2 + BatchNorm + LeakyReLU, then two linear heads."""
+    """Images to the posterior: L blocks Conv stride 2 + BatchNorm + LeakyReLU, then two linear heads (seed, paper)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths = (3, *config.channels)
-        features = config.channels[-1] * (config.image_size // 32) ** 2
-        self.blocks = nn.Sequential(*(_down(a, b) for a, b in pairwise(widths)))
+        features = math.prod(config.bottleneck)
+        self.blocks = nn.Sequential(*(_down(a, b, config.kernel_size) for a, b in pairwise(widths)))
         self.mu = nn.Linear(features, config.latent_dim)
         self.log_var = nn.Linear(features, config.latent_dim)
 
@@ -71,15 +90,24 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to images: linear, five blocks ConvTranspose 3x3 stride 2 + BatchNorm + LeakyReLU, Conv 3x3, sigmoid."""
+    """Latents to images: linear, L times doubled in size, sigmoid.
+
+    transposed (seed): L blocks ConvTranspose stride 2 + BatchNorm + LeakyReLU, then Conv 3x3 to RGB.
+    nearest (paper): L - 1 blocks nearest x2 + replicating Conv 3x3 + BatchNorm + LeakyReLU, then x2 + Conv to RGB.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.shape = (config.channels[-1], config.image_size // 32, config.image_size // 32)
-        widths = (*reversed(config.channels), config.channels[0])
+        self.shape = config.bottleneck
         self.linear = nn.Linear(config.latent_dim, math.prod(self.shape))
-        self.blocks = nn.Sequential(*(_up(a, b) for a, b in pairwise(widths)))
-        self.to_rgb = nn.Conv2d(config.channels[0], 3, kernel_size=3, padding=1)
+        widths = tuple(reversed(config.channels))
+        if config.decoder == "transposed":
+            widths = (*widths, config.channels[0])
+            self.blocks = nn.Sequential(*(_up_transposed(a, b, config.kernel_size) for a, b in pairwise(widths)))
+        else:
+            self.blocks = nn.Sequential(*(_up_nearest(a, b) for a, b in pairwise(widths)), nn.Upsample(scale_factor=2))
+        padding = "zeros" if config.decoder == "transposed" else "replicate"
+        self.to_rgb = nn.Conv2d(config.channels[0], 3, kernel_size=3, padding=1, padding_mode=padding)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decodes.
@@ -124,4 +152,4 @@ class VAE(nn.Module):
         mu, log_var = self.encoder(images)
         mu, log_var = mu.float(), log_var.float()
         latents = mu if noise is None else mu + torch.exp(0.5 * log_var) * noise
-        return Output(self.decoder(latents).float(), mu, log_var)
+        return Output(self.decoder(latents).float(), mu, log_var, latents)

@@ -33,7 +33,7 @@ def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     nearest: Tensor = x.T if tall else x
     return nearest.float()
 
@@ -72,9 +72,13 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
-                average.lerp_(parameter.grad, 1 - group["momentum"])
-                matrix = parameter.grad.lerp(average, group["momentum"]).flatten(1)
-                update = orthogonalise(matrix, group["steps"], self._dtype).view_as(parameter)
+                state = self.state[parameter]
+                if not state:
+                    state["average"] = torch.zeros_like(parameter)
+                average = state["average"].lerp_(parameter.grad, 1 - group["momentum"])
+                # The order of the columns is as they lie in memory, channels last.
+                kernels = parameter.grad.lerp(average, group["momentum"]).movedim(1, -1)
+                matrix = kernels.flatten(1)
+                update = orthogonalise(matrix, group["steps"], self._dtype).view_as(kernels).movedim(-1, 1)
                 widening = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
                 parameter.add_(update, alpha=-group["lr"] * widening)

@@ -6,29 +6,24 @@ VGG19 lives outside the VAE's module tree: never in its state_dict, never in `.t
 from __future__ import annotations
 
 import logging
-import math
-import pickle
-import threading
-import urllib.error
-import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VGG19_Weights, vgg19
 
+from trainer import pretrained
 from trainer.config import VGG19_TAPS
 from trainer.errors import ConfigError
+from trainer.trunk import Trunk
 
 logger = logging.getLogger(__name__)
 
-DOWNLOAD_PROBE_SECONDS = 5.0
-CHUNK_IMAGES = 32
-"""Images that pass through VGG at once on a CPU; larger chunks spend their time in page faults."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CHUNK_IMAGES = 4
+"""Images that pass through VGG at once on a CPU; with more, activations no longer fit the caches."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
             elif isinstance(module, nn.ReLU):
                 module.inplace = False  # a tap must keep its value
     if weights is not None:
-        _load(layers, _read(weights), str(weights))
+        _load(layers, pretrained.read(weights, "--vgg-weights"), str(weights))
         source, random = f"VGG19 weights from the file {weights.name}", False
     elif (downloaded := _imagenet_weights()) is not None:
         _load(layers, downloaded, "torchvision's ImageNet weights")
@@ -91,22 +86,22 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
     return Backbone(layers.eval().requires_grad_(False), positions, source, random)
 
 
+def expected_source(weights: Path | None) -> str:
+    """Where `load_backbone` would take its weights from; loads nothing, but may ask the network for a few seconds."""
+    if weights is not None:
+        return f"the file {weights}"
+    url = VGG19_Weights.IMAGENET1K_V1.url
+    if pretrained.cached(url).is_file():
+        return f"torchvision's ImageNet weights, cached at {pretrained.cached(url)}"
+    if pretrained.within_reach(url):
+        return "torchvision's ImageNet weights, to be downloaded (548 MB)"
+    return "random ones: no --vgg-weights file, none in the hub cache, and no network to download them"
+
+
 def _position(tap: str) -> int:
     """Index of a ReLU in torchvision's `vgg19().features`: convolution and ReLU in turn, a pooling after each block."""
     block = int(tap[4])
     return 2 * VGG19_TAPS.index(tap) + 1 + (block - 1)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"--vgg-weights {path}: no such file")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ConfigError(f"--vgg-weights {path}: not a file of PyTorch weights ({error})") from error
-    if not isinstance(state, dict):
-        raise ConfigError(f"--vgg-weights {path}: holds a {type(state).__name__}, not a state_dict")
-    return state
 
 
 def _load(layers: nn.Sequential, state: dict[str, Any], origin: str) -> None:
@@ -122,33 +117,7 @@ def _load(layers: nn.Sequential, state: dict[str, Any], origin: str) -> None:
 
 def _imagenet_weights() -> dict[str, Any] | None:
     """Torchvision's weights, or None when they are neither cached nor within reach."""
-    weights = VGG19_Weights.IMAGENET1K_V1
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    if not cached.is_file() and not _within_reach(weights.url):
-        return None
-    try:
-        state: dict[str, Any] = weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no space, a broken download or a torn cache file
-        logger.warning("torchvision's VGG19 weights could not be loaded: %s", error)
-        return None
-    return state
-
-
-def _within_reach(url: str) -> bool:
-    """Whether the address answers in seconds; in a thread, as the look-up of a name has no time limit of its own."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=DOWNLOAD_PROBE_SECONDS):
-                answered.set()
-        except (urllib.error.URLError, OSError, ValueError):
-            pass
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(DOWNLOAD_PROBE_SECONDS)
-    return answered.is_set()
+    return pretrained.fetch(VGG19_Weights.IMAGENET1K_V1.url)
 
 
 class PerceptualLoss:
@@ -159,21 +128,28 @@ class PerceptualLoss:
 
     Scale: with `normalise`, each tap's activations are divided by their mean over calibration images, as Gatys et al.
     do, so that one set of loss weights fits any VGG19 weights (trained, activation-normalised or random).
+
+    Attributes:
+        backbone: the layers and where their weights came from.
+        scales: what each tap's activations are multiplied by.
+        chunk_images: images that pass through VGG at once.
     """
 
     def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype) -> None:
         self.backbone = backbone
-        self.layers = backbone.layers.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dtype = dtype
         self.scales = dict.fromkeys(backbone.taps, 1.0)
-        self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
         self.chunk_images = CHUNK_IMAGES if device.type == "cpu" else 1 << 30
+        self._trunk = Trunk(backbone.layers, tuple(backbone.taps.values()), device, dtype)
+        self._compiled: Callable[[Tensor, Tensor, list[float]], tuple[Tensor, Tensor]] | None = None
+
+    def compile(self, images: int) -> None:
+        """Has chunks as they occur in batches of `images` images run through torch.compile; others stay eager."""
+        self.chunk_images = min(self.chunk_images, images)
+        self._compiled = torch.compile(self._trunk.compare, dynamic=False)
 
     def normalise(self, images: Tensor) -> None:
         """Divides each tap's activations by their mean over `images` (N, 3, S, S) in [0, 1]."""
-        with torch.no_grad():
-            means = torch.stack([feature.float().mean() for feature in self._features(images)])
+        means = torch.stack([feature.float().mean() for feature in self._trunk.features(images)])
         if not bool((means > 0).all()):
             raise ConfigError("VGG19 gives activations of zero on these images: the weights are broken")
         self.scales = {tap: 1.0 / float(mean) for tap, mean in zip(self.scales, means, strict=True)}
@@ -192,47 +168,28 @@ class PerceptualLoss:
         total, terms = _Distance.apply(reconstructions, targets, self)  # type: ignore[no-untyped-call]
         return total, terms
 
-    def _features(self, images: Tensor) -> list[Tensor]:
-        taps = set(self.backbone.taps.values())
-        activation = ((images - self._mean) / self._std).to(self.dtype, memory_format=torch.channels_last)
-        features = []
-        for position, layer in enumerate(self.layers):
-            activation = layer(activation)
-            if position in taps:
-                features.append(activation)
-        return features
-
-    def terms(self, reconstructions: Tensor, targets: Tensor) -> Tensor:
-        """The terms of one chunk, as a plain differentiable expression."""
-        with torch.no_grad():
-            wanted = self._features(targets)
-        return torch.stack(
-            [
-                F.mse_loss(ours.float(), theirs.float()) * scale**2
-                for ours, theirs, scale in zip(
-                    self._features(reconstructions), wanted, self.scales.values(), strict=True
-                )
-            ]
-        )
+    def terms_and_gradient(self, reconstructions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The terms, (taps,) float32, and the gradient of their sum with regard to the reconstructions, float32."""
+        terms, gradients = [], []
+        weights = [scale**2 for scale in self.scales.values()]
+        for ours, theirs in zip(
+            reconstructions.split(self.chunk_images), targets.split(self.chunk_images), strict=True
+        ):
+            compiled = self._compiled if len(ours) == self.chunk_images else None
+            part, gradient = (compiled or self._trunk.compare)(ours, theirs, weights)
+            share = len(theirs) / len(targets)
+            terms.append(part * share)
+            gradients.append(gradient * share)
+        return torch.stack(terms).sum(0), torch.cat(gradients)
 
 
 class _Distance(torch.autograd.Function):
-    """The sum of the terms, its gradient, and the terms, computed chunk by chunk."""
+    """The sum of the terms, its gradient, and the terms."""
 
     @staticmethod
     def forward(ctx: Any, reconstructions: Tensor, targets: Tensor, loss: PerceptualLoss) -> tuple[Tensor, Tensor]:
-        count = math.ceil(len(targets) / loss.chunk_images)
-        terms = torch.zeros(len(loss.scales), device=targets.device)
-        gradients: list[Tensor] = []
-        for ours, theirs in zip(reconstructions.chunk(count), targets.chunk(count), strict=True):
-            share = len(theirs) / len(targets)
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                leaf = ours.detach().requires_grad_(ctx.needs_input_grad[0])
-                part = loss.terms(leaf, theirs) * share
-                if ctx.needs_input_grad[0]:
-                    gradients += torch.autograd.grad(part.sum(), leaf)
-            terms += part.detach()
-        ctx.save_for_backward(*([torch.cat(gradients)] if gradients else []))
+        terms, gradient = loss.terms_and_gradient(reconstructions, targets)
+        ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(terms)
         return terms.sum(), terms
 

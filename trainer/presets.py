@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trainer.config import TrainConfig
+from trainer.config import ModelConfig, TrainConfig
+
+PAPER_KL_WEIGHT = 5e-3
 
 
 def seed() -> TrainConfig:
@@ -17,13 +19,79 @@ def plain() -> TrainConfig:
     return TrainConfig(preset="plain", taps=(), kl_weight=1e-5, lr=2e-3, schedule="one-cycle", epochs=10, grad_clip=1.0)
 
 
+def _paper(name: str, taps: tuple[str, ...]) -> TrainConfig:
+    """The paper's network, optimiser and loss (Hou et al., arXiv 1610.00291, sections 3 and 4).
+
+    Four blocks of 4x4 convolutions down, four times nearest x2 and a replicating 3x3 convolution up, 100 latents;
+    Adam at 5e-4, halved after each epoch, 5 epochs, batch 64; KL and feature terms, no pixel term.
+
+    Departures, each for a reason. The paper weighs features on the scale of Caffe's VGG19, whose inputs run to 255;
+    no factor carries its weights over to other VGG19 files, so each tap is scaled to a mean activation of one, and the
+    KL weight is set anew: `kl_weight` below, which gives a KL of about 100 nats an image. Images are cropped and
+    flipped as in the seed, LeakyReLU and the sigmoid at the end are the seed's too, and directions are of posterior
+    means over the whole train split rather than of samples over 1,000 images.
+    """
+    return TrainConfig(
+        preset=name,
+        model=ModelConfig(latent_dim=100, channels=(32, 64, 128, 256), kernel_size=4, decoder="nearest"),
+        taps=taps,
+        pixel_weight=0.0,
+        normalise_features=True,
+        kl_weight=PAPER_KL_WEIGHT,
+        lr=5e-4,
+        schedule="step",
+        lr_gamma=0.5,
+        epochs=5,
+        batch_size=64,
+    )
+
+
+def paper_123() -> TrainConfig:
+    """The paper's VAE-123: features at relu1_1, relu2_1 and relu3_1; see `_paper` for what departs from it."""
+    return _paper("paper-123", ("relu1_1", "relu2_1", "relu3_1"))
+
+
+def paper_345() -> TrainConfig:
+    """The paper's VAE-345: features at relu3_1, relu4_1 and relu5_1; see `_paper` for what departs from it."""
+    return _paper("paper-345", ("relu3_1", "relu4_1", "relu5_1"))
+
+
+def best() -> TrainConfig:
+    """What measurements on real faces show to be best for editing; `benchmarks/reports/` says what was tried.
+
+    Departures from the seed: 256 latents, from which attributes are read more exactly; kernels of 4, which leave no
+    checkerboard; a read-out of the attributes that pulls them onto straight directions (no effect on data without
+    attributes); directions adjusted for other attributes; the feature terms of `quickstart`, on half of each batch;
+    Muon beside Adam, one-cycle schedule.
+    """
+    return TrainConfig(
+        preset="best",
+        model=ModelConfig(latent_dim=256, kernel_size=4),
+        taps=("relu1_1", "relu2_1", "relu3_1"),
+        normalise_features=True,
+        feature_weight=3e-3,
+        feature_share=0.5,
+        kl_weight=2e-5,
+        kl_warmup=0.1,
+        attribute_weight=3e-2,
+        directions="adjusted",
+        optimizer="muon",
+        muon_lr=0.06,
+        batch_size=64,
+        lr=2e-3,
+        schedule="one-cycle",
+        epochs=20,
+    )
+
+
 def quickstart() -> TrainConfig:
     """Minutes on two CPU cores: the seed's network and transforms, and what gets furthest in that time.
 
     Departures from the seed: the maps are those of the paper's VAE-123, cheap at 64 pixels; their activations are
     scaled to a mean of one and weighted to stay beside the pixel term, so that any VGG19 weights will do, random ones
-    included; they are compared on an eighth of each batch, an unbiased estimate at a fraction of the time. Muon beside
-    Adam, one-cycle schedule. The KL weight is small, as both terms beside it are means over pixels.
+    included; they are compared on an eighth of each batch, an unbiased estimate at a fraction of the time. A read-out
+    pulls the attributes onto straight directions, and directions are adjusted for other attributes. Muon beside Adam,
+    one-cycle schedule. The KL weight is small, as both terms beside it are means over pixels.
     """
     return TrainConfig(
         preset="quickstart",
@@ -33,6 +101,8 @@ def quickstart() -> TrainConfig:
         feature_share=0.125,
         kl_weight=1e-5,
         kl_warmup=0.1,
+        attribute_weight=3e-2,
+        directions="adjusted",
         optimizer="muon",
         muon_lr=0.06,
         batch_size=64,
@@ -42,4 +112,11 @@ def quickstart() -> TrainConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], TrainConfig]] = {"seed": seed, "plain": plain, "quickstart": quickstart}
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "seed": seed,
+    "paper-123": paper_123,
+    "paper-345": paper_345,
+    "plain": plain,
+    "best": best,
+    "quickstart": quickstart,
+}

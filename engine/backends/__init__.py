@@ -1,11 +1,13 @@
 """Backends: runtimes that turn a contiguous batch into a batch. They know neither queues nor wires."""
 
+import os
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.bundle import DECODER, ENCODER, Bundle, Manifest
+from engine.bundle import Bundle, Manifest
 from engine.errors import BundleError
 
 Bytes = npt.NDArray[np.uint8]
@@ -22,6 +24,10 @@ class Backend(Protocol):
         """Latents, float32 [N, D], to images, uint8 [N, H, W, 3] RGB."""
 
 
+PRECISIONS: dict[str, tuple[str, ...]] = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16")}
+"""The backends of this engine, and the precisions that each can compute in where the hardware has them."""
+
+
 def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
     """Opens the runtime that the bundle's manifest names.
 
@@ -30,15 +36,61 @@ def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
         threads: Compute threads; None takes every core that this process may use.
 
     Raises:
-        BundleError: When the manifest names a backend that this engine doesn't have.
-        BackendError: When the backend's package isn't installed.
+        BundleError: When the manifest names a backend or a precision that this engine doesn't have.
+        BackendError: When the backend's package isn't installed, or this machine lacks units for the precision.
     """
-    name = bundle.manifest.backend
-    if name == "onnxruntime":
-        from engine.backends.onnx_runtime import OnnxRuntimeBackend  # noqa: PLC0415 - only the one that is used
+    manifest = bundle.manifest
+    return open_graphs(
+        manifest.backend,
+        manifest.precision,
+        bundle.path / manifest.engine.encoder,
+        bundle.path / manifest.engine.decoder,
+        manifest.max_batch_size,
+        split=manifest.engine.split,
+        threads=threads,
+    )
 
-        return OnnxRuntimeBackend(bundle.path / ENCODER, bundle.path / DECODER, threads)
-    raise BundleError(f"the bundle asks for the backend {name!r}; this engine has: onnxruntime")
+
+def open_graphs(
+    backend: str,
+    precision: str,
+    encoder: Path,
+    decoder: Path,
+    max_batch_size: int,
+    *,
+    split: bool = False,
+    threads: int | None = None,
+) -> Backend:
+    """Opens two graphs.
+
+    Args:
+        backend: A key of `PRECISIONS`.
+        precision: One of its precisions.
+        encoder: ONNX graph of the encoder.
+        decoder: ONNX graph of the decoder.
+        max_batch_size: Largest batch, images.
+        split: As `engine.bundle.Engine` says.
+        threads: Compute threads; None takes every core that this process may use.
+
+    Raises:
+        BundleError: When a graph, backend or precision isn't one that this engine has.
+        BackendError: When the backend's package isn't installed, or this machine lacks units for the precision.
+    """
+    if backend not in PRECISIONS:
+        raise BundleError(f"the bundle asks for the backend {backend!r}; this engine has: {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS[backend]:
+        raise BundleError(
+            f"the bundle asks for {backend} in {precision!r}; this engine has: {', '.join(PRECISIONS[backend])}"
+        )
+    threads = threads or len(os.sched_getaffinity(0))
+    # Only the runtime that is used is imported: a server needs no other.
+    if backend == "openvino":
+        from engine.backends.open_vino import OpenVinoBackend  # noqa: PLC0415
+
+        return OpenVinoBackend(encoder, decoder, precision, max_batch_size, split=split, threads=threads)
+    from engine.backends.onnx_runtime import OnnxRuntimeBackend  # noqa: PLC0415
+
+    return OnnxRuntimeBackend(encoder, decoder, threads)
 
 
 def warm_up(backend: Backend, manifest: Manifest) -> None:

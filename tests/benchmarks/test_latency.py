@@ -23,7 +23,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Path:
-    return build(BuildConfig(run=run, out=run.parent / "bundle", max_batch=3), lambda _: None)
+    return make(run, "bundle")
+
+
+@pytest.fixture(scope="module")
+def rewritten(run: Path) -> Path:
+    return make(run, "rewritten", encoder="product", decoder="phases")
+
+
+def make(run: Path, name: str, **forms: Any) -> Path:
+    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "fp32", "encoder": "plain", "decoder": "plain"}
+    return build(BuildConfig(run=run, out=run.parent / name, max_batch=3, **{**named, **forms}), lambda _: None)
 
 
 def latency(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -49,36 +59,52 @@ def check_timing(timing: dict[str, Any], batch_size: int) -> None:
     assert timing["images_per_s"] == pytest.approx(batch_size * 1000 / timing["mean_ms"])
 
 
+ENGINE, PORTABLE, PYTORCH = "bundle: onnxruntime fp32", "portable: onnxruntime fp32", "PyTorch eager FP32"
+
+
 def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
     result = latency("--bundle", bundle, "--run", run, "--threads", 1, "--json", tmp_path / "latency.json")
     assert result.returncode == 0, result.stderr
-    assert "PyTorch eager FP32" in result.stdout
     assert "decode of N(0, I)" in result.stdout
     figures = json.loads((tmp_path / "latency.json").read_text())
     cases = [(case["batch_size"], case["operation"]) for case in figures["results"]]
     assert cases == [(size, name) for size in (1, 2, 3) for name in ("encode", "edit", "decode")]
     for case in figures["results"]:
-        check_timing(case["engine"], case["batch_size"])
-        check_timing(case["pytorch"], case["batch_size"])
+        assert list(case["timings"]) == [ENGINE, PORTABLE, PYTORCH]
+        for timing in case["timings"].values():
+            check_timing(timing, case["batch_size"])
     assert figures["machine"]["threads"] == 1
     assert {"cpu", "cores", "load", "system", "date", "versions"} <= set(figures["machine"])
-    assert figures["bundle"]["backend"] == "onnxruntime"
+    assert figures["bundles"][ENGINE]["backend"] == "onnxruntime"
     assert figures["parity_measured"] == "now"
     assert figures["parity_holds"] is True
-    assert figures["parity"]["samples"] == 3
+    assert figures["bundles"][ENGINE]["parity"]["samples"] == 3
+    lines = result.stdout.splitlines()
+    for side in (ENGINE, PORTABLE, PYTORCH):
+        assert sum(line.endswith(f"x  {side}") for line in lines) == 9
 
 
 def test_without_a_run_pytorch_is_left_out(bundle: Path, tmp_path: Path) -> None:
-    arguments = ("--batch-sizes", 2, "--threads", 1, "--json", tmp_path / "latency.json")
+    arguments = ("--batch-sizes", 2, "--threads", 1, "--json", tmp_path / "latency.json", "--no-portable")
     result = latency("--bundle", bundle, *arguments)
     assert result.returncode == 0, result.stderr
     assert "PyTorch was not measured (give --run); parity is quoted from the export" in result.stdout
     figures = json.loads((tmp_path / "latency.json").read_text())
     assert [case["batch_size"] for case in figures["results"]] == [2, 2, 2]
-    assert all(case["pytorch"] is None for case in figures["results"])
+    assert all(list(case["timings"]) == [ENGINE] for case in figures["results"])
     assert figures["parity_measured"] == "at export"
     manifest = json.loads((bundle / "manifest.json").read_text())
-    assert figures["parity"] == manifest["parity"]
+    assert figures["bundles"][ENGINE]["parity"] == manifest["parity"]
+
+
+def test_several_bundles_side_by_side(run: Path, bundle: Path, rewritten: Path, tmp_path: Path) -> None:
+    arguments = ("--run", run, "--batch-sizes", 1, "--threads", 1, "--json", tmp_path / "latency.json")
+    result = latency("--bundle", bundle, rewritten, *arguments)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "latency.json").read_text())
+    sides = [ENGINE, "rewritten: onnxruntime fp32", PORTABLE, PYTORCH]
+    assert all(list(case["timings"]) == sides for case in figures["results"])
+    assert list(figures["bundles"]) == sides[:2]
 
 
 def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path, tmp_path: Path) -> None:
@@ -87,7 +113,10 @@ def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path,
     arguments = ("--run", run, "--batch-sizes", 1, "--threads", 1, "--json", tmp_path / "latency.json")
     result = latency("--bundle", wrong, *arguments)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: the engines differ from PyTorch: decode of mu is off by up to ")
+    message = (
+        "error: stage engine (bundle: onnxruntime fp32) differs from PyTorch eager FP32: decode of mu is off by up to"
+    )
+    assert result.stderr.startswith(message)
     assert "FAIL" in result.stdout
     assert json.loads((tmp_path / "latency.json").read_text())["parity_holds"] is False
 
@@ -95,8 +124,9 @@ def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--batch-sizes", "4"), "--batch-sizes 4: this bundle takes 1 to 3 images"),
+        (("--batch-sizes", "4"), "--batch-sizes 4: these bundles take 1 to 3 images"),
         (("--json", "/nowhere/latency.json"), "--json /nowhere/latency.json: there is no folder /nowhere"),
+        (("--compiled", "--portable"), "--compiled: needs the model; give --run RUN"),
         (("--threads", "0"), "--threads 0: must be at least 1"),
         (("--run", "nowhere"), "nowhere is not a run folder"),
         (("--bundle", "nowhere"), "no bundle folder at nowhere"),

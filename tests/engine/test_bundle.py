@@ -14,6 +14,7 @@ from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle, Manifest, sha256_of
 from engine.errors import BundleError
 
+ENGINE = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "split": False, "chosen": {}}
 REBUILD = r"python -m export\.build_engines --run RUN --out BUNDLE"
 
 
@@ -92,7 +93,7 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format version 2, this engine reads 1"),
+        ({"format_version": 1}, "format version 1, this engine reads 2.*build it with"),
         ({"format_version": None}, "format version None"),
         ({"colour": "red"}, "unknown keys in the manifest: colour"),
         (
@@ -104,6 +105,10 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ({"preprocessing": {"crop": "12", "resize": "bilinear"}}, "preprocessing.crop must be a number"),
         ({"image_size": "64"}, "image_size must be int, not '64'"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
+        ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, split"),
+        ({"engine": {**ENGINE, "decoder": "absent.onnx"}}, "does not list absent.onnx"),
+        ({"engine": {**ENGINE, "split": 1}}, "engine.split must be bool, not 1"),
+        ({"engine": {**ENGINE, "chosen": []}}, r"engine.chosen must be dict, not \[\]"),
         ({"attributes": [1]}, "attributes must be strings"),
         ({"files": {}}, "does not list encoder.onnx"),
         ({"files": {"../secret": "00"}}, "not '../secret'"),
@@ -129,7 +134,13 @@ def test_a_manifest_without_a_key_or_no_json_is_refused(bundle: Path) -> None:
 
 def test_an_unknown_backend_is_named(bundle: Path) -> None:
     change_manifest(bundle, backend="abacus")
-    with pytest.raises(BundleError, match="backend 'abacus'; this engine has: onnxruntime"):
+    with pytest.raises(BundleError, match="backend 'abacus'; this engine has: onnxruntime, openvino"):
+        open_backend(Bundle.load(bundle))
+
+
+def test_a_precision_that_a_backend_does_not_have_is_named(bundle: Path) -> None:
+    change_manifest(bundle, precision="int8")
+    with pytest.raises(BundleError, match="asks for onnxruntime in 'int8'; this engine has: fp32"):
         open_backend(Bundle.load(bundle))
 
 

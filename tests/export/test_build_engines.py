@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,26 @@ from runs import ATTRIBUTES, LATENT_DIM, PRIVATE_PATH, smooth_images, write_run
 from safetensors.numpy import save_file
 
 from engine.backends import open_backend
-from engine.bundle import Bundle, Preprocessing, sha256_of
+from engine.bundle import Bundle, Engine, Preprocessing, sha256_of
 from engine.latents import Directions
 from export import build_engines
 from export.build_engines import BuildConfig, build
+from export.contest import Candidate, Entry
 from export.errors import InputError, ParityError
-from export.graphs import write_graphs
+from export.forms import DecoderForm
+from export.graphs import write_decoder
+from export.support import Support
 from trainer.errors import RunError
+from trainer.model import VAE
+
+FLAGS = ("--backend", "onnxruntime", "--precision", "fp32", "--encoder", "plain", "--decoder", "plain")
+"""Everything named, so that there is no contest, and nothing rewritten."""
+
+
+def plain(**values: Any) -> BuildConfig:
+    """A configuration with everything named, unless `values` name something else."""
+    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "fp32", "encoder": "plain", "decoder": "plain"}
+    return BuildConfig(**{**named, **values})
 
 
 def silent(_: str) -> None:
@@ -40,7 +53,7 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared_bundle(shared_run: Path) -> Path:
     """The bundle of `shared_run`, that no test changes."""
-    return build(BuildConfig(run=shared_run, out=shared_run.parent / "bundle", max_batch=4), silent)
+    return build(plain(run=shared_run, out=shared_run.parent / "bundle", max_batch=4), silent)
 
 
 @pytest.fixture
@@ -71,7 +84,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     handler = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: object) -> Outcome:
-        code = build_engines.main([str(argument) for argument in arguments])
+        code = build_engines.main([*FLAGS, *(str(argument) for argument in arguments)])
         return Outcome(code, *capsys.readouterr())
 
     yield call
@@ -81,17 +94,17 @@ def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
 def corrupt_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """One weight of the decoder goes wrong between the export and the check."""
 
-    def write_then_corrupt(*arguments: Any) -> None:
-        write_graphs(*arguments)
-        path = arguments[1] / "decoder.onnx"
-        graph = onnx.load(path)
+    def write_then_corrupt(model: VAE, form: DecoderForm, folder: Path, model_sha256: str) -> str:
+        name = write_decoder(model, form, folder, model_sha256)
+        graph = onnx.load(folder / name)
         weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "decoder.to_rgb.bias")
         values = onnx.numpy_helper.to_array(weight).copy()
         values[0] += 0.5
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-        onnx.save(graph, path)
+        onnx.save(graph, folder / name)
+        return name
 
-    monkeypatch.setattr("export.build_engines.write_graphs", write_then_corrupt)
+    monkeypatch.setattr("export.build_engines.write_decoder", write_then_corrupt)
 
 
 # What is built
@@ -106,7 +119,7 @@ def test_bundle_is_complete_and_says_what_it_is(shared_bundle: Path, shared_run:
         "manifest.json",
     ]
     assert (manifest.image_size, manifest.latent_dim, manifest.max_batch_size) == (64, LATENT_DIM, 4)
-    assert (manifest.backend, manifest.precision) == ("onnxruntime", "fp32")
+    assert (manifest.backend, manifest.precision, manifest.engine) == ("onnxruntime", "fp32", Engine())
     assert manifest.preprocessing == Preprocessing(crop=148)
     assert manifest.attributes == ATTRIBUTES
     assert manifest.files == {name: sha256_of(shared_bundle / name) for name in manifest.files}
@@ -117,10 +130,13 @@ def test_bundle_is_complete_and_says_what_it_is(shared_bundle: Path, shared_run:
         "data": {"fingerprint": None, "images": {"train": 90}},
     }
     assert {"python", "torch", "onnx", "onnxruntime", "dfc-vae"} <= set(manifest.versions)
+    assert manifest.parity["truth"] == "PyTorch eager FP32"
     assert manifest.parity["samples"] == 11
-    assert manifest.parity["tolerances"] == {"latents": 1e-4, "levels": 1}
-    assert manifest.parity["latents"]["mu"]["max_relative"] <= 1e-4
-    assert manifest.parity["images"]["edit"]["max_levels"] <= 1
+    stages = manifest.parity["stages"]
+    assert list(stages) == ["portable", "engine"]
+    assert stages["engine"]["tolerances"] == {"latents": 1e-4, "levels": 1, "psnr_db": 0.0}
+    assert stages["engine"]["latents"]["mu"]["max_relative"] <= 1e-4
+    assert stages["engine"]["images"]["edit"]["max_levels"] <= 1
 
 
 def test_bundle_keeps_no_path_of_the_machine(shared_bundle: Path) -> None:
@@ -150,7 +166,7 @@ def test_engine_takes_any_batch(shared_bundle: Path, count: int) -> None:
 
 def test_128_pixels(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", image_size=128, samples=4)
-    bundle = Bundle.load(build(BuildConfig(run=run, out=tmp_path / "bundle"), silent))
+    bundle = Bundle.load(build(plain(run=run, out=tmp_path / "bundle"), silent))
     assert bundle.manifest.image_size == 128
     assert open_backend(bundle).decode(np.zeros((3, LATENT_DIM), np.float32)).shape == (3, 128, 128, 3)
 
@@ -158,7 +174,7 @@ def test_128_pixels(tmp_path: Path) -> None:
 def test_command_builds_the_same_bytes_and_shows_parity(shared_run: Path, shared_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "bundle"
     result = subprocess.run(
-        [sys.executable, "-m", "export.build_engines", "--run", shared_run, "--out", out, "--max-batch", "4"],
+        [sys.executable, "-m", "export.build_engines", *FLAGS, "--run", shared_run, "--out", out, "--max-batch", "4"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -176,7 +192,7 @@ def test_images_that_were_cropped_already(run: Path, tmp_path: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     config["config"]["crop"] = 0
     (run / "config.json").write_text(json.dumps(config))
-    bundle = Bundle.load(build(BuildConfig(run=run, out=tmp_path / "bundle"), silent))
+    bundle = Bundle.load(build(plain(run=run, out=tmp_path / "bundle"), silent))
     assert bundle.manifest.preprocessing.crop is None
 
 
@@ -187,7 +203,10 @@ def test_impossible_tolerance_is_refused(command: Command, shared_run: Path, tmp
     arguments = ("--latent-tolerance", "1e-12", "--level-tolerance", "0")
     result = command("--run", shared_run, "--out", tmp_path / "bundle", *arguments)
     assert result.code == 1
-    assert result.stderr.startswith("error: the engines differ from PyTorch: mu is off by ")
+    assert result.stderr.startswith(
+        "error: stage portable (encoder.onnx and decoder.onnx by onnxruntime in fp32) differs from PyTorch eager FP32: "
+        "mu is off by "
+    )
     assert "(tolerance 1.00e-12)" in result.stderr
     assert result.stderr.count("\n") == 1
     assert "FAIL" in result.stdout
@@ -200,7 +219,7 @@ def test_engine_with_one_wrong_weight_is_refused(
     corrupt_decoder(monkeypatch)
     lines: list[str] = []
     with pytest.raises(ParityError, match=r"decode of mu is off by up to \d+ of 255 levels \(tolerance 1\)"):
-        build(BuildConfig(run=shared_run, out=tmp_path / "bundle"), lines.append)
+        build(plain(run=shared_run, out=tmp_path / "bundle"), lines.append)
     assert list(tmp_path.iterdir()) == []
     assert lines[-1].count("FAIL") == 3
 
@@ -209,26 +228,136 @@ def test_wider_tolerances_are_the_users_choice_and_recorded(
     shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corrupt_decoder(monkeypatch)
-    config = BuildConfig(run=shared_run, out=tmp_path / "bundle", latent_tolerance=0.5, level_tolerance=255)
+    config = plain(run=shared_run, out=tmp_path / "bundle", latent_tolerance=0.5, level_tolerance=255)
     parity = Bundle.load(build(config, silent)).manifest.parity
-    assert parity["tolerances"] == {"latents": 0.5, "levels": 255}
-    assert parity["images"]["decode"]["max_levels"] > 1
+    assert parity["stages"]["engine"]["tolerances"] == {"latents": 0.5, "levels": 255, "psnr_db": 0.0}
+    assert parity["stages"]["engine"]["images"]["decode"]["max_levels"] > 1
 
 
 def test_a_failed_build_leaves_the_old_bundle(run: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file.name: file.read_bytes() for file in bundle.iterdir()}
     corrupt_decoder(monkeypatch)
     with pytest.raises(ParityError):
-        build(BuildConfig(run=run, out=bundle, force=True), silent)
+        build(plain(run=run, out=bundle, force=True), silent)
     assert {file.name: file.read_bytes() for file in bundle.iterdir()} == before
     assert list(bundle.parent.iterdir()) == [bundle]
+
+
+# What is chosen
+
+
+def test_named_rewrites_are_built_beside_the_portable_graphs(
+    shared_run: Path, shared_bundle: Path, tmp_path: Path
+) -> None:
+    config = plain(run=shared_run, out=tmp_path / "bundle", encoder="product", decoder="phases")
+    bundle = Bundle.load(build(config, silent))
+    assert bundle.manifest.engine == Engine("encoder.product.onnx", "decoder.phases.onnx")
+    assert list(bundle.manifest.parity["stages"]) == ["portable", "rewritten", "engine"]
+    assert set(bundle.manifest.files) == {
+        "encoder.onnx",
+        "encoder.product.onnx",
+        "decoder.onnx",
+        "decoder.phases.onnx",
+        "directions.safetensors",
+    }
+    for name in ("encoder.onnx", "decoder.onnx"):
+        assert (bundle.path / name).read_bytes() == (shared_bundle / name).read_bytes()
+    assert open_backend(bundle, threads=1).decode(np.zeros((3, LATENT_DIM), np.float32)).shape == (3, 64, 64, 3)
+
+
+def test_auto_holds_a_contest_and_records_it(shared_run: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = plain(run=shared_run, out=tmp_path / "bundle", encoder="auto", decoder="auto", max_batch=2, threads=1)
+    bundle = Bundle.load(build(config, lines.append))
+    chosen = bundle.manifest.engine.chosen
+    assert "product of the times of an edit at batch 1" in chosen["rule"]
+    assert chosen["threads"] == 1
+    assert len(chosen["candidates"]) == 6
+    best = chosen["candidates"][0]
+    assert (best["backend"], best["precision"], best["rejected"]) == ("onnxruntime", "fp32", None)
+    assert set(best["edit_ms"]) == {"1", "2"}
+    kept = {name for name in bundle.manifest.files if name.endswith(".onnx")}
+    engine = bundle.manifest.engine
+    assert kept == {"encoder.onnx", "decoder.onnx", engine.encoder, engine.decoder}
+    assert f"encoder {best['encoder']}, decoder {best['decoder']}" in lines[-1]
+    assert any(line.startswith("contest by ") for line in lines)
+
+
+def test_the_fastest_that_passes_the_gate_is_built(
+    shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "bf16" not in Support.find().here.get("openvino", ()):
+        pytest.skip("this machine has no bf16")
+
+    def bf16_first(candidates: Sequence[Candidate], *_: object, **__: object) -> list[Entry]:
+        return [Entry(candidate, {1: 1.0}) for candidate in sorted(candidates, key=lambda each: each.precision)]
+
+    monkeypatch.setattr("export.build_engines.rank", bf16_first)
+    named: dict[str, Any] = {
+        "run": shared_run,
+        "encoder": "plain",
+        "decoder": "plain",
+        "backend": "openvino",
+        "max_batch": 1,
+    }
+    # Random weights lose more to bf16 than trained ones.
+    wide: dict[str, Any] = {"latent_tolerance": 1.0, "level_tolerance": 255, "psnr_tolerance": 0.0}
+    manifest = Bundle.load(build(BuildConfig(out=tmp_path / "first", **named, **wide), silent)).manifest
+    assert (manifest.backend, manifest.precision) == ("openvino", "bf16")
+
+    # What bf16 cannot keep: it is refused, and the next one taken.
+    config = BuildConfig(out=tmp_path / "second", latent_tolerance=1e-4, **named)
+    manifest = Bundle.load(build(config, silent)).manifest
+    assert (manifest.backend, manifest.precision) == ("openvino", "fp32")
+    candidates = manifest.engine.chosen["candidates"]
+    assert candidates[0]["rejected"].startswith("stage engine (encoder.onnx and decoder.onnx by openvino in bf16)")
+    assert candidates[1]["rejected"] is None
+
+    with pytest.raises(ParityError, match=r"^stage engine .* by openvino in bf16"):
+        build(BuildConfig(out=tmp_path / "third", latent_tolerance=1e-4, precision="bf16", **named), silent)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_flags_leave_candidates() -> None:
+    support = Support({"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16")}, ())
+
+    def candidates(**values: Any) -> list[str]:
+        return [str(each) for each in BuildConfig(run=Path(), out=Path(), **values).candidates(support)]
+
+    assert len(candidates(threads=1)) == 3 * 2 * 3
+    assert len(candidates(threads=2)) == (1 + 2 * 2) * 2 * 3
+    assert len(candidates(threads=2, max_batch=1)) == 3 * 2 * 3  # nothing to split
+    named = {"backend": "openvino", "precision": "bf16", "encoder": "product", "decoder": "tail"}
+    assert candidates(**named, split="no") == ["openvino bf16, encoder product, decoder tail"]
+    assert candidates(**named, split="yes") == [
+        "openvino bf16, encoder product, decoder tail, batches split over the threads"
+    ]
+    with pytest.raises(InputError, match="--split yes: only openvino splits a batch"):
+        candidates(backend="onnxruntime", split="yes")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported (engines of TensorRT"),
+        (("--precision", "int8"), "--backend onnxruntime --precision int8: not supported; supported here: onnxruntime"),
+    ],
+)
+def test_an_unsupported_combination_is_exit_code_2(
+    command: Command, shared_run: Path, tmp_path: Path, flags: tuple[str, str], message: str
+) -> None:
+    result = command("--run", shared_run, "--out", tmp_path / "bundle", *flags)
+    assert result.code == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 # The place
 
 
 def test_force_replaces_a_bundle(run: Path, bundle: Path) -> None:
-    build(BuildConfig(run=run, out=bundle, max_batch=9, force=True), silent)
+    build(plain(run=run, out=bundle, max_batch=9, force=True), silent)
     assert Bundle.load(bundle).manifest.max_batch_size == 9
     assert list(bundle.parent.iterdir()) == [bundle]
 
@@ -247,23 +376,23 @@ def test_what_is_not_a_bundle_is_never_replaced(shared_run: Path, tmp_path: Path
     folder.mkdir()
     (folder / "manifest.json").write_text('{"chapters": 7}')
     with pytest.raises(InputError, match="thesis: exists and is not a bundle"):
-        build(BuildConfig(run=shared_run, out=folder, force=force), silent)
+        build(plain(run=shared_run, out=folder, force=force), silent)
     assert (folder / "manifest.json").read_text() == '{"chapters": 7}'
 
 
 def test_force_does_not_delete_what_lies_beside_a_bundle(run: Path, bundle: Path) -> None:
     (bundle / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"beside the bundle it holds notes\.txt"):
-        build(BuildConfig(run=run, out=bundle, force=True), silent)
+        build(plain(run=run, out=bundle, force=True), silent)
     assert (bundle / "notes.txt").read_text() == "mine"
 
 
 def test_a_place_that_cannot_be_written_to(shared_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file cannot be written to \(.*\); choose another place"):
-        build(BuildConfig(run=shared_run, out=tmp_path / "file" / "bundle"), silent)
+        build(plain(run=shared_run, out=tmp_path / "file" / "bundle"), silent)
     with pytest.raises(InputError, match=r"/proc cannot be written to"):
-        build(BuildConfig(run=shared_run, out=Path("/proc/bundle")), silent)
+        build(plain(run=shared_run, out=Path("/proc/bundle")), silent)
 
 
 # The run
@@ -324,7 +453,7 @@ def test_spoiled_run_is_refused_before_anything_is_written(run: Path, tmp_path: 
     change, message = SPOILED_RUNS[spoil]
     change(run)
     with pytest.raises((InputError, RunError), match=message):
-        build(BuildConfig(run=run, out=tmp_path / "bundle"), silent)
+        build(plain(run=run, out=tmp_path / "bundle"), silent)
     assert list(tmp_path.iterdir()) == [run]
 
 
@@ -346,6 +475,7 @@ def test_missing_run_is_one_line_and_exit_code_2(command: Command, tmp_path: Pat
         ("threads", 0, "--threads 0: must be at least 1"),
         ("latent_tolerance", float("nan"), "--latent-tolerance nan: must be at least 0"),
         ("level_tolerance", -1, "--level-tolerance -1: must be at least 0"),
+        ("psnr_tolerance", -1.0, "--psnr-tolerance -1.0: must be at least 0"),
     ],
 )
 def test_bad_flags(tmp_path: Path, flag: str, value: float, message: str) -> None:
@@ -367,6 +497,7 @@ def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(
     plan = json.loads(result.stdout)
     assert plan["config"]["backend"] == "onnxruntime"
     assert plan["config"]["threads"] >= 1
+    assert plan["candidates"] == ["onnxruntime fp32, encoder plain, decoder plain"]
     assert plan["model"]["latent_dim"] == LATENT_DIM
     assert plan["attributes"] == list(ATTRIBUTES)
     assert list(tmp_path.iterdir()) == []
@@ -378,7 +509,7 @@ def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(
 def test_ctrl_c_leaves_nothing(
     command: Command, shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.build_engines.compare", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("export.build_engines.Truth", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     result = command("--run", shared_run, "--out", tmp_path / "bundle")
     assert (result.code, result.stderr) == (130, "error: interrupted; no bundle was written\n")
     assert list(tmp_path.iterdir()) == []

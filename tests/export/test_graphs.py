@@ -6,21 +6,23 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from runs import LATENT_DIM, small_vae, smooth_images
+from runs import FORMS, LATENT_DIM, small_vae, smooth_images
 from torch import nn
 
 from export.graphs import write_graphs
+from trainer.config import ModelConfig
 
 
-@pytest.fixture(scope="module", params=[64, 128])
-def size(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+@pytest.fixture(scope="module", params=list(FORMS.values()), ids=list(FORMS))
+def form(request: pytest.FixtureRequest) -> ModelConfig:
+    config: ModelConfig = request.param
+    return config
 
 
 @pytest.fixture(scope="module")
-def graphs(size: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def graphs(form: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
-    write_graphs(small_vae(size), folder, "ab" * 32)
+    write_graphs(small_vae(form), folder, "ab" * 32)
     return folder
 
 
@@ -34,7 +36,8 @@ def signature(values: Any) -> dict[str, tuple[int, list[str | int]]]:
     }
 
 
-def test_inputs_and_outputs(graphs: Path, size: int) -> None:
+def test_inputs_and_outputs(graphs: Path, form: ModelConfig) -> None:
+    size = form.image_size
     encoder, decoder = onnx.load(graphs / "encoder.onnx"), onnx.load(graphs / "decoder.onnx")
     image = (onnx.TensorProto.UINT8, ["batch", size, size, 3])
     latent = (onnx.TensorProto.FLOAT, ["batch", LATENT_DIM])
@@ -53,7 +56,7 @@ def test_graph_is_lean_and_labelled(graphs: Path, name: str) -> None:
     assert graph.producer_name == "dfc-vae"
     assert graph.graph.name == name
     assert {prop.key: prop.value for prop in graph.metadata_props} == {
-        "bundle_format_version": "1",
+        "bundle_format_version": "2",
         "model_sha256": "ab" * 32,
     }
     assert not graph.doc_string
@@ -72,8 +75,8 @@ def test_no_path_of_the_machine_in_the_file(graphs: Path, name: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 @torch.no_grad()
-def test_any_batch_size_gives_what_torch_gives(graphs: Path, size: int, count: int) -> None:
-    model = small_vae(size)
+def test_any_batch_size_gives_what_torch_gives(graphs: Path, form: ModelConfig, count: int) -> None:
+    model, size = small_vae(form), form.image_size
     images = smooth_images(count, size)
     latents = np.random.default_rng(3).standard_normal((count, LATENT_DIM), dtype=np.float32)
     encoder = onnxruntime.InferenceSession(graphs / "encoder.onnx")
@@ -91,8 +94,8 @@ def test_any_batch_size_gives_what_torch_gives(graphs: Path, size: int, count: i
     assert np.abs(decoded - pixels * 255.0).max() < 0.5 + 1e-2
 
 
-def test_same_model_same_bytes(graphs: Path, size: int, tmp_path: Path) -> None:
-    write_graphs(small_vae(size), tmp_path, "ab" * 32)
+def test_same_model_same_bytes(graphs: Path, form: ModelConfig, tmp_path: Path) -> None:
+    write_graphs(small_vae(form), tmp_path, "ab" * 32)
     for name in ("encoder.onnx", "decoder.onnx"):
         assert (tmp_path / name).read_bytes() == (graphs / name).read_bytes()
 

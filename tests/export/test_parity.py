@@ -1,6 +1,5 @@
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +9,9 @@ from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 
 from engine.latents import Directions
 from export.errors import ParityError
-from export.parity import ImageError, LatentError, Report, Tolerances, compare
+from export.parity import TOLERANCES, ImageError, LatentError, Report, Stage, Tolerances
 from export.reference import EagerBackend
+from export.truth import Truth
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -49,9 +49,13 @@ def images() -> Bytes:
     return smooth_images(7, 64)
 
 
-def measure(engine: Recorder, images: Bytes, directions: Directions) -> Report:
-    truth = EagerBackend(small_vae())
-    return compare(engine, truth, images, directions, batch_size=3, tolerances=Tolerances())
+@pytest.fixture(scope="module")
+def truth(images: Bytes, directions: Directions) -> Truth:
+    return Truth("the model", EagerBackend(small_vae()), images, directions, batch_size=3)
+
+
+def measure(engine: Recorder, truth: Truth) -> Stage:
+    return truth.compare(engine, "recorder", TOLERANCES["fp32"])
 
 
 def test_latent_error_by_hand() -> None:
@@ -61,6 +65,7 @@ def test_latent_error_by_hand() -> None:
     assert error.mean_abs == pytest.approx(0.75 / 6)
     assert error.spread == pytest.approx(math.sqrt(8 / 3 / 2))
     assert error.max_relative == pytest.approx(0.5 / math.sqrt(4 / 3))
+    assert error.mean_relative == pytest.approx(0.75 / 6 / math.sqrt(4 / 3))
 
 
 def test_image_error_by_hand() -> None:
@@ -74,24 +79,23 @@ def test_image_error_by_hand() -> None:
     assert ImageError.between(reference, reference) == ImageError(0, 0.0, None)
 
 
-def test_equal_engines_pass_and_see_small_batches_only(images: Bytes, directions: Directions) -> None:
+def test_equal_engines_pass_and_see_every_kind_of_batch(truth: Truth) -> None:
     engine = Recorder()
-    report = measure(engine, images, directions)
-    report.require()
-    assert [len(batch) for batch in engine.encoded] == [3, 3, 1]
-    assert [len(batch) for batch in engine.decoded] == [3, 3, 1] * 3
-    assert report.samples == 7
-    assert {error.max_abs for error in report.latents.values()} == {0.0}
-    assert {error.psnr_db for error in report.images.values()} == {None}
-    assert report.table().count(" ok") == 5
-    assert "FAIL" not in report.table()
+    stage = measure(engine, truth)
+    assert stage.failures() == []
+    assert [len(batch) for batch in engine.encoded] == [1, 2, 3, 1]
+    assert [len(batch) for batch in engine.decoded] == [1, 2, 3, 1] * 3
+    assert {error.max_abs for error in stage.latents.values()} == {0.0}
+    assert {error.psnr_db for error in stage.images.values()} == {None}
+    assert stage.table("engine").count(" ok") == 5
+    assert "FAIL" not in stage.table("engine")
 
 
-def test_edits_take_the_directions_in_turn(images: Bytes, directions: Directions) -> None:
+def test_edits_take_the_directions_in_turn(images: Bytes, truth: Truth) -> None:
     engine = Recorder()
-    measure(engine, images, directions)
+    measure(engine, truth)
     mu, _ = engine.truth.encode(images)
-    edited = np.concatenate(engine.decoded[-3:])
+    edited = np.concatenate(engine.decoded[-4:])
     expected = np.eye(3, LATENT_DIM)[[0, 1, 2, 0, 1, 2, 0]]
     np.testing.assert_allclose(edited - mu, expected, atol=1e-5)
 
@@ -99,12 +103,13 @@ def test_edits_take_the_directions_in_turn(images: Bytes, directions: Directions
 def test_without_directions_the_edit_reconstructs(images: Bytes) -> None:
     engine = Recorder()
     none = Directions((), np.zeros((0, LATENT_DIM), np.float32), (), (), "train")
-    measure(engine, images, none).require()
-    np.testing.assert_allclose(np.concatenate(engine.decoded[-3:]), engine.truth.encode(images)[0], atol=1e-5)
+    truth = Truth("the model", EagerBackend(small_vae()), images, none, batch_size=3)
+    assert measure(engine, truth).failures() == []
+    np.testing.assert_allclose(np.concatenate(engine.decoded[-4:]), engine.truth.encode(images)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("engine", "stages"),
+    ("engine", "results"),
     [
         (Recorder(log_var_error=1e-2), ["log_var"]),
         (Recorder(mu_error=1e-3), ["mu"]),
@@ -112,38 +117,63 @@ def test_without_directions_the_edit_reconstructs(images: Bytes) -> None:
         (Recorder(log_var_error=math.nan), ["log_var"]),
     ],
 )
-def test_each_stage_is_named_when_it_fails(
-    engine: Recorder, stages: list[str], images: Bytes, directions: Directions
-) -> None:
-    report = measure(engine, images, directions)
-    failures = report.failures()
-    assert [failure.split(" is off by ")[0] for failure in failures] == stages
-    assert report.table().count("FAIL") == len(stages)
+def test_each_result_is_named_when_it_fails(engine: Recorder, results: list[str], truth: Truth) -> None:
+    stage = measure(engine, truth)
+    failures = stage.failures()
+    assert [failure.split(" is off by ")[0] for failure in failures] == results
+    assert stage.table("engine").count("FAIL") == len(results)
     with pytest.raises(ParityError) as refusal:
-        report.require()
+        Report("the model", 7, {"engine": stage}).require()
+    assert str(refusal.value).startswith("stage engine (recorder) differs from the model: ")
     assert all(failure in str(refusal.value) for failure in failures)
 
 
-def test_the_failure_states_figure_and_tolerance(images: Bytes, directions: Directions) -> None:
-    report = measure(Recorder(level_error=2), images, directions)
-    assert report.failures()[0] == "decode of mu is off by up to 2 of 255 levels (tolerance 1)"
-    report = measure(Recorder(log_var_error=1e-2), images, directions)
-    error = report.latents["log_var"]
-    assert report.failures() == [
+def test_the_failure_states_figure_and_tolerance(truth: Truth) -> None:
+    stage = measure(Recorder(level_error=2), truth)
+    assert stage.failures()[0] == "decode of mu is off by up to 2 of 255 levels (tolerance 1)"
+    stage = measure(Recorder(log_var_error=1e-2), truth)
+    error = stage.latents["log_var"]
+    assert stage.failures() == [
         f"log_var is off by {error.max_relative:.2e} of its spread of {error.spread:.3g} (tolerance 1.00e-04)"
     ]
 
 
-def test_latents_that_are_not_finite_are_refused_at_once(images: Bytes, directions: Directions) -> None:
-    with pytest.raises(ParityError, match=r"engine's mu .* not finite"):
-        measure(Recorder(mu_error=math.nan), images, directions)
+def test_psnr_has_a_tolerance_of_its_own(truth: Truth) -> None:
+    engine = Recorder(level_error=2)  # everywhere: 10 log10(255^2 / 4) = 42.1 dB
+    stage = truth.compare(engine, "recorder", Tolerances(latents=1.0, levels=2, psnr_db=42.0))
+    assert stage.failures() == []
+    stage = truth.compare(engine, "recorder", Tolerances(latents=1.0, levels=2, psnr_db=42.2))
+    assert stage.failures()[0] == "decode of mu has 42.1 dB PSNR (tolerance 42.2)"
+    assert stage.table("engine").count("FAIL") == 3
+
+
+def test_the_first_stage_beyond_its_tolerances_is_named(truth: Truth) -> None:
+    good, bad = measure(Recorder(), truth), measure(Recorder(level_error=2), truth)
+    report = Report("the model", 7, {"portable": good, "rewritten": bad, "engine": bad})
+    assert report.failures() == bad.failures()
+    with pytest.raises(ParityError, match=r"^stage rewritten \(recorder\) differs from the model: decode of mu"):
+        report.require()
+    Report("the model", 7, {"portable": good}).require()
+
+
+def test_latents_that_are_not_finite_are_refused_at_once(images: Bytes, directions: Directions, truth: Truth) -> None:
+    with pytest.raises(ParityError, match=r"recorder's mu .* not finite"):
+        measure(Recorder(mu_error=math.nan), truth)
     diverged = small_vae()
     torch.nn.init.constant_(diverged.encoder.mu.weight, math.nan)
-    with pytest.raises(ParityError, match=r"PyTorch's own mu .* diverged"):
-        compare(Recorder(), EagerBackend(diverged), images, directions, batch_size=3, tolerances=Tolerances())
+    with pytest.raises(ParityError, match=r"the model's own mu .* diverged"):
+        Truth("the model", EagerBackend(diverged), images, directions, batch_size=3)
 
 
-def test_report_survives_json(tmp_path: Path, images: Bytes, directions: Directions) -> None:
-    report = measure(Recorder(mu_error=1e-6, level_error=1), images, directions)
+def test_report_survives_json(truth: Truth) -> None:
+    stage = measure(Recorder(mu_error=1e-6, level_error=1), truth)
+    report = Report("the model", 7, {"portable": stage, "engine": stage})
     text = json.dumps(report.to_json(), allow_nan=False)
     assert Report.from_json(json.loads(text)) == report
+
+
+def test_tolerances_widen_with_the_precision() -> None:
+    fp32, bf16 = TOLERANCES["fp32"], TOLERANCES["bf16"]
+    assert fp32.latents < bf16.latents
+    assert fp32.levels < bf16.levels
+    assert bf16.psnr_db == 45.0

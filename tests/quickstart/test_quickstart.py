@@ -36,10 +36,11 @@ def test_figures_and_metrics_are_left_and_printed(first: "tuple[Path, subprocess
     assert metrics["reconstruction"]["images"] == 30
     assert metrics["parity"]
     assert metrics["peak_memory_mib"] > 0
-    assert {(edit["attribute"], edit["strength"]) for edit in metrics["edits"]} == {
+    assert {(edit["attribute"], edit["strength"]) for edit in metrics["served_edits"]} == {
         (attribute, sign * 1.5) for attribute in ("Smiling", "Eyeglasses") for sign in (1, -1)
     }
     assert "PSNR" in ended.stdout
+    assert "<html" in (out / "report.html").read_text()
 
 
 def test_edited_images_came_from_the_server(first: "tuple[Path, subprocess.CompletedProcess[str]]") -> None:
@@ -71,7 +72,7 @@ def test_a_second_run_reuses_everything_but_the_edits(
 
 def test_bad_input_ends_with_one_clear_line(tmp_path: Path) -> None:
     for more, said in (
-        (["--data", str(tmp_path)], "not in CelebA's layout"),
+        (["--data", str(tmp_path)], "holds no images"),
         (["--vgg", str(tmp_path / "none.pth")], "none.pth: no such file"),
         (["--crop", "-3"], "--crop -3"),
     ):

@@ -9,6 +9,7 @@ import pytest
 from trainer import dataset
 from trainer.config import ModelConfig, TrainConfig
 from trainer.faces import write_faces
+from trainer.loop import train
 
 SMALL = TrainConfig(
     preset="plain",
@@ -48,3 +49,18 @@ def data(faces: Path) -> dataset.FaceData:
 def small() -> TrainConfig:
     """A configuration that trains in a second."""
     return replace(SMALL)
+
+
+@pytest.fixture(scope="session")
+def trained(data: dataset.FaceData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one epoch on the faces. Not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    train(replace(SMALL, epochs=1), data, folder)
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty hub cache and a network that refuses."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torchvision.models import vgg19
 
+from trainer import dataset
 from trainer.__main__ import main
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
@@ -16,18 +20,68 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, check=False)
 
 
+def train(*arguments: object) -> int:
+    """`python -m trainer train`, without the seconds that a process takes to import torch."""
+    return main(["train", *map(str, arguments)])
+
+
 def test_help_lists_the_commands() -> None:
     said = run("--help").stdout
     for name in ("faces", "train", "evaluate"):
         assert name in said
 
 
-def test_dry_run_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--preset", "quickstart", "--data", "x", "--out", "y", "--lr", "0.5", "--dry-run"]) == 0
-    values = json.loads(capsys.readouterr().out)
-    assert values["preset"] == "quickstart"
-    assert values["lr"] == 0.5
-    assert values["schedule"] == PRESETS["quickstart"]().schedule
+def test_help_of_train_lists_the_presets_with_a_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train("--preset", "plain", "--help")
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name, make in PRESETS.items():
+        assert make.__doc__ is not None
+        assert f"- {name}: {make.__doc__.splitlines()[0]}" in said
+    assert f"(default: {PRESETS['plain']().lr})" in said
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = sorted((faces / "packed").glob("*"))
+    flags = ["--preset", "plain", "--lr", "0.5", "--epochs", "3", "--batch-size", "50", "--image-size", "96"]
+    assert train(*flags, "--data", faces, "--out", tmp_path / "run", "--precision", "bf16", "--dry-run") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert TrainConfig.from_json(said["config"]).lr == 0.5
+    assert said["config"]["preset"] == "plain"
+    assert said["config"]["schedule"] == PRESETS["plain"]().schedule
+    plan = said["plan"]
+    assert plan["images"] == {"train": 160, "val": 20, "test": 20}
+    assert plan["layout"] == "CelebA's layout"
+    assert (plan["steps_per_epoch"], plan["steps"]) == (4, 12)
+    assert plan["packed_bytes_to_write"] == 200 * 96 * 96 * 3
+    assert plan["dtype"] == "bfloat16"
+    assert plan["perceptual_weights"] == "none: no taps"
+    assert not (tmp_path / "run").exists()
+    assert sorted((faces / "packed").glob("*")) == packed
+
+
+def test_a_dry_run_says_where_vggs_weights_would_come_from(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    weights = tmp_path / "vgg.pth"
+    state = vgg19(weights=None).features[:2].state_dict()
+    torch.save({f"features.{name}": tensor for name, tensor in state.items()}, weights)
+    cached = tmp_path / "hub" / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
+    cached.parent.mkdir(parents=True)
+    flags = ["--data", faces, "--out", tmp_path / "run", "--taps", "relu1_1", "--dry-run"]
+    sources = []
+    for more in ([], ["--vgg-weights", weights], []):
+        assert train(*flags, *more) == 0
+        sources.append(json.loads(capsys.readouterr().out)["plan"]["perceptual_weights"])
+        cached.touch()
+    assert sources[0].startswith("random ones: no --vgg-weights file")
+    assert sources[1] == f"the file {weights}"
+    assert sources[2] == f"torchvision's ImageNet weights, cached at {cached}"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -47,31 +101,162 @@ def test_the_seed_preset_is_the_seed_document() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "words"),
     [
-        (["--epochs", "0"], "--epochs 0"),
-        (["--image-size", "50"], "--image-size 50: must be a positive multiple of 32"),
-        (["--channels", "1", "2"], "--channels (1, 2): must be five"),
-        (["--taps", "relu9_9"], "unknown relu9_9; VGG19 has relu1_1"),
-        (["--lr", "-1"], "--lr -1.0"),
-        (["--preset", "none-such"], "--preset none-such: choose one of seed"),
-        (["--device", "cuda"], "--device cuda: PyTorch sees no NVIDIA GPU"),
+        ("--epochs 0", ["--epochs 0", "at least 1"]),
+        ("--image-size 50", ["--image-size 50", "positive multiple of 32"]),
+        ("--channels 1 2", ["--channels 1 2", "such as 32 64 128 256 512"]),
+        ("--taps relu9_9", ["unknown relu9_9", "VGG19 has relu1_1"]),
+        ("--lr -1", ["--lr -1.0", "above 0"]),
+        ("--preset quikstart", ["--preset quikstart: unknown", "did you mean quickstart?"]),
+        ("--preset 17", ["--preset 17: unknown", f"The presets are {', '.join(PRESETS)}"]),
+        ("--preset", ["--preset : unknown", "The presets are seed"]),
+        ("--device cuda", ["--device cuda: PyTorch sees no NVIDIA GPU", "use --device cpu or auto"]),
+        ("--crop 400", ["is 178x218, smaller than the crop of 400", "use --crop 0"]),
+        ("--batch-size 53 --image-size 32", ["leaves one of the 160 training images", "choose another batch size"]),
+        # Flags that would change nothing.
+        ("--feature-weight 2", ["--feature-weight: has no effect here, as there are no taps", "give --taps"]),
+        ("--feature-share=0.5", ["--feature-share: has no effect", "give --taps"]),
+        ("--normalise-features", ["--normalise-features: has no effect", "give --taps"]),
+        ("--no-normalise_features", ["--normalise-features: has no effect", "give --taps"]),
+        ("--vgg-weights x.pth", ["--vgg-weights x.pth: of no use without taps", "give --taps"]),
+        ("--muon-lr 0.1", ["--muon-lr: has no effect here, as the optimizer is adam", "add --optimizer muon"]),
+        ("--lr-gamma 0.5", ["--lr-gamma: has no effect here, as the schedule is one-cycle", "add --schedule step"]),
+        ("--kl-weight 0 --kl-warmup 0.1", ["--kl-warmup: has no effect here, as --kl-weight is 0", "leave it out"]),
+        ("--rec-weight 0", ["--rec-weight 0.0", "more than 0"]),
+        ("--pixel-weight 0", ["nothing would be reconstructed", "more than 0"]),
+        # VGG's weights.
+        ("--taps relu1_1 --vgg-weights none.pth", ["--vgg-weights none.pth", "no such file"]),
+        (
+            "--taps relu1_1 --vgg-weights pyproject.toml",
+            ["pyproject.toml: not a file of PyTorch weights", "torch.save"],
+        ),
     ],
 )
 def test_bad_values_name_the_flag_and_the_mend(
-    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str, words: list[str]
 ) -> None:
-    assert main(["train", "--preset", "plain", "--data", str(faces), "--out", str(tmp_path / "r"), *flags]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "r").exists()
+    packed = sorted((faces / "packed").glob("*"))
+    where = ["--data", faces, "--out", tmp_path / "run"]
+    assert train(*where, *([] if "--preset" in flags else ["--preset", "plain"]), *flags.split()) == 2
+    refusal(capsys, *words)
+    assert not (tmp_path / "run").exists()
+    assert sorted((faces / "packed").glob("*")) == packed
 
 
-def test_bad_data_and_bad_runs_end_with_one_line(tmp_path: Path) -> None:
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """One line on stderr, `error: ...`, that has all these words."""
+    stderr = capsys.readouterr().err.strip()
+    assert stderr.startswith("error: ")
+    assert len(stderr.splitlines()) == 1
+    for word in words:
+        assert word in stderr
+
+
+def test_an_idle_value_of_the_preset_itself_is_no_mistake(faces: Path, tmp_path: Path) -> None:
+    """`quickstart` sets Muon's learning rate and weights of features; leaving Muon and VGG out need not undo that."""
+    flags = ["--preset", "quickstart", "--optimizer", "adam", "--taps", "--dry-run"]
+    assert train(*flags, "--data", faces, "--out", tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file", ["is a file", "give a folder"]),
+        ("file/run", ["file cannot be written to", "choose another place"]),
+        ("data/run", ["lies inside the data set", "choose a folder outside of it"]),
+        ("data", ["lies inside the data set", "choose a folder outside of it"]),
+        ("old", ["holds a run already", "add --resume"]),
+        ("/proc/run", ["/proc cannot be written to", "choose another place"]),
+    ],
+)
+def test_a_run_folder_that_cannot_be_used_is_named(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, words: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").touch()
+    (tmp_path / "data").symlink_to(faces)
+    assert train("--preset", "plain", "--data", tmp_path / "data", "--out", tmp_path / out) == 2
+    refusal(capsys, f"--out {tmp_path / out}: ", *words)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("none", ["none does not exist", "python -m trainer faces"]),
+        ("file", ["file is a file", "give the folder"]),
+        ("empty", ["empty holds no images", "give a folder of images"]),
+        ("few", ["few holds 1 image(s)", "add more, at least 20"]),
+        ("half", ["half/img_align_celeba/ is missing", "CelebA's layout is"]),
+        ("x" * 300, ["file name too long", "see that it is there"]),
+    ],
+)
+def test_a_data_set_that_cannot_be_used_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str, words: list[str]
+) -> None:
+    for folder in ("empty", "few", "half"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "few" / "face.png").touch()
+    (tmp_path / "half" / dataset.ATTRIBUTES).touch()
+    assert train("--preset", "plain", "--data", tmp_path / data, "--out", tmp_path / "run") == 2
+    refusal(capsys, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_without_labels_cannot_be_learnt_from_by_attribute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(25):
+        Image.new("RGB", (64, 64)).save(tmp_path / "photos" / f"{number}.png")
+    flags = ["--data", tmp_path / "photos", "--out", tmp_path / "run", "--crop", "0", "--dry-run"]
+    assert train(*flags, "--preset", "plain", "--attribute-weight", "0.1") == 2
+    refusal(capsys, "--attribute-weight 0.1: ", "photos is a plain folder of images", "leave it out")
+    assert train(*flags, "--preset", "quickstart") == 0  # the preset's own attribute term is left out
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["images"] == {"train": 23, "val": 1, "test": 1}
+    assert (plan["layout"], plan["attributes"]) == ("plain folder of images", 0)
+
+
+def test_constant_attributes_are_warned_of_once_and_do_not_stop_a_run(
+    broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = broken / dataset.ATTRIBUTES
+    count, names, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([count, f"{names} Never Always", *(f"{row} -1 1" for row in rows)]))
+    assert train("--preset", "plain", "--data", broken, "--out", tmp_path / "run", "--dry-run") == 0
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert warned[0].startswith("Never, Always: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["new", "--count", "3"], ["--count is 3", "at least 10"]),
+        (["new", "--seed", "-1"], ["--seed is -1", "at least 0"]),
+        (["old"], ["old exists and is not an empty folder", "give another folder"]),
+        (["old/file"], ["file exists and is not an empty folder", "give another folder"]),
+        (["old/file/new"], ["new cannot be made (Not a directory)", "another place"]),
+        (["/proc/new"], ["/proc/new cannot be made", "another place"]),
+    ],
+)
+def test_faces_that_cannot_be_drawn_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").touch()
+    assert main(["faces", str(tmp_path / arguments[0]), *arguments[1:]]) == 2
+    refusal(capsys, *words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_bad_data_and_bad_runs_end_a_process_with_one_line(tmp_path: Path) -> None:
     for arguments in (
         ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")],
         ["evaluate", str(tmp_path), "--data", str(tmp_path)],
-        ["faces", str(tmp_path / "f"), "--count", "3"],
-        ["faces", str(Path(__file__).parent)],
     ):
         ended = run(*arguments)
         assert ended.returncode == 2, ended.stderr
@@ -97,7 +282,7 @@ def test_the_whole_trainer_from_the_command_line(faces: Path, tmp_path: Path) ->
     assert 5 < metrics["reconstruction"]["psnr_db"] < 40
     assert 0 < metrics["reconstruction"]["ssim"] < 1
     assert 0.5 < metrics["classifier"]["accuracy_mean"] <= 1
-    edits = {(edit["attribute"], edit["strength"]) for edit in metrics["edits"]}
+    edits = {(edit["attribute"], edit["strength"]) for edit in metrics["edits"]["edits"]}
     assert edits == {(name, sign * 1.5) for name in ("Smiling", "Eyeglasses") for sign in (1, -1)}
     assert metrics["encoding"]["latent_dim"] == 16
     assert np.isfinite(metrics["encoding"]["kl_nats"])

@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -45,35 +44,6 @@ def test_without_a_crop_the_whole_image_is_used_as_the_server_does(faces: Path) 
     assert np.array_equal(data.images[3], prepare(image, 64, None))
 
 
-def test_images_are_decoded_once_and_mapped_afterwards(broken: Path) -> None:
-    first = dataset.load(broken, 32, 148)
-    packed = next((broken / "packed").glob("*.npy"))
-    written = packed.stat().st_mtime_ns
-    again = dataset.load(broken, 32, 148)
-    assert packed.stat().st_mtime_ns == written
-    assert isinstance(again.images, np.memmap)
-    assert again.fingerprint == first.fingerprint
-
-
-def test_a_changed_image_is_packed_again(broken: Path) -> None:
-    first = dataset.load(broken, 32, 148)
-    Image.new("RGB", (178, 218), "red").save(broken / dataset.IMAGES / "000005.jpg")
-    again = dataset.load(broken, 32, 148)
-    assert again.fingerprint != first.fingerprint
-    assert again.images[4, 16, 16, 0] > 200
-    assert again.images[4, 16, 16, 1] < 50
-
-
-def test_a_read_only_data_set_is_packed_in_the_cache(
-    broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root, too, may run this test
-    dataset.load(broken, 32, 148)
-    assert not (broken / "packed").exists()
-    assert list((tmp_path / "cache" / "dfc-vae" / "packed").glob("*.npy"))
-
-
 def test_a_folder_that_holds_celeba_is_accepted(broken: Path) -> None:
     (broken.parent / "outer").mkdir()
     broken.rename(broken.parent / "outer" / "celeba")
@@ -96,9 +66,12 @@ def test_absent_attributes_are_fine(broken: Path) -> None:
         ({10: "000008.jpg 1 -1 1"}, ["line 10", "000008.jpg", "3 values", f"{len(ATTRIBUTES)} attributes"]),
         ({12: "000010.jpg" + " 0" * len(ATTRIBUTES)}, ["line 12", "'0' is neither 1 nor -1"]),
         ({202: None}, ["announces 200", "199 rows"]),
-        ({1: "many"}, ["line 1", "'many'"]),
+        ({1: "many"}, ["line 1", "'many' is not the number of images"]),
         ({2: "Smiling Smiling"}, ["line 2", "each once"]),
-        (dict.fromkeys(range(1, 203)), ["1 line(s)"]),
+        ({9: "000006.jpg" + " 1" * len(ATTRIBUTES)}, ["000006.jpg 2 times", "keep one line an image"]),
+        (dict.fromkeys(range(3, 203)), ["2 line(s)", "needs the count, the attribute names, then images"]),
+        (dict.fromkeys(range(3, 203), ""), ["announces 200", "0 rows"]),
+        (dict.fromkeys(range(1, 203)), ["is empty; restore it"]),
     ],
 )
 def test_a_malformed_attribute_list_is_named_with_its_line(
@@ -116,7 +89,8 @@ def test_a_malformed_attribute_list_is_named_with_its_line(
     [
         ({5: "000005.jpg 3"}, ["line 5", "000005.jpg 3"]),
         ({5: "000005.jpg"}, ["line 5"]),
-        ({5: None}, ["000005.jpg", "no split"]),
+        ({5: None}, ["000005.jpg, line 7", "no split", "add the line `000005.jpg 0`"]),
+        ({5: "000004.jpg 1"}, ["000004.jpg 2 times"]),
         ({number: f"{number:06d}.jpg 0" for number in range(161, 201)}, ["val split"]),
     ],
 )
@@ -130,34 +104,56 @@ def test_a_malformed_partition_is_named_with_its_line(
         assert words in str(caught.value)
 
 
-def test_a_missing_image_is_named_with_the_line_that_lists_it(broken: Path) -> None:
-    (broken / dataset.IMAGES / "000042.jpg").unlink()
-    with pytest.raises(DataError, match=r"000042\.jpg is missing.*line 44"):
-        dataset.load(broken, 32, 148)
-
-
-@pytest.mark.parametrize("size", [0, 1000])
-def test_a_truncated_image_is_named_and_nothing_is_left_behind(broken: Path, size: int) -> None:
-    path = broken / dataset.IMAGES / "000031.jpg"
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(DataError, match=r"000031\.jpg cannot be decoded"):
-        dataset.load(broken, 32, 148)
-    assert not list((broken / "packed").iterdir())
-
-
-def test_an_image_smaller_than_the_crop_is_named(broken: Path) -> None:
-    Image.new("RGB", (64, 64)).save(broken / dataset.IMAGES / "000002.jpg")
-    with pytest.raises(DataError, match=r"000002\.jpg is 64x64, smaller than the crop of 148; use --crop 0"):
-        dataset.load(broken, 32, 148)
+@pytest.mark.parametrize("name", [dataset.ATTRIBUTES, dataset.PARTITION])
+def test_lists_of_other_systems_are_read_alike(broken: Path, name: str) -> None:
+    """Windows line ends, a byte order mark, trailing spaces, tabs and blank lines change nothing."""
+    before = dataset.read_index(broken)
+    lines = (broken / name).read_text().splitlines()
+    dressed = "\r\n".join(line.replace(" ", "\t", 1) + "  " for line in [*lines, "", "   "])
+    (broken / name).write_bytes(b"\xef\xbb\xbf" + dressed.encode())
+    after = dataset.read_index(broken)
+    assert after.files == before.files
+    assert after.attributes == before.attributes
+    assert np.array_equal(after.labels, before.labels)
+    assert np.array_equal(after.splits, before.splits)
 
 
 @pytest.mark.parametrize("name", [dataset.ATTRIBUTES, dataset.PARTITION])
-def test_a_missing_list_is_named(broken: Path, name: str) -> None:
-    (broken / name).unlink()
-    with pytest.raises(DataError, match=f"{name} is missing"):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty; restore it"), (b" \r\n\n", "is empty"), (bytes(range(256)), "cannot be read as text")],
+)
+def test_a_list_without_text_is_named(broken: Path, name: str, content: bytes, said: str) -> None:
+    (broken / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} {said}"):
+        dataset.read_index(broken)
+
+
+def test_missing_images_are_counted_and_the_first_named_with_its_line(broken: Path) -> None:
+    edit_lines(broken / dataset.ATTRIBUTES, {2: (broken / dataset.ATTRIBUTES).read_text().splitlines()[1] + "\n\n"})
+    for name in ("000042.jpg", "000043.jpg", "000200.jpg"):
+        (broken / dataset.IMAGES / name).unlink()
+    with pytest.raises(
+        DataError, match=r"000042\.jpg is missing, and so are 2 others, though line 46 .*restore it, or"
+    ):
         dataset.load(broken, 32, 148)
 
 
-def test_a_folder_of_something_else_is_refused_with_the_mend(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"python -m trainer faces"):
-        dataset.load(tmp_path, 32, 148)
+@pytest.mark.parametrize("name", [dataset.ATTRIBUTES, dataset.PARTITION, dataset.IMAGES])
+def test_half_of_celebas_layout_is_no_plain_folder(broken: Path, name: str) -> None:
+    (broken / name).rename(broken.parent / name)
+    with pytest.raises(DataError, match=f"{name}/? is missing; CelebA's layout is"):
+        dataset.read_index(broken)
+
+
+def test_the_images_of_celebas_layout_are_no_plain_folder(faces: Path) -> None:
+    with pytest.raises(DataError, match=rf"without its lists; give {faces}$"):
+        dataset.read_index(faces / dataset.IMAGES)
+
+
+def test_what_is_no_folder_is_refused_with_the_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file is a file; give the folder"):
+        dataset.read_index(tmp_path / "file")
+    with pytest.raises(DataError, match=r"none does not exist; .*python -m trainer faces"):
+        dataset.read_index(tmp_path / "none")

@@ -18,8 +18,9 @@ from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
 from trainer.errors import NonFiniteLossError, RunError
-from trainer.loop import Run, train
+from trainer.loop import train
 from trainer.loss import Loss
+from trainer.run import Run
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -92,7 +93,7 @@ def test_resuming_after_an_interruption_gives_the_very_same_weights(
     run = Run(small, data, tmp_path / "parts")
     run.folder.mkdir()
     for _ in range(7):  # into the second epoch
-        run.advance(Loss(small, None))
+        run.advance(Loss(small, None), run.feed.batch(run.step))
     run.save()
     checkpoint.save_config(run.folder, small, run.resolved(None))
     train(small, data, tmp_path / "parts", resume=True)
@@ -163,27 +164,3 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_what_to_change(
 ) -> None:
     with pytest.raises(NonFiniteLossError, match=r"not a number at step \d+ .*kl.*--lr"):
         train(replace(small, lr=1e6, schedule="constant", epochs=20), data, tmp_path / "run")
-
-
-def test_learning_rates_of_the_schedules(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
-    def rates(config: TrainConfig) -> list[float]:
-        run = Run(config, data, tmp_path)
-        values = []
-        for step in range(run.num_steps):
-            run.step = step
-            values.append(config.lr * run.lr_share())
-        return values
-
-    stepped = rates(replace(small, schedule="step", lr=0.05, lr_gamma=0.1, epochs=3))
-    assert stepped == pytest.approx([0.05] * 5 + [0.005] * 5 + [0.0005] * 5)
-    cycle = rates(replace(small, schedule="one-cycle", lr=0.01, epochs=4))
-    assert max(cycle) == cycle[2] == pytest.approx(0.01)
-    assert cycle[-1] < 0.001
-
-
-def test_flips_mirror_about_half_of_the_images(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
-    run, still = (Run(replace(small, flip=flip), data, tmp_path) for flip in (True, False))
-    ours, theirs = run.batch()[0], still.batch()[0]
-    mirrored = [torch.equal(a, b.flip(-1)) and not torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)]
-    assert all(flip or torch.equal(a, b) for flip, a, b in zip(mirrored, ours, theirs, strict=True))
-    assert 8 <= sum(mirrored) <= 24

@@ -17,13 +17,6 @@ def weight(backbone: Backbone, position: int = 0) -> torch.Tensor:
     return tensor
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty hub cache and a network that refuses."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-
-
 def test_every_tap_is_a_relu_of_the_right_block() -> None:
     """relu3_2 is the ReLU after the second convolution after the second pooling."""
     layers = vgg19(weights=None).features

@@ -1,0 +1,111 @@
+"""The truth that engines are held against, on real images and on random latents.
+
+Five results are compared. `mu` and `log_var`: encoding the images. `decode`: decoding the truth's mu of the
+images. `random`: decoding latents from N(0, I). `edit`: encoding, moving each image by strength 1 along one
+direction (the directions in turn) and decoding, each side from its own mu.
+
+Shapes: N images, D latent dimensions, S image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain, repeat
+from typing import TypeVar
+
+import numpy as np
+
+from engine.backends import Backend, Bytes, Floats
+from engine.latents import Directions, edit
+from export.errors import ParityError
+from export.parity import ImageError, LatentError, Stage, Tolerances
+
+Batch = TypeVar("Batch", Bytes, Floats)
+
+
+class Truth:
+    """What engines are held against: a reference's results, computed once.
+
+    Args:
+        what: Name of the reference, for reports.
+        reference: The reference.
+        images: uint8 [N, S, S, 3], N at least 2.
+        directions: Directions of the edits; without any, `edit` only reconstructs.
+        batch_size: Largest batch that either side is given.
+
+    Raises:
+        ParityError: the reference's latents are not finite, so that there is nothing to measure against.
+    """
+
+    def __init__(
+        self, what: str, reference: Backend, images: Bytes, directions: Directions, *, batch_size: int
+    ) -> None:
+        self.what = what
+        self.reference = reference
+        self.images = images
+        self._directions = directions
+        self._batch_size = batch_size
+        noise = np.random.default_rng(0).standard_normal((len(images), directions.latent_dim), dtype=np.float32)
+        self._mu, self._log_var = _encode(reference, images, batch_size)
+        _require_finite(f"{what}'s own", self._mu, "the training has diverged: train again with a smaller --lr")
+        self._latents = {"decode": self._mu, "random": noise}
+        self._decoded = {
+            "decode": _decode(reference, self._mu, batch_size),
+            "random": _decode(reference, noise, batch_size),
+            "edit": _decode(reference, _moved(self._mu, directions), batch_size),
+        }
+
+    def compare(self, engine: Backend, what: str, tolerances: Tolerances) -> Stage:
+        """Measures an engine; `what` it is and the `tolerances` are kept for the verdict.
+
+        Raises:
+            ParityError: its mu is not finite.
+        """
+        mu, log_var = _encode(engine, self.images, self._batch_size)
+        _require_finite(f"the {what}'s", mu, f"{self.what}'s is: the engine is broken")
+        latents = {**self._latents, "edit": _moved(mu, self._directions)}
+        return Stage(
+            what=what,
+            tolerances=tolerances,
+            latents={
+                "mu": LatentError.between(mu, self._mu),
+                "log_var": LatentError.between(log_var, self._log_var),
+            },
+            images={
+                name: ImageError.between(_decode(engine, values, self._batch_size), self._decoded[name])
+                for name, values in latents.items()
+            },
+        )
+
+
+def _moved(latents: Floats, directions: Directions) -> Floats:
+    moved = latents.copy()
+    count = len(directions.names)
+    for row, vector in enumerate(directions.vectors):
+        moved[row::count] = edit(latents[row::count], [(vector, 1.0)])
+    return moved
+
+
+def _encode(backend: Backend, images: Bytes, batch_size: int) -> tuple[Floats, Floats]:
+    mu, log_var = zip(*map(backend.encode, _batches(images, batch_size)), strict=True)
+    return np.concatenate(mu), np.concatenate(log_var)
+
+
+def _decode(backend: Backend, latents: Floats, batch_size: int) -> Bytes:
+    return np.concatenate([backend.decode(batch) for batch in _batches(latents, batch_size)])
+
+
+def _batches(values: Batch, batch_size: int) -> Iterator[Batch]:
+    """One image, then two, then full batches: an engine may compute each of these in its own way."""
+    start = 0
+    for size in chain((1, 2), repeat(batch_size)):
+        if start >= len(values):
+            return
+        batch = values[start : start + min(size, batch_size)]
+        start += len(batch)
+        yield batch
+
+
+def _require_finite(whose: str, mu: Floats, mend: str) -> None:
+    if not np.isfinite(mu).all():
+        raise ParityError(f"{whose} mu of the held-out images has values that are not finite; {mend}")

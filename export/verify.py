@@ -1,0 +1,151 @@
+"""Repeats the parity of a bundle: on another machine, after an update, before it goes into service.
+
+With the run, everything is measured as at export: against PyTorch, on the run's held-out images. Without it, the
+truth is the portable graphs by ONNX Runtime in FP32, which need no torch, and the images are what they decode from
+random latents.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from engine.backends import open_graphs
+from engine.bundle import DECODER, ENCODER, Bundle
+from engine.errors import EngineError
+from export.errors import InputError, ParityError
+from export.gate import Gate
+from export.parity import TOLERANCES, Report, Tolerances
+from export.truth import Truth
+from trainer.errors import RunError
+
+_PORTABLE = "the portable graphs by onnxruntime in fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """What to verify, against what."""
+
+    bundle: Annotated[Path, tyro.conf.Positional]
+    """Bundle folder."""
+    run: Path | None = None
+    """Run folder that it was built from; None: held against the bundle's own portable graphs."""
+    samples: int = 256
+    """Images without --run."""
+    threads: int | None = None
+    """Compute threads; None: all cores."""
+    json: Path | None = None
+    """File to write the figures to."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise InputError(f"--samples {self.samples}: must be at least 2")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads {self.threads}: must be at least 1")
+        if self.json is not None and not self.json.parent.is_dir():
+            raise InputError(f"--json {self.json}: there is no folder {self.json.parent}; make it first")
+
+
+def verify(config: VerifyConfig) -> Report:
+    """Measures a bundle's engine, held to the tolerances that it was built with.
+
+    Raises:
+        InputError: a flag or the run cannot be used, or the bundle says nothing about parity; likewise RunError.
+        EngineError: the bundle is damaged, or its runtime is missing or lacks units for its precision.
+        ParityError: a stage is beyond its tolerances.
+    """
+    bundle = Bundle.load(config.bundle)
+    manifest = bundle.manifest
+    built = built_parity(bundle)
+    threads = config.threads or len(os.sched_getaffinity(0))
+    truth = _portable_truth(bundle, config.samples, threads) if config.run is None else run_truth(bundle, config.run)
+
+    def tolerances(stage: str, precision: str) -> Tolerances:
+        return built.stages[stage].tolerances if stage in built.stages else TOLERANCES[precision]
+
+    gate = Gate(
+        bundle.path, truth, max_batch=manifest.max_batch_size, threads=threads, tolerances=tolerances, say=print
+    )
+    with_run = config.run is not None  # without it, the portable graphs are the truth themselves
+    report = gate.check(manifest.backend, manifest.precision, manifest.engine, portable=with_run)
+    if config.json is not None:
+        config.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def built_parity(bundle: Bundle) -> Report:
+    """Parity as it was measured when the bundle was built.
+
+    Raises:
+        InputError: the manifest does not say.
+    """
+    try:
+        return Report.from_json(bundle.manifest.parity)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{bundle.path}: its manifest has no parity figures; build it again") from error
+
+
+def run_truth(bundle: Bundle, path: Path) -> Truth:
+    """PyTorch's results on the held-out images of the run that a bundle was built from.
+
+    Raises:
+        InputError: it was built from another one, or the run cannot be used; likewise RunError.
+    """
+    # Bundles can be verified by themselves where there is no torch.
+    from export.reference import NAME, EagerBackend  # noqa: PLC0415
+    from export.run import Run  # noqa: PLC0415
+
+    run = Run.load(path)
+    require_run(bundle, path, run.model_sha256)
+    size = bundle.manifest.max_batch_size
+    return Truth(NAME, EagerBackend(run.model), run.samples, run.directions, batch_size=size)
+
+
+def require_run(bundle: Bundle, path: Path, model_sha256: str | None) -> None:
+    """Lets a bundle pass that was built from the model in the run folder `path`.
+
+    Raises:
+        InputError: it was built from another one.
+    """
+    if bundle.manifest.run.get("model_sha256") != model_sha256:
+        raise InputError(f"--run {path}: {bundle.path} was built from another model; build it again from this one")
+
+
+def _portable_truth(bundle: Bundle, samples: int, threads: int) -> Truth:
+    size = bundle.manifest.max_batch_size
+    portable = open_graphs("onnxruntime", "fp32", bundle.path / ENCODER, bundle.path / DECODER, size, threads=threads)
+    latents = np.random.default_rng(1).standard_normal((samples, bundle.manifest.latent_dim), dtype=np.float32)
+    images = np.concatenate([portable.decode(latents[start : start + size]) for start in range(0, samples, size)])
+    return Truth(_PORTABLE, portable, images, bundle.directions, batch_size=size)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: 0 within the tolerances, 1 beyond them, 2 unusable input, 130 interrupted."""
+    try:
+        config = tyro.cli(VerifyConfig, args=arguments, prog="python -m export.verify", description=__doc__)
+        report = verify(config)
+        print(f"{config.bundle} agrees with {report.truth} on {report.samples} images and as many random latents")
+    except ParityError as error:
+        return _fail(str(error), 1)
+    except (InputError, RunError, EngineError, OSError) as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+import json
+from pathlib import Path
+
+import pytest
+from runs import SEED_FORM, small_vae
+
+from export import contest
+from export.contest import Candidate, Entry, rank, table
+from export.forms import DECODER_FORMS, ENCODER_FORMS
+from export.graphs import write_decoder, write_encoder
+
+FAST = Candidate("openvino", "bf16", "product", "phases", True)
+SLOW = Candidate("onnxruntime", "fp32", "plain", "tail", False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forms")
+    model = small_vae()
+    for encoder in ENCODER_FORMS:
+        write_encoder(model, encoder, folder, "ab")
+    for decoder in DECODER_FORMS:
+        write_decoder(model, decoder, folder, "ab")
+    return folder
+
+
+def test_a_candidate_knows_its_files_and_names_itself() -> None:
+    assert FAST.files == ("encoder.product.onnx", "decoder.phases.onnx")
+    assert SLOW.files == ("encoder.onnx", "decoder.tail.onnx")
+    assert str(FAST) == "openvino bf16, encoder product, decoder phases, batches split over the threads"
+    assert str(SLOW) == "onnxruntime fp32, encoder plain, decoder tail"
+
+
+def test_the_score_weighs_both_batch_sizes_by_shares() -> None:
+    base = Entry(SLOW, {1: 2.0, 32: 40.0})
+    assert Entry(FAST, {1: 2.2, 32: 36.0}).score < base.score  # 10 % slower alone, 10 % off the other: 0.99
+    assert Entry(FAST, {1: 2.3, 32: 36.0}).score > base.score
+    assert Entry(FAST, {1: 2.0}).score == 4.0  # where the largest batch is one image
+
+
+def test_all_candidates_are_measured_and_sorted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(contest, "ROUNDS", 2)
+    candidates = [
+        Candidate("onnxruntime", "fp32", encoder, decoder, False)
+        for encoder in ENCODER_FORMS
+        for decoder in DECODER_FORMS
+    ]
+    entries = rank(candidates, folder, SEED_FORM, max_batch=3, threads=1)
+    assert {entry.candidate for entry in entries} == set(candidates)
+    assert all(list(entry.edit_ms) == [1, 3] and min(entry.edit_ms.values()) > 0 for entry in entries)
+    assert [entry.score for entry in entries] == sorted(entry.score for entry in entries)
+    assert all(str(entry.candidate) in table(entries) for entry in entries)
+
+
+def test_both_backends_and_both_ways_to_share_a_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(contest, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(contest, "ROUNDS", 1)
+    candidates = [
+        SLOW,
+        Candidate("openvino", "fp32", "plain", "phases", False),
+        Candidate("openvino", "fp32", "plain", "phases", True),
+    ]
+    entries = rank(candidates, folder, SEED_FORM, max_batch=4, threads=2)
+    assert {entry.candidate for entry in entries} == set(candidates)
+
+
+def test_the_halves_of_candidates_add_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder's time is the same in every candidate that has it, so differences of decoders agree."""
+    monkeypatch.setattr(contest, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(contest, "ROUNDS", 1)
+    candidates = [
+        Candidate("onnxruntime", "fp32", encoder, decoder, False)
+        for encoder in ENCODER_FORMS
+        for decoder in ("plain", "tail")
+    ]
+    entries = rank(candidates, folder, SEED_FORM, max_batch=2, threads=1)
+    ms = {(entry.candidate.encoder, entry.candidate.decoder): entry.edit_ms[2] for entry in entries}
+    difference = ms["plain", "plain"] - ms["plain", "tail"]
+    assert ms["product", "plain"] - ms["product", "tail"] == pytest.approx(difference)
+
+
+def test_an_entry_survives_json() -> None:
+    values = json.loads(json.dumps(Entry(FAST, {1: 0.5, 32: 8.123456}).to_json()))
+    assert values == {
+        "backend": "openvino",
+        "precision": "bf16",
+        "encoder": "product",
+        "decoder": "phases",
+        "split": True,
+        "edit_ms": {"1": 0.5, "32": 8.1235},
+    }

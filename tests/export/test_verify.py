@@ -1,0 +1,137 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+from bundles import reseal
+from runs import write_run
+
+from export import verify
+from export.build_engines import BuildConfig, build
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("verify") / "run", samples=5)
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    config = BuildConfig(
+        run=run,
+        out=run.parent / "bundle",
+        max_batch=3,
+        backend="onnxruntime",
+        encoder="product",
+        decoder="phases",
+    )
+    return build(config, lambda _: None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    def call(*arguments: object) -> Outcome:
+        code = verify.main([*map(str, arguments), "--threads", "1"])
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+def spoil(bundle: Path, name: str) -> None:
+    """A wrong weight, with the manifest's blessing: only a new measurement can notice."""
+    graph = onnx.load(bundle / name)
+    bias = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) in ([3], [12]))
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+    onnx.save(graph, bundle / name)
+    reseal(bundle)
+
+
+def test_with_the_run_everything_is_measured_again(command: Command, run: Path, bundle: Path, tmp_path: Path) -> None:
+    result = command(bundle, "--run", run, "--json", tmp_path / "parity.json")
+    assert result.code == 0, result.stderr
+    assert result.stdout.endswith("agrees with PyTorch eager FP32 on 5 images and as many random latents\n")
+    figures = json.loads((tmp_path / "parity.json").read_text())
+    assert list(figures["stages"]) == ["portable", "rewritten", "engine"]
+    exported = json.loads((bundle / "manifest.json").read_text())["parity"]
+    assert figures["stages"]["engine"]["tolerances"] == exported["stages"]["engine"]["tolerances"]
+
+
+def test_without_the_run_the_portable_graphs_are_the_truth(command: Command, bundle: Path) -> None:
+    result = command(bundle, "--samples", "7")
+    assert result.code == 0, result.stderr
+    assert "stage portable" not in result.stdout
+    assert "stage rewritten" in result.stdout
+    assert result.stdout.endswith("the portable graphs by onnxruntime in fp32 on 7 images and as many random latents\n")
+
+
+@pytest.mark.parametrize("with_run", [True, False])
+def test_a_wrong_engine_is_exit_code_1(
+    command: Command, run: Path, bundle: Path, tmp_path: Path, with_run: bool
+) -> None:
+    wrong = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    spoil(wrong, "decoder.phases.onnx")
+    result = command(wrong, *(("--run", run) if with_run else ("--samples", "5")))
+    assert result.code == 1
+    assert result.stderr.startswith("error: stage rewritten (encoder.product.onnx and decoder.phases.onnx by onnx")
+    assert result.stderr.count("\n") == 1
+    assert "FAIL" in result.stdout
+
+
+def test_bad_input_is_one_line_and_exit_code_2(command: Command, bundle: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", image_size=32, samples=2)
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    (damaged / "decoder.onnx").write_bytes(b"")
+    silent = Path(shutil.copytree(bundle, tmp_path / "silent"))
+    manifest = json.loads((silent / "manifest.json").read_text())
+    (silent / "manifest.json").write_text(json.dumps({**manifest, "parity": {}}))
+    for arguments, message in [
+        ((tmp_path / "nowhere",), "no bundle folder at"),
+        ((bundle, "--run", tmp_path / "nowhere"), "is not a run folder"),
+        ((bundle, "--run", other), "was built from another model"),
+        ((bundle, "--samples", 1), "--samples 1: must be at least 2"),
+        ((bundle, "--json", tmp_path / "no" / "file"), "there is no folder"),
+        ((damaged,), "decoder.onnx was changed after it was built"),
+        ((silent,), "its manifest has no parity figures; build it again"),
+    ]:
+        result = command(*arguments)
+        assert result.code == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "torchvision", "onnx"}:
+            raise ImportError(f"{name} was made unimportable by a test")
+
+sys.meta_path.insert(0, Blocker())
+from export.verify import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_the_run_no_torch_is_needed(bundle: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(bundle), "--samples", "4", "--threads", "1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "agrees with the portable graphs" in result.stdout

@@ -1,0 +1,228 @@
+"""Edits of images that are one colour each: latents are its channels, and the judge sees which of them are bright."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.latents import Directions
+from trainer.classifier import Classifier, Network
+from trainer.config import ModelConfig, TrainConfig
+from trainer.dataset import FaceData, Index
+from trainer.directions import mean_differences
+from trainer.measures import edit_figures, edit_judge, edit_matrix, editing
+from trainer.measures.edit_quality import Change, EditQuality, best_flip, judge_edit, quality
+from trainer.measures.edit_sitting import Sitting, rows_to_edit
+from trainer.measures.networks import Instrument
+from trainer.measures.skipped import SkippedError
+from trainer.measures.subject import Subject
+from trainer.model import VAE, Posterior
+from trainer.placement import Placement
+
+CPU = Placement.of("cpu", "fp32")
+NAMES = ("Smiling", "Eyeglasses", "Male")  # red, green and blue
+NOTHING: Instrument[nn.Module] = Instrument(None, "no weights here")
+SIZE = 32
+
+
+class Seer(Network):
+    """Sees the first attributes in the brightness of the channels."""
+
+    def __init__(self, attributes: int = 3) -> None:
+        super().__init__(attributes)
+        self.attributes = attributes
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 10 * (images.mean((2, 3))[:, : self.attributes] - 0.5)
+
+
+class Mixer(nn.Module):
+    """Paints images in the colour of the latent."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return torch.sigmoid(latents)[:, :, None, None].expand(-1, -1, SIZE, SIZE)
+
+
+class Sampler(nn.Module):
+    """Reads the latent off the colour."""
+
+    def forward(self, images: Tensor) -> Posterior:
+        mu = torch.logit(images.mean((2, 3)), eps=1e-3)
+        return Posterior(mu, torch.full_like(mu, -6.0))
+
+
+def seer() -> Classifier:
+    return Classifier(Seer().eval(), NAMES, dict.fromkeys(NAMES, 1.0), dict.fromkeys(NAMES, 0.6), CPU)
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    """600 colours, half of them train; red is bright where green is, more often than not; 20 dimensions hold noise."""
+    random = np.random.default_rng(0)
+    colours = 1.5 * random.standard_normal((600, 3)).astype(np.float32)
+    colours[:, 0] += 0.8 * colours[:, 1]
+    images = np.tile((255 / (1 + np.exp(-colours))).round().astype(np.uint8)[:, None, None], (1, SIZE, SIZE, 1))
+    splits = np.repeat(np.array([0, 1, 2], np.int8), [300, 100, 200])
+    index = Index(tmp_path, tmp_path, tuple(map(str, range(600))), NAMES, images[:, 0, 0] > 127, splits)
+    data = FaceData(index, images, "colours")
+    model = VAE(ModelConfig(image_size=SIZE, latent_dim=3, channels=(4, 4, 4)))
+    model.encoder, model.decoder = Sampler(), Mixer()
+    rows = {split: data.rows(split) for split in ("train", "test")}
+    mu = {split: model.encoder(CPU.images(images[of])).mu.numpy() for split, of in rows.items()}
+    vectors = mean_differences(mu["train"], index.labels[rows["train"]]).astype(np.float32)
+    positives = tuple(index.labels[rows["train"]].sum(0).tolist())
+    directions = Directions(NAMES, vectors, positives, tuple(300 - count for count in positives), "train")
+    config = TrainConfig(preset="plain", model=model.config, taps=())
+    log_var = np.full_like(mu["test"], -6.0)
+    return Subject(
+        tmp_path,
+        config,
+        data,
+        model.eval(),
+        CPU,
+        rows["test"],
+        rows["train"],
+        mu["test"],
+        log_var,
+        mu["train"],
+        directions,
+    )
+
+
+def colour(red: int, green: int, blue: int = 0) -> np.ndarray:
+    return np.tile(np.array([red, green, blue], np.uint8), (1, SIZE, SIZE, 1))
+
+
+def test_flips_and_kept_predictions_are_counted_on_faces_that_need_the_edit() -> None:
+    before = np.concatenate([colour(0, 0), colour(0, 0), colour(0, 255), colour(0, 255), colour(255, 0)])
+    after = np.concatenate([colour(255, 0), colour(0, 0), colour(255, 255), colour(255, 0), colour(255, 255)])
+    found = judge_edit(seer(), "Smiling", 1.5, before, after)
+    assert found.faces == 4  # the last one is red before
+    assert found.flipped == pytest.approx(3 / 4)
+    assert found.kept == pytest.approx(7 / 8)  # green goes away in the fourth
+    removed = judge_edit(seer(), "Smiling", -1.5, after, before)
+    assert removed.faces == 4
+    assert removed.flipped == pytest.approx(3 / 4)
+
+
+def test_where_no_face_needs_the_edit_there_is_no_share() -> None:
+    logits = np.ones((3, 2), np.float32)
+    assert quality(("a", "b"), "a", 1.0, logits, -logits) == EditQuality("a", 1.0, 0, None, None)
+
+
+def test_a_change_is_in_sigmas_and_positive_for_what_goes_along_with_the_edit() -> None:
+    before = np.zeros((2, 3), np.float32)
+    after = np.array([[-4, 1, 5], [-8, 3, 5]], np.float32)
+    change = Change.of(before, after, np.array([2.0, 4.0, 0.0]), strength=-1.5)
+    assert np.allclose(change.mean, [3.0, -0.5, 0.0])
+    assert np.allclose(change.size, [3.0, 0.5, 0.0])
+    assert change.dependency(0) == pytest.approx((0.5 + 0.0) / 2 / 3.0)
+    assert change.dependency(2) is None
+
+
+def test_the_best_flip_is_found_between_two_strengths() -> None:
+    curve = [
+        EditQuality("a", strength, 10, flipped, kept)
+        for strength, flipped, kept in ((-1.0, 0.4, 0.98), (-2.0, 0.8, 0.88), (-3.0, 1.0, 0.7))
+    ]
+    best = best_flip(curve, 0.9)
+    assert best is not None
+    assert best == pytest.approx({"strength": -1.8, "flipped": 0.72, "kept": 0.9})
+    assert best_flip(curve, 0.5) == {"strength": -3.0, "flipped": 1.0, "kept": 0.7}
+    first = best_flip(curve[1:], 0.94)  # from no edit at all to the first strength
+    assert first == pytest.approx({"strength": -1.0, "flipped": 0.4, "kept": 0.94})
+    assert best_flip([EditQuality("a", 1.0, 0, None, None)], 0.9) is None
+
+
+def test_rows_to_edit_are_test_faces_on_the_other_side(data: FaceData) -> None:
+    column = data.index.attributes.index("Smiling")
+    adding, removing = (rows_to_edit(data, "Smiling", strength) for strength in (1.5, -1.5))
+    assert not data.index.labels[adding, column].any()
+    assert data.index.labels[removing, column].all()
+    assert sorted([*adding, *removing]) == data.rows("test").tolist()
+
+
+def test_the_judge_is_measured_on_reconstructions_too(subject: Subject) -> None:
+    found = edit_judge.measure(subject, seer())
+    assert found["reconstructions"]["accuracy_mean"] > 0.98
+    assert found["unsure"] == []
+    blind = replace(seer(), network=nn.Sequential(Seer(), nn.Threshold(100, -1)).eval())
+    found = edit_judge.measure(subject, blind)
+    assert found["reconstructions"]["balanced_accuracy_mean"] == pytest.approx(0.5)
+    assert found["accuracy_mean"] == 1.0  # on images, as it was told
+    assert set(found["unsure"]) == set(NAMES)
+
+
+def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edit_matrix, "NUM_KEPT", 1)
+    found = edit_matrix.rescoring(Sitting.test(subject, seer()), Sitting.val(subject, seer()), 1.0)
+    assert found["edited"] == found["judged"] == list(NAMES)
+    assert found["kept_directions"]["Smiling"] == ["Eyeglasses"]
+    plain, keep = (np.array(found[mode]["matrix"]) for mode in ("plain", "keep"))
+    assert (np.diag(plain) > 1).all()
+    assert plain[0, 1] > 0.4  # red and green go together
+    assert abs(plain[0, 2]) < 0.2
+    assert abs(keep[0, 1]) < abs(plain[0, 1])
+    assert found["plain"]["others"] > found["keep"]["others"]
+    assert found["plain"]["target"] == pytest.approx(np.diag(plain).mean(), abs=1e-3)
+    assert found["plain"]["attributes"]["Male"]["adding"]["flipped"] > 0.7
+    assert found["plain"]["attributes"]["Smiling"]["dependency"] > found["plain"]["attributes"]["Male"]["dependency"]
+
+
+def test_every_kind_of_direction_is_compared(subject: Subject) -> None:
+    found = editing.curves(Sitting.test(subject, seer()))
+    assert found["served"] == "mean"
+    for kinds in (sides[side] for sides in found["attributes"].values() for side in ("adding", "removing")):
+        assert set(kinds) == {"mean", "adjusted", "svm"}
+        flips = [point["flipped"] for point in kinds["mean"]["points"]]
+        assert flips == sorted(flips)
+        assert flips[-1] == 1.0
+    adding = found["attributes"]["Eyeglasses"]["adding"]
+    assert adding["adjusted"]["points"][1]["kept"] > adding["mean"]["points"][1]["kept"]  # green without red
+    other = replace(subject, directions=replace(subject.directions, vectors=-subject.directions.vectors))
+    found = editing.curves(Sitting.test(other, seer()))
+    assert found["served"] is None
+    assert found["attributes"]["Smiling"]["adding"]["served"]["points"][-1]["flipped"] == 0.0
+
+
+def test_everything_about_edits_is_measured_and_drawn(subject: Subject, tmp_path: Path) -> None:
+    lpips = Instrument(Contrast(), "contrast")
+    found = editing.measure(subject, seer(), 1.5, Instrument(None, "no weights here"), lpips)
+    assert [(edit["attribute"], edit["strength"]) for edit in found["edits"]] == [
+        ("Smiling", 1.5),
+        ("Smiling", -1.5),
+        ("Eyeglasses", 1.5),
+        ("Eyeglasses", -1.5),
+    ]
+    assert found["distances"]["vgg19"] == {"skipped": "no weights here"}
+    seen = found["distances"]["lpips"]
+    assert 0 < seen["edits"]["adding Smiling"] < 1
+    assert set(seen["edits"]) == {f"{side} {name}" for side in ("adding", "removing") for name in NAMES[:2]}
+    assert seen["different_faces"] > 0
+    plates = edit_figures.draw(subject, found, ["Male"], tmp_path)
+    assert len(plates) == len({plate.file for plate in plates}) == 8
+    for plate in plates:
+        assert (tmp_path / plate.file).stat().st_size > 3000
+
+
+class Contrast(nn.Module):
+    """Stands where LPIPS would: the mean absolute difference of two batches."""
+
+    def forward(self, ours: Tensor, truth: Tensor, normalize: bool) -> Tensor:
+        assert normalize
+        return (ours - truth).abs().mean((1, 2, 3))
+
+
+def test_without_attributes_or_directions_the_reason_is_given(subject: Subject) -> None:
+    none = replace(subject.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=())
+    with pytest.raises(SkippedError, match="needs directions"):
+        editing.measure(replace(subject, directions=none), seer(), 1.5, Instrument(None, ""), NOTHING)
+    index = replace(subject.data.index, attributes=(), labels=np.zeros((600, 0), bool))
+    plain = replace(subject, data=replace(subject.data, index=index))
+    with pytest.raises(SkippedError, match="needs attributes"):
+        editing.measure(plain, replace(seer(), attributes=()), 1.5, Instrument(None, ""), NOTHING)

@@ -1,0 +1,150 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainer import dataset
+from trainer.config import TrainConfig
+from trainer.dataset import FaceData
+from trainer.errors import ConfigError, RunError
+from trainer.evaluate import Instruments, evaluate, write_metrics
+from trainer.loop import train
+from trainer.measures import generation, networks
+from trainer.measures.networks import Instrument
+from trainer.measures.subject import Subject
+from trainer.options import Options
+from trainer.perceptual import load_backbone
+from trainer.placement import Placement
+
+CPU = Placement.of("cpu", "fp32")
+FIGURES = {
+    "attribute_accuracy",
+    "attribute_correlation",
+    "encoding_distribution",
+    "interpolations",
+    "kl_per_dimension",
+    "reconstructions",
+    "samples",
+    "samples_fitted",
+    "tsne",
+}
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run that a test may write to."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def short_vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG19 up to relu1_1, with random weights."""
+    path = tmp_path_factory.mktemp("weights") / "vgg.pth"
+    torch.save({"features.0.weight": torch.randn(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}, path)
+    return path
+
+
+def strict(path: Path) -> dict[str, object]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    values: dict[str, object] = json.loads(path.read_text(), parse_constant=refuse)
+    return values
+
+
+@pytest.mark.usefixtures("offline")
+def test_everything_is_measured_drawn_and_shown(run: Path, data: FaceData) -> None:
+    metrics = evaluate(run, data, Options(strength=1.0, seed=3))
+    assert strict(run / "metrics.json") == json.loads(json.dumps(metrics))
+    assert metrics["evaluation"]["images"] == {"train": 160, "test": 20}
+    assert metrics["encoding"]["latent_dim"] == len(metrics["encoding"]["per_dimension"]["kl_nats"]) == 16
+    assert 0.5 < metrics["attribute_prediction"]["accuracy_mean"] <= 1
+    assert 0.5 < metrics["classifier"]["accuracy_mean"] <= 1
+    for part, name in (("reconstruction", "lpips"), ("reconstruction", "features"), ("generation", "fid")):
+        assert "neither cached nor within reach" in metrics[part][name]["skipped"]
+    html = (run / "report.html").read_text()
+    for name in FIGURES:
+        assert (run / "figures" / f"{name}.png").stat().st_size > 3000
+    assert html.count("<img") == len(list((run / "figures").glob("*.png")))
+    assert "--lpips-weights" in html
+
+
+@pytest.mark.usefixtures("offline")
+def test_data_without_attributes_are_judged_as_far_as_they_go(faces: Path, tmp_path: Path, small: TrainConfig) -> None:
+    folder = Path(shutil.copytree(faces / dataset.IMAGES, tmp_path / "plain"))
+    data = dataset.load(folder, 32, 148)
+    train(replace(small, epochs=1), data, tmp_path / "run")
+    metrics = evaluate(tmp_path / "run", data, Options(skip=("tsne",)))
+    for part in ("attribute_prediction", "classifier", "edits"):
+        assert "needs attributes" in metrics[part]["skipped"]
+    assert "this run has 0" in metrics["vectors"]["skipped"]
+    assert metrics["reconstruction"]["psnr_db"] > 5
+    drawn = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    assert drawn == FIGURES - {"attribute_accuracy", "attribute_correlation", "tsne"}
+
+
+def test_bad_files_are_refused_before_any_work(run: Path, data: FaceData, tmp_path: Path) -> None:
+    for name in ("vgg", "lpips", "inception"):
+        options = replace(Options(), **{f"{name}_weights": tmp_path / "none.pth"})  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=f"--{name}-weights .*none.pth: no such file"):
+            evaluate(run, data, options)
+    assert not (run / "metrics.json").exists()
+    (run / "directions.safetensors").unlink()
+    with pytest.raises(RunError, match=r"directions.safetensors does not exist; finish the run"):
+        evaluate(run, data, Options(skip=("vgg", "lpips", "fid")))
+
+
+def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceData, short_vgg: Path) -> None:
+    splits = data.index.splits.copy()
+    splits[data.rows("test")[1:]] = 0
+    one = replace(data, index=replace(data.index, splits=splits))
+    metrics = evaluate(run, one, Options(skip=("vgg", "lpips", "fid", "edits")))
+    assert metrics["evaluation"]["images"]["test"] == 1
+    assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES - {"interpolations", "tsne"}
+    subject = Subject.of(run, one, CPU)
+    features = networks.Features(load_backbone(("relu1_1",), short_vgg, seed=0), CPU)
+    measured = generation.measure(subject, Instrument(features, "made up"), Instrument(None, "none"), seed=0)
+    assert "needs two test images, and there is 1" in measured["frechet_vgg19"]["skipped"]
+
+
+def test_the_file_that_a_run_was_trained_with_may_be_too_short(small: TrainConfig, short_vgg: Path) -> None:
+    config = replace(small, taps=("relu1_1",), vgg_weights=short_vgg)
+    found = Instruments.of(Options(skip=("lpips", "fid")), config, CPU)
+    assert found.vgg.network is None
+    assert "the file that the run was trained with will not do" in found.vgg.description
+    assert found.lpips.description == "left out by --skip lpips"
+    with pytest.raises(ConfigError, match=r"vgg\.pth lacks features\."):
+        Instruments.of(Options(vgg_weights=short_vgg, skip=("lpips", "fid")), config, CPU)
+
+
+def test_options_out_of_range_name_the_flag() -> None:
+    with pytest.raises(ConfigError, match=r"--strength 0\.0: must be above 0"):
+        Options(strength=0.0)
+    with pytest.raises(ConfigError, match="--seed -1: must lie between"):
+        Options(seed=-1)
+
+
+def test_a_subject_is_encoded_once_and_decodes_what_it_encoded(trained: Path, data: FaceData) -> None:
+    subject = Subject.of(trained, data, CPU)
+    assert subject.mu.shape == subject.log_var.shape == (20, 16)
+    assert subject.train_mu.shape == (160, 16)
+    assert subject.val_mu.shape == (20, 16)
+    assert np.array_equal(subject.images, data.images[data.rows("test")])
+    assert np.array_equal(subject.labels, data.index.labels[data.rows("test")])
+    assert subject.reconstructions is subject.reconstructions
+    assert np.array_equal(subject.reconstructions[3:5], subject.decode(subject.mu[3:5]))
+    fast = subject.decode(subject.mu, fast=True)
+    assert np.abs(fast.astype(int) - subject.reconstructions).max() <= 8
+
+
+def test_metrics_are_strict_json_and_lists_of_numbers_take_a_line(tmp_path: Path) -> None:
+    values = {"a": [1.5, -2e-7, 3], "names": ["x [\n1 ]", "y"], "nested": [[1, 2], [3, 4]], "none": None, "empty": []}
+    write_metrics(tmp_path / "m.json", values)
+    assert strict(tmp_path / "m.json") == values
+    assert '"a": [1.5, -2e-07, 3]' in (tmp_path / "m.json").read_text()
+    with pytest.raises(ValueError, match="JSON"):
+        write_metrics(tmp_path / "m.json", {"a": float("nan")})

@@ -1,0 +1,95 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer import dataset
+from trainer.dataset.folder import split_by_name
+from trainer.errors import DataError
+
+
+def fill(folder: Path, names: list[str]) -> Path:
+    """Images whose red value tells which is which."""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 20), (number, 0, 0)).save(path)
+    return folder
+
+
+def test_images_are_found_at_any_depth_and_sorted(tmp_path: Path) -> None:
+    names = [f"{number:02d}.png" for number in range(20)]
+    fill(tmp_path, ["b/c/2.bmp", "a.JPG", "b/1.tiff", "b/Ü n.webp", *names])
+    for other in ("notes.txt", "b/list.csv", ".hidden.png", ".git/x.png", "._a.JPG", "packed/old.npy"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(b"not an image")
+    data = dataset.load(tmp_path, 16, 0)
+    assert data.index.files == (*names, "a.JPG", "b/1.tiff", "b/c/2.bmp", "b/Ü n.webp")
+    assert data.images.shape == (24, 16, 16, 3)
+    assert [int(image[0, 0, 0]) for image in data.images[:20]] == list(range(4, 24))
+    assert Image.open(data.index.path(22)).getpixel((0, 0)) == (0, 0, 0)
+    assert data.index.attributes == ()
+    assert data.index.labels.shape == (24, 0)
+    assert data.index.layout == "plain folder of images"
+
+
+@pytest.mark.parametrize("count", [20, 21, 100, 5000])
+def test_about_a_twentieth_is_held_out_in_each_split(count: int) -> None:
+    splits = split_by_name([f"face{number}.jpg" for number in range(count)])
+    train, val, test = np.bincount(splits)
+    assert val == test == max(1, round(count / 20))
+    assert train + val + test == count
+
+
+def test_a_split_depends_on_names_alone() -> None:
+    names = [f"face{number}.jpg" for number in range(1000)]
+    splits = dict(zip(names, split_by_name(names), strict=True))
+    again = dict(zip(names[::-1], split_by_name(names[::-1]), strict=True))
+    assert again == splits
+    # What is drawn by a hash is not the order of the names.
+    assert 0.03 < np.mean([splits[name] == 1 for name in names[:500]]) < 0.07
+    more = names + [f"more{number}.jpg" for number in range(50)]
+    grown = dict(zip(more, split_by_name(more), strict=True))
+    assert sum(grown[name] != splits[name] for name in names) <= 10
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [([], r"holds no images; give a folder of images \(.*png.*\)"), (["1.png"] * 1, r"holds 1 image\(s\); add more")],
+)
+def test_too_few_images_are_refused_with_the_mend(tmp_path: Path, names: list[str], said: str) -> None:
+    fill(tmp_path, names)
+    (tmp_path / "readme.txt").touch()
+    with pytest.raises(DataError, match=said):
+        dataset.read_index(tmp_path)
+
+
+def test_nineteen_images_are_too_few(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{number}.png" for number in range(19)])
+    with pytest.raises(DataError, match=r"holds 19 image\(s\); add more, at least 20"):
+        dataset.read_index(tmp_path)
+
+
+def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, [f"a/{number}.png" for number in range(30)])
+    listing = os.scandir
+
+    def refuse(path: str) -> object:
+        if os.fspath(path).endswith("/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root, too, may run this test
+    with pytest.raises(DataError, match=rf"{tmp_path}/a cannot be read \(Permission denied\); make it readable"):
+        dataset.read_index(tmp_path)
+
+
+def test_a_changed_image_changes_the_fingerprint(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{number}.png" for number in range(20)])
+    first = dataset.load(tmp_path, 16, 0)
+    Image.new("RGB", (24, 20), "white").save(tmp_path / "3.png")
+    again = dataset.load(tmp_path, 16, 0)
+    assert again.fingerprint != first.fingerprint
+    assert again.images[again.index.files.index("3.png")].min() == 255

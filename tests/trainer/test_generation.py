@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from trainer.measures import networks
+from trainer.measures.generation import fid, fitted_latents, frechet_on_features, prior_latents
+from trainer.placement import Placement
+
+CPU = Placement.of("cpu", "fp32")
+
+
+def flat_images(levels: np.ndarray) -> np.ndarray:
+    """(N, 3) levels of red, green and blue to images of one colour each, (N, 8, 8, 3)."""
+    return np.tile(levels[:, None, None, :].astype(np.uint8), (1, 8, 8, 1))
+
+
+class MeanColour(nn.Module):
+    """A stand-in for VGG19 whose features are known: the mean colour, in levels."""
+
+    taps = ("colour",)
+    num_features = 3
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) * 255
+
+
+def test_the_prior_is_standard_normal_and_seeded() -> None:
+    drawn = prior_latents(20_000, 3, seed=1)
+    assert np.abs(drawn.mean(0)).max() < 0.05
+    assert np.abs(np.cov(drawn.T) - np.eye(3)).max() < 0.05
+    assert np.array_equal(drawn, prior_latents(20_000, 3, seed=1))
+    assert not np.array_equal(drawn, prior_latents(20_000, 3, seed=2))
+
+
+def test_a_fitted_gaussian_has_the_mean_and_covariance_of_mu() -> None:
+    mix = np.array([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.0, 0.0]])  # the third dimension is not used
+    mu = (np.random.default_rng(0).standard_normal((20_000, 3)) @ mix.T + [3, -1, 2]).astype(np.float32)
+    drawn = fitted_latents(mu, 20_000, seed=1)
+    assert drawn.dtype == np.float32
+    assert np.abs(drawn.mean(0) - mu.mean(0)).max() < 0.1
+    assert np.abs(np.cov(drawn.T) - np.cov(mu.T)).max() < 0.15
+    assert drawn[:, 2].std() < 1e-6
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)): a shift by 10 of one channel alone is 100."""
+    random = np.random.default_rng(0)
+    levels = random.integers(60, 160, (400, 3))
+    shifted = levels + np.array([10, 0, 0])
+    half = levels.copy()
+    half[:, 1] = 110 + (levels[:, 1] - 110) // 2
+    sets = {"same": flat_images(levels), "shifted": flat_images(shifted), "narrower": flat_images(half)}
+    measured = frechet_on_features(MeanColour(), "made up", flat_images(levels), sets, CPU)  # type: ignore[arg-type]
+    assert measured["distance"]["same"] == pytest.approx(0, abs=1e-3)
+    assert measured["distance"]["shifted"] == pytest.approx(100, rel=1e-3)
+    expected = (levels[:, 1].std() - half[:, 1].std()) ** 2 + (levels[:, 1].mean() - half[:, 1].mean()) ** 2
+    assert measured["distance"]["narrower"] == pytest.approx(expected, rel=0.05)
+    assert measured["images"] == {"test": 400, "same": 400, "shifted": 400, "narrower": 400}
+    assert "not comparable with FID" in measured["network"]
+
+
+class Blank(FeatureExtractorInceptionV3):  # type: ignore[misc]
+    """torch-fidelity's Inception as it is before its weights are loaded."""
+
+    def load_state_dict(self, *_: object, **__: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in torch-fidelity's layout, with random weights."""
+    folder = tmp_path_factory.mktemp("inception")
+    torch.manual_seed(0)
+    torch.save({}, folder / "empty.pth")
+    blank = Blank("inception-v3-compat", ["64"], str(folder / "empty.pth"))
+    torch.save(blank.state_dict(), folder / "inception.pth")
+    return folder / "inception.pth"
+
+
+def test_fid_through_a_file_of_weights(inception_file: Path) -> None:
+    metric, description = networks.inception(inception_file)
+    assert isinstance(metric, FrechetInceptionDistance)
+    assert metric.inception.features_list == ["2048"]
+    assert "inception.pth" in description
+    # The first 64 features, for the sake of time.
+    quick = FrechetInceptionDistance(64, feature_extractor_weights_path=str(inception_file), reset_real_features=False)
+    random = np.random.default_rng(0)
+    real = flat_images(random.integers(0, 200, (6, 3)))
+    sets = {"same": real, "brighter": real + 20, "much brighter": real + 55}
+    distance = fid(quick, description, real, sets, CPU)["distance"]
+    assert distance["same"] == pytest.approx(0, abs=1e-4)
+    assert distance["same"] < distance["brighter"] < distance["much brighter"]

@@ -1,0 +1,147 @@
+import base64
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.measures.plate import Plate
+from trainer.measures.report import attribute_rows, embed, headlines, page, summary
+
+SKIPPED = {"skipped": "needs trained weights; give a file of them with --some-weights"}
+METRICS = {
+    "evaluation": {
+        "date": "2026-01-02",
+        "seconds": 3.5,
+        "device": "cpu",
+        "images": {"train": 9000, "test": 1500},
+        "seed": 0,
+    },
+    "reconstruction": {
+        "split": "test",
+        "images": 1500,
+        "psnr_db": 21.234,
+        "psnr_db_quantiles": {"p5": 18.0, "median": 21.0, "p95": 24.0},
+        "ssim": 0.6543,
+        "lpips": SKIPPED,
+        "features": {"relative": {"relu1_1": 0.25}, "network": "VGG19 from a file"},
+    },
+    "generation": {
+        "fid": SKIPPED,
+        "frechet_vgg19": {
+            "distance": {"prior": 168.2, "fitted": 70.4, "reconstructions": 60.1, "train": 1.06},
+            "images": {"test": 1500, "prior": 1400},
+            "network": "VGG19 at relu3_1",
+        },
+    },
+    "encoding": {"kl_nats": 163.5, "active_units": 120, "latent_dim": 128, "ks_mean": 0.109},
+    "attribute_prediction": {
+        "accuracy_mean": 0.8565,
+        "majority_mean": 0.801,
+        "accuracy": {"Wearing_Hat": 0.9, "Bald": 0.8},
+        "balanced_accuracy": {"Wearing_Hat": 0.7, "Bald": None},
+        "majority": {"Wearing_Hat": 0.6, "Bald": 1.0},
+        "least_squares": {"accuracy": {"Wearing_Hat": 0.88, "Bald": 0.79}},
+        "left_out": ["Eyeglasses"],
+    },
+    "classifier": SKIPPED,
+    "edits": {
+        "strength": 1.5,
+        "edits": [
+            {"attribute": "Bald", "strength": 1.5, "faces": 300, "flipped": 0.912, "kept": 0.934},
+            {"attribute": "Bald", "strength": -1.5, "faces": 0, "flipped": None, "kept": None},
+        ],
+        "rescoring": {
+            "edited": ["Bald"],
+            "plain": {
+                "target": 2.25,
+                "others": 0.4,
+                "attributes": {"Bald": {"adding": {"flipped": 0.5, "kept": 0.9}, "removing": None}},
+            },
+            "keep": {"target": 2.0, "others": 0.3},
+        },
+        "curves": {
+            "served": "mean",
+            "kept_share": 0.9,
+            "attributes": {
+                "Bald": {
+                    "adding": {
+                        "mean": {"best": {"strength": 1.8, "flipped": 0.95, "kept": 0.9}},
+                        "svm": {"best": None},
+                    },
+                    "removing": {"mean": {"best": None}},
+                },
+            },
+        },
+        "distances": {
+            "vgg19": {"edits": {"adding Bald": 0.123}, "different_faces": 0.5},
+            "lpips": SKIPPED,
+            "identity": SKIPPED,
+        },
+    },
+}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> "list[tuple[Plate, str]]":
+    Image.fromarray(np.full((20, 30, 3), 77, np.uint8)).save(tmp_path / "a.png")
+    return embed([Plate("a.png", "A figure", "Whether it is grey.")], tmp_path)
+
+
+def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Plate, str]]") -> None:
+    html = page("run", METRICS, pictures, {"preset": "best", "model": {"channels": [1, 2]}})
+    for text in (html, summary(METRICS)):
+        for number in (
+            "21.23 dB",
+            "0.654",
+            "163.5 nats",
+            "120 of 128",
+            "85.65%",
+            "70.4 from a fitted",
+            "91.2% flipped",
+        ):
+            assert number in text
+    for text in ("Wearing Hat", "90.0%", "model.channels", "1, 2", "2026-01-02", "Eyeglasses", "Whether it is grey."):
+        assert text in html
+
+
+def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Plate, str]]") -> None:
+    html = page("run", METRICS, pictures, {})
+    assert {line.name for line in headlines(METRICS) if not line.known} == {
+        "LPIPS",
+        "FID",
+        "Image classifier",
+        "LPIPS of edits",
+        "Identity",
+    }
+    assert html.count("skipped: needs trained weights; give a file of them with --some-weights") == 5
+
+
+def test_figures_are_inside_the_file(pictures: "list[tuple[Plate, str]]") -> None:
+    html = page("run", METRICS, pictures, {})
+    (address,) = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', html)
+    assert base64.b64decode(address)[8:12] == b"WEBP"
+    assert "http" not in html.replace("http-equiv", "")
+
+
+def test_values_are_escaped(pictures: "list[tuple[Plate, str]]") -> None:
+    html = page("<script>alert(1)</script>", METRICS, pictures, {"data": "/home/<b>&"})
+    assert "<script>" not in html
+    assert "/home/&lt;b&gt;&amp;" in html
+
+
+def test_an_attribute_that_something_does_not_know_has_an_empty_cell() -> None:
+    rows = {row.name: row.cells for row in attribute_rows(METRICS)}
+    assert rows["Wearing Hat"] == ("90.0%", "70.0%", "88.0%", "60.0%", "", "", "", "")
+    assert rows["Bald"] == ("80.0%", "", "79.0%", "100.0%", "", "", "50.0%", "90.0%")
+
+
+def test_an_edit_without_faces_says_so() -> None:
+    values = {line.name: line.value for line in headlines(METRICS)}
+    assert values["Bald added"] == "91.2% flipped, 93.4% kept"
+    assert values["Bald removed"] == "no faces to judge"
+    assert values["Best: adding Bald"] == "mean 95.0% (+1.8)"
+    assert values["Best: removing Bald"] == "no faces to judge"
+    assert values["VGG19 distance of edits"] == "adding Bald 0.123; different faces 0.5"
+    assert values["Side effects of edits"] == "2.25 sigma wanted, 0.40 elsewhere"

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from engine.latents import Directions
+from trainer.measures.skipped import SkippedError
+from trainer.measures.vectors import correlation, interpolations, tsne
+
+
+def directions(**vectors: np.ndarray) -> Directions:
+    count = len(vectors)
+    stacked = np.array(list(vectors.values()), np.float32).reshape(count, -1)
+    return Directions(tuple(vectors), stacked, (30,) * count, (30,) * count, "train")
+
+
+def test_correlations_of_known_vectors_stand_in_blocks() -> None:
+    random = np.random.default_rng(0)
+    beard, smile = random.standard_normal((2, 400))
+    values = correlation(
+        directions(
+            Goatee=beard, Smiling=smile, Mustache=2 * beard + 1, Mouth_Open=smile * 3, No_Beard=-beard, Flat=0 * smile
+        )
+    )
+    names, matrix = values["attributes"], np.array(values["matrix"])
+    assert "Flat" not in names
+
+    def of(first: str, second: str) -> float:
+        return float(matrix[names.index(first), names.index(second)])
+
+    assert of("Goatee", "Mustache") == pytest.approx(1, abs=1e-3)
+    assert of("Goatee", "No_Beard") == pytest.approx(-1, abs=1e-3)
+    assert abs(of("Goatee", "Smiling")) < 0.2
+    assert np.allclose(matrix, matrix.T)
+    assert abs(names.index("Goatee") - names.index("Mustache")) == 1
+    assert abs(names.index("Smiling") - names.index("Mouth_Open")) == 1
+    assert abs(values["strongest"][0]["correlation"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_one_direction_correlates_with_nothing() -> None:
+    with pytest.raises(SkippedError, match="needs two attribute directions, and this run has 1"):
+        correlation(directions(Smiling=np.arange(5)))
+    empty = Directions((), np.zeros((0, 5), np.float32), (), (), "train")
+    with pytest.raises(SkippedError, match="this run has 0"):
+        correlation(empty)
+
+
+def test_tsne_keeps_clusters_apart() -> None:
+    random = np.random.default_rng(0)
+    mu = random.standard_normal((60, 8)).astype(np.float32)
+    mu[30:] += 20
+    places = tsne(mu, seed=0)
+    inside = max(places[:30].std(0).max(), places[30:].std(0).max())
+    assert np.linalg.norm(places[:30].mean(0) - places[30:].mean(0)) > 2 * inside
+    assert np.array_equal(places, tsne(mu, seed=0))
+    with pytest.raises(SkippedError, match="needs ten test images, and there are 9"):
+        tsne(mu[:9], seed=0)
+
+
+def test_interpolations_are_straight_lines_between_different_faces() -> None:
+    mu = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+    pairs, points = interpolations(mu, pairs=5, steps=5, seed=0)
+    assert pairs.shape == (3, 2)  # seven faces make three pairs
+    assert len(np.unique(pairs)) == 6
+    assert np.allclose(points[:, 0], mu[pairs[:, 0]])
+    assert np.allclose(points[:, -1], mu[pairs[:, 1]])
+    assert np.allclose(points[:, 2], (mu[pairs[:, 0]] + mu[pairs[:, 1]]) / 2, atol=1e-6)

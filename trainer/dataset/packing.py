@@ -1,0 +1,244 @@
+"""All images of a data set in one uint8 array on disk, decoded once and memory-mapped ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from trainer.dataset import pixels
+from trainer.dataset.index import Index
+from trainer.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+PACK_VERSION = 2
+"""Rises whenever the same files give other pixels."""
+PROBED = 100
+"""Images whose size is looked at before all are decoded."""
+REPORTED = 10
+"""Unusable images that a message names; the others go to a file."""
+BLOCK = 512
+"""Images in memory at once while packing."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The packed form of a data set, whether it has been written yet or not.
+
+    Attributes:
+        index: the images.
+        image_size: side S of the packed images, pixels.
+        crop: side of the centre crop, pixels; 0 takes the whole image (and the centre of one that is not square).
+        fingerprint: hex digest of what the array is made from; an exact resume asks for the same one.
+        path: the file, in NumPy's format.
+    """
+
+    index: Index
+    image_size: int
+    crop: int
+    fingerprint: str
+    path: Path
+
+    @classmethod
+    def of(cls, index: Index, image_size: int, crop: int) -> Pack:
+        """Finds the place: beside the images where that is allowed, else in the user's cache.
+
+        Raises:
+            DataError: an image cannot be looked at.
+        """
+        fingerprint = _fingerprint(index, image_size, crop)
+        folder = index.root / "packed"
+        if not os.access(index.root, os.W_OK):
+            cache = os.environ.get("XDG_CACHE_HOME", "")
+            folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
+        return cls(index, image_size, crop, fingerprint, folder / f"{image_size}px-{fingerprint[:16]}.npy")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(N, S, S, 3)."""
+        return len(self.index.files), self.image_size, self.image_size, 3
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are still to be written: those of the pixels, or none."""
+        return 0 if self.path.is_file() else int(np.prod(self.shape))
+
+    def free_bytes(self) -> int:
+        """Bytes that the disk has left where the file goes."""
+        return shutil.disk_usage(next(folder for folder in self.path.parents if folder.is_dir())).free
+
+    def check(self) -> None:
+        """Refuses, in a moment, what packing would fail on.
+
+        Raises:
+            DataError: the disk is too full, or the images are smaller than the crop.
+        """
+        if not self.missing_bytes:
+            return
+        needed, free = self.missing_bytes / 1e6, self.free_bytes() / 1e6
+        if needed > free:
+            raise DataError(
+                f"packing {len(self.index.files):,} images of {self.image_size} pixels needs {needed:,.1f} MB, but "
+                f"{self.path.parent} has {free:,.1f} MB free; free some space, or move the data to another disk"
+            )
+        sizes = dict(self._probe())
+        if sizes and all(min(size) < self.crop for size in sizes.values()):
+            path, size = next(iter(sizes.items()))
+            pixels.check_size(path, size, self.crop)
+
+    def _probe(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+        """Width and height of some images, from their headers."""
+        for row in np.linspace(0, len(self.index.files) - 1, PROBED).round().astype(int):
+            path = self.index.path(row)
+            try:
+                with Image.open(path) as image:
+                    yield path, image.size
+            except (OSError, SyntaxError, Image.DecompressionBombError):
+                continue  # packing names all that are unusable together
+
+    def images(self) -> NDArray[np.uint8]:
+        """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
+
+        Of several processes that ask at once, one packs and the others wait.
+
+        Raises:
+            DataError: an image is unusable (the message names all), the disk is too full, or the packed file is torn.
+        """
+        if not self.path.is_file():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _one_process(self.path.with_name(f".{self.path.name}.lock")):
+                if not self.path.is_file():
+                    self.check()
+                    self._write()
+        try:
+            images: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path} is torn ({error}); delete it") from error
+        if images.shape != self.shape or images.dtype != np.uint8:
+            raise DataError(f"{self.path} holds {images.dtype} {images.shape}, not uint8 {self.shape}; delete it")
+        return images
+
+    def _write(self) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp")  # one name: what a killed process left is overwritten
+        try:
+            with temporary.open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                self._write_pixels(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be written ({error.strerror}); it needs {np.prod(self.shape) / 1e6:,.1f} MB: free "
+                "some space, or move the data to another disk"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _write_pixels(self, file: BinaryIO) -> None:
+        unusable = []
+        with closing(self._decode()) as results:
+            for result in tqdm(results, "packing images", len(self.index.files), unit="image"):
+                if isinstance(result, DataError):
+                    unusable.append(str(result))
+                elif not unusable:
+                    file.write(result.data)
+        if unusable:
+            raise DataError(self._complaint(unusable))
+        self._report.unlink(missing_ok=True)
+
+    def _decode(self) -> Generator[NDArray[np.uint8] | DataError, None, None]:
+        """Every image in order, or what is wrong with it."""
+
+        def decode(row: int) -> NDArray[np.uint8] | DataError:
+            try:
+                return pixels.read(self.index.path(row), self.image_size, self.crop)
+            except DataError as error:
+                return error
+
+        count = len(self.index.files)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow works outside the interpreter lock
+            try:
+                for start in range(0, count, BLOCK):
+                    yield from pool.map(decode, range(start, min(start + BLOCK, count)))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    @property
+    def _report(self) -> Path:
+        return self.path.with_name("unusable-images.txt")
+
+    def _complaint(self, unusable: list[str]) -> str:
+        mend = f"replace it, or {self.index.removal}"
+        if len(unusable) == 1:
+            return f"{unusable[0]}; {mend}"
+        lines = unusable[:REPORTED]
+        if len(unusable) > REPORTED:
+            self._report.write_text("".join(f"{line}\n" for line in unusable))
+            lines = [*lines, f"... and {len(unusable) - REPORTED} more, all in {self._report}"]
+        listed = "".join(f"\n  {line}" for line in lines)
+        return f"{len(unusable)} of {len(self.index.files)} images cannot be used; for each, {mend}:{listed}"
+
+
+@dataclass(frozen=True)
+class FaceData:
+    """An index and its images.
+
+    Attributes:
+        index: names, labels and splits.
+        images: (N, S, S, 3) uint8 RGB, memory-mapped.
+        fingerprint: hex digest of what the array was made from; an exact resume asks for the same one.
+    """
+
+    index: Index
+    images: NDArray[np.uint8]
+    fingerprint: str
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """The rows of `images` that belong to a split: "train", "val" or "test"."""
+        return self.index.rows(split)
+
+
+@contextmanager
+def _one_process(path: Path) -> Iterator[None]:
+    """Holds a lock on a file; says so when it has to wait for another process."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process is packing these images; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fingerprint(index: Index, image_size: int, crop: int) -> str:
+    """Changes with the preparation, the list of images, and the size or time of any image or list."""
+    digest = hashlib.sha256(f"{PACK_VERSION} {image_size} {crop}\n".encode())
+    folder = os.fspath(index.folder)
+    for name in index.files:
+        try:
+            stat = os.stat(f"{folder}/{name}")
+        except OSError as error:
+            raise DataError(f"{folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
+        digest.update(b"%s %d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
+    for path in index.lists:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

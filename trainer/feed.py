@@ -1,0 +1,173 @@
+"""Batches for training: drawn from (seed, step) alone, and ready before they are asked for.
+
+Shapes: B global batch, b this process's part of it, S image side, D latent size, A attributes.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.dataset import FaceData
+from trainer.placement import Placement
+from trainer.shard import Shard
+
+logger = logging.getLogger(__name__)
+
+AHEAD = 4
+"""Batches that are made ready in advance."""
+RESIDENT_SHARE = 0.5
+"""Share of the GPU's free memory that the images may take; the rest is for activations."""
+
+
+class Batch(NamedTuple):
+    """What one process computes a step on.
+
+    Attributes:
+        images: (b, 3, S, S) float32 in [0, 1], channels last in memory, on the device.
+        noise: (b, D) float32, standard normal, on the device.
+        labels: (b, A) float32, 1 where an image has an attribute, on the device.
+        total: images of all processes together, B.
+    """
+
+    images: Tensor
+    noise: Tensor
+    labels: Tensor
+    total: int
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """A batch in host memory, pinned where there is a GPU; `images` is None when the device holds them all."""
+
+    images: Tensor | None
+    rows: Tensor
+    flips: Tensor
+    noise: Tensor
+    labels: Tensor
+    total: int
+
+
+class Feed:
+    """The train split, in batches.
+
+    All randomness (order, flips, latent noise) is drawn for the whole batch from (seed, step), so that neither the
+    number of processes nor the way that images take changes what is trained on.
+
+    Args:
+        config: batch size, epochs, seed, flip.
+        data: the images.
+        place: where the batches go.
+        shard: this process's part.
+        resident: keep all training images on the device; None: if it is a GPU with room for them.
+
+    Attributes:
+        steps_per_epoch: the last batch of an epoch may be smaller than the others.
+        num_steps: of all epochs.
+        waited_seconds: time that `stream` had to wait for a batch.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: FaceData,
+        place: Placement,
+        shard: Shard | None = None,
+        resident: bool | None = None,
+    ) -> None:
+        self._config, self._place, self._shard = config, place, shard or Shard()
+        self._images, self._rows = data.images, data.rows("train")
+        self._labels = data.index.labels
+        self.steps_per_epoch = math.ceil(len(self._rows) / config.batch_size)
+        self.num_steps = config.epochs * self.steps_per_epoch
+        self.waited_seconds = 0.0
+        self._resident = self._fits() if resident is None else resident
+
+    def _fits(self) -> bool:
+        if self._place.device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(self._place.device)
+        needed = len(self._rows) * self._images[0].nbytes
+        fits = needed <= RESIDENT_SHARE * free
+        logger.info(
+            "the training images (%.1f GB) %s the GPU's free memory (%.1f GB)",
+            needed / 1e9,
+            "stay in" if fits else "are streamed, as they would take too much of",
+            free / 1e9,
+        )
+        return fits
+
+    @functools.cached_property
+    def _on_device(self) -> Tensor:
+        return torch.from_numpy(self._images[self._rows]).to(self._place.device)
+
+    def _draw(self, step: int) -> _Parcel:
+        """Everything about a batch that happens on the host."""
+        config = self._config
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = _order(config.seed, epoch, len(self._rows))
+        chosen = order[position * config.batch_size :][: config.batch_size]
+        random = np.random.default_rng([config.seed, 1, step])
+        flips = random.random(len(chosen)) < (0.5 if config.flip else 0.0)
+        noise = random.standard_normal((len(chosen), config.model.latent_dim), np.float32)
+        ours = self._shard.of(chosen)
+        images = None if self._resident else self._pin(self._images[self._rows[ours]])
+        labels = self._labels[self._rows[ours]].astype(np.float32)
+        flips, noise = self._shard.of(flips), self._shard.of(noise)
+        return _Parcel(images, self._pin(ours), self._pin(flips), self._pin(noise), self._pin(labels), len(chosen))
+
+    def _pin(self, array: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory() if self._place.device.type == "cuda" else tensor
+
+    def _unpack(self, parcel: _Parcel) -> Batch:
+        device = self._place.device
+        if parcel.images is None:
+            packed = self._on_device[parcel.rows.to(device, non_blocking=True)]
+        else:
+            packed = parcel.images.to(device, non_blocking=True)
+        flips = parcel.flips.to(device, non_blocking=True).view(-1, 1, 1, 1)
+        packed = torch.where(flips, packed.flip(2), packed)  # (b, S, S, 3) uint8
+        noise = parcel.noise.to(device, non_blocking=True)
+        labels = parcel.labels.to(device, non_blocking=True)
+        return Batch(packed.permute(0, 3, 1, 2).float() / 255, noise, labels, parcel.total)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step, counted from 0, made on the spot."""
+        return self._unpack(self._draw(step))
+
+    def stream(self, first: int, last: int) -> Iterator[Batch]:
+        """The batches of the steps from `first` up to, not including, `last`; the next few are made by a thread.
+
+        Whatever goes wrong in the thread is raised here. Close the iterator to end the thread before its time.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+            try:
+                ahead: deque[Future[_Parcel]] = deque()
+                for step in range(first, last):
+                    while len(ahead) < min(AHEAD, last - step):
+                        ahead.append(pool.submit(self._draw, step + len(ahead)))
+                    began = time.monotonic()
+                    parcel = ahead.popleft().result()
+                    self.waited_seconds += time.monotonic() - began
+                    yield self._unpack(parcel)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)

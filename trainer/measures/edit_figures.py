@@ -1,0 +1,172 @@
+"""The figures of edits: strips, walks, re-scoring matrices, and what is flipped against what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from engine.latents import edit
+from trainer import charts, figures
+from trainer.charts import readable
+from trainer.measures.edit_sitting import SIDES
+from trainer.measures.plate import Plate
+from trainer.measures.subject import Images, Subject
+
+STRIP_FACES = 8
+STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
+WALKED = ("Smiling", "Eyeglasses", "Male", "Young", "Bangs", "Blond_Hair", "Pale_Skin", "Wearing_Hat")
+"""Attributes that are walked along; where a run has none of them, its first ones."""
+WALK_STRENGTHS = np.linspace(-2.5, 2.5, 9)
+KINDS = {
+    "mean": ("mean difference", charts.BLUE),
+    "adjusted": ("adjusted for other attributes", charts.ORANGE),
+    "svm": ("SVM normal", charts.GREY),
+    "served": ("as served", "black"),
+}
+MATRIX_LIMIT = 2.0
+"""Change in sigmas from which on the matrix shows the strongest colour."""
+
+
+def draw(subject: Subject, measured: dict[str, Any], unsure: list[str], folder: Path) -> list[Plate]:
+    """Draws every figure of edits.
+
+    Args:
+        subject: what is judged.
+        measured: what `editing.measure` gave.
+        unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
+        folder: exists; PNG files are written to it.
+    """
+    return [
+        *_strips(subject, list(measured["curves"]["attributes"]), folder),
+        _walks(subject, folder),
+        *_curves(measured["curves"], folder),
+        *_matrices(measured["rescoring"], measured["strength"], unsure, folder),
+    ]
+
+
+def _edited(subject: Subject, rows: list[int], name: str, strengths: list[float]) -> list[Images]:
+    """One strip a test face: (strengths, S, S, 3)."""
+    vector = subject.directions[name]
+    columns = [subject.decode(edit(subject.mu[rows], [(vector, strength)])) for strength in strengths]
+    return list(np.stack(columns, axis=1))
+
+
+def _strips(subject: Subject, names: list[str], folder: Path) -> list[Plate]:
+    plates = []
+    for name in names:
+        has = subject.labels[:, subject.attributes.index(name)]
+        for side, sign in SIDES.items():
+            rows = np.flatnonzero(has != (sign > 0))[:STRIP_FACES].tolist()
+            if not rows:
+                continue
+            strips = _edited(subject, rows, name, [sign * strength for strength in STRIP_STRENGTHS])
+            strips = [np.concatenate([subject.images[[row]], strip]) for row, strip in zip(rows, strips, strict=True)]
+            labels = ["image", "unedited", *(f"{sign * strength:+.1f}" for strength in STRIP_STRENGTHS[1:])]
+            title = f"{side.capitalize()} {readable(name)}: strength in lengths of the mean difference"
+            file = f"edit_{side}_{name}.png"
+            figures.save_strips(folder / file, title, labels, strips)
+            look_for = "The attribute should change from left to right, and the person should stay who they are."
+            plates.append(Plate(file, f"{side.capitalize()} {readable(name)}", look_for))
+    return plates
+
+
+def _walks(subject: Subject, folder: Path) -> Plate:
+    known = subject.directions.names
+    names = [name for name in WALKED if name in known] or list(known[: len(WALKED)])
+    rows = [_edited(subject, [0], name, WALK_STRENGTHS.tolist())[0] for name in names]
+    title = f"From {WALK_STRENGTHS[0]:g} to {WALK_STRENGTHS[-1]:+g} times each attribute's direction"
+    across = [f"{strength:+.1f}" if strength else "unedited" for strength in WALK_STRENGTHS]
+    down = [readable(name) for name in names]
+    figures.save_grid(folder / "edit_walks.png", title, rows, down=down, across=across)
+    return Plate(
+        "edit_walks.png",
+        "Walks along attribute vectors",
+        "One face, the unedited one in the middle: each row should change in one way only.",
+    )
+
+
+def _curves(measured: dict[str, Any], folder: Path) -> list[Plate]:
+    attributes = measured["attributes"]
+    if not attributes:
+        return []
+    share = measured["kept_share"]
+    width = 4.2 * len(SIDES)
+    with charts.canvas(folder / "edit_curves.png", width, 3.4 * len(attributes) + 0.5, len(attributes), len(SIDES)) as (
+        figure,
+        axes,
+    ):
+        for row, (name, sides) in zip(axes, attributes.items(), strict=True):
+            for axis, (side, kinds) in zip(row, sides.items(), strict=True):
+                _curve(axis, kinds, measured["served"], share)
+                faces = next(iter(kinds.values()))["points"][0]["faces"]
+                axis.set_title(f"{side.capitalize()} {readable(name)} ({faces} faces)", loc="left")
+        for axis in axes[-1]:
+            axis.set_xlabel("other predictions kept")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("faces flipped")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    return [
+        Plate(
+            "edit_curves.png",
+            "What edits flip, and what they keep",
+            f"Strengths rise from the lower right; up and to the right is better. The line is at {share:.0%} kept.",
+        )
+    ]
+
+
+def _curve(axis: Axes, kinds: dict[str, Any], served: str | None, share: float) -> None:
+    """One attribute and side: a line a kind, with the strengths written beside the kind that is served."""
+    axis.axvline(share, color="#bbbbbb", lw=1)
+    for kind, found in kinds.items():
+        points = [point for point in found["points"] if point["kept"] is not None]
+        label, color = KINDS[kind]
+        is_served = kind == (served or "served")
+        x, y = [point["kept"] for point in points], [point["flipped"] for point in points]
+        axis.plot(x, y, "o-", color=color, ms=3.5, lw=2 if is_served else 1.2, label=label + " (served)" * is_served)
+        for point in points if is_served else []:
+            place = (point["kept"], point["flipped"])
+            axis.annotate(f"{abs(point['strength']):g}", place, xytext=(4, -9), textcoords="offset points", fontsize=7)
+    axis.set(ylim=(-0.03, 1.05))
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], folder: Path) -> list[Plate]:
+    def marked(names: list[str]) -> list[str]:
+        return [f"{name} *" if name in unsure else name for name in names]
+
+    plates = []
+    for mode, title, look_for in (
+        (
+            "plain",
+            "What edits change",
+            "The diagonal is what was asked for; everything else is a side effect, or part of the same thing (cheeks "
+            "rise in a smile).",
+        ),
+        (
+            "keep",
+            "What edits change, the worst side effects projected out",
+            "The same with `keep` naming the attributes that each plain edit moves most: the diagonal should stay, the "
+            "rest fade.",
+        ),
+    ):
+        found = measured[mode]
+        note = "\n* the classifier is no better than the majority" if unsure else ""
+        charts.save_heat_map(
+            folder / f"edit_matrix_{mode}.png",
+            f"{title}, strength {strength:g}: {found['target']:.2f} sigma on the diagonal, {found['others']:.2f} off "
+            f"it{note}",
+            np.array(found["matrix"]),
+            rows=marked(measured["edited"]),
+            columns=marked(measured["judged"]),
+            unit="change of the logit, sigmas",
+            limit=MATRIX_LIMIT,
+            across="what the classifier sees",
+            down="what is edited",
+        )
+        plates.append(Plate(f"edit_matrix_{mode}.png", title, look_for))
+    return plates

@@ -1,0 +1,89 @@
+"""Held-out faces that are edited, and how an image classifier sees them before and after.
+
+Edits are made by `engine.latents.edit`, so what is measured is what is served. The classifier never sees a latent; it
+compares each face's unedited reconstruction with the edited one, both decoded in the same arithmetic.
+
+Shapes: N faces, D latent_dim, A attributes that the classifier judges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.latents import edit
+from trainer.classifier import Classifier
+from trainer.dataset import FaceData
+from trainer.measures.edit_quality import EditQuality, Logits, quality
+from trainer.measures.subject import Floats, Images, Subject
+
+SIDES = {"adding": 1, "removing": -1}
+"""What can be done with an attribute, and the sign of its strength."""
+MAX_EDITED = 500
+"""Faces a direction at most that edits are judged on."""
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """Faces of one split, and how the judge sees them before and after edits.
+
+    Attributes:
+        subject: whose decoder draws them.
+        judge: sees them.
+        mu: (N, D) their posterior means.
+        labels: (N, A) what they have.
+        before: (N, A) logits of their unedited reconstructions.
+    """
+
+    subject: Subject
+    judge: Classifier
+    mu: Floats
+    labels: NDArray[np.bool_]
+    before: Logits
+
+    @classmethod
+    def of(cls, subject: Subject, judge: Classifier, mu: Floats, labels: NDArray[np.bool_]) -> Sitting:
+        """Decodes the faces, unedited, and has them judged."""
+        return cls(subject, judge, mu, labels, judge.logits(subject.decode(mu, fast=True)))
+
+    @classmethod
+    def test(cls, subject: Subject, judge: Classifier) -> Sitting:
+        """The test split's."""
+        return cls.of(subject, judge, subject.mu, subject.labels)
+
+    @classmethod
+    def val(cls, subject: Subject, judge: Classifier) -> Sitting:
+        """The val split's: for choices that must not see the test split."""
+        return cls.of(subject, judge, subject.val_mu, subject.data.index.labels[subject.val_rows])
+
+    @property
+    def names(self) -> list[str]:
+        """The attributes that can be edited and judged."""
+        return [name for name in self.subject.directions.names if name in self.judge.attributes]
+
+    def lacking(self, attribute: str, strength: float, limit: int) -> NDArray[np.int64]:
+        """The first `limit` faces whose label lacks what an edit adds, or has what it removes."""
+        has = self.labels[:, self.judge.attributes.index(attribute)]
+        return np.flatnonzero(has != (strength > 0))[:limit]
+
+    def draw(self, faces: NDArray[np.int64], vector: Floats, strength: float, keep: Floats | None = None) -> Images:
+        """Some of the faces (n,), edited: (n, S, S, 3)."""
+        return self.subject.decode(edit(self.mu[faces], [(vector, strength)], keep), fast=True)
+
+    def after(self, faces: NDArray[np.int64], vector: Floats, strength: float, keep: Floats | None = None) -> Logits:
+        """Logits of some of the faces (n,), edited: (n, A)."""
+        return self.judge.logits(self.draw(faces, vector, strength, keep))
+
+    def quality(self, faces: NDArray[np.int64], attribute: str, strength: float, after: Logits) -> EditQuality:
+        """What an edit of some of the faces flipped and kept."""
+        return quality(self.judge.attributes, attribute, strength, self.before[faces], after)
+
+
+def rows_to_edit(data: FaceData, attribute: str, strength: float) -> NDArray[np.int64]:
+    """Test rows whose label lacks what the edit adds, or has what it removes; `MAX_EDITED` at most."""
+    labels = data.index.labels[:, data.index.attributes.index(attribute)]
+    rows = data.rows("test")
+    lacking: NDArray[np.int64] = rows[labels[rows] != (strength > 0)]
+    return lacking[:MAX_EDITED]

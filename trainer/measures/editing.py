@@ -1,0 +1,181 @@
+"""Edits of held-out faces as an image classifier sees them: flips, side effects and distances.
+
+Shapes: D latent_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from trainer.classifier import Classifier
+from trainer.directions import KINDS
+from trainer.measures import edit_matrix, reconstruction
+from trainer.measures.edit_quality import EditQuality, best_flip
+from trainer.measures.edit_sitting import MAX_EDITED, SIDES, Sitting
+from trainer.measures.networks import Features, Instrument
+from trainer.measures.prediction import NO_ATTRIBUTES
+from trainer.measures.skipped import SkippedError, attempt
+from trainer.measures.subject import Floats, Images, Subject
+
+JUDGED_ATTRIBUTES = ("Smiling", "Eyeglasses")
+"""Those of the seed document's figures: measured at many strengths, and drawn."""
+STRENGTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+CURVE_FACES, DISTANCE_FACES = 200, 64
+"""Faces an edit at most, at many strengths and in the distances."""
+KEPT_SHARE = 0.9
+"""Share of the other predictions that an edit must leave alone for its strength to count as usable."""
+
+
+Compare = Callable[[Instrument[Any], Images, Images, Subject], float]
+
+
+def measure(
+    subject: Subject, judge: Classifier, strength: float, vgg: Instrument[Features], lpips: Instrument[nn.Module]
+) -> dict[str, Any]:
+    """Edits the test split along every direction of the run.
+
+    Args:
+        subject: what is judged.
+        judge: of its data set.
+        strength: of the edits, in lengths of the mean difference; also that of the matrix.
+        vgg: for distances between a face before and after.
+        lpips: the same.
+
+    Returns:
+        `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `JUDGED_ATTRIBUTES`;
+        `curves`: what `curves` gives; `rescoring`: what `edit_matrix.rescoring` gives; `distances`: under `vgg19` and
+        `lpips` what `distances` gives, and `identity`, or why they are skipped.
+
+    Raises:
+        SkippedError: there are no attributes, or the run has no directions of them.
+    """
+    if not subject.attributes:
+        raise SkippedError(NO_ATTRIBUTES)
+    test = Sitting.test(subject, judge)
+    if not test.names:
+        raise SkippedError(
+            "needs directions of the data set's attributes, and this run has none; train on data with attributes, "
+            "20 images on either side of each"
+        )
+    return {
+        "strength": strength,
+        "split": "test",
+        "edits": [asdict(found) for found in _edits(test, strength)],
+        "curves": curves(test),
+        "rescoring": edit_matrix.rescoring(test, Sitting.val(subject, judge), strength),
+        "distances": {
+            "vgg19": attempt(lambda: distances(test, strength, vgg, _vgg_distance)),
+            "lpips": attempt(lambda: distances(test, strength, lpips, _lpips_distance)),
+            "identity": {"skipped": "needs a face recognition network, and this project has no reader for one yet"},
+        },
+    }
+
+
+def judged(test: Sitting) -> list[str]:
+    """Those of `JUDGED_ATTRIBUTES` that can be edited."""
+    return [name for name in JUDGED_ATTRIBUTES if name in test.names]
+
+
+def _edits(test: Sitting, strength: float) -> list[EditQuality]:
+    found = []
+    for name in judged(test):
+        for signed in (strength, -strength):
+            faces = test.lacking(name, signed, MAX_EDITED)
+            after = test.after(faces, test.subject.directions[name], signed)
+            found.append(test.quality(faces, name, signed, after))
+    return found
+
+
+def curves(test: Sitting) -> dict[str, Any]:
+    """Flips against kept predictions at `STRENGTHS`, for every kind of direction.
+
+    Returns:
+        `served`: the kind that the run's own directions are of; where they are of none, None, and they are measured as
+        the kind "served". `kept_share`. `attributes`: by attribute, side (`adding`, `removing`) and kind, `points` (an
+        `EditQuality` each) and `best`, what `best_flip` gives at `kept_share`.
+    """
+    names = judged(test)
+    kinds = _kinds(test.subject, test.names, names)
+    own = {name: test.subject.directions[name] for name in names}
+    served = next((kind for kind, vectors in kinds.items() if _same(vectors, own)), None)
+    if served is None:
+        kinds["served"] = own
+    found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
+    work = [(name, side, kind) for name in names for side in SIDES for kind in kinds]
+    for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False):
+        faces = test.lacking(name, SIDES[side], CURVE_FACES)
+        points = []
+        for strength in (SIDES[side] * size for size in STRENGTHS):
+            after = test.after(faces, kinds[kind][name], strength)
+            points.append(test.quality(faces, name, strength, after))
+        best = best_flip(points, KEPT_SHARE)
+        found[name][side][kind] = {"points": [asdict(point) for point in points], "best": best}
+    return {"served": served, "kept_share": KEPT_SHARE, "attributes": found}
+
+
+def _kinds(subject: Subject, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, Floats]]:
+    """Vectors of the wanted ones among some attributes, by kind and name, computed from the train split."""
+    labels = subject.train_labels[:, [subject.attributes.index(name) for name in names]]
+    rows = [names.index(name) for name in wanted]
+    found = {
+        "mean": KINDS["mean"](subject.train_mu, labels[:, rows]),
+        "adjusted": KINDS["adjusted"](subject.train_mu, labels)[rows],  # an adjustment needs them all
+        "svm": KINDS["svm"](subject.train_mu, labels[:, rows]),
+    }
+    return {kind: dict(zip(wanted, vectors.astype(np.float32), strict=True)) for kind, vectors in found.items()}
+
+
+def _same(some: dict[str, Floats], others: dict[str, Floats]) -> bool:
+    return all(np.allclose(vector, others[name], rtol=1e-2, atol=1e-3) for name, vector in some.items())
+
+
+def distances(test: Sitting, strength: float, instrument: Instrument[Any], compare: Compare) -> dict[str, Any]:
+    """How different a network finds faces before and after edits of `JUDGED_ATTRIBUTES`.
+
+    Args:
+        test: the faces; `DISTANCE_FACES` an edit at most.
+        strength: of the edits.
+        instrument: the network.
+        compare: gives the mean distance of two sets of images (N, S, S, 3), as the network sees it.
+
+    Returns:
+        `network`; `edits`: by edit, such as "adding Smiling"; `different_faces`: the same between unedited faces of
+        different images, to compare with; `images` an edit at most.
+
+    Raises:
+        SkippedError: there is no network.
+    """
+    instrument.get()
+    subject = test.subject
+    edits = {}
+    for name in judged(test):
+        for side, sign in SIDES.items():
+            faces = test.lacking(name, sign, DISTANCE_FACES)
+            if len(faces):
+                vector = subject.directions[name]
+                before, after = (test.draw(faces, vector, size) for size in (0.0, sign * strength))
+                edits[f"{side} {name}"] = compare(instrument, before, after, subject)
+    some = subject.decode(test.mu[:DISTANCE_FACES], fast=True)
+    return {
+        "network": instrument.description,
+        "edits": edits,
+        "different_faces": compare(instrument, some, np.roll(some, 1, axis=0), subject),
+        "images": DISTANCE_FACES,
+    }
+
+
+def _vgg_distance(vgg: Instrument[Features], before: Images, after: Images, subject: Subject) -> float:
+    """Squared errors over mean squares of VGG19's activations, averaged over the taps."""
+    found = reconstruction.feature_distance(vgg.get(), vgg.description, before, after, subject.place)
+    return float(np.mean(list(found["relative"].values())))
+
+
+def _lpips_distance(lpips: Instrument[nn.Module], before: Images, after: Images, subject: Subject) -> float:
+    found = reconstruction.lpips_distance(lpips.get(), lpips.description, before, after, subject.place)
+    return float(found["lpips"])

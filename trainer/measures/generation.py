@@ -1,0 +1,157 @@
+"""How much decoded samples look like the data as a whole: Fréchet distances between sets of images.
+
+Shapes: N images, M latents, D latent_dim, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
+from tqdm import tqdm
+
+from trainer.measures.networks import Features, Instrument
+from trainer.measures.skipped import SkippedError, attempt
+from trainer.measures.subject import Floats, Images, Subject
+from trainer.placement import Placement
+
+BATCH_IMAGES = 32
+
+
+def measure(
+    subject: Subject, vgg: Instrument[Features], inception: Instrument[FrechetInceptionDistance], seed: int
+) -> dict[str, Any]:
+    """Fréchet distances of four sets of images (`image_sets`) to the test split.
+
+    Returns:
+        `split`, `seed`, and under `fid` and `frechet_vgg19` what `fid` and `frechet_on_features` give, or why they are
+        skipped.
+    """
+    found = vgg.network is not None or inception.network is not None
+    sets = image_sets(subject, seed) if found else {}
+    real, place = subject.images, subject.place
+    return {
+        "split": "test",
+        "seed": seed,
+        "fid": attempt(lambda: fid(inception.get(), inception.description, real, sets, place)),
+        "frechet_vgg19": attempt(lambda: frechet_on_features(vgg.get(), vgg.description, real, sets, place)),
+    }
+
+
+def prior_latents(count: int, latent_dim: int, seed: int) -> Floats:
+    """Draws from N(0, I), (count, D): what the seed document and the paper decode."""
+    return np.random.default_rng(seed).standard_normal((count, latent_dim), np.float32)
+
+
+def fitted_latents(mu: Floats, count: int, seed: int) -> Floats:
+    """Draws (count, D) from a Gaussian of the mean and full covariance of `mu` (M, D).
+
+    Where the aggregate posterior is far from N(0, I), the difference to `prior_latents` is what the prior costs
+    (Ghosh et al., arXiv 1903.12436, fit densities after training in the same way).
+    """
+    mean, covariance = mu.mean(0, dtype=np.float64), np.atleast_2d(np.cov(mu.T.astype(np.float64)))
+    values, vectors = np.linalg.eigh(covariance)  # dimensions that are not used have next to no variance
+    noise = np.random.default_rng(seed).standard_normal((count, mu.shape[1]))
+    drawn: Floats = (mean + noise * np.sqrt(values.clip(min=0)) @ vectors.T).astype(np.float32)
+    return drawn
+
+
+def image_sets(subject: Subject, seed: int) -> dict[str, Images]:
+    """The sets that are compared with the test split's images, each of as many images as that has, or fewer.
+
+    Returns:
+        `prior`: decoded from N(0, I). `fitted`: decoded from the Gaussian that fits the train split's mu.
+        `reconstructions`: of the test split. `train`: images of the train split, drawn without repetition: the floor,
+        what real faces of other people score.
+    """
+    count, latent_dim = len(subject.rows), subject.mu.shape[1]
+    random = np.random.default_rng(seed)
+    train = np.sort(random.permutation(subject.train_rows)[:count])
+    return {
+        "prior": subject.decode(prior_latents(count, latent_dim, seed)),
+        "fitted": subject.decode(fitted_latents(subject.train_mu, count, seed)),
+        "reconstructions": subject.reconstructions,
+        "train": subject.data.images[train],
+    }
+
+
+def frechet_on_features(
+    features: Features, source: str, real: Images, sets: dict[str, Images], place: Placement
+) -> dict[str, Any]:
+    """Fréchet distances on VGG19's deepest tap, averaged over the picture. Not FID, and not comparable with it.
+
+    Args:
+        features: the network.
+        source: of its weights.
+        real: (N, S, S, 3) uint8.
+        sets: other images, by name.
+        place: where to compute.
+
+    Returns:
+        `distance` by set, `images` by set and of `real`, `network`, `arithmetic`.
+    """
+    metric = FrechetInceptionDistance(features, reset_real_features=False).to(place.device)
+
+    def update(images: Images, is_real: bool) -> None:
+        metric.update(place.images(images), real=is_real)
+
+    network = (
+        f"VGG19 at {features.taps[-1]}, averaged over the picture to {features.num_features} features; {source}; "
+        "not comparable with FID"
+    )
+    arithmetic = str(place.dtype).removeprefix("torch.")
+    return _distances(metric, update, real, sets) | {"network": network, "arithmetic": arithmetic}
+
+
+def fid(
+    metric: FrechetInceptionDistance, description: str, real: Images, sets: dict[str, Images], place: Placement
+) -> dict[str, Any]:
+    """FID (Heusel et al., arXiv 1706.08500): Inception's features, images enlarged to 299 pixels.
+
+    It falls with the number of images, so that only values of equal counts are comparable; it is usually given for
+    10,000 to 50,000.
+
+    Args:
+        metric: what `networks.inception` gives.
+        description: of its network.
+        real: (N, S, S, 3) uint8.
+        sets: other images, by name.
+        place: where to compute.
+
+    Returns:
+        `distance` by set, `images` by set and of `real`, `network`.
+    """
+    metric = metric.to(place.device)
+
+    def update(images: Images, is_real: bool) -> None:
+        metric.update(_bytes(images).to(place.device), real=is_real)
+
+    return _distances(metric, update, real, sets) | {"network": description}
+
+
+def _bytes(images: Images) -> Tensor:
+    """(B, S, S, 3) to (B, 3, S, S), both uint8."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def _distances(
+    metric: FrechetInceptionDistance, update: Callable[[Images, bool], None], real: Images, sets: dict[str, Images]
+) -> dict[str, Any]:
+    def feed(name: str, images: Images) -> None:
+        for start in tqdm(range(0, len(images), BATCH_IMAGES), f"features of {name}", delay=3, leave=False):
+            update(images[start : start + BATCH_IMAGES], name == "test")
+
+    if len(real) < 2:
+        raise SkippedError(f"needs two test images, and there is {len(real)}; move more into the test split")
+    feed("test", real)
+    distance: dict[str, float] = {}
+    for name, images in sets.items():
+        feed(name, images)
+        distance[name] = max(0.0, float(metric.compute()))  # rounding takes equal sets a little below zero
+        metric.reset()
+    counts = {"test": len(real)} | {name: len(images) for name, images in sets.items()}
+    return {"distance": distance, "images": counts}

@@ -1,0 +1,264 @@
+"""The state of one training run: model, averaged weights, optimisers and step; how it moves on, to disk and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import checkpoint
+from trainer.average import WeightAverage
+from trainer.columns import as_products
+from trainer.config import TrainConfig
+from trainer.dataset import FaceData
+from trainer.errors import NonFiniteLossError, RunError
+from trainer.feed import Batch, Feed
+from trainer.fleet import Fleet
+from trainer.learner import Learner
+from trainer.loss import Loss, Terms
+from trainer.model import VAE, Output
+from trainer.muon import Muon, is_matrix
+from trainer.normalisation import fix_idle_biases
+from trainer.perceptual import PerceptualLoss, load_backbone
+from trainer.placement import Placement
+from trainer.schedule import Schedule
+
+NUM_CALIBRATION = 64
+"""Training images over which `normalise_features` takes its means."""
+
+
+class Run:
+    """One training run.
+
+    Args:
+        config: what to compute.
+        data: the images, packed at the model's size.
+        folder: the run folder.
+        place: device and arithmetic; None resolves the configuration's.
+        fleet: the processes that train together.
+
+    Attributes:
+        model: the VAE that is trained.
+        learner: all that is trained: the VAE and, with an attribute term, its read-out.
+        average: their moving average, or None.
+        feed: the batches.
+        schedule: the learning rates.
+        step: steps that are done.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: FaceData,
+        folder: Path,
+        place: Placement | None = None,
+        fleet: Fleet | None = None,
+    ) -> None:
+        self.config, self.data, self.folder = config, data, folder
+        self.place = place or Placement.of(config.device, config.precision)
+        self.fleet = fleet or Fleet()
+        torch.manual_seed(config.seed)
+        self.model = VAE(config.model)
+        fix_idle_biases(self.model)
+        self.fleet.prepare(self.model)
+        if self.place.device.type == "cpu":
+            as_products(self.model)
+        num_attributes = data.index.labels.shape[1] if config.attribute_weight else 0
+        self.learner = self.place.module(Learner(self.model, num_attributes))
+        self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
+        self.optimizers = self._optimizers()
+        self.feed = Feed(config, data, self.place, self.fleet.shard)
+        self.schedule = Schedule(config.schedule, config.lr_gamma, self.feed.steps_per_epoch, self.feed.num_steps)
+        self.step = 0
+        self._digests: dict[str, str] = {"data": data.fingerprint}
+        self._compiled: Callable[[Tensor, Tensor], Output] | None = None
+
+    @property
+    def result(self) -> VAE:
+        """The weights that the run is for: the averaged ones, if there are."""
+        return self.average.model if self.average else self.model
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.feed.num_steps
+
+    @property
+    def epoch(self) -> float:
+        """Epochs that are done."""
+        return self.step / self.feed.steps_per_epoch
+
+    @property
+    def epoch_done(self) -> bool:
+        """Whether the last step ended an epoch."""
+        return self.step % self.feed.steps_per_epoch == 0
+
+    @property
+    def lr(self) -> float:
+        """Adam's learning rate in the next step."""
+        return self.config.lr * self.schedule.share(self.step)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
+        config, model = self.config, self.model
+        # The layers that touch pixels, and the log variance, are no matrices between hidden features.
+        outer = {id(model.decoder.to_rgb.weight), id(model.encoder.log_var.weight)}
+        inner = [p for p in model.parameters() if config.optimizer == "muon" and is_matrix(p) and id(p) not in outer]
+        done = {id(p) for p in inner}
+        rest = [p for p in self.learner.parameters() if p.requires_grad and id(p) not in done]
+        adam = torch.optim.Adam([{"params": rest, "peak_lr": config.lr}], lr=config.lr, fused=True)
+        if not inner:
+            return [adam]
+        return [adam, Muon([{"params": inner, "peak_lr": config.muon_lr}], dtype=self.place.dtype)]
+
+    def perceptual(self) -> PerceptualLoss | None:
+        """The perceptual term, or None without taps; looks for VGG19's weights, which may take seconds.
+
+        Raises:
+            RunError: the run that is gone on with had other weights.
+        """
+        config = self.config
+        if not config.taps:
+            return None
+        backbone = load_backbone(config.taps, config.vgg_weights, config.seed)
+        digest = _digest(backbone.layers)
+        if self._digests.setdefault("vgg19", digest) != digest:
+            raise RunError(
+                f"{self.folder} was trained with other VGG19 weights than these ({backbone.source}); resume with the "
+                "same --vgg-weights, or train into a new folder"
+            )
+        perceptual = PerceptualLoss(backbone, self.place.device, self.place.dtype)
+        if config.normalise_features:
+            rows = self.data.rows("train")[:NUM_CALIBRATION]
+            perceptual.normalise(self.place.images(self.data.images[rows]))
+        return perceptual
+
+    def resolved(self, perceptual: PerceptualLoss | None) -> dict[str, Any]:
+        """What the configuration came to here; goes into config.json."""
+        index = self.data.index
+        return {
+            "data": str(index.root.resolve()),
+            "data_fingerprint": self.data.fingerprint,
+            "attributes": list(index.attributes),
+            "images": {split: len(self.data.rows(split)) for split in ("train", "val", "test")},
+            "perceptual_weights": perceptual.backbone.source if perceptual else "none: no taps",
+            "perceptual_scales": perceptual.scales if perceptual else {},
+            "device": str(self.place.device),
+            "dtype": str(self.place.dtype).removeprefix("torch."),
+            "processes": self.fleet.size,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "steps": self.num_steps,
+        }
+
+    def advance(self, loss: Loss, batch: Batch) -> Terms:
+        """One step of gradient descent.
+
+        Returns:
+            The loss before it, on this process's images.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * self.schedule.share(self.step)
+        with self.place.autocast():
+            whole = len(batch.images) == self.config.batch_size  # the last batch of an epoch is not worth compiling for
+            learner = self._compiled if self._compiled and whole else self.learner
+            output = learner(batch.images, batch.noise)
+        terms = loss(batch.images, output, self.step / self.num_steps, batch.total, batch.labels)
+        terms.total.backward()  # type: ignore[no-untyped-call]
+        self.fleet.add_gradients(self.learner)
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.grad_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.average:
+            self.average.update(self.model, self.step)
+        self.step += 1
+        return terms
+
+    def compile(self) -> None:
+        """Has the VAE run through torch.compile."""
+        self._compiled = torch.compile(self.learner, dynamic=False)
+
+    def save(self) -> None:
+        """Writes the weights and the checkpoint, in this order: the weights are never older than the checkpoint.
+
+        Raises:
+            NonFiniteLossError: a weight is not a number; nothing is written.
+            RunError: the disk is full or broken; the last good checkpoint is kept.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in self.learner.state_dict().values()):
+            raise NonFiniteLossError(
+                f"weights are not numbers after step {self.step}; {self.remedy}; the last good checkpoint is kept"
+            )
+        self.fleet.lead(self._write)
+
+    def _write(self) -> None:
+        checkpoint.save_model(self.folder, self.result)
+        state = {
+            "step": self.step,
+            "config": json.dumps(self.config.to_json()),
+            "digests": self._digests,
+            "learner": self.learner.state_dict(),
+            "average": self.average.model.state_dict() if self.average else None,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        checkpoint.save_checkpoint(self.folder, state)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Estimate of what `save` leaves on disk: the weights, and with them the averages and moments."""
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        return weights * (4 + (self.average is not None))
+
+    @property
+    def remedy(self) -> str:
+        """What to change when the loss is no number."""
+        return f"lower --lr (now {self.config.lr:.4g}) or set --grad-clip, then train again"
+
+    def restore(self) -> None:
+        """Goes on from the folder's checkpoint, if it has one.
+
+        Raises:
+            RunError: it is torn, or of another configuration or other data; names what differs.
+        """
+        state = self.fleet.lead(self._read)
+        if state is None:
+            return
+        self.learner.load_state_dict(state["learner"])
+        if self.average:
+            self.average.model.load_state_dict(state["average"])
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self.step, self._digests = state["step"], state["digests"]
+
+    def _read(self) -> dict[str, Any] | None:
+        if not (self.folder / checkpoint.CHECKPOINT).exists():
+            return None
+        state = checkpoint.load_checkpoint(self.folder)
+        differing = self.config.differences(json.loads(state["config"]))
+        if differing:
+            raise RunError(
+                f"{self.folder} was trained with another configuration ({'; '.join(differing)}); resume with the same "
+                "one, or train into a new folder"
+            )
+        if state["digests"]["data"] != self.data.fingerprint:
+            raise RunError(
+                f"the data in {self.data.index.root} is not what {self.folder} was trained on; restore it, or train "
+                "into a new folder"
+            )
+        return state
+
+
+def _digest(module: nn.Module) -> str:
+    """Changes with any weight of a module."""
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

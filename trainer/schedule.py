@@ -1,0 +1,38 @@
+"""Learning rates over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+WARM_SHARE = 0.1
+"""Share of a one-cycle run over which the learning rate rises."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of every step, as a share of its peak.
+
+    Attributes:
+        kind: constant; step: times `gamma` after each epoch (seed); one-cycle: a linear rise, then half a cosine to 0.
+        gamma: of the kind step.
+        steps_per_epoch: steps of an epoch.
+        num_steps: steps of the run.
+    """
+
+    kind: Literal["constant", "step", "one-cycle"]
+    gamma: float
+    steps_per_epoch: int
+    num_steps: int
+
+    def share(self, step: int) -> float:
+        """Learning rate of a step, counted from 0, as a share of its peak."""
+        if self.kind == "step":
+            return float(self.gamma ** (step // self.steps_per_epoch))
+        if self.kind == "one-cycle":
+            warm = max(1, round(WARM_SHARE * self.num_steps))
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.num_steps - warm)))
+        return 1.0

@@ -1,0 +1,37 @@
+"""Requests to stop, noted between two steps."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+
+class Signals:
+    """Turns SIGINT and SIGTERM into a number that the loop looks at between two steps.
+
+    Args:
+        patient: let a second signal, too, wait for the end of the step; else it acts at once.
+
+    Attributes:
+        received: the last signal, or 0.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
+        self.received = 0
+        self._patient = patient
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        if not self._patient:
+            signal.signal(signum, self._previous[signum])
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
