@@ -19,7 +19,7 @@ STRIP_FACES = 8
 STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 WALKED = ("Smiling", "Eyeglasses", "Male", "Young", "Bangs", "Blond_Hair", "Pale_Skin", "Wearing_Hat")
 """Attributes that are walked along; where a run has none of them, its first ones."""
-WALK_STRENGTHS = np.linspace(-2.5, 2.5, 9)
+WALK_STRENGTHS = np.linspace(-2, 2, 9)
 KINDS = {
     "mean": ("mean difference", charts.BLUE),
     "adjusted": ("adjusted for other attributes", charts.ORANGE),
@@ -127,7 +127,7 @@ def _curve(axis: Axes, kinds: dict[str, Any], served: str | None, share: float) 
         is_served = kind == (served or "served")
         x, y = [point["kept"] for point in points], [point["flipped"] for point in points]
         axis.plot(x, y, "o-", color=color, ms=3.5, lw=2 if is_served else 1.2, label=label + " (served)" * is_served)
-        for point in points if is_served else []:
+        for point in points[1::2] if is_served else []:  # every other one, so that they do not overlap
             place = (point["kept"], point["flipped"])
             axis.annotate(f"{abs(point['strength']):g}", place, xytext=(4, -9), textcoords="offset points", fontsize=7)
     axis.set(ylim=(-0.03, 1.05))

@@ -31,8 +31,9 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
     """Adds each attribute to faces that lack it and removes it from faces that have it, and judges every attribute.
 
     Twice: `plain`, and `keep`, where the directions of the `NUM_KEPT` attributes that the plain edit moves most on the
-    val split are projected out, those `RELATED` to the edited one aside. (To keep all others would leave an edit little
-    room: their directions span much of the latent space.)
+    val split are projected out, those `RELATED` to the edited one aside. To keep all others would leave an edit little
+    room. Even so a kept edit is a smaller one, as directions overlap: on real faces it moved its target 0.26 sigma and
+    the others 0.07, where the plain one moved them 1.27 and 0.49 (mean differences, strength 1.5).
 
     Args:
         test: the faces that are measured.

@@ -110,7 +110,8 @@ class Change:
     def dependency(self, column: int) -> float | None:
         """StyleSpace's attribute dependency (arXiv 2011.12799): how far the others move for one sigma of the target.
 
-        The mean over the other attributes of `size`, over that of the target; None where the target does not move.
+        The mean over the other attributes of `size`, over that of the target; None where the target does not move. What
+        single faces do at random counts as well, so it favours large edits: compare those that move a target alike.
         """
         others = float(np.delete(self.size, column).mean()) if len(self.size) > 1 else 0.0
         target = float(self.size[column])
