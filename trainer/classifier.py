@@ -117,7 +117,7 @@ class Classifier:
                 attributes = tuple(json.loads(metadata["attributes"]))
                 network = Network(len(attributes))
                 network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError):
+        except (OSError, SafetensorError, KeyError, RuntimeError):  # RuntimeError: of another architecture
             return None
         accuracy, majority = json.loads(metadata["accuracy"]), json.loads(metadata["majority"])
         return cls(place.module(network).eval(), attributes, accuracy, majority, place)

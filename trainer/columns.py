@@ -1,8 +1,8 @@
 """Strided convolutions on small images as matrix products, for CPUs with bf16 units.
 
-oneDNN's bf16 kernels work along the rows of an image; on the few pixels of the deepest layers they run at a hundredth of
-the speed of a matrix product. Measured on one CPU core, batch 64: the deepest convolution of the seed's network, forwards
-and backwards, 28 ms as a convolution and 3 ms as a product; a step of the plain VAE is a quarter faster.
+oneDNN's bf16 kernels work along the rows of an image, and the deepest layers have rows of two or four pixels. Measured
+on one CPU core with bf16 units, batch 64: the deepest convolution of the seed's network, forwards and backwards, takes
+28 ms as a convolution and 3 ms as a product; a step of the plain VAE takes a quarter less time.
 
 Shapes: B batch, C channels, H, W the larger image, h, w the smaller one, k kernel side.
 """
@@ -97,13 +97,14 @@ class ProductConvTranspose2d(nn.ConvTranspose2d):
             return super().forward(input, output_size)
         height, width = ((side - 1) * stride - 2 * padding + kernel + extra[0] for side in input.shape[2:])
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (k*k*C', C)
-        patches = F.linear(input.permute(0, 2, 3, 1), weight).unflatten(3, (kernel, kernel, -1))
+        patches = F.linear(input.permute(0, 2, 3, 1), weight)
+        patches = patches.view(*patches.shape[:3], kernel, kernel, -1)
         image: Tensor = _Scatter.apply(patches, _Window(kernel, stride, padding, height, width))  # type: ignore[no-untyped-call]
         return (image if self.bias is None else image + self.bias.to(image.dtype)).permute(0, 3, 1, 2)
 
 
 def as_products(model: nn.Module) -> None:
-    """Has all strided convolutions of a model train as matrix products where that pays; its weights stay as they are."""
+    """Has the strided convolutions of a model train as matrix products where that pays; no weight changes."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.stride[0] > 1:
             module.__class__ = ProductConv2d

@@ -21,8 +21,8 @@ adjusted           99 %     96 %            97 %    100 %
 svm                99 %     96 %            67 %     80 %
 
 So it was in two other runs, of other losses: adjusted directions beat mean differences at every edit, and the SVM's
-equal them for smiles only. Over all 40 attributes at strength 1.5, the other logits move 0.28 times as far as the edited
-one along adjusted directions, 0.39 times along mean differences.
+are as good for smiles only. Over all 40 attributes at strength 1.5, the other logits move 0.28 times as far as the
+edited one along adjusted directions, and 0.39 times along mean differences.
 
 Shapes: N images, D latent_dim, A attributes.
 """
@@ -53,12 +53,12 @@ MIN_IMAGES = 20
 ADJUSTMENT_PENALTY = 1.0
 """Of the other attributes' effects in `adjusted_differences`; infinity gives mean differences. At 0, attributes that
 imply one another, such as a smile and high cheekbones, leave one another little. Chosen from 0, 0.1, 0.3 and 1 on train
-and val faces: all are alike for glasses, 1 is the best for smiles, youth and sex."""
+and val faces: all are alike for glasses, 1 is the best for smiles and far better than 0 for youth."""
 SVM_C = 1e-3
 """Weight of the SVM's errors. Larger ones classify latents better, but their normals lean on dimensions in which faces
 hardly differ: a step of the same length flips fewer faces (0.01: 27 % instead of 70 % glasses added)."""
 MAX_SVM_IMAGES = 20_000
-"""Images that an SVM is trained on at most; more take minutes and do not turn its normal."""
+"""Images that an SVM is trained on at most; with more, 40 of them take minutes."""
 
 
 @dataclass(frozen=True)

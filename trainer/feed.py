@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -101,7 +101,7 @@ class Feed:
             return False
         free, _ = torch.cuda.mem_get_info(self._place.device)
         needed = len(self._rows) * self._images[0].nbytes
-        fits = needed <= RESIDENT_SHARE * free
+        fits = bool(needed <= RESIDENT_SHARE * free)
         logger.info(
             "the training images (%.1f GB) %s the GPU's free memory (%.1f GB)",
             needed / 1e9,
@@ -149,7 +149,7 @@ class Feed:
         """The batch of one step, counted from 0, made on the spot."""
         return self._unpack(self._draw(step))
 
-    def stream(self, first: int, last: int) -> Iterator[Batch]:
+    def stream(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The batches of the steps from `first` up to, not including, `last`; the next few are made by a thread.
 
         Whatever goes wrong in the thread is raised here. Close the iterator to end the thread before its time.

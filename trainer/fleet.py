@@ -3,8 +3,8 @@
 Each computes its shard of every batch; gradients, batch norm statistics and logged terms are those of the whole batch.
 NCCL carries what is on GPUs, Gloo what is on CPUs.
 
-PyTorch's `DistributedDataParallel` is not used: its sums depend on how it has grouped the gradients, which a resumed run
-does anew, and with Gloo it can hang when the program ends (its reducer outlives the group).
+PyTorch's `DistributedDataParallel` is not used: its sums depend on how it has grouped the gradients, which a resumed
+run does anew, and with Gloo it can hang when the program ends (its reducer outlives the group).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Fleet:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         message = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(message)
-        parts = message.split([gradient.numel() for gradient in gradients])
+        parts = torch.split(message, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 

@@ -22,8 +22,8 @@ from trainer.trunk import Trunk
 
 logger = logging.getLogger(__name__)
 
-CHUNK_IMAGES = 4
-"""Images that pass through VGG at once on a CPU; with more, activations no longer fit the caches."""
+CHUNK_IMAGES = 16
+"""Images that pass through VGG at once on a CPU: three maps gain 4% with 4, five maps lose 40%."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,10 @@ class PerceptualLoss:
         """The terms, (taps,) float32, and the gradient of their sum with regard to the reconstructions, float32."""
         terms, gradients = [], []
         weights = [scale**2 for scale in self.scales.values()]
-        for ours, theirs in zip(
-            reconstructions.split(self.chunk_images), targets.split(self.chunk_images), strict=True
-        ):
+        ours_by_chunk, theirs_by_chunk = (
+            torch.split(images, self.chunk_images) for images in (reconstructions, targets)
+        )
+        for ours, theirs in zip(ours_by_chunk, theirs_by_chunk, strict=True):
             compiled = self._compiled if len(ours) == self.chunk_images else None
             part, gradient = (compiled or self._trunk.compare)(ours, theirs, weights)
             share = len(theirs) / len(targets)

@@ -214,7 +214,7 @@ class Run:
     @property
     def saved_bytes(self) -> int:
         """Estimate of what `save` leaves on disk: the weights, and with them the averages and moments."""
-        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        weights: int = sum(tensor.nbytes for tensor in self.learner.state_dict().values())
         return weights * (4 + (self.average is not None))
 
     @property

@@ -73,7 +73,8 @@ class Trunk:
         for target, activation, weight in zip(targets, tapped, weights, strict=True):
             slope = activation - target
             share = weight / slope.numel()
-            terms.append(torch.linalg.vector_norm(slope, dtype=torch.float32).square() * share)
+            rows = torch.linalg.vector_norm(slope, dim=(1, 3), dtype=torch.float32)  # (B, H): summed in pieces, as one
+            terms.append(rows.square().sum() * share)  # long sum would round off the fourth digit
             slopes.append(slope.mul_(2 * share))
         return torch.stack(terms), self._backward(steps, slopes) / self._std
 

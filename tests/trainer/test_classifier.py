@@ -13,7 +13,7 @@ CPU = Placement.of("cpu", "fp32")
 @pytest.fixture(scope="module")
 def classifier(data: FaceData) -> Classifier:
     """Trained for a while on the small data set."""
-    return train_classifier(data, CPU, epochs=60)
+    return train_classifier(data, CPU, epochs=40)
 
 
 def test_it_learns(classifier: Classifier, data: FaceData) -> None:

@@ -1,5 +1,6 @@
 """Edits of images that are one colour each: latents are its channels, and the judge sees which of them are bright."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,16 @@ class Seer(Network):
         return 10 * (images.mean((2, 3))[:, : self.attributes] - 0.5)
 
 
+class Blind(Network):
+    """Sees nothing anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.full((len(images), 3), -1.0)
+
+
 class Mixer(nn.Module):
     """Paints images in the colour of the latent."""
 
@@ -69,7 +80,7 @@ def subject(tmp_path: Path) -> Subject:
     index = Index(tmp_path, tmp_path, tuple(map(str, range(600))), NAMES, images[:, 0, 0] > 127, splits)
     data = FaceData(index, images, "colours")
     model = VAE(ModelConfig(image_size=SIZE, latent_dim=3, channels=(4, 4, 4)))
-    model.encoder, model.decoder = Sampler(), Mixer()
+    model.encoder, model.decoder = Sampler(), Mixer()  # type: ignore[assignment]
     rows = {split: data.rows(split) for split in ("train", "test")}
     mu = {split: model.encoder(CPU.images(images[of])).mu.numpy() for split, of in rows.items()}
     vectors = mean_differences(mu["train"], index.labels[rows["train"]]).astype(np.float32)
@@ -149,8 +160,7 @@ def test_the_judge_is_measured_on_reconstructions_too(subject: Subject) -> None:
     found = edit_judge.measure(subject, seer())
     assert found["reconstructions"]["accuracy_mean"] > 0.98
     assert found["unsure"] == []
-    blind = replace(seer(), network=nn.Sequential(Seer(), nn.Threshold(100, -1)).eval())
-    found = edit_judge.measure(subject, blind)
+    found = edit_judge.measure(subject, replace(seer(), network=Blind().eval()))
     assert found["reconstructions"]["balanced_accuracy_mean"] == pytest.approx(0.5)
     assert found["accuracy_mean"] == 1.0  # on images, as it was told
     assert set(found["unsure"]) == set(NAMES)
@@ -191,7 +201,7 @@ def test_every_kind_of_direction_is_compared(subject: Subject) -> None:
 
 
 def test_everything_about_edits_is_measured_and_drawn(subject: Subject, tmp_path: Path) -> None:
-    lpips = Instrument(Contrast(), "contrast")
+    lpips: Instrument[nn.Module] = Instrument(Contrast(), "contrast")
     found = editing.measure(subject, seer(), 1.5, Instrument(None, "no weights here"), lpips)
     assert [(edit["attribute"], edit["strength"]) for edit in found["edits"]] == [
         ("Smiling", 1.5),
@@ -208,6 +218,21 @@ def test_everything_about_edits_is_measured_and_drawn(subject: Subject, tmp_path
     assert len(plates) == len({plate.file for plate in plates}) == 8
     for plate in plates:
         assert (tmp_path / plate.file).stat().st_size > 3000
+
+
+def test_an_edit_that_no_test_face_needs_has_no_shares(subject: Subject, tmp_path: Path) -> None:
+    labels = subject.data.index.labels.copy()
+    labels[subject.rows, 0] = True
+    index = replace(subject.data.index, labels=labels)
+    happy = replace(subject, data=replace(subject.data, index=index))
+    found = editing.measure(happy, seer(), 1.5, Instrument(None, "none"), NOTHING)
+    assert found["edits"][0] == {"attribute": "Smiling", "strength": 1.5, "faces": 0, "flipped": None, "kept": None}
+    assert found["curves"]["attributes"]["Smiling"]["adding"]["mean"]["best"] is None
+    assert found["rescoring"]["plain"]["attributes"]["Smiling"]["adding"] is None
+    json.dumps(found, allow_nan=False)
+    files = {plate.file for plate in edit_figures.draw(happy, found, [], tmp_path)}
+    assert "edit_adding_Smiling.png" not in files
+    assert "edit_removing_Smiling.png" in files
 
 
 class Contrast(nn.Module):

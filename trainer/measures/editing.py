@@ -101,6 +101,8 @@ def curves(test: Sitting) -> dict[str, Any]:
         `EditQuality` each) and `best`, what `best_flip` gives at `kept_share`.
     """
     names = judged(test)
+    if not names:
+        return {"served": None, "kept_share": KEPT_SHARE, "attributes": {}}
     kinds = _kinds(test.subject, test.names, names)
     own = {name: test.subject.directions[name] for name in names}
     served = next((kind for kind, vectors in kinds.items() if _same(vectors, own)), None)
