@@ -164,7 +164,7 @@ class _Straightforward:
         kl = kl_divergence(output.mu, output.log_var).sum(1).mean()
         loss = 0.5 * config.rec_weight * reconstruction + config.kl_weight * kl
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
     def step(self) -> None:
@@ -178,7 +178,7 @@ class _Straightforward:
         size, batch = self.config.model.image_size, self.config.batch_size
         with FlopCounterMode(display=False) as counter:
             self.learn(torch.rand(batch, 3, size, size, device=self.device))
-        return counter.get_total_flops() / batch
+        return float(counter.get_total_flops()) / batch
 
 
 class _Ours:

@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 MIN_GPU_STEPS = 1_000
 """Steps from which on compiling pays on a GPU."""
 MIN_CPU_IMAGES = 50_000
-"""Images passed through VGG from which on compiling pays on a CPU: it takes 40 to 60 s of a core, saves 2 to 3 ms each."""
+"""Images passed through VGG from which on compiling pays on a CPU: it takes 40 to 60 s of a core and
+saves 2 to 3 ms each."""
 
 
 def compile_run(run: Run, perceptual: PerceptualLoss | None) -> bool:

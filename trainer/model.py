@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
             self.blocks = nn.Sequential(*(_up_transposed(a, b, config.kernel_size) for a, b in pairwise(widths)))
         else:
             self.blocks = nn.Sequential(*(_up_nearest(a, b) for a, b in pairwise(widths)), nn.Upsample(scale_factor=2))
-        padding = "zeros" if config.decoder == "transposed" else "replicate"
+        padding: Literal["zeros", "replicate"] = "zeros" if config.decoder == "transposed" else "replicate"
         self.to_rgb = nn.Conv2d(config.channels[0], 3, kernel_size=3, padding=1, padding_mode=padding)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Two real processes on the CPU, started by torchrun."""
+"""Two real processes on the CPU: torchrun starts them, SIGTERM stops them."""
 
 import json
 import re
@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 import torch
 import torch.distributed as dist
-from torchvision.models import vgg19
+from torch import nn
 
 from trainer import checkpoint
 from trainer.config import TrainConfig
@@ -21,82 +23,91 @@ from trainer.run import Run
 
 SIZES = ["--image-size", "32", "--latent-dim", "16", "--channels", "16", "16", "32", "32"]
 COMMON = ["--preset", "plain", "--precision", "fp32", "--device", "cpu", "--log-every", "1", *SIZES]
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+MIN_STEPS = 10
+"""Four steps an epoch, the last of them on a single image: so there are two of these."""
 
 
-def command(processes: int, faces: Path, run: Path, *more: object) -> list[str]:
-    launcher = TWO if processes == 2 else []
-    arguments = ["-m", "trainer", "train", "--data", faces, "--out", run, *COMMON, *more]
-    return [sys.executable, *launcher, *map(str, arguments)]
+class Stopped(NamedTuple):
+    folder: Path
+    said: str
+    returncode: int
+
+
+@pytest.fixture(scope="module")
+def stopped(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
+    """A training of two processes, with feature terms on a part of each batch, that was sent SIGTERM."""
+    folder = tmp_path_factory.mktemp("distributed")
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({"0": nn.Conv2d(3, 64, 3), "2": nn.Conv2d(64, 64, 3), "5": nn.Conv2d(64, 128, 3)})
+    torch.save({f"features.{name}": tensor for name, tensor in layers.state_dict().items()}, folder / "vgg.pth")
+    features = ["--taps", "relu1_1", "relu2_1", "--vgg-weights", folder / "vgg.pth", "--normalise-features"]
+    options = [*features, "--feature-share", "0.3", "--batch-size", "53", "--lr", "1e-4", "--schedule", "constant"]
+    run, metrics = folder / "run", folder / "run" / checkpoint.METRICS
+    command = [*TORCHRUN, "-m", "trainer", "train", "--data", faces, "--out", run, *COMMON, *options, "--epochs", "100"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    while not metrics.exists() or f'"step": {MIN_STEPS}' not in metrics.read_text():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    return Stopped(run, said, process.returncode)
 
 
 def recorded(run: Path) -> list[dict[str, float]]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run / checkpoint.METRICS).read_text().splitlines()]
     return [record["loss"] for record in records if "loss" in record]
 
 
-def alone(config: TrainConfig, data: FaceData, synchronised: bool) -> tuple[list[dict[str, float]], Run]:
-    """The same training in this process: its losses, and its end."""
-    run = Run(config, data, Path("nowhere"))
-    if synchronised:
-        synchronise(run.model)
-    loss = Loss(config, run.perceptual())
-    return [run.advance(loss, run.feed.batch(step)).named() for step in range(run.num_steps)], run
+def advance(run: Run, steps: int) -> list[dict[str, float]]:
+    """The losses of the next steps, in this process alone."""
+    loss = Loss(run.config, run.perceptual())
+    return [run.advance(loss, run.feed.batch(run.step)).named() for _ in range(steps)]
 
 
 def apart(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
     """The largest relative difference of any term in any step."""
-    assert len(ours) == len(theirs)
     return max(abs(a[name] - value) / value for a, b in zip(ours, theirs, strict=True) for name, value in b.items())
 
 
-def test_two_processes_train_as_one_does(faces: Path, data: FaceData, tmp_path: Path) -> None:
-    """With feature terms on a part of each batch, and an epoch's last batch of a single image.
+def config_of(run: Path) -> TrainConfig:
+    return checkpoint.load_config(run)[0]
 
-    Adam makes steps of one length out of gradients of any size: rounding grows with its learning rate, and a wrong
-    scale of the gradients would not show in the losses, so its averages of them are looked at as well. PyTorch's batch
-    norm adds up long columns in float32, 3e-5 off; beside one process with the same batch norm, the match is closer.
-    """
-    torch.manual_seed(0)
-    layers = vgg19(weights=None).features[:7].state_dict()
-    torch.save({f"features.{name}": tensor for name, tensor in layers.items()}, tmp_path / "vgg.pth")
-    features = ["--taps", "relu1_1", "relu2_1", "--vgg-weights", tmp_path / "vgg.pth", "--normalise-features"]
-    options = [*features, "--feature-share", "0.3", "--batch-size", "53", "--lr", "1e-4", "--schedule", "constant"]
-    run = tmp_path / "run"
-    done = subprocess.run(command(2, faces, run, *options, "--epochs", "3"), stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 0, done.stderr
-    config, resolved = checkpoint.load_config(run)
-    assert (resolved["processes"], config.batch_size, len(recorded(run))) == (2, 53, 12)
-    assert apart(recorded(run), alone(config, data, synchronised=False)[0]) < 1e-4
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+def test_sigterm_leaves_a_checkpoint_and_one_process_speaks_for_both(stopped: Stopped) -> None:
+    assert stopped.returncode != 0
+    assert len(re.findall("error: stopped by SIGTERM after step", stopped.said)) == 1
+    assert checkpoint.load_checkpoint(stopped.folder)["step"] == len(recorded(stopped.folder)) >= MIN_STEPS
+    assert checkpoint.load_config(stopped.folder)[1]["processes"] == 2
+
+
+def test_the_losses_are_those_of_one_process(stopped: Stopped, data: FaceData) -> None:
+    """But for rounding: PyTorch's own batch norm sums long columns up in float32, which is some 3e-5 off."""
+    losses = recorded(stopped.folder)
+    assert apart(losses, advance(Run(config_of(stopped.folder), data, stopped.folder), len(losses))) < 1e-3
+
+
+def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: Stopped, data: FaceData) -> None:
+    """Losses, weights, and Adam's averaged gradients: their scale would not show in the losses."""
+    losses, state = recorded(stopped.folder), checkpoint.load_checkpoint(stopped.folder)
+    run = Run(config_of(stopped.folder), data, stopped.folder)
+    synchronise(run.model)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
-        losses, reference = alone(config, data, synchronised=True)
+        assert apart(losses, advance(run, len(losses))) < 1e-5
     finally:
         dist.destroy_process_group()
-    assert apart(recorded(run), losses) < 1e-5
-    state = checkpoint.load_checkpoint(run)
-    for name, tensor in reference.learner.state_dict().items():
-        difference = (tensor - state["learner"][name]).float().norm()
-        assert difference <= 1e-3 * tensor.float().norm(), name
-    for number, moments in reference.optimizers[0].state_dict()["state"].items():
+    for name, tensor in run.learner.state_dict().items():
+        assert (tensor - state["learner"][name]).float().norm() <= 1e-2 * tensor.float().norm(), name
+    for number, values in run.optimizers[0].state_dict()["state"].items():
         ours = state["optimizers"][0]["state"][number]["exp_avg"]
-        print(number, ours.shape, ((ours - moments["exp_avg"]).norm() / moments["exp_avg"].norm()).item())
-        assert (ours - moments["exp_avg"]).norm() < 1e-3 * moments["exp_avg"].norm()
-    print(apart(recorded(run), losses), apart(recorded(run), alone(config, data, synchronised=False)[0]))
-    assert 0
+        assert (ours - values["exp_avg"]).norm() < 2e-2 * values["exp_avg"].norm()
 
 
-def test_sigterm_to_torchrun_leaves_a_checkpoint_that_one_process_goes_on_from(faces: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = subprocess.Popen(
-        command(2, faces, run, "--batch-size", "40", "--epochs", "400"), stderr=subprocess.PIPE, text=True
-    )
-    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 3:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert len(re.findall("error: stopped by SIGTERM after step", said)) == 1  # one process speaks
-    step = checkpoint.load_checkpoint(run)["step"]
-    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == step
+def test_one_process_goes_on_where_two_have_stopped(stopped: Stopped, data: FaceData) -> None:
+    losses = recorded(stopped.folder)
+    run, whole = (Run(config_of(stopped.folder), data, stopped.folder) for _ in range(2))
+    run.restore()
+    assert run.step == len(losses)
+    expected = advance(whole, run.step + 2)[-2:]
+    assert apart(advance(run, 2), expected) < 1e-3

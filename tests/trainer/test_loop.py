@@ -1,9 +1,9 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from engine.latents import Directions
 from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
 from trainer.errors import NonFiniteLossError, RunError
+from trainer.feed import Batch, Feed
 from trainer.loop import train
 from trainer.loss import Loss
 from trainer.run import Run
@@ -132,31 +134,68 @@ def test_a_used_folder_is_not_overwritten(small: TrainConfig, data: FaceData, tm
         train(replace(small, epochs=1), data, tmp_path / "run")
     with pytest.raises(RunError, match=r"another configuration \(lr: 0\.005 -> 0\.1\)"):
         train(replace(small, epochs=1, lr=0.1), data, tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match=r"another configuration \(latent_dim: 16 -> 8\)"):
+        train(replace(small, epochs=1, model=replace(small.model, latent_dim=8)), data, tmp_path / "run", resume=True)
     with pytest.raises(RunError, match=r"not what .* was trained on"):
         train(replace(small, epochs=1), replace(data, fingerprint="other"), tmp_path / "run", resume=True)
     assert same(before, weights(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("keep", [0, 1000])
-def test_a_torn_checkpoint_is_refused(small: TrainConfig, data: FaceData, tmp_path: Path, keep: int) -> None:
+def test_what_changes_no_result_does_not_keep_a_run_from_going_on(
+    small: TrainConfig, data: FaceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train(replace(small, epochs=1), data, tmp_path / "run")
-    path = tmp_path / "run" / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(RunError, match=r"checkpoint\.pt is torn"):
-        train(replace(small, epochs=1), data, tmp_path / "run", resume=True)
+    other = replace(small, epochs=1, preset="mine", device="cpu", compile="off", log_every=7, save_minutes=1.0)
+    with caplog.at_level("INFO"):
+        train(other, data, tmp_path / "run", resume=True)
+    assert "is complete" in caplog.text
 
 
-def test_a_failed_write_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    checkpoint.save_checkpoint(tmp_path, {"step": 1})
+def test_other_vgg19_weights_are_noticed(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
+    paths = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        paths.append(tmp_path / f"{seed}.pth")
+        first = nn.Conv2d(3, 64, 3).state_dict()
+        torch.save({f"features.0.{name}": tensor for name, tensor in first.items()}, paths[-1])
+    config = replace(small, taps=("relu1_1",), vgg_weights=paths[0])
+    run = Run(config, data, tmp_path / "run")
+    loss = Loss(config, run.perceptual())
+    run.folder.mkdir()
+    run.advance(loss, run.feed.batch(0))
+    run.save()
+    with pytest.raises(RunError, match=r"other VGG19 weights than these \(.*1\.pth"):
+        train(replace(config, vgg_weights=paths[1]), data, tmp_path / "run", resume=True)
+    moved = paths[0].rename(tmp_path / "moved.pth")
+    train(replace(config, vgg_weights=moved), data, tmp_path / "run", resume=True)
+    assert checkpoint.load_checkpoint(tmp_path / "run")["step"] == 15
 
-    def fail(file: Path) -> None:
-        file.write_bytes(b"half")
-        raise OSError("No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.write_atomically(tmp_path / checkpoint.CHECKPOINT, fail)
-    assert checkpoint.load_checkpoint(tmp_path)["step"] == 1
-    assert os.listdir(tmp_path) == [checkpoint.CHECKPOINT]
+def test_weights_that_are_not_numbers_are_never_saved(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
+    run = Run(small, data, tmp_path)
+    run.save()
+    run.advance(Loss(small, None), run.feed.batch(0))
+    torch.nn.init.constant_(run.model.encoder.mu.bias, float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"not numbers after step 1; lower --lr .* checkpoint is kept"):
+        run.save()
+    assert checkpoint.load_checkpoint(tmp_path)["step"] == 0
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path).values())
+
+
+def test_checkpoints_are_written_within_an_epoch(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
+    seen = []
+
+    class Watched(Feed):
+        def stream(self, first: int, last: int) -> Generator[Batch, None, None]:
+            for batch in super().stream(first, last):
+                if (tmp_path / "run" / checkpoint.CHECKPOINT).exists():
+                    seen.append(checkpoint.load_checkpoint(tmp_path / "run")["step"])
+                yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.run.Feed", Watched)
+        train(replace(small, epochs=1, save_minutes=1e-9), data, tmp_path / "run")
+    assert seen == [1, 2, 3, 4]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_says_what_to_change(
