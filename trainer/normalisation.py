@@ -36,24 +36,28 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) * weight + bias, in float32.
+    """(x - mean) / sqrt(variance + eps) * weight + bias, in float32; one message forwards and one backwards.
 
-    The mean is summed up before the squared deviations from it, as a sum of squares less the squared mean would cancel.
+    The processes exchange means and squared deviations from them, as a sum of squares less the squared mean would cancel.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.float()
-        sums = torch.cat([wide.sum(_DIMS), wide.new_tensor([wide.numel() / wide.shape[1]])])
-        dist.all_reduce(sums)
-        count = sums[-1]
-        mean = sums[:-1] / count
-        centred = wide - mean.view(1, -1, 1, 1)
-        squares = centred.square().sum(_DIMS)
-        dist.all_reduce(squares)
-        variance = squares / count
+        pixels = wide.numel() // wide.shape[1]
+        ours = wide.sum(_DIMS) / max(pixels, 1)
+        deviations = (wide - ours.view(1, -1, 1, 1)).square().sum(_DIMS)
+        message = torch.stack([ours.new_full(ours.shape, pixels), ours, deviations])
+        messages = [torch.empty_like(message) for _ in range(dist.get_world_size())]
+        dist.all_gather(messages, message)
+        counts, means, squares = torch.stack(messages, 1)  # (processes, C) each
+        count = counts.sum(0)
+        mean = (counts * means).sum(0) / count
+        variance = (squares + counts * (means - mean).square()).sum(0) / count
         scale = torch.rsqrt(variance + eps)
-        output = torch.addcmul(bias.view(1, -1, 1, 1), centred, (scale * weight).view(1, -1, 1, 1))
+        output = torch.addcmul(
+            bias.view(1, -1, 1, 1), wide - mean.view(1, -1, 1, 1), (scale * weight).view(1, -1, 1, 1)
+        )
         ctx.save_for_backward(x, weight, mean, scale, count)
         ctx.mark_non_differentiable(mean, variance, count)
         return output.to(x.dtype), mean, variance, count
