@@ -38,7 +38,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 class _Normalise(torch.autograd.Function):
     """(x - mean) / sqrt(variance + eps) * weight + bias, in float32; one message forwards and one backwards.
 
-    The processes exchange means and squared deviations from them, as a sum of squares less the squared mean would cancel.
+    The processes exchange means and squared deviations from them: a sum of squares less the squared mean would cancel.
     """
 
     @staticmethod

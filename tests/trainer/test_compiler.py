@@ -1,0 +1,82 @@
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch._inductor import config as inductor
+from torch._inductor.utils import fresh_cache
+
+from trainer import compiler
+from trainer.compiler import compile_run
+from trainer.config import TrainConfig
+from trainer.dataset import FaceData
+from trainer.errors import ConfigError
+from trainer.perceptual import PerceptualLoss, load_backbone
+from trainer.run import Run
+
+
+@pytest.fixture
+def perceptual(tmp_path: Path) -> PerceptualLoss:
+    layers = torch.nn.Conv2d(3, 64, 3).state_dict()
+    torch.save({f"features.0.{name}": tensor for name, tensor in layers.items()}, tmp_path / "vgg.pth")
+    backbone = load_backbone(("relu1_1",), tmp_path / "vgg.pth", seed=0)
+    return PerceptualLoss(backbone, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nowhere/g++"))
+    torch.compiler.reset()
+    with fresh_cache():
+        yield
+    torch.compiler.reset()
+
+
+def run_of(config: TrainConfig, data: FaceData, tmp_path: Path) -> Run:
+    return Run(replace(config, taps=("relu1_1",), epochs=100), data, tmp_path)
+
+
+def test_compiled_terms_and_gradients_are_the_eager_ones(perceptual: PerceptualLoss) -> None:
+    images, ours = torch.rand(7, 3, 32, 32), torch.rand(7, 3, 32, 32)
+    expected = perceptual.terms_and_gradient(ours, images)
+    perceptual.compile(4)  # the last chunk has three images, and stays eager
+    found = perceptual.terms_and_gradient(ours, images)
+    assert torch.allclose(found[0], expected[0], rtol=1e-5)
+    assert (found[1] - expected[1]).norm() < 1e-5 * expected[1].norm()
+
+
+def test_a_short_run_is_not_compiled(
+    small: TrainConfig, data: FaceData, perceptual: PerceptualLoss, tmp_path: Path
+) -> None:
+    assert not compile_run(run_of(small, data, tmp_path), perceptual)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_training_goes_on_and_says_so(
+    small: TrainConfig,
+    data: FaceData,
+    perceptual: PerceptualLoss,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiler, "MIN_CPU_IMAGES", 1)
+    with caplog.at_level(logging.INFO):
+        assert not compile_run(run_of(small, data, tmp_path), perceptual)
+    assert "training without torch.compile, which does not work here" in caplog.text
+    assert "/nowhere/g++" in caplog.text
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_asked_for_and_impossible_is_an_error(
+    small: TrainConfig, data: FaceData, perceptual: PerceptualLoss, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"--compile on: torch\.compile does not work here .*use --compile off"):
+        compile_run(run_of(replace(small, compile="on"), data, tmp_path), perceptual)
+
+
+def test_off_is_off(small: TrainConfig, data: FaceData, perceptual: PerceptualLoss, tmp_path: Path) -> None:
+    run = run_of(replace(small, compile="off", epochs=10**6), data, tmp_path)
+    assert not compile_run(run, perceptual)
