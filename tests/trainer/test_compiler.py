@@ -1,3 +1,4 @@
+import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,9 +28,10 @@ def perceptual(tmp_path: Path) -> PerceptualLoss:
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nowhere/g++"))
+    """A machine without a C++ compiler, on which compiling would pay."""
+    monkeypatch.setattr(compiler, "MIN_CPU_IMAGES", 1)
     torch.compiler.reset()
-    with fresh_cache():
+    with inductor.patch({"cpp.cxx": (None, "/nowhere/g++")}), fresh_cache():
         yield
     torch.compiler.reset()
 
@@ -38,7 +40,12 @@ def run_of(config: TrainConfig, data: FaceData, tmp_path: Path) -> Run:
     return Run(replace(config, taps=("relu1_1",), epochs=100), data, tmp_path)
 
 
-def test_compiled_terms_and_gradients_are_the_eager_ones(perceptual: PerceptualLoss) -> None:
+def test_compiled_terms_and_gradients_are_the_eager_ones(
+    perceptual: PerceptualLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as a whole and run as traced; that takes a second, and code generation twenty."""
+    traced = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", traced)
     images, ours = torch.rand(7, 3, 32, 32), torch.rand(7, 3, 32, 32)
     expected = perceptual.terms_and_gradient(ours, images)
     perceptual.compile(4)  # the last chunk has three images, and stays eager
@@ -55,14 +62,8 @@ def test_a_short_run_is_not_compiled(
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_training_goes_on_and_says_so(
-    small: TrainConfig,
-    data: FaceData,
-    perceptual: PerceptualLoss,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    small: TrainConfig, data: FaceData, perceptual: PerceptualLoss, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(compiler, "MIN_CPU_IMAGES", 1)
     with caplog.at_level(logging.INFO):
         assert not compile_run(run_of(small, data, tmp_path), perceptual)
     assert "training without torch.compile, which does not work here" in caplog.text
