@@ -17,6 +17,8 @@ from export.errors import ParityError
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+LEAST_SPREAD = 1e-2
+"""Spread that values have at least, as a share of the largest; float32 rounds by some 1e-5 of that."""
 _LABELS = {"decode": "decode of mu", "random": "decode of N(0, I)", "edit": "edit"}
 
 
@@ -53,7 +55,8 @@ class LatentError:
         max_abs: Largest absolute error.
         mean_abs: Mean absolute error.
         spread: Standard deviation of the reference's values over the images, per latent dimension, then the
-            root mean square over the dimensions: those that carry nothing cannot shrink it to 0.
+            root mean square over the dimensions: those that carry nothing cannot shrink it to 0. At least
+            `LEAST_SPREAD` of the largest value, as after a short training log_var hardly differs between images.
         max_relative: `max_abs / spread`.
         mean_relative: `mean_abs / spread`.
     """
@@ -69,7 +72,8 @@ class LatentError:
         """Measures float32 [N, D] values against the reference's."""
         error = np.abs(values.astype(np.float64) - reference)
         max_abs, mean_abs = float(error.max()), float(error.mean())
-        spread = math.sqrt(float(reference.astype(np.float64).var(axis=0).mean()))
+        deviation = math.sqrt(float(reference.astype(np.float64).var(axis=0).mean()))
+        spread = max(deviation, LEAST_SPREAD * float(np.abs(reference).max()))
         relative = [value / spread if spread else (math.inf if value else 0.0) for value in (max_abs, mean_abs)]
         return cls(max_abs, mean_abs, spread, *relative)
 

@@ -129,6 +129,11 @@ class Feed:
         flips, noise = self._shard.of(flips), self._shard.of(noise)
         return _Parcel(images, self._pin(ours), self._pin(flips), self._pin(noise), self._pin(labels), len(chosen))
 
+    def _settle(self) -> None:
+        """A new thread would touch the first GPU, which may be another process's."""
+        if self._place.device.type == "cuda":
+            torch.cuda.set_device(self._place.device)
+
     def _pin(self, array: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory() if self._place.device.type == "cuda" else tensor
@@ -154,7 +159,7 @@ class Feed:
 
         Whatever goes wrong in the thread is raised here. Close the iterator to end the thread before its time.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+        with ThreadPoolExecutor(1, thread_name_prefix="feed", initializer=self._settle) as pool:
             try:
                 ahead: deque[Future[_Parcel]] = deque()
                 for step in range(first, last):

@@ -52,6 +52,7 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
     place = Placement.of(config.device, config.precision)
     if place.device.type == "cpu":
         keep_freed_memory()
+    torch.backends.cudnn.benchmark = True  # the shapes are the same in every step
     with Fleet.join(place) as fleet, contextlib.ExitStack() as stack:
         run = Run(config, data, folder, place, fleet)
 

@@ -168,7 +168,7 @@ class Run:
                 group["lr"] = group["peak_lr"] * self.schedule.share(self.step)
         with self.place.autocast():
             whole = len(batch.images) == self.config.batch_size  # the last batch of an epoch is not worth compiling for
-            learner = self._compiled if self._compiled and whole else self.learner
+            learner = self._compiled if self._compiled is not None and whole else self.learner
             output = learner(batch.images, batch.noise)
         terms = loss(batch.images, output, self.step / self.num_steps, batch.total, batch.labels)
         terms.total.backward()  # type: ignore[no-untyped-call]

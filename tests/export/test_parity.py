@@ -177,3 +177,10 @@ def test_tolerances_widen_with_the_precision() -> None:
     assert fp32.latents < bf16.latents
     assert fp32.levels < bf16.levels
     assert bf16.psnr_db == 45.0
+
+
+def test_rounding_of_values_that_hardly_differ_is_no_error() -> None:
+    reference = np.full((4, 3), -6.0, np.float32)
+    rounded = np.nextafter(reference, np.float32(0))
+    assert 0 < LatentError.between(rounded, reference).max_relative < 1e-4
+    assert LatentError.between(reference + np.float32(1e-4), reference).max_relative > 1e-4
