@@ -20,8 +20,10 @@ from typing import Any
 
 import tyro
 
+from trainer.classifier import CLASSIFIER
+from trainer.evaluate import EVALUATION
+
 VARIANTS = ("plain", "paper-123", "best --attribute-weight 0", "best")
-JUDGE, METRICS = "classifier.safetensors", "metrics.json"
 EDITS = (("Smiling", "adding"), ("Smiling", "removing"), ("Eyeglasses", "adding"), ("Eyeglasses", "removing"))
 
 
@@ -66,9 +68,9 @@ def train_and_judge(config: QualityConfig, variant: str, judge: Path | None) -> 
     subprocess.run(
         [*trainer, "train", "--preset", preset, *data, "--out", str(run), "--resume", *budget, *flags], check=True
     )
-    if not (run / METRICS).exists():
-        if judge is not None and judge != run / JUDGE:
-            shutil.copyfile(judge, run / JUDGE)
+    if not (run / EVALUATION).exists():
+        if judge is not None and judge != run / CLASSIFIER:
+            shutil.copyfile(judge, run / CLASSIFIER)
         command = [*trainer, "evaluate", str(run), *data, *weights]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return run
@@ -164,8 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = train_and_judge(config, variant, judge)
         except subprocess.CalledProcessError as failure:
             return int(failure.returncode)
-        judge = judge or run / JUDGE
-        metrics[variant] = {**json.loads((run / METRICS).read_text()), "training": training(run)}
+        judge = judge or run / CLASSIFIER
+        metrics[variant] = {**json.loads((run / EVALUATION).read_text()), "training": training(run)}
     print(f"{table(metrics)}\n\n{attribute_table(metrics)}")
     if config.json:
         config.json.write_text(json.dumps(metrics, indent=2) + "\n")
