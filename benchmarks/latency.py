@@ -143,7 +143,9 @@ class Contest:
         from export.run import Run  # noqa: PLC0415
 
         torch.set_num_threads(threads)
-        truth = run_truth(first, config.run)
+        # INT8 was calibrated on half of the run's images: if any bundle has it, all are measured on the others.
+        quantised = (bundle for bundle in bundles if bundle.manifest.precision == "int8")
+        truth = run_truth(next(quantised, first), config.run)
         for bundle in bundles[1:]:
             require_run(bundle, config.run, first.manifest.run.get("model_sha256"))
         sides[NAME] = truth.reference
@@ -164,7 +166,7 @@ class Contest:
                 reports[name] = built
                 continue
             stage = self.truth.compare(self.sides[name], name, built.stages["engine"].tolerances)
-            reports[name] = Report(self.truth.what, len(self.samples), {"engine": stage})
+            reports[name] = Report(self.truth.what, len(self.samples), self.truth.judge, {"engine": stage})
         return reports
 
     def measure(self, operation: str, batch_size: int, seconds: float) -> Measurement:

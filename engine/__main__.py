@@ -1,29 +1,24 @@
 """`python -m engine --bundle BUNDLE`: the server's command line."""
 
 import asyncio
-import json
-import logging
 import sys
-from dataclasses import asdict
 
-import tyro
-
+from engine import logs
 from engine.backends import open_backend
-from engine.bundle import Bundle
+from engine.config import load_config
 from engine.errors import StartupError
-from engine.server import ServerConfig, serve
+from engine.server import serve
 
 
 def main() -> int:
     """Runs the server; 0 after an orderly end, 2 when it can't start."""
     try:
-        config = tyro.cli(ServerConfig, prog="python -m engine", config=(tyro.conf.FlagCreatePairsOff,))
+        config = load_config(sys.argv[1:])
         if config.dry_run:
-            print(json.dumps(asdict(config), indent=2, default=str))
+            print(config.to_json())
             return 0
-        logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        bundle = Bundle.load(config.bundle)
-        asyncio.run(serve(config, bundle, open_backend(bundle, config.threads)))
+        logs.set_up(config.log_level, config.log_format)
+        asyncio.run(serve(config, lambda bundle: open_backend(bundle, config.threads)))
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

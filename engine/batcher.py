@@ -1,84 +1,80 @@
 """Dynamic batching: requests of all clients share batches, and nobody waits while the device is idle.
 
 A `Batcher` serves one graph. Several of them share one `Device`, whose thread computes one batch at a time; a
-batch is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile.
+batch is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the
+order that `engine.fair_queue` describes. Per request there is one future and a few steps under a lock; per batch
+one message from the device's thread to the event loop.
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from time import monotonic
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import ComputeFailed, DeadlinePassed, Overloaded, ShuttingDown
+from engine.device import Device
+from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
+from engine.fair_queue import PRICES, FairQueue, Piece, Request
+
+__all__ = ["NO_WATCH", "Array", "Batcher", "Device", "Part", "Reservation", "Watch"]
 
 Array = npt.NDArray[Any]
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
-class Device:
-    """The compute device: one thread, and a lock that hands it to the batchers in the order of asking."""
+class Part(NamedTuple):
+    """Rows start to stop of a batch belong to a request that was submitted with this tag."""
 
-    def __init__(self) -> None:
-        self.free = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
-
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs `function` on the compute thread; call with `free` held."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
-    def close(self) -> None:
-        """Ends the thread, after what it is running."""
-        self._thread.shutdown()
-
-
-@dataclass(eq=False)
-class _Request:
-    """One client's items on their way through one or more batches."""
-
-    items: Array
-    deadline: float | None
-    arrived: float
-    future: "asyncio.Future[tuple[Array, ...]]"
-    taken: int = 0
-    finished: int = 0
-    results: tuple[Array, ...] = ()
-
-    @property
-    def remaining(self) -> int:
-        return len(self.items) - self.taken
-
-    def receive(self, start: int, stop: int, outputs: tuple[Array, ...]) -> None:
-        """Takes the results of items start to stop; the last ones complete the request."""
-        if stop - start == len(self.items):
-            self.results = outputs
-        else:
-            if not self.results:
-                self.results = tuple(np.empty((len(self.items), *output.shape[1:]), output.dtype) for output in outputs)
-            for result, output in zip(self.results, outputs, strict=True):
-                result[start:stop] = output
-        self.finished += stop - start
-        if self.finished == len(self.items) and not self.future.done():
-            self.future.set_result(self.results)
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-class _Piece(NamedTuple):
-    """Items start to stop of a request, as a part of a batch."""
-
-    request: _Request
+    tag: Any
     start: int
     stop: int
+
+
+class Watch(Protocol):
+    """Listens to a batcher; every call comes from the event loop."""
+
+    def waiting(self, items: int) -> None:
+        """Items in the queue now."""
+
+    def batch(self, items: int, waits: Sequence[float], seconds: float) -> None:
+        """A batch was computed: its size, how long each request in it had waited, and how long it took, seconds."""
+
+    def failed(self) -> None:
+        """The backend failed on a batch."""
+
+
+class _NoWatch:
+    def waiting(self, items: int) -> None:
+        pass
+
+    def batch(self, items: int, waits: Sequence[float], seconds: float) -> None:
+        pass
+
+    def failed(self) -> None:
+        pass
+
+
+NO_WATCH: Watch = _NoWatch()
+"""Listens to nothing."""
+
+
+class Reservation:
+    """Room in a queue, held for later. Use it in a `with`: what was not used is free again at the end."""
+
+    def __init__(self, batcher: "Batcher", count: int) -> None:
+        self._batcher = batcher
+        self.count = count
+        """Items that there is still room for."""
+
+    def __enter__(self) -> "Reservation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batcher._release(self, self.count)
 
 
 class Batcher:
@@ -87,19 +83,21 @@ class Batcher:
     Construct it inside a running event loop; all methods belong to that loop.
 
     Args:
-        run: Computes a batch, [n, *item_shape] to a tuple of arrays [n, ...] that are the caller's, on the
-            device's thread. An exception fails the requests in that batch and no others.
+        run: Computes a batch, [n, *item_shape], to a tuple of arrays [n, ...] that are the caller's, on the
+            device's thread; the parts say, in order, which rows belong to which tag. An exception fails the
+            requests in that batch and no others.
         item_shape: Shape of one item.
         dtype: Type of the items.
         device: Where `run` runs, shared with other batchers.
         max_batch_size: Largest batch, items.
         max_delay: How long the first item of a batch may wait for others while the device is free, seconds.
         max_queue: Most items that may wait; a request beyond is refused at once.
+        watch: Is told what happens.
     """
 
     def __init__(
         self,
-        run: Callable[[Array], tuple[Array, ...]],
+        run: Callable[[Array, Sequence[Part]], tuple[Array, ...]],
         item_shape: Sequence[int],
         dtype: npt.DTypeLike,
         device: Device,
@@ -107,33 +105,54 @@ class Batcher:
         max_batch_size: int,
         max_delay: float = 0.0,
         max_queue: int = 4096,
+        watch: Watch = NO_WATCH,
     ) -> None:
         self._run = run
         self._device = device
         self._max_batch_size = max_batch_size
         self._max_delay = max_delay
         self._max_queue = max_queue
+        self._watch = watch
         self._buffer = np.empty((max_batch_size, *item_shape), dtype)
-        self._queue: deque[_Request] = deque()
-        self._waiting = 0  # items in the queue
+        self._queue = FairQueue(max_batch_size)
+        self._since = 0.0  # when the first item came to an empty queue
+        self._reserved = 0
+        self._computing = 0  # batches that were taken and not delivered
+        self._rate = _Rate()
         self._closing = False
-        self._wake = asyncio.Event()
+        self._quiet = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._worker = self._loop.create_task(self._work())
+        device.attach(self)
 
-    async def submit(self, items: Array, deadline: float | None = None) -> tuple[Array, ...]:
+    async def submit(
+        self,
+        items: Array,
+        deadline: float | None = None,
+        *,
+        tag: Any = None,
+        client: str = "",
+        priority: int = 0,
+        reserved: Reservation | None = None,
+    ) -> tuple[Array, ...]:
         """Computes a request's items, alone or together with those of others.
 
         Cancelling the call takes the request out of the queue.
 
         Args:
             items: [n, *item_shape] of the batcher's dtype, C-contiguous, n >= 1; must not change meanwhile.
-            deadline: Time of the event loop's clock after which the result is of no use; None for never.
+            deadline: Time of the event loop's clock after which the result is of no use; None for never. It is
+                looked at before each batch.
+            tag: Handed to `run` with the request's rows.
+            client: Whom the request counts for; clients get equal shares.
+            priority: 1 interactive, 0 normal, -1 background; `engine.fair_queue` has the rule.
+            reserved: Room that was held for this request; it is taken even while the batcher closes.
 
         Returns:
-            The outputs of `run` for these items, in their order.
+            The outputs of `run` for these items, in their order. They may be views of a whole batch: copy what is
+            kept for long.
 
         Raises:
+            InvalidRequest: When the request is larger than the queue, or the priority isn't known.
             Overloaded: When the queue has no room.
             DeadlinePassed: When the deadline passed before compute.
             ShuttingDown: When the batcher was closed.
@@ -144,119 +163,212 @@ class Batcher:
                 f"items must be n >= 1 of {self._buffer.dtype} {self._buffer.shape[1:]}, "
                 f"not {items.dtype} {items.shape}"
             )
-        if self._closing:
-            raise ShuttingDown("the server is shutting down; send the request to another one")
+        if priority not in PRICES:
+            raise InvalidRequest(f"the priority is {priority}; it is one of {', '.join(map(str, sorted(PRICES)))}")
         now = self._loop.time()
         if deadline is not None and deadline <= now:
             raise DeadlinePassed("the deadline passed before the request was queued; allow more time")
-        self.require_room(len(items))
-        request = _Request(items, deadline, now, self._loop.create_future())
-        self._queue.append(request)
-        self._waiting += len(items)
-        self._wake.set()
+        request = Request(items, deadline, now, self._loop.create_future(), tag)
+        if reserved is None:
+            self._require_open()
+            self.require_room(request.size, client)
+        else:
+            self._release(reserved, request.size)
+        self._push(request, client, priority)
         try:
+            self._watch.waiting(self._queue.waiting)
             return await request.future
         finally:
-            self._drop(request)
+            if request.taken < request.size:
+                self._drop(request)
 
-    def require_room(self, count: int) -> None:
-        """Raises Overloaded when `count` more items don't fit the queue now."""
-        if self._waiting + count > self._max_queue:
-            raise Overloaded(
-                f"the queue holds {self._waiting} of at most {self._max_queue} images, {count} more "
-                "don't fit; send again after a pause, or to another server"
+    def reserve(self, count: int, client: str = "") -> Reservation:
+        """Holds room for a later `submit` of up to `count` items, for a client.
+
+        Raises:
+            InvalidRequest: When they are more than the queue ever holds.
+            Overloaded: When the queue has no room.
+            ShuttingDown: When the batcher was closed.
+        """
+        self._require_open()
+        self.require_room(count, client)
+        self._reserved += count
+        return Reservation(self, count)
+
+    def require_room(self, count: int, client: str = "") -> None:
+        """Lets `count` more items of a client pass if they fit the queue now.
+
+        The last eighth of the queue is for clients that have less than an eighth of it waiting: one that sends
+        without end must not be why others are refused.
+
+        Raises:
+            InvalidRequest: When they are more than the queue ever holds.
+            Overloaded: When they don't fit now.
+        """
+        held = self._queue.waiting + self._reserved
+        kept = self._max_queue // 8
+        if held + count <= self._max_queue - kept or (not held and count <= self._max_queue):
+            return
+        if count > self._max_queue:
+            raise InvalidRequest(
+                f"the request has {count} images or latents; the queue holds at most {self._max_queue}, "
+                "send several requests"
             )
+        if held + count > self._max_queue:
+            reason = f"{count} more don't fit"
+        elif self._queue.waiting_of(client) + count > kept:
+            reason = f"the last {kept} places are for clients that have fewer waiting"
+        else:
+            return
+        raise Overloaded(
+            f"the queue holds {held} of at most {self._max_queue} images, {reason}; "
+            "send again after a pause, or to another server",
+            retry_after_s=self._rate.seconds(held),
+        )
 
     async def close(self) -> None:
-        """Refuses new requests, and returns when all accepted ones are answered."""
+        """Refuses new requests, and returns when all accepted ones are answered and no reservation is held."""
         self._closing = True
-        self._wake.set()
-        await self._worker
+        with self._device.lock:
+            self._device.wake()
+        while self._computing or self._queue.waiting or self._reserved:
+            self._quiet.clear()
+            await self._quiet.wait()
+        self._device.detach(self)
 
-    async def _work(self) -> None:
-        while await self._next_is_due():
-            async with self._device.free:
-                if pieces := self._take():
-                    await self._compute(pieces)
+    def due(self, settled: bool) -> float:
+        """For the device, on its thread: when the next batch should start."""
+        waiting = self._queue.waiting
+        if waiting >= self._max_batch_size:
+            return 0.0
+        if not waiting or not settled:
+            return float("inf")
+        return 0.0 if self._closing else self._since + self._max_delay
 
-    async def _next_is_due(self) -> bool:
-        """Waits until a batch should start; False when there is none to come."""
-        while not self._queue:
-            if self._closing:
-                return False
-            self._wake.clear()
-            await self._wake.wait()
-        due = self._queue[0].arrived + self._max_delay
-        while self._waiting < self._max_batch_size and not self._closing and (left := due - self._loop.time()) > 0:
-            self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), left)
-            except asyncio.TimeoutError:
-                break
-        return True
+    def take(self, now: float) -> Callable[[], None] | None:
+        """For the device, on its thread: puts a batch together."""
+        pieces, expired = self._queue.take(self._max_batch_size, now)
+        if expired:
+            self._call(self._expire, expired)
+        if not pieces:
+            return None
+        self._computing += 1
+        return lambda: self._compute(pieces)
 
-    def _take(self) -> list[_Piece]:
-        """Takes up to a batch of items out of the queue; requests that are of no use any more leave it."""
-        now = self._loop.time()
-        pieces: list[_Piece] = []
-        room = self._max_batch_size
-        while room and self._queue:
-            request = self._queue[0]
-            if request.deadline is not None and request.deadline <= now:
-                request.fail(DeadlinePassed("the deadline passed in the queue; allow more time"))
-            if request.future.done():
-                self._drop(request)
-                continue
-            self._queue.popleft()
-            count = min(room, request.remaining)
-            pieces.append(_Piece(request, request.taken, request.taken + count))
-            request.taken += count
-            self._waiting -= count
-            room -= count
-            if request.remaining:
-                self._requeue(request)
-        return pieces
+    def _push(self, request: Request, client: str, priority: int) -> None:
+        with self._device.lock:
+            before = self._queue.waiting
+            if not before:
+                self._since = request.arrived
+            self._queue.push(request, client, priority)
+            if not before or self._queue.waiting >= self._max_batch_size:
+                self._device.wake()
 
-    def _requeue(self, request: _Request) -> None:
-        """Queues the rest of a request: behind all others if it is large, else first."""
-        if len(request.items) > self._max_batch_size:
-            self._queue.append(request)
-        else:
-            self._queue.appendleft(request)
+    def _require_open(self) -> None:
+        if self._closing:
+            raise ShuttingDown("the server is shutting down; send the request to another one")
 
-    def _drop(self, request: _Request) -> None:
-        if request.remaining:
-            self._queue.remove(request)
-            self._waiting -= request.remaining
-            request.taken = len(request.items)
+    def _release(self, reservation: Reservation, count: int) -> None:
+        if count > reservation.count:
+            raise ValueError(f"{count} items don't fit a reservation of {reservation.count}")
+        reservation.count -= count
+        self._reserved -= count
+        self._quiet.set()
 
-    async def _compute(self, pieces: list[_Piece]) -> None:
+    def _drop(self, request: Request) -> None:
+        with self._device.lock:
+            self._queue.drop(request)
+        self._watch.waiting(self._queue.waiting)
+        self._quiet.set()
+
+    def _compute(self, pieces: list[Piece]) -> None:
+        started = monotonic()
+        outputs: tuple[Array, ...] | None = None
         try:
-            outputs = await self._device.run(self._run_batch, pieces)
-        except Exception:
+            outputs = self._run_batch(pieces)
+        except BaseException:  # a backend may raise anything; the thread and the other requests live on
             logger.exception("a batch of %d requests failed", len(pieces))
-            for piece in pieces:
-                piece.request.fail(ComputeFailed("the model failed on this request; the server's log has the reason"))
-                self._drop(piece.request)
-            return
-        offset = 0
-        for request, start, stop in pieces:
-            end = offset + stop - start
-            request.receive(start, stop, tuple(output[offset:end] for output in outputs))
-            offset = end
+            with self._device.lock:
+                for piece in pieces:
+                    self._queue.drop(piece.request)
+        self._device.computed()
+        self._call(self._deliver, pieces, outputs, started, monotonic())
 
-    def _run_batch(self, pieces: list[_Piece]) -> tuple[Array, ...]:
-        """Runs on the device's thread: the only place where the items of requests are copied."""
+    def _run_batch(self, pieces: list[Piece]) -> tuple[Array, ...]:
+        """The only place where the items of requests are copied."""
+        parts: list[Part] = []
+        count = 0
+        for request, start, stop in pieces:
+            parts.append(Part(request.tag, count, count + stop - start))
+            count += stop - start
         if len(pieces) == 1:
             request, start, stop = pieces[0]
             batch = request.items[start:stop]
         else:
-            count = 0
-            for request, start, stop in pieces:
-                self._buffer[count : count + stop - start] = request.items[start:stop]
-                count += stop - start
             batch = self._buffer[:count]
-        outputs = self._run(batch)
-        if any(len(output) != len(batch) for output in outputs):
-            raise RuntimeError(f"{len(batch)} items gave {[len(output) for output in outputs]} results")
+            for (request, first, last), (_, start, stop) in zip(pieces, parts, strict=True):
+                batch[start:stop] = request.items[first:last]
+        outputs = self._run(batch, parts)
+        if any(len(output) != count for output in outputs):
+            raise RuntimeError(f"{count} items gave {[len(output) for output in outputs]} results")
         return outputs
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            logger.debug("results came after the event loop had closed")
+
+    def _deliver(self, pieces: list[Piece], outputs: tuple[Array, ...] | None, started: float, ended: float) -> None:
+        with self._device.lock:
+            self._computing -= 1
+        count = 0
+        for piece in pieces:
+            end = count + piece.stop - piece.start
+            self._hand_out(piece, outputs and tuple(output[count:end] for output in outputs))
+            count = end
+        self._loop.call_soon(self._device.settle)  # after those who were waiting for these results
+        self._quiet.set()
+        self._rate.add(count, min(piece.request.arrived for piece in pieces), ended)
+        if outputs is None:
+            self._watch.failed()
+        else:
+            self._watch.batch(count, [started - piece.request.arrived for piece in pieces], ended - started)
+        self._watch.waiting(self._queue.waiting)
+
+    def _hand_out(self, piece: Piece, outputs: tuple[Array, ...] | None) -> None:
+        request, start, stop = piece
+        try:
+            if outputs is not None:
+                request.receive(start, stop, outputs)
+                return
+        except Exception:  # whatever is wrong with one request, the others get their results
+            logger.exception("results of %d items can't be put together", request.size)
+        request.fail(ComputeFailed("the model failed on this request; the server's log has the reason"))
+
+    def _expire(self, expired: list[Request]) -> None:
+        for request in expired:
+            request.fail(DeadlinePassed("the deadline passed in the queue; allow more time"))
+        self._quiet.set()
+        self._watch.waiting(self._queue.waiting)
+
+
+class _Rate:
+    """How fast a queue was served of late; batches of the past count less and less."""
+
+    def __init__(self) -> None:
+        self._items = 0.0
+        self._seconds = 0.0
+        self._ended = 0.0
+
+    def add(self, items: int, arrived: float, ended: float) -> None:
+        """Counts a batch whose first request arrived at one time, and that was computed at another."""
+        self._items = 0.8 * self._items + items
+        self._seconds = 0.8 * self._seconds + ended - max(arrived, self._ended)
+        self._ended = ended
+
+    def seconds(self, items: int) -> float:
+        """Time that this many items may take, 0.01 to 60 s; 1 s as long as there is no experience."""
+        if not self._items:
+            return 1.0
+        return min(max(items * self._seconds / self._items, 0.01), 60.0)

@@ -3,18 +3,21 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
 DIRECTIONS = "directions.safetensors"
+PRIOR = "prior.safetensors"
 
+_READ_TOO = 2
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
 _REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
 
@@ -50,12 +53,15 @@ class Engine:
             compute the whole batch together. Only OpenVINO splits.
         chosen: How `--backend auto` and the like came to this choice: the rule, the candidates and their figures.
             Empty where everything was named.
+        stages: The graphs on the way to those files, encoder and decoder by stage of the parity gate: `rewritten`, an
+            exact rewrite in FP32, and `reduced`, the same in fewer bits. A stage that was not gone through is missing.
     """
 
     encoder: str = ENCODER
     decoder: str = DECODER
     split: bool = False
     chosen: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Manifest:
     """Everything that `manifest.json` says, field by field.
 
     Attributes:
-        format_version: Version of the bundle format; an engine reads `FORMAT_VERSION` only.
+        format_version: Version of the bundle format, `FORMAT_VERSION`; the one before it is read too, as this one.
         image_size: Side S of the model's square images, pixels.
         latent_dim: Dimension D of the latent space.
         preprocessing: How encoded files are cropped and resized.
@@ -76,6 +82,8 @@ class Manifest:
         parity: Figures of the parity gate that the bundle passed.
         versions: Versions of the software that built it, by package name.
         run: What it was built from.
+        tensorrt: Where plans are served: `device`, the TensorRT version and GPU that they were built with and are bound
+            to, and `builder`, by graph the settings of its builder. Empty for other backends.
 
     Raises:
         BundleError: When a value is out of its range.
@@ -94,6 +102,7 @@ class Manifest:
     parity: dict[str, Any]
     versions: dict[str, str]
     run: dict[str, Any]
+    tensorrt: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "latent_dim", "max_batch_size"):
@@ -122,9 +131,11 @@ class Manifest:
         if not isinstance(values, dict):
             raise BundleError(f"the manifest must be a JSON object, not {type(values).__name__}; {_REBUILD}")
         version = values.get("format_version")
-        if version != FORMAT_VERSION:
+        if version == _READ_TOO:
+            values = _from_version_2(values)
+        elif version != FORMAT_VERSION:
             raise BundleError(
-                f"the bundle has format version {version!r}, this engine reads {FORMAT_VERSION}; "
+                f"the bundle has format version {version!r}, this engine reads {_READ_TOO} and {FORMAT_VERSION}; "
                 f"install the engine that matches, or {_REBUILD}"
             )
         _check_keys("manifest", values, cls)
@@ -209,7 +220,8 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _verify_files(folder: Path, manifest: Manifest) -> None:
-    for name in (*_REQUIRED_FILES, manifest.engine.encoder, manifest.engine.decoder):
+    engine = manifest.engine
+    for name in (*_REQUIRED_FILES, engine.encoder, engine.decoder, *chain(*engine.stages.values())):
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {name}; {_REBUILD}")
     for name, digest in manifest.files.items():
@@ -226,6 +238,15 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
+def _from_version_2(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as it was before reduced precision in graphs and TensorRT came: what it lacks is known."""
+    engine = values.get("engine")
+    if isinstance(engine, dict):
+        files = [engine.get("encoder"), engine.get("decoder")]
+        engine = {**engine, "stages": {} if files == [ENCODER, DECODER] else {"rewritten": files}}
+    return {**values, "format_version": FORMAT_VERSION, "engine": engine, "tensorrt": {}}
+
+
 def _check_keys(what: str, values: dict[str, Any], model: type[Any]) -> None:
     known = {value.name for value in fields(model)}
     if unknown := sorted(set(values) - known):
@@ -238,7 +259,7 @@ def _check_types(values: dict[str, Any]) -> None:
     expected: dict[str, type] = {
         **dict.fromkeys(("image_size", "latent_dim", "max_batch_size"), int),
         **dict.fromkeys(("backend", "precision"), str),
-        **dict.fromkeys(("preprocessing", "engine", "files", "parity", "versions", "run"), dict),
+        **dict.fromkeys(("preprocessing", "engine", "files", "parity", "versions", "run", "tensorrt"), dict),
         "attributes": list,
     }
     for name, kind in expected.items():
@@ -259,6 +280,9 @@ def _check_preprocessing(values: dict[str, Any]) -> None:
 
 
 def _check_engine(values: dict[str, Any]) -> None:
-    for name, kind in {"encoder": str, "decoder": str, "split": bool, "chosen": dict}.items():
+    for name, kind in {"encoder": str, "decoder": str, "split": bool, "chosen": dict, "stages": dict}.items():
         if not isinstance(values[name], kind):
             raise BundleError(f"engine.{name} must be {kind.__name__}, not {values[name]!r}; {_REBUILD}")
+    for stage, names in values["stages"].items():
+        if not isinstance(names, list) or [type(name) for name in names] != [str, str]:
+            raise BundleError(f"engine.stages.{stage} must be two names of files, not {names!r}; {_REBUILD}")

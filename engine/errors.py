@@ -1,7 +1,8 @@
 """The domain errors of the engine: one small tree, no transport in it.
 
 Every error carries a sentence for the person who reads it: what was wrong, with which value, and how to
-mend it. `engine.interceptor` is the one place that turns the tree into gRPC statuses.
+mend it; some say more to programs: the field of the request, or when to try again. `engine.details` is the one
+place that turns the tree into gRPC statuses.
 """
 
 
@@ -10,9 +11,15 @@ class EngineError(Exception):
 
     Attributes:
         status: Name of the gRPC status code that a client sees.
+        reason: What happened, for programs: the same words for every error of a kind.
+        field: Path of the request's field that is wrong, for example "edits[0].strength"; "" where none is.
+        retry_after_s: When sending the same request again may help, seconds; None where it can't.
     """
 
     status = "INTERNAL"
+    reason = "INTERNAL"
+    field: str = ""
+    retry_after_s: float | None = None
 
 
 class StartupError(EngineError):
@@ -35,31 +42,80 @@ class InvalidRequest(EngineError):  # noqa: N818 - reads better without the suff
     """Raise when a request is malformed; sending it again unchanged can't help."""
 
     status = "INVALID_ARGUMENT"
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class UnknownAttribute(EngineError):  # noqa: N818
     """Raise when a request names an attribute that this model has no direction for."""
 
     status = "NOT_FOUND"
+    reason = "UNKNOWN_ATTRIBUTE"
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownModel(EngineError):  # noqa: N818
+    """Raise when a request names a model that isn't served here."""
+
+    status = "NOT_FOUND"
+    reason = "UNKNOWN_MODEL"
+    field = "model"
+
+
+class Unauthenticated(EngineError):  # noqa: N818
+    """Raise when the server asks for a token, and a call has none or one that it doesn't know."""
+
+    status = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
 
 
 class Overloaded(EngineError):  # noqa: N818
-    """Raise at once when the queue has no room for a request; sending it again later helps."""
+    """Raise at once when there is no room for a request; sending it again later helps."""
 
     status = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
+
+    def __init__(self, message: str, retry_after_s: float = 0.1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    """Raise when a client has used up its share, whatever room the server has."""
+
+    reason = "RATE_LIMITED"
 
 
 class DeadlinePassed(EngineError):  # noqa: N818
     """Raise when a request's deadline has passed before its compute began."""
 
     status = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_PASSED"
 
 
 class ShuttingDown(EngineError):  # noqa: N818
     """Raise when a request arrives after the server began to stop; another server can take it."""
 
     status = "UNAVAILABLE"
+    reason = "SHUTTING_DOWN"
+    retry_after_s = 1.0
+
+
+class NotReady(EngineError):  # noqa: N818
+    """Raise when a request arrives before the server has warmed up."""
+
+    status = "UNAVAILABLE"
+    reason = "NOT_READY"
+    retry_after_s = 1.0
 
 
 class ComputeFailed(EngineError):  # noqa: N818
     """Raise when the backend failed on a batch; the trace stays in the server's log."""
+
+    reason = "COMPUTE_FAILED"

@@ -5,6 +5,7 @@ Shapes: N images of side S.
 
 import asyncio
 import io
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,24 +26,44 @@ DEFAULT_QUALITY = 95
 # Without a crop the longer side is resized before it is cut: 1 x 10,000 pixels must not become 64 x 640,000.
 _MAX_ASPECT = 16
 
+# What Pillow does for every scan, segment, chunk and EXIF value costs far more than its bytes on the wire: 20 kB of
+# scans kept it busy for 20 s. Real files stay far below these numbers.
+_MAX_JPEG_SCANS = 100
+_MAX_JPEG_SEGMENTS = 2048
+_MAX_JPEG_PADDING = 65_536
+_MAX_PNG_CHUNKS = 65_536
+_MAX_EXIF_BYTES = 2**20
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffing nor padding nor a restart
+_END_OF_IMAGE, _START_OF_SCAN, _APP1 = 0xD9, 0xDA, 0xE1
+_STANDALONE = frozenset({0xC8, 0xD8, _END_OF_IMAGE, *range(0xF0, 0xFE)})  # markers that no length follows
 
-def from_raw(data: bytes, count: int, height: int, width: int, image_size: int) -> Bytes:
+
+def from_raw(data: bytes, shape: tuple[int, int, int], image_size: int, field: str = "images.raw") -> Bytes:
     """Raw pixels as an array that shares their memory, uint8 [N, S, S, 3].
+
+    Args:
+        data: The pixels.
+        shape: Count, height and width, as the sender gives them.
+        image_size: Side S of the model's images, pixels.
+        field: What errors call the message.
 
     Raises:
         InvalidRequest: When the numbers don't agree with each other or with the model.
     """
+    count, height, width = shape
     if count < 1:
-        raise InvalidRequest("images.raw.count is 0; send at least one image")
+        raise InvalidRequest(f"{field}.count is 0; send at least one image", f"{field}.count")
     if (height, width) != (image_size, image_size):
         raise InvalidRequest(
             f"raw images must be {image_size}x{image_size} for this model, not {height}x{width}; "
-            "resize them, or send them as files for the server to crop and resize"
+            "resize them, or send them as files for the server to crop and resize",
+            field,
         )
     expected = count * height * width * 3
     if len(data) != expected:
         raise InvalidRequest(
-            f"images.raw.data has {len(data)} bytes; {count} images of {height}x{width} RGB are {expected}"
+            f"{field}.data has {len(data)} bytes; {count} images of {height}x{width} RGB are {expected}",
+            f"{field}.data",
         )
     return np.frombuffer(data, np.uint8).reshape(count, height, width, 3)
 
@@ -105,19 +126,21 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def decode_file(data: bytes, image_size: int, crop: int | None) -> Bytes:
+def decode_file(data: bytes, image_size: int, crop: int | None, max_pixels: int = MAX_FILE_PIXELS) -> Bytes:
     """Decodes a JPEG, PNG or WebP file and prepares it, uint8 [S, S, 3].
 
     Raises:
         InvalidRequest: When it is of another format, damaged, truncated, or too large.
     """
     try:
+        _check_parts(data)
         with Image.open(io.BytesIO(data), formats=FILE_FORMATS) as image:
-            if image.width * image.height > MAX_FILE_PIXELS:
+            if image.width * image.height > max_pixels:
                 raise InvalidRequest(
-                    f"is {image.width}x{image.height} pixels, more than the accepted {MAX_FILE_PIXELS}; make it smaller"
+                    f"is {image.width}x{image.height} pixels, more than the accepted {max_pixels}; make it smaller"
                 )
             image.load()
+            _check_number(len(image.info.get("exif", b"")), _MAX_EXIF_BYTES, "bytes of EXIF data")
             return prepare(image, image_size, crop)
     except InvalidRequest:
         raise
@@ -125,9 +148,46 @@ def decode_file(data: bytes, image_size: int, crop: int | None) -> Bytes:
         start = data[:4].hex(" ") or "nothing"
         raise InvalidRequest(f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one") from None
     except Image.DecompressionBombError:
-        raise InvalidRequest(f"has more than the {MAX_FILE_PIXELS} pixels that are accepted; make it smaller") from None
+        raise InvalidRequest(f"has more than the {max_pixels} pixels that are accepted; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
         raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
+
+
+def _check_parts(data: bytes) -> None:
+    """Refuses files of so many parts that reading them takes out of all proportion to their size."""
+    if data.startswith(b"\xff\xd8"):
+        _check_jpeg(data)
+    elif data.startswith(b"\x89PNG"):
+        position, chunks = 8, 0
+        while position < len(data):
+            chunks += 1
+            _check_number(chunks, _MAX_PNG_CHUNKS, "chunks")
+            position += 12 + int.from_bytes(data[position : position + 4], "big")
+
+
+def _check_jpeg(data: bytes) -> None:
+    position, segments, scans, padding, exif = 2, 0, 0, 0, 0
+    while marker := _JPEG_MARKER.search(data, position):
+        start, kind = marker.end(), data[marker.end() - 1]
+        if scans == 0:
+            padding += marker.start() - position
+        elif kind == _END_OF_IMAGE:
+            return
+        length = int.from_bytes(data[start : start + 2], "big")
+        segments += 1
+        scans += kind == _START_OF_SCAN
+        if kind == _APP1 and data.startswith(b"Exif\0\0", start + 2):
+            exif += length
+        _check_number(segments, _MAX_JPEG_SEGMENTS, "segments")
+        _check_number(scans, _MAX_JPEG_SCANS, "scans")
+        _check_number(padding, _MAX_JPEG_PADDING, "bytes of padding")
+        _check_number(exif, _MAX_EXIF_BYTES, "bytes of EXIF data")
+        position = start if kind in _STANDALONE else start + max(length, 2)
+
+
+def _check_number(number: int, limit: int, what: str) -> None:
+    if number > limit:
+        raise InvalidRequest(f"has more than {limit} {what}; save it again, without what isn't picture")
 
 
 def encode_file(pixels: Bytes, file_format: str, quality: int = DEFAULT_QUALITY) -> bytes:
@@ -151,29 +211,33 @@ class Codec:
         image_size: Side S of the model's images, pixels.
         preprocessing: How files become model inputs.
         threads: Images that are worked on at once.
+        max_pixels: Largest file, pixels; larger ones are refused before they are decoded.
     """
 
-    def __init__(self, image_size: int, preprocessing: Preprocessing, threads: int) -> None:
+    def __init__(
+        self, image_size: int, preprocessing: Preprocessing, threads: int, max_pixels: int = MAX_FILE_PIXELS
+    ) -> None:
         self._image_size = image_size
+        self._max_pixels = max_pixels
         self._crop = preprocessing.crop
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
 
-    async def decode(self, files: Sequence[bytes]) -> Bytes:
-        """Decodes and prepares files, uint8 [N, S, S, 3].
+    async def decode(self, files: Sequence[bytes], field: str = "images.files") -> Bytes:
+        """Decodes and prepares files, uint8 [N, S, S, 3]; `field` is what errors call them.
 
         Raises:
             InvalidRequest: Naming, by its index, a file that can't be used.
         """
         if not files:
-            raise InvalidRequest("images.files.files is empty; send at least one image")
+            raise InvalidRequest(f"{field} is empty; send at least one image", field)
         images = np.empty((len(files), self._image_size, self._image_size, 3), np.uint8)
 
         def decode_into(index: int) -> None:
             try:
-                images[index] = decode_file(files[index], self._image_size, self._crop)
+                images[index] = decode_file(files[index], self._image_size, self._crop, self._max_pixels)
             except InvalidRequest as error:
-                raise InvalidRequest(f"images.files[{index}] {error}") from error
+                raise InvalidRequest(f"{field}[{index}] {error}", f"{field}[{index}]") from error
 
         await self._map(decode_into, range(len(files)))
         return images

@@ -1,79 +1,143 @@
-"""What every call passes: where domain errors become gRPC statuses, and where calls are counted."""
+"""What every call passes on its way in and out: admission, limits, statuses, figures, log and traces.
 
-import asyncio
+Handlers are wrapped once, when a servicer is registered: grpc.aio's own interceptors would wrap them anew for every
+call, and couldn't see bytes that are no message.
+"""
+
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from engine.errors import EngineError, ShuttingDown
+from engine.admission import Admission, Guards
+from engine.errors import ShuttingDown
+from engine.logs import CallLog
+from engine.messages import Messages
+from engine.metrics import MethodFigures, Metrics
+from engine.tracing import Tracing
+from engine.visit import Desk, Visit
 
-logger = logging.getLogger(__name__)
 
+class CallInterceptor:
+    """Wraps the handlers of servicers. Construct it inside a running event loop.
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Answers domain errors with status and message, all others with a fixed text and a trace in the log.
+    Args:
+        metrics: What counts calls.
+        guards: What calls are held to.
+        tracing: Where spans go; None: nowhere.
 
-    Streams (health, reflection) pass through. Construct it inside a running event loop.
+    Attributes:
+        admission: Lets calls in; it is to be opened.
+        metrics: What counts calls.
     """
 
-    def __init__(self) -> None:
-        self._in_flight = 0
-        self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+    def __init__(self, metrics: Metrics, guards: Guards, tracing: Tracing | None = None) -> None:
+        self.admission = Admission(guards)
+        self.metrics = metrics
+        self._desk = Desk(self.admission, CallLog(logging.getLogger("engine.calls")), tracing)
+        self._streams: set[Messages] = set()
+        metrics.gauge("calls_in_flight", "Calls that are being answered.", lambda: self.admission.calls)
+        metrics.gauge("bytes_in_flight", "Bytes of their requests.", lambda: self.admission.held)
+
+    def register(self, add: Callable[[Any, Any], None], servicer: Any, server: grpc.aio.Server) -> None:
+        """Adds a servicer to a server, its handlers wrapped.
+
+        Args:
+            add: The generated function that adds it, for example `add_HealthServicer_to_server`.
+            servicer: What answers.
+            server: Where to.
+        """
+        add(servicer, _Registrar(self, server))
 
     async def drain(self, timeout: float) -> None:
         """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.
 
-        gRPC's own shutdown cancels calls that have arrived but weren't taken up yet; a client that is refused
-        by name knows that it may send the request elsewhere.
+        Streams read no more messages, and end when those that were read are answered. gRPC's own shutdown cancels
+        calls that have arrived but weren't taken up yet; a client that is refused by name knows that it may send
+        the request elsewhere.
 
         Args:
             timeout: When to give up waiting, seconds.
         """
-        self._draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
-        except asyncio.TimeoutError:
-            logger.warning("%d calls are cut off after %g s of grace", self._in_flight, timeout)
+        self.admission.close()
+        for messages in self._streams:
+            messages.interrupt()
+        await self.admission.wait_until_idle(timeout)
 
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
-        """Wraps the handler of a unary call."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not handler.unary_unary:
-            return handler
-        method = handler_call_details.method
+    def wrap(self, method: MethodFigures, handler: Any) -> Any:
+        """A handler that takes and gives bytes, around one that takes and gives messages."""
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._answering(method, handler))
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(self._conversing(method, handler))
+        raise NotImplementedError(f"{method.name} is neither unary nor a stream in both directions")
 
-        async def call(request: bytes, context: Any) -> Any:
-            try:
-                return await self._answer(handler, request, context, method)
-            except EngineError as error:
-                status, message = grpc.StatusCode[error.status], str(error)
-            except DecodeError:
-                status = grpc.StatusCode.INVALID_ARGUMENT
-                message = "the request is not a message of this method; use the service's own .proto"
-            except grpc.aio.AbortError:
-                raise
-            except Exception:
-                logger.exception("%s failed", method)
-                status = grpc.StatusCode.INTERNAL
-                message = "the server failed on this request; its log has the reason"
-            await context.abort(status, message)
+    def _answering(self, method: MethodFigures, handler: Any) -> Callable[[bytes, Any], Any]:
+        decode, encode, answer = handler.request_deserializer, handler.response_serializer, handler.unary_unary
+        desk, account = self._desk, self._account(method)
 
-        # Requests are deserialised in `_answer`, so that bytes that are no message get a clear answer too.
-        return grpc.unary_unary_rpc_method_handler(call, response_serializer=handler.response_serializer)
+        async def call(request: bytes, context: Any) -> bytes:
+            with Visit(desk, method, context, len(request)) as visit:
+                visit.admit(account)
+                method.received(len(request))
+                response: bytes = encode(await answer(decode(request), context))
+                method.sent_bytes += len(response)
+                return response
+            visit.refuse()
+            return b""
 
-    async def _answer(self, handler: Any, request: bytes, context: Any, method: str) -> Any:
-        if self._draining and not method.startswith("/grpc.health."):
-            raise ShuttingDown("the server is shutting down; send the request to another one")
-        self._in_flight += 1
-        self._idle.clear()
-        try:
-            return await handler.unary_unary(handler.request_deserializer(request), context)
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
+        return call
+
+    def _conversing(self, method: MethodFigures, handler: Any) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+        decode, encode, answers = handler.request_deserializer, handler.response_serializer, handler.stream_stream
+        account = self._account(method)
+
+        async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
+            with Visit(self._desk, method, context, 0) as visit:
+                visit.admit(account)
+                messages = Messages(self.admission, context, decode, method)
+                self._streams.add(messages)
+                try:
+                    async with aclosing(answers(messages, context)) as responses:
+                        async for response in responses:
+                            data = encode(response)
+                            method.sent_bytes += len(data)
+                            messages.answered()
+                            yield data
+                finally:
+                    messages.close()
+                    self._streams.discard(messages)
+                if messages.cut_off:
+                    raise ShuttingDown("the server is shutting down; send what is unanswered to another one")
+                return
+            visit.refuse()
+
+        return call
+
+    def _account(self, method: MethodFigures) -> Callable[[str, int], None]:
+        rate = self.admission.guards.rate
+
+        def account(client: str, images: int) -> None:
+            if rate is not None:
+                rate.spend(client, images)
+            method.images += images
+
+        return account
+
+
+class _Registrar:
+    """What a generated `add_..._to_server` takes for a server."""
+
+    def __init__(self, interceptor: CallInterceptor, server: grpc.aio.Server) -> None:
+        self._interceptor = interceptor
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """The same handlers come to `add_registered_method_handlers`, by name."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        metrics = self._interceptor.metrics
+        wrapped = {name: self._interceptor.wrap(metrics.method(name), handler) for name, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))

@@ -4,9 +4,11 @@ Shapes: N latents of dimension D, A attributes, K kept directions.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +18,54 @@ from safetensors.numpy import save_file
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 # Stored directions are float32: parts of a kept span below this share of the largest one are rounding noise.
 _SPAN_TOLERANCE = 1e-5
+
+# Below half the distance of the two largest float32 (1e31): a finite latent plus such a step rounds to a finite one.
+_LARGEST_STEP = 1e30
+
+# Sets of kept attributes are chosen by clients; this many are remembered.
+_REMEMBERED_SPANS = 256
+
+
+@dataclass(frozen=True)
+class Move:
+    """All edits of one request, summed up.
+
+    Attributes:
+        step: float32 [D], what is added to a latent. Added to any finite latent it gives a finite one.
+
+    Raises:
+        InvalidRequest: When the step is too large for that.
+    """
+
+    step: Floats
+
+    def __post_init__(self) -> None:
+        if not (np.abs(self.step) <= _LARGEST_STEP).all():
+            raise InvalidRequest(
+                f"the edits add up to a step of {float(np.abs(self.step).max()):g}; at most {_LARGEST_STEP:g} is "
+                "accepted, and a few units are useful",
+                "edits",
+            )
+
+
+class Rows(Protocol):
+    """Rows start to stop of a batch, and what is to be done with them."""
+
+    @property
+    def tag(self) -> Any:
+        """A `Move`, or None for none."""
+
+    @property
+    def start(self) -> int:
+        """First row."""
+
+    @property
+    def stop(self) -> int:
+        """Row after the last."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +118,68 @@ class Directions:
         Raises:
             UnknownAttribute: When this model has no direction of that name.
         """
-        try:
-            row = self.names.index(name)
-        except ValueError:
+        return self._named(name)
+
+    def move(self, moves: Sequence[tuple[Floats | str, float]], keep: Sequence[str] = ()) -> Move:
+        """Sums up edits, as `edit` applies them.
+
+        Args:
+            moves: Pairs of an attribute's name or a direction, float32 [D], and its strength.
+            keep: Names of attributes along whose directions nothing may change.
+
+        Raises:
+            InvalidRequest: When a strength or direction isn't finite, a direction has another size, an attribute
+                is both moved and kept, or the sum is too large for any use.
+            UnknownAttribute: When this model has no direction of a name.
+        """
+        step, kept = np.zeros(self.latent_dim, np.float64), frozenset(keep)
+        with np.errstate(over="ignore", invalid="ignore"):  # Move refuses what comes of it
+            for index, (target, strength) in enumerate(moves):
+                step += float(strength) * self._vector(f"edits[{index}]", target, strength, kept)
+            if kept:
+                step = _remove(step, self._basis_of(kept))
+            return Move(step.astype(np.float32))
+
+    def _vector(self, field: str, target: Floats | str, strength: float, kept: frozenset[str]) -> Doubles:
+        """Direction [D] of one edit."""
+        if not np.isfinite(strength):
+            raise InvalidRequest(
+                f"{field}: the strength is {strength}; it must be a finite number", f"{field}.strength"
+            )
+        if isinstance(target, str):
+            if target in kept:
+                raise InvalidRequest(f"{field}: {target!r} is both edited and kept; take it out of one of them", field)
+            return self._named(target, field).astype(np.float64)
+        if target.shape != (self.latent_dim,):
+            raise InvalidRequest(
+                f"{field}: the direction has the shape {list(target.shape)}; this model's latents have "
+                f"{self.latent_dim} values",
+                field,
+            )
+        if not np.isfinite(target).all():
+            raise InvalidRequest(f"{field}: the direction has values that are NaN or infinite", field)
+        return target.astype(np.float64)
+
+    def _named(self, name: str, field: str = "") -> Floats:
+        vector = self._vector_of.get(name)
+        if vector is None:
             known = ", ".join(self.names) or "none at all"
-            raise UnknownAttribute(f"unknown attribute {name!r}; this model has: {known}") from None
-        vector: Floats = self.vectors[row]
+            raise UnknownAttribute(f"unknown attribute {name!r}; this model has: {known}", field)
         return vector
+
+    @cached_property
+    def _vector_of(self) -> dict[str, Floats]:
+        return dict(zip(self.names, self.vectors, strict=True))
+
+    @cached_property
+    def _basis_of(self) -> Callable[[frozenset[str]], Doubles]:
+        """Orthonormal rows that span the directions of a set of names; those in use are remembered."""
+
+        @lru_cache(_REMEMBERED_SPANS)
+        def basis(names: frozenset[str]) -> Doubles:
+            return _basis(np.stack([self._named(name, "keep") for name in sorted(names)]).astype(np.float64))
+
+        return basis
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: tensor `directions` [A, D]; everything else in its metadata."""
@@ -142,7 +244,7 @@ def edit(
     for vector, strength in moves:
         step += float(strength) * vector.astype(np.float64)
     if keep is not None and len(keep):
-        step = _without_span(step, keep.astype(np.float64))
+        step = _remove(step, _basis(keep.astype(np.float64)))
     with np.errstate(over="ignore", invalid="ignore"):
         moved = (latents.astype(np.float64) + step).astype(np.float32)
     if not np.isfinite(moved).all():
@@ -154,10 +256,36 @@ def edit(
     return moved
 
 
-def _without_span(step: npt.NDArray[np.float64], keep: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Part of `step` [D] that is orthogonal to every row of `keep` [K, D]."""
-    lengths = np.linalg.norm(keep, axis=1, keepdims=True)
-    units = keep / np.where(lengths > 0, lengths, 1.0)
+def shift(latents: Floats, parts: Sequence[Rows]) -> Floats:
+    """Moves the latents of a batch, those of each request by its own step.
+
+    Args:
+        latents: float32 [N, D].
+        parts: Rows with a `Move` or None as tag; rows that no part names stay where they are.
+
+    Returns:
+        float32 [N, D]; `latents` itself when nothing moves. A row equals what `edit` makes of it, to rounding.
+    """
+    moved = [part for part in parts if part.tag is not None]
+    if not moved:
+        return latents
+    steps = np.stack([part.tag.step for part in moved])
+    counts = [part.stop - part.start for part in moved]
+    rows = np.concatenate([np.arange(part.start, part.stop) for part in moved])
+    result = latents.copy()
+    result[rows] += np.repeat(steps, counts, axis=0)
+    return result
+
+
+def _basis(vectors: Doubles) -> Doubles:
+    """Orthonormal rows [at most K, D] that span the rows of `vectors` [K, D]."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units = vectors / np.where(lengths > 0, lengths, 1.0)
     _, sizes, basis = np.linalg.svd(units, full_matrices=False)
-    basis = basis[sizes > _SPAN_TOLERANCE * max(float(sizes[0]), 1.0)]
+    found: Doubles = basis[sizes > _SPAN_TOLERANCE * max(float(sizes[0]), 1.0)]
+    return found
+
+
+def _remove(step: Doubles, basis: Doubles) -> Doubles:
+    """Part of `step` [D] that is orthogonal to every row of `basis` [K, D]."""
     return step - basis.T @ (basis @ step)

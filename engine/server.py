@@ -1,153 +1,221 @@
-"""The server process: one bundle behind one port, with health, reflection and an orderly end."""
+"""The server process: models behind one port, with health and reflection, reloads and an orderly end."""
 
 import asyncio
+import logging
 import signal
 import socket
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from engine import health
+from engine.access import RateLimit, Tokens
+from engine.admission import Guards
 from engine.backends import Backend
 from engine.bundle import Bundle
+from engine.catalog import Catalog
+from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.interceptor import CallInterceptor
-from engine.service import MAX_MESSAGE_BYTES, SERVICE_NAME, LatentEngine, Settings
-from protos import dfcvae_pb2_grpc
+from engine.metrics import Metrics
+from engine.model import Settings
+from engine.service import SERVICE_NAME, LatentEngine, Limits, add_to_server
+from engine.tls import server_credentials
+from engine.tracing import Tracing
 
-_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Otherwise a second server on the same port would quietly take half of the connections.
-    ("grpc.so_reuseport", 0),
-]
+logger = logging.getLogger(__name__)
 
 # After the last answer, clients are refused by name for this long, before connections close under them.
 _LINGER_S = 0.5
+_UNACCEPTED_S = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """Serves a bundle over gRPC (dfcvae.v1.LatentEngine, health and reflection)."""
-
-    bundle: Path
-    """Bundle folder, as `python -m export.build_engines` writes it."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for every interface."""
-
-    port: int = 50051
-    """TCP port; 0 picks a free one."""
-
-    max_delay_ms: float = 0.0
-    """How long a batch may wait for more requests while the engine is free, milliseconds."""
-
-    max_queue: int = 4096
-    """Images that may wait for each of encoder and decoder; requests beyond are refused at once."""
-
-    threads: int | None = None
-    """Compute threads; None takes every core that the process may use."""
-
-    codec_threads: int = 2
-    """Image files that are decoded or encoded at once."""
-
-    grace_s: float = 30.0
-    """How long accepted requests may go on after SIGTERM or SIGINT, seconds."""
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe messages that are logged, to stderr."""
-
-    dry_run: bool = False
-    """Print the resolved configuration as JSON and stop."""
-
-    def __post_init__(self) -> None:
-        checks = {
-            "--port must be from 0 to 65535": (self.port, 0 <= self.port <= 65535),
-            "--max-delay-ms must be 0 or more": (self.max_delay_ms, self.max_delay_ms >= 0),
-            "--max-queue must be at least 1": (self.max_queue, self.max_queue >= 1),
-            "--threads must be at least 1": (self.threads, self.threads is None or self.threads >= 1),
-            "--codec-threads must be at least 1": (self.codec_threads, self.codec_threads >= 1),
-            "--grace-s must be 0 or more": (self.grace_s, self.grace_s >= 0),
-        }
-        for rule, (value, holds) in checks.items():
-            if not holds:
-                raise StartupError(f"{rule}, not {value}")
-
-
-class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpc has no types
-    """The standard health service, whose watchers don't hold up the end of the server."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ending = asyncio.Event()
-
-    async def set_all(self, status: int) -> None:
-        """Sets the status of the server as a whole and of the service."""
-        for name in ("", SERVICE_NAME):
-            await self.set(name, status)
-
-    def end_watches(self) -> None:
-        """Ends every Watch stream, now and from now on."""
-        self._ending.set()
-
-    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
-        """Streams the status until the client or the server ends."""
-        watching = asyncio.ensure_future(super().Watch(request, context))
-        ending = asyncio.ensure_future(self._ending.wait())
-        try:
-            await asyncio.wait({watching, ending}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            watching.cancel()
-            ending.cancel()
-
-
-async def serve(config: ServerConfig, bundle: Bundle, backend: Backend) -> None:
-    """Serves until SIGTERM or SIGINT, then answers what was accepted.
+async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> None:
+    """Serves until SIGTERM or SIGINT, then answers what was accepted; SIGHUP reads bundles and tokens again.
 
     Prints one line, `serving dfcvae.v1.LatentEngine on HOST:PORT`, on stdout when it is ready for requests.
 
     Args:
-        config: Where and how to serve.
-        bundle: What to serve.
-        backend: The bundle's graphs, opened.
+        config: What to serve, where and how.
+        opener: Opens the graphs of a bundle.
 
     Raises:
-        StartupError: When the address can't be used, or the graphs don't fit the manifest.
+        StartupError: When something that the configuration names can't be used, or graphs don't fit their manifest.
     """
     signalled = _signals()
     _check_address(config.host, config.port)
-    status = health_pb2.HealthCheckResponse
-    healths = Health()
-    await healths.set_all(status.NOT_SERVING)
-    engine = LatentEngine(bundle, backend, Settings(config.max_delay_ms / 1000, config.max_queue, config.codec_threads))
-    calls = CallInterceptor()
-    server = grpc.aio.server(interceptors=[calls], options=_OPTIONS)
-    dfcvae_pb2_grpc.add_LatentEngineServicer_to_server(engine, server)  # type: ignore[no-untyped-call]
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        tokens = Tokens(config.tokens) if config.tokens else None
+        tracing = Tracing(config.traces, SERVICE_NAME) if config.traces else None
+        if tracing:
+            stack.callback(tracing.close)
+        if config.metrics_port is not None:
+            stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
+        rate = config.max_images_per_second
+        guards = Guards(
+            tokens=tokens,
+            certificates=config.tls_client_ca is not None,
+            rate=RateLimit(rate, config.burst or max(1.0, rate)) if rate else None,
+            max_calls=config.max_calls_in_flight,
+            max_bytes=config.max_bytes_in_flight,
+        )
+        calls = CallInterceptor(metrics, guards, tracing)
+        catalog = await Catalog.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
+        stack.push_async_callback(catalog.close)
+
+        healths = health.Health((SERVICE_NAME, reflection.SERVICE_NAME))
+        server = grpc.aio.server(options=_options(config))
+        _add_services(server, calls, healths, LatentEngine(catalog, _limits(config)))
+        address = _listen(server, config)
+        await stack.enter_async_context(_running(server, calls, healths, config.grace_s))
+        if not await _unless(signalled, catalog.warm_up()):
+            return
+        calls.admission.open()
+        await healths.set_serving()
+        await stack.enter_async_context(_reloads(catalog, tokens, config.reload_every_s))
+        print(f"serving {SERVICE_NAME} on {address}", flush=True)
+        await signalled.wait()
+
+
+def _settings(config: ServerConfig) -> Settings:
+    return Settings(
+        max_delay=config.max_delay_ms / 1000,
+        max_queue=config.max_queue,
+        codec_threads=config.codec_threads,
+        max_pixels_per_file=config.max_pixels_per_file,
+        max_message_bytes=config.max_message_bytes,
+        max_images_per_request=config.max_images_per_request,
+    )
+
+
+def _limits(config: ServerConfig) -> Limits:
+    return Limits(
+        max_message_bytes=config.max_message_bytes,
+        max_pixels_per_file=config.max_pixels_per_file,
+        max_concurrent_streams=config.max_concurrent_streams,
+        max_images_per_second=config.max_images_per_second,
+        max_requests_ahead=config.max_requests_ahead,
+    )
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    """Channel arguments of gRPC core; those that are 0 keep its defaults, which are no limits."""
+    limits = {
+        "grpc.max_concurrent_streams": config.max_concurrent_streams,
+        "grpc.keepalive_time_ms": config.keepalive_s * 1000,
+        "grpc.max_connection_idle_ms": config.max_connection_idle_s * 1000,
+        "grpc.max_connection_age_ms": config.max_connection_age_s * 1000,
+    }
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        # Otherwise a second server on the same port would quietly take half of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(config.min_ping_interval_s * 1000)),
+        # Otherwise a connection without calls may ping every two hours only, whatever the interval says.
+        ("grpc.keepalive_permit_without_calls", 1),
+        *((name, int(value)) for name, value in limits.items() if value),
+    ]
+
+
+def _add_services(
+    server: grpc.aio.Server, calls: CallInterceptor, healths: health.Health, engine: LatentEngine
+) -> None:
+    calls.register(add_to_server, engine, server)
+    names = (SERVICE_NAME, health.NAME, reflection.SERVICE_NAME)
+    reflector = reflection.aio.ReflectionServicer(names)
+    calls.register(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflector, server)
+    # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-    reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+def _listen(server: grpc.aio.Server, config: ServerConfig) -> str:
+    """Takes the port, and gives the address that clients are to use."""
     host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"{host}:{config.port}"
     try:
-        port = server.add_insecure_port(f"{host}:{config.port}")
+        if config.tls_cert and config.tls_key:
+            credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+            port = server.add_secure_port(address, credentials)
+        else:
+            port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise StartupError(f"can't listen on {host}:{config.port}: {error}") from None
+        raise StartupError(f"can't listen on {address}: {error}") from None
+    if config.insecure:
+        logger.warning("no TLS (--insecure): whoever is on the way can read images, latents and tokens")
+    elif not config.encrypted:
+        logger.info("no TLS: only this machine can connect; for others give --tls-cert, --tls-key and --host")
+    return f"{host}:{port}"
+
+
+@asynccontextmanager
+async def _running(
+    server: grpc.aio.Server, calls: CallInterceptor, healths: health.Health, grace_s: float
+) -> AsyncIterator[None]:
+    """Starts the server; at the end refuses what is new, and waits for what was accepted."""
     try:
         await server.start()
-        await engine.warm_up()
-        await healths.set_all(status.SERVING)
-        print(f"serving {SERVICE_NAME} on {host}:{port}", flush=True)
-        await signalled.wait()
+        yield
     finally:
+        logger.info("stopping: new calls are refused, %d are being answered", calls.admission.calls)
         await healths.enter_graceful_shutdown()
         loop = asyncio.get_running_loop()
-        end = loop.time() + config.grace_s
-        await calls.drain(config.grace_s)
+        end = loop.time() + grace_s
+        await calls.drain(grace_s)
         await asyncio.sleep(_LINGER_S)
         healths.end_watches()
-        await server.stop(max(_LINGER_S, end - loop.time()))
-        await engine.close()
+        # What is still open was never accepted, for example a request that was sent by half.
+        await server.stop(max(_LINGER_S, min(_UNACCEPTED_S, end - loop.time())))
+        logger.info("stopped")
+
+
+@asynccontextmanager
+async def _reloads(catalog: Catalog, tokens: Tokens | None, every_s: float) -> AsyncIterator[None]:
+    """Looks for new bundles and tokens on SIGHUP, and for new bundles from time to time."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def start(work: Coroutine[Any, Any, None]) -> None:
+        task = loop.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def hang_up() -> None:
+        logger.info("SIGHUP: reading bundles and tokens again")
+        if tokens:
+            tokens.reload()
+        start(catalog.reload())
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    if every_s:
+        start(catalog.follow(every_s))
+    try:
+        yield
+    finally:
+        loop.add_signal_handler(signal.SIGHUP, lambda: logger.info("SIGHUP: the server is shutting down"))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Does the work, unless the event comes first; whether it was done."""
+    working = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(event.wait())
+    await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if working.done():
+        working.result()
+        return True
+    working.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
+    return False
 
 
 def _signals() -> asyncio.Event:

@@ -1,139 +1,154 @@
-"""The gRPC service: translates protobuf to numpy and back, and nothing else.
+"""The gRPC service: what each method does with what the wire brought.
 
 Shapes: N images of side S, latents of dimension D.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message_factory import GetMessageClass
 
-from engine.backends import Backend, warm_up
-from engine.batcher import Batcher, Device
-from engine.bundle import Bundle
+from engine.answer import Answer, StreamAnswer, answer, serialize
+from engine.call import current
+from engine.catalog import Catalog
 from engine.errors import InvalidRequest
-from engine.images import DEFAULT_QUALITY, MAX_FILE_PIXELS, Codec, from_raw
-from engine.latents import edit
+from engine.images import MAX_FILE_PIXELS
+from engine.model import MAX_MESSAGE_BYTES, Model, Terms
+from engine.sampling import linear, spherical
+from engine.stream import EditStream
+from engine.wire import Output, Source, count_of, latent_batch, read_form, read_output, read_priority
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["LatentEngine"].full_name
-MAX_MESSAGE_BYTES = 64 * 2**20
-
-_MAX_IMAGES_PER_REQUEST = 1024
-_MAX_EDITS = 1024
-_FILE_FORMATS = {
-    pb.IMAGE_FORMAT_JPEG: "JPEG",
-    pb.IMAGE_FORMAT_PNG: "PNG",
-    pb.IMAGE_FORMAT_WEBP: "WEBP",
-}
-_RAW_FORMATS = (pb.IMAGE_FORMAT_UNSPECIFIED, pb.IMAGE_FORMAT_RAW)
+_SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"]
+SERVICE_NAME: str = _SERVICE.full_name
+_MAX_TEMPERATURE = 10.0
+_WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL: spherical}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What an operator may choose about the service.
+class Limits:
+    """What the server refuses beyond; the fields are those of `Limits` in protos/dfcvae.proto.
 
     Attributes:
-        max_delay: How long a batch may wait to fill while the device is free, seconds.
-        max_queue: Images that may wait for each of encoder and decoder.
-        codec_threads: Image files that are decoded or encoded at once.
+        max_message_bytes: Largest message.
+        max_pixels_per_file: Largest image file.
+        max_concurrent_streams: Calls that one connection may have open; 0: no limit.
+        max_images_per_second: Images and latents a second of one client; 0: no limit.
+        max_requests_ahead: Requests of one EditStream that are read ahead of its answers.
     """
 
-    max_delay: float = 0.0
-    max_queue: int = 4096
-    codec_threads: int = 2
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_pixels_per_file: int = MAX_FILE_PIXELS
+    max_concurrent_streams: int = 0
+    max_images_per_second: float = 0.0
+    max_requests_ahead: int = 64
 
 
-class LatentEngine(dfcvae_pb2_grpc.LatentEngineServicer):
-    """Serves one bundle. Construct it inside a running event loop; `close` it there.
+class LatentEngine:
+    """Serves the models of a catalog.
 
     Args:
-        bundle: What is served.
-        backend: The bundle's graphs, opened.
-        settings: The operator's choices.
+        catalog: What is served.
+        limits: What the server refuses beyond.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, settings: Settings) -> None:
-        manifest = bundle.manifest
-        self._manifest = manifest
-        self._directions = bundle.directions
-        self._backend = backend
-        self._settings = settings
-        self._max_images = _max_images_per_request(manifest.image_size, manifest.latent_dim, settings.max_queue)
-        self._codec = Codec(manifest.image_size, manifest.preprocessing, settings.codec_threads)
-        self._device = Device()
-        self._encoder = self._batcher(backend.encode, (manifest.image_size, manifest.image_size, 3), np.uint8)
-        self._decoder = self._batcher(lambda latents: (backend.decode(latents),), (manifest.latent_dim,), np.float32)
-
-    def _batcher(
-        self, run: Callable[..., tuple[Any, ...]], item_shape: tuple[int, ...], dtype: npt.DTypeLike
-    ) -> Batcher:
-        return Batcher(
-            run,
-            item_shape,
-            dtype,
-            self._device,
-            max_batch_size=self._manifest.max_batch_size,
-            max_delay=self._settings.max_delay,
-            max_queue=self._settings.max_queue,
-        )
-
-    async def warm_up(self) -> None:
-        """Runs both graphs once per batch size; requests that arrive meanwhile wait."""
-        async with self._device.free:
-            await self._device.run(warm_up, self._backend, self._manifest)
-
-    async def close(self) -> None:
-        """Answers what was accepted, then ends the threads."""
-        await self._encoder.close()
-        await self._decoder.close()
-        self._device.close()
-        self._codec.close()
+    def __init__(self, catalog: Catalog, limits: Limits) -> None:
+        self._catalog = catalog
+        self._limits = limits
 
     async def Encode(self, request: pb.EncodeRequest, context: Any) -> pb.EncodeResponse:  # noqa: N802
         """Images to mu and log_var."""
-        images = await self._read_images(request.images)
-        mu, log_var = await self._encoder.submit(images, _deadline(context))
-        return pb.EncodeResponse(mu=_write_latents(mu), log_var=_write_latents(log_var))
+        terms = _terms(request, context)
+        with self._catalog.get(request.model).lease() as model:
+            images = model.reader.images(request.images)
+            current().spend(count_of(images))
+            mu, log_var = await model.encode(images, terms)
+        return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
 
-    async def Decode(self, request: pb.DecodeRequest, context: Any) -> pb.DecodeResponse:  # noqa: N802
+    async def Decode(self, request: pb.DecodeRequest, context: Any) -> Answer:  # noqa: N802
         """Latents to images."""
-        _check_output(request.output)
-        latents = self._read_latents(request.latents)
-        (images,) = await self._decoder.submit(latents, _deadline(context))
-        return pb.DecodeResponse(images=await self._write_images(images, request.output))
+        terms = _terms(request, context)
+        output = Output(True, False, *read_form(request.output))
+        with self._catalog.get(request.model).lease() as model:
+            latents = model.reader.latents(request.latents)
+            current().spend(len(latents))
+            images = await model.decode(latents, terms)
+            return await answer(pb.DecodeResponse(), model, output, images)
 
-    async def Edit(self, request: pb.EditRequest, context: Any) -> pb.EditResponse:  # noqa: N802
+    async def Edit(self, request: pb.EditRequest, context: Any) -> Answer:  # noqa: N802
         """Images or latents, moved along directions."""
-        deadline = _deadline(context)
-        want_images, want_latents = _wanted(request)
-        moves, keep = self._read_edits(request)
-        if request.WhichOneof("source") == "images":
-            images = await self._read_images(request.images, decoding_follows=want_images)
-            latents, _ = await self._encoder.submit(images, deadline)
-        elif request.WhichOneof("source") == "latents":
-            latents = self._read_latents(request.latents)
-        else:
-            raise InvalidRequest("the request has no source; set images or latents")
-        edited = edit(latents, moves, keep)
-        response = pb.EditResponse()
-        if want_latents:
-            response.latents.CopyFrom(_write_latents(edited))
-        if want_images:
-            (images,) = await self._decoder.submit(edited, deadline)
-            response.images.CopyFrom(await self._write_images(images, request.output))
-        return response
+        terms = _terms(request, context)
+        output = read_output(request)
+        if not request.edits:
+            raise InvalidRequest("edits is empty; name at least one attribute or direction", "edits")
+        with self._catalog.get(request.model).lease() as model:
+            move = model.reader.move(request.edits, request.keep)
+            source = model.reader.source(request)
+            if source is None:
+                raise InvalidRequest("the request has no source; set images or latents", "source")
+            current().spend(count_of(source))
+            images, mu = await model.edit(source, move, terms, decode=output.images)
+            return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
+
+    async def EditStream(  # noqa: N802
+        self, requests: AsyncIterator[pb.EditStreamRequest], context: Any
+    ) -> AsyncIterator[StreamAnswer | pb.EditStreamResponse]:
+        """Edits one after the other."""
+        stream = EditStream(self._catalog, lambda request: _terms(request, context))
+        async for response in stream.answers(requests, self._limits.max_requests_ahead):
+            yield response
+
+    async def Interpolate(  # noqa: N802
+        self, request: pb.InterpolateRequest, context: Any
+    ) -> Answer:
+        """Walks between images or latents."""
+        terms = _terms(request, context)
+        output = read_output(request)
+        if request.walk not in _WALKS:
+            raise InvalidRequest(f"walk is {request.walk}, which is none of Walk's values", "walk")
+        if request.steps < 2:
+            raise InvalidRequest(f"steps is {request.steps}; a walk has at least 2 points, its ends", "steps")
+        with self._catalog.get(request.model).lease() as model:
+            start, end = _read_end(model, request, "start"), _read_end(model, request, "end")
+            count = count_of(start)
+            if count != count_of(end):
+                raise InvalidRequest(f"start has {count} images or latents, end has {count_of(end)}; send pairs", "end")
+            points = count * request.steps
+            model.reader.check_count(points, "steps")
+            current().spend(points)
+            with model.room(points if output.images else 0, terms) as room:
+                latents = _WALKS[request.walk](*await _encode_ends(model, start, end, terms), request.steps)
+                images = await model.decode(latents, terms, room=room) if output.images else None
+            return await answer(pb.InterpolateResponse(), model, output, images, latents)
+
+    async def Sample(self, request: pb.SampleRequest, context: Any) -> Answer:  # noqa: N802
+        """Draws latents and decodes them."""
+        terms = _terms(request, context)
+        output = read_output(request)
+        temperature = request.temperature if request.HasField("temperature") else 1.0
+        if not 0 <= temperature <= _MAX_TEMPERATURE:
+            raise InvalidRequest(
+                f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
+            )
+        with self._catalog.get(request.model).lease() as model:
+            model.reader.check_count(request.count, "count")
+            current().spend(request.count)
+            latents = model.gaussian(request.distribution).draw(request.count, request.seed, temperature)
+            images = await model.decode(latents, terms) if output.images else None
+            return await answer(pb.SampleResponse(), model, output, images, latents)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
         """What is served."""
-        manifest, directions = self._manifest, self._directions
+        model = self._catalog.get(request.model)
+        manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
         counts = zip(directions.names, directions.positives, directions.negatives, strict=True)
         return pb.GetModelResponse(
             image_size=manifest.image_size,
@@ -146,138 +161,53 @@ class LatentEngine(dfcvae_pb2_grpc.LatentEngineServicer):
             precision=manifest.precision,
             max_batch_size=manifest.max_batch_size,
             limits=pb.Limits(
-                max_images_per_request=self._max_images,
-                max_message_bytes=MAX_MESSAGE_BYTES,
-                max_queued_images=self._settings.max_queue,
-                max_pixels_per_file=MAX_FILE_PIXELS,
+                max_images_per_request=model.max_images,
+                max_message_bytes=limits.max_message_bytes,
+                max_queued_images=model.settings.max_queue,
+                max_pixels_per_file=limits.max_pixels_per_file,
+                max_concurrent_streams=limits.max_concurrent_streams,
+                max_images_per_second=limits.max_images_per_second,
+                max_requests_ahead=limits.max_requests_ahead,
             ),
             preprocessing=pb.Preprocessing(crop=manifest.preprocessing.crop or 0, resize=manifest.preprocessing.resize),
             versions=manifest.versions,
+            model=model.name,
+            models=self._catalog.names,
+            fingerprint=model.fingerprint,
+            distributions=model.distributions,
+            max_delay_ms=model.settings.max_delay * 1000,
         )
 
-    async def _read_images(self, batch: pb.ImageBatch, decoding_follows: bool = False) -> Bytes:
-        """Images of a request, uint8 [N, S, S, 3]; refused before any work when the queues have no room."""
-        form = batch.WhichOneof("images")
-        if form is None:
-            raise InvalidRequest("the request has no images; set images.raw or images.files")
-        count = batch.raw.count if form == "raw" else len(batch.files.files)
-        self._check_count(count)
-        if form == "raw":
-            raw = batch.raw
-            images = from_raw(raw.data, raw.count, raw.height, raw.width, self._manifest.image_size)
-        self._encoder.require_room(count)
-        if decoding_follows:
-            self._decoder.require_room(count)
-        return images if form == "raw" else await self._codec.decode(batch.files.files)
 
-    def _read_latents(self, batch: pb.LatentBatch) -> Floats:
-        """Latents of a request, float32 [N, D]."""
-        if batch.count < 1:
-            raise InvalidRequest("latents.count is 0; send at least one latent")
-        self._check_count(batch.count)
-        if batch.dim != self._manifest.latent_dim:
-            raise InvalidRequest(
-                f"latents.dim is {batch.dim}; this model's latents have {self._manifest.latent_dim} values"
-            )
-        data = batch.data
-        expected = batch.count * batch.dim * 4
-        if len(data) != expected:
-            raise InvalidRequest(
-                f"latents.data has {len(data)} bytes; {batch.count} latents of {batch.dim} float32 are {expected}"
-            )
-        latents = _floats(data).reshape(batch.count, batch.dim)
-        finite = np.isfinite(latents).all(axis=1)
-        if not finite.all():
-            raise InvalidRequest(f"latents[{int(np.argmin(finite))}] has values that are NaN or infinite")
-        return latents
-
-    def _read_edits(self, request: pb.EditRequest) -> tuple[list[tuple[Floats, float]], Floats | None]:
-        """Moves (direction [D], strength) and kept directions [K, D]."""
-        if not request.edits:
-            raise InvalidRequest("edits is empty; name at least one attribute or direction")
-        if len(request.edits) > _MAX_EDITS:
-            raise InvalidRequest(f"the request has {len(request.edits)} edits; at most {_MAX_EDITS} are accepted")
-        moves = [self._read_edit(index, one) for index, one in enumerate(request.edits)]
-        kept = {name: self._directions[name] for name in request.keep}
-        for index, one in enumerate(request.edits):
-            if one.attribute in kept:
-                raise InvalidRequest(
-                    f"edits[{index}]: {one.attribute!r} is both edited and kept; take it out of one of them"
-                )
-        return moves, np.stack(list(kept.values())) if kept else None
-
-    def _read_edit(self, index: int, one: pb.Edit) -> tuple[Floats, float]:
-        if not np.isfinite(one.strength):
-            raise InvalidRequest(f"edits[{index}].strength is {one.strength}; it must be a finite number")
-        target = one.WhichOneof("target")
-        if target == "attribute":
-            return self._directions[one.attribute], one.strength
-        if target is None:
-            raise InvalidRequest(f"edits[{index}] has no target; set attribute or direction")
-        dim = self._manifest.latent_dim
-        if len(one.direction) != dim * 4:
-            raise InvalidRequest(
-                f"edits[{index}].direction has {len(one.direction)} bytes; {dim} float32 are {dim * 4}"
-            )
-        direction = _floats(one.direction)
-        if not np.isfinite(direction).all():
-            raise InvalidRequest(f"edits[{index}].direction has values that are NaN or infinite")
-        return direction, one.strength
-
-    def _check_count(self, count: int) -> None:
-        if count > self._max_images:
-            raise InvalidRequest(
-                f"the request has {count} images or latents; at most {self._max_images} are accepted, "
-                "send several requests"
-            )
-
-    async def _write_images(self, images: Bytes, output: pb.ImageOutput) -> pb.ImageBatch:
-        if output.format in _RAW_FORMATS:
-            count, height, width, _ = images.shape
-            raw = pb.RawImages(count=count, height=height, width=width, data=images.tobytes())
-            return pb.ImageBatch(raw=raw)
-        files = await self._codec.encode(images, _FILE_FORMATS[output.format], output.quality or DEFAULT_QUALITY)
-        return pb.ImageBatch(files=pb.EncodedImages(files=files))
+def add_to_server(engine: LatentEngine, server: Any) -> None:
+    """Adds the service to a server, as the generated function does, but for how responses become bytes."""
+    handlers = {}
+    for method in _SERVICE.methods:
+        request = GetMessageClass(method.input_type)
+        make = grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make(getattr(engine, method.name), request.FromString, serialize)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+    server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
 
-def _max_images_per_request(image_size: int, latent_dim: int, max_queue: int) -> int:
-    # The largest answer, images as PNG of noise plus latents, must fit into one message.
-    bytes_per_image = image_size * image_size * 3 + 8 * latent_dim + 1024
-    return max(1, min(_MAX_IMAGES_PER_REQUEST, max_queue, MAX_MESSAGE_BYTES // bytes_per_image))
-
-
-def _deadline(context: Any) -> float | None:
-    """The call's deadline on the event loop's clock."""
+def _terms(request: Any, context: Any) -> Terms:
     remaining = context.time_remaining()
-    return None if remaining is None else asyncio.get_running_loop().time() + float(remaining)
+    deadline = None if remaining is None else asyncio.get_running_loop().time() + float(remaining)
+    return Terms(deadline, current().client, read_priority(request))
 
 
-def _wanted(request: pb.EditRequest) -> tuple[bool, bool]:
-    """Whether images and whether latents are to be returned."""
-    if request.result not in pb.EditResult.values():
-        raise InvalidRequest(f"result is {request.result}, which is none of EditResult's values")
-    if request.result == pb.EDIT_RESULT_LATENTS:
-        if request.HasField("output"):
-            raise InvalidRequest("output is set, but only latents are asked for; ask for images, or leave it out")
-        return False, True
-    _check_output(request.output)
-    return True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS
+def _read_end(model: Model, request: pb.InterpolateRequest, name: str) -> Source:
+    source = model.reader.source(getattr(request, name), f"{name}.")
+    if source is None:
+        raise InvalidRequest(f"{name} has no source; set {name}.images or {name}.latents", name)
+    return source
 
 
-def _check_output(output: pb.ImageOutput) -> None:
-    if output.format not in _RAW_FORMATS and output.format not in _FILE_FORMATS:
-        raise InvalidRequest(f"output.format is {output.format}, which is none of ImageFormat's values")
-    if output.quality > 100:
-        raise InvalidRequest(f"output.quality is {output.quality}; it goes from 1 to 100")
-    if output.quality and output.format not in (pb.IMAGE_FORMAT_JPEG, pb.IMAGE_FORMAT_WEBP):
-        raise InvalidRequest("output.quality is for JPEG and WebP; choose one of them, or leave it out")
-
-
-def _floats(data: bytes) -> Floats:
-    # Native order without a copy where native is little-endian.
-    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
-
-
-def _write_latents(latents: Floats) -> pb.LatentBatch:
-    count, dim = latents.shape
-    return pb.LatentBatch(count=count, dim=dim, data=latents.astype("<f4", copy=False).tobytes())
+async def _encode_ends(model: Model, start: Source, end: Source, terms: Terms) -> tuple[Floats, Floats]:
+    """Latents of both ends; pixels of both go through the encoder together."""
+    if isinstance(start, np.ndarray) and isinstance(end, np.ndarray) and start.dtype == end.dtype == np.uint8:
+        mu, _ = await model.encode(np.concatenate((start, end)), terms)
+        return mu[: len(start)], mu[len(start) :]
+    _, first = await model.edit(start, None, terms, decode=False)
+    _, last = await model.edit(end, None, terms, decode=False)
+    return first, last

@@ -26,26 +26,31 @@ from engine.bundle import (
     ENCODER,
     FORMAT_VERSION,
     MANIFEST,
+    PRIOR,
     Bundle,
-    Engine,
     Manifest,
     Preprocessing,
     sha256_of,
 )
-from engine.errors import EngineError
-from export.contest import RULE, Candidate, Entry, rank, table
-from export.errors import InputError, ParityError
-from export.forms import DECODER_FORMS, ENCODER_FORMS, PLAIN, DecoderForm, EncoderForm
+from export.candidate import Candidate
+from export.contest import RULE, Entry, rank, table
+from export.errors import FAILURES, InputError, ParityError
+from export.errors import report as report_error
+from export.forms import DECODER_FORMS, ENCODER_FORMS, DecoderForm, EncoderForm
 from export.gate import Gate, Overrides
-from export.graphs import write_decoder, write_encoder
+from export.judgement import judge_of
 from export.parity import Report
-from export.place import check_place, publish, staging
+from export.place import check_free, check_place, publish, require_space, staging
+from export.precision import INT8_ENCODERS, split_samples, write_graphs, write_plans, write_reduced
+from export.prior import write_prior
 from export.reference import NAME, EagerBackend
 from export.run import Run
 from export.support import Support
+from export.triton import FLAG as TRITON_FLAG
+from export.triton import write_triton
 from export.truth import Truth
 from export.versions import cpu_model, versions
-from trainer.errors import RunError
+from trainer.checkpoint import MODEL
 
 Say = Callable[[str], None]
 
@@ -63,9 +68,11 @@ class BuildConfig:
     out: Path
     """Bundle folder to write; must not exist yet, unless with --force."""
     backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
-    """Runtime that will serve the bundle: onnxruntime (fp32) or openvino (fp32, bf16), both on the CPU."""
+    """Runtime that will serve the bundle: onnxruntime (fp32, int8; fp16 on a GPU), openvino (fp32, bf16, int8; CPU) or
+    tensorrt (fp16, int8; GPU; keeps its timing cache beside the bundle, in OUT.timing.cache)."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
-    """Arithmetic of the engines: fp32 anywhere, bf16 where the CPU has units for it."""
+    """Arithmetic of the engines: fp32 anywhere, bf16 where the CPU has units for it, fp16 on a GPU; int8 is calibrated
+    on half of the run's held-out images (parity is measured on the others), and auto never takes it."""
     encoder: Literal["auto"] | EncoderForm = "auto"
     """Exact form of the encoder; product: its last convolution as a matrix product."""
     decoder: Literal["auto"] | DecoderForm = "auto"
@@ -82,6 +89,10 @@ class BuildConfig:
     """Largest difference of any pixel against PyTorch FP32, 8-bit levels; None: the precision's."""
     psnr_tolerance: float | None = None
     """Smallest PSNR of images against PyTorch FP32, dB; None: the precision's."""
+    judged_tolerance: float | None = None
+    """Smallest share of edits in which the run's classifier sees what it sees in those of PyTorch FP32; None: 0.99."""
+    triton: Path | None = None
+    """Also write a model repository for NVIDIA's Triton Inference Server to this folder, which must not exist yet."""
     force: bool = False
     """Replace the bundle that is at --out; only ever a bundle."""
     dry_run: bool = False
@@ -93,6 +104,7 @@ class BuildConfig:
             ("latent-tolerance", self.latent_tolerance, 0),
             ("level-tolerance", self.level_tolerance, 0),
             ("psnr-tolerance", self.psnr_tolerance, 0),
+            ("judged-tolerance", self.judged_tolerance, 0),
             ("threads", self.threads, 1),
         ):
             if value is not None and not value >= least:
@@ -108,18 +120,23 @@ class BuildConfig:
         Raises:
             InputError: nothing is left.
         """
-        encoders: tuple[EncoderForm, ...] = ENCODER_FORMS if self.encoder == "auto" else (self.encoder,)
         decoders: tuple[DecoderForm, ...] = DECODER_FORMS if self.decoder == "auto" else (self.decoder,)
         found = [
             Candidate(backend, precision, encoder, decoder, split)
             for backend, precision in support.choose(self.backend, self.precision)
             for split in self._splits(backend)
-            for encoder in encoders
+            for encoder in self._encoders(precision)
             for decoder in decoders
         ]
         if not found:
+            if self.encoder != "auto" and self.precision == "int8":
+                raise InputError(f"--encoder {self.encoder}: int8 takes only {', '.join(INT8_ENCODERS)}")
             raise InputError("--split yes: only openvino splits a batch over its threads; add --backend openvino")
         return found
+
+    def _encoders(self, precision: str) -> tuple[EncoderForm, ...]:
+        forms = INT8_ENCODERS if precision == "int8" else ENCODER_FORMS
+        return tuple(form for form in forms if self.encoder in ("auto", form))
 
     def _splits(self, backend: str) -> tuple[bool, ...]:
         if backend != "openvino":
@@ -148,52 +165,85 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         KeyboardInterrupt: `stopped` said so. Nothing is written.
     """
     config = config.resolve()
-    check_place(config.out, config.force)
-    support = Support.find()
-    candidates = config.candidates(support)
-    run = Run.load(config.run)
+    support, candidates, run = _check(config)
     with staging(config.out) as folder:
         say(f"writing ONNX graphs of {config.run} ({run.config.model.image_size} pixels)")
-        _write_forms(run, candidates, folder)
+        write_graphs(run, candidates, folder)
         shutil.copyfile(config.run / DIRECTIONS, folder / DIRECTIONS)
+        model = EagerBackend(run.model)
+        write_prior(model, run.samples, folder / PRIOR, config.max_batch)
 
-        say(f"measuring parity on {len(run.samples)} images")
-        threads = config.threads or 1
-        truth = Truth(NAME, EagerBackend(run.model), run.samples, run.directions, batch_size=config.max_batch)
-        overrides = Overrides(config.latent_tolerance, config.level_tolerance, config.psnr_tolerance)
-        gate = Gate(
-            folder,
-            truth,
-            max_batch=config.max_batch,
-            threads=threads,
-            tolerances=lambda _, precision: overrides.of(precision),
-            say=say,
-        )
+        samples, calibration_images = split_samples(run.samples, config.precision)
+        say(f"measuring parity on {len(samples)} images")
+        judge = judge_of(config.run, run.resolved.get("data_fingerprint"))
+        truth = Truth(NAME, model, samples, run.directions, batch_size=config.max_batch, judge=judge)
+        say(f"edits judged: {truth.judge}")
+        gate = _gate(config, folder, truth, say)
         gate.require_portable()
 
+        write_reduced(run, candidates, folder, model=model, calibration_images=calibration_images, say=say)
+        timing_cache = config.out.with_name(f"{config.out.name}.timing.cache")
+        plans = write_plans(candidates, folder, max_batch=config.max_batch, timing_cache=timing_cache, say=say)
         entries = _contest(config, run, candidates, folder, say)
-        for reason in support.missing if entries else ():
+        for reason in support.why_not(config.backend, config.precision) if entries else ():
             say(f"not in the contest: {reason}")
         winner, report, rejected = _first_exact(gate, entries, candidates, say)
-        chosen = _chosen(entries, rejected, threads) if entries else {}
+        chosen = _chosen(entries, rejected, config.threads or 1) if entries else {}
         _drop_others(folder, winner)
 
-        manifest = _manifest(config, run, folder, winner=winner, chosen=chosen, report=report)
+        tensorrt = _tensorrt(winner, plans)
+        manifest = _manifest(config, run, folder, winner=winner, chosen=chosen, report=report, tensorrt=tensorrt)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        warm_up(open_backend(Bundle.load(folder), config.threads), manifest)
+        bundle = Bundle.load(folder)
+        warm_up(open_backend(bundle, config.threads), manifest)
         if stopped():
             raise KeyboardInterrupt
+        if config.triton is not None:
+            write_triton(bundle, config.triton)
         publish(folder, config.out)
     say(f"bundle: {config.out} ({', '.join(sorted(manifest.files))}), {winner}")
     return config.out
 
 
-def _write_forms(run: Run, candidates: list[Candidate], folder: Path) -> None:
-    """Writes the portable graphs and those of all forms that candidates have."""
-    for encoder in sorted({PLAIN, *(candidate.encoder for candidate in candidates)}):
-        write_encoder(run.model, encoder, folder, run.model_sha256)
-    for decoder in sorted({PLAIN, *(candidate.decoder for candidate in candidates)}):
-        write_decoder(run.model, decoder, folder, run.model_sha256)
+def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
+    """Everything that can be known to fail before anything is written."""
+    check_place(config.out, config.force)
+    if config.triton is not None:
+        check_free(config.triton, TRITON_FLAG)
+    support = Support.find()
+    candidates = config.candidates(support)
+    run = Run.load(config.run)
+    if config.precision == "int8" and len(run.samples) < 4:
+        raise InputError(
+            f"{config.run} holds {len(run.samples)} images: --precision int8 needs 4 to calibrate and measure"
+        )
+    names = {name for each in candidates for name in (*each.portable, *each.graphs, *each.files)}
+    # A graph holds about half of the weights.
+    require_space(config.out.parent, len({ENCODER, DECODER, *names}) * (config.run / MODEL).stat().st_size // 2)
+    return support, candidates, run
+
+
+def _gate(config: BuildConfig, folder: Path, truth: Truth, say: Say) -> Gate:
+    overrides = Overrides(
+        config.latent_tolerance, config.level_tolerance, config.psnr_tolerance, config.judged_tolerance
+    )
+    return Gate(
+        folder,
+        truth,
+        max_batch=config.max_batch,
+        threads=config.threads or 1,
+        tolerances=lambda _, precision: overrides.of(precision),
+        say=say,
+    )
+
+
+def _tensorrt(winner: Candidate, plans: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of plans: what they are bound to, and how they were built."""
+    if winner.backend != "tensorrt":
+        return {}
+    from engine.backends.tensor_rt import require_device  # noqa: PLC0415
+
+    return {"device": require_device(), "builder": {name: plans[name] for name in winner.files}}
 
 
 def _contest(config: BuildConfig, run: Run, candidates: list[Candidate], folder: Path, say: Say) -> list[Entry]:
@@ -217,15 +267,11 @@ def _first_exact(
     rejected: dict[Candidate, str] = {}
     for candidate in [entry.candidate for entry in entries] or candidates:
         try:
-            return candidate, gate.check(candidate.backend, candidate.precision, _engine(candidate)), rejected
+            return candidate, gate.check(candidate.backend, candidate.precision, candidate.engine), rejected
         except ParityError as error:
             rejected[candidate] = str(error)
             say(f"{candidate}: {error}")
     raise ParityError(next(iter(rejected.values())))
-
-
-def _engine(candidate: Candidate, chosen: dict[str, Any] | None = None) -> Engine:
-    return Engine(*candidate.files, candidate.split, chosen or {})
 
 
 def _chosen(entries: list[Entry], rejected: dict[Candidate, str], threads: int) -> dict[str, Any]:
@@ -238,14 +284,22 @@ def _chosen(entries: list[Entry], rejected: dict[Candidate, str], threads: int) 
 
 
 def _drop_others(folder: Path, winner: Candidate) -> None:
-    """Removes the graphs of other forms; the portable ones stay."""
-    for path in folder.glob("*.onnx"):
-        if path.name not in {ENCODER, DECODER, *winner.files}:
+    """Removes the graphs and plans of other candidates; the portable graphs stay."""
+    kept = {ENCODER, DECODER, *winner.portable, *winner.graphs, *winner.files}
+    for path in (*folder.glob("*.onnx"), *folder.glob("*.plan")):
+        if path.name not in kept:
             path.unlink()
 
 
 def _manifest(
-    config: BuildConfig, run: Run, folder: Path, *, winner: Candidate, chosen: dict[str, Any], report: Report
+    config: BuildConfig,
+    run: Run,
+    folder: Path,
+    *,
+    winner: Candidate,
+    chosen: dict[str, Any],
+    report: Report,
+    tensorrt: dict[str, Any],
 ) -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -255,7 +309,7 @@ def _manifest(
         attributes=run.directions.names,
         backend=winner.backend,
         precision=winner.precision,
-        engine=_engine(winner, chosen),
+        engine=dataclasses.replace(winner.engine, chosen=chosen),
         max_batch_size=config.max_batch,
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         parity=report.to_json(),
@@ -270,15 +324,14 @@ def _manifest(
                 "images": run.resolved.get("images"),
             },
         },
+        tensorrt=tensorrt,
     )
 
 
 def _dry_run(config: BuildConfig) -> dict[str, Any]:
     """Checks what `build` checks first; returns the resolved configuration and what it would build from."""
     config = config.resolve()
-    check_place(config.out, config.force)
-    candidates = config.candidates(Support.find())
-    run = Run.load(config.run)
+    _, candidates, run = _check(config)
     return {
         "config": dataclasses.asdict(config),
         "candidates": [str(candidate) for candidate in candidates],
@@ -310,18 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(_dry_run(config), indent=2, default=str))
         else:
             build(config, stopped=lambda: bool(received))
-    except ParityError as error:
-        return _fail(f"{error}; no bundle was written", 1)
-    except (InputError, RunError, EngineError, OSError) as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; no bundle was written", 130)
+    except FAILURES as error:
+        return report_error(error, "no bundle was written")
     return 0
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

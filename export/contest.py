@@ -19,9 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.backends import Backend, open_graphs
-from engine.bundle import DECODER, ENCODER
+from export.candidate import Candidate
 from export.forms import DecoderForm, EncoderForm
-from export.graphs import file_name
 from trainer.config import ModelConfig
 
 ROUNDS = 7
@@ -32,34 +31,6 @@ RULE = (
     "the smallest product of the times of an edit at batch 1 and at the largest batch, "
     "so that one may be slower by some share only if the other is faster by more"
 )
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to run a model.
-
-    Attributes:
-        backend: Runtime.
-        precision: Its arithmetic.
-        encoder: Form of the encoder.
-        decoder: Form of the decoder.
-        split: As `engine.bundle.Engine` says.
-    """
-
-    backend: str
-    precision: str
-    encoder: EncoderForm
-    decoder: DecoderForm
-    split: bool
-
-    @property
-    def files(self) -> tuple[str, str]:
-        """Names of the encoder's and the decoder's file."""
-        return file_name(ENCODER, self.encoder), file_name(DECODER, self.decoder)
-
-    def __str__(self) -> str:
-        shared = ", batches split over the threads" if self.split else ""
-        return f"{self.backend} {self.precision}, encoder {self.encoder}, decoder {self.decoder}{shared}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +62,7 @@ def rank(
 
     Args:
         candidates: Who takes part.
-        folder: Where the graphs of their forms lie.
+        folder: Where their files lie.
         sizes: The model's.
         max_batch: The larger batch size of the contest, images.
         threads: Compute threads of each.
@@ -178,8 +149,8 @@ def _open(
     backend, precision, split = group
     engines = []
     for index in range(max(len(encoders), len(decoders))):
-        encoder = folder / file_name(ENCODER, encoders[min(index, len(encoders) - 1)])
-        decoder = folder / file_name(DECODER, decoders[min(index, len(decoders) - 1)])
+        forms = encoders[min(index, len(encoders) - 1)], decoders[min(index, len(decoders) - 1)]
+        encoder, decoder = (folder / name for name in Candidate(backend, precision, *forms, split).files)
         engines.append(open_graphs(backend, precision, encoder, decoder, max_batch, split=split, threads=threads))
     return engines
 

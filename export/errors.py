@@ -1,4 +1,11 @@
-"""The errors of the export: what was given is wrong, or the engines are."""
+"""The errors of the export, and what its commands make of them: one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from engine.errors import EngineError
+from trainer.errors import TrainerError
 
 
 class InputError(RuntimeError):
@@ -7,3 +14,36 @@ class InputError(RuntimeError):
 
 class ParityError(RuntimeError):
     """Engines further from PyTorch than tolerated. The message names stage, figure and tolerance."""
+
+
+FAILURES = (ParityError, InputError, TrainerError, EngineError, OSError, KeyboardInterrupt)
+"""What a command reports in one line; anything else is a fault of this program and shows its traceback."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Exit code of a command that ended with one of `FAILURES`.
+
+    Returns:
+        1: engines beyond the tolerances. 130: interrupted. 2: anything else, which is unusable input.
+    """
+    if isinstance(error, ParityError):
+        return 1
+    return 130 if isinstance(error, KeyboardInterrupt) else 2
+
+
+def report(error: BaseException, outcome: str = "") -> int:
+    """Prints `error: ...` on stderr, in one line.
+
+    Args:
+        error: One of `FAILURES`.
+        outcome: What follows from it where the error itself does not say: "no bundle was written". Input that cannot
+            be used needs none.
+
+    Returns:
+        The exit code.
+    """
+    code = exit_code(error)
+    message = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+    ending = f"; {outcome}" if outcome and code != 2 else ""
+    print(f"error: {message or type(error).__name__}{ending}", file=sys.stderr)
+    return code

@@ -2,6 +2,7 @@
 
 portable     the ONNX graphs as PyTorch was traced, by ONNX Runtime in FP32
 rewritten    the exact rewrites that the engine is made from, by ONNX Runtime in FP32
+reduced      those with FP16 or INT8 in the graph, by ONNX Runtime on the CPU
 engine       what serves
 """
 
@@ -11,9 +12,10 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.backends import open_graphs
-from engine.bundle import DECODER, ENCODER, Engine
+from engine.bundle import Engine
 from export.errors import ParityError
 from export.parity import TOLERANCES, Report, Stage, Tolerances
 from export.truth import Truth
@@ -26,6 +28,7 @@ class Overrides:
     latents: float | None = None
     levels: int | None = None
     psnr_db: float | None = None
+    judged: float | None = None
 
     def of(self, precision: str) -> Tolerances:
         """The tolerances of a precision."""
@@ -69,7 +72,7 @@ class Gate:
         Raises:
             ParityError: they are beyond their tolerances.
         """
-        self._report({"portable": self._measure("portable", "onnxruntime", "fp32", Engine())}).require()
+        self._report({"portable": self._measure("portable", _on_cpu("fp32", Engine()))}).require()
 
     def check(self, backend: str, precision: str, engine: Engine, *, portable: bool = True) -> Report:
         """Measures all stages of an engine; `portable` says whether that stage is one of them.
@@ -77,34 +80,34 @@ class Gate:
         Raises:
             ParityError: names the first stage beyond its tolerances; those after it were not measured.
         """
-        stages: dict[str, tuple[str, str, Engine]] = {}
-        if portable:
-            stages["portable"] = ("onnxruntime", "fp32", Engine())
-        if (engine.encoder, engine.decoder) != (ENCODER, DECODER):
-            stages["rewritten"] = ("onnxruntime", "fp32", Engine(engine.encoder, engine.decoder))
-        stages["engine"] = (backend, precision, engine)
+        stages = {"portable": _on_cpu("fp32", Engine())} if portable else {}
+        for name, (encoder, decoder) in engine.stages.items():
+            stages[name] = _on_cpu(precision if name == "reduced" else "fp32", Engine(encoder, decoder))
+        stages["engine"] = _Subject(backend, precision, precision, engine)
         measured: dict[str, Stage] = {}
-        for name, what in stages.items():
-            measured[name] = self._measure(name, *what)
+        for name, subject in stages.items():
+            measured[name] = self._measure(name, subject)
             self._report(measured).require()
         return self._report(measured)
 
     def _report(self, stages: dict[str, Stage]) -> Report:
-        return Report(self._truth.what, len(self._truth.images), stages)
+        return Report(self._truth.what, len(self._truth.images), self._truth.judge, stages)
 
-    def _measure(self, name: str, backend: str, precision: str, engine: Engine) -> Stage:
-        key = (backend, precision, engine.encoder, engine.decoder, engine.split)
+    def _measure(self, name: str, subject: _Subject) -> Stage:
+        backend, precision, opened_as, engine = subject
+        key = (backend, opened_as, engine.encoder, engine.decoder, engine.split)
         if key not in self._measured:
             opened = open_graphs(
                 backend,
-                precision,
+                opened_as,
                 self._folder / engine.encoder,
                 self._folder / engine.decoder,
                 self._max_batch,
                 split=engine.split,
                 threads=self._threads,
             )
-            what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision}"
+            where = " on the CPU" if opened_as != precision else ""
+            what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision}{where}"
             try:
                 stage = self._truth.compare(opened, what, self._tolerances(name, precision))
             except ParityError as error:
@@ -112,3 +115,17 @@ class Gate:
             self._say(stage.table(name))
             self._measured[key] = stage
         return self._measured[key]
+
+
+class _Subject(NamedTuple):
+    """What a stage runs."""
+
+    backend: str
+    precision: str
+    opened_as: str
+    engine: Engine
+
+
+def _on_cpu(precision: str, engine: Engine) -> _Subject:
+    # ONNX Runtime on the CPU takes FP16 from the graph; by that name it would be on a GPU.
+    return _Subject("onnxruntime", precision, "fp32" if precision == "fp16" else precision, engine)

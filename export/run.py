@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from engine.bundle import DIRECTIONS, sha256_of
 from engine.errors import DirectionsError
 from engine.latents import Directions
 from export.errors import InputError
-from trainer.checkpoint import MODEL, load_config, load_model
+from trainer.checkpoint import CONFIG, MODEL, load_config, load_model
 from trainer.config import TrainConfig
 from trainer.model import VAE
 
@@ -51,10 +52,13 @@ class Run:
         """Reads a run folder.
 
         Raises:
-            InputError: directions or samples are missing, torn, or do not fit the model.
+            InputError: directions or samples are missing, torn, or do not fit the model; or a file may not be read.
             RunError: there is no run, or its configuration or weights cannot be read.
         """
+        _require_readable(path)
         config, resolved = load_config(path)
+        if not isinstance(resolved, dict):
+            raise InputError(f"{path / CONFIG}: `resolved` is {resolved!r}, must be an object; copy the run again")
         model = load_model(path)
         return cls(
             path=path,
@@ -65,6 +69,13 @@ class Run:
             directions=_load_directions(path / DIRECTIONS, config.model.latent_dim),
             samples=_load_samples(path / SAMPLES, config.model.image_size),
         )
+
+
+def _require_readable(run: Path) -> None:
+    """Refuses files without permission, of which safetensors would say that they are not there."""
+    for path in (run / CONFIG, run / MODEL, run / DIRECTIONS, run / SAMPLES):
+        if path.is_file() and not os.access(path, os.R_OK):
+            raise InputError(f"{path} cannot be read (Permission denied); have its owner run `chmod a+r {path}`")
 
 
 def _load_directions(path: Path, latent_dim: int) -> Directions:

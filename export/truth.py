@@ -2,7 +2,8 @@
 
 Five results are compared. `mu` and `log_var`: encoding the images. `decode`: decoding the truth's mu of the
 images. `random`: decoding latents from N(0, I). `edit`: encoding, moving each image by strength 1 along one
-direction (the directions in turn) and decoding, each side from its own mu.
+direction (the directions in turn) and decoding, each side from its own mu. Where there is a judge, `judged` besides:
+every image moved by the edits of `export.judgement`, and what the judge sees then.
 
 Shapes: N images, D latent dimensions, S image size.
 """
@@ -18,7 +19,8 @@ import numpy as np
 from engine.backends import Backend, Bytes, Floats
 from engine.latents import Directions, edit
 from export.errors import ParityError
-from export.parity import ImageError, LatentError, Stage, Tolerances
+from export.judgement import NO_RUN, Edit, Judge, edits_for
+from export.parity import Agreement, ImageError, LatentError, Seen, Stage, Tolerances
 
 Batch = TypeVar("Batch", Bytes, Floats)
 
@@ -32,13 +34,21 @@ class Truth:
         images: uint8 [N, S, S, 3], N at least 2.
         directions: Directions of the edits; without any, `edit` only reconstructs.
         batch_size: Largest batch that either side is given.
+        judge: Judge of edits, or why there is none.
 
     Raises:
         ParityError: the reference's latents are not finite, so that there is nothing to measure against.
     """
 
     def __init__(
-        self, what: str, reference: Backend, images: Bytes, directions: Directions, *, batch_size: int
+        self,
+        what: str,
+        reference: Backend,
+        images: Bytes,
+        directions: Directions,
+        *,
+        batch_size: int,
+        judge: Judge | str = NO_RUN,
     ) -> None:
         self.what = what
         self.reference = reference
@@ -54,6 +64,20 @@ class Truth:
             "random": _decode(reference, noise, batch_size),
             "edit": _decode(reference, _moved(self._mu, directions), batch_size),
         }
+        self._judge = judge
+        self._edits: list[Edit] = []
+        if not isinstance(judge, str):
+            self._edits = edits_for(judge.attributes, directions.names)
+            if not self._edits:
+                self._judge = "skipped: the run has no directions of attributes that its classifier knows"
+        self._seen = self._judged(reference, self._mu)
+
+    @property
+    def judge(self) -> str:
+        """Who judges edits and which, or why nobody does."""
+        if isinstance(self._judge, str):
+            return self._judge
+        return f"{', '.join(map(str, self._edits))} by {self._judge.what}"
 
     def compare(self, engine: Backend, what: str, tolerances: Tolerances) -> Stage:
         """Measures an engine; `what` it is and the `tolerances` are kept for the verdict.
@@ -75,7 +99,18 @@ class Truth:
                 name: ImageError.between(_decode(engine, values, self._batch_size), self._decoded[name])
                 for name, values in latents.items()
             },
+            judged=Agreement.between(self._judged(engine, mu), self._seen) if self._seen else None,
         )
+
+    def _judged(self, backend: Backend, mu: Floats) -> dict[str, Seen]:
+        """What the judge sees of each edit, bool [N], by edit; nothing without a judge."""
+        if isinstance(self._judge, str):
+            return {}
+        seen = {}
+        for move in self._edits:
+            moved = edit(mu, [(self._directions.vectors[self._directions.names.index(move.attribute)], move.strength)])
+            seen[str(move)] = self._judge.sees(_decode(backend, moved, self._batch_size), move.attribute)
+        return seen
 
 
 def _moved(latents: Floats, directions: Directions) -> Floats:

@@ -20,12 +20,11 @@ import tyro
 
 from engine.backends import open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
-from engine.errors import EngineError
-from export.errors import InputError, ParityError
+from export.errors import FAILURES, InputError
+from export.errors import report as report_error
 from export.gate import Gate
 from export.parity import TOLERANCES, Report, Tolerances
 from export.truth import Truth
-from trainer.errors import RunError
 
 _PORTABLE = "the portable graphs by onnxruntime in fp32"
 
@@ -68,6 +67,8 @@ def verify(config: VerifyConfig) -> Report:
     threads = config.threads or len(os.sched_getaffinity(0))
     truth = _portable_truth(bundle, config.samples, threads) if config.run is None else run_truth(bundle, config.run)
 
+    print(f"edits judged: {truth.judge}")
+
     def tolerances(stage: str, precision: str) -> Tolerances:
         return built.stages[stage].tolerances if stage in built.stages else TOLERANCES[precision]
 
@@ -100,13 +101,17 @@ def run_truth(bundle: Bundle, path: Path) -> Truth:
         InputError: it was built from another one, or the run cannot be used; likewise RunError.
     """
     # Bundles can be verified by themselves where there is no torch.
+    from export.judgement import judge_of  # noqa: PLC0415
+    from export.precision import split_samples  # noqa: PLC0415
     from export.reference import NAME, EagerBackend  # noqa: PLC0415
     from export.run import Run  # noqa: PLC0415
 
     run = Run.load(path)
     require_run(bundle, path, run.model_sha256)
+    samples, _ = split_samples(run.samples, bundle.manifest.precision)
+    judge = judge_of(path, run.resolved.get("data_fingerprint"))
     size = bundle.manifest.max_batch_size
-    return Truth(NAME, EagerBackend(run.model), run.samples, run.directions, batch_size=size)
+    return Truth(NAME, EagerBackend(run.model), samples, run.directions, batch_size=size, judge=judge)
 
 
 def require_run(bundle: Bundle, path: Path, model_sha256: str | None) -> None:
@@ -133,18 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = tyro.cli(VerifyConfig, args=arguments, prog="python -m export.verify", description=__doc__)
         report = verify(config)
         print(f"{config.bundle} agrees with {report.truth} on {report.samples} images and as many random latents")
-    except ParityError as error:
-        return _fail(str(error), 1)
-    except (InputError, RunError, EngineError, OSError) as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except FAILURES as error:
+        return report_error(error)
     return 0
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

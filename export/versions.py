@@ -5,7 +5,18 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("dfc-vae", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+_PACKAGES = (
+    "dfc-vae",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "cuda-bindings",
+    "numpy",
+)
 
 
 def versions() -> dict[str, str]:

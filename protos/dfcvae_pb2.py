@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/dfcvae.proto\x12\tdfcvae.v1\"G\n\tRawImages\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x1e\n\rEncodedImages\x12\r\n\x05\x66iles\x18\x01 \x03(\x0c\"f\n\nImageBatch\x12#\n\x03raw\x18\x01 \x01(\x0b\x32\x14.dfcvae.v1.RawImagesH\x00\x12)\n\x05\x66iles\x18\x02 \x01(\x0b\x32\x18.dfcvae.v1.EncodedImagesH\x00\x42\x08\n\x06images\"7\n\x0bLatentBatch\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"F\n\x0bImageOutput\x12&\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x16.dfcvae.v1.ImageFormat\x12\x0f\n\x07quality\x18\x02 \x01(\r\"6\n\rEncodeRequest\x12%\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatch\"]\n\x0e\x45ncodeResponse\x12\"\n\x02mu\x18\x01 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\x12\'\n\x07log_var\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\"`\n\rDecodeRequest\x12\'\n\x07latents\x18\x01 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.ImageOutput\"7\n\x0e\x44\x65\x63odeResponse\x12%\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatch\"L\n\x04\x45\x64it\x12\x13\n\tattribute\x18\x01 \x01(\tH\x00\x12\x13\n\tdirection\x18\x02 \x01(\x0cH\x00\x12\x10\n\x08strength\x18\x03 \x01(\x02\x42\x08\n\x06target\"\xe8\x01\n\x0b\x45\x64itRequest\x12\'\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatchH\x00\x12)\n\x07latents\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatchH\x00\x12\x1e\n\x05\x65\x64its\x18\x03 \x03(\x0b\x32\x0f.dfcvae.v1.Edit\x12\x0c\n\x04keep\x18\x04 \x03(\t\x12%\n\x06result\x18\x05 \x01(\x0e\x32\x15.dfcvae.v1.EditResult\x12&\n\x06output\x18\x06 \x01(\x0b\x32\x16.dfcvae.v1.ImageOutputB\x08\n\x06source\"^\n\x0c\x45\x64itResponse\x12%\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatch\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\"\x11\n\x0fGetModelRequest\"?\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpositives\x18\x02 \x01(\x04\x12\x11\n\tnegatives\x18\x03 \x01(\x04\"-\n\rPreprocessing\x12\x0c\n\x04\x63rop\x18\x01 \x01(\r\x12\x0e\n\x06resize\x18\x02 \x01(\t\"{\n\x06Limits\x12\x1e\n\x16max_images_per_request\x18\x01 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\x12\x19\n\x11max_queued_images\x18\x03 \x01(\r\x12\x1b\n\x13max_pixels_per_file\x18\x04 \x01(\x04\"\xe2\x02\n\x10GetModelResponse\x12\x12\n\nimage_size\x18\x01 \x01(\r\x12\x12\n\nlatent_dim\x18\x02 \x01(\r\x12(\n\nattributes\x18\x03 \x03(\x0b\x32\x14.dfcvae.v1.Attribute\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x06 \x01(\r\x12!\n\x06limits\x18\x07 \x01(\x0b\x32\x11.dfcvae.v1.Limits\x12/\n\rpreprocessing\x18\x08 \x01(\x0b\x32\x18.dfcvae.v1.Preprocessing\x12;\n\x08versions\x18\t \x03(\x0b\x32).dfcvae.v1.GetModelResponse.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x85\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x03\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x04*~\n\nEditResult\x12\x1b\n\x17\x45\x44IT_RESULT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45\x44IT_RESULT_IMAGES\x10\x01\x12\x17\n\x13\x45\x44IT_RESULT_LATENTS\x10\x02\x12\"\n\x1e\x45\x44IT_RESULT_IMAGES_AND_LATENTS\x10\x03\x32\x8a\x02\n\x0cLatentEngine\x12=\n\x06\x45ncode\x12\x18.dfcvae.v1.EncodeRequest\x1a\x19.dfcvae.v1.EncodeResponse\x12=\n\x06\x44\x65\x63ode\x12\x18.dfcvae.v1.DecodeRequest\x1a\x19.dfcvae.v1.DecodeResponse\x12\x37\n\x04\x45\x64it\x12\x16.dfcvae.v1.EditRequest\x1a\x17.dfcvae.v1.EditResponse\x12\x43\n\x08GetModel\x12\x1a.dfcvae.v1.GetModelRequest\x1a\x1b.dfcvae.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/dfcvae.proto\x12\tdfcvae.v1\"G\n\tRawImages\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x1e\n\rEncodedImages\x12\r\n\x05\x66iles\x18\x01 \x03(\x0c\"f\n\nImageBatch\x12#\n\x03raw\x18\x01 \x01(\x0b\x32\x14.dfcvae.v1.RawImagesH\x00\x12)\n\x05\x66iles\x18\x02 \x01(\x0b\x32\x18.dfcvae.v1.EncodedImagesH\x00\x42\x08\n\x06images\"7\n\x0bLatentBatch\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"F\n\x0bImageOutput\x12&\n\x06\x66ormat\x18\x01 \x01(\x0e\x32\x16.dfcvae.v1.ImageFormat\x12\x0f\n\x07quality\x18\x02 \x01(\r\"l\n\rEncodeRequest\x12%\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatch\x12\r\n\x05model\x18\x0e \x01(\t\x12%\n\x08priority\x18\x0f \x01(\x0e\x32\x13.dfcvae.v1.Priority\"]\n\x0e\x45ncodeResponse\x12\"\n\x02mu\x18\x01 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\x12\'\n\x07log_var\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\"\x96\x01\n\rDecodeRequest\x12\'\n\x07latents\x18\x01 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.ImageOutput\x12\r\n\x05model\x18\x0e \x01(\t\x12%\n\x08priority\x18\x0f \x01(\x0e\x32\x13.dfcvae.v1.Priority\"7\n\x0e\x44\x65\x63odeResponse\x12%\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatch\"L\n\x04\x45\x64it\x12\x13\n\tattribute\x18\x01 \x01(\tH\x00\x12\x13\n\tdirection\x18\x02 \x01(\x0cH\x00\x12\x10\n\x08strength\x18\x03 \x01(\x02\x42\x08\n\x06target\"\x9e\x02\n\x0b\x45\x64itRequest\x12\'\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatchH\x00\x12)\n\x07latents\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatchH\x00\x12\x1e\n\x05\x65\x64its\x18\x03 \x03(\x0b\x32\x0f.dfcvae.v1.Edit\x12\x0c\n\x04keep\x18\x04 \x03(\t\x12%\n\x06result\x18\x05 \x01(\x0e\x32\x15.dfcvae.v1.EditResult\x12&\n\x06output\x18\x06 \x01(\x0b\x32\x16.dfcvae.v1.ImageOutput\x12\r\n\x05model\x18\x0e \x01(\t\x12%\n\x08priority\x18\x0f \x01(\x0e\x32\x13.dfcvae.v1.PriorityB\x08\n\x06source\"^\n\x0c\x45\x64itResponse\x12%\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatch\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\"\xb0\x02\n\x11\x45\x64itStreamRequest\x12\'\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatchH\x00\x12)\n\x07latents\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatchH\x00\x12\x1e\n\x05\x65\x64its\x18\x03 \x03(\x0b\x32\x0f.dfcvae.v1.Edit\x12\x0c\n\x04keep\x18\x04 \x03(\t\x12%\n\x06result\x18\x05 \x01(\x0e\x32\x15.dfcvae.v1.EditResult\x12&\n\x06output\x18\x06 \x01(\x0b\x32\x16.dfcvae.v1.ImageOutput\x12\n\n\x02id\x18\x07 \x01(\x04\x12\r\n\x05model\x18\x0e \x01(\t\x12%\n\x08priority\x18\x0f \x01(\x0e\x32\x13.dfcvae.v1.PriorityB\x08\n\x06source\"D\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\x7f\n\x12\x45\x64itStreamResponse\x12)\n\x06\x65\x64ited\x18\x01 \x01(\x0b\x32\x17.dfcvae.v1.EditResponseH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.StreamErrorH\x00\x12\n\n\x02id\x18\x07 \x01(\x04\x42\t\n\x07outcome\"g\n\x07WalkEnd\x12\'\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatchH\x00\x12)\n\x07latents\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatchH\x00\x42\x08\n\x06source\"\x8b\x02\n\x12InterpolateRequest\x12!\n\x05start\x18\x01 \x01(\x0b\x32\x12.dfcvae.v1.WalkEnd\x12\x1f\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x12.dfcvae.v1.WalkEnd\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x1d\n\x04walk\x18\x04 \x01(\x0e\x32\x0f.dfcvae.v1.Walk\x12%\n\x06result\x18\x05 \x01(\x0e\x32\x15.dfcvae.v1.EditResult\x12&\n\x06output\x18\x06 \x01(\x0b\x32\x16.dfcvae.v1.ImageOutput\x12\r\n\x05model\x18\x0e \x01(\t\x12%\n\x08priority\x18\x0f \x01(\x0e\x32\x13.dfcvae.v1.Priority\"e\n\x13InterpolateResponse\x12%\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatch\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\"\x8a\x02\n\rSampleRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12-\n\x0c\x64istribution\x18\x04 \x01(\x0e\x32\x17.dfcvae.v1.Distribution\x12%\n\x06result\x18\x05 \x01(\x0e\x32\x15.dfcvae.v1.EditResult\x12&\n\x06output\x18\x06 \x01(\x0b\x32\x16.dfcvae.v1.ImageOutput\x12\r\n\x05model\x18\x0e \x01(\t\x12%\n\x08priority\x18\x0f \x01(\x0e\x32\x13.dfcvae.v1.PriorityB\x0e\n\x0c_temperature\"`\n\x0eSampleResponse\x12%\n\x06images\x18\x01 \x01(\x0b\x32\x15.dfcvae.v1.ImageBatch\x12\'\n\x07latents\x18\x02 \x01(\x0b\x32\x16.dfcvae.v1.LatentBatch\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x0e \x01(\t\"?\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpositives\x18\x02 \x01(\x04\x12\x11\n\tnegatives\x18\x03 \x01(\x04\"-\n\rPreprocessing\x12\x0c\n\x04\x63rop\x18\x01 \x01(\r\x12\x0e\n\x06resize\x18\x02 \x01(\t\"\xd6\x01\n\x06Limits\x12\x1e\n\x16max_images_per_request\x18\x01 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\x04\x12\x19\n\x11max_queued_images\x18\x03 \x01(\r\x12\x1b\n\x13max_pixels_per_file\x18\x04 \x01(\x04\x12\x1e\n\x16max_concurrent_streams\x18\x05 \x01(\r\x12\x1d\n\x15max_images_per_second\x18\x06 \x01(\x01\x12\x1a\n\x12max_requests_ahead\x18\x07 \x01(\r\"\xdc\x03\n\x10GetModelResponse\x12\x12\n\nimage_size\x18\x01 \x01(\r\x12\x12\n\nlatent_dim\x18\x02 \x01(\r\x12(\n\nattributes\x18\x03 \x03(\x0b\x32\x14.dfcvae.v1.Attribute\x12\x0f\n\x07\x62\x61\x63kend\x18\x04 \x01(\t\x12\x11\n\tprecision\x18\x05 \x01(\t\x12\x16\n\x0emax_batch_size\x18\x06 \x01(\r\x12!\n\x06limits\x18\x07 \x01(\x0b\x32\x11.dfcvae.v1.Limits\x12/\n\rpreprocessing\x18\x08 \x01(\x0b\x32\x18.dfcvae.v1.Preprocessing\x12;\n\x08versions\x18\t \x03(\x0b\x32).dfcvae.v1.GetModelResponse.VersionsEntry\x12\r\n\x05model\x18\n \x01(\t\x12\x0e\n\x06models\x18\x0b \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x0c \x01(\t\x12.\n\rdistributions\x18\r \x03(\x0e\x32\x17.dfcvae.v1.Distribution\x12\x14\n\x0cmax_delay_ms\x18\x0e \x01(\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x85\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x03\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x04*l\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x13\n\x0fPRIORITY_NORMAL\x10\x01\x12\x17\n\x13PRIORITY_BACKGROUND\x10\x02\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x03*~\n\nEditResult\x12\x1b\n\x17\x45\x44IT_RESULT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45\x44IT_RESULT_IMAGES\x10\x01\x12\x17\n\x13\x45\x44IT_RESULT_LATENTS\x10\x02\x12\"\n\x1e\x45\x44IT_RESULT_IMAGES_AND_LATENTS\x10\x03*A\n\x04Walk\x12\x14\n\x10WALK_UNSPECIFIED\x10\x00\x12\x0f\n\x0bWALK_LINEAR\x10\x01\x12\x12\n\x0eWALK_SPHERICAL\x10\x02*`\n\x0c\x44istribution\x12\x1c\n\x18\x44ISTRIBUTION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44ISTRIBUTION_STANDARD\x10\x01\x12\x17\n\x13\x44ISTRIBUTION_FITTED\x10\x02\x32\xe6\x03\n\x0cLatentEngine\x12=\n\x06\x45ncode\x12\x18.dfcvae.v1.EncodeRequest\x1a\x19.dfcvae.v1.EncodeResponse\x12=\n\x06\x44\x65\x63ode\x12\x18.dfcvae.v1.DecodeRequest\x1a\x19.dfcvae.v1.DecodeResponse\x12\x37\n\x04\x45\x64it\x12\x16.dfcvae.v1.EditRequest\x1a\x17.dfcvae.v1.EditResponse\x12M\n\nEditStream\x12\x1c.dfcvae.v1.EditStreamRequest\x1a\x1d.dfcvae.v1.EditStreamResponse(\x01\x30\x01\x12L\n\x0bInterpolate\x12\x1d.dfcvae.v1.InterpolateRequest\x1a\x1e.dfcvae.v1.InterpolateResponse\x12=\n\x06Sample\x12\x18.dfcvae.v1.SampleRequest\x1a\x19.dfcvae.v1.SampleResponse\x12\x43\n\x08GetModel\x12\x1a.dfcvae.v1.GetModelRequest\x1a\x1b.dfcvae.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETMODELRESPONSE_VERSIONSENTRY']._loaded_options = None
   _globals['_GETMODELRESPONSE_VERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_IMAGEFORMAT']._serialized_start=1701
-  _globals['_IMAGEFORMAT']._serialized_end=1834
-  _globals['_EDITRESULT']._serialized_start=1836
-  _globals['_EDITRESULT']._serialized_end=1962
+  _globals['_IMAGEFORMAT']._serialized_start=3444
+  _globals['_IMAGEFORMAT']._serialized_end=3577
+  _globals['_PRIORITY']._serialized_start=3579
+  _globals['_PRIORITY']._serialized_end=3687
+  _globals['_EDITRESULT']._serialized_start=3689
+  _globals['_EDITRESULT']._serialized_end=3815
+  _globals['_WALK']._serialized_start=3817
+  _globals['_WALK']._serialized_end=3882
+  _globals['_DISTRIBUTION']._serialized_start=3884
+  _globals['_DISTRIBUTION']._serialized_end=3980
   _globals['_RAWIMAGES']._serialized_start=34
   _globals['_RAWIMAGES']._serialized_end=105
   _globals['_ENCODEDIMAGES']._serialized_start=107
@@ -48,31 +54,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGEOUTPUT']._serialized_start=300
   _globals['_IMAGEOUTPUT']._serialized_end=370
   _globals['_ENCODEREQUEST']._serialized_start=372
-  _globals['_ENCODEREQUEST']._serialized_end=426
-  _globals['_ENCODERESPONSE']._serialized_start=428
-  _globals['_ENCODERESPONSE']._serialized_end=521
-  _globals['_DECODEREQUEST']._serialized_start=523
-  _globals['_DECODEREQUEST']._serialized_end=619
-  _globals['_DECODERESPONSE']._serialized_start=621
-  _globals['_DECODERESPONSE']._serialized_end=676
-  _globals['_EDIT']._serialized_start=678
-  _globals['_EDIT']._serialized_end=754
-  _globals['_EDITREQUEST']._serialized_start=757
-  _globals['_EDITREQUEST']._serialized_end=989
-  _globals['_EDITRESPONSE']._serialized_start=991
-  _globals['_EDITRESPONSE']._serialized_end=1085
-  _globals['_GETMODELREQUEST']._serialized_start=1087
-  _globals['_GETMODELREQUEST']._serialized_end=1104
-  _globals['_ATTRIBUTE']._serialized_start=1106
-  _globals['_ATTRIBUTE']._serialized_end=1169
-  _globals['_PREPROCESSING']._serialized_start=1171
-  _globals['_PREPROCESSING']._serialized_end=1216
-  _globals['_LIMITS']._serialized_start=1218
-  _globals['_LIMITS']._serialized_end=1341
-  _globals['_GETMODELRESPONSE']._serialized_start=1344
-  _globals['_GETMODELRESPONSE']._serialized_end=1698
-  _globals['_GETMODELRESPONSE_VERSIONSENTRY']._serialized_start=1651
-  _globals['_GETMODELRESPONSE_VERSIONSENTRY']._serialized_end=1698
-  _globals['_LATENTENGINE']._serialized_start=1965
-  _globals['_LATENTENGINE']._serialized_end=2231
+  _globals['_ENCODEREQUEST']._serialized_end=480
+  _globals['_ENCODERESPONSE']._serialized_start=482
+  _globals['_ENCODERESPONSE']._serialized_end=575
+  _globals['_DECODEREQUEST']._serialized_start=578
+  _globals['_DECODEREQUEST']._serialized_end=728
+  _globals['_DECODERESPONSE']._serialized_start=730
+  _globals['_DECODERESPONSE']._serialized_end=785
+  _globals['_EDIT']._serialized_start=787
+  _globals['_EDIT']._serialized_end=863
+  _globals['_EDITREQUEST']._serialized_start=866
+  _globals['_EDITREQUEST']._serialized_end=1152
+  _globals['_EDITRESPONSE']._serialized_start=1154
+  _globals['_EDITRESPONSE']._serialized_end=1248
+  _globals['_EDITSTREAMREQUEST']._serialized_start=1251
+  _globals['_EDITSTREAMREQUEST']._serialized_end=1555
+  _globals['_STREAMERROR']._serialized_start=1557
+  _globals['_STREAMERROR']._serialized_end=1625
+  _globals['_EDITSTREAMRESPONSE']._serialized_start=1627
+  _globals['_EDITSTREAMRESPONSE']._serialized_end=1754
+  _globals['_WALKEND']._serialized_start=1756
+  _globals['_WALKEND']._serialized_end=1859
+  _globals['_INTERPOLATEREQUEST']._serialized_start=1862
+  _globals['_INTERPOLATEREQUEST']._serialized_end=2129
+  _globals['_INTERPOLATERESPONSE']._serialized_start=2131
+  _globals['_INTERPOLATERESPONSE']._serialized_end=2232
+  _globals['_SAMPLEREQUEST']._serialized_start=2235
+  _globals['_SAMPLEREQUEST']._serialized_end=2501
+  _globals['_SAMPLERESPONSE']._serialized_start=2503
+  _globals['_SAMPLERESPONSE']._serialized_end=2599
+  _globals['_GETMODELREQUEST']._serialized_start=2601
+  _globals['_GETMODELREQUEST']._serialized_end=2633
+  _globals['_ATTRIBUTE']._serialized_start=2635
+  _globals['_ATTRIBUTE']._serialized_end=2698
+  _globals['_PREPROCESSING']._serialized_start=2700
+  _globals['_PREPROCESSING']._serialized_end=2745
+  _globals['_LIMITS']._serialized_start=2748
+  _globals['_LIMITS']._serialized_end=2962
+  _globals['_GETMODELRESPONSE']._serialized_start=2965
+  _globals['_GETMODELRESPONSE']._serialized_end=3441
+  _globals['_GETMODELRESPONSE_VERSIONSENTRY']._serialized_start=3394
+  _globals['_GETMODELRESPONSE_VERSIONSENTRY']._serialized_end=3441
+  _globals['_LATENTENGINE']._serialized_start=3983
+  _globals['_LATENTENGINE']._serialized_end=4469
 # @@protoc_insertion_point(module_scope)

@@ -15,21 +15,50 @@ class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IMAGE_FORMAT_PNG: _ClassVar[ImageFormat]
     IMAGE_FORMAT_WEBP: _ClassVar[ImageFormat]
 
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_BACKGROUND: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+
 class EditResult(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     EDIT_RESULT_UNSPECIFIED: _ClassVar[EditResult]
     EDIT_RESULT_IMAGES: _ClassVar[EditResult]
     EDIT_RESULT_LATENTS: _ClassVar[EditResult]
     EDIT_RESULT_IMAGES_AND_LATENTS: _ClassVar[EditResult]
+
+class Walk(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WALK_UNSPECIFIED: _ClassVar[Walk]
+    WALK_LINEAR: _ClassVar[Walk]
+    WALK_SPHERICAL: _ClassVar[Walk]
+
+class Distribution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DISTRIBUTION_UNSPECIFIED: _ClassVar[Distribution]
+    DISTRIBUTION_STANDARD: _ClassVar[Distribution]
+    DISTRIBUTION_FITTED: _ClassVar[Distribution]
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat
 IMAGE_FORMAT_RAW: ImageFormat
 IMAGE_FORMAT_JPEG: ImageFormat
 IMAGE_FORMAT_PNG: ImageFormat
 IMAGE_FORMAT_WEBP: ImageFormat
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_BACKGROUND: Priority
+PRIORITY_INTERACTIVE: Priority
 EDIT_RESULT_UNSPECIFIED: EditResult
 EDIT_RESULT_IMAGES: EditResult
 EDIT_RESULT_LATENTS: EditResult
 EDIT_RESULT_IMAGES_AND_LATENTS: EditResult
+WALK_UNSPECIFIED: Walk
+WALK_LINEAR: Walk
+WALK_SPHERICAL: Walk
+DISTRIBUTION_UNSPECIFIED: Distribution
+DISTRIBUTION_STANDARD: Distribution
+DISTRIBUTION_FITTED: Distribution
 
 class RawImages(_message.Message):
     __slots__ = ("count", "height", "width", "data")
@@ -76,10 +105,14 @@ class ImageOutput(_message.Message):
     def __init__(self, format: _Optional[_Union[ImageFormat, str]] = ..., quality: _Optional[int] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("images",)
+    __slots__ = ("images", "model", "priority")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     images: ImageBatch
-    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ...) -> None: ...
+    model: str
+    priority: Priority
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("mu", "log_var")
@@ -90,12 +123,16 @@ class EncodeResponse(_message.Message):
     def __init__(self, mu: _Optional[_Union[LatentBatch, _Mapping]] = ..., log_var: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("latents", "output")
+    __slots__ = ("latents", "output", "model", "priority")
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     latents: LatentBatch
     output: ImageOutput
-    def __init__(self, latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ...) -> None: ...
+    model: str
+    priority: Priority
+    def __init__(self, latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
     __slots__ = ("images",)
@@ -114,20 +151,24 @@ class Edit(_message.Message):
     def __init__(self, attribute: _Optional[str] = ..., direction: _Optional[bytes] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class EditRequest(_message.Message):
-    __slots__ = ("images", "latents", "edits", "keep", "result", "output")
+    __slots__ = ("images", "latents", "edits", "keep", "result", "output", "model", "priority")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     images: ImageBatch
     latents: LatentBatch
     edits: _containers.RepeatedCompositeFieldContainer[Edit]
     keep: _containers.RepeatedScalarFieldContainer[str]
     result: EditResult
     output: ImageOutput
-    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ...) -> None: ...
+    model: str
+    priority: Priority
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class EditResponse(_message.Message):
     __slots__ = ("images", "latents")
@@ -137,9 +178,117 @@ class EditResponse(_message.Message):
     latents: LatentBatch
     def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
 
+class EditStreamRequest(_message.Message):
+    __slots__ = ("images", "latents", "edits", "keep", "result", "output", "id", "model", "priority")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    images: ImageBatch
+    latents: LatentBatch
+    edits: _containers.RepeatedCompositeFieldContainer[Edit]
+    keep: _containers.RepeatedScalarFieldContainer[str]
+    result: EditResult
+    output: ImageOutput
+    id: int
+    model: str
+    priority: Priority
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., id: _Optional[int] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+
+class StreamError(_message.Message):
+    __slots__ = ("code", "message", "retry_after_ms")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    retry_after_ms: int
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+
+class EditStreamResponse(_message.Message):
+    __slots__ = ("edited", "error", "id")
+    EDITED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    edited: EditResponse
+    error: StreamError
+    id: int
+    def __init__(self, edited: _Optional[_Union[EditResponse, _Mapping]] = ..., error: _Optional[_Union[StreamError, _Mapping]] = ..., id: _Optional[int] = ...) -> None: ...
+
+class WalkEnd(_message.Message):
+    __slots__ = ("images", "latents")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    images: ImageBatch
+    latents: LatentBatch
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
+
+class InterpolateRequest(_message.Message):
+    __slots__ = ("start", "end", "steps", "walk", "result", "output", "model", "priority")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    WALK_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    start: WalkEnd
+    end: WalkEnd
+    steps: int
+    walk: Walk
+    result: EditResult
+    output: ImageOutput
+    model: str
+    priority: Priority
+    def __init__(self, start: _Optional[_Union[WalkEnd, _Mapping]] = ..., end: _Optional[_Union[WalkEnd, _Mapping]] = ..., steps: _Optional[int] = ..., walk: _Optional[_Union[Walk, str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+
+class InterpolateResponse(_message.Message):
+    __slots__ = ("images", "latents")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    images: ImageBatch
+    latents: LatentBatch
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
+
+class SampleRequest(_message.Message):
+    __slots__ = ("count", "seed", "temperature", "distribution", "result", "output", "model", "priority")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    seed: int
+    temperature: float
+    distribution: Distribution
+    result: EditResult
+    output: ImageOutput
+    model: str
+    priority: Priority
+    def __init__(self, count: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., distribution: _Optional[_Union[Distribution, str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+
+class SampleResponse(_message.Message):
+    __slots__ = ("images", "latents")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    images: ImageBatch
+    latents: LatentBatch
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
+
 class GetModelRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Attribute(_message.Message):
     __slots__ = ("name", "positives", "negatives")
@@ -160,19 +309,25 @@ class Preprocessing(_message.Message):
     def __init__(self, crop: _Optional[int] = ..., resize: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_images_per_request", "max_message_bytes", "max_queued_images", "max_pixels_per_file")
+    __slots__ = ("max_images_per_request", "max_message_bytes", "max_queued_images", "max_pixels_per_file", "max_concurrent_streams", "max_images_per_second", "max_requests_ahead")
     MAX_IMAGES_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_IMAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_PIXELS_PER_FILE_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONCURRENT_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUESTS_AHEAD_FIELD_NUMBER: _ClassVar[int]
     max_images_per_request: int
     max_message_bytes: int
     max_queued_images: int
     max_pixels_per_file: int
-    def __init__(self, max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_images: _Optional[int] = ..., max_pixels_per_file: _Optional[int] = ...) -> None: ...
+    max_concurrent_streams: int
+    max_images_per_second: float
+    max_requests_ahead: int
+    def __init__(self, max_images_per_request: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_images: _Optional[int] = ..., max_pixels_per_file: _Optional[int] = ..., max_concurrent_streams: _Optional[int] = ..., max_images_per_second: _Optional[float] = ..., max_requests_ahead: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("image_size", "latent_dim", "attributes", "backend", "precision", "max_batch_size", "limits", "preprocessing", "versions")
+    __slots__ = ("image_size", "latent_dim", "attributes", "backend", "precision", "max_batch_size", "limits", "preprocessing", "versions", "model", "models", "fingerprint", "distributions", "max_delay_ms")
     class VersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +344,11 @@ class GetModelResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_DELAY_MS_FIELD_NUMBER: _ClassVar[int]
     image_size: int
     latent_dim: int
     attributes: _containers.RepeatedCompositeFieldContainer[Attribute]
@@ -198,4 +358,9 @@ class GetModelResponse(_message.Message):
     limits: Limits
     preprocessing: Preprocessing
     versions: _containers.ScalarMap[str, str]
-    def __init__(self, image_size: _Optional[int] = ..., latent_dim: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    model: str
+    models: _containers.RepeatedScalarFieldContainer[str]
+    fingerprint: str
+    distributions: _containers.RepeatedScalarFieldContainer[Distribution]
+    max_delay_ms: float
+    def __init__(self, image_size: _Optional[int] = ..., latent_dim: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[Attribute, _Mapping]]] = ..., backend: _Optional[str] = ..., precision: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., preprocessing: _Optional[_Union[Preprocessing, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., model: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., fingerprint: _Optional[str] = ..., distributions: _Optional[_Iterable[_Union[Distribution, str]]] = ..., max_delay_ms: _Optional[float] = ...) -> None: ...

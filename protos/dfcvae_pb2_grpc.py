@@ -50,6 +50,21 @@ class LatentEngineStub:
                 request_serializer=protos_dot_dfcvae__pb2.EditRequest.SerializeToString,
                 response_deserializer=protos_dot_dfcvae__pb2.EditResponse.FromString,
                 _registered_method=True)
+        self.EditStream = channel.stream_stream(
+                '/dfcvae.v1.LatentEngine/EditStream',
+                request_serializer=protos_dot_dfcvae__pb2.EditStreamRequest.SerializeToString,
+                response_deserializer=protos_dot_dfcvae__pb2.EditStreamResponse.FromString,
+                _registered_method=True)
+        self.Interpolate = channel.unary_unary(
+                '/dfcvae.v1.LatentEngine/Interpolate',
+                request_serializer=protos_dot_dfcvae__pb2.InterpolateRequest.SerializeToString,
+                response_deserializer=protos_dot_dfcvae__pb2.InterpolateResponse.FromString,
+                _registered_method=True)
+        self.Sample = channel.unary_unary(
+                '/dfcvae.v1.LatentEngine/Sample',
+                request_serializer=protos_dot_dfcvae__pb2.SampleRequest.SerializeToString,
+                response_deserializer=protos_dot_dfcvae__pb2.SampleResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/dfcvae.v1.LatentEngine/GetModel',
                 request_serializer=protos_dot_dfcvae__pb2.GetModelRequest.SerializeToString,
@@ -82,6 +97,29 @@ class LatentEngineServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EditStream(self, request_iterator, context):
+        """Edits one after the other: a slider, or a video. Answers come in the order of the requests, one each. A request
+        without a source edits the latents of the last source again, so that it costs only a decode. What is wrong with
+        a request is told in its answer, and the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Interpolate(self, request, context):
+        """Walks from images or latents to others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sample(self, request, context):
+        """Draws new images.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """What is served: sizes, attributes, limits, precision, versions.
         """
@@ -106,6 +144,21 @@ def add_LatentEngineServicer_to_server(servicer, server):
                     servicer.Edit,
                     request_deserializer=protos_dot_dfcvae__pb2.EditRequest.FromString,
                     response_serializer=protos_dot_dfcvae__pb2.EditResponse.SerializeToString,
+            ),
+            'EditStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EditStream,
+                    request_deserializer=protos_dot_dfcvae__pb2.EditStreamRequest.FromString,
+                    response_serializer=protos_dot_dfcvae__pb2.EditStreamResponse.SerializeToString,
+            ),
+            'Interpolate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Interpolate,
+                    request_deserializer=protos_dot_dfcvae__pb2.InterpolateRequest.FromString,
+                    response_serializer=protos_dot_dfcvae__pb2.InterpolateResponse.SerializeToString,
+            ),
+            'Sample': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sample,
+                    request_deserializer=protos_dot_dfcvae__pb2.SampleRequest.FromString,
+                    response_serializer=protos_dot_dfcvae__pb2.SampleResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -195,6 +248,87 @@ class LatentEngine:
             '/dfcvae.v1.LatentEngine/Edit',
             protos_dot_dfcvae__pb2.EditRequest.SerializeToString,
             protos_dot_dfcvae__pb2.EditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EditStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/dfcvae.v1.LatentEngine/EditStream',
+            protos_dot_dfcvae__pb2.EditStreamRequest.SerializeToString,
+            protos_dot_dfcvae__pb2.EditStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Interpolate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dfcvae.v1.LatentEngine/Interpolate',
+            protos_dot_dfcvae__pb2.InterpolateRequest.SerializeToString,
+            protos_dot_dfcvae__pb2.InterpolateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dfcvae.v1.LatentEngine/Sample',
+            protos_dot_dfcvae__pb2.SampleRequest.SerializeToString,
+            protos_dot_dfcvae__pb2.SampleResponse.FromString,
             options,
             channel_credentials,
             insecure,

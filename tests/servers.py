@@ -1,12 +1,17 @@
 """Real server processes for tests, in an environment where torch and its friends can't be imported."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parent.parent
 END_TO_END = ROOT / "tests" / "end_to_end"
@@ -52,16 +57,19 @@ class ServerProcess:
         command: What Python is to run, for example ["-m", "engine", "--bundle", ...]; `--port` is added.
         folder: Where its log goes.
         port: TCP port; 0 lets the server choose.
+        variables: Environment variables beside those of the tests.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, port: int = 0) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, port: int = 0, variables: Mapping[str, str] | None = None
+    ) -> None:
         self.target = f"127.0.0.1:{port}"
         self._log = folder / "server.log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command, "--port", str(port)],
                 cwd=ROOT,
-                env=environment_without_torch(folder / "site"),
+                env={**environment_without_torch(folder / "site"), **(variables or {})},
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -71,6 +79,33 @@ class ServerProcess:
     def log(self) -> str:
         """What it wrote to stderr so far."""
         return self._log.read_text()
+
+    def wait_for_log(self, text: str, count: int = 1) -> str:
+        """Waits until the log has a text so often (or for the test's time limit); gives the log."""
+        while (log := self.log).count(text) < count:
+            assert self.process.poll() is None, f"the server ended without {text!r} in its log:\n{log}"
+            time.sleep(0.01)
+        return log
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One figure as Prometheus would read it now, for a server with --metrics-port; 0 where there is none yet."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.scrape())
+            for sample in family.samples
+            if sample.name == name and sample.labels == labels
+        )
+
+    def scrape(self) -> str:
+        """What a server with --metrics-port says to Prometheus."""
+        (url,) = re.findall(r"metrics on (http://\S+)", self.wait_for_log("metrics on http"))
+        with urllib.request.urlopen(url, timeout=30) as response:
+            text: str = response.read().decode()
+        return text
+
+    def hang_up(self) -> None:
+        """Sends SIGHUP: bundles and tokens are read again."""
+        self.process.send_signal(signal.SIGHUP)
 
     def terminate(self) -> None:
         """Sends SIGTERM, without waiting."""

@@ -1,6 +1,8 @@
 """Backends: runtimes that turn a contiguous batch into a batch. They know neither queues nor wires."""
 
 import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -8,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bundle import Bundle, Manifest
-from engine.errors import BundleError
+from engine.errors import BackendError, BundleError
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -24,8 +26,15 @@ class Backend(Protocol):
         """Latents, float32 [N, D], to images, uint8 [N, H, W, 3] RGB."""
 
 
-PRECISIONS: dict[str, tuple[str, ...]] = {"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16")}
-"""The backends of this engine, and the precisions that each can compute in where the hardware has them."""
+PRECISIONS: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "tensorrt": ("fp16", "int8"),
+}
+"""The backends of this engine, and the precisions that each can compute in where the hardware has them.
+
+ONNX Runtime computes fp16 on a GPU, the rest on the CPU; OpenVINO on the CPU; TensorRT on a GPU.
+"""
 
 
 def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
@@ -37,9 +46,12 @@ def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
 
     Raises:
         BundleError: When the manifest names a backend or a precision that this engine doesn't have.
-        BackendError: When the backend's package isn't installed, or this machine lacks units for the precision.
+        BackendError: When the backend's package isn't installed, this machine lacks units for the precision, or its
+            plans were built for another GPU or another TensorRT.
     """
     manifest = bundle.manifest
+    if manifest.backend == "tensorrt":
+        _require_device_of(manifest)
     return open_graphs(
         manifest.backend,
         manifest.precision,
@@ -66,8 +78,8 @@ def open_graphs(
     Args:
         backend: A key of `PRECISIONS`.
         precision: One of its precisions.
-        encoder: ONNX graph of the encoder.
-        decoder: ONNX graph of the decoder.
+        encoder: ONNX graph of the encoder; for tensorrt, its plan.
+        decoder: ONNX graph of the decoder; for tensorrt, its plan.
         max_batch_size: Largest batch, images.
         split: As `engine.bundle.Engine` says.
         threads: Compute threads; None takes every core that this process may use.
@@ -88,9 +100,31 @@ def open_graphs(
         from engine.backends.open_vino import OpenVinoBackend  # noqa: PLC0415
 
         return OpenVinoBackend(encoder, decoder, precision, max_batch_size, split=split, threads=threads)
+    if backend == "tensorrt":
+        from engine.backends.tensor_rt import TensorRtBackend  # noqa: PLC0415
+
+        return TensorRtBackend(encoder, decoder, max_batch_size)
     from engine.backends.onnx_runtime import OnnxRuntimeBackend  # noqa: PLC0415
 
-    return OnnxRuntimeBackend(encoder, decoder, threads)
+    return OnnxRuntimeBackend(encoder, decoder, threads, precision)
+
+
+def _require_device_of(manifest: Manifest) -> None:
+    from engine.backends.tensor_rt import require_device  # noqa: PLC0415
+
+    here, built = require_device(), manifest.tensorrt.get("device")
+    if here != built:
+        raise BackendError(
+            f"the bundle's plans were built with {_device(built)}, this machine has {_device(here)}; rebuild them here "
+            "with: python -m export.build_engines --run RUN --out BUNDLE --force "
+            f"--backend tensorrt --precision {manifest.precision} --max-batch {manifest.max_batch_size}"
+        )
+
+
+def _device(values: object) -> str:
+    if not isinstance(values, dict) or not values:
+        return "something that the manifest does not name"
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def warm_up(backend: Backend, manifest: Manifest) -> None:
@@ -99,15 +133,25 @@ def warm_up(backend: Backend, manifest: Manifest) -> None:
     Raises:
         BundleError: When a graph's results don't have the shapes that the manifest promises.
     """
-    size, dim = manifest.image_size, manifest.latent_dim
+    for call in first_calls(backend, manifest):
+        call()
+
+
+def first_calls(backend: Backend, manifest: Manifest) -> Iterator[Callable[[], None]]:
+    """The calls of `warm_up`, one per batch size, for those who have something to do in between."""
     for count in _batch_sizes(manifest.max_batch_size):
-        mu, log_var = backend.encode(np.zeros((count, size, size, 3), np.uint8))
-        images = backend.decode(np.zeros((count, dim), np.float32))
-        if mu.shape != (count, dim) or log_var.shape != (count, dim) or images.shape != (count, size, size, 3):
-            raise BundleError(
-                f"the graphs don't fit the manifest (image_size {size}, latent_dim {dim}): on {count} images "
-                f"they gave mu {list(mu.shape)}, log_var {list(log_var.shape)}, images {list(images.shape)}"
-            )
+        yield partial(_call, backend, manifest, count)
+
+
+def _call(backend: Backend, manifest: Manifest, count: int) -> None:
+    size, dim = manifest.image_size, manifest.latent_dim
+    mu, log_var = backend.encode(np.zeros((count, size, size, 3), np.uint8))
+    images = backend.decode(np.zeros((count, dim), np.float32))
+    if mu.shape != (count, dim) or log_var.shape != (count, dim) or images.shape != (count, size, size, 3):
+        raise BundleError(
+            f"the graphs don't fit the manifest (image_size {size}, latent_dim {dim}): on {count} images "
+            f"they gave mu {list(mu.shape)}, log_var {list(log_var.shape)}, images {list(images.shape)}"
+        )
 
 
 def _batch_sizes(largest: int) -> list[int]:

@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from engine import logs
 from engine.backends import Backend, Bytes, Floats, open_backend
-from engine.bundle import Bundle
-from engine.server import ServerConfig, serve
+from engine.config import load_config
+from engine.server import serve
 
 
 class GatedBackend:
@@ -45,9 +44,9 @@ class GatedBackend:
 
 def main() -> None:
     folder, *arguments = sys.argv[1:]
-    config = tyro.cli(ServerConfig, args=arguments)
-    bundle = Bundle.load(config.bundle)
-    asyncio.run(serve(config, bundle, GatedBackend(open_backend(bundle), Path(folder))))
+    config = load_config(arguments)
+    logs.set_up(config.log_level, config.log_format)
+    asyncio.run(serve(config, lambda bundle: GatedBackend(open_backend(bundle), Path(folder))))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of, random_images
 
 from engine.client import Client
-from engine.service import MAX_MESSAGE_BYTES
+from engine.model import MAX_MESSAGE_BYTES
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 
@@ -52,7 +52,7 @@ CASES = {
     "no images": (pb.EncodeRequest(), "has no images; set images.raw or images.files"),
     "empty batch": (pb.EncodeRequest(images=pb.ImageBatch()), "has no images"),
     "zero raw images": (pb.EncodeRequest(images=raw(0)), "images.raw.count is 0"),
-    "zero files": (pb.EncodeRequest(images=files()), "images.files.files is empty"),
+    "zero files": (pb.EncodeRequest(images=files()), "images.files is empty"),
     "wrong height": (pb.EncodeRequest(images=raw(height=9)), "must be 8x8 for this model, not 9x8"),
     "wrong size": (
         pb.EncodeRequest(images=raw(height=64, width=64)),
@@ -63,11 +63,11 @@ CASES = {
         "has 383 bytes; 2 images of 8x8 RGB are 384",
     ),
     "too many pixels": (pb.EncodeRequest(images=raw(2, size=385)), "has 385 bytes"),
-    "huge count": (pb.EncodeRequest(images=raw(2**32 - 1, size=0)), "at most 1024 are accepted"),
-    "too many images": (pb.EncodeRequest(images=raw(1025)), "has 1025 images or latents; at most 1024"),
+    "huge count": (pb.EncodeRequest(images=raw(2**32 - 1, size=0)), "at most 1024 are accepted: send several"),
+    "too many images": (pb.EncodeRequest(images=raw(1025)), "1025 images or latents ("),
     "too many files": (
         pb.EncodeRequest(images=files(*[b""] * 1025)),
-        "has 1025 images or latents; at most 1024",
+        "1025 images or latents (",
     ),
     "unknown file format": (
         pb.EncodeRequest(images=files(picture("PNG"), picture("GIF"))),
@@ -92,7 +92,7 @@ CASES = {
         "latents.dim is 128; this model's latents have 192",
     ),
     "truncated latents": (pb.DecodeRequest(latents=latents(size=767)), "latents.data has 767 bytes"),
-    "too many latents": (pb.DecodeRequest(latents=latents(count=1025)), "at most 1024 are accepted"),
+    "too many latents": (pb.DecodeRequest(latents=latents(count=1025)), "at most 1024 are accepted: send several"),
     "NaN latents": (pb.DecodeRequest(latents=latents(NAN)), "latents[0] has values that are NaN or infinite"),
     "infinite latents": (pb.DecodeRequest(latents=latents(-INFINITE)), "NaN or infinite"),
     "unknown output": (
@@ -110,17 +110,20 @@ CASES = {
     "no target": (edit(SMILE, pb.Edit(strength=1)), "edits[1] has no target; set attribute or direction"),
     "NaN strength": (edit(pb.Edit(attribute="Smiling", strength=NAN)), "edits[0].strength is nan"),
     "infinite strength": (edit(pb.Edit(attribute="Smiling", strength=INFINITE)), "edits[0].strength is inf"),
-    "strength beyond": (edit(pb.Edit(attribute="Smiling", strength=3e38)), "out of float32's range"),
+    "strength beyond": (
+        edit(pb.Edit(attribute="Smiling", strength=3e38)),
+        "the edits add up to a step of inf; at most",
+    ),
     "short direction": (
         edit(pb.Edit(direction=b"1234", strength=1)),
         "direction has 4 bytes; 192 float32 are 768",
     ),
     "NaN direction": (
         edit(pb.Edit(direction=latents(NAN).data, strength=1)),
-        "edits[0].direction has values",
+        "edits[0]: the direction has values",
     ),
     "edited and kept": (edit(SMILE, keep=["Male", "Smiling"]), "'Smiling' is both edited and kept"),
-    "too many edits": (edit(*[SMILE] * 1025), "has 1025 edits; at most 1024"),
+    "too many edits": (edit(*[SMILE] * 1025), "edits has 1025 entries; at most 1024"),
     "unknown result": (edit(SMILE, result=UNKNOWN), "result is 9"),
     "output of latents": (
         edit(SMILE, result=pb.EDIT_RESULT_LATENTS, output=pb.ImageOutput()),

@@ -1,18 +1,19 @@
 """Real clients of a real server, several processes at once; neither side can import torch."""
 
 import io
-import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from bundles import write_tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
-from servers import END_TO_END, ServerProcess, environment_without_torch, run_python
+from servers import END_TO_END, ServerProcess, environment_without_torch
 from tiny_model import (
     ATTRIBUTES,
     IMAGE_SIZE,
@@ -24,10 +25,11 @@ from tiny_model import (
     tiny_directions,
 )
 
-from engine.client import Client
+from engine.client import Client, ClientError
 from engine.images import prepare
 
 CROP = 12
+CROPS = {"first": CROP, "second": None}
 
 
 def photo(seed: int, file_format: str = "PNG") -> bytes:
@@ -131,6 +133,25 @@ def test_the_model_describes_itself(server: ServerProcess) -> None:
     assert "onnx" in model.versions
 
 
+def test_a_client_and_a_call_choose_their_model(tiny_bundle: Path, tmp_path: Path) -> None:
+    other = write_tiny_bundle(tmp_path / "other", crop=None)
+    command = ["-m", "engine", "--bundle", f"first={tiny_bundle}", "--bundle", f"second={other}"]
+    with ServerProcess(command, tmp_path) as server, Client(server.target, model="second") as client:
+        chosen, named = client.model(), client.model(model="first")
+        assert (chosen.name, chosen.crop, chosen.models) == ("second", None, ("first", "second"))
+        assert (named.name, named.crop, named.models) == ("first", CROP, ("first", "second"))
+        assert client.model(model="") == named
+        photos = [photo(1)]
+        expected = {name: prepare(Image.open(io.BytesIO(photos[0])), IMAGE_SIZE, crop) for name, crop in CROPS.items()}
+        np.testing.assert_array_equal(client.edit(photos, {"Male": 0})[0], expected["second"])
+        np.testing.assert_array_equal(client.edit(photos, {"Male": 0}, model="first")[0], expected["first"])
+        with client.stream() as slider:
+            np.testing.assert_array_equal(slider.edit(photos, [])[0], expected["second"])
+        with pytest.raises(ClientError, match="NOT_FOUND") as unknown:
+            client.sample(1, model="third")
+        assert [one.field for one in unknown.value.violations] == ["model"]
+
+
 def test_health_and_reflection(server: ServerProcess) -> None:
     with grpc.insecure_channel(server.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -146,58 +167,6 @@ def test_health_and_reflection(server: ServerProcess) -> None:
     assert {"dfcvae.v1.LatentEngine", "grpc.health.v1.Health"} <= set(services)
 
 
-def run_client(server: ServerProcess, tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command, *rest = arguments
-    return run_python(["-m", "engine.client", command, "--target", server.target, *rest], tmp_path)
-
-
-def test_the_command_line_edits_encodes_and_decodes(server: ServerProcess, tmp_path: Path) -> None:
-    face, edited, latent, back = (str(tmp_path / name) for name in ("face.jpg", "edited.png", "latent.npy", "back.png"))
-    Path(face).write_bytes(photo(7, "JPEG"))
-    result = run_client(server, tmp_path, "edit", "--set", "Smiling=1.5", "--keep", "Male", face, edited)
-    assert result.returncode == 0, result.stderr
-    with Client(server.target) as client:
-        expected = client.edit([Path(face).read_bytes()], {"Smiling": 1.5}, keep=["Male"])
-    np.testing.assert_array_equal(np.asarray(Image.open(edited)), expected[0])
-    assert run_client(server, tmp_path, "encode", face, latent).returncode == 0
-    assert run_client(server, tmp_path, "decode", latent, back).returncode == 0
-    np.testing.assert_array_equal(np.asarray(Image.open(back)), prepared(Path(face).read_bytes()))
-    np.save(latent, np.zeros((3, LATENT_DIM), np.float32))
-    assert run_client(server, tmp_path, "decode", latent, back).returncode == 0
-    assert {path.name for path in tmp_path.glob("back*")} == {"back.png", "back-1.png", "back-2.png"}
-    info = run_client(server, tmp_path, "info")
-    assert json.loads(info.stdout)["latent_dim"] == LATENT_DIM
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (
-            ["edit", "--set", "Bald=1", "IN", "OUT"],
-            2,
-            "NOT_FOUND: unknown attribute 'Bald'; this model has: Smiling",
-        ),
-        (["edit", "--set", "Smiling", "IN", "OUT"], 2, "--set takes NAME=STRENGTH"),
-        (["edit", "IN", "OUT"], 2, "--set"),
-        (["edit", "--set", "Smiling=1", "absent.png", "OUT"], 2, "No such file or directory: 'absent.png'"),
-        (["edit", "--set", "Smiling=1", "IN", "out.gif"], 2, "out.gif must end in one of .png"),
-        (["encode", "IN", "out.png"], 2, "out.png must end in .npy"),
-        (["decode", "IN", "OUT"], 2, "is not a .npy file"),
-        (["info", "--target", "127.0.0.1:1", "--timeout-s", "5"], 1, "UNAVAILABLE"),
-    ],
-)
-def test_the_command_line_says_what_is_wrong_in_one_line(
-    server: ServerProcess, tmp_path: Path, arguments: list[str], code: int, message: str
-) -> None:
-    (tmp_path / "in.png").write_bytes(photo(8))
-    names = {"IN": str(tmp_path / "in.png"), "OUT": str(tmp_path / "out.png")}
-    result = run_client(server, tmp_path, *(names.get(argument, argument) for argument in arguments))
-    assert result.returncode == code
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out.png").exists()
-
-
 def test_arguments_that_cannot_be_sent_are_refused_by_the_client(server: ServerProcess) -> None:
     with Client(server.target) as client:
         with pytest.raises(ValueError, match=r"uint8 \[N, S, S, 3\], not int64 \[2, 8\]"):
@@ -206,3 +175,34 @@ def test_arguments_that_cannot_be_sent_are_refused_by_the_client(server: ServerP
             client.decode(np.zeros(LATENT_DIM, np.float32))
         with pytest.raises(ValueError, match="sequence of files given as bytes"):
             client.encode(b"a file instead of a list of files")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"keep takes several names, for example \['Male'\]"):
+            client.edit(random_images(1, seed=1), {"Smiling": 1}, keep="Male")
+        latents = np.zeros((1, LATENT_DIM), np.float32)
+        with pytest.raises(ValueError, match="walk must be one of 'linear', 'spherical', not 'straight'"):
+            client.interpolate(latents, latents, 3, "straight")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"priority must be one of 'normal', .*, not 'high'"):
+            client.sample(1, priority="high")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="request_id must be one word of printable ASCII"):
+            client.model(request_id="two\nlines")
+        with pytest.raises(TypeError, match="unknown options: modle"):
+            client.sample(1, modle="faces")  # type: ignore[call-arg]
+
+
+def test_pixels_are_read_only_and_latents_are_the_callers(server: ServerProcess) -> None:
+    with Client(server.target) as client:
+        images, latents = client.edit_both(random_images(2, seed=4), {"Male": 1})
+        posterior = client.encode(images)
+    with pytest.raises(ValueError, match="read-only"):
+        images[0] = 0
+    assert all(own.flags.writeable and own.dtype == np.float32 for own in (latents, *posterior))
+
+
+def test_threads_share_a_client(server: ServerProcess) -> None:
+    with Client(server.target) as client, ThreadPoolExecutor(16) as pool:
+
+        def check(seed: int) -> None:
+            images = random_images(1 + seed % 7, seed)
+            np.testing.assert_array_equal(client.edit(images, {"Smiling": 0}), images)
+            np.testing.assert_array_equal(client.encode(images).mu, latents_of(images))
+
+        list(pool.map(check, range(200)))

@@ -12,9 +12,9 @@ from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, tiny_directions
 
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle, Manifest, sha256_of
-from engine.errors import BundleError
+from engine.errors import BackendError, BundleError
 
-ENGINE = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "split": False, "chosen": {}}
+ENGINE = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "split": False, "chosen": {}, "stages": {}}
 REBUILD = r"python -m export\.build_engines --run RUN --out BUNDLE"
 
 
@@ -93,7 +93,7 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format version 1, this engine reads 2.*build it with"),
+        ({"format_version": 1}, "format version 1, this engine reads 2 and 3.*build it with"),
         ({"format_version": None}, "format version None"),
         ({"colour": "red"}, "unknown keys in the manifest: colour"),
         (
@@ -105,10 +105,13 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ({"preprocessing": {"crop": "12", "resize": "bilinear"}}, "preprocessing.crop must be a number"),
         ({"image_size": "64"}, "image_size must be int, not '64'"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
-        ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, split"),
+        ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, split, stages"),
         ({"engine": {**ENGINE, "decoder": "absent.onnx"}}, "does not list absent.onnx"),
         ({"engine": {**ENGINE, "split": 1}}, "engine.split must be bool, not 1"),
         ({"engine": {**ENGINE, "chosen": []}}, r"engine.chosen must be dict, not \[\]"),
+        ({"engine": {**ENGINE, "stages": {"reduced": ["a.onnx"]}}}, r"engine.stages.reduced must be two names"),
+        ({"engine": {**ENGINE, "stages": {"reduced": ["a.onnx", "b.onnx"]}}}, "does not list a.onnx"),
+        ({"tensorrt": []}, "tensorrt must be dict"),
         ({"attributes": [1]}, "attributes must be strings"),
         ({"files": {}}, "does not list encoder.onnx"),
         ({"files": {"../secret": "00"}}, "not '../secret'"),
@@ -134,14 +137,81 @@ def test_a_manifest_without_a_key_or_no_json_is_refused(bundle: Path) -> None:
 
 def test_an_unknown_backend_is_named(bundle: Path) -> None:
     change_manifest(bundle, backend="abacus")
-    with pytest.raises(BundleError, match="backend 'abacus'; this engine has: onnxruntime, openvino"):
+    with pytest.raises(BundleError, match="backend 'abacus'; this engine has: onnxruntime, openvino, tensorrt"):
         open_backend(Bundle.load(bundle))
 
 
 def test_a_precision_that_a_backend_does_not_have_is_named(bundle: Path) -> None:
-    change_manifest(bundle, precision="int8")
-    with pytest.raises(BundleError, match="asks for onnxruntime in 'int8'; this engine has: fp32"):
+    change_manifest(bundle, precision="bf16")
+    with pytest.raises(BundleError, match="asks for onnxruntime in 'bf16'; this engine has: fp32, fp16, int8"):
         open_backend(Bundle.load(bundle))
+
+
+def version_2(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as the version before wrote it."""
+    engine = {name: value for name, value in values["engine"].items() if name != "stages"}
+    return {
+        **{name: value for name, value in values.items() if name != "tensorrt"},
+        "engine": engine,
+        "format_version": 2,
+    }
+
+
+def test_the_format_before_is_read(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    new = Bundle.load(bundle).manifest
+    path.write_text(json.dumps(version_2(json.loads(path.read_text()))))
+    assert Bundle.load(bundle).manifest == new
+
+    values = json.loads(path.read_text())
+    shutil.copyfile(bundle / "encoder.onnx", bundle / "encoder.product.onnx")
+    values["engine"]["encoder"] = "encoder.product.onnx"
+    values["files"]["encoder.product.onnx"] = values["files"]["encoder.onnx"]
+    path.write_text(json.dumps(values))
+    manifest = Bundle.load(bundle).manifest
+    assert manifest.engine.stages == {"rewritten": ["encoder.product.onnx", "decoder.onnx"]}
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_a_broken_manifest_of_the_format_before_is_refused(bundle: Path) -> None:
+    values = version_2(json.loads((bundle / "manifest.json").read_text()))
+    broken: tuple[Any, ...] = (None, [], {})
+    for engine in broken:
+        change_manifest(bundle, **{**values, "engine": engine})
+        with pytest.raises(BundleError, match="engine"):
+            Bundle.load(bundle)
+
+
+HERE = {"tensorrt": "10.3.0", "gpu": "NVIDIA H100", "compute_capability": "9.0"}
+
+
+@pytest.mark.parametrize(
+    ("built", "message"),
+    [
+        ({**HERE, "tensorrt": "8.6.0"}, "built with tensorrt 8.6.0, gpu NVIDIA H100"),
+        ({**HERE, "gpu": "NVIDIA T4"}, "gpu NVIDIA T4"),
+        ({}, "something that the manifest does not name"),
+    ],
+)
+def test_plans_of_another_gpu_or_tensorrt_are_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, str], message: str
+) -> None:
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda: HERE)
+    change_manifest(bundle, backend="tensorrt", precision="fp16", tensorrt={"device": built})
+    expected = (
+        rf"{message}.*, this machine has tensorrt 10\.3\.0.*{REBUILD} --force --backend tensorrt --precision fp16"
+    )
+    with pytest.raises(BackendError, match=expected):
+        open_backend(Bundle.load(bundle))
+
+
+def test_plans_of_this_gpu_are_taken_to_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda: HERE)
+    monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *given: opened.append(given))
+    change_manifest(bundle, backend="tensorrt", precision="fp16", tensorrt={"device": HERE})
+    open_backend(Bundle.load(bundle))
+    assert opened == [(bundle / "encoder.onnx", bundle / "decoder.onnx", 32)]
 
 
 def test_graphs_that_do_not_fit_are_refused(bundle: Path) -> None:

@@ -130,7 +130,7 @@ def _crc(chunk: bytes | bytearray) -> bytes:
 
 def test_raw_pixels_are_not_copied() -> None:
     data = picture(16, 16).tobytes() * 3
-    images = from_raw(data, 3, 16, 16, 16)
+    images = from_raw(data, (3, 16, 16), 16)
     assert images.shape == (3, 16, 16, 3)
     assert np.shares_memory(images, np.frombuffer(data, np.uint8))
 
@@ -146,7 +146,7 @@ def test_raw_pixels_are_not_copied() -> None:
 )
 def test_raw_numbers_must_agree(count: int, height: int, width: int, length: int, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        from_raw(bytes(length), count, height, width, 16)
+        from_raw(bytes(length), (count, height, width), 16)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -3,10 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_model import tiny_directions
 
+from engine.batcher import Part
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
-from engine.latents import Directions, Floats, edit
+from engine.latents import Directions, Floats, Move, edit, shift
 
 
 def floats(*shape: int, seed: int = 0) -> Floats:
@@ -85,3 +88,98 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_contradictions_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(DirectionsError, match=message):
         dataclasses.replace(tiny_directions(), **change)  # type: ignore[arg-type]
+
+
+def test_a_move_is_checked_before_it_meets_a_batch() -> None:
+    directions = tiny_directions()
+    size = directions.latent_dim
+    with pytest.raises(UnknownAttribute, match="'Bald'") as unknown:
+        directions.move([("Male", 1.0), ("Bald", 1.0)])
+    assert unknown.value.field == "edits[1]"
+    with pytest.raises(UnknownAttribute, match="'Bald'") as unknown:
+        directions.move([("Male", 1.0)], keep=["Bald"])
+    assert unknown.value.field == "keep"
+    with pytest.raises(InvalidRequest, match=r"edits\[0\]: 'Male' is both edited and kept"):
+        directions.move([("Male", 1.0)], keep=["Smiling", "Male"])
+    with pytest.raises(InvalidRequest, match=r"edits\[1\]: the strength is nan"):
+        directions.move([("Male", 1.0), ("Smiling", float("nan"))])
+    with pytest.raises(InvalidRequest, match=rf"shape \[3\]; this model's latents have {size}"):
+        directions.move([(np.ones(3, np.float32), 1.0)])
+    with pytest.raises(InvalidRequest, match="NaN or infinite"):
+        directions.move([(np.full(size, np.inf, np.float32), 1.0)])
+
+
+@pytest.mark.parametrize("strength", [1e31, -3e38, 1e308])
+@pytest.mark.parametrize("keep", [(), ("Smiling",)])
+def test_a_move_that_could_overflow_is_refused(strength: float, keep: tuple[str, ...]) -> None:
+    directions = tiny_directions()
+    with pytest.raises(InvalidRequest, match=r"at most 1e\+30 is accepted"):
+        directions.move([(np.full(directions.latent_dim, 1e7, np.float32), strength), ("Male", -strength)], keep)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_move_leaves_the_largest_latents_finite(sign: float) -> None:
+    largest = np.full((1, 3), sign * np.finfo(np.float32).max, np.float32)
+    move = Move(np.full(3, sign * 1e30, np.float32))
+    np.testing.assert_array_equal(shift(largest, [Part(move, 0, 1)]), largest)
+
+
+def test_a_batch_without_moves_is_not_touched() -> None:
+    latents = floats(4, 7)
+    assert shift(latents, [Part(None, 0, 3), Part(None, 3, 4)]) is latents
+
+
+def test_a_batch_is_shifted_in_a_copy() -> None:
+    latents = floats(4, 7)
+    before = latents.copy()
+    latents.flags.writeable = False
+    shifted = shift(latents, [Part(None, 0, 3), Part(Move(np.ones(7, np.float32)), 3, 4)])
+    np.testing.assert_array_equal(shifted[:3], before[:3])
+    np.testing.assert_array_equal(shifted[3:], before[3:] + 1)
+
+
+_ATTRIBUTES = [f"attribute {row}" for row in range(6)]
+_VALUES = st.floats(-1e6, 1e6, width=32)
+_REQUEST = st.tuples(
+    st.integers(1, 5),  # rows
+    st.lists(st.tuples(st.sampled_from(_ATTRIBUTES[:4]) | st.integers(0, 99), _VALUES), max_size=4),  # moves
+    st.sets(st.sampled_from(_ATTRIBUTES[3:])),  # kept
+)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(0, 2**31), st.lists(_REQUEST, min_size=1, max_size=6))
+def test_a_shifted_batch_equals_the_edits_of_its_requests(
+    size: int, seed: int, requests: list[tuple[int, list[tuple[str | int, float]], set[str]]]
+) -> None:
+    vectors = floats(len(_ATTRIBUTES), size, seed=seed)
+    counts = (1,) * len(_ATTRIBUTES)
+    directions = Directions(tuple(_ATTRIBUTES), vectors, counts, counts, "train")
+    latents = 1000 * floats(sum(rows for rows, _, _ in requests), size, seed=seed + 1)
+    parts, expected, reach, start = [], [], [], 0
+    for rows, moves, kept in requests:
+        # An integer stands for a direction of the request's own.
+        named = [(floats(size, seed=name) if isinstance(name, int) else name, strength) for name, strength in moves]
+        named = [(target, strength) for target, strength in named if not (isinstance(target, str) and target in kept)]
+        move = directions.move(named, sorted(kept))
+        parts.append(Part(move if named else None, start, start + rows))
+        plain = [(directions[target] if isinstance(target, str) else target, strength) for target, strength in named]
+        keep = np.stack([directions[name] for name in sorted(kept)]) if kept else None
+        before = latents[start : start + rows]
+        expected.append(edit(before, plain, keep))
+        # One rounding of the step and one of the sum, each of half a unit in the last place of its result.
+        reach.append(np.abs(before) + np.abs(move.step) + np.abs(expected[-1]))
+        start += rows
+    error = np.abs(shift(latents, parts).astype(np.float64) - np.concatenate(expected))
+    assert (error <= np.finfo(np.float32).eps * np.concatenate(reach)).all()
+
+
+def test_kept_sets_beyond_memory_are_worked_out_again() -> None:
+    directions = Directions(tuple(f"a{row}" for row in range(40)), floats(40, 64), (1,) * 40, (1,) * 40, "train")
+    sets = [(f"a{first}", f"a{second}") for first in range(1, 30) for second in range(first + 1, 31)]
+    before = [directions.move([("a0", 1.0)], keep).step for keep in sets[:3]]
+    for keep in sets:
+        step = directions.move([("a0", 1.0)], keep).step
+        np.testing.assert_allclose([step @ directions[name] for name in keep], 0, atol=1e-4)
+    for keep, step in zip(sets[:3], before, strict=True):
+        np.testing.assert_array_equal(directions.move([("a0", 1.0)], keep[::-1]).step, step)

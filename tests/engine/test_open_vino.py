@@ -90,14 +90,32 @@ def test_bf16_computes_in_bf16_and_answers_in_float32(tmp_path: Path) -> None:
     assert 1e-5 < error < 2e-2
 
 
-def test_bf16_without_units_for_it_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_precision_without_units_for_it_is_refused(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     class Old:
         def get_property(self, device: str, name: str) -> list[str]:
-            return ["FP32", "INT8"]
+            return ["FP32", "FP16"]
 
     monkeypatch.setattr("engine.backends.open_vino.openvino.Core", Old)
-    with pytest.raises(BackendError, match=r"no units for bf16 \(OpenVINO finds FP32, INT8\).*--precision fp32"):
-        open_tiny(tiny_bundle, "bf16")
+    with pytest.raises(
+        BackendError, match=rf"no units for {precision} \(OpenVINO finds FP32, FP16\).*--precision fp32"
+    ):
+        open_tiny(tiny_bundle, precision)
+
+
+@pytest.mark.parametrize(("units", "floats"), [(["FP32", "INT8"], "fp32"), (["FP32", "INT8", "BF16"], "bf16")])
+def test_what_int8_leaves_in_float_takes_the_fastest_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: list[str], floats: str
+) -> None:
+    if floats == "bf16" and not HAS_BF16:
+        pytest.skip("this CPU has no bf16 units")
+    path = _matrix_graphs(tmp_path)
+    images = random_images(4, seed=0)
+    expected, _ = open_tiny(path, floats).encode(images)
+    monkeypatch.setattr("engine.backends.open_vino._capabilities", lambda: units)
+    np.testing.assert_array_equal(open_tiny(path, "int8").encode(images)[0], expected)
 
 
 def test_without_openvino_the_extra_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

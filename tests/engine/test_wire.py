@@ -27,9 +27,8 @@ def test_every_message_and_field_is_documented() -> None:
         if " = " in line and not line.startswith("syntax") and "//" not in before
     ]
     assert undocumented == []
-    assert {"Encode", "Decode", "Edit", "GetModel"} <= set(
-        pb.DESCRIPTOR.services_by_name["LatentEngine"].methods_by_name
-    )
+    methods = {"Encode", "Decode", "Edit", "EditStream", "Interpolate", "Sample", "GetModel"}
+    assert set(pb.DESCRIPTOR.services_by_name["LatentEngine"].methods_by_name) == methods
 
 
 def test_every_domain_error_has_a_grpc_status() -> None:

@@ -22,7 +22,8 @@ from engine.bundle import Bundle, Engine, Preprocessing, sha256_of
 from engine.latents import Directions
 from export import build_engines
 from export.build_engines import BuildConfig, build
-from export.contest import Candidate, Entry
+from export.candidate import Candidate
+from export.contest import Entry
 from export.errors import InputError, ParityError
 from export.forms import DecoderForm
 from export.graphs import write_decoder
@@ -104,7 +105,7 @@ def corrupt_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
         onnx.save(graph, folder / name)
         return name
 
-    monkeypatch.setattr("export.build_engines.write_decoder", write_then_corrupt)
+    monkeypatch.setattr("export.precision.write_decoder", write_then_corrupt)
 
 
 # What is built
@@ -117,6 +118,7 @@ def test_bundle_is_complete_and_says_what_it_is(shared_bundle: Path, shared_run:
         "directions.safetensors",
         "encoder.onnx",
         "manifest.json",
+        "prior.safetensors",
     ]
     assert (manifest.image_size, manifest.latent_dim, manifest.max_batch_size) == (64, LATENT_DIM, 4)
     assert (manifest.backend, manifest.precision, manifest.engine) == ("onnxruntime", "fp32", Engine())
@@ -134,7 +136,9 @@ def test_bundle_is_complete_and_says_what_it_is(shared_bundle: Path, shared_run:
     assert manifest.parity["samples"] == 11
     stages = manifest.parity["stages"]
     assert list(stages) == ["portable", "engine"]
-    assert stages["engine"]["tolerances"] == {"latents": 1e-4, "levels": 1, "psnr_db": 0.0}
+    assert stages["engine"]["tolerances"] == {"latents": 1e-4, "levels": 1, "psnr_db": 0.0, "judged": 0.99}
+    assert manifest.parity["judge"].startswith("skipped: the run has no classifier.safetensors")
+    assert stages["engine"]["judged"] is None
     assert stages["engine"]["latents"]["mu"]["max_relative"] <= 1e-4
     assert stages["engine"]["images"]["edit"]["max_levels"] <= 1
 
@@ -230,7 +234,12 @@ def test_wider_tolerances_are_the_users_choice_and_recorded(
     corrupt_decoder(monkeypatch)
     config = plain(run=shared_run, out=tmp_path / "bundle", latent_tolerance=0.5, level_tolerance=255)
     parity = Bundle.load(build(config, silent)).manifest.parity
-    assert parity["stages"]["engine"]["tolerances"] == {"latents": 0.5, "levels": 255, "psnr_db": 0.0}
+    assert parity["stages"]["engine"]["tolerances"] == {
+        "latents": 0.5,
+        "levels": 255,
+        "psnr_db": 0.0,
+        "judged": 0.99,
+    }
     assert parity["stages"]["engine"]["images"]["decode"]["max_levels"] > 1
 
 
@@ -251,7 +260,8 @@ def test_named_rewrites_are_built_beside_the_portable_graphs(
 ) -> None:
     config = plain(run=shared_run, out=tmp_path / "bundle", encoder="product", decoder="phases")
     bundle = Bundle.load(build(config, silent))
-    assert bundle.manifest.engine == Engine("encoder.product.onnx", "decoder.phases.onnx")
+    names = ("encoder.product.onnx", "decoder.phases.onnx")
+    assert bundle.manifest.engine == Engine(*names, stages={"rewritten": list(names)})
     assert list(bundle.manifest.parity["stages"]) == ["portable", "rewritten", "engine"]
     assert set(bundle.manifest.files) == {
         "encoder.onnx",
@@ -259,6 +269,7 @@ def test_named_rewrites_are_built_beside_the_portable_graphs(
         "decoder.onnx",
         "decoder.phases.onnx",
         "directions.safetensors",
+        "prior.safetensors",
     }
     for name in ("encoder.onnx", "decoder.onnx"):
         assert (bundle.path / name).read_bytes() == (shared_bundle / name).read_bytes()
@@ -339,8 +350,9 @@ def test_flags_leave_candidates() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported (engines of TensorRT"),
-        (("--precision", "int8"), "--backend onnxruntime --precision int8: not supported; supported here: onnxruntime"),
+        (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported; supported here: onnxruntime"),
+        (("--precision", "bf16"), "--backend onnxruntime --precision bf16: not supported; supported here: onnxruntime"),
+        (("--precision", "int8", "--encoder", "product"), "--encoder product: int8 takes only plain"),
     ],
 )
 def test_an_unsupported_combination_is_exit_code_2(
@@ -350,6 +362,59 @@ def test_an_unsupported_combination_is_exit_code_2(
     assert result.code == 2
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_without_tensorrt_the_extra_is_named(
+    command: Command, shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    flags = ("--backend", "tensorrt", "--precision", precision)
+    result = command("--run", shared_run, "--out", tmp_path / "bundle", *flags)
+    assert result.code == 2
+    assert result.stderr.startswith(f"error: --backend tensorrt --precision {precision}: not supported (tensorrt ")
+    assert "pip install 'dfc-vae[gpu]'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fp16_without_a_gpu_is_refused(command: Command, shared_run: Path, tmp_path: Path) -> None:
+    if "fp16" in Support.find().here["onnxruntime"]:
+        pytest.skip("this machine has a GPU")
+    result = command("--run", shared_run, "--out", tmp_path / "bundle", "--precision", "fp16")
+    assert result.code == 2
+    assert "--backend onnxruntime --precision fp16: not supported (onnxruntime fp16: " in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# More outputs
+
+
+def test_a_triton_repository_is_written_beside(shared_run: Path, tmp_path: Path) -> None:
+    config = plain(run=shared_run, out=tmp_path / "bundle", triton=tmp_path / "triton")
+    build(config, silent)
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "triton"}
+    assert any((tmp_path / "triton").rglob("config.pbtxt"))
+
+
+def test_a_taken_place_for_triton_is_refused_before_anything_is_written(
+    command: Command, shared_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "triton").mkdir()
+    result = command("--run", shared_run, "--out", tmp_path / "bundle", "--triton", tmp_path / "triton")
+    assert result.code == 2
+    assert result.stderr.startswith(f"error: --triton {tmp_path / 'triton'}: exists already")
+    assert [path.name for path in tmp_path.iterdir()] == ["triton"]
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(
+    command: Command, shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    result = command("--run", shared_run, "--out", tmp_path / "bundle")
+    assert result.code == 2
+    assert "free some space" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -391,7 +456,7 @@ def test_a_place_that_cannot_be_written_to(shared_run: Path, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file cannot be written to \(.*\); choose another place"):
         build(plain(run=shared_run, out=tmp_path / "file" / "bundle"), silent)
-    with pytest.raises(InputError, match=r"/proc cannot be written to"):
+    with pytest.raises(InputError, match=r"^(--out )?/proc"):
         build(plain(run=shared_run, out=Path("/proc/bundle")), silent)
 
 
@@ -476,6 +541,7 @@ def test_missing_run_is_one_line_and_exit_code_2(command: Command, tmp_path: Pat
         ("latent_tolerance", float("nan"), "--latent-tolerance nan: must be at least 0"),
         ("level_tolerance", -1, "--level-tolerance -1: must be at least 0"),
         ("psnr_tolerance", -1.0, "--psnr-tolerance -1.0: must be at least 0"),
+        ("judged_tolerance", -0.5, "--judged-tolerance -0.5: must be at least 0"),
     ],
 )
 def test_bad_flags(tmp_path: Path, flag: str, value: float, message: str) -> None:

@@ -5,7 +5,8 @@ import pytest
 from runs import SEED_FORM, small_vae
 
 from export import contest
-from export.contest import Candidate, Entry, rank, table
+from export.candidate import Candidate
+from export.contest import Entry, rank, table
 from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 
@@ -22,13 +23,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for decoder in DECODER_FORMS:
         write_decoder(model, decoder, folder, "ab")
     return folder
-
-
-def test_a_candidate_knows_its_files_and_names_itself() -> None:
-    assert FAST.files == ("encoder.product.onnx", "decoder.phases.onnx")
-    assert SLOW.files == ("encoder.onnx", "decoder.tail.onnx")
-    assert str(FAST) == "openvino bf16, encoder product, decoder phases, batches split over the threads"
-    assert str(SLOW) == "onnxruntime fp32, encoder plain, decoder tail"
 
 
 def test_the_score_weighs_both_batch_sizes_by_shares() -> None:

@@ -14,7 +14,8 @@ from export.parity import TOLERANCES, Tolerances
 from export.reference import EagerBackend
 from export.truth import Truth
 
-REWRITTEN = Engine("encoder.product.onnx", "decoder.phases.onnx")
+FILES = ("encoder.product.onnx", "decoder.phases.onnx")
+REWRITTEN = Engine(*FILES, stages={"rewritten": list(FILES)})
 
 
 @pytest.fixture(scope="module")

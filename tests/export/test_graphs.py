@@ -56,7 +56,7 @@ def test_graph_is_lean_and_labelled(graphs: Path, name: str) -> None:
     assert graph.producer_name == "dfc-vae"
     assert graph.graph.name == name
     assert {prop.key: prop.value for prop in graph.metadata_props} == {
-        "bundle_format_version": "2",
+        "bundle_format_version": "3",
         "model_sha256": "ab" * 32,
     }
     assert not graph.doc_string

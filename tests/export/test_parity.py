@@ -123,7 +123,7 @@ def test_each_result_is_named_when_it_fails(engine: Recorder, results: list[str]
     assert [failure.split(" is off by ")[0] for failure in failures] == results
     assert stage.table("engine").count("FAIL") == len(results)
     with pytest.raises(ParityError) as refusal:
-        Report("the model", 7, {"engine": stage}).require()
+        Report("the model", 7, "nobody", {"engine": stage}).require()
     assert str(refusal.value).startswith("stage engine (recorder) differs from the model: ")
     assert all(failure in str(refusal.value) for failure in failures)
 
@@ -149,11 +149,11 @@ def test_psnr_has_a_tolerance_of_its_own(truth: Truth) -> None:
 
 def test_the_first_stage_beyond_its_tolerances_is_named(truth: Truth) -> None:
     good, bad = measure(Recorder(), truth), measure(Recorder(level_error=2), truth)
-    report = Report("the model", 7, {"portable": good, "rewritten": bad, "engine": bad})
+    report = Report("the model", 7, "nobody", {"portable": good, "rewritten": bad, "engine": bad})
     assert report.failures() == bad.failures()
     with pytest.raises(ParityError, match=r"^stage rewritten \(recorder\) differs from the model: decode of mu"):
         report.require()
-    Report("the model", 7, {"portable": good}).require()
+    Report("the model", 7, "nobody", {"portable": good}).require()
 
 
 def test_latents_that_are_not_finite_are_refused_at_once(images: Bytes, directions: Directions, truth: Truth) -> None:
@@ -167,7 +167,7 @@ def test_latents_that_are_not_finite_are_refused_at_once(images: Bytes, directio
 
 def test_report_survives_json(truth: Truth) -> None:
     stage = measure(Recorder(mu_error=1e-6, level_error=1), truth)
-    report = Report("the model", 7, {"portable": stage, "engine": stage})
+    report = Report("the model", 7, "nobody", {"portable": stage, "engine": stage})
     text = json.dumps(report.to_json(), allow_nan=False)
     assert Report.from_json(json.loads(text)) == report
 

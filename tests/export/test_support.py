@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from engine.errors import BackendError
@@ -5,6 +7,11 @@ from export.errors import InputError
 from export.support import Support
 
 EVERYTHING = Support({"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16")}, ())
+WITH_INT8 = Support({"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "int8")}, ())
+NO_GPU = Support(
+    {"onnxruntime": ("fp32", "int8")},
+    ("onnxruntime fp16: no CUDA", "tensorrt fp16: not installed", "tensorrt int8: not installed"),
+)
 OLD_CPU = Support({"onnxruntime": ("fp32",), "openvino": ("fp32",)}, ("openvino bf16: this CPU has no units for bf16",))
 
 
@@ -33,11 +40,25 @@ def test_the_flags_leave_what_is_supported(backend: str, precision: str, pairs: 
             "supported here: onnxruntime (fp32); openvino (fp32, bf16)",
         ),
         (
-            EVERYTHING,
+            NO_GPU,
             "tensorrt",
             "auto",
-            "--backend tensorrt --precision auto: not supported (engines of TensorRT cannot be built by this version "
-            "yet); supported here: onnxruntime (fp32); openvino (fp32, bf16)",
+            "--backend tensorrt --precision auto: not supported (tensorrt fp16: not installed); "
+            "supported here: onnxruntime (fp32, int8)",
+        ),
+        (
+            NO_GPU,
+            "auto",
+            "fp16",
+            "--backend auto --precision fp16: not supported (onnxruntime fp16: no CUDA; tensorrt fp16: not installed); "
+            "supported here: onnxruntime (fp32, int8)",
+        ),
+        (
+            NO_GPU,
+            "tensorrt",
+            "int8",
+            "--backend tensorrt --precision int8: not supported (tensorrt int8: not installed); "
+            "supported here: onnxruntime (fp32, int8)",
         ),
         (
             OLD_CPU,
@@ -63,8 +84,23 @@ def test_anything_else_is_refused_with_what_there_is(
     assert str(refusal.value) == message
 
 
+def test_auto_never_means_int8() -> None:
+    assert WITH_INT8.choose("auto", "auto") == [("onnxruntime", "fp32"), ("openvino", "fp32")]
+    assert WITH_INT8.choose("auto", "int8") == [("onnxruntime", "int8"), ("openvino", "int8")]
+    assert WITH_INT8.choose("openvino", "int8") == [("openvino", "int8")]
+    assert NO_GPU.why_not("auto", "auto") == ["onnxruntime fp16: no CUDA", "tensorrt fp16: not installed"]
+
+
 def test_what_is_installed_is_found() -> None:
-    assert Support.find().here["onnxruntime"] == ("fp32",)
+    assert Support.find().here["onnxruntime"][0] == "fp32"
+
+
+def test_int8_needs_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    support = Support.find()
+    assert all("int8" not in precisions for precisions in support.here.values())
+    with pytest.raises(InputError, match=r"onnxruntime int8: .*pip install 'dfc-vae\[int8\]'"):
+        support.choose("onnxruntime", "int8")
 
 
 def test_what_is_missing_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,5 +112,5 @@ def test_what_is_missing_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("engine.backends.open_vino.require_precision", refuse)
     support = Support.find()
-    assert support.here["openvino"] == ("fp32",)
-    assert support.missing == ("openvino bf16: no units for bf16",)
+    assert "bf16" not in support.here["openvino"]
+    assert "openvino bf16: no units for bf16" in support.missing

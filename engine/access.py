@@ -1,0 +1,129 @@
+"""Who may call, and how much: bearer tokens, and the rate of each client."""
+
+import hashlib
+import logging
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.errors import RateLimited, StartupError, Unauthenticated
+
+logger = logging.getLogger(__name__)
+
+_LINE = re.compile(r"([A-Za-z0-9._-]{1,64})\s+([\x21-\x7e]+)")
+_LEAST_TOKEN_LENGTH = 16
+_MAX_CLIENTS = 10_000
+
+
+class Tokens:
+    """The bearer tokens of a file, a line `NAME TOKEN` each; empty lines and those that start with # don't count.
+
+    Raises:
+        StartupError: When the file can't be read or has a bad line, which is named by its number only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._key = secrets.token_bytes(32)
+        self._names = self._read()
+
+    def reload(self) -> None:
+        """Reads the file again; when it is bad, the log says so and the tokens stay as they are."""
+        try:
+            self._names = self._read()
+            logger.info("%d tokens from %s", len(self._names), self._path)
+        except StartupError as error:
+            logger.error("%s; the tokens stay as they are", error)
+
+    def name_of(self, authorization: str | bytes | None) -> str:
+        """The name of the token in the value of an `authorization` header.
+
+        Raises:
+            Unauthenticated: When there is none, or it isn't known.
+        """
+        if not isinstance(authorization, str):
+            raise Unauthenticated('the call has no token; send metadata authorization: "Bearer TOKEN"')
+        scheme, _, token = authorization.partition(" ")
+        name = self._names.get(self._digest(token.strip())) if scheme.lower() == "bearer" else None
+        if name is None:
+            raise Unauthenticated("the call's token is unknown; ask the server's operator for one")
+        return name
+
+    def _digest(self, token: str) -> bytes:
+        # How long it takes to look up a keyed digest says nothing about the tokens: nobody outside knows the key.
+        return hashlib.blake2b(token.encode("utf-8", "replace"), key=self._key).digest()
+
+    def _read(self) -> dict[bytes, str]:
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartupError(f"--tokens {self._path} can't be read ({error})") from None
+        names: dict[bytes, str] = {}
+        for number, line in enumerate(lines, start=1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            names.update([self._parse(line.strip(), f"--tokens {self._path}, line {number}", names)])
+        if not names:
+            raise StartupError(f"--tokens {self._path} has no tokens; write a line `NAME TOKEN` for each client")
+        return names
+
+    def _parse(self, line: str, place: str, known: dict[bytes, str]) -> tuple[bytes, str]:
+        match = _LINE.fullmatch(line)
+        if not match:
+            raise StartupError(f"{place} is not `NAME TOKEN` (the name of letters, digits, . _ -)")
+        name, token = match.groups()
+        if len(token) < _LEAST_TOKEN_LENGTH:
+            raise StartupError(
+                f"{place}: the token of {name} has {len(token)} characters, at least {_LEAST_TOKEN_LENGTH} are needed; "
+                "make one with: openssl rand -hex 32"
+            )
+        digest = self._digest(token)
+        if digest in known:
+            raise StartupError(f"{place}: {name} has the token of {known[digest]}; give each its own")
+        if name in known.values():
+            raise StartupError(f"{place}: {name} has a token already; give each client one name")
+        return digest, name
+
+
+class RateLimit:
+    """A token bucket for each client: `rate` images a second, at most `burst` at once.
+
+    A request of more than `burst` images passes when the bucket is full, and is paid off afterwards. The clients that
+    were not heard of for longest are forgotten first, so that memory stays bounded.
+
+    Args:
+        rate: Images a second.
+        burst: Images at once.
+        clock: Seconds.
+    """
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def spend(self, client: str, images: int) -> None:
+        """Takes a request's images out of the client's bucket.
+
+        Raises:
+            RateLimited: When it holds too few, with the time when it will hold enough; nothing is taken.
+        """
+        now = self._clock()
+        level, then = self._buckets.get(client, (self._burst, now))
+        level = min(self._burst, level + (now - then) * self._rate)
+        missing = min(images, self._burst) - level
+        if missing > 0:
+            wait = missing / self._rate
+            raise RateLimited(
+                f"{client} may send {self._rate:g} images a second and has used them up; "
+                f"send {images} more in {wait:.3g} s",
+                retry_after_s=wait,
+            )
+        self._buckets[client] = (level - images, now)
+        self._buckets.move_to_end(client)
+        if len(self._buckets) > _MAX_CLIENTS:
+            self._buckets.popitem(last=False)

@@ -1,0 +1,116 @@
+"""What comes back: results as messages, raw or as files.
+
+Raw pixels go straight from the array that the backend filled into the bytes that gRPC sends: laid beside the rest of
+the message, with the few bytes in front of them that protobuf puts before a field. Setting them as a field and
+serialising that copies them three times (47 us instead of 4 us for 32 images of 64 x 64).
+
+Shapes: N images of side S, latents of dimension D.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import Message
+
+from engine.images import DEFAULT_QUALITY
+from engine.model import Model
+from engine.wire import Output, latent_batch
+from protos import dfcvae_pb2 as pb
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+# What protobuf writes before fields: (number << 3) | kind, kind 0 for integers and 2 for what has a length.
+_IMAGES = _RAW = _EDITED = b"\x0a"
+_COUNT, _HEIGHT, _WIDTH, _DATA = b"\x08", b"\x10", b"\x18", b"\x22"
+
+
+class Answer:
+    """A response message, and the raw pixels that belong into its field `images`, uint8 [N, S, S, 3].
+
+    Args:
+        message: A response whose field 1 is `images`; holds everything but raw pixels.
+        pixels: The pixels, or None.
+    """
+
+    __slots__ = ("_message", "_pixels")
+
+    def __init__(self, message: Message, pixels: Bytes | None = None) -> None:
+        self._message = message
+        self._pixels = pixels
+
+    def parts(self) -> list[bytes | memoryview]:
+        """The serialised message, piece by piece."""
+        rest = self._message.SerializeToString()
+        if self._pixels is None:
+            return [rest]
+        count, height, width, _ = self._pixels.shape
+        return [_before_pixels(count, height, width), np.ascontiguousarray(self._pixels).data.cast("B"), rest]
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - the name that messages have
+        """The bytes of the whole message."""
+        return b"".join(self.parts())
+
+
+class StreamAnswer:
+    """An EditStreamResponse around an answer; `id` as in the request."""
+
+    __slots__ = ("_answer", "_id")
+
+    def __init__(self, answer: Answer, id: int) -> None:
+        self._answer = answer
+        self._id = id
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        """The bytes of the whole message."""
+        parts = self._answer.parts()
+        length = sum(map(len, parts))
+        return b"".join((_EDITED, _varint(length), *parts, pb.EditStreamResponse(id=self._id).SerializeToString()))
+
+
+def serialize(response: Any) -> bytes:
+    """The bytes of a message or an answer."""
+    data: bytes = response.SerializeToString()
+    return data
+
+
+async def answer(
+    message: Any, model: Model, output: Output, images: Bytes | None, latents: Floats | None = None
+) -> Answer:
+    """What is to come back.
+
+    Args:
+        message: An empty response, with the fields `images` and `latents`.
+        model: Whose they are.
+        output: What is wanted.
+        images: Resulting images, uint8 [N, S, S, 3], if there are any.
+        latents: Resulting latents, float32 [N, D].
+    """
+    if output.latents and latents is not None:
+        message.latents.CopyFrom(latent_batch(latents))
+    if images is None or output.file_format is None:
+        return Answer(message, images)
+    files = await model.codec.encode(images, output.file_format, output.quality or DEFAULT_QUALITY)
+    message.images.files.files.extend(files)
+    return Answer(message)
+
+
+@lru_cache(maxsize=4096)
+def _before_pixels(count: int, height: int, width: int) -> bytes:
+    """What comes before the pixels in field `images`, of which they are the last bytes."""
+    size = count * height * width * 3
+    raw = b"".join((_COUNT, _varint(count), _HEIGHT, _varint(height), _WIDTH, _varint(width), _DATA, _varint(size)))
+    batch = b"".join((_RAW, _varint(len(raw) + size), raw))
+    return b"".join((_IMAGES, _varint(len(batch) + size), batch))
+
+
+def _varint(value: int) -> bytes:
+    """Protobuf's variable-length integer: seven bits a byte, the least significant first."""
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    digits.append(value)
+    return bytes(digits)

@@ -1,0 +1,270 @@
+"""TensorRT on an NVIDIA GPU: plans run through tensor addresses, with a CUDA graph for each batch bucket.
+
+A batch of n images runs in the next bucket (1, 2, 4 ... max) as one CUDA graph: copy in, compute, copy out; so a call
+costs one launch and one wait. Rows of a bucket beyond n hold leftovers, whose results nobody reads. Every bucket has
+its own execution context, since a captured graph keeps the addresses of its context's memory: about as much device
+memory as the largest batch's activations, for each bucket.
+"""
+
+import importlib
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.backends.cuda import Cuda
+from engine.errors import BackendError, BundleError
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
+
+_REBUILD = "build the bundle again on this machine: python -m export.build_engines --run RUN --out BUNDLE"
+_DTYPES = {"UINT8": np.uint8, "FLOAT": np.float32}
+_ENCODER = {"images": ("INPUT", "UINT8"), "mu": ("OUTPUT", "FLOAT"), "log_var": ("OUTPUT", "FLOAT")}
+_DECODER = {"latents": ("INPUT", "FLOAT"), "images": ("OUTPUT", "UINT8")}
+
+
+class TensorRtBackend:
+    """Encoder and decoder as two TensorRT plans on the first visible GPU.
+
+    Args:
+        encoder: Plan with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
+        decoder: Plan with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
+        max_batch_size: Size of the largest bucket, images; larger batches are computed in parts of that size.
+        cuda_graphs: False queues copies and kernels one by one, to measure what the graphs save.
+
+    Raises:
+        BundleError: When a plan is missing, is no plan for this TensorRT and GPU, or has other inputs and outputs.
+        BackendError: When TensorRT, cuda-bindings, the driver or a GPU is missing, or CUDA reports an error.
+    """
+
+    def __init__(self, encoder: Path, decoder: Path, max_batch_size: int, *, cuda_graphs: bool = True) -> None:
+        require_device()
+        tensorrt = load_tensorrt()
+        self._encoder = _Graph(tensorrt, encoder, _ENCODER, max_batch_size, cuda_graphs=cuda_graphs)
+        self._decoder = _Graph(tensorrt, decoder, _DECODER, max_batch_size, cuda_graphs=cuda_graphs)
+
+    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
+        """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
+        mu, log_var = self._encoder.run(images)
+        return mu, log_var
+
+    def decode(self, latents: Floats) -> Bytes:
+        """Latents, float32 [N, D], to images, uint8 [N, H, W, 3]."""
+        (images,) = self._decoder.run(latents)
+        return images
+
+    def close(self) -> None:
+        """Frees the GPU; so does the end of the object's life."""
+        self._encoder.close()
+        self._decoder.close()
+
+
+def require_device() -> dict[str, str]:
+    """TensorRT and the GPU of this machine.
+
+    Returns:
+        {"tensorrt": "8.6.0", "gpu": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}.
+
+    Raises:
+        BackendError: When TensorRT, cuda-bindings, the NVIDIA driver or a GPU is missing; says which.
+    """
+    # CUDA is asked before TensorRT makes anything: without a driver, TensorRT 8.6 crashes the process.
+    version = str(load_tensorrt().__version__)
+    return {"tensorrt": version, **Cuda().gpu()}
+
+
+def load_tensorrt() -> Any:
+    """The module `tensorrt`.
+
+    Raises:
+        BackendError: When it can't be imported.
+    """
+    try:
+        return importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise BackendError(
+            f"this bundle needs TensorRT, which can't be imported ({error}); pip install 'dfc-vae[gpu]'"
+        ) from error
+
+
+def make_logger(tensorrt: Any, say: Callable[[str], None]) -> Any:
+    """A TensorRT logger: gives warnings and errors to `say`, each text once; `reason()` is why something failed."""
+
+    class Logger(tensorrt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)
+            self._said: dict[str, str] = {}
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING") and text not in self._said:
+                self._said[text] = severity.name
+                say(f"TensorRT {severity.name.lower().replace('_', ' ')}: {text}")
+
+        def reason(self) -> str:
+            # The first error is the cause, those after it follow from it; what CUDA refuses comes as a warning.
+            errors = [text for text, severity in self._said.items() if severity != "WARNING"]
+            return next(iter([*errors, *reversed(self._said)]), "it gives no reason")
+
+    return Logger()
+
+
+def start(tensorrt: Any, part: str, log: Any) -> Any:
+    """A `Builder` or `Runtime` of TensorRT; call `require_device` before.
+
+    Raises:
+        BackendError: When it doesn't start.
+    """
+    try:
+        return getattr(tensorrt, part)(log)
+    except TypeError as error:  # all that its Python binding says of a failure
+        raise BackendError(f"TensorRT {tensorrt.__version__} can't start its {part}: {log.reason()}") from error
+
+
+def bucket_sizes(largest: int) -> list[int]:
+    """1, 2, 4 ... and `largest`."""
+    return [*(2**power for power in range((largest - 1).bit_length())), largest]
+
+
+class _Buffer(NamedTuple):
+    """A tensor's memory for the largest bucket: page-locked on the host, and on the device."""
+
+    name: str
+    host: Array
+    device: int
+
+
+class _Bucket(NamedTuple):
+    """A batch size with its execution context, and its CUDA graph, where there is one."""
+
+    size: int
+    context: Any
+    graph: Any
+
+
+class _Graph:
+    """One plan with its stream, buffers and buckets; `tensors` maps names to mode and type, in order."""
+
+    def __init__(
+        self, tensorrt: Any, path: Path, tensors: dict[str, tuple[str, str]], max_batch_size: int, *, cuda_graphs: bool
+    ) -> None:
+        self._cuda = Cuda()
+        self._path = path
+        self._runtime, self._engine = _deserialize(tensorrt, path)  # the engine needs the runtime as long as it lives
+        _check_tensors(self._engine, path, tensors, max_batch_size)
+        self._stream = self._cuda.call("cudaStreamCreateWithFlags", 1)  # does not wait for the legacy default stream
+        self._owned: list[tuple[str, Any]] = [("cudaStreamDestroy", self._stream)]
+        self.close = weakref.finalize(self, _free, self._cuda, self._stream, self._owned)
+        sizes = bucket_sizes(max_batch_size)
+        inputs = [name for name, (mode, _) in tensors.items() if mode == "INPUT"]
+        contexts = {count: self._context(count, inputs) for count in sizes}
+        buffers = [self._allocate(contexts[max_batch_size], name, kind) for name, (_, kind) in tensors.items()]
+        self._inputs = [buffer for buffer in buffers if buffer.name in inputs]
+        self._outputs = [buffer for buffer in buffers if buffer.name not in inputs]
+        self._buckets = [self._prepare(count, contexts[count], cuda_graphs) for count in sizes]
+
+    def run(self, batch: Array) -> list[Array]:
+        """Computes a batch [N, ...]; the results are the caller's.
+
+        Raises:
+            BackendError: When CUDA or TensorRT reports an error, or after `close`.
+        """
+        if not self.close.alive:
+            raise BackendError(f"{self._path} was closed")
+        largest = self._buckets[-1].size
+        parts = [self._run(batch[start : start + largest]) for start in range(0, max(len(batch), 1), largest)]
+        return parts[0] if len(parts) == 1 else [np.concatenate(results) for results in zip(*parts, strict=True)]
+
+    def _run(self, batch: Array) -> list[Array]:
+        count = len(batch)
+        bucket = next(bucket for bucket in self._buckets if bucket.size >= count)
+        np.copyto(self._inputs[0].host[:count], batch, casting="no")
+        if bucket.graph is None:
+            self._enqueue(bucket)
+        else:
+            self._cuda.call("cudaGraphLaunch", bucket.graph, self._stream)
+        self._cuda.call("cudaStreamSynchronize", self._stream)
+        return [output.host[:count].copy() for output in self._outputs]
+
+    def _context(self, count: int, inputs: Sequence[str]) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise BackendError(f"TensorRT has no memory left for {self._path} at batch {count}; lower --max-batch")
+        for name in inputs:
+            item = tuple(self._engine.get_tensor_shape(name))[1:]
+            if not context.set_input_shape(name, (count, *item)):
+                raise BackendError(f"{self._path} refuses {count} images; {_REBUILD}")
+        return context
+
+    def _allocate(self, context: Any, name: str, kind: str) -> _Buffer:
+        # The context knows the shape in full; in the engine's, sides that the graph computes are left open.
+        host = self._cuda.pinned(tuple(context.get_tensor_shape(name)), _DTYPES[kind])
+        self._owned.append(("cudaFreeHost", host.ctypes.data))
+        device = int(self._cuda.call("cudaMalloc", host.nbytes))
+        self._owned.append(("cudaFree", device))
+        return _Buffer(name, host, device)
+
+    def _prepare(self, count: int, context: Any, cuda_graphs: bool) -> _Bucket:
+        for buffer in (*self._inputs, *self._outputs):
+            if not context.set_tensor_address(buffer.name, buffer.device):
+                raise BackendError(f"{self._path}: TensorRT refuses the memory of {buffer.name}")
+        bucket = _Bucket(count, context, None)
+        self._enqueue(bucket)  # a context's first run sets itself up, which cannot be captured
+        self._cuda.call("cudaStreamSynchronize", self._stream)
+        if not cuda_graphs:
+            return bucket
+        self._cuda.begin_capture(self._stream)
+        try:
+            self._enqueue(bucket)
+        finally:
+            captured = self._cuda.call("cudaStreamEndCapture", self._stream)
+        graph = self._cuda.call("cudaGraphInstantiate", captured, 0)
+        self._cuda.call("cudaGraphDestroy", captured)
+        self._owned.append(("cudaGraphExecDestroy", graph))
+        return bucket._replace(graph=graph)
+
+    def _enqueue(self, bucket: _Bucket) -> None:
+        for buffer in self._inputs:
+            self._cuda.copy_in(buffer.device, buffer.host[: bucket.size], self._stream)
+        if not bucket.context.execute_async_v3(int(self._stream)):
+            raise BackendError(f"TensorRT failed to run {self._path} on {bucket.size} images; its log says why")
+        for buffer in self._outputs:
+            self._cuda.copy_out(buffer.host[: bucket.size], buffer.device, self._stream)
+
+
+def _free(cuda: Cuda, stream: Any, owned: list[tuple[str, Any]]) -> None:
+    for function, resource in [("cudaStreamSynchronize", stream), *reversed(owned)]:
+        try:
+            cuda.call(function, resource)
+        except BackendError as error:  # after a fault of the GPU every call fails; the rest goes with the process
+            logger.warning("%s", error)
+
+
+def _deserialize(tensorrt: Any, path: Path) -> tuple[Any, Any]:
+    if not path.is_file():
+        raise BundleError(f"no TensorRT plan at {path}; {_REBUILD}")
+    log = make_logger(tensorrt, logger.warning)
+    runtime = start(tensorrt, "Runtime", log)
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise BundleError(f"TensorRT {tensorrt.__version__} can't open {path}: {log.reason()}; {_REBUILD}")
+    return runtime, engine
+
+
+def _check_tensors(engine: Any, path: Path, tensors: dict[str, tuple[str, str]], max_batch_size: int) -> None:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    found = {name: (engine.get_tensor_mode(name).name, engine.get_tensor_dtype(name).name) for name in names}
+    if found != tensors:
+        raise BundleError(f"{path} has the tensors {found}; the engine needs {tensors}; {_REBUILD}")
+    for name, (mode, _) in tensors.items():
+        if mode == "INPUT":
+            _, _, (largest, *_) = engine.get_tensor_profile_shape(name, 0)
+            if largest < max_batch_size:
+                raise BundleError(f"{path} takes up to {largest} images, not {max_batch_size}; {_REBUILD}")

@@ -1,0 +1,173 @@
+"""The models that are served, by name, and how one is replaced without a pause."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from engine.backends import Backend, first_calls
+from engine.batcher import Device, Watch
+from engine.bundle import MANIFEST, Bundle
+from engine.errors import EngineError, UnknownModel
+from engine.model import Model, Settings
+
+logger = logging.getLogger(__name__)
+
+Opener = Callable[[Bundle], Backend]
+Stamp = tuple[int, int, int]
+
+
+class Catalog:
+    """Models by name. Make it with `open`, inside a running event loop.
+
+    Args:
+        bundles: Bundle folders by name, the default first.
+        opener: Opens the graphs of a bundle.
+        settings: The operator's choices.
+        watch: Gives what watches a queue, by model and graph.
+        reloaded: Is told (model, whether it was taken) for every new bundle.
+    """
+
+    def __init__(
+        self,
+        bundles: Mapping[str, Path],
+        opener: Opener,
+        settings: Settings,
+        watch: Callable[[str, str], Watch],
+        reloaded: Callable[[str, bool], None],
+    ) -> None:
+        self.names = tuple(bundles)
+        self._bundles = dict(bundles)
+        self._opener = opener
+        self._settings = settings
+        self._watch = watch
+        self._reloaded = reloaded
+        self._device = Device()
+        self._models: dict[str, Model] = {}
+        self._stamps: dict[str, Stamp | None] = {}
+        self._loading = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(
+        cls,
+        bundles: Mapping[str, Path],
+        opener: Opener,
+        settings: Settings,
+        watch: Callable[[str, str], Watch],
+        reloaded: Callable[[str, bool], None] = lambda model, taken: None,
+    ) -> "Catalog":
+        """Opens all bundles; they are served from then on, and `warm_up` makes their first calls.
+
+        Raises:
+            StartupError: a bundle can't be used.
+        """
+        catalog = cls(bundles, opener, settings, watch, reloaded)
+        try:
+            for name, path in bundles.items():
+                catalog._stamps[name] = _stamp(path)
+                catalog._models[name] = await catalog._open(name)
+        except BaseException:
+            await catalog.close()
+            raise
+        return catalog
+
+    def get(self, name: str) -> Model:
+        """The model of that name; the default one for "".
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        try:
+            return self._models[name or self.names[0]]
+        except KeyError:
+            raise UnknownModel(f"no model {name!r} is served here; there is: {', '.join(self.names)}") from None
+
+    async def warm_up(self) -> None:
+        """Runs all graphs once per batch size.
+
+        Raises:
+            BundleError: graphs and manifest contradict each other.
+        """
+        for model in self._models.values():
+            await self._warm_up(model)
+
+    async def reload(self) -> None:
+        """Replaces the models whose bundles have changed; one that can't be used leaves the old one in service."""
+        for name in self.names:
+            await self._reload(name)
+
+    async def follow(self, every_s: float) -> None:
+        """Looks for changed bundles from time to time, until it is cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            for name, path in self._bundles.items():
+                # A folder without manifest is being replaced at this moment.
+                if _stamp(path) not in (None, self._stamps[name]):
+                    await self._reload(name)
+
+    async def close(self) -> None:
+        """Answers what was accepted, then ends all queues and threads."""
+        await asyncio.gather(*(model.close() for model in self._models.values()), *self._retiring)
+        self._device.close()
+
+    async def _reload(self, name: str) -> None:
+        async with self._loading:
+            path, old = self._bundles[name], self._models[name]
+            self._stamps[name] = _stamp(path)
+            try:
+                if await asyncio.to_thread(_fingerprint, path) == old.fingerprint:
+                    return
+                new = await self._open(name)
+                try:
+                    await self._warm_up(new)
+                except BaseException:
+                    await new.close()
+                    raise
+            except (EngineError, OSError) as error:
+                logger.error("model %s: the bundle at %s is refused, the old one stays: %s", name, path, error)
+                self._reloaded(name, False)
+                return
+            except Exception:
+                logger.exception("model %s: the bundle at %s is refused, the old one stays", name, path)
+                self._reloaded(name, False)
+                return
+            self._models[name] = new
+            logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
+            self._reloaded(name, True)
+            retiring = asyncio.get_running_loop().create_task(old.close())
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def _open(self, name: str) -> Model:
+        """Verifies and compiles beside what is served."""
+
+        def load(path: Path) -> tuple[Bundle, Backend, str]:
+            bundle = Bundle.load(path)
+            return bundle, self._opener(bundle), _fingerprint(path)
+
+        opened = await asyncio.to_thread(load, self._bundles[name])
+        return Model(
+            name, *opened, device=self._device, settings=self._settings, watch=lambda graph: self._watch(name, graph)
+        )
+
+    async def _warm_up(self, model: Model) -> None:
+        # One batch at a time, so that those of clients go in between.
+        for call in first_calls(model.backend, model.bundle.manifest):
+            async with self._device.free:
+                await self._device.run(call)
+
+
+def _fingerprint(path: Path) -> str:
+    """Of the manifest, which has the hashes of all other files."""
+    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Changes when the manifest does; None where there is none."""
+    try:
+        status = (path / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size

@@ -1,0 +1,168 @@
+"""Where a client connects, as whom, and what it does when that fails."""
+
+import ipaddress
+import json
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from engine.client.errors import Patience
+from engine.client.values import Options, Priority
+from protos import dfcvae_pb2 as pb
+from protos import dfcvae_pb2_grpc
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"]
+_MAX_RETRIES = 4  # gRPC makes at most five attempts, whatever it is asked for.
+_NO_LIMIT = -1
+_LARGEST = 2**31 - 1
+
+
+class Connection:
+    """What `Client` and `AsyncClient` have in common.
+
+    Every call is safe to send twice: the same request always has the same answer. So gRPC sends a call again, after
+    0.2 s and then twice as long every time (give or take a fifth), when the server or the network is UNAVAILABLE:
+    for 3 s in all, unless it is to wait for a server that can't be reached. Streams are not sent again.
+
+    Args:
+        target: "HOST:PORT" of the server, or any other gRPC target.
+        timeout: Deadline of every call with all its retries, seconds; None for none. Streams have none of their own
+            accord.
+        model: Name of the model that calls are for; empty for the server's default.
+        priority: Who goes first when requests wait: "normal", "background" or "interactive".
+        retries: Times that a call is sent again while the server is UNAVAILABLE, 0 to 4.
+        retry_overload: Times that a call is sent again that the server refused because it was busy, each after the
+            time that the server gave; 0 reports it at once.
+        wait_for_ready: While the server can't be reached, wait for it until the deadline instead of giving up.
+        tls: True to trust the authorities that gRPC knows, or the path of a PEM file with others.
+        certificate: Paths of the client's own PEM certificate and of its key, where the server asks for them.
+        token: Bearer token, where the server asks for one.
+        allow_plaintext_token: Send the token without TLS to another machine, where anyone on the way can read it.
+
+    Raises:
+        ValueError: When these don't fit together.
+        OSError: When a PEM file can't be read.
+    """
+
+    _channels: ClassVar[ModuleType]  # grpc or grpc.aio: both open channels by the same functions.
+
+    def __init__(
+        self,
+        target: str,
+        timeout: float | None = 60.0,
+        *,
+        model: str = "",
+        priority: Priority = "normal",
+        retries: int = _MAX_RETRIES,
+        retry_overload: int = 0,
+        wait_for_ready: bool = False,
+        tls: bool | str | os.PathLike[str] = False,
+        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+        token: str | None = None,
+        allow_plaintext_token: bool = False,
+    ) -> None:
+        if not 0 <= retries <= _MAX_RETRIES:
+            raise ValueError(f"retries must be from 0 to {_MAX_RETRIES}, not {retries}")
+        if certificate and not tls:
+            raise ValueError("a client certificate needs TLS; set tls as well")
+        if token is not None and not _is_word(token):
+            raise ValueError("the token must be one word of printable ASCII")
+        if token and not (tls or allow_plaintext_token or is_local(target)):
+            raise ValueError(
+                f"the token would travel to {target} unencrypted; use TLS, or allow it with allow_plaintext_token"
+            )
+        self.target = target
+        self._defaults = Options(timeout=timeout, model=model, priority=priority)
+        self._retry_overload = retry_overload
+        self._wait_for_ready = wait_for_ready
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        channel_options = _channel_options(retries)
+        self._channel: Any = (
+            self._channels.secure_channel(target, _credentials(tls, certificate), channel_options)
+            if tls
+            else self._channels.insecure_channel(target, channel_options)
+        )
+        # A stub is nothing but its methods by their names.
+        engine = dfcvae_pb2_grpc.LatentEngineStub(self._channel)  # type: ignore[no-untyped-call]
+        self._methods: dict[str, Any] = {**vars(engine), **vars(health_pb2_grpc.HealthStub(self._channel))}
+
+    def _with_defaults(self, options: Options) -> Options:
+        unknown = options.keys() - Options.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+        merged: Options = {**self._defaults, **options}
+        return merged
+
+    def _stream_options(self, options: Options) -> Options:
+        """As for a call, but without its deadline."""
+        return self._with_defaults({"timeout": None, **options})
+
+    def _patience(self, options: Options) -> Patience:
+        return Patience(self._retry_overload, options["timeout"])
+
+    def _call_arguments(self, options: Options, timeout: float | None) -> dict[str, Any]:
+        metadata = self._metadata
+        if "request_id" in options:
+            if not _is_word(options["request_id"]):
+                raise ValueError(f"request_id must be one word of printable ASCII, not {options['request_id']!r}")
+            metadata = (*metadata, ("x-request-id", options["request_id"]))
+        return {"timeout": timeout, "metadata": metadata, "wait_for_ready": self._wait_for_ready}
+
+
+def is_local(target: str) -> bool:
+    """Whether a gRPC target names this machine."""
+    if target.startswith("unix"):
+        return True
+    address = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target)
+    host = address.rpartition(":")[0].strip("[]") or address
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_word(text: str) -> bool:
+    return text.isascii() and text.isprintable() and len(text.split()) == 1
+
+
+def _credentials(
+    tls: bool | str | os.PathLike[str],
+    certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
+) -> grpc.ChannelCredentials:
+    roots = None if tls is True else Path(str(tls)).read_bytes()
+    own, key = (Path(path).read_bytes() for path in certificate) if certificate else (None, None)
+    return grpc.ssl_channel_credentials(roots, key, own)
+
+
+def _channel_options(retries: int) -> list[tuple[str, Any]]:
+    policy = {
+        "maxAttempts": retries + 1,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    unary = [method.name for method in _SERVICE.methods if not method.client_streaming]
+    names = [{"service": _SERVICE.full_name, "method": name} for name in unary]
+    config = {"methodConfig": [{"name": names, "retryPolicy": policy}]} if retries else {}
+    return [
+        # The server's limits hold; gRPC's own, 4 MB for an answer, would cut them short.
+        ("grpc.max_receive_message_length", _NO_LIMIT),
+        ("grpc.max_send_message_length", _NO_LIMIT),
+        ("grpc.service_config", json.dumps(config)),
+        # Requests larger than this, 256 KB if it isn't set, would never be sent again.
+        ("grpc.per_rpc_retry_buffer_size", _LARGEST),
+        # How long a server that came back may go unnoticed, milliseconds.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        # While calls are open, a machine that vanished without a word is noticed within 50 s, also by streams.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]

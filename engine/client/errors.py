@@ -1,0 +1,105 @@
+"""Calls that fail, and when to send them again."""
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
+from protos import dfcvae_pb2 as pb
+
+# What grpc.aio makes of any failure to write to a stream, whatever the true status.
+_BROKEN_WRITE = "Internal error from Core"
+_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+class FieldViolation(NamedTuple):
+    """A field of the request, for example "edits[0].strength", and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+class ClientError(Exception):
+    """A call that failed.
+
+    Attributes:
+        status: Name of the gRPC status, for example "INVALID_ARGUMENT".
+        message: What the server, or gRPC, said.
+        violations: Fields that are wrong, where the server names them.
+        retry_after_s: After how many seconds the same request may get an answer; None: waiting doesn't help.
+        request_id: Name of the call in the server's logs, where the server gave one.
+    """
+
+    def __init__(
+        self,
+        status: str,
+        message: str,
+        violations: Sequence[FieldViolation] = (),
+        retry_after_s: float | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+        self.violations = tuple(violations)
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
+
+    @classmethod
+    def of_call(cls, error: Any) -> "ClientError":
+        """From a `grpc.RpcError` of a call, synchronous or not."""
+        trailer = dict(error.trailing_metadata() or ())
+        violations, retry_after_s = _details(trailer.get("grpc-status-details-bin", b""))
+        status, message = error.code().name, error.details() or "no details"
+        if (status, message) == ("INTERNAL", _BROKEN_WRITE):
+            status, message = "UNAVAILABLE", "the connection broke while a message was being sent"
+        return cls(status, message, violations, retry_after_s, trailer.get("x-request-id"))
+
+    @classmethod
+    def of_answer(cls, error: pb.StreamError) -> "ClientError":
+        """From the answer to one request of a stream."""
+        return cls(_NAMES.get(error.code, "UNKNOWN"), error.message, (), error.retry_after_ms / 1000 or None)
+
+
+class Patience:
+    """How often, and until when, a call that an overloaded server refused is sent again.
+
+    Args:
+        retries: Times that it may be sent again.
+        timeout: Seconds for all tries and pauses together; None for no limit.
+    """
+
+    def __init__(self, retries: int, timeout: float | None) -> None:
+        self._retries = retries
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def remaining(self) -> float | None:
+        """Seconds that are left for a try."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def pause_after(self, error: ClientError) -> float:
+        """Seconds to wait before the next try; raises the error when there is to be none."""
+        remaining = self.remaining()
+        if error.retry_after_s is None or not self._retries:
+            raise error from None
+        # A little longer than asked, each by another amount: who was refused together should not come back together.
+        pause = error.retry_after_s * random.uniform(1.0, 1.5)
+        if remaining is not None and pause >= remaining:
+            raise error from None
+        self._retries -= 1
+        return pause
+
+
+def _details(data: bytes) -> tuple[list[FieldViolation], float | None]:
+    violations: list[FieldViolation] = []
+    retry_after_s = None
+    bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    for detail in status_pb2.Status.FromString(data).details:
+        if detail.Unpack(bad):
+            violations += [FieldViolation(one.field, one.description) for one in bad.field_violations]
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+    return violations, retry_after_s

@@ -1,0 +1,345 @@
+"""Calls as values: requests made from numpy, and answers read into it; nothing here touches the network.
+
+Shapes: N images of side S, latents of dimension D.
+
+A batch is written into its request in place: protobuf copies a message that is handed to a constructor, and that
+costs more than all the rest together. Pixels come back as read-only views of the received bytes, so they are copied
+once; latents are small, and the caller's own.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from grpc_health.v1 import health_pb2
+
+from engine.client.errors import ClientError
+from engine.client.values import (
+    Attribute,
+    Bytes,
+    Distribution,
+    Edited,
+    Edits,
+    FileFormat,
+    Floats,
+    Images,
+    Model,
+    Options,
+    Posterior,
+    Result,
+    StreamEdit,
+    Walk,
+)
+from protos import dfcvae_pb2 as pb
+
+T = TypeVar("T")
+
+_FORMATS = {"JPEG": pb.IMAGE_FORMAT_JPEG, "PNG": pb.IMAGE_FORMAT_PNG, "WEBP": pb.IMAGE_FORMAT_WEBP}
+_PRIORITIES = {
+    "normal": pb.PRIORITY_NORMAL,
+    "background": pb.PRIORITY_BACKGROUND,
+    "interactive": pb.PRIORITY_INTERACTIVE,
+}
+_RESULTS = {
+    "images": pb.EDIT_RESULT_IMAGES,
+    "latents": pb.EDIT_RESULT_LATENTS,
+    "both": pb.EDIT_RESULT_IMAGES_AND_LATENTS,
+}
+_WALKS = {"linear": pb.WALK_LINEAR, "spherical": pb.WALK_SPHERICAL}
+_DISTRIBUTIONS: dict[Distribution, Any] = {
+    "auto": pb.DISTRIBUTION_UNSPECIFIED,
+    "standard": pb.DISTRIBUTION_STANDARD,
+    "fitted": pb.DISTRIBUTION_FITTED,
+}
+_DISTRIBUTION_NAMES = {number: name for name, number in _DISTRIBUTIONS.items()}
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A unary call that is still to be made: its method, its request, and how its answer is read."""
+
+    method: str
+    request: Any
+    read: Callable[[Any], T]
+
+
+def address(request: Any, options: Options) -> None:
+    """Fills in which model a request is for, and who goes first, where its method asks."""
+    fields = request.DESCRIPTOR.fields_by_name
+    if "model" in fields:
+        request.model = options["model"]
+    if "priority" in fields:
+        request.priority = _choice("priority", options["priority"], _PRIORITIES)
+
+
+def get_model() -> Call[Model]:
+    """What is served."""
+    return Call("GetModel", pb.GetModelRequest(), _read_model)
+
+
+def health() -> Call[str]:
+    """Whether the server is ready."""
+    names = health_pb2.HealthCheckResponse.ServingStatus
+    return Call("Check", health_pb2.HealthCheckRequest(), lambda answer: str(names.Name(answer.status)))
+
+
+def encode(images: Images) -> Call[Posterior]:
+    """Images to posteriors."""
+    request = pb.EncodeRequest()
+    _write_images(request.images, images)
+    return Call("Encode", request, lambda answer: Posterior(_floats(answer.mu), _floats(answer.log_var)))
+
+
+def decode(latents: Floats) -> Call[Bytes]:
+    """Latents to pixels."""
+    request = pb.DecodeRequest()
+    _write_latents(request.latents, latents)
+    return Call("Decode", request, _read_images)
+
+
+def decode_files(latents: Floats, file_format: FileFormat, quality: int) -> Call[list[bytes]]:
+    """Latents to files."""
+    request = pb.DecodeRequest()
+    _write_latents(request.latents, latents)
+    _write_output(request.output, file_format, quality)
+    return Call("Decode", request, _read_files)
+
+
+def edit(source: Images | Floats, edits: Edits, keep: Iterable[str]) -> Call[Bytes]:
+    """Images or latents, moved, to pixels."""
+    return Call("Edit", _edit_request(StreamEdit(source, edits, keep)), _read_images)
+
+
+def edit_files(
+    source: Images | Floats, edits: Edits, keep: Iterable[str], file_format: FileFormat, quality: int
+) -> Call[list[bytes]]:
+    """Images or latents, moved, to files."""
+    step = StreamEdit(source, edits, keep, file_format=file_format, quality=quality)
+    return Call("Edit", _edit_request(step), _read_files)
+
+
+def edit_latents(source: Images | Floats, edits: Edits, keep: Iterable[str]) -> Call[Floats]:
+    """Images or latents, moved, to latents."""
+    return Call("Edit", _edit_request(StreamEdit(source, edits, keep, "latents")), _read_latents)
+
+
+def edit_both(source: Images | Floats, edits: Edits, keep: Iterable[str]) -> Call[tuple[Bytes, Floats]]:
+    """Images or latents, moved, to pixels and latents."""
+    request = _edit_request(StreamEdit(source, edits, keep, "both"))
+    return Call("Edit", request, lambda answer: (_read_images(answer), _read_latents(answer)))
+
+
+def interpolate(start: Images | Floats, end: Images | Floats, steps: int, walk: Walk) -> Call[Bytes]:
+    """Walks, to pixels [N, steps, S, S, 3]."""
+    request = _walk_request(start, end, steps, walk, "images")
+    return Call("Interpolate", request, lambda answer: _by_walk(_read_images(answer), steps))
+
+
+def interpolate_latents(start: Images | Floats, end: Images | Floats, steps: int, walk: Walk) -> Call[Floats]:
+    """Walks, to latents [N, steps, D]."""
+    request = _walk_request(start, end, steps, walk, "latents")
+    return Call("Interpolate", request, lambda answer: _by_walk(_read_latents(answer), steps))
+
+
+def sample(count: int, seed: int, temperature: float, distribution: Distribution) -> Call[Bytes]:
+    """Draws, to pixels."""
+    return Call("Sample", _sample_request(count, seed, temperature, distribution, "images"), _read_images)
+
+
+def sample_latents(count: int, seed: int, temperature: float, distribution: Distribution) -> Call[Floats]:
+    """Draws, to latents."""
+    return Call("Sample", _sample_request(count, seed, temperature, distribution, "latents"), _read_latents)
+
+
+def stream_request(step: StreamEdit, options: Options, number: int) -> pb.EditStreamRequest:
+    """One step of a stream; its number comes back with the answer."""
+    request = pb.EditStreamRequest(id=number)
+    address(request, options)
+    _write_edit(request, step)
+    return request
+
+
+def stream_requests(
+    steps: Iterable[StreamEdit], options: Options, failures: list[Exception]
+) -> Iterator[pb.EditStreamRequest]:
+    """The steps of a stream, up to one that fails: gRPC, which takes them, would only log that."""
+    try:
+        for number, step in enumerate(steps):
+            yield stream_request(step, options, number)
+    except Exception as failure:
+        failures.append(failure)
+
+
+async def async_stream_requests(
+    steps: Iterable[StreamEdit] | AsyncIterable[StreamEdit], options: Options, failures: list[Exception]
+) -> AsyncIterator[pb.EditStreamRequest]:
+    """As `stream_requests`, for asyncio."""
+    if not isinstance(steps, AsyncIterable):
+        for request in stream_requests(steps, options, failures):
+            yield request
+        return
+    number = 0
+    try:
+        async for step in steps:
+            yield stream_request(step, options, number)
+            number += 1
+    except Exception as failure:
+        failures.append(failure)
+
+
+def read_stream_answer(answer: pb.EditStreamResponse) -> Edited | ClientError:
+    """What one step of a stream gave."""
+    if answer.WhichOneof("outcome") == "error":
+        return ClientError.of_answer(answer.error)
+    edited = answer.edited
+    form = edited.images.WhichOneof("images")
+    return Edited(
+        _read_images(edited) if form == "raw" else None,
+        _read_files(edited) if form == "files" else None,
+        _read_latents(edited) if edited.HasField("latents") else None,
+    )
+
+
+def _edit_request(step: StreamEdit) -> pb.EditRequest:
+    request = pb.EditRequest()
+    _write_edit(request, step)
+    return request
+
+
+def _walk_request(
+    start: Images | Floats, end: Images | Floats, steps: int, walk: Walk, result: Result
+) -> pb.InterpolateRequest:
+    request = pb.InterpolateRequest(steps=steps, walk=_choice("walk", walk, _WALKS), result=_RESULTS[result])
+    _write_source(request.start, start)
+    _write_source(request.end, end)
+    return request
+
+
+def _sample_request(
+    count: int, seed: int, temperature: float, distribution: Distribution, result: Result
+) -> pb.SampleRequest:
+    return pb.SampleRequest(
+        count=count,
+        seed=seed,
+        temperature=temperature,
+        distribution=_choice("distribution", distribution, _DISTRIBUTIONS),
+        result=_RESULTS[result],
+    )
+
+
+def _write_edit(request: Any, step: StreamEdit) -> None:
+    """Fills in the fields that EditRequest and EditStreamRequest share."""
+    if step.source is not None:
+        _write_source(request, step.source)
+    pairs = step.edits.items() if isinstance(step.edits, Mapping) else step.edits
+    for target, strength in pairs:
+        if isinstance(target, str):
+            request.edits.add(attribute=target, strength=strength)
+        else:
+            request.edits.add(direction=_float_bytes(np.asarray(target)), strength=strength)
+    if isinstance(step.keep, str):
+        raise ValueError(f"keep takes several names, for example [{step.keep!r}], not one string")
+    request.keep.extend(step.keep)
+    request.result = _choice("result", step.result, _RESULTS)
+    if step.file_format:
+        _write_output(request.output, step.file_format, step.quality)
+
+
+def _write_source(request: Any, source: Any) -> None:
+    if isinstance(source, np.ndarray) and np.issubdtype(source.dtype, np.floating):
+        _write_latents(request.latents, source)
+    else:
+        _write_images(request.images, source)
+
+
+def _write_images(batch: pb.ImageBatch, images: Any) -> None:
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"images must be uint8 [N, S, S, 3], not {images.dtype} {list(images.shape)}")
+        batch.raw.count, batch.raw.height, batch.raw.width, _ = images.shape
+        batch.raw.data = images.tobytes()
+    elif _are_files(images):
+        batch.files.SetInParent()
+        batch.files.files.extend(images)
+    else:
+        raise ValueError("images must be a uint8 array, or a sequence of files given as bytes")
+
+
+def _are_files(images: Any) -> bool:
+    if isinstance(images, (bytes, str)) or not isinstance(images, Iterable):
+        return False
+    return all(isinstance(file, bytes) for file in images)
+
+
+def _write_latents(batch: pb.LatentBatch, latents: npt.NDArray[Any]) -> None:
+    if not np.issubdtype(latents.dtype, np.floating) or latents.ndim != 2:
+        raise ValueError(f"latents must be float32 [N, D], not {latents.dtype} {list(latents.shape)}")
+    batch.count, batch.dim = latents.shape
+    batch.data = _float_bytes(latents)
+
+
+def _write_output(output: pb.ImageOutput, file_format: FileFormat, quality: int) -> None:
+    output.format = _choice("file_format", file_format, _FORMATS)
+    output.quality = quality
+
+
+def _choice(name: str, value: str, choices: Mapping[Any, Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    return choices[value]
+
+
+def _float_bytes(values: npt.NDArray[Any]) -> bytes:
+    return np.asarray(values, "<f4").tobytes()
+
+
+def _read_images(answer: Any) -> Bytes:
+    raw = answer.images.raw
+    return np.frombuffer(raw.data, np.uint8).reshape(raw.count, raw.height, raw.width, 3)
+
+
+def _read_files(answer: Any) -> list[bytes]:
+    return list(answer.images.files.files)
+
+
+def _read_latents(answer: Any) -> Floats:
+    return _floats(answer.latents)
+
+
+def _floats(batch: pb.LatentBatch) -> Floats:
+    return np.frombuffer(batch.data, "<f4").reshape(batch.count, batch.dim).astype(np.float32)
+
+
+def _by_walk(points: npt.NDArray[Any], steps: int) -> npt.NDArray[Any]:
+    return points.reshape(-1, steps, *points.shape[1:])
+
+
+def _read_model(answer: pb.GetModelResponse) -> Model:
+    limits = answer.limits
+    return Model(
+        name=answer.model,
+        models=tuple(answer.models),
+        fingerprint=answer.fingerprint,
+        image_size=answer.image_size,
+        latent_dim=answer.latent_dim,
+        attributes=tuple(Attribute(one.name, one.positives, one.negatives) for one in answer.attributes),
+        distributions=tuple(
+            _DISTRIBUTION_NAMES[number] for number in answer.distributions if number in _DISTRIBUTION_NAMES
+        ),
+        backend=answer.backend,
+        precision=answer.precision,
+        max_batch_size=answer.max_batch_size,
+        max_delay_ms=answer.max_delay_ms,
+        max_images_per_request=limits.max_images_per_request,
+        max_message_bytes=limits.max_message_bytes,
+        max_queued_images=limits.max_queued_images,
+        max_pixels_per_file=limits.max_pixels_per_file,
+        max_concurrent_streams=limits.max_concurrent_streams,
+        max_images_per_second=limits.max_images_per_second,
+        max_requests_ahead=limits.max_requests_ahead,
+        crop=answer.preprocessing.crop or None,
+        resize=answer.preprocessing.resize,
+        versions=dict(answer.versions),
+    )

@@ -1,0 +1,116 @@
+"""What goes into a client and what comes out.
+
+Shapes: N images of side S, latents of dimension D; `Client.model()` says S and D.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import TypedDict
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Images = Bytes | Sequence[bytes]
+Edits = Mapping[str, float] | Iterable[tuple[str | Floats, float]]
+FileFormat = Literal["JPEG", "PNG", "WEBP"]
+Result = Literal["images", "latents", "both"]
+Priority = Literal["normal", "background", "interactive"]
+Walk = Literal["linear", "spherical"]
+Distribution = Literal["auto", "standard", "fitted"]
+
+
+class Options(TypedDict, total=False):
+    """What every method takes besides; what is left out is as the client was made.
+
+    Attributes:
+        model: Name of the model; empty for the server's default.
+        priority: Who goes first when requests wait.
+        timeout: Deadline with all retries, seconds; None for none.
+        request_id: Name of the call in the server's logs.
+    """
+
+    model: str
+    priority: Priority
+    timeout: float | None
+    request_id: str
+
+
+class Posterior(NamedTuple):
+    """What the encoder says about images: means and log variances, float32 [N, D] each."""
+
+    mu: Floats
+    log_var: Floats
+
+
+class Edited(NamedTuple):
+    """What an edit gave; what wasn't asked for is None.
+
+    Attributes:
+        images: uint8 [N, S, S, 3], read-only.
+        files: One image file each.
+        latents: float32 [N, D].
+    """
+
+    images: Bytes | None
+    files: list[bytes] | None
+    latents: Floats | None
+
+
+@dataclass(frozen=True)
+class StreamEdit:
+    """One step of a stream.
+
+    Attributes:
+        source: Images, or latents float32 [N, D]; None: those of the last step that had some, which costs no encoding.
+        edits: As in `Client.edit`; none reconstructs.
+        keep: As in `Client.edit`.
+        result: What comes back.
+        file_format: Images come back as files of this format; None: as pixels.
+        quality: Of JPEG and WebP files, 1 to 100; 0 for the server's default.
+    """
+
+    source: Images | Floats | None = None
+    edits: Edits = ()
+    keep: Iterable[str] = ()
+    result: Result = "images"
+    file_format: FileFormat | None = None
+    quality: int = 0
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute that can be edited: its name, and how many training images had it and had it not."""
+
+    name: str
+    positives: int
+    negatives: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a server serves; the fields are those of `GetModelResponse` in protos/dfcvae.proto."""
+
+    name: str
+    models: tuple[str, ...]
+    fingerprint: str
+    image_size: int
+    latent_dim: int
+    attributes: tuple[Attribute, ...]
+    distributions: tuple[Distribution, ...]
+    backend: str
+    precision: str
+    max_batch_size: int
+    max_delay_ms: float
+    max_images_per_request: int
+    max_message_bytes: int
+    max_queued_images: int
+    max_pixels_per_file: int
+    max_concurrent_streams: int
+    max_images_per_second: float
+    max_requests_ahead: int
+    crop: int | None
+    resize: str
+    versions: dict[str, str]

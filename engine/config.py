@@ -1,0 +1,343 @@
+"""The server's configuration: one dataclass, read from flags, environment and a file."""
+
+import ipaddress
+import json
+import math
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+
+import tyro
+
+from engine.errors import StartupError
+from engine.images import MAX_FILE_PIXELS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "DFCVAE_"
+"""Of the environment variables that set the fields of `ServerConfig`, for example DFCVAE_MAX_QUEUE."""
+
+_NAMED_BUNDLE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Serves bundles over gRPC (dfcvae.v1.LatentEngine, health and reflection).
+
+    Every flag can also be set in the environment (DFCVAE_MAX_QUEUE=100) and in a file (--config FILE, TOML:
+    max_queue = 100); flags go before the environment, the environment before the file.
+    """
+
+    bundle: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Bundle folder, as `python -m export.build_engines` writes it; several as NAME=PATH each, the default first."""
+
+    config: Path | None = None
+    """TOML file with values for the other fields."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface. Without TLS only loopback, unless --insecure."""
+
+    port: int = 50051
+    """TCP port; 0 picks a free one."""
+
+    insecure: bool = False
+    """Serve other machines without TLS: only where something else encrypts, for example a service mesh."""
+
+    tls_cert: Path | None = None
+    """The server's certificate chain, PEM."""
+
+    tls_key: Path | None = None
+    """The key of that certificate, PEM."""
+
+    tls_client_ca: Path | None = None
+    """Certificates, PEM; clients must then show one that these have signed (mutual TLS)."""
+
+    tokens: Path | None = None
+    """File of bearer tokens, a line `NAME TOKEN` each; calls must then carry one. Read again on SIGHUP."""
+
+    max_images_per_second: float = 0.0
+    """Images and latents a second that each client may send; 0: no limit."""
+
+    burst: int = 0
+    """Images and latents that a client may send at once where that is limited; 0: those of one second."""
+
+    max_concurrent_streams: int = 1024
+    """Calls that one connection may have open at once; 0: no limit."""
+
+    max_calls_in_flight: int = 16384
+    """Calls of all clients together that are answered at once; those beyond are refused at once."""
+
+    max_bytes_in_flight: int = 512 * 2**20
+    """Bytes of requests that are held at once; requests beyond are refused at once."""
+
+    max_message_bytes: int = 64 * 2**20
+    """Largest message in either direction, bytes."""
+
+    max_images_per_request: int = 1024
+    """Most images or latents in one request; fewer where a message couldn't hold the answer."""
+
+    max_pixels_per_file: int = MAX_FILE_PIXELS
+    """Largest encoded image, pixels; larger ones are refused before they are decoded."""
+
+    max_requests_ahead: int = 64
+    """Requests of one EditStream that are read ahead of their answers."""
+
+    keepalive_s: float = 60.0
+    """How often the server asks a silent connection whether it is still there, seconds; 0: gRPC's default, 2 h."""
+
+    min_ping_interval_s: float = 10.0
+    """How often clients may ping; those that do so more often are cut off, seconds."""
+
+    max_connection_idle_s: float = 0.0
+    """Connections without calls are closed after this time, seconds; 0: never."""
+
+    max_connection_age_s: float = 0.0
+    """Connections are asked to end after this time, for example to balance load anew, seconds; 0: never."""
+
+    max_delay_ms: float = 0.0
+    """How long a batch may wait for more requests while the engine is free, milliseconds."""
+
+    max_queue: int = 4096
+    """Images that may wait for each of encoder and decoder; requests beyond are refused at once."""
+
+    threads: int | None = None
+    """Compute threads; None takes every core that the process may use."""
+
+    codec_threads: int = 2
+    """Image files that are decoded or encoded at once."""
+
+    grace_s: float = 30.0
+    """How long accepted requests may go on after SIGTERM or SIGINT, seconds."""
+
+    reload_every_s: float = 0.0
+    """How often the bundle folders are looked at for a new bundle, seconds; 0: only on SIGHUP."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address of the metrics."""
+
+    metrics_port: int | None = None
+    """TCP port of the metrics for Prometheus (HTTP, /metrics); 0 picks a free one, None: no metrics."""
+
+    traces: str | None = None
+    """Where OpenTelemetry spans go: "console", or the URL of a collector (OTLP over HTTP). Needs dfc-vae[traces]."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are logged, to stderr."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object a line."""
+
+    dry_run: bool = False
+    """Print the resolved configuration as JSON and stop."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if fault := _fault(name, value):
+                raise StartupError(f"{_flag(name)} {fault}")
+
+    @property
+    def bundles(self) -> dict[str, Path]:
+        """The bundle folders by name, the default first; one without a name is called "default".
+
+        Raises:
+            StartupError: When there is none, or two have the same name.
+        """
+        if not self.bundle:
+            raise StartupError("--bundle is missing: give the folder that python -m export.build_engines wrote")
+        named: dict[str, Path] = {}
+        for entry in self.bundle:
+            match = _NAMED_BUNDLE.fullmatch(entry)
+            name, path = match.groups() if match else ("default", entry)
+            if name in named:
+                raise StartupError(f"--bundle names {name!r} twice; give each its own: --bundle NAME=PATH")
+            named[name] = Path(path)
+        return named
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether connections are TLS."""
+        return self.tls_cert is not None
+
+    def check(self) -> None:
+        """Checks what fields say together; each by itself is checked when the object is made.
+
+        Raises:
+            StartupError: With a sentence that names the flags.
+        """
+        _ = self.bundles
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise StartupError("--tls-cert and --tls-key belong together; give both or none")
+        if self.tls_client_ca and not self.encrypted:
+            raise StartupError("--tls-client-ca needs TLS; give --tls-cert and --tls-key too")
+        if self.insecure and self.encrypted:
+            raise StartupError("--insecure is for serving without TLS; leave it out, or the --tls flags")
+        if self.max_bytes_in_flight < self.max_message_bytes:
+            raise StartupError(
+                f"--max-bytes-in-flight {self.max_bytes_in_flight} would refuse messages that --max-message-bytes "
+                f"{self.max_message_bytes} allows; raise the one or lower the other"
+            )
+        if self.burst and not self.max_images_per_second:
+            raise StartupError("--burst belongs to a limit; give --max-images-per-second too")
+        if not (self.encrypted or self.insecure or _is_loopback(self.host)):
+            raise StartupError(
+                f"--host {self.host} without TLS would send images and tokens over the network in the clear; give "
+                "--tls-cert and --tls-key, or --insecure where something else encrypts"
+            )
+
+    def to_json(self) -> str:
+        """The resolved configuration, without secrets."""
+        values = asdict(self)
+        if self.traces:
+            values["traces"] = re.sub(r"//[^/@]*@", "//***@", self.traces)
+        return json.dumps(values, indent=2, default=str)
+
+
+def load_config(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> ServerConfig:
+    """Reads the configuration: flags before environment before file before defaults.
+
+    Args:
+        arguments: The command line, without the program.
+        environment: Environment variables; None takes those of the process.
+
+    Raises:
+        StartupError: When a key is unknown or a value can't be, with its source; or when they don't fit together.
+    """
+    from_environment = _read_environment(os.environ if environment is None else environment)
+    file = _config_flag(arguments) or from_environment.get("config")
+    values = {**(_read_file(Path(file)) if file else {}), **from_environment}
+    bundle = values.pop("bundle", ())
+    config = tyro.cli(ServerConfig, prog="python -m engine", args=arguments, default=ServerConfig(**values))
+    # The flag would be appended to a default.
+    config = replace(config, bundle=config.bundle or bundle)
+    config.check()
+    return config
+
+
+def _config_flag(arguments: Sequence[str]) -> str | None:
+    """The value of --config, which must be known before the other flags are read."""
+    found = None
+    for index, argument in enumerate(arguments):
+        if argument == "--config" and index + 1 < len(arguments):
+            found = arguments[index + 1]
+        elif argument.startswith("--config="):
+            found = argument.removeprefix("--config=")
+    return found
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StartupError(f"--config {path} can't be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StartupError(f"--config {path} is not TOML: {error}") from None
+    names = {field.name for field in fields(ServerConfig)} - {"config", "dry_run"}
+    result = {}
+    for key, value in values.items():
+        if key not in names:
+            raise StartupError(f"{path}: unknown key {key!r}; the keys are: {', '.join(sorted(names))}")
+        result[key] = _convert(key, value, f"{path}: {key}")
+    return result
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    names = {PREFIX + field.name.upper(): field.name for field in fields(ServerConfig)}
+    result = {}
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX):
+            continue
+        if variable.startswith(f"{PREFIX}SERVICE_") or text.startswith("tcp://"):
+            raise StartupError(
+                f"the environment has {variable}={text}, as Kubernetes sets it for a service called dfcvae; "
+                "set enableServiceLinks: false in the pod's spec"
+            )
+        if variable not in names:
+            raise StartupError(f"unknown environment variable {variable}; known are: {', '.join(sorted(names))}")
+        result[names[variable]] = _convert(names[variable], text, variable)
+    return result
+
+
+def _convert(name: str, value: Any, source: str) -> Any:
+    """A value of the file or the environment, in the type of its field."""
+    kind = get_type_hints(ServerConfig)[name]
+    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value in ("None", "none") and type(None) in choices:
+        return None
+    try:
+        result = _parse(choices[0], value)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise StartupError(f"{source} must be {_describe(choices[0])}, not {value!r}") from None
+    if fault := _fault(name, result):
+        raise StartupError(f"{source} {fault}")
+    return result
+
+
+def _parse(kind: Any, value: Any) -> Any:
+    if get_origin(kind) is tuple:
+        if isinstance(value, dict):
+            return tuple(f"{name}={path}" for name, path in value.items())
+        return tuple(map(str, value)) if isinstance(value, list) else tuple(value.split(","))
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(value)
+        return value
+    if kind is bool:
+        return value if isinstance(value, bool) else {"true": True, "1": True, "false": False, "0": False}[value]
+    if isinstance(value, bool) or (kind in (str, Path) and not isinstance(value, str)):
+        raise TypeError(value)
+    if kind is int and isinstance(value, float):
+        raise TypeError(value)
+    return kind(value)
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", Path: "a path"}
+    return names.get(kind, "a path, or names and paths")
+
+
+_LEAST = {
+    **dict.fromkeys(("max_queue", "threads", "codec_threads", "max_requests_ahead", "max_images_per_request"), 1),
+    **dict.fromkeys(("max_calls_in_flight", "max_pixels_per_file"), 1),
+    **dict.fromkeys(("max_message_bytes", "max_bytes_in_flight"), 1024),
+    **dict.fromkeys(("max_delay_ms", "grace_s", "reload_every_s", "max_images_per_second", "burst"), 0),
+    **dict.fromkeys(("max_concurrent_streams", "keepalive_s", "min_ping_interval_s"), 0),
+    **dict.fromkeys(("max_connection_idle_s", "max_connection_age_s"), 0),
+}
+
+
+def _fault(name: str, value: Any) -> str | None:
+    """What is wrong with the value of a field by itself, as the end of a sentence."""
+    if value is None:
+        return None
+    if name in ("port", "metrics_port") and not 0 <= value <= 65535:
+        return f"must be from 0 to 65535, not {value}"
+    if name in _LEAST and not (value >= _LEAST[name] and math.isfinite(value)):
+        return f"must be {'0 or more' if _LEAST[name] == 0 else f'at least {_LEAST[name]}'}, not {value}"
+    if name == "traces" and value != "console" and urlsplit(value).scheme not in ("http", "https"):
+        return f'must be "console" or the http(s) URL of a collector, not {value!r}'
+    return None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address; a name that leads nowhere is refused later, with its reason."""
+    try:
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return True
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)

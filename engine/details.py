@@ -1,0 +1,59 @@
+"""Domain errors as gRPC statuses with details of google.rpc, which programs can read."""
+
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status  # type: ignore[import-untyped]
+
+from engine.errors import EngineError
+
+DOMAIN = "dfcvae.v1"
+"""Of the reasons in ErrorInfo."""
+
+# Headers hold 8 KiB; the sentence travels as status message, in the details, and up to three bytes for each of its own.
+_MAX_SENTENCE_BYTES = 1000
+
+
+class Refusal(NamedTuple):
+    """What a call is ended with.
+
+    Attributes:
+        code: The status.
+        message: The sentence.
+        trailing: Trailing metadata with the details.
+    """
+
+    code: grpc.StatusCode
+    message: str
+    trailing: tuple[tuple[str, bytes | str], ...]
+
+
+def refusal(error: EngineError, request_id: str) -> Refusal:
+    """The status of an error, with its details.
+
+    These are what is wrong where (BadRequest), when to try again (RetryInfo), why (ErrorInfo), and the id of the
+    request (RequestInfo).
+    """
+    message = _shortened(str(error))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.status), message=message)
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=_shortened(error.field), description=message)
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = Duration()
+        delay.FromMilliseconds(max(1, round(error.retry_after_s * 1000)))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
+    status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
+    whole = rpc_status.to_status(status)
+    return Refusal(whole.code, whole.details, (*whole.trailing_metadata, ("x-request-id", request_id)))
+
+
+def _shortened(sentence: str) -> str:
+    data = sentence.encode("utf-8", "replace")
+    if len(data) <= _MAX_SENTENCE_BYTES:
+        return data.decode()
+    half = _MAX_SENTENCE_BYTES // 2
+    return f"{data[:half].decode(errors='ignore')} ... {data[-half:].decode(errors='ignore')}"

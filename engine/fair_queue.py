@@ -1,0 +1,222 @@
+"""The order in which requests are served: fair between clients, weighted by priority.
+
+Every client has a flow of requests, and every flow an account that starts at the place the queue has reached, and
+grows by the price of every item that is taken. The flow whose next piece has the lowest place,
+
+    account + items of the piece * price,
+
+is served first, ties in the order of arrival; a piece is what is left of a request, at most a batch. The queue has
+reached the highest account that was served; with every batch it also reaches one item further by itself, though
+not beyond the lowest place in it. What a client does not use is not saved up for it; what it used beyond its share
+is still owed after a pause. (Start-time fair queueing, Goyal et al. 1996, but in the order of finish, and ageing.)
+With batches of at most B items:
+
+- Clients that want more than there is get the same number of items each, however large or many their requests.
+- One image goes into the next batch as long as fewer than B other clients keep the queue full; among more of them
+  it waits for one turn of each at most.
+- `priority` sets the price of an item: a client of priority 1 gets 8 times the items of one of priority 0, and that
+  one 8 times those of priority -1, while all have more waiting. Each has a share, so nobody starves.
+- However many clients come anew with single images, after B batches they queue behind a request of B items, and
+  after 8 B behind one of priority -1.
+- Within a flow, requests are served first come, first served, but one of more than a batch goes behind the others
+  of its client after each batch. A request of at most a batch that was cut is finished next.
+"""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from heapq import heappop, heappush, heapreplace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+PRICES = {1: 1 / 8, 0: 1.0, -1: 8.0}
+"""Price of an item by priority: 1 interactive, 0 normal, -1 background."""
+
+
+@dataclass(eq=False)
+class _Flow:
+    """The waiting requests of one client and priority."""
+
+    price: float
+    requests: "OrderedDict[Request, None]" = field(default_factory=OrderedDict)  # an ordered set
+    waiting: int = 0  # items
+    account: float = 0.0
+    listed: bool = False  # has an entry in the heap
+
+
+class Request:
+    """One client's items on their way through one or more batches.
+
+    Args:
+        items: [n, ...], n >= 1.
+        deadline: Time after which the result is of no use; None for never.
+        arrived: Time of arrival, on the same clock.
+        future: Where the results go.
+        tag: Whatever the run function is to know about the request.
+    """
+
+    __slots__ = ("arrived", "deadline", "finished", "flow", "future", "items", "results", "size", "tag", "taken")
+
+    def __init__(
+        self,
+        items: Array,
+        deadline: float | None,
+        arrived: float,
+        future: "asyncio.Future[tuple[Array, ...]]",
+        tag: Any = None,
+    ) -> None:
+        self.items = items
+        self.size = len(items)
+        self.deadline = deadline
+        self.arrived = arrived
+        self.future = future
+        self.tag = tag
+        self.taken = 0
+        self.finished = 0
+        self.results: tuple[Array, ...] = ()
+        self.flow: _Flow | None = None
+
+    def receive(self, start: int, stop: int, outputs: tuple[Array, ...]) -> None:
+        """Takes the results of items start to stop; the last ones complete the request."""
+        if self.future.done():
+            return
+        if stop - start == self.size:
+            self.results = outputs
+        else:
+            if not self.results:
+                self.results = tuple(np.empty((self.size, *output.shape[1:]), output.dtype) for output in outputs)
+            for result, output in zip(self.results, outputs, strict=True):
+                result[start:stop] = output
+        self.finished += stop - start
+        if self.finished == self.size:
+            self.future.set_result(self.results)
+
+    def fail(self, error: Exception) -> None:
+        """Fails the request, unless it is over."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Piece(NamedTuple):
+    """Items start to stop of a request, as a part of a batch."""
+
+    request: Request
+    start: int
+    stop: int
+
+
+class FairQueue:
+    """Requests in the order described above. Knows no locks: its user guards it.
+
+    Args:
+        max_batch_size: Most items that `take` is asked for.
+    """
+
+    def __init__(self, max_batch_size: int) -> None:
+        self.waiting = 0
+        """Items in the queue."""
+        self._max_batch_size = max_batch_size
+        self._flows: dict[tuple[str, int], _Flow] = {}
+        self._heap: list[tuple[float, int, _Flow]] = []  # place, order of arrival, flow
+        self._reached = 0.0
+        self._arrivals = 0
+
+    def push(self, request: Request, client: str = "", priority: int = 0) -> None:
+        """Queues a request; `priority` is a key of `PRICES`."""
+        key = (client, priority)
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = _Flow(PRICES[priority])
+        request.flow = flow
+        flow.requests[request] = None
+        flow.waiting += request.size
+        self.waiting += request.size
+        if not flow.listed:
+            flow.listed = True
+            flow.account = max(flow.account, self._reached)
+            self._arrivals += 1
+            heappush(self._heap, (self._place(flow, request), self._arrivals, flow))
+
+    def waiting_of(self, client: str) -> int:
+        """Items of one client in the queue."""
+        flows = (self._flows.get((client, priority)) for priority in PRICES)
+        return sum(flow.waiting for flow in flows if flow)
+
+    def take(self, room: int, now: float) -> tuple[list[Piece], list[Request]]:
+        """Takes up to `room` items, and requests out of the queue that it found to be past their deadline."""
+        pieces: list[Piece] = []
+        expired: list[Request] = []
+        if self._heap:
+            self._reached = max(self._reached, min(self._reached + 1, self._heap[0][0]))
+        while room and self._heap:
+            _, order, flow = self._heap[0]
+            request = self._first(flow, now, expired)
+            if request is None:
+                heappop(self._heap)
+                flow.listed = False
+                continue
+            start = request.taken
+            count = min(room, request.size - start)
+            pieces.append(Piece(request, start, start + count))
+            request.taken = start + count
+            room -= count
+            flow.waiting -= count
+            self.waiting -= count
+            if not start or request.size > self._max_batch_size:  # the rest of a cut request has its place already
+                self._reached = max(self._reached, flow.account)
+            flow.account += count * flow.price
+            if request.taken == request.size:
+                del flow.requests[request]
+            elif request.size > self._max_batch_size:
+                flow.requests.move_to_end(request)
+            if not flow.requests:
+                heappop(self._heap)
+                flow.listed = False
+                continue
+            self._arrivals += 1
+            cut = request.taken < request.size <= self._max_batch_size
+            following = (self._place(flow, next(iter(flow.requests))), order if cut else self._arrivals, flow)
+            heapreplace(self._heap, following)
+        self._forget()
+        return pieces, expired
+
+    def drop(self, request: Request) -> None:
+        """Takes what is left of a request out of the queue."""
+        self._remove(request)
+        if not self.waiting:
+            self._forget()
+
+    def _remove(self, request: Request) -> None:
+        if request.flow is not None and request.taken < request.size:
+            left = request.size - request.taken
+            del request.flow.requests[request]
+            request.flow.waiting -= left
+            self.waiting -= left
+            request.taken = request.size
+
+    def _place(self, flow: _Flow, request: Request) -> float:
+        return flow.account + min(request.size - request.taken, self._max_batch_size) * flow.price
+
+    def _first(self, flow: _Flow, now: float, expired: list[Request]) -> Request | None:
+        while flow.requests:
+            request = next(iter(flow.requests))
+            if request.deadline is None or request.deadline > now:
+                return request
+            expired.append(request)
+            self._remove(request)
+        return None
+
+    def _forget(self) -> None:
+        """Forgets clients that have nothing waiting and owe nothing."""
+        if not self.waiting:
+            self._flows.clear()
+            self._heap.clear()
+            self._reached = 0.0
+        elif len(self._flows) > 2 * len(self._heap) + 64:
+            self._flows = {
+                key: flow for key, flow in self._flows.items() if flow.listed or flow.account > self._reached
+            }

@@ -1,0 +1,90 @@
+"""The messages of one stream, as its handler reads them."""
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from engine.admission import Admission
+from engine.metrics import MethodFigures
+
+_PAUSE_S = 0.01
+
+
+class Messages:
+    """The messages of a stream, to its end or until the server's; each has one answer, in their order.
+
+    Args:
+        admission: Counts their bytes, and says when there are too many.
+        context: Of the call.
+        decode: Makes a message of bytes.
+        method: Counts them.
+    """
+
+    def __init__(
+        self, admission: Admission, context: Any, decode: Callable[[bytes], Any], method: MethodFigures
+    ) -> None:
+        self._admission = admission
+        self._context = context
+        self._decode = decode
+        self._method = method
+        self._sizes: deque[int] = deque()  # of the messages without an answer
+        self._interrupted = False
+        self._complete = False
+        self._reader: asyncio.Task[Any] | None = None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the client may have had more to say."""
+        return self._interrupted and not self._complete
+
+    def __aiter__(self) -> "Messages":
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._interrupted:
+            raise StopAsyncIteration
+        self._reader = task = asyncio.current_task()
+        try:
+            # One message of each stream is read in any case, so that every stream goes on.
+            while self._sizes and self._admission.is_full:
+                await asyncio.sleep(_PAUSE_S)
+            data = await self._context.read()
+        except asyncio.CancelledError:
+            if not self._takes_back(task):
+                raise
+            raise StopAsyncIteration from None
+        finally:
+            self._reader = None
+        if data is grpc.aio.EOF:
+            self._complete = True
+            raise StopAsyncIteration
+        self._method.received(len(data))
+        self._sizes.append(len(data))
+        self._admission.held += len(data)
+        return self._decode(data)
+
+    def answered(self) -> None:
+        """The first of the messages without an answer has got it."""
+        if self._sizes:
+            self._admission.held -= self._sizes.popleft()
+
+    def close(self) -> None:
+        """Nobody waits for answers any more."""
+        self._admission.held -= sum(self._sizes)
+        self._sizes.clear()
+
+    def interrupt(self) -> None:
+        """Ends the iteration, also where somebody waits for the next message."""
+        self._interrupted = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def _takes_back(self, task: "asyncio.Task[Any] | None") -> bool:
+        """Whether a cancellation was this object's own, and nobody else's; before Python 3.11 nobody can tell."""
+        if not self._interrupted:
+            return False
+        return sys.version_info < (3, 11) or task is None or task.uncancel() == 0

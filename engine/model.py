@@ -1,0 +1,236 @@
+"""One model that is served: a bundle, its opened graphs, and their queues.
+
+Shapes: N images of side S, latents of dimension D.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.backends import Backend
+from engine.batcher import Batcher, Device, Part, Reservation, Watch
+from engine.bundle import PRIOR, Bundle, Manifest
+from engine.errors import InvalidRequest
+from engine.images import MAX_FILE_PIXELS, Codec
+from engine.latents import Move, shift
+from engine.sampling import Gaussian
+from engine.wire import Images, Reader, Source, latents_of
+from protos import dfcvae_pb2 as pb
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator may choose about the service of a model.
+
+    Attributes:
+        max_delay: How long a batch may wait to fill while the device is free, seconds.
+        max_queue: Images that may wait for each graph.
+        codec_threads: Image files that are decoded or encoded at once.
+        max_pixels_per_file: Largest image file, pixels.
+        max_message_bytes: Largest message in either direction, bytes.
+        max_images_per_request: Most images or latents of a request.
+    """
+
+    max_delay: float = 0.0
+    max_queue: int = 4096
+    codec_threads: int = 2
+    max_pixels_per_file: int = MAX_FILE_PIXELS
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_images_per_request: int = 1024
+
+
+class Terms(NamedTuple):
+    """For whom something is computed.
+
+    Attributes:
+        deadline: When it is of no use any more, on the event loop's clock; None: never.
+        client: Who asks; clients take turns.
+        priority: -1, 0 or 1, as `engine.fair_queue` says.
+    """
+
+    deadline: float | None = None
+    client: str = ""
+    priority: int = 0
+
+
+class Model:
+    """Computes for all clients of a bundle. Construct it inside a running event loop.
+
+    Args:
+        name: Its name on this server.
+        bundle: What is served.
+        backend: The bundle's graphs, opened.
+        fingerprint: Of the bundle.
+        device: Where batches are computed; shared with other models.
+        settings: The operator's choices.
+        watch: Gives what watches the queue of a graph: "encode", "decode" or "edit".
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bundle: Bundle,
+        backend: Backend,
+        fingerprint: str,
+        *,
+        device: Device,
+        settings: Settings,
+        watch: Callable[[str], Watch],
+    ) -> None:
+        manifest = bundle.manifest
+        self.name = name
+        self.bundle = bundle
+        self.fingerprint = fingerprint
+        self.settings = settings
+        self.max_images = _max_images_per_request(manifest, settings)
+        self.reader = Reader(manifest, bundle.directions, self.max_images)
+        self.standard = Gaussian.standard(manifest.latent_dim)
+        self.fitted = Gaussian.load(bundle.path / PRIOR) if PRIOR in manifest.files else None
+        self.codec = Codec(
+            manifest.image_size, manifest.preprocessing, settings.codec_threads, settings.max_pixels_per_file
+        )
+        self.backend = backend
+        pixels = (manifest.image_size, manifest.image_size, 3)
+        queues: dict[str, tuple[Callable[..., tuple[Any, ...]], tuple[int, ...], npt.DTypeLike]] = {
+            "encode": (self._run_encode, pixels, np.uint8),
+            "decode": (self._run_decode, (manifest.latent_dim,), np.float32),
+            "edit": (self._run_edit, pixels, np.uint8),
+        }
+        self._encoder, self._decoder, self._editor = (
+            Batcher(
+                run,
+                shape,
+                dtype,
+                device,
+                max_batch_size=manifest.max_batch_size,
+                max_delay=settings.max_delay,
+                max_queue=settings.max_queue,
+                watch=watch(graph),
+            )
+            for graph, (run, shape, dtype) in queues.items()
+        )
+        self._leases = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextmanager
+    def lease(self) -> Iterator["Model"]:
+        """Keeps the model open for a request."""
+        self._leases += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._leases -= 1
+            if not self._leases:
+                self._unused.set()
+
+    async def close(self) -> None:
+        """Waits for the requests that hold a lease, then ends the queues and threads."""
+        await self._unused.wait()
+        for batcher in (self._encoder, self._decoder, self._editor):
+            await batcher.close()
+        self.codec.close()
+
+    async def encode(self, images: Images, terms: Terms) -> tuple[Floats, Floats]:
+        """Images to mu and log_var, float32 [N, D] each."""
+        mu, log_var = await self._submit_images(self._encoder, images, None, terms)
+        return mu, log_var
+
+    async def decode(
+        self, latents: Floats, terms: Terms, move: Move | None = None, room: Reservation | None = None
+    ) -> Bytes:
+        """Latents, float32 [N, D], moved, to images, uint8 [N, S, S, 3]."""
+        deadline, client, priority = terms
+        images: Bytes
+        (images,) = await self._decoder.submit(
+            latents, deadline, tag=move, client=client, priority=priority, reserved=room
+        )
+        return images
+
+    async def edit(
+        self, source: Source, move: Move | None, terms: Terms, *, decode: bool = True
+    ) -> tuple[Bytes | None, Floats]:
+        """Edits images or latents.
+
+        Returns:
+            The edited images, uint8 [N, S, S, 3], if `decode`; and mu before the move, float32 [N, D].
+        """
+        if (mu := latents_of(source)) is not None:
+            return await self.decode(mu, terms, move) if decode else None, mu
+        images = cast(Images, source)
+        if not decode:
+            mu, _ = await self.encode(images, terms)
+            return None, mu
+        edited, mu = await self._submit_images(self._editor, images, move, terms)
+        return edited, mu
+
+    def gaussian(self, distribution: int) -> Gaussian:
+        """What samples are drawn from.
+
+        Raises:
+            InvalidRequest: this bundle hasn't got it.
+        """
+        known = pb.Distribution.values()
+        if distribution not in known:
+            raise InvalidRequest(
+                f"distribution is {distribution}, which is none of Distribution's values", "distribution"
+            )
+        if distribution == pb.DISTRIBUTION_STANDARD or (
+            distribution == pb.DISTRIBUTION_UNSPECIFIED and not self.fitted
+        ):
+            return self.standard
+        if self.fitted is None:
+            raise InvalidRequest(
+                "distribution: this bundle has no fitted one; use DISTRIBUTION_STANDARD, or build the bundle again",
+                "distribution",
+            )
+        return self.fitted
+
+    @property
+    def distributions(self) -> list[pb.Distribution]:
+        """What samples can be drawn from, the default first."""
+        standard = [pb.DISTRIBUTION_STANDARD]
+        return standard if self.fitted is None else [pb.DISTRIBUTION_FITTED, *standard]
+
+    def room(self, count: int, terms: Terms) -> Reservation:
+        """Holds room for decoding that many latents, for requests that decode what they compute first."""
+        return self._decoder.reserve(count, client=terms.client)
+
+    async def _submit_images(
+        self, batcher: Batcher, images: Images, move: Move | None, terms: Terms
+    ) -> tuple[Any, ...]:
+        deadline, client, priority = terms
+        if isinstance(images, np.ndarray):
+            return await batcher.submit(images, deadline, tag=move, client=client, priority=priority)
+        # Room is held while files are decoded: that work must not be for nothing.
+        with batcher.reserve(len(images.contents), client=client) as room:
+            pixels = await self.codec.decode(images.contents, images.field)
+            return await batcher.submit(pixels, deadline, tag=move, client=client, priority=priority, reserved=room)
+
+    def _run_encode(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
+        return self.backend.encode(images)
+
+    def _run_decode(self, latents: Floats, parts: Sequence[Part]) -> tuple[Any, ...]:
+        return (self.backend.decode(shift(latents, parts)),)
+
+    def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
+        mu, _ = self.backend.encode(images)
+        return self.backend.decode(shift(mu, parts)), mu
+
+
+def _max_images_per_request(manifest: Manifest, settings: Settings) -> int:
+    # The largest answer, images as PNG of noise plus latents, must fit into one message.
+    bytes_per_image = manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
+    fitting = settings.max_message_bytes // bytes_per_image
+    return max(1, min(settings.max_images_per_request, settings.max_queue, fitting))

@@ -1,0 +1,82 @@
+"""OpenTelemetry spans of calls, where the operator asks for them; the packages are an extra."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from engine.errors import StartupError
+
+
+class Tracing:
+    """Makes a span for each call, below the one that the client names (W3C `traceparent` metadata).
+
+    Args:
+        destination: "console", or the URL of a collector (OTLP over HTTP); one without a path means /v1/traces.
+        service: Name of the service in the spans.
+
+    Raises:
+        StartupError: When the packages aren't installed.
+    """
+
+    def __init__(self, destination: str, service: str) -> None:
+        try:
+            from opentelemetry import propagate, trace  # noqa: PLC0415
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+            from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415
+            from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter  # noqa: PLC0415
+        except ImportError as error:
+            raise StartupError(
+                f"--traces needs OpenTelemetry, which can't be imported ({error}); pip install 'dfc-vae[traces]'"
+            ) from None
+        exporter: Any
+        if destination == "console":
+            exporter = ConsoleSpanExporter()
+        else:
+            # Tries at the end hold up the exit for this long where the collector is away.
+            exporter = OTLPSpanExporter(_with_path(destination), timeout=3)
+        # Spans leave from a thread, in batches; when the collector is slow, some are dropped and no call waits.
+        self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "dfcvae"}))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer(__name__)
+        self._service = service
+        self._trace, self._extract = trace, propagate.extract
+
+    def start(self, method: str, request_id: str, metadata: Sequence[tuple[str, str | bytes]]) -> Any:
+        """Starts the span of a call; `end` ends it."""
+        carrier = {key: value for key, value in metadata if isinstance(value, str)}
+        return self._tracer.start_span(
+            f"{self._service}/{method}",
+            context=self._extract(carrier),
+            kind=self._trace.SpanKind.SERVER,
+            attributes={
+                "rpc.system": "grpc",
+                "rpc.service": self._service,
+                "rpc.method": method,
+                "dfcvae.request_id": request_id,
+            },
+        )
+
+    def end(self, span: Any, status: int, message: str, images: int) -> None:
+        """Ends a call's span.
+
+        Args:
+            span: From `start`.
+            status: The number of the gRPC status.
+            message: What went wrong; "" where nothing did.
+            images: Images and latents that the call asked for.
+        """
+        span.set_attribute("rpc.grpc.status_code", status)
+        span.set_attribute("dfcvae.images", images)
+        if message:
+            span.set_status(self._trace.StatusCode.ERROR, message)
+        span.end()
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._provider.shutdown()
+
+
+def _with_path(url: str) -> str:
+    parts = urlsplit(url)
+    return url if parts.path.strip("/") else parts._replace(path="/v1/traces").geturl()

@@ -1,0 +1,157 @@
+"""One call between its arrival and its end: who makes it, what it is refused with, and what is written down of it."""
+
+import itertools
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from types import TracebackType
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from engine.admission import Admission
+from engine.call import Call, enter
+from engine.details import Refusal, refusal
+from engine.errors import EngineError, InvalidRequest
+from engine.logs import CallLog
+from engine.metrics import MethodFigures
+from engine.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+_OK = grpc.StatusCode.OK
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
+
+# A name for calls that come without one, which no call of another server has.
+_ids = itertools.count(1)
+_id_prefix = secrets.token_hex(5)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What all calls pass.
+
+    Attributes:
+        admission: Lets them in.
+        log: Has a line for each.
+        tracing: Makes a span for each; None: no spans.
+    """
+
+    admission: Admission
+    log: CallLog
+    tracing: Tracing | None
+
+
+class Visit:
+    """A call, as a context around its answer; `refuse` ends it when the answer raised something.
+
+    Args:
+        desk: What it passes.
+        method: Its RPC.
+        context: Of gRPC.
+        size: Bytes of its request.
+    """
+
+    _refusal: Refusal | None = None
+    _admitted = False
+    _span: Any = None
+
+    def __init__(self, desk: Desk, method: MethodFigures, context: Any, size: int) -> None:
+        self._arrived = time.perf_counter()
+        self._desk = desk
+        self._method = method
+        self._context = context
+        self._size = size
+        self._call = Call("", "", method.name)
+
+    def admit(self, account: Callable[[str, int], None]) -> None:
+        """Finds out who calls, and lets the call in.
+
+        Raises:
+            EngineError: When it is refused.
+        """
+        desk, call, context = self._desk, self._call, self._context
+        authorization = None
+        metadata = context.invocation_metadata() or ()
+        for key, value in metadata:
+            if key == "x-request-id" and isinstance(value, str) and _SANE_ID.fullmatch(value):
+                call.request_id = value
+            elif key == "authorization":
+                authorization = value
+        call.request_id = call.request_id or f"{_id_prefix}-{next(_ids):x}"
+        call.account = account
+        enter(call)
+        context.set_trailing_metadata((("x-request-id", call.request_id),))
+        if desk.tracing is not None:
+            self._span = desk.tracing.start(call.method, call.request_id, metadata)
+        guards = desk.admission.guards
+        call.client = _host(context.peer())
+        if guards.tokens is not None:
+            call.client = guards.tokens.name_of(authorization)
+        elif guards.certificates and (names := context.auth_context().get("x509_common_name")):
+            call.client = names[0].decode(errors="replace")
+        desk.admission.enter(self._size)
+        self._admitted = True
+
+    def refuse(self) -> None:
+        """Gives the call the status of what its answer raised."""
+        assert self._refusal is not None, "the answer raised nothing"
+        # Costs less than `abort`, which raises through all of grpc.aio.
+        self._context.set_code(self._refusal.code)
+        self._context.set_details(self._refusal.message)
+        self._context.set_trailing_metadata(self._refusal.trailing)
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if self._admitted:
+            self._desk.admission.leave(self._size)
+        seconds = time.perf_counter() - self._arrived
+        call, log = self._call, self._desk.log
+        if error is None:
+            code, message = _OK, ""
+            if log.verbose:
+                log.answered(call.method, call.client, seconds)
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            self._refusal = refusal(_domain_error(error, call.method), call.request_id)
+            code, message = self._refusal.code, self._refusal.message
+            log.failed(call.method, code.name, call.client, seconds, message)
+        else:
+            code, message = self._code_of_the_end(error), "given up"
+            log.failed(call.method, code.name, call.client, seconds, message)
+        self._method.ended("OK" if code is _OK else code.name, seconds)
+        if self._span is not None and self._desk.tracing is not None:
+            self._desk.tracing.end(self._span, code.value[0], message, call.images)
+        return self._refusal is not None
+
+    def _code_of_the_end(self, error: BaseException) -> grpc.StatusCode:
+        if isinstance(error, grpc.aio.AbortError):
+            return self._context.code() or grpc.StatusCode.UNKNOWN
+        left = self._context.time_remaining()
+        late = left is not None and left <= 0
+        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+
+def _domain_error(error: Exception, method: str) -> EngineError:
+    """The error that a client is told; what nobody raised on purpose stays in the log."""
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, DecodeError):
+        return InvalidRequest("the request is not a message of this method; use the service's own .proto")
+    logger.error("%s failed", method, exc_info=error)
+    return EngineError("the server failed on this request; its log has the reason")
+
+
+@lru_cache(maxsize=4096)
+def _host(peer: str) -> str:
+    """The host in gRPC's name of a peer, for example ipv4:127.0.0.1:50051 or ipv6:%5B::1%5D:50051."""
+    kind, _, address = peer.partition(":")
+    return address.rpartition(":")[0] if kind.startswith("ip") else peer

@@ -1,0 +1,266 @@
+"""Fields of the wire's messages to numpy and back; every refusal names the field, the value and the mend.
+
+Shapes: N images of side S, latents of dimension D.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError, Message
+
+from engine.bundle import Manifest
+from engine.errors import InvalidRequest
+from engine.images import FILE_FORMATS, from_raw
+from engine.latents import Directions, Move
+from protos import dfcvae_pb2 as pb
+
+Request = TypeVar("Request", bound=Message)
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+_MAX_EDITS = 1024
+
+# Thirty million empty edits are 60 MB on the wire, 1.7 GB as a message, and nine seconds of parsing.
+_MAX_FIELDS = 4 * _MAX_EDITS
+_HARMLESS_BYTES = 65_536
+_RESULTS = frozenset(pb.EditResult.values())
+_FORMATS: dict[int, str | None] = {
+    pb.IMAGE_FORMAT_UNSPECIFIED: None,
+    pb.IMAGE_FORMAT_RAW: None,
+    **{pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}"): name for name in FILE_FORMATS},
+}
+_PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: 0,
+    pb.PRIORITY_NORMAL: 0,
+    pb.PRIORITY_BACKGROUND: -1,
+    pb.PRIORITY_INTERACTIVE: 1,
+}
+
+
+def parser(kind: type[Request]) -> Callable[[bytes], Request]:
+    """What turns bytes into requests of a kind.
+
+    It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
+    are no message.
+    """
+
+    def parse(data: bytes) -> Request:
+        if len(data) > _HARMLESS_BYTES:
+            _check_fields(data)
+        return kind.FromString(data)
+
+    return parse
+
+
+class Files(NamedTuple):
+    """Image files, not yet decoded, and the field that they came in."""
+
+    contents: Sequence[bytes]
+    field: str
+
+
+Images: TypeAlias = Bytes | Files
+"""Pixels, uint8 [N, S, S, 3], or files."""
+Source: TypeAlias = Images | Floats
+"""Images, or latents, float32 [N, D]."""
+
+
+class Output(NamedTuple):
+    """What is to come back.
+
+    Attributes:
+        images: Whether images are.
+        latents: Whether latents are.
+        file_format: Format of the images, one of `engine.images.FILE_FORMATS`; None: raw.
+        quality: Of JPEG and WebP, 1 to 100; 0: the default.
+    """
+
+    images: bool
+    latents: bool
+    file_format: str | None
+    quality: int
+
+
+class Reader:
+    """Reads the requests for one model.
+
+    Args:
+        manifest: The sizes of the model.
+        directions: Its attributes.
+        max_images: Most images or latents of a request.
+    """
+
+    def __init__(self, manifest: Manifest, directions: Directions, max_images: int) -> None:
+        self._image_size = manifest.image_size
+        self._latent_dim = manifest.latent_dim
+        self._directions = directions
+        self._max_images = max_images
+
+    def source(self, message: Any, field: str = "") -> Source | None:
+        """What stands in `images` or `latents` of a message; None where neither is set."""
+        name = message.WhichOneof("source")
+        if name == "images":
+            return self.images(message.images, f"{field}images")
+        return self.latents(message.latents, f"{field}latents") if name else None
+
+    def images(self, batch: pb.ImageBatch, field: str = "images") -> Images:
+        """Images of a request: pixels, which share the message's memory, or files, not yet decoded."""
+        form = batch.WhichOneof("images")
+        if form == "raw":
+            raw = batch.raw
+            self.check_count(raw.count, f"{field}.raw.count")
+            return from_raw(raw.data, (raw.count, raw.height, raw.width), self._image_size, f"{field}.raw")
+        if form is None:
+            raise InvalidRequest(f"{field} has no images; set {field}.raw or {field}.files", field)
+        files = batch.files.files
+        if not files:
+            raise InvalidRequest(f"{field}.files is empty; send at least one image", f"{field}.files")
+        self.check_count(len(files), f"{field}.files")
+        return Files(files, f"{field}.files")
+
+    def latents(self, batch: pb.LatentBatch, field: str = "latents") -> Floats:
+        """Latents of a request, float32 [N, D]."""
+        self.check_count(batch.count, f"{field}.count")
+        if batch.dim != self._latent_dim:
+            raise InvalidRequest(
+                f"{field}.dim is {batch.dim}; this model's latents have {self._latent_dim} values", f"{field}.dim"
+            )
+        data = batch.data
+        expected = batch.count * batch.dim * 4
+        if len(data) != expected:
+            raise InvalidRequest(
+                f"{field}.data has {len(data)} bytes; {batch.count} latents of {batch.dim} float32 are {expected}",
+                f"{field}.data",
+            )
+        latents = _floats(data).reshape(batch.count, batch.dim)
+        finite = np.isfinite(latents).all(axis=1)
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise InvalidRequest(f"{field}[{index}] has values that are NaN or infinite", f"{field}.data")
+        return latents
+
+    def move(self, edits: Sequence[pb.Edit], keep: Sequence[str]) -> Move:
+        """The edits of a request, summed up."""
+        if len(edits) > _MAX_EDITS:
+            raise InvalidRequest(f"edits has {len(edits)} entries; at most {_MAX_EDITS} are accepted", "edits")
+        if len(keep) > _MAX_EDITS:
+            raise InvalidRequest(f"keep has {len(keep)} names; at most {_MAX_EDITS} are accepted", "keep")
+        moves = [(self._target(index, one), one.strength) for index, one in enumerate(edits)]
+        return self._directions.move(moves, keep)
+
+    def check_count(self, count: int, field: str) -> None:
+        """Lets 1 to `max_images` images or latents pass."""
+        if count < 1:
+            raise InvalidRequest(f"{field} is 0; send at least one image or latent", field)
+        if count > self._max_images:
+            raise InvalidRequest(
+                f"{count} images or latents ({field}); at most {self._max_images} are accepted: send several requests",
+                field,
+            )
+
+    def _target(self, index: int, one: pb.Edit) -> str | Floats:
+        target = one.WhichOneof("target")
+        field = f"edits[{index}]"
+        if target == "attribute":
+            return one.attribute
+        if target is None:
+            raise InvalidRequest(f"{field} has no target; set attribute or direction", field)
+        expected = self._latent_dim * 4
+        if len(one.direction) != expected:
+            raise InvalidRequest(
+                f"{field}.direction has {len(one.direction)} bytes; {self._latent_dim} float32 are {expected}",
+                f"{field}.direction",
+            )
+        return _floats(one.direction)
+
+
+def count_of(source: Source) -> int:
+    """Number N of images or latents."""
+    return len(source) if isinstance(source, np.ndarray) else len(source.contents)
+
+
+def latents_of(source: Source) -> Floats | None:
+    """The latents, if it is latents rather than images."""
+    return cast(Floats, source) if isinstance(source, np.ndarray) and source.dtype == np.float32 else None
+
+
+def read_priority(request: Any) -> int:
+    """Priority of a request: -1, 0 or 1."""
+    try:
+        return _PRIORITIES[request.priority]
+    except KeyError:
+        raise InvalidRequest(
+            f"priority is {request.priority}, which is none of Priority's values", "priority"
+        ) from None
+
+
+def read_output(request: Any) -> Output:
+    """What a request with `result` and `output` wants back."""
+    if request.result not in _RESULTS:
+        raise InvalidRequest(f"result is {request.result}, which is none of EditResult's values", "result")
+    if request.result == pb.EDIT_RESULT_LATENTS:
+        if request.HasField("output"):
+            raise InvalidRequest(
+                "output is set, but only latents are asked for; ask for images, or leave it out", "output"
+            )
+        return Output(False, True, None, 0)
+    return Output(True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS, *read_form(request.output))
+
+
+def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
+    """Format of the images that are to come back, None for raw, and quality, 0 for the default."""
+    if output.format not in _FORMATS:
+        raise InvalidRequest(
+            f"output.format is {output.format}, which is none of ImageFormat's values", "output.format"
+        )
+    if output.quality > 100:
+        raise InvalidRequest(f"output.quality is {output.quality}; it goes from 1 to 100", "output.quality")
+    file_format = _FORMATS[output.format]
+    if output.quality and file_format not in ("JPEG", "WEBP"):
+        raise InvalidRequest("output.quality is for JPEG and WebP; choose one of them, or leave it out", "output")
+    return file_format, output.quality
+
+
+def latent_batch(latents: Floats) -> pb.LatentBatch:
+    """Latents, float32 [N, D], as a message."""
+    count, dim = latents.shape
+    return pb.LatentBatch(count=count, dim=dim, data=latents.astype("<f4", copy=False).tobytes())
+
+
+def _floats(data: bytes) -> Floats:
+    values = np.frombuffer(data, "<f4")
+    return values if sys.byteorder == "little" else values.astype(np.float32)
+
+
+def _check_fields(data: bytes) -> None:
+    """Counts the outermost fields of a message, before each becomes an object."""
+    position = fields = 0
+    while position < len(data):
+        fields += 1
+        if fields > _MAX_FIELDS:
+            raise InvalidRequest(f"the request has more than {_MAX_FIELDS} fields; send several requests")
+        tag, position = _varint(data, position)
+        match tag & 7:
+            case 0:
+                _, position = _varint(data, position)
+            case 1:
+                position += 8
+            case 2:
+                length, position = _varint(data, position)
+                position += length
+            case 5:
+                position += 4
+            case 6 | 7:
+                raise DecodeError("no field is of such a type")
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A number, seven bits a byte, the least significant first; and where it ends."""
+    value = 0
+    for index, byte in enumerate(data[position : position + 10]):
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value, position + index + 1
+    raise DecodeError("a number doesn't end")

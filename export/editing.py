@@ -1,0 +1,114 @@
+"""The edit as one graph: encode, move along attribute directions, decode.
+
+It is for runtimes on a device, where the latents need no trip to the host and back.
+
+Shapes: N batch (dynamic), S image_size, D latent_dim, A attributes in the order of the directions' rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from engine.latents import Directions
+from export.errors import InputError
+
+_FROM_ENCODER, _FROM_MOVE, _FROM_DECODER = "encode/", "move/", "decode/"
+
+
+def write_edit(encoder: Path, decoder: Path, directions: Directions, target: Path) -> None:
+    """Writes one graph: `images` uint8 [N, S, S, 3] and `strengths` float32 [N, A] to `edited` uint8 [N, S, S, 3].
+
+    Each image moves by its own strengths; with all of them 0 it is reconstructed. The attributes' names are in the
+    file's metadata, under `attributes`, as JSON.
+
+    Args:
+        encoder: ONNX graph of the encoder, in any form and precision.
+        decoder: That of the decoder of the same model, with the same opset.
+        directions: At least one.
+        target: File to write.
+
+    Raises:
+        InputError: there are no directions, or the graphs do not belong together.
+    """
+    parts = onnx.load(encoder), onnx.load(decoder)
+    if len({_labels(part).get("model_sha256") for part in parts}) > 1:
+        raise InputError(f"{encoder} and {decoder} are not of the same model; name two graphs of one bundle")
+    # The same names may occur in both, for layers and their weights.
+    first = compose.add_prefix(parts[0], _FROM_ENCODER, rename_inputs=False)
+    second = compose.add_prefix(_move_as(directions, parts[0]), _FROM_MOVE, rename_inputs=False)
+    third = compose.add_prefix(parts[1], _FROM_DECODER)
+    moved, edited = f"{_FROM_MOVE}latents", f"{_FROM_DECODER}images"
+    graph = compose.merge_models(first, second, io_map=[(f"{_FROM_ENCODER}mu", "mu")], outputs=[moved])
+    graph = compose.merge_models(graph, third, io_map=[(moved, f"{_FROM_DECODER}latents")], name="edit")
+    _rename(graph.graph, edited, "edited")
+    graph.graph.ClearField("value_info")
+    _finish(graph, parts, directions, target)
+
+
+def write_move(encoder: Path, directions: Directions, target: Path) -> None:
+    """Writes the arithmetic alone: `mu` float32 [N, D] and `strengths` float32 [N, A] to `latents` float32 [N, D].
+
+    Args:
+        encoder: ONNX graph of the encoder whose `mu` it takes; the opset and the labels are those.
+        directions: At least one.
+        target: File to write.
+
+    Raises:
+        InputError: there are no directions.
+    """
+    like = onnx.load(encoder)
+    _finish(_move_as(directions, like), (like,), directions, target)
+
+
+def _move_as(directions: Directions, like: onnx.ModelProto) -> onnx.ModelProto:
+    """The arithmetic as a graph, in the opset of another one."""
+    if not directions.names:
+        raise InputError("there are no attribute directions, so that nothing can be edited; train with attributes")
+    vectors = np.ascontiguousarray(directions.vectors)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["strengths", "directions"], ["step"], name="scale"),
+            helper.make_node("Add", ["mu", "step"], ["latents"], name="add"),
+        ],
+        "move",
+        [_floats("mu", vectors.shape[1]), _floats("strengths", len(vectors))],
+        [_floats("latents", vectors.shape[1])],
+        [numpy_helper.from_array(vectors, "directions")],
+    )
+    return helper.make_model(graph, opset_imports=like.opset_import, ir_version=like.ir_version)
+
+
+def _floats(name: str, width: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Renames a tensor that is an output of the graph."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+    for value in graph.output:
+        value.name = new if value.name == old else value.name
+
+
+def _labels(graph: onnx.ModelProto) -> dict[str, str]:
+    return {each.key: each.value for each in graph.metadata_props}
+
+
+def _finish(graph: onnx.ModelProto, parts: Sequence[onnx.ModelProto], directions: Directions, target: Path) -> None:
+    """Labels a graph as its parts are, checks it and writes it."""
+    first = parts[0]
+    graph.producer_name, graph.producer_version = first.producer_name, first.producer_version
+    graph.ClearField("metadata_props")
+    helper.set_model_props(graph, {**_labels(first), "attributes": json.dumps(directions.names)})
+    versions = {each.domain: each.version for part in parts for each in part.opset_import}
+    graph.ClearField("opset_import")
+    graph.opset_import.extend(helper.make_opsetid(domain, versions[domain]) for domain in versions)
+    onnx.checker.check_model(graph, full_check=True)
+    target.write_bytes(graph.SerializeToString(deterministic=True))

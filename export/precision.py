@@ -1,0 +1,115 @@
+"""The files of candidates: graphs in FP32, those with a lower precision inside, and plans.
+
+Every file is written once, whatever the number of candidates that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.backends import Backend, Bytes
+from export.candidate import Candidate
+from export.forms import PLAIN, DecoderForm, EncoderForm
+from export.graphs import write_decoder, write_encoder
+from export.half import write_half
+from export.quantize import Calibration, write_int8
+from export.run import Run
+
+Say = Callable[[str], None]
+
+INT8_ENCODERS: tuple[EncoderForm, ...] = (PLAIN,)
+"""Forms of the encoder that can be quantised. OpenVINO 2026.4 crashes on the other one, whose padding and gathering it
+would do in int8, and with its product left in float it is slower than this one."""
+
+
+def split_samples(samples: Bytes, precision: str) -> tuple[Bytes, Bytes]:
+    """A run's held-out images as those that parity is measured on and those that INT8 is calibrated on.
+
+    A run holds no images of the train split. So with int8 they are halved, in turns; all other precisions are measured
+    on all of them.
+
+    Args:
+        samples: uint8 [N, S, S, 3].
+        precision: Of the engines.
+    """
+    if precision != "int8":
+        return samples, samples[:0]
+    return np.ascontiguousarray(samples[1::2]), np.ascontiguousarray(samples[::2])
+
+
+def write_graphs(run: Run, candidates: Sequence[Candidate], folder: Path) -> None:
+    """Writes the portable graphs and those of all forms that candidates have, in FP32."""
+    encoders: set[EncoderForm] = {PLAIN, *(candidate.encoder for candidate in candidates)}
+    decoders: set[DecoderForm] = {PLAIN, *(candidate.decoder for candidate in candidates)}
+    for encoder in sorted(encoders):
+        write_encoder(run.model, encoder, folder, run.model_sha256)
+    for decoder in sorted(decoders):
+        write_decoder(run.model, decoder, folder, run.model_sha256)
+
+
+def write_reduced(
+    run: Run, candidates: Sequence[Candidate], folder: Path, *, model: Backend, calibration_images: Bytes, say: Say
+) -> None:
+    """Writes the graphs that have FP16 or INT8 inside.
+
+    Args:
+        run: Where they come from.
+        candidates: Who needs them; their graphs in FP32 are there.
+        folder: Where to write.
+        model: The run's model in FP32, to calibrate with.
+        calibration_images: uint8 [N, S, S, 3], for INT8.
+        say: Takes the progress.
+
+    Raises:
+        InputError: a weight is too large for FP16.
+        BackendError: nncf is needed and not installed.
+    """
+    calibration = None
+    for candidate in candidates:
+        for source, target in zip(candidate.portable, candidate.graphs, strict=True):
+            if (folder / target).exists():
+                continue
+            say(f"writing {target}")
+            if candidate.precision == "int8":
+                if calibration is None:
+                    say(f"calibrating on {len(calibration_images)} other images")
+                    calibration = Calibration.of(model, calibration_images, run.directions)
+                write_int8(folder / source, folder / target, calibration, symmetric=candidate.symmetric)
+            else:
+                write_half(folder / source, folder / target)
+
+
+def write_plans(
+    candidates: Sequence[Candidate], folder: Path, *, max_batch: int, timing_cache: Path, say: Say
+) -> dict[str, Any]:
+    """Builds the plans of TensorRT.
+
+    Args:
+        candidates: Who needs them; their graphs are there.
+        folder: Where to write.
+        max_batch: Largest batch, images.
+        timing_cache: File of TensorRT's own measurements, read and written.
+        say: Takes the progress.
+
+    Returns:
+        Settings of the builder by name of the plan; nothing where no candidate has one.
+
+    Raises:
+        BackendError: TensorRT or its GPU is missing, or it refuses a graph.
+    """
+    settings: dict[str, Any] = {}
+    for candidate in candidates:
+        if candidate.backend != "tensorrt":
+            continue
+        from export.tensorrt_build import build_plan  # noqa: PLC0415
+
+        for graph, plan in zip(candidate.graphs, candidate.files, strict=True):
+            if plan not in settings:
+                settings[plan] = build_plan(
+                    folder / graph, folder / plan, max_batch=max_batch, timing_cache=timing_cache, say=say
+                )
+    return settings

@@ -1,0 +1,202 @@
+"""Builds TensorRT plans from ONNX graphs, with TensorRT 8.6 to 11.
+
+The precision of every layer stands in the graph. TensorRT 10 and newer follow it (a strongly typed network); older
+ones choose each layer's precision among those that builder flags allow, and are asked to compute in FP32 what the
+graph keeps in FP32: it is found by the names that `export.half` gives.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.backends.tensor_rt import load_tensorrt, make_logger, require_device, start
+from engine.errors import BackendError
+
+Say = Callable[[str], None]
+
+WORKSPACE_BYTES = 1 << 30
+"""Memory that one layer may use while it computes, bytes: the largest layer here needs a fraction of it."""
+KEPT = "float32/"
+"""Begin of the names of those layers of an FP16 graph that compute in FP32."""
+_TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+"""Kernels of TensorRT's own. Those of cuBLAS and cuDNN are gone since TensorRT 10, and 8.6 has others as fast for
+convolutions: not worth a gigabyte more to install."""
+
+
+def build_plan(graph: Path, plan: Path, *, max_batch: int, timing_cache: Path, say: Say) -> dict[str, Any]:
+    """Builds a plan for the GPU of this machine; takes tens of seconds to minutes.
+
+    It has one optimisation profile, for batches of 1 to `max_batch` images, tuned for `max_batch`: full batches decide
+    the throughput, and small ones wait for launches and memory more than for arithmetic.
+
+    Args:
+        graph: An FP32 graph, its FP16 form, or one with quantisation (Q/DQ).
+        plan: File to write, at once and in full.
+        max_batch: Largest batch, images.
+        timing_cache: Measured times of kernels, read if it is there, and written: a second build takes seconds. One
+            file serves any number of graphs; TensorRT itself knows which entries are for this GPU and version.
+        say: Takes warnings and errors of TensorRT, and the progress.
+
+    Returns:
+        Settings of the build, for the manifest.
+
+    Raises:
+        BackendError: TensorRT, its driver or a GPU is missing, or TensorRT refuses the graph; says which node and why.
+    """
+    device = require_device()
+    trt = load_tensorrt()
+    log = make_logger(trt, say)
+    builder = start(trt, "Builder", log)
+    network, typed = _network(trt, builder)
+    parser = _parse(trt, network, log, graph)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    sources = [name for name in _TACTICS if name in trt.TacticSource.__members__]
+    config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in sources))
+    flags = _set_precision(trt, config, network, typed)
+    _share_profile(trt, config)
+    profile = _add_profile(builder, config, network, max_batch)
+    if hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = _make_monitor(trt, say)
+    known = _load_timing_cache(config, timing_cache, say)
+
+    say(f"building {plan.name} with TensorRT {device['tensorrt']} on {device['gpu']} ({network.num_layers} layers)")
+    began = time.perf_counter()
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise BackendError(f"TensorRT can't build {graph}: {log.reason()}")
+    del parser  # until here the network's weights were in its memory
+    seconds = time.perf_counter() - began
+    _write(plan, bytes(memoryview(built)))
+    _write(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    say(f"built {plan.name}: {plan.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s")
+    return {
+        "graph": graph.name,
+        "strongly_typed": typed,
+        "flags": flags,
+        "profile": profile,
+        "workspace_bytes": WORKSPACE_BYTES,
+        "tactic_sources": sources,
+        "timing_cache": "read" if known else "new",
+        "layers": int(network.num_layers),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _network(trt: Any, builder: Any) -> tuple[Any, bool]:
+    """An empty network, and whether it is strongly typed."""
+    names = trt.NetworkDefinitionCreationFlag.__members__
+    wanted = [name for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if name in names]
+    flags = sum(1 << int(names[name]) for name in wanted)
+    return builder.create_network(flags), "STRONGLY_TYPED" in wanted
+
+
+def _parse(trt: Any, network: Any, log: Any, graph: Path) -> Any:
+    """Fills the network; returns the parser, which must live as long as the network."""
+    parser = trt.OnnxParser(network, log)
+    if parser.parse(graph.read_bytes()):
+        return parser
+    found = [parser.get_error(index) for index in range(parser.num_errors)]
+    reasons = "; ".join(f"{_node(error)}: {error.desc()}" for error in found) or log.reason()
+    raise BackendError(f"TensorRT {trt.__version__} can't read {graph}: {reasons}")
+
+
+def _node(error: Any) -> str:
+    """Which node an error is about; TensorRT 8.6 only counts them."""
+    if hasattr(error, "node_name"):
+        return f"{error.node_operator()} {error.node_name()}"
+    return f"node {error.node()}"
+
+
+def _set_precision(trt: Any, config: Any, network: Any, typed: bool) -> list[str]:
+    """Sets the flags that a network of this kind needs; returns the names of those that differ from the defaults."""
+    layers = list(_layers(network))
+    quantised = any(layer.type == trt.LayerType.QUANTIZE for layer in layers)
+    half = any(
+        layer.get_output(index).dtype == trt.DataType.HALF for layer in layers for index in range(layer.num_outputs)
+    )
+    if not (half or quantised):
+        config.clear_flag(trt.BuilderFlag.TF32)  # its sums are exact, but its factors have ten bits
+        return ["no TF32"]
+    if typed:
+        return []
+    flags = [name for name, used in (("FP16", half), ("INT8", quantised)) if used]
+    kept = [layer for layer in layers if layer.name.startswith(KEPT)]
+    if kept:
+        flags.append("PREFER_PRECISION_CONSTRAINTS")
+    for name in flags:
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    for layer in kept:
+        layer.precision = trt.DataType.FLOAT
+        for index in range(layer.num_outputs):
+            layer.set_output_type(index, trt.DataType.FLOAT)
+    return flags
+
+
+def _share_profile(trt: Any, config: Any) -> None:
+    """Lets several contexts, one for each batch bucket, use the one profile; since TensorRT 10 they may anyway."""
+    feature = trt.PreviewFeature.__members__.get("PROFILE_SHARING_0806")
+    if feature is not None and not config.get_preview_feature(feature):
+        config.set_preview_feature(feature, True)
+
+
+def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dict[str, int]:
+    """Adds the profile; returns its least, best and largest batch."""
+    counts = {"min": 1, "opt": max_batch, "max": max_batch}
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        value = network.get_input(index)
+        profile.set_shape(value.name, *((count, *tuple(value.shape)[1:]) for count in counts.values()))
+    config.add_optimization_profile(profile)
+    return counts
+
+
+def _make_monitor(trt: Any, say: Say) -> Any:
+    """A progress monitor: a line for each step of the outermost phases."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if not parent:
+                self._steps[phase] = steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if phase in self._steps:
+                say(f"{phase}: {step + 1} of {self._steps[phase]}")
+            return True  # False would stop the build
+
+        def phase_finish(self, phase: str) -> None:
+            self._steps.pop(phase, None)
+
+    return Monitor()
+
+
+def _load_timing_cache(config: Any, path: Path, say: Say) -> bool:
+    """Gives the builder the cache at `path`, or an empty one; returns whether there was one that fits."""
+    if path.is_file():
+        cache = config.create_timing_cache(path.read_bytes())
+        if cache is not None and config.set_timing_cache(cache, False):
+            return True
+        say(f"{path} is of another GPU or TensorRT, or damaged; its kernels are timed anew")
+    config.set_timing_cache(config.create_timing_cache(b""), False)
+    return False
+
+
+def _layers(network: Any) -> Iterator[Any]:
+    return (network.get_layer(index) for index in range(network.num_layers))
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,184 @@
+"""The client's command line, run as a process against a real server."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from servers import ServerProcess, run_python
+from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
+
+from engine.client import Client
+from engine.images import prepare
+
+CROP = 12
+
+
+def write_photo(path: Path, seed: int) -> Path:
+    """A photo larger than the model's images; lossless unless its name says otherwise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 14, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def prepared(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return prepare(Image.open(path), IMAGE_SIZE, CROP)
+
+
+def read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.asarray(Image.open(path))
+
+
+def tiles(picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], columns: int) -> list[object]:
+    """The images of a grid."""
+    step = IMAGE_SIZE + 2
+    rows = (picture.shape[0] + 2) // step
+    assert picture.shape == (rows * step - 2, columns * step - 2, 3)
+    corners = [(row * step, column * step) for row in range(rows) for column in range(columns)]
+    return [picture[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE] for top, left in corners]
+
+
+def run(
+    server: ServerProcess, folder: Path, command: str, *arguments: str | Path
+) -> "subprocess.CompletedProcess[str]":
+    where = ["-m", "engine.client", command, "--target", server.target]
+    return run_python([*where, *map(str, arguments)], folder)
+
+
+def check(result: "subprocess.CompletedProcess[str]") -> str:
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_an_edit_of_one_file(server: ServerProcess, tmp_path: Path) -> None:
+    face, edited = write_photo(tmp_path / "face.jpg", 7), tmp_path / "edited.png"
+    check(run(server, tmp_path, "edit", "--set", "Smiling=1.5", "--keep", "Male", face, edited))
+    with Client(server.target) as client:
+        expected = client.edit([face.read_bytes()], {"Smiling": 1.5}, keep=["Male"])
+    np.testing.assert_array_equal(read(edited), expected[0])
+
+
+def test_an_edit_of_many_files_goes_past_the_bad_ones(server: ServerProcess, tmp_path: Path) -> None:
+    faces = [write_photo(tmp_path / f"face{seed}.png", seed) for seed in range(20)]
+    damaged, out = tmp_path / "damaged.png", tmp_path / "out"
+    damaged.write_bytes(faces[0].read_bytes()[:100])
+    result = run(server, tmp_path, "edit", "--set", "Smiling=0", faces[0], damaged, "absent.png", *faces[1:], out)
+    assert result.returncode == 2
+    assert f"error: {damaged}: INVALID_ARGUMENT: images.files[0] is damaged or truncated" in result.stderr
+    assert "error: absent.png: [Errno 2] No such file" in result.stderr
+    assert "22/22" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(out.iterdir()) == sorted(out / face.name for face in faces)
+    for face in faces:
+        np.testing.assert_array_equal(read(out / face.name), prepared(face))
+
+
+def test_an_edit_of_many_files_stops_at_what_is_not_their_fault(server: ServerProcess, tmp_path: Path) -> None:
+    faces = [write_photo(tmp_path / f"face{seed}.png", seed) for seed in range(20)]
+    result = run(server, tmp_path, "edit", "--set", "Bald=1", *faces, tmp_path / "out")
+    assert result.returncode == 2
+    assert result.stderr.count("error: NOT_FOUND: unknown attribute 'Bald'") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_encode_and_decode(server: ServerProcess, tmp_path: Path) -> None:
+    faces = [write_photo(tmp_path / f"face{seed}.png", seed) for seed in range(5)]
+    latents = tmp_path / "latents.npy"
+    check(run(server, tmp_path, "encode", *faces, latents))
+    np.testing.assert_array_equal(np.load(latents), latents_of(np.stack([prepared(face) for face in faces])))
+
+    check(run(server, tmp_path, "decode", latents, tmp_path / "grid.png"))
+    pictures = tiles(read(tmp_path / "grid.png"), columns=3)
+    np.testing.assert_array_equal(pictures[:5], [prepared(face) for face in faces])
+    assert np.all(np.asarray(pictures[5]) == 255)
+
+    check(run(server, tmp_path, "decode", latents, tmp_path / "folder"))
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [file.name for file in files] == [f"00{index}.png" for index in range(5)]
+    np.testing.assert_array_equal([read(file) for file in files], [prepared(face) for face in faces])
+
+    np.save(latents, np.load(latents)[3:4])
+    check(run(server, tmp_path, "decode", latents, tmp_path / "one.png"))
+    np.testing.assert_array_equal(read(tmp_path / "one.png"), prepared(faces[3]))
+
+
+def test_encode_writes_all_or_nothing(server: ServerProcess, tmp_path: Path) -> None:
+    face = write_photo(tmp_path / "face.png", 1)
+    result = run(server, tmp_path, "encode", face, "absent.png", tmp_path / "latents.npy")
+    assert result.returncode == 2
+    assert not (tmp_path / "latents.npy").exists()
+
+
+def test_interpolate(server: ServerProcess, tmp_path: Path) -> None:
+    start, end = (write_photo(tmp_path / f"face{seed}.png", seed) for seed in range(2))
+    check(run(server, tmp_path, "interpolate", "--steps", "4", start, end, tmp_path / "walk.png"))
+    first, *_, last = tiles(read(tmp_path / "walk.png"), columns=4)
+    np.testing.assert_array_equal([first, last], [prepared(start), prepared(end)])
+
+    ends = random_images(2, seed=1), random_images(2, seed=2)
+    for name, images in zip(("start.npy", "end.npy"), ends, strict=True):
+        np.save(tmp_path / name, latents_of(images))
+    paths = tmp_path / "start.npy", tmp_path / "end.npy", tmp_path / "walks"
+    check(run(server, tmp_path, "interpolate", "--steps", "3", *paths))
+    middle = images_of((latents_of(ends[0]) + latents_of(ends[1])) / np.float32(2))
+    expected = np.stack([ends[0], middle, ends[1]], axis=1).reshape(6, IMAGE_SIZE, IMAGE_SIZE, 3)
+    files = [read(file) for file in sorted((tmp_path / "walks").iterdir())]
+    np.testing.assert_allclose(np.asarray(files, np.float32), expected, atol=1)
+
+
+def test_sample(server: ServerProcess, tmp_path: Path) -> None:
+    options = ["--count", "5", "--seed", "3", "--temperature", "0.5", "--distribution", "standard"]
+    check(run(server, tmp_path, "sample", *options, tmp_path / "faces"))
+    with Client(server.target) as client:
+        expected = client.sample(5, seed=3, temperature=0.5, distribution="standard")
+    np.testing.assert_array_equal([read(file) for file in sorted((tmp_path / "faces").iterdir())], expected)
+
+
+def test_info_and_health(server: ServerProcess, tmp_path: Path) -> None:
+    info = json.loads(check(run(server, tmp_path, "info")))
+    assert (info["latent_dim"], info["models"]) == (LATENT_DIM, [info["name"]])
+    assert check(run(server, tmp_path, "health")) == "SERVING\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["edit", "--set", "Bald=1", "IN", "OUT"], 2, "NOT_FOUND: unknown attribute 'Bald'; this model has: Smiling"),
+        (["edit", "--set", "Smiling", "IN", "OUT"], 2, "--set takes NAME=STRENGTH"),
+        (["edit", "IN", "OUT"], 2, "--set"),
+        (["edit", "OUT", "--set", "Smiling=1"], 2, "Missing from python -m engine.client edit"),
+        (["edit", "--set", "Smiling=1", "absent.png", "OUT"], 2, "No such file or directory: 'absent.png'"),
+        (["edit", "--set", "Smiling=1", "IN", "out.gif"], 2, "out.gif must end in one of .png"),
+        (["edit", "--set", "Smiling=1", "IN", "other.png", "OUT"], 2, "2 inputs need a folder to write to, and "),
+        (["edit", "--set", "Smiling=1", "a/x.png", "b/x.jpg", "FOLDER"], 2, "b/x.jpg would both be written to "),
+        (["edit", "--set", "Smiling=1", "IN", "no/such/folder/out.png"], 2, "lies in a folder that doesn't exist"),
+        (["encode", "IN", "out.png"], 2, "out.png must end in .npy"),
+        (["decode", "IN", "OUT"], 2, "is not a .npy file"),
+        (["sample", "--count", "0", "OUT"], 2, "INVALID_ARGUMENT: "),
+        (["interpolate", "--steps", "1", "IN", "IN", "OUT"], 2, "INVALID_ARGUMENT: "),
+        (["sample", "--count", "-1", "OUT"], 2, "-1"),
+        (["info", "--model", "absent"], 2, "NOT_FOUND: "),
+        (["info", "--target", "127.0.0.1:1"], 1, "UNAVAILABLE"),
+        (["health", "--target", "127.0.0.1:1"], 1, "UNAVAILABLE"),
+        (["info", "--token-file", "absent"], 2, "No such file or directory: 'absent'"),
+        (["info", "--token", "two words"], 2, "the token must be one word"),
+        (["info", "--tls-cert", "cert.pem"], 2, "--tls-cert and --tls-key go together; give both"),
+        (["info", "--target", "example.org:1", "--token", "t"], 2, "would travel to example.org:1 unencrypted"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    server: ServerProcess, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    names = {
+        "IN": str(write_photo(tmp_path / "in.png", 8)),
+        "OUT": str(tmp_path / "out.png"),
+        "FOLDER": str(tmp_path / "folder"),
+    }
+    result = run(server, tmp_path, *(names.get(argument, argument) for argument in arguments))
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out.png").exists()
+    assert not (tmp_path / "folder").exists()

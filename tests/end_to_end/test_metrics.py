@@ -1,0 +1,160 @@
+"""What a real server tells Prometheus."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from gates import constant, gated_server, until
+from prometheus_client.parser import text_string_to_metric_families
+from servers import ServerProcess, run_python
+from tiny_model import LATENT_DIM, random_images
+
+from engine.client import Client, ClientError
+from protos import dfcvae_pb2 as pb
+from protos import dfcvae_pb2_grpc
+
+
+@pytest.fixture
+def measured(tiny_bundle: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    command = ["-m", "engine", "--bundle", f"tiny={tiny_bundle}", "--metrics-port", "0"]
+    with ServerProcess(command, tmp_path) as server:
+        yield server
+
+
+def test_calls_are_counted_and_timed(measured: ServerProcess) -> None:
+    with Client(measured.target) as client:
+        for seed in range(3):
+            client.encode(random_images(5, seed))
+        client.edit(random_images(2, 7), {"Smiling": 1.0})
+        for _ in range(2):
+            with pytest.raises(ClientError):
+                client.edit(random_images(1, 7), {"Bald": 1.0})
+    metric = measured.metric
+    assert metric("dfcvae_requests_total", method="Encode", code="OK") == 3
+    assert metric("dfcvae_requests_total", method="Edit", code="OK") == 1
+    assert metric("dfcvae_requests_total", method="Edit", code="NOT_FOUND") == 2
+    assert metric("dfcvae_images_total", method="Encode") == 15
+    assert metric("dfcvae_images_total", method="Edit") == 2
+    assert metric("dfcvae_request_seconds_count", method="Encode") == 3
+    assert 0 < metric("dfcvae_request_seconds_sum", method="Encode") < 30
+    assert metric("dfcvae_received_messages_total", method="Encode") == 3
+    # The pixels that came and the latents that went, and a few bytes around each.
+    assert 15 * 192 < metric("dfcvae_received_bytes_total", method="Encode") < 15 * 192 + 200
+    assert 15 * LATENT_DIM * 8 < metric("dfcvae_sent_bytes_total", method="Encode") < 15 * LATENT_DIM * 8 + 200
+    assert metric("dfcvae_calls_in_flight") == metric("dfcvae_bytes_in_flight") == 0
+    assert metric("process_resident_memory_bytes") > 1e6
+
+
+def test_queues_and_batches_are_counted(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ["--metrics-port", "0"]
+    with gated_server(tiny_bundle, tmp_path, *options) as gate, Client(gate.server.target) as client:
+        metric = gate.server.metric
+        labels = {"model": "default", "graph": "encode"}
+        client.encode(constant(1, 50))
+        assert metric("dfcvae_batch_images_sum", **labels) == 50
+        batches = metric("dfcvae_batch_images_count", **labels)
+        assert 2 <= batches <= 4
+        assert metric("dfcvae_compute_seconds_count", **labels) == batches
+        assert metric("dfcvae_queue_wait_seconds_count", **labels) >= 1
+        assert metric("dfcvae_queue_images", **labels) == 0
+        with pytest.raises(ClientError):
+            client.encode(constant(13))
+        assert metric("dfcvae_failed_batches_total", **labels) == 1
+        assert metric("dfcvae_requests_total", method="Encode", code="INTERNAL") == 1
+
+
+def test_the_figures_in_flight_are_those_of_the_moment(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        gate.close()
+        request = pb.DecodeRequest(latents=pb.LatentBatch(count=1, dim=LATENT_DIM, data=bytes(4 * LATENT_DIM)))
+        calls = [stub.Decode.future(request, timeout=60)]
+        until(lambda: len(gate.batches()) == 1)
+        calls += [stub.Decode.future(request, timeout=60) for _ in range(4)]
+        until(lambda: gate.server.metric("dfcvae_queue_images", model="default", graph="decode") == 4)
+        assert gate.server.metric("dfcvae_calls_in_flight") == 5
+        assert gate.server.metric("dfcvae_bytes_in_flight") == 5 * request.ByteSize()
+        calls.pop().cancel()
+        until(lambda: gate.server.metric("dfcvae_requests_total", method="Decode", code="CANCELLED") == 1)
+        assert gate.server.metric("dfcvae_queue_images", model="default", graph="decode") == 3
+        gate.open()
+        assert [call.result().images.raw.count for call in calls] == [1] * 4
+
+
+def test_streams_count_messages(measured: ServerProcess) -> None:
+    with grpc.insecure_channel(measured.target) as channel:
+        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        latents = pb.LatentBatch(count=1, dim=LATENT_DIM, data=bytes(4 * LATENT_DIM))
+        requests = [pb.EditStreamRequest(latents=latents), *[pb.EditStreamRequest()] * 9]
+        answers = list(stub.EditStream(iter(requests), timeout=30))
+    assert measured.metric("dfcvae_received_messages_total", method="EditStream") == 10
+    sent = sum(answer.ByteSize() for answer in answers)
+    assert measured.metric("dfcvae_sent_bytes_total", method="EditStream") == sent
+    assert measured.metric("dfcvae_requests_total", method="EditStream", code="OK") == 1
+
+
+def test_the_number_of_figures_does_not_grow_with_what_clients_send(measured: ServerProcess) -> None:
+    def lines() -> int:
+        return len(measured.scrape().splitlines())
+
+    with Client(measured.target) as client, grpc.insecure_channel(measured.target) as channel:
+
+        def send(name: str) -> None:
+            client.encode(random_images(1, seed=1))
+            with pytest.raises(ClientError):
+                client.edit(random_images(1, 7), {name: 1.0})
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary(f"/dfcvae.v1.LatentEngine/{name}")(b"", metadata=[("x-request-id", name)])
+
+        send("first")
+        before = lines()
+        for number in range(50):
+            send(f"name{number}")
+        assert lines() == before
+
+
+def test_all_figures_are_in_prometheus_form_and_have_help(measured: ServerProcess) -> None:
+    families = list(text_string_to_metric_families(measured.scrape()))
+    ours = [family for family in families if family.name.startswith("dfcvae_")]
+    assert len(ours) >= 14
+    assert all(family.documentation for family in ours)
+    build = next(family for family in ours if family.name.startswith("dfcvae_build"))
+    assert build.samples[0].labels["grpc"] == grpc.__version__
+
+
+def test_a_metrics_port_in_use_is_one_line(measured: ServerProcess, tiny_bundle: Path, tmp_path: Path) -> None:
+    port = measured.target.rpartition(":")[2]
+    options = ["--bundle", str(tiny_bundle), "--port", "0", "--metrics-port", port]
+    result = run_python(["-m", "engine", *options], tmp_path / "second")
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: can't listen on 127.0.0.1:{port} (Address already in use) for metrics; "
+        "choose another --metrics-host or --metrics-port\n"
+    )
+
+
+def test_latencies_are_in_buckets_that_add_up(measured: ServerProcess) -> None:
+    with Client(measured.target) as client:
+        client.encode(random_images(1, seed=1))
+    family = next(
+        family
+        for family in text_string_to_metric_families(measured.scrape())
+        if family.name == "dfcvae_request_seconds"
+    )
+    buckets = [
+        (float(sample.labels["le"]), sample.value)
+        for sample in family.samples
+        if sample.name.endswith("_bucket") and sample.labels["method"] == "Encode"
+    ]
+    bounds, counts = np.array(buckets).T
+    assert bounds[0] <= 0.001
+    assert bounds[-1] == np.inf
+    assert 30 < bounds[-2] < 100
+    assert counts[-1] == 1
+    assert (np.diff(counts) >= 0).all()

@@ -1,0 +1,143 @@
+"""What a real server refuses, drops or leaves unread when there is too much of it; the tests hold up its compute."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from gates import constant, gated_server, list_of, raw_images, stub_of, until
+from tiny_model import LATENT_DIM, latents_of
+
+from engine.client import Client, ClientError
+from protos import dfcvae_pb2 as pb
+
+
+def test_a_full_queue_refuses_at_once(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--max-queue", "20") as gate,
+        ThreadPoolExecutor(3) as pool,
+        Client(gate.server.target) as client,
+    ):
+        gate.close()
+        running = pool.submit(client.encode, constant(1))
+        until(lambda: gate.batches() == ["encode 1"])
+        # The queue has room for one of the two, whichever comes first; the other is refused at once.
+        two = [pool.submit(client.encode, constant(value, 15)) for value in (2, 3)]
+        until(lambda: any(call.done() for call in two))
+        refused, accepted = sorted(two, key=lambda call: not call.done())
+        error = refused.exception()
+        assert isinstance(error, ClientError)
+        assert error.status == "RESOURCE_EXHAUSTED"
+        assert "the queue holds 15 of at most 20 images, 15 more don't fit; send again" in error.message
+        with pytest.raises(ClientError, match="at most 20"):
+            client.encode(constant(4, 21))
+        gate.open()
+        assert len(accepted.result().mu) == 15
+        assert len(running.result().mu) == 1
+        assert len(client.encode(constant(5, 20)).mu) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "calls", "message"),
+    [
+        (["--max-calls-in-flight", "1"], 1, "the server is answering 1 calls, its most; send again after a pause"),
+        (["--max-message-bytes", "200000", "--max-bytes-in-flight", "200000"], 4, "requests, at most 200000, and "),
+    ],
+)
+def test_what_is_held_at_once_is_limited(
+    tiny_bundle: Path, tmp_path: Path, options: list[str], calls: int, message: str
+) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--metrics-port", "0", *options) as gate,
+        ThreadPoolExecutor(calls) as pool,
+        Client(gate.server.target) as client,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+        gate.close()
+        latents = latents_of(constant(1, 60))
+        batch = pb.LatentBatch(count=60, dim=LATENT_DIM, data=latents.tobytes())
+        running = [pool.submit(client.decode, latents) for _ in range(calls)]  # 46,080 bytes each
+        until(lambda: gate.server.metric("dfcvae_calls_in_flight") == calls)
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub_of(channel).Decode(pb.DecodeRequest(latents=batch), timeout=30)
+        assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert message in refusal.value.details()
+        gate.open()
+        assert [len(call.result()) for call in running] == [60] * calls
+        assert stub_of(channel).Decode(pb.DecodeRequest(latents=batch), timeout=30).images.raw.count == 60
+
+
+def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ["--max-message-bytes", "200000", "--max-bytes-in-flight", "200000", "--metrics-port", "0"]
+    with (
+        gated_server(tiny_bundle, tmp_path, *options) as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+
+        def received() -> float:
+            return gate.server.metric("dfcvae_received_messages_total", method="EditStream")
+
+        images = pb.ImageBatch(raw=raw_images(constant(1, 70)))
+        begin = threading.Event()
+
+        def requests() -> Iterator[pb.EditStreamRequest]:
+            begin.wait()
+            yield from (pb.EditStreamRequest(images=images, id=value) for value in range(9))
+
+        gate.close()
+        streams = [stub_of(channel).EditStream(requests()) for _ in range(3)]
+        until(lambda: gate.server.metric("dfcvae_calls_in_flight") == 3)
+        begin.set()
+        until(lambda: received() >= 3)
+        # Every stream may have one message of 13,440 bytes, and no more are read beyond 200,000 bytes.
+        time.sleep(0.3)
+        assert received() <= 18
+        assert gate.server.metric("dfcvae_bytes_in_flight") < 200000 + 3 * 14000
+        gate.open()
+        assert [list_of(stream) for stream in streams] == [(list(range(9)), grpc.StatusCode.OK)] * 3
+        until(lambda: gate.server.metric("dfcvae_bytes_in_flight") == 0)
+
+
+@pytest.mark.parametrize("way", ["deadline", "cancel"])
+def test_what_nobody_waits_for_is_not_computed(tiny_bundle: Path, tmp_path: Path, way: str) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--max-queue", "20") as gate,
+        ThreadPoolExecutor(1) as pool,
+        grpc.insecure_channel(gate.server.target) as channel,
+        Client(gate.server.target) as client,
+    ):
+        stub = stub_of(channel)
+        gate.close()
+        running = pool.submit(client.encode, constant(1))
+        until(lambda: gate.batches() == ["encode 1"])
+        request = pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(77, 20))))
+        if way == "deadline":
+            with pytest.raises(grpc.RpcError) as late:
+                stub.Encode(request, timeout=1)
+            assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        else:
+            call = stub.Encode.future(request)
+            # It fills the queue, so when a try is refused it has arrived; unless a try came first and it was.
+            while _status_of_a_try(gate.server.target) != "RESOURCE_EXHAUSTED":
+                if call.done():
+                    call = stub.Encode.future(request)
+            call.cancel()
+        # A try that is queued, and not refused, shows that the abandoned request has left its place.
+        until(lambda: _status_of_a_try(gate.server.target) == "DEADLINE_EXCEEDED")
+        gate.open()
+        running.result()
+        client.encode(constant(5))
+        assert gate.batches()[-1].split()[-1] == "5"
+        assert not any("77" in batch for batch in gate.batches())
+
+
+def _status_of_a_try(target: str) -> str:
+    try:
+        with Client(target, timeout=1) as client:
+            client.encode(constant(88))
+    except ClientError as error:
+        return error.status
+    return "OK"

@@ -1,0 +1,288 @@
+"""Who may connect, call, and how much: TLS, tokens and limits of a real server."""
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from gates import gated_server, until
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status  # type: ignore[import-untyped]
+from servers import ServerProcess, run_python
+from tiny_model import IMAGE_SIZE, random_images
+
+from protos import dfcvae_pb2 as pb
+from protos import dfcvae_pb2_grpc
+
+ANNA, BERT = "a" * 32, "b" * 32
+HEALTH = health_pb2.HealthCheckRequest()
+
+
+def bearer(token: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {token}")]
+
+
+def encode_request(count: int = 1) -> pb.EncodeRequest:
+    data = random_images(count, seed=1).tobytes()
+    raw = pb.RawImages(count=count, height=IMAGE_SIZE, width=IMAGE_SIZE, data=data)
+    return pb.EncodeRequest(images=pb.ImageBatch(raw=raw))
+
+
+def stub_of(channel: grpc.Channel) -> Any:
+    return dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+
+
+def refusal_of(call: Any, *arguments: Any, **options: Any) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as refusal:
+        call(*arguments, **{"timeout": 30, **options})
+    return refusal.value
+
+
+def detail(error: grpc.RpcError, kind: Any) -> Any:
+    """The detail of that kind that an error carries."""
+    found = kind()
+    assert any(entry.Unpack(found) for entry in rpc_status.from_call(error).details), f"no {kind} in {error}"
+    return found
+
+
+@contextmanager
+def engine(bundle: Path, folder: Path, *options: str) -> Iterator[ServerProcess]:
+    with ServerProcess(["-m", "engine", "--bundle", str(bundle), *options], folder) as server:
+        yield server
+
+
+def openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+class Authority:
+    """A certificate authority that signs certificates for 127.0.0.1."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        self._folder = folder
+        self.certificate = folder / f"{name}.pem"
+        self._key = folder / f"{name}.key"
+        new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+        self._new_key = new_key
+        openssl("req", "-x509", *new_key, "-keyout", str(self._key), "-out", str(self.certificate),
+                "-subj", f"/CN={name}", "-days", "2")  # fmt: skip
+
+    def sign(self, name: str) -> tuple[Path, Path]:
+        """A new certificate and its key."""
+        cert, key, request = (self._folder / f"{name}.{kind}" for kind in ("pem", "key", "csr"))
+        (self._folder / "extensions").write_text("subjectAltName=IP:127.0.0.1\n")
+        openssl("req", "-new", *self._new_key, "-keyout", str(key), "-out", str(request), "-subj", f"/CN={name}")
+        openssl("x509", "-req", "-in", str(request), "-CA", str(self.certificate), "-CAkey", str(self._key),
+                "-CAcreateserial", "-out", str(cert), "-days", "2", "-extfile",
+                str(self._folder / "extensions"))  # fmt: skip
+        return cert, key
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def trusting(authority: Authority, pair: tuple[Path, Path] | None = None) -> grpc.ChannelCredentials:
+    cert, key = (path.read_bytes() for path in pair) if pair else (None, None)
+    return grpc.ssl_channel_credentials(authority.certificate.read_bytes(), key, cert)
+
+
+def test_tls_is_spoken_and_nothing_else(tiny_bundle: Path, tmp_path: Path, authority: Authority) -> None:
+    cert, key = authority.sign("server")
+    with engine(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+        with grpc.secure_channel(server.target, trusting(authority)) as channel:
+            assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
+        stranger = Authority(tmp_path, "stranger")
+        with grpc.secure_channel(server.target, trusting(stranger)) as channel:
+            assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
+        with grpc.insecure_channel(server.target) as channel:
+            assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
+
+
+def test_mutual_tls_lets_in_who_shows_a_signed_certificate(
+    tiny_bundle: Path, tmp_path: Path, authority: Authority
+) -> None:
+    cert, key = authority.sign("server")
+    options = ["--tls-cert", str(cert), "--tls-key", str(key), "--tls-client-ca", str(authority.certificate)]
+    with engine(tiny_bundle, tmp_path, *options, "--log-level", "debug") as server:
+        with grpc.secure_channel(server.target, trusting(authority, authority.sign("client"))) as channel:
+            assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
+        server.wait_for_log("GetModel OK for client in ")
+        with grpc.secure_channel(server.target, trusting(authority)) as channel:
+            assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
+        forger = Authority(tmp_path, "forger").sign("client")
+        with grpc.secure_channel(server.target, trusting(authority, forger)) as channel:
+            assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(
+    tiny_bundle: Path, tmp_path: Path, authority: Authority
+) -> None:
+    cert, key = authority.sign("server")
+    with engine(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+        with grpc.secure_channel(server.target, trusting(authority)) as channel:
+            stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30)
+        other = Authority(tmp_path, "other")
+        for new, old in zip(other.sign("server"), (cert, key), strict=True):
+            old.write_bytes(new.read_bytes())
+        with grpc.secure_channel(server.target, trusting(other)) as channel:
+            assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
+        # What can't be used is not taken, and the last good one stays.
+        cert.write_text("nonsense")
+        with grpc.secure_channel(server.target, trusting(other)) as channel:
+            assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
+        assert "connections go on with the old certificate" in server.log
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that asks for tokens."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "tokens").write_text(f"anna {ANNA}\n")
+    options = ["--tokens", str(folder / "tokens"), "--log-level", "debug", "--log-format", "json"]
+    with engine(tiny_bundle, folder, *options) as server:
+        yield server
+
+
+def test_calls_need_a_known_token(guarded: ServerProcess) -> None:
+    with grpc.insecure_channel(guarded.target) as channel:
+        stub = stub_of(channel)
+        assert stub.GetModel(pb.GetModelRequest(), metadata=bearer(ANNA), timeout=30).image_size == IMAGE_SIZE
+        for metadata in ([], bearer(BERT), [("authorization", ANNA)]):
+            error = refusal_of(stub.Encode, encode_request(), metadata=metadata)
+            assert error.code().name == "UNAUTHENTICATED"
+            assert detail(error, error_details_pb2.ErrorInfo).reason == "UNAUTHENTICATED"
+            error = refusal_of(lambda **options: list(stub.EditStream(iter(()), **options)), metadata=metadata)
+            assert error.code().name == "UNAUTHENTICATED"
+
+
+def test_health_needs_no_token_and_reflection_does(guarded: ServerProcess) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    with grpc.insecure_channel(guarded.target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(HEALTH, timeout=30).status == health_pb2.HealthCheckResponse.SERVING
+        reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        error = refusal_of(lambda **options: list(reflect(iter([request]), **options)))
+        assert error.code().name == "UNAUTHENTICATED"
+        (answer,) = reflect(iter([request]), metadata=bearer(ANNA), timeout=30)
+        names = {service.name for service in answer.list_services_response.service}
+        assert {"dfcvae.v1.LatentEngine", "grpc.health.v1.Health"} <= names
+
+
+def test_tokens_are_never_logged(guarded: ServerProcess) -> None:
+    with grpc.insecure_channel(guarded.target) as channel:
+        stub_of(channel).GetModel(pb.GetModelRequest(), metadata=bearer(ANNA), timeout=30)
+        refusal_of(stub_of(channel).GetModel, pb.GetModelRequest(), metadata=bearer(BERT))
+    log = guarded.wait_for_log("UNAUTHENTICATED")
+    assert '"client": "anna"' in log
+    assert ANNA not in log
+    assert BERT not in log
+
+
+def test_hanging_up_reads_the_tokens_again(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"anna {ANNA}\n")
+    with (
+        engine(tiny_bundle, tmp_path, "--tokens", str(tmp_path / "tokens")) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = stub_of(channel)
+        (tmp_path / "tokens").write_text(f"bert {BERT}\n")
+        stub.GetModel(pb.GetModelRequest(), metadata=bearer(ANNA), timeout=30)
+        server.hang_up()
+        server.wait_for_log("1 tokens from")
+        stub.GetModel(pb.GetModelRequest(), metadata=bearer(BERT), timeout=30)
+        error = refusal_of(stub.GetModel, pb.GetModelRequest(), metadata=bearer(ANNA))
+        assert error.code().name == "UNAUTHENTICATED"
+
+
+def test_each_client_has_its_own_rate(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"anna {ANNA}\nbert {BERT}\n")
+    options = ["--tokens", str(tmp_path / "tokens"), "--max-images-per-second", "0.01", "--burst", "10"]
+    with engine(tiny_bundle, tmp_path, *options) as server, grpc.insecure_channel(server.target) as channel:
+        stub = stub_of(channel)
+        stub.Encode(encode_request(9), metadata=bearer(ANNA), timeout=30)
+        error = refusal_of(stub.Encode, encode_request(3), metadata=bearer(ANNA))
+        assert error.code().name == "RESOURCE_EXHAUSTED"
+        assert "anna may send 0.01 images a second" in error.details()
+        assert detail(error, error_details_pb2.ErrorInfo).reason == "RATE_LIMITED"
+        # 2 images at 0.01 a second, less what came in meanwhile.
+        assert 150 < detail(error, error_details_pb2.RetryInfo).retry_delay.seconds <= 200
+        stub.Encode(encode_request(10), metadata=bearer(BERT), timeout=30)
+        model = stub.GetModel(pb.GetModelRequest(), metadata=bearer(ANNA), timeout=30)
+        assert model.limits.max_images_per_second == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "error: --host 0.0.0.0 without TLS would send images and tokens"),
+        (["--tokens", "/no/such/tokens"], "error: --tokens /no/such/tokens can't be read"),
+        (["--tls-cert", "/no/cert", "--tls-key", "/no/key"], "error: --tls-cert /no/cert can't be read (No such file"),
+        (["--tls-cert", "EMPTY", "--tls-key", "EMPTY"], "error: --tls-cert EMPTY and --tls-key EMPTY can't be used"),
+    ],
+)
+def test_a_start_without_what_it_needs_is_one_line(
+    tiny_bundle: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    options = [option.replace("EMPTY", str(empty)) for option in options]
+    result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--port", "0", *options], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(message.replace("EMPTY", str(empty)))
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_tls_the_log_says_who_can_connect(tiny_bundle: Path, tmp_path: Path) -> None:
+    with engine(tiny_bundle, tmp_path) as server:
+        assert "no TLS: only this machine can connect" in server.log
+    with engine(tiny_bundle, tmp_path, "--host", "0.0.0.0", "--insecure") as server:
+        assert "WARNING engine.server: no TLS (--insecure): whoever is on the way can read images" in server.log
+
+
+def test_a_connection_may_have_so_many_calls_and_no_more(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ["--max-concurrent-streams", "1", "--metrics-port", "0"]
+    with (
+        gated_server(tiny_bundle, tmp_path, *options) as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+        stub = stub_of(channel)
+        assert stub.GetModel(pb.GetModelRequest(), timeout=30).limits.max_concurrent_streams == 1
+        gate.close()
+        first = stub.Encode.future(encode_request(), timeout=60)
+        until(lambda: len(gate.batches()) == 1)
+        # The second doesn't leave the client before the first has ended.
+        assert refusal_of(stub.Encode.future(encode_request(), timeout=1).result).code().name == "DEADLINE_EXCEEDED"
+        assert gate.server.metric("dfcvae_received_messages_total", method="Encode") == 1
+        gate.open()
+        assert first.result().mu.count == 1
+        assert stub.Encode(encode_request(), timeout=30).mu.count == 1
+
+
+def test_who_pings_too_often_is_cut_off(tiny_bundle: Path, tmp_path: Path) -> None:
+    eager = [("grpc.keepalive_time_ms", 50), ("grpc.keepalive_permit_without_calls", 1)]
+    with engine(tiny_bundle, tmp_path, "--min-ping-interval-s", "3600") as server:
+        with grpc.insecure_channel(server.target, [*eager, ("grpc.http2.max_pings_without_data", 0)]) as channel:
+            end = threading.Event()
+            stream = stub_of(channel).EditStream(iter(end.wait, True), timeout=30)
+            assert refusal_of(lambda **_: list(stream)).code().name == "UNAVAILABLE"
+            end.set()
+        with grpc.insecure_channel(server.target) as channel:
+            assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
+
+
+@pytest.mark.parametrize("option", ["--max-connection-idle-s", "--max-connection-age-s"])
+def test_connections_end_after_their_time(tiny_bundle: Path, tmp_path: Path, option: str) -> None:
+    states: list[grpc.ChannelConnectivity] = []
+    with engine(tiny_bundle, tmp_path, option, "0.3") as server, grpc.insecure_channel(server.target) as channel:
+        channel.subscribe(states.append)
+        stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30)
+        until(lambda: states[-1] == grpc.ChannelConnectivity.IDLE and grpc.ChannelConnectivity.READY in states)
+        assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE

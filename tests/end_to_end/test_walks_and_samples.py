@@ -1,0 +1,149 @@
+"""Interpolate and Sample of a real server."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import pytest
+from bundles import reseal, write_tiny_bundle
+from gates import raw_images
+from PIL import Image
+from servers import ServerProcess
+from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
+
+from engine.sampling import Gaussian, linear, spherical
+from protos import dfcvae_pb2 as pb
+from protos import dfcvae_pb2_grpc
+
+LATENTS, BOTH = pb.EDIT_RESULT_LATENTS, pb.EDIT_RESULT_IMAGES_AND_LATENTS
+
+
+@pytest.fixture
+def stub(server: ServerProcess) -> Iterator[Any]:
+    with grpc.insecure_channel(server.target, [("grpc.max_receive_message_length", -1)]) as channel:
+        yield dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+
+
+def raw(images: npt.NDArray[np.uint8]) -> pb.ImageBatch:
+    return pb.ImageBatch(raw=raw_images(images))
+
+
+def latent_batch(latents: npt.NDArray[np.float32]) -> pb.LatentBatch:
+    return pb.LatentBatch(count=len(latents), dim=LATENT_DIM, data=latents.tobytes())
+
+
+def floats(batch: pb.LatentBatch) -> npt.NDArray[np.float32]:
+    return np.frombuffer(batch.data, "<f4").reshape(batch.count, batch.dim)
+
+
+def pixels(batch: pb.ImageBatch) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(batch.raw.data, np.uint8).reshape(batch.raw.count, IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+@pytest.mark.parametrize(("walk", "path"), [(pb.WALK_UNSPECIFIED, linear), (pb.WALK_SPHERICAL, spherical)])
+@pytest.mark.parametrize("ends", ["images", "latents", "mixed"])
+def test_walks_go_pair_by_pair_from_end_to_end(stub: Any, walk: Any, path: Any, ends: str) -> None:
+    start, end = random_images(3, seed=1), random_images(3, seed=2)
+    first = pb.WalkEnd(images=raw(start)) if ends != "latents" else pb.WalkEnd(latents=latent_batch(latents_of(start)))
+    last = pb.WalkEnd(images=raw(end)) if ends == "images" else pb.WalkEnd(latents=latent_batch(latents_of(end)))
+    answer = stub.Interpolate(pb.InterpolateRequest(start=first, end=last, steps=5, walk=walk, result=BOTH))
+    expected = path(latents_of(start), latents_of(end), 5)
+    np.testing.assert_array_equal(floats(answer.latents), expected)
+    np.testing.assert_array_equal(pixels(answer.images), images_of(expected))
+    np.testing.assert_array_equal(pixels(answer.images)[::5], start)
+
+
+def test_a_walk_between_files_comes_back_as_files(stub: Any) -> None:
+    def file(colour: str) -> bytes:
+        content = io.BytesIO()
+        Image.new("RGB", (20, 20), colour).save(content, "PNG")
+        return content.getvalue()
+
+    black, white = (
+        pb.WalkEnd(images=pb.ImageBatch(files=pb.EncodedImages(files=[file(colour)]))) for colour in ("black", "white")
+    )
+    output = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)
+    answer = stub.Interpolate(pb.InterpolateRequest(start=black, end=white, steps=3, output=output))
+    levels = [np.asarray(Image.open(io.BytesIO(one)))[0, 0, 0] for one in answer.images.files.files]
+    assert levels == [0, 128, 255]  # 127.5 rounds half to even
+
+
+def test_samples_are_those_of_their_seed(stub: Any) -> None:
+    def sample(count: int, **fields: Any) -> Any:
+        return stub.Sample(pb.SampleRequest(count=count, **fields))
+
+    answer = sample(4, seed=7, result=BOTH)
+    expected = Gaussian.standard(LATENT_DIM).draw(4, 7)
+    np.testing.assert_array_equal(floats(answer.latents), expected)
+    np.testing.assert_array_equal(pixels(answer.images), images_of(expected))
+    np.testing.assert_array_equal(floats(sample(2, seed=7, result=LATENTS).latents), expected[:2])
+    assert not np.array_equal(floats(sample(4, seed=8, result=LATENTS).latents), expected)
+    colder = floats(sample(4, seed=7, temperature=0.5, result=LATENTS).latents)
+    np.testing.assert_allclose(colder, expected / 2, rtol=1e-6)
+    assert not floats(sample(1, seed=7, temperature=0, result=LATENTS).latents).any()
+
+
+def test_a_bundle_with_a_fitted_gaussian_draws_from_it(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    fitted = Gaussian(np.full(LATENT_DIM, 100, np.float32), 20 * np.eye(LATENT_DIM, dtype=np.float32))
+    fitted.save(bundle / "prior.safetensors")
+    manifest = (bundle / "manifest.json").read_text()
+    (bundle / "manifest.json").write_text(manifest.replace('"files": {', '"files": {"prior.safetensors": "",'))
+    reseal(bundle)
+    with (
+        ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        known = stub.GetModel(pb.GetModelRequest()).distributions
+        assert list(known) == [pb.DISTRIBUTION_FITTED, pb.DISTRIBUTION_STANDARD]
+        for distribution, gaussian in (
+            (pb.DISTRIBUTION_UNSPECIFIED, fitted),
+            (pb.DISTRIBUTION_FITTED, fitted),
+            (pb.DISTRIBUTION_STANDARD, Gaussian.standard(LATENT_DIM)),
+        ):
+            answer = stub.Sample(pb.SampleRequest(count=3, seed=1, distribution=distribution, result=LATENTS))
+            np.testing.assert_array_equal(floats(answer.latents), gaussian.draw(3, 1))
+
+
+UNKNOWN: Any = 9
+END = pb.WalkEnd(latents=latent_batch(np.ones((1, LATENT_DIM), np.float32)))
+OPPOSITE = pb.WalkEnd(latents=latent_batch(-np.ones((1, LATENT_DIM), np.float32)))
+BAD = {
+    "no start": (pb.InterpolateRequest(end=END, steps=2), "start has no source; set start.images or start.latents"),
+    "no end": (pb.InterpolateRequest(start=END, steps=2), "end has no source"),
+    "one step": (pb.InterpolateRequest(start=END, end=END, steps=1), "steps is 1"),
+    "too many points": (pb.InterpolateRequest(start=END, end=END, steps=1025), "1025 images or latents (steps)"),
+    "unequal ends": (
+        pb.InterpolateRequest(start=END, end=pb.WalkEnd(images=raw(random_images(2, seed=1))), steps=2),
+        "start has 1 images or latents, end has 2",
+    ),
+    "unknown walk": (pb.InterpolateRequest(start=END, end=END, steps=2, walk=UNKNOWN), "walk is 9"),
+    "opposite": (pb.InterpolateRequest(start=END, end=OPPOSITE, steps=2, walk=pb.WALK_SPHERICAL), "opposite"),
+    "bad end": (
+        pb.InterpolateRequest(start=END, end=pb.WalkEnd(latents=pb.LatentBatch(count=1, dim=3)), steps=2),
+        "end.latents.dim is 3",
+    ),
+    "no samples": (pb.SampleRequest(), "count is 0"),
+    "too many samples": (pb.SampleRequest(count=1025), "1025 images or latents (count); at most 1024"),
+    "negative temperature": (pb.SampleRequest(count=1, temperature=-1), "temperature is -1; it goes from 0 to 10"),
+    "NaN temperature": (pb.SampleRequest(count=1, temperature=float("nan")), "temperature is nan"),
+    "unknown distribution": (pb.SampleRequest(count=1, distribution=UNKNOWN), "distribution is 9"),
+    "no fitted distribution": (pb.SampleRequest(count=1, distribution=pb.DISTRIBUTION_FITTED), "has no fitted one"),
+    "unknown priority": (pb.SampleRequest(count=1, priority=UNKNOWN), "priority is 9"),
+    "unknown model": (pb.SampleRequest(count=1, model="nobody"), "no model 'nobody' is served here"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_gets_a_status_and_a_message(stub: Any, name: str) -> None:
+    request, message = BAD[name]
+    call = stub.Sample if isinstance(request, pb.SampleRequest) else stub.Interpolate
+    with pytest.raises(grpc.RpcError) as refusal:
+        call(request, timeout=60)
+    assert refusal.value.code().name == ("NOT_FOUND" if "model" in name else "INVALID_ARGUMENT")
+    assert message in refusal.value.details()

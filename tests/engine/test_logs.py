@@ -1,0 +1,79 @@
+"""The forms of the server's log."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from engine import logs
+from engine.call import Call, enter
+from engine.logs import CallLog
+
+
+@pytest.fixture(autouse=True)
+def _leave_logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    enter(Call())
+
+
+def test_lines_for_people_name_the_call(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("info", "text")
+    logger = logging.getLogger("engine.somewhere")
+    logger.info("outside of calls")
+    enter(Call(request_id="id-1"))
+    logger.warning("%d inside", 1)
+    logger.debug("not shown")
+    outside, inside = capsys.readouterr().err.splitlines()
+    assert outside.endswith("INFO engine.somewhere: outside of calls")
+    assert inside.endswith("WARNING engine.somewhere: [id-1] 1 inside")
+
+
+def test_json_has_one_object_a_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("debug", "json")
+    enter(Call(request_id="id-2"))
+    logger = logging.getLogger("engine.somewhere")
+    logger.info('line\nbreak, "quotes" and ü')
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logger.exception("it failed")
+    CallLog(logger).failed("Edit", "NOT_FOUND", "anna", 0.0015, "unknown attribute")
+    first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first["message"] == 'line\nbreak, "quotes" and ü'
+    assert (first["level"], first["logger"], first["request_id"]) == ("info", "engine.somewhere", "id-2")
+    assert first["time"].endswith("+00:00")
+    assert second["trace"].startswith("Traceback")
+    assert "ValueError: broken" in second["trace"]
+    expected = {"method": "Edit", "code": "NOT_FOUND", "client": "anna", "milliseconds": 1.5}
+    assert expected.items() <= third.items()
+
+
+def test_a_flood_of_failures_is_counted_and_not_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.set_up("info", "text")
+    log = CallLog(logging.getLogger("engine.calls"))
+    now = 1000.0
+    monkeypatch.setattr("engine.logs.time.monotonic", lambda: now)
+    for _ in range(5000):
+        log.failed("Edit", "RESOURCE_EXHAUSTED", "anna", 0.001, "the queue is full")
+    assert len(capsys.readouterr().err.splitlines()) == 100
+    now += 1
+    log.failed("Edit", "RESOURCE_EXHAUSTED", "anna", 0.001, "the queue is full")
+    summary, line = capsys.readouterr().err.splitlines()
+    assert summary.endswith("4900 more calls failed, for which there are no lines")
+    assert line.endswith("Edit RESOURCE_EXHAUSTED for anna in 1.000 ms: the queue is full")
+
+
+def test_answered_calls_are_lines_for_debugging_only(capsys: pytest.CaptureFixture[str]) -> None:
+    for level, lines in (("info", 0), ("debug", 1)):
+        logs.set_up(level, "text")
+        CallLog(logging.getLogger("engine.calls")).answered("Edit", "anna", 0.0025)
+        written = capsys.readouterr().err.splitlines()
+        assert len(written) == lines
+    assert written[0].endswith("DEBUG engine.calls: Edit OK for anna in 2.500 ms")

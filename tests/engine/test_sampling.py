@@ -1,0 +1,185 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from engine.errors import BundleError, InvalidRequest
+from engine.sampling import Floats, Gaussian, linear, spherical
+
+Between = Callable[[Floats, Floats, int], Floats]
+
+PINNED = [[0.252257288, 0.0617894381, -0.24763447], [0.785954297, 0.115192264, -0.801162481]]
+"""Two draws from N(0, I) with seed 2026, on x86-64 with NumPy 2.4."""
+
+
+def floats(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def gaussian(latent_dim: int = 8) -> Gaussian:
+    return Gaussian(floats(latent_dim, seed=3), floats(latent_dim, latent_dim, seed=4))
+
+
+# Between two latents
+
+
+@pytest.mark.parametrize("between", [linear, spherical])
+def test_ends_are_exact_and_pairs_follow_one_another(between: Between) -> None:
+    start, end = floats(3, 16), 7 * floats(3, 16, seed=1)
+    points = between(start, end, 5)
+    assert points.dtype == np.float32
+    assert points.shape == (15, 16)
+    np.testing.assert_array_equal(points[::5], start)
+    np.testing.assert_array_equal(points[4::5], end)
+    for pair in range(3):
+        one = slice(pair, pair + 1)
+        np.testing.assert_array_equal(points[5 * pair : 5 * pair + 5], between(start[one], end[one], 5))
+    np.testing.assert_array_equal(between(start, end, 2)[::2], start)
+
+
+def test_linear_is_evenly_spaced() -> None:
+    start, end = floats(2, 8), floats(2, 8, seed=1)
+    points = linear(start, end, 5).reshape(2, 5, 8)
+    np.testing.assert_allclose(points[:, 1], 0.75 * start + 0.25 * end, atol=1e-6)
+    np.testing.assert_allclose(points[:, 2], (start + end) / 2, atol=1e-6)
+
+
+def test_spherical_turns_evenly_and_lengthens_linearly() -> None:
+    start = np.array([[2, 0, 0]], np.float32)
+    end = np.array([[0, 4, 0]], np.float32)
+    points = spherical(start, end, 4)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), [2, 8 / 3, 10 / 3, 4], rtol=1e-6)
+    np.testing.assert_allclose(np.degrees(np.arctan2(points[:, 1], points[:, 0])), [0, 30, 60, 90], atol=1e-4)
+    assert not points[:, 2].any()
+
+
+def test_spherical_keeps_the_length_that_the_line_loses() -> None:
+    start, end = floats(1, 128), floats(1, 128, seed=1)
+    length = np.linalg.norm(start)
+    middle = np.linalg.norm(spherical(start, end, 3)[1])
+    np.testing.assert_allclose(middle, (length + np.linalg.norm(end)) / 2, rtol=1e-6)
+    assert np.linalg.norm(linear(start, end, 3)[1]) < 0.8 * length
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-7, 1e-5])
+def test_nearly_parallel_latents_lie_on_a_line(angle: float) -> None:
+    start = np.array([[3, 0]], np.float32)
+    end = np.array([[6 * np.cos(angle), 6 * np.sin(angle)]], np.float32)
+    np.testing.assert_allclose(spherical(start, end, 7), linear(start, end, 7), atol=1e-5)
+
+
+def test_zero_takes_the_direction_of_its_partner() -> None:
+    zero, other = np.zeros((1, 4), np.float32), floats(1, 4)
+    np.testing.assert_allclose(spherical(zero, other, 5), linear(zero, other, 5), atol=1e-6)
+    np.testing.assert_allclose(spherical(other, zero, 5), linear(other, zero, 5), atol=1e-6)
+    np.testing.assert_array_equal(spherical(zero, zero, 3), np.zeros((3, 4)))
+
+
+def test_opposite_latents_have_no_arc() -> None:
+    start = floats(3, 8)
+    end = np.stack([floats(8, seed=1), -2.5 * start[1], floats(8, seed=2)])
+    with pytest.raises(InvalidRequest, match="pair 1: its two latents are opposite"):
+        spherical(start, end, 3)
+    assert np.isfinite(linear(start, end, 3)).all()
+
+
+@pytest.mark.parametrize("size", [3e38, 1e-40])
+@pytest.mark.parametrize("between", [linear, spherical])
+def test_latents_of_any_size(between: Between, size: float) -> None:
+    start, end = np.array([[size, 0]], np.float32), np.array([[0, -size]], np.float32)
+    points = between(start, end, 9)
+    assert np.isfinite(points).all()
+    assert points[4, 0] == pytest.approx(-points[4, 1], rel=1e-3)
+
+
+@pytest.mark.parametrize("between", [linear, spherical])
+def test_bad_pairs_are_refused(between: Between) -> None:
+    with pytest.raises(InvalidRequest, match="steps must be at least 2"):
+        between(floats(2, 4), floats(2, 4), 1)
+    with pytest.raises(InvalidRequest, match=r"not \[2, 4\] and \[1, 4\]"):
+        between(floats(2, 4), floats(1, 4), 3)
+
+
+# From a Gaussian
+
+
+@pytest.mark.parametrize("latent_dim", [1, 8, 128])
+def test_the_first_of_many_are_the_few(latent_dim: int) -> None:
+    source = gaussian(latent_dim)
+    many = source.draw(100, seed=7)
+    assert many.shape == (100, latent_dim)
+    assert many.dtype == np.float32
+    for count in (1, 2, 33):
+        np.testing.assert_array_equal(source.draw(count, seed=7), many[:count])
+    assert not np.array_equal(source.draw(100, seed=8), many)
+
+
+def test_the_stream_is_pinned() -> None:
+    drawn = Gaussian.standard(3).draw(2, seed=2026)
+    np.testing.assert_array_equal(drawn, np.array(PINNED, np.float32))
+    assert Gaussian.standard(2).draw(1, seed=2**64 - 1).shape == (1, 2)
+
+
+def test_draws_have_the_mean_and_the_covariance() -> None:
+    source = gaussian(3)
+    drawn = source.draw(200_000, seed=1).astype(np.float64)
+    covariance = source.factor @ source.factor.T
+    np.testing.assert_allclose(drawn.mean(axis=0), source.mean, atol=0.02)
+    np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.02 * np.abs(covariance).max())
+
+
+def test_temperature_scales_the_distance_to_the_mean() -> None:
+    source = gaussian()
+    np.testing.assert_array_equal(source.draw(3, 0, 0.0), np.tile(source.mean, (3, 1)))
+    full, half = source.draw(3, 0, 1.0) - source.mean, source.draw(3, 0, 0.5) - source.mean
+    np.testing.assert_allclose(half, full / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "seed", "temperature", "message"),
+    [
+        (0, 0, 1.0, "count must be at least 1, not 0"),
+        (1, -1, 1.0, "seed must be at least 0, not -1"),
+        (1, 0, -0.5, "temperature must be at least 0 and finite, not -0.5"),
+        (1, 0, float("nan"), "temperature must be at least 0 and finite, not nan"),
+        (1, 0, float("inf"), "temperature must be at least 0 and finite, not inf"),
+        (1, 0, 3e38, r"temperature 3e\+38 moves the latents out of float32's range"),
+        (1, 0, 1e300, r"temperature 1e\+300 moves the latents out of float32's range"),
+    ],
+)
+def test_bad_draws_are_refused(count: int, seed: int, temperature: float, message: str) -> None:
+    wide = Gaussian(np.zeros(4, np.float32), 100 * np.eye(4, dtype=np.float32))
+    with pytest.raises(InvalidRequest, match=message):
+        wide.draw(count, seed, temperature)
+
+
+def test_a_gaussian_survives_its_file(tmp_path: Path) -> None:
+    source = gaussian()
+    source.save(tmp_path / "prior.safetensors")
+    loaded = Gaussian.load(tmp_path / "prior.safetensors")
+    np.testing.assert_array_equal(loaded.mean, source.mean)
+    np.testing.assert_array_equal(loaded.factor, source.factor)
+    assert loaded.latent_dim == 8
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "prior.safetensors"
+    with pytest.raises(BundleError, match=r"prior\.safetensors does not exist"):
+        Gaussian.load(path)
+    gaussian().save(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(BundleError, match=r"prior\.safetensors can't be read as a Gaussian"):
+        Gaussian.load(path)
+    save_file({"mean": floats(3)}, path)
+    with pytest.raises(BundleError, match=r"prior\.safetensors: it holds no Gaussian, for it lacks factor"):
+        Gaussian.load(path)
+    save_file({"mean": floats(3), "factor": floats(3, 4)}, path)
+    with pytest.raises(BundleError, match=r"prior\.safetensors: factor of a Gaussian must be float32 \[3, 3\]"):
+        Gaussian.load(path)
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(BundleError, match="mean of a Gaussian has values that are not finite"):
+        Gaussian(np.full(2, np.nan, np.float32), np.eye(2, dtype=np.float32))

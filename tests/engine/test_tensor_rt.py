@@ -1,0 +1,238 @@
+"""The TensorRT backend over the stand-in of tests/gpu_stand_in.py, and, where there is a GPU, over the real one."""
+
+import gc
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu_stand_in
+import numpy as np
+import pytest
+from runs import LATENT_DIM, small_vae, smooth_images
+from tiny_model import LATENT_DIM as TINY_DIM
+from tiny_model import images_of, latents_of, random_images
+
+from engine.backends.onnx_runtime import OnnxRuntimeBackend
+from engine.backends.tensor_rt import TensorRtBackend, bucket_sizes, require_device
+from engine.errors import BackendError, BundleError
+from export.graphs import write_graphs
+from export.half import write_bytes_outside, write_half
+from export.parity import ImageError, LatentError
+from export.tensorrt_build import build_plan
+
+GRAPHS = ("encoder", "decoder")
+
+
+def build(folder: Path, max_batch: int) -> None:
+    for name in GRAPHS:
+        cache = folder / "timing.cache"
+        build_plan(folder / f"{name}.onnx", folder / f"{name}.plan", max_batch=max_batch, timing_cache=cache, say=print)
+
+
+def open_plans(folder: Path, max_batch_size: int, **options: Any) -> TensorRtBackend:
+    return TensorRtBackend(folder / "encoder.plan", folder / "decoder.plan", max_batch_size, **options)
+
+
+@pytest.fixture
+def trt(monkeypatch: pytest.MonkeyPatch) -> gpu_stand_in.TensorRt:
+    return gpu_stand_in.install(monkeypatch)
+
+
+@pytest.fixture
+def plans(trt: gpu_stand_in.TensorRt, tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Plans of the tiny model, for up to 6 images."""
+    for name in GRAPHS:
+        write_bytes_outside(tiny_bundle / f"{name}.onnx", tmp_path / f"{name}.onnx")
+    build(tmp_path, 6)
+    return tmp_path
+
+
+def test_buckets_are_powers_of_two_and_the_largest() -> None:
+    assert bucket_sizes(1) == [1]
+    assert bucket_sizes(6) == [1, 2, 4, 6]
+    assert bucket_sizes(32) == [1, 2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_both_graphs_take_any_batch(plans: Path, cuda_graphs: bool) -> None:
+    backend = open_plans(plans, 6, cuda_graphs=cuda_graphs)
+    for count in (6, 1, 2, 3, 5, 13, 1, 6):
+        images = random_images(count, seed=count)
+        images.flags.writeable = False  # as arrays over the bytes of a message are
+        mu, log_var = backend.encode(images)
+        np.testing.assert_array_equal(mu, latents_of(images))
+        np.testing.assert_array_equal(log_var, latents_of(images) / -2)
+        np.testing.assert_array_equal(backend.decode(mu + 3.3), images_of(mu + 3.3))
+
+
+def test_no_images_give_no_results(plans: Path) -> None:
+    mu, log_var = open_plans(plans, 6).encode(random_images(0, seed=0))
+    assert mu.shape == log_var.shape == (0, TINY_DIM)
+
+
+def test_results_belong_to_the_caller(plans: Path) -> None:
+    backend = open_plans(plans, 6)
+    first, second = random_images(6, seed=1), random_images(6, seed=2)
+    mu, _ = backend.encode(first)
+    images = backend.decode(mu)
+    backend.decode(backend.encode(second)[0])
+    np.testing.assert_array_equal(mu, latents_of(first))
+    np.testing.assert_array_equal(images, first)
+    mu += 1  # and may be written to
+
+
+def test_inputs_may_be_parts_of_a_larger_buffer(plans: Path) -> None:
+    backend = open_plans(plans, 6)
+    images = random_images(12, seed=3)
+    np.testing.assert_array_equal(backend.encode(images[2:5])[0], latents_of(images[2:5]))
+    np.testing.assert_array_equal(backend.encode(images[::2])[0], latents_of(images[::2]))
+
+
+def test_a_call_is_one_launch_of_a_graph_captured_beforehand(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
+    backend = open_plans(plans, 6)
+    cuda = trt.cuda
+    assert cuda.calls.count("cudaGraphInstantiate") == 2 * len(bucket_sizes(6))
+    cuda.calls.clear()
+    backend.encode(random_images(3, seed=0))
+    assert cuda.calls == ["cudaGraphLaunch", "cudaStreamSynchronize"]
+
+
+@pytest.mark.parametrize("how", ["close", "end of life"])
+def test_everything_on_the_gpu_is_freed(plans: Path, trt: gpu_stand_in.TensorRt, how: str) -> None:
+    backend = open_plans(plans, 6)
+    assert trt.cuda.memory
+    if how == "close":
+        backend.close()
+        backend.close()
+        with pytest.raises(BackendError, match=r"encoder\.plan was closed"):
+            backend.encode(random_images(1, seed=0))
+    else:
+        del backend
+        gc.collect()
+    assert not trt.cuda.memory
+    assert not trt.cuda.queued
+    assert not any(trt.cuda.graphs.values())
+
+
+def test_errors_of_cuda_are_named(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
+    backend = open_plans(plans, 6)
+    trt.cuda.failing["cudaGraphLaunch"] = gpu_stand_in.OUT_OF_MEMORY
+    with pytest.raises(BackendError, match="cudaGraphLaunch failed: out of memory, code 2"):
+        backend.encode(random_images(1, seed=0))
+
+
+@pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc", "cudaGraphInstantiate", "cudaStreamEndCapture"])
+def test_a_failure_while_opening_frees_what_was_taken(plans: Path, trt: gpu_stand_in.TensorRt, function: str) -> None:
+    trt.cuda.failing[function] = gpu_stand_in.OUT_OF_MEMORY
+    with pytest.raises(BackendError, match=f"{function} failed: out of memory"):
+        open_plans(plans, 6)
+    gc.collect()
+    assert not trt.cuda.memory
+
+
+def test_a_plan_of_another_tensorrt_is_refused(plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_stand_in.install(monkeypatch, "11.1.0")
+    with pytest.raises(
+        BundleError,
+        match=r"TensorRT 11\.1\.0 can't open .*encoder\.plan: the plan was serialized by another.*--run RUN",
+    ):
+        open_plans(plans, 6)
+
+
+def test_damaged_missing_foreign_and_small_plans_are_named(plans: Path) -> None:
+    with pytest.raises(BundleError, match=r"encoder\.plan takes up to 6 images, not 7; build the bundle again"):
+        open_plans(plans, 7)
+    (plans / "decoder.plan").write_bytes((plans / "encoder.plan").read_bytes())
+    with pytest.raises(BundleError, match=r"decoder\.plan has the tensors .*'mu'.*; the engine needs .*'latents'"):
+        open_plans(plans, 6)
+    (plans / "decoder.plan").write_bytes(b"no plan")
+    with pytest.raises(BundleError, match=r"can't open .*decoder\.plan"):
+        open_plans(plans, 6)
+    (plans / "decoder.plan").unlink()
+    with pytest.raises(BundleError, match=r"no TensorRT plan at .*decoder\.plan"):
+        open_plans(plans, 6)
+
+
+def test_the_device_is_described(trt: gpu_stand_in.TensorRt) -> None:
+    assert require_device() == {"tensorrt": "10.3.0", "gpu": "NVIDIA Stand-In", "compute_capability": "9.0"}
+
+
+def test_without_a_driver_tensorrt_is_not_touched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trt = gpu_stand_in.install(monkeypatch, gpus=0)
+    with pytest.raises(BackendError, match=r"no GPU that it can use \(CUDA driver version is insufficient, code 35\)"):
+        open_plans(tmp_path, 6)
+    assert not trt.configs
+
+
+def test_a_tensorrt_that_does_not_start_says_why(
+    plans: Path, trt: gpu_stand_in.TensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(log: Any) -> None:
+        log.log(trt.Severity.WARNING, "CUDA initialization failure")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt, "Runtime", refuse)
+    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 can't start its Runtime: CUDA initialization failure"):
+        open_plans(plans, 6)
+
+
+def test_without_visible_gpus_that_is_said(trt: gpu_stand_in.TensorRt) -> None:
+    trt.cuda.gpus = 0
+    with pytest.raises(BackendError, match=r"no GPU that it can use \(none is visible\).*nvidia-smi"):
+        require_device()
+
+
+def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_stand_in.install(monkeypatch)
+    for module in ("cuda.bindings.runtime", "cuda.cudart", "cuda"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(BackendError, match=r"needs cuda-bindings, which can't be imported.*'dfc-vae\[gpu\]'"):
+        require_device()
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[gpu\]'"):
+        require_device()
+
+
+def test_the_module_itself_needs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tensorrt", "cuda"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for module in ("engine.backends.tensor_rt", "engine.backends.cuda"):
+        monkeypatch.delitem(sys.modules, module)
+    assert importlib.import_module("engine.backends.tensor_rt").bucket_sizes(3) == [1, 2, 3]
+
+
+def test_the_real_cuda_runtime_says_whether_there_is_a_gpu() -> None:
+    """The same calls through the real cuda-bindings, whose names and results the stand-in must have right."""
+    pytest.importorskip("cuda.bindings.runtime")
+    from engine.backends.cuda import Cuda
+
+    if Path("/dev/nvidiactl").exists():
+        assert Cuda().gpu()["compute_capability"].count(".") == 1
+    else:
+        with pytest.raises(BackendError, match=r"CUDA finds no GPU that it can use .*, code"):
+            Cuda()
+
+
+def test_fp16_plans_of_a_vae_agree_with_fp32(tmp_path: Path) -> None:
+    """Needs TensorRT and a GPU."""
+    pytest.importorskip("tensorrt")
+    try:
+        require_device()
+    except BackendError as error:
+        pytest.skip(str(error))
+    write_graphs(small_vae(), tmp_path, "ab" * 32)
+    exact = OnnxRuntimeBackend(tmp_path / "encoder.onnx", tmp_path / "decoder.onnx")
+    (tmp_path / "fp16").mkdir()
+    for name in GRAPHS:
+        write_half(tmp_path / f"{name}.onnx", tmp_path / "fp16" / f"{name}.onnx")
+    build(tmp_path / "fp16", 8)
+    images = smooth_images(8, 64)
+    latents = np.random.default_rng(0).standard_normal((8, LATENT_DIM), dtype=np.float32)
+    for cuda_graphs in (True, False):
+        backend = open_plans(tmp_path / "fp16", 8, cuda_graphs=cuda_graphs)
+        for count in (1, 3, 8):
+            for mine, truth in zip(backend.encode(images[:count]), exact.encode(images[:count]), strict=True):
+                assert LatentError.between(mine, truth).max_relative < 0.05
+            assert ImageError.between(backend.decode(latents[:count]), exact.decode(latents[:count])).max_levels <= 4
+        backend.close()

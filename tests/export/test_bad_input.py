@@ -1,0 +1,263 @@
+"""What a user can get wrong with `python -m export.build_engines`: one line, an exit code, and nothing left behind.
+
+Through the command line; what each part refuses is tested beside that part.
+"""
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from machine import as_nobody, on_small_disk
+from runs import LATENT_DIM, write_run
+from safetensors.numpy import load_file, save_file
+
+from export import build_engines
+
+FLAGS = ("--backend", "onnxruntime", "--precision", "fp32", "--encoder", "plain", "--decoder", "plain")
+COMMAND = (sys.executable, "-m", "export.build_engines", *FLAGS)
+FILES = ("config.json", "model.safetensors", "directions.safetensors", "samples.safetensors")
+
+Spoil = Callable[[Path], object]
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that no test changes, and that anybody may read."""
+    run = write_run(tmp_path_factory.mktemp("shared") / "run", samples=2)
+    for path in run.iterdir():
+        path.chmod(0o644)
+    return run
+
+
+@pytest.fixture
+def run(shared_run: Path, tmp_path: Path) -> Path:
+    """A run folder for one test to spoil."""
+    return Path(shutil.copytree(shared_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """The command line without the seconds that a process takes to import torch; gives exit code and stderr."""
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments: object) -> tuple[int, str]:
+        code = build_engines.main([*FLAGS, *(str(argument) for argument in arguments)])
+        return code, capsys.readouterr().err
+
+    yield call
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def is_one_line(errors: str) -> bool:
+    return errors.startswith("error: ") and errors.count("\n") == 1 and "Traceback" not in errors
+
+
+# The run
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"\xff" * 1000)
+
+
+def cut_early(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def cut_late(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [empty, garbage, cut_early, cut_late, missing, folder_instead])
+@pytest.mark.parametrize("name", FILES)
+def test_a_torn_file_is_named(command: Command, run: Path, tmp_path: Path, name: str, spoil: Spoil) -> None:
+    spoil(run / name)
+    code, errors = command("--run", run, "--out", tmp_path / "new" / "bundle")
+    assert code == 2
+    assert is_one_line(errors)
+    assert name in errors
+    assert str(run) in errors
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def change_config(**values: Any) -> Spoil:
+    def change(run: Path) -> None:
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps({**config, **values}))
+
+    return change
+
+
+def change_weights(change: Callable[[Any], Any]) -> Spoil:
+    def spoil(run: Path) -> None:
+        tensors = {name: np.array(values) for name, values in load_file(run / "model.safetensors").items()}
+        tensors["encoder.mu.weight"] = change(tensors["encoder.mu.weight"])
+        save_file(tensors, run / "model.safetensors")
+
+    return spoil
+
+
+def spoil_direction(run: Path) -> None:
+    metadata = {"names": '["Bald"]', "positives": "[20]", "negatives": "[20]", "split": "train"}
+    vectors = np.full((1, LATENT_DIM), np.nan, np.float32)
+    save_file({"directions": vectors}, run / "directions.safetensors", metadata=metadata)
+
+
+SPOILED: dict[str, tuple[Spoil, str]] = {
+    "no object": (lambda run: (run / "config.json").write_text("[]"), "config.json cannot be read"),
+    "another version": (change_config(format_version=9), "has format version 9, this version reads 1; train again"),
+    "torn results": (change_config(resolved=[]), "`resolved` is [], must be an object"),
+    "unknown field": (change_config(config={"wings": 2}), "config.json cannot be read"),
+    "another model": (change_weights(lambda weight: weight[:, :-1]), "does not hold the weights of this run's model"),
+    "a direction that is no number": (spoil_direction, "the direction of 'Bald' has values that are not finite"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_a_run_that_does_not_fit(command: Command, run: Path, tmp_path: Path, case: str) -> None:
+    spoil, message = SPOILED[case]
+    spoil(run)
+    code, errors = command("--run", run, "--out", tmp_path / "bundle")
+    assert (code, is_one_line(errors)) == (2, True)
+    assert message in errors
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_weights_that_are_no_numbers_fail_the_gate(command: Command, run: Path, tmp_path: Path) -> None:
+    change_weights(lambda weight: np.full_like(weight, np.nan))(run)
+    code, errors = command("--run", run, "--out", tmp_path / "new" / "bundle")
+    assert code == 1
+    assert is_one_line(errors)
+    assert errors.endswith("; no bundle was written\n")
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_files_without_permission_are_named(shared_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(shared_run, tmp_path / "run")
+    code = f"""
+from pathlib import Path
+from export.build_engines import main
+for name in {FILES}:
+    path = Path("run") / name
+    path.chmod(0o000)
+    print(main([*{FLAGS}, "--run", "run", "--out", "bundle"]))
+    path.chmod(0o644)
+"""
+    result = as_nobody(tmp_path, [sys.executable, "-c", code])
+    assert result.stdout == "2\n" * len(FILES)
+    for name, line in zip(FILES, result.stderr.splitlines(keepends=True), strict=True):
+        assert is_one_line(line)
+        assert name in line
+        assert "Permission denied" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_file_is_no_run(command: Command, shared_run: Path, tmp_path: Path) -> None:
+    code, errors = command("--run", shared_run / "config.json", "--out", tmp_path / "bundle")
+    assert (code, is_one_line(errors)) == (2, True)
+    assert "is not a run folder" in errors
+
+
+# The place
+
+
+def test_a_place_that_is_taken(command: Command, shared_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "folder", "link", "file/bundle"):
+        code, errors = command("--run", shared_run, "--out", tmp_path / name)
+        assert (code, is_one_line(errors)) == (2, True)
+        assert errors.endswith("choose another place\n")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_place_for_triton_that_is_taken(command: Command, shared_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for name, reason in (("models", "exists already"), ("models/../nowhere/..", "is not the name of a new folder")):
+        code, errors = command("--run", shared_run, "--out", tmp_path / "bundle", "--triton", tmp_path / name)
+        assert (code, is_one_line(errors)) == (2, True)
+        assert f"--triton {tmp_path / name}: {reason}" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_a_folder_without_permission(shared_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(0o555)
+    result = as_nobody(tmp_path, [*COMMAND, "--run", shared_run, "--out", "locked/bundle"])
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: --out locked/bundle: locked cannot be written to (Permission denied); choose another place\n",
+    )
+
+
+def test_a_read_only_disk(shared_run: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    arguments = [*COMMAND, "--run", shared_run, "--out", "new/bundle"]
+    result = on_small_disk(disk, 1000, arguments, read_only=True)
+    assert result.returncode == 2
+    assert is_one_line(result.stderr)
+    assert "new/bundle: " in result.stderr
+    assert "cannot be written to (Read-only file system); choose another place" in result.stderr
+
+
+@pytest.mark.parametrize("kilobytes", [20, 80])
+def test_a_small_disk(shared_run: Path, tmp_path: Path, kilobytes: int) -> None:
+    script = '"$@"; echo "exit code $?"; ls -A'
+    arguments = [*COMMAND, "--run", shared_run, "--out", "new/bundle"]
+    result = on_small_disk(tmp_path, kilobytes, ["sh", "-c", script, "sh", *arguments])
+    assert is_one_line(result.stderr)
+    assert "free some space, or choose another place" in result.stderr
+    assert result.stdout.endswith("exit code 2\n")  # and nothing on the disk
+
+
+# The flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--max-batch", "0"), "--max-batch 0: must be at least 1"),
+        (("--max-batch", "-3"), "--max-batch -3: must be at least 1"),
+        (("--threads", "0"), "--threads 0: must be at least 1"),
+        (("--precision", "bf16"), "--backend onnxruntime --precision bf16: not supported"),
+        (("--backend", "openvino", "--precision", "fp16"), "--backend openvino --precision fp16: not supported"),
+        (("--split", "yes"), "--split yes: only openvino splits a batch"),
+    ],
+)
+def test_flags(command: Command, shared_run: Path, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    code, errors = command("--run", shared_run, "--out", tmp_path / "bundle", *flags)
+    assert (code, is_one_line(errors)) == (2, True)
+    assert errors.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags", [("--backend", "abacus"), ("--precision", "fp7"), ("--max-batch", "many"), ("--wings",)]
+)
+def test_flags_that_there_are_not(command: Command, shared_run: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command("--run", shared_run, "--out", tmp_path / "bundle", *flags)
+    assert ended.value.code == 2
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import pytest
+
+from engine.errors import BackendError, BundleError
+from export.errors import FAILURES, InputError, ParityError, exit_code, report
+from trainer.errors import RunError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ParityError("stage engine differs"), 1),
+        (InputError("--out x: exists"), 2),
+        (RunError("x is not a run folder"), 2),
+        (BundleError("x is missing"), 2),
+        (BackendError("no driver"), 2),
+        (PermissionError(13, "Permission denied", "x"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    assert isinstance(error, FAILURES)
+    assert exit_code(error) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ParityError("stage engine differs"), "error: stage engine differs; no bundle was written\n"),
+        (KeyboardInterrupt(), "error: interrupted; no bundle was written\n"),
+        (InputError("--out x: exists"), "error: --out x: exists\n"),
+        (RunError("x cannot be read:\n  two\n  lines"), "error: x cannot be read: two lines\n"),
+        (OSError(), "error: OSError\n"),
+    ],
+)
+def test_a_failure_is_one_line(error: BaseException, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(error, "no bundle was written") == exit_code(error)
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_fault_of_the_program_is_no_failure() -> None:
+    assert not issubclass(ZeroDivisionError, FAILURES)
+    assert not issubclass(RuntimeError, FAILURES)
+
+
+def test_neither_needs_torch() -> None:
+    code = "import sys, export.errors, export.place; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,219 @@
+"""Builds whose precision stands in the graphs: INT8 and FP16, on the CPU and for TensorRT."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import ATTRIBUTES, LATENT_DIM, smooth_images, write_run
+
+from engine.backends import open_backend
+from engine.backends.onnx_runtime import OnnxRuntimeBackend
+from engine.bundle import Bundle, Engine
+from export import verify
+from export.build_engines import BuildConfig, build
+from export.errors import InputError, ParityError
+from export.precision import split_samples
+from export.quantize import Calibration, write_int8
+from trainer.classifier import Classifier, Network
+from trainer.placement import Placement
+
+WIDE: dict[str, Any] = {"latent_tolerance": 9.0, "level_tolerance": 255, "psnr_tolerance": 20.0}
+"""Random weights lose more to rounding than trained ones."""
+
+
+def plain(**values: Any) -> BuildConfig:
+    """A configuration with everything named, unless `values` name something else."""
+    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "int8", "encoder": "plain", "decoder": "plain"}
+    return BuildConfig(**{**named, **values})
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder that no test changes."""
+    return write_run(tmp_path_factory.mktemp("shared") / "run")
+
+
+def test_int8_halves_the_images_and_nothing_else_does() -> None:
+    images = smooth_images(5, 64)
+    measured, calibrated = split_samples(images, "int8")
+    np.testing.assert_array_equal(measured, images[[1, 3]])
+    np.testing.assert_array_equal(calibrated, images[[0, 2, 4]])
+    measured, calibrated = split_samples(images, "bf16")
+    assert measured is images
+    assert len(calibrated) == 0
+
+
+@pytest.fixture(scope="module")
+def int8_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with enough images to calibrate on, and a classifier."""
+    pytest.importorskip("nncf")
+    run = write_run(tmp_path_factory.mktemp("int8") / "run", samples=48)
+    config = json.loads((run / "config.json").read_text())
+    config["resolved"]["data_fingerprint"] = "abc"
+    (run / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    accuracy = dict.fromkeys(ATTRIBUTES, 0.75)
+    judge = Classifier(Network(3).eval(), ATTRIBUTES, accuracy, accuracy, Placement.of("cpu", "fp32"))
+    judge.save(run / "classifier.safetensors", "abc")
+    return run
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(int8_run: Path) -> Path:
+    """Its INT8 bundle."""
+    config = plain(run=int8_run, out=int8_run.parent / "bundle", decoder="phases", **WIDE)
+    return build(config, silent)
+
+
+def test_int8_goes_through_every_stage(int8_bundle: Path) -> None:
+    bundle = Bundle.load(int8_bundle)
+    manifest = bundle.manifest
+    assert (manifest.backend, manifest.precision) == ("onnxruntime", "int8")
+    assert manifest.engine == Engine(
+        "encoder.int8.onnx",
+        "decoder.phases.int8.onnx",
+        stages={
+            "rewritten": ["encoder.onnx", "decoder.phases.onnx"],
+            "reduced": ["encoder.int8.onnx", "decoder.phases.int8.onnx"],
+        },
+    )
+    assert {"encoder.int8.onnx", "decoder.phases.int8.onnx", "decoder.phases.onnx"} <= set(manifest.files)
+    assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine"]
+    reduced = manifest.parity["stages"]["reduced"]
+    assert reduced["what"] == "encoder.int8.onnx and decoder.phases.int8.onnx by onnxruntime in int8"
+    assert 20 < reduced["images"]["decode"]["psnr_db"] < 60
+    assert open_backend(bundle, threads=1).decode(np.zeros((3, LATENT_DIM), np.float32)).shape == (3, 64, 64, 3)
+
+
+def test_int8_is_not_measured_on_the_images_that_it_was_calibrated_on(int8_bundle: Path) -> None:
+    assert Bundle.load(int8_bundle).manifest.parity["samples"] == 24
+
+
+def test_the_runs_classifier_judges_the_edits_of_every_stage(int8_bundle: Path) -> None:
+    parity = Bundle.load(int8_bundle).manifest.parity
+    assert parity["judge"] == (
+        "Smiling +1.5, Smiling -1.5, Eyeglasses +1.5, Eyeglasses -1.5 by the run's classifier "
+        "(75.0% right on its test images)"
+    )
+    for stage in parity["stages"].values():
+        assert stage["judged"]["cases"] == 4 * 24
+        assert stage["judged"]["alike"] >= 0.99 * 4 * 24
+
+
+def test_the_same_run_gives_the_same_int8_graphs(int8_run: Path, int8_bundle: Path, tmp_path: Path) -> None:
+    config = plain(run=int8_run, out=tmp_path / "again", decoder="phases", **WIDE)
+    again = build(config, silent)
+    for name in Bundle.load(int8_bundle).manifest.files:
+        assert (again / name).read_bytes() == (int8_bundle / name).read_bytes(), name
+
+
+def test_an_int8_bundle_is_verified_on_the_same_images(
+    int8_run: Path, int8_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.main([str(int8_bundle), "--run", str(int8_run), "--threads", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "agrees with PyTorch eager FP32 on 24 images" in said
+    assert [line.split(":")[0] for line in said.splitlines() if line.startswith("stage ")] == [
+        "stage portable",
+        "stage rewritten",
+        "stage reduced",
+    ]  # with ONNX Runtime, the last is the engine
+
+
+def test_a_bad_int8_graph_is_named_by_its_stage(
+    int8_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two_steps(source: Path, target: Path, *_: object, **__: object) -> None:
+        write_int8(
+            source, target, Calibration(smooth_images(1, 64), np.zeros((1, LATENT_DIM), np.float32)), symmetric=False
+        )
+
+    monkeypatch.setattr("export.precision.write_int8", two_steps)
+    with pytest.raises(
+        ParityError, match=r"^stage reduced \(encoder\.int8\.onnx and decoder\.int8\.onnx by onnxruntime"
+    ):
+        build(plain(run=int8_run, out=tmp_path / "bundle"), silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_by_openvino(int8_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    config = plain(run=int8_run, out=tmp_path / "bundle", **WIDE)
+    manifest = Bundle.load(build(dataclasses.replace(config, backend="openvino", split="no"), silent)).manifest
+    assert (manifest.backend, manifest.precision) == ("openvino", "int8")
+    assert list(manifest.parity["stages"]) == ["portable", "reduced", "engine"]
+    assert manifest.parity["stages"]["engine"]["what"].endswith("by openvino in int8")
+
+
+def test_too_few_images_for_int8(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    run = write_run(tmp_path / "run", samples=3)
+    with pytest.raises(InputError, match=r"holds 3 images: --precision int8 needs 4"):
+        build(plain(run=run, out=tmp_path / "bundle"), silent)
+    assert list(tmp_path.iterdir()) == [run]
+
+
+@pytest.fixture
+def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """TensorRT played by ONNX Runtime: a plan is a copy of its graph. Gives the names of the plans that were built."""
+    built = []
+
+    def build_plan(
+        graph: Path, plan: Path, *, max_batch: int, timing_cache: Path, say: Callable[[str], None]
+    ) -> object:
+        shutil.copyfile(graph, plan)
+        timing_cache.write_text("times")
+        built.append(plan.name)
+        return {"graph": graph.name, "max_batch": max_batch}
+
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda: {"tensorrt": "8.6.0", "gpu": "stand-in"})
+    monkeypatch.setattr("export.tensorrt_build.build_plan", build_plan)
+    monkeypatch.setattr(
+        "engine.backends.tensor_rt.TensorRtBackend", lambda encoder, decoder, _: OnnxRuntimeBackend(encoder, decoder, 1)
+    )
+    return built
+
+
+def test_tensorrt_serves_plans_made_from_fp16_graphs(shared_run: Path, tmp_path: Path, stand_in_gpu: list[str]) -> None:
+    config = plain(run=shared_run, out=tmp_path / "bundle", decoder="tail", max_batch=4, **WIDE)
+    bundle = Bundle.load(build(dataclasses.replace(config, backend="tensorrt", precision="fp16"), silent))
+    manifest = bundle.manifest
+    assert stand_in_gpu == ["encoder.fp16.plan", "decoder.tail.fp16.plan"]
+    assert manifest.engine == Engine(
+        "encoder.fp16.plan",
+        "decoder.tail.fp16.plan",
+        stages={
+            "rewritten": ["encoder.onnx", "decoder.tail.onnx"],
+            "reduced": ["encoder.fp16.onnx", "decoder.tail.fp16.onnx"],
+        },
+    )
+    assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine"]
+    assert manifest.parity["stages"]["reduced"]["what"].endswith("by onnxruntime in fp16 on the CPU")
+    assert manifest.tensorrt == {
+        "device": {"tensorrt": "8.6.0", "gpu": "stand-in"},
+        "builder": {
+            "encoder.fp16.plan": {"graph": "encoder.fp16.onnx", "max_batch": 4},
+            "decoder.tail.fp16.plan": {"graph": "decoder.tail.fp16.onnx", "max_batch": 4},
+        },
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.timing.cache"]
+
+
+def test_only_the_winners_plans_stay(shared_run: Path, tmp_path: Path, stand_in_gpu: list[str]) -> None:
+    config = BuildConfig(run=shared_run, out=tmp_path / "bundle", backend="tensorrt", max_batch=2, threads=1, **WIDE)
+    manifest = Bundle.load(build(config, silent)).manifest
+    assert len(stand_in_gpu) == len(set(stand_in_gpu)) == 5
+    assert {name for name in manifest.files if name.endswith(".plan")} == {
+        manifest.engine.encoder,
+        manifest.engine.decoder,
+    }

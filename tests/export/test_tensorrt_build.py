@@ -1,0 +1,168 @@
+"""The builder against the stand-in of tests/gpu_stand_in.py: real graphs, no device."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import gpu_stand_in
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from runs import small_vae
+
+from engine.errors import BackendError
+from export.forms import DECODER_FORMS, ENCODER_FORMS
+from export.graphs import write_decoder, write_encoder
+from export.half import write_half
+from export.tensorrt_build import KEPT, WORKSPACE_BYTES, build_plan
+
+VERSIONS = ["8.6.0", "10.3.0", "11.1.0"]
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoder and decoder in their plain forms, with their FP16 forms."""
+    folder = tmp_path_factory.mktemp("graphs")
+    model = small_vae()
+    for name in (write_encoder(model, "plain", folder, "ab" * 32), write_decoder(model, "plain", folder, "ab" * 32)):
+        write_half(folder / name, (folder / name).with_suffix(".fp16.onnx"))
+    return folder
+
+
+def build(graph: Path, folder: Path, said: list[str] | None = None, max_batch: int = 8) -> dict[str, Any]:
+    say = print if said is None else said.append
+    cache = folder / "timing.cache"
+    return build_plan(graph, folder / "some.plan", max_batch=max_batch, timing_cache=cache, say=say)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_plan_of_a_typed_graph(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    trt = gpu_stand_in.install(monkeypatch, version)
+    settings = build(graphs / "decoder.fp16.onnx", tmp_path)
+    (config,) = trt.configs
+    assert (tmp_path / "some.plan").read_bytes()
+    assert config.pools == {trt.MemoryPoolType.WORKSPACE: WORKSPACE_BYTES}
+    assert config.profiles[0].shapes == {"latents": ((1, 16), (8, 16), (8, 16))}
+    assert settings["profile"] == {"min": 1, "opt": 8, "max": 8}
+    assert settings["workspace_bytes"] == WORKSPACE_BYTES
+    sources = [trt.TacticSource["EDGE_MASK_CONVOLUTIONS"], trt.TacticSource["JIT_CONVOLUTIONS"]]
+    assert config.tactic_sources == sum(1 << int(source) for source in sources)
+    kept = [layer for layer in config.network.layers if layer.precision is not None]
+    flags = {flag.name for flag in config.flags}
+    if version == "8.6.0":
+        assert not settings["strongly_typed"]
+        assert flags == {"TF32", "FP16", "PREFER_PRECISION_CONSTRAINTS"}
+        assert settings["flags"] == ["FP16", "PREFER_PRECISION_CONSTRAINTS"]
+        assert {layer.precision for layer in kept} == {trt.DataType.FLOAT}
+        assert all(layer.output_types == {0: trt.DataType.FLOAT} for layer in kept)
+        assert {layer.name for layer in kept} == {
+            f"{KEPT}{name}" for name in ("/decoder/Sigmoid", "/Mul", "/Round", "/Clip")
+        }
+        assert config.features == {trt.PreviewFeature.PROFILE_SHARING_0806: True}
+    else:
+        assert settings["strongly_typed"]
+        assert (flags, settings["flags"], kept, config.features) == ({"TF32"}, [], [], {})
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_fp32_graph_is_computed_without_tf32(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    trt = gpu_stand_in.install(monkeypatch, version)
+    assert build(_float_graph(tmp_path / "float.onnx"), tmp_path)["flags"] == ["no TF32"]
+    assert not trt.configs[0].flags
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_quantised_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    trt = gpu_stand_in.install(monkeypatch, version)
+    settings = build(_float_graph(tmp_path / "int8.onnx", quantised=True), tmp_path)
+    assert settings["flags"] == (["INT8"] if version == "8.6.0" else [])
+    assert {flag.name for flag in trt.configs[0].flags} == {"TF32", *settings["flags"]}
+
+
+def test_every_form_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_stand_in.install(monkeypatch, "8.6.0")
+    model = small_vae()
+    names = [write_encoder(model, form, tmp_path, "ab" * 32) for form in ENCODER_FORMS]
+    names += [write_decoder(model, form, tmp_path, "ab" * 32) for form in DECODER_FORMS]
+    for name in names:
+        write_half(tmp_path / name, tmp_path / f"half.{name}")
+        build(tmp_path / f"half.{name}", tmp_path)
+
+
+def test_warnings_and_progress_are_said_once(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_stand_in.install(monkeypatch, "10.3.0")
+    said: list[str] = []
+    build(graphs / "encoder.fp16.onnx", tmp_path, said)
+    assert said[0].startswith("building some.plan with TensorRT 10.3.0 on NVIDIA Stand-In (")
+    assert said[1:-1] == [
+        "TensorRT warning: a warning of the builder",
+        "Building Engine: 1 of 2",
+        "Building Engine: 2 of 2",
+    ]
+    assert re.fullmatch(r"built some\.plan: 0\.\d MB in 0 s", said[-1])
+
+
+def test_the_timing_cache_is_read_written_and_replaced(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "timing.cache"
+    gpu_stand_in.install(monkeypatch, "10.3.0")
+    assert build(graphs / "encoder.fp16.onnx", tmp_path)["timing_cache"] == "new"
+    assert cache.read_bytes() == b"cache of 10.3.0"
+    assert build(graphs / "decoder.fp16.onnx", tmp_path)["timing_cache"] == "read"
+
+    gpu_stand_in.install(monkeypatch, "11.1.0")
+    said: list[str] = []
+    assert build(graphs / "encoder.fp16.onnx", tmp_path, said)["timing_cache"] == "new"
+    assert f"{cache} is of another GPU or TensorRT, or damaged; its kernels are timed anew" in said
+    assert cache.read_bytes() == b"cache of 11.1.0"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.plan", "timing.cache"]
+
+
+@pytest.mark.parametrize(
+    ("version", "where"), [("8.6.0", "node 0: UINT8 is for"), ("10.3.0", "Transpose /Transpose: UINT8 is for")]
+)
+def test_a_graph_that_tensorrt_cannot_read_is_refused_by_node_and_reason(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, where: str
+) -> None:
+    gpu_stand_in.install(monkeypatch, version)
+    with pytest.raises(BackendError, match=rf"TensorRT {version} can't read .*encoder\.onnx: {where}"):
+        build(graphs / "encoder.onnx", tmp_path)  # the portable form moves uint8 about
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_build_says_why_and_leaves_nothing(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = gpu_stand_in.install(monkeypatch, "8.6.0")
+    monkeypatch.setattr("export.tensorrt_build._set_precision", lambda *_: [])
+    with pytest.raises(BackendError, match=r"can't build .*decoder\.fp16\.onnx: Error Code 4: precision flags"):
+        build(graphs / "decoder.fp16.onnx", tmp_path)
+    assert trt.configs
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_tensorrt_the_extra_is_named(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[gpu\]'"):
+        build(graphs / "decoder.fp16.onnx", tmp_path)
+
+
+def _float_graph(path: Path, quantised: bool = False) -> Path:
+    """A matrix product of float latents, as FP32 and as Q/DQ."""
+    nodes = [helper.make_node("MatMul", ["latents", "weight"], ["mu"], name="product")]
+    constants = [numpy_helper.from_array(np.eye(4, dtype=np.float32), "weight")]
+    if quantised:
+        nodes[0].input[0] = "rough"
+        nodes.insert(0, helper.make_node("QuantizeLinear", ["latents", "scale", "zero"], ["small"], name="q"))
+        nodes.insert(1, helper.make_node("DequantizeLinear", ["small", "scale", "zero"], ["rough"], name="dq"))
+        constants += [helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1])]
+        constants += [helper.make_tensor("zero", TensorProto.INT8, [], [0])]
+    doors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("latents", "mu")]
+    graph = helper.make_graph(nodes, "float", doors[:1], doors[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path

@@ -1,0 +1,130 @@
+"""A batcher with a device that a test opens and closes at will."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.batcher import NO_WATCH, Array, Batcher, Device, Part, Watch
+from engine.errors import EngineError
+
+MAX_BATCH_SIZE = 8
+
+
+class Gated:
+    """Doubles and negates its items, one batch for each `release`; remembers every batch it was given."""
+
+    device: Device
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.parts: list[list[Part]] = []
+        self.arrays: list[Array] = []
+        self.started = threading.Semaphore(0)
+        self._gate = threading.Semaphore(0)
+
+    def __call__(self, batch: Array, parts: Sequence[Part]) -> tuple[Array, ...]:
+        self.batches.append(batch[:, 0].astype(int).tolist())
+        self.parts.append(list(parts))
+        self.arrays.append(batch)
+        self.started.release()
+        self._gate.acquire()
+        if (batch == 13).any():
+            raise RuntimeError("thirteen")
+        if (batch == 14).any():
+            return batch[:-1], batch[:-1]
+        if (batch == 15).any():
+            raise SystemExit("fifteen")
+        return batch * 2, -batch
+
+    def release(self, batches: int = 10_000) -> None:
+        self._gate.release(batches)
+
+    def hold(self) -> None:
+        """Computes nothing more until the next release."""
+        self.started = threading.Semaphore(0)
+        self._gate = threading.Semaphore(0)
+
+    async def busy(self) -> None:
+        """Waits until a batch is being computed."""
+        await asyncio.get_running_loop().run_in_executor(None, self.started.acquire)
+
+
+class Notes:
+    """A watch that remembers."""
+
+    def __init__(self) -> None:
+        self.depths: list[int] = []
+        self.batches: list[tuple[int, list[float], float]] = []
+        self.failures = 0
+
+    def waiting(self, items: int) -> None:
+        self.depths.append(items)
+
+    def batch(self, items: int, waits: Sequence[float], seconds: float) -> None:
+        self.batches.append((items, list(waits), seconds))
+
+    def failed(self) -> None:
+        self.failures += 1
+
+
+def items(*values: int) -> Array:
+    return np.array([[value, value] for value in values], np.float32)
+
+
+def play(
+    scene: Callable[[Batcher, Gated], Awaitable[None]],
+    max_queue: int = 100,
+    max_delay: float = 0.0,
+    watch: Watch = NO_WATCH,
+) -> Gated:
+    """Runs a scene with a batcher whose device computes only what the scene releases."""
+    gated = Gated()
+
+    async def run() -> None:
+        device = gated.device = Device()
+        batcher = Batcher(
+            gated,
+            (2,),
+            np.float32,
+            device,
+            max_batch_size=MAX_BATCH_SIZE,
+            max_queue=max_queue,
+            max_delay=max_delay,
+            watch=watch,
+        )
+        try:
+            await scene(batcher, gated)
+        finally:
+            gated.release()
+            await batcher.close()
+            device.close()
+
+    asyncio.run(run())
+    return gated
+
+
+def submit(
+    batcher: Batcher, *values: int, deadline: float | None = None, **options: Any
+) -> "asyncio.Task[tuple[Array, ...]]":
+    return asyncio.ensure_future(batcher.submit(items(*values), deadline, **options))
+
+
+async def queued() -> None:
+    """Lets tasks that were just made run up to their place in the queue."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def check(task: "asyncio.Task[tuple[Array, ...]]", *values: int) -> None:
+    doubled, negated = await task
+    np.testing.assert_array_equal(doubled, items(*values) * 2)
+    np.testing.assert_array_equal(negated, -items(*values))
+
+
+async def check_error(task: "asyncio.Task[Any]", kind: type[EngineError], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        await task
