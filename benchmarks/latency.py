@@ -23,10 +23,9 @@ import numpy.typing as npt
 import tyro
 from tqdm import tqdm
 
-from engine.backends import Backend, open_backend, open_graphs
+from engine.backends import Backend, edit, open_backend, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
 from engine.errors import EngineError
-from engine.latents import edit
 from export.errors import InputError, ParityError
 from export.parity import Report
 from export.truth import Truth
@@ -181,15 +180,14 @@ class Contest:
         directions = next(iter(self.bundles.values())).directions
         shape = (batch_size, directions.latent_dim)
         latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        moves = [(vector, 1.0) for vector in directions.vectors[:1]]
+        steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], shape).astype(np.float32)
 
         def call(side: Backend) -> object:
             if operation == "encode":
                 return side.encode(images)
             if operation == "decode":
                 return side.decode(latents)
-            mu, _ = side.encode(images)
-            return side.decode(edit(mu, moves))
+            return edit(side, images, steps)
 
         taken = take_turns([partial(call, side) for side in self.sides.values()], seconds)
         timings = {name: Timing.of(durations, batch_size) for name, durations in zip(self.sides, taken, strict=True)}

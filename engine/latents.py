@@ -266,15 +266,17 @@ def shift(latents: Floats, parts: Sequence[Rows]) -> Floats:
     Returns:
         float32 [N, D]; `latents` itself when nothing moves. A row equals what `edit` makes of it, to rounding.
     """
-    moved = [part for part in parts if part.tag is not None]
-    if not moved:
-        return latents
-    steps = np.stack([part.tag.step for part in moved])
-    counts = [part.stop - part.start for part in moved]
-    rows = np.concatenate([np.arange(part.start, part.stop) for part in moved])
-    result = latents.copy()
-    result[rows] += np.repeat(steps, counts, axis=0)
-    return result
+    return latents + steps_of(parts, *latents.shape) if any(part.tag for part in parts) else latents
+
+
+def steps_of(parts: Sequence[Rows], count: int, latent_dim: int) -> Floats:
+    """What `shift` adds to the latents of a batch of `count`, float32 [N, D]."""
+    steps = np.zeros((count, latent_dim), np.float32)
+    if moved := [part for part in parts if part.tag is not None]:
+        rows = np.concatenate([np.arange(part.start, part.stop) for part in moved])
+        counts = [part.stop - part.start for part in moved]
+        steps[rows] = np.repeat(np.stack([part.tag.step for part in moved]), counts, axis=0)
+    return steps
 
 
 def _basis(vectors: Doubles) -> Doubles:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import Backend
+from engine.backends import Backend, edit
 from engine.batcher import Batcher, Device, Part, Reservation, Watch
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS, Codec
-from engine.latents import Move, shift
+from engine.latents import Move, shift, steps_of
 from engine.sampling import Gaussian
 from engine.wire import Images, Reader, Source, latents_of
 from protos import dfcvae_pb2 as pb
@@ -225,8 +225,8 @@ class Model:
         return (self.backend.decode(shift(latents, parts)),)
 
     def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
-        mu, _ = self.backend.encode(images)
-        return self.backend.decode(shift(mu, parts)), mu
+        steps = steps_of(parts, len(images), self.bundle.manifest.latent_dim)
+        return edit(self.backend, images, steps)
 
 
 def _max_images_per_request(manifest: Manifest, settings: Settings) -> int:

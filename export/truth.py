@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from engine.backends import Backend, Bytes, Floats
-from engine.latents import Directions, edit
+from engine.backends import Backend, Bytes, Floats, edit
+from engine.latents import Directions
 from export.errors import ParityError
 from export.judgement import NO_RUN, Edit, Judge, edits_for
 from export.parity import Agreement, ImageError, LatentError, Seen, Stage, Tolerances
@@ -62,7 +62,7 @@ class Truth:
         self._decoded = {
             "decode": _decode(reference, self._mu, batch_size),
             "random": _decode(reference, noise, batch_size),
-            "edit": _decode(reference, _moved(self._mu, directions), batch_size),
+            "edit": _edit(reference, images, _steps(directions, len(images)), batch_size),
         }
         self._judge = judge
         self._edits: list[Edit] = []
@@ -70,7 +70,7 @@ class Truth:
             self._edits = edits_for(judge.attributes, directions.names)
             if not self._edits:
                 self._judge = "skipped: the run has no directions of attributes that its classifier knows"
-        self._seen = self._judged(reference, self._mu)
+        self._seen = self._judged(reference)
 
     @property
     def judge(self) -> str:
@@ -87,7 +87,8 @@ class Truth:
         """
         mu, log_var = _encode(engine, self.images, self._batch_size)
         _require_finite(f"the {what}'s", mu, f"{self.what}'s is: the engine is broken")
-        latents = {**self._latents, "edit": _moved(mu, self._directions)}
+        decoded = {name: _decode(engine, values, self._batch_size) for name, values in self._latents.items()}
+        decoded["edit"] = _edit(engine, self.images, _steps(self._directions, len(self.images)), self._batch_size)
         return Stage(
             what=what,
             tolerances=tolerances,
@@ -95,30 +96,33 @@ class Truth:
                 "mu": LatentError.between(mu, self._mu),
                 "log_var": LatentError.between(log_var, self._log_var),
             },
-            images={
-                name: ImageError.between(_decode(engine, values, self._batch_size), self._decoded[name])
-                for name, values in latents.items()
-            },
-            judged=Agreement.between(self._judged(engine, mu), self._seen) if self._seen else None,
+            images={name: ImageError.between(images, self._decoded[name]) for name, images in decoded.items()},
+            judged=Agreement.between(self._judged(engine), self._seen) if self._seen else None,
         )
 
-    def _judged(self, backend: Backend, mu: Floats) -> dict[str, Seen]:
+    def _judged(self, backend: Backend) -> dict[str, Seen]:
         """What the judge sees of each edit, bool [N], by edit; nothing without a judge."""
         if isinstance(self._judge, str):
             return {}
         seen = {}
         for move in self._edits:
-            moved = edit(mu, [(self._directions.vectors[self._directions.names.index(move.attribute)], move.strength)])
-            seen[str(move)] = self._judge.sees(_decode(backend, moved, self._batch_size), move.attribute)
+            step = np.float32(move.strength) * self._directions[move.attribute]
+            steps = np.tile(step, (len(self.images), 1))
+            edited = _edit(backend, self.images, steps, self._batch_size)
+            seen[str(move)] = self._judge.sees(edited, move.attribute)
         return seen
 
 
-def _moved(latents: Floats, directions: Directions) -> Floats:
-    moved = latents.copy()
-    count = len(directions.names)
-    for row, vector in enumerate(directions.vectors):
-        moved[row::count] = edit(latents[row::count], [(vector, 1.0)])
-    return moved
+def _steps(directions: Directions, count: int) -> Floats:
+    """One direction per image, in turn, float32 [N, D]; no movement where there are none."""
+    if not directions.names:
+        return np.zeros((count, directions.latent_dim), np.float32)
+    return np.resize(directions.vectors, (count, directions.latent_dim))
+
+
+def _edit(backend: Backend, images: Bytes, steps: Floats, batch_size: int) -> Bytes:
+    batches = zip(_batches(images, batch_size), _batches(steps, batch_size), strict=True)
+    return np.concatenate([edit(backend, *batch)[0] for batch in batches])
 
 
 def _encode(backend: Backend, images: Bytes, batch_size: int) -> tuple[Floats, Floats]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from engine.backends import edit as edit_images
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle
 from engine.images import decode_file
@@ -130,7 +131,8 @@ class InProcess:
         if operation == "encode":
             return lambda: self._backend.encode(images)
         if operation == "edit":
-            return lambda: self._backend.decode(edit(self._backend.encode(images)[0], self._moves))
+            steps = edit(np.zeros_like(latents), self._moves)
+            return lambda: edit_images(self._backend, images, steps)
         if operation == "slide":
             return lambda: self._backend.decode(edit(latents, self._moves))
         return lambda: self._backend.decode(latents)

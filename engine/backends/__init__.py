@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,31 @@ class Backend(Protocol):
 
     def decode(self, latents: Floats) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, H, W, 3] RGB."""
+
+
+@runtime_checkable
+class EditingBackend(Backend, Protocol):
+    """A backend with a third graph, which spares the way from the encoder to the host and back to the decoder."""
+
+    def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
+        """As `edit` of this module."""
+
+
+def edit(backend: Backend, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
+    """Encodes, adds and decodes, in one call where the backend has one.
+
+    Args:
+        backend: What computes.
+        images: uint8 [N, H, W, 3] RGB.
+        steps: What is added to mu, float32 [N, D].
+
+    Returns:
+        Edited images, uint8 [N, H, W, 3] RGB, and mu before the addition, float32 [N, D].
+    """
+    if isinstance(backend, EditingBackend):
+        return backend.edit(images, steps)
+    mu, _ = backend.encode(images)
+    return backend.decode(mu + steps), mu
 
 
 PRECISIONS: dict[str, tuple[str, ...]] = {
@@ -128,7 +153,7 @@ def _device(values: object) -> str:
 
 
 def warm_up(backend: Backend, manifest: Manifest) -> None:
-    """Runs both graphs on batches of 1, 2, 4 ... max, so that no client pays for first calls.
+    """Runs all graphs on batches of 1, 2, 4 ... max, so that no client pays for first calls.
 
     Raises:
         BundleError: When a graph's results don't have the shapes that the manifest promises.
@@ -147,6 +172,7 @@ def _call(backend: Backend, manifest: Manifest, count: int) -> None:
     size, dim = manifest.image_size, manifest.latent_dim
     mu, log_var = backend.encode(np.zeros((count, size, size, 3), np.uint8))
     images = backend.decode(np.zeros((count, dim), np.float32))
+    edit(backend, np.zeros((count, size, size, 3), np.uint8), np.zeros((count, dim), np.float32))
     if mu.shape != (count, dim) or log_var.shape != (count, dim) or images.shape != (count, size, size, 3):
         raise BundleError(
             f"the graphs don't fit the manifest (image_size {size}, latent_dim {dim}): on {count} images "

@@ -10,7 +10,7 @@ import pytest
 from bundles import reseal
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
-from engine.backends import open_backend, open_graphs, warm_up
+from engine.backends import edit, open_backend, open_graphs, warm_up
 from engine.bundle import Bundle
 from engine.errors import BackendError, BundleError
 
@@ -163,3 +163,18 @@ def _matrix_graphs(folder: Path) -> Path:
     model = inner.make_model(decoder, opset_imports=[inner.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, folder / "decoder.onnx")
     return folder
+
+
+@pytest.mark.parametrize(("split", "threads"), [(False, 1), (True, 2), (True, 3)])
+def test_an_edit_in_one_graph_is_what_two_graphs_make_of_it(tiny_bundle: Path, split: bool, threads: int) -> None:
+    backend = open_tiny(tiny_bundle, split=split, threads=threads)
+    for count in (1, 2, 3, 7, 8, 40):
+        images = random_images(count, seed=count)
+        images.flags.writeable = False
+        steps = np.random.default_rng(count).normal(0, 30, (count, LATENT_DIM)).astype(np.float32)
+        edited, mu = edit(backend, images, steps)
+        np.testing.assert_array_equal(mu, latents_of(images))
+        np.testing.assert_array_equal(edited, images_of(latents_of(images) + steps))
+    # And the two graphs that it was made from are as they were.
+    np.testing.assert_array_equal(backend.encode(images)[0], latents_of(images))
+    np.testing.assert_array_equal(backend.decode(latents_of(images)), images)

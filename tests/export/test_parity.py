@@ -83,7 +83,7 @@ def test_equal_engines_pass_and_see_every_kind_of_batch(truth: Truth) -> None:
     engine = Recorder()
     stage = measure(engine, truth)
     assert stage.failures() == []
-    assert [len(batch) for batch in engine.encoded] == [1, 2, 3, 1]
+    assert [len(batch) for batch in engine.encoded] == [1, 2, 3, 1] * 2, "to measure mu, and to edit"
     assert [len(batch) for batch in engine.decoded] == [1, 2, 3, 1] * 3
     assert {error.max_abs for error in stage.latents.values()} == {0.0}
     assert {error.psnr_db for error in stage.images.values()} == {None}
