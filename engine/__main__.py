@@ -9,6 +9,10 @@ from engine.config import load_config
 from engine.errors import StartupError
 from engine.server import serve
 
+# Between two batches the compute thread needs the interpreter, and the event loop, which is never idle under load,
+# gives it up only when asked to: Python asks after 5 ms, most of a batch. A tenth took 8 % off such a batch's turn.
+_SWITCH_INTERVAL_S = 0.0005
+
 
 def main() -> int:
     """Runs the server; 0 after an orderly end, 2 when it can't start."""
@@ -17,6 +21,7 @@ def main() -> int:
         if config.dry_run:
             print(config.to_json())
             return 0
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         logs.set_up(config.log_level, config.log_format)
         asyncio.run(serve(config, lambda bundle: open_backend(bundle, config.threads)))
     except StartupError as error:

@@ -36,10 +36,10 @@ def refusal(error: EngineError, request_id: str) -> Refusal:
     These are what is wrong where (BadRequest), when to try again (RetryInfo), why (ErrorInfo), and the id of the
     request (RequestInfo).
     """
-    message = _shortened(str(error))
+    message = shortened(str(error))
     status = status_pb2.Status(code=code_pb2.Code.Value(error.status), message=message)
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=_shortened(error.field), description=message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=shortened(error.field), description=message)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = Duration()
@@ -51,7 +51,8 @@ def refusal(error: EngineError, request_id: str) -> Refusal:
     return Refusal(whole.code, whole.details, (*whole.trailing_metadata, ("x-request-id", request_id)))
 
 
-def _shortened(sentence: str) -> str:
+def shortened(sentence: str) -> str:
+    """A sentence of at most a thousand bytes, without its middle where it is longer."""
     data = sentence.encode("utf-8", "replace")
     if len(data) <= _MAX_SENTENCE_BYTES:
         return data.decode()

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 NAME: str = health.SERVICE_NAME
@@ -34,8 +36,14 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpc has no ty
         """Ends every Watch stream, now and from now on."""
         self._ending.set()
 
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """The status now."""
+        await _refuse_garbage(request, context)
+        return await super().Check(request, context)
+
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
         """Streams the status until the client or the server ends."""
+        await _refuse_garbage(request, context)
         watching = asyncio.ensure_future(super().Watch(request, context))
         ending = asyncio.ensure_future(self._ending.wait())
         try:
@@ -43,3 +51,25 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpc has no ty
         finally:
             watching.cancel()
             ending.cancel()
+
+
+def add_to_server(healths: Health, server: grpc.aio.Server) -> None:
+    """Adds the service, as the generated function does, but for bytes that are no message: they are told so."""
+    encode = _STATUS.SerializeToString
+    handlers = {
+        "Check": grpc.unary_unary_rpc_method_handler(healths.Check, _read, encode),
+        "Watch": grpc.unary_stream_rpc_method_handler(healths.Watch, _read, encode),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
+
+
+def _read(data: bytes) -> health_pb2.HealthCheckRequest | None:
+    try:
+        return health_pb2.HealthCheckRequest.FromString(data)
+    except DecodeError:
+        return None  # grpc.aio would tell the client of the exception, and the log of its trace
+
+
+async def _refuse_garbage(request: Any, context: Any) -> None:
+    if request is None:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no HealthCheckRequest")

@@ -27,6 +27,13 @@ def set_up(level: str, form: Literal["text", "json"]) -> None:
     text = "%(asctime)s %(levelname)s %(name)s: %(tag)s%(message)s"
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Clients can make gRPC complain of every call, for example with keys that aren't UTF-8: a line each is enough.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_drop_trace)
+
+
+def _drop_trace(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:

@@ -6,10 +6,10 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from engine import health
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 # After the last answer, clients are refused by name for this long, before connections close under them.
 _LINGER_S = 0.5
+
+# How soon it is noticed that gRPC has given up.
+_PULSE_S = 0.1
 _UNACCEPTED_S = 2.0
 
 
@@ -69,17 +72,16 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
         stack.push_async_callback(catalog.close)
 
         healths = health.Health((SERVICE_NAME, reflection.SERVICE_NAME))
-        server = grpc.aio.server(options=_options(config))
-        _add_services(server, calls, healths, LatentEngine(catalog, _limits(config)))
-        address = _listen(server, config)
-        await stack.enter_async_context(_running(server, calls, healths, config.grace_s))
+        engine = LatentEngine(catalog, _limits(config))
+        front = _Front(config, lambda server: _add_services(server, calls, healths, engine))
+        await stack.enter_async_context(_running(front, calls, healths, config.grace_s))
         if not await _unless(signalled, catalog.warm_up()):
             return
         calls.admission.open()
         await healths.set_serving()
         await stack.enter_async_context(_reloads(catalog, tokens, config.reload_every_s))
-        print(f"serving {SERVICE_NAME} on {address}", flush=True)
-        await signalled.wait()
+        print(f"serving {SERVICE_NAME} on {front.address}", flush=True)
+        await _unless(signalled, front.stay())
 
 
 def _settings(config: ServerConfig) -> Settings:
@@ -131,7 +133,51 @@ def _add_services(
     reflector = reflection.aio.ReflectionServicer(names)
     calls.register(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflector, server)
     # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
-    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    health.add_to_server(healths, server)
+
+
+class _Front:
+    """The server of gRPC; another one takes its place when it fails.
+
+    Args:
+        config: Where it listens and what it allows.
+        add_services: Adds the services to a server.
+    """
+
+    def __init__(self, config: ServerConfig, add_services: Callable[[grpc.aio.Server], None]) -> None:
+        self._config = config
+        self._add_services = add_services
+        self._server = self._listen()
+
+    def _listen(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=_options(self._config))
+        self._add_services(server)
+        self.address = _listen(server, self._config)
+        self._config = replace(self._config, port=int(self.address.rpartition(":")[2]))
+        return server
+
+    async def start(self) -> None:
+        """Takes calls."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no more calls, and cuts off those that take longer than that."""
+        await self._server.stop(grace_s)
+
+    async def stay(self) -> None:
+        """Opens the port again whenever gRPC has closed it: grpc.aio gives up at a call whose path isn't UTF-8."""
+        retiring: set[asyncio.Task[None]] = set()
+        while True:
+            try:
+                await self._server.wait_for_termination(_PULSE_S)
+            except Exception as error:  # whatever it was, the port is closed
+                logger.error("gRPC has closed the port (%s); it is opened again", error)
+                # What the old one has taken is answered.
+                old = asyncio.ensure_future(self._server.stop(self._config.grace_s))
+                retiring.add(old)
+                old.add_done_callback(retiring.discard)
+                self._server = self._listen()
+                await self._server.start()
 
 
 def _listen(server: grpc.aio.Server, config: ServerConfig) -> str:
@@ -155,7 +201,7 @@ def _listen(server: grpc.aio.Server, config: ServerConfig) -> str:
 
 @asynccontextmanager
 async def _running(
-    server: grpc.aio.Server, calls: CallInterceptor, healths: health.Health, grace_s: float
+    server: _Front, calls: CallInterceptor, healths: health.Health, grace_s: float
 ) -> AsyncIterator[None]:
     """Starts the server; at the end refuses what is new, and waits for what was accepted."""
     try:

@@ -21,7 +21,7 @@ from engine.images import MAX_FILE_PIXELS
 from engine.model import MAX_MESSAGE_BYTES, Model, Terms
 from engine.sampling import linear, spherical
 from engine.stream import EditStream
-from engine.wire import Output, Source, count_of, latent_batch, read_form, read_output, read_priority
+from engine.wire import Output, Source, count_of, latent_batch, parser, read_form, read_output, read_priority
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
@@ -185,7 +185,7 @@ def add_to_server(engine: LatentEngine, server: Any) -> None:
     for method in _SERVICE.methods:
         request = GetMessageClass(method.input_type)
         make = grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(getattr(engine, method.name), request.FromString, serialize)
+        handlers[method.name] = make(getattr(engine, method.name), parser(request), serialize)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     server.add_registered_method_handlers(SERVICE_NAME, handlers)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from engine.answer import Answer, StreamAnswer, answer
 from engine.call import current
 from engine.catalog import Catalog
+from engine.details import shortened
 from engine.errors import EngineError, InvalidRequest
 from engine.model import Model, Terms
 from engine.wire import Source, count_of, read_output
@@ -92,7 +93,7 @@ class EditStream:
             edited = await (self._edit(request, source) if new else self._edit_again(request, source))
             return StreamAnswer(edited, request.id)
         except EngineError as error:
-            code, message, wait_s = grpc.StatusCode[error.status], str(error), error.retry_after_s or 0.0
+            code, message, wait_s = grpc.StatusCode[error.status], shortened(str(error)), error.retry_after_s or 0.0
         except Exception:
             logger.exception("a request of a stream failed")
             code, wait_s = grpc.StatusCode.INTERNAL, 0.0

@@ -4,13 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from servers import ROOT
 
 
-@pytest.mark.xfail(
-    reason="grpc.aio: health takes no garbage, and a path that isn't UTF-8 closes the port", strict=False
-)
 def test_bad_input_gets_clean_answers_and_does_no_harm(tiny_bundle: Path, tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "fuzz.py"
     arguments = ["--bundle", tiny_bundle, "--requests", 1000, "--guided", 0, "--findings", tmp_path / "findings"]
