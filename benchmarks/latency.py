@@ -25,13 +25,11 @@ from tqdm import tqdm
 
 from engine.backends import Backend, edit, open_backend, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
-from engine.errors import EngineError
-from export.errors import InputError, ParityError
+from export.errors import FAILURES, InputError, report
 from export.parity import Report
 from export.truth import Truth
 from export.verify import built_parity, require_run, run_truth
 from export.versions import cpu_model, versions
-from trainer.errors import RunError
 
 OPERATIONS = ("encode", "edit", "decode")
 
@@ -294,8 +292,8 @@ def benchmark(config: LatencyConfig) -> None:
     print(table(results))
     if contest.truth is None:
         print("PyTorch was not measured (give --run); parity is quoted from the export")
-    for name, report in reports.items():
-        print(f"\n{name}\n{report.table()}")
+    for name, parity in reports.items():
+        print(f"\n{name}\n{parity.table()}")
     if config.json is not None:
         record = {
             "machine": here,
@@ -306,29 +304,20 @@ def benchmark(config: LatencyConfig) -> None:
             "seconds": config.seconds,
             "results": [asdict(result) for result in results],
             "parity_measured": "now" if contest.truth else "at export",
-            "parity_holds": not any(report.failures() for report in reports.values()),
+            "parity_holds": not any(parity.failures() for parity in reports.values()),
         }
         config.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for report in reports.values():
-        report.require()
+    for parity in reports.values():
+        parity.require()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 measured, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
     try:
         benchmark(tyro.cli(LatencyConfig, args=arguments, prog="python benchmarks/latency.py", description=__doc__))
-    except ParityError as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except (InputError, RunError, EngineError, OSError) as error:
-        return _fail(str(error), 2)
+    except FAILURES as error:
+        return report(error)
     return 0
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -85,8 +85,7 @@ class CallInterceptor:
                 response: bytes = encode(await answer(decode(request), context))
                 method.sent_bytes += len(response)
                 return response
-            visit.refuse()
-            return b""
+            await visit.refuse()
 
         return call
 
@@ -112,7 +111,7 @@ class CallInterceptor:
                 if messages.cut_off:
                     raise ShuttingDown("the server is shutting down; send what is unanswered to another one")
                 return
-            visit.refuse()
+            await visit.refuse()
 
         return call
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -98,13 +98,15 @@ class Visit:
         desk.admission.enter(self._size)
         self._admitted = True
 
-    def refuse(self) -> None:
-        """Gives the call the status of what its answer raised."""
-        assert self._refusal is not None, "the answer raised nothing"
-        # Costs less than `abort`, which raises through all of grpc.aio.
-        self._context.set_code(self._refusal.code)
-        self._context.set_details(self._refusal.message)
-        self._context.set_trailing_metadata(self._refusal.trailing)
+    async def refuse(self) -> NoReturn:
+        """Ends the call with what it is refused with.
+
+        `abort` answers with nothing but a status, which is what lets clients' retry policies try again; setting code
+        and details would send a header first.
+        """
+        assert self._refusal is not None
+        await self._context.abort(*self._refusal)
+        raise AssertionError("abort raises")
 
     def __enter__(self) -> "Visit":
         return self

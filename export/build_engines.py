@@ -40,7 +40,7 @@ from export.forms import DECODER_FORMS, ENCODER_FORMS, DecoderForm, EncoderForm
 from export.gate import Gate, Overrides
 from export.judgement import judge_of
 from export.parity import Report
-from export.place import check_free, check_place, publish, require_space, staging
+from export.place import check_apart, check_free, check_place, publish, require_space, staging
 from export.precision import INT8_ENCODERS, split_samples, write_graphs, write_plans, write_reduced
 from export.prior import write_prior
 from export.reference import NAME, EagerBackend
@@ -200,7 +200,7 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
             raise KeyboardInterrupt
         if config.triton is not None:
             write_triton(bundle, config.triton)
-        publish(folder, config.out)
+        publish(folder, config.out, force=config.force)
     say(f"bundle: {config.out} ({', '.join(sorted(manifest.files))}), {winner}")
     return config.out
 
@@ -210,6 +210,7 @@ def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
     check_place(config.out, config.force)
     if config.triton is not None:
         check_free(config.triton, TRITON_FLAG)
+        check_apart(config.out, config.triton, TRITON_FLAG)
     support = Support.find()
     candidates = config.candidates(support)
     run = Run.load(config.run)

@@ -48,8 +48,8 @@ TOLERANCES = {
     # trained on real faces. A tenth of the spread is a tenth of an edit of strength 1; 45 dB is invisible.
     "bf16": Tolerances(latents=0.1, levels=4, psnr_db=45.0),
     # Three bits more than bf16 in every factor: 0.004 of the spread, 1 level and 66 dB are the worst measured on two
-    # networks, by ONNX Runtime's CPU, which adds up in float32. A GPU may not: as for bf16, but nearer in the latents.
-    "fp16": Tolerances(latents=0.02, levels=4, psnr_db=45.0),
+    # networks, by ONNX Runtime's CPU, which adds up in float32. A GPU may not: with sums in FP16 it was 0.037.
+    "fp16": Tolerances(latents=0.05, levels=4, psnr_db=45.0),
     # 256 steps for the range of a whole tensor: 0.51 of the spread (log_var's; of mu's 0.19), 27 levels and 38.7 dB are
     # the worst measured on two networks. The largest errors are those of single pixels at edges; 35 dB is just visible
     # beside the original, and whether edits still show is for the judge.

@@ -62,7 +62,7 @@ class Truth:
         self._decoded = {
             "decode": _decode(reference, self._mu, batch_size),
             "random": _decode(reference, noise, batch_size),
-            "edit": _edit(reference, images, _steps(directions, len(images)), batch_size),
+            "edit": _decode(reference, self._mu + _steps(directions, len(images)), batch_size),
         }
         self._judge = judge
         self._edits: list[Edit] = []

@@ -124,7 +124,7 @@ def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
             raise RunError(f"{path} has format version {version}, this version reads {RUN_FORMAT_VERSION}; train again")
         return TrainConfig.from_json(values["config"]), values["resolved"]
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        raise RunError(f"{path} cannot be read: {error}; copy the run again, or train again") from error
 
 
 def save_model(run: Path, model: VAE) -> None:
@@ -147,7 +147,9 @@ def load_model(run: Path) -> VAE:
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise RunError(f"{path} does not hold the weights of this run's model: {error}") from error
+        raise RunError(
+            f"{path} does not hold the weights of this run's model: {error}; copy the run again, or train again"
+        ) from error
     return model.eval()
 
 

@@ -108,8 +108,8 @@ CASES = {
     "no source": (pb.EditRequest(edits=[SMILE]), "has no source; set images or latents"),
     "no edits": (edit(), "edits is empty"),
     "no target": (edit(SMILE, pb.Edit(strength=1)), "edits[1] has no target; set attribute or direction"),
-    "NaN strength": (edit(pb.Edit(attribute="Smiling", strength=NAN)), "edits[0].strength is nan"),
-    "infinite strength": (edit(pb.Edit(attribute="Smiling", strength=INFINITE)), "edits[0].strength is inf"),
+    "NaN strength": (edit(pb.Edit(attribute="Smiling", strength=NAN)), "edits[0]: the strength is nan"),
+    "infinite strength": (edit(pb.Edit(attribute="Smiling", strength=INFINITE)), "edits[0]: the strength is inf"),
     "strength beyond": (
         edit(pb.Edit(attribute="Smiling", strength=3e38)),
         "the edits add up to a step of inf; at most",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -43,6 +44,10 @@ def test_figures_and_metrics_are_left_and_printed(first: "tuple[Path, subprocess
     assert "<html" in (out / "report.html").read_text()
 
 
+def levels_between(images: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> int:
+    return int(np.abs(images.astype(np.int16) - others).max())
+
+
 def test_edited_images_came_from_the_server(first: "tuple[Path, subprocess.CompletedProcess[str]]") -> None:
     out, _ = first
     jobs = json.loads((out / "order.json").read_text())
@@ -53,8 +58,10 @@ def test_edited_images_came_from_the_server(first: "tuple[Path, subprocess.Compl
             assert before.shape == after.shape == (len(job["files"]), 64, 64, 3)
             assert (before != after).any()
             strips = answers[f"{name}/strips"]
-            assert np.array_equal(strips[:, 0], before[: len(strips)])  # strength 0 is the reconstruction
-            assert np.array_equal(strips[:, 3], after[: len(strips)])  # strength 1.5, from latents
+            # Strength 0 is the reconstruction, and 1.5 the edit, both from latents: to rounding, as an edit of images
+            # is one graph and that of latents another.
+            assert levels_between(strips[:, 0], before[: len(strips)]) <= 2
+            assert levels_between(strips[:, 3], after[: len(strips)]) <= 2
 
 
 def test_a_second_run_reuses_everything_but_the_edits(
