@@ -149,16 +149,5 @@ def _quiet() -> Iterator[None]:
     """
     os.environ.setdefault("NNCF_CI", "1")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    manager = logging.root.manager
-    silenced, loggers = (
-        manager.disable,
-        [each for each in manager.loggerDict.values() if isinstance(each, logging.Logger)],
-    )
-    speaking = [each for each in loggers if not each.disabled]
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:  # what it loads silences the loggers that it finds
-        logging.disable(silenced)
-        for each in speaking:
-            each.disabled = False
+    with redirect_stdout(io.StringIO()):
+        yield
