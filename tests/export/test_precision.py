@@ -1,7 +1,6 @@
 """Builds whose precision stands in the graphs: INT8 and FP16, on the CPU and for TensorRT."""
 
 import dataclasses
-import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -177,11 +176,11 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         built.append(plan.name)
         return {"graph": graph.name, "max_batch": max_batch}
 
-    # By import, not by name: other tests have these modules loaded anew, and names would lead to the old ones.
-    runtime, builder = map(importlib.import_module, ("engine.backends.tensor_rt", "export.tensorrt_build"))
-    monkeypatch.setattr(runtime, "require_device", lambda: {"tensorrt": "8.6.0", "gpu": "stand-in"})
-    monkeypatch.setattr(builder, "build_plan", build_plan)
-    monkeypatch.setattr(runtime, "TensorRtBackend", lambda encoder, decoder, _: OnnxRuntimeBackend(encoder, decoder, 1))
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda: {"tensorrt": "8.6.0", "gpu": "stand-in"})
+    monkeypatch.setattr("export.tensorrt_build.build_plan", build_plan)
+    monkeypatch.setattr(
+        "engine.backends.tensor_rt.TensorRtBackend", lambda encoder, decoder, _: OnnxRuntimeBackend(encoder, decoder, 1)
+    )
     return built
 
 
