@@ -8,6 +8,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
+from engine.transport import Server
+
 NAME: str = health.SERVICE_NAME
 
 _STATUS = health_pb2.HealthCheckResponse
@@ -53,7 +55,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpc has no ty
             ending.cancel()
 
 
-def add_to_server(healths: Health, server: grpc.aio.Server) -> None:
+def add_to_server(healths: Health, server: Server) -> None:
     """Adds the service, as the generated function does, but for bytes that are no message: they are told so."""
     encode = _STATUS.SerializeToString
     handlers = {

@@ -17,6 +17,7 @@ from engine.logs import CallLog
 from engine.messages import Messages
 from engine.metrics import MethodFigures, Metrics
 from engine.tracing import Tracing
+from engine.transport import Server
 from engine.visit import Desk, Visit
 
 
@@ -41,7 +42,7 @@ class CallInterceptor:
         metrics.gauge("calls_in_flight", "Calls that are being answered.", lambda: self.admission.calls)
         metrics.gauge("bytes_in_flight", "Bytes of their requests.", lambda: self.admission.held)
 
-    def register(self, add: Callable[[Any, Any], None], servicer: Any, server: grpc.aio.Server) -> None:
+    def register(self, add: Callable[[Any, Any], None], servicer: Any, server: Server) -> None:
         """Adds a servicer to a server, its handlers wrapped.
 
         Args:
@@ -129,7 +130,7 @@ class CallInterceptor:
 class _Registrar:
     """What a generated `add_..._to_server` takes for a server."""
 
-    def __init__(self, interceptor: CallInterceptor, server: grpc.aio.Server) -> None:
+    def __init__(self, interceptor: CallInterceptor, server: Server) -> None:
         self._interceptor = interceptor
         self._server = server
 

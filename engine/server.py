@@ -6,10 +6,8 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
-import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from engine import health
@@ -26,14 +24,12 @@ from engine.model import Settings
 from engine.service import SERVICE_NAME, LatentEngine, Limits, add_to_server
 from engine.tls import server_credentials
 from engine.tracing import Tracing
+from engine.transport import Server
 
 logger = logging.getLogger(__name__)
 
 # After the last answer, clients are refused by name for this long, before connections close under them.
 _LINGER_S = 0.5
-
-# How soon it is noticed that gRPC has given up.
-_PULSE_S = 0.1
 _UNACCEPTED_S = 2.0
 
 
@@ -73,15 +69,17 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
 
         healths = health.Health((SERVICE_NAME, reflection.SERVICE_NAME))
         engine = LatentEngine(catalog, _limits(config))
-        front = _Front(config, lambda server: _add_services(server, calls, healths, engine))
-        await stack.enter_async_context(_running(front, calls, healths, config.grace_s))
+        server = Server(_options(config))
+        _add_services(server, calls, healths, engine)
+        address = _listen(server, config)
+        await stack.enter_async_context(_running(server, calls, healths, config.grace_s))
         if not await _unless(signalled, catalog.warm_up()):
             return
         calls.admission.open()
         await healths.set_serving()
         await stack.enter_async_context(_reloads(catalog, tokens, config.reload_every_s))
-        print(f"serving {SERVICE_NAME} on {front.address}", flush=True)
-        await _unless(signalled, front.stay())
+        print(f"serving {SERVICE_NAME} on {address}", flush=True)
+        await signalled.wait()
 
 
 def _settings(config: ServerConfig) -> Settings:
@@ -125,9 +123,7 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
     ]
 
 
-def _add_services(
-    server: grpc.aio.Server, calls: CallInterceptor, healths: health.Health, engine: LatentEngine
-) -> None:
+def _add_services(server: Server, calls: CallInterceptor, healths: health.Health, engine: LatentEngine) -> None:
     calls.register(add_to_server, engine, server)
     names = (SERVICE_NAME, health.NAME, reflection.SERVICE_NAME)
     reflector = reflection.aio.ReflectionServicer(names)
@@ -136,51 +132,7 @@ def _add_services(
     health.add_to_server(healths, server)
 
 
-class _Front:
-    """The server of gRPC; another one takes its place when it fails.
-
-    Args:
-        config: Where it listens and what it allows.
-        add_services: Adds the services to a server.
-    """
-
-    def __init__(self, config: ServerConfig, add_services: Callable[[grpc.aio.Server], None]) -> None:
-        self._config = config
-        self._add_services = add_services
-        self._server = self._listen()
-
-    def _listen(self) -> grpc.aio.Server:
-        server = grpc.aio.server(options=_options(self._config))
-        self._add_services(server)
-        self.address = _listen(server, self._config)
-        self._config = replace(self._config, port=int(self.address.rpartition(":")[2]))
-        return server
-
-    async def start(self) -> None:
-        """Takes calls."""
-        await self._server.start()
-
-    async def stop(self, grace_s: float) -> None:
-        """Takes no more calls, and cuts off those that take longer than that."""
-        await self._server.stop(grace_s)
-
-    async def stay(self) -> None:
-        """Opens the port again whenever gRPC has closed it: grpc.aio gives up at a call whose path isn't UTF-8."""
-        retiring: set[asyncio.Task[None]] = set()
-        while True:
-            try:
-                await self._server.wait_for_termination(_PULSE_S)
-            except Exception as error:  # whatever it was, the port is closed
-                logger.error("gRPC has closed the port (%s); it is opened again", error)
-                # What the old one has taken is answered.
-                old = asyncio.ensure_future(self._server.stop(self._config.grace_s))
-                retiring.add(old)
-                old.add_done_callback(retiring.discard)
-                self._server = self._listen()
-                await self._server.start()
-
-
-def _listen(server: grpc.aio.Server, config: ServerConfig) -> str:
+def _listen(server: Server, config: ServerConfig) -> str:
     """Takes the port, and gives the address that clients are to use."""
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.port}"
@@ -201,7 +153,7 @@ def _listen(server: grpc.aio.Server, config: ServerConfig) -> str:
 
 @asynccontextmanager
 async def _running(
-    server: _Front, calls: CallInterceptor, healths: health.Health, grace_s: float
+    server: Server, calls: CallInterceptor, healths: health.Health, grace_s: float
 ) -> AsyncIterator[None]:
     """Starts the server; at the end refuses what is new, and waits for what was accepted."""
     try:

@@ -1,0 +1,191 @@
+"""One call that is being answered."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn
+
+import grpc
+
+from engine.transport.core import CoreCall, Metadata, message_of, was_cancelled
+
+logger = logging.getLogger(__name__)
+
+_FAILED = "the server failed on this request; its log has the reason"
+_NO_MESSAGE = "the call ended without a message; send one"
+
+
+class ServerCall:
+    """A call, and what its handler gets as context: the methods of grpc.aio.ServicerContext that this project uses.
+
+    Args:
+        call: As core knows it.
+        handler: Answers it.
+        post: Has a function called on the event loop, from any thread.
+    """
+
+    def __init__(self, call: CoreCall, handler: Any, post: Callable[..., None]) -> None:
+        self._core = call
+        self._handler = handler
+        self._post = post
+        self._task: asyncio.Task[None] | None = None
+        self._gone = False
+        self._header_sent = False
+        self._code: grpc.StatusCode | None = None
+        self._details = ""
+        self._trailing: Metadata = None
+        self._reading: asyncio.Future[bytes | None] | None = None
+        self._writing: asyncio.Future[bool] | None = None
+
+    # On the queue's thread.
+
+    def open(self) -> None:
+        """Starts to listen to the client."""
+        self._core.receive_close(self._closed)
+        if self._handler.request_streaming:
+            self._post(self._start, None)
+        else:
+            self._core.receive_message(lambda event: self._post(self._start, message_of(event)))
+
+    def _closed(self, event: Any) -> None:
+        if was_cancelled(event):
+            self._post(self._leave)
+
+    # On the event loop.
+
+    def _start(self, message: bytes | None) -> None:
+        if not self._gone:
+            self._task = asyncio.get_running_loop().create_task(self._serve(message))
+
+    def _leave(self) -> None:
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _serve(self, message: bytes | None) -> None:
+        handler = self._handler
+        last = None
+        try:
+            if handler.request_streaming:
+                await self._stream(handler.stream_stream(self._messages(), self))
+            elif message is None:
+                self._code, self._details = grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE
+            elif handler.response_streaming:
+                await self._stream(handler.unary_stream(self._decoded(message), self))
+            else:
+                last = self._encoded(await handler.unary_unary(self._decoded(message), self))
+            if self._writing is not None:
+                await self._writing
+        except grpc.aio.AbortError:
+            pass  # the status is set
+        except asyncio.CancelledError:
+            self._code, self._details = grpc.StatusCode.CANCELLED, "the call was given up"
+        except Exception:
+            logger.exception("%s failed", self._core.path)
+            self._code, self._details = grpc.StatusCode.INTERNAL, _FAILED
+        if not self._gone:
+            self._end(last)
+
+    def _end(self, last: bytes | None) -> None:
+        code = self._code or grpc.StatusCode.OK
+        message = last if code is grpc.StatusCode.OK else None
+        self._core.end(_ignore, code, self._details, self._trailing, header=not self._header_sent, message=message)
+
+    async def _stream(self, answers: Any) -> None:
+        if hasattr(answers, "__aiter__"):
+            async for answer in answers:
+                await self.write(answer)
+        else:
+            await answers
+
+    async def _messages(self) -> AsyncIterator[Any]:
+        while (message := await self.read()) is not grpc.aio.EOF:
+            yield self._decoded(message)
+
+    def _decoded(self, message: bytes) -> Any:
+        decode = self._handler.request_deserializer
+        return decode(message) if decode else message
+
+    def _encoded(self, answer: Any) -> bytes:
+        encode = self._handler.response_serializer
+        data: bytes = encode(answer) if encode else answer
+        return data
+
+    # What handlers use.
+
+    async def read(self) -> Any:
+        """The bytes of the next message of a stream; grpc.aio.EOF after the last."""
+        if self._reading is None:
+            reading = self._reading = asyncio.get_running_loop().create_future()
+            self._core.receive_message(lambda event: self._post(_settle, reading, message_of(event)))
+        # Whoever is cancelled while waiting loses no message: the next reader gets it.
+        message = await asyncio.shield(self._reading)
+        self._reading = None
+        return grpc.aio.EOF if message is None else message
+
+    async def write(self, answer: Any) -> None:
+        """Sends an answer of a stream, after the one before has left: a client that doesn't read holds this up.
+
+        Raises:
+            asyncio.CancelledError: When the client has gone.
+        """
+        data = self._encoded(answer)
+        if self._writing is not None and not await self._writing:
+            raise asyncio.CancelledError
+        writing = self._writing = asyncio.get_running_loop().create_future()
+        self._core.send(
+            lambda event: self._post(_settle, writing, event.success), header=not self._header_sent, message=data
+        )
+        self._header_sent = True
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = None) -> NoReturn:
+        """Ends the call with a status.
+
+        Raises:
+            grpc.aio.AbortError: Always.
+        """
+        self._code, self._details = code, details
+        self._trailing = trailing_metadata or self._trailing
+        raise grpc.aio.AbortError
+
+    def set_trailing_metadata(self, metadata: Metadata) -> None:
+        """Sets what goes with the status."""
+        self._trailing = metadata
+
+    def code(self) -> grpc.StatusCode | None:
+        """The status that was set; None before."""
+        return self._code
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """What the client sent with the call."""
+        return self._core.metadata
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the deadline, at least 0; None without one."""
+        deadline = self._core.deadline
+        return None if math.isinf(deadline) else max(0.0, deadline - time.time())
+
+    def peer(self) -> str:
+        """The client's address in gRPC's form."""
+        return self._core.peer()
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """What TLS knows about the client."""
+        return self._core.auth_context()
+
+
+def refuse(call: CoreCall, code: grpc.StatusCode, details: str) -> None:
+    """Ends a call that nobody answers."""
+    call.receive_close(_ignore)
+    call.end(_ignore, code, details, None, header=True, message=None)
+
+
+def _settle(future: "asyncio.Future[Any]", value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _ignore(_: Any) -> None:
+    """What nobody waits for."""

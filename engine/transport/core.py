@@ -1,0 +1,165 @@
+"""gRPC core, as grpcio's own servers use it.
+
+The only room that knows `grpc._cython`, which is no public interface.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from grpc._cython import cygrpc
+
+logger = logging.getLogger(__name__)
+
+# A tag goes through core beside an operation, and comes back with what became of it: on the queue's thread it is
+# called with the event.
+Tag = Callable[[Any], None]
+Metadata = Sequence[tuple[str, str | bytes]] | None
+
+# Calls that core may hand over before this process asks for more.
+_CALLS_ASKED_FOR = 16
+_NO_FLAGS = 0
+
+
+class Core:
+    """Core's server with its completion queue, and the thread that waits for it.
+
+    Args:
+        options: Channel arguments.
+        arrived: Is called with every new call, on the queue's thread.
+    """
+
+    def __init__(self, options: Sequence[tuple[str, int]], arrived: Callable[["CoreCall"], None]) -> None:
+        self._arrived = arrived
+        self._queue = cygrpc.CompletionQueue()
+        self._server = cygrpc.Server(tuple(options), False)
+        self._server.register_completion_queue(self._queue)
+        self._thread = threading.Thread(target=self._run, name="grpc-queue", daemon=True)
+        self._ended = False
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Takes a port and gives its number; 0 where it can't be had."""
+        if credentials is None:
+            return int(self._server.add_http2_port(address.encode()))
+        return int(self._server.add_http2_port(address.encode(), credentials._credentials))
+
+    def start(self) -> None:
+        """Takes calls."""
+        self._server.start()
+        for _ in range(_CALLS_ASKED_FOR):
+            self._ask_for_call()
+        self._thread.start()
+
+    def shutdown(self, ended: Callable[[], None]) -> None:
+        """Takes no more connections and calls; `ended` is called on the queue's thread when all calls are over."""
+
+        def end(_: Any) -> None:
+            self._ended = True
+            ended()
+
+        self._server.shutdown(self._queue, end)
+
+    def cancel_calls(self) -> None:
+        """Cancels the calls that are left."""
+        self._server.cancel_all_calls()
+
+    def close(self) -> None:
+        """Frees the port and the thread, after the end."""
+        self._thread.join()
+        self._server.destroy()
+
+    def _ask_for_call(self) -> None:
+        with suppress(ValueError):  # the server is shutting down
+            self._server.request_call(self._queue, self._queue, self._take_call)
+
+    def _take_call(self, event: Any) -> None:
+        if event.success:
+            self._ask_for_call()
+            self._arrived(CoreCall(event))
+
+    def _run(self) -> None:
+        while not self._ended:
+            # No event may outlive its turn: one that refers to a call whose connection has gone can keep core busy.
+            event = None
+            try:
+                event = self._queue.poll()
+                event.tag(event)
+            except Exception:
+                logger.exception("an event of gRPC core failed")
+
+
+class CoreCall:
+    """A call, as core knows it. Its operations may be started on any thread.
+
+    Args:
+        event: That brought it.
+
+    Attributes:
+        path: Of the method, for example "/dfcvae.v1.LatentEngine/Edit".
+        metadata: Of the client; values of keys that end in "-bin" are bytes.
+        deadline: Seconds since 1970; infinite without one.
+    """
+
+    __slots__ = ("_call", "deadline", "metadata", "path")
+
+    def __init__(self, event: Any) -> None:
+        self._call = event.call
+        self.path: str = event.call_details.method.decode(errors="replace")
+        self.metadata: tuple[tuple[str, str | bytes], ...] = event.invocation_metadata
+        self.deadline: float = event.call_details.deadline
+
+    def receive_close(self, tag: Tag) -> None:
+        """Waits for the end of the call; see `was_cancelled`."""
+        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), tag)
+
+    def receive_message(self, tag: Tag) -> None:
+        """Waits for the next message; see `message_of`."""
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), tag)
+
+    def send(self, tag: Tag, *, header: bool, message: bytes | None) -> None:
+        """Sends the header where it is to go first, and a message."""
+        self._call.start_server_batch(_operations(header, message), tag)
+
+    def end(
+        self, tag: Tag, code: grpc.StatusCode, details: str, trailing: Metadata, *, header: bool, message: bytes | None
+    ) -> None:
+        """Sends the header where it is to go first, a last message if there is one, and the status.
+
+        Header and status without a message go out as one, which tells clients that they may try again.
+        """
+        status = cygrpc.SendStatusFromServerOperation(
+            trailing, code.value[0], details.encode(errors="replace"), _NO_FLAGS
+        )
+        self._call.start_server_batch((*_operations(header, message), status), tag)
+
+    def peer(self) -> str:
+        """The client's address in gRPC's form, for example ipv4:127.0.0.1:50051."""
+        return str(self._call.peer().decode(errors="replace"))
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """What TLS knows about the client."""
+        properties = cygrpc.auth_context(self._call) or {}
+        return {key.decode(errors="replace"): value for key, value in properties.items()}
+
+
+def was_cancelled(event: Any) -> bool:
+    """Whether a call ended before its status: the client or its connection has gone, or the deadline passed."""
+    return bool(event.batch_operations[0].cancelled())
+
+
+def message_of(event: Any) -> bytes | None:
+    """The message that was waited for; None where there are no more, or the call is over."""
+    message: bytes | None = event.batch_operations[0].message()
+    return message
+
+
+def _operations(header: bool, message: bytes | None) -> list[Any]:
+    operations: list[Any] = []
+    if header:
+        operations.append(cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS))
+    if message is not None:
+        operations.append(cygrpc.SendMessageOperation(message, _NO_FLAGS))
+    return operations

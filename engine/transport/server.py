@@ -1,0 +1,105 @@
+"""The server: ports, services, and the way from the queue's thread to the event loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import grpc
+
+from engine.transport.call import ServerCall, refuse
+from engine.transport.core import Core, CoreCall
+
+
+class _Details(NamedTuple):
+    method: str
+    invocation_metadata: Any
+
+
+class Server:
+    """Answers calls on the running event loop. Handlers are those of grpc.aio, other than stream_unary.
+
+    Args:
+        options: Channel arguments of gRPC core.
+    """
+
+    def __init__(self, options: Sequence[tuple[str, int]] = ()) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._services: list[grpc.GenericRpcHandler] = []
+        self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._called = False
+        self._core = Core(options, self._arrived)
+        self._started = False
+        self._ended = asyncio.Event()
+
+    def add_generic_rpc_handlers(self, services: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Adds services, before the start."""
+        self._services.extend(services)
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Does nothing: generated code adds the same handlers as a generic one, too."""
+
+    def add_insecure_port(self, address: str) -> int:
+        """Listens without TLS; gives the port.
+
+        Raises:
+            RuntimeError: When it can't be had.
+        """
+        return self._listen(address, None)
+
+    def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
+        """Listens with TLS; gives the port.
+
+        Raises:
+            RuntimeError: When it can't be had.
+        """
+        return self._listen(address, credentials)
+
+    async def start(self) -> None:
+        """Takes calls."""
+        self._core.start()
+        self._started = True
+
+    async def stop(self, grace: float) -> None:
+        """Takes no more calls, and cancels those that last longer than `grace` seconds."""
+        if not self._started:
+            return
+        self._started = False
+        self._core.shutdown(lambda: self._post(self._ended.set))
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), grace)
+        self._core.cancel_calls()
+        await self._ended.wait()
+        self._core.close()
+
+    def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        port = self._core.listen(address, credentials)
+        if not port:
+            raise RuntimeError("the port can't be had")
+        return port
+
+    def _arrived(self, call: CoreCall) -> None:
+        details = _Details(call.path, call.metadata)
+        for service in self._services:
+            handler = service.service(details)
+            if handler is not None:
+                ServerCall(call, handler, self._post).open()
+                return
+        refuse(call, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method")
+
+    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Has a function called on the event loop, from any thread; calls are kept in their order."""
+        self._work.append((function, arguments))
+        if not self._called:
+            # Set first: the event loop may be through before the next line ends.
+            self._called = True
+            with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+                self._loop.call_soon_threadsafe(self._do_work)
+
+    def _do_work(self) -> None:
+        # Reset first: what is added from here on either is counted below, or calls again.
+        self._called = False
+        for _ in range(len(self._work)):
+            function, arguments = self._work.popleft()
+            function(*arguments)
