@@ -28,6 +28,7 @@ _LARGEST_STEP = 1e30
 
 # Sets of kept attributes are chosen by clients; this many are remembered.
 _REMEMBERED_SPANS = 256
+_REMEMBERED_MOVES = 1024
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,12 @@ class Directions:
                 is both moved and kept, or the sum is too large for any use.
             UnknownAttribute: When this model has no direction of a name.
         """
+        edits, kept = tuple(moves), tuple(keep)
+        if all(isinstance(target, str) for target, _ in edits):
+            return self._named_move_of(edits, kept)
+        return self._sum(edits, kept)
+
+    def _sum(self, moves: Sequence[tuple[Floats | str, float]], keep: Sequence[str]) -> Move:
         step, kept = np.zeros(self.latent_dim, np.float64), frozenset(keep)
         with np.errstate(over="ignore", invalid="ignore"):  # Move refuses what comes of it
             for index, (target, strength) in enumerate(moves):
@@ -170,6 +177,11 @@ class Directions:
     @cached_property
     def _vector_of(self) -> dict[str, Floats]:
         return dict(zip(self.names, self.vectors, strict=True))
+
+    @cached_property
+    def _named_move_of(self) -> Callable[[tuple[Any, ...], tuple[str, ...]], Move]:
+        """Clients ask for the same few edits again and again."""
+        return lru_cache(_REMEMBERED_MOVES)(self._sum)
 
     @cached_property
     def _basis_of(self) -> Callable[[frozenset[str]], Doubles]:
