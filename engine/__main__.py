@@ -3,11 +3,11 @@
 import asyncio
 import sys
 
-from engine import logs
 from engine.backends import open_backend
 from engine.config import load_config
 from engine.errors import StartupError
 from engine.server import serve
+from engine.telemetry import logs
 
 # Between two batches the compute thread needs the interpreter, and the event loop, which is never idle under load,
 # gives it up only when asked to: Python asks after 5 ms, most of a batch. A tenth took 8 % off such a batch's turn.

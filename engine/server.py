@@ -10,21 +10,21 @@ from typing import Any
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from engine import health
-from engine.access import RateLimit, Tokens
-from engine.admission import Guards
 from engine.backends import Backend
 from engine.bundle import Bundle
-from engine.catalog import Catalog
+from engine.calls.access import RateLimit, Tokens
+from engine.calls.admission import Guards
+from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
-from engine.interceptor import CallInterceptor
-from engine.metrics import Metrics
-from engine.model import Settings
-from engine.service import SERVICE_NAME, LatentEngine, Limits, add_to_server
-from engine.tls import server_credentials
-from engine.tracing import Tracing
+from engine.serving import health
+from engine.serving.catalog import Catalog
+from engine.serving.model import Settings
+from engine.serving.service import SERVICE_NAME, LatentEngine, Limits, add_to_server
+from engine.telemetry.metrics import Metrics
+from engine.telemetry.tracing import Tracing
 from engine.transport import Server
+from engine.transport.tls import server_credentials
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.batcher import NO_WATCH, Array, Batcher, Device, Part, Watch
+from engine.batching.batcher import NO_WATCH, Array, Batcher, Device, Part, Watch
 from engine.errors import EngineError
 
 MAX_BATCH_SIZE = 8

@@ -9,7 +9,7 @@ from types import TracebackType
 import grpc
 import numpy as np
 
-from engine.service import SERVICE_NAME
+from engine.serving.service import SERVICE_NAME
 from fuzzing.cases import Facts
 from protos import dfcvae_pb2 as pb
 

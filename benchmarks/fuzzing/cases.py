@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.bundle import Bundle
-from engine.service import SERVICE_NAME
+from engine.serving.service import SERVICE_NAME
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = "grpc.reflection.v1alpha.ServerReflection"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import grpc
 
-from engine.service import SERVICE_NAME
+from engine.serving.service import SERVICE_NAME
 from fuzzing.verdict import leaked
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor as Field
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
-from engine.service import SERVICE_NAME
+from engine.serving.service import SERVICE_NAME
 from fuzzing.cases import Facts
 from fuzzing.files import bomb_files, picture_files
 from protos import dfcvae_pb2 as pb

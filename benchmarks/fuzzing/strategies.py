@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from engine.service import SERVICE_NAME
+from engine.serving.service import SERVICE_NAME
 from fuzzing.cases import ABSENT, HEALTH, LONG_S, STREAMS, UNARY, Case, Facts
 from fuzzing.messages import Messages, spoilt
 

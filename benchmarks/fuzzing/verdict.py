@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from engine.service import SERVICE_NAME
+from engine.serving.service import SERVICE_NAME
 from fuzzing.cases import LONG_S, UNARY, Case
 from protos import dfcvae_pb2 as pb
 

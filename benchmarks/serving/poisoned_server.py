@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine import logs
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.config import load_config
 from engine.server import serve
+from engine.telemetry import logs
 
 MARK = np.frombuffer(b"poison" * 2, np.uint8)
 """First bytes of an image that makes its batch fail."""

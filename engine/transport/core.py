@@ -1,6 +1,7 @@
 """gRPC core, as grpcio's own servers use it.
 
-The only room that knows `grpc._cython`, which is no public interface.
+The only room that knows `grpc._cython`, which is no public interface; what is used of it has been the same from
+grpcio 1.50 (2022) to 1.85, where this module was tried.
 """
 
 import logging
@@ -12,6 +13,8 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc
 
+from engine.errors import StartupError
+
 logger = logging.getLogger(__name__)
 
 # A tag goes through core beside an operation, and comes back with what became of it: on the queue's thread it is
@@ -22,6 +25,16 @@ Metadata = Sequence[tuple[str, str | bytes]] | None
 # Calls that core may hand over before this process asks for more.
 _CALLS_ASKED_FOR = 16
 _NO_FLAGS = 0
+_USED = (
+    "CompletionQueue",
+    "ReceiveCloseOnServerOperation",
+    "ReceiveMessageOperation",
+    "SendInitialMetadataOperation",
+    "SendMessageOperation",
+    "SendStatusFromServerOperation",
+    "Server",
+    "auth_context",
+)
 
 
 class Core:
@@ -30,9 +43,18 @@ class Core:
     Args:
         options: Channel arguments.
         arrived: Is called with every new call, on the queue's thread.
+
+    Raises:
+        StartupError: When this grpcio has another core than this module knows.
     """
 
     def __init__(self, options: Sequence[tuple[str, int]], arrived: Callable[["CoreCall"], None]) -> None:
+        missing = [name for name in _USED if not hasattr(cygrpc, name)]
+        if missing:
+            raise StartupError(
+                f"grpcio {grpc.__version__} has no {', '.join(missing)} in its core, which this server is built on; "
+                "pip install 'grpcio==1.85.1'"
+            )
         self._arrived = arrived
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options), False)

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import logs
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.config import load_config
 from engine.server import serve
+from engine.telemetry import logs
 
 
 class GatedBackend:

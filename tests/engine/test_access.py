@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.access import RateLimit, Tokens
+from engine.calls.access import RateLimit, Tokens
 from engine.errors import RateLimited, StartupError, Unauthenticated
 
 ANNA = "a" * 32

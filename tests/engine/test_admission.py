@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from gated import Gated, check, check_error, items, play, queued, submit
 
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
 from engine.errors import DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engine.answer import Answer, StreamAnswer
-from engine.wire import latent_batch
+from engine.serving.answer import Answer, StreamAnswer
+from engine.serving.wire import latent_batch
 from protos import dfcvae_pb2 as pb
 
 

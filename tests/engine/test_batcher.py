@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gated import MAX_BATCH_SIZE, Gated, Notes, check, check_error, items, play, queued, submit
 
-from engine.batcher import Array, Batcher, Device, Part
+from engine.batching.batcher import Array, Batcher, Device, Part
 from engine.errors import ComputeFailed, Overloaded
 
 

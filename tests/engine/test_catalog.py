@@ -10,10 +10,10 @@ from bundles import smile_more, write_tiny_bundle
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.backends import open_backend
-from engine.batcher import NO_WATCH
-from engine.catalog import Catalog
+from engine.batching.batcher import NO_WATCH
 from engine.errors import BundleError, UnknownModel
-from engine.model import Model, Settings, Terms
+from engine.serving.catalog import Catalog
+from engine.serving.model import Model, Settings, Terms
 
 
 def run(

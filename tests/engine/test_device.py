@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gated import MAX_BATCH_SIZE, Gated, check, items, play, queued, submit
 
-from engine.batcher import Array, Batcher, Device, Part
+from engine.batching.batcher import Array, Batcher, Device, Part
 
 
 def test_two_batchers_share_a_device_in_turn() -> None:

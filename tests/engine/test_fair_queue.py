@@ -1,4 +1,4 @@
-"""The order of service, one batch after the other. What is asserted is what `engine.fair_queue` promises."""
+"""The order of service, one batch after the other. What is asserted is what `engine.batching.fair_queue` promises."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.fair_queue import FairQueue, Request
+from engine.batching.fair_queue import FairQueue, Request
 
 MAX_BATCH_SIZE = 32
 

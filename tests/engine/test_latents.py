@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import tiny_directions
 
-from engine.batcher import Part
+from engine.batching.batcher import Part
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
 from engine.latents import Directions, Floats, Move, edit, shift
 

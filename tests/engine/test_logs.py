@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import logs
-from engine.call import Call, enter
-from engine.logs import CallLog
+from engine.calls.call import Call, enter
+from engine.telemetry import logs
+from engine.telemetry.logs import CallLog
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_a_flood_of_failures_is_counted_and_not_written(
     logs.set_up("info", "text")
     log = CallLog(logging.getLogger("engine.calls"))
     now = 1000.0
-    monkeypatch.setattr("engine.logs.time.monotonic", lambda: now)
+    monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: now)
     for _ in range(5000):
         log.failed("Edit", "RESOURCE_EXHAUSTED", "anna", 0.001, "the queue is full")
     assert len(capsys.readouterr().err.splitlines()) == 100

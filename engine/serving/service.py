@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message_factory import GetMessageClass
 
-from engine.answer import Answer, StreamAnswer, answer, serialize
-from engine.call import current
-from engine.catalog import Catalog
+from engine.calls.call import current
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS
-from engine.model import MAX_MESSAGE_BYTES, Model, Terms
 from engine.sampling import linear, spherical
-from engine.stream import EditStream
-from engine.wire import Output, Source, count_of, latent_batch, parser, read_form, read_output, read_priority
+from engine.serving.answer import Answer, StreamAnswer, answer, serialize
+from engine.serving.catalog import Catalog
+from engine.serving.model import MAX_MESSAGE_BYTES, Model, Terms
+from engine.serving.stream import EditStream
+from engine.serving.wire import Output, Source, count_of, latent_batch, parser, read_form, read_output, read_priority
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]

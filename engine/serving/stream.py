@@ -9,13 +9,13 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from engine.answer import Answer, StreamAnswer, answer
-from engine.call import current
-from engine.catalog import Catalog
-from engine.details import shortened
+from engine.calls.call import current
+from engine.calls.details import shortened
 from engine.errors import EngineError, InvalidRequest
-from engine.model import Model, Terms
-from engine.wire import Source, count_of, read_output
+from engine.serving.answer import Answer, StreamAnswer, answer
+from engine.serving.catalog import Catalog
+from engine.serving.model import Model, Terms
+from engine.serving.wire import Source, count_of, read_output
 from protos import dfcvae_pb2 as pb
 
 Floats = npt.NDArray[np.float32]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from engine.access import RateLimit, Tokens
+from engine.calls.access import RateLimit, Tokens
 from engine.errors import NotReady, Overloaded, ShuttingDown
 
 logger = logging.getLogger(__name__)

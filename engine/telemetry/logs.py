@@ -7,7 +7,7 @@ import time
 from datetime import datetime, timezone
 from typing import Literal
 
-from engine.call import current
+from engine.calls.call import current
 
 FIELDS = ("method", "code", "client", "milliseconds", "error")
 """Extra attributes of log records that become keys of the JSON objects."""

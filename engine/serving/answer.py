@@ -15,8 +15,8 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from engine.images import DEFAULT_QUALITY
-from engine.model import Model
-from engine.wire import Output, latent_batch
+from engine.serving.model import Model
+from engine.serving.wire import Output, latent_batch
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends import Backend, edit
-from engine.batcher import Batcher, Device, Part, Reservation, Watch
+from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS, Codec
 from engine.latents import Move, shift, steps_of
 from engine.sampling import Gaussian
-from engine.wire import Images, Reader, Source, latents_of
+from engine.serving.wire import Images, Reader, Source, latents_of
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
@@ -55,7 +55,7 @@ class Terms(NamedTuple):
     Attributes:
         deadline: When it is of no use any more, on the event loop's clock; None: never.
         client: Who asks; clients take turns.
-        priority: -1, 0 or 1, as `engine.fair_queue` says.
+        priority: -1, 0 or 1, as `engine.batching.fair_queue` says.
     """
 
     deadline: float | None = None

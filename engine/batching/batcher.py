@@ -2,8 +2,8 @@
 
 A `Batcher` serves one graph. Several of them share one `Device`, whose thread computes one batch at a time; a
 batch is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the
-order that `engine.fair_queue` describes. Per request there is one future and a few steps under a lock; per batch
-one message from the device's thread to the event loop.
+order that `engine.batching.fair_queue` describes. Per request there is one future and a few steps under a lock; per
+batch one message from the device's thread to the event loop.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.device import Device
+from engine.batching.device import Device
+from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
-from engine.fair_queue import PRICES, FairQueue, Piece, Request
 
 __all__ = ["NO_WATCH", "Array", "Batcher", "Device", "Part", "Reservation", "Watch"]
 
@@ -144,7 +144,7 @@ class Batcher:
                 looked at before each batch.
             tag: Handed to `run` with the request's rows.
             client: Whom the request counts for; clients get equal shares.
-            priority: 1 interactive, 0 normal, -1 background; `engine.fair_queue` has the rule.
+            priority: 1 interactive, 0 normal, -1 background; `engine.batching.fair_queue` has the rule.
             reserved: Room that was held for this request; it is taken even while the batcher closes.
 
         Returns:

@@ -87,7 +87,7 @@ class MethodFigures:
 
 
 class QueueFigures:
-    """The figures of one graph's queue; an `engine.batcher.Watch`.
+    """The figures of one graph's queue; an `engine.batching.batcher.Watch`.
 
     Attributes:
         images: That wait now.

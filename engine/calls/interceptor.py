@@ -1,7 +1,6 @@
 """What every call passes on its way in and out: admission, limits, statuses, figures, log and traces.
 
-Handlers are wrapped once, when a servicer is registered: grpc.aio's own interceptors would wrap them anew for every
-call, and couldn't see bytes that are no message.
+Handlers are wrapped once, when a servicer is registered, and see bytes also where they are no message.
 """
 
 import logging
@@ -11,14 +10,14 @@ from typing import Any
 
 import grpc
 
-from engine.admission import Admission, Guards
+from engine.calls.admission import Admission, Guards
+from engine.calls.messages import Messages
+from engine.calls.visit import Desk, Visit
 from engine.errors import ShuttingDown
-from engine.logs import CallLog
-from engine.messages import Messages
-from engine.metrics import MethodFigures, Metrics
-from engine.tracing import Tracing
+from engine.telemetry.logs import CallLog
+from engine.telemetry.metrics import MethodFigures, Metrics
+from engine.telemetry.tracing import Tracing
 from engine.transport import Server
-from engine.visit import Desk, Visit
 
 
 class CallInterceptor:

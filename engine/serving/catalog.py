@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.backends import Backend, first_calls
-from engine.batcher import Device, Watch
+from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel
-from engine.model import Model, Settings
+from engine.serving.model import Model, Settings
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from engine.admission import Admission
-from engine.metrics import MethodFigures
+from engine.calls.admission import Admission
+from engine.telemetry.metrics import MethodFigures
 
 _PAUSE_S = 0.01
 

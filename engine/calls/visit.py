@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from engine.admission import Admission
-from engine.call import Call, enter
-from engine.details import Refusal, refusal
+from engine.calls.admission import Admission
+from engine.calls.call import Call, enter
+from engine.calls.details import Refusal, refusal
 from engine.errors import EngineError, InvalidRequest
-from engine.logs import CallLog
-from engine.metrics import MethodFigures
-from engine.tracing import Tracing
+from engine.telemetry.logs import CallLog
+from engine.telemetry.metrics import MethodFigures
+from engine.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Requests of all clients share batches: the queues, their order, and the threads that compute."""

@@ -1,0 +1,1 @@
+"""What the service's methods do: from messages to models and back."""
