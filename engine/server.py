@@ -69,7 +69,7 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
 
         healths = health.Health((SERVICE_NAME, reflection.SERVICE_NAME))
         engine = LatentEngine(catalog, _limits(config))
-        server = Server(_options(config))
+        server = Server(_options(config), calls.turn_away)
         _add_services(server, calls, healths, engine)
         address = _listen(server, config)
         await stack.enter_async_context(_running(server, calls, healths, config.grace_s))
@@ -116,6 +116,9 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", config.max_message_bytes),
         # Otherwise a second server on the same port would quietly take half of the connections.
         ("grpc.so_reuseport", 0),
+        # Otherwise core cancels calls that come faster than they are taken; here they are told when to try again.
+        ("grpc.server.max_pending_requests", 2**20),
+        ("grpc.server.max_pending_requests_hard_limit", 2**20),
         ("grpc.http2.min_ping_interval_without_data_ms", int(config.min_ping_interval_s * 1000)),
         # Otherwise a connection without calls may ping every two hours only, whatever the interval says.
         ("grpc.keepalive_permit_without_calls", 1),

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from protos import dfcvae_pb2 as pb
-from serving import h2load, stream, unary
+from serving import arrivals, h2load, stream, unary
 from serving.bodies import Case, Prepared, prepare, read_answer
 from serving.inprocess import InProcess, Pace
 from serving.process import ScriptError, Usage
@@ -145,8 +145,8 @@ class Bench:
         """
         prepared, size = self._checked(case)
         with Usage(self.pid) as usage:
-            outcome = asyncio.run(unary.open_loop(self.target, prepared, size, rate, self.seconds))
-        return _row(case, "python", outcome, usage, inside=[], arrivals=rate), outcome
+            outcome = arrivals.open_loop(self.target, prepared, size, rate, self.seconds)
+        return _row(case, "frames", outcome, usage, inside=[], arrivals=rate), outcome
 
     def _checked(self, case: Case) -> tuple[Prepared, int]:
         """A case's messages, and the length of the right answer, whose values are checked once."""

@@ -11,13 +11,17 @@ from typing import Any
 import grpc
 
 from engine.calls.admission import Admission, Guards
+from engine.calls.details import Refusal, refusal
 from engine.calls.messages import Messages
 from engine.calls.visit import Desk, Visit
-from engine.errors import ShuttingDown
+from engine.errors import Overloaded, ShuttingDown
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
 from engine.telemetry.tracing import Tracing
 from engine.transport import Server
+
+_TOO_MANY = "more calls come than the server can look at; send again after a pause, or to another one"
+_RETRY_AFTER_S = 0.5
 
 
 class CallInterceptor:
@@ -38,6 +42,7 @@ class CallInterceptor:
         self.metrics = metrics
         self._desk = Desk(self.admission, CallLog(logging.getLogger("engine.calls")), tracing)
         self._streams: set[Messages] = set()
+        self._methods: dict[str, MethodFigures] = {}
         metrics.gauge("calls_in_flight", "Calls that are being answered.", lambda: self.admission.calls)
         metrics.gauge("bytes_in_flight", "Bytes of their requests.", lambda: self.admission.held)
 
@@ -50,6 +55,17 @@ class CallInterceptor:
             server: Where to.
         """
         add(servicer, _Registrar(self, server))
+
+    def turn_away(self, path: str) -> Refusal | None:
+        """What a call is ended with that comes while too many others wait; None: it is let in.
+
+        For `engine.transport.Server`, on its thread.
+        """
+        method = self._methods.get(path)
+        if method is None:
+            return None
+        method.turned_away += 1
+        return refusal(Overloaded(_TOO_MANY, _RETRY_AFTER_S), "")
 
     async def drain(self, timeout: float) -> None:
         """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.
@@ -66,8 +82,9 @@ class CallInterceptor:
             messages.interrupt()
         await self.admission.wait_until_idle(timeout)
 
-    def wrap(self, method: MethodFigures, handler: Any) -> Any:
+    def wrap(self, path: str, handler: Any) -> Any:
         """A handler that takes and gives bytes, around one that takes and gives messages."""
+        method = self._methods[path] = self.metrics.method(path.rpartition("/")[2])
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._answering(method, handler))
         if handler.stream_stream:
@@ -137,6 +154,5 @@ class _Registrar:
         """The same handlers come to `add_registered_method_handlers`, by name."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        metrics = self._interceptor.metrics
-        wrapped = {name: self._interceptor.wrap(metrics.method(name), handler) for name, handler in handlers.items()}
+        wrapped = {name: self._interceptor.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Doubling, so that a quantile that is read from them is wrong by a factor of 1.4 at most.
 _SECONDS = tuple(0.0005 * 2**power for power in range(17))
+_NO_ROOM = "RESOURCE_EXHAUSTED"
 _IMAGES = tuple(2.0**power for power in range(11))
 
 
@@ -62,9 +63,20 @@ class MethodFigures:
         sent_bytes: Bytes of the messages that went out.
         codes: Calls that have ended, by gRPC status.
         seconds: From a call's arrival to its end.
+        turned_away: Calls that were refused unseen for want of room, beside those in `codes`; a figure of the
+            transport's thread.
     """
 
-    __slots__ = ("codes", "images", "name", "received_bytes", "received_messages", "seconds", "sent_bytes")
+    __slots__ = (
+        "codes",
+        "images",
+        "name",
+        "received_bytes",
+        "received_messages",
+        "seconds",
+        "sent_bytes",
+        "turned_away",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -74,6 +86,7 @@ class MethodFigures:
         self.sent_bytes = 0
         self.codes: dict[str, int] = {}
         self.seconds = Histogram(_SECONDS)
+        self.turned_away = 0
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
@@ -84,6 +97,13 @@ class MethodFigures:
         """A call has ended, `seconds` after it came, with a gRPC status."""
         self.codes[code] = self.codes.get(code, 0) + 1
         self.seconds.observe(seconds)
+
+    def ends(self) -> list[tuple[str, int]]:
+        """Calls that have ended, by gRPC status; from any thread."""
+        codes = dict(self.codes)
+        if self.turned_away:
+            codes[_NO_ROOM] = codes.get(_NO_ROOM, 0) + self.turned_away
+        return list(codes.items())
 
 
 class QueueFigures:
@@ -194,7 +214,7 @@ class Metrics:
 
     def _collect_methods(self) -> Iterator[Metric]:
         methods, label = self._methods, ["method"]
-        codes = [((one.name, code), count) for one in methods for code, count in list(one.codes.items())]
+        codes = [((one.name, code), count) for one in methods for code, count in one.ends()]
         yield _counter("requests", "Calls that have ended, by gRPC status.", ["method", "code"], codes)
         yield _histogram(
             "request_seconds",

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -24,12 +25,20 @@ class ServerCall:
         call: As core knows it.
         handler: Answers it.
         post: Has a function called on the event loop, from any thread.
+        hand_over: Has one called there that starts a call, with its message.
     """
 
-    def __init__(self, call: CoreCall, handler: Any, post: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        call: CoreCall,
+        handler: Any,
+        post: Callable[..., None],
+        hand_over: Callable[[Callable[[bytes | None], None], bytes | None], None],
+    ) -> None:
         self._core = call
         self._handler = handler
         self._post = post
+        self._hand_over = hand_over
         self._task: asyncio.Task[None] | None = None
         self._gone = False
         self._header_sent = False
@@ -45,13 +54,22 @@ class ServerCall:
         """Starts to listen to the client."""
         self._core.receive_close(self._closed)
         if self._handler.request_streaming:
-            self._post(self._start, None)
+            self._hand_over(self._start, None)
         else:
-            self._core.receive_message(lambda event: self._post(self._start, message_of(event)))
+            self._core.receive_message(lambda event: self._hand_over(self._start, message_of(event)))
 
     def _closed(self, event: Any) -> None:
         if was_cancelled(event):
             self._post(self._leave)
+
+    def _received(self, event: Any, reading: "asyncio.Future[bytes | None]") -> None:
+        message = message_of(event)
+        if message is not None:
+            self._post(_settle, reading, message)
+        else:
+            # Core ends the messages of a call that was given up, too, and may tell so before it tells that the call
+            # is over; with one more turn through the queue, handlers don't take the one for the other.
+            self._core.receive_message(lambda _: self._post(_settle, reading, None))
 
     # On the event loop.
 
@@ -95,8 +113,9 @@ class ServerCall:
 
     async def _stream(self, answers: Any) -> None:
         if hasattr(answers, "__aiter__"):
-            async for answer in answers:
-                await self.write(answer)
+            async with aclosing(answers):
+                async for answer in answers:
+                    await self.write(answer)
         else:
             await answers
 
@@ -111,6 +130,8 @@ class ServerCall:
     def _encoded(self, answer: Any) -> bytes:
         encode = self._handler.response_serializer
         data: bytes = encode(answer) if encode else answer
+        if not isinstance(data, bytes):  # core would find out when the handler is through
+            raise TypeError(f"an answer is {type(data).__name__}, not bytes")
         return data
 
     # What handlers use.
@@ -119,7 +140,7 @@ class ServerCall:
         """The bytes of the next message of a stream; grpc.aio.EOF after the last."""
         if self._reading is None:
             reading = self._reading = asyncio.get_running_loop().create_future()
-            self._core.receive_message(lambda event: self._post(_settle, reading, message_of(event)))
+            self._core.receive_message(lambda event: self._received(event, reading))
         # Whoever is cancelled while waiting loses no message: the next reader gets it.
         message = await asyncio.shield(self._reading)
         self._reading = None
@@ -132,7 +153,8 @@ class ServerCall:
             asyncio.CancelledError: When the client has gone.
         """
         data = self._encoded(answer)
-        if self._writing is not None and not await self._writing:
+        # Whoever is cancelled while waiting cancels no wait but their own.
+        if self._writing is not None and not await asyncio.shield(self._writing):
             raise asyncio.CancelledError
         writing = self._writing = asyncio.get_running_loop().create_future()
         self._core.send(
@@ -176,10 +198,10 @@ class ServerCall:
         return self._core.auth_context()
 
 
-def refuse(call: CoreCall, code: grpc.StatusCode, details: str) -> None:
+def refuse(call: CoreCall, code: grpc.StatusCode, details: str, trailing: Metadata) -> None:
     """Ends a call that nobody answers."""
     call.receive_close(_ignore)
-    call.end(_ignore, code, details, None, header=True, message=None)
+    call.end(_ignore, code, details, trailing, header=True, message=None)
 
 
 def _settle(future: "asyncio.Future[Any]", value: Any) -> None:

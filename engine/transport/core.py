@@ -23,7 +23,7 @@ Tag = Callable[[Any], None]
 Metadata = Sequence[tuple[str, str | bytes]] | None
 
 # Calls that core may hand over before this process asks for more.
-_CALLS_ASKED_FOR = 16
+_CALLS_ASKED_FOR = 64
 _NO_FLAGS = 0
 _USED = (
     "CompletionQueue",

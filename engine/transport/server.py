@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from engine.transport.call import ServerCall, refuse
-from engine.transport.core import Core, CoreCall
+from engine.transport.core import Core, CoreCall, Metadata
 
 
 class _Details(NamedTuple):
@@ -17,14 +17,33 @@ class _Details(NamedTuple):
     invocation_metadata: Any
 
 
+# What a call is ended with: status, sentence, trailing metadata.
+Ending = tuple[grpc.StatusCode, str, Metadata]
+
+_MAX_WAITING = 512
+
+
+def _let_in(path: str) -> Ending | None:
+    return None
+
+
 class Server:
     """Answers calls on the running event loop. Handlers are those of grpc.aio, other than stream_unary.
 
     Args:
         options: Channel arguments of gRPC core.
+        turn_away: While more calls wait for the event loop than it should be behind with, this decides by a new
+            call's path what it is ended with, before its message is read; None: it is let in. It is called on a
+            thread of the server's own.
     """
 
-    def __init__(self, options: Sequence[tuple[str, int]] = ()) -> None:
+    def __init__(
+        self, options: Sequence[tuple[str, int]] = (), turn_away: Callable[[str], Ending | None] = _let_in
+    ) -> None:
+        self._turn_away = turn_away
+        # Each is added to by one thread only.
+        self._handed = 0
+        self._begun = 0
         self._loop = asyncio.get_running_loop()
         self._services: list[grpc.GenericRpcHandler] = []
         self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -80,13 +99,24 @@ class Server:
         return port
 
     def _arrived(self, call: CoreCall) -> None:
+        if self._handed - self._begun >= _MAX_WAITING and (ending := self._turn_away(call.path)):
+            refuse(call, *ending)
+            return
         details = _Details(call.path, call.metadata)
         for service in self._services:
             handler = service.service(details)
             if handler is not None:
-                ServerCall(call, handler, self._post).open()
+                ServerCall(call, handler, self._post, self._hand_over).open()
                 return
-        refuse(call, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method")
+        refuse(call, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
+
+    def _hand_over(self, start: Callable[[bytes | None], None], message: bytes | None) -> None:
+        self._handed += 1
+        self._post(self._begin, start, message)
+
+    def _begin(self, start: Callable[[bytes | None], None], message: bytes | None) -> None:
+        self._begun += 1
+        start(message)
 
     def _post(self, function: Callable[..., None], *arguments: Any) -> None:
         """Has a function called on the event loop, from any thread; calls are kept in their order."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from servers import ServerProcess
-from serving import h2load, stream, unary
+from serving import arrivals, h2load, stream, unary
 from serving.bodies import Case, Prepared, ask_model, prepare
 from serving.process import Server, Usage, listener
 
@@ -43,7 +45,7 @@ def test_open_loop_counts_waiting_from_the_intended_start(tmp_path: Path) -> Non
     script = tmp_path / "slow.py"
     script.write_text(SLOW_SERVER)
     with Server([script], tmp_path / "log") as server:
-        outcome = asyncio.run(unary.open_loop(server.target, Prepared("/slow/Slow", b""), 0, rate=200, seconds=0.3))
+        outcome = arrivals.open_loop(server.target, Prepared("/slow/Slow", b""), 0, rate=200, seconds=0.3)
     calls = outcome.calls
     assert len(calls) == 60
     assert len(outcome.late) == 60
@@ -57,12 +59,37 @@ def test_refusals_are_no_answers(server: ServerProcess, loop: str) -> None:
     if loop == "closed":
         outcome = asyncio.run(unary.closed_loop(server.target, NONSENSE, 10, 2, 0.05))
     elif loop == "open":
-        outcome = asyncio.run(unary.open_loop(server.target, NONSENSE, 10, rate=100, seconds=0.1))
+        outcome = arrivals.open_loop(server.target, NONSENSE, 10, rate=100, seconds=0.1)
+        assert list(outcome.failures) == [
+            "INVALID_ARGUMENT: the request is not a message of this method; use the service's own .proto"
+        ]
     else:
         nonsense = Prepared("/dfcvae.v1.LatentEngine/EditStream", b"nonsense")
         outcome = asyncio.run(stream.closed_loop(server.target, nonsense, 10, 2, 0.05))
     assert len(outcome.calls) == 0
     assert sum(outcome.failures.values()) > 0
+
+
+def test_open_loop_sends_whole_requests_and_reads_whole_answers(server: ServerProcess) -> None:
+    prepared = prepare(Case("edit", "raw", "unary", 200, 1), ask_model(server.target))
+    size = len(asyncio.run(unary.ask(server.target, prepared)))
+    outcome = arrivals.open_loop(server.target, prepared, size, rate=100, seconds=0.2)
+    assert outcome.failures == {}
+    assert len(outcome.calls) == len(outcome.late) == 20
+    assert arrivals.open_loop(server.target, prepared, size + 1, rate=100, seconds=0.03).failures == {"wrong length": 3}
+
+
+def test_open_loop_survives_the_server(tiny_bundle: Path, tmp_path: Path) -> None:
+    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+        prepared = prepare(Case("edit", "raw", "unary", 1, 1), ask_model(server.target))
+        size = len(asyncio.run(unary.ask(server.target, prepared)))
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(arrivals.open_loop, server.target, prepared, size, rate=100, seconds=1.0)
+            time.sleep(0.3)
+            server.process.kill()
+            outcome = running.result()
+    assert len(outcome.calls) + sum(outcome.failures.values()) == 100
+    assert outcome.failures["connection closed"] > 0
 
 
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
