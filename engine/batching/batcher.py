@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from engine.batching.device import Device
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
+from engine.batching.patience import Patience
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
 __all__ = ["NO_WATCH", "Array", "Batcher", "Device", "Part", "Reservation", "Watch"]
@@ -116,6 +117,7 @@ class Batcher:
         self._buffer = np.empty((max_batch_size, *item_shape), dtype)
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
+        self._patience = Patience(max_batch_size)
         self._reserved = 0
         self._computing = 0  # batches that were taken and not delivered
         self._rate = _Rate()
@@ -243,10 +245,11 @@ class Batcher:
             return 0.0
         if not waiting or not settled:
             return float("inf")
-        return 0.0 if self._closing else self._since + self._max_delay
+        return 0.0 if self._closing else max(self._since + self._max_delay, self._patience.until(waiting))
 
     def take(self, now: float) -> Callable[[], None] | None:
         """For the device, on its thread: puts a batch together."""
+        self._patience.taken(self._queue.waiting)
         pieces, expired = self._queue.take(self._max_batch_size, now)
         if expired:
             self._call(self._expire, expired)
@@ -261,7 +264,7 @@ class Batcher:
             if not before:
                 self._since = request.arrived
             self._queue.push(request, client, priority)
-            if not before or self._queue.waiting >= self._max_batch_size:
+            if not before or self._queue.waiting >= min(self._max_batch_size, self._patience.expected):
                 self._device.wake()
 
     def _require_open(self) -> None:
@@ -320,8 +323,10 @@ class Batcher:
             logger.debug("results came after the event loop had closed")
 
     def _deliver(self, pieces: list[Piece], outputs: tuple[Array, ...] | None, started: float, ended: float) -> None:
+        answered = sum(piece.request.size for piece in pieces if piece.stop == piece.request.size)
         with self._device.lock:
             self._computing -= 1
+            self._patience.computed(answered, self._queue.waiting, ended - started, monotonic())
         count = 0
         for piece in pieces:
             end = count + piece.stop - piece.start

@@ -123,6 +123,28 @@ def test_a_delay_ends_by_itself() -> None:
     assert play(scene, max_delay=0.02).batches == [[1]]
 
 
+def test_a_crowd_that_comes_back_shares_a_batch_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Patience without end: the test ends only because nobody waits for more than the crowd.
+    monkeypatch.setattr("engine.batching.patience._LONGEST", 1e9)
+    monkeypatch.setattr("engine.batching.patience._LONGEST_S", 1e9)
+
+    async def scene(batcher: Batcher, gated: Gated) -> None:
+        async def client(number: int, times: int) -> None:
+            for _ in range(times):
+                await check(submit(batcher, number), number)
+                for _ in range(5 * number):  # some come back later than others
+                    await queued()
+
+        first = asyncio.ensure_future(client(6, 4))
+        await gated.busy()
+        clients = [asyncio.ensure_future(client(number, 3)) for number in range(6)]
+        await queued()
+        gated.release()
+        await asyncio.gather(first, *clients)
+
+    assert [len(batch) for batch in play(scene).batches] == [1, 7, 7, 7]
+
+
 def test_results_that_do_not_fit_together_fail_their_request_only(caplog: pytest.LogCaptureFixture) -> None:
     def run(batch: Array, parts: Sequence[Part]) -> tuple[Array, ...]:
         return (np.zeros((len(batch), len(batch))),)  # another shape for every size of a batch
