@@ -8,20 +8,26 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engine.bundle import Preprocessing
+from engine.calls.call import current
 from engine.errors import InvalidRequest
 
 Bytes = npt.NDArray[np.uint8]
+T = TypeVar("T")
+R = TypeVar("R")
 
 FILE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_FILE_PIXELS = 64_000_000
 DEFAULT_QUALITY = 95
+
+_STRIP_PIXELS = 2**20
 
 # Without a crop the longer side is resized before it is cut: 1 x 10,000 pixels must not become 64 x 640,000.
 _MAX_ASPECT = 16
@@ -38,7 +44,9 @@ _END_OF_IMAGE, _START_OF_SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 _STANDALONE = frozenset({0xC8, 0xD8, _END_OF_IMAGE, *range(0xF0, 0xFE)})  # markers that no length follows
 
 
-def from_raw(data: bytes, shape: tuple[int, int, int], image_size: int, field: str = "images.raw") -> Bytes:
+def from_raw(
+    data: bytes | memoryview, shape: tuple[int, int, int], image_size: int, field: str = "images.raw"
+) -> Bytes:
     """Raw pixels as an array that shares their memory, uint8 [N, S, S, 3].
 
     Args:
@@ -108,6 +116,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     An animation counts as its first frame; colour profiles are ignored.
     """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    # In strips: on the way there are up to four times as many bytes as in the result, which itself may be 256 MB.
+    result = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(_strip_to_rgb(strip), (0, top))
+    return result
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return Image.fromarray(np.round(np.asarray(image) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -207,6 +227,9 @@ def encode_file(pixels: Bytes, file_format: str, quality: int = DEFAULT_QUALITY)
 class Codec:
     """Decodes and encodes image files on a few threads, off the event loop.
 
+    Clients take turns, a file each, and so do the requests of a client: however large and many they are, a file waits
+    for `threads` others of each other client at most. At most `threads` files are in memory decoded at full size.
+
     Args:
         image_size: Side S of the model's images, pixels.
         preprocessing: How files become model inputs.
@@ -222,6 +245,7 @@ class Codec:
         self._crop = preprocessing.crop
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of clients with work here
 
     async def decode(self, files: Sequence[bytes], field: str = "images.files") -> Bytes:
         """Decodes and prepares files, uint8 [N, S, S, 3]; `field` is what errors call them.
@@ -250,11 +274,29 @@ class Codec:
         """Ends the threads, after what they are working on."""
         self._pool.shutdown()
 
-    async def _map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        # A few at a time: requests take turns, and a cancelled or failed one leaves no queue behind it.
+    async def _map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        # A few files of each client are in the pool, and each request of it waits for one turn at a time. So nobody
+        # waits long, and a request that was cancelled or failed leaves no queue behind it.
+        turns = self._turns.setdefault(current().client, asyncio.Semaphore(self._threads))
         loop = asyncio.get_running_loop()
-        results: list[Any] = []
-        for start in range(0, len(items), self._threads):
-            some = items[start : start + self._threads]
-            results += await asyncio.gather(*(loop.run_in_executor(self._pool, function, item) for item in some))
-        return results
+        futures: list[asyncio.Future[R]] = []
+        failed = False
+
+        def end(future: "asyncio.Future[R]") -> None:
+            nonlocal failed
+            turns.release()
+            failed = failed or future.cancelled() or future.exception() is not None
+
+        try:
+            for item in items:
+                await turns.acquire()
+                if failed:
+                    turns.release()
+                    break
+                future = loop.run_in_executor(self._pool, function, item)
+                future.add_done_callback(end)
+                futures.append(future)
+            return await asyncio.gather(*futures)
+        finally:
+            for future in futures:
+                future.cancel()

@@ -8,6 +8,7 @@ batch one message from the device's thread to the event loop.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
@@ -66,8 +67,10 @@ NO_WATCH: Watch = _NoWatch()
 class Reservation:
     """Room in a queue, held for later. Use it in a `with`: what was not used is free again at the end."""
 
-    def __init__(self, batcher: "Batcher", count: int) -> None:
+    def __init__(self, batcher: "Batcher", count: int, client: str) -> None:
         self._batcher = batcher
+        self.client = client
+        """Whom it counts for."""
         self.count = count
         """Items that there is still room for."""
 
@@ -118,7 +121,7 @@ class Batcher:
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
         self._patience = Patience(max_batch_size)
-        self._reserved = 0
+        self._reserved: Counter[str] = Counter()  # items by client
         self._computing = 0  # batches that were taken and not delivered
         self._rate = _Rate()
         self._closing = False
@@ -194,20 +197,20 @@ class Batcher:
         """
         self._require_open()
         self.require_room(count, client)
-        self._reserved += count
-        return Reservation(self, count)
+        self._reserved[client] += count
+        return Reservation(self, count, client)
 
     def require_room(self, count: int, client: str = "") -> None:
         """Lets `count` more items of a client pass if they fit the queue now.
 
-        The last eighth of the queue is for clients that have less than an eighth of it waiting: one that sends
+        The last eighth of the queue is for clients that have less than an eighth of it waiting or held: one that sends
         without end must not be why others are refused.
 
         Raises:
             InvalidRequest: When they are more than the queue ever holds.
             Overloaded: When they don't fit now.
         """
-        held = self._queue.waiting + self._reserved
+        held = self._queue.waiting + self._reserved.total()
         kept = self._max_queue // 8
         if held + count <= self._max_queue - kept or (not held and count <= self._max_queue):
             return
@@ -218,7 +221,7 @@ class Batcher:
             )
         if held + count > self._max_queue:
             reason = f"{count} more don't fit"
-        elif self._queue.waiting_of(client) + count > kept:
+        elif self._queue.waiting_of(client) + self._reserved[client] + count > kept:
             reason = f"the last {kept} places are for clients that have fewer waiting"
         else:
             return
@@ -275,7 +278,9 @@ class Batcher:
         if count > reservation.count:
             raise ValueError(f"{count} items don't fit a reservation of {reservation.count}")
         reservation.count -= count
-        self._reserved -= count
+        self._reserved[reservation.client] -= count
+        if not self._reserved[reservation.client]:
+            del self._reserved[reservation.client]
         self._quiet.set()
 
     def _drop(self, request: Request) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from engine.images import DEFAULT_QUALITY
+from engine.serving.lift import to_varint
 from engine.serving.model import Model
 from engine.serving.wire import Output, latent_batch
 from protos import dfcvae_pb2 as pb
@@ -67,7 +68,7 @@ class StreamAnswer:
         """The bytes of the whole message."""
         parts = self._answer.parts()
         length = sum(map(len, parts))
-        return b"".join((_EDITED, _varint(length), *parts, pb.EditStreamResponse(id=self._id).SerializeToString()))
+        return b"".join((_EDITED, to_varint(length), *parts, pb.EditStreamResponse(id=self._id).SerializeToString()))
 
 
 def serialize(response: Any) -> bytes:
@@ -101,16 +102,8 @@ async def answer(
 def _before_pixels(count: int, height: int, width: int) -> bytes:
     """What comes before the pixels in field `images`, of which they are the last bytes."""
     size = count * height * width * 3
-    raw = b"".join((_COUNT, _varint(count), _HEIGHT, _varint(height), _WIDTH, _varint(width), _DATA, _varint(size)))
-    batch = b"".join((_RAW, _varint(len(raw) + size), raw))
-    return b"".join((_IMAGES, _varint(len(batch) + size), batch))
-
-
-def _varint(value: int) -> bytes:
-    """Protobuf's variable-length integer: seven bits a byte, the least significant first."""
-    digits = bytearray()
-    while value > 0x7F:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    digits.append(value)
-    return bytes(digits)
+    raw = b"".join(
+        (_COUNT, to_varint(count), _HEIGHT, to_varint(height), _WIDTH, to_varint(width), _DATA, to_varint(size))
+    )
+    batch = b"".join((_RAW, to_varint(len(raw) + size), raw))
+    return b"".join((_IMAGES, to_varint(len(batch) + size), batch))

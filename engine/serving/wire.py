@@ -5,26 +5,25 @@ Shapes: N images of side S, latents of dimension D.
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from engine.bundle import Manifest
 from engine.errors import InvalidRequest
 from engine.images import FILE_FORMATS, from_raw
 from engine.latents import Directions, Move
+from engine.serving.lift import Lifted, lift, tree_of
 from protos import dfcvae_pb2 as pb
 
-Request = TypeVar("Request", bound=Message)
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 _MAX_EDITS = 1024
 
-# Thirty million empty edits are 60 MB on the wire, 1.7 GB as a message, and nine seconds of parsing.
-_MAX_FIELDS = 4 * _MAX_EDITS
-_HARMLESS_BYTES = 65_536
+# Copying so little takes no longer than finding out where it is, and so few bytes make no large message.
+_SMALL_BYTES = 65_536
 _RESULTS = frozenset(pb.EditResult.values())
 _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: None,
@@ -39,17 +38,20 @@ _PRIORITIES = {
 }
 
 
-def parser(kind: type[Request]) -> Callable[[bytes], Request]:
-    """What turns bytes into requests of a kind.
+def parser(kind: type[Message]) -> Callable[[bytes], Any]:
+    """What turns bytes into requests of a kind; raw pixels of large ones stay where they are, see `Lifted`.
 
     It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
     are no message.
     """
+    tree = tree_of(kind.DESCRIPTOR)
 
-    def parse(data: bytes) -> Request:
-        if len(data) > _HARMLESS_BYTES:
-            _check_fields(data)
-        return kind.FromString(data)
+    def parse(data: bytes) -> Any:
+        if len(data) <= _SMALL_BYTES:
+            return kind.FromString(data)
+        rest, found = lift(data, tree)
+        request = kind.FromString(rest)
+        return Lifted(request, found) if found else request
 
     return parse
 
@@ -106,7 +108,7 @@ class Reader:
         return self.latents(message.latents, f"{field}latents") if name else None
 
     def images(self, batch: pb.ImageBatch, field: str = "images") -> Images:
-        """Images of a request: pixels, which share the message's memory, or files, not yet decoded."""
+        """Images of a request: pixels, which share the request's memory, or files, not yet decoded."""
         form = batch.WhichOneof("images")
         if form == "raw":
             raw = batch.raw
@@ -232,35 +234,3 @@ def latent_batch(latents: Floats) -> pb.LatentBatch:
 def _floats(data: bytes) -> Floats:
     values = np.frombuffer(data, "<f4")
     return values if sys.byteorder == "little" else values.astype(np.float32)
-
-
-def _check_fields(data: bytes) -> None:
-    """Counts the outermost fields of a message, before each becomes an object."""
-    position = fields = 0
-    while position < len(data):
-        fields += 1
-        if fields > _MAX_FIELDS:
-            raise InvalidRequest(f"the request has more than {_MAX_FIELDS} fields; send several requests")
-        tag, position = _varint(data, position)
-        match tag & 7:
-            case 0:
-                _, position = _varint(data, position)
-            case 1:
-                position += 8
-            case 2:
-                length, position = _varint(data, position)
-                position += length
-            case 5:
-                position += 4
-            case 6 | 7:
-                raise DecodeError("no field is of such a type")
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number, seven bits a byte, the least significant first; and where it ends."""
-    value = 0
-    for index, byte in enumerate(data[position : position + 10]):
-        value |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            return value, position + index + 1
-    raise DecodeError("a number doesn't end")

@@ -137,14 +137,22 @@ class ServerCall:
     # What handlers use.
 
     async def read(self) -> Any:
-        """The bytes of the next message of a stream; grpc.aio.EOF after the last."""
+        """The bytes of the next message of a stream; grpc.aio.EOF after the last.
+
+        Raises:
+            asyncio.CancelledError: When the client has gone before it had said all.
+        """
+        self._check()
         if self._reading is None:
             reading = self._reading = asyncio.get_running_loop().create_future()
             self._core.receive_message(lambda event: self._received(event, reading))
         # Whoever is cancelled while waiting loses no message: the next reader gets it.
         message = await asyncio.shield(self._reading)
         self._reading = None
-        return grpc.aio.EOF if message is None else message
+        if message is not None:
+            return message
+        self._check()
+        return grpc.aio.EOF
 
     async def write(self, answer: Any) -> None:
         """Sends an answer of a stream, after the one before has left: a client that doesn't read holds this up.
@@ -152,6 +160,7 @@ class ServerCall:
         Raises:
             asyncio.CancelledError: When the client has gone.
         """
+        self._check()
         data = self._encoded(answer)
         # Whoever is cancelled while waiting cancels no wait but their own.
         if self._writing is not None and not await asyncio.shield(self._writing):
@@ -161,6 +170,10 @@ class ServerCall:
             lambda event: self._post(_settle, writing, event.success), header=not self._header_sent, message=data
         )
         self._header_sent = True
+
+    def _check(self) -> None:
+        if self._gone:
+            raise asyncio.CancelledError
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = None) -> NoReturn:
         """Ends the call with a status.

@@ -5,7 +5,9 @@ grpcio 1.50 (2022) to 1.85, where this module was tried.
 """
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -25,6 +27,10 @@ Metadata = Sequence[tuple[str, str | bytes]] | None
 # Calls that core may hand over before this process asks for more.
 _CALLS_ASKED_FOR = 64
 _NO_FLAGS = 0
+# Core's deadline of calls without one is the last second of 63 bits; clients can't name one in half of that.
+_ENDLESS_S = 2.0**62
+# After the server's end, operations of calls that were cancelled come back within this time of one another.
+_LAST_EVENTS_S = 0.05
 _USED = (
     "CompletionQueue",
     "ReceiveCloseOnServerOperation",
@@ -60,7 +66,7 @@ class Core:
         self._server = cygrpc.Server(tuple(options), False)
         self._server.register_completion_queue(self._queue)
         self._thread = threading.Thread(target=self._run, name="grpc-queue", daemon=True)
-        self._ended = False
+        self._ended: Callable[[], None] | None = None
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Takes a port and gives its number; 0 where it can't be had."""
@@ -79,8 +85,7 @@ class Core:
         """Takes no more connections and calls; `ended` is called on the queue's thread when all calls are over."""
 
         def end(_: Any) -> None:
-            self._ended = True
-            ended()
+            self._ended = ended
 
         self._server.shutdown(self._queue, end)
 
@@ -103,14 +108,23 @@ class Core:
             self._arrived(CoreCall(event))
 
     def _run(self) -> None:
-        while not self._ended:
-            # No event may outlive its turn: one that refers to a call whose connection has gone can keep core busy.
-            event = None
-            try:
-                event = self._queue.poll()
-                event.tag(event)
-            except Exception:
-                logger.exception("an event of gRPC core failed")
+        while self._ended is None:
+            self._take_event()
+        # Handlers may still wait for operations, and nobody else brings them.
+        while self._take_event(time.time() + _LAST_EVENTS_S):
+            pass
+        self._ended()
+
+    def _take_event(self, deadline: float | None = None) -> bool:
+        """Waits for an event, and lets it go: one of a call whose connection has gone can keep core busy."""
+        try:
+            event = self._queue.poll(deadline)
+            if event.tag is None:
+                return False
+            event.tag(event)
+        except Exception:
+            logger.exception("an event of gRPC core failed")
+        return True
 
 
 class CoreCall:
@@ -131,7 +145,8 @@ class CoreCall:
         self._call = event.call
         self.path: str = event.call_details.method.decode(errors="replace")
         self.metadata: tuple[tuple[str, str | bytes], ...] = event.invocation_metadata
-        self.deadline: float = event.call_details.deadline
+        deadline: float = event.call_details.deadline
+        self.deadline = deadline if deadline < _ENDLESS_S else math.inf
 
     def receive_close(self, tag: Tag) -> None:
         """Waits for the end of the call; see `was_cancelled`."""

@@ -50,6 +50,7 @@ class Server:
         self._called = False
         self._core = Core(options, self._arrived)
         self._started = False
+        self._stopped = False
         self._ended = asyncio.Event()
 
     def add_generic_rpc_handlers(self, services: Iterable[grpc.GenericRpcHandler]) -> None:
@@ -81,10 +82,12 @@ class Server:
         self._started = True
 
     async def stop(self, grace: float) -> None:
-        """Takes no more calls, and cancels those that last longer than `grace` seconds."""
-        if not self._started:
+        """Takes no more calls, cancels those that last longer than `grace` seconds, and frees the ports."""
+        if self._stopped:
             return
-        self._started = False
+        self._stopped = True
+        if not self._started:
+            self._core.start()  # core can't end a server, and so frees no port, before its start
         self._core.shutdown(lambda: self._post(self._ended.set))
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ended.wait(), grace)

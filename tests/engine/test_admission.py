@@ -222,3 +222,17 @@ def test_an_unknown_priority_is_refused() -> None:
         await check_error(submit(batcher, 1, priority=7), InvalidRequest, "the priority is 7; it is one of -1, 0, 1")
 
     play(scene)
+
+
+def test_what_a_client_holds_room_for_counts_for_it() -> None:
+    async def scene(batcher: Batcher, gated: Gated) -> None:
+        # 16 places, two of them for clients that have less than that.
+        with batcher.reserve(13, client="greedy"):
+            with batcher.reserve(1, client="greedy"), pytest.raises(Overloaded, match="the last 2 places are for"):
+                batcher.reserve(1, client="greedy")
+            with batcher.reserve(1, client="modest"):
+                batcher.require_room(1, client="modest")
+        gated.release()
+        await check(submit(batcher, *[20] * 16, client="greedy"), *[20] * 16)
+
+    play(scene, max_queue=16)

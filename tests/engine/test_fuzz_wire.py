@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
@@ -33,13 +34,13 @@ def reader() -> Reader:
         versions={},
         run={},
     )
-    return Reader(manifest, tiny_directions(), 64)
+    return Reader(manifest, tiny_directions(), 1024)
 
 
 @pytest.mark.parametrize("start", [b"", EMPTY_GROUP, b"\x08\x80\x00", b"\x09" + bytes(8), b"\x0d" + bytes(4)])
 def test_millions_of_fields_are_refused_before_they_become_objects(start: bytes) -> None:
     started = time.process_time()
-    with pytest.raises(InvalidRequest, match="more than 4096 fields"):
+    with pytest.raises(InvalidRequest, match="more than 16384 fields"):
         parse(start + EMPTY_EDIT * 5_000_000)
     assert time.process_time() - started < 1, "protobuf takes longer"
 
@@ -51,7 +52,27 @@ def test_large_requests_are_read_as_protobuf_does() -> None:
         keep=["Smiling"] * 1024,
         output=pb.ImageOutput(format=pb.IMAGE_FORMAT_JPEG),
     )
-    assert parse(request.SerializeToString()) == request
+    data = request.SerializeToString()
+    found = parse(data)
+    assert (found.edits, found.keep, found.output) == (request.edits, request.keep, request.output)
+    assert (found.images.WhichOneof("images"), found.images.raw.data) == ("raw", request.images.raw.data)
+    files = pb.EditRequest(images=pb.ImageBatch(files=pb.EncodedImages(files=[bytes(500)] * 1024)))
+    assert parse(files.SerializeToString()) == files
+
+
+def test_raw_pixels_are_not_copied() -> None:
+    count = 400
+    pixels = np.random.default_rng(0).integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    raw = pb.RawImages(count=count, height=IMAGE_SIZE, width=IMAGE_SIZE, data=pixels.tobytes())
+    data = pb.EditRequest(images=pb.ImageBatch(raw=raw)).SerializeToString()
+    images = reader().source(parse(data))
+    assert isinstance(images, np.ndarray)
+    assert np.shares_memory(images, np.frombuffer(data, np.uint8))
+    np.testing.assert_array_equal(images, pixels)
+    raw.count = count - 1
+    wrong = pb.EditRequest(images=pb.ImageBatch(raw=raw)).SerializeToString()
+    with pytest.raises(InvalidRequest, match=rf"images.raw.data has {pixels.size} bytes; 399 images"):
+        reader().source(parse(wrong))
 
 
 @settings(max_examples=300, derandomize=True, database=None, deadline=None)

@@ -1,5 +1,8 @@
 import asyncio
 import io
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +10,9 @@ from PIL import Image
 from torchvision import transforms
 
 from engine.bundle import Preprocessing
+from engine.calls.call import Call, enter
 from engine.errors import InvalidRequest
-from engine.images import Codec, decode_file, encode_file, from_raw, prepare
+from engine.images import Codec, decode_file, encode_file, from_raw, prepare, to_rgb
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -54,6 +58,13 @@ def test_transparent_modes_stand_on_white(mode: str, crop: int | None) -> None:
     alpha = pixels[..., 3:] / 255
     on_white = Image.fromarray((pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8))
     np.testing.assert_allclose(prepare(image, 16, crop), prepare(on_white, 16, crop).astype(int), atol=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
+def test_large_images_become_rgb_as_small_ones_do(mode: str) -> None:
+    image = picture(1100, 2003, mode)
+    parts = [np.asarray(to_rgb(image.crop((0, top, 1100, min(top + 700, 2003))))) for top in (0, 700, 1400)]
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), np.concatenate(parts))
 
 
 @pytest.mark.parametrize("crop", [20, None])
@@ -165,3 +176,114 @@ def test_the_codec_keeps_order_and_names_the_bad_file(threads: int) -> None:
         codec.close()
 
     asyncio.run(run())
+
+
+class Table:
+    """Where the files of requests lie; they can be taken from it while it is open. Remembers who took one."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self._arrived = threading.Semaphore(0)
+        self._open = threading.Event()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def wait_for(self, count: int) -> None:
+        """Waits until so many more were asked for."""
+        for _ in range(count):
+            await asyncio.get_running_loop().run_in_executor(None, self._arrived.acquire)
+
+    def files(self, name: str, count: int, file: bytes) -> "Sequence[bytes]":
+        table = self
+
+        class Files(Sequence[bytes]):
+            def __len__(self) -> int:
+                return count
+
+            def __getitem__(self, index: Any) -> Any:
+                table.taken.append(name)
+                table._arrived.release()
+                table._open.wait()
+                return file
+
+        return Files()
+
+
+GOOD, BAD = as_file(picture(20, 20), "PNG"), b"not an image"
+
+
+def with_codec(threads: int, steps: Callable[[Callable[..., "asyncio.Task[Any]"], Table], Any]) -> Table:
+    """Runs steps that ask a codec for files of a name, as a client; gives the table when the codec has ended."""
+    table = Table()
+
+    async def run() -> None:
+        codec = Codec(16, Preprocessing(crop=20), threads)
+
+        async def decode(client: str, name: str, count: int, file: bytes) -> Any:
+            enter(Call(client=client))
+            return await codec.decode(table.files(name, count, file))
+
+        def ask(client: str, name: str, count: int = 1, file: bytes = GOOD) -> "asyncio.Task[Any]":
+            return asyncio.get_running_loop().create_task(decode(client, name, count, file))
+
+        await steps(ask, table)
+        table.open()
+        await asyncio.get_running_loop().run_in_executor(None, codec.close)
+
+    asyncio.run(run())
+    return table
+
+
+def test_a_client_waits_for_one_turn_of_another() -> None:
+    async def steps(ask: Callable[..., "asyncio.Task[Any]"], table: Table) -> None:
+        many = [ask("a", f"a{index}", 50) for index in range(5)]
+        await table.wait_for(2)
+        few = ask("b", "b", 2)
+        await asyncio.sleep(0)
+        table.open()
+        await asyncio.gather(few, *many)
+
+    taken = with_codec(2, steps).taken
+    assert len(taken) == 252
+    assert [name[0] for name in taken[:4]].count("b") == 2, taken[:10]
+
+
+def test_requests_of_a_client_take_turns() -> None:
+    async def steps(ask: Callable[..., "asyncio.Task[Any]"], table: Table) -> None:
+        many = ask("a", "many", 50)
+        await table.wait_for(1)
+        few = ask("a", "few", 3)
+        await asyncio.sleep(0)
+        table.open()
+        await asyncio.gather(few, many)
+
+    taken = with_codec(1, steps).taken
+    assert taken[:7].count("few") == 3, taken[:10]
+
+
+def test_nothing_of_a_cancelled_request_is_decoded_later() -> None:
+    async def steps(ask: Callable[..., "asyncio.Task[Any]"], table: Table) -> None:
+        given_up, other = ask("a", "given up", 50), ask("a", "other", 3)
+        await table.wait_for(2)
+        given_up.cancel()
+        table.open()
+        assert len(await other) == 3
+
+    taken = with_codec(2, steps).taken
+    assert taken.count("other") == 3
+    assert taken.count("given up") <= 2
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nothing_of_a_failed_request_is_decoded_later(threads: int) -> None:
+    async def steps(ask: Callable[..., "asyncio.Task[Any]"], table: Table) -> None:
+        failing, other = ask("a", "failing", 50, BAD), ask("a", "other", 3)
+        table.open()
+        with pytest.raises(InvalidRequest, match=r"images\.files\[\d\] is not a JPEG"):
+            await failing
+        assert len(await other) == 3
+
+    taken = with_codec(threads, steps).taken
+    assert taken.count("failing") <= 2 * threads
+    assert taken.count("other") == 3

@@ -1,5 +1,7 @@
 """Waiting for a crowd that comes back, and not for one that doesn't."""
 
+from itertools import pairwise
+
 import pytest
 
 from engine.batching.patience import Patience
@@ -47,7 +49,7 @@ def test_who_does_not_come_back_is_waited_for_less_and_less() -> None:
     for _ in range(8):
         waits.append(wait_after(patience, 8, 0, 1))
         patience.taken(1)  # time is up, and seven are missing
-    assert all(later <= earlier / 2 + 1e-6 for earlier, later in zip(waits, waits[1:], strict=False))
+    assert all(later <= earlier / 2 + 1e-6 for earlier, later in pairwise(waits))
     assert waits[-1] < 0.1
     for _ in range(10):  # they do come back
         patience.computed(8, 0, 0.01, 100.0)
