@@ -2,7 +2,8 @@
 
 Starts a server of its own, measures its capacity in a closed loop, then offers multiples of it. Throughput should hold,
 what is accepted should be answered in bounded time, and the rest be refused at once, with the time to wait. Exit code 1
-if a request gets anything but its answer or RESOURCE_EXHAUSTED, or if the server doesn't end with exit code 0.
+if a request gets anything but its answer or a refusal (RESOURCE_EXHAUSTED; HTTP/2's REFUSED_STREAM beyond the calls
+that a connection may have open), or if the server doesn't end with exit code 0.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from serving import h2load
+from serving.arrivals import REFUSED_STREAM
 from serving.bench import Bench, Row
 from serving.bodies import Case, ask_model
 from serving.figures import markdown, write_json
@@ -31,6 +33,7 @@ from engine.bundle import Bundle
 from engine.errors import EngineError
 
 REFUSAL = "RESOURCE_EXHAUSTED"
+REFUSALS = (REFUSAL, REFUSED_STREAM)
 CAPACITY_IN_FLIGHT = 16
 CAPACITY_READINGS = 3
 
@@ -84,6 +87,7 @@ class Offer:
         row: Figures of the accepted requests; latency counts from the intended start.
         accepted: Number of right answers.
         refused: Number of refusals for want of room.
+        resets: Number of calls that were refused by HTTP/2, beyond --max-concurrent-streams of a connection.
         others: Number of requests with any other end, by status.
         refusal_ms: Percentiles 50 and 99 of how long a refusal took.
         retry_after_s: Smallest and largest time that refusals asked to wait; None where none said.
@@ -94,6 +98,7 @@ class Offer:
     row: Row
     accepted: int
     refused: int
+    resets: int
     others: dict[str, int]
     refusal_ms: tuple[float, float]
     retry_after_s: tuple[float, float] | None
@@ -102,14 +107,15 @@ class Offer:
     @classmethod
     def of(cls, times: float, row: Row, outcome: Outcome) -> Offer:
         """Sums up a run."""
-        others = {status: count for status, count in outcome.failures.items() if status != REFUSAL}
+        others = {status: count for status, count in outcome.failures.items() if status not in REFUSALS}
         refused = outcome.failures.get(REFUSAL, 0)
         quick, slow = (float("nan"), float("nan"))
         if len(outcome.refusals):
             quick, slow = map(float, np.percentile(outcome.refusals.latencies * 1e3, [50, 99]))
         told = outcome.retry_after_s
         between = (min(told), max(told)) if told else None
-        return cls(times, row, len(outcome.calls), refused, others, (quick, slow), between, len(told))
+        resets = outcome.failures.get(REFUSED_STREAM, 0)
+        return cls(times, row, len(outcome.calls), refused, resets, others, (quick, slow), between, len(told))
 
     def cells(self, capacity: float) -> dict[str, object]:
         """As a line of a table."""
@@ -123,7 +129,8 @@ class Offer:
             "p50": row.latency_ms["p50"],
             "p99": row.latency_ms["p99"],
             "max": row.latency_ms["max"],
-            "refused": f"{self.refused / max(1, self.accepted + self.refused):.0%}",
+            "refused": f"{self.refused / max(1, self.accepted + self.refused + self.resets):.0%}",
+            "by HTTP/2": f"{self.resets / max(1, self.accepted + self.refused + self.resets):.0%}",
             "refusal p50": self.refusal_ms[0],
             "p99 of it": self.refusal_ms[1],
             "retry after, s": retry,
@@ -181,7 +188,7 @@ def overload(config: OverloadConfig) -> bool:
     for status, count in sum((Counter(offer.others) for offer in found), Counter[str]()).items():
         print(f"{count} x {status}")
     checks = {
-        f"every request gets its answer or {REFUSAL}": not any(offer.others for offer in found),
+        f"every request gets its answer, {REFUSAL} or {REFUSED_STREAM}": not any(offer.others for offer in found),
         "every refusal says when to come again": all(offer.refused == offer.retries_told for offer in found),
         "the server ends with exit code 0": code == 0,
     }

@@ -31,6 +31,10 @@ _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 
 _END_STREAM, _ACK, _END_HEADERS = 0x1, 0x1, 0x4
 _HEADER_TABLE_SIZE, _MAX_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 3, 4, 5
 _CREDIT = 2**30
+_REFUSED_STREAM = 7
+
+REFUSED_STREAM = "REFUSED_STREAM"
+"""HTTP/2's refusal of a call that nobody has looked at; gRPC's clients send such a call again by themselves."""
 
 # A header that isn't in a table and isn't compressed: lengths before name and value.
 _OK = b"\x0bgrpc-status\x010"
@@ -194,7 +198,8 @@ class _Connection:
         elif kind == _HEADERS and flags & _END_STREAM:
             self._end(stream, bytes(payload))
         elif kind == _RST_STREAM:
-            self._end(stream, b"", f"reset, HTTP/2 error {int.from_bytes(payload, 'big')}")
+            error = int.from_bytes(payload, "big")
+            self._end(stream, b"", REFUSED_STREAM if error == _REFUSED_STREAM else f"reset, HTTP/2 error {error}")
         elif kind == _WINDOW_UPDATE and not stream:
             self._credit += int.from_bytes(payload, "big")
         elif kind == _PING and not flags & _ACK:

@@ -20,8 +20,9 @@ from engine.telemetry.metrics import MethodFigures, Metrics
 from engine.telemetry.tracing import Tracing
 from engine.transport import Server
 
-_TOO_MANY = "more calls come than the server can look at; send again after a pause, or to another one"
-_RETRY_AFTER_S = 0.5
+_TURNED_AWAY = refusal(
+    Overloaded("more calls come than the server can look at; send again after a pause, or to another one", 0.5), ""
+)
 
 
 class CallInterceptor:
@@ -65,7 +66,7 @@ class CallInterceptor:
         if method is None:
             return None
         method.turned_away += 1
-        return refusal(Overloaded(_TOO_MANY, _RETRY_AFTER_S), "")
+        return _TURNED_AWAY
 
     async def drain(self, timeout: float) -> None:
         """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.

@@ -109,7 +109,7 @@ class ServerCall:
     def _end(self, last: bytes | None) -> None:
         code = self._code or grpc.StatusCode.OK
         message = last if code is grpc.StatusCode.OK else None
-        self._core.end(_ignore, code, self._details, self._trailing, header=not self._header_sent, message=message)
+        self._core.end(ignore, code, self._details, self._trailing, header=not self._header_sent, message=message)
 
     async def _stream(self, answers: Any) -> None:
         if hasattr(answers, "__aiter__"):
@@ -211,16 +211,10 @@ class ServerCall:
         return self._core.auth_context()
 
 
-def refuse(call: CoreCall, code: grpc.StatusCode, details: str, trailing: Metadata) -> None:
-    """Ends a call that nobody answers."""
-    call.receive_close(_ignore)
-    call.end(_ignore, code, details, trailing, header=True, message=None)
-
-
 def _settle(future: "asyncio.Future[Any]", value: Any) -> None:
     if not future.done():
         future.set_result(value)
 
 
-def _ignore(_: Any) -> None:
+def ignore(_: Any) -> None:
     """What nobody waits for."""

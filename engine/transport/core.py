@@ -167,10 +167,17 @@ class CoreCall:
 
         Header and status without a message go out as one, which tells clients that they may try again.
         """
-        status = cygrpc.SendStatusFromServerOperation(
-            trailing, code.value[0], details.encode(errors="replace"), _NO_FLAGS
+        operations = (*_operations(header, message), _status(code, details, trailing))
+        self._call.start_server_batch(operations, tag)
+
+    def refuse(self, tag: Tag, code: grpc.StatusCode, details: str, trailing: Metadata) -> None:
+        """Ends a call that nobody has listened to, all at once."""
+        operations = (
+            *_operations(True, None),
+            cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+            _status(code, details, trailing),
         )
-        self._call.start_server_batch((*_operations(header, message), status), tag)
+        self._call.start_server_batch(operations, tag)
 
     def peer(self) -> str:
         """The client's address in gRPC's form, for example ipv4:127.0.0.1:50051."""
@@ -191,6 +198,10 @@ def message_of(event: Any) -> bytes | None:
     """The message that was waited for; None where there are no more, or the call is over."""
     message: bytes | None = event.batch_operations[0].message()
     return message
+
+
+def _status(code: grpc.StatusCode, details: str, trailing: Metadata) -> Any:
+    return cygrpc.SendStatusFromServerOperation(trailing, code.value[0], details.encode(errors="replace"), _NO_FLAGS)
 
 
 def _operations(header: bool, message: bytes | None) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from engine.transport.call import ServerCall, refuse
+from engine.transport.call import ServerCall, ignore
 from engine.transport.core import Core, CoreCall, Metadata
 
 
@@ -103,7 +103,7 @@ class Server:
 
     def _arrived(self, call: CoreCall) -> None:
         if self._handed - self._begun >= _MAX_WAITING and (ending := self._turn_away(call.path)):
-            refuse(call, *ending)
+            call.refuse(ignore, *ending)
             return
         details = _Details(call.path, call.metadata)
         for service in self._services:
@@ -111,7 +111,7 @@ class Server:
             if handler is not None:
                 ServerCall(call, handler, self._post, self._hand_over).open()
                 return
-        refuse(call, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
+        call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
 
     def _hand_over(self, start: Callable[[bytes | None], None], message: bytes | None) -> None:
         self._handed += 1
