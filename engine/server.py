@@ -17,6 +17,7 @@ from engine.calls.admission import Guards
 from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
+from engine.garbage import tidy
 from engine.serving import health
 from engine.serving.catalog import Catalog
 from engine.serving.model import Settings
@@ -75,6 +76,7 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
         await stack.enter_async_context(_running(server, calls, healths, config.grace_s))
         if not await _unless(signalled, catalog.warm_up()):
             return
+        tidy()
         calls.admission.open()
         await healths.set_serving()
         await stack.enter_async_context(_reloads(catalog, tokens, config.reload_every_s))

@@ -10,6 +10,7 @@ from engine.backends import Backend, first_calls
 from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel
+from engine.garbage import tidy
 from engine.serving.model import Model, Settings
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class Catalog:
             self._models[name] = new
             logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
             self._reloaded(name, True)
-            retiring = asyncio.get_running_loop().create_task(old.close())
+            retiring = asyncio.get_running_loop().create_task(_retire(old))
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
 
@@ -157,6 +158,12 @@ class Catalog:
         for call in first_calls(model.backend, model.bundle.manifest):
             async with self._device.free:
                 await self._device.run(call)
+
+
+async def _retire(model: Model) -> None:
+    await model.close()
+    del model
+    tidy()
 
 
 def _fingerprint(path: Path) -> str:

@@ -1,7 +1,9 @@
 """Models by name, and their replacement: with real graphs, and a bundle folder that changes underneath."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import gc
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 from engine.backends import open_backend
 from engine.batching.batcher import NO_WATCH
 from engine.errors import BundleError, UnknownModel
+from engine.garbage import tidy
 from engine.serving.catalog import Catalog
 from engine.serving.model import Model, Settings, Terms
 
@@ -78,6 +81,32 @@ def test_a_changed_bundle_takes_over_and_requests_on_the_way_end_with_the_old_on
 
     run(scenario, told, faces=bundle)
     assert told == [("faces", True)]
+
+
+@pytest.fixture
+def own_garbage() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
+@pytest.mark.usefixtures("own_garbage")
+def test_a_model_that_has_retired_is_gone(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+
+    async def scenario(catalog: Catalog) -> None:
+        tidy()  # as the server does after its warm-up; what it sets aside is not garbage of its own accord
+        old = weakref.ref(catalog.get(""))
+        smile_more(bundle, 3)
+        await catalog.reload()
+        for _ in range(1000):
+            if old() is None:
+                break
+            await asyncio.sleep(0.01)
+        assert old() is None
+
+    run(scenario, faces=bundle)
 
 
 @pytest.mark.parametrize("harm", ["torn graph", "no manifest", "graph of another size"])
