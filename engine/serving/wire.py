@@ -22,8 +22,8 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 _MAX_EDITS = 1024
 
-# Copying so little takes no longer than finding out where it is, and so few bytes make no large message.
-_SMALL_BYTES = 65_536
+# So few bytes hold no pixels to speak of, and make no large message.
+_SMALL_BYTES = 2_048
 _RESULTS = frozenset(pb.EditResult.values())
 _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: None,
@@ -39,7 +39,7 @@ _PRIORITIES = {
 
 
 def parser(kind: type[Message]) -> Callable[[bytes], Any]:
-    """What turns bytes into requests of a kind; raw pixels of large ones stay where they are, see `Lifted`.
+    """What turns bytes into requests of a kind; raw pixels stay where they are, see `Lifted`.
 
     It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
     are no message.
