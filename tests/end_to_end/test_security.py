@@ -284,5 +284,5 @@ def test_connections_end_after_their_time(tiny_bundle: Path, tmp_path: Path, opt
     with engine(tiny_bundle, tmp_path, option, "0.3") as server, grpc.insecure_channel(server.target) as channel:
         channel.subscribe(states.append)
         stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30)
-        until(lambda: states[-1] == grpc.ChannelConnectivity.IDLE and grpc.ChannelConnectivity.READY in states)
+        until(lambda: states[-1:] == [grpc.ChannelConnectivity.IDLE] and grpc.ChannelConnectivity.READY in states)
         assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
