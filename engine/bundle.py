@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,20 @@ class Bundle:
                 f"the manifest says latent_dim {manifest.latent_dim}; {_REBUILD}"
             )
         return cls(folder, manifest, directions)
+
+    def in_batches_of(self, max_batch_size: int) -> "Bundle":
+        """The same, to be served in smaller batches than it was built for.
+
+        Raises:
+            BundleError: They are larger.
+        """
+        built = self.manifest.max_batch_size
+        if max_batch_size > built:
+            raise BundleError(
+                f"the bundle was built for batches of at most {built} images, not {max_batch_size}; "
+                f"give --max-batch {built} or less, or build it again with --max-batch {max_batch_size}"
+            )
+        return replace(self, manifest=replace(self.manifest, max_batch_size=max_batch_size))
 
 
 def sha256_of(path: str | Path) -> str:

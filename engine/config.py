@@ -104,6 +104,10 @@ class ServerConfig:
     max_connection_age_s: float = 0.0
     """Connections are asked to end after this time, for example to balance load anew, seconds; 0: never."""
 
+    max_batch: int | None = None
+    """Largest batch, images, at most what the bundle was built for; None takes that. Small ones answer the first of
+    those who wait sooner, large ones compute more images a second."""
+
     max_delay_ms: float = 0.0
     """How long a batch may wait for more requests while the engine is free, milliseconds."""
 
@@ -309,7 +313,7 @@ def _describe(kind: Any) -> str:
 
 _LEAST = {
     **dict.fromkeys(("max_queue", "threads", "codec_threads", "max_requests_ahead", "max_images_per_request"), 1),
-    **dict.fromkeys(("max_calls_in_flight", "max_pixels_per_file"), 1),
+    **dict.fromkeys(("max_batch", "max_calls_in_flight", "max_pixels_per_file"), 1),
     **dict.fromkeys(("max_message_bytes", "max_bytes_in_flight"), 1024),
     **dict.fromkeys(("max_delay_ms", "grace_s", "reload_every_s", "max_images_per_second", "burst"), 0),
     **dict.fromkeys(("max_concurrent_streams", "keepalive_s", "min_ping_interval_s"), 0),

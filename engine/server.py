@@ -86,6 +86,7 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
 
 def _settings(config: ServerConfig) -> Settings:
     return Settings(
+        max_batch=config.max_batch,
         max_delay=config.max_delay_ms / 1000,
         max_queue=config.max_queue,
         codec_threads=config.codec_threads,

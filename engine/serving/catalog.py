@@ -146,6 +146,8 @@ class Catalog:
 
         def load(path: Path) -> tuple[Bundle, Backend, str]:
             bundle = Bundle.load(path)
+            if self._settings.max_batch is not None:
+                bundle = bundle.in_batches_of(self._settings.max_batch)
             return bundle, self._opener(bundle), _fingerprint(path)
 
         opened = await asyncio.to_thread(load, self._bundles[name])

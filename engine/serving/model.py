@@ -33,6 +33,7 @@ class Settings:
     """What an operator may choose about the service of a model.
 
     Attributes:
+        max_batch: Largest batch; None: what the bundle was built for.
         max_delay: How long a batch may wait to fill while the device is free, seconds.
         max_queue: Images that may wait for each graph.
         codec_threads: Image files that are decoded or encoded at once.
@@ -41,6 +42,7 @@ class Settings:
         max_images_per_request: Most images or latents of a request.
     """
 
+    max_batch: int | None = None
     max_delay: float = 0.0
     max_queue: int = 4096
     codec_threads: int = 2

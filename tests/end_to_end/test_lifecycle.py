@@ -91,6 +91,22 @@ def test_clients_share_a_batch(tiny_bundle: Path, tmp_path: Path) -> None:
         assert sorted(map(int, values)) == [1] * 8 + [2] * 8 + [3] * 8 + [4] * 8
 
 
+def test_batches_may_be_smaller_than_the_bundle_was_built_for(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--max-batch", "3", "--max-delay-ms", "3600000") as gate,
+        Client(gate.server.target) as client,
+    ):
+        assert client.model().max_batch_size == 3
+        np.testing.assert_array_equal(client.encode(constant(2, 6)).mu, latents_of(constant(2, 6)))
+        assert gate.batches() == ["encode 2 2 2", "encode 2 2 2"]
+
+
+def test_batches_may_not_be_larger_than_the_bundle_was_built_for(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--port", "0", "--max-batch", "64"], tmp_path)
+    assert result.returncode == 2
+    assert "batches of at most 32 images, not 64; give --max-batch 32 or less, or build it again" in result.stderr
+
+
 def test_a_failure_of_the_backend_stays_inside(tiny_bundle: Path, tmp_path: Path) -> None:
     with gated_server(tiny_bundle, tmp_path) as gate, Client(gate.server.target) as client:
         with pytest.raises(ClientError) as failure:
