@@ -98,7 +98,7 @@ def test_batches_may_be_smaller_than_the_bundle_was_built_for(tiny_bundle: Path,
     ):
         assert client.model().max_batch_size == 3
         np.testing.assert_array_equal(client.encode(constant(2, 6)).mu, latents_of(constant(2, 6)))
-        assert gate.batches() == ["encode 2 2 2", "encode 2 2 2"]
+        assert gate.batches()[-2:] == ["encode 2 2 2", "encode 2 2 2"]
 
 
 def test_batches_may_not_be_larger_than_the_bundle_was_built_for(tiny_bundle: Path, tmp_path: Path) -> None:
