@@ -51,6 +51,14 @@ def edit(backend: Backend, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]
     return backend.decode(mu + steps), mu
 
 
+def overlaps(backend: Backend) -> bool:
+    """Whether a backend computes two batches at the same time in less time than one after the other.
+
+    It then says so with an attribute of this name.
+    """
+    return bool(getattr(backend, "overlaps", False))
+
+
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "bf16", "int8"),

@@ -8,7 +8,7 @@ batch one message from the device's thread to the event loop.
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
@@ -96,6 +96,7 @@ class Batcher:
         max_batch_size: Largest batch, items.
         max_delay: How long the first item of a batch may wait for others while the device is free, seconds.
         max_queue: Most items that may wait; a request beyond is refused at once.
+        overlaps: Whether `run` may be called twice at the same time.
         watch: Is told what happens.
     """
 
@@ -109,6 +110,7 @@ class Batcher:
         max_batch_size: int,
         max_delay: float = 0.0,
         max_queue: int = 4096,
+        overlaps: bool = False,
         watch: Watch = NO_WATCH,
     ) -> None:
         self._run = run
@@ -117,7 +119,9 @@ class Batcher:
         self._max_delay = max_delay
         self._max_queue = max_queue
         self._watch = watch
-        self._buffer = np.empty((max_batch_size, *item_shape), dtype)
+        self.overlaps = overlaps
+        self._item_shape, self._dtype = tuple(item_shape), np.dtype(dtype)
+        self._buffers = deque(np.empty((max_batch_size, *item_shape), dtype) for _ in range(1 + overlaps))
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
         self._patience = Patience(max_batch_size)
@@ -163,10 +167,9 @@ class Batcher:
             ShuttingDown: When the batcher was closed.
             ComputeFailed: When `run` raised.
         """
-        if items.shape[1:] != self._buffer.shape[1:] or items.dtype != self._buffer.dtype or not len(items):
+        if items.shape[1:] != self._item_shape or items.dtype != self._dtype or not len(items):
             raise ValueError(
-                f"items must be n >= 1 of {self._buffer.dtype} {self._buffer.shape[1:]}, "
-                f"not {items.dtype} {items.shape}"
+                f"items must be n >= 1 of {self._dtype} {self._item_shape}, not {items.dtype} {items.shape}"
             )
         if priority not in PRICES:
             raise InvalidRequest(f"the priority is {priority}; it is one of {', '.join(map(str, sorted(PRICES)))}")
@@ -267,7 +270,8 @@ class Batcher:
             if not before:
                 self._since = request.arrived
             self._queue.push(request, client, priority)
-            if not before or self._queue.waiting >= min(self._max_batch_size, self._patience.expected):
+            enough = min(self._max_batch_size, self._patience.expected or self._max_batch_size)
+            if not before or before < enough <= self._queue.waiting:
                 self._device.wake()
 
     def _require_open(self) -> None:
@@ -311,12 +315,15 @@ class Batcher:
             count += stop - start
         if len(pieces) == 1:
             request, start, stop = pieces[0]
-            batch = request.items[start:stop]
+            outputs = self._run(request.items[start:stop], parts)
         else:
-            batch = self._buffer[:count]
-            for (request, first, last), (_, start, stop) in zip(pieces, parts, strict=True):
-                batch[start:stop] = request.items[first:last]
-        outputs = self._run(batch, parts)
+            buffer = self._buffers.pop()
+            try:
+                for (request, first, last), (_, start, stop) in zip(pieces, parts, strict=True):
+                    buffer[start:stop] = request.items[first:last]
+                outputs = self._run(buffer[:count], parts)
+            finally:
+                self._buffers.append(buffer)
         if any(len(output) != count for output in outputs):
             raise RuntimeError(f"{count} items gave {[len(output) for output in outputs]} results")
         return outputs

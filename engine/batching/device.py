@@ -1,4 +1,4 @@
-"""The compute device: one thread that serves several batchers in turn, one batch at a time."""
+"""The compute device: what serves several batchers in turn."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ _NEVER = float("inf")
 
 
 class Source(Protocol):
-    """What a device serves; the device calls both methods on its thread with its lock held."""
+    """What a device serves; the device calls its methods on its threads with its lock held."""
 
     def due(self, settled: bool) -> float:
         """Time (`time.monotonic`) from which a batch may start; infinity when there is nothing to compute.
@@ -26,17 +26,23 @@ class Source(Protocol):
             settled: False: only a full batch is worth starting.
         """
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether a batch may be started while another one is computed."""
+
     def take(self, now: float) -> Work | None:
         """Puts a batch together; None when nothing is left to compute."""
 
 
 class Device:
-    """One compute thread.
+    """Two compute threads, of which mostly one computes.
 
-    The thread itself fetches its next batch when it becomes free: a full one at once, whatever the event loop is
+    A thread itself fetches its next batch when it becomes free: a full one at once, whatever the event loop is
     busy with; a smaller one when the loop has handed out the results of the last, so that the next requests of the
-    same clients can be in it. Batchers that have work take turns, a batch each, whatever the priorities in them; so
-    does what is `run`.
+    same clients can be in it. A full batch of a batcher that `overlaps` starts while the one before is computed, so
+    that no core waits for the other's share of it, nor for Python between the two (1.1 times the rate of 32-image
+    requests, on two cores). Batchers that have work take turns, a batch each, whatever the priorities in them; so
+    does what is `run`, which is alone.
 
     Attributes:
         lock: Guards the queues of all batchers of this device.
@@ -50,11 +56,14 @@ class Device:
         self._jobs: deque[Work] = deque()
         self._batch_is_next = False
         self._unsettled = 0  # batches whose results the event loop has not handed out
-        self._idle = False
+        self._busy = 0  # threads that run something
+        self._idle = 0  # threads that wait
+        self._alone = False  # what runs wants nothing beside it
         self._held = False
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._work, name=f"compute-{i}", daemon=True) for i in range(2)]
+        for thread in self._threads:
+            thread.start()
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs `function` on the compute thread, after at most one more batch than the one in progress."""
@@ -89,7 +98,6 @@ class Device:
     def wake(self) -> None:
         """Tells the thread, with `lock` held, that a batch may be due."""
         if self._idle:
-            self._idle = False
             self.lock.notify()
 
     def computed(self) -> None:
@@ -107,46 +115,62 @@ class Device:
         """Keeps batches from starting, or lets them."""
         with self.lock:
             self._held = held
-            self.lock.notify()
+            self.lock.notify_all()
 
     def close(self) -> None:
-        """Ends the thread, after what it is running; batchers are closed before."""
+        """Ends the threads, after what they are running; batchers are closed before."""
         with self.lock:
             self._closing = True
-            self.lock.notify()
-        self._thread.join()
+            self.lock.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while work := self._next():
-            work()
-            del work  # holds a batch's arrays
+            try:
+                work()
+            finally:
+                del work  # holds a batch's arrays
+                with self.lock:
+                    self._busy -= 1
+                    self._alone = False
+                    self.lock.notify_all()
 
     def _next(self) -> Work | None:
         """Waits for something to run; None when the device was closed."""
         with self.lock:
             while True:
                 due = _NEVER
-                if not self._held and (self._batch_is_next or not self._jobs):
-                    work, due = self._next_batch()
-                    if work:
-                        self._batch_is_next = False
-                        return work
-                if self._jobs:
-                    self._batch_is_next = True
-                    return self._jobs.popleft()
-                if self._closing:
+                if not self._alone:
+                    if not self._held and (self._batch_is_next or not self._jobs):
+                        work, due = self._next_batch()
+                        if work:
+                            self._batch_is_next = False
+                            self._busy += 1
+                            return work
+                    if self._jobs and not self._busy:
+                        self._batch_is_next = True
+                        self._alone = True
+                        self._busy += 1
+                        return self._jobs.popleft()
+                if self._closing and not self._jobs:
                     return None
-                self._idle = True
+                self._idle += 1
                 self.lock.wait(None if due == _NEVER else max(0.0, due - monotonic()))
-                self._idle = False
+                self._idle -= 1
 
     def _next_batch(self) -> tuple[Work | None, float]:
         """A batch of the batcher whose turn it is, or None and when there may be one."""
         now, due, settled = monotonic(), _NEVER, not self._unsettled
         for _ in range(len(self._sources)):
             source = self._sources[0]
+            if self._busy and source.due(True) <= now and not (source.overlaps and source.due(False) <= now):
+                return None, _NEVER  # its turn comes when the device is free, and nobody goes before
             self._sources.rotate(-1)
             if source.due(settled) <= now and (work := source.take(now)):
+                self._alone = not source.overlaps
+                if source.due(False) <= now:
+                    self.wake()  # another thread, for the next one
                 return work, now
             due = min(due, source.due(settled))
         return None, due

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import Backend, edit
+from engine.backends import Backend, edit, overlaps
 from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.errors import InvalidRequest
@@ -117,6 +117,7 @@ class Model:
                 max_batch_size=manifest.max_batch_size,
                 max_delay=settings.max_delay,
                 max_queue=settings.max_queue,
+                overlaps=overlaps(backend),
                 watch=watch(graph),
             )
             for graph, (run, shape, dtype) in queues.items()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -123,3 +124,85 @@ def test_a_smaller_batch_waits_for_the_next_requests_of_clients_that_were_just_a
         await asyncio.gather(answered, other)
 
     assert play(scene).batches == [[1], [3, 2]]
+
+
+class Counted:
+    """Computes, and notes how many do at the same time; full batches wait until `meet` of them do."""
+
+    def __init__(self, meet: int) -> None:
+        self.inside = 0
+        self.most = 0
+        self.order: list[int] = []
+        self._lock = threading.Lock()
+        self._barrier = threading.Barrier(meet)
+
+    def __call__(self, batch: Array, parts: Sequence[Part]) -> tuple[Array, ...]:
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.order.append(len(batch))
+        if len(batch) == MAX_BATCH_SIZE:
+            self._barrier.wait(10)
+        elif self.inside > 1:
+            raise RuntimeError("a batch that isn't full was started beside another")
+        with self._lock:
+            self.inside -= 1
+        return (batch,)
+
+
+@pytest.mark.parametrize(("overlaps", "most"), [(True, 2), (False, 1)])
+def test_full_batches_are_computed_side_by_side_where_the_backend_likes_it(overlaps: bool, most: int) -> None:
+    async def scene() -> Counted:
+        run, device = Counted(meet=most), Device()
+        batcher = Batcher(run, (2,), np.float32, device, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
+        for count in (2 * MAX_BATCH_SIZE, 2, 4 * MAX_BATCH_SIZE + 3, 1):
+            sent = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+            (got,) = await batcher.submit(sent)
+            np.testing.assert_array_equal(got, sent)
+        await batcher.close()
+        device.close()
+        return run
+
+    run = asyncio.run(scene())
+    assert run.most == most
+    assert run.order == [8, 8, 2, 8, 8, 8, 8, 3, 1]
+
+
+def test_who_wants_the_device_alone_gets_its_turn_among_full_batches() -> None:
+    order: list[str] = []
+    inside: list[str] = []
+
+    def compute(name: str) -> Callable[[Array, Sequence[Part]], tuple[Array, ...]]:
+        def run(batch: Array, parts: Sequence[Part]) -> tuple[Array, ...]:
+            inside.append(name)
+            order.append("+".join(sorted(inside)))
+            time.sleep(0.001)
+            inside.remove(name)
+            return (batch,)
+
+        return run
+
+    async def scene() -> None:
+        device = Device()
+        many, alone = (
+            Batcher(
+                compute(name), (2,), np.float32, device, max_batch_size=4, max_queue=10_000, overlaps=name == "many"
+            )
+            for name in ("many", "alone")
+        )
+        flood = asyncio.ensure_future(many.submit(np.zeros((2000, 2), np.float32)))
+        await asyncio.sleep(0.01)
+        await alone.submit(np.zeros((1, 2), np.float32))
+        assert not flood.done()
+        await device.run(lambda: order.append("job" + "".join(inside)))
+        assert not flood.done()
+        await flood
+        for batcher in (many, alone):
+            await batcher.close()
+        device.close()
+
+    asyncio.run(scene())
+    assert order.count("alone") == 1
+    assert order.count("job") == 1
+    assert "alone+many" not in order
+    assert "many+many" in order

@@ -1,6 +1,7 @@
 import importlib
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from bundles import reseal
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
-from engine.backends import edit, open_backend, open_graphs, warm_up
+from engine.backends import edit, open_backend, open_graphs, overlaps, warm_up
 from engine.bundle import Bundle
 from engine.errors import BackendError, BundleError
 
@@ -178,3 +179,20 @@ def test_an_edit_in_one_graph_is_what_two_graphs_make_of_it(tiny_bundle: Path, s
     # And the two graphs that it was made from are as they were.
     np.testing.assert_array_equal(backend.encode(images)[0], latents_of(images))
     np.testing.assert_array_equal(backend.decode(latents_of(images)), images)
+
+
+@pytest.mark.parametrize(("split", "threads"), [(False, 1), (True, 2)])
+def test_batches_may_overlap(tiny_bundle: Path, split: bool, threads: int) -> None:
+    backend = open_tiny(tiny_bundle, split=split, threads=threads)
+    assert overlaps(backend)
+
+    def work(seed: int) -> None:
+        for turn in range(40):
+            images = random_images(1 + (seed + turn) % 9, seed=100 * seed + turn)
+            steps = np.full((len(images), LATENT_DIM), seed, np.float32)
+            edited, mu = edit(backend, images, steps)
+            np.testing.assert_array_equal(mu, latents_of(images))
+            np.testing.assert_array_equal(edited, images_of(latents_of(images) + steps))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
