@@ -123,6 +123,7 @@ class CallInterceptor:
                             method.sent_bytes += len(data)
                             messages.answered()
                             yield data
+                    await context.drain()
                 finally:
                     messages.close()
                     self._streams.discard(messages)

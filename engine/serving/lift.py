@@ -107,20 +107,26 @@ class _Walk:
         groups = 0  # that are open
         kept = position = start  # what is before `kept` is in `rest`, or cut out
         while position < stop:
-            self._count()
-            tag, content = _varint(data, position)
-            self.plain = self.plain and content == position + 1
-            if tag & 7 in (_GROUP, _END_OF_GROUP):
+            self._fields += 1
+            if self._fields > _MAX_FIELDS:
+                raise InvalidRequest(f"the request has more than {_MAX_FIELDS} fields; send several requests")
+            tag, length_at = data[position], position + 1
+            if tag > 0x7F:
+                tag, length_at = _varint(data, position)
                 self.plain = False
-                groups += 1 if tag & 7 == _GROUP else -1
-                position = content
+            kind = tag & 7
+            if kind in (_GROUP, _END_OF_GROUP):
+                self.plain = False
+                groups += 1 if kind == _GROUP else -1
+                position = length_at
                 continue
-            if tag & 7 != _LENGTH:
-                position = self._after(tag & 7, content)
+            if kind != _LENGTH:
+                position = self._after(kind, length_at)
                 continue
-            length_at = content
-            length, content = _varint(data, length_at)
-            self.plain = self.plain and content <= length_at + _LONGEST_LENGTH
+            length, content = data[length_at], length_at + 1
+            if length > 0x7F:
+                length, content = _varint(data, length_at)
+                self.plain = self.plain and content <= length_at + _LONGEST_LENGTH
             end = content + length
             if end > stop:
                 raise DecodeError("a field doesn't end")
@@ -142,11 +148,6 @@ class _Walk:
         if position > stop:
             raise DecodeError("a number doesn't end")
         return b"".join((*rest, data[kept:stop])) if found else b"", found
-
-    def _count(self) -> None:
-        self._fields += 1
-        if self._fields > _MAX_FIELDS:
-            raise InvalidRequest(f"the request has more than {_MAX_FIELDS} fields; send several requests")
 
     def _after(self, kind: int, position: int) -> int:
         """Where a field ends that has no length."""

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import grpc
 
 from engine.transport.core import CoreCall, Metadata, message_of, was_cancelled
+from engine.transport.flow import Inbox, Outbox
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,11 @@ class ServerCall:
         self._hand_over = hand_over
         self._task: asyncio.Task[None] | None = None
         self._gone = False
-        self._header_sent = False
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._trailing: Metadata = None
-        self._reading: asyncio.Future[bytes | None] | None = None
-        self._writing: asyncio.Future[bool] | None = None
+        self._inbox = Inbox(call, post)
+        self._outbox = Outbox(call, post)
 
     # On the queue's thread.
 
@@ -61,15 +61,6 @@ class ServerCall:
     def _closed(self, event: Any) -> None:
         if was_cancelled(event):
             self._post(self._leave)
-
-    def _received(self, event: Any, reading: "asyncio.Future[bytes | None]") -> None:
-        message = message_of(event)
-        if message is not None:
-            self._post(_settle, reading, message)
-        else:
-            # Core ends the messages of a call that was given up, too, and may tell so before it tells that the call
-            # is over; with one more turn through the queue, handlers don't take the one for the other.
-            self._core.receive_message(lambda _: self._post(_settle, reading, None))
 
     # On the event loop.
 
@@ -94,8 +85,6 @@ class ServerCall:
                 await self._stream(handler.unary_stream(self._decoded(message), self))
             else:
                 last = self._encoded(await handler.unary_unary(self._decoded(message), self))
-            if self._writing is not None:
-                await self._writing
         except grpc.aio.AbortError:
             pass  # the status is set
         except asyncio.CancelledError:
@@ -103,13 +92,14 @@ class ServerCall:
         except Exception:
             logger.exception("%s failed", self._core.path)
             self._code, self._details = grpc.StatusCode.INTERNAL, _FAILED
+        await self.drain()
         if not self._gone:
             self._end(last)
 
     def _end(self, last: bytes | None) -> None:
         code = self._code or grpc.StatusCode.OK
         message = last if code is grpc.StatusCode.OK else None
-        self._core.end(ignore, code, self._details, self._trailing, header=not self._header_sent, message=message)
+        self._core.end(ignore, code, self._details, self._trailing, header=not self._outbox.is_used, message=message)
 
     async def _stream(self, answers: Any) -> None:
         if hasattr(answers, "__aiter__"):
@@ -143,33 +133,26 @@ class ServerCall:
             asyncio.CancelledError: When the client has gone before it had said all.
         """
         self._check()
-        if self._reading is None:
-            reading = self._reading = asyncio.get_running_loop().create_future()
-            self._core.receive_message(lambda event: self._received(event, reading))
-        # Whoever is cancelled while waiting loses no message: the next reader gets it.
-        message = await asyncio.shield(self._reading)
-        self._reading = None
+        message = await self._inbox.get()
         if message is not None:
             return message
         self._check()
         return grpc.aio.EOF
 
     async def write(self, answer: Any) -> None:
-        """Sends an answer of a stream, after the one before has left: a client that doesn't read holds this up.
+        """Sends an answer of a stream; while many have not left, it waits: a client that doesn't read holds this up.
 
         Raises:
             asyncio.CancelledError: When the client has gone.
         """
         self._check()
-        data = self._encoded(answer)
-        # Whoever is cancelled while waiting cancels no wait but their own.
-        if self._writing is not None and not await asyncio.shield(self._writing):
+        if not await self._outbox.put(self._encoded(answer)):
             raise asyncio.CancelledError
-        writing = self._writing = asyncio.get_running_loop().create_future()
-        self._core.send(
-            lambda event: self._post(_settle, writing, event.success), header=not self._header_sent, message=data
-        )
-        self._header_sent = True
+
+    async def drain(self) -> None:
+        """Returns when the answers of a stream have left, or can't any more."""
+        if self._outbox.is_used:
+            await self._outbox.drain()
 
     def _check(self) -> None:
         if self._gone:
@@ -209,11 +192,6 @@ class ServerCall:
     def auth_context(self) -> dict[str, list[bytes]]:
         """What TLS knows about the client."""
         return self._core.auth_context()
-
-
-def _settle(future: "asyncio.Future[Any]", value: Any) -> None:
-    if not future.done():
-        future.set_result(value)
 
 
 def ignore(_: Any) -> None:

@@ -24,6 +24,8 @@ from wires import (
     until,
 )
 
+from engine.transport.flow import MAX_BYTES
+
 
 @in_loop
 async def test_a_stream_keeps_the_order_and_ends_when_the_client_has_said_all() -> None:
@@ -94,7 +96,7 @@ async def test_a_client_that_does_not_read_holds_up_the_answers() -> None:
             written += 1
             yield bytes(10_000)
 
-    ahead = 3  # on its way into core, and asked for by the next turn
+    ahead = MAX_BYTES / 10_000 + 3  # on its way into core, and asked for by the next turn
     async with serving(Services(Flood=answers(handle)), ("grpc.http2.max_ping_strikes", 0)) as target:
         wire = await Wire.to(target)
         wire.send(Wire.call(1, path("Flood").encode()))

@@ -1,0 +1,162 @@
+"""The messages of a stream between core and the event loop, a few of them at a time.
+
+gRPC core takes one message of a call at a time and brings one at a time. If the event loop had to ask for each, it
+would be woken twice for each; so the thread that waits for core asks for the next itself, as long as there is little
+that nobody has taken. A handler finds what has come meanwhile, and leaves what is to go, mostly without waiting.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from engine.transport.core import CoreCall, message_of
+
+# More than this is not held here, in either direction: who is slow holds up who is fast, through HTTP/2's windows.
+MAX_BYTES = 65_536
+MAX_MESSAGES = 16
+
+Post = Callable[..., None]
+_Waiting = list["asyncio.Future[None]"]
+
+
+class Inbox:
+    """Messages that have come, to the last; nothing is read before somebody asks for the first.
+
+    Args:
+        call: Whose they are.
+        post: Has a function called on the event loop, from any thread.
+    """
+
+    def __init__(self, call: CoreCall, post: Post) -> None:
+        self._call = call
+        self._post = post
+        self._lock = threading.Lock()
+        self._messages: deque[bytes] = deque()
+        self._bytes = 0
+        self._asked = False  # core is to bring the next one
+        self._ended = False
+        self._waiting: _Waiting = []
+
+    async def get(self) -> bytes | None:
+        """The next message; None after the last. Whoever is cancelled while waiting takes none."""
+        while True:
+            with self._lock:
+                message = self._messages.popleft() if self._messages else None
+                if message is not None:
+                    self._bytes -= len(message)
+                ask = self._wants_more()
+                waiting = None if message is not None or self._ended else _wait(self._waiting)
+            if ask:
+                self._call.receive_message(self._received)
+            if waiting is None:
+                return message
+            await waiting
+
+    def _received(self, event: Any) -> None:
+        message = message_of(event)
+        if message is not None:
+            self._take(message)
+        else:
+            # Core ends the messages of a call that was given up, too, and may tell so before it tells that the call
+            # is over; with one more turn through the queue, handlers don't take the one for the other.
+            self._call.receive_message(lambda _: self._take(None))
+
+    def _take(self, message: bytes | None) -> None:
+        with self._lock:
+            self._asked = False
+            if message is None:
+                self._ended = True
+            else:
+                self._messages.append(message)
+                self._bytes += len(message)
+            ask = self._wants_more()
+            waiting, self._waiting = self._waiting, []
+        if ask:
+            self._call.receive_message(self._received)
+        if waiting:
+            self._post(_wake, waiting)
+
+    def _wants_more(self) -> bool:
+        """Whether core is to be asked for a message, which the caller then does; with the lock held."""
+        full = self._bytes >= MAX_BYTES or len(self._messages) >= MAX_MESSAGES
+        if self._asked or self._ended or full:
+            return False
+        self._asked = True
+        return True
+
+
+class Outbox:
+    """Messages that are to go, in their order.
+
+    Args:
+        call: Whose they are.
+        post: Has a function called on the event loop, from any thread.
+    """
+
+    def __init__(self, call: CoreCall, post: Post) -> None:
+        self._call = call
+        self._post = post
+        self._lock = threading.Lock()
+        self._messages: deque[bytes] = deque()  # the first is being sent
+        self._bytes = 0
+        self._broken = False
+        self._waiting: _Waiting = []
+        self.is_used = False
+        """Whether anything was put, and so the header is sent."""
+
+    async def put(self, message: bytes) -> bool:
+        """Leaves a message here, when there is room; False when it can't be sent, since the client has gone.
+
+        Whoever is cancelled while waiting leaves none.
+        """
+        await self._until(lambda: len(self._messages) < MAX_MESSAGES and self._bytes < MAX_BYTES)
+        with self._lock:
+            if self._broken:
+                return False
+            self._messages.append(message)
+            self._bytes += len(message)
+            send = len(self._messages) == 1
+            header, self.is_used = not self.is_used, True
+        if send:
+            self._call.send(self._sent, header=header, message=message)
+        return True
+
+    async def drain(self) -> None:
+        """Returns when everything has left, or can't."""
+        await self._until(lambda: not self._messages)
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while True:
+            with self._lock:
+                if self._broken or holds():
+                    return
+                waiting = _wait(self._waiting)
+            await waiting
+
+    def _sent(self, event: Any) -> None:
+        with self._lock:
+            self._bytes -= len(self._messages.popleft())
+            if not event.success:
+                self._broken = True
+                self._messages.clear()
+            message = self._messages[0] if self._messages else None
+            waiting, self._waiting = self._waiting, []
+        if message is not None:
+            self._call.send(self._sent, header=False, message=message)
+        if waiting:
+            self._post(_wake, waiting)
+
+
+def _wait(waiting: _Waiting) -> "asyncio.Future[None]":
+    """One more who waits."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waiting.append(future)
+    return future
+
+
+def _wake(waiting: _Waiting) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
