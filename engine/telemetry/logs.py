@@ -4,10 +4,13 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Literal
 
 from engine.calls.call import current
+
+logger = logging.getLogger(__name__)
 
 FIELDS = ("method", "code", "client", "milliseconds", "error")
 """Extra attributes of log records that become keys of the JSON objects."""
@@ -62,8 +65,33 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 
+class Throttle:
+    """Lets a few lines a second through, and counts the others.
+
+    Args:
+        most: Lines a second.
+        tell: Takes the number of those that were left out of a second, when the next line comes after it.
+    """
+
+    def __init__(self, most: int, tell: Callable[[int], None]) -> None:
+        self._most = most
+        self._tell = tell
+        self._second = 0
+        self._lines = 0
+
+    def passes(self) -> bool:
+        """Whether there is to be a line."""
+        second = int(time.monotonic())
+        if second != self._second:
+            left_out, self._second, self._lines = self._lines - self._most, second, 0
+            if left_out > 0:
+                self._tell(left_out)
+        self._lines += 1
+        return self._lines <= self._most
+
+
 class CallLog:
-    """One line for each call: for failed ones at info, for others at debug.
+    """One line for each call: for failed ones at info, for others at debug; and one for each failed answer in a stream.
 
     In an overload thousands fail in a second, and writing of them all would cost more than they do: beyond a hundred a
     second they are counted only.
@@ -72,26 +100,21 @@ class CallLog:
         verbose: Whether answered calls have lines too.
     """
 
-    _MOST = 100  # lines a second
-
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self.verbose = logger.isEnabledFor(logging.DEBUG)
-        self._second = 0
-        self._lines = 0
+        self._throttle = Throttle(100, self._tell)
 
     def failed(self, method: str, code: str, client: str, seconds: float, error: str) -> None:
         """A call was refused, failed or was given up."""
-        if not self._logger.isEnabledFor(logging.INFO):
-            return
-        second = int(time.monotonic())
-        if second != self._second:
-            if (left_out := self._lines - self._MOST) > 0:
-                self._logger.info("%d more calls failed, for which there are no lines", left_out)
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines <= self._MOST:
+        if self._logger.isEnabledFor(logging.INFO) and self._throttle.passes():
             self._write(logging.INFO, (method, code, client, round(seconds * 1000, 3), error[:_MOST_ERROR]))
+
+    def failed_in_stream(self, method: str, code: str, client: str, error: str) -> None:
+        """A request of a stream was answered with an error; the stream goes on."""
+        if self._logger.isEnabledFor(logging.INFO) and self._throttle.passes():
+            fields = {"method": method, "code": code, "client": client, "error": error[:_MOST_ERROR]}
+            self._logger.info("%s answered %s to %s: %s", *fields.values(), extra=fields)
 
     def answered(self, method: str, client: str, seconds: float) -> None:
         """A call was answered."""
@@ -101,3 +124,6 @@ class CallLog:
     def _write(self, level: int, values: tuple[str, str, str, float, str]) -> None:
         text = "%s %s for %s in %.3f ms: %s" if values[-1] else "%s %s for %s in %.3f ms%s"
         self._logger.log(level, text, *values, extra=dict(zip(FIELDS, values, strict=True)))
+
+    def _tell(self, left_out: int) -> None:
+        self._logger.info("%d more requests failed, for which there are no lines", left_out)

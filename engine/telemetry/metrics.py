@@ -55,22 +55,29 @@ class Histogram:
 class MethodFigures:
     """The figures of one RPC.
 
+    Args:
+        path: Of the RPC, for example "/dfcvae.v1.LatentEngine/Edit", or its name alone.
+
     Attributes:
+        path: As given.
         name: Of the RPC, for example "Edit".
         images: Images and latents that calls asked for.
         received_messages: Messages that came in.
         received_bytes: Their bytes.
         sent_bytes: Bytes of the messages that went out.
         codes: Calls that have ended, by gRPC status.
+        answers: Requests within streams that were answered, by "OK" or the gRPC status of the error in the answer.
         seconds: From a call's arrival to its end.
         turned_away: Calls that were refused unseen for want of room, beside those in `codes`; a figure of the
             transport's thread.
     """
 
     __slots__ = (
+        "answers",
         "codes",
         "images",
         "name",
+        "path",
         "received_bytes",
         "received_messages",
         "seconds",
@@ -78,13 +85,15 @@ class MethodFigures:
         "turned_away",
     )
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.name = path.rpartition("/")[2]
         self.images = 0
         self.received_messages = 0
         self.received_bytes = 0
         self.sent_bytes = 0
         self.codes: dict[str, int] = {}
+        self.answers: dict[str, int] = {}
         self.seconds = Histogram(_SECONDS)
         self.turned_away = 0
 
@@ -92,6 +101,10 @@ class MethodFigures:
         """A message of `size` bytes came in."""
         self.received_messages += 1
         self.received_bytes += size
+
+    def answered(self, code: str) -> None:
+        """A request of a stream was answered, with "OK" or the gRPC status of the error in its answer."""
+        self.answers[code] = self.answers.get(code, 0) + 1
 
     def ended(self, code: str, seconds: float) -> None:
         """A call has ended, `seconds` after it came, with a gRPC status."""
@@ -152,9 +165,9 @@ class Metrics:
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    def method(self, name: str) -> MethodFigures:
-        """New figures of an RPC."""
-        figures = MethodFigures(name)
+    def method(self, path: str) -> MethodFigures:
+        """New figures of an RPC, by its path or its name."""
+        figures = MethodFigures(path)
         self._methods.append(figures)
         return figures
 
@@ -216,6 +229,9 @@ class Metrics:
         methods, label = self._methods, ["method"]
         codes = [((one.name, code), count) for one in methods for code, count in one.ends()]
         yield _counter("requests", "Calls that have ended, by gRPC status.", ["method", "code"], codes)
+        answers = [((one.name, code), count) for one in methods for code, count in dict(one.answers).items()]
+        text = "Requests within streams that were answered, by the gRPC status of the error in the answer, or OK."
+        yield _counter("stream_answers", text, ["method", "code"], answers)
         yield _histogram(
             "request_seconds",
             "From a call's arrival to its end.",

@@ -66,7 +66,7 @@ def test_a_flood_of_failures_is_counted_and_not_written(
     now += 1
     log.failed("Edit", "RESOURCE_EXHAUSTED", "anna", 0.001, "the queue is full")
     summary, line = capsys.readouterr().err.splitlines()
-    assert summary.endswith("4900 more calls failed, for which there are no lines")
+    assert summary.endswith("4900 more requests failed, for which there are no lines")
     assert line.endswith("Edit RESOURCE_EXHAUSTED for anna in 1.000 ms: the queue is full")
 
 
@@ -77,3 +77,25 @@ def test_answered_calls_are_lines_for_debugging_only(capsys: pytest.CaptureFixtu
         written = capsys.readouterr().err.splitlines()
         assert len(written) == lines
     assert written[0].endswith("DEBUG engine.calls: Edit OK for anna in 2.500 ms")
+
+
+def test_a_failed_answer_of_a_stream_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("info", "json")
+    enter(Call(request_id="id-3"))
+    CallLog(logging.getLogger("engine.calls")).failed_in_stream("EditStream", "NOT_FOUND", "anna", "no such attribute")
+    line = json.loads(capsys.readouterr().err)
+    assert line["message"] == "EditStream answered NOT_FOUND to anna: no such attribute"
+    expected = {"request_id": "id-3", "method": "EditStream", "code": "NOT_FOUND", "client": "anna"}
+    assert expected.items() <= line.items()
+
+
+def test_failures_within_streams_and_of_calls_are_limited_together(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.set_up("info", "text")
+    log = CallLog(logging.getLogger("engine.calls"))
+    monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: 1000.0)
+    for _ in range(80):
+        log.failed("Edit", "NOT_FOUND", "anna", 0.001, "no such attribute")
+        log.failed_in_stream("EditStream", "NOT_FOUND", "anna", "no such attribute")
+    assert len(capsys.readouterr().err.splitlines()) == 100
