@@ -27,16 +27,10 @@ def set_up(level: str, form: Literal["text", "json"]) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_add_request_id)
+    handler.addFilter(GrpcFilter())
     text = "%(asctime)s %(levelname)s %(name)s: %(tag)s%(message)s"
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Clients can make gRPC complain of every call, for example with keys that aren't UTF-8: a line each is enough.
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_drop_trace)
-
-
-def _drop_trace(record: logging.LogRecord) -> bool:
-    record.exc_info = None
-    return True
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:
@@ -88,6 +82,31 @@ class Throttle:
                 self._tell(left_out)
         self._lines += 1
         return self._lines <= self._most
+
+
+class GrpcFilter(logging.Filter):
+    """Keeps short what gRPC itself has to say.
+
+    Whoever can connect can make it complain, with bytes of his choice: of each value of a call's metadata that isn't
+    UTF-8, a token among them, before anyone looks at the call. So bytes are shown as their number, without a trace,
+    and there are a few lines a second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._throttle = Throttle(5, self._tell)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is logged; what it says of metadata is taken out of it."""
+        if not record.name.startswith("grpc."):
+            return True
+        record.exc_info = None
+        if isinstance(record.args, tuple):
+            record.args = tuple(f"{len(arg)} bytes" if isinstance(arg, bytes) else arg for arg in record.args)
+        return self._throttle.passes()
+
+    def _tell(self, left_out: int) -> None:
+        logger.warning("gRPC had %d more to complain of, for which there are no lines", left_out)
 
 
 class CallLog:

@@ -99,3 +99,29 @@ def test_failures_within_streams_and_of_calls_are_limited_together(
         log.failed("Edit", "NOT_FOUND", "anna", 0.001, "no such attribute")
         log.failed_in_stream("EditStream", "NOT_FOUND", "anna", "no such attribute")
     assert len(capsys.readouterr().err.splitlines()) == 100
+
+
+def test_what_clients_make_grpc_complain_of_is_not_written_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.set_up("info", "text")
+    grpc = logging.getLogger("grpc._cython.cygrpc")
+    now = 1000.0
+    monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: now)
+
+    def complain(times: int) -> None:
+        for _ in range(times):
+            try:
+                b"Bearer token\xff".decode()
+            except UnicodeDecodeError:
+                grpc.exception("Invalid encoding on %s", b"Bearer token\xff")
+
+    complain(50)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5
+    assert all(line.endswith("ERROR grpc._cython.cygrpc: Invalid encoding on 13 bytes") for line in lines)
+    now += 1
+    complain(1)
+    summary, line = capsys.readouterr().err.splitlines()
+    assert summary.endswith("gRPC had 45 more to complain of, for which there are no lines")
+    assert line.endswith("Invalid encoding on 13 bytes")
