@@ -12,7 +12,7 @@ class Tracing:
 
     Args:
         destination: "console", or the URL of a collector (OTLP over HTTP); one without a path means /v1/traces.
-        service: Name of the service in the spans.
+        service: The service of methods that are named without theirs.
 
     Raises:
         StartupError: When the packages aren't installed.
@@ -43,15 +43,23 @@ class Tracing:
         self._trace, self._extract = trace, propagate.extract
 
     def start(self, method: str, request_id: str, metadata: Sequence[tuple[str, str | bytes]]) -> Any:
-        """Starts the span of a call; `end` ends it."""
+        """Starts the span of a call; `end` ends it.
+
+        Args:
+            method: Path of the call's method, "/service/method", or the method's name alone.
+            request_id: Of the call.
+            metadata: That came with the call.
+        """
+        service, _, method = method.lstrip("/").rpartition("/")
+        service = service or self._service
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
         return self._tracer.start_span(
-            f"{self._service}/{method}",
+            f"{service}/{method}",
             context=self._extract(carrier),
             kind=self._trace.SpanKind.SERVER,
             attributes={
                 "rpc.system": "grpc",
-                "rpc.service": self._service,
+                "rpc.service": service,
                 "rpc.method": method,
                 "dfcvae.request_id": request_id,
             },

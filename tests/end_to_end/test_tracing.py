@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from servers import ServerProcess, run_python
@@ -84,6 +85,19 @@ def make_calls(server: ServerProcess) -> None:
         list(stub.EditStream(iter([pb.EditStreamRequest(latents=latents)]), timeout=30))
 
 
+def spans_on_the_console(server: ServerProcess) -> list[Any]:
+    """What a server that is about to end leaves there."""
+    assert server.process.stdout is not None
+    text = server.process.stdout.read()
+    assert server.wait() == 0
+    spans, decoder = [], json.JSONDecoder()
+    while text := text.lstrip():
+        span, end = decoder.raw_decode(text)
+        spans.append(span)
+        text = text[end:]
+    return spans
+
+
 def test_every_call_is_a_span_below_that_of_the_client(tiny_bundle: Path, tmp_path: Path) -> None:
     with collector() as taking:
         with ServerProcess(traced_command(tiny_bundle, taking.url), tmp_path) as server:
@@ -110,18 +124,26 @@ def test_every_call_is_a_span_below_that_of_the_client(tiny_bundle: Path, tmp_pa
     assert (attributes(stream)["rpc.method"], attributes(stream)["dfcvae.images"]) == ("EditStream", 3)
 
 
+def test_a_span_has_the_service_that_was_called(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        ServerProcess(traced_command(tiny_bundle, "console"), tmp_path) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        assert len(list(reflection.ServerReflectionInfo(iter([request]), timeout=30))) == 1
+        server.terminate()
+        (span,) = spans_on_the_console(server)
+    assert span["name"] == "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    assert span["attributes"]["rpc.service"] == "grpc.reflection.v1alpha.ServerReflection"
+    assert span["attributes"]["rpc.method"] == "ServerReflectionInfo"
+
+
 def test_spans_can_go_to_the_console(tiny_bundle: Path, tmp_path: Path) -> None:
     with ServerProcess(traced_command(tiny_bundle, "console"), tmp_path) as server:
         make_calls(server)
         server.terminate()
-        assert server.process.stdout is not None
-        text = server.process.stdout.read()
-        assert server.wait() == 0
-    spans, decoder = [], json.JSONDecoder()
-    while text := text.lstrip():
-        span, end = decoder.raw_decode(text)
-        spans.append(span)
-        text = text[end:]
+        spans = spans_on_the_console(server)
     assert [span["attributes"]["rpc.method"] for span in spans] == ["Decode", "Decode", "EditStream"]
 
 
