@@ -149,16 +149,20 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
 def decode_file(data: bytes, image_size: int, crop: int | None, max_pixels: int = MAX_FILE_PIXELS) -> Bytes:
     """Decodes a JPEG, PNG or WebP file and prepares it, uint8 [S, S, 3].
 
+    `max_pixels` is held against the file's header, before anything is decoded. Pillow has a limit of its own, one for
+    the whole process, which would come first and can be lower: it is lifted here, where another takes its place, and
+    not for those who only import this module.
+
     Raises:
         InvalidRequest: When it is of another format, damaged, truncated, or too large.
     """
+    Image.MAX_IMAGE_PIXELS = None
     try:
         _check_parts(data)
+        if size := _webp_size(data):
+            _check_pixels(*size, max_pixels)
         with Image.open(io.BytesIO(data), formats=FILE_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise InvalidRequest(
-                    f"is {image.width}x{image.height} pixels, more than the accepted {max_pixels}; make it smaller"
-                )
+            _check_pixels(*image.size, max_pixels)
             image.load()
             _check_number(len(image.info.get("exif", b"")), _MAX_EXIF_BYTES, "bytes of EXIF data")
             return prepare(image, image_size, crop)
@@ -167,10 +171,28 @@ def decode_file(data: bytes, image_size: int, crop: int | None, max_pixels: int 
     except UnidentifiedImageError:
         start = data[:4].hex(" ") or "nothing"
         raise InvalidRequest(f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one") from None
-    except Image.DecompressionBombError:
-        raise InvalidRequest(f"has more than the {max_pixels} pixels that are accepted; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
         raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP file, pixels; None where its start is not that of one.
+
+    Unlike those of JPEG and PNG, Pillow's decoder takes memory for all pixels as soon as it is made.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _check_pixels(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise InvalidRequest(f"is {width}x{height} pixels, more than the accepted {limit}; make it smaller")
 
 
 def _check_parts(data: bytes) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import io
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,12 @@ from torchvision import transforms
 from engine.bundle import Preprocessing
 from engine.calls.call import Call, enter
 from engine.errors import InvalidRequest
-from engine.images import Codec, decode_file, encode_file, from_raw, prepare, to_rgb
+from engine.images import MAX_FILE_PIXELS, Codec, decode_file, encode_file, from_raw, prepare, to_rgb
+
+
+@pytest.fixture(autouse=True)
+def _leave_pillow_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -122,21 +128,52 @@ def test_truncated_files_are_refused(file_format: str) -> None:
         decode_file(file[: len(file) // 2], 16, None)
 
 
-@pytest.mark.parametrize("size", [(8001, 8000), (20_000, 20_000)])
-def test_decompression_bombs_are_refused_unread(size: tuple[int, int]) -> None:
-    # A PNG that only claims its size: its pixels would fail to decode, so the size must be what is refused.
-    file = bytearray(as_file(Image.new("L", (1, 1)), "PNG"))
-    header = file.index(b"IHDR")
-    file[header + 4 : header + 12] = size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
-    file[header + 17 : header + 21] = _crc(file[header : header + 17])
-    with pytest.raises(InvalidRequest, match="more than the"):
-        decode_file(bytes(file), 16, None)
+def claiming(file_format: str, width: int, height: int) -> bytes:
+    """A file of a few pixels whose header claims many."""
+    if file_format.startswith("WEBP"):
+        image = Image.new("RGB", (16, 16))
+        buffer = io.BytesIO()
+        profile = b"profile" if file_format == "WEBP VP8X" else b""
+        image.save(buffer, "WEBP", lossless=file_format == "WEBP VP8L", icc_profile=profile)
+        file = bytearray(buffer.getvalue())
+        assert file[12:16] == file_format[5:].ljust(4).encode()
+        if file_format == "WEBP VP8X":
+            file[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        elif file_format == "WEBP VP8L":
+            file[21:25] = ((width - 1) | (height - 1) << 14).to_bytes(4, "little")
+        else:
+            file[26:30] = width.to_bytes(2, "little") + height.to_bytes(2, "little")
+        return bytes(file)
+    file = bytearray(as_file(Image.new("L", (1, 1)), file_format))
+    if file_format == "JPEG":
+        start = file.index(b"\xff\xc0") + 5
+        file[start : start + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    else:
+        start = file.index(b"IHDR")
+        file[start + 4 : start + 12] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+        file[start + 17 : start + 21] = zlib.crc32(file[start : start + 17]).to_bytes(4, "big")
+    return bytes(file)
 
 
-def _crc(chunk: bytes | bytearray) -> bytes:
-    import zlib
+FORMS = ["JPEG", "PNG", "WEBP VP8", "WEBP VP8L", "WEBP VP8X"]
 
-    return zlib.crc32(chunk).to_bytes(4, "big")
+
+@pytest.mark.parametrize("file_format", FORMS)
+@pytest.mark.parametrize("limit", [MAX_FILE_PIXELS, 255_999_999])
+def test_decompression_bombs_are_refused_unread(file_format: str, limit: int) -> None:
+    # 256 million pixels are more than Pillow accepts by itself, which must not be what is said.
+    with pytest.raises(InvalidRequest, match=f"is 16000x16000 pixels, more than the accepted {limit}; make it smaller"):
+        decode_file(claiming(file_format, 16_000, 16_000), 16, None, limit)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_it_is_the_operators_limit_that_counts(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = as_file(picture(61, 47), file_format)
+    expected = prepare(Image.open(io.BytesIO(file)), 16, None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    np.testing.assert_array_equal(decode_file(file, 16, None, 61 * 47), expected)
+    with pytest.raises(InvalidRequest, match="is 61x47 pixels, more than the accepted 2866"):
+        decode_file(file, 16, None, 61 * 47 - 1)
 
 
 def test_raw_pixels_are_not_copied() -> None:
