@@ -28,7 +28,9 @@ _LARGEST_STEP = 1e30
 
 # Sets of kept attributes are chosen by clients; this many are remembered.
 _REMEMBERED_SPANS = 256
+# So are edits. Of no more than so many names each: the memory is a few megabytes, whatever clients send.
 _REMEMBERED_MOVES = 1024
+_REMEMBERED_NAMES = 16
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Directions:
             UnknownAttribute: When this model has no direction of a name.
         """
         edits, kept = tuple(moves), tuple(keep)
-        if all(isinstance(target, str) for target, _ in edits):
+        if len(edits) + len(kept) <= _REMEMBERED_NAMES and all(isinstance(target, str) for target, _ in edits):
             return self._named_move_of(edits, kept)
         return self._sum(edits, kept)
 

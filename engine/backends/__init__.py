@@ -17,7 +17,11 @@ Floats = npt.NDArray[np.float32]
 
 
 class Backend(Protocol):
-    """The two graphs of a model. Inputs are C-contiguous; the arrays that come back belong to the caller."""
+    """The two graphs of a model. Inputs are C-contiguous; the arrays that come back belong to the caller.
+
+    Batches come one after the other, from any thread. A backend that computes several at the same time in less time
+    says with an attribute `overlaps`, an int, how many others may come while it is at one.
+    """
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, H, W, 3] RGB, to `mu` and `log_var` of their posterior, float32 [N, D] each."""
@@ -51,12 +55,9 @@ def edit(backend: Backend, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]
     return backend.decode(mu + steps), mu
 
 
-def overlaps(backend: Backend) -> bool:
-    """Whether a backend computes two batches at the same time in less time than one after the other.
-
-    It then says so with an attribute of this name.
-    """
-    return bool(getattr(backend, "overlaps", False))
+def overlaps(backend: Backend) -> int:
+    """How many other batches a backend takes while it computes one; 0 where it doesn't say."""
+    return int(getattr(backend, "overlaps", 0))
 
 
 PRECISIONS: dict[str, tuple[str, ...]] = {

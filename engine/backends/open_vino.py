@@ -8,6 +8,7 @@ faster (measured on one core with AMX), and a further compilation takes 0.05 s.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -30,8 +31,6 @@ Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-# That are computed at the same time.
-_BATCHES = 2
 _FLOATS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -63,6 +62,7 @@ class OpenVinoBackend:
             "settings": {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": threads},
             "max_batch_size": max_batch_size,
             "shares": threads if split else 1,
+            "batches": 1 + self.overlaps,
         }
         encoding = _read(core, encoder, ["images"], ["mu", "log_var"])
         decoding = _read(core, decoder, ["latents"], ["images"])
@@ -70,7 +70,7 @@ class OpenVinoBackend:
         self._decoder = _Graph(core, decoding, **common)
         self._editor = _Graph(core, _join(encoding, decoding), **common)
 
-    overlaps = True
+    overlaps = 1
     """The shares of two batches queue up behind each other, and no thread waits for the other."""
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
@@ -113,20 +113,23 @@ def _capabilities() -> list[str]:
 
 
 class _Graph:
-    """One graph in its compilations. `shares` is the number of parts that a batch is computed in at the same time."""
+    """One graph in its compilations, which computes `batches` at the same time, each in `shares` parts at once."""
 
-    def __init__(self, core: Any, model: Any, *, settings: dict[str, Any], max_batch_size: int, shares: int) -> None:
+    def __init__(
+        self, core: Any, model: Any, *, settings: dict[str, Any], max_batch_size: int, shares: int, batches: int
+    ) -> None:
         self._shares = shares
         self._free: SimpleQueue[int] = SimpleQueue()  # sets of requests, by the first of each
-        for batch in range(_BATCHES):
+        for batch in range(batches):
             self._free.put(batch * shares)
         # Threads are not pinned to cores: the server's own threads need those too.
         common = {**settings, "ENABLE_CPU_PINNING": False, "PERFORMANCE_HINT": "LATENCY"}
         spread = {**common, "NUM_STREAMS": shares}
         full = -(-max_batch_size // shares)
-        self._single = _Compiled(core, model, 1, {**common, "NUM_STREAMS": 1}, shares)
-        self._full = _Compiled(core, model, full, spread, shares)
-        self._any = _Compiled(core, model, None, spread, shares)
+        requests = batches * shares
+        self._single = _Compiled(core, model, 1, {**common, "NUM_STREAMS": 1}, requests)
+        self._full = _Compiled(core, model, full, spread, requests)
+        self._any = _Compiled(core, model, None, spread, requests)
 
     def run(self, *batches: Array) -> list[Array]:
         """Computes a batch, one array [N, ...] per input; the results are the caller's. From any thread."""
@@ -143,15 +146,13 @@ class _Graph:
         outputs = self._any.allocate(count)
         parts = min(self._shares, count)
         bounds = [count * part // parts for part in range(parts + 1)]
-        started = []
-        for request, (start, stop) in enumerate(pairwise(bounds), first):
-            compiled = self._choose(count, stop - start)
-            compiled.start(
-                request, [values[start:stop] for values in inputs], [values[start:stop] for values in outputs]
-            )
-            started.append((compiled, request))
-        for compiled, request in started:
-            compiled.wait(request)
+        with ExitStack() as started:  # waits for each, even when one fails: the set is free after that
+            for request, (start, stop) in enumerate(pairwise(bounds), first):
+                compiled = self._choose(count, stop - start)
+                compiled.start(
+                    request, [values[start:stop] for values in inputs], [values[start:stop] for values in outputs]
+                )
+                started.callback(compiled.wait, request)
         return outputs
 
     def _choose(self, count: int, share: int) -> "_Compiled":
@@ -172,7 +173,7 @@ class _Compiled:
                 shape[0] = count
             model.reshape(shapes)
         compiled = core.compile_model(model, "CPU", settings)
-        self._requests = [compiled.create_infer_request() for _ in range(_BATCHES * requests)]
+        self._requests = [compiled.create_infer_request() for _ in range(requests)]
         self._items = [
             (tuple(size.get_length() for size in list(output.partial_shape)[1:]), output.element_type.to_dtype())
             for output in compiled.outputs

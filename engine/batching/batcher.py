@@ -1,9 +1,10 @@
 """Dynamic batching: requests of all clients share batches, and nobody waits while the device is idle.
 
-A `Batcher` serves one graph. Several of them share one `Device`, whose thread computes one batch at a time; a
+A `Batcher` serves one graph. Several of them share one `Device`, whose threads compute their batches in turn; a
 batch is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the
-order that `engine.batching.fair_queue` describes. Per request there is one future and a few steps under a lock; per
-batch one message from the device's thread to the event loop.
+order that `engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with; a smaller
+one when the loop has handed out the batcher's own last results, so that the next requests of the same clients can be
+in it. Per request there is one future and a few steps under a lock; per batch one message from a thread to the loop.
 """
 
 import asyncio
@@ -87,8 +88,8 @@ class Batcher:
     Construct it inside a running event loop; all methods belong to that loop.
 
     Args:
-        run: Computes a batch, [n, *item_shape], to a tuple of arrays [n, ...] that are the caller's, on the
-            device's thread; the parts say, in order, which rows belong to which tag. An exception fails the
+        run: Computes a batch, [n, *item_shape], to a tuple of arrays [n, ...] that are the caller's, on a thread
+            of the device; the parts say, in order, which rows belong to which tag. An exception fails the
             requests in that batch and no others.
         item_shape: Shape of one item.
         dtype: Type of the items.
@@ -96,7 +97,7 @@ class Batcher:
         max_batch_size: Largest batch, items.
         max_delay: How long the first item of a batch may wait for others while the device is free, seconds.
         max_queue: Most items that may wait; a request beyond is refused at once.
-        overlaps: Whether `run` may be called twice at the same time.
+        overlaps: How many other batches may be computed while `run` is at one.
         watch: Is told what happens.
     """
 
@@ -110,7 +111,7 @@ class Batcher:
         max_batch_size: int,
         max_delay: float = 0.0,
         max_queue: int = 4096,
-        overlaps: bool = False,
+        overlaps: int = 0,
         watch: Watch = NO_WATCH,
     ) -> None:
         self._run = run
@@ -124,9 +125,10 @@ class Batcher:
         self._buffers = deque(np.empty((max_batch_size, *item_shape), dtype) for _ in range(1 + overlaps))
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
-        self._patience = Patience(max_batch_size)
+        self._patience = Patience()
         self._reserved: Counter[str] = Counter()  # items by client
-        self._computing = 0  # batches that were taken and not delivered
+        # What was taken from the queue, a batch or expired requests, until those who wait for it have seen the outcome.
+        self._unsettled = 0
         self._rate = _Rate()
         self._closing = False
         self._quiet = asyncio.Event()
@@ -157,8 +159,9 @@ class Batcher:
             reserved: Room that was held for this request; it is taken even while the batcher closes.
 
         Returns:
-            The outputs of `run` for these items, in their order. They may be views of a whole batch: copy what is
-            kept for long.
+            The outputs of `run` for these items, in their order. They may be views of a whole batch, and keep all of
+            it in memory: what outlives the answer, or waits for its turn, is the caller's to copy. Most answers are
+            written out at once, and a copy here would be their second.
 
         Raises:
             InvalidRequest: When the request is larger than the queue, or the priority isn't known.
@@ -236,33 +239,44 @@ class Batcher:
 
     async def close(self) -> None:
         """Refuses new requests, and returns when all accepted ones are answered and no reservation is held."""
-        self._closing = True
         with self._device.lock:
+            self._closing = True
             self._device.wake()
-        while self._computing or self._queue.waiting or self._reserved:
+        while self._has_work():
             self._quiet.clear()
             await self._quiet.wait()
         self._device.detach(self)
 
-    def due(self, settled: bool) -> float:
-        """For the device, on its thread: when the next batch should start."""
-        waiting = self._queue.waiting
-        if waiting >= self._max_batch_size:
+    def full(self) -> bool:
+        """For the device, on its threads: whether the next batch can't become larger."""
+        return self._queue.waiting >= self._max_batch_size
+
+    def due(self) -> float:
+        """For the device, on its threads: when the next batch should start."""
+        if self.full():
             return 0.0
-        if not waiting or not settled:
+        if not self._queue.waiting or self._unsettled:
             return float("inf")
-        return 0.0 if self._closing else max(self._since + self._max_delay, self._patience.until(waiting))
+        if self._closing:
+            return 0.0
+        return max(self._since + self._max_delay, self._patience.until(self._queue.requests))
 
     def take(self, now: float) -> Callable[[], None] | None:
-        """For the device, on its thread: puts a batch together."""
-        self._patience.taken(self._queue.waiting)
+        """For the device, on its threads: puts a batch together."""
+        requests, full = self._queue.requests, self.full()
         pieces, expired = self._queue.take(self._max_batch_size, now)
         if expired:
+            self._unsettled += 1
             self._call(self._expire, expired)
         if not pieces:
             return None
-        self._computing += 1
+        self._patience.taken(requests, full)
+        self._unsettled += 1
         return lambda: self._compute(pieces)
+
+    def _has_work(self) -> bool:
+        with self._device.lock:  # or what a thread has just taken is neither here nor there
+            return bool(self._unsettled or self._queue.waiting or self._reserved)
 
     def _push(self, request: Request, client: str, priority: int) -> None:
         with self._device.lock:
@@ -270,8 +284,8 @@ class Batcher:
             if not before:
                 self._since = request.arrived
             self._queue.push(request, client, priority)
-            enough = min(self._max_batch_size, self._patience.expected or self._max_batch_size)
-            if not before or before < enough <= self._queue.waiting:
+            filled = before < self._max_batch_size <= self._queue.waiting
+            if not before or filled or self._queue.requests == self._patience.expected:
                 self._device.wake()
 
     def _require_open(self) -> None:
@@ -303,7 +317,6 @@ class Batcher:
             with self._device.lock:
                 for piece in pieces:
                     self._queue.drop(piece.request)
-        self._device.computed()
         self._call(self._deliver, pieces, outputs, started, monotonic())
 
     def _run_batch(self, pieces: list[Piece]) -> tuple[Array, ...]:
@@ -335,17 +348,15 @@ class Batcher:
             logger.debug("results came after the event loop had closed")
 
     def _deliver(self, pieces: list[Piece], outputs: tuple[Array, ...] | None, started: float, ended: float) -> None:
-        answered = sum(piece.request.size for piece in pieces if piece.stop == piece.request.size)
+        answered = sum(request.size == stop and not request.future.done() for request, _, stop in pieces)
         with self._device.lock:
-            self._computing -= 1
-            self._patience.computed(answered, self._queue.waiting, ended - started, monotonic())
+            self._patience.computed(answered, self._queue.requests, ended - started, monotonic())
         count = 0
         for piece in pieces:
             end = count + piece.stop - piece.start
             self._hand_out(piece, outputs and tuple(output[count:end] for output in outputs))
             count = end
-        self._loop.call_soon(self._device.settle)  # after those who were waiting for these results
-        self._quiet.set()
+        self._loop.call_soon(self._settle)  # after those who were waiting for these results
         self._rate.add(count, min(piece.request.arrived for piece in pieces), ended)
         if outputs is None:
             self._watch.failed()
@@ -366,8 +377,15 @@ class Batcher:
     def _expire(self, expired: list[Request]) -> None:
         for request in expired:
             request.fail(DeadlinePassed("the deadline passed in the queue; allow more time"))
-        self._quiet.set()
+        self._loop.call_soon(self._settle)
         self._watch.waiting(self._queue.waiting)
+
+    def _settle(self) -> None:
+        with self._device.lock:
+            self._unsettled -= 1
+            if self._queue.waiting:
+                self._device.wake()
+        self._quiet.set()
 
 
 class _Rate:

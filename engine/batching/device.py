@@ -1,4 +1,4 @@
-"""The compute device: what serves several batchers in turn."""
+"""The compute device: threads that serve several batchers in turn."""
 
 import asyncio
 import threading
@@ -19,30 +19,28 @@ _NEVER = float("inf")
 class Source(Protocol):
     """What a device serves; the device calls its methods on its threads with its lock held."""
 
-    def due(self, settled: bool) -> float:
-        """Time (`time.monotonic`) from which a batch may start; infinity when there is nothing to compute.
-
-        Args:
-            settled: False: only a full batch is worth starting.
-        """
-
     @property
-    def overlaps(self) -> bool:
-        """Whether a batch may be started while another one is computed."""
+    def overlaps(self) -> int:
+        """How many other batches may be computed while one of this source is."""
+
+    def full(self) -> bool:
+        """Whether so much waits that the next batch can't become larger; it is due then, too."""
+
+    def due(self) -> float:
+        """Time (`time.monotonic`) from which a batch may start; infinity while none may."""
 
     def take(self, now: float) -> Work | None:
         """Puts a batch together; None when nothing is left to compute."""
 
 
 class Device:
-    """Two compute threads, of which mostly one computes.
+    """Compute threads: one, and as many more as the batches of a source like beside them.
 
-    A thread itself fetches its next batch when it becomes free: a full one at once, whatever the event loop is
-    busy with; a smaller one when the loop has handed out the results of the last, so that the next requests of the
-    same clients can be in it. A full batch of a batcher that `overlaps` starts while the one before is computed, so
-    that no core waits for the other's share of it, nor for Python between the two (1.1 times the rate of 32-image
-    requests, on two cores). Batchers that have work take turns, a batch each, whatever the priorities in them; so
-    does what is `run`, which is alone.
+    A thread itself fetches its next batch when it becomes free, whatever the event loop is busy with. Mostly one of
+    them computes. But a full batch of a source that `overlaps` starts while the one before is computed, so that no
+    core waits for the other's share of it, nor for Python between the two (1.1 times the rate of 32-image requests, on
+    two cores). Sources that have work take turns, a batch each, whatever the priorities in them; so does what is
+    `run`, which is alone.
 
     Attributes:
         lock: Guards the queues of all batchers of this device.
@@ -52,21 +50,20 @@ class Device:
     def __init__(self) -> None:
         self.lock = threading.Condition(threading.Lock())
         self.free = _Hold(self)
-        self._sources: deque[Source] = deque()
+        self._sources: deque[Source] = deque()  # whose turn is next comes first
         self._jobs: deque[Work] = deque()
-        self._batch_is_next = False
-        self._unsettled = 0  # batches whose results the event loop has not handed out
+        self._batch_is_next = False  # even if a job waits
+        # What runs started when nothing else did, or was a full batch that overlaps what is not alone; so `_alone`
+        # means that `_busy` is 1. Who becomes free looks for the next work: nobody needs to be told that he did.
         self._busy = 0  # threads that run something
-        self._idle = 0  # threads that wait
         self._alone = False  # what runs wants nothing beside it
-        self._held = False
+        self._held = False  # no batch starts
         self._closing = False
-        self._threads = [threading.Thread(target=self._work, name=f"compute-{i}", daemon=True) for i in range(2)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._start_threads(1)
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs `function` on the compute thread, after at most one more batch than the one in progress."""
+        """Runs `function` on a compute thread, alone, after at most one more batch than those in progress."""
         future: Future[T] = Future()
 
         def job() -> None:
@@ -88,6 +85,7 @@ class Device:
         """Serves a batcher from now on."""
         with self.lock:
             self._sources.append(source)
+        self._start_threads(1 + source.overlaps)
 
     def detach(self, source: Source) -> None:
         """Serves a batcher no more; it may have been detached before."""
@@ -96,20 +94,8 @@ class Device:
                 self._sources.remove(source)
 
     def wake(self) -> None:
-        """Tells the thread, with `lock` held, that a batch may be due."""
-        if self._idle:
-            self.lock.notify()
-
-    def computed(self) -> None:
-        """Tells that the results of a batch are on their way to the event loop; a `settle` follows."""
-        with self.lock:
-            self._unsettled += 1
-
-    def settle(self) -> None:
-        """Tells that they were handed out."""
-        with self.lock:
-            self._unsettled -= 1
-            self.wake()
+        """Tells the threads, with `lock` held, that a batch may be due."""
+        self.lock.notify()
 
     def hold(self, held: bool) -> None:
         """Keeps batches from starting, or lets them."""
@@ -125,6 +111,11 @@ class Device:
         for thread in self._threads:
             thread.join()
 
+    def _start_threads(self, wanted: int) -> None:
+        for number in range(len(self._threads), wanted):
+            self._threads.append(threading.Thread(target=self._work, name=f"compute-{number}", daemon=True))
+            self._threads[-1].start()
+
     def _work(self) -> None:
         while work := self._next():
             try:
@@ -134,7 +125,6 @@ class Device:
                 with self.lock:
                     self._busy -= 1
                     self._alone = False
-                    self.lock.notify_all()
 
     def _next(self) -> Work | None:
         """Waits for something to run; None when the device was closed."""
@@ -154,26 +144,27 @@ class Device:
                         self._busy += 1
                         return self._jobs.popleft()
                 if self._closing and not self._jobs:
+                    self.lock.notify_all()  # those who waited for the last job's end
                     return None
-                self._idle += 1
                 self.lock.wait(None if due == _NEVER else max(0.0, due - monotonic()))
-                self._idle -= 1
 
     def _next_batch(self) -> tuple[Work | None, float]:
-        """A batch of the batcher whose turn it is, or None and when there may be one."""
-        now, due, settled = monotonic(), _NEVER, not self._unsettled
+        """A batch of the source whose turn it is, or None and when there may be one."""
+        now, soonest = monotonic(), _NEVER
         for _ in range(len(self._sources)):
             source = self._sources[0]
-            if self._busy and source.due(True) <= now and not (source.overlaps and source.due(False) <= now):
+            due = source.due()
+            if due <= now and self._busy and not (self._busy <= source.overlaps and source.full()):
                 return None, _NEVER  # its turn comes when the device is free, and nobody goes before
             self._sources.rotate(-1)
-            if source.due(settled) <= now and (work := source.take(now)):
+            if due > now:
+                soonest = min(soonest, due)
+            elif work := source.take(now):
                 self._alone = not source.overlaps
-                if source.due(False) <= now:
+                if not self._alone and any(other.full() for other in self._sources):
                     self.wake()  # another thread, for the next one
                 return work, now
-            due = min(due, source.due(settled))
-        return None, due
+        return None, soonest
 
 
 class _Hold:

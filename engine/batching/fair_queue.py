@@ -20,12 +20,13 @@ With batches of at most B items:
   after 8 B behind one of priority -1.
 - Within a flow, requests are served first come, first served, but one of more than a batch goes behind the others
   of its client after each batch. A request of at most a batch that was cut is finished next.
+- When the first request of a flow is cancelled or expires, the next one of it takes a place as if it came then.
 """
 
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ class _Flow:
     requests: "OrderedDict[Request, None]" = field(default_factory=OrderedDict)  # an ordered set
     waiting: int = 0  # items
     account: float = 0.0
-    listed: bool = False  # has an entry in the heap
+    order: int = 0  # of its entry in the heap, other entries are stale; 0: it has none, since nothing waits
 
 
 class Request:
@@ -119,11 +120,14 @@ class FairQueue:
     def __init__(self, max_batch_size: int) -> None:
         self.waiting = 0
         """Items in the queue."""
+        self.requests = 0
+        """Requests that they belong to."""
         self._max_batch_size = max_batch_size
         self._flows: dict[tuple[str, int], _Flow] = {}
         self._heap: list[tuple[float, int, _Flow]] = []  # place, order of arrival, flow
         self._reached = 0.0
         self._arrivals = 0
+        self._tidy_at = 64  # flows and entries
 
     def push(self, request: Request, client: str = "", priority: int = 0) -> None:
         """Queues a request; `priority` is a key of `PRICES`."""
@@ -135,11 +139,9 @@ class FairQueue:
         flow.requests[request] = None
         flow.waiting += request.size
         self.waiting += request.size
-        if not flow.listed:
-            flow.listed = True
-            flow.account = max(flow.account, self._reached)
-            self._arrivals += 1
-            heappush(self._heap, (self._place(flow, request), self._arrivals, flow))
+        self.requests += 1
+        if not flow.order:
+            self._arrive(flow)
 
     def waiting_of(self, client: str) -> int:
         """Items of one client in the queue."""
@@ -150,15 +152,10 @@ class FairQueue:
         """Takes up to `room` items, and requests out of the queue that it found to be past their deadline."""
         pieces: list[Piece] = []
         expired: list[Request] = []
-        if self._heap:
+        if self._first(now, expired):
             self._reached = max(self._reached, min(self._reached + 1, self._heap[0][0]))
-        while room and self._heap:
-            _, order, flow = self._heap[0]
-            request = self._first(flow, now, expired)
-            if request is None:
-                heappop(self._heap)
-                flow.listed = False
-                continue
+        while room and (request := self._first(now, expired)):
+            _, order, flow = heappop(self._heap)
             start = request.taken
             count = min(room, request.size - start)
             pieces.append(Piece(request, start, start + count))
@@ -171,38 +168,40 @@ class FairQueue:
             flow.account += count * flow.price
             if request.taken == request.size:
                 del flow.requests[request]
+                self.requests -= 1
             elif request.size > self._max_batch_size:
                 flow.requests.move_to_end(request)
-            if not flow.requests:
-                heappop(self._heap)
-                flow.listed = False
-                continue
-            self._arrivals += 1
             cut = request.taken < request.size <= self._max_batch_size
-            following = (self._place(flow, next(iter(flow.requests))), order if cut else self._arrivals, flow)
-            heapreplace(self._heap, following)
-        self._forget()
+            self._line_up(flow, order if cut else None)
+        self._tidy()
         return pieces, expired
 
     def drop(self, request: Request) -> None:
         """Takes what is left of a request out of the queue."""
         self._remove(request)
-        if not self.waiting:
-            self._forget()
+        self._tidy()
 
     def _remove(self, request: Request) -> None:
-        if request.flow is not None and request.taken < request.size:
-            left = request.size - request.taken
-            del request.flow.requests[request]
-            request.flow.waiting -= left
-            self.waiting -= left
-            request.taken = request.size
+        flow = request.flow
+        if flow is None or request.taken == request.size:
+            return
+        first = next(iter(flow.requests)) is request
+        left = request.size - request.taken
+        del flow.requests[request]
+        flow.waiting -= left
+        self.waiting -= left
+        self.requests -= 1
+        request.taken = request.size
+        if first:
+            self._arrive(flow)
 
-    def _place(self, flow: _Flow, request: Request) -> float:
-        return flow.account + min(request.size - request.taken, self._max_batch_size) * flow.price
-
-    def _first(self, flow: _Flow, now: float, expired: list[Request]) -> Request | None:
-        while flow.requests:
+    def _first(self, now: float, expired: list[Request]) -> Request | None:
+        """The request with the lowest place, which is that of the first entry; what expired before it goes."""
+        while self._heap:
+            _, order, flow = self._heap[0]
+            if order != flow.order:
+                heappop(self._heap)
+                continue
             request = next(iter(flow.requests))
             if request.deadline is None or request.deadline > now:
                 return request
@@ -210,13 +209,29 @@ class FairQueue:
             self._remove(request)
         return None
 
-    def _forget(self) -> None:
-        """Forgets clients that have nothing waiting and owe nothing."""
+    def _arrive(self, flow: _Flow) -> None:
+        flow.account = max(flow.account, self._reached)
+        self._line_up(flow)
+
+    def _line_up(self, flow: _Flow, order: int | None = None) -> None:
+        """Gives a flow the place of its first request, if there is one; its last entry becomes stale."""
+        if not flow.requests:
+            flow.order = 0
+            return
+        self._arrivals += 1
+        flow.order = order or self._arrivals
+        request = next(iter(flow.requests))
+        items = min(request.size - request.taken, self._max_batch_size)
+        heappush(self._heap, (flow.account + items * flow.price, flow.order, flow))
+
+    def _tidy(self) -> None:
+        """Forgets clients that have nothing waiting and owe nothing, and stale entries."""
         if not self.waiting:
             self._flows.clear()
             self._heap.clear()
             self._reached = 0.0
-        elif len(self._flows) > 2 * len(self._heap) + 64:
-            self._flows = {
-                key: flow for key, flow in self._flows.items() if flow.listed or flow.account > self._reached
-            }
+        elif len(self._flows) + len(self._heap) > self._tidy_at:
+            self._flows = {key: flow for key, flow in self._flows.items() if flow.order or flow.account > self._reached}
+            self._heap = [entry for entry in self._heap if entry[1] == entry[2].order]
+            heapify(self._heap)
+            self._tidy_at = 2 * (len(self._flows) + len(self._heap)) + 64

@@ -1,11 +1,14 @@
 """Which requests a batcher takes in, holds room for, and lets go."""
 
 import asyncio
+import threading
+import time
 
 import pytest
 from gated import Gated, check, check_error, items, play, queued, submit
 
 from engine.batching.batcher import Batcher
+from engine.batching.fair_queue import FairQueue, Piece, Request
 from engine.errors import DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
 
@@ -128,6 +131,61 @@ def test_close_answers_what_was_accepted_and_refuses_the_rest() -> None:
         await closing
         await check(tasks[0], 1)
         await check(tasks[1], *[2] * 20)
+
+    play(scene)
+
+
+def test_close_waits_for_a_batch_that_a_thread_takes_at_that_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    closing, taken = threading.Event(), threading.Event()
+
+    def waiting(queue: FairQueue) -> int:
+        if closing.is_set() and threading.current_thread() is threading.main_thread():
+            taken.wait(0.2)  # as if the thread went on just here; it can't
+        return int(vars(queue).get("waiting", 0))
+
+    def take(queue: FairQueue, room: int, now: float) -> tuple[list[Piece], list[Request]]:
+        try:
+            return whole(queue, room, now)
+        finally:
+            taken.set()
+
+    whole = FairQueue.take
+    monkeypatch.setattr(FairQueue, "take", take)
+    monkeypatch.setattr(
+        FairQueue,
+        "waiting",
+        property(waiting, lambda queue, value: vars(queue).update(waiting=value)),
+        raising=False,
+    )
+
+    async def scene(batcher: Batcher, gated: Gated) -> None:
+        answer = submit(batcher, 1)
+        await queued()
+        asyncio.get_running_loop().call_later(0.3, gated.release)
+        closing.set()
+        await batcher.close()
+        closing.clear()
+        assert answer.done()
+
+    play(scene, max_delay=3600)
+
+
+def test_close_waits_until_those_who_came_too_late_are_told() -> None:
+    async def scene(batcher: Batcher, gated: Gated) -> None:
+        async with gated.device.free:
+            deadline = asyncio.get_running_loop().time() + 0.02
+            late = submit(batcher, *range(8), deadline=deadline)
+            while asyncio.get_running_loop().time() <= deadline:
+                await asyncio.sleep(0.01)
+        while True:  # the loop stands still until the device has found them
+            try:
+                batcher.require_room(100)
+                break
+            except Overloaded:
+                time.sleep(0.001)
+        await batcher.close()
+        assert late.done()
+        await check_error(late, DeadlinePassed, "passed in the queue")
 
     play(scene)
 

@@ -123,11 +123,15 @@ def test_a_delay_ends_by_itself() -> None:
     assert play(scene, max_delay=0.02).batches == [[1]]
 
 
-def test_a_crowd_that_comes_back_shares_a_batch_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Patience without end: the test ends only because nobody waits for more than the crowd.
+@pytest.fixture
+def endless_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch starts only because nobody waits for more than the crowd."""
     monkeypatch.setattr("engine.batching.patience._LONGEST", 1e9)
     monkeypatch.setattr("engine.batching.patience._LONGEST_S", 1e9)
 
+
+@pytest.mark.usefixtures("endless_patience")
+def test_a_crowd_that_comes_back_shares_a_batch_again() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         async def client(number: int, times: int) -> None:
             for _ in range(times):
@@ -143,6 +147,48 @@ def test_a_crowd_that_comes_back_shares_a_batch_again(monkeypatch: pytest.Monkey
         await asyncio.gather(first, *clients)
 
     assert [len(batch) for batch in play(scene).batches] == [1, 7, 7, 7]
+
+
+@pytest.mark.usefixtures("endless_patience")
+def test_a_client_alone_never_waits_whatever_it_sends() -> None:
+    async def scene(batcher: Batcher, gated: Gated) -> None:
+        gated.release()
+        for size in (8, 1, 20, 3, 1, 1):
+            await asyncio.wait_for(check(submit(batcher, *range(20, 20 + size)), *range(20, 20 + size)), 10)
+
+    play(scene)
+
+
+@pytest.mark.usefixtures("endless_patience")
+def test_a_client_that_gave_up_is_not_waited_for() -> None:
+    async def scene(batcher: Batcher, gated: Gated) -> None:
+        given_up = submit(batcher, 1)
+        await gated.busy()
+        given_up.cancel()
+        other = submit(batcher, 2)
+        await queued()
+        gated.release()
+        await asyncio.wait_for(check(other, 2), 10)
+
+    assert play(scene).batches == [[1], [2]]
+
+
+@pytest.mark.usefixtures("endless_patience")
+def test_a_crowd_is_counted_by_its_requests_and_not_by_their_items() -> None:
+    async def scene(batcher: Batcher, gated: Gated) -> None:
+        async def client(number: int, *sizes: int) -> None:
+            for size in sizes:
+                await check(submit(batcher, *[number] * size), *[number] * size)
+                for _ in range(5 * number):  # the second comes back later
+                    await queued()
+
+        gated.release()
+        async with gated.device.free:
+            clients = asyncio.gather(client(1, 1, 3, 1, 2), client(2, 1, 4, 1, 2))
+            await queued()
+        await asyncio.wait_for(clients, 10)
+
+    assert [len(batch) for batch in play(scene).batches] == [2, 7, 2, 4]
 
 
 def test_results_that_do_not_fit_together_fail_their_request_only(caplog: pytest.LogCaptureFixture) -> None:

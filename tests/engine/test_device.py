@@ -10,6 +10,7 @@ import pytest
 from gated import MAX_BATCH_SIZE, Gated, check, items, play, queued, submit
 
 from engine.batching.batcher import Array, Batcher, Device, Part
+from engine.batching.device import Work
 
 
 def test_two_batchers_share_a_device_in_turn() -> None:
@@ -206,3 +207,87 @@ def test_who_wants_the_device_alone_gets_its_turn_among_full_batches() -> None:
     assert order.count("job") == 1
     assert "alone+many" not in order
     assert "many+many" in order
+
+
+@pytest.mark.parametrize("overlaps", [0, 1])
+def test_a_small_batch_has_its_turn_among_full_ones_whose_results_the_event_loop_has_not_seen(overlaps: int) -> None:
+    order: list[str] = []
+    computed = threading.Semaphore(0)
+
+    def compute(name: str) -> Callable[[Array, Sequence[Part]], tuple[Array, ...]]:
+        def run(batch: Array, parts: Sequence[Part]) -> tuple[Array, ...]:
+            order.append(name)
+            computed.release()
+            return (batch,)
+
+        return run
+
+    async def scene() -> None:
+        device = Device()
+        full, small = (
+            Batcher(compute(name), (2,), np.float32, device, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
+            for name in ("full", "small")
+        )
+        async with device.free:
+            tasks = [submit(full, *range(10 * MAX_BATCH_SIZE)), submit(small, 1)]
+            await queued()
+        for _ in range(10):
+            assert computed.acquire(timeout=60)  # the loop stands still
+        await asyncio.gather(*tasks)
+        for batcher in (full, small):
+            await batcher.close()
+        device.close()
+
+    asyncio.run(scene())
+    assert order.index("small") <= 1 + overlaps
+
+
+class Fickle:
+    """A source that changes its mind each time it is asked: never, now, never..."""
+
+    overlaps = 0
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.takes = 0
+
+    def full(self) -> bool:
+        return False
+
+    def due(self) -> float:
+        self.asked += 1
+        return 0.0 if self.asked % 2 == 0 else float("inf")
+
+    def take(self, now: float) -> Work | None:
+        self.takes += 1
+        return None
+
+
+def test_a_source_that_becomes_due_during_a_look_is_not_started_beside_a_batch() -> None:
+    device, fickle = Device(), Fickle()
+    inside, go = threading.Event(), threading.Event()
+
+    class Busy(Fickle):
+        overlaps = 1  # there is a thread that looks meanwhile
+
+        def due(self) -> float:
+            return float("inf") if self.takes else 0.0
+
+        def take(self, now: float) -> Work:
+            self.takes += 1
+            return self.work
+
+        def work(self) -> None:
+            inside.set()
+            go.wait(60)
+
+    device.attach(Busy())
+    assert inside.wait(60)
+    device.attach(fickle)
+    while fickle.asked < 6:
+        with device.lock:
+            device.wake()
+        time.sleep(0.001)
+    assert fickle.takes == 0
+    go.set()
+    device.close()

@@ -191,6 +191,70 @@ def test_dropped_requests_leave_at_once(scene: Scene) -> None:
     assert not scene.batch()
 
 
+@pytest.mark.parametrize("expires", [False, True])
+@pytest.mark.parametrize("priority", [-1, 0, 1])
+def test_what_was_cancelled_or_expired_delays_nothing_behind_it(scene: Scene, priority: int, expires: bool) -> None:
+    def others() -> None:
+        for client in range(20):
+            while scene.queue.waiting_of(str(client)) < 4:
+                scene.push("other", client=str(client))
+
+    def batches_until_one() -> int:
+        for number in count(1):
+            others()
+            if scene.batch(now=1.0)["one"]:
+                return number
+        raise AssertionError
+
+    others()
+    scene.push("one", client="me", priority=priority)
+    alone = batches_until_one()
+    scene.batches(300)  # what the client owes is forgotten
+    large = scene.push("large", 32, client="me", priority=priority, deadline=0.5 if expires else None)
+    scene.push("one", client="me", priority=priority)
+    if not expires:
+        scene.queue.drop(large)
+        assert batches_until_one() <= alone
+    else:  # found out when it is its turn
+        assert batches_until_one() <= {-1: 256, 0: 32, 1: 4}[priority] + alone
+
+
+def test_a_large_request_does_not_inherit_the_place_of_a_small_one(scene: Scene) -> None:
+    small = scene.push("small", client="me")
+    scene.push("large", 32, client="me")
+    scene.push("other", 16, client="other")
+    scene.queue.drop(small)
+    pieces, _ = scene.queue.take(MAX_BATCH_SIZE, 0.0)
+    assert [piece.request.tag for piece in pieces] == ["other", "large"]
+
+
+def test_a_request_that_waited_in_vain_leaves_its_client_no_credit(scene: Scene) -> None:
+    scene.push("other", 10_000, client="other")
+    large = scene.push("large", 32, client="me", priority=-1)
+    scene.batches(7)  # at the eighth it would be its turn
+    for _ in range(32):
+        scene.push("one", client="me", priority=-1)
+    scene.queue.drop(large)
+    assert scene.batch()["one"] <= 8
+
+
+def test_requests_that_are_cancelled_again_and_again_leave_nothing_behind(scene: Scene) -> None:
+    scene.push("always there", 100, client="z", priority=-1)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            for client in ("same", f"client {number}"):
+                requests = [scene.push("one", size, client=client, priority=-1) for size in (9, 1)]
+                for request in requests:
+                    scene.queue.drop(request)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 200_000  # bytes; all of them would hold millions
+    assert scene.queue.requests == 1
+    assert scene.batch() == {"always there": 32}
+
+
 def test_clients_of_the_past_are_forgotten(scene: Scene) -> None:
     scene.push("always there", 10**6, client="z", priority=-1)
     tracemalloc.start()
@@ -244,6 +308,7 @@ def test_every_item_is_taken_once_and_in_order(steps: list[tuple[object, ...]]) 
                     assert taken == room or not scene.queue.waiting
             assert scene.queue.waiting == sum(request.size - start for request, start in expected.items())
             assert scene.queue.waiting == sum(scene.queue.waiting_of(str(client)) for client in range(5))
+            assert scene.queue.requests == len(expected)
         assert not expected
     finally:
         scene.close()

@@ -183,3 +183,12 @@ def test_kept_sets_beyond_memory_are_worked_out_again() -> None:
         np.testing.assert_allclose([step @ directions[name] for name in keep], 0, atol=1e-4)
     for keep, step in zip(sets[:3], before, strict=True):
         np.testing.assert_array_equal(directions.move([("a0", 1.0)], keep[::-1]).step, step)
+
+
+def test_edits_of_few_names_are_remembered_and_longer_ones_are_not() -> None:
+    directions = Directions(tuple(f"a{row}" for row in range(40)), floats(40, 64), (1,) * 40, (1,) * 40, "train")
+    few, many = [(f"a{row}", 0.5) for row in range(15)], [(f"a{row}", 0.5) for row in range(16)]
+    keep = ["a39"]
+    assert directions.move(few, keep) is directions.move(list(few), keep)
+    assert directions.move(many, keep) is not directions.move(many, keep)
+    np.testing.assert_array_equal(directions.move(many, keep).step, directions.move(many, keep).step)

@@ -196,3 +196,35 @@ def test_batches_may_overlap(tiny_bundle: Path, split: bool, threads: int) -> No
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, range(3)))
+
+
+@pytest.mark.parametrize("failing", ["start", "wait"])
+def test_shares_are_waited_for_when_another_one_fails(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    backend, images = open_tiny(tiny_bundle, split=True, threads=3), random_images(8, seed=1)
+    calls: list[tuple[str, int]] = []
+
+    def noted(name: str) -> Any:
+        inner = getattr(compiled, name)
+
+        def call(self: Any, request: int, *arguments: Any) -> None:
+            calls.append((name, request))
+            # Both sets of three: one of the middle doesn't start, or the first two fail.
+            if name == failing and request % 3 in ([1] if name == "start" else [0, 1]):
+                raise RuntimeError(f"{name} {request % 3}")
+            inner(self, request, *arguments)
+
+        return call
+
+    compiled = importlib.import_module("engine.backends.open_vino")._Compiled
+    with monkeypatch.context() as patch:
+        for name in ("start", "wait"):
+            patch.setattr(compiled, name, noted(name))
+        for _ in range(2):
+            calls.clear()
+            with pytest.raises(RuntimeError, match={"start": "start 1", "wait": "wait 0"}[failing]):
+                backend.encode(images)
+            waited = sorted(request % 3 for name, request in calls if name == "wait")
+            assert waited == {"start": [0], "wait": [0, 1, 2]}[failing]
+    np.testing.assert_array_equal(backend.encode(images)[0], latents_of(images))

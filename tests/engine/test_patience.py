@@ -13,45 +13,64 @@ def wait_after(patience: Patience, answered: int, waiting: int, now_waiting: int
     return max(0.0, patience.until(now_waiting) - 100.0) * 1e3
 
 
-def test_a_lonely_client_never_waits() -> None:
-    patience = Patience(32)
+def disappoint(patience: Patience, times: int) -> list[float]:
+    """Lets one of eight come back, again and again; how long a batch waited, ms."""
+    waits = []
+    for _ in range(times):
+        waits.append(wait_after(patience, 8, 0, 1))
+        patience.taken(1, full=False)  # time is up, and seven are missing
+    return waits
+
+
+@pytest.mark.parametrize(("answered", "waiting"), [(1, 0), (0, 1)])
+def test_a_lonely_client_never_waits(answered: int, waiting: int) -> None:
+    patience = Patience()
     assert patience.until(1) == 0
-    for _ in range(3):
-        patience.taken(1)
-        assert wait_after(patience, 1, 0, 1) == 0
+    for full in (False, True, False):
+        patience.taken(1, full)
+        assert wait_after(patience, answered, waiting, 1) == 0
 
 
 def test_who_was_there_is_waited_for_and_nobody_else() -> None:
-    patience = Patience(32)
-    patience.taken(5)
+    patience = Patience()
+    patience.taken(5, full=False)
     assert wait_after(patience, 5, 3, 7) > 0
     assert wait_after(patience, 5, 3, 8) == 0
 
 
-def test_nobody_waits_for_more_than_a_batch() -> None:
-    patience = Patience(32)
-    patience.taken(32)
-    assert wait_after(patience, 32, 32, 31) > 0
-    assert wait_after(patience, 32, 32, 32) == 0
-
-
 def test_it_ends_before_the_last_batch_would_have() -> None:
-    patience = Patience(32)
+    patience = Patience()
     for _ in range(10):
-        patience.taken(8)
+        patience.taken(8, full=False)
         assert 0 < wait_after(patience, 8, 0, 1) < 10
     assert wait_after(patience, 8, 0, 1, ms=60_000) < 100
 
 
 def test_who_does_not_come_back_is_waited_for_less_and_less() -> None:
-    patience = Patience(32)
-    waits = []
-    for _ in range(8):
-        waits.append(wait_after(patience, 8, 0, 1))
-        patience.taken(1)  # time is up, and seven are missing
+    patience = Patience()
+    waits = disappoint(patience, 8)
     assert all(later <= earlier / 2 + 1e-6 for earlier, later in pairwise(waits))
     assert waits[-1] < 0.1
     for _ in range(10):  # they do come back
         patience.computed(8, 0, 0.01, 100.0)
-        patience.taken(8)
+        patience.taken(8, full=False)
     assert wait_after(patience, 8, 0, 1) == pytest.approx(waits[0])
+
+
+def test_a_full_batch_is_no_disappointment_however_few_fill_it() -> None:
+    patience = Patience()
+    first = wait_after(patience, 8, 0, 1)
+    for _ in range(5):
+        patience.computed(8, 8, 0.01, 100.0)
+        patience.taken(8, full=True)
+    assert wait_after(patience, 8, 0, 1) == first
+
+
+def test_what_starts_while_nobody_is_expected_teaches_nothing() -> None:
+    patience = Patience()
+    disappoint(patience, 5)
+    for full in (False, True) * 5:
+        patience.taken(8, full)  # beside a batch that is being computed
+        patience.computed(1, 0, 0.01, 100.0)  # by somebody who is alone
+        patience.taken(1, full)
+    assert wait_after(patience, 8, 0, 1) == pytest.approx(0.75 * 10 / 2**5)
