@@ -98,9 +98,17 @@ class LatentEngineServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EditStream(self, request_iterator, context):
-        """Edits one after the other: a slider, or a video. Answers come in the order of the requests, one each. A request
-        without a source edits the latents of the last source again, so that it costs only a decode. What is wrong with
-        a request is told in its answer, and the stream goes on.
+        """Edits one after the other: a slider, or a video. Answers come in the order of the requests, one each. What is
+        wrong with a request is told in its answer, and the stream goes on.
+
+        A request without a source edits the latents of the last source again, so that it costs only a decode; its answer
+        is that of Edit for the same source, up to the rounding of the engine's arithmetic. That source is the last one
+        also where its own request was refused: for wrong edits, then it can still be edited; for images that can't be
+        used, then they are refused again, until another source comes.
+
+        The server reads at most max_requests_ahead requests ahead of the answers that the client takes, and reads no
+        further once these have as many images as one request may have (max_images_per_request). A client that sends on
+        without taking answers is then held up by gRPC's flow control.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
