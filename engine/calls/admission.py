@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 from engine.calls.access import RateLimit, Tokens
@@ -21,7 +23,7 @@ class Guards:
         certificates: Whether clients show certificates, by whose name they then go.
         rate: Images a second of each client; None: any number.
         max_calls: Calls that are answered at once.
-        max_bytes: Bytes of requests that are held at once; streams are not read while there are so many.
+        max_bytes: Bytes of requests and answers that are held at once; streams are not read while there are so many.
     """
 
     tokens: Tokens | None = None
@@ -34,22 +36,26 @@ class Guards:
 class Admission:
     """Counts calls in and out. Construct it inside a running event loop; calls are refused until `open`.
 
+    A call is inside until its answer has left, however slowly the client reads.
+
     Args:
         guards: What calls are held to.
 
     Attributes:
-        calls: That are being answered, streams among them.
-        held: Bytes of their requests; on streams, of those without an answer yet.
+        calls: That are inside, streams among them.
+        held: Bytes of their requests and answers; on streams, of requests without an answer yet, of the last source,
+            and of answers that wait for their turn.
     """
 
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
         self.calls = 0
         self.held = 0
+        self._lock = threading.Lock()
         self._ready = False
         self._closing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._loop = asyncio.get_running_loop()
+        self._left = asyncio.Event()
 
     def open(self) -> None:
         """Lets calls in from now on; before, they are refused with UNAVAILABLE."""
@@ -62,7 +68,7 @@ class Admission:
     async def wait_until_idle(self, timeout: float) -> None:
         """Returns when no call is inside, or after `timeout` seconds."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
+            await asyncio.wait_for(self._all_left(), timeout)
         except asyncio.TimeoutError:
             logger.warning("%d calls are cut off after %g s of grace", self.calls, timeout)
 
@@ -92,13 +98,27 @@ class Admission:
                 "don't fit; send again after a pause, or to another one",
                 _RETRY_AFTER_S,
             )
-        self.calls += 1
-        self.held += size
-        self._idle.clear()
+        with self._lock:
+            self.calls += 1
+            self.held += size
+
+    def hold(self, size: int) -> None:
+        """Counts more bytes, or fewer where `size` is negative."""
+        with self._lock:
+            self.held += size
 
     def leave(self, size: int) -> None:
-        """Counts a call out that was counted in."""
-        self.calls -= 1
-        self.held -= size
-        if not self.calls:
-            self._idle.set()
+        """Counts a call out, for which `size` bytes are held. On any thread."""
+        with self._lock:
+            self.calls -= 1
+            self.held -= size
+            awaited = self._closing and not self.calls
+        if awaited:
+            with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+                self._loop.call_soon_threadsafe(self._left.set)
+
+    async def _all_left(self) -> None:
+        while self.calls:
+            self._left.clear()
+            if self.calls:
+                await self._left.wait()

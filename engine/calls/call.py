@@ -3,6 +3,20 @@
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Stream(Protocol):
+    """What a stream tells about itself while it is answered."""
+
+    def hold(self, size: int) -> None:
+        """It holds `size` bytes more until its end, or fewer where that is negative."""
+
+    def keep(self) -> None:
+        """The message that was read last stays in memory, until the next that does."""
+
+    def replied(self, code: str, error: str) -> None:
+        """A request was answered: "OK", or the gRPC status of the error in its answer and the sentence."""
 
 
 @dataclass(slots=True)
@@ -17,6 +31,7 @@ class Call:
         account: Takes (client, images) for every batch of images that the call asks for; raises RateLimited when
             the client has used up its share. None: no limit.
         images: Images and latents that the call has asked for so far.
+        stream: Takes what a stream tells; None for other calls.
     """
 
     client: str = "local"
@@ -24,6 +39,7 @@ class Call:
     method: str = ""
     account: Callable[[str, int], None] | None = None
     images: int = 0
+    stream: Stream | None = None
 
     def spend(self, images: int) -> None:
         """Counts the images or latents of a request, before any work on them.

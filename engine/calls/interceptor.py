@@ -44,8 +44,8 @@ class CallInterceptor:
         self._desk = Desk(self.admission, CallLog(logging.getLogger("engine.calls")), tracing)
         self._streams: set[Messages] = set()
         self._methods: dict[str, MethodFigures] = {}
-        metrics.gauge("calls_in_flight", "Calls that are being answered.", lambda: self.admission.calls)
-        metrics.gauge("bytes_in_flight", "Bytes of their requests.", lambda: self.admission.held)
+        metrics.gauge("calls_in_flight", "Calls whose answer has not left.", lambda: self.admission.calls)
+        metrics.gauge("bytes_in_flight", "Bytes of their requests and answers.", lambda: self.admission.held)
 
     def register(self, add: Callable[[Any, Any], None], servicer: Any, server: Server) -> None:
         """Adds a servicer to a server, its handlers wrapped.
@@ -85,7 +85,7 @@ class CallInterceptor:
 
     def wrap(self, path: str, handler: Any) -> Any:
         """A handler that takes and gives bytes, around one that takes and gives messages."""
-        method = self._methods[path] = self.metrics.method(path.rpartition("/")[2])
+        method = self._methods[path] = self.metrics.method(path)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._answering(method, handler))
         if handler.stream_stream:
@@ -102,6 +102,7 @@ class CallInterceptor:
                 method.received(len(request))
                 response: bytes = encode(await answer(decode(request), context))
                 method.sent_bytes += len(response)
+                visit.answered(len(response))
                 return response
             await visit.refuse()
 
@@ -114,17 +115,18 @@ class CallInterceptor:
         async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
             with Visit(self._desk, method, context, 0) as visit:
                 visit.admit(account)
-                messages = Messages(self.admission, context, decode, method)
+                messages = Messages(self.admission, context, decode, method, visit.failed_inside)
+                visit.call.stream = messages
                 self._streams.add(messages)
                 try:
                     async with aclosing(answers(messages, context)) as responses:
                         async for response in responses:
                             data = encode(response)
                             method.sent_bytes += len(data)
-                            messages.answered()
                             yield data
-                    await context.drain()
+                            messages.answered()
                 finally:
+                    visit.call.stream = None  # they know each other, and so would stay until Python looks for such
                     messages.close()
                     self._streams.discard(messages)
                 if messages.cut_off:

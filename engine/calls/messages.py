@@ -22,16 +22,26 @@ class Messages:
         context: Of the call.
         decode: Makes a message of bytes.
         method: Counts them.
+        failed: Takes status and sentence of an answer that is an error.
     """
 
     def __init__(
-        self, admission: Admission, context: Any, decode: Callable[[bytes], Any], method: MethodFigures
+        self,
+        admission: Admission,
+        context: Any,
+        decode: Callable[[bytes], Any],
+        method: MethodFigures,
+        failed: Callable[[str, str], None],
     ) -> None:
         self._admission = admission
         self._context = context
         self._decode = decode
         self._method = method
+        self._failed = failed
         self._sizes: deque[int] = deque()  # of the messages without an answer
+        self._kept = 0  # size of the one that stays in memory
+        self._held = 0  # what else is held for this stream
+        self._closed = False
         self._interrupted = False
         self._complete = False
         self._reader: asyncio.Task[Any] | None = None
@@ -64,17 +74,35 @@ class Messages:
             raise StopAsyncIteration
         self._method.received(len(data))
         self._sizes.append(len(data))
-        self._admission.held += len(data)
+        self._admission.hold(len(data))
         return self._decode(data)
 
     def answered(self) -> None:
         """The first of the messages without an answer has got it."""
         if self._sizes:
-            self._admission.held -= self._sizes.popleft()
+            self._admission.hold(-self._sizes.popleft())
+
+    def hold(self, size: int) -> None:
+        """As `engine.calls.call.Stream` says."""
+        if not self._closed:  # what was cancelled tidies up later
+            self._held += size
+            self._admission.hold(size)
+
+    def keep(self) -> None:
+        """As `engine.calls.call.Stream` says."""
+        self._admission.hold(-self._kept)
+        self._kept, self._sizes[-1] = self._sizes[-1], 0
+
+    def replied(self, code: str, error: str) -> None:
+        """As `engine.calls.call.Stream` says."""
+        self._method.answered(code)
+        if error:
+            self._failed(code, error)
 
     def close(self) -> None:
         """Nobody waits for answers any more."""
-        self._admission.held -= sum(self._sizes)
+        self._admission.hold(-sum(self._sizes) - self._kept - self._held)
+        self._closed = True
         self._sizes.clear()
 
     def interrupt(self) -> None:

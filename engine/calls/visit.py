@@ -55,10 +55,12 @@ class Visit:
         method: Its RPC.
         context: Of gRPC.
         size: Bytes of its request.
+
+    Attributes:
+        call: The call, as its handler sees it.
     """
 
     _refusal: Refusal | None = None
-    _admitted = False
     _span: Any = None
 
     def __init__(self, desk: Desk, method: MethodFigures, context: Any, size: int) -> None:
@@ -67,7 +69,7 @@ class Visit:
         self._method = method
         self._context = context
         self._size = size
-        self._call = Call("", "", method.name)
+        self.call = Call("", "", method.name)
 
     def admit(self, account: Callable[[str, int], None]) -> None:
         """Finds out who calls, and lets the call in.
@@ -75,7 +77,7 @@ class Visit:
         Raises:
             EngineError: When it is refused.
         """
-        desk, call, context = self._desk, self._call, self._context
+        desk, call, context = self._desk, self.call, self._context
         authorization = None
         metadata = context.invocation_metadata() or ()
         for key, value in metadata:
@@ -88,7 +90,7 @@ class Visit:
         enter(call)
         context.set_trailing_metadata((("x-request-id", call.request_id),))
         if desk.tracing is not None:
-            self._span = desk.tracing.start(call.method, call.request_id, metadata)
+            self._span = desk.tracing.start(self._method.path, call.request_id, metadata)
         guards = desk.admission.guards
         call.client = _host(context.peer())
         if guards.tokens is not None:
@@ -96,7 +98,16 @@ class Visit:
         elif guards.certificates and (names := context.auth_context().get("x509_common_name")):
             call.client = names[0].decode(errors="replace")
         desk.admission.enter(self._size)
-        self._admitted = True
+        context.add_done_callback(self._leave)
+
+    def answered(self, size: int) -> None:
+        """The request gives way to an answer of `size` bytes, which is held until it has left."""
+        self._desk.admission.hold(size - self._size)
+        self._size = size
+
+    def failed_inside(self, code: str, error: str) -> None:
+        """A request of the stream was answered with an error."""
+        self._desk.log.failed_in_stream(self._method.name, code, self.call.client, error)
 
     async def refuse(self) -> NoReturn:
         """Ends the call with what it is refused with.
@@ -114,10 +125,8 @@ class Visit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if self._admitted:
-            self._desk.admission.leave(self._size)
         seconds = time.perf_counter() - self._arrived
-        call, log = self._call, self._desk.log
+        call, log = self.call, self._desk.log
         if error is None:
             code, message = _OK, ""
             if log.verbose:
@@ -133,6 +142,9 @@ class Visit:
         if self._span is not None and self._desk.tracing is not None:
             self._desk.tracing.end(self._span, code.value[0], message, call.images)
         return self._refusal is not None
+
+    def _leave(self, _: Any) -> None:
+        self._desk.admission.leave(self._size)
 
     def _code_of_the_end(self, error: BaseException) -> grpc.StatusCode:
         if isinstance(error, grpc.aio.AbortError):

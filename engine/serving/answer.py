@@ -56,19 +56,22 @@ class Answer:
 
 
 class StreamAnswer:
-    """An EditStreamResponse around an answer; `id` as in the request."""
+    """An EditStreamResponse around an answer; `id` as in the request.
 
-    __slots__ = ("_answer", "_id")
+    It is serialised when it is made: while it waits for its turn, it holds its own bytes, and not those of the whole
+    batch that its pixels were computed in.
+    """
+
+    __slots__ = ("_data",)
 
     def __init__(self, answer: Answer, id: int) -> None:
-        self._answer = answer
-        self._id = id
+        parts = answer.parts()
+        length = to_varint(sum(map(len, parts)))
+        self._data = b"".join((_EDITED, length, *parts, pb.EditStreamResponse(id=id).SerializeToString()))
 
     def SerializeToString(self) -> bytes:  # noqa: N802
         """The bytes of the whole message."""
-        parts = self._answer.parts()
-        length = sum(map(len, parts))
-        return b"".join((_EDITED, to_varint(length), *parts, pb.EditStreamResponse(id=self._id).SerializeToString()))
+        return self._data
 
 
 def serialize(response: Any) -> bytes:

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import math
+import weakref
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 import grpc
 import numpy as np
@@ -15,7 +17,7 @@ from engine.errors import EngineError, InvalidRequest
 from engine.serving.answer import Answer, StreamAnswer, answer
 from engine.serving.catalog import Catalog
 from engine.serving.model import Model, Terms
-from engine.serving.wire import Source, count_of, read_output
+from engine.serving.wire import Source, count_of, count_sent, read_output
 from protos import dfcvae_pb2 as pb
 
 Floats = npt.NDArray[np.float32]
@@ -29,14 +31,59 @@ class _Source:
 
     Attributes:
         request: The request that brought it.
+        images: Images or latents that it is said to have.
         answered: Set when that request is.
-        encoded: The model that encoded it, and mu, float32 [N, D]; None before, and where encoding failed.
+        encoded: The model that encoded it, and mu, float32 [N, D]; None before, and where encoding failed. A model that
+            was replaced meanwhile isn't kept alive by this.
     """
 
     def __init__(self, request: pb.EditStreamRequest) -> None:
         self.request = request
+        self.images = count_sent(request)
         self.answered = asyncio.Event()
-        self.encoded: tuple[Model, Floats] | None = None
+        self.encoded: tuple[weakref.ref[Model], Floats] | None = None
+
+
+class _Work(NamedTuple):
+    """A request that is being answered: the task, and how many images its answer has at most."""
+
+    task: "asyncio.Task[Response]"
+    images: int
+
+
+class _Room:
+    """How far a stream is read ahead of the answers that were taken.
+
+    Args:
+        requests: At most so many requests.
+        images: No further request from so many images on.
+    """
+
+    def __init__(self, requests: int, images: int) -> None:
+        self._requests = requests
+        self._images = images
+        self._free = asyncio.Event()
+        self._free.set()
+
+    def take(self, images: int) -> None:
+        """A request of so many images was read."""
+        self._change(-1, -images)
+
+    def give(self, images: int) -> None:
+        """Its answer was taken."""
+        self._change(1, images)
+
+    async def wait(self) -> None:
+        """Returns when there is room for a request."""
+        await self._free.wait()
+
+    def _change(self, requests: int, images: int) -> None:
+        self._requests += requests
+        self._images += images
+        if self._requests > 0 and self._images > 0:
+            self._free.set()
+        else:
+            self._free.clear()
 
 
 class EditStream:
@@ -54,11 +101,18 @@ class EditStream:
     async def answers(self, requests: AsyncIterator[pb.EditStreamRequest], ahead: int) -> AsyncIterator[Response]:
         """One answer for each request, in their order.
 
-        At most `ahead` requests are read before their answers are taken: a client that doesn't read is not read.
+        At most `ahead` requests, and no more images than one request may have, are read before their answers are
+        taken: a client that doesn't read is not read.
         """
-        loop = asyncio.get_running_loop()
-        started: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()
-        room = asyncio.Semaphore(ahead)
+        loop, stream = asyncio.get_running_loop(), current().stream
+        model = self._catalog.get("")
+        bytes_per_image = model.bundle.manifest.image_size**2 * 3
+        started: asyncio.Queue[_Work | None] = asyncio.Queue()
+        room = _Room(ahead, model.max_images)
+
+        def hold(images: int) -> None:
+            if stream is not None:
+                stream.hold(images * bytes_per_image)
 
         async def read() -> None:
             source: _Source | None = None
@@ -66,24 +120,30 @@ class EditStream:
                 async for request in requests:
                     if new := request.WhichOneof("source") is not None:
                         source = _Source(request)
-                    started.put_nowait(loop.create_task(self._answer(request, source, new)))
-                    await room.acquire()
+                        if stream is not None:
+                            stream.keep()
+                    images = min(source.images, model.max_images) if source else 0
+                    room.take(images)
+                    hold(images)
+                    started.put_nowait(_Work(loop.create_task(self._answer(request, source, new)), images))
+                    await room.wait()
             finally:
                 started.put_nowait(None)
 
         reader = loop.create_task(read())
-        working: asyncio.Task[Response] | None = None
+        work: _Work | None = None
         try:
-            while (working := await started.get()) is not None:
-                yield await working
-                room.release()
+            while (work := await started.get()) is not None:
+                yield await work.task
+                hold(-work.images)
+                room.give(work.images)
             await reader
         finally:  # also when the client has gone
             reader.cancel()
-            while working is not None or not started.empty():
-                if working is not None:
-                    working.cancel()
-                working = started.get_nowait() if not started.empty() else None
+            while work is not None or not started.empty():
+                if work is not None:
+                    work.task.cancel()
+                work = started.get_nowait() if not started.empty() else None
 
     async def _answer(self, request: pb.EditStreamRequest, source: _Source | None, new: bool) -> Response:
         """Answers one request; what is wrong with it goes into the answer."""
@@ -91,6 +151,7 @@ class EditStream:
             if source is None:
                 raise InvalidRequest("the stream has no source yet; set images or latents", "source")
             edited = await (self._edit(request, source) if new else self._edit_again(request, source))
+            _tell("OK", "")
             return StreamAnswer(edited, request.id)
         except EngineError as error:
             code, message, wait_s = grpc.StatusCode[error.status], shortened(str(error)), error.retry_after_s or 0.0
@@ -98,6 +159,7 @@ class EditStream:
             logger.exception("a request of a stream failed")
             code, wait_s = grpc.StatusCode.INTERNAL, 0.0
             message = "the server failed on this request; its log has the reason"
+        _tell(code.name, message)
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
         return pb.EditStreamResponse(error=wrong, id=request.id)
 
@@ -114,7 +176,7 @@ class EditStream:
         await source.answered.wait()
         with self._catalog.get(request.model or source.request.model).lease() as model:
             # Another model, perhaps loaded meanwhile, has other latents.
-            if source.encoded is not None and source.encoded[0] is model:
+            if source.encoded is not None and source.encoded[0]() is model:
                 return await self._edited(request, model, source.encoded[1], source)
             return await self._edited(request, model, _read(model, source.request), source)
 
@@ -123,8 +185,13 @@ class EditStream:
         move = model.reader.move(request.edits, request.keep)
         current().spend(count_of(given))
         images, mu = await model.edit(given, move, terms, decode=output.images)
-        source.encoded = (model, mu)
+        source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
         return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
+
+
+def _tell(code: str, error: str) -> None:
+    if (stream := current().stream) is not None:
+        stream.replied(code, error)
 
 
 def _read(model: Model, request: pb.EditStreamRequest) -> Source:

@@ -183,6 +183,14 @@ def count_of(source: Source) -> int:
     return len(source) if isinstance(source, np.ndarray) else len(source.contents)
 
 
+def count_sent(message: Any) -> int:
+    """Images or latents that a message with a source says that it has, true or not."""
+    if message.WhichOneof("source") == "latents":
+        return int(message.latents.count)
+    images = message.images
+    return int(images.raw.count) if images.WhichOneof("images") == "raw" else len(images.files.files)
+
+
 def latents_of(source: Source) -> Floats | None:
     """The latents, if it is latents rather than images."""
     return cast(Floats, source) if isinstance(source, np.ndarray) and source.dtype == np.float32 else None

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -45,6 +45,7 @@ class ServerCall:
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._trailing: Metadata = None
+        self._callbacks: list[Callable[[ServerCall], None]] = []
         self._inbox = Inbox(call, post)
         self._outbox = Outbox(call, post)
 
@@ -74,8 +75,17 @@ class ServerCall:
             self._task.cancel()
 
     async def _serve(self, message: bytes | None) -> None:
+        last = await self._handle(message)
+        with suppress(asyncio.CancelledError):  # the client has gone meanwhile
+            await self._outbox.drain()
+        if self._gone:
+            self._is_over(None)
+        else:
+            self._end(last)
+
+    async def _handle(self, message: bytes | None) -> bytes | None:
+        """Has the call handled; gives the answer of one that has a single one."""
         handler = self._handler
-        last = None
         try:
             if handler.request_streaming:
                 await self._stream(handler.stream_stream(self._messages(), self))
@@ -84,7 +94,7 @@ class ServerCall:
             elif handler.response_streaming:
                 await self._stream(handler.unary_stream(self._decoded(message), self))
             else:
-                last = self._encoded(await handler.unary_unary(self._decoded(message), self))
+                return self._encoded(await handler.unary_unary(self._decoded(message), self))
         except grpc.aio.AbortError:
             pass  # the status is set
         except asyncio.CancelledError:
@@ -92,14 +102,21 @@ class ServerCall:
         except Exception:
             logger.exception("%s failed", self._core.path)
             self._code, self._details = grpc.StatusCode.INTERNAL, _FAILED
-        await self.drain()
-        if not self._gone:
-            self._end(last)
+        return None
 
     def _end(self, last: bytes | None) -> None:
         code = self._code or grpc.StatusCode.OK
         message = last if code is grpc.StatusCode.OK else None
-        self._core.end(ignore, code, self._details, self._trailing, header=not self._outbox.is_used, message=message)
+        self._core.end(
+            self._is_over, code, self._details, self._trailing, header=not self._outbox.is_used, message=message
+        )
+
+    def _is_over(self, _: Any) -> None:
+        """On any thread."""
+        # Forgotten, too: they know this call, and core counts one as open until nobody does.
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
 
     async def _stream(self, answers: Any) -> None:
         if hasattr(answers, "__aiter__"):
@@ -149,11 +166,6 @@ class ServerCall:
         if not await self._outbox.put(self._encoded(answer)):
             raise asyncio.CancelledError
 
-    async def drain(self) -> None:
-        """Returns when the answers of a stream have left, or can't any more."""
-        if self._outbox.is_used:
-            await self._outbox.drain()
-
     def _check(self) -> None:
         if self._gone:
             raise asyncio.CancelledError
@@ -167,6 +179,10 @@ class ServerCall:
         self._code, self._details = code, details
         self._trailing = trailing_metadata or self._trailing
         raise grpc.aio.AbortError
+
+    def add_done_callback(self, callback: "Callable[[ServerCall], None]") -> None:
+        """Has a function called when the call is over: its status has left, or nobody waits for it. On any thread."""
+        self._callbacks.append(callback)
 
     def set_trailing_metadata(self, metadata: Metadata) -> None:
         """Sets what goes with the status."""

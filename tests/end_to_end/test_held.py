@@ -1,0 +1,114 @@
+"""What a server holds for clients that don't take their answers is counted, and bounded."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+from gates import constant, gated_server, list_of, raw_images, stub_of
+from gates import until as wait_until
+from servers import ServerProcess
+from wires import Wire, in_loop, until
+
+from protos import dfcvae_pb2 as pb
+
+SAMPLE = b"/dfcvae.v1.LatentEngine/Sample"
+COUNT = 1000
+ANSWER_BYTES = COUNT * 8 * 8 * 3
+
+
+@in_loop
+async def test_an_answer_that_is_still_travelling_counts_and_is_not_cut_off(tiny_bundle: Path, tmp_path: Path) -> None:
+    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server:
+        wire = await Wire.to(server.target)
+        wire.send(Wire.call(1, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
+        await wire.until_pong()
+        # The answer is larger than the 65,535 bytes that this client takes at first.
+        await until(lambda: server.metric("dfcvae_requests_total", method="Sample", code="OK") == 1)
+        assert server.metric("dfcvae_calls_in_flight") == 1
+        assert server.metric("dfcvae_bytes_in_flight") >= ANSWER_BYTES
+        server.terminate()
+        await until(lambda: "stopping: new calls are refused, 1 are being answered" in server.log)
+        wire.send(Wire.more(0, 2 * ANSWER_BYTES) + Wire.more(1, 2 * ANSWER_BYTES))
+        frames = await wire.until_answered(1)
+        data = b"".join(payload for kind, _, _, payload in frames if kind == Wire.DATA)
+        assert pb.SampleResponse.FromString(data[5:]).images.raw.count == COUNT
+        assert server.wait() == 0
+        wire.drop()
+
+
+@in_loop
+async def test_what_nobody_takes_is_forgotten_when_the_client_goes(tiny_bundle: Path, tmp_path: Path) -> None:
+    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server:
+        wire = await Wire.to(server.target)
+        for number in range(1, 21, 2):
+            wire.send(Wire.call(number, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
+        await wire.until_pong()
+        await until(lambda: server.metric("dfcvae_bytes_in_flight") >= 10 * ANSWER_BYTES - 65_535)
+        wire.drop()
+        await until(lambda: server.metric("dfcvae_calls_in_flight") == 0)
+        await until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
+
+
+def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: Path, tmp_path: Path) -> None:
+    turn = threading.Semaphore(0)
+
+    def requests() -> Iterator[pb.EditStreamRequest]:
+        for value, count in ((1, 70), (2, 1)):
+            yield pb.EditStreamRequest(images=pb.ImageBatch(raw=raw_images(constant(value, count))))
+            turn.acquire()
+
+    with (
+        ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stream = stub_of(channel).EditStream(requests())
+        for count in (70, 1):
+            assert next(stream).edited.images.raw.count == count
+            pixels = count * 8 * 8 * 3
+            wait_until(lambda pixels=pixels: pixels <= server.metric("dfcvae_bytes_in_flight") < pixels + 100)  # type: ignore[misc]
+            turn.release()
+        assert list_of(stream) == ([], grpc.StatusCode.OK)
+        wait_until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
+
+
+def test_a_stream_is_read_ahead_by_no_more_images_than_a_request_may_have(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ["--max-images-per-request", "10", "--metrics-port", "0"]
+    with gated_server(tiny_bundle, tmp_path, *options) as gate, grpc.insecure_channel(gate.server.target) as channel:
+        gate.close()
+        images = pb.ImageBatch(raw=raw_images(constant(1, 4)))
+        stream = stub_of(channel).EditStream(pb.EditStreamRequest(images=images, id=number) for number in range(9))
+
+        def received() -> float:
+            return gate.server.metric("dfcvae_received_messages_total", method="EditStream")
+
+        wait_until(lambda: received() >= 3)
+        for _ in range(20):  # time for what should not come
+            stub_of(channel).GetModel(pb.GetModelRequest())
+        assert received() == 3, "12 images"
+        gate.open()
+        assert list_of(stream) == (list(range(9)), grpc.StatusCode.OK)
+
+
+def test_failures_within_a_stream_are_seen(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        images = pb.ImageBatch(raw=raw_images(constant(1)))
+        steps = [
+            pb.EditStreamRequest(images=images),
+            pb.EditStreamRequest(edits=[pb.Edit(attribute="Halo", strength=1)]),
+            pb.EditStreamRequest(images=pb.ImageBatch(files=pb.EncodedImages(files=[b"xx"]))),
+        ]
+        answers = list(stub_of(channel).EditStream(iter(steps)))
+        assert [answer.WhichOneof("outcome") for answer in answers] == ["edited", "error", "error"]
+        np.testing.assert_equal(
+            [
+                server.metric("dfcvae_stream_answers_total", method="EditStream", code=code)
+                for code in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")
+            ],
+            [1, 1, 1],
+        )
+        assert "EditStream answered NOT_FOUND" in server.log
