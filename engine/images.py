@@ -247,7 +247,7 @@ def encode_file(pixels: Bytes, file_format: str, quality: int = DEFAULT_QUALITY)
 
 
 class Codec:
-    """Decodes and encodes image files on a few threads, off the event loop.
+    """Decodes and encodes image files on a few threads, off the event loop, and computes what else would hold it up.
 
     Clients take turns, a file each, and so do the requests of a client: however large and many they are, a file waits
     for `threads` others of each other client at most. At most `threads` files are in memory decoded at full size.
@@ -291,6 +291,11 @@ class Codec:
     async def encode(self, images: Bytes, file_format: str, quality: int) -> list[bytes]:
         """Encodes images, uint8 [N, S, S, 3], to one file each."""
         return await self._map(lambda image: encode_file(image, file_format, quality), list(images))
+
+    async def work(self, function: Callable[[], R]) -> R:
+        """Calls a function that would hold up the event loop, when it is the client's turn; it counts as a file."""
+        (result,) = await self._map(lambda _: function(), (None,))
+        return result
 
     def close(self) -> None:
         """Ends the threads, after what they are working on."""

@@ -4,7 +4,7 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ Floats = npt.NDArray[np.float32]
 _SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 SERVICE_NAME: str = _SERVICE.full_name
 _MAX_TEMPERATURE = 10.0
+
+# Multiplications that sampling may take on the event loop, about a millisecond's. Most requests are small, and a thread
+# would cost them more than it saves.
+_FEW = 2**19
 _WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL: spherical}
 
 
@@ -124,8 +128,9 @@ class LatentEngine:
             points = count * request.steps
             model.reader.check_count(points, "steps")
             current().spend(points)
-            with model.room(points if output.images else 0, terms) as room:
-                latents = _WALKS[request.walk](*await _encode_ends(model, start, end, terms), request.steps)
+            with model.room(points, terms) as room:
+                ends = await _encode_ends(model, start, end, terms)
+                latents = await _compute(model, points, lambda: _WALKS[request.walk](*ends, request.steps))
                 images = await model.decode(latents, terms, room=room) if output.images else None
             return await answer(pb.InterpolateResponse(), model, output, images, latents)
 
@@ -141,8 +146,12 @@ class LatentEngine:
         with self._catalog.get(request.model).lease() as model:
             model.reader.check_count(request.count, "count")
             current().spend(request.count)
-            latents = model.gaussian(request.distribution).draw(request.count, request.seed, temperature)
-            images = await model.decode(latents, terms) if output.images else None
+            gaussian = model.gaussian(request.distribution)
+            with model.room(request.count, terms) as room:
+                latents = await _compute(
+                    model, request.count, lambda: gaussian.draw(request.count, request.seed, temperature)
+                )
+                images = await model.decode(latents, terms, room=room) if output.images else None
             return await answer(pb.SampleResponse(), model, output, images, latents)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
@@ -201,6 +210,12 @@ def _read_end(model: Model, request: pb.InterpolateRequest, name: str) -> Source
     if source is None:
         raise InvalidRequest(f"{name} has no source; set {name}.images or {name}.latents", name)
     return source
+
+
+async def _compute(model: Model, count: int, latents: Callable[[], Floats]) -> Floats:
+    """Computes that many latents, off the event loop where it would be held up by them."""
+    few = count * model.bundle.manifest.latent_dim**2 <= _FEW
+    return latents() if few else await model.codec.work(latents)
 
 
 async def _encode_ends(model: Model, start: Source, end: Source, terms: Terms) -> tuple[Floats, Floats]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from bundles import reseal, write_tiny_bundle
-from gates import raw_images
+from gates import gated_server, raw_images, stub_of, until
 from PIL import Image
 from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
@@ -87,13 +87,34 @@ def test_samples_are_those_of_their_seed(stub: Any) -> None:
     assert not floats(sample(1, seed=7, temperature=0, result=LATENTS).latents).any()
 
 
-def test_a_bundle_with_a_fitted_gaussian_draws_from_it(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path / "bundle")
-    fitted = Gaussian(np.full(LATENT_DIM, 100, np.float32), 20 * np.eye(LATENT_DIM, dtype=np.float32))
+def test_large_requests_get_the_same_as_small_ones(stub: Any) -> None:
+    sampled = stub.Sample(pb.SampleRequest(count=1024, seed=7, result=BOTH))
+    expected = Gaussian.standard(LATENT_DIM).draw(1024, 7)
+    np.testing.assert_array_equal(floats(sampled.latents), expected)
+    np.testing.assert_array_equal(pixels(sampled.images), images_of(expected))
+    start, end = latents_of(random_images(32, seed=1)), latents_of(random_images(32, seed=2))
+    first, last = pb.WalkEnd(latents=latent_batch(start)), pb.WalkEnd(latents=latent_batch(end))
+    walk = pb.InterpolateRequest(start=first, end=last, steps=32, walk=pb.WALK_SPHERICAL, result=BOTH)
+    walked = stub.Interpolate(walk)
+    np.testing.assert_array_equal(floats(walked.latents), spherical(start, end, 32))
+    opposite = pb.InterpolateRequest(start=END, end=OPPOSITE, steps=1024, walk=pb.WALK_SPHERICAL)
+    with pytest.raises(grpc.RpcError, match="opposite"):
+        stub.Interpolate(opposite, timeout=60)
+
+
+def write_fitted_bundle(folder: Path, fitted: Gaussian) -> Path:
+    """A tiny bundle with a Gaussian of its own."""
+    bundle = write_tiny_bundle(folder)
     fitted.save(bundle / "prior.safetensors")
     manifest = (bundle / "manifest.json").read_text()
     (bundle / "manifest.json").write_text(manifest.replace('"files": {', '"files": {"prior.safetensors": "",'))
     reseal(bundle)
+    return bundle
+
+
+def test_a_bundle_with_a_fitted_gaussian_draws_from_it(tmp_path: Path) -> None:
+    fitted = Gaussian(np.full(LATENT_DIM, 100, np.float32), 20 * np.eye(LATENT_DIM, dtype=np.float32))
+    bundle = write_fitted_bundle(tmp_path / "bundle", fitted)
     with (
         ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
@@ -108,6 +129,36 @@ def test_a_bundle_with_a_fitted_gaussian_draws_from_it(tmp_path: Path) -> None:
         ):
             answer = stub.Sample(pb.SampleRequest(count=3, seed=1, distribution=distribution, result=LATENTS))
             np.testing.assert_array_equal(floats(answer.latents), gaussian.draw(3, 1))
+
+
+@pytest.mark.parametrize("result", [pb.EDIT_RESULT_UNSPECIFIED, LATENTS])
+def test_nothing_is_computed_for_a_request_that_a_full_queue_refuses(tmp_path: Path, result: Any) -> None:
+    # What is drawn from this one doesn't fit float32, which is noticed as soon as it is drawn.
+    endless = Gaussian(np.zeros(LATENT_DIM, np.float32), np.full((LATENT_DIM, LATENT_DIM), 3e38, np.float32))
+    bundle = write_fitted_bundle(tmp_path / "bundle", endless)
+    walk = pb.InterpolateRequest(start=END, end=OPPOSITE, steps=10, walk=pb.WALK_SPHERICAL, result=result)
+    with (
+        gated_server(bundle, tmp_path, "--max-queue", "20", "--metrics-port", "0") as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+        stub = stub_of(channel)
+
+        def status(call: Any, request: Any) -> str:
+            with pytest.raises(grpc.RpcError) as refusal:
+                call(request, timeout=60)
+            return str(refusal.value.code().name)
+
+        sample = pb.SampleRequest(count=10, result=result)
+        assert status(stub.Sample, sample) == status(stub.Interpolate, walk) == "INVALID_ARGUMENT"
+        gate.close()
+        standard = pb.SampleRequest(count=15, distribution=pb.DISTRIBUTION_STANDARD)
+        running = [stub.Sample.future(standard)]
+        until(lambda: len(gate.batches()) == 1)
+        running.append(stub.Sample.future(standard))
+        until(lambda: gate.server.metric("dfcvae_queue_images", model="default", graph="decode") == 15)
+        assert status(stub.Sample, sample) == status(stub.Interpolate, walk) == "RESOURCE_EXHAUSTED"
+        gate.open()
+        assert [call.result().images.raw.count for call in running] == [15, 15]
 
 
 UNKNOWN: Any = 9
