@@ -7,6 +7,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, subcommand
 
 from engine.client import commands
+from engine.client.command import Command
 from engine.client.errors import ClientError
 from engine.client.outputs import UsageError
 
@@ -27,7 +28,7 @@ def main() -> int:
     Returns:
         0 when it worked, 2 for bad input, 1 when the server failed or can't be reached, 130 after Ctrl-C.
     """
-    command: commands.Command = tyro.cli(
+    command: Command = tyro.cli(
         Commands,
         prog="python -m engine.client",
         description="One task for a server that `python -m engine` runs.",

@@ -155,7 +155,7 @@ class AsyncClient(Connection):
             async for answer in call:
                 yield messages.read_stream_answer(answer)
         except grpc.RpcError as error:
-            raise ClientError.of_call(error) from None
+            raise self._error(error) from None
         finally:
             call.cancel()
         if failures:
@@ -164,7 +164,9 @@ class AsyncClient(Connection):
     def stream(self, **options: Unpack[Options]) -> AsyncSlider:
         """As `Client.stream`; an asynchronous context manager."""
         merged = self._stream_options(options)
-        return AsyncSlider(self._methods["EditStream"], merged, self._call_arguments(merged, merged["timeout"]))
+        return AsyncSlider(
+            self._methods["EditStream"], merged, self._call_arguments(merged, merged["timeout"]), self._error
+        )
 
     async def health(self) -> str:
         """As `Client.health`."""
@@ -179,6 +181,6 @@ class AsyncClient(Connection):
             try:
                 answer = await method(call.request, **self._call_arguments(merged, patience.remaining()))
             except grpc.RpcError as error:
-                await asyncio.sleep(patience.pause_after(ClientError.of_call(error)))
+                await asyncio.sleep(patience.pause_after(self._error(error)))
             else:
                 return call.read(answer)

@@ -14,83 +14,29 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
+from engine.client.arguments import finite, shown
+from engine.client.command import Command
 from engine.client.errors import ClientError
-from engine.client.outputs import UsageError, check_output, format_of, is_folder, save, write
+from engine.client.outputs import Output, UsageError, array_output, format_of, image_output, save, write
 from engine.client.synchronous import Client
 from engine.client.values import Distribution, FileFormat, Floats, Images, Walk
 
 T = TypeVar("T")
 
 _IN_FLIGHT = 8
-_OVERLOAD_RETRIES = 10
 _CALLERS_FAULT = ("INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
-    """What every command has: where the server is, and who asks."""
-
-    target: str = "127.0.0.1:50051"
-    """HOST:PORT of the server."""
-
-    model: str = ""
-    """Name of the model, where the server has several; empty for its default."""
-
-    timeout_s: float = 60.0
-    """Deadline of each call, seconds."""
-
-    tls: bool = False
-    """Encrypt, and trust the authorities that gRPC knows."""
-
-    tls_ca: Path | None = None
-    """Encrypt, and trust the authorities in this PEM file."""
-
-    tls_cert: Path | None = None
-    """The client's own certificate (PEM), where the server asks for one."""
-
-    tls_key: Path | None = None
-    """Key of that certificate (PEM)."""
-
-    token: str | None = None
-    """Bearer token, where the server asks for one. Other users of this machine can see it: better give a file."""
-
-    token_file: Path | None = None
-    """File with the token."""
-
-    def run(self, client: Client) -> int:
-        """Does it; the exit code."""
-        raise NotImplementedError
-
-    def client(self) -> Client:
-        """The client that the options ask for.
-
-        Raises:
-            UsageError: When they don't fit together.
-        """
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise UsageError("--tls-cert and --tls-key go together; give both")
-        if self.token and self.token_file:
-            raise UsageError("give --token or --token-file, not both")
-        return Client(
-            self.target,
-            self.timeout_s,
-            model=self.model,
-            retry_overload=_OVERLOAD_RETRIES,
-            tls=self.tls_ca or self.tls,
-            certificate=(self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None,
-            token=self.token_file.read_text().strip() if self.token_file else self.token,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Edit(Command):
-    """Edits the faces in image files."""
+    """Edits the faces in image files: JPEG, PNG or WebP, with a face each, framed as the training images were.
 
-    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="IN...")]
-    """JPEG, PNG or WebP files with a face each, framed as the training images were."""
+    OUT is a folder when it ends in a slash, is one already, or has no suffix. Files in it that have the names of new
+    ones are replaced, and others stay.
+    """
 
-    output: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Image file to write; its suffix chooses .png, .jpg or .webp. Or a folder: files named as the inputs."""
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IN... OUT", help_behavior_hint="(required)")]
+    """Image files, then the file to write (.png, .jpg, .webp), or a folder for files named as the inputs."""
 
     settings: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=STRENGTH")]
     """Attribute and strength, for example Smiling=1.5; negative takes it away. Repeat for several."""
@@ -106,7 +52,8 @@ class Edit(Command):
         edits = [_parse_setting(setting) for setting in self.settings]
         if not edits:
             raise UsageError("nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5")
-        outputs = self._outputs()
+        inputs, out = _inputs_and_output(self.paths)
+        outputs = self._outputs(inputs, image_output(out))
 
         def edit(path: Path) -> None:
             output, file_format = outputs[path]
@@ -114,43 +61,39 @@ class Edit(Command):
             output.parent.mkdir(exist_ok=True)
             write(output, file)
 
-        code, _ = _for_each(edit, self.inputs, "edit")
+        code, _ = _for_each(edit, inputs, "edit")
         return code
 
-    def _outputs(self) -> dict[Path, tuple[Path, FileFormat]]:
-        check_output(self.output)
-        if not is_folder(self.output):
-            if len(self.inputs) > 1:
-                raise UsageError(f"{len(self.inputs)} inputs need a folder to write to, and {self.output} is a file")
-            return {self.inputs[0]: (self.output, format_of(self.output))}
+    def _outputs(self, inputs: list[Path], output: Output) -> dict[Path, tuple[Path, FileFormat]]:
+        if not output.is_folder:
+            if len(inputs) > 1:
+                raise UsageError(f"{len(inputs)} inputs need a folder to write to, and {output.path} is a file")
+            return {inputs[0]: (output.path, format_of(output.path))}
         suffix = {"JPEG": ".jpg"}.get(self.folder_format, f".{self.folder_format.lower()}")
-        outputs = {path: (self.output / f"{path.stem}{suffix}", self.folder_format) for path in self.inputs}
-        sources = {output: path for path, (output, _) in outputs.items()}
-        for path, (output, _) in outputs.items():
-            if sources[output] != path:
-                raise UsageError(f"{path} and {sources[output]} would both be written to {output}; rename one")
+        outputs = {path: (output.path / f"{path.stem}{suffix}", self.folder_format) for path in inputs}
+        sources = {file: path for path, (file, _) in outputs.items()}
+        for path, (file, _) in outputs.items():
+            if sources[file] != path:
+                raise UsageError(f"{path} and {sources[file]} would both be written to {file}; rename one")
         return outputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(Command):
-    """Writes the latents (posterior means) of image files."""
+    """Writes the latents (posterior means) of image files: JPEG, PNG or WebP, framed as the training images were."""
 
-    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="IN...")]
-    """JPEG, PNG or WebP files with a face each, framed as the training images were."""
-
-    output: Annotated[Positional[Path], arg(metavar="OUT")]
-    """.npy file to write, float32 [N, latent_dim], in the order of the files."""
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IN... OUT", help_behavior_hint="(required)")]
+    """Image files with a face each, then the .npy file to write: float32 [N, latent_dim], in their order."""
 
     def run(self, client: Client) -> int:
         """Sends the files and writes their latents, if all could be encoded."""
-        if self.output.suffix != ".npy":
-            raise UsageError(f"{self.output} must end in .npy")
-        code, latents = _for_each(lambda path: client.encode([path.read_bytes()]).mu, self.inputs, "encode")
+        inputs, out = _inputs_and_output(self.paths)
+        output = array_output(out)
+        code, latents = _for_each(lambda path: client.encode([path.read_bytes()]).mu, inputs, "encode")
         if not code:
             file = io.BytesIO()
             np.save(file, np.concatenate(latents))
-            write(self.output, file.getvalue())
+            write(output, file.getvalue())
         return code
 
 
@@ -161,14 +104,15 @@ class Decode(Command):
     input: Annotated[Positional[Path], arg(metavar="IN")]
     """.npy file, float32 [N, latent_dim]."""
 
-    output: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ..."""
+    output: Annotated[Positional[str], arg(metavar="OUT")]
+    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ...
+    Files in it that have these names are replaced, and others stay."""
 
     def run(self, client: Client) -> int:
         """Sends the latents and writes their images."""
-        check_output(self.output)
+        output = image_output(self.output)
         images = client.decode(_load_latents(self.input))
-        save(images, self.output, _columns(len(images)))
+        save(images, output, _columns(len(images)))
         return 0
 
 
@@ -182,8 +126,9 @@ class Interpolate(Command):
     end: Annotated[Positional[Path], arg(metavar="END")]
     """Where to end: an image file, or a .npy file of as many latents."""
 
-    output: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): a grid, a row per walk. Or a folder: 000.png, 001.png, ..., walk by walk."""
+    output: Annotated[Positional[str], arg(metavar="OUT")]
+    """Image file (.png, .jpg, .webp): a grid, a row per walk. Or a folder: 000.png, 001.png, ..., walk by walk.
+    Files in it that have these names are replaced, and others stay."""
 
     steps: int = 8
     """Images on each walk, both ends included."""
@@ -193,9 +138,9 @@ class Interpolate(Command):
 
     def run(self, client: Client) -> int:
         """Sends both ends and writes the images."""
-        check_output(self.output)
+        output = image_output(self.output)
         walks = client.interpolate(_load_source(self.start), _load_source(self.end), self.steps, self.walk)
-        save(walks.reshape(-1, *walks.shape[2:]), self.output, self.steps)
+        save(walks.reshape(-1, *walks.shape[2:]), output, self.steps)
         return 0
 
 
@@ -203,14 +148,15 @@ class Interpolate(Command):
 class Sample(Command):
     """Writes new faces."""
 
-    output: Annotated[Positional[Path], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ..."""
+    output: Annotated[Positional[str], arg(metavar="OUT")]
+    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ...
+    Files in it that have these names are replaced, and others stay."""
 
     count: int = 16
     """Faces to draw."""
 
     seed: int = 0
-    """The same seed draws the same faces."""
+    """The same seed gives the same latents everywhere, and images up to the precision of the bundle's engine."""
 
     temperature: float = 1.0
     """Factor on the distance from the mean, 0 to 10: lower is more usual, higher more varied."""
@@ -220,9 +166,9 @@ class Sample(Command):
 
     def run(self, client: Client) -> int:
         """Draws and writes."""
-        check_output(self.output)
+        output = image_output(self.output)
         images = client.sample(self.count, self.seed, self.temperature, self.distribution)
-        save(images, self.output, _columns(self.count))
+        save(images, output, _columns(self.count))
         return 0
 
 
@@ -253,7 +199,7 @@ def report(error: Exception, about: str = "") -> int:
     return 1 if isinstance(error, ClientError) and error.status not in _CALLERS_FAULT else 2
 
 
-def _for_each(do: Callable[[Path], T], paths: tuple[Path, ...], verb: str) -> tuple[int, list[T]]:
+def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[int, list[T]]:
     """Does something with every file, several at a time, past the bad files but not past a server's failure.
 
     Returns:
@@ -263,7 +209,8 @@ def _for_each(do: Callable[[Path], T], paths: tuple[Path, ...], verb: str) -> tu
     pool = ThreadPoolExecutor(_IN_FLIGHT)
     try:
         calls = [pool.submit(do, path) for path in paths]
-        progress = tqdm(zip(paths, calls, strict=True), verb, len(paths), unit="file", disable=len(paths) == 1)
+        hidden = True if len(paths) == 1 else None  # None: where stderr is no terminal
+        progress = tqdm(zip(paths, calls, strict=True), verb, len(paths), unit="file", disable=hidden)
         for path, call in progress:
             try:
                 results.append(call.result())
@@ -276,14 +223,25 @@ def _for_each(do: Callable[[Path], T], paths: tuple[Path, ...], verb: str) -> tu
     return code, results
 
 
+def _inputs_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
+    if not paths:
+        raise UsageError("no input and no output: give at least one image file, and then OUT")
+    *inputs, output = paths
+    if not inputs:
+        raise UsageError(f"no input: give at least one image file before OUT {output}")
+    return list(map(Path, inputs)), output
+
+
 def _parse_setting(setting: str) -> tuple[str, float]:
     name, equals, strength = setting.partition("=")
     try:
         if name and equals:
-            return name, float(strength)
+            return name, finite("strength", float(strength))
     except ValueError:
         pass
-    raise UsageError(f"--set takes NAME=STRENGTH, for example Smiling=1.5, not {setting!r}")
+    raise UsageError(
+        f"--set takes NAME=STRENGTH, the strength a finite float32 number, for example Smiling=1.5, not {setting!r}"
+    )
 
 
 def _load_latents(path: Path) -> Floats:
@@ -293,6 +251,8 @@ def _load_latents(path: Path) -> Floats:
         raise UsageError(f"{path} is not a .npy file: {error}") from None
     if not isinstance(latents, np.ndarray):
         raise UsageError(f"{path} holds several arrays; give a .npy file with one")
+    if latents.ndim != 2 or not np.issubdtype(latents.dtype, np.floating):
+        raise UsageError(f"{path} must hold latents, float32 [N, latent_dim], not {shown(latents)}")
     return latents
 
 

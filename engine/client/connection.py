@@ -1,9 +1,8 @@
 """Where a client connects, as whom, and what it does when that fails."""
 
-import ipaddress
 import json
 import os
-import re
+import ssl
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -11,7 +10,9 @@ from typing import Any, ClassVar
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from engine.client.errors import Patience
+from engine.client import arguments
+from engine.client.errors import ClientError, Patience
+from engine.client.target import is_local
 from engine.client.values import Options, Priority
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
@@ -45,7 +46,7 @@ class Connection:
         allow_plaintext_token: Send the token without TLS to another machine, where anyone on the way can read it.
 
     Raises:
-        ValueError: When these don't fit together.
+        ValueError, TypeError: When one of these can't be, or they don't fit together.
         OSError: When a PEM file can't be read.
     """
 
@@ -66,18 +67,20 @@ class Connection:
         token: str | None = None,
         allow_plaintext_token: bool = False,
     ) -> None:
-        if not 0 <= retries <= _MAX_RETRIES:
-            raise ValueError(f"retries must be from 0 to {_MAX_RETRIES}, not {retries}")
+        if not arguments.text("target", target):
+            raise ValueError("target must not be empty: give HOST:PORT of the server, for example localhost:50051")
+        arguments.whole("retries", retries, 0, _MAX_RETRIES)
+        arguments.whole("retry_overload", retry_overload, 0, _LARGEST)
         if certificate and not tls:
             raise ValueError("a client certificate needs TLS; set tls as well")
-        if token is not None and not _is_word(token):
+        if token is not None and not is_word(arguments.text("token", token)):
             raise ValueError("the token must be one word of printable ASCII")
         if token and not (tls or allow_plaintext_token or is_local(target)):
             raise ValueError(
                 f"the token would travel to {target} unencrypted; use TLS, or allow it with allow_plaintext_token"
             )
         self.target = target
-        self._defaults = Options(timeout=timeout, model=model, priority=priority)
+        self._defaults = arguments.options({"timeout": timeout, "model": model, "priority": priority})
         self._retry_overload = retry_overload
         self._wait_for_ready = wait_for_ready
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -92,10 +95,7 @@ class Connection:
         self._methods: dict[str, Any] = {**vars(engine), **vars(health_pb2_grpc.HealthStub(self._channel))}
 
     def _with_defaults(self, options: Options) -> Options:
-        unknown = options.keys() - Options.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-        merged: Options = {**self._defaults, **options}
+        merged: Options = {**self._defaults, **arguments.options(options)}
         return merged
 
     def _stream_options(self, options: Options) -> Options:
@@ -105,28 +105,19 @@ class Connection:
     def _patience(self, options: Options) -> Patience:
         return Patience(self._retry_overload, options["timeout"])
 
+    def _error(self, error: Any) -> ClientError:
+        """What a call of this connection failed with, from gRPC's error."""
+        return ClientError.of_call(error, self.target)
+
     def _call_arguments(self, options: Options, timeout: float | None) -> dict[str, Any]:
         metadata = self._metadata
         if "request_id" in options:
-            if not _is_word(options["request_id"]):
-                raise ValueError(f"request_id must be one word of printable ASCII, not {options['request_id']!r}")
             metadata = (*metadata, ("x-request-id", options["request_id"]))
         return {"timeout": timeout, "metadata": metadata, "wait_for_ready": self._wait_for_ready}
 
 
-def is_local(target: str) -> bool:
-    """Whether a gRPC target names this machine."""
-    if target.startswith("unix"):
-        return True
-    address = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target)
-    host = address.rpartition(":")[0].strip("[]") or address
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _is_word(text: str) -> bool:
+def is_word(text: str) -> bool:
+    """Whether it is one word of printable ASCII, and so can be a token."""
     return text.isascii() and text.isprintable() and len(text.split()) == 1
 
 
@@ -134,8 +125,22 @@ def _credentials(
     tls: bool | str | os.PathLike[str],
     certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
 ) -> grpc.ChannelCredentials:
-    roots = None if tls is True else Path(str(tls)).read_bytes()
+    """What TLS needs; gRPC itself would only log what is wrong with a file, and then fail to connect."""
+    roots = None if isinstance(tls, bool) else Path(tls).read_bytes()
     own, key = (Path(path).read_bytes() for path in certificate) if certificate else (None, None)
+    trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not isinstance(tls, bool):
+        try:
+            trial.load_verify_locations(tls)
+        except ssl.SSLError:
+            raise ValueError(f"{tls} is no PEM file with certificates of authorities") from None
+    if certificate:
+        try:
+            trial.load_cert_chain(*certificate, password="")
+        except ssl.SSLError:
+            raise ValueError(
+                "{} and {} are no PEM certificate and its key, without a passphrase".format(*certificate)
+            ) from None
     return grpc.ssl_channel_credentials(roots, key, own)
 
 

@@ -49,13 +49,16 @@ class ClientError(Exception):
         self.request_id = request_id
 
     @classmethod
-    def of_call(cls, error: Any) -> "ClientError":
-        """From a `grpc.RpcError` of a call, synchronous or not."""
+    def of_call(cls, error: Any, target: str) -> "ClientError":
+        """From a `grpc.RpcError` of a call to a target, synchronous or not."""
         trailer = dict(error.trailing_metadata() or ())
         violations, retry_after_s = _details(trailer.get("grpc-status-details-bin", b""))
         status, message = error.code().name, error.details() or "no details"
         if (status, message) == ("INTERNAL", _BROKEN_WRITE):
             status, message = "UNAVAILABLE", "the connection broke while a message was being sent"
+        if not trailer:  # The server says more than a status: it had no part in this.
+            question = "; is a server running there, and does it use TLS?" if status == "UNAVAILABLE" else ""
+            message = f"{target}: {message}{question}"
         return cls(status, message, violations, retry_after_s, trailer.get("x-request-id"))
 
     @classmethod

@@ -7,7 +7,7 @@ costs more than all the rest together. Pixels come back as read-only views of th
 once; latents are small, and the caller's own.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from grpc_health.v1 import health_pb2
 
+from engine.client import arguments
 from engine.client.errors import ClientError
 from engine.client.values import (
     Attribute,
@@ -35,6 +36,9 @@ from engine.client.values import (
 from protos import dfcvae_pb2 as pb
 
 T = TypeVar("T")
+
+_UINT32 = 2**32 - 1
+_UINT64 = 2**64 - 1
 
 _FORMATS = {"JPEG": pb.IMAGE_FORMAT_JPEG, "PNG": pb.IMAGE_FORMAT_PNG, "WEBP": pb.IMAGE_FORMAT_WEBP}
 _PRIORITIES = {
@@ -71,7 +75,7 @@ def address(request: Any, options: Options) -> None:
     if "model" in fields:
         request.model = options["model"]
     if "priority" in fields:
-        request.priority = _choice("priority", options["priority"], _PRIORITIES)
+        request.priority = _PRIORITIES[options["priority"]]
 
 
 def get_model() -> Call[Model]:
@@ -88,21 +92,21 @@ def health() -> Call[str]:
 def encode(images: Images) -> Call[Posterior]:
     """Images to posteriors."""
     request = pb.EncodeRequest()
-    _write_images(request.images, images)
+    _write_images(request.images, "images", images)
     return Call("Encode", request, lambda answer: Posterior(_floats(answer.mu), _floats(answer.log_var)))
 
 
 def decode(latents: Floats) -> Call[Bytes]:
     """Latents to pixels."""
     request = pb.DecodeRequest()
-    _write_latents(request.latents, latents)
+    _write_latents(request.latents, "latents", latents)
     return Call("Decode", request, _read_images)
 
 
 def decode_files(latents: Floats, file_format: FileFormat, quality: int) -> Call[list[bytes]]:
     """Latents to files."""
     request = pb.DecodeRequest()
-    _write_latents(request.latents, latents)
+    _write_latents(request.latents, "latents", latents)
     _write_output(request.output, file_format, quality)
     return Call("Decode", request, _read_files)
 
@@ -155,6 +159,8 @@ def sample_latents(count: int, seed: int, temperature: float, distribution: Dist
 
 def stream_request(step: StreamEdit, options: Options, number: int) -> pb.EditStreamRequest:
     """One step of a stream; its number comes back with the answer."""
+    if not isinstance(step, StreamEdit):
+        raise TypeError(f"the steps of a stream must be StreamEdit, not {arguments.shown(step)}")
     request = pb.EditStreamRequest(id=number)
     address(request, options)
     _write_edit(request, step)
@@ -211,9 +217,13 @@ def _edit_request(step: StreamEdit) -> pb.EditRequest:
 def _walk_request(
     start: Images | Floats, end: Images | Floats, steps: int, walk: Walk, result: Result
 ) -> pb.InterpolateRequest:
-    request = pb.InterpolateRequest(steps=steps, walk=_choice("walk", walk, _WALKS), result=_RESULTS[result])
-    _write_source(request.start, start)
-    _write_source(request.end, end)
+    request = pb.InterpolateRequest(
+        steps=arguments.whole("steps", steps, 2, _UINT32),
+        walk=_WALKS[arguments.choice("walk", walk, _WALKS)],
+        result=_RESULTS[result],
+    )
+    _write_source(request.start, "start", start)
+    _write_source(request.end, "end", end)
     return request
 
 
@@ -221,10 +231,10 @@ def _sample_request(
     count: int, seed: int, temperature: float, distribution: Distribution, result: Result
 ) -> pb.SampleRequest:
     return pb.SampleRequest(
-        count=count,
-        seed=seed,
-        temperature=temperature,
-        distribution=_choice("distribution", distribution, _DISTRIBUTIONS),
+        count=arguments.whole("count", count, 1, _UINT32),
+        seed=arguments.whole("seed", seed, 0, _UINT64),
+        temperature=arguments.between("temperature", temperature, 0, 10),
+        distribution=_DISTRIBUTIONS[arguments.choice("distribution", distribution, _DISTRIBUTIONS)],
         result=_RESULTS[result],
     )
 
@@ -232,67 +242,49 @@ def _sample_request(
 def _write_edit(request: Any, step: StreamEdit) -> None:
     """Fills in the fields that EditRequest and EditStreamRequest share."""
     if step.source is not None:
-        _write_source(request, step.source)
-    pairs = step.edits.items() if isinstance(step.edits, Mapping) else step.edits
-    for target, strength in pairs:
+        _write_source(request, "source", step.source)
+    for target, strength in arguments.moves(step.edits):
         if isinstance(target, str):
             request.edits.add(attribute=target, strength=strength)
         else:
-            request.edits.add(direction=_float_bytes(np.asarray(target)), strength=strength)
-    if isinstance(step.keep, str):
-        raise ValueError(f"keep takes several names, for example [{step.keep!r}], not one string")
-    request.keep.extend(step.keep)
-    request.result = _choice("result", step.result, _RESULTS)
-    if step.file_format:
+            request.edits.add(direction=target, strength=strength)
+    request.keep.extend(arguments.kept(step.keep))
+    request.result = _RESULTS[arguments.choice("result", step.result, _RESULTS)]
+    if step.file_format is not None:
         _write_output(request.output, step.file_format, step.quality)
+    elif step.quality:
+        raise ValueError(
+            f"quality is of JPEG and WebP files; give a file_format as well, or no quality, not {step.quality}"
+        )
 
 
-def _write_source(request: Any, source: Any) -> None:
-    if isinstance(source, np.ndarray) and np.issubdtype(source.dtype, np.floating):
-        _write_latents(request.latents, source)
+def _write_source(message: Any, name: str, source: Any) -> None:
+    if arguments.is_latents(source):
+        _write_latents(message.latents, name, source)
     else:
-        _write_images(request.images, source)
+        _write_images(message.images, name, source, arguments.SOURCES)
 
 
-def _write_images(batch: pb.ImageBatch, images: Any) -> None:
+def _write_images(batch: pb.ImageBatch, name: str, images: Any, allowed: str = arguments.IMAGES) -> None:
     if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise ValueError(f"images must be uint8 [N, S, S, 3], not {images.dtype} {list(images.shape)}")
-        batch.raw.count, batch.raw.height, batch.raw.width, _ = images.shape
-        batch.raw.data = images.tobytes()
-    elif _are_files(images):
-        batch.files.SetInParent()
-        batch.files.files.extend(images)
+        pixels = arguments.pixels(name, images, allowed)
+        batch.raw.count, batch.raw.height, batch.raw.width, _ = pixels.shape
+        batch.raw.data = pixels.tobytes()
     else:
-        raise ValueError("images must be a uint8 array, or a sequence of files given as bytes")
+        files = arguments.files(name, images, allowed)
+        batch.files.SetInParent()
+        batch.files.files.extend(files)
 
 
-def _are_files(images: Any) -> bool:
-    if isinstance(images, (bytes, str)) or not isinstance(images, Iterable):
-        return False
-    return all(isinstance(file, bytes) for file in images)
-
-
-def _write_latents(batch: pb.LatentBatch, latents: npt.NDArray[Any]) -> None:
-    if not np.issubdtype(latents.dtype, np.floating) or latents.ndim != 2:
-        raise ValueError(f"latents must be float32 [N, D], not {latents.dtype} {list(latents.shape)}")
+def _write_latents(batch: pb.LatentBatch, name: str, latents: Any) -> None:
+    data = arguments.latents(name, latents)
     batch.count, batch.dim = latents.shape
-    batch.data = _float_bytes(latents)
+    batch.data = data
 
 
 def _write_output(output: pb.ImageOutput, file_format: FileFormat, quality: int) -> None:
-    output.format = _choice("file_format", file_format, _FORMATS)
-    output.quality = quality
-
-
-def _choice(name: str, value: str, choices: Mapping[Any, Any]) -> Any:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
-    return choices[value]
-
-
-def _float_bytes(values: npt.NDArray[Any]) -> bytes:
-    return np.asarray(values, "<f4").tobytes()
+    output.format = _FORMATS[arguments.choice("file_format", file_format, _FORMATS)]
+    output.quality = arguments.whole("quality", quality, 0, 100)
 
 
 def _read_images(answer: Any) -> Bytes:
@@ -341,5 +333,5 @@ def _read_model(answer: pb.GetModelResponse) -> Model:
         max_requests_ahead=limits.max_requests_ahead,
         crop=answer.preprocessing.crop or None,
         resize=answer.preprocessing.resize,
-        versions=dict(answer.versions),
+        versions=dict(sorted(answer.versions.items())),
     )

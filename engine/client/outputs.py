@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -31,32 +32,57 @@ def format_of(path: Path) -> FileFormat:
         raise UsageError(f"{path} must end in one of {', '.join(FORMATS)}") from None
 
 
-def is_folder(path: Path) -> bool:
-    """Whether an output names a folder: one that is there, or a name without a suffix."""
-    return path.is_dir() or not path.suffix
+class Output(NamedTuple):
+    """A place for images, which `save` can write to."""
+
+    path: Path
+    is_folder: bool
 
 
-def check_output(path: Path) -> None:
-    """Refuses a place that `save` couldn't write to, before there is anything to write.
+def image_output(name: str) -> Output:
+    """The place for images that a name means, before there is anything to write.
+
+    It is a folder when it ends in a slash, when that is what is there, and when it has no suffix.
 
     Raises:
-        UsageError: When its suffix is that of no image, or the folder it lies in doesn't exist.
+        UsageError: When its suffix is that of no image, it is a file where a folder is meant, or the folder that it
+            lies in doesn't exist.
     """
-    if not is_folder(path):
+    path = Path(name)
+    slash = name.endswith(os.sep)
+    is_folder = slash or path.is_dir() or not path.suffix
+    if not is_folder:
         format_of(path)
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path} lies in a folder that doesn't exist; make it first")
+    elif path.exists() and not path.is_dir():
+        why = "ends in a slash" if slash else "has no suffix"
+        raise UsageError(f"{name} {why}, so a folder is meant, and it is a file; remove it, or give another name")
+    return Output(_in_a_folder(path), is_folder)
 
 
-def save(images: Bytes, path: Path, columns: int) -> None:
+def array_output(name: str) -> Path:
+    """The .npy file that a name means, before there is anything to write.
+
+    Raises:
+        UsageError: When it is none, or the folder that it lies in doesn't exist.
+    """
+    path = Path(name)
+    if path.suffix != ".npy":
+        raise UsageError(f"{name} must end in .npy")
+    if name.endswith(os.sep) or path.is_dir():
+        raise UsageError(f"{name} is a folder; give a .npy file, for example {path / 'latents.npy'}")
+    return _in_a_folder(path)
+
+
+def save(images: Bytes, output: Output, columns: int) -> None:
     """Writes images, uint8 [N, S, S, 3].
 
     Args:
         images: What to write.
-        path: Image file: the image, or a grid of several. Folder: 000.png, 001.png, ...
+        output: Image file: the image, or a grid of several. Folder: 000.png, 001.png, ...
         columns: Width of the grid, images.
     """
-    if is_folder(path):
+    path = output.path
+    if output.is_folder:
         path.mkdir(exist_ok=True)
         digits = max(3, len(str(len(images) - 1)))
         for index, image in enumerate(images):
@@ -86,6 +112,12 @@ def grid(images: Bytes, columns: int) -> Bytes:
         top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
         picture[top : top + height, left : left + width] = image
     return picture
+
+
+def _in_a_folder(path: Path) -> Path:
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path} lies in a folder that doesn't exist; make it first")
+    return path
 
 
 def _file_of(picture: Bytes, file_format: FileFormat) -> bytes:

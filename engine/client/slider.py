@@ -31,8 +31,15 @@ class Slider:
     DEADLINE_EXCEEDED or CANCELLED.
     """
 
-    def __init__(self, method: Callable[..., Any], options: Options, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        options: Options,
+        arguments: dict[str, Any],
+        error: Callable[[Any], ClientError],
+    ) -> None:
         self._options = options
+        self._error = error
         self._lock = threading.Lock()
         self._requests: queue.SimpleQueue[pb.EditStreamRequest | None] = queue.SimpleQueue()
         self._sent = 0
@@ -83,15 +90,22 @@ class Slider:
             except StopIteration:
                 raise _ended() from None
             except grpc.RpcError as error:
-                raise ClientError.of_call(error) from None
+                raise self._error(error) from None
         return _result(answer)
 
 
 class AsyncSlider:
     """As `Slider`, for asyncio: from `AsyncClient.stream`, tasks may share it. Cancelling an edit ends the stream."""
 
-    def __init__(self, method: Callable[..., Any], options: Options, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        options: Options,
+        arguments: dict[str, Any],
+        error: Callable[[Any], ClientError],
+    ) -> None:
         self._options = options
+        self._error = error
         self._lock = asyncio.Lock()
         self._sent = 0
         self._call = method(**arguments)
@@ -144,7 +158,7 @@ class AsyncSlider:
                     await self._call.write(request)
                 answer = await self._call.read()
             except grpc.RpcError as error:
-                raise ClientError.of_call(error) from None
+                raise self._error(error) from None
             if answer is grpc.aio.EOF:
                 raise _ended()
         return _result(answer)

@@ -164,8 +164,8 @@ class Client(Connection):
 
         Args:
             count: How many.
-            seed: The same seed gives the same images on every server of the same model, and a longer draw begins
-                with the images of a shorter one.
+            seed: The same seed gives the same latents on every server of the same model, and the same images up to
+                the precision of the bundle's engine; a longer draw begins with the samples of a shorter one.
             temperature: Factor on the distance from the distribution's mean, 0 to 10.
             distribution: "standard", N(0, I); "fitted", to the posteriors of real images; "auto", fitted where the
                 model has it.
@@ -210,7 +210,7 @@ class Client(Connection):
             for answer in call:
                 yield messages.read_stream_answer(answer)
         except grpc.RpcError as error:
-            raise ClientError.of_call(error) from None
+            raise self._error(error) from None
         finally:
             call.cancel()
         if failures:
@@ -222,7 +222,7 @@ class Client(Connection):
         The timeout among the options is that of the whole stream; there is none when it isn't given.
         """
         merged = self._stream_options(options)
-        return Slider(self._methods["EditStream"], merged, self._call_arguments(merged, merged["timeout"]))
+        return Slider(self._methods["EditStream"], merged, self._call_arguments(merged, merged["timeout"]), self._error)
 
     def health(self) -> str:
         """Whether the server is ready for calls: "SERVING" or "NOT_SERVING"; neither token nor model matters."""
@@ -237,6 +237,6 @@ class Client(Connection):
             try:
                 answer = method(call.request, **self._call_arguments(merged, patience.remaining()))
             except grpc.RpcError as error:
-                time.sleep(patience.pause_after(ClientError.of_call(error)))
+                time.sleep(patience.pause_after(self._error(error)))
             else:
                 return call.read(answer)

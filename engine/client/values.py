@@ -28,8 +28,8 @@ class Options(TypedDict, total=False):
     Attributes:
         model: Name of the model; empty for the server's default.
         priority: Who goes first when requests wait.
-        timeout: Deadline with all retries, seconds; None for none.
-        request_id: Name of the call in the server's logs.
+        timeout: Deadline with all retries, seconds, above 0; None for none.
+        request_id: Name of the call in the server's logs and traces: 1 to 128 characters of [A-Za-z0-9._:/=+-].
     """
 
     model: str
@@ -65,6 +65,9 @@ class StreamEdit:
 
     Attributes:
         source: Images, or latents float32 [N, D]; None: those of the last step that had some, which costs no encoding.
+            That step's own failure doesn't matter: after edits that were wrong its source can be edited, after images
+            that can't be used the server refuses them again until another source comes. What comes back is what
+            `Client.edit` gives, up to rounding.
         edits: As in `Client.edit`; none reconstructs.
         keep: As in `Client.edit`.
         result: What comes back.

@@ -20,7 +20,7 @@ from servers import ServerProcess
 from tiny_model import random_images
 
 from engine.client import AsyncClient, Client, ClientError, FieldViolation
-from engine.client.connection import is_local
+from engine.client.target import fault_of, is_local
 from protos import dfcvae_pb2 as pb
 
 OK = code_pb2.OK
@@ -189,9 +189,10 @@ def test_a_server_that_is_not_there(ask: Ask) -> None:
     with pytest.raises(ClientError) as failure:
         ask("127.0.0.1:1", retries=0)
     assert failure.value.status == "UNAVAILABLE"
-    with pytest.raises(ClientError) as failure:
+    assert failure.value.message.startswith("127.0.0.1:1: ")
+    assert failure.value.message.endswith("; is a server running there, and does it use TLS?")
+    with pytest.raises(ClientError, match=r"DEADLINE_EXCEEDED: 127\.0\.0\.1:1: "):
         ask("127.0.0.1:1", timeout=0.2, wait_for_ready=True)
-    assert failure.value.status == "DEADLINE_EXCEEDED"
 
 
 def test_answers_beyond_the_usual_limit_of_grpc() -> None:
@@ -221,11 +222,20 @@ def test_the_token_and_the_request_id_travel(ask: Ask) -> None:
         ({"token": "secret"}, "the token would travel to example.org:50051 unencrypted; use TLS, or allow it with"),
         ({"certificate": ("a", "b")}, "a client certificate needs TLS"),
         ({"retries": 5}, "retries must be from 0 to 4, not 5"),
+        ({"retry_overload": -1}, "retry_overload must be from 0 to 2147483647, not -1"),
+        ({"target": ""}, "target must not be empty: give HOST:PORT of the server, for example localhost:50051"),
+        ({"target": None}, "target must be a string, not None"),
+        ({"token": 7}, "token must be a string, not the int 7"),
+        ({"timeout": "5"}, "timeout must be a number, not the str '5'"),
+        ({"timeout": -1}, "timeout must be above 0 and at most 1e\\+09 s, or None for none, not -1"),
+        ({"priority": "high"}, "priority must be one of 'normal', .*, not the str 'high'"),
+        ({"tls": __file__}, r"test_client_connection\.py is no PEM file with certificates"),
+        ({"tls": True, "certificate": (__file__, __file__)}, "are no PEM certificate and its key"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as refusal:
-        Client("example.org:50051", **settings)
+    with pytest.raises((ValueError, TypeError), match=message) as refusal:
+        Client(**{"target": "example.org:50051", **settings})
     assert "secret" not in str(refusal.value)
 
 
@@ -252,6 +262,30 @@ def test_a_token_over_plaintext_may_be_allowed() -> None:
 )
 def test_what_is_this_machine(target: str, local: bool) -> None:
     assert is_local(target) is local
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("localhost:50051", None),
+        ("example.org:1", None),
+        ("[::1]:65535", None),
+        ("dns:///example.org:1", None),
+        ("ipv4:127.0.0.1:1,10.0.0.1:1", None),
+        ("unix:/run/engine.sock", None),
+        ("", "it takes HOST:PORT, for example localhost:50051"),
+        (":50051", "it takes HOST:PORT, for example localhost:50051"),
+        ("localhost:", "it takes HOST:PORT, for example localhost:50051"),
+        ("localhost", "it has no port; give HOST:PORT, for example localhost:50051"),
+        ("dns:///example.org", "it has no port; give HOST:PORT, for example example.org:50051"),
+        ("localhost:0", "the port must be from 1 to 65535, not 0"),
+        ("localhost:65536", "the port must be from 1 to 65535, not 65536"),
+        ("http://localhost:50051", "it takes HOST:PORT; leave out http://"),
+        ("::1", "an IPv6 address goes in brackets: [HOST]:PORT, for example [::1]:50051"),
+    ],
+)
+def test_what_keeps_a_target_from_being_one(target: str, fault: str | None) -> None:
+    assert fault_of(target) == fault
 
 
 @pytest.fixture(scope="module")
