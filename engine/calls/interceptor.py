@@ -13,7 +13,7 @@ import grpc
 from engine.calls.admission import Admission, Guards
 from engine.calls.details import Refusal, refusal
 from engine.calls.messages import Messages
-from engine.calls.visit import Desk, Visit
+from engine.calls.visit import Desk, Visit, host_of
 from engine.errors import Overloaded, ShuttingDown
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
@@ -23,6 +23,9 @@ from engine.transport import Server
 _TURNED_AWAY = refusal(
     Overloaded("more calls come than the server can look at; send again after a pause, or to another one", 0.5), ""
 )
+
+
+_UNHEARD = "the call ended before its message had come: it was too large, or the client gave up"
 
 
 class CallInterceptor:
@@ -67,6 +70,12 @@ class CallInterceptor:
             return None
         method.turned_away += 1
         return _TURNED_AWAY
+
+    def unheard(self, path: str, peer: str) -> None:
+        """A call ended before its message had come; for `engine.transport.Server`."""
+        if method := self._methods.get(path):
+            method.unheard += 1
+            self._desk.log.failed(method.name, "CANCELLED", host_of(peer), 0.0, _UNHEARD)
 
     async def drain(self, timeout: float) -> None:
         """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.
@@ -115,7 +124,9 @@ class CallInterceptor:
         async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
             with Visit(self._desk, method, context, 0) as visit:
                 visit.admit(account)
-                messages = Messages(self.admission, context, decode, method, visit.failed_inside)
+                messages = Messages(
+                    self.admission, context, decode, method, check=visit.check, failed=visit.failed_inside
+                )
                 visit.call.stream = messages
                 self._streams.add(messages)
                 try:

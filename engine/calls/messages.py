@@ -22,6 +22,7 @@ class Messages:
         context: Of the call.
         decode: Makes a message of bytes.
         method: Counts them.
+        check: Is called for each message, and raises what ends the stream instead.
         failed: Takes status and sentence of an answer that is an error.
     """
 
@@ -31,12 +32,15 @@ class Messages:
         context: Any,
         decode: Callable[[bytes], Any],
         method: MethodFigures,
+        *,
+        check: Callable[[], None],
         failed: Callable[[str, str], None],
     ) -> None:
         self._admission = admission
         self._context = context
         self._decode = decode
         self._method = method
+        self._check = check
         self._failed = failed
         self._sizes: deque[int] = deque()  # of the messages without an answer
         self._kept = 0  # size of the one that stays in memory
@@ -72,6 +76,7 @@ class Messages:
         if data is grpc.aio.EOF:
             self._complete = True
             raise StopAsyncIteration
+        self._check()
         self._method.received(len(data))
         self._sizes.append(len(data))
         self._admission.hold(len(data))

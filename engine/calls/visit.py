@@ -62,6 +62,8 @@ class Visit:
 
     _refusal: Refusal | None = None
     _span: Any = None
+    _authorization: str | bytes | None = None
+    _version = 0
 
     def __init__(self, desk: Desk, method: MethodFigures, context: Any, size: int) -> None:
         self._arrived = time.perf_counter()
@@ -78,13 +80,12 @@ class Visit:
             EngineError: When it is refused.
         """
         desk, call, context = self._desk, self.call, self._context
-        authorization = None
         metadata = context.invocation_metadata() or ()
         for key, value in metadata:
             if key == "x-request-id" and isinstance(value, str) and _SANE_ID.fullmatch(value):
                 call.request_id = value
             elif key == "authorization":
-                authorization = value
+                self._authorization = value
         call.request_id = call.request_id or f"{_id_prefix}-{next(_ids):x}"
         call.account = account
         enter(call)
@@ -92,13 +93,25 @@ class Visit:
         if desk.tracing is not None:
             self._span = desk.tracing.start(self._method.path, call.request_id, metadata)
         guards = desk.admission.guards
-        call.client = _host(context.peer())
+        call.client = host_of(context.peer())
         if guards.tokens is not None:
-            call.client = guards.tokens.name_of(authorization)
+            call.client = guards.tokens.name_of(self._authorization)
+            self._version = guards.tokens.version
         elif guards.certificates and (names := context.auth_context().get("x509_common_name")):
             call.client = names[0].decode(errors="replace")
         desk.admission.enter(self._size)
         context.add_done_callback(self._leave)
+
+    def check(self) -> None:
+        """Lets a stream go on whose token has not been withdrawn meanwhile.
+
+        Raises:
+            Unauthenticated: When it has.
+        """
+        tokens = self._desk.admission.guards.tokens
+        if tokens is not None and tokens.version != self._version:
+            tokens.name_of(self._authorization)
+            self._version = tokens.version
 
     def answered(self, size: int) -> None:
         """The request gives way to an answer of `size` bytes, which is held until it has left."""
@@ -165,7 +178,7 @@ def _domain_error(error: Exception, method: str) -> EngineError:
 
 
 @lru_cache(maxsize=4096)
-def _host(peer: str) -> str:
+def host_of(peer: str) -> str:
     """The host in gRPC's name of a peer, for example ipv4:127.0.0.1:50051 or ipv6:%5B::1%5D:50051."""
     kind, _, address = peer.partition(":")
     return address.rpartition(":")[0] if kind.startswith("ip") else peer

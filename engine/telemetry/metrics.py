@@ -70,6 +70,7 @@ class MethodFigures:
         seconds: From a call's arrival to its end.
         turned_away: Calls that were refused unseen for want of room, beside those in `codes`; a figure of the
             transport's thread.
+        unheard: Calls that ended before their message had come, which are not in `codes`.
     """
 
     __slots__ = (
@@ -83,6 +84,7 @@ class MethodFigures:
         "seconds",
         "sent_bytes",
         "turned_away",
+        "unheard",
     )
 
     def __init__(self, path: str) -> None:
@@ -96,6 +98,7 @@ class MethodFigures:
         self.answers: dict[str, int] = {}
         self.seconds = Histogram(_SECONDS)
         self.turned_away = 0
+        self.unheard = 0
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
@@ -243,6 +246,7 @@ class Metrics:
             "received_messages": "Messages that came in; one a call, streams have many.",
             "received_bytes": "Bytes of messages that came in.",
             "sent_bytes": "Bytes of messages that went out.",
+            "unheard": "Calls that ended before their message had come: too large, or given up. Not in requests.",
         }
         for name, text in texts.items():
             yield _counter(name, text, label, [((one.name,), getattr(one, name)) for one in methods])

@@ -27,6 +27,7 @@ class ServerCall:
         handler: Answers it.
         post: Has a function called on the event loop, from any thread.
         hand_over: Has one called there that starts a call, with its message.
+        unheard: Is told there (path, peer) of a call whose message didn't come.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class ServerCall:
         handler: Any,
         post: Callable[..., None],
         hand_over: Callable[[Callable[[bytes | None], None], bytes | None], None],
+        unheard: Callable[[str, str], None],
     ) -> None:
         self._core = call
         self._handler = handler
         self._post = post
         self._hand_over = hand_over
+        self._unheard = unheard
         self._task: asyncio.Task[None] | None = None
         self._gone = False
         self._code: grpc.StatusCode | None = None
@@ -66,6 +69,8 @@ class ServerCall:
     # On the event loop.
 
     def _start(self, message: bytes | None) -> None:
+        if message is None and not self._handler.request_streaming:
+            self._unheard(self._core.path, self._core.peer())
         if not self._gone:
             self._task = asyncio.get_running_loop().create_task(self._serve(message))
 

@@ -27,6 +27,10 @@ def _let_in(path: str) -> Ending | None:
     return None
 
 
+def _ignore(path: str, peer: str) -> None:
+    pass
+
+
 class Server:
     """Answers calls on the running event loop. Handlers are those of grpc.aio, other than stream_unary.
 
@@ -35,12 +39,18 @@ class Server:
         turn_away: While more calls wait for the event loop than it should be behind with, this decides by a new
             call's path what it is ended with, before its message is read; None: it is let in. It is called on a
             thread of the server's own.
+        unheard: Is told (path, peer) of a call that ended before its message had come: core refused it for its size,
+            or the client gave up.
     """
 
     def __init__(
-        self, options: Sequence[tuple[str, int]] = (), turn_away: Callable[[str], Ending | None] = _let_in
+        self,
+        options: Sequence[tuple[str, int]] = (),
+        turn_away: Callable[[str], Ending | None] = _let_in,
+        unheard: Callable[[str, str], None] = _ignore,
     ) -> None:
         self._turn_away = turn_away
+        self._unheard = unheard
         # Each is added to by one thread only.
         self._handed = 0
         self._begun = 0
@@ -109,7 +119,7 @@ class Server:
         for service in self._services:
             handler = service.service(details)
             if handler is not None:
-                ServerCall(call, handler, self._post, self._hand_over).open()
+                ServerCall(call, handler, self._post, self._hand_over, self._unheard).open()
                 return
         call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
 

@@ -40,7 +40,8 @@ async def test_an_answer_that_is_still_travelling_counts_and_is_not_cut_off(tiny
 
 @in_loop
 async def test_what_nobody_takes_is_forgotten_when_the_client_goes(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server:
+    options = ["--metrics-port", "0", "--max-queue", str(20 * COUNT)]
+    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), *options], tmp_path) as server:
         wire = await Wire.to(server.target)
         for number in range(1, 21, 2):
             wire.send(Wire.call(number, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))

@@ -247,6 +247,33 @@ def test_without_tls_the_log_says_who_can_connect(tiny_bundle: Path, tmp_path: P
         assert "WARNING engine.server: no TLS (--insecure): whoever is on the way can read images" in server.log
 
 
+def test_a_stream_ends_when_its_token_is_withdrawn(tiny_bundle: Path, tmp_path: Path) -> None:
+    tokens, turns = tmp_path / "tokens", [threading.Semaphore(1), threading.Semaphore(1)]
+    tokens.write_text(f"anna {ANNA}\nbert {BERT}\n")
+
+    def requests(turn: threading.Semaphore) -> Iterator[pb.EditStreamRequest]:
+        while turn.acquire():
+            yield pb.EditStreamRequest(images=encode_request().images)
+
+    with (
+        engine(tiny_bundle, tmp_path, "--tokens", str(tokens)) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stays, ends = (
+            stub_of(channel).EditStream(requests(turn), metadata=bearer(token), timeout=60)
+            for turn, token in zip(turns, (ANNA, BERT), strict=True)
+        )
+        assert next(stays).WhichOneof("outcome") == next(ends).WhichOneof("outcome") == "edited"
+        tokens.write_text(f"anna {ANNA}\n")
+        server.hang_up()
+        server.wait_for_log("1 tokens from")
+        for turn in turns:
+            turn.release()
+        assert next(stays).WhichOneof("outcome") == "edited"
+        assert refusal_of(lambda **_: list(ends)).code().name == "UNAUTHENTICATED"
+        stays.cancel()
+
+
 def test_a_connection_may_have_so_many_calls_and_no_more(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ["--max-concurrent-streams", "1", "--metrics-port", "0"]
     with (
