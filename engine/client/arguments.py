@@ -8,7 +8,7 @@ import operator
 import os
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, SupportsFloat, TypeGuard, get_args
 
 import numpy as np
@@ -91,19 +91,10 @@ def choice(name: str, value: Any, choices: Collection[str]) -> Any:
 
 def options(given: Options) -> Options:
     """Options of a call or a client."""
-    unknown = given.keys() - Options.__annotations__.keys()
-    if unknown:
-        known = ", ".join(Options.__annotations__)
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}; there are: {known}")
-    timeout = given.get("timeout")
-    if timeout is not None and not 0 < number("timeout", timeout) <= LONGEST_S:
-        raise ValueError(f"timeout must be above 0 and at most {LONGEST_S:g} s, or None for none, not {timeout}")
-    text("model", given.get("model", ""))
-    choice("priority", given.get("priority", "normal"), get_args(Priority))
-    if not _REQUEST_ID.fullmatch(text("request_id", given.get("request_id", "none"))):
-        raise ValueError(
-            f"request_id must be 1 to 128 ASCII letters, digits and ._:/=+-, not {_short.repr(given['request_id'])}"
-        )
+    for name, value in given.items():
+        if name not in _OPTIONS:
+            raise TypeError(f"unknown options: {name}; there are: {', '.join(_OPTIONS)}")
+        _OPTIONS[name](name, value)
     return given
 
 
@@ -196,3 +187,21 @@ def _floats(name: str, values: npt.NDArray[Any]) -> bytes:
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, (str, os.PathLike))
+
+
+def _timeout(name: str, value: Any) -> None:
+    if value is not None and not 0 < number(name, value) <= LONGEST_S:
+        raise ValueError(f"{name} must be above 0 and at most {LONGEST_S:g} s, or None for none, not {value}")
+
+
+def _request_id(name: str, value: Any) -> None:
+    if not _REQUEST_ID.fullmatch(text(name, value)):
+        raise ValueError(f"{name} must be 1 to 128 ASCII letters, digits and ._:/=+-, not {_short.repr(value)}")
+
+
+_OPTIONS: dict[str, Callable[[str, Any], object]] = {
+    "model": text,
+    "priority": lambda name, value: choice(name, value, get_args(Priority)),
+    "timeout": _timeout,
+    "request_id": _request_id,
+}
