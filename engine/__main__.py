@@ -1,12 +1,25 @@
 """`python -m engine --bundle BUNDLE`: the server's command line."""
+# ruff: noqa: E402 - what comes before the other imports has to: they take a second, and gRPC looks but once.
+
+import os
+import signal
+import sys
+
+# Until `serve` listens there is nothing to be ended in order, and bundles that are still to be read can wait for it.
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: os._exit(0))
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+# gRPC's core writes to stderr by itself, past the log and its format: a line for whatever rubbish a client sends.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
-import sys
+import logging
 
 from engine.backends import open_backend
 from engine.config import load_config
 from engine.errors import StartupError
-from engine.server import serve
+from engine.server import StuckError, serve
 from engine.telemetry import logs
 
 # Between two batches the compute thread needs the interpreter, and the event loop, which is never idle under load,
@@ -15,7 +28,7 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 def main() -> int:
-    """Runs the server; 0 after an orderly end, 2 when it can't start."""
+    """Runs the server; 0 after an orderly end, 1 when the backend was stuck at the end, 2 when it can't start."""
     try:
         config = load_config(sys.argv[1:])
         if config.dry_run:
@@ -27,8 +40,14 @@ def main() -> int:
     except StartupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StuckError:  # it is in the log
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Python's own end would tear down native libraries under the threads that still load or compute with them.
+    os._exit(code)

@@ -39,7 +39,8 @@ class ServerConfig:
     """
 
     bundle: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Bundle folder, as `python -m export.build_engines` writes it; several as NAME=PATH each, the default first."""
+    """Bundle folder, as `python -m export.build_engines` writes it; several as NAME=PATH each, the default first.
+    In the environment DFCVAE_BUNDLE=a=PATH,b=PATH, in the file a string, a list of such, or a table [bundle]."""
 
     config: Path | None = None
     """TOML file with values for the other fields."""
@@ -63,13 +64,15 @@ class ServerConfig:
     """Certificates, PEM; clients must then show one that these have signed (mutual TLS)."""
 
     tokens: Path | None = None
-    """File of bearer tokens, a line `NAME TOKEN` each; calls must then carry one. Read again on SIGHUP."""
+    """File of bearer tokens, a line `NAME TOKEN` each, tokens of 16 characters or more; calls must then carry one. Read
+    again on SIGHUP; streams whose token is gone then end."""
 
     max_images_per_second: float = 0.0
-    """Images and latents a second that each client may send; 0: no limit."""
+    """Images and latents a second that each client may ask for, sent, sampled or interpolated; 0: no limit."""
 
     burst: int = 0
-    """Images and latents that a client may send at once where that is limited; 0: those of one second."""
+    """Images and latents that a client may ask for at once where that is limited; 0: those of one second. A larger
+    request passes when nothing is used up, and is paid off afterwards."""
 
     max_concurrent_streams: int = 1024
     """Calls that one connection may have open at once; 0: no limit."""
@@ -78,7 +81,7 @@ class ServerConfig:
     """Calls of all clients together that are answered at once; those beyond are refused at once."""
 
     max_bytes_in_flight: int = 512 * 2**20
-    """Bytes of requests that are held at once; requests beyond are refused at once."""
+    """Bytes of requests and answers that are held at once; requests beyond are refused at once."""
 
     max_message_bytes: int = 64 * 2**20
     """Largest message in either direction, bytes."""
@@ -90,7 +93,7 @@ class ServerConfig:
     """Largest encoded image, pixels; larger ones are refused before they are decoded."""
 
     max_requests_ahead: int = 64
-    """Requests of one EditStream that are read ahead of their answers."""
+    """Requests of one EditStream that are read ahead of their answers; at most the images of one request, too."""
 
     keepalive_s: float = 60.0
     """How often the server asks a silent connection whether it is still there, seconds; 0: gRPC's default, 2 h."""
@@ -112,16 +115,16 @@ class ServerConfig:
     """How long a batch may wait for more requests while the engine is free, milliseconds."""
 
     max_queue: int = 4096
-    """Images that may wait for each of encoder and decoder; requests beyond are refused at once."""
+    """Images that may wait for each of encode, decode and edit; requests beyond are refused at once."""
 
     threads: int | None = None
     """Compute threads; None takes every core that the process may use."""
 
     codec_threads: int = 2
-    """Image files that are decoded or encoded at once."""
+    """Image files that are decoded or encoded at once; large samples and walks are computed there, too."""
 
     grace_s: float = 30.0
-    """How long accepted requests may go on after SIGTERM or SIGINT, seconds."""
+    """How long accepted requests may go on after SIGTERM or SIGINT, seconds; a second signal ends it at once."""
 
     reload_every_s: float = 0.0
     """How often the bundle folders are looked at for a new bundle, seconds; 0: only on SIGHUP."""
@@ -156,7 +159,7 @@ class ServerConfig:
         Raises:
             StartupError: When there is none, or two have the same name.
         """
-        if not self.bundle:
+        if not any(self.bundle):
             raise StartupError("--bundle is missing: give the folder that python -m export.build_engines wrote")
         named: dict[str, Path] = {}
         for entry in self.bundle:
@@ -320,6 +323,14 @@ _LEAST = {
     **dict.fromkeys(("max_connection_idle_s", "max_connection_age_s"), 0),
 }
 
+# gRPC's core counts in 32 bits, and time in milliseconds.
+_INT32 = 2**31 - 1
+_MOST = {
+    **dict.fromkeys(("max_concurrent_streams", "max_message_bytes"), _INT32),
+    **dict.fromkeys(("keepalive_s", "min_ping_interval_s"), _INT32 // 1000),
+    **dict.fromkeys(("max_connection_idle_s", "max_connection_age_s"), _INT32 // 1000),
+}
+
 
 def _fault(name: str, value: Any) -> str | None:
     """What is wrong with the value of a field by itself, as the end of a sentence."""
@@ -329,6 +340,8 @@ def _fault(name: str, value: Any) -> str | None:
         return f"must be from 0 to 65535, not {value}"
     if name in _LEAST and not (value >= _LEAST[name] and math.isfinite(value)):
         return f"must be {'0 or more' if _LEAST[name] == 0 else f'at least {_LEAST[name]}'}, not {value}"
+    if name in _MOST and value > _MOST[name]:
+        return f"must be at most {_MOST[name]}, which is as far as gRPC counts, not {value}"
     if name == "traces" and value != "console" and urlsplit(value).scheme not in ("http", "https"):
         return f'must be "console" or the http(s) URL of a collector, not {value!r}'
     return None

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import math
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
@@ -32,12 +33,22 @@ logger = logging.getLogger(__name__)
 # After the last answer, clients are refused by name for this long, before connections close under them.
 _LINGER_S = 0.5
 _UNACCEPTED_S = 2.0
+# After the grace, a batch whose calls were cut off may end within this time.
+_LAST_BATCH_S = 2.0
+# Shells and `timeout` send a signal to a process and to its group: what comes so soon again is no second wish.
+_ECHO_S = 0.5
+
+
+class StuckError(RuntimeError):
+    """Raise when the backend doesn't come back from a batch, so that only the end of the process ends its thread."""
 
 
 async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> None:
     """Serves until SIGTERM or SIGINT, then answers what was accepted; SIGHUP reads bundles and tokens again.
 
-    Prints one line, `serving dfcvae.v1.LatentEngine on HOST:PORT`, on stdout when it is ready for requests.
+    Prints one line, `serving dfcvae.v1.LatentEngine on HOST:PORT`, on stdout when it is ready for requests. Another
+    SIGTERM or SIGINT ends the grace at once. From its end on, all three signals are ignored: so should the process be
+    near its own.
 
     Args:
         config: What to serve, where and how.
@@ -45,43 +56,50 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
 
     Raises:
         StartupError: When something that the configuration names can't be used, or graphs don't fit their manifest.
+        StuckError: When the grace is over, and the backend still computes.
     """
-    signalled = _signals()
-    _check_address(config.host, config.port)
-    metrics = Metrics()
-    async with AsyncExitStack() as stack:
-        tokens = Tokens(config.tokens) if config.tokens else None
-        tracing = Tracing(config.traces, SERVICE_NAME) if config.traces else None
-        if tracing:
-            stack.callback(tracing.close)
-        if config.metrics_port is not None:
-            stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
-        rate = config.max_images_per_second
-        guards = Guards(
-            tokens=tokens,
-            certificates=config.tls_client_ca is not None,
-            rate=RateLimit(rate, config.burst or max(1.0, rate)) if rate else None,
-            max_calls=config.max_calls_in_flight,
-            max_bytes=config.max_bytes_in_flight,
-        )
-        calls = CallInterceptor(metrics, guards, tracing)
-        catalog = await Catalog.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
-        stack.push_async_callback(catalog.close)
+    with _signals(config.grace_s) as signals:
+        _check_address(config.host, config.port)
+        async with AsyncExitStack() as stack:
+            if await _unless(signals.end, _start(stack, config, opener, signals)):
+                await signals.end.wait()
 
-        healths = health.Health((SERVICE_NAME, reflection.SERVICE_NAME))
-        engine = LatentEngine(catalog, _limits(config))
-        server = Server(_options(config), calls.turn_away)
-        _add_services(server, calls, healths, engine)
-        address = _listen(server, config)
-        await stack.enter_async_context(_running(server, calls, healths, config.grace_s))
-        if not await _unless(signalled, catalog.warm_up()):
-            return
-        tidy()
-        calls.admission.open()
-        await healths.set_serving()
-        await stack.enter_async_context(_reloads(catalog, tokens, config.reload_every_s))
-        print(f"serving {SERVICE_NAME} on {address}", flush=True)
-        await signalled.wait()
+
+async def _start(
+    stack: AsyncExitStack, config: ServerConfig, opener: Callable[[Bundle], Backend], signals: "_Signals"
+) -> None:
+    """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
+    metrics = Metrics()
+    tokens = Tokens(config.tokens) if config.tokens else None
+    tracing = Tracing(config.traces, SERVICE_NAME) if config.traces else None
+    if tracing:
+        stack.callback(tracing.close)
+    if config.metrics_port is not None:
+        stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
+    rate = config.max_images_per_second
+    guards = Guards(
+        tokens=tokens,
+        certificates=config.tls_client_ca is not None,
+        rate=RateLimit(rate, config.burst or max(1.0, rate)) if rate else None,
+        max_calls=config.max_calls_in_flight,
+        max_bytes=config.max_bytes_in_flight,
+    )
+    calls = CallInterceptor(metrics, guards, tracing)
+    catalog = await Catalog.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
+    stack.push_async_callback(_close, catalog, signals)
+
+    healths = health.Health((SERVICE_NAME, reflection.SERVICE_NAME))
+    engine = LatentEngine(catalog, _limits(config))
+    server = Server(_options(config), calls.turn_away, calls.unheard)
+    _add_services(server, calls, healths, engine)
+    address = _listen(server, config)
+    await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
+    await catalog.warm_up()
+    tidy()
+    calls.admission.open()
+    healths.set_serving()
+    await stack.enter_async_context(_reloads(catalog, tokens, signals, config.reload_every_s))
+    print(f"serving {SERVICE_NAME} on {address}", flush=True)
 
 
 def _settings(config: ServerConfig) -> Settings:
@@ -159,7 +177,7 @@ def _listen(server: Server, config: ServerConfig) -> str:
 
 @asynccontextmanager
 async def _running(
-    server: Server, calls: CallInterceptor, healths: health.Health, grace_s: float
+    server: Server, calls: CallInterceptor, healths: health.Health, signals: "_Signals", grace_s: float
 ) -> AsyncIterator[None]:
     """Starts the server; at the end refuses what is new, and waits for what was accepted."""
     try:
@@ -167,47 +185,63 @@ async def _running(
         yield
     finally:
         logger.info("stopping: new calls are refused, %d are being answered", calls.admission.calls)
-        await healths.enter_graceful_shutdown()
-        loop = asyncio.get_running_loop()
-        end = loop.time() + grace_s
-        await calls.drain(grace_s)
+        healths.set_not_serving()
+        if not await _unless(signals.hurry, calls.drain(grace_s)):
+            logger.warning("asked again to end: %d calls are cut off", calls.admission.calls)
         await asyncio.sleep(_LINGER_S)
         healths.end_watches()
         # What is still open was never accepted, for example a request that was sent by half.
-        await server.stop(max(_LINGER_S, min(_UNACCEPTED_S, end - loop.time())))
+        await server.stop(max(_LINGER_S, min(_UNACCEPTED_S, signals.grace_left_s)))
         logger.info("stopped")
 
 
+async def _close(catalog: Catalog, signals: "_Signals") -> None:
+    """Ends the models.
+
+    Raises:
+        StuckError: When the grace is over, and the backend still computes.
+    """
+    closing = asyncio.ensure_future(catalog.close())
+    await _unless(signals.hurry, asyncio.wait({closing}, timeout=signals.grace_left_s))
+    await asyncio.wait({closing}, timeout=_LAST_BATCH_S)
+    if not closing.done():
+        message = f"the backend is stuck in a batch of {', '.join(catalog.busy) or 'the warm-up'}"
+        logger.error("%s; the process ends without it", message)
+        raise StuckError(message)
+    await closing
+
+
 @asynccontextmanager
-async def _reloads(catalog: Catalog, tokens: Tokens | None, every_s: float) -> AsyncIterator[None]:
-    """Looks for new bundles and tokens on SIGHUP, and for new bundles from time to time."""
-    loop = asyncio.get_running_loop()
+async def _reloads(catalog: Catalog, tokens: Tokens | None, signals: "_Signals", every_s: float) -> AsyncIterator[None]:
+    """Looks for new bundles and tokens on SIGHUP, also one that came before, and for new bundles from time to time."""
     tasks: set[asyncio.Task[None]] = set()
 
     def start(work: Coroutine[Any, Any, None]) -> None:
-        task = loop.create_task(work)
+        task = asyncio.get_running_loop().create_task(work)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    def hang_up() -> None:
-        logger.info("SIGHUP: reading bundles and tokens again")
-        if tokens:
-            tokens.reload()
-        start(catalog.reload())
+    async def heed() -> None:
+        while True:
+            await signals.hang_up.wait()
+            signals.hang_up.clear()
+            logger.info("SIGHUP: reading bundles and tokens again")
+            if tokens:
+                tokens.reload()
+            start(catalog.reload())
 
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    start(heed())
     if every_s:
         start(catalog.follow(every_s))
     try:
         yield
     finally:
-        loop.add_signal_handler(signal.SIGHUP, lambda: logger.info("SIGHUP: the server is shutting down"))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
     """Does the work, unless the event comes first; whether it was done."""
     working = asyncio.ensure_future(work)
     waiting = asyncio.ensure_future(event.wait())
@@ -222,12 +256,72 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool
     return False
 
 
-def _signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set."""
-    signalled = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
-    return signalled
+class _Signals:
+    """What was asked for by signals.
+
+    Args:
+        grace_s: How long the end may take.
+
+    Attributes:
+        end: SIGTERM or SIGINT came.
+        hurry: And then another.
+        hang_up: SIGHUP came; whoever heeds it clears this.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self.end = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.hang_up = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._grace_s = grace_s
+        self._since = -math.inf
+
+    @property
+    def grace_left_s(self) -> float:
+        """What is left of the grace, seconds."""
+        if self.hurry.is_set():
+            return 0.0
+        return max(0.0, self._since + self._grace_s - self._loop.time())
+
+    def take(self, numbers: bytes) -> None:
+        """Takes signals by their numbers."""
+        for number in numbers:
+            if number == signal.SIGHUP:
+                self.hang_up.set()
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                if not self.end.is_set():
+                    self._since = self._loop.time()
+                    self.end.set()
+                elif self._loop.time() - self._since > _ECHO_S:
+                    self.hurry.set()
+
+
+@contextmanager
+def _signals(grace_s: float) -> Iterator[_Signals]:
+    """Listens to signals, and ignores them afterwards.
+
+    The event loop's own way would bring their deadly defaults back when the loop is closed, before the process ends.
+    """
+    signals, loop = _Signals(grace_s), asyncio.get_running_loop()
+    inbox, outbox = socket.socketpair()
+    inbox.setblocking(False)
+    outbox.setblocking(False)
+    loop.add_reader(inbox, lambda: signals.take(inbox.recv(1024)))
+    # Python writes the number of each signal here that has a handler.
+    signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+        signal.siginterrupt(number, False)  # system calls of other libraries may not know of it
+    try:
+        yield signals
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        loop.remove_reader(inbox)
+        inbox.close()
+        outbox.close()
 
 
 def _check_address(host: str, port: int) -> None:

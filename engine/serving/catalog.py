@@ -3,8 +3,12 @@
 import asyncio
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from engine.backends import Backend, first_calls
 from engine.batching.batcher import Device, Watch
@@ -17,6 +21,24 @@ logger = logging.getLogger(__name__)
 
 Opener = Callable[[Bundle], Backend]
 Stamp = tuple[int, int, int]
+T = TypeVar("T")
+
+_LONGEST_PAUSE_S = 60.0
+
+
+@dataclass
+class _Refusal:
+    """A bundle that can't be used, or not yet: it may still be on its way into its folder.
+
+    Attributes:
+        reasons: That were told; each is told once.
+        pause_s: To the next try; each is twice as long as the one before.
+        tried: When the last one was, on the event loop's clock.
+    """
+
+    reasons: set[str] = field(default_factory=set)
+    pause_s: float = 0.5
+    tried: float = 0.0
 
 
 class Catalog:
@@ -47,8 +69,10 @@ class Catalog:
         self._device = Device()
         self._models: dict[str, Model] = {}
         self._stamps: dict[str, Stamp | None] = {}
+        self._refusals: dict[str, _Refusal] = {}
         self._loading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._closing: dict[str, asyncio.Task[None]] = {}
 
     @classmethod
     async def open(
@@ -100,39 +124,46 @@ class Catalog:
             await self._reload(name)
 
     async def follow(self, every_s: float) -> None:
-        """Looks for changed bundles from time to time, until it is cancelled."""
+        """Looks for changed bundles from time to time, and for refused ones less and less often, until cancelled."""
         while True:
             await asyncio.sleep(every_s)
             for name, path in self._bundles.items():
-                # A folder without manifest is being replaced at this moment.
-                if _stamp(path) not in (None, self._stamps[name]):
+                stamp = _stamp(path)
+                if stamp is None:  # the folder is being replaced at this moment
+                    continue
+                if stamp != self._stamps[name]:
                     await self._reload(name)
+                elif self._is_due(name):
+                    await self._reload(name, self._refusals[name])
+
+    @property
+    def busy(self) -> list[str]:
+        """The models that `close` is waiting for."""
+        return [name for name, closing in self._closing.items() if not closing.done()]
 
     async def close(self) -> None:
         """Answers what was accepted, then ends all queues and threads."""
-        await asyncio.gather(*(model.close() for model in self._models.values()), *self._retiring)
-        self._device.close()
+        self._closing = {name: asyncio.ensure_future(model.close()) for name, model in self._models.items()}
+        await asyncio.gather(*self._closing.values(), *self._retiring)
+        await _in_thread(self._device.close)
 
-    async def _reload(self, name: str) -> None:
+    async def _reload(self, name: str, refusal: _Refusal | None = None) -> None:
+        """Takes a bundle, if it isn't the one that is served and can be used.
+
+        Args:
+            name: Of the model.
+            refusal: What was said of this bundle before; None: it is looked at for the first time, or by request.
+        """
         async with self._loading:
             path, old = self._bundles[name], self._models[name]
             self._stamps[name] = _stamp(path)
             try:
-                if await asyncio.to_thread(_fingerprint, path) == old.fingerprint:
-                    return
-                new = await self._open(name)
-                try:
-                    await self._warm_up(new)
-                except BaseException:
-                    await new.close()
-                    raise
-            except (EngineError, OSError) as error:
-                logger.error("model %s: the bundle at %s is refused, the old one stays: %s", name, path, error)
-                self._reloaded(name, False)
+                new = await self._successor(name, old)
+            except Exception as error:
+                self._refuse(name, error, refusal or _Refusal())
                 return
-            except Exception:
-                logger.exception("model %s: the bundle at %s is refused, the old one stays", name, path)
-                self._reloaded(name, False)
+            self._refusals.pop(name, None)
+            if new is None:
                 return
             self._models[name] = new
             logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
@@ -141,16 +172,51 @@ class Catalog:
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
 
+    async def _successor(self, name: str, old: Model) -> Model | None:
+        """The model of a changed bundle, warmed up; None where nothing has changed."""
+        if await _in_thread(_fingerprint, self._bundles[name]) == old.fingerprint:
+            return None
+        new = await self._open(name)
+        try:
+            await self._warm_up(new)
+        except BaseException:
+            await new.close()
+            raise
+        return new
+
+    def _refuse(self, name: str, error: Exception, refusal: _Refusal) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        if reason not in refusal.reasons:
+            expected = isinstance(error, (EngineError, OSError))
+            logger.error(
+                "model %s: the bundle at %s is refused, the old one stays: %s",
+                name,
+                self._bundles[name],
+                error,
+                exc_info=None if expected else error,
+            )
+            self._reloaded(name, False)
+            refusal.reasons.add(reason)
+        refusal.pause_s = min(2 * refusal.pause_s, _LONGEST_PAUSE_S)
+        refusal.tried = asyncio.get_running_loop().time()
+        self._refusals[name] = refusal
+
+    def _is_due(self, name: str) -> bool:
+        """Whether a refused bundle is to be tried again."""
+        refusal = self._refusals.get(name)
+        return refusal is not None and asyncio.get_running_loop().time() >= refusal.tried + refusal.pause_s
+
     async def _open(self, name: str) -> Model:
         """Verifies and compiles beside what is served."""
 
         def load(path: Path) -> tuple[Bundle, Backend, str]:
+            fingerprint = _fingerprint(path)  # first: a bundle that comes meanwhile must look like a change
             bundle = Bundle.load(path)
             if self._settings.max_batch is not None:
                 bundle = bundle.in_batches_of(self._settings.max_batch)
-            return bundle, self._opener(bundle), _fingerprint(path)
+            return bundle, self._opener(bundle), fingerprint
 
-        opened = await asyncio.to_thread(load, self._bundles[name])
+        opened = await _in_thread(load, self._bundles[name])
         return Model(
             name, *opened, device=self._device, settings=self._settings, watch=lambda graph: self._watch(name, graph)
         )
@@ -168,9 +234,27 @@ async def _retire(model: Model) -> None:
     tidy()
 
 
+async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
+    """Runs what may take long beside the event loop; unlike asyncio's threads, the end of the loop doesn't wait."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=f"catalog-{function.__name__}", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
 def _fingerprint(path: Path) -> str:
-    """Of the manifest, which has the hashes of all other files."""
-    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
+    """Of the manifest, which has the hashes of all other files; "" where there is none."""
+    try:
+        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
+    except OSError:  # loading the bundle says what is wrong with it
+        return ""
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -1,7 +1,7 @@
-"""The standard health service."""
+"""The standard health service, grpc.health.v1."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
@@ -12,52 +12,73 @@ from engine.transport import Server
 
 NAME: str = health.SERVICE_NAME
 
-_STATUS = health_pb2.HealthCheckResponse
+_Answer = health_pb2.HealthCheckResponse
 
 
-class Health(health.aio.HealthServicer):  # type: ignore[misc]  # grpc has no types
-    """Health of the server as a whole, named "", and of each of its services.
+class Health:
+    """Health of the server as a whole, named "", and of each of its services; at first none serves.
 
-    Its watchers don't hold up the end of the server.
+    Construct it inside a running event loop. Each watcher is told by itself: one that doesn't read holds up neither
+    the others nor whoever sets the status.
 
     Args:
-        services: Names of the services; none serves yet.
+        services: Names of the services.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
-        super().__init__()
-        self._server_status = dict.fromkeys(("", *services), _STATUS.NOT_SERVING)
-        self._ending = asyncio.Event()
+        self._names = frozenset(("", *services))
+        self._status = _Answer.NOT_SERVING
+        self._ending = False
+        self._changed = asyncio.Event()
 
-    async def set_serving(self) -> None:
+    def set_serving(self) -> None:
         """Says SERVING for everything."""
-        for name in list(self._server_status):
-            await self.set(name, _STATUS.SERVING)
+        self._status = _Answer.SERVING
+        self._wake()
+
+    def set_not_serving(self) -> None:
+        """Says NOT_SERVING for everything."""
+        self._status = _Answer.NOT_SERVING
+        self._wake()
 
     def end_watches(self) -> None:
-        """Ends every Watch stream, now and from now on."""
-        self._ending.set()
+        """Ends every Watch stream that has told the status, now and from now on."""
+        self._ending = True
+        self._wake()
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
         """The status now."""
         await _refuse_garbage(request, context)
-        return await super().Check(request, context)
+        status = self._status_of(request.service)
+        if status == _Answer.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "the server has no such service")
+        return _Answer(status=status)
 
-    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
-        """Streams the status until the client or the server ends."""
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Streams the status, now and whenever it changes, until the client or the server ends."""
         await _refuse_garbage(request, context)
-        watching = asyncio.ensure_future(super().Watch(request, context))
-        ending = asyncio.ensure_future(self._ending.wait())
-        try:
-            await asyncio.wait({watching, ending}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            watching.cancel()
-            ending.cancel()
+        told = None
+        while True:
+            changed, status = self._changed, self._status_of(request.service)
+            if status != told:
+                told = status
+                yield _Answer(status=status)
+            elif self._ending:
+                return
+            else:
+                await changed.wait()
+
+    def _status_of(self, service: str) -> int:
+        return int(self._status if service in self._names else _Answer.SERVICE_UNKNOWN)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
 def add_to_server(healths: Health, server: Server) -> None:
     """Adds the service, as the generated function does, but for bytes that are no message: they are told so."""
-    encode = _STATUS.SerializeToString
+    encode = _Answer.SerializeToString
     handlers = {
         "Check": grpc.unary_unary_rpc_method_handler(healths.Check, _read, encode),
         "Watch": grpc.unary_stream_rpc_method_handler(healths.Watch, _read, encode),
@@ -69,7 +90,7 @@ def _read(data: bytes) -> health_pb2.HealthCheckRequest | None:
     try:
         return health_pb2.HealthCheckRequest.FromString(data)
     except DecodeError:
-        return None  # grpc.aio would tell the client of the exception, and the log of its trace
+        return None  # the transport would tell the client of a failure, and the log of its trace
 
 
 async def _refuse_garbage(request: Any, context: Any) -> None:

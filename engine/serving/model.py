@@ -35,7 +35,7 @@ class Settings:
     Attributes:
         max_batch: Largest batch; None: what the bundle was built for.
         max_delay: How long a batch may wait to fill while the device is free, seconds.
-        max_queue: Images that may wait for each graph.
+        max_queue: Images that may wait for each of encode, decode and edit.
         codec_threads: Image files that are decoded or encoded at once.
         max_pixels_per_file: Largest image file, pixels.
         max_message_bytes: Largest message in either direction, bytes.

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
+from gates import until
 from servers import ServerProcess
 from tiny_model import latents_of, random_images
 
@@ -114,3 +115,20 @@ def test_models_are_served_by_name_and_reloaded_one_by_one(tmp_path: Path) -> No
             model_of(server, "third")
         assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
         assert "'third'" in refusal.value.details()
+
+
+def test_a_bundle_that_is_copied_in_the_wrong_order_is_taken_when_it_is_complete(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", crop=12)
+    command = ["-m", "engine", "--bundle", str(bundle), "--reload-every-s", "0.05"]
+    with ServerProcess(command, tmp_path) as server:
+        later = write_tiny_bundle(tmp_path / "later", crop=13)
+        decoder = bundle / "decoder.onnx"
+        whole = (later / decoder.name).read_bytes()
+        decoder.write_bytes(whole[:10])
+        for name in ("directions.safetensors", MANIFEST):
+            (bundle / name).write_bytes((later / name).read_bytes())
+        server.wait_for_log("is refused, the old one stays")
+        assert crop_of(server) == 12
+        decoder.write_bytes(whole)
+        until(lambda: crop_of(server) == 13)
+        assert server.log.count("is refused") == 1

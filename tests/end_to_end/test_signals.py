@@ -1,0 +1,111 @@
+"""Signals at every moment of a server's life."""
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from gates import constant, gated_command, gated_server, until
+from servers import ROOT, ServerProcess, environment_without_torch, run_python
+
+from engine.client import Client, ClientError
+
+
+def test_hanging_up_during_the_warm_up_is_heeded_after_it(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "closed").touch()
+    server = ServerProcess(gated_command(tiny_bundle, tmp_path), tmp_path)
+    try:
+        until((tmp_path / "batches").exists)
+        server.hang_up()
+        (tmp_path / "closed").unlink()
+        with server, Client(server.target) as client:
+            server.wait_for_log("SIGHUP: reading bundles and tokens again")
+            assert client.encode(constant(3)).mu.shape[0] == 1
+            server.terminate()
+            assert server.wait() == 0
+    finally:
+        server.kill()
+
+
+def test_a_backend_that_is_stuck_does_not_keep_the_server_alive(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--grace-s", "0.5") as gate,
+        ThreadPoolExecutor(1) as pool,
+        Client(gate.server.target, retries=0) as client,
+    ):
+        gate.close()
+        stuck = pool.submit(client.encode, constant(1))
+        until(lambda: len(gate.batches()) == 1)
+        gate.server.terminate()
+        assert gate.server.wait() == 1
+        assert "the backend is stuck in a batch of default; the process ends without it" in gate.server.log
+        with pytest.raises(ClientError):
+            stuck.result()
+
+
+def test_a_second_signal_ends_the_grace(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--grace-s", "3600") as gate,
+        ThreadPoolExecutor(1) as pool,
+        Client(gate.server.target, retries=0) as client,
+    ):
+        gate.close()
+        cut_off = pool.submit(client.encode, constant(1))
+        until(lambda: len(gate.batches()) == 1)
+        gate.server.terminate()
+        gate.server.wait_for_log("stopping: new calls are refused, 1 are being answered")
+        while "asked again to end: 1 calls are cut off" not in gate.server.log:  # soon after the first it is its echo
+            gate.server.terminate()
+        with pytest.raises(ClientError):
+            cut_off.result()
+        gate.open()
+        assert gate.server.wait() == 0
+
+
+def test_a_signal_at_any_moment_of_the_start_ends_it_well(tiny_bundle: Path, tmp_path: Path) -> None:
+    """From the first line of `main` on; before, Python itself starts."""
+    for turn in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-X", "importtime", "-m", "engine", "--bundle", str(tiny_bundle), "--port", "0"],
+            cwd=ROOT,
+            env=environment_without_torch(tmp_path / "site"),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stderr is not None
+        moment = ("asyncio", "grpc._cython", "engine.server")[turn]
+        while moment not in process.stderr.readline():
+            pass
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(60) == 0, moment
+
+
+def test_signals_without_end_do_not_change_how_it_ends(tiny_bundle: Path, tmp_path: Path) -> None:
+    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+        while server.process.poll() is None:
+            with suppress(ProcessLookupError):
+                server.process.send_signal(signal.SIGTERM)
+        assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "most"),
+    [
+        ("--max-connection-age-s", "2592000", "2147483"),
+        ("--max-connection-idle-s", "1e9", "2147483"),
+        ("--keepalive-s", "3000000", "2147483"),
+        ("--min-ping-interval-s", "1e7", "2147483"),
+        ("--max-concurrent-streams", "5000000000", "2147483647"),
+        ("--max-message-bytes", "3000000000", "2147483647"),
+    ],
+)
+def test_what_grpc_cannot_count_is_refused_at_the_start(tmp_path: Path, flag: str, value: str, most: str) -> None:
+    result = run_python(["-m", "engine", "--bundle", "anywhere", flag, value, "--dry-run"], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {flag} must be at most {most}, ")
+    assert result.stderr.count("\n") == 1
