@@ -31,6 +31,7 @@ _NO_FLAGS = 0
 _ENDLESS_S = 2.0**62
 # After the server's end, operations of calls that were cancelled come back within this time of one another.
 _LAST_EVENTS_S = 0.05
+_DESTROY_S = 2.0
 _USED = (
     "CompletionQueue",
     "ReceiveCloseOnServerOperation",
@@ -96,7 +97,10 @@ class Core:
     def close(self) -> None:
         """Frees the port and the thread, after the end."""
         self._thread.join()
-        self._server.destroy()
+        # The port is free already. Core has been seen to wait without end here when a rain of signals interrupted it.
+        destroying = threading.Thread(target=self._server.destroy, name="grpc-destroy", daemon=True)
+        destroying.start()
+        destroying.join(_DESTROY_S)
 
     def _ask_for_call(self) -> None:
         with suppress(ValueError):  # the server is shutting down

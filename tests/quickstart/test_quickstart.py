@@ -59,9 +59,9 @@ def test_edited_images_came_from_the_server(first: "tuple[Path, subprocess.Compl
             assert (before != after).any()
             strips = answers[f"{name}/strips"]
             # Strength 0 is the reconstruction, and 1.5 the edit, both from latents: to rounding, as an edit of images
-            # is one graph and that of latents another.
-            assert levels_between(strips[:, 0], before[: len(strips)]) <= 2
-            assert levels_between(strips[:, 3], after[: len(strips)]) <= 2
+            # is one graph and that of latents another, and bfloat16 rounds coarsely.
+            assert levels_between(strips[:, 0], before[: len(strips)]) <= 4
+            assert levels_between(strips[:, 3], after[: len(strips)]) <= 4
 
 
 def test_a_second_run_reuses_everything_but_the_edits(
