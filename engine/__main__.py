@@ -22,7 +22,7 @@ from engine.errors import StartupError
 from engine.server import StuckError, serve
 from engine.telemetry import logs
 
-# Between two batches the compute thread needs the interpreter, and the event loop, which is never idle under load,
+# Between two batches a compute thread needs the interpreter, and the event loop, which is never idle under load,
 # gives it up only when asked to: Python asks after 5 ms, most of a batch. A tenth took 8 % off such a batch's turn.
 _SWITCH_INTERVAL_S = 0.0005
 

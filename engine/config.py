@@ -299,7 +299,8 @@ def _parse(kind: Any, value: Any) -> Any:
             raise ValueError(value)
         return value
     if kind is bool:
-        return value if isinstance(value, bool) else {"true": True, "1": True, "false": False, "0": False}[value]
+        words = {"true": True, "1": True, "false": False, "0": False}
+        return value if isinstance(value, bool) else words[value.lower()]
     if isinstance(value, bool) or (kind in (str, Path) and not isinstance(value, str)):
         raise TypeError(value)
     if kind is int and isinstance(value, float):

@@ -71,7 +71,7 @@ async def _start(
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
     metrics = Metrics()
     tokens = Tokens(config.tokens) if config.tokens else None
-    tracing = Tracing(config.traces, SERVICE_NAME) if config.traces else None
+    tracing = Tracing(config.traces) if config.traces else None
     if tracing:
         stack.callback(tracing.close)
     if config.metrics_port is not None:

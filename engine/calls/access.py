@@ -65,7 +65,8 @@ class Tokens:
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise StartupError(f"--tokens {self._path} can't be read ({error})") from None
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise StartupError(f"--tokens {self._path} can't be read ({reason})") from None
         names: dict[bytes, str] = {}
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.lstrip().startswith("#"):

@@ -45,8 +45,9 @@ class Limits:
         max_message_bytes: Largest message.
         max_pixels_per_file: Largest image file.
         max_concurrent_streams: Calls that one connection may have open; 0: no limit.
-        max_images_per_second: Images and latents a second of one client; 0: no limit.
-        max_requests_ahead: Requests of one EditStream that are read ahead of its answers.
+        max_images_per_second: Images and latents a second that one client may have worked on; 0: no limit.
+        max_requests_ahead: Requests of one EditStream that are read ahead of its answers; fewer once they have as many
+            images as one request may have.
     """
 
     max_message_bytes: int = MAX_MESSAGE_BYTES
@@ -126,7 +127,7 @@ class LatentEngine:
             if count != count_of(end):
                 raise InvalidRequest(f"start has {count} images or latents, end has {count_of(end)}; send pairs", "end")
             points = count * request.steps
-            model.reader.check_count(points, "steps")
+            model.reader.check_count(points, "steps", "ask for")
             current().spend(points)
             with model.room(points, terms) as room:
                 ends = await _encode_ends(model, start, end, terms)
@@ -144,7 +145,7 @@ class LatentEngine:
                 f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
             )
         with self._catalog.get(request.model).lease() as model:
-            model.reader.check_count(request.count, "count")
+            model.reader.check_count(request.count, "count", "ask for")
             current().spend(request.count)
             gaussian = model.gaussian(request.distribution)
             with model.room(request.count, terms) as room:

@@ -178,7 +178,12 @@ class EditStream:
             # Another model, perhaps loaded meanwhile, has other latents.
             if source.encoded is not None and source.encoded[0]() is model:
                 return await self._edited(request, model, source.encoded[1], source)
-            return await self._edited(request, model, _read(model, source.request), source)
+            try:
+                return await self._edited(request, model, _read(model, source.request), source)
+            except InvalidRequest as error:
+                if error.field.startswith(("images", "latents")):
+                    raise InvalidRequest(f"the stream's last source was refused: {error}", "source") from None
+                raise
 
     async def _edited(self, request: pb.EditStreamRequest, model: Model, given: Source, source: _Source) -> Answer:
         terms, output = self._terms(request), read_output(request)

@@ -152,13 +152,14 @@ class Reader:
         moves = [(self._target(index, one), one.strength) for index, one in enumerate(edits)]
         return self._directions.move(moves, keep)
 
-    def check_count(self, count: int, field: str) -> None:
-        """Lets 1 to `max_images` images or latents pass."""
+    def check_count(self, count: int, field: str, verb: str = "send") -> None:
+        """Lets 1 to `max_images` images or latents pass; `verb` says what a request does with them."""
         if count < 1:
-            raise InvalidRequest(f"{field} is 0; send at least one image or latent", field)
+            raise InvalidRequest(f"{field} is 0; {verb} at least one image or latent", field)
         if count > self._max_images:
             raise InvalidRequest(
-                f"{count} images or latents ({field}); at most {self._max_images} are accepted: send several requests",
+                f"{count} images or latents ({field}); a request may {verb} at most {self._max_images}: "
+                "send several requests",
                 field,
             )
 

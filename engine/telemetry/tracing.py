@@ -12,13 +12,12 @@ class Tracing:
 
     Args:
         destination: "console", or the URL of a collector (OTLP over HTTP); one without a path means /v1/traces.
-        service: The service of methods that are named without theirs.
 
     Raises:
         StartupError: When the packages aren't installed.
     """
 
-    def __init__(self, destination: str, service: str) -> None:
+    def __init__(self, destination: str) -> None:
         try:
             from opentelemetry import propagate, trace  # noqa: PLC0415
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
@@ -39,19 +38,17 @@ class Tracing:
         self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "dfcvae"}))
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer(__name__)
-        self._service = service
         self._trace, self._extract = trace, propagate.extract
 
     def start(self, method: str, request_id: str, metadata: Sequence[tuple[str, str | bytes]]) -> Any:
         """Starts the span of a call; `end` ends it.
 
         Args:
-            method: Path of the call's method, "/service/method", or the method's name alone.
+            method: Path of the call's method, "/service/method".
             request_id: Of the call.
             metadata: That came with the call.
         """
         service, _, method = method.lstrip("/").rpartition("/")
-        service = service or self._service
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
         return self._tracer.start_span(
             f"{service}/{method}",

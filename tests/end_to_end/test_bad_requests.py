@@ -63,7 +63,7 @@ CASES = {
         "has 383 bytes; 2 images of 8x8 RGB are 384",
     ),
     "too many pixels": (pb.EncodeRequest(images=raw(2, size=385)), "has 385 bytes"),
-    "huge count": (pb.EncodeRequest(images=raw(2**32 - 1, size=0)), "at most 1024 are accepted: send several"),
+    "huge count": (pb.EncodeRequest(images=raw(2**32 - 1, size=0)), "a request may send at most 1024: send several"),
     "too many images": (pb.EncodeRequest(images=raw(1025)), "1025 images or latents ("),
     "too many files": (
         pb.EncodeRequest(images=files(*[b""] * 1025)),
@@ -92,7 +92,10 @@ CASES = {
         "latents.dim is 128; this model's latents have 192",
     ),
     "truncated latents": (pb.DecodeRequest(latents=latents(size=767)), "latents.data has 767 bytes"),
-    "too many latents": (pb.DecodeRequest(latents=latents(count=1025)), "at most 1024 are accepted: send several"),
+    "too many latents": (
+        pb.DecodeRequest(latents=latents(count=1025)),
+        "a request may send at most 1024: send several",
+    ),
     "NaN latents": (pb.DecodeRequest(latents=latents(NAN)), "latents[0] has values that are NaN or infinite"),
     "infinite latents": (pb.DecodeRequest(latents=latents(-INFINITE)), "NaN or infinite"),
     "unknown output": (

@@ -109,7 +109,14 @@ def test_what_is_wrong_with_a_request_stays_with_it(stub: Any) -> None:
     assert [answer.id for answer in answers] == list(range(1, 10))
     errors = {answer.id: (answer.error.code, answer.error.message) for answer in answers if answer.HasField("error")}
     assert {number: code for number, (code, _) in errors.items()} == {1: 3, 3: 5, 4: 3, 6: 3, 7: 3, 8: 5}
-    for number, words in {1: "no source yet", 3: "'Bald'", 4: "nan", 6: "not 9x8", 7: "not 9x8", 8: "'nobody'"}.items():
+    for number, words in {
+        1: "no source yet",
+        3: "'Bald'",
+        4: "nan",
+        6: "not 9x8",
+        7: "the stream's last source was refused: raw images must",
+        8: "'nobody'",
+    }.items():
         assert words in errors[number][1]
     for answer, strength in ((answers[1], 1), (answers[4], 2), (answers[8], 0)):
         np.testing.assert_array_equal(pixels(answer), images_of(latents_of(images) + np.float32(strength) * SMILE))

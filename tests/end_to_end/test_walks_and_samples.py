@@ -168,7 +168,10 @@ BAD = {
     "no start": (pb.InterpolateRequest(end=END, steps=2), "start has no source; set start.images or start.latents"),
     "no end": (pb.InterpolateRequest(start=END, steps=2), "end has no source"),
     "one step": (pb.InterpolateRequest(start=END, end=END, steps=1), "steps is 1"),
-    "too many points": (pb.InterpolateRequest(start=END, end=END, steps=1025), "1025 images or latents (steps)"),
+    "too many points": (
+        pb.InterpolateRequest(start=END, end=END, steps=1025),
+        "1025 images or latents (steps); a request may ask for",
+    ),
     "unequal ends": (
         pb.InterpolateRequest(start=END, end=pb.WalkEnd(images=raw(random_images(2, seed=1))), steps=2),
         "start has 1 images or latents, end has 2",
@@ -180,7 +183,10 @@ BAD = {
         "end.latents.dim is 3",
     ),
     "no samples": (pb.SampleRequest(), "count is 0"),
-    "too many samples": (pb.SampleRequest(count=1025), "1025 images or latents (count); at most 1024"),
+    "too many samples": (
+        pb.SampleRequest(count=1025),
+        "1025 images or latents (count); a request may ask for at most 1024",
+    ),
     "negative temperature": (pb.SampleRequest(count=1, temperature=-1), "temperature is -1; it goes from 0 to 10"),
     "NaN temperature": (pb.SampleRequest(count=1, temperature=float("nan")), "temperature is nan"),
     "unknown distribution": (pb.SampleRequest(count=1, distribution=UNKNOWN), "distribution is 9"),

@@ -38,7 +38,7 @@ def test_values_of_every_kind_come_from_file_and_environment(tmp_path: Path) -> 
     assert (config.threads, config.max_delay_ms, config.insecure, config.tokens) == (3, 2.0, True, Path("t"))
     assert isinstance(config.max_delay_ms, float)
     assert config.bundles == {"a": Path("x"), "b": Path("y=z")}
-    environment = {"DFCVAE_THREADS": "None", "DFCVAE_INSECURE": "false", "DFCVAE_BUNDLE": "c=x,d=y"}
+    environment = {"DFCVAE_THREADS": "None", "DFCVAE_INSECURE": "False", "DFCVAE_BUNDLE": "c=x,d=y"}
     config = load_config(["--config", file], environment)
     assert (config.threads, config.insecure) == (None, False)
     assert list(config.bundles) == ["c", "d"]
