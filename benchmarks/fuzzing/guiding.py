@@ -62,8 +62,8 @@ class Guided:
         command: Sequence[object] = (sys.executable, _SCRIPT, target, bundle, corpus)
         self._process = subprocess.Popen(
             [*map(str, command), *(f"-{name}={value}" for name, value in flags.items())],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # where atheris says which exception it was
+            stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
         )
@@ -71,7 +71,7 @@ class Guided:
     def figures(self) -> Figures:
         """Waits for its end."""
         with self._folder:
-            _, said = self._process.communicate()
+            said, _ = self._process.communicate()
 
         def number(pattern: str) -> int:
             found = re.findall(pattern, said)

@@ -21,8 +21,9 @@ _DETAILS = {
     f"google.rpc.{name}": getattr(error_details_pb2, name)
     for name in ("BadRequest", "RetryInfo", "ErrorInfo", "RequestInfo")
 }
+# Behind a digit, 0x may be the middle of an image's size, 24240x1195524376.
 _SECRETS = re.compile(
-    r"Traceback|File \"|\.pyc?\b|site-packages|<class|object at 0x|0x[0-9a-f]{6,}|(?:/[\w.@-]+){2,}|"
+    r"Traceback|File \"|\.pyc?\b|site-packages|<class|object at 0x|(?<!\d)0x[0-9a-f]{6,}|(?:/[\w.@-]+){2,}|"
     r"\b(?:engine|google|PIL|numpy|grpc|asyncio|onnxruntime|openvino)\.\w+|\bself\b|\b[A-Z]\w+(?:Error|Exception)\b"
 )
 _TRACES = re.compile(r"^(.*)\nTraceback", re.MULTILINE)
