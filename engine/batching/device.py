@@ -23,8 +23,8 @@ class Source(Protocol):
     def overlaps(self) -> int:
         """How many other batches may be computed while one of this source is."""
 
-    def full(self) -> bool:
-        """Whether so much waits that the next batch can't become larger; it is due then, too."""
+    def ripe(self) -> bool:
+        """Whether so much waits that the next batch may be computed beside others, or needs to wait for nothing."""
 
     def due(self) -> float:
         """Time (`time.monotonic`) from which a batch may start; infinity while none may."""
@@ -37,7 +37,7 @@ class Device:
     """Compute threads: one, and as many more as the batches of a source like beside them.
 
     A thread itself fetches its next batch when it becomes free, whatever the event loop is busy with. Mostly one of
-    them computes. But a full batch of a source that `overlaps` starts while the one before is computed, so that no
+    them computes. But a ripe batch of a source that `overlaps` starts while the one before is computed, so that no
     core waits for the other's share of it, nor for Python between the two (1.1 times the rate of 32-image requests, on
     two cores). Sources that have work take turns, a batch each, whatever the priorities in them; so does what is
     `run`, which is alone.
@@ -53,7 +53,7 @@ class Device:
         self._sources: deque[Source] = deque()  # whose turn is next comes first
         self._jobs: deque[Work] = deque()
         self._batch_is_next = False  # even if a job waits
-        # What runs started when nothing else did, or was a full batch that overlaps what is not alone; so `_alone`
+        # What runs started when nothing else did, or was a ripe batch that overlaps what is not alone; so `_alone`
         # means that `_busy` is 1. Who becomes free looks for the next work: nobody needs to be told that he did.
         self._busy = 0  # threads that run something
         self._alone = False  # what runs wants nothing beside it
@@ -154,14 +154,14 @@ class Device:
         for _ in range(len(self._sources)):
             source = self._sources[0]
             due = source.due()
-            if due <= now and self._busy and not (self._busy <= source.overlaps and source.full()):
+            if due <= now and self._busy and not (self._busy <= source.overlaps and source.ripe()):
                 return None, _NEVER  # its turn comes when the device is free, and nobody goes before
             self._sources.rotate(-1)
             if due > now:
                 soonest = min(soonest, due)
             elif work := source.take(now):
                 self._alone = not source.overlaps
-                if not self._alone and any(other.full() for other in self._sources):
+                if not self._alone and any(other.ripe() for other in self._sources):
                     self.wake()  # another thread, for the next one
                 return work, now
         return None, soonest
