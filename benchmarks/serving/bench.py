@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,7 @@ class Row:
         arrivals_per_s: Open loop: mean rate of arrivals; None for a closed loop.
         images_per_s: Images of right answers, per second.
         share: Of the in-process rate in batches as large as the server could make; None without --bundle.
+        inside_ms: Median time of a batch in process, as large as the server could make, ms; None without --bundle.
         cpu_share: Processor time in process, of that of server and generator together, per image: the share that there
             would be on a machine with nothing else to do. None without --bundle.
         latency_ms: Percentiles 50, 90, 99, 99.9 and the largest.
@@ -39,6 +41,7 @@ class Row:
         rss_mib: Largest resident memory of the server, MiB.
         failures: Requests without a right answer, by status.
         histogram_ms: Upper bound in ms, and number of calls.
+        shares: Of all rounds, of which this row is the median.
     """
 
     case: Case
@@ -47,6 +50,7 @@ class Row:
     requests: int
     images_per_s: float
     share: float | None
+    inside_ms: float | None
     cpu_share: float | None
     latency_ms: dict[str, float]
     late_p99_ms: float | None
@@ -56,6 +60,16 @@ class Row:
     client_cores: float
     failures: dict[str, int]
     histogram_ms: list[tuple[float, int]]
+    shares: tuple[float | None, ...]
+
+    @classmethod
+    def median(cls, rows: Sequence[Row]) -> Row:
+        """The row of the median share, or rate where there are no shares, with the failures of all."""
+        failures: Counter[str] = Counter()
+        for row in rows:
+            failures.update(row.failures)
+        ordered = sorted(rows, key=lambda row: row.images_per_s if row.share is None else row.share)
+        return replace(ordered[(len(rows) - 1) // 2], failures=dict(failures), shares=tuple(row.share for row in rows))
 
     def cells(self) -> dict[str, object]:
         """As a line of a table."""
@@ -185,8 +199,9 @@ def _row(
     closed = arrivals is None
     images = len(calls) * case.images
     images_per_s = calls.rate(case.in_flight if closed else 0) * case.images
-    share = cpu_share = None
+    share = cpu_share = inside_ms = None
     if inside:
+        inside_ms = float(np.median([one for pace in inside for one in pace.seconds])) * 1e3
         computed = sum(pace.images for pace in inside)
         share = images_per_s * sum(sum(pace.seconds) for pace in inside) / computed
         if usage.pid and images:
@@ -198,6 +213,7 @@ def _row(
         requests=len(calls),
         images_per_s=images_per_s,
         share=share,
+        inside_ms=inside_ms,
         cpu_share=cpu_share,
         latency_ms=calls.percentiles(),
         late_p99_ms=None if closed else float(np.percentile(outcome.late, 99) * 1e3),
@@ -207,4 +223,5 @@ def _row(
         client_cores=outcome.cpu_s / usage.wall_s,
         failures=outcome.failures,
         histogram_ms=calls.histogram(),
+        shares=(share,),
     )

@@ -48,7 +48,9 @@ def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: 
         assert [tuple(case[key] for key in ("form", "operation", "images", "in_flight")) for case in found] == expected
     for row in figures["closed_loop"]:
         check_row(row)
+        assert [row["share"]] == row["shares"]
         assert row["share"] > 0
+        assert row["inside_ms"] > 0
         assert row["cpu_share"] > 0
         assert row["client"] == (client if row["case"]["transport"] == "unary" else "python")
     assert len(figures["open_loop"]) == 6
@@ -63,12 +65,13 @@ def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: 
 def test_without_a_bundle_there_are_no_shares(server: ServerProcess, tmp_path: Path) -> None:
     record = tmp_path / "load.json"
     chosen = ("--operations", "decode", "--stream-operations", "--forms", "raw", "--pid", 0)
-    result = load(server, "--quick", *chosen, "--json", record)
+    result = load(server, "--quick", *chosen, "--rounds", 3, "--json", record)
     assert result.returncode == 0, result.stderr
     rows = json.loads(record.read_text())["closed_loop"]
     assert [row["case"]["operation"] for row in rows] == ["decode"] * 4
     for row in rows:
-        assert row["share"] is row["cpu_share"] is row["rss_mib"] is row["server_cores"] is None
+        assert row["shares"] == [None] * 3
+        assert row["share"] is row["inside_ms"] is row["cpu_share"] is row["rss_mib"] is row["server_cores"] is None
 
 
 def test_cases_beyond_the_servers_limits_are_left_out(server: ServerProcess, tmp_path: Path) -> None:
@@ -102,6 +105,7 @@ def test_another_bundle_than_the_servers_is_noticed(server: ServerProcess, tiny_
     ("arguments", "message"),
     [
         (("--in-flight", "0"), "--in-flight 0: must be at least 1"),
+        (("--rounds", "0"), "--rounds 0: must be at least 1"),
         (("--seconds", "0"), "--seconds 0.0: must be above 0"),
         (("--arrivals", "-1"), "--arrivals -1.0: must be above 0"),
         (("--json", "/nowhere/load.json"), "--json /nowhere/load.json: there is no folder /nowhere"),
