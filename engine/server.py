@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import math
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
@@ -23,6 +21,7 @@ from engine.serving import health
 from engine.serving.catalog import Catalog
 from engine.serving.model import Settings
 from engine.serving.service import SERVICE_NAME, LatentEngine, Limits, add_to_server
+from engine.signals import Signals, listening
 from engine.telemetry.metrics import Metrics
 from engine.telemetry.tracing import Tracing
 from engine.transport import Server
@@ -35,8 +34,6 @@ _LINGER_S = 0.5
 _UNACCEPTED_S = 2.0
 # After the grace, a batch whose calls were cut off may end within this time.
 _LAST_BATCH_S = 2.0
-# Shells and `timeout` send a signal to a process and to its group: what comes so soon again is no second wish.
-_ECHO_S = 0.5
 
 
 class StuckError(RuntimeError):
@@ -58,7 +55,7 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
         StartupError: When something that the configuration names can't be used, or graphs don't fit their manifest.
         StuckError: When the grace is over, and the backend still computes.
     """
-    with _signals(config.grace_s) as signals:
+    with listening(config.grace_s) as signals:
         _check_address(config.host, config.port)
         async with AsyncExitStack() as stack:
             if await _unless(signals.end, _start(stack, config, opener, signals)):
@@ -66,7 +63,7 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
 
 
 async def _start(
-    stack: AsyncExitStack, config: ServerConfig, opener: Callable[[Bundle], Backend], signals: "_Signals"
+    stack: AsyncExitStack, config: ServerConfig, opener: Callable[[Bundle], Backend], signals: Signals
 ) -> None:
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
     metrics = Metrics()
@@ -177,7 +174,7 @@ def _listen(server: Server, config: ServerConfig) -> str:
 
 @asynccontextmanager
 async def _running(
-    server: Server, calls: CallInterceptor, healths: health.Health, signals: "_Signals", grace_s: float
+    server: Server, calls: CallInterceptor, healths: health.Health, signals: Signals, grace_s: float
 ) -> AsyncIterator[None]:
     """Starts the server; at the end refuses what is new, and waits for what was accepted."""
     try:
@@ -195,7 +192,7 @@ async def _running(
         logger.info("stopped")
 
 
-async def _close(catalog: Catalog, signals: "_Signals") -> None:
+async def _close(catalog: Catalog, signals: Signals) -> None:
     """Ends the models.
 
     Raises:
@@ -212,7 +209,7 @@ async def _close(catalog: Catalog, signals: "_Signals") -> None:
 
 
 @asynccontextmanager
-async def _reloads(catalog: Catalog, tokens: Tokens | None, signals: "_Signals", every_s: float) -> AsyncIterator[None]:
+async def _reloads(catalog: Catalog, tokens: Tokens | None, signals: Signals, every_s: float) -> AsyncIterator[None]:
     """Looks for new bundles and tokens on SIGHUP, also one that came before, and for new bundles from time to time."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -254,74 +251,6 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
     with suppress(asyncio.CancelledError):
         await working
     return False
-
-
-class _Signals:
-    """What was asked for by signals.
-
-    Args:
-        grace_s: How long the end may take.
-
-    Attributes:
-        end: SIGTERM or SIGINT came.
-        hurry: And then another.
-        hang_up: SIGHUP came; whoever heeds it clears this.
-    """
-
-    def __init__(self, grace_s: float) -> None:
-        self.end = asyncio.Event()
-        self.hurry = asyncio.Event()
-        self.hang_up = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._grace_s = grace_s
-        self._since = -math.inf
-
-    @property
-    def grace_left_s(self) -> float:
-        """What is left of the grace, seconds."""
-        if self.hurry.is_set():
-            return 0.0
-        return max(0.0, self._since + self._grace_s - self._loop.time())
-
-    def take(self, numbers: bytes) -> None:
-        """Takes signals by their numbers."""
-        for number in numbers:
-            if number == signal.SIGHUP:
-                self.hang_up.set()
-            elif number in (signal.SIGTERM, signal.SIGINT):
-                if not self.end.is_set():
-                    self._since = self._loop.time()
-                    self.end.set()
-                elif self._loop.time() - self._since > _ECHO_S:
-                    self.hurry.set()
-
-
-@contextmanager
-def _signals(grace_s: float) -> Iterator[_Signals]:
-    """Listens to signals, and ignores them afterwards.
-
-    The event loop's own way would bring their deadly defaults back when the loop is closed, before the process ends.
-    """
-    signals, loop = _Signals(grace_s), asyncio.get_running_loop()
-    inbox, outbox = socket.socketpair()
-    inbox.setblocking(False)
-    outbox.setblocking(False)
-    loop.add_reader(inbox, lambda: signals.take(inbox.recv(1024)))
-    # Python writes the number of each signal here that has a handler.
-    signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    for number in numbers:
-        signal.signal(number, lambda *_: None)
-        signal.siginterrupt(number, False)  # system calls of other libraries may not know of it
-    try:
-        yield signals
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        signal.set_wakeup_fd(-1)
-        loop.remove_reader(inbox)
-        inbox.close()
-        outbox.close()
 
 
 def _check_address(host: str, port: int) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from engine.batching.device import Device
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
 from engine.batching.patience import Patience
+from engine.batching.rate import Rate
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
 __all__ = ["NO_WATCH", "Array", "Batcher", "Device", "Part", "Reservation", "Watch"]
@@ -139,7 +140,7 @@ class Batcher:
         self._reserved: Counter[str] = Counter()  # items by client
         # What was taken from the queue, a batch or expired requests, until those who wait for it have seen the outcome.
         self._unsettled = 0
-        self._rate = _Rate()
+        self._rate = Rate()
         self._closing = False
         self._quiet = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -421,24 +422,3 @@ class Batcher:
 
 def _count(pieces: Sequence[Piece]) -> int:
     return sum(stop - start for _, start, stop in pieces)
-
-
-class _Rate:
-    """How fast a queue was served of late; batches of the past count less and less."""
-
-    def __init__(self) -> None:
-        self._items = 0.0
-        self._seconds = 0.0
-        self._ended = 0.0
-
-    def add(self, items: int, arrived: float, ended: float) -> None:
-        """Counts a batch whose first request arrived at one time, and that was computed at another."""
-        self._items = 0.8 * self._items + items
-        self._seconds = 0.8 * self._seconds + ended - max(arrived, self._ended)
-        self._ended = ended
-
-    def seconds(self, items: int) -> float:
-        """Time that this many items may take, 0.01 to 60 s; 1 s as long as there is no experience."""
-        if not self._items:
-            return 1.0
-        return min(max(items * self._seconds / self._items, 0.01), 60.0)
