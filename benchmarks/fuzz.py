@@ -81,7 +81,7 @@ async def attack(server: Server, config: FuzzConfig, results: Results) -> None:
         await asyncio.sleep(1)
     results.faults += traces(server.log)
     results.faults += await send_foreign_path(server.target)
-    results.bystander = bystander.answered
+    results.bystander, results.again = bystander.answered, bystander.again
     results.faults += bystander.faults
     early = usage.peak_between(0, warm_at)
     late = usage.peak_between(results.seconds - 2, results.seconds)

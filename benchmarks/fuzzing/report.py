@@ -26,6 +26,7 @@ class Results:
         rss_mib: Resident memory of the server: after a fifth of the requests, at their end, and the most of all.
         connections: Abusive connections.
         bystander: Good requests that another client sent meanwhile, and that were answered.
+        again: How many of them were refused for want of room at first.
         guided: Figures of the coverage-guided fuzzer.
         faults: What went wrong beside single requests, a sentence each.
     """
@@ -35,6 +36,7 @@ class Results:
     rss_mib: tuple[float, float, float] = (0.0, 0.0, 0.0)
     connections: int = 0
     bystander: int = 0
+    again: int = 0
     guided: list[Figures] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -60,7 +62,8 @@ def markdown(results: Results) -> Iterator[str]:
     rate = tally.calls / results.seconds if results.seconds else 0.0
     yield f"- {tally.calls:,} requests in {results.seconds:.0f} s ({rate:,.0f} a second); not clean: {tally.failures}"
     yield f"- {results.connections:,} connections that speak no proper HTTP/2 or gRPC"
-    yield f"- {results.bystander:,} good requests of another client meanwhile, all answered as before"
+    again = f", {results.again} of them at the second try" if results.again else ""
+    yield f"- {results.bystander:,} good requests of another client meanwhile, all answered as before{again}"
     early, late, peak = results.rss_mib
     yield f"- memory of the server: {early:.0f} MiB after a fifth, {late:.0f} MiB at the end, at most {peak:.0f} MiB"
     for one in results.guided:
