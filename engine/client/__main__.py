@@ -1,5 +1,6 @@
 """`python -m engine.client edit|encode|decode|sample|interpolate|info|health`: one task from a shell."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -36,7 +37,12 @@ def main() -> int:
     )
     try:
         with command.client() as client:
-            return command.run(client)
+            code = command.run(client)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ClientError, UsageError, ValueError, OSError) as error:
         return commands.report(error)
     except KeyboardInterrupt:

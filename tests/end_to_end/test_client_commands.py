@@ -1,13 +1,15 @@
 """The client's command line, run as a process against a real server."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from servers import ServerProcess, run_python
+from servers import ROOT, ServerProcess, environment_without_torch, run_python
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
 from engine.client import Client
@@ -163,6 +165,24 @@ def test_info_and_health(server: ServerProcess, tmp_path: Path) -> None:
     assert (info["latent_dim"], info["models"]) == (LATENT_DIM, [info["name"]])
     assert list(info["versions"]) == sorted(info["versions"])
     assert check(run(server, tmp_path, "health")) == "SERVING\n"
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "engine.client", "info", "--target", server.target],
+            cwd=ROOT,
+            env=environment_without_torch(tmp_path / "site"),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
