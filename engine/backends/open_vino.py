@@ -8,8 +8,8 @@ Each graph is compiled for one image, for a share of a full batch and of half of
 are 8 to 14 % faster (measured on one core with AMX), and a further compilation takes 0.05 s.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -58,16 +58,18 @@ class OpenVinoBackend:
         core = openvino.Core()
         encoding = _read(core, encoder, ["images"], ["mu", "log_var"])
         decoding = _read(core, decoder, ["latents"], ["images"])
-        floats = _floats_beside_int8(core, encoding, decoding) if precision == "int8" else precision
-        common: dict[str, Any] = {
-            "settings": {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": threads},
-            "max_batch_size": max_batch_size,
-            "shares": threads if split else 1,
-            "batches": 1 + self.overlaps,
-        }
-        self._encoder = _Graph(core, encoding, **common)
-        self._decoder = _Graph(core, decoding, **common)
-        self._editor = _Graph(core, _join(encoding, decoding), **common)
+        models = (encoding, decoding, _join(encoding, decoding))
+
+        def graphs(floats: str) -> "list[_Graph]":
+            settings = {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": threads}
+            shares, batches = threads if split else 1, 1 + self.overlaps
+            return [
+                _Graph(core, model, settings=settings, max_batch_size=max_batch_size, shares=shares, batches=batches)
+                for model in models
+            ]
+
+        made = _beside_int8(graphs) if precision == "int8" else graphs(precision)
+        self._encoder, self._decoder, self._editor = made
 
     overlaps = 1
     """The shares of two batches queue up behind each other, and no thread waits for the other."""
@@ -106,16 +108,12 @@ def require_precision(precision: str) -> None:
         )
 
 
-def _floats_beside_int8(core: Any, *models: Any) -> str:
-    """bf16 where the CPU has units for it and OpenVINO has kernels: on AMX, 2026.4 has none for an int8 `Gemm`."""
-    if "BF16" not in _capabilities():
-        return "fp32"
-    try:
-        for model in models:
-            core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": _FLOATS["bf16"]})
-    except RuntimeError:
-        return "fp32"
-    return "bf16"
+def _beside_int8(graphs: "Callable[[str], list[_Graph]]") -> "list[_Graph]":
+    """Graphs in bf16 where the CPU has units for it and OpenVINO kernels: on AMX, 2026.4 has none for int8 `Gemm`s."""
+    if "BF16" in _capabilities():
+        with suppress(RuntimeError):
+            return graphs("bf16")
+    return graphs("fp32")
 
 
 def _capabilities() -> list[str]:

@@ -260,14 +260,12 @@ class Batcher:
 
     def ripe(self) -> bool:
         """For the device, on its threads: whether a batch can start beside another, or at once."""
-        return self._is_full() or self._is_half()
+        return bool(self._ready())
 
     def due(self) -> float:
         """For the device, on its threads: when the next batch should start."""
-        if self._is_full():
-            return 0.0
-        if self._is_half():
-            return self._since + self._max_delay
+        if ready := self._ready():
+            return 0.0 if ready == self._max_batch_size else self._since + self._max_delay
         if not self._queue.waiting or self._unsettled:
             return float("inf")
         if self._closing:
@@ -276,34 +274,31 @@ class Batcher:
 
     def take(self, now: float) -> Callable[[], None] | None:
         """For the device, on its threads: puts a batch together."""
-        requests, ripe = self._queue.requests, self.ripe()
-        most = self._max_batch_size if self._is_full() or not ripe else self._half
-        pieces, expired = self._queue.take(most, now)
+        requests, ready = self._queue.requests, self._ready()
+        pieces, expired = self._queue.take(ready or self._max_batch_size, now)
         if expired:
             self._unsettled += 1
             self._call(self._expire, expired)
         if not pieces:
             return None
-        self._patience.taken(requests, ripe)
+        self._patience.taken(requests, ready > 0)
         self._unsettled += 1
         self._computing += _count(pieces)
         return lambda: self._compute(pieces)
 
-    def _is_full(self) -> bool:
-        return self._queue.waiting >= self._max_batch_size
-
-    def _is_half(self) -> bool:
-        """Whether half a batch waits and should start.
+    def _ready(self) -> int:
+        """Items of the batch that has nothing to wait for: a full one, or half of one; 0 where there is none.
 
         Of a crowd that is too small to fill a batch while another is computed, one half is computed while the other is
         on the wire, and no core is idle: 1.2 times the rate of 32 single images in flight, on two cores. Not of large
         requests, which would be cut in two.
         """
-        return bool(
-            0 < self._half <= self._queue.waiting
-            and self._crowd < _ENOUGH_TO_FILL * self._max_batch_size
-            and self._queue.waiting <= self._queue.requests * self._half // 4
-        )
+        waiting = self._queue.waiting
+        if waiting >= self._max_batch_size:
+            return self._max_batch_size
+        halves = self._half and self._crowd < _ENOUGH_TO_FILL * self._max_batch_size
+        small = waiting <= self._queue.requests * self._half // 4
+        return self._half if halves and small and waiting >= self._half else 0
 
     def _has_work(self) -> bool:
         with self._device.lock:  # or what a thread has just taken is neither here nor there

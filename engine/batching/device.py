@@ -4,10 +4,11 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
+
+from engine.job import Job
 
 T = TypeVar("T")
 
@@ -64,22 +65,13 @@ class Device:
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs `function` on a compute thread, alone, after at most one more batch than those in progress."""
-        future: Future[T] = Future()
-
-        def job() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function(*arguments))
-            except BaseException as error:  # the thread outlives whatever it runs
-                future.set_exception(error)
-
+        job = Job(function, *arguments)
         with self.lock:
             if self._closing:
                 raise RuntimeError("the device is closed")
             self._jobs.append(job)
             self.lock.notify()
-        return await asyncio.wrap_future(future)
+        return await job.result()
 
     def attach(self, source: Source) -> None:
         """Serves a batcher from now on."""

@@ -147,10 +147,10 @@ class AsyncClient(Connection):
         self, steps: Iterable[StreamEdit] | AsyncIterable[StreamEdit], **options: Unpack[Options]
     ) -> AsyncGenerator[Edited | ClientError, None]:
         """As `Client.edit_stream`; the steps may come asynchronously."""
-        merged = self._stream_options(options)
+        merged, method = self._stream(options)
         failures: list[Exception] = []
         requests = messages.async_stream_requests(steps, merged, failures)
-        call = self._methods["EditStream"](requests, **self._call_arguments(merged, merged["timeout"]))
+        call = method(requests)
         try:
             async for answer in call:
                 yield messages.read_stream_answer(answer)
@@ -163,10 +163,8 @@ class AsyncClient(Connection):
 
     def stream(self, **options: Unpack[Options]) -> AsyncSlider:
         """As `Client.stream`; an asynchronous context manager."""
-        merged = self._stream_options(options)
-        return AsyncSlider(
-            self._methods["EditStream"], merged, self._call_arguments(merged, merged["timeout"]), self._error
-        )
+        merged, method = self._stream(options)
+        return AsyncSlider(method, merged, self._error)
 
     async def health(self) -> str:
         """As `Client.health`."""

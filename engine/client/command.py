@@ -81,10 +81,8 @@ class Command:
         if self.token is not None and self.token_file is not None:
             raise UsageError("give --token or --token-file, not both")
         if self.token_file is not None:
-            source, token = (
-                f"the content of --token-file {self.token_file}",
-                self.token_file.read_text(errors="replace"),
-            )
+            source = f"the content of --token-file {self.token_file}"
+            token = self.token_file.read_text(errors="replace")
         elif self.token is not None:
             source, token = "--token", self.token
         else:

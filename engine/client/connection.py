@@ -3,6 +3,8 @@
 import json
 import os
 import ssl
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -98,9 +100,10 @@ class Connection:
         merged: Options = {**self._defaults, **arguments.options(options)}
         return merged
 
-    def _stream_options(self, options: Options) -> Options:
-        """As for a call, but without its deadline."""
-        return self._with_defaults({"timeout": None, **options})
+    def _stream(self, options: Options) -> tuple[Options, Callable[..., Any]]:
+        """The options of a stream, as for a call but without its deadline, and what opens it."""
+        merged = self._with_defaults({"timeout": None, **options})
+        return merged, partial(self._methods["EditStream"], **self._call_arguments(merged, merged["timeout"]))
 
     def _patience(self, options: Options) -> Patience:
         return Patience(self._retry_overload, options["timeout"])

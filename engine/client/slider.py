@@ -31,19 +31,13 @@ class Slider:
     DEADLINE_EXCEEDED or CANCELLED.
     """
 
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        options: Options,
-        arguments: dict[str, Any],
-        error: Callable[[Any], ClientError],
-    ) -> None:
+    def __init__(self, method: Callable[..., Any], options: Options, error: Callable[[Any], ClientError]) -> None:
         self._options = options
         self._error = error
         self._lock = threading.Lock()
         self._requests: queue.SimpleQueue[pb.EditStreamRequest | None] = queue.SimpleQueue()
         self._sent = 0
-        self._call = method(iter(self._requests.get, None), **arguments)
+        self._call = method(iter(self._requests.get, None))
 
     def __enter__(self) -> Self:
         return self
@@ -97,18 +91,12 @@ class Slider:
 class AsyncSlider:
     """As `Slider`, for asyncio: from `AsyncClient.stream`, tasks may share it. Cancelling an edit ends the stream."""
 
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        options: Options,
-        arguments: dict[str, Any],
-        error: Callable[[Any], ClientError],
-    ) -> None:
+    def __init__(self, method: Callable[..., Any], options: Options, error: Callable[[Any], ClientError]) -> None:
         self._options = options
         self._error = error
         self._lock = asyncio.Lock()
         self._sent = 0
-        self._call = method(**arguments)
+        self._call = method()
 
     async def __aenter__(self) -> Self:
         return self

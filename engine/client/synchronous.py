@@ -202,10 +202,10 @@ class Client(Connection):
         Yields:
             One answer per step, in their order: its results, or what was wrong with the step; the stream goes on.
         """
-        merged = self._stream_options(options)
+        merged, method = self._stream(options)
         failures: list[Exception] = []
         requests = messages.stream_requests(steps, merged, failures)
-        call = self._methods["EditStream"](requests, **self._call_arguments(merged, merged["timeout"]))
+        call = method(requests)
         try:
             for answer in call:
                 yield messages.read_stream_answer(answer)
@@ -221,8 +221,8 @@ class Client(Connection):
 
         The timeout among the options is that of the whole stream; there is none when it isn't given.
         """
-        merged = self._stream_options(options)
-        return Slider(self._methods["EditStream"], merged, self._call_arguments(merged, merged["timeout"]), self._error)
+        merged, method = self._stream(options)
+        return Slider(method, merged, self._error)
 
     def health(self) -> str:
         """Whether the server is ready for calls: "SERVING" or "NOT_SERVING"; neither token nor model matters."""

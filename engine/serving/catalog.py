@@ -5,7 +5,6 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +14,7 @@ from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel
 from engine.garbage import tidy
+from engine.job import Job
 from engine.serving.model import Model, Settings
 
 logger = logging.getLogger(__name__)
@@ -236,17 +236,9 @@ async def _retire(model: Model) -> None:
 
 async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
     """Runs what may take long beside the event loop; unlike asyncio's threads, the end of the loop doesn't wait."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=f"catalog-{function.__name__}", daemon=True).start()
-    return await asyncio.wrap_future(future)
+    job = Job(function, *arguments)
+    threading.Thread(target=job, name=f"catalog-{function.__name__}", daemon=True).start()
+    return await job.result()
 
 
 def _fingerprint(path: Path) -> str:

@@ -3,15 +3,16 @@
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from gates import constant, gated_command, gated_server, until
+from gates import Gate, constant, gated_command, gated_server, until
 from servers import ROOT, ServerProcess, environment_without_torch, run_python
 
-from engine.client import Client, ClientError
+from engine.client import Client, ClientError, Posterior
 
 
 def test_hanging_up_during_the_warm_up_is_heeded_after_it(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -30,15 +31,22 @@ def test_hanging_up_during_the_warm_up_is_heeded_after_it(tiny_bundle: Path, tmp
         server.kill()
 
 
-def test_a_backend_that_is_stuck_does_not_keep_the_server_alive(tiny_bundle: Path, tmp_path: Path) -> None:
+@contextmanager
+def call_in_compute(bundle: Path, folder: Path, *options: str) -> "Iterator[tuple[Gate, Future[Posterior]]]":
+    """A server with a call whose batch is held, and the call's outcome."""
     with (
-        gated_server(tiny_bundle, tmp_path, "--grace-s", "0.5") as gate,
+        gated_server(bundle, folder, *options) as gate,
         ThreadPoolExecutor(1) as pool,
         Client(gate.server.target, retries=0) as client,
     ):
         gate.close()
-        stuck = pool.submit(client.encode, constant(1))
+        call = pool.submit(client.encode, constant(1))
         until(lambda: len(gate.batches()) == 1)
+        yield gate, call
+
+
+def test_a_backend_that_is_stuck_does_not_keep_the_server_alive(tiny_bundle: Path, tmp_path: Path) -> None:
+    with call_in_compute(tiny_bundle, tmp_path, "--grace-s", "0.5") as (gate, stuck):
         gate.server.terminate()
         assert gate.server.wait() == 1
         assert "the backend is stuck in a batch of default; the process ends without it" in gate.server.log
@@ -47,14 +55,7 @@ def test_a_backend_that_is_stuck_does_not_keep_the_server_alive(tiny_bundle: Pat
 
 
 def test_a_second_signal_ends_the_grace(tiny_bundle: Path, tmp_path: Path) -> None:
-    with (
-        gated_server(tiny_bundle, tmp_path, "--grace-s", "3600") as gate,
-        ThreadPoolExecutor(1) as pool,
-        Client(gate.server.target, retries=0) as client,
-    ):
-        gate.close()
-        cut_off = pool.submit(client.encode, constant(1))
-        until(lambda: len(gate.batches()) == 1)
+    with call_in_compute(tiny_bundle, tmp_path, "--grace-s", "3600") as (gate, cut_off):
         gate.server.terminate()
         gate.server.wait_for_log("stopping: new calls are refused, 1 are being answered")
         while "asked again to end: 1 calls are cut off" not in gate.server.log:  # soon after the first it is its echo

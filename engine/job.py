@@ -1,0 +1,30 @@
+"""Functions that one thread runs and the event loop waits for."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Job(Generic[T]):
+    """A function and its arguments; call it on the thread that is to run it."""
+
+    def __init__(self, function: Callable[..., T], *arguments: Any) -> None:
+        self._function = function
+        self._arguments = arguments
+        self._future: Future[T] = Future()
+
+    def __call__(self) -> None:
+        """Runs the function, unless nobody waits any more; what it raises goes to the one who waits."""
+        if not self._future.set_running_or_notify_cancel():
+            return
+        try:
+            self._future.set_result(self._function(*self._arguments))
+        except BaseException as error:  # the thread outlives whatever it runs
+            self._future.set_exception(error)
+
+    async def result(self) -> T:
+        """Waits for what the function gives."""
+        return await asyncio.wrap_future(self._future)
