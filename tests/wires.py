@@ -47,7 +47,7 @@ def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFix
 
 
 class Services(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Handlers by name; remembers who was asked for, on gRPC's thread."""
+    """Handlers by name; remembers who was asked for."""
 
     def __init__(self, **handlers: Any) -> None:
         self._handlers = {f"/{SERVICE}/{name}": handler for name, handler in handlers.items()}

@@ -52,7 +52,7 @@ class ServerCall:
         self._inbox = Inbox(call, post)
         self._outbox = Outbox(call, post)
 
-    # On the queue's thread.
+    # Where events are taken: on the queue's thread or the event loop's.
 
     def open(self) -> None:
         """Starts to listen to the client."""

@@ -19,8 +19,8 @@ from engine.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
-# A tag goes through core beside an operation, and comes back with what became of it: on the queue's thread it is
-# called with the event.
+# A tag goes through core beside an operation, and comes back with what became of it: whoever takes the event, the
+# queue's thread or the event loop's, calls it with the event.
 Tag = Callable[[Any], None]
 Metadata = Sequence[tuple[str, str | bytes]] | None
 
@@ -32,6 +32,8 @@ _ENDLESS_S = 2.0**62
 # After the server's end, operations of calls that were cancelled come back within this time of one another.
 _LAST_EVENTS_S = 0.05
 _DESTROY_S = 2.0
+# Who is to take events in place of the queue's thread, and hasn't tried for so long, is held up.
+_HELD_UP_S = 0.01
 _USED = (
     "CompletionQueue",
     "ReceiveCloseOnServerOperation",
@@ -49,7 +51,7 @@ class Core:
 
     Args:
         options: Channel arguments.
-        arrived: Is called with every new call, on the queue's thread.
+        arrived: Is called with every new call, by whoever takes the event.
 
     Raises:
         StartupError: When this grpcio has another core than this module knows.
@@ -67,6 +69,10 @@ class Core:
         self._server = cygrpc.Server(tuple(options), False)
         self._server.register_completion_queue(self._queue)
         self._thread = threading.Thread(target=self._run, name="grpc-queue", daemon=True)
+        self._taking = threading.Lock()  # who has it takes events: tags are called one after the other
+        self._tries = 0
+        self._aside = False
+        self._resumed = threading.Event()
         self._ended: Callable[[], None] | None = None
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -90,6 +96,34 @@ class Core:
 
         self._server.shutdown(self._queue, end)
 
+    def step_aside(self) -> bool:
+        """Has the queue's thread wait for `resume` after the event that it is at; False when this isn't that thread.
+
+        Another is to call `take_events` meanwhile; when it doesn't for a while, the queue's thread goes on.
+        """
+        if threading.current_thread() is not self._thread:
+            return False
+        self._resumed.clear()
+        self._aside = True
+        return True
+
+    def take_events(self, most: int) -> int:
+        """Takes up to so many events that are there, unless the queue's thread is at it; gives their number."""
+        self._tries += 1
+        if not self._taking.acquire(blocking=False):
+            return 0
+        try:
+            taken = 0
+            while taken < most and self._ended is None and self._take_event(0.0):
+                taken += 1
+            return taken
+        finally:
+            self._taking.release()
+
+    def resume(self) -> None:
+        """Has the queue's thread take events again."""
+        self._resumed.set()
+
     def cancel_calls(self) -> None:
         """Cancels the calls that are left."""
         self._server.cancel_all_calls()
@@ -112,12 +146,23 @@ class Core:
             self._arrived(CoreCall(event))
 
     def _run(self) -> None:
-        while self._ended is None:
-            self._take_event()
-        # Handlers may still wait for operations, and nobody else brings them.
-        while self._take_event(time.time() + _LAST_EVENTS_S):
-            pass
+        with self._taking:
+            while self._ended is None:
+                self._take_event()
+                if self._aside:
+                    self._wait_aside()
+            # Handlers may still wait for operations, and nobody else brings them.
+            while self._take_event(time.time() + _LAST_EVENTS_S):
+                pass
         self._ended()
+
+    def _wait_aside(self) -> None:
+        self._aside = False
+        self._taking.release()
+        seen = -1
+        while not self._resumed.wait(_HELD_UP_S) and seen != self._tries:
+            seen = self._tries
+        self._taking.acquire()
 
     def _take_event(self, deadline: float | None = None) -> bool:
         """Waits for an event, and lets it go: one of a call whose connection has gone can keep core busy."""

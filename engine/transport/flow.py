@@ -1,7 +1,7 @@
 """The messages of a stream between core and the event loop, a few of them at a time.
 
 gRPC core takes one message of a call at a time and brings one at a time. If the event loop had to ask for each, it
-would be woken twice for each; so the thread that waits for core asks for the next itself, as long as there is little
+would be woken twice for each; so who takes core's events asks for the next right away, as long as there is little
 that nobody has taken. A handler finds what has come meanwhile, and leaves what is to go, mostly without waiting.
 """
 

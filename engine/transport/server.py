@@ -1,6 +1,14 @@
-"""The server: ports, services, and the way from the queue's thread to the event loop."""
+"""The server: ports, services, and the way from the queue's thread to the event loop.
+
+Each event of core costs whoever takes it some microseconds of Python, and the queue's thread two changes of threads
+more, as it can't have the interpreter while the event loop has. So that thread takes events while the event loop has
+nothing to do; once it has called the event loop it steps aside, and the event loop takes what else comes, until there
+is nothing left. (32 single images in flight: 0.72 instead of 0.78 ms of processor time each, 1.04 to 1.1 times the
+rate.)
+"""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -10,6 +18,8 @@ import grpc
 
 from engine.transport.call import ServerCall, ignore
 from engine.transport.core import Core, CoreCall, Metadata
+
+logger = logging.getLogger(__name__)
 
 
 class _Details(NamedTuple):
@@ -21,6 +31,8 @@ class _Details(NamedTuple):
 Ending = tuple[grpc.StatusCode, str, Metadata]
 
 _MAX_WAITING = 512
+# So much in one turn of the event loop is a flood: what can be refused is better refused beside it.
+_FLOOD = 128
 
 
 def _let_in(path: str) -> Ending | None:
@@ -37,8 +49,7 @@ class Server:
     Args:
         options: Channel arguments of gRPC core.
         turn_away: While more calls wait for the event loop than it should be behind with, this decides by a new
-            call's path what it is ended with, before its message is read; None: it is let in. It is called on a
-            thread of the server's own.
+            call's path what it is ended with, before its message is read; None: it is let in. On any thread.
         unheard: Is told (path, peer) of a call that ended before its message had come: core refused it for its size,
             or the client gave up.
     """
@@ -51,13 +62,15 @@ class Server:
     ) -> None:
         self._turn_away = turn_away
         self._unheard = unheard
-        # Each is added to by one thread only.
+        # Each is added to by one thread at a time: who takes events, and the event loop.
         self._handed = 0
         self._begun = 0
         self._loop = asyncio.get_running_loop()
         self._services: list[grpc.GenericRpcHandler] = []
         self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._called = False
+        self._called = False  # the event loop is at its turns, or about to be
+        self._lent = False  # it takes events
+        self._flooded = False
         self._core = Core(options, self._arrived)
         self._started = False
         self._stopped = False
@@ -135,14 +148,32 @@ class Server:
         """Has a function called on the event loop, from any thread; calls are kept in their order."""
         self._work.append((function, arguments))
         if not self._called:
-            # Set first: the event loop may be through before the next line ends.
+            # Set first: the event loop may be through before the next lines end.
             self._called = True
+            if not self._flooded:
+                self._lent = self._core.step_aside()
             with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-                self._loop.call_soon_threadsafe(self._do_work)
+                self._loop.call_soon_threadsafe(self._take_turn)
 
-    def _do_work(self) -> None:
-        # Reset first: what is added from here on either is counted below, or calls again.
-        self._called = False
-        for _ in range(len(self._work)):
+    def _take_turn(self) -> None:
+        """On the event loop: takes events if it is to, and does what was posted; again and again while there is any."""
+        taken = self._core.take_events(_FLOOD) if self._lent else 0
+        posted = len(self._work)
+        for _ in range(posted):
             function, arguments = self._work.popleft()
-            function(*arguments)
+            try:
+                function(*arguments)
+            except Exception:
+                logger.exception("a call could not be begun or ended")
+        self._flooded = max(taken, posted) >= _FLOOD
+        if self._lent and not self._flooded and (taken or posted):
+            self._loop.call_soon(self._take_turn)
+            return
+        if self._lent:
+            self._lent = False
+            self._core.resume()
+        # Reset first: what is posted from here on either is seen below, or calls again.
+        self._called = False
+        if self._work and not self._called:
+            self._called = True
+            self._loop.call_soon(self._take_turn)

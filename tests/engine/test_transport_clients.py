@@ -6,6 +6,7 @@ import os
 import queue
 import socket
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
@@ -96,7 +97,7 @@ async def test_a_call_that_was_cancelled_before_its_first_step_is_not_begun() ->
         with closing(socket.create_connection(("127.0.0.1", int(target.rsplit(":", 1)[1])))) as wire:
             call = Wire.call(1, path("Held").encode()) + Wire.reset(1)
             wire.sendall(Wire.start() + call)
-            # The event loop stands still until gRPC's thread has seen what was sent later on that connection.
+            # The event loop stands still until the server has seen what was sent later on that connection.
             for number, name in ((3, "/first"), (5, "/second")):
                 seen = services.asked.setdefault(name, threading.Event())
                 wire.sendall(Wire.call(number, name.encode()))
@@ -235,6 +236,29 @@ class Blocker:
     def close(self) -> None:
         """Lets it go."""
         self._go.set()
+
+
+@in_loop
+async def test_calls_are_answered_while_the_event_loop_stands_still_now_and_then() -> None:
+    async def stand_still(request: bytes, _: Any) -> bytes:
+        time.sleep(0.03)
+        return request
+
+    def client(target: str) -> None:
+        with grpc.insecure_channel(target, [OWN_CONNECTION]) as channel:
+            ask, hold = channel.unary_unary(path("Echo")), channel.unary_unary(path("StandStill"))
+            talk = channel.stream_stream(path("Talk"))
+            for burst in range(10):
+                bodies = [b"%d %d" % (burst, number) for number in range(100)]
+                held = hold.future(b"held", timeout=LIMIT_S)
+                calls = [ask.future(body, timeout=LIMIT_S) for body in bodies]
+                assert list(talk(iter(bodies), timeout=LIMIT_S)) == bodies
+                assert [call.result() for call in calls] == bodies
+                assert held.result() == b"held"
+
+    services = Services(Echo=unary(echo), StandStill=unary(stand_still), Talk=stream(echo_all))
+    async with serving(services) as target:
+        await asyncio.gather(*(asyncio.to_thread(client, target) for _ in range(3)))
 
 
 def _turned_away(method: str) -> Ending | None:
