@@ -3,8 +3,7 @@
 Each event of core costs whoever takes it some microseconds of Python, and the queue's thread two changes of threads
 more, as it can't have the interpreter while the event loop has. So that thread takes events while the event loop has
 nothing to do; once it has called the event loop it steps aside, and the event loop takes what else comes, until there
-is nothing left. (32 single images in flight: 0.72 instead of 0.78 ms of processor time each, 1.04 to 1.1 times the
-rate.)
+is nothing left. (32 single images in flight: of the processor time, 31 instead of 35 % is not the edit's.)
 """
 
 import asyncio
