@@ -1,8 +1,11 @@
-"""Requests to stop, noted between two steps."""
+"""Requests to stop, noted until there is a good moment."""
 
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -35,3 +38,24 @@ class Signals:
     def __exit__(self, *exception: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+
+
+@contextmanager
+def held_back() -> Iterator[Signals]:
+    """Notes SIGINT and SIGTERM, which act when the block ends; the block ends early once one was received.
+
+    For work with a thread pool: an exception in the midst of its methods can leave a lock taken, and its threads wait
+    for that without end. Outside the main thread, which alone is interrupted, nothing is noted.
+
+    Raises:
+        KeyboardInterrupt: One was received, unless its own handler raises something else.
+    """
+    signals = Signals(patient=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    with signals:
+        yield signals
+    if signals.received:
+        signal.raise_signal(signals.received)
+        raise KeyboardInterrupt

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from trainer.dataset import pixels
 from trainer.dataset.index import Index
 from trainer.errors import DataError
+from trainer.signals import held_back
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +153,10 @@ class Pack:
 
     def _write_pixels(self, file: BinaryIO) -> None:
         unusable = []
-        with closing(self._decode()) as results:
+        with held_back() as signals, closing(self._decode()) as results:
             for result in tqdm(results, "packing images", len(self.index.files), unit="image"):
+                if signals.received:
+                    break
                 if isinstance(result, DataError):
                     unusable.append(str(result))
                 elif not unusable:
