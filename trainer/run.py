@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ class Run:
         return {
             "data": str(index.root.resolve()),
             "data_fingerprint": self.data.fingerprint,
+            "frame": asdict(self.config.frame),
             "attributes": list(index.attributes),
             "images": {split: len(self.data.rows(split)) for split in ("train", "val", "test")},
             "perceptual_weights": perceptual.backbone.source if perceptual else "none: no taps",

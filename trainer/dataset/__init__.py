@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from framing import CELEBA_SOURCE
 from trainer.dataset import celeba, folder
 from trainer.dataset.celeba import ATTRIBUTES, IMAGES, PARTITION
 from trainer.dataset.index import SPLITS, Index
@@ -16,21 +17,27 @@ from trainer.errors import DataError
 __all__ = ["ATTRIBUTES", "IMAGES", "PARTITION", "SPLITS", "FaceData", "Index", "Pack", "load", "read_index"]
 
 
-def load(directory: Path, image_size: int, crop: int) -> FaceData:
+def load(
+    directory: Path, image_size: int, crop: int, source: tuple[int, int] = CELEBA_SOURCE, align: bool = False
+) -> FaceData:
     """Reads a data set, packing its images if no packed array fits.
 
-    The images are prepared as in the seed document, CenterCrop(crop) and Resize(image_size), bilinear; its random
-    flip and its scaling to [0, 1] happen per batch, on the device.
+    Images of CelebA's size are prepared as in the seed document, CenterCrop(crop) and Resize(image_size), bilinear;
+    others are brought to that frame, see `framing.Frame`. The document's random flip and its scaling to [0, 1] happen
+    per batch, on the device.
 
     Args:
         directory: see `read_index`.
         image_size: side S of the packed images, pixels.
         crop: side of the centre crop, pixels; 0 takes the whole image (and the centre of one that is not square).
+        source: width and height of the images that `crop` is cut out of, pixels.
+        align: find the face in each image and align it with the frame first.
 
     Raises:
+        ConfigError: faces are to be aligned, and the frame or this environment can't.
         DataError: a list or an image is missing, truncated, malformed or undecodable.
     """
-    pack = Pack.of(read_index(directory), image_size, crop)
+    pack = Pack.of(read_index(directory), image_size, crop, source, align)
     return FaceData(pack.index, pack.images(), pack.fingerprint)
 
 
