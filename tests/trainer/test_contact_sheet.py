@@ -13,6 +13,7 @@ from framing import CELEBA_SOURCE, Aligner, Frame, prepare
 from trainer import dataset
 from trainer.__main__ import main
 from trainer.config import TrainConfig
+from trainer.errors import DataError
 
 FRAME = Frame.of(64, 148, CELEBA_SOURCE)
 STEP = 64 + 4  # of the sheet's images
@@ -101,7 +102,7 @@ def test_aligning_is_a_data_option(tmp_path: Path, caplog: pytest.LogCaptureFixt
     expected = prepare(Aligner(FRAME).align(Image.open(folder / "00.png")).image, FRAME)
     np.testing.assert_array_equal(aligned.images[0], expected)
     Image.new("RGB", (320, 320), GROUND).save(folder / "07.png")
-    with pytest.raises(dataset.DataError, match=r"07\.png shows no face that can be found; .*delete it"):
+    with pytest.raises(DataError, match=r"07\.png shows no face that can be found; .*delete it"):
         dataset.load(folder, 64, 148, align=True)
 
 
