@@ -98,6 +98,23 @@ def test_the_client_aligns_faces_and_says_what_it_cannot_align(framed: ServerPro
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "turned.png")), expected)
 
 
+def test_the_client_notes_once_that_a_photo_is_not_aligned(framed: ServerProcess, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.fromarray(face(0))
+    upright.save(tmp_path / "a.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
+    for name in ("c", "d"):
+        upright.resize((300, 400)).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    result = client(framed, "edit", "--set", "Smiling=0", *paths, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("note: ") == result.stderr.count("--align finds it") == 1
+    assert ".png is 300x400 pixels, the model knows faces in 178x218: the middle is taken" in result.stderr
+    result = client(framed, "edit", "--set", "Smiling=0", *paths[:2], tmp_path / "out")
+    assert "note" not in result.stderr
+
+
 def test_without_the_extra_the_client_says_what_to_install(framed: ServerProcess, tmp_path: Path) -> None:
     arguments = ["encode", "--align", "x.png", str(tmp_path / "z.npy"), "--target", framed.target]
     result = run_python(["-m", "engine.client", *arguments], tmp_path)
