@@ -71,14 +71,17 @@ def _note(text: str) -> None:
 
 def _aligned(aligner: Aligner) -> Read:
     def read(path: Path) -> bytes:
+        data = path.read_bytes()
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(data)) as image:
                 upright(image)
                 aligned = aligner.align(to_rgb(image))
-        except UnidentifiedImageError:
-            raise FramingError(f"{path} is no image that can be read") from None
         except FramingError as error:
             raise FramingError(f"{path} {error}") from None
+        except UnidentifiedImageError:
+            raise FramingError(f"{path} is no image, or of a format that can't be read; convert it to JPEG") from None
+        except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
+            raise FramingError(f"{path} is damaged or too large ({error}); save it again") from error
         if aligned.faces > 1:
             _note(f"{path} shows {aligned.faces} faces; the largest is taken")
         file = io.BytesIO()

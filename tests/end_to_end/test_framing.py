@@ -88,10 +88,15 @@ def test_the_client_aligns_faces_and_says_what_it_cannot_align(framed: ServerPro
     group.paste(scene(3, 1.5, side=260), (0, 300))
     for name, picture in {"turned": turned, "group": group, "wall": Image.new("RGB", (400, 300), GROUND)}.items():
         picture.save(tmp_path / f"{name}.png")
-    names = [tmp_path / f"{name}.png" for name in ("wall", "turned", "group")]
+    names = [tmp_path / f"{name}.png" for name in ("wall", "turned", "group", "torn", "text")]
+    names[3].write_bytes(names[1].read_bytes()[:2000])
+    names[4].write_text("no image")
     result = client(framed, "edit", "--align", "--set", "Smiling=0", *names, tmp_path / "out")
     assert result.returncode == 2
     assert f"error: {names[0]} shows no face that can be found" in result.stderr
+    assert f"error: {names[3]} is damaged or too large" in result.stderr
+    assert f"error: {names[4]} is no image" in result.stderr
+    assert "Traceback" not in result.stderr
     assert f"note: {names[2]} shows 2 faces; the largest is taken" in result.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["group.png", "turned.png"]
     expected = prepare(Aligner(FRAME).align(turned).image, FRAME)
