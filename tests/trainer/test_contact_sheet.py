@@ -96,9 +96,13 @@ def test_aligning_is_a_data_option(tmp_path: Path, caplog: pytest.LogCaptureFixt
     folder.mkdir()
     for number in range(20):
         scene((3, 5)[number % 2], 1.4, 20, (0.45, 0.55), side=320).save(folder / f"{number:02d}.png")
+    group = scene(5, 2.5, at=(0.7, 0.5))
+    group.paste(scene(3, 1.5, side=260), (0, 300))
+    group.save(folder / "04.png")
     plain, aligned = dataset.load(folder, 64, 148), dataset.load(folder, 64, 148, align=True)
     assert plain.fingerprint != aligned.fingerprint
-    assert "20 of 20 pictures were aligned" in caplog.text
+    assert "1 of 20 pictures show several faces, the largest is taken: 04.png (2)" in caplog.text
+    assert "20 of 20 pictures were aligned; 0 were framed already" in caplog.text
     expected = prepare(Aligner(FRAME).align(Image.open(folder / "00.png")).image, FRAME)
     np.testing.assert_array_equal(aligned.images[0], expected)
     Image.new("RGB", (320, 320), GROUND).save(folder / "07.png")

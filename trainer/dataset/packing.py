@@ -219,7 +219,7 @@ class Pack:
                 "%d of %d pictures show several faces, the largest is taken: %s%s", len(several), count, listed, more
             )
         if self.align:
-            logger.info("%d of %d pictures were aligned, the others were framed already", brought, count)
+            logger.info("%d of %d pictures were aligned; %d were framed already", brought, count, count - brought)
         elif brought and self.frame.source:
             logger.info(
                 "%d of %d pictures are not %dx%d and were brought to that frame by their size, around their middle; "
