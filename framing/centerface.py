@@ -78,19 +78,18 @@ class CenterFace:
 
     def find(self, image: Image.Image) -> Faces:
         """The faces in an RGB picture that stands upright."""
-        faces = Faces(np.empty((0, 4), np.float32), np.empty((0, 5, 2), np.float32))
-        searched = 0
-        for longer in LONGER_SIDES:
-            scale = min(1.0, longer / max(image.size))
-            if len(faces.boxes) or round(scale * max(image.size)) == searched:
-                continue
-            searched = round(scale * max(image.size))
-            size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-            small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-            boxes, landmarks = self._search(np.asarray(small, np.float32))
-            ratio = np.array([image.width / size[0], image.height / size[1]], np.float32)
-            faces = Faces(boxes * np.tile(ratio, 2), landmarks * ratio)
+        for longer in dict.fromkeys(min(side, max(image.size)) for side in LONGER_SIDES):
+            faces = self._find_at(image, longer / max(image.size))
+            if len(faces.boxes):
+                break
         return faces
+
+    def _find_at(self, image: Image.Image, scale: float) -> Faces:
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        boxes, landmarks = self._search(np.asarray(small, np.float32))
+        ratio = np.array([image.width / size[0], image.height / size[1]], np.float32)
+        return Faces(boxes * np.tile(ratio, 2), landmarks * ratio)
 
     def _search(self, pixels: Floats) -> tuple[Floats, Floats]:
         """Boxes and landmarks in a picture, (h, w, 3) float32 RGB from 0 to 255."""
