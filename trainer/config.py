@@ -90,10 +90,12 @@ class TrainConfig:
     """Passes over the train split."""
     batch_size: int = 64
     """Images per step."""
-    optimizer: Literal["adam", "muon"] = "adam"
-    """muon: Muon for the kernels inside the network, Adam for everything else."""
+    optimizer: Literal["sgd", "adam", "muon"] = "adam"
+    """sgd: with momentum; muon: Muon for the kernels inside the network, Adam for everything else."""
     lr: float = 0.05
-    """Peak learning rate of Adam."""
+    """Peak learning rate of SGD or Adam."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
     muon_lr: float = 0.04
     """Peak learning rate of Muon; follows the same schedule."""
     schedule: Literal["constant", "step", "one-cycle"] = "step"
@@ -149,6 +151,7 @@ class TrainConfig:
         _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
         _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)")
         _require(self.lr > 0, f"--lr {self.lr}: must be above 0")
+        _require(0 <= self.momentum < 1, f"--momentum {self.momentum}: must be 0 or above, and below 1")
         _require(self.muon_lr > 0, f"--muon-lr {self.muon_lr}: must be above 0")
         _require(self.lr_gamma > 0, f"--lr-gamma {self.lr_gamma}: must be above 0")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
@@ -191,6 +194,8 @@ class TrainConfig:
             idle |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
         if self.optimizer != "muon":
             idle["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
+        if self.optimizer != "sgd":
+            idle["momentum"] = f"the optimizer is {self.optimizer}; leave it out, or add --optimizer sgd"
         if self.schedule != "step":
             idle["lr_gamma"] = f"the schedule is {self.schedule}; leave it out, or add --schedule step"
         if not self.kl_weight:
