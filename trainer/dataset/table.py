@@ -159,7 +159,7 @@ def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: 
     left_out = tuple(dict.fromkeys((*index.left_out, *(f"{labels.files[row]} is absent" for row in absent))))
     if absent and len(left_out) > index.skip_damaged:
         first = absent[0]
-        others = f", and so are {len(absent) - 1} others" if len(absent) > 1 else ""
+        others = {1: "", 2: ", and so is another"}.get(len(absent), f", and so are {len(absent) - 1} others")
         raise DataError(
             f"{index.folder / labels.files[first]} is missing{others}, though line {labels.lines[first]} of "
             f"{labels.path.name} lists it; {mend}, or leave out what is missing with --skip-damaged {len(left_out)}"
