@@ -6,7 +6,6 @@ A data set is a folder in CelebA's layout (`celeba`), one with parquet files (`p
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from trainer.dataset import celeba, folder, parquet
@@ -30,8 +29,6 @@ __all__ = [
     "load",
     "read_index",
 ]
-
-logger = logging.getLogger(__name__)
 
 
 def load(
@@ -94,8 +91,6 @@ def read_index(
         index = relabel(index, labels, unlabelled)
     if unlabelled == "refuse":
         index.require_splits()
-    if index.left_out:
-        logger.warning("%s", index.summary_of_left_out())
     return index
 
 

@@ -122,9 +122,8 @@ class Pack:
         if damaged:
             splits = index.splits.copy()
             splits[list(damaged)] = LEFT_OUT
-            index = dataclasses.replace(index, splits=splits, left_out=(*index.left_out, *damaged.values()))
+            index = dataclasses.replace(index, splits=splits).leaving_out(tuple(damaged.values()))
             index.require_splits()
-            logger.warning("%s", index.summary_of_left_out())
         return FaceData(index, images, self.fingerprint)
 
     def images(self) -> NDArray[np.uint8]:
