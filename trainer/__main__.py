@@ -52,6 +52,8 @@ class Evaluate:
     """Data set, as for train."""
     labels: Path | None = None
     """CSV of labels, as for train; default: the run's."""
+    align: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Find and align faces as train does with --align; a run that was trained so does it anyway."""
     options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
     """How to judge."""
 
@@ -66,6 +68,8 @@ class Evaluate:
             self.data,
             config.model.image_size,
             config.crop,
+            config.source,
+            self.align or config.align,
             labels=self.labels or config.labels,
             split_by=config.split_by,
             skip_damaged=config.skip_damaged,
@@ -86,7 +90,8 @@ class Train:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the run folder's checkpoint; start if it has none."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Check everything, print the resolved configuration and what the run would do, and stop."""
+    """Check everything, print the resolved configuration and what the run would do, write a contact sheet of what the
+    network will see (OUT-contact-sheet.png), and stop."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
     """What to compute."""
 
@@ -96,7 +101,9 @@ class Train:
 
         plan = Plan.of(self.config, self.data, self.out, self.resume)
         if self.dry_run:
-            print(json.dumps({"config": self.config.to_json(), "plan": plan.to_json()}, indent=2))
+            sheet = plan.write_contact_sheet()
+            values = {"config": self.config.to_json(), "plan": {**plan.to_json(), "contact_sheet": str(sheet)}}
+            print(json.dumps(values, indent=2))
             return
         data = plan.data()
         from trainer import loop  # noqa: PLC0415

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ class Run:
             "data": str(index.root.resolve()),
             "data_fingerprint": self.data.fingerprint,
             "layout": index.layout,
+            "frame": asdict(self.config.frame),
             "attributes": list(index.attributes),
             "left_out": list(index.left_out),
             "images": {split: len(self.data.rows(split)) for split in ("train", "val", "test")},

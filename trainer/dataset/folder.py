@@ -47,7 +47,6 @@ def read(directory: Path, files: Sequence[str], split_by: SplitBy, skip_damaged:
         (),
         labels,
         splits,
-        grouped=split_by == "folder",
         skip_damaged=skip_damaged,
     )
 

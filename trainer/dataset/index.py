@@ -45,7 +45,6 @@ class Index:
         lists: the files beside the images that the labels and splits come from; none for a plain folder.
         layout: how the folder was understood, for people.
         removal: how to take an image out of the data set, for people.
-        grouped: whether the splits were drawn by folder; otherwise names and lists decide them.
         skip_damaged: how many absent or damaged images may be left out.
         left_out: one sentence for each image that was left out.
     """
@@ -59,7 +58,6 @@ class Index:
     lists: tuple[Path, ...] = ()
     layout: str = "plain folder of images"
     removal: str = "delete it"
-    grouped: bool = False
     skip_damaged: int = 0
     left_out: tuple[str, ...] = ()
 
