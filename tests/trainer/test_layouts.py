@@ -400,6 +400,18 @@ def test_parquet_files_give_images_labels_and_splits(tmp_path: Path) -> None:
     assert (data.index.layout, data.index.files[3]) == ("parquet files", "data/test-00000.parquet/3")
 
 
+def test_the_quickstart_sends_files_of_its_own_for_images_in_parquet(tmp_path: Path) -> None:
+    from quickstart.__main__ import Quickstart, write_order
+
+    parquet(tmp_path / "set" / "faces.parquet", 0, COUNT)
+    data = dataset.load(tmp_path / "set", 16, 0)
+    jobs = write_order(Quickstart(), data, ["Smiling"], tmp_path / "order.json")
+    files = [Path(file) for job in jobs for file in job.files]
+    sent = sorted(round(Image.open(file).convert("L").getpixel((8, 8)) / 10) for file in files)  # type: ignore[operator]
+    assert sent == sorted(data.rows("test"))
+    assert all(file.is_relative_to(tmp_path / "asked") for file in files)
+
+
 def test_splits_that_parquet_files_lack_are_drawn_by_name(tmp_path: Path) -> None:
     parquet(tmp_path / "train.parquet", 0, 20)
     parquet(tmp_path / "test.parquet", 20, 4)
