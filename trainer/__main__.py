@@ -50,6 +50,10 @@ class Evaluate:
     """Run folder."""
     data: Path
     """Data set, as for train."""
+    labels: Path | None = None
+    """CSV of labels, as for train; default: the run's."""
+    align: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Find and align faces as train does with --align; a run that was trained so does it anyway."""
     options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
     """How to judge."""
 
@@ -60,7 +64,16 @@ class Evaluate:
         from trainer.measures.report import summary  # noqa: PLC0415
 
         config, _ = checkpoint.load_config(self.run)
-        data = dataset.load(self.data, config.model.image_size, config.crop)
+        data = dataset.load(
+            self.data,
+            config.model.image_size,
+            config.crop,
+            config.source,
+            self.align or config.align,
+            labels=self.labels or config.labels,
+            split_by=config.split_by,
+            skip_damaged=config.skip_damaged,
+        )
         print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {self.run / REPORT}")
 
@@ -70,13 +83,15 @@ class Train:
     """Where a run reads and writes; every field of the configuration is a flag as well."""
 
     data: Path
-    """Data set: a folder in CelebA's layout, or any folder of images (which has no attributes to edit)."""
+    """Data set: a folder in CelebA's layout (torchvision's, Kaggle's, CelebAMask-HQ's), of images, or of parquet files.
+    Images without labels have no attributes to edit."""
     out: Path
     """Run folder to write; new, and outside the data set."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the run folder's checkpoint; start if it has none."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Check everything, print the resolved configuration and what the run would do, and stop."""
+    """Check everything, print the resolved configuration and what the run would do, write a contact sheet of what the
+    network will see (OUT-contact-sheet.png), and stop."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
     """What to compute."""
 
@@ -86,7 +101,9 @@ class Train:
 
         plan = Plan.of(self.config, self.data, self.out, self.resume)
         if self.dry_run:
-            print(json.dumps({"config": self.config.to_json(), "plan": plan.to_json()}, indent=2))
+            sheet = plan.write_contact_sheet()
+            values = {"config": self.config.to_json(), "plan": {**plan.to_json(), "contact_sheet": str(sheet)}}
+            print(json.dumps(values, indent=2))
             return
         data = plan.data()
         from trainer import loop  # noqa: PLC0415

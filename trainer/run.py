@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,10 @@ class Run:
         return {
             "data": str(index.root.resolve()),
             "data_fingerprint": self.data.fingerprint,
+            "layout": index.layout,
+            "frame": asdict(self.config.frame),
             "attributes": list(index.attributes),
+            "left_out": list(index.left_out),
             "images": {split: len(self.data.rows(split)) for split in ("train", "val", "test")},
             "perceptual_weights": perceptual.backbone.source if perceptual else "none: no taps",
             "perceptual_scales": perceptual.scales if perceptual else {},
