@@ -18,6 +18,7 @@ from engine.latents import Directions
 from export.errors import InputError
 from trainer.checkpoint import CONFIG, MODEL, load_config, load_model
 from trainer.config import TrainConfig
+from trainer.derived import belongs
 from trainer.model import VAE
 
 SAMPLES = "samples.safetensors"
@@ -52,7 +53,8 @@ class Run:
         """Reads a run folder.
 
         Raises:
-            InputError: directions or samples are missing, torn, or do not fit the model; or a file may not be read.
+            InputError: directions or samples are missing, torn, of other weights, or do not fit the model; or a
+                file may not be read.
             RunError: there is no run, or its configuration or weights cannot be read.
         """
         _require_readable(path)
@@ -60,15 +62,24 @@ class Run:
         if not isinstance(resolved, dict):
             raise InputError(f"{path / CONFIG}: `resolved` is {resolved!r}, must be an object; copy the run again")
         model = load_model(path)
+        model_sha256 = sha256_of(path / MODEL)
+        directions = _load_directions(path / DIRECTIONS, config.model.latent_dim)
+        if not belongs(path / DIRECTIONS, model_sha256):
+            raise InputError(f"{path / DIRECTIONS} is of other weights than {path / MODEL}; {anew(path)}")
         return cls(
             path=path,
             config=config,
             resolved=resolved,
             model=model,
-            model_sha256=sha256_of(path / MODEL),
-            directions=_load_directions(path / DIRECTIONS, config.model.latent_dim),
+            model_sha256=model_sha256,
+            directions=directions,
             samples=_load_samples(path / SAMPLES, config.model.image_size),
         )
+
+
+def anew(run: Path) -> str:
+    """How to make a run's directions and prior again."""
+    return f"make it anew with `python -m trainer directions {run} --data DIR`"
 
 
 def _require_readable(run: Path) -> None:

@@ -12,7 +12,9 @@ from torch import nn
 from engine.latents import Directions
 from trainer.checkpoint import save_config, save_model
 from trainer.config import ModelConfig, TrainConfig
+from trainer.derived import sha256_of
 from trainer.model import VAE
+from trainer.prior import fit_prior, save_prior
 
 LATENT_DIM = 16
 ATTRIBUTES = ("Smiling", "Eyeglasses", "Bald")
@@ -72,7 +74,10 @@ def write_run(folder: Path, image_size: int = 64, samples: int = 11) -> Path:
     save_config(folder, config, {"data": PRIVATE_PATH, "images": {"train": 90}, "steps": 7})
     save_model(folder, model)
     vectors = np.random.default_rng(0).standard_normal((len(ATTRIBUTES), LATENT_DIM), dtype=np.float32)
-    directions = Directions(ATTRIBUTES, vectors, (40, 41, 42), (50, 49, 48), "train")
+    kinds, model_sha256 = ("mean", "adjusted", "svm"), sha256_of(folder / "model.safetensors")
+    directions = Directions(ATTRIBUTES, vectors, (40, 41, 42), (50, 49, 48), "train", kinds, model_sha256)
     directions.save(folder / "directions.safetensors")
+    mu, log_var = np.random.default_rng(1).standard_normal((2, 90, LATENT_DIM), dtype=np.float32)
+    save_prior(folder / "prior.safetensors", *fit_prior(mu, log_var), 90, model_sha256)
     save_file({"images": smooth_images(samples, image_size)}, folder / "samples.safetensors")
     return folder

@@ -5,6 +5,7 @@ model.safetensors        the weights, float32
 checkpoint.pt            everything that an exact resume needs
 metrics.jsonl            losses per logged step, validation per epoch
 directions.safetensors   the attribute directions
+prior.safetensors        the Gaussian that new faces are drawn from
 samples.safetensors      held-out images, `images` (N, S, S, 3) uint8: what export's parity gate compares on, anywhere
 """
 
@@ -30,7 +31,8 @@ from trainer.model import VAE
 
 RUN_FORMAT_VERSION = 1
 CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
-METRICS, SAMPLES, DIRECTIONS = "metrics.jsonl", "samples.safetensors", "directions.safetensors"
+METRICS, SAMPLES = "metrics.jsonl", "samples.safetensors"
+DIRECTIONS, PRIOR = "directions.safetensors", "prior.safetensors"
 
 
 @contextmanager

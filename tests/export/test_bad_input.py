@@ -21,7 +21,7 @@ from export import build_engines
 
 FLAGS = ("--backend", "onnxruntime", "--precision", "fp32", "--encoder", "plain", "--decoder", "plain")
 COMMAND = (sys.executable, "-m", "export.build_engines", *FLAGS)
-FILES = ("config.json", "model.safetensors", "directions.safetensors", "samples.safetensors")
+FILES = ("config.json", "model.safetensors", "directions.safetensors", "prior.safetensors", "samples.safetensors")
 
 Spoil = Callable[[Path], object]
 Command = Callable[..., tuple[int, str]]

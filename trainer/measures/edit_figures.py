@@ -76,7 +76,7 @@ def _walks(subject: Subject, folder: Path) -> Plate:
     known = subject.directions.names
     names = [name for name in WALKED if name in known] or list(known[: len(WALKED)])
     rows = [_edited(subject, [0], name, WALK_STRENGTHS.tolist())[0] for name in names]
-    title = f"Each attribute from {WALK_STRENGTHS[0]:g} to {WALK_STRENGTHS[-1]:+g}: strength in lengths of the mean difference"
+    title = "Walks along attribute vectors: strength in lengths of the mean difference"
     across = [f"{strength:+.1f}" if strength else "unedited" for strength in WALK_STRENGTHS]
     down = [readable(name) for name in names]
     figures.save_grid(folder / "edit_walks.png", title, rows, down=down, across=across)

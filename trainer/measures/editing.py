@@ -97,8 +97,9 @@ def curves(test: Sitting) -> dict[str, Any]:
 
     Returns:
         `served`: the kind of the run's own directions, as their file says; None where it does not say or they are of
-        several, and then they are measured as the kind "served". `kept_share`. `attributes`: by attribute, side (`adding`, `removing`) and kind, `points` (an
-        `EditQuality` each) and `best`, what `best_flip` gives at `kept_share`.
+        several, and then they are measured as the kind "served". `kept_share`. `attributes`: by attribute, side
+        (`adding`, `removing`) and kind, `points` (an `EditQuality` each) and `best`, what `best_flip` gives at
+        `kept_share`.
     """
     names = judged(test)
     if not names:
