@@ -51,6 +51,8 @@ class Evaluate:
     """Run folder."""
     data: Path
     """Data set, as for train."""
+    labels: Path | None = None
+    """CSV of labels, as for train; default: the run's."""
     options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
     """How to judge."""
 
@@ -61,7 +63,14 @@ class Evaluate:
         from trainer.measures.report import summary  # noqa: PLC0415
 
         config, _ = checkpoint.load_config(self.run)
-        data = dataset.load(self.data, config.model.image_size, config.crop)
+        data = dataset.load(
+            self.data,
+            config.model.image_size,
+            config.crop,
+            labels=self.labels or config.labels,
+            split_by=config.split_by,
+            skip_damaged=config.skip_damaged,
+        )
         print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {self.run / REPORT}")
 
@@ -105,9 +114,7 @@ class Directions:
         if any(folders) and not all(folders):
             raise ConfigError("--with A --without B --name NAME: give all three")
         if not (self.data or self.drop or any(folders)):
-            raise ConfigError(
-                "give --data DIR, with --labels CSV for labels of your own, or --with, --without and --name"
-            )
+            raise ConfigError("give --data DIR, perhaps with --labels CSV, or --with A --without B --name NAME")
         if self.name is not None and (self.name != self.name.strip() or "=" in self.name):
             raise ConfigError(f"--name {self.name!r}: must have no blanks at its ends and no =")
 
@@ -115,13 +122,12 @@ class Directions:
         """Runs the command."""
         from trainer import attributes  # noqa: PLC0415
 
-        if self.drop:
-            changes = attributes.drop(self.run, self.drop)
-        elif self.data is not None:
+        if self.data is not None:
             changes = attributes.from_data(self.run, self.data, self.kind, self.labels)
-        else:
-            assert self.having is not None and self.lacking is not None and self.name is not None
+        elif self.having and self.lacking and self.name:
             changes = attributes.from_folders(self.run, self.having, self.lacking, self.name, self.kind)
+        else:
+            changes = attributes.drop(self.run, self.drop)
         print(f"attribute directions: {changes}")
         print(f"next: python -m export.build_engines --run {self.run} --out BUNDLE")
 
@@ -131,7 +137,7 @@ class Train:
     """Where a run reads and writes; every field of the configuration is a flag as well."""
 
     data: Path
-    """Data set: a folder in CelebA's layout, or any folder of images (which has no attributes to edit)."""
+    """Data set: a folder in CelebA's layout (torchvision's, Kaggle's or CelebAMask-HQ), of images, or of parquet files."""
     out: Path
     """Run folder to write; new, and outside the data set."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -83,7 +83,14 @@ def from_data(run: Path, directory: Path, kind: Kind | None = None, csv: Path | 
     config, resolved = checkpoint.load_config(run)
     place = Placement.of()
     model = place.module(checkpoint.load_model(run))
-    data = dataset.load(directory, config.model.image_size, config.crop)
+    data = dataset.load(
+        directory,
+        config.model.image_size,
+        config.crop,
+        labels=config.labels,
+        split_by=config.split_by,
+        skip_damaged=config.skip_damaged,
+    )
     own = data.fingerprint == resolved.get("data_fingerprint")
     if not own:
         logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
@@ -160,4 +167,4 @@ def _images(folder: Path, flag: str, config: TrainConfig) -> NDArray[np.uint8]:
     count = len(dataset.read_index(folder).files)
     if count < MIN_IMAGES:
         raise DataError(f"--{flag} {folder}: holds {count} images; a direction needs {MIN_IMAGES} on either side")
-    return dataset.load(folder, config.model.image_size, config.crop).images
+    return dataset.load(folder, config.model.image_size, config.crop, skip_damaged=config.skip_damaged).images

@@ -80,7 +80,7 @@ def complete(folder: Path) -> bool:
     return (folder / SAMPLES).exists() and all(belongs(folder / name, model_sha256) for name in (DIRECTIONS, PRIOR))
 
 
-def derive(folder: Path, model: VAE, place: Placement, data: FaceData, kind: Kind, keep: bool) -> Changes:
+def derive(folder: Path, model: VAE, place: Placement, data: FaceData, *, kind: Kind, keep: bool) -> Changes:
     """Writes samples, prior and directions.
 
     Args:

@@ -235,6 +235,4 @@ def load_directions(path: Path) -> tuple[list[Direction], dict[str, str]]:
             rows = zip(names, file.get_tensor("directions"), positives, negatives, kinds, strict=True)
             return [Direction(*row) for row in rows], metadata
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise RunError(
-            f"{path} cannot be read as attribute directions ({error}); delete it, and make it anew"
-        ) from error
+        raise RunError(f"{path} cannot be read as attribute directions ({error}); delete it, then go on") from error

@@ -141,7 +141,7 @@ def _finish(run: Run, trained: bool) -> None:
     if not trained and kind == config.directions and derived.complete(run.folder):
         logger.info("%s is complete: nothing left to train", run.folder)
         return
-    changes = derived.derive(run.folder, run.result, run.place, run.data, kind, keep=not trained)
+    changes = derived.derive(run.folder, run.result, run.place, run.data, kind=kind, keep=not trained)
     logger.info("attribute directions: %s", changes)
     if not trained:
         checkpoint.save_config(run.folder, dataclasses.replace(config, directions=kind), resolved)
