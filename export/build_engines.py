@@ -308,6 +308,7 @@ def _manifest(
         latent_dim=run.config.model.latent_dim,
         preprocessing=Preprocessing(crop=run.config.crop or None),
         attributes=run.directions.names,
+        kinds=run.directions.kinds,
         backend=winner.backend,
         precision=winner.precision,
         engine=dataclasses.replace(winner.engine, chosen=chosen),

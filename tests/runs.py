@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from engine.latents import Directions
@@ -64,6 +65,14 @@ def small_vae(form: ModelConfig = SEED_FORM) -> VAE:
     model = VAE(form)
     randomise(model)
     return model.eval()
+
+
+def own_derived(run: Path) -> None:
+    """Makes directions and prior say that they are of the run's present weights."""
+    for path in (run / "directions.safetensors", run / "prior.safetensors"):
+        with safe_open(path, "np") as file:
+            metadata = {**file.metadata(), "model_sha256": sha256_of(run / "model.safetensors")}
+        save_file(load_file(path), path, metadata)
 
 
 def write_run(folder: Path, image_size: int = 64, samples: int = 11) -> Path:
