@@ -5,6 +5,11 @@ Nothing appears at --out before everything has been built, measured and verified
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import dataclasses
 import json
 import os

@@ -12,13 +12,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from engine.bundle import DIRECTIONS, sha256_of
+from engine.bundle import DIRECTIONS, PRIOR, sha256_of
 from engine.errors import DirectionsError
 from engine.latents import Directions
 from export.errors import InputError
-from trainer.checkpoint import CONFIG, MODEL, load_config, load_model
+from trainer.checkpoint import CONFIG, MODEL, belongs, load_config, load_model
 from trainer.config import TrainConfig
-from trainer.derived import belongs
 from trainer.model import VAE
 
 SAMPLES = "samples.safetensors"
@@ -84,7 +83,7 @@ def anew(run: Path) -> str:
 
 def _require_readable(run: Path) -> None:
     """Refuses files without permission, of which safetensors would say that they are not there."""
-    for path in (run / CONFIG, run / MODEL, run / DIRECTIONS, run / SAMPLES):
+    for path in (run / CONFIG, run / MODEL, run / DIRECTIONS, run / PRIOR, run / SAMPLES):
         if path.is_file() and not os.access(path, os.R_OK):
             raise InputError(f"{path} cannot be read (Permission denied); have its owner run `chmod a+r {path}`")
 

@@ -11,9 +11,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from engine.latents import Directions
-from trainer.checkpoint import save_config, save_model
+from trainer.checkpoint import save_config, save_model, sha256_of
 from trainer.config import ModelConfig, TrainConfig
-from trainer.derived import sha256_of
 from trainer.model import VAE
 from trainer.prior import fit_prior, save_prior
 

@@ -19,6 +19,7 @@ import tyro
 
 from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
+from trainer.extras import require
 from trainer.options import Options
 from trainer.presets import PRESETS
 
@@ -220,6 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
             prog="python -m trainer",
             description=__doc__,
         )
+        if not isinstance(command, Faces):
+            require("train")
         if isinstance(command, Train):
             _refuse_idle(command.config, arguments)
         command()

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer import checkpoint, dataset, derived
-from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, SAMPLES
+from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
 from trainer.config import Kind, TrainConfig
 from trainer.dataset import FaceData
 from trainer.dataset.labels import relabel
 from trainer.derived import Changes
-from trainer.directions import MIN_IMAGES, directions_of, load_directions
+from trainer.directions import MIN_IMAGES, Direction, directions_of, load_directions
 from trainer.encode import encode
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.placement import Placement
@@ -98,7 +98,7 @@ def from_data(run: Path, directory: Path, kind: Kind | None = None, csv: Path | 
     with checkpoint.occupied(run, _FILE_BYTES):
         if not (run / SAMPLES).exists():
             derived.write_samples(run, data)
-        needs_prior = (own and csv is None) or not derived.belongs(run / PRIOR, derived.sha256_of(run / MODEL))
+        needs_prior = (own and csv is None) or not belongs(run / PRIOR, sha256_of(run / MODEL))
         train = data.rows("train")
         mu, log_var = encode(model, data.images, train if needs_prior else labelled.rows, place)
         if needs_prior:
@@ -110,6 +110,7 @@ def from_data(run: Path, directory: Path, kind: Kind | None = None, csv: Path | 
                 f"{csv or directory}: no attribute has {MIN_IMAGES} images of the train split with it and as many "
                 f"without it; label more images, or give two folders by --with and --without"
             )
+        _tell(found)
         return derived.write_directions(run, found, model.config.latent_dim)
 
 
@@ -139,10 +140,13 @@ def from_folders(run: Path, having: Path, lacking: Path, name: str, kind: Kind |
     place = Placement.of()
     model = place.module(checkpoint.load_model(run))
     sides = [_images(folder, flag, config) for flag, folder in (("with", having), ("without", lacking))]
+    if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):
+        logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
     with checkpoint.occupied(run, _FILE_BYTES):
         mu = np.concatenate([encode(model, images, np.arange(len(images)), place)[0] for images in sides])
         labels = np.repeat([True, False], [len(images) for images in sides])[:, None]
         found = directions_of(mu, labels, (name,), kind)
+        _tell(found)
         return derived.write_directions(run, found, mu.shape[1], split="folders")
 
 
@@ -160,6 +164,12 @@ def drop(run: Path, names: Sequence[str]) -> Changes:
             has = ", ".join(known) or "none at all"
             raise RunError(f"--drop {' '.join(unknown)}: {run} has no such directions; it has {has}")
         return derived.write_directions(run, [], config.model.latent_dim, without=names)
+
+
+def _tell(found: Sequence[Direction]) -> None:
+    for direction in found:
+        sides = direction.positives, direction.negatives
+        logger.info("%s (%s): %d images with it, %d without", direction.name, direction.kind, *sides)
 
 
 def _images(folder: Path, flag: str, config: TrainConfig) -> NDArray[np.uint8]:

@@ -9,18 +9,17 @@ Shapes: N images, D latent_dim, A attributes.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from trainer import checkpoint
-from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, SAMPLES
+from trainer.card import write_card
+from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
 from trainer.config import Kind
 from trainer.dataset import FaceData
 from trainer.directions import Direction, directions_of, load_directions, save_directions
@@ -33,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 512
 """Held-out images kept in the run folder."""
+MAX_LISTED = 8
+"""Attributes that a message names; of more, it gives the number."""
 
 
 @dataclass(frozen=True)
@@ -53,43 +54,22 @@ class Changes:
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in ("added", "replaced", "kept", "dropped")}
-        return "; ".join(f"{part} {', '.join(names)}" for part, names in parts.items() if names) or "none"
+        return "; ".join(f"{part} {_listed(names)}" for part, names in parts.items() if names) or "none"
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= MAX_LISTED else f"{len(names)} attributes"
 
 
-def belongs(path: Path, model_sha256: str) -> bool:
-    """Whether a file of directions or the prior is there and of these weights, as far as it says."""
-    try:
-        with safe_open(path, framework="np") as file:
-            return (file.metadata() or {}).get("model_sha256") in (None, "", model_sha256)
-    except (OSError, SafetensorError):
-        return False
-
-
-def complete(folder: Path) -> bool:
-    """Whether a run has all that training leaves, directions and prior of its present weights among it."""
-    model_sha256 = sha256_of(folder / MODEL)
-    return (folder / SAMPLES).exists() and all(belongs(folder / name, model_sha256) for name in (DIRECTIONS, PRIOR))
-
-
-def derive(folder: Path, model: VAE, place: Placement, data: FaceData, *, kind: Kind, keep: bool) -> Changes:
-    """Writes samples, prior and directions.
+def after_training(folder: Path, model: VAE, place: Placement, data: FaceData, kind: Kind) -> Changes:
+    """Writes samples, prior and directions of weights that training has just written.
 
     Args:
-        folder: the run folder, with the weights of `model`.
+        folder: the run folder.
         model: the run's.
         place: the model's.
-        data: what the run was trained on.
+        data: what it was trained on.
         kind: of the directions.
-        keep: whether directions of attributes that the data do not have stay, if they are of the same weights.
 
     Raises:
         RunError: latents are not finite, or a file cannot be written.
@@ -99,7 +79,43 @@ def derive(folder: Path, model: VAE, place: Placement, data: FaceData, *, kind: 
     mu, log_var = encode(model, data.images, rows, place)
     write_prior(folder, mu, log_var)
     found = directions_of(mu, data.index.labels[rows], data.index.attributes, kind)
-    return write_directions(folder, found, mu.shape[1], keep=keep)
+    return write_directions(folder, found, mu.shape[1], keep=False)
+
+
+def complete(
+    folder: Path, model: VAE, place: Placement, data: FaceData, *, kind: Kind, other_kind: bool
+) -> Changes | None:
+    """Writes what a finished run lacks of all that, as when it was interrupted, or is of before there was a prior.
+
+    Args:
+        folder: the run folder.
+        model: the run's.
+        place: the model's.
+        data: what it was trained on.
+        kind: of the directions.
+        other_kind: whether the data's directions are to be computed again, since another kind is asked for.
+
+    Returns:
+        What became of the directions; None if nothing was lacking.
+
+    Raises:
+        RunError: latents are not finite, or a file cannot be written.
+    """
+    model_sha256 = sha256_of(folder / MODEL)
+    lacks_samples = not (folder / SAMPLES).exists()
+    lacks_prior = not belongs(folder / PRIOR, model_sha256)
+    lacks_directions = other_kind or not belongs(folder / DIRECTIONS, model_sha256)
+    if not (lacks_samples or lacks_prior or lacks_directions):
+        return None
+    if lacks_samples:
+        write_samples(folder, data)
+    rows = data.rows("train")
+    mu, log_var = encode(model, data.images, rows, place)
+    if lacks_prior:
+        write_prior(folder, mu, log_var)
+    labels, attributes = data.index.labels[rows], data.index.attributes
+    found = directions_of(mu, labels, attributes, kind) if lacks_directions else []
+    return write_directions(folder, found, mu.shape[1])
 
 
 def write_samples(folder: Path, data: FaceData) -> None:
@@ -122,6 +138,7 @@ def write_prior(folder: Path, mu: Floats, log_var: Floats) -> None:
     mean, root = fit_prior(mu, log_var)
     model_sha256 = sha256_of(folder / MODEL)
     checkpoint.write_atomically(folder / PRIOR, lambda file: save_prior(file, mean, root, len(mu), model_sha256))
+    logger.info("prior: fitted to the latents of %d training images", len(mu))
 
 
 def write_directions(
@@ -133,7 +150,7 @@ def write_directions(
     without: Collection[str] = (),
     split: str = "train",
 ) -> Changes:
-    """Writes directions beside those that the run has, or instead of them.
+    """Writes directions beside those that the run has, or instead of them; and the model card, which names them.
 
     Args:
         folder: the run folder.
@@ -162,6 +179,7 @@ def write_directions(
     splits = [*(metadata.get("split", "").split(", ") if kept else []), *([split] if found or not kept else [])]
     joined = ", ".join(dict.fromkeys(splits))
     checkpoint.write_atomically(path, lambda file: save_directions(file, rows, latent_dim, joined, model_sha256))
+    write_card(folder)
     had = {direction.name for direction in before}
     return Changes(
         added=tuple(name for name in new if name not in had),

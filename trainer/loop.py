@@ -68,9 +68,9 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
             fleet.lead(lambda: checkpoint.save_config(folder, config, run.resolved(perceptual)))
             compile_run(run, perceptual)
             _fit(run, Loss(config, perceptual, fleet.shard))
-            fleet.lead(lambda: _finish(run, trained=True))
+            fleet.lead(lambda: _finish(run))
         else:
-            fleet.lead(lambda: _finish(run, trained=False))
+            fleet.lead(lambda: _complete(run))
 
 
 def _fit(run: Run, loss: Loss) -> None:
@@ -134,14 +134,20 @@ def _validate(run: Run, images: NDArray[np.uint8]) -> tuple[float, NDArray[np.ui
     return float((-10 * torch.cat(errors).log10()).mean()), figures.grid([images[:8], shown])
 
 
-def _finish(run: Run, trained: bool) -> None:
-    """Writes what follows from the weights; of a run that was finished before, what is missing or of another kind."""
+def _finish(run: Run) -> None:
+    """Writes what follows from the weights."""
+    changes = derived.after_training(run.folder, run.result, run.place, run.data, run.config.directions)
+    logger.info("attribute directions: %s", changes)
+
+
+def _complete(run: Run) -> None:
+    """Writes what a run whose training is done lacks, and its directions anew where another kind is asked for."""
     config, resolved = checkpoint.load_config(run.folder)
     kind = run.config.directions
-    if not trained and kind == config.directions and derived.complete(run.folder):
+    other_kind = kind != config.directions
+    changes = derived.complete(run.folder, run.result, run.place, run.data, kind=kind, other_kind=other_kind)
+    if changes is None:
         logger.info("%s is complete: nothing left to train", run.folder)
         return
-    changes = derived.derive(run.folder, run.result, run.place, run.data, kind=kind, keep=not trained)
+    checkpoint.save_config(run.folder, dataclasses.replace(config, directions=kind), resolved)
     logger.info("attribute directions: %s", changes)
-    if not trained:
-        checkpoint.save_config(run.folder, dataclasses.replace(config, directions=kind), resolved)

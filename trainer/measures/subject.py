@@ -18,10 +18,9 @@ from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
 from engine.sampling import Gaussian
 from trainer import checkpoint
-from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR
+from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
-from trainer.derived import belongs, sha256_of
 from trainer.encode import encode
 from trainer.errors import RunError
 from trainer.model import VAE
