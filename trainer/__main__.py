@@ -138,7 +138,8 @@ class Train:
     """Where a run reads and writes; every field of the configuration is a flag as well."""
 
     data: Path
-    """Data set: a folder in CelebA's layout (torchvision's, Kaggle's or CelebAMask-HQ), of images, or of parquet files."""
+    """Data set: a folder in CelebA's layout (torchvision's, Kaggle's, CelebAMask-HQ's), of images, or of parquet files.
+    Images without labels have no attributes to edit."""
     out: Path
     """Run folder to write; new, and outside the data set."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False

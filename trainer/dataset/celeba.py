@@ -65,8 +65,9 @@ def read(root: Path, split_by: SplitBy, skip_damaged: int) -> Index:
     if attributes is None or images is None:
         missing = f"{IMAGES}/" if images is None else ATTRIBUTES
         raise DataError(
-            f"{root}/{missing} is missing; CelebA's layout is {IMAGES}/, {ATTRIBUTES} and {PARTITION} in one folder (or "
-            f"Kaggle's .csv lists, or {HQ_IMAGES}/ and {HQ_ATTRIBUTES}); a plain folder of images has no such lists"
+            f"{root}/{missing} is missing; CelebA's layout is {IMAGES}/, {ATTRIBUTES} and {PARTITION} in one folder, "
+            f"Kaggle's has .csv lists, CelebAMask-HQ has {HQ_IMAGES}/ and {HQ_ATTRIBUTES}; a plain folder of images "
+            "has no such lists"
         )
     labels = read_labels(attributes)
     splits = _draw(root, labels) if partition is None else _look_up(partition, labels)

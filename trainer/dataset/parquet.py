@@ -138,10 +138,10 @@ def _image_column(path: Path, schema: Any) -> str:
 
     def holds_bytes(kind: Any) -> bool:
         if types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
+            return bool(kind.get_field_index("bytes") >= 0)
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    columns = [field.name for field in schema if holds_bytes(field.type)]
+    columns: list[str] = [field.name for field in schema if holds_bytes(field.type)]
     if "image" in columns:
         return "image"
     if len(columns) != 1:
