@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
+from framing import Frame, Landmarks
 
 FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
@@ -18,6 +19,7 @@ DIRECTIONS = "directions.safetensors"
 PRIOR = "prior.safetensors"
 
 _READ_TOO = (2, 3)
+_NO_FRAME = {"source": None, "landmarks": None}  # what bundles of older versions don't say
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
 _REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
 
@@ -30,10 +32,20 @@ class Preprocessing:
         crop: Side of the centred square that is cut out before resizing, pixels; None resizes the
             shorter side to the image size and then cuts the centred square.
         resize: Resampling filter; "bilinear" (with anti-aliasing) is the only one so far.
+        source: Width and height of the pictures that `crop` is cut out of, pixels; pictures of another size are brought
+            to it, see `framing.Frame`. None: not known; the crop is cut out of pictures of any size.
+        landmarks: Where eyes, nose and mouth lie in a picture of that size, see `framing.Landmarks`; None: not known.
     """
 
     crop: int | None
     resize: str = "bilinear"
+    source: tuple[int, int] | None = None
+    landmarks: Landmarks | None = None
+
+    @classmethod
+    def of(cls, frame: Frame) -> "Preprocessing":
+        """What brings pictures to a frame."""
+        return cls(frame.crop, source=frame.source, landmarks=frame.landmarks)
 
     def __post_init__(self) -> None:
         if self.crop is not None and self.crop < 1:
@@ -115,6 +127,12 @@ class Manifest:
             if Path(name).name != name or name == MANIFEST:
                 raise BundleError(f"files must be plain names of the bundle's own files, not {name!r}; {_REBUILD}")
 
+    @property
+    def frame(self) -> Frame:
+        """What pictures are brought to before the encoder sees them."""
+        made = self.preprocessing
+        return Frame(self.image_size, made.crop, made.source, made.landmarks)
+
     def to_json(self) -> str:
         """The text of `manifest.json`."""
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -145,14 +163,15 @@ class Manifest:
             values = _from_version_3(values)
         _check_keys("manifest", values, cls)
         _check_types(values)
-        _check_keys("preprocessing", values["preprocessing"], Preprocessing)
-        _check_preprocessing(values["preprocessing"])
+        preprocessing = {**_NO_FRAME, **values["preprocessing"]}
+        _check_keys("preprocessing", preprocessing, Preprocessing)
+        _check_preprocessing(preprocessing)
         _check_keys("engine", values["engine"], Engine)
         _check_engine(values["engine"])
         return cls(
             **{
                 **values,
-                "preprocessing": Preprocessing(**values["preprocessing"]),
+                "preprocessing": Preprocessing(**_as_tuples(preprocessing)),
                 "engine": Engine(**values["engine"]),
                 "attributes": tuple(values["attributes"]),
                 "kinds": tuple(values["kinds"]),
@@ -309,6 +328,30 @@ def _check_preprocessing(values: dict[str, Any]) -> None:
     crop = values["crop"]
     if crop is not None and (not isinstance(crop, int) or isinstance(crop, bool)):
         raise BundleError(f"preprocessing.crop must be a number of pixels or null, not {crop!r}; {_REBUILD}")
+    source, landmarks = values["source"], values["landmarks"]
+    if source is not None and not (_are_numbers(source, 2, int) and min(source) >= (crop or 1)):
+        raise BundleError(
+            f"preprocessing.source must be a width and a height that crop {crop} fits into, or null, not {source!r}; "
+            f"{_REBUILD}"
+        )
+    points = isinstance(landmarks, list) and len(landmarks) == 5
+    if landmarks is not None and not (points and all(_are_numbers(point, 2, (int, float)) for point in landmarks)):
+        raise BundleError(f"preprocessing.landmarks must be five points, or null, not {landmarks!r}; {_REBUILD}")
+
+
+def _are_numbers(values: Any, count: int, kind: type | tuple[type, ...]) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+    )
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as tuples, all the way down."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(one) for key, one in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_engine(values: dict[str, Any]) -> None:

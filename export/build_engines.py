@@ -311,7 +311,7 @@ def _manifest(
         format_version=FORMAT_VERSION,
         image_size=run.config.model.image_size,
         latent_dim=run.config.model.latent_dim,
-        preprocessing=Preprocessing(crop=run.config.crop or None),
+        preprocessing=Preprocessing.of(run.config.frame),
         attributes=run.directions.names,
         kinds=run.directions.kinds,
         backend=winner.backend,

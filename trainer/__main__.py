@@ -54,6 +54,8 @@ class Evaluate:
     """Data set, as for train."""
     labels: Path | None = None
     """CSV of labels, as for train; default: the run's."""
+    align: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Find and align faces as train does with --align; a run that was trained so does it anyway."""
     options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
     """How to judge."""
 
@@ -68,6 +70,8 @@ class Evaluate:
             self.data,
             config.model.image_size,
             config.crop,
+            config.source,
+            self.align or config.align,
             labels=self.labels or config.labels,
             split_by=config.split_by,
             skip_damaged=config.skip_damaged,
@@ -103,6 +107,8 @@ class Directions:
     kind: Kind | None = None
     """Kind of the directions: mean differences; adjusted, with the other attributes held equal; or normals of linear
     SVMs. Default: the run's --directions, and mean for two folders where that is adjusted."""
+    align: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Find and align faces as train does with --align; a run that was trained so does it anyway."""
     drop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Attribute to take out of the run. Repeat for several."""
 
@@ -124,9 +130,11 @@ class Directions:
         from trainer import attributes  # noqa: PLC0415
 
         if self.data is not None:
-            changes = attributes.from_data(self.run, self.data, self.kind, self.labels)
+            changes = attributes.from_data(self.run, self.data, self.kind, self.labels, align=self.align)
         elif self.having and self.lacking and self.name:
-            changes = attributes.from_folders(self.run, self.having, self.lacking, self.name, self.kind)
+            changes = attributes.from_folders(
+                self.run, self.having, self.lacking, self.name, self.kind, align=self.align
+            )
         else:
             changes = attributes.drop(self.run, self.drop)
         print(f"attribute directions: {changes}")
@@ -145,7 +153,8 @@ class Train:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the run folder's checkpoint; start if it has none."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Check everything, print the resolved configuration and what the run would do, and stop."""
+    """Check everything, print the resolved configuration and what the run would do, write a contact sheet of what the
+    network will see (OUT-contact-sheet.png), and stop."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
     """What to compute."""
 
@@ -155,7 +164,9 @@ class Train:
 
         plan = Plan.of(self.config, self.data, self.out, self.resume)
         if self.dry_run:
-            print(json.dumps({"config": self.config.to_json(), "plan": plan.to_json()}, indent=2))
+            sheet = plan.write_contact_sheet()
+            values = {"config": self.config.to_json(), "plan": {**plan.to_json(), "contact_sheet": str(sheet)}}
+            print(json.dumps(values, indent=2))
             return
         data = plan.data()
         from trainer import loop  # noqa: PLC0415

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
 from engine.sampling import Gaussian
+from framing import Aligner
 from trainer import checkpoint, loop, model
 from trainer.checkpoint import DIRECTIONS, PRIOR
 from trainer.config import TrainConfig
@@ -131,13 +132,20 @@ class VAE:
     def _anew(self) -> str:
         return f"make it with `python -m trainer directions {self.run} --data DIR`"
 
-    def read(self, paths: Iterable[str | Path]) -> Images:
-        """Image files as the model was trained on them: upright, RGB, cropped and resized, (N, S, S, 3).
+    def read(self, paths: Iterable[str | Path], *, align: bool = False) -> Images:
+        """Image files as the model was trained on them: upright, RGB, brought to its frame, (N, S, S, 3).
+
+        Args:
+            paths: the files.
+            align: find and align faces, as a run that was trained so does anyway.
 
         Raises:
-            DataError: a file is no image, damaged or of a size that cannot be used.
+            DataError: a file is no image, damaged, of a size that cannot be used, or shows no face to align.
+            FramingError: of `framing`; the run has no frame to align to, or the extra `align` is missing.
         """
-        read = [pixels.read(Path(path), self.image_size, self.config.crop) for path in paths]
+        frame = self.config.frame
+        aligner = Aligner(frame) if align or self.config.align else None
+        read = [pixels.read(Path(path), frame, aligner).image for path in paths]
         return np.array(read, np.uint8).reshape(len(read), self.image_size, self.image_size, 3)
 
     @torch.no_grad()

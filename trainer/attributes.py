@@ -68,7 +68,9 @@ class Labelled:
         return cls(rows, names + index.attributes, labels, index.attributes)
 
 
-def from_data(run: Path, directory: Path, kind: Kind | None = None, csv: Path | None = None) -> Changes:
+def from_data(
+    run: Path, directory: Path, kind: Kind | None = None, csv: Path | None = None, *, align: bool = False
+) -> Changes:
     """Computes directions from the train split of a data set; writes the prior and the samples as well if need be.
 
     Args:
@@ -77,6 +79,7 @@ def from_data(run: Path, directory: Path, kind: Kind | None = None, csv: Path | 
             prior that the run has stays.
         kind: of the directions; None: the run's.
         csv: labels of some or all of the images, with the header `file,NAME,...`; None: the data set's own.
+        align: find and align faces, as of a run that was trained so.
 
     Raises:
         TrainerError: the run, the data set or the labels cannot be used, or no attribute has enough images.
@@ -88,6 +91,8 @@ def from_data(run: Path, directory: Path, kind: Kind | None = None, csv: Path | 
         directory,
         config.model.image_size,
         config.crop,
+        config.source,
+        align or config.align,
         labels=config.labels,
         split_by=config.split_by,
         skip_damaged=config.skip_damaged,
@@ -115,7 +120,9 @@ def from_data(run: Path, directory: Path, kind: Kind | None = None, csv: Path | 
         return derived.write_directions(run, found, model.config.latent_dim)
 
 
-def from_folders(run: Path, having: Path, lacking: Path, name: str, kind: Kind | None = None) -> Changes:
+def from_folders(
+    run: Path, having: Path, lacking: Path, name: str, kind: Kind | None = None, *, align: bool = False
+) -> Changes:
     """Computes the direction of an attribute from two folders of images.
 
     Args:
@@ -124,6 +131,7 @@ def from_folders(run: Path, having: Path, lacking: Path, name: str, kind: Kind |
         lacking: images of faces without it.
         name: of the attribute.
         kind: of the direction; None: the run's, and mean where that is adjusted, as there is nothing to adjust for.
+        align: find and align faces, as of a run that was trained so.
 
     Raises:
         TrainerError: the run or a folder cannot be used, or a folder holds too few images.
@@ -140,7 +148,7 @@ def from_folders(run: Path, having: Path, lacking: Path, name: str, kind: Kind |
     kind = kind or ("mean" if config.directions == "adjusted" else config.directions)
     place = Placement.of()
     model = place.module(checkpoint.load_model(run))
-    sides = [_images(folder, flag, config) for flag, folder in (("with", having), ("without", lacking))]
+    sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
     if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):
         logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
     with checkpoint.occupied(run, _FILE_BYTES):
@@ -173,7 +181,7 @@ def _tell(found: Sequence[Direction]) -> None:
         logger.info("%s (%s): %d images with it, %d without", direction.name, direction.kind, *sides)
 
 
-def _images(folder: Path, flag: str, config: TrainConfig) -> NDArray[np.uint8]:
+def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArray[np.uint8]:
     """All images of a folder, as the run sees them."""
 
     def require_enough(count: int) -> None:
@@ -182,6 +190,13 @@ def _images(folder: Path, flag: str, config: TrainConfig) -> NDArray[np.uint8]:
 
     if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
         require_enough(len(files))
-    data = dataset.load(folder, config.model.image_size, config.crop, skip_damaged=config.skip_damaged)
+    data = dataset.load(
+        folder,
+        config.model.image_size,
+        config.crop,
+        config.source,
+        align or config.align,
+        skip_damaged=config.skip_damaged,
+    )
     require_enough(len(data.images))
     return data.images

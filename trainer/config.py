@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from framing import CELEBA_SOURCE, Frame
 from trainer.errors import ConfigError
 
 VGG19_TAPS = (
@@ -96,7 +97,14 @@ class TrainConfig:
     skip_damaged: int = 0
     """Most images to leave out because they are listed and absent, or damaged; the run's config.json lists them."""
     crop: int = 148
-    """Side of the centre crop taken before resizing, pixels; 0 for images that are cropped already."""
+    """Side of the centre crop taken before resizing, pixels; 0 for images that are cropped already: all of them is
+    used."""
+    source: tuple[int, int] = CELEBA_SOURCE
+    """Width and height of the aligned pictures that the crop is taken from, pixels. A picture of another size is scaled
+    to it first, around its middle; one of the model's own size is taken as it is."""
+    align: bool = False
+    """Find the face in each picture and bring its eyes and mouth to where CelebA has them (pip install '.[align]').
+    Of several faces the largest is taken, which is said."""
     flip: bool = True
     """Mirror each training image left to right with probability one half."""
 
@@ -162,6 +170,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.skip_damaged >= 0, f"--skip-damaged {self.skip_damaged}: must be 0 or a number of images")
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
+        width, height = self.source
+        _require(
+            self.crop <= min(width, height) and min(width, height) > 0,
+            f"--crop {self.crop}: does not fit into --source {width} {height}; use --crop 0 for images that are "
+            "cropped already, or give the size of your aligned pictures as --source",
+        )
+        _require(
+            not self.align or self.frame.landmarks is not None,
+            f"--align: brings faces to CelebA's frame; leave out --crop {self.crop} and --source {width} {height}, "
+            "or leave out --align",
+        )
         _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
         _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)")
         _require(self.lr > 0, f"--lr {self.lr}: must be above 0")
@@ -196,6 +215,11 @@ class TrainConfig:
             "would be reconstructed; give --rec-weight and one of the others, with --taps for the last, more than 0",
         )
 
+    @property
+    def frame(self) -> Frame:
+        """What pictures are brought to before the model sees them."""
+        return Frame.of(self.model.image_size, self.crop, self.source)
+
     def idle(self) -> dict[str, str]:
         """Fields that this configuration makes no use of, each with the reason and the mend.
 
@@ -205,6 +229,8 @@ class TrainConfig:
         if not self.taps:
             fields = ("feature_weight", "normalise_features", "feature_share")
             idle |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
+        if not self.crop:
+            idle["source"] = "--crop 0 takes whole images; leave it out, or give --crop"
         if self.optimizer != "muon":
             idle["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
         if self.schedule != "step":
@@ -239,6 +265,8 @@ class TrainConfig:
             model = dict(values.pop("model"))
             model["channels"] = tuple(model["channels"])
             values["taps"] = tuple(values["taps"])
+            width, height = values.get("source", CELEBA_SOURCE)  # runs of older versions have none
+            values["source"] = (width, height)
             for name in ("vgg_weights", "labels"):
                 if values.get(name) is not None:
                     values[name] = Path(values[name])

@@ -12,7 +12,7 @@ from typing import Any
 from trainer import dataset
 from trainer.checkpoint import CONFIG
 from trainer.config import TrainConfig
-from trainer.dataset import SPLITS, Index, Pack
+from trainer.dataset import SPLITS, Index, Pack, contact_sheet
 from trainer.errors import ConfigError, RunError
 from trainer.perceptual import expected_source, load_backbone
 from trainer.placement import Placement
@@ -60,7 +60,7 @@ class Plan:
         _require_labels(config, index)
         if config.vgg_weights is not None:
             load_backbone(config.taps, config.vgg_weights, config.seed)
-        pack = Pack.of(index, config.model.image_size, config.crop)
+        pack = Pack.of(index, config.model.image_size, config.crop, config.source, config.align)
         pack.check()
         _warn_of_constants(index)
         return cls(config, pack, out, place)
@@ -70,6 +70,17 @@ class Plan:
         data = self.pack.data()
         _require_batches(self.config, data.index)  # damaged images may be left out
         return data
+
+    def write_contact_sheet(self) -> Path:
+        """Draws some training images as the network will see them, into a PNG file beside the run folder.
+
+        Raises:
+            DataError: none of them can be used.
+            RunError: a file is in the way, or the place cannot be written to.
+        """
+        path = self.out.absolute().with_name(f"{self.out.absolute().name}-contact-sheet.png")
+        contact_sheet.write(path, self.pack)
+        return path
 
     def to_json(self) -> dict[str, Any]:
         """What the run would do, as JSON types. Looks for VGG's weights, which may take seconds."""

@@ -94,7 +94,7 @@ class Answers:
         self.pictures = pictures(count, self.image_size, seed=1)
         crop = manifest.preprocessing.crop
         self.files = jpeg_files(_FILES, file_side(self.image_size, crop), seed=2)
-        self.file_pictures = np.stack([decode_file(file, self.image_size, crop) for file in self.files])
+        self.file_pictures = np.stack([decode_file(file, manifest.frame) for file in self.files])
         self.mu, self.log_var = self.encode(self.pictures)
         self.file_mu, _ = self.encode(self.file_pictures)
         self.edits = _edits(bundle)

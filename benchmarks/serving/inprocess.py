@@ -113,7 +113,7 @@ class InProcess:
         size, crop = self._manifest.image_size, self._manifest.preprocessing.crop
         if case.form == "jpeg":
             files = jpeg_files(case.images, file_side(size, crop), SEED)
-            images = np.stack([decode_file(file, size, crop) for file in files])
+            images = np.stack([decode_file(file, self._manifest.frame) for file in files])
         else:
             images = pictures(case.images, size, SEED)
         mu = self._chunks(lambda part: self._backend.encode(part)[0], images)

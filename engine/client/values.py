@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import TypedDict
 
+from framing import Frame, Landmarks
+
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Images = Bytes | Sequence[bytes]
@@ -121,4 +123,11 @@ class Model:
     max_requests_ahead: int
     crop: int | None
     resize: str
+    source: tuple[int, int] | None
+    landmarks: Landmarks | None
     versions: dict[str, str]
+
+    @property
+    def frame(self) -> Frame:
+        """What image files are brought to."""
+        return Frame(self.image_size, self.crop, self.source, self.landmarks)

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import reseal
+from bundles import reseal, write_tiny_bundle
 from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, tiny_directions
 
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle, Manifest, sha256_of
 from engine.errors import BackendError, BundleError
+from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame
 
+FRAMED = {"crop": 148, "resize": "bilinear", "source": [178, 218], "landmarks": None}
 ENGINE = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "split": False, "chosen": {}, "stages": {}}
 REBUILD = r"python -m export\.build_engines --run RUN --out BUNDLE"
 
@@ -104,6 +106,11 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ({"preprocessing": {"resize": "bilinear"}}, "keys missing in the preprocessing: crop"),
         ({"preprocessing": {"crop": 12, "resize": "nearest"}}, "not 'nearest'"),
         ({"preprocessing": {"crop": "12", "resize": "bilinear"}}, "preprocessing.crop must be a number"),
+        ({"preprocessing": {**FRAMED, "source": [178]}}, "preprocessing.source must be a width and a height"),
+        ({"preprocessing": {**FRAMED, "source": [178, True]}}, "preprocessing.source must be a width and a height"),
+        ({"preprocessing": {**FRAMED, "source": [100, 218]}}, r"that crop 148 fits into, or null, not \[100, 218\]"),
+        ({"preprocessing": {**FRAMED, "landmarks": [[1, 2]] * 4}}, "preprocessing.landmarks must be five points"),
+        ({"preprocessing": {**FRAMED, "landmarks": [[1, "2"]] * 5}}, "preprocessing.landmarks must be five points"),
         ({"image_size": "64"}, "image_size must be int, not '64'"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
         ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, split, stages"),
@@ -122,6 +129,18 @@ def test_a_manifest_that_does_not_fit_is_refused(bundle: Path, changes: dict[str
     change_manifest(bundle, **changes)
     with pytest.raises(BundleError, match=message):
         Bundle.load(bundle)
+
+
+def test_the_frame_is_read_as_it_was_written(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "framed", 148, CELEBA_SOURCE)
+    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE, 148, CELEBA_SOURCE, CELEBA_LANDMARKS)
+
+
+def test_a_manifest_of_an_older_version_has_a_crop_alone(bundle: Path) -> None:
+    change_manifest(bundle, preprocessing={"crop": 12, "resize": "bilinear"})
+    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE, 12)
+    change_manifest(bundle, preprocessing={"crop": None, "resize": "bilinear"})
+    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE)
 
 
 def test_a_manifest_without_a_key_or_no_json_is_refused(bundle: Path) -> None:

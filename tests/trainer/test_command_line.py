@@ -112,7 +112,9 @@ def test_the_seed_preset_is_the_seed_document() -> None:
         ("--preset 17", ["--preset 17: unknown", f"The presets are {', '.join(PRESETS)}"]),
         ("--preset", ["--preset : unknown", "The presets are seed"]),
         ("--device cuda", ["--device cuda: PyTorch sees no NVIDIA GPU", "use --device cpu or auto"]),
-        ("--crop 400", ["is 178x218, smaller than the crop of 400", "use --crop 0"]),
+        ("--crop 400", ["--crop 400: does not fit into --source 178 218", "use --crop 0"]),
+        ("--source 100 218", ["--crop 148: does not fit into --source 100 218"]),
+        ("--align --crop 0", ["--align", "leave out --crop 0"]),
         ("--batch-size 53 --image-size 32", ["leaves one of the 160 training images", "choose another batch size"]),
         # Flags that would change nothing.
         ("--feature-weight 2", ["--feature-weight: has no effect here, as there are no taps", "give --taps"]),

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from engine.images import prepare
+from framing import Frame, prepare
 from trainer import dataset
 from trainer.errors import DataError
 from trainer.faces import ATTRIBUTES
@@ -35,13 +35,13 @@ def test_images_are_prepared_as_in_the_seed_document_and_as_the_server_does(
     for row in (0, 55, 199):
         image = Image.open(faces / dataset.IMAGES / data.index.files[row])
         assert np.array_equal(data.images[row], np.asarray(seed(image)))
-        assert np.array_equal(data.images[row], prepare(image, 32, 148))
+        assert np.array_equal(data.images[row], prepare(image, Frame(32, 148)))
 
 
 def test_without_a_crop_the_whole_image_is_used_as_the_server_does(faces: Path) -> None:
     data = dataset.load(faces, 64, 0)
     image = Image.open(faces / dataset.IMAGES / data.index.files[3])
-    assert np.array_equal(data.images[3], prepare(image, 64, None))
+    assert np.array_equal(data.images[3], prepare(image, Frame(64)))
 
 
 def test_a_folder_that_holds_celeba_is_accepted(broken: Path) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from framing import Aligner, Frame
 from trainer import dataset
 from trainer.dataset import pixels
 from trainer.errors import DataError
@@ -84,7 +85,9 @@ def test_all_unusable_images_are_named_together_and_nothing_is_left_behind(broke
         "000150.jpg",
         "000200.jpg",
     ]
-    assert lines[3].endswith("is 64x64, smaller than the crop of 148; use --crop 0 for images that are cropped already")
+    assert lines[3].endswith(
+        "is 64x64 pixels, smaller than the crop of 148; use --crop 0 for images that are cropped already"
+    )
     assert not leftovers(broken)
 
 
@@ -116,7 +119,7 @@ def test_images_that_are_all_smaller_than_the_crop_are_refused_before_any_is_dec
 ) -> None:
     monkeypatch.setattr(pixels, "read", None)
     pack = dataset.Pack.of(dataset.read_index(photos), 32, 148)
-    with pytest.raises(DataError, match=r"00\.png is 40x40, smaller than the crop of 148; use --crop 0"):
+    with pytest.raises(DataError, match=r"00\.png is 40x40 pixels, smaller than the crop of 148; use --crop 0"):
         pack.check()
 
 
@@ -158,12 +161,12 @@ def test_of_two_that_pack_at_once_one_waits_for_the_other(
     decoded: list[Path] = []
     read = pixels.read
 
-    def counted(path: Path, image_size: int, crop: int) -> npt.NDArray[np.uint8]:
+    def counted(path: Path, frame: Frame, aligner: Aligner | None) -> pixels.Reading:
         if path in decoded:
             second_is_there.set()
         decoded.append(path)
         second_is_there.wait(60)
-        return read(path, image_size, crop)
+        return read(path, frame, aligner)
 
     class Waits(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -6,9 +6,9 @@ A data set is a folder in CelebA's layout (`celeba`), one with parquet files (`p
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
+from framing import CELEBA_SOURCE
 from trainer.dataset import celeba, folder, parquet
 from trainer.dataset.celeba import ATTRIBUTES, IMAGES, PARTITION
 from trainer.dataset.index import SPLITS, Index
@@ -31,13 +31,13 @@ __all__ = [
     "read_index",
 ]
 
-logger = logging.getLogger(__name__)
-
 
 def load(
     directory: Path,
     image_size: int,
     crop: int,
+    source: tuple[int, int] = CELEBA_SOURCE,
+    align: bool = False,
     *,
     labels: Path | None = None,
     split_by: SplitBy = "name",
@@ -46,23 +46,27 @@ def load(
 ) -> FaceData:
     """Reads a data set, packing its images if no packed array fits.
 
-    The images are prepared as in the seed document, CenterCrop(crop) and Resize(image_size), bilinear; its random
-    flip and its scaling to [0, 1] happen per batch, on the device.
+    Images of CelebA's size are prepared as in the seed document, CenterCrop(crop) and Resize(image_size), bilinear;
+    others are brought to that frame, see `framing.Frame`. The document's random flip and its scaling to [0, 1] happen
+    per batch, on the device.
 
     Args:
         directory: see `read_index`, as for the following ones.
         image_size: side S of the packed images, pixels.
         crop: side of the centre crop, pixels; 0 takes the whole image (and the centre of one that is not square).
+        source: width and height of the images that `crop` is cut out of, pixels.
+        align: find the face in each image and align it with the frame first.
         labels: a CSV of labels.
         split_by: what splits are drawn by.
         skip_damaged: how many absent or damaged images may be left out.
         unlabelled: what to do about images that `labels` doesn't list.
 
     Raises:
+        ConfigError: faces are to be aligned, and the frame or this environment can't.
         DataError: a list or an image is missing, truncated, malformed or undecodable.
     """
     index = read_index(directory, labels=labels, split_by=split_by, skip_damaged=skip_damaged, unlabelled=unlabelled)
-    return Pack.of(index, image_size, crop).data()
+    return Pack.of(index, image_size, crop, source, align).data()
 
 
 def read_index(
@@ -94,8 +98,6 @@ def read_index(
         index = relabel(index, labels, unlabelled)
     if unlabelled == "refuse":
         index.require_splits()
-    if index.left_out:
-        logger.warning("%s", index.summary_of_left_out())
     return index
 
 

@@ -30,8 +30,9 @@ def read(directory: Path, files: Sequence[str], split_by: SplitBy, skip_damaged:
     Raises:
         DataError: there are too few images, or they are no faces.
     """
-    if MASKS in directory.resolve().parts:
-        raise DataError(f"{directory} holds the masks of CelebAMask-HQ, not faces; give the folder of {MASKS}")
+    for inside in (directory.resolve(), *directory.resolve().parents):
+        if inside.name == MASKS:
+            raise DataError(f"{directory} holds the masks of CelebAMask-HQ, not faces; give {inside.parent}")
     if not files:
         raise DataError(
             f"{directory} holds no images; give a folder of images ({' '.join(SUFFIXES)}) or one in CelebA's layout, "
@@ -46,7 +47,6 @@ def read(directory: Path, files: Sequence[str], split_by: SplitBy, skip_damaged:
         (),
         labels,
         splits,
-        grouped=split_by == "folder",
         skip_damaged=skip_damaged,
     )
 

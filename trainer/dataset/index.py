@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT = -1
@@ -42,7 +45,6 @@ class Index:
         lists: the files beside the images that the labels and splits come from; none for a plain folder.
         layout: how the folder was understood, for people.
         removal: how to take an image out of the data set, for people.
-        grouped: whether the splits were drawn by folder; otherwise names and lists decide them.
         skip_damaged: how many absent or damaged images may be left out.
         left_out: one sentence for each image that was left out.
     """
@@ -56,7 +58,6 @@ class Index:
     lists: tuple[Path, ...] = ()
     layout: str = "plain folder of images"
     removal: str = "delete it"
-    grouped: bool = False
     skip_damaged: int = 0
     left_out: tuple[str, ...] = ()
 
@@ -76,13 +77,6 @@ class Index:
         """The rows of the images in a split: "train", "val" or "test"."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
-    def summary_of_left_out(self) -> str:
-        """What was left out, for the log: some of it by name."""
-        shown = list(self.left_out[:REPORTED])
-        if len(self.left_out) > REPORTED:
-            shown.append(f"and {len(self.left_out) - REPORTED} more, which config.json of the run lists")
-        return f"{self.root}: {len(self.left_out)} image(s) are left out: {'; '.join(shown)}"
-
     def require_splits(self) -> None:
         """Refuses an index with an empty split.
 
@@ -92,6 +86,18 @@ class Index:
         for split in SPLITS:
             if not len(self.rows(split)):
                 raise DataError(f"{self.root}: no image is left in the {split} split; add some, or mend those left out")
+
+    def leaving_out(self, sentences: Sequence[str]) -> Index:
+        """The index with more images recorded as left out; says so in the log, with the first of them.
+
+        Args:
+            sentences: one an image.
+        """
+        shown = list(sentences[:REPORTED])
+        if len(sentences) > REPORTED:
+            shown.append(f"and {len(sentences) - REPORTED} more, which config.json of a run lists")
+        logger.warning("%s: %d image(s) are left out: %s", self.root, len(sentences), "; ".join(shown))
+        return dataclasses.replace(self, left_out=(*self.left_out, *sentences))
 
     def take(self, rows: Sequence[int]) -> Index:
         """The index of some of the images, in the given order."""

@@ -31,7 +31,7 @@ def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
         raise DataError(f"--labels {path}: does not exist; give a CSV with the header `file,Smiling,...`")
     labels = read_labels(path)
     row_of, absent = _match(index, labels)
-    index = leave_out_absent(index, labels, absent, f"names are relative to that folder, such as {index.files[0]}")
+    index = leave_out_absent(index, labels, absent, f"names are relative to {index.folder}, such as {index.files[0]}")
     without = [name for row, name in enumerate(index.files) if row not in row_of]
     if without and unlabelled == "refuse":
         raise DataError(

@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from framing import CELEBA_SOURCE, Aligner, Frame, FramingError
 from trainer.dataset import pixels
 from trainer.dataset.index import LEFT_OUT, REPORTED, ImageFile, Index
-from trainer.errors import DataError
+from trainer.dataset.pixels import Reading
+from trainer.errors import ConfigError, DataError
 from trainer.signals import held_back
 
 logger = logging.getLogger(__name__)
 
-PACK_VERSION = 2
+PACK_VERSION = 3
 """Rises whenever the same files give other pixels."""
 PROBED = 100
 """Images whose size is looked at before all are decoded."""
@@ -42,36 +44,52 @@ class Pack:
 
     Attributes:
         index: the images.
-        image_size: side S of the packed images, pixels.
-        crop: side of the centre crop, pixels; 0 takes the whole image (and the centre of one that is not square).
+        frame: what they are brought to; its `size` is the side S of the packed images.
+        align: whether faces are found and aligned with the frame first.
         fingerprint: hex digest of what the array is made from; an exact resume asks for the same one.
         path: the file, in NumPy's format.
     """
 
     index: Index
-    image_size: int
-    crop: int
+    frame: Frame
+    align: bool
     fingerprint: str
     path: Path
 
     @classmethod
-    def of(cls, index: Index, image_size: int, crop: int) -> Pack:
+    def of(
+        cls,
+        index: Index,
+        image_size: int,
+        crop: int,
+        source: tuple[int, int] = CELEBA_SOURCE,
+        align: bool = False,
+    ) -> Pack:
         """Finds the place: beside the images where that is allowed, else in the user's cache.
+
+        Args:
+            index: the images.
+            image_size: side S of the packed images, pixels.
+            crop: side of the square cut out of images of the size `source`, pixels; 0 takes the whole image (and the
+                centre of one that is not square).
+            source: width and height of the aligned images that `crop` is cut out of, pixels; see `framing.Frame`.
+            align: find the face in each image and align it with the frame first.
 
         Raises:
             DataError: an image cannot be looked at.
         """
-        pixels_digest, fingerprint = _fingerprints(index, image_size, crop)
+        frame = Frame.of(image_size, crop, source)
+        pixels_digest, fingerprint = _fingerprints(index, frame, align)
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
             cache = os.environ.get("XDG_CACHE_HOME", "")
             folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
-        return cls(index, image_size, crop, fingerprint, folder / f"{image_size}px-{pixels_digest[:16]}.npy")
+        return cls(index, frame, align, fingerprint, folder / f"{image_size}px-{pixels_digest[:16]}.npy")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(N, S, S, 3)."""
-        return len(self.index.files), self.image_size, self.image_size, 3
+        return len(self.index.files), self.frame.size, self.frame.size, 3
 
     @property
     def missing_bytes(self) -> int:
@@ -86,19 +104,40 @@ class Pack:
         """Refuses, in a moment, what packing would fail on.
 
         Raises:
-            DataError: the disk is too full, or the images are smaller than the crop.
+            ConfigError: faces are to be aligned, and the frame or this environment can't.
+            DataError: the disk is too full, or none of the images can be brought to the frame.
         """
         if not self.missing_bytes:
             return
+        self.aligner()
         needed, free = self.missing_bytes / 1e6, self.free_bytes() / 1e6
         if needed > free:
             raise DataError(
-                f"packing {len(self.index.files):,} images of {self.image_size} pixels needs {needed:,.1f} MB, but "
+                f"packing {len(self.index.files):,} images of {self.frame.size} pixels needs {needed:,.1f} MB, but "
                 f"{self.path.parent} has {free:,.1f} MB free; free some space, or move the data to another disk"
             )
-        sizes = list(self._probe())
-        if sizes and all(min(size) < self.crop for _, size in sizes):
-            pixels.check_size(*sizes[0], self.crop)
+        if self.align:
+            return
+        faults = []
+        for path, size in self._probe():
+            try:
+                pixels.check_size(path, size, self.frame)
+                return
+            except DataError as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
+
+    def aligner(self) -> Aligner | None:
+        """What aligns faces with the frame, or None where they aren't to be.
+
+        Raises:
+            ConfigError: the frame has no landmarks, or a package is missing.
+        """
+        try:
+            return Aligner(self.frame) if self.align else None
+        except FramingError as error:
+            raise ConfigError(str(error)) from error
 
     def _probe(self) -> Iterator[tuple[ImageFile, tuple[int, int]]]:
         """Width and height of some images, from their headers."""
@@ -122,9 +161,8 @@ class Pack:
         if damaged:
             splits = index.splits.copy()
             splits[list(damaged)] = LEFT_OUT
-            index = dataclasses.replace(index, splits=splits, left_out=(*index.left_out, *damaged.values()))
+            index = dataclasses.replace(index, splits=splits).leaving_out(tuple(damaged.values()))
             index.require_splits()
-            logger.warning("%s", index.summary_of_left_out())
         return FaceData(index, images, self.fingerprint)
 
     def images(self) -> NDArray[np.uint8]:
@@ -172,34 +210,66 @@ class Pack:
 
     def _write_pixels(self, file: BinaryIO) -> None:
         damaged: dict[int, str] = {}
+        brought, several = 0, []
+        rows = np.arange(len(self.index.files))
         black = np.zeros(self.shape[1:], np.uint8)
-        with held_back() as signals, closing(self._decode()) as results:
-            for row, result in enumerate(tqdm(results, "packing images", len(self.index.files), unit="image")):
+        with held_back() as signals, closing(self.decode(rows)) as results:
+            for row, result in zip(rows, tqdm(results, "packing images", len(rows), unit="image"), strict=False):
                 if signals.received:
                     break
                 if isinstance(result, DataError):
-                    damaged[row] = str(result).removeprefix(f"{self.index.folder}/")
-                file.write(black.data if isinstance(result, DataError) else result.data)
+                    damaged[int(row)] = str(result).removeprefix(f"{self.index.folder}/")
+                    file.write(black.data)
+                    continue
+                brought += result.brought
+                if result.faces > 1:
+                    several.append(f"{self.index.files[row]} ({result.faces})")
+                file.write(result.image.data)
         self._refuse_damaged(damaged)
+        self._tell(brought, several)
         self._report.unlink(missing_ok=True)
         self._damaged_list.unlink(missing_ok=True)
         if damaged:
             self._damaged_list.write_text(json.dumps(damaged, indent=2) + "\n")
 
-    def _decode(self) -> Generator[NDArray[np.uint8] | DataError, None, None]:
-        """Every image in order, or what is wrong with it."""
+    def _tell(self, brought: int, several: list[str]) -> None:
+        """Logs what was done to pictures that were not in the frame already."""
+        count = len(self.index.files)
+        if several:
+            more = f" and {len(several) - REPORTED} more" if len(several) > REPORTED else ""
+            listed = ", ".join(several[:REPORTED])
+            logger.warning(
+                "%d of %d pictures show several faces, the largest is taken: %s%s", len(several), count, listed, more
+            )
+        if self.align:
+            logger.info("%d of %d pictures were aligned, the others were framed already", brought, count)
+        elif brought and self.frame.source:
+            logger.info(
+                "%d of %d pictures are not %dx%d and were brought to that frame by their size, around their middle; "
+                "--dry-run shows what becomes of them, --align finds the faces, --crop 0 takes them whole",
+                brought,
+                count,
+                *self.frame.source,
+            )
 
-        def decode(row: int) -> NDArray[np.uint8] | DataError:
+    def decode(self, rows: NDArray[np.int64]) -> Generator[Reading | DataError, None, None]:
+        """Some images in order, or what is wrong with each.
+
+        Raises:
+            ConfigError: faces are to be aligned, and the frame or this environment can't.
+        """
+        aligner = self.aligner()
+
+        def read(row: int) -> Reading | DataError:
             try:
-                return pixels.read(self.index.image(row), self.image_size, self.crop)
+                return pixels.read(self.index.image(row), self.frame, aligner)
             except DataError as error:
                 return error
 
-        count = len(self.index.files)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow works outside the interpreter lock
             try:
-                for start in range(0, count, BLOCK):
-                    yield from pool.map(decode, range(start, min(start + BLOCK, count)))
+                for start in range(0, len(rows), BLOCK):
+                    yield from pool.map(read, rows[start : start + BLOCK].tolist())
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -273,13 +343,14 @@ def _one_process(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fingerprints(index: Index, image_size: int, crop: int) -> tuple[str, str]:
+def _fingerprints(index: Index, frame: Frame, align: bool) -> tuple[str, str]:
     """Hex digests of the pixels and of the whole data set.
 
     The former changes with the preparation, the list of images, and the size or time of any image; the latter also with
-    the lists that labels and splits come from.
+    the splits and with the lists that they and the labels come from.
     """
-    digest = hashlib.sha256(f"{PACK_VERSION} {image_size} {crop}\n".encode())
+    landmarks = frame.landmarks if align else None
+    digest = hashlib.sha256(f"{PACK_VERSION} {frame.size} {frame.crop} {frame.source} {landmarks}\n".encode())
     for row, name in enumerate(index.files):
         try:
             stat = os.stat(index.location(row))
@@ -289,6 +360,5 @@ def _fingerprints(index: Index, image_size: int, crop: int) -> tuple[str, str]:
     pixels_digest = digest.hexdigest()
     for path in index.lists:
         digest.update(path.read_bytes())
-    if index.grouped:
-        digest.update(index.splits.tobytes())
+    digest.update(index.splits.tobytes())
     return pixels_digest, digest.hexdigest()

@@ -8,7 +8,6 @@ A user's own labels:            `file,Smiling,...`; then `anna/1.png,1,...`
 from __future__ import annotations
 
 import csv
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -174,12 +173,17 @@ def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: 
     Raises:
         DataError: there are more than may be left out; counts them and names the first.
     """
-    left_out = tuple(dict.fromkeys((*index.left_out, *(f"{labels.files[row]} is absent" for row in absent))))
-    if absent and len(left_out) > index.skip_damaged:
+    absences = [f"{labels.files[row]} is absent" for row in absent]
+    known = set(index.left_out)  # a CSV of labels may list what CelebA's list has named already
+    new = [sentence for sentence in absences if sentence not in known]
+    if not new:
+        return index
+    total = len(index.left_out) + len(new)
+    if total > index.skip_damaged:
         first = absent[0]
         others = {1: "", 2: ", and so is another"}.get(len(absent), f", and so are {len(absent) - 1} others")
         raise DataError(
             f"{index.folder / labels.files[first]} is missing{others}, though line {labels.lines[first]} of "
-            f"{labels.path.name} lists it; {mend}, or leave out what is missing with --skip-damaged {len(left_out)}"
+            f"{labels.path.name} lists it; {mend}, or leave out what is missing with --skip-damaged {total}"
         )
-    return dataclasses.replace(index, left_out=left_out)
+    return index.leaving_out(new)
