@@ -8,6 +8,11 @@ Interrupted, it goes on where it was.
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
 import shlex
 import shutil
@@ -20,8 +25,8 @@ from typing import Any
 
 import tyro
 
+from trainer.checkpoint import EVALUATION
 from trainer.classifier import CLASSIFIER
-from trainer.evaluate import EVALUATION
 
 VARIANTS = ("plain", "paper-123", "best --attribute-weight 0", "best")
 EDITS = (("Smiling", "adding"), ("Smiling", "removing"), ("Eyeglasses", "adding"), ("Eyeglasses", "removing"))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
 import resource
 import shlex
@@ -19,11 +24,12 @@ from engine.bundle import MANIFEST, sha256_of
 from quickstart import report
 from quickstart.client import Job, read_order
 from trainer import checkpoint, dataset
+from trainer.checkpoint import EVALUATION
 from trainer.classifier import classifier_of
 from trainer.config import TrainConfig
 from trainer.dataset.index import ImageFile
 from trainer.errors import DataError, RunError, TrainerError
-from trainer.evaluate import EVALUATION, REPORT
+from trainer.evaluate import REPORT
 from trainer.faces import FACES_VERSION
 from trainer.measures.edit_sitting import rows_to_edit
 from trainer.measures.editing import JUDGED_ATTRIBUTES
@@ -54,7 +60,7 @@ class Quickstart:
     seed: int = 0
     """Seed of the faces and of the training."""
     strength: float = 1.5
-    """Strength of the edits that are judged, in multiples of the attribute direction."""
+    """Strength of the edits that are judged, in lengths of the mean difference."""
 
     def training(self, num_images: int = PRESET_IMAGES) -> TrainConfig:
         """The preset with this command's own choices, for a train split of `num_images`."""
@@ -174,13 +180,15 @@ def evaluate(config: Quickstart, data: Path, run: Path, stages: Stages) -> dict[
 
 
 def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
-    """The bundle of the run; its manifest."""
+    """The bundle of the run; its manifest. Built again if it was of other weights, directions or another prior."""
     manifest = bundle / MANIFEST
+    wanted = {name: sha256_of(run / name) for name in (checkpoint.MODEL, checkpoint.DIRECTIONS, checkpoint.PRIOR)}
     try:
-        built_from = json.loads(manifest.read_text())["run"]["model_sha256"]
+        built = json.loads(manifest.read_text())
+        found = {checkpoint.MODEL: built["run"]["model_sha256"], **built["files"]}
     except (OSError, json.JSONDecodeError, KeyError):
-        built_from = None
-    if built_from == sha256_of(run / checkpoint.MODEL):
+        found = {}
+    if wanted.items() <= found.items():
         stages.reuse("export", bundle)
     else:
         force = ["--force"] if bundle.exists() else []

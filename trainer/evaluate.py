@@ -20,6 +20,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from trainer import checkpoint
+from trainer.card import write_card
+from trainer.checkpoint import EVALUATION
 from trainer.classifier import classifier_of
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
@@ -47,7 +49,7 @@ from trainer.placement import Placement
 
 logger = logging.getLogger(__name__)
 
-EVALUATION, REPORT, FIGURES = "metrics.json", "report.html", "figures"
+REPORT, FIGURES = "report.html", "figures"
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
         f"{run.resolve().name}, preset {config.preset}", metrics, report.embed(plates, folder), configuration
     )
     checkpoint.write_atomically(run / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
+    write_card(run)
     return metrics
 
 

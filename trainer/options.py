@@ -16,7 +16,7 @@ class Options:
     """How a run is judged."""
 
     strength: float = 1.5
-    """Strength of the judged edits, in multiples of the attribute direction."""
+    """Strength of the judged edits, in lengths of the mean difference."""
     seed: int = 0
     """Seed of the generated images, of the t-SNE map and of what is shown."""
     vgg_weights: Path | None = None

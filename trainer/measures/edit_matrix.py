@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from trainer.measures.edit_quality import Change, EditQuality
 from trainer.measures.edit_sitting import SIDES, Sitting
-from trainer.measures.subject import Floats, Subject
+from trainer.measures.subject import Subject
 
 MATRIX_FACES, SELECTION_FACES = 100, 40
 """Faces an edit at most, in the matrix and in choosing what its `keep` names."""
@@ -47,7 +47,7 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
         (an `EditQuality` each; None if no face needs it) and `dependency` (`Change.dependency`); and means over the
         attributes: `target` and `others` (absolute changes in the matrix), `flipped`, `kept`, `dependency`.
     """
-    names, directions = test.names, test.subject.directions
+    names = test.names
     sigma = test.before.std(0, dtype=np.float64)
     related = _related(test.subject, names)
     results: dict[str, list[Result]] = {"plain": [], "keep": []}
@@ -57,9 +57,8 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
         by_size = [test.judge.attributes[column] for column in np.argsort(-np.abs(chosen.mean))]
         kept = [other for other in by_size if other in names and other not in related[name]][:NUM_KEPT]
         kept_directions[name] = kept
-        keep = np.array([directions[other] for other in kept], np.float32).reshape(len(kept), directions.latent_dim)
-        for mode, vectors in (("plain", None), ("keep", keep)):
-            results[mode].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES, keep=vectors))
+        for mode, names_kept in (("plain", []), ("keep", kept)):
+            results[mode].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES, keep=names_kept))
     columns = [test.judge.attributes.index(name) for name in names]
     return {
         "edited": names,
@@ -88,14 +87,14 @@ def _edit_both_ways(
     sigma: NDArray[np.float64],
     *,
     limit: int,
-    keep: Floats | None = None,
+    keep: Sequence[str] = (),
 ) -> Result:
     """Adds an attribute to faces that lack it and removes it from those that have it, where there are such faces."""
     changes, qualities = [], []
     for signed in (strength, -strength):
         faces = sitting.lacking(name, signed, limit)
         if len(faces):
-            after = sitting.after(faces, sitting.subject.directions[name], signed, keep)
+            after = sitting.after(faces, name, signed, keep)
             changes.append(Change.of(sitting.before[faces], after, sigma, signed))
             qualities.append(sitting.quality(faces, name, signed, after))
     return Change.average(changes), qualities

@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engine.errors import DirectionsError
+from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
+from engine.sampling import Gaussian
 from trainer import checkpoint
-from trainer.checkpoint import DIRECTIONS
+from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
+from trainer.encode import encode
 from trainer.errors import RunError
 from trainer.model import VAE
 from trainer.placement import Placement
@@ -70,19 +72,29 @@ class Subject:
             place: where to compute; default: the GPU if there is one.
 
         Raises:
-            RunError: the run has no weights or no directions.
+            RunError: the run has no weights, or no directions or prior of them.
         """
         config, _ = checkpoint.load_config(run)
         place = place or Placement.of()
         model = place.module(checkpoint.load_model(run))
+        anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
         try:
             directions = Directions.load(run / DIRECTIONS)
-        except DirectionsError as error:
-            raise RunError(f"{error}; finish the run with `python -m trainer train ... --resume`") from error
+            Gaussian.load(run / PRIOR)
+        except (BundleError, DirectionsError) as error:
+            raise RunError(f"{error}; {anew}") from error
+        for name in (DIRECTIONS, PRIOR):
+            if not belongs(run / name, sha256_of(run / MODEL)):
+                raise RunError(f"{run / name} is of other weights than {run / MODEL}; {anew}")
         rows, train_rows = data.rows("test"), data.rows("train")
         mu, log_var = encode(model, data.images, rows, place)
         train_mu, _ = encode(model, data.images, train_rows, place)
         return cls(run, config, data, model, place, rows, train_rows, mu, log_var, train_mu, directions)
+
+    @cached_property
+    def prior(self) -> Gaussian:
+        """The Gaussian that the server will draw new faces from."""
+        return Gaussian.load(self.run / PRIOR)
 
     @cached_property
     def images(self) -> Images:
@@ -145,24 +157,3 @@ class Subject:
             pixels = decoded.float().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8)
             images[start : start + BATCH_IMAGES] = pixels.cpu().numpy()
         return images
-
-
-@torch.no_grad()
-def encode(model: VAE, images: Images, rows: NDArray[np.int64], place: Placement) -> tuple[Floats, Floats]:
-    """Posteriors of some rows of a packed array, in FP32.
-
-    Args:
-        model: in evaluation mode.
-        images: the packed array.
-        rows: which of them, (R,).
-        place: the model's.
-
-    Returns:
-        mu and log_var, each (R, D).
-    """
-    mu, log_var = (np.empty((len(rows), model.config.latent_dim), np.float32) for _ in range(2))
-    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False):
-        batch = slice(start, start + BATCH_IMAGES)
-        posterior = model.encoder(place.images(images[rows[batch]]))
-        mu[batch], log_var[batch] = posterior.mu.cpu().numpy(), posterior.log_var.cpu().numpy()
-    return mu, log_var
