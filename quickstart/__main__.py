@@ -138,7 +138,7 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.
     wanted = config.training(len(packed.rows("train")))
     try:
         found, resolved = checkpoint.load_config(run)
-        same = found == wanted and resolved["data_fingerprint"] == packed.fingerprint
+        same = found == wanted and packed.known_as(resolved["data_fingerprint"])
     except RunError:
         same = False
     if not same:

@@ -62,7 +62,7 @@ class Evaluate:
         config, _ = checkpoint.load_config(self.run)
         data = dataset.load(self.data, config.model.image_size, config.crop)
         print(summary(evaluate(self.run, data, self.options)))
-        print(f"report: {self.run / REPORT}")
+        print(f"report: {(self.options.out or self.run) / REPORT}")
 
 
 @dataclasses.dataclass(frozen=True)

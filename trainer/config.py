@@ -83,6 +83,9 @@ class TrainConfig:
 
     crop: int = 148
     """Side of the centre crop taken before resizing, pixels; 0 for images that are cropped already."""
+    limit_train: int = 0
+    """Train on this many images of the train split, drawn once and for all: any run with the same number has the same
+    ones, and one with more has these among them. 0 for all of them."""
     flip: bool = True
     """Mirror each training image left to right with probability one half."""
 
@@ -146,6 +149,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
+        _require(self.limit_train >= 0, f"--limit-train {self.limit_train}: must be 0 (all) or a number of images")
         _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
         _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)")
         _require(self.lr > 0, f"--lr {self.lr}: must be above 0")

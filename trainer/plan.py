@@ -52,7 +52,7 @@ class Plan:
         """
         _require_out(out, resume)
         place = Placement.of(config.device, config.precision)
-        index = dataset.read_index(data)
+        index = dataset.read_index(data).limited(config.limit_train)
         _require_apart(out, index)
         _require_batches(config, index)
         _require_labels(config, index)
@@ -65,7 +65,7 @@ class Plan:
 
     def data(self) -> dataset.FaceData:
         """The packed images; packs them if that has not been done."""
-        return dataset.FaceData(self.pack.index, self.pack.images(), self.pack.fingerprint)
+        return self.pack.data()
 
     def to_json(self) -> dict[str, Any]:
         """What the run would do, as JSON types. Looks for VGG's weights, which may take seconds."""

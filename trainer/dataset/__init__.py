@@ -30,8 +30,7 @@ def load(directory: Path, image_size: int, crop: int) -> FaceData:
     Raises:
         DataError: a list or an image is missing, truncated, malformed or undecodable.
     """
-    pack = Pack.of(read_index(directory), image_size, crop)
-    return FaceData(pack.index, pack.images(), pack.fingerprint)
+    return Pack.of(read_index(directory), image_size, crop).data()
 
 
 def read_index(directory: Path) -> Index:

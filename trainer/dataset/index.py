@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.errors import ConfigError
+
 SPLITS = ("train", "val", "test")
+LEFT_OUT = -1
+"""In `Index.splits`: an image that is in no split."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Index:
         files: the N image names.
         attributes: the A attribute names; none for a plain folder of images.
         labels: (N, A) bool, True where the image has the attribute.
-        splits: (N,) int8, 0 train, 1 val, 2 test.
+        splits: (N,) int8, 0 train, 1 val, 2 test, -1 left out.
         lists: the files beside the images that the labels and splits come from; none for a plain folder.
     """
 
@@ -52,3 +56,23 @@ class Index:
     def rows(self, split: str) -> NDArray[np.int64]:
         """The rows of the images in a split: "train", "val" or "test"."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def limited(self, count: int) -> Index:
+        """The same images with `count` of the train split's, 0 for all; the others are in no split.
+
+        They are drawn at random, but always the same ones: a smaller count takes some of those of a larger one.
+
+        Raises:
+            ConfigError: the train split has fewer.
+        """
+        train = self.rows("train")
+        if count > len(train):
+            raise ConfigError(
+                f"--limit-train {count}: {self.root} has {len(train)} training images; give that many at most, or 0 "
+                "for all of them"
+            )
+        if not count:
+            return self
+        splits = self.splits.copy()
+        splits[np.random.default_rng(0).permutation(train)[count:]] = LEFT_OUT
+        return replace(self, splits=splits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -20,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from trainer.dataset import pixels
-from trainer.dataset.index import Index
+from trainer.dataset.index import LEFT_OUT, Index
 from trainer.errors import DataError
 from trainer.signals import held_back
 
@@ -44,14 +45,14 @@ class Pack:
         index: the images.
         image_size: side S of the packed images, pixels.
         crop: side of the centre crop, pixels; 0 takes the whole image (and the centre of one that is not square).
-        fingerprint: hex digest of what the array is made from; an exact resume asks for the same one.
+        stamp: hex digest of what the array is made from: names, sizes and times of files, which a copy changes.
         path: the file, in NumPy's format.
     """
 
     index: Index
     image_size: int
     crop: int
-    fingerprint: str
+    stamp: str
     path: Path
 
     @classmethod
@@ -61,12 +62,31 @@ class Pack:
         Raises:
             DataError: an image cannot be looked at.
         """
-        fingerprint = _fingerprint(index, image_size, crop)
+        stamp = _stamp(index, image_size, crop)
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
             cache = os.environ.get("XDG_CACHE_HOME", "")
             folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
-        return cls(index, image_size, crop, fingerprint, folder / f"{image_size}px-{fingerprint[:16]}.npy")
+        return cls(index, image_size, crop, stamp, folder / f"{image_size}px-{stamp[:16]}.npy")
+
+    def data(self) -> FaceData:
+        """The packed images beside the index; packs them if that has not been done."""
+        images = self.images()
+        return FaceData(self.index, images, _fingerprint(self.index, self._pixels(images)), self.stamp)
+
+    def _pixels(self, images: NDArray[np.uint8]) -> str:
+        """Hex digest of the packed pixels; kept beside them, as it takes a second for each gigabyte or two."""
+        kept = self.path.with_suffix(".sha256")
+        with contextlib.suppress(OSError):
+            return kept.read_text().strip()
+        digest = hashlib.sha256()
+        for start in range(0, len(images), BLOCK):
+            digest.update(images[start : start + BLOCK].tobytes())
+        with contextlib.suppress(OSError):  # where only reading is allowed
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+            temporary.write_text(digest.hexdigest())
+            os.replace(temporary, kept)
+        return digest.hexdigest()
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -205,16 +225,23 @@ class FaceData:
     Attributes:
         index: names, labels and splits.
         images: (N, S, S, 3) uint8 RGB, memory-mapped.
-        fingerprint: hex digest of what the array was made from; an exact resume asks for the same one.
+        fingerprint: hex digest of names, labels, splits and pixels, so that a copy has the same one; an exact resume
+            asks for it.
+        stamp: what runs of earlier versions call these data (see `Pack`).
     """
 
     index: Index
     images: NDArray[np.uint8]
     fingerprint: str
+    stamp: str = ""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """The rows of `images` that belong to a split: "train", "val" or "test"."""
         return self.index.rows(split)
+
+    def known_as(self, fingerprint: str | None) -> bool:
+        """Whether a run that was trained on data of this fingerprint was trained on these."""
+        return fingerprint in (self.fingerprint, self.stamp)
 
 
 @contextmanager
@@ -232,7 +259,17 @@ def _one_process(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fingerprint(index: Index, image_size: int, crop: int) -> str:
+def _fingerprint(index: Index, pixels_digest: str) -> str:
+    """Changes with any name, label, split or pixel; what `Index.limited` leaves out still counts as train."""
+    digest = hashlib.sha256(pixels_digest.encode())
+    for names in (index.files, index.attributes):
+        digest.update("\n".join(names).encode(errors="surrogateescape") + b"\n\n")
+    digest.update(np.packbits(index.labels).tobytes())
+    digest.update(np.where(index.splits == LEFT_OUT, 0, index.splits).astype(np.int8).tobytes())
+    return digest.hexdigest()
+
+
+def _stamp(index: Index, image_size: int, crop: int) -> str:
     """Changes with the preparation, the list of images, and the size or time of any image or list."""
     digest = hashlib.sha256(f"{PACK_VERSION} {image_size} {crop}\n".encode())
     folder = os.fspath(index.folder)

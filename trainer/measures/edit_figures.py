@@ -39,11 +39,12 @@ def draw(subject: Subject, measured: dict[str, Any], unsure: list[str], folder: 
         unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
         folder: exists; PNG files are written to it.
     """
+    rescoring = measured["rescoring"]
     return [
         *_strips(subject, list(measured["curves"]["attributes"]), folder),
         _walks(subject, folder),
         *_curves(measured["curves"], folder),
-        *_matrices(measured["rescoring"], measured["strength"], unsure, folder),
+        *([] if "skipped" in rescoring else _matrices(rescoring, measured["strength"], unsure, folder)),
     ]
 
 
