@@ -136,8 +136,7 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
     occasion.check()
     place = Placement.of()
     instruments = Instruments.of(options, config.vgg_weights, place)
-    files = {file: _digest(run / file) for file in (checkpoint.MODEL, checkpoint.DIRECTIONS) if (run / file).is_file()}
-    return _judge(occasion, lambda: Subject.of(run, data, place), instruments, files)
+    return _judge(occasion, lambda: Subject.of(run, data, place), instruments, digests(run))
 
 
 def evaluate_autoencoder(
@@ -297,8 +296,10 @@ def about(occasion: Occasion, files: dict[str, str], subject: Subject, seconds: 
     }
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def digests(run: Path) -> dict[str, str]:
+    """SHA-256 of the files of a run that its evaluation depends on, by name."""
+    files = [run / name for name in (checkpoint.MODEL, checkpoint.DIRECTIONS)]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
