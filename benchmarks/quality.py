@@ -60,7 +60,7 @@ OWN_EPOCHS = ("seed", "paper-123", "paper-345")
 EDITS = (("Smiling", "adding"), ("Smiling", "removing"), ("Eyeglasses", "adding"), ("Eyeglasses", "removing"))
 ROW = "row.json"
 """In a run folder: the variant that it is of."""
-SKIPPED = ("lpips", "fid", "tsne", "rescoring")
+SKIPPED = ("lpips", "fid", "tsne", "kinds", "rescoring")
 """Measures that have no column."""
 
 

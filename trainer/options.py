@@ -10,7 +10,7 @@ import tyro
 
 from trainer.errors import ConfigError
 
-Measure = Literal["vgg", "lpips", "fid", "tsne", "rescoring", "edits"]
+Measure = Literal["vgg", "lpips", "fid", "tsne", "kinds", "rescoring", "edits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class Options:
     """Attribute classifier that judges edits: a classifier.safetensors that an evaluation on the same data left;
     default: the one in the folder that is written to, trained first if there is none."""
     skip: tuple[Measure, ...] = ()
-    """Measures to leave out. lpips and fid may download weights, and fid takes minutes on a CPU; rescoring edits every
-    attribute."""
+    """Measures to leave out. lpips and fid may download weights, and fid takes minutes on a CPU; kinds
+    compares the run's directions with the other kinds, rescoring edits every attribute."""
 
     def __post_init__(self) -> None:
         if self.strength <= 0:

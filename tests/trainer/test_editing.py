@@ -194,6 +194,8 @@ def test_every_kind_of_direction_is_compared(subject: Subject) -> None:
         flips = [point["flipped"] for point in kinds["mean"]["points"]]
         assert flips == sorted(flips)
         assert flips[-1] == 1.0
+    own = editing.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()), compare=False)["attributes"]
+    assert own["Smiling"]["adding"] == {"mean": found["attributes"]["Smiling"]["adding"]["mean"]}
     adding = found["attributes"]["Eyeglasses"]["adding"]
     assert adding["adjusted"]["points"][1]["kept"] > adding["mean"]["points"][1]["kept"]  # green without red
     other = replace(subject, directions=replace(subject.directions, vectors=-subject.directions.vectors))

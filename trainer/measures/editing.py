@@ -68,7 +68,7 @@ def measure(subject: Subject, judge: Classifier, options: Options, instruments: 
         "strength": strength,
         "split": "test",
         "edits": [asdict(found) for found in _edits(test, strength)],
-        "curves": curves(test, val),
+        "curves": curves(test, val, compare="kinds" not in options.skip),
         "rescoring": {"skipped": "left out by --skip rescoring"}
         if "rescoring" in options.skip
         else edit_matrix.rescoring(test, val, strength),
@@ -95,8 +95,10 @@ def _edits(test: Sitting, strength: float) -> list[EditQuality]:
     return found
 
 
-def curves(test: Sitting, val: Sitting) -> dict[str, Any]:
+def curves(test: Sitting, val: Sitting, compare: bool = True) -> dict[str, Any]:
     """Flips against kept predictions at `STRENGTHS`, for every kind of direction, and at the best strength.
+
+    With `compare` off, for the run's own kind alone.
 
     That is the one that flips most val faces while `KEPT_SHARE` of the other predictions stay. What it does is measured
     on test faces, where a little more or less may stay.
@@ -116,7 +118,8 @@ def curves(test: Sitting, val: Sitting) -> dict[str, Any]:
     if served is None:
         kinds["served"] = own
     found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
-    work = [(name, side, kind) for name in names for side in SIDES for kind in kinds]
+    compared = list(kinds) if compare else [served or "served"]
+    work = [(name, side, kind) for name in names for side in SIDES for kind in compared]
     for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False):
         vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
         points, tried = (_curve(sitting, name, vector, strengths) for sitting in (test, val))
