@@ -29,7 +29,7 @@ from trainer.placement import Placement
 from trainer.schedule import Schedule
 
 NUM_CALIBRATION = 64
-"""Training images over which `normalise_features` takes its means."""
+"""Training images, drawn from the seed, over which `normalise_features` takes its means."""
 
 
 class Run:
@@ -106,7 +106,8 @@ class Run:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
         config, model = self.config, self.model
-        # The layers that touch pixels, and the log variance, are no matrices between hidden features.
+        # Adam keeps the kernel that draws pixels, as Muon's authors advise for output layers, and the log variance's
+        # matrix, whose steps act through an exponential. The first convolution is Muon's.
         outer = {id(model.decoder.to_rgb.weight), id(model.encoder.log_var.weight)}
         inner = [p for p in model.parameters() if config.optimizer == "muon" and is_matrix(p) and id(p) not in outer]
         done = {id(p) for p in inner}
@@ -134,8 +135,7 @@ class Run:
             )
         perceptual = PerceptualLoss(backbone, self.place.device, self.place.dtype)
         if config.normalise_features:
-            rows = self.data.rows("train")[:NUM_CALIBRATION]
-            perceptual.normalise(self.place.images(self.data.images[rows]))
+            perceptual.normalise(self.place.images(self.data.images[self.feed.sample(NUM_CALIBRATION)]))
         return perceptual
 
     def resolved(self, perceptual: PerceptualLoss | None) -> dict[str, Any]:
