@@ -21,6 +21,7 @@ from quickstart.client import Job, read_order
 from trainer import checkpoint, dataset
 from trainer.classifier import classifier_of
 from trainer.config import TrainConfig
+from trainer.dataset.index import ImageFile
 from trainer.errors import DataError, RunError, TrainerError
 from trainer.evaluate import EVALUATION, REPORT, digests, made_with
 from trainer.faces import FACES_VERSION
@@ -193,6 +194,16 @@ def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
     return values
 
 
+def _file(image: ImageFile, copy: Path) -> Path:
+    """The file of an image; a copy of one that lies in another file."""
+    if isinstance(image, Path):
+        return image.resolve()
+    copy.parent.mkdir(exist_ok=True)
+    with image.open("rb") as file:
+        copy.write_bytes(file.read())
+    return copy.resolve()
+
+
 def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str], path: Path) -> list[Job]:
     """Which held-out faces the client is to edit, and how: adding and removing each judged attribute."""
     jobs = []
@@ -202,7 +213,7 @@ def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str
                 continue
             rows = rows_to_edit(data, attribute, strength)
             if len(rows):
-                files = [str(data.index.path(row).resolve()) for row in rows]
+                files = [str(_file(data.index.image(row), path.parent / "asked" / f"{row}.image")) for row in rows]
                 jobs.append({"attribute": attribute, "strength": strength, "files": files})
     if not jobs:
         raise DataError(

@@ -50,6 +50,8 @@ class Evaluate:
     """Run folder."""
     data: Path
     """Data set, as for train."""
+    labels: Path | None = None
+    """CSV of labels, as for train; default: the run's."""
     options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
     """How to judge."""
 
@@ -60,7 +62,14 @@ class Evaluate:
         from trainer.measures.report import summary  # noqa: PLC0415
 
         config, _ = checkpoint.load_config(self.run)
-        data = dataset.load(self.data, config.model.image_size, config.crop)
+        data = dataset.load(
+            self.data,
+            config.model.image_size,
+            config.crop,
+            labels=self.labels or config.labels,
+            split_by=config.split_by,
+            skip_damaged=config.skip_damaged,
+        )
         print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {(self.options.out or self.run) / REPORT}")
 
@@ -70,7 +79,8 @@ class Train:
     """Where a run reads and writes; every field of the configuration is a flag as well."""
 
     data: Path
-    """Data set: a folder in CelebA's layout, or any folder of images (which has no attributes to edit)."""
+    """Data set: a folder in CelebA's layout (torchvision's, Kaggle's, CelebAMask-HQ's), of images, or of parquet files.
+    Images without labels have no attributes to edit."""
     out: Path
     """Run folder to write; new, and outside the data set."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -19,8 +19,8 @@ VGG19_TAPS = (
 """The ReLU outputs of VGG19 in order of depth: what `taps` may name."""
 
 
-HARMLESS = ("preset", "device", "compile", "log_every", "save_minutes", "vgg_weights")
-"""Fields that do not decide what a run computes; of VGG19's weights the content does, not the name of the file."""
+HARMLESS = ("preset", "device", "compile", "log_every", "save_minutes", "vgg_weights", "labels", "skip_damaged")
+"""Fields that do not decide what a run computes; of weights and labels the content does, not the name of the file."""
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +81,14 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Sizes of the VAE."""
 
+    labels: Path | None = None
+    """CSV of labels to take instead of the data set's own: header `file,Smiling,...`, a row an image, values 0/1 or
+    -1/1; names are relative to the folder of the images, or base names where only one image has them."""
+    split_by: Literal["name", "folder"] = "name"
+    """How to split images that come without splits. name: each by itself; folder: all images of a folder together, so
+    that with a folder a person nobody is in two splits."""
+    skip_damaged: int = 0
+    """Most images to leave out because they are listed and absent, or damaged; the run's config.json lists them."""
     crop: int = 148
     """Side of the centre crop taken before resizing, pixels; 0 for images that are cropped already."""
     limit_train: int = 0
@@ -148,6 +156,7 @@ class TrainConfig:
     """Minutes between two checkpoints within an epoch; there is one after every epoch as well."""
 
     def __post_init__(self) -> None:
+        _require(self.skip_damaged >= 0, f"--skip-damaged {self.skip_damaged}: must be 0 or a number of images")
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
         _require(self.limit_train >= 0, f"--limit-train {self.limit_train}: must be 0 (all) or a number of images")
         _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
@@ -227,8 +236,9 @@ class TrainConfig:
             model = dict(values.pop("model"))
             model["channels"] = tuple(model["channels"])
             values["taps"] = tuple(values["taps"])
-            if values["vgg_weights"] is not None:
-                values["vgg_weights"] = Path(values["vgg_weights"])
+            for name in ("vgg_weights", "labels"):
+                if values.get(name) is not None:
+                    values[name] = Path(values[name])
             return cls(model=ModelConfig(**model), **values)
         except (KeyError, TypeError) as error:
             raise ConfigError(

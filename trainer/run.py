@@ -144,7 +144,9 @@ class Run:
         return {
             "data": str(index.root.resolve()),
             "data_fingerprint": self.data.fingerprint,
+            "layout": index.layout,
             "attributes": list(index.attributes),
+            "left_out": list(index.left_out),
             "images": {split: len(self.data.rows(split)) for split in ("train", "val", "test")},
             "perceptual_weights": perceptual.backbone.source if perceptual else "none: no taps",
             "perceptual_scales": perceptual.scales if perceptual else {},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -21,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from trainer.dataset import pixels
-from trainer.dataset.index import LEFT_OUT, Index
+from trainer.dataset.index import LEFT_OUT, REPORTED, ImageFile, Index
 from trainer.errors import DataError
 from trainer.signals import held_back
 
@@ -31,8 +33,6 @@ PACK_VERSION = 2
 """Rises whenever the same files give other pixels."""
 PROBED = 100
 """Images whose size is looked at before all are decoded."""
-REPORTED = 10
-"""Unusable images that a message names; the others go to a file."""
 BLOCK = 512
 """Images in memory at once while packing."""
 
@@ -62,31 +62,12 @@ class Pack:
         Raises:
             DataError: an image cannot be looked at.
         """
-        stamp = _stamp(index, image_size, crop)
+        pixels_stamp, stamp = _stamps(index, image_size, crop)
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
             cache = os.environ.get("XDG_CACHE_HOME", "")
             folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
-        return cls(index, image_size, crop, stamp, folder / f"{image_size}px-{stamp[:16]}.npy")
-
-    def data(self) -> FaceData:
-        """The packed images beside the index; packs them if that has not been done."""
-        images = self.images()
-        return FaceData(self.index, images, _fingerprint(self.index, self._pixels(images)), self.stamp)
-
-    def _pixels(self, images: NDArray[np.uint8]) -> str:
-        """Hex digest of the packed pixels; kept beside them, as it takes a second for each gigabyte or two."""
-        kept = self.path.with_suffix(".sha256")
-        with contextlib.suppress(OSError):
-            return kept.read_text().strip()
-        digest = hashlib.sha256()
-        for start in range(0, len(images), BLOCK):
-            digest.update(images[start : start + BLOCK].tobytes())
-        with contextlib.suppress(OSError):  # where only reading is allowed
-            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-            temporary.write_text(digest.hexdigest())
-            os.replace(temporary, kept)
-        return digest.hexdigest()
+        return cls(index, image_size, crop, stamp, folder / f"{image_size}px-{pixels_stamp[:16]}.npy")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -116,23 +97,55 @@ class Pack:
                 f"packing {len(self.index.files):,} images of {self.image_size} pixels needs {needed:,.1f} MB, but "
                 f"{self.path.parent} has {free:,.1f} MB free; free some space, or move the data to another disk"
             )
-        sizes = dict(self._probe())
-        if sizes and all(min(size) < self.crop for size in sizes.values()):
-            path, size = next(iter(sizes.items()))
-            pixels.check_size(path, size, self.crop)
+        sizes = list(self._probe())
+        if sizes and all(min(size) < self.crop for _, size in sizes):
+            pixels.check_size(*sizes[0], self.crop)
 
-    def _probe(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+    def _probe(self) -> Iterator[tuple[ImageFile, tuple[int, int]]]:
         """Width and height of some images, from their headers."""
         for row in np.linspace(0, len(self.index.files) - 1, PROBED).round().astype(int):
-            path = self.index.path(row)
+            source = self.index.image(row)
             try:
-                with Image.open(path) as image:
-                    yield path, image.size
+                with source.open("rb") as file, Image.open(file) as image:
+                    yield source, image.size
             except (OSError, SyntaxError, Image.DecompressionBombError):
                 continue  # packing names all that are unusable together
 
+    def data(self) -> FaceData:
+        """The packed images and their index, in which those that are damaged and may be left out are in no split.
+
+        Raises:
+            DataError: as for `images`, or nothing is left in a split.
+        """
+        images = self.images()
+        damaged = self._damaged()
+        index = self.index
+        if damaged:
+            splits = index.splits.copy()
+            splits[list(damaged)] = LEFT_OUT
+            index = dataclasses.replace(index, splits=splits, left_out=(*index.left_out, *damaged.values()))
+            index.require_splits()
+            logger.warning("%s", index.summary_of_left_out())
+        return FaceData(index, images, _fingerprint(self.index, self._pixels_digest(images)), self.stamp)
+
+    def _pixels_digest(self, images: NDArray[np.uint8]) -> str:
+        """Hex digest of the packed pixels; kept beside them, as it takes a second for each gigabyte or two."""
+        kept = self.path.with_suffix(".sha256")
+        with contextlib.suppress(OSError):
+            return kept.read_text().strip()
+        digest = hashlib.sha256()
+        for start in range(0, len(images), BLOCK):
+            digest.update(images[start : start + BLOCK].tobytes())
+        with contextlib.suppress(OSError):  # where only reading is allowed
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+            temporary.write_text(digest.hexdigest())
+            os.replace(temporary, kept)
+        return digest.hexdigest()
+
     def images(self) -> NDArray[np.uint8]:
         """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
+
+        Damaged images that may be left out are black.
 
         Of several processes that ask at once, one packs and the others wait.
 
@@ -151,6 +164,7 @@ class Pack:
             raise DataError(f"{self.path} is torn ({error}); delete it") from error
         if images.shape != self.shape or images.dtype != np.uint8:
             raise DataError(f"{self.path} holds {images.dtype} {images.shape}, not uint8 {self.shape}; delete it")
+        self._refuse_damaged(self._damaged())
         return images
 
     def _write(self) -> None:
@@ -172,25 +186,27 @@ class Pack:
             temporary.unlink(missing_ok=True)
 
     def _write_pixels(self, file: BinaryIO) -> None:
-        unusable = []
+        damaged: dict[int, str] = {}
+        black = np.zeros(self.shape[1:], np.uint8)
         with held_back() as signals, closing(self._decode()) as results:
-            for result in tqdm(results, "packing images", len(self.index.files), unit="image"):
+            for row, result in enumerate(tqdm(results, "packing images", len(self.index.files), unit="image")):
                 if signals.received:
                     break
                 if isinstance(result, DataError):
-                    unusable.append(str(result))
-                elif not unusable:
-                    file.write(result.data)
-        if unusable:
-            raise DataError(self._complaint(unusable))
+                    damaged[row] = str(result).removeprefix(f"{self.index.folder}/")
+                file.write(black.data if isinstance(result, DataError) else result.data)
+        self._refuse_damaged(damaged)
         self._report.unlink(missing_ok=True)
+        self._damaged_list.unlink(missing_ok=True)
+        if damaged:
+            self._damaged_list.write_text(json.dumps(damaged, indent=2) + "\n")
 
     def _decode(self) -> Generator[NDArray[np.uint8] | DataError, None, None]:
         """Every image in order, or what is wrong with it."""
 
         def decode(row: int) -> NDArray[np.uint8] | DataError:
             try:
-                return pixels.read(self.index.path(row), self.image_size, self.crop)
+                return pixels.read(self.index.image(row), self.image_size, self.crop)
             except DataError as error:
                 return error
 
@@ -206,16 +222,36 @@ class Pack:
     def _report(self) -> Path:
         return self.path.with_name("unusable-images.txt")
 
-    def _complaint(self, unusable: list[str]) -> str:
-        mend = f"replace it, or {self.index.removal}"
-        if len(unusable) == 1:
-            return f"{unusable[0]}; {mend}"
-        lines = unusable[:REPORTED]
-        if len(unusable) > REPORTED:
-            self._report.write_text("".join(f"{line}\n" for line in unusable))
-            lines = [*lines, f"... and {len(unusable) - REPORTED} more, all in {self._report}"]
+    @property
+    def _damaged_list(self) -> Path:
+        return self.path.with_suffix(".damaged.json")
+
+    def _damaged(self) -> dict[int, str]:
+        """The rows of the packed images that are damaged, and what is wrong with them."""
+        try:
+            listed: dict[str, str] = json.loads(self._damaged_list.read_text())
+        except FileNotFoundError:
+            return {}
+        return {int(row): said for row, said in listed.items()}
+
+    def _refuse_damaged(self, damaged: dict[int, str]) -> None:
+        """Raises DataError if more images are damaged than may be left out: names them."""
+        allowed = len(self.index.left_out) + len(damaged)
+        if not damaged or allowed <= self.index.skip_damaged:
+            return
+        said = [f"{self.index.folder}/{sentence}" for sentence in damaged.values()]
+        mend, skip = f"replace it, or {self.index.removal}", f"with --skip-damaged {allowed}"
+        if len(said) == 1:
+            raise DataError(f"{said[0]}; {mend}, or leave it out {skip}")
+        lines = said[:REPORTED]
+        if len(said) > REPORTED:
+            self._report.write_text("".join(f"{line}\n" for line in said))
+            lines = [*lines, f"... and {len(said) - REPORTED} more, all in {self._report}"]
         listed = "".join(f"\n  {line}" for line in lines)
-        return f"{len(unusable)} of {len(self.index.files)} images cannot be used; for each, {mend}:{listed}"
+        raise DataError(
+            f"{len(said)} of {len(self.index.files)} images cannot be used; for each, {mend}; or leave them out {skip}:"
+            f"{listed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -269,16 +305,22 @@ def _fingerprint(index: Index, pixels_digest: str) -> str:
     return digest.hexdigest()
 
 
-def _stamp(index: Index, image_size: int, crop: int) -> str:
-    """Changes with the preparation, the list of images, and the size or time of any image or list."""
+def _stamps(index: Index, image_size: int, crop: int) -> tuple[str, str]:
+    """Hex digests of what the pixels are made from, and of what the whole data set is.
+
+    The former changes with the preparation, the list of images, and the size or time of any image; the latter also with
+    the lists that labels and splits come from.
+    """
     digest = hashlib.sha256(f"{PACK_VERSION} {image_size} {crop}\n".encode())
-    folder = os.fspath(index.folder)
-    for name in index.files:
+    for row, name in enumerate(index.files):
         try:
-            stat = os.stat(f"{folder}/{name}")
+            stat = os.stat(index.location(row))
         except OSError as error:
-            raise DataError(f"{folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
+            raise DataError(f"{index.folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
         digest.update(b"%s %d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
+    pixels_stamp = digest.hexdigest()
     for path in index.lists:
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    if index.grouped:
+        digest.update(index.splits.tobytes())
+    return pixels_stamp, digest.hexdigest()

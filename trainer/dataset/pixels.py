@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.functional import center_crop, resize
 
+from trainer.dataset.index import ImageFile
 from trainer.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -16,7 +15,7 @@ MAX_ASPECT = 16
 """Longer side over shorter one, without a crop: 1 x 10,000 pixels must not become 64 x 640,000."""
 
 
-def read(path: Path, image_size: int, crop: int) -> NDArray[np.uint8]:
+def read(path: ImageFile, image_size: int, crop: int) -> NDArray[np.uint8]:
     """Decodes an image file and prepares it as in the seed document: CenterCrop(crop), Resize(image_size), bilinear.
 
     Before that, the image is turned upright as its EXIF orientation says, and becomes RGB: transparent parts show a
@@ -37,7 +36,7 @@ def read(path: Path, image_size: int, crop: int) -> NDArray[np.uint8]:
             file, what is wrong with it and, where it is not replacing the file, the mend.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             check_size(path, image.size, crop)
             ImageOps.exif_transpose(image, in_place=True)
             rgb = to_rgb(image)
@@ -53,7 +52,7 @@ def read(path: Path, image_size: int, crop: int) -> NDArray[np.uint8]:
     return np.asarray(center_crop(resize(cropped, [image_size]), [image_size]), np.uint8)
 
 
-def check_size(path: Path, size: tuple[int, int], crop: int) -> None:
+def check_size(path: ImageFile, size: tuple[int, int], crop: int) -> None:
     """Refuses an image that cannot be prepared, by its width and height.
 
     Raises:
@@ -90,7 +89,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _not_an_image(path: Path) -> str:
+def _not_an_image(path: ImageFile) -> str:
     with path.open("rb") as file:
         start = file.read(8)
     return f"is not an image (it starts with {start!r})" if start else "is empty (0 bytes)"
