@@ -22,6 +22,11 @@ project has a row, too, if `trainer.evaluate.evaluate_autoencoder` has written i
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
 import re
 import shlex
@@ -37,9 +42,9 @@ import tyro
 from filelock import FileLock
 
 from trainer import dataset
+from trainer.checkpoint import EVALUATION
 from trainer.classifier import classifier_of
 from trainer.errors import ConfigError, TrainerError
-from trainer.evaluate import EVALUATION
 from trainer.placement import Placement
 from trainer.presets import PRESETS
 

@@ -10,6 +10,11 @@ waits. FLOPs are those that the straightforward loop needs an image, counted by 
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
 import math
 import multiprocessing

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
 import resource
 import shlex
@@ -19,11 +24,12 @@ from engine.bundle import MANIFEST, sha256_of
 from quickstart import report
 from quickstart.client import Job, read_order
 from trainer import checkpoint, dataset
+from trainer.checkpoint import EVALUATION
 from trainer.classifier import classifier_of
 from trainer.config import TrainConfig
 from trainer.dataset.index import ImageFile
 from trainer.errors import DataError, RunError, TrainerError
-from trainer.evaluate import EVALUATION, REPORT, digests, made_with
+from trainer.evaluate import REPORT, digests, made_with
 from trainer.faces import FACES_VERSION
 from trainer.measures.edit_sitting import rows_to_edit
 from trainer.measures.editing import JUDGED_ATTRIBUTES

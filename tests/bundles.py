@@ -34,6 +34,7 @@ def write_tiny_bundle(folder: Path, crop: int | None = 12) -> Path:
         latent_dim=LATENT_DIM,
         preprocessing=Preprocessing(crop),
         attributes=ATTRIBUTES,
+        kinds=tiny_directions().kinds,
         backend="onnxruntime",
         precision="fp32",
         engine=Engine(),

@@ -19,8 +19,14 @@ VGG19_TAPS = (
 """The ReLU outputs of VGG19 in order of depth: what `taps` may name."""
 
 
-HARMLESS = ("preset", "device", "compile", "log_every", "save_minutes", "vgg_weights", "labels", "skip_damaged")
-"""Fields that do not decide what a run computes; of weights and labels the content does, not the name of the file."""
+Kind = Literal["mean", "adjusted", "svm"]
+"""Kinds of attribute directions, which `trainer.directions` describes."""
+
+HARMLESS = (
+    "preset", "device", "compile", "log_every", "save_minutes", "vgg_weights", "labels", "skip_damaged", "directions",
+)  # fmt: skip
+"""Fields that do not decide what weights a run comes to; of VGG19's weights and the labels the content does, not the
+name of the file."""
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
@@ -140,9 +146,10 @@ class TrainConfig:
     vgg_weights: Path | None = None
     """File with VGG19 weights (a torchvision-layout state_dict); default: torchvision's ImageNet weights."""
 
-    directions: Literal["mean", "adjusted", "svm"] = "mean"
+    directions: Kind = "mean"
     """Kind of attribute directions. mean: mean differences (seed, paper); adjusted: with the other attributes held
-    equal, which edits with fewer side effects; svm: normals of linear SVMs. All have the length of the first."""
+    equal, which edits with fewer side effects; svm: normals of linear SVMs. All are as long as the mean difference.
+    `python -m trainer directions` changes them later."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training; auto: bf16 where the device has units for it. Weights stay in FP32."""

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import checkpoint
+from trainer.card import write_card
+from trainer.checkpoint import EVALUATION
 from trainer.classifier import CLASSIFIER, Classifier, classifier_of
+from trainer.config import Kind
 from trainer.dataset import SPLITS, FaceData
-from trainer.directions import Kind
 from trainer.errors import ConfigError, RunError
 from trainer.measures import (
     album,
@@ -44,7 +46,7 @@ from trainer.placement import Placement
 
 logger = logging.getLogger(__name__)
 
-EVALUATION, REPORT, FIGURES = "metrics.json", "report.html", "figures"
+REPORT, FIGURES = "report.html", "figures"
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,10 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
     occasion.check()
     place = Placement.of()
     instruments = Instruments.of(options, config.vgg_weights, place)
-    return _judge(occasion, lambda: Subject.of(run, data, place), instruments, digests(run))
+    metrics = _judge(occasion, lambda: Subject.of(run, data, place), instruments, digests(run))
+    if occasion.out == run:
+        write_card(run)
+    return metrics
 
 
 def evaluate_autoencoder(
@@ -298,7 +303,7 @@ def about(occasion: Occasion, files: dict[str, str], subject: Subject, seconds: 
 
 def digests(run: Path) -> dict[str, str]:
     """SHA-256 of the files of a run that its evaluation depends on, by name."""
-    files = [run / name for name in (checkpoint.MODEL, checkpoint.DIRECTIONS)]
+    files = [run / name for name in (checkpoint.MODEL, checkpoint.DIRECTIONS, checkpoint.PRIOR)]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.latents import Directions
+from engine.sampling import Gaussian
 from trainer.classifier import Classifier, Network
 from trainer.config import ModelConfig
 from trainer.dataset import FaceData, Index
@@ -87,7 +88,8 @@ def subject(tmp_path: Path) -> Subject:
     mu = {split: model.encoder(CPU.images(images[of])).mu.numpy() for split, of in rows.items()}
     vectors = mean_differences(mu["train"], index.labels[rows["train"]]).astype(np.float32)
     positives = tuple(index.labels[rows["train"]].sum(0).tolist())
-    directions = Directions(NAMES, vectors, positives, tuple(300 - count for count in positives), "train")
+    negatives = tuple(300 - count for count in positives)
+    directions = Directions(NAMES, vectors, positives, negatives, "train", kinds=("mean",) * 3)
     log_var = np.full_like(mu["test"], -6.0)
     return Subject(
         Autoencoder.of(model.eval(), CPU),
@@ -99,6 +101,7 @@ def subject(tmp_path: Path) -> Subject:
         log_var,
         mu["train"],
         directions,
+        Gaussian.standard(3),
     )
 
 
@@ -198,7 +201,18 @@ def test_every_kind_of_direction_is_compared(subject: Subject) -> None:
     assert own["Smiling"]["adding"] == {"mean": found["attributes"]["Smiling"]["adding"]["mean"]}
     adding = found["attributes"]["Eyeglasses"]["adding"]
     assert adding["adjusted"]["points"][1]["kept"] > adding["mean"]["points"][1]["kept"]  # green without red
-    other = replace(subject, directions=replace(subject.directions, vectors=-subject.directions.vectors))
+    # The file says the kind; what is measured under its name are the stored directions themselves.
+    turned = replace(subject.directions, vectors=-subject.directions.vectors, kinds=("svm",) * 3)
+    other = replace(subject, directions=turned)
+    found = editing.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
+    assert found["served"] == "svm"
+    assert found["attributes"]["Smiling"]["adding"]["svm"]["points"][-1]["flipped"] == 0.0
+
+
+@pytest.mark.parametrize("kinds", [(), ("mean", "svm", "mean")])
+def test_directions_of_no_one_kind_are_compared_beside_all_kinds(subject: Subject, kinds: tuple[str, ...]) -> None:
+    turned = replace(subject.directions, vectors=-subject.directions.vectors, kinds=kinds)
+    other = replace(subject, directions=turned)
     found = editing.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
     assert found["served"] is None
     assert found["attributes"]["Smiling"]["adding"]["served"]["points"][-1]["flipped"] == 0.0
@@ -272,7 +286,9 @@ class Contrast(nn.Module):
 
 
 def test_without_attributes_or_directions_the_reason_is_given(subject: Subject) -> None:
-    none = replace(subject.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=())
+    none = replace(
+        subject.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=(), kinds=()
+    )
     with pytest.raises(SkippedError, match="needs directions"):
         editing.measure(replace(subject, directions=none), seer(), Options(), instruments())
     index = replace(subject.data.index, attributes=(), labels=np.zeros((600, 0), bool))

@@ -100,7 +100,7 @@ def test_bad_files_are_refused_before_any_work(run: Path, data: FaceData, tmp_pa
             evaluate(run, data, options)
     assert not (run / "metrics.json").exists()
     (run / "directions.safetensors").unlink()
-    with pytest.raises(RunError, match=r"directions.safetensors does not exist; finish the run"):
+    with pytest.raises(RunError, match=r"directions.safetensors does not exist; make it anew with `python"):
         evaluate(run, data, Options(skip=("vgg", "lpips", "fid")))
 
 

@@ -79,8 +79,8 @@ def _samples(subject: Subject, folder: Path, seed: int) -> list[Plate]:
         ),
         (
             "samples_fitted.png",
-            "Generated images, decoded from a Gaussian fitted to mu",
-            generation.fitted_latents(subject.train_mu, NUM_SAMPLES, seed),
+            "Generated images, decoded from the Gaussian that fits the encodings",
+            subject.prior.draw(NUM_SAMPLES, seed),
             "The same decoder on latents spread as the training images' are: where these are much better than those "
             "from N(0, I), the prior is at fault, not the decoder.",
         ),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from engine.latents import edit
 from trainer import charts, figures
 from trainer.charts import readable
 from trainer.measures.edit_sitting import SIDES
@@ -50,8 +49,8 @@ def draw(subject: Subject, measured: dict[str, Any], unsure: list[str], folder: 
 
 def _edited(subject: Subject, rows: list[int], name: str, strengths: list[float]) -> list[Images]:
     """One strip a test face: (strengths, S, S, 3)."""
-    vector = subject.directions[name]
-    columns = [subject.decode(edit(subject.mu[rows], [(vector, strength)])) for strength in strengths]
+    moves = [subject.directions.move([(name, strength)]) for strength in strengths]
+    columns = [subject.decode(subject.mu[rows] + move.step) for move in moves]
     return list(np.stack(columns, axis=1))
 
 
@@ -78,7 +77,7 @@ def _walks(subject: Subject, folder: Path) -> Plate:
     known = subject.directions.names
     names = [name for name in WALKED if name in known] or list(known[: len(WALKED)])
     rows = [_edited(subject, [0], name, WALK_STRENGTHS.tolist())[0] for name in names]
-    title = f"From {WALK_STRENGTHS[0]:g} to {WALK_STRENGTHS[-1]:+g} times each attribute's direction"
+    title = "Walks along attribute vectors: strength in lengths of the mean difference"
     across = [f"{strength:+.1f}" if strength else "unedited" for strength in WALK_STRENGTHS]
     down = [readable(name) for name in names]
     figures.save_grid(folder / "edit_walks.png", title, rows, down=down, across=across)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from trainer.measures.edit_quality import Change, EditQuality
 from trainer.measures.edit_sitting import SIDES, Sitting
 from trainer.measures.prediction import mean_of
-from trainer.measures.subject import Floats, Subject
+from trainer.measures.subject import Subject
 
 MATRIX_FACES, SELECTION_FACES = 100, 40
 """Faces an edit at most, in the matrix and in choosing what its `keep` names."""
@@ -49,7 +49,7 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
         attributes: `target` and `others` (absolute changes in the matrix), `flipped`, `kept`, `kept_balanced`,
         `dependency`.
     """
-    names, directions = test.names, test.subject.directions
+    names = test.names
     sigma, val_sigma = (sitting.before.std(0, dtype=np.float64) for sitting in (test, val))
     related = _related(test.subject, names)
     results: dict[str, list[Result]] = {"plain": [], "keep": []}
@@ -59,9 +59,8 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
         by_size = [test.judge.attributes[column] for column in np.argsort(-np.abs(chosen.mean))]
         kept = [other for other in by_size if other in names and other not in related[name]][:NUM_KEPT]
         kept_directions[name] = kept
-        keep = np.array([directions[other] for other in kept], np.float32).reshape(len(kept), directions.latent_dim)
-        for mode, vectors in (("plain", None), ("keep", keep)):
-            results[mode].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES, keep=vectors))
+        for mode, names_kept in (("plain", []), ("keep", kept)):
+            results[mode].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES, keep=names_kept))
     columns = [test.judge.attributes.index(name) for name in names]
     return {
         "edited": names,
@@ -90,14 +89,14 @@ def _edit_both_ways(
     sigma: NDArray[np.float64],
     *,
     limit: int,
-    keep: Floats | None = None,
+    keep: Sequence[str] = (),
 ) -> Result:
     """Adds an attribute to faces that lack it and removes it from those that have it, where there are such faces."""
     changes, qualities = [], []
     for signed in (strength, -strength):
         faces = sitting.lacking(name, signed, limit)
         if len(faces):
-            after = sitting.after(faces, sitting.subject.directions[name], signed, keep)
+            after = sitting.after(faces, name, signed, keep)
             changes.append(Change.of(sitting.before[faces], after, sigma, signed))
             qualities.append(sitting.quality(faces, name, signed, after))
     return Change.average(changes), qualities

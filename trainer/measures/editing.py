@@ -90,7 +90,7 @@ def _edits(test: Sitting, strength: float) -> list[EditQuality]:
     for name in judged(test):
         for signed in (strength, -strength):
             faces = test.lacking(name, signed, MAX_EDITED)
-            after = test.after(faces, test.subject.directions[name], signed)
+            after = test.after(faces, name, signed)
             found.append(test.quality(faces, name, signed, after))
     return found
 
@@ -104,19 +104,21 @@ def curves(test: Sitting, val: Sitting, compare: bool = True) -> dict[str, Any]:
     on test faces, where a little more or less may stay.
 
     Returns:
-        `served`: the kind that the run's own directions are of; where they are of none, None, and they are measured as
-        the kind "served". `kept_share`. `attributes`: by attribute, side (`adding`, `removing`) and kind, `points` (an
-        `EditQuality` each, of test faces), `best`, the `EditQuality` of test faces at the best strength, and `chosen`,
-        that of val faces there; both None where a split has no faces to judge.
+        `served`: the kind of the run's own directions, as their file says; None where it does not say or they are of
+        several, and then they are measured as the kind "served". `kept_share`. `attributes`: by attribute, side
+        (`adding`, `removing`) and kind, `points` (an `EditQuality` each, of test faces), `best`, the `EditQuality` of
+        test faces at the best strength, and `chosen`, that of val faces there; both None where a split has no faces to
+        judge.
     """
     names = judged(test)
     if not names:
         return {"served": None, "kept_share": KEPT_SHARE, "attributes": {}}
     kinds = _kinds(test.subject, test.names, names)
-    own = {name: test.subject.directions[name] for name in names}
-    served = next((kind for kind, vectors in kinds.items() if _same(vectors, own)), None)
-    if served is None:
-        kinds["served"] = own
+    directions = test.subject.directions
+    own = {name: directions[name] for name in names}
+    stored = {kind for name, kind in zip(directions.names, directions.kinds, strict=True) if name in names}
+    served = stored.pop() if len(stored) == 1 and stored <= set(kinds) else None
+    kinds[served or "served"] = own
     found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
     compared = list(kinds) if compare else [served or "served"]
     work = [(name, side, kind) for name in names for side in SIDES for kind in compared]
@@ -148,10 +150,6 @@ def _kinds(subject: Subject, names: Sequence[str], wanted: Sequence[str]) -> dic
     return {kind: dict(zip(wanted, vectors.astype(np.float32), strict=True)) for kind, vectors in found.items()}
 
 
-def _same(some: dict[str, Floats], others: dict[str, Floats]) -> bool:
-    return all(np.allclose(vector, others[name], rtol=1e-2, atol=1e-3) for name, vector in some.items())
-
-
 def distances(test: Sitting, strength: float, instrument: Instrument[Any], compare: Compare) -> dict[str, Any]:
     """How different a network finds faces before and after edits of `JUDGED_ATTRIBUTES`.
 
@@ -175,8 +173,7 @@ def distances(test: Sitting, strength: float, instrument: Instrument[Any], compa
         for side, sign in SIDES.items():
             faces = test.lacking(name, sign, DISTANCE_FACES)
             if len(faces):
-                vector = subject.directions[name]
-                before, after = (test.draw(faces, vector, size) for size in (0.0, sign * strength))
+                before, after = (test.draw(faces, name, size) for size in (0.0, sign * strength))
                 edits[f"{side} {name}"] = compare(instrument, before, after, subject)
     some = subject.decode(test.mu[:DISTANCE_FACES], fast=True)
     return {

@@ -111,7 +111,7 @@ def _reconstruction(part: dict[str, Any]) -> list[Headline]:
 def _generation(part: dict[str, Any]) -> list[Headline]:
     found = []
     value = (
-        "{distance[prior]:.3g} from N(0, I), {distance[fitted]:.3g} from a fitted Gaussian; reconstructions "
+        "{distance[prior]:.3g} from N(0, I), {distance[fitted]:.3g} from the fitted Gaussian; reconstructions "
         "{distance[reconstructions]:.3g}, training images {distance[train]:.3g}"
     )
     for name, key in (("FID", "fid"), ("Fréchet distance on VGG19", "frechet_vgg19")):

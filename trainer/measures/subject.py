@@ -15,15 +15,18 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engine.errors import DirectionsError
+from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
+from engine.sampling import Gaussian
 from trainer import checkpoint
-from trainer.checkpoint import DIRECTIONS
+from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
+from trainer.config import Kind
 from trainer.dataset import FaceData
-from trainer.directions import Kind, directions_of, save_directions
+from trainer.directions import directions_of, save_directions
 from trainer.errors import RunError
 from trainer.model import VAE
 from trainer.placement import Placement
+from trainer.prior import fit_prior
 
 Images = NDArray[np.uint8]
 """(N, S, S, 3) uint8 RGB."""
@@ -87,6 +90,7 @@ class Subject:
         log_var: (N, D) their log variances; None where the encoder gives points.
         train_mu: (M, D) posterior means of the train split.
         directions: one row an attribute; none at all for data without attributes.
+        prior: the Gaussian that new faces are drawn from; a run's is the one that the server will draw from.
     """
 
     autoencoder: Autoencoder
@@ -98,6 +102,7 @@ class Subject:
     log_var: Floats | None
     train_mu: Floats
     directions: Directions
+    prior: Gaussian
 
     @classmethod
     def of(cls, run: Path, data: FaceData, place: Placement | None = None) -> Subject:
@@ -109,35 +114,46 @@ class Subject:
             place: where to compute; default: the GPU if there is one.
 
         Raises:
-            RunError: the run has no weights or no directions.
+            RunError: the run has no weights, or no directions or prior of them.
         """
         place = place or Placement.of()
         autoencoder = Autoencoder.of(place.module(checkpoint.load_model(run)), place)
+        anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
         try:
-            directions = Directions.load(run / DIRECTIONS)
-        except DirectionsError as error:
-            raise RunError(f"{error}; finish the run with `python -m trainer train ... --resume`") from error
-        return cls(autoencoder, data, place, *_encoded(autoencoder, data), directions)
+            directions, prior = Directions.load(run / DIRECTIONS), Gaussian.load(run / PRIOR)
+        except (BundleError, DirectionsError) as error:
+            raise RunError(f"{error}; {anew}") from error
+        for name in (DIRECTIONS, PRIOR):
+            if not belongs(run / name, sha256_of(run / MODEL)):
+                raise RunError(f"{run / name} is of other weights than {run / MODEL}; {anew}")
+        rows, train_rows = data.rows("test"), data.rows("train")
+        mu, log_var = _encode(autoencoder, data, rows)
+        train_mu, _ = _encode(autoencoder, data, train_rows)
+        return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
 
     @classmethod
     def of_autoencoder(
         cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement | None = None
     ) -> Subject:
-        """Encodes both splits, and computes the directions of a network that has none; they are kept in `folder`.
+        """Encodes both splits, and computes what a run has in its folder: directions and prior.
 
         Args:
             autoencoder: the network.
             data: the data set, of the network's image size.
-            folder: exists; the directions go there.
+            folder: exists; the directions are kept there.
             kind: of directions, see `trainer.directions`.
             place: where the measuring networks compute; default: the GPU if there is one.
         """
-        encoded = _encoded(autoencoder, data)
-        train_rows, train_mu = encoded[1], encoded[4]
+        rows, train_rows = data.rows("test"), data.rows("train")
+        mu, log_var = _encode(autoencoder, data, rows)
+        train_mu, train_log_var = _encode(autoencoder, data, train_rows)
+        point = np.full_like(train_mu, -np.inf)  # of no width
+        prior = Gaussian(*fit_prior(train_mu, point if train_log_var is None else train_log_var))
         found = directions_of(train_mu, data.index.labels[train_rows], data.index.attributes, kind)
         path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
-        checkpoint.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train", kind))
-        return cls(autoencoder, data, place or Placement.of(), *encoded, Directions.load(path))
+        checkpoint.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
+        directions, place = Directions.load(path), place or Placement.of()
+        return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
 
     @cached_property
     def images(self) -> Images:
@@ -195,16 +211,6 @@ class Subject:
         for start in tqdm(range(0, len(latents), BATCH_IMAGES), "decoding", unit="batch", delay=3, leave=False):
             images[start : start + BATCH_IMAGES] = decode(latents[start : start + BATCH_IMAGES])
         return images
-
-
-Encoded = tuple[NDArray[np.int64], NDArray[np.int64], Floats, Floats | None, Floats]
-
-
-def _encoded(autoencoder: Autoencoder, data: FaceData) -> Encoded:
-    """`rows`, `train_rows`, `mu`, `log_var` and `train_mu` of a `Subject`."""
-    rows, train_rows = data.rows("test"), data.rows("train")
-    mu, log_var = _encode(autoencoder, data, rows)
-    return rows, train_rows, mu, log_var, _encode(autoencoder, data, train_rows)[0]
 
 
 def _encode(autoencoder: Autoencoder, data: FaceData, rows: NDArray[np.int64]) -> tuple[Floats, Floats | None]:
