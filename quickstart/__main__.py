@@ -60,7 +60,7 @@ class Quickstart:
     seed: int = 0
     """Seed of the faces and of the training."""
     strength: float = 1.5
-    """Strength of the edits that are judged, in multiples of the attribute direction."""
+    """Strength of the edits that are judged, in lengths of the mean difference."""
 
     def training(self, num_images: int = PRESET_IMAGES) -> TrainConfig:
         """The preset with this command's own choices, for a train split of `num_images`."""

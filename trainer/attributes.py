@@ -19,6 +19,7 @@ from trainer import checkpoint, dataset, derived
 from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
 from trainer.config import Kind, TrainConfig
 from trainer.dataset import FaceData
+from trainer.dataset.folder import SUFFIXES, find
 from trainer.dataset.labels import relabel
 from trainer.derived import Changes
 from trainer.directions import MIN_IMAGES, Direction, directions_of, load_directions
@@ -174,7 +175,13 @@ def _tell(found: Sequence[Direction]) -> None:
 
 def _images(folder: Path, flag: str, config: TrainConfig) -> NDArray[np.uint8]:
     """All images of a folder, as the run sees them."""
-    count = len(dataset.read_index(folder).files)
-    if count < MIN_IMAGES:
-        raise DataError(f"--{flag} {folder}: holds {count} images; a direction needs {MIN_IMAGES} on either side")
-    return dataset.load(folder, config.model.image_size, config.crop, skip_damaged=config.skip_damaged).images
+
+    def require_enough(count: int) -> None:
+        if count < MIN_IMAGES:
+            raise DataError(f"--{flag} {folder}: holds {count} images; a direction needs {MIN_IMAGES} on either side")
+
+    if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
+        require_enough(len(files))
+    data = dataset.load(folder, config.model.image_size, config.crop, skip_damaged=config.skip_damaged)
+    require_enough(len(data.images))
+    return data.images

@@ -18,7 +18,7 @@ class Options:
     """How a run is judged."""
 
     strength: float = 1.5
-    """Strength of the judged edits, in multiples of the attribute direction."""
+    """Strength of the judged edits, in lengths of the mean difference."""
     out: Path | None = None
     """Folder for metrics.json, figures/ and report.html; default: the run folder."""
     force: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -174,7 +174,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         ("--with", "A", "--without", "B", "--name", "x", "--kind", "adjusted"),
         "--kind adjusted: holds other attributes equal, and folders say nothing of them",
     ),
-    "few images": (("--with", "A", "--without", "B", "--name", "x"), "A"),
+    "few images": (
+        ("--with", "A", "--without", "B", "--name", "x"),
+        "with: holds 5 images; a direction needs 20 on either side",
+    ),
     "few labels": (("--data", "DATA", "--labels", "FEW"), "no attribute has 20 images of the train split with it"),
     "no labels": (("--data", "DATA", "--labels", "NONE"), "does not exist"),
     "unknown": (("--drop", "Grin"), "has no such directions; it has Bald"),

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from trainer import dataset
+from trainer.checkpoint import EVALUATION
 from trainer.classifier import CLASSIFIER, Classifier, Network
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
 from trainer.errors import ConfigError, RunError
-from trainer.evaluate import EVALUATION, evaluate, evaluate_autoencoder, write_metrics
+from trainer.evaluate import evaluate, evaluate_autoencoder, write_metrics
 from trainer.loop import train
 from trainer.measures import generation, networks
 from trainer.measures.instruments import Instruments
@@ -235,6 +236,7 @@ def test_options_out_of_range_name_the_flag() -> None:
 
 def test_a_subject_is_encoded_once_and_decodes_what_it_encoded(trained: Path, data: FaceData) -> None:
     subject = Subject.of(trained, data, CPU)
+    assert subject.log_var is not None
     assert subject.mu.shape == subject.log_var.shape == (20, 16)
     assert subject.train_mu.shape == (160, 16)
     assert subject.val_mu.shape == (20, 16)

@@ -67,8 +67,8 @@ def test_eyes_lie_where_the_network_was_trained_to_have_them(layout: Layout, tmp
     """CelebA's eyes, in the middle 148 of 178x218 pixels, against dlib's chips and ArcFace's template."""
     found, _ = recogniser(network(tmp_path / "net.onnx", layout.side))
     image = np.zeros((1, 148, 148, 3), np.uint8)
-    for x, y in ((70, 112), (108, 112)):
-        image[0, y - 35 - 1 : y - 35 + 2, x - 15 - 1 : x - 15 + 2] = 255
+    for column, row in ((70, 112), (108, 112)):
+        image[0, row - 35 - 1 : row - 35 + 2, column - 15 - 1 : column - 15 + 2] = 255
     chip = found._chips(image)[0, 0]
     expected = {150: ((47.7, 47.1), (100.3, 47.1)), 112: ((38.3, 51.7), (73.5, 51.5))}[chip.shape[0]]
     for half, (x, y) in zip((slice(0, chip.shape[1] // 2), slice(chip.shape[1] // 2, None)), expected, strict=True):

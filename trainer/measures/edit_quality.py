@@ -25,7 +25,7 @@ class EditQuality:
 
     Attributes:
         attribute: the edited attribute.
-        strength: multiples of its direction; negative removes it.
+        strength: in lengths of the mean difference; negative removes it.
         faces: held-out faces judged: those whose label and whose unedited reconstruction are on the other side.
         flipped: share of them that the classifier sees on the wanted side after the edit; None without faces.
         kept: share of its predictions of all other attributes that stay as they were before the edit; None without.
