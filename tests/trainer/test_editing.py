@@ -151,6 +151,8 @@ def test_the_best_flip_is_found_between_two_strengths() -> None:
     assert best_strength(curve, 0.5) == -3.0
     assert best_strength(curve[1:], 0.94) == pytest.approx(-1.0)  # from no edit at all to the first strength
     assert best_strength([EditQuality("a", 1.0, 0, None, None)], 0.9) is None
+    useless = [EditQuality("a", strength, 10, 0.0, kept) for strength, kept in ((-1.0, 0.95), (-2.0, 0.8))]
+    assert best_strength(useless, 0.9) == -1.0  # of the side that was asked for, not 0, which is of none
 
 
 def test_rows_to_edit_are_test_faces_on_the_other_side(data: FaceData) -> None:

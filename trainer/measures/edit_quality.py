@@ -143,13 +143,14 @@ def best_strength(curve: Sequence[EditQuality], kept: float) -> float | None:
         kept: the share that must be kept.
 
     Returns:
-        The strength, with its sign; None where there are no faces to judge.
+        The strength, with its sign, never 0: where none flips a face, one that keeps most. None where there are no
+        faces to judge.
     """
     measured = [(c.strength, c.flipped, c.kept) for c in curve if c.flipped is not None and c.kept is not None]
     if not measured:
         return None
     points = [(0.0, 0.0, 1.0), *measured]  # no edit flips nothing and keeps everything
-    candidates = [point for point in points if point[2] >= kept]
+    candidates = [point for point in measured if point[2] >= kept]
     for (s0, f0, k0), (s1, f1, k1) in pairwise(points):
         if (k0 >= kept) != (k1 >= kept):
             share = (k0 - kept) / (k0 - k1)
