@@ -185,13 +185,15 @@ def evaluate(config: Quickstart, folder: Path, data: dataset.FaceData, run: Path
 
 
 def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
-    """The bundle of the run; its manifest."""
+    """The bundle of the run; its manifest. Built again if it was of other weights, directions or another prior."""
     manifest = bundle / MANIFEST
+    wanted = {name: sha256_of(run / name) for name in (checkpoint.MODEL, checkpoint.DIRECTIONS, checkpoint.PRIOR)}
     try:
-        built_from = json.loads(manifest.read_text())["run"]["model_sha256"]
+        built = json.loads(manifest.read_text())
+        found = {checkpoint.MODEL: built["run"]["model_sha256"], **built["files"]}
     except (OSError, json.JSONDecodeError, KeyError):
-        built_from = None
-    if built_from == sha256_of(run / checkpoint.MODEL):
+        found = {}
+    if wanted.items() <= found.items():
         stages.reuse("export", bundle)
     else:
         force = ["--force"] if bundle.exists() else []

@@ -163,7 +163,7 @@ KINDS: dict[Kind, Callable[[NDArray[np.float32], NDArray[np.bool_]], Vectors]] =
 def directions_of(
     mu: NDArray[np.float32],
     labels: NDArray[np.bool_],
-    attributes: Sequence[str],
+    attributes: tuple[str, ...],
     kind: Kind = "mean",
     wanted: Collection[str] | None = None,
 ) -> list[Direction]:

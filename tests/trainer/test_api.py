@@ -36,7 +36,8 @@ def test_it_computes_what_an_engine_must(vae: VAE, trained: Path, images: np.nda
     assert vae.encode(images).dtype == np.float32
     np.testing.assert_allclose(vae.encode(images), mu, atol=1e-5)
     decoded = vae.decode(mu)
-    assert (decoded.dtype, decoded.shape) == (np.uint8, images.shape)
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == images.shape
     assert np.abs(decoded.astype(int) - truth.decode(mu)).max() <= 1
     assert vae.encode(images[:0]).shape == (0, vae.latent_dim)
 
@@ -69,7 +70,7 @@ def test_images_of_another_form_are_refused(vae: VAE, wrong: np.ndarray) -> None
     with pytest.raises(ValueError, match=r"images must be uint8 \(N, 32, 32, 3\), not .*VAE\.read brings"):
         vae.encode(wrong)
     with pytest.raises(ValueError, match=r"latents must be float32 \(N, 16\), not float64 \(1, 16\)"):
-        vae.decode(np.zeros((1, 16)))
+        vae.decode(np.zeros((1, 16)))  # type: ignore[arg-type]
 
 
 def test_weights_and_configuration_alone_encode_and_decode(trained: Path, images: np.ndarray, tmp_path: Path) -> None:
@@ -77,9 +78,11 @@ def test_weights_and_configuration_alone_encode_and_decode(trained: Path, images
         shutil.copyfile(trained / name, tmp_path / name)
     vae = VAE.from_pretrained(str(tmp_path))
     assert vae.decode(vae.encode(images)).shape == images.shape
-    for ask in (lambda: vae.edit(images, {"Smiling": 1.0}), lambda: vae.sample(1)):
-        with pytest.raises(RunError, match=r"does not exist; make it with `python -m trainer directions \S+ --data D"):
-            ask()
+    missing = r"does not exist; make it with `python -m trainer directions \S+ --data DIR`"
+    with pytest.raises(RunError, match=r"directions\.safetensors " + missing):
+        vae.edit(images, {"Smiling": 1.0})
+    with pytest.raises(RunError, match=r"prior\.safetensors " + missing):
+        vae.sample(1)
 
 
 def test_training_from_python_is_that_of_the_command(

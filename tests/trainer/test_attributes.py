@@ -89,7 +89,8 @@ def test_another_kind_replaces_the_directions_of_the_data_and_leaves_ones_own(
     assert after.names == before.names
     assert dict(zip(after.names, after.kinds, strict=True)) == {**dict.fromkeys(after.names, "svm"), "Grin": "mean"}
     # Another kind points elsewhere, and is as long: strength 1 is the same distance.
-    np.testing.assert_allclose(*(np.linalg.norm(found.vectors, axis=1) for found in (before, after)), rtol=1e-4)
+    lengths, lengths_before = (np.linalg.norm(found.vectors, axis=1) for found in (after, before))
+    np.testing.assert_allclose(lengths, lengths_before, rtol=1e-4)
     assert not np.allclose(before["Smiling"], after["Smiling"], rtol=0.1)
 
 

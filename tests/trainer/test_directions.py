@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from engine.latents import Directions
+from trainer.config import Kind
 from trainer.directions import (
     KINDS,
-    Kind,
     adjusted_differences,
     directions_of,
     load_directions,
