@@ -107,7 +107,7 @@ def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Pla
             "163.5 nats",
             "120 of 128",
             "85.65%",
-            "70.4 from a fitted",
+            "70.4 from the fitted",
             "91.2% flipped",
             "average precision unknown",
         ):
