@@ -29,7 +29,7 @@ from trainer.classifier import classifier_of
 from trainer.config import TrainConfig
 from trainer.dataset.index import ImageFile
 from trainer.errors import DataError, RunError, TrainerError
-from trainer.evaluate import REPORT
+from trainer.evaluate import REPORT, digests, made_with
 from trainer.faces import FACES_VERSION
 from trainer.measures.edit_sitting import rows_to_edit
 from trainer.measures.editing import JUDGED_ATTRIBUTES
@@ -145,7 +145,7 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.
     wanted = config.training(len(packed.rows("train")))
     try:
         found, resolved = checkpoint.load_config(run)
-        same = found == wanted and resolved["data_fingerprint"] == packed.fingerprint
+        same = found == wanted and packed.known_as(resolved["data_fingerprint"])
     except RunError:
         same = False
     if not same:
@@ -167,14 +167,19 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.
     return packed
 
 
-def evaluate(config: Quickstart, data: Path, run: Path, stages: Stages) -> dict[str, Any]:
-    """What the trainer measures of the run."""
-    path, weights = run / EVALUATION, run / checkpoint.MODEL
-    if path.is_file() and path.stat().st_mtime > weights.stat().st_mtime:
+SKIPPED = ("lpips", "fid")
+"""Measures that may download, and take minutes."""
+
+
+def evaluate(config: Quickstart, folder: Path, data: dataset.FaceData, run: Path, stages: Stages) -> dict[str, Any]:
+    """What the trainer measures of the run; measured again if it was of other weights, data or settings."""
+    path, made = run / EVALUATION, made_with(run)
+    same = data.known_as(made.get("data", {}).get("fingerprint")) and made.get("files") == digests(run)
+    if same and (made["strength"], made["skip"]) == (config.strength, list(SKIPPED)):
         stages.reuse("evaluation", path)
     else:
-        options = ("--strength", config.strength, "--skip", "lpips", "fid")  # these may download, and take minutes
-        stages.run("evaluation", "trainer", "evaluate", run, "--data", data, *options)
+        options = ("--strength", config.strength, "--skip", *SKIPPED)
+        stages.run("evaluation", "trainer", "evaluate", run, "--data", folder, *options)
     metrics: dict[str, Any] = json.loads(path.read_text())
     return metrics
 
@@ -258,7 +263,7 @@ def main() -> int:
         run, bundle, order = config.out / "run", config.out / "bundle", config.out / "order.json"
         folder = draw(config, stages)
         data = train(config, folder, run, stages)
-        metrics = evaluate(config, folder, run, stages)
+        metrics = evaluate(config, folder, data, run, stages)
         manifest = export(run, bundle, stages)
         jobs = write_order(config, data, manifest["attributes"], order)
         serve_and_edit(bundle, order, config.out / "edits.npz", stages)

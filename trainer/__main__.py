@@ -77,7 +77,7 @@ class Evaluate:
             skip_damaged=config.skip_damaged,
         )
         print(summary(evaluate(self.run, data, self.options)))
-        print(f"report: {self.run / REPORT}")
+        print(f"report: {(self.options.out or self.run) / REPORT}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,6 +105,9 @@ class TrainConfig:
     align: bool = False
     """Find the face in each picture and bring its eyes and mouth to where CelebA has them (pip install '.[align]').
     Of several faces the largest is taken, which is said."""
+    limit_train: int = 0
+    """Train on this many images of the train split, drawn once and for all: any run with the same number has the same
+    ones, and one with more has these among them. 0 for all of them."""
     flip: bool = True
     """Mirror each training image left to right with probability one half."""
 
@@ -183,6 +186,7 @@ class TrainConfig:
             f"--align: brings faces to CelebA's frame; leave out --crop {self.crop} and --source {width} {height}, "
             "or leave out --align",
         )
+        _require(self.limit_train >= 0, f"--limit-train {self.limit_train}: must be 0 (all) or a number of images")
         _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
         _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)")
         _require(self.lr > 0, f"--lr {self.lr}: must be above 0")

@@ -54,7 +54,7 @@ class Plan:
         place = Placement.of(config.device, config.precision)
         index = dataset.read_index(
             data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
-        )
+        ).limited(config.limit_train)
         _require_apart(out, index)
         _require_batches(config, index)
         _require_labels(config, index)

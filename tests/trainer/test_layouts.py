@@ -269,7 +269,7 @@ def test_a_person_is_in_one_split_only(tmp_path: Path, above: str) -> None:
     assert np.bincount(index.splits).tolist() == [104, 8, 8]
     by_name = dataset.read_index(tmp_path / "set")
     assert by_name.splits.tolist() != index.splits.tolist()
-    fingerprints = [dataset.Pack.of(one, 16, 0).fingerprint for one in (index, by_name)]
+    fingerprints = [dataset.Pack.of(one, 16, 0).stamp for one in (index, by_name)]
     assert fingerprints[0] != fingerprints[1]
 
 
@@ -318,7 +318,7 @@ def test_a_csv_replaces_the_labels_of_celeba_and_keeps_its_splits_and_pixels(tmp
     assert np.array_equal(index.splits, SPLITS)
     before, after = (dataset.Pack.of(one, 16, 0) for one in (dataset.read_index(root), index))
     assert before.path == after.path
-    assert before.fingerprint != after.fingerprint
+    assert before.stamp != after.stamp
 
 
 def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from typing import BinaryIO, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 LEFT_OUT = -1
-"""Split of an image that turned out damaged and is used nowhere."""
+"""In `Index.splits`: an image that is in no split, as it is damaged or more than was asked for."""
 
 REPORTED = 10
 """Images that a message names; the others go to a file."""
@@ -104,3 +104,23 @@ class Index:
         files = tuple(self.files[row] for row in rows)
         chosen = np.asarray(rows, np.int64)
         return dataclasses.replace(self, files=files, labels=self.labels[chosen], splits=self.splits[chosen])
+
+    def limited(self, count: int) -> Index:
+        """The same images with `count` of the train split's, 0 for all; the others are in no split.
+
+        They are drawn at random, but always the same ones: a smaller count takes some of those of a larger one.
+
+        Raises:
+            ConfigError: the train split has fewer.
+        """
+        train = self.rows("train")
+        if count > len(train):
+            raise ConfigError(
+                f"--limit-train {count}: {self.root} has {len(train)} training images; give that many at most, or 0 "
+                "for all of them"
+            )
+        if not count:
+            return self
+        splits = self.splits.copy()
+        splits[np.random.default_rng(0).permutation(train)[count:]] = LEFT_OUT
+        return dataclasses.replace(self, splits=splits)

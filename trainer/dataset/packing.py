@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -46,14 +47,14 @@ class Pack:
         index: the images.
         frame: what they are brought to; its `size` is the side S of the packed images.
         align: whether faces are found and aligned with the frame first.
-        fingerprint: hex digest of what the array is made from; an exact resume asks for the same one.
+        stamp: hex digest of what the array is made from: names, sizes and times of files, which a copy changes.
         path: the file, in NumPy's format.
     """
 
     index: Index
     frame: Frame
     align: bool
-    fingerprint: str
+    stamp: str
     path: Path
 
     @classmethod
@@ -79,12 +80,12 @@ class Pack:
             DataError: an image cannot be looked at.
         """
         frame = Frame.of(image_size, crop, source)
-        pixels_digest, fingerprint = _fingerprints(index, frame, align)
+        pixels_stamp, stamp = _stamps(index, frame, align)
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
             cache = os.environ.get("XDG_CACHE_HOME", "")
             folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
-        return cls(index, frame, align, fingerprint, folder / f"{image_size}px-{pixels_digest[:16]}.npy")
+        return cls(index, frame, align, stamp, folder / f"{image_size}px-{pixels_stamp[:16]}.npy")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -163,7 +164,21 @@ class Pack:
             splits[list(damaged)] = LEFT_OUT
             index = dataclasses.replace(index, splits=splits).leaving_out(tuple(damaged.values()))
             index.require_splits()
-        return FaceData(index, images, self.fingerprint)
+        return FaceData(index, images, _fingerprint(self.index, self._pixels_digest(images)), self.stamp)
+
+    def _pixels_digest(self, images: NDArray[np.uint8]) -> str:
+        """Hex digest of the packed pixels; kept beside them, as it takes a second for each gigabyte or two."""
+        kept = self.path.with_suffix(".sha256")
+        with contextlib.suppress(OSError):
+            return kept.read_text().strip()
+        digest = hashlib.sha256()
+        for start in range(0, len(images), BLOCK):
+            digest.update(images[start : start + BLOCK].tobytes())
+        with contextlib.suppress(OSError):  # where only reading is allowed
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+            temporary.write_text(digest.hexdigest())
+            os.replace(temporary, kept)
+        return digest.hexdigest()
 
     def images(self) -> NDArray[np.uint8]:
         """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
@@ -316,16 +331,23 @@ class FaceData:
     Attributes:
         index: names, labels and splits.
         images: (N, S, S, 3) uint8 RGB, memory-mapped.
-        fingerprint: hex digest of what the array was made from; an exact resume asks for the same one.
+        fingerprint: hex digest of names, labels, splits and pixels, so that a copy has the same one; an exact resume
+            asks for it.
+        stamp: what runs of earlier versions call these data (see `Pack`).
     """
 
     index: Index
     images: NDArray[np.uint8]
     fingerprint: str
+    stamp: str = ""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """The rows of `images` that belong to a split: "train", "val" or "test"."""
         return self.index.rows(split)
+
+    def known_as(self, fingerprint: str | None) -> bool:
+        """Whether a run that was trained on data of this fingerprint was trained on these."""
+        return fingerprint in (self.fingerprint, self.stamp)
 
 
 @contextmanager
@@ -343,8 +365,18 @@ def _one_process(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fingerprints(index: Index, frame: Frame, align: bool) -> tuple[str, str]:
-    """Hex digests of the pixels and of the whole data set.
+def _fingerprint(index: Index, pixels_digest: str) -> str:
+    """Changes with any name, label, split or pixel; what `Index.limited` leaves out still counts as train."""
+    digest = hashlib.sha256(pixels_digest.encode())
+    for names in (index.files, index.attributes):
+        digest.update("\n".join(names).encode(errors="surrogateescape") + b"\n\n")
+    digest.update(np.packbits(index.labels).tobytes())
+    digest.update(np.where(index.splits == LEFT_OUT, 0, index.splits).astype(np.int8).tobytes())
+    return digest.hexdigest()
+
+
+def _stamps(index: Index, frame: Frame, align: bool) -> tuple[str, str]:
+    """Hex digests of what the pixels are made from, and of what the whole data set is.
 
     The former changes with the preparation, the list of images, and the size or time of any image; the latter also with
     the splits and with the lists that they and the labels come from.
@@ -357,8 +389,8 @@ def _fingerprints(index: Index, frame: Frame, align: bool) -> tuple[str, str]:
         except OSError as error:
             raise DataError(f"{index.folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
         digest.update(b"%s %d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
-    pixels_digest = digest.hexdigest()
+    pixels_stamp = digest.hexdigest()
     for path in index.lists:
         digest.update(path.read_bytes())
     digest.update(index.splits.tobytes())
-    return pixels_digest, digest.hexdigest()
+    return pixels_stamp, digest.hexdigest()

@@ -38,11 +38,12 @@ def draw(subject: Subject, measured: dict[str, Any], unsure: list[str], folder: 
         unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
         folder: exists; PNG files are written to it.
     """
+    rescoring = measured["rescoring"]
     return [
         *_strips(subject, list(measured["curves"]["attributes"]), folder),
         _walks(subject, folder),
         *_curves(measured["curves"], folder),
-        *_matrices(measured["rescoring"], measured["strength"], unsure, folder),
+        *([] if "skipped" in rescoring else _matrices(rescoring, measured["strength"], unsure, folder)),
     ]
 
 
@@ -112,7 +113,8 @@ def _curves(measured: dict[str, Any], folder: Path) -> list[Plate]:
         Plate(
             "edit_curves.png",
             "What edits flip, and what they keep",
-            f"Strengths rise from the lower right; up and to the right is better. The line is at {share:.0%} kept.",
+            f"Strengths rise from the lower right; up and to the right is better. The grey line is at {share:.0%} "
+            f"kept; the star is the strength that flips most val faces at {share:.0%} kept, here on test faces.",
         )
     ]
 
@@ -129,6 +131,9 @@ def _curve(axis: Axes, kinds: dict[str, Any], served: str | None, share: float) 
         for point in points[1::2] if is_served else []:  # every other one, so that they do not overlap
             place = (point["kept"], point["flipped"])
             axis.annotate(f"{abs(point['strength']):g}", place, xytext=(4, -9), textcoords="offset points", fontsize=7)
+        best = found["best"]
+        if is_served and best:  # the strength that was chosen on val faces
+            axis.plot([best["kept"]], [best["flipped"]], "*", color=color, ms=11, mec="white")
     axis.set(ylim=(-0.03, 1.05))
     for scale in (axis.xaxis, axis.yaxis):
         scale.set_major_formatter(lambda value, _: f"{value:.0%}")

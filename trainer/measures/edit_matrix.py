@@ -5,7 +5,7 @@ Shapes: E edited attributes, A attributes that the classifier judges, D latent_d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from trainer.measures.edit_quality import Change, EditQuality
 from trainer.measures.edit_sitting import SIDES, Sitting
+from trainer.measures.prediction import mean_of
 from trainer.measures.subject import Subject
 
 MATRIX_FACES, SELECTION_FACES = 100, 40
@@ -45,15 +46,16 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
         `plain` and `keep`: `matrix` (E lists of A numbers: mean change of a logit, towards having what is added, in
         that logit's standard deviations over unedited reconstructions); `attributes`: by name, `adding` and `removing`
         (an `EditQuality` each; None if no face needs it) and `dependency` (`Change.dependency`); and means over the
-        attributes: `target` and `others` (absolute changes in the matrix), `flipped`, `kept`, `dependency`.
+        attributes: `target` and `others` (absolute changes in the matrix), `flipped`, `kept`, `kept_balanced`,
+        `dependency`.
     """
     names = test.names
-    sigma = test.before.std(0, dtype=np.float64)
+    sigma, val_sigma = (sitting.before.std(0, dtype=np.float64) for sitting in (test, val))
     related = _related(test.subject, names)
     results: dict[str, list[Result]] = {"plain": [], "keep": []}
     kept_directions: dict[str, list[str]] = {}
     for name in tqdm(names, "re-scoring", unit="attribute", delay=3, leave=False):
-        chosen, _ = _edit_both_ways(val, name, strength, sigma, limit=SELECTION_FACES)
+        chosen, _ = _edit_both_ways(val, name, strength, val_sigma, limit=SELECTION_FACES)
         by_size = [test.judge.attributes[column] for column in np.argsort(-np.abs(chosen.mean))]
         kept = [other for other in by_size if other in names and other not in related[name]][:NUM_KEPT]
         kept_directions[name] = kept
@@ -115,13 +117,8 @@ def _summary(names: Sequence[str], columns: Sequence[int], results: Sequence[Res
         "others": mean_of(others),
         "flipped": mean_of(found.flipped for _, qualities in results for found in qualities),
         "kept": mean_of(found.kept for _, qualities in results for found in qualities),
+        "kept_balanced": mean_of(found.kept_balanced for _, qualities in results for found in qualities),
         "dependency": mean_of(found["dependency"] for found in attributes.values()),
         "attributes": attributes,
         "matrix": [[round(float(value), 3) for value in change.mean] for change, _ in results],
     }
-
-
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None

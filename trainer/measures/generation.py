@@ -21,6 +21,8 @@ from trainer.measures.subject import Floats, Images, Subject
 from trainer.placement import Placement
 
 BATCH_IMAGES = 32
+MIN_FID_IMAGES = 2048
+"""As many as Inception's features: of fewer images the covariance is singular, and the distance means nothing."""
 
 
 def measure(
@@ -32,15 +34,30 @@ def measure(
         `split`, `seed`, and under `fid` and `frechet_vgg19` what `fid` and `frechet_on_features` give, or why they are
         skipped.
     """
-    found = vgg.network is not None or inception.network is not None
+    found = vgg.network is not None or (inception.network is not None and len(subject.rows) >= MIN_FID_IMAGES)
     sets = image_sets(subject, seed) if found else {}
     real, place = subject.images, subject.place
     return {
         "split": "test",
         "seed": seed,
-        "fid": attempt(lambda: fid(inception.get(), inception.description, real, sets, place)),
+        "fid": attempt(lambda: fid(_of_enough(inception, real), inception.description, real, sets, place)),
         "frechet_vgg19": attempt(lambda: frechet_on_features(vgg.get(), vgg.description, real, sets, place)),
     }
+
+
+def _of_enough(inception: Instrument[FrechetInceptionDistance], real: Images) -> FrechetInceptionDistance:
+    """The network, if there are images enough for its features.
+
+    Raises:
+        SkippedError: there is no network, or there are too few images.
+    """
+    network = inception.get()
+    if len(real) < MIN_FID_IMAGES:
+        raise SkippedError(
+            f"needs {MIN_FID_IMAGES:,} test images, and there are {len(real):,}: of fewer, its covariance is singular; "
+            "judge on a data set with more"
+        )
+    return network
 
 
 def prior_latents(count: int, latent_dim: int, seed: int) -> Floats:
