@@ -36,6 +36,7 @@ def write_tiny_bundle(folder: Path, crop: int | None = 12, source: tuple[int, in
         latent_dim=LATENT_DIM,
         preprocessing=Preprocessing.of(frame),
         attributes=ATTRIBUTES,
+        kinds=tiny_directions().kinds,
         backend="onnxruntime",
         precision="fp32",
         engine=Engine(),

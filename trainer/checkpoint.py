@@ -5,11 +5,15 @@ model.safetensors        the weights, float32
 checkpoint.pt            everything that an exact resume needs
 metrics.jsonl            losses per logged step, validation per epoch
 directions.safetensors   the attribute directions
+prior.safetensors        the Gaussian that new faces are drawn from
+README.md                the model card
+metrics.json             what `evaluate` measured, if it has
 samples.safetensors      held-out images, `images` (N, S, S, 3) uint8: what export's parity gate compares on, anywhere
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -21,7 +25,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from trainer.config import TrainConfig
@@ -30,7 +34,9 @@ from trainer.model import VAE
 
 RUN_FORMAT_VERSION = 1
 CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
-METRICS, SAMPLES, DIRECTIONS = "metrics.jsonl", "samples.safetensors", "directions.safetensors"
+METRICS, SAMPLES = "metrics.jsonl", "samples.safetensors"
+DIRECTIONS, PRIOR = "directions.safetensors", "prior.safetensors"
+EVALUATION, CARD = "metrics.json", "README.md"
 
 
 @contextmanager
@@ -174,3 +180,21 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises many kinds on a torn file
         raise RunError(f"{path} is torn or not a checkpoint ({error}); train again into a new folder") from error
     return state
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def belongs(path: Path, model_sha256: str) -> bool:
+    """Whether a file of directions or the prior is there and of these weights, as far as it says."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("model_sha256") in (None, "", model_sha256)
+    except (OSError, SafetensorError):
+        return False

@@ -31,6 +31,8 @@ AHEAD = 4
 """Batches that are made ready in advance."""
 RESIDENT_SHARE = 0.5
 """Share of the GPU's free memory that the images may take; the rest is for activations."""
+_ORDER, _BATCH, _SAMPLE = range(3)
+"""What random numbers are for: the order of an epoch, the flips and noise of a batch, a sample of images."""
 
 
 class Batch(NamedTuple):
@@ -120,7 +122,7 @@ class Feed:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _order(config.seed, epoch, len(self._rows))
         chosen = order[position * config.batch_size :][: config.batch_size]
-        random = np.random.default_rng([config.seed, 1, step])
+        random = _generator(config.seed, _BATCH, step)
         flips = random.random(len(chosen)) < (0.5 if config.flip else 0.0)
         noise = random.standard_normal((len(chosen), config.model.latent_dim), np.float32)
         ours = self._shard.of(chosen)
@@ -150,6 +152,11 @@ class Feed:
         labels = parcel.labels.to(device, non_blocking=True)
         return Batch(packed.permute(0, 3, 1, 2).float() / 255, noise, labels, parcel.total)
 
+    def sample(self, count: int) -> NDArray[np.int64]:
+        """Rows of `count` training images, or of all if there are fewer; drawn from the seed."""
+        chosen = _generator(self._config.seed, _SAMPLE).permutation(len(self._rows))[:count]
+        return self._rows[np.sort(chosen)]
+
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0, made on the spot."""
         return self._unpack(self._draw(step))
@@ -175,4 +182,9 @@ class Feed:
 
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+    return _generator(seed, _ORDER, epoch).permutation(count)
+
+
+def _generator(seed: int, purpose: int, number: int = 0) -> np.random.Generator:
+    """Random numbers that no other purpose and no other number shares."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, number)))

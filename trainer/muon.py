@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: weights with at least two dimensions.
-        lr: size of a step, as a root mean square share of the weight's singular values.
+        lr: spectral norm of a step, roughly; the steps of a matrix with more rows than columns are longer.
         momentum: decay of the averaged gradient.
         steps: Newton-Schulz iterations.
         dtype: of the Newton-Schulz arithmetic.

@@ -52,7 +52,9 @@ class Plan:
         """
         _require_out(out, resume)
         place = Placement.of(config.device, config.precision)
-        index = dataset.read_index(data)
+        index = dataset.read_index(
+            data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
+        ).limited(config.limit_train)
         _require_apart(out, index)
         _require_batches(config, index)
         _require_labels(config, index)
@@ -65,7 +67,9 @@ class Plan:
 
     def data(self) -> dataset.FaceData:
         """The packed images; packs them if that has not been done."""
-        return dataset.FaceData(self.pack.index, self.pack.images(), self.pack.fingerprint)
+        data = self.pack.data()
+        _require_batches(self.config, data.index)  # damaged images may be left out
+        return data
 
     def write_contact_sheet(self) -> Path:
         """Draws some training images as the network will see them, into a PNG file beside the run folder.
@@ -86,6 +90,7 @@ class Plan:
             "data": str(index.root),
             "layout": index.layout,
             "attributes": len(index.attributes),
+            "left_out": len(index.left_out),
             "images": {split: len(index.rows(split)) for split in SPLITS},
             "packed": str(self.pack.path),
             "packed_bytes_to_write": self.pack.missing_bytes,
@@ -139,7 +144,7 @@ def _require_labels(config: TrainConfig, index: Index) -> None:
     if config.attribute_weight != preset.attribute_weight:
         raise ConfigError(
             f"--attribute-weight {config.attribute_weight}: {index.root} is a {index.layout} and has no attributes to "
-            "learn from; leave it out, or give a data set with labels"
+            "learn from; leave it out, or give a data set with labels or --labels FILE"
         )
     logger.info("%s has no attributes: the attribute term of the preset %s is left out", index.root, config.preset)
 

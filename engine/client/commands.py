@@ -44,7 +44,8 @@ class Edit(Command):
     """Image files, then the file to write (.png, .jpg, .webp), or a folder for files named as the inputs."""
 
     settings: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=STRENGTH")]
-    """Attribute and strength, for example Smiling=1.5; negative takes it away. Repeat for several."""
+    """Attribute and strength in lengths of the mean difference, for example Smiling=1.5; negative takes it away. Repeat
+    for several."""
 
     keep: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
     """Attribute that must stay as it is. Repeat for several."""

@@ -87,7 +87,7 @@ class Client(Connection):
         Args:
             source: Images, or latents float32 [N, D].
             edits: Strengths by attribute name, or pairs of a name or an explicit direction float32 [D] and a
-                strength. Strength 1 is the mean difference between having the attribute and not having it.
+                strength. The unit is the length of the attribute's mean difference, as protos/dfcvae.proto defines it.
             keep: Attributes that must stay as they are: their directions are projected out of the edits.
             options: Model, priority, timeout, request_id.
 

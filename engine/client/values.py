@@ -87,11 +87,16 @@ class StreamEdit:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute that can be edited: its name, and how many training images had it and had it not."""
+    """An attribute that can be edited: its name, how many training images had it and had it not, and its direction.
+
+    The kind of direction is "mean", "adjusted" or "svm", as protos/dfcvae.proto says; "unknown" where the model does
+    not say, empty where the server is older than this field.
+    """
 
     name: str
     positives: int
     negatives: int
+    kind: str
 
 
 @dataclass(frozen=True)

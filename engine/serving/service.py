@@ -160,13 +160,13 @@ class LatentEngine:
         """What is served."""
         model = self._catalog.get(request.model)
         manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
-        counts = zip(directions.names, directions.positives, directions.negatives, strict=True)
+        columns = (directions.names, directions.positives, directions.negatives, directions.kinds)
         return pb.GetModelResponse(
             image_size=manifest.image_size,
             latent_dim=manifest.latent_dim,
             attributes=[
-                pb.Attribute(name=name, positives=positives, negatives=negatives)
-                for name, positives, negatives in counts
+                pb.Attribute(name=name, positives=positives, negatives=negatives, kind=kind)
+                for name, positives, negatives, kind in zip(*columns, strict=True)
             ],
             backend=manifest.backend,
             precision=manifest.precision,

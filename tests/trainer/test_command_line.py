@@ -91,15 +91,6 @@ def test_every_preset_survives_json(preset: str) -> None:
     assert config.preset == preset
 
 
-def test_the_seed_preset_is_the_seed_document() -> None:
-    config = PRESETS["seed"]()
-    assert (config.batch_size, config.lr, config.schedule, config.lr_gamma) == (64, 0.05, "step", 0.1)
-    assert (config.epochs, config.crop, config.flip, config.model.image_size) == (10, 148, True, 64)
-    assert (config.model.latent_dim, config.model.channels) == (128, (32, 64, 128, 256, 512))
-    assert config.taps == ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
-    assert (config.rec_weight, config.kl_weight, config.feature_weight) == (1, 1, 1)
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -8,7 +8,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
-from trainer.feed import Batch, Feed
+from trainer.feed import Batch, Feed, _generator
 from trainer.placement import Placement
 from trainer.shard import Shard
 
@@ -85,3 +85,17 @@ def test_an_error_in_the_thread_is_raised_where_the_batches_are_used(small: Trai
     with pytest.raises(IndexError), closing(Feed(small, torn, CPU).stream(0, 15)) as stream:
         list(stream)
     assert feeders() == 0
+
+
+def test_no_two_purposes_share_their_random_numbers() -> None:
+    drawn = {_generator(0, purpose, number).bytes(8) for purpose in range(3) for number in range(3)}
+    assert len(drawn) == 9
+
+
+def test_a_sample_is_drawn_from_all_training_images_by_the_seed(small: TrainConfig, data: FaceData) -> None:
+    first, again, other = (Feed(replace(small, seed=seed), data, CPU).sample(64) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert len(set(first) & set(data.rows("train"))) == 64
+    assert first.max() > 100  # of the rows 0 to 159
+    assert np.array_equal(Feed(small, data, CPU).sample(1000), data.rows("train"))

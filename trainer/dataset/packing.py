@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -21,7 +24,7 @@ from tqdm import tqdm
 
 from framing import CELEBA_SOURCE, Aligner, Frame, FramingError
 from trainer.dataset import pixels
-from trainer.dataset.index import Index
+from trainer.dataset.index import LEFT_OUT, REPORTED, ImageFile, Index
 from trainer.dataset.pixels import Reading
 from trainer.errors import ConfigError, DataError
 from trainer.signals import held_back
@@ -32,8 +35,6 @@ PACK_VERSION = 3
 """Rises whenever the same files give other pixels."""
 PROBED = 100
 """Images whose size is looked at before all are decoded."""
-REPORTED = 10
-"""Unusable images that a message names; the others go to a file."""
 BLOCK = 512
 """Images in memory at once while packing."""
 
@@ -46,14 +47,14 @@ class Pack:
         index: the images.
         frame: what they are brought to; its `size` is the side S of the packed images.
         align: whether faces are found and aligned with the frame first.
-        fingerprint: hex digest of what the array is made from; an exact resume asks for the same one.
+        stamp: hex digest of what the array is made from: names, sizes and times of files, which a copy changes.
         path: the file, in NumPy's format.
     """
 
     index: Index
     frame: Frame
     align: bool
-    fingerprint: str
+    stamp: str
     path: Path
 
     @classmethod
@@ -79,12 +80,12 @@ class Pack:
             DataError: an image cannot be looked at.
         """
         frame = Frame.of(image_size, crop, source)
-        fingerprint = _fingerprint(index, frame, align)
+        pixels_stamp, stamp = _stamps(index, frame, align)
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
             cache = os.environ.get("XDG_CACHE_HOME", "")
             folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
-        return cls(index, frame, align, fingerprint, folder / f"{image_size}px-{fingerprint[:16]}.npy")
+        return cls(index, frame, align, stamp, folder / f"{image_size}px-{pixels_stamp[:16]}.npy")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -139,18 +140,50 @@ class Pack:
         except FramingError as error:
             raise ConfigError(str(error)) from error
 
-    def _probe(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+    def _probe(self) -> Iterator[tuple[ImageFile, tuple[int, int]]]:
         """Width and height of some images, from their headers."""
         for row in np.linspace(0, len(self.index.files) - 1, PROBED).round().astype(int):
-            path = self.index.path(row)
+            source = self.index.image(row)
             try:
-                with Image.open(path) as image:
-                    yield path, image.size
+                with source.open("rb") as file, Image.open(file) as image:
+                    yield source, image.size
             except (OSError, SyntaxError, Image.DecompressionBombError):
                 continue  # packing names all that are unusable together
 
+    def data(self) -> FaceData:
+        """The packed images and their index, in which those that are damaged and may be left out are in no split.
+
+        Raises:
+            DataError: as for `images`, or nothing is left in a split.
+        """
+        images = self.images()
+        damaged = self._damaged()
+        index = self.index
+        if damaged:
+            splits = index.splits.copy()
+            splits[list(damaged)] = LEFT_OUT
+            index = dataclasses.replace(index, splits=splits).leaving_out(tuple(damaged.values()))
+            index.require_splits()
+        return FaceData(index, images, _fingerprint(self.index, self._pixels_digest(images)), self.stamp)
+
+    def _pixels_digest(self, images: NDArray[np.uint8]) -> str:
+        """Hex digest of the packed pixels; kept beside them, as it takes a second for each gigabyte or two."""
+        kept = self.path.with_suffix(".sha256")
+        with contextlib.suppress(OSError):
+            return kept.read_text().strip()
+        digest = hashlib.sha256()
+        for start in range(0, len(images), BLOCK):
+            digest.update(images[start : start + BLOCK].tobytes())
+        with contextlib.suppress(OSError):  # where only reading is allowed
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+            temporary.write_text(digest.hexdigest())
+            os.replace(temporary, kept)
+        return digest.hexdigest()
+
     def images(self) -> NDArray[np.uint8]:
         """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
+
+        Damaged images that may be left out are black.
 
         Of several processes that ask at once, one packs and the others wait.
 
@@ -169,6 +202,7 @@ class Pack:
             raise DataError(f"{self.path} is torn ({error}); delete it") from error
         if images.shape != self.shape or images.dtype != np.uint8:
             raise DataError(f"{self.path} holds {images.dtype} {images.shape}, not uint8 {self.shape}; delete it")
+        self._refuse_damaged(self._damaged())
         return images
 
     def _write(self) -> None:
@@ -190,24 +224,28 @@ class Pack:
             temporary.unlink(missing_ok=True)
 
     def _write_pixels(self, file: BinaryIO) -> None:
-        unusable, brought, several = [], 0, []
+        damaged: dict[int, str] = {}
+        brought, several = 0, []
         rows = np.arange(len(self.index.files))
+        black = np.zeros(self.shape[1:], np.uint8)
         with held_back() as signals, closing(self.decode(rows)) as results:
             for row, result in zip(rows, tqdm(results, "packing images", len(rows), unit="image"), strict=False):
                 if signals.received:
                     break
                 if isinstance(result, DataError):
-                    unusable.append(str(result))
+                    damaged[int(row)] = str(result).removeprefix(f"{self.index.folder}/")
+                    file.write(black.data)
                     continue
                 brought += result.brought
                 if result.faces > 1:
                     several.append(f"{self.index.files[row]} ({result.faces})")
-                if not unusable:
-                    file.write(result.image.data)
-        if unusable:
-            raise DataError(self._complaint(unusable))
+                file.write(result.image.data)
+        self._refuse_damaged(damaged)
         self._tell(brought, several)
         self._report.unlink(missing_ok=True)
+        self._damaged_list.unlink(missing_ok=True)
+        if damaged:
+            self._damaged_list.write_text(json.dumps(damaged, indent=2) + "\n")
 
     def _tell(self, brought: int, several: list[str]) -> None:
         """Logs what was done to pictures that were not in the frame already."""
@@ -239,7 +277,7 @@ class Pack:
 
         def read(row: int) -> Reading | DataError:
             try:
-                return pixels.read(self.index.path(row), self.frame, aligner)
+                return pixels.read(self.index.image(row), self.frame, aligner)
             except DataError as error:
                 return error
 
@@ -254,16 +292,36 @@ class Pack:
     def _report(self) -> Path:
         return self.path.with_name("unusable-images.txt")
 
-    def _complaint(self, unusable: list[str]) -> str:
-        mend = f"replace it, or {self.index.removal}"
-        if len(unusable) == 1:
-            return f"{unusable[0]}; {mend}"
-        lines = unusable[:REPORTED]
-        if len(unusable) > REPORTED:
-            self._report.write_text("".join(f"{line}\n" for line in unusable))
-            lines = [*lines, f"... and {len(unusable) - REPORTED} more, all in {self._report}"]
+    @property
+    def _damaged_list(self) -> Path:
+        return self.path.with_suffix(".damaged.json")
+
+    def _damaged(self) -> dict[int, str]:
+        """The rows of the packed images that are damaged, and what is wrong with them."""
+        try:
+            listed: dict[str, str] = json.loads(self._damaged_list.read_text())
+        except FileNotFoundError:
+            return {}
+        return {int(row): said for row, said in listed.items()}
+
+    def _refuse_damaged(self, damaged: dict[int, str]) -> None:
+        """Raises DataError if more images are damaged than may be left out: names them."""
+        allowed = len(self.index.left_out) + len(damaged)
+        if not damaged or allowed <= self.index.skip_damaged:
+            return
+        said = [f"{self.index.folder}/{sentence}" for sentence in damaged.values()]
+        mend, skip = f"replace it, or {self.index.removal}", f"with --skip-damaged {allowed}"
+        if len(said) == 1:
+            raise DataError(f"{said[0]}; {mend}, or leave it out {skip}")
+        lines = said[:REPORTED]
+        if len(said) > REPORTED:
+            self._report.write_text("".join(f"{line}\n" for line in said))
+            lines = [*lines, f"... and {len(said) - REPORTED} more, all in {self._report}"]
         listed = "".join(f"\n  {line}" for line in lines)
-        return f"{len(unusable)} of {len(self.index.files)} images cannot be used; for each, {mend}:{listed}"
+        raise DataError(
+            f"{len(said)} of {len(self.index.files)} images cannot be used; for each, {mend}; or leave them out {skip}:"
+            f"{listed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -273,16 +331,23 @@ class FaceData:
     Attributes:
         index: names, labels and splits.
         images: (N, S, S, 3) uint8 RGB, memory-mapped.
-        fingerprint: hex digest of what the array was made from; an exact resume asks for the same one.
+        fingerprint: hex digest of names, labels, splits and pixels, so that a copy has the same one; an exact resume
+            asks for it.
+        stamp: what runs of earlier versions call these data (see `Pack`).
     """
 
     index: Index
     images: NDArray[np.uint8]
     fingerprint: str
+    stamp: str = ""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """The rows of `images` that belong to a split: "train", "val" or "test"."""
         return self.index.rows(split)
+
+    def known_as(self, fingerprint: str | None) -> bool:
+        """Whether a run that was trained on data of this fingerprint was trained on these."""
+        return fingerprint in (self.fingerprint, self.stamp)
 
 
 @contextmanager
@@ -300,17 +365,32 @@ def _one_process(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fingerprint(index: Index, frame: Frame, align: bool) -> str:
-    """Changes with the preparation, the list of images, and the size or time of any image or list."""
+def _fingerprint(index: Index, pixels_digest: str) -> str:
+    """Changes with any name, label, split or pixel; what `Index.limited` leaves out still counts as train."""
+    digest = hashlib.sha256(pixels_digest.encode())
+    for names in (index.files, index.attributes):
+        digest.update("\n".join(names).encode(errors="surrogateescape") + b"\n\n")
+    digest.update(np.packbits(index.labels).tobytes())
+    digest.update(np.where(index.splits == LEFT_OUT, 0, index.splits).astype(np.int8).tobytes())
+    return digest.hexdigest()
+
+
+def _stamps(index: Index, frame: Frame, align: bool) -> tuple[str, str]:
+    """Hex digests of what the pixels are made from, and of what the whole data set is.
+
+    The former changes with the preparation, the list of images, and the size or time of any image; the latter also with
+    the splits and with the lists that they and the labels come from.
+    """
     landmarks = frame.landmarks if align else None
     digest = hashlib.sha256(f"{PACK_VERSION} {frame.size} {frame.crop} {frame.source} {landmarks}\n".encode())
-    folder = os.fspath(index.folder)
-    for name in index.files:
+    for row, name in enumerate(index.files):
         try:
-            stat = os.stat(f"{folder}/{name}")
+            stat = os.stat(index.location(row))
         except OSError as error:
-            raise DataError(f"{folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
+            raise DataError(f"{index.folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
         digest.update(b"%s %d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
+    pixels_stamp = digest.hexdigest()
     for path in index.lists:
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    digest.update(index.splits.tobytes())
+    return pixels_stamp, digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from framing import Aligner, Frame, FramingError, TooLongError, TooSmallError, prepare, to_rgb, upright
+from trainer.dataset.index import ImageFile
 from trainer.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -29,7 +29,7 @@ class Reading(NamedTuple):
     faces: int
 
 
-def read(path: Path, frame: Frame, aligner: Aligner | None = None) -> Reading:
+def read(path: ImageFile, frame: Frame, aligner: Aligner | None = None) -> Reading:
     """Decodes an image file and brings it to the frame, see `framing.Frame`.
 
     CelebA's own files are prepared as in the seed document: CenterCrop(crop), Resize(S), bilinear. Before that, the
@@ -46,7 +46,7 @@ def read(path: Path, frame: Frame, aligner: Aligner | None = None) -> Reading:
             message names the file, what is wrong with it and, where it is not replacing the file, the mend.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             _check_pixels(path, image.size)
             upright(image)
             if aligner is not None:
@@ -66,7 +66,7 @@ def read(path: Path, frame: Frame, aligner: Aligner | None = None) -> Reading:
         raise DataError(f"{path} cannot be decoded ({error})") from error
 
 
-def check_size(path: Path, size: tuple[int, int], frame: Frame) -> None:
+def check_size(path: ImageFile, size: tuple[int, int], frame: Frame) -> None:
     """Refuses an image that cannot be prepared, by its width and height.
 
     Raises:
@@ -81,13 +81,13 @@ def check_size(path: Path, size: tuple[int, int], frame: Frame) -> None:
         raise DataError(f"{path} {error}; cut the face out, or give --align") from error
 
 
-def _check_pixels(path: Path, size: tuple[int, int]) -> None:
+def _check_pixels(path: ImageFile, size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise DataError(f"{path} is {width}x{height}, more than the accepted {MAX_PIXELS:,} pixels; make it smaller")
 
 
-def _not_an_image(path: Path) -> str:
+def _not_an_image(path: ImageFile) -> str:
     with path.open("rb") as file:
         start = file.read(8)
     return f"is not an image (it starts with {start!r})" if start else "is empty (0 bytes)"
