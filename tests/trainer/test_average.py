@@ -16,9 +16,10 @@ from trainer.model import VAE
 def test_the_average_follows_weights_and_statistics(small: TrainConfig) -> None:
     """Worked by hand: decays of steps 0 and 1 are 1/10 and 2/11, then 0.2 wins over 3/12."""
     model = VAE(small.model)
-    average = WeightAverage(model, 0.2)
     name, expected = "encoder.blocks.0.1.running_mean", 0.0
     weight, statistic = model.encoder.mu.bias, model.get_buffer(name)
+    torch.nn.init.zeros_(weight)
+    average = WeightAverage(model, 0.2)
     for step, decay in enumerate((1 / 10, 2 / 11, 0.2)):
         torch.nn.init.constant_(weight, step + 1)
         statistic.fill_(step + 1)
