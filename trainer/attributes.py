@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,8 @@ def from_data(
         split_by=config.split_by,
         skip_damaged=config.skip_damaged,
     )
-    own = data.fingerprint == resolved.get("data_fingerprint")
+    own = data.known_as(resolved.get("data_fingerprint"))
+    data = replace(data, index=data.index.limited(config.limit_train))
     if not own:
         logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
     labelled = Labelled.of(data, csv)

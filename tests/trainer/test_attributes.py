@@ -206,3 +206,19 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, faces: Path, capsys: 
     assert directions(tmp_path / "none", "--data", faces) == 2
     assert "is not a run folder" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_run_on_few_images_gets_its_directions_and_prior_from_those(
+    small: TrainConfig, data: FaceData, faces: Path, tmp_path: Path
+) -> None:
+    limited = replace(data, index=data.index.limited(100))
+    train(replace(small, limit_train=100), limited, tmp_path / "run")
+    files = [tmp_path / "run" / name for name in ("directions.safetensors", "prior.safetensors")]
+    expected = [load_file(file) for file in files]
+    for file in files:
+        file.unlink()
+    assert directions(tmp_path / "run", "--data", faces) == 0
+    for file, before in zip(files, expected, strict=True):
+        assert {name: values.tolist() for name, values in load_file(file).items()} == {
+            name: values.tolist() for name, values in before.items()
+        }
