@@ -19,14 +19,18 @@ VGG19_TAPS = (
 """The ReLU outputs of VGG19 in order of depth: what `taps` may name."""
 
 
-HARMLESS = ("preset", "device", "compile", "log_every", "save_minutes", "vgg_weights")
+RANDOM = Path("random")
+"""As `vgg_weights`: weights that are drawn from the seed."""
+HARMLESS = ("preset", "device", "compile", "deterministic", "threads", "log_every", "save_minutes", "vgg_weights")
 """Fields that do not decide what a run computes; of VGG19's weights the content does, not the name of the file."""
+CHANGEABLE = ("epochs", "lr", "muon_lr", "grad_clip")
+"""Fields that a run that is gone on with may change; config.json says from which step on."""
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide what a run computes, those of the model beside the others."""
     flat = values | dataclasses.asdict(ModelConfig()) | values["model"]
-    return {key: value for key, value in flat.items() if key not in (*HARMLESS, "model")}
+    return {key: value for key, value in flat.items() if key not in (*HARMLESS, *CHANGEABLE, "model")}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -127,18 +131,28 @@ class TrainConfig:
     feature_share: float = 1.0
     """Share of each batch on which the feature terms are computed: an unbiased estimate of them, cheaper."""
     vgg_weights: Path | None = None
-    """File with VGG19 weights (a torchvision-layout state_dict); default: torchvision's ImageNet weights."""
+    """File with VGG19 weights (a torchvision-layout state_dict), or `random` for random ones, which work, but less
+    well; default: torchvision's ImageNet weights, from the hub cache or downloaded."""
+    init_from: Path | None = None
+    """Run folder whose weights training starts from, for fine-tuning; it needs the same sizes of the model."""
 
     directions: Literal["mean", "adjusted", "svm"] = "mean"
     """Kind of attribute directions. mean: mean differences (seed, paper); adjusted: with the other attributes held
     equal, which edits with fewer side effects; svm: normals of linear SVMs. All have the length of the first."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of training; auto: bf16 where the device has units for it. Weights stay in FP32."""
+    """Arithmetic of training; auto: bf16 where the device has units for it. Weights stay in FP32. FP32 is FP32: never
+    TF32 on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: the GPU if there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on a GPU, for runs that are long enough to earn back the minute that it takes."""
+    deterministic: bool = False
+    """On a GPU, use algorithms that give the same bits every time, so that a resumed run ends at the very same weights;
+    slower. On a CPU it is so without."""
+    threads: int | None = None
+    """Threads that compute on a CPU; default: as many as before in a run that is gone on with, else $OMP_NUM_THREADS,
+    else as many as the machine has free cores when the run starts."""
     log_every: int = 10
     """Steps between two records in metrics.jsonl and TensorBoard."""
     save_minutes: float = 10.0
@@ -154,6 +168,7 @@ class TrainConfig:
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
         _require(0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay}: must be 0 (off) or above, and below 1")
         _require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")
+        _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}: must be at least 1")
         _require(self.log_every >= 1, f"--log-every {self.log_every}: must be at least 1")
         _require(self.save_minutes > 0, f"--save-minutes {self.save_minutes}: must be above 0")
         for flag, weight in (
@@ -200,7 +215,8 @@ class TrainConfig:
     def differences(self, other: dict[str, Any]) -> list[str]:
         """The fields in which a run with `other`, from `to_json`, would compute something else: `field: other -> this`.
 
-        A field that `other` lacks, being of an older version, counts as having its default.
+        Those that a run may change are not among them. A field that `other` lacks, being of an older version, counts as
+        having its default.
         """
         default = TrainConfig().to_json()
         theirs, ours = (_flat(default | values) for values in (other, self.to_json()))
@@ -223,8 +239,9 @@ class TrainConfig:
             model = dict(values.pop("model"))
             model["channels"] = tuple(model["channels"])
             values["taps"] = tuple(values["taps"])
-            if values["vgg_weights"] is not None:
-                values["vgg_weights"] = Path(values["vgg_weights"])
+            for name in ("vgg_weights", "init_from"):
+                if values.get(name) is not None:
+                    values[name] = Path(values[name])
             return cls(model=ModelConfig(**model), **values)
         except (KeyError, TypeError) as error:
             raise ConfigError(

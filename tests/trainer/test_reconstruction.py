@@ -137,5 +137,5 @@ def test_without_weights_and_network_the_reason_and_the_mend_are_given() -> None
     ):
         instrument = Instrument.of(load, None)
         assert instrument.network is None
-        with pytest.raises(SkippedError, match=f"neither cached nor within reach; give .*{flag}"):
+        with pytest.raises(SkippedError, match=f"does not exist and .* does not answer; .*{flag}"):
             instrument.get()
