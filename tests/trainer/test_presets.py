@@ -15,7 +15,7 @@ from trainer.dataset import FaceData
 from trainer.loop import train
 from trainer.presets import PRESETS
 
-WIDTHS = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M")
+WIDTHS: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M")
 NARROWER = 8
 
 LEFT = {"seed": 0.9, "paper-123": 0.75, "paper-345": 0.85, "plain": 0.6, "best": 0.35, "quickstart": 0.55}

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -28,7 +29,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_as_many_threads_as_free_cores(
     loads: list[float], chosen: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(threads.psutil, "cpu_percent", lambda seconds, percpu: loads)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda seconds, percpu: loads)
     with caplog.at_level("INFO"):
         assert threads.choose(None) == chosen
     said = "this machine is busy: " in caplog.text
