@@ -26,11 +26,11 @@ lint: $(VENV)/installed
 protos: $(VENV)/installed
 	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/dfcvae.proto
 
-# The lock holds for every Python from 3.10 on; torch and torchvision are pinned as a pair.
+# The lock holds for every Python from 3.10 on, and for all that is needed; torch and torchvision are pinned as a pair.
 lock: $(VENV)/installed
 	$(RUN) -m pip install --quiet uv
 	printf 'torch==2.12.1\ntorchvision==0.27.1\n' | $(RUN) -m uv pip compile pyproject.toml --quiet \
-	  --extra cpu --extra openvino --extra int8 --extra traces --extra train --extra dev --constraint - --universal --python-version 3.10 \
+	  --extra cpu --extra openvino --extra int8 --extra parquet --extra traces --extra train --extra align --extra dev --constraint - --universal --python-version 3.10 \
 	  --no-annotate --no-emit-index-url --no-emit-find-links --no-header --output-file requirements.lock
 	sed -i "1i # Exact versions of everything that make installs (Python 3.10 and newer). Renew with: make lock" requirements.lock
 
@@ -38,6 +38,6 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --requirement requirements.lock
+	$(RUN) -m pip install --quiet --no-deps --requirement requirements.lock
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@

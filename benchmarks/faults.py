@@ -6,6 +6,11 @@ if something that was accepted is lost or wrong, or if anything hangs.
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("bench")  # before what needs it is imported
+
 import asyncio
 import shutil
 import sys

@@ -8,6 +8,11 @@ code 1 if an answer wasn't clean, or the server or the other client took any har
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("bench")  # before what needs it is imported
+
 import asyncio
 import signal
 import sys

@@ -37,6 +37,7 @@ from export.place import publish, staging
 from export.tensorrt_build import build_plan
 from export.truth import Truth
 from trainer.errors import TrainerError
+from trainer.extras import require
 
 PAIRS: tuple[tuple[Literal["plain", "product"], Literal["plain", "tail", "phases"]], ...] = (
     ("plain", "plain"),
@@ -244,7 +245,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--plans", type=Path, default=Path("plans"), help="folder for plans and timing cache")
             command.add_argument("--report", type=Path, required=True, help="Markdown file to write")
     try:
-        return _dispatch(parser.parse_args(arguments))
+        options = parser.parse_args(arguments)
+        if options.step != "run":
+            require("train")
+        return _dispatch(options)
     except ParityError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends import Backend
-from engine.latents import Directions, edit
+from engine.latents import Directions
 
 OPERATIONS = ("encode", "decode", "edit")
 BLOCK_SECONDS = 0.05
@@ -40,7 +40,7 @@ def measure(
     sides: dict[str, Backend], images: Array, directions: Directions, sizes: Sequence[int], seconds: float
 ) -> list[Timing]:
     """Times every operation at every batch size, all sides in turn, each for so many seconds."""
-    moves = [(vector, 1.0) for vector in directions.vectors[:1]]
+    step = directions.move([(name, 1.0) for name in directions.names[:1]]).step
     shape = (max(sizes), directions.latent_dim)
     latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     images = np.resize(images, (max(sizes), *images.shape[1:]))
@@ -50,7 +50,7 @@ def measure(
             return side.encode(images[:size])
         if operation == "decode":
             return side.decode(latents[:size])
-        return side.decode(edit(side.encode(images[:size])[0], moves))
+        return side.decode(side.encode(images[:size])[0] + step)
 
     timings = []
     for size in sizes:

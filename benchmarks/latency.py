@@ -30,6 +30,7 @@ from export.parity import Report
 from export.truth import Truth
 from export.verify import built_parity, require_run, run_truth
 from export.versions import cpu_model, versions
+from trainer.extras import require
 
 OPERATIONS = ("encode", "edit", "decode")
 
@@ -314,7 +315,10 @@ def benchmark(config: LatencyConfig) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 measured, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
     try:
-        benchmark(tyro.cli(LatencyConfig, args=arguments, prog="python benchmarks/latency.py", description=__doc__))
+        config = tyro.cli(LatencyConfig, args=arguments, prog="python benchmarks/latency.py", description=__doc__)
+        if config.run is not None:
+            require("train")
+        benchmark(config)
     except FAILURES as error:
         return report(error)
     return 0

@@ -7,6 +7,11 @@ after each case, while the server is idle. Exit code 1 if an answer was not righ
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("bench")  # before what needs it is imported
+
 import asyncio
 import datetime
 import os

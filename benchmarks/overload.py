@@ -8,6 +8,11 @@ that a connection may have open), or if the server doesn't end with exit code 0.
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("bench")  # before what needs it is imported
+
 import os
 import sys
 import tempfile

@@ -1,176 +1,314 @@
-"""What presets reach with the same budget: each is trained on the same images for as many epochs, and judged alike.
+"""What presets reach with the same number of images: each is trained on the same faces, and judged alike.
 
-    python benchmarks/quality.py --data celeba --vgg-weights vgg19.pth --epochs 12 --out out/quality
+    python benchmarks/quality.py --data celeba --vgg-weights vgg19.pth --out out/quality
 
-Every variant is a preset and flags of `python -m trainer train`. All are judged by one classifier, the first one's.
-Interrupted, it goes on where it was.
+trains and evaluates every row of the table, and prints it. A row is a preset and flags of `python -m trainer train`
+(`--taps` with nothing behind it: no feature term); rows can be made one at a time, also side by side in several
+processes, and with other data:
+
+    python benchmarks/quality.py --data celeba --out out/quality --variants "best --taps" "best --taps --seed 1"
+    python benchmarks/quality.py --data celeba128 --out out/quality --variants "best --image-size 128"
+    python benchmarks/quality.py --out out/quality --variants
+
+the last of which only prints what is there. Interrupted, a command goes on where it was. Rows that differ in --seed
+alone are averaged in a row of their own.
+
+Every row sees --images images in training, as many epochs of all training faces as that makes. Presets whose epochs are
+part of what they are (`seed`, `paper-...`) keep them, on as few faces as that takes.
+
+All rows of one data set are judged by one classifier, trained on it once and kept in --out. A network of another
+project has a row, too, if `trainer.evaluate.evaluate_autoencoder` has written its metrics.json into a folder in --out.
 """
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
+import re
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import tyro
+from filelock import FileLock
 
-from trainer.classifier import CLASSIFIER
-from trainer.evaluate import EVALUATION
+from trainer import dataset
+from trainer.checkpoint import EVALUATION
+from trainer.classifier import classifier_of
+from trainer.errors import ConfigError, TrainerError
+from trainer.placement import Placement
+from trainer.presets import PRESETS
 
-VARIANTS = ("plain", "paper-123", "best --attribute-weight 0", "best")
+VARIANTS = (
+    "seed",
+    "paper-123",
+    "paper-345",
+    "plain",
+    "best --taps",
+    "best --attribute-weight 0",
+    "best",
+    "best --taps --seed 1",
+    "best --taps --seed 2",
+    "best --seed 1",
+    "best --seed 2",
+)
+OWN_EPOCHS = ("seed", "paper-123", "paper-345")
 EDITS = (("Smiling", "adding"), ("Smiling", "removing"), ("Eyeglasses", "adding"), ("Eyeglasses", "removing"))
+ROW = "row.json"
+"""In a run folder: the variant that it is of."""
+SKIPPED = ("lpips", "fid", "tsne", "kinds", "rescoring")
+"""Measures that have no column."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
     """What to train, on what, for how long."""
 
-    data: Path
-    """Data set in CelebA's layout."""
     out: Path
-    """Folder for the runs, one of each variant."""
-    epochs: int = 12
-    """Passes over the train split, for every variant."""
+    """Folder for the runs, one a row, and for the classifiers that judge them."""
+    data: Path | None = None
+    """Data set in CelebA's layout; not needed where nothing is left to train."""
+    images: int = 112_000
+    """Images that each row sees in training."""
     variants: tuple[str, ...] = VARIANTS
-    """A preset each, and flags of the trainer behind it."""
+    """Rows to make: a preset each, and flags of the trainer behind it. None: print what is there."""
     crop: int = 148
     """Side of the centre crop, pixels; 0 for images that are cropped already."""
     vgg_weights: Path | None = None
     """File with VGG19 weights, for training with features and for measuring with them."""
+    identity_weights: Path | None = None
+    """ONNX file with a face recognition network, for the column of identity."""
     json: Path | None = None
     """File to write all figures to."""
 
+    def run(self, variant: str) -> Path:
+        """The folder of a row."""
+        return self.out / "-".join(part.strip("-") for part in shlex.split(variant))
 
-def train_and_judge(config: QualityConfig, variant: str, judge: Path | None) -> Path:
+    def check(self) -> None:
+        """Refuses what would fail hours later.
+
+        Raises:
+            ConfigError: names the flag and the mend.
+        """
+        for variant in self.variants:
+            preset = next(iter(shlex.split(variant)), "")
+            if preset not in PRESETS:
+                raise ConfigError(f"--variants {variant!r}: unknown preset; the presets are {', '.join(PRESETS)}")
+            if self.data is None and not (self.run(variant) / EVALUATION).exists():
+                raise ConfigError(f"--variants {variant!r}: is not done yet; give --data, or leave it out")
+
+
+def train_and_judge(config: QualityConfig, variant: str) -> None:
     """Trains and evaluates one variant, as far as that is not done yet.
 
-    Args:
-        config: the budget.
-        variant: a preset and flags.
-        judge: a classifier of the same data, or None to train one.
-
-    Returns:
-        The run folder.
+    Raises:
+        subprocess.CalledProcessError: a command failed; it has said why.
     """
+    run = config.run(variant)
+    if (run / EVALUATION).exists():
+        return
+    assert config.data is not None
     preset, *flags = shlex.split(variant)
-    run = config.out / "-".join(part.strip("-") for part in (preset, *flags))
-    data = ["--data", str(config.data)]
+    trainer, data = [sys.executable, "-m", "trainer"], ["--data", str(config.data)]
     weights = [] if config.vgg_weights is None else ["--vgg-weights", str(config.vgg_weights)]
-    plain = preset == "plain" and "--taps" not in flags
-    budget = ["--epochs", str(config.epochs), "--crop", str(config.crop), *([] if plain else weights)]
-    trainer = [sys.executable, "-m", "trainer"]
-    subprocess.run(
-        [*trainer, "train", "--preset", preset, *data, "--out", str(run), "--resume", *budget, *flags], check=True
-    )
-    if not (run / EVALUATION).exists():
-        if judge is not None and judge != run / CLASSIFIER:
-            shutil.copyfile(judge, run / CLASSIFIER)
-        command = [*trainer, "evaluate", str(run), *data, *weights]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return run
+    featureless = preset == "plain" or "--taps" in flags
+    budget = ["--crop", str(config.crop), *_budget(config, preset)]
+    command = [*trainer, "train", "--preset", preset, *data, "--out", str(run), "--resume", *budget]
+    subprocess.run([*command, *([] if featureless else weights), *flags], check=True)
+    (run / ROW).write_text(json.dumps({"variant": variant}) + "\n")
+    size = json.loads((run / "config.json").read_text())["config"]["model"]["image_size"]
+    judge = ["--judge", str(_judge(config, config.data, size))]
+    recogniser = [] if config.identity_weights is None else ["--identity-weights", str(config.identity_weights)]
+    command = [*trainer, "evaluate", str(run), *data, *weights, *recogniser, *judge, "--skip", *SKIPPED]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _budget(config: QualityConfig, preset: str) -> list[str]:
+    """Flags that make a run see `config.images` images."""
+    assert config.data is not None
+    if preset in OWN_EPOCHS:
+        return ["--limit-train", str(config.images // PRESETS[preset]().epochs)]
+    count = len(dataset.read_index(config.data).rows("train"))
+    return ["--epochs", str(max(1, round(config.images / count)))]
+
+
+def _judge(config: QualityConfig, directory: Path, image_size: int) -> Path:
+    """The classifier of a data set; the first row to get here trains it, others wait."""
+    data = dataset.load(directory, image_size, config.crop)
+    folder = config.out / f"judge-{image_size}px-{data.fingerprint[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        classifier_of(folder, data, Placement.of())
+    return folder / "classifier.safetensors"
+
+
+def read(out: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of every row that is done, by its name: those of `VARIANTS` first, in their order."""
+    rows = {}
+    for path in sorted(out.glob(f"*/{EVALUATION}")):
+        metrics = json.loads(path.read_text())
+        run = path.parent
+        name = json.loads((run / ROW).read_text())["variant"] if (run / ROW).exists() else run.name
+        rows[name] = {"training": training(run) if (run / "config.json").exists() else {}, **metrics}
+    order = {name: number for number, name in enumerate(VARIANTS)}
+    return dict(sorted(rows.items(), key=lambda row: order.get(row[0], len(order))))
 
 
 def training(run: Path) -> dict[str, float]:
-    """Images a second and seconds of a run's training, from its last record."""
+    """Images seen, epochs, and images a second of a run's training, from its last record."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rate = [record["images_per_second"] for record in records if "images_per_second" in record][-1]
     config = json.loads((run / "config.json").read_text())
-    return {"images_per_second": rate, "images": config["resolved"]["images"]["train"] * config["config"]["epochs"]}
+    epochs = config["config"]["epochs"]
+    return {"images": config["resolved"]["images"]["train"] * epochs, "epochs": epochs, "images_per_second": rate}
 
 
-def table(metrics: dict[str, dict[str, Any]]) -> str:
-    """One row a measure, one column a variant, Markdown."""
-    rows: list[tuple[str, list[str]]] = [
-        ("PSNR, dB", [f"{m['reconstruction']['psnr_db']:.2f}" for m in metrics.values()]),
-        ("SSIM", [f"{m['reconstruction']['ssim']:.3f}" for m in metrics.values()]),
-        ("LPIPS", [_number(m["reconstruction"]["lpips"], "lpips", "{:.3f}") for m in metrics.values()]),
-        ("VGG19 feature error, relative", [_features(m) for m in metrics.values()]),
-        ("KL, nats", [f"{m['encoding']['kl_nats']:.0f}" for m in metrics.values()]),
-        *[
-            (
-                f"Fréchet distance on VGG19, {source}",
-                [_frechet(m["generation"]["frechet_vgg19"], source) for m in metrics.values()],
-            )
-            for source in ("reconstructions", "fitted", "prior")
-        ],
-        ("attributes, mean accuracy, %", [_percent(_attributes(m)["accuracy_mean"]) for m in metrics.values()]),
-        ("majority class, %", [_percent(_attributes(m)["majority_mean"]) for m in metrics.values()]),
-        *[
-            (f"{name}, accuracy, %", [_percent(_attributes(m)["accuracy"].get(name)) for m in metrics.values()])
-            for name in ("Smiling", "Eyeglasses", "Male")
-        ],
-        *[
-            (f"{side} {name}, best flips with 90 % kept, %", [_best(m, name, side) for m in metrics.values()])
-            for name, side in EDITS
-        ],
-        ("training, images/s", [f"{m['training']['images_per_second']:.0f}" for m in metrics.values()]),
-    ]
-    lines = ["| | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
-    return "\n".join([*lines, *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows)])
-
-
-def attribute_table(metrics: dict[str, dict[str, Any]]) -> str:
-    """Accuracy of every attribute beside the majority class, Markdown, per cent."""
-    first = _attributes(next(iter(metrics.values())))
-    lines = ["| | majority | " + " | ".join(metrics) + " |", "|---|---|" + "---|" * len(metrics)]
-    for name, share in first["majority"].items():
-        cells = [_percent(_attributes(m)["accuracy"][name]) for m in metrics.values()]
-        lines.append(f"| {name} | {_percent(share)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _attributes(metrics: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = metrics["attribute_prediction"]
+def columns(metrics: dict[str, Any]) -> dict[str, tuple[float | None, ...]]:
+    """The numbers of a row by the head of their column; several in one where they belong together."""
+    rebuilt, encoding = metrics["reconstruction"], metrics["encoding"]
+    linear, edits = metrics["attribute_prediction"], metrics["edits"]
+    distances = metrics["generation"]["frechet_vgg19"].get("distance", {})
+    features = rebuilt["features"].get("relative")
+    trained = metrics["training"]
+    found: dict[str, tuple[float | None, ...]] = {
+        "epochs": (trained.get("epochs"),),
+        "images": (trained.get("images"),),
+        "PSNR, dB": (rebuilt["psnr_db"],),
+        "SSIM": (rebuilt["ssim"],),
+        "feature error": (mean(features.values()) if features else None,),
+        "KL, nats": (encoding["kl_nats"],),
+        "active units": (encoding["active_units"],),
+        "Fréchet, reconstructions": (distances.get("reconstructions"),),
+        "Fréchet, prior": (distances.get("fitted"),),
+        "Fréchet, N(0, I)": (distances.get("prior"),),
+        "accuracy, %": (_percent(linear.get("accuracy_mean")),),
+        "balanced accuracy, %": (_percent(linear.get("balanced_accuracy_mean")),),
+        "average precision, %": (_percent(linear.get("average_precision_mean")),),
+    }
+    for name, side in EDITS:
+        best = _best(edits, name, side)
+        shares = tuple(_percent(best.get(share)) for share in ("flipped", "kept", "kept_balanced"))
+        found[f"{side} {name}: flips / kept / balanced, %"] = shares
+    found["identity, reconstructions"] = (rebuilt["identity"].get("similarity"),)
+    kept = edits.get("distances", {}).get("identity", {})
+    found["identity, edits"] = (mean(kept["edits"].values()) if kept.get("edits") else None,)
+    found["identity, different faces"] = (kept.get("different_faces"),)
+    found["images/s"] = (trained.get("images_per_second"),)
     return found
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+FORMS = {"PSNR": ".2f", "SSIM": ".3f", "feature": ".3f", "identity": ".3f", "Fréchet": ".1f"}
+"""Digits of a column, by how its head begins; others have one after the point, counts none."""
 
 
-def _number(values: dict[str, Any], key: str, form: str) -> str:
-    return "skipped" if "skipped" in values else form.format(values[key])
+def _form(head: str) -> str:
+    found = next((form for start, form in FORMS.items() if head.startswith(start)), ".1f")
+    return ",.0f" if head in ("epochs", "images", "KL, nats", "active units", "images/s") else found
 
 
-def _features(metrics: dict[str, Any]) -> str:
-    found = metrics["reconstruction"]["features"]
-    return "skipped" if "skipped" in found else f"{sum(found['relative'].values()) / len(found['relative']):.3f}"
+def _best(edits: dict[str, Any], name: str, side: str) -> dict[str, Any]:
+    """What the run's own directions do to test faces at the strength that was chosen on val faces."""
+    curves = edits.get("curves", {})
+    kinds = curves.get("attributes", {}).get(name, {}).get(side)
+    return {} if kinds is None else kinds[curves["served"] or "served"]["best"] or {}
 
 
-def _frechet(found: dict[str, Any], source: str) -> str:
-    return "skipped" if "skipped" in found else f"{found['distance'][source]:.2f}"
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
-def _best(metrics: dict[str, Any], name: str, side: str) -> str:
-    curves = metrics["edits"].get("curves")
-    if curves is None or name not in curves["attributes"]:
-        return "skipped"
-    kinds = curves["attributes"][name][side]
-    best = kinds[curves["served"] or "served"]["best"]
-    return "none" if best is None else f"{100 * best['flipped']:.1f} at {abs(best['strength']):g}"
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a row a variant, and one with mean and standard deviation for those that differ in their seed alone."""
+    found = {name: columns(metrics) for name, metrics in rows.items()}
+    if not found:
+        return "no row is done yet"
+    heads = next(iter(found.values()))
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    lines += [_line(f"`{name}`", heads, [row]) for name, row in found.items()]
+    groups: dict[str, list[dict[str, tuple[float | None, ...]]]] = {}
+    for name, row in found.items():
+        groups.setdefault(re.sub(r" --seed \d+", "", name), []).append(row)
+    lines += [_line(f"`{name}`, {len(of)} seeds", heads, of) for name, of in groups.items() if len(of) > 1]
+    return "\n".join(lines)
+
+
+def _line(name: str, heads: Iterable[str], rows: Sequence[dict[str, tuple[float | None, ...]]]) -> str:
+    cells = []
+    for head in heads:
+        values = zip(*(row[head] for row in rows), strict=True)
+        cells.append(" / ".join(_cell(_form(head), [value for value in of if value is not None]) for of in values))
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _cell(form: str, values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{spread}"
+
+
+def attribute_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Accuracy of every attribute beside the majority class, Markdown, per cent."""
+    known = {name: metrics["attribute_prediction"] for name, metrics in rows.items()}
+    known = {name: linear for name, linear in known.items() if "skipped" not in linear}
+    if not known:
+        return ""
+    lines = ["| | majority | " + " | ".join(f"`{name}`" for name in known) + " |", "|---|---|" + "---|" * len(known)]
+    for attribute, share in next(iter(known.values()))["majority"].items():
+        accuracies = [linear["accuracy"].get(attribute) for linear in known.values()]
+        cells = ["-" if value is None else f"{100 * value:.1f}" for value in accuracies]
+        lines.append(f"| {attribute} | {100 * share:.1f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def notes(rows: dict[str, dict[str, Any]]) -> str:
+    """What the table was made with: data, judge, numbers of faces, networks; a line each."""
+    found: dict[str, None] = {}
+    for name, metrics in rows.items():
+        data, judge = metrics["evaluation"]["data"], metrics["classifier"]
+        counts = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
+        right = "no judge" if "skipped" in judge else f"the judge is right in {judge['accuracy_mean']:.1%}"
+        found[f"data set {data['name']} ({data['fingerprint'][:8]}): {counts} faces; {right}"] = None
+        faces = ", ".join(
+            f"{side} {what} {_best(metrics['edits'], what, side).get('faces', 0)}" for what, side in EDITS
+        )
+        found[f"edited test faces, `{name}`: {faces}"] = None
+        for part, key in (
+            ("reconstruction", "features"),
+            ("generation", "frechet_vgg19"),
+            ("reconstruction", "identity"),
+        ):
+            measured = metrics[part][key]
+            found[f"{key}: {measured.get('network', measured.get('skipped'))}"] = None
+    return "\n".join(f"- {line}" for line in found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit code is that of the first command that failed, else 0."""
     config = tyro.cli(QualityConfig, args=arguments, prog="python benchmarks/quality.py", description=__doc__)
-    metrics: dict[str, dict[str, Any]] = {}
-    judge: Path | None = None
-    for variant in config.variants:
-        try:
-            run = train_and_judge(config, variant, judge)
-        except subprocess.CalledProcessError as failure:
-            return int(failure.returncode)
-        judge = judge or run / CLASSIFIER
-        metrics[variant] = {**json.loads((run / EVALUATION).read_text()), "training": training(run)}
-    print(f"{table(metrics)}\n\n{attribute_table(metrics)}")
+    try:
+        config.check()
+        for variant in config.variants:
+            train_and_judge(config, variant)
+    except subprocess.CalledProcessError as failure:
+        return int(failure.returncode)
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    rows = read(config.out)
+    print(f"{table(rows)}\n\n{notes(rows)}\n\n{attribute_table(rows)}")
     if config.json:
-        config.json.write_text(json.dumps(metrics, indent=2) + "\n")
+        config.json.write_text(json.dumps(rows, indent=2) + "\n")
     return 0
 
 

@@ -7,6 +7,11 @@ wrong or missing, or if the server's memory grows by more than 10 % after the fi
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("bench")  # before what needs it is imported
+
 import asyncio
 import os
 import sys

@@ -10,6 +10,11 @@ waits. FLOPs are those that the straightforward loop needs an image, counted by 
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
 import math
 import multiprocessing
@@ -100,17 +105,17 @@ class _Files(Dataset[Tensor]):
     """The train split, an image file at a time, through the seed document's transforms."""
 
     def __init__(self, index: Index, config: TrainConfig) -> None:
-        self._paths = [index.path(row) for row in index.rows("train")]
+        self._images = [index.image(row) for row in index.rows("train")]
         size = config.model.image_size
         crop = [transforms.CenterCrop(config.crop)] if config.crop else []
         flip = [transforms.RandomHorizontalFlip()] if config.flip else []
         self._transform = transforms.Compose([*flip, *crop, transforms.Resize(size), transforms.ToTensor()])
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._images)
 
     def __getitem__(self, row: int) -> Tensor:
-        with Image.open(self._paths[row]) as image:
+        with self._images[row].open("rb") as file, Image.open(file) as image:
             images: Tensor = self._transform(image.convert("RGB"))
         return images
 

@@ -9,15 +9,17 @@ from typing import Any
 
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
+from framing import Frame, Landmarks
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
 DIRECTIONS = "directions.safetensors"
 PRIOR = "prior.safetensors"
 
-_READ_TOO = 2
+_READ_TOO = (2, 3)
+_NO_FRAME = {"source": None, "landmarks": None}  # what bundles of older versions don't say
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
 _REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
 
@@ -30,10 +32,20 @@ class Preprocessing:
         crop: Side of the centred square that is cut out before resizing, pixels; None resizes the
             shorter side to the image size and then cuts the centred square.
         resize: Resampling filter; "bilinear" (with anti-aliasing) is the only one so far.
+        source: Width and height of the pictures that `crop` is cut out of, pixels; pictures of another size are brought
+            to it, see `framing.Frame`. None: not known; the crop is cut out of pictures of any size.
+        landmarks: Where eyes, nose and mouth lie in a picture of that size, see `framing.Landmarks`; None: not known.
     """
 
     crop: int | None
     resize: str = "bilinear"
+    source: tuple[int, int] | None = None
+    landmarks: Landmarks | None = None
+
+    @classmethod
+    def of(cls, frame: Frame) -> "Preprocessing":
+        """What brings pictures to a frame."""
+        return cls(frame.crop, source=frame.source, landmarks=frame.landmarks)
 
     def __post_init__(self) -> None:
         if self.crop is not None and self.crop < 1:
@@ -69,11 +81,13 @@ class Manifest:
     """Everything that `manifest.json` says, field by field.
 
     Attributes:
-        format_version: Version of the bundle format, `FORMAT_VERSION`; the one before it is read too, as this one.
+        format_version: Version of the bundle format, `FORMAT_VERSION`; those before it are read too, as this one.
         image_size: Side S of the model's square images, pixels.
         latent_dim: Dimension D of the latent space.
         preprocessing: How encoded files are cropped and resized.
         attributes: Names of the attributes that have a direction, in the order of the directions' rows.
+        kinds: How the direction of each was found, as `engine.latents.Directions` says; empty if an older export did
+            not write it.
         backend: Runtime that serves the bundle, for example "onnxruntime".
         precision: Arithmetic of the engines, for example "fp32".
         engine: What the backend runs, and how.
@@ -94,6 +108,7 @@ class Manifest:
     latent_dim: int
     preprocessing: Preprocessing
     attributes: tuple[str, ...]
+    kinds: tuple[str, ...]
     backend: str
     precision: str
     engine: Engine
@@ -111,6 +126,12 @@ class Manifest:
         for name in self.files:
             if Path(name).name != name or name == MANIFEST:
                 raise BundleError(f"files must be plain names of the bundle's own files, not {name!r}; {_REBUILD}")
+
+    @property
+    def frame(self) -> Frame:
+        """What pictures are brought to before the encoder sees them."""
+        made = self.preprocessing
+        return Frame(self.image_size, made.crop, made.source, made.landmarks)
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
@@ -131,25 +152,29 @@ class Manifest:
         if not isinstance(values, dict):
             raise BundleError(f"the manifest must be a JSON object, not {type(values).__name__}; {_REBUILD}")
         version = values.get("format_version")
-        if version == _READ_TOO:
-            values = _from_version_2(values)
-        elif version != FORMAT_VERSION:
+        if version not in (*_READ_TOO, FORMAT_VERSION):
             raise BundleError(
-                f"the bundle has format version {version!r}, this engine reads {_READ_TOO} and {FORMAT_VERSION}; "
+                f"the bundle has format version {version!r}, this engine reads {_READ_TOO[0]} to {FORMAT_VERSION}; "
                 f"install the engine that matches, or {_REBUILD}"
             )
+        if version == 2:
+            values = _from_version_2(values)
+        if version in _READ_TOO:
+            values = _from_version_3(values)
         _check_keys("manifest", values, cls)
         _check_types(values)
-        _check_keys("preprocessing", values["preprocessing"], Preprocessing)
-        _check_preprocessing(values["preprocessing"])
+        preprocessing = {**_NO_FRAME, **values["preprocessing"]}
+        _check_keys("preprocessing", preprocessing, Preprocessing)
+        _check_preprocessing(preprocessing)
         _check_keys("engine", values["engine"], Engine)
         _check_engine(values["engine"])
         return cls(
             **{
                 **values,
-                "preprocessing": Preprocessing(**values["preprocessing"]),
+                "preprocessing": Preprocessing(**_as_tuples(preprocessing)),
                 "engine": Engine(**values["engine"]),
                 "attributes": tuple(values["attributes"]),
+                "kinds": tuple(values["kinds"]),
             }
         )
 
@@ -188,6 +213,11 @@ class Bundle:
             raise BundleError(
                 f"{folder / DIRECTIONS} has the attributes {list(directions.names)}, "
                 f"the manifest says {list(manifest.attributes)}; {_REBUILD}"
+            )
+        if manifest.kinds not in ((), directions.kinds):
+            raise BundleError(
+                f"{folder / DIRECTIONS} has directions of the kinds {list(directions.kinds)}, "
+                f"the manifest says {list(manifest.kinds)}; {_REBUILD}"
             )
         if directions.latent_dim != manifest.latent_dim:
             raise BundleError(
@@ -258,7 +288,12 @@ def _from_version_2(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(engine, dict):
         files = [engine.get("encoder"), engine.get("decoder")]
         engine = {**engine, "stages": {} if files == [ENCODER, DECODER] else {"rewritten": files}}
-    return {**values, "format_version": FORMAT_VERSION, "engine": engine, "tensorrt": {}}
+    return {**values, "engine": engine, "tensorrt": {}}
+
+
+def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as it was before it named the kinds of the directions: their file may say."""
+    return {**values, "format_version": FORMAT_VERSION, "kinds": []}
 
 
 def _check_keys(what: str, values: dict[str, Any], model: type[Any]) -> None:
@@ -275,6 +310,7 @@ def _check_types(values: dict[str, Any]) -> None:
         **dict.fromkeys(("backend", "precision"), str),
         **dict.fromkeys(("preprocessing", "engine", "files", "parity", "versions", "run", "tensorrt"), dict),
         "attributes": list,
+        "kinds": list,
     }
     for name, kind in expected.items():
         value = values[name]
@@ -283,14 +319,39 @@ def _check_types(values: dict[str, Any]) -> None:
     for name in ("files", "versions"):
         if not all(isinstance(value, str) for value in values[name].values()):
             raise BundleError(f"{name} must map names to strings, not {values[name]!r}; {_REBUILD}")
-    if not all(isinstance(name, str) for name in values["attributes"]):
-        raise BundleError(f"attributes must be strings, not {values['attributes']!r}; {_REBUILD}")
+    for name in ("attributes", "kinds"):
+        if not all(isinstance(value, str) for value in values[name]):
+            raise BundleError(f"{name} must be strings, not {values[name]!r}; {_REBUILD}")
 
 
 def _check_preprocessing(values: dict[str, Any]) -> None:
     crop = values["crop"]
     if crop is not None and (not isinstance(crop, int) or isinstance(crop, bool)):
         raise BundleError(f"preprocessing.crop must be a number of pixels or null, not {crop!r}; {_REBUILD}")
+    source, landmarks = values["source"], values["landmarks"]
+    if source is not None and not (_are_numbers(source, 2, int) and min(source) >= (crop or 1)):
+        raise BundleError(
+            f"preprocessing.source must be a width and a height that crop {crop} fits into, or null, not {source!r}; "
+            f"{_REBUILD}"
+        )
+    points = isinstance(landmarks, list) and len(landmarks) == 5
+    if landmarks is not None and not (points and all(_are_numbers(point, 2, (int, float)) for point in landmarks)):
+        raise BundleError(f"preprocessing.landmarks must be five points, or null, not {landmarks!r}; {_REBUILD}")
+
+
+def _are_numbers(values: Any, count: int, kind: type | tuple[type, ...]) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+    )
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as tuples, all the way down."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(one) for key, one in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_engine(values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Images on the wire: raw pixels without a copy, and files decoded, cropped and resized as in training.
+"""Images on the wire: raw pixels without a copy, and files decoded and brought to the frame as in training.
 
 Shapes: N images of side S.
 """
@@ -13,11 +13,11 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from engine.bundle import Preprocessing
 from engine.calls.call import current
 from engine.errors import InvalidRequest
+from framing import Frame, TooLongError, TooSmallError, prepare
 
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
@@ -26,11 +26,6 @@ R = TypeVar("R")
 FILE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_FILE_PIXELS = 64_000_000
 DEFAULT_QUALITY = 95
-
-_STRIP_PIXELS = 2**20
-
-# Without a crop the longer side is resized before it is cut: 1 x 10,000 pixels must not become 64 x 640,000.
-_MAX_ASPECT = 16
 
 # What Pillow does for every scan, segment, chunk and EXIF value costs far more than its bytes on the wire: 20 kB of
 # scans kept it busy for 20 s. Real files stay far below these numbers.
@@ -76,85 +71,15 @@ def from_raw(
     return np.frombuffer(data, np.uint8).reshape(count, height, width, 3)
 
 
-def prepare(image: Image.Image, image_size: int, crop: int | None) -> Bytes:
-    """Makes a model input from an image, pixel for pixel as training does with torchvision's CenterCrop and Resize.
-
-    The image is turned upright as its EXIF orientation says. With a crop, the centred square of that side is cut
-    out and resized. Without, the shorter side is resized to `image_size` and the centred square is cut out of that.
-
-    Args:
-        image: An image of any mode, see `to_rgb`; it may be turned in place.
-        image_size: Side S of the result, pixels.
-        crop: Side of the square to cut out first, pixels, or None.
-
-    Returns:
-        uint8 [S, S, 3].
-
-    Raises:
-        InvalidRequest: When the image is smaller than the crop, or far from square and not cropped.
-    """
-    ImageOps.exif_transpose(image, in_place=True)
-    width, height = image.size
-    if crop:
-        if min(width, height) < crop:
-            raise InvalidRequest(
-                f"is {width}x{height} pixels, smaller than the {crop}x{crop} that this model cuts out; "
-                f"send at least {crop}x{crop}, or a raw image of {image_size}x{image_size}"
-            )
-        return np.asarray(_resize(to_rgb(_cut_centre(image, crop)), image_size, image_size))
-    if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise InvalidRequest(f"is {width}x{height} pixels, too far from square; cut the face out first")
-    if width <= height:
-        resized = _resize(to_rgb(image), image_size, int(image_size * height / width))
-    else:
-        resized = _resize(to_rgb(image), int(image_size * width / height), image_size)
-    return np.asarray(_cut_centre(resized, image_size))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: transparent parts show a white ground, 16-bit grey is scaled so that 65,535 is white.
-
-    An animation counts as its first frame; colour profiles are ignored.
-    """
-    if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    # In strips: on the way there are up to four times as many bytes as in the result, which itself may be 256 MB.
-    result = Image.new("RGB", image.size)
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        result.paste(_strip_to_rgb(strip), (0, top))
-    return result
-
-
-def _strip_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return Image.fromarray(np.round(np.asarray(image) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _cut_centre(image: Image.Image, side: int) -> Image.Image:
-    left = round((image.width - side) / 2.0)
-    top = round((image.height - side) / 2.0)
-    return image.crop((left, top, left + side, top + side))
-
-
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
-def decode_file(data: bytes, image_size: int, crop: int | None, max_pixels: int = MAX_FILE_PIXELS) -> Bytes:
-    """Decodes a JPEG, PNG or WebP file and prepares it, uint8 [S, S, 3].
+def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS) -> Bytes:
+    """Decodes a JPEG, PNG or WebP file and brings it to the frame, uint8 [S, S, 3].
 
     `max_pixels` is held against the file's header, before anything is decoded. Pillow has a limit of its own, one for
     the whole process, which would come first and can be lower: it is lifted here, where another takes its place, and
     not for those who only import this module.
 
     Raises:
-        InvalidRequest: When it is of another format, damaged, truncated, or too large.
+        InvalidRequest: When it is of another format, damaged, truncated, too large, or can't be brought to the frame.
     """
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -165,9 +90,16 @@ def decode_file(data: bytes, image_size: int, crop: int | None, max_pixels: int 
             _check_pixels(*image.size, max_pixels)
             image.load()
             _check_number(len(image.info.get("exif", b"")), _MAX_EXIF_BYTES, "bytes of EXIF data")
-            return prepare(image, image_size, crop)
+            return prepare(image, frame)
     except InvalidRequest:
         raise
+    except TooSmallError as error:
+        raise InvalidRequest(
+            f"{error} that this model takes out of a picture; send a larger one, or one of {frame.size}x{frame.size} "
+            "that is framed already"
+        ) from None
+    except TooLongError as error:
+        raise InvalidRequest(f"{error}; cut the face out first") from None
     except UnidentifiedImageError:
         start = data[:4].hex(" ") or "nothing"
         raise InvalidRequest(f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one") from None
@@ -253,35 +185,31 @@ class Codec:
     for `threads` others of each other client at most. At most `threads` files are in memory decoded at full size.
 
     Args:
-        image_size: Side S of the model's images, pixels.
-        preprocessing: How files become model inputs.
+        frame: What files are brought to.
         threads: Images that are worked on at once.
         max_pixels: Largest file, pixels; larger ones are refused before they are decoded.
     """
 
-    def __init__(
-        self, image_size: int, preprocessing: Preprocessing, threads: int, max_pixels: int = MAX_FILE_PIXELS
-    ) -> None:
-        self._image_size = image_size
+    def __init__(self, frame: Frame, threads: int, max_pixels: int = MAX_FILE_PIXELS) -> None:
+        self._frame = frame
         self._max_pixels = max_pixels
-        self._crop = preprocessing.crop
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of clients with work here
 
     async def decode(self, files: Sequence[bytes], field: str = "images.files") -> Bytes:
-        """Decodes and prepares files, uint8 [N, S, S, 3]; `field` is what errors call them.
+        """Decodes files and brings them to the frame, uint8 [N, S, S, 3]; `field` is what errors call them.
 
         Raises:
             InvalidRequest: Naming, by its index, a file that can't be used.
         """
         if not files:
             raise InvalidRequest(f"{field} is empty; send at least one image", field)
-        images = np.empty((len(files), self._image_size, self._image_size, 3), np.uint8)
+        images = np.empty((len(files), self._frame.size, self._frame.size, 3), np.uint8)
 
         def decode_into(index: int) -> None:
             try:
-                images[index] = decode_file(files[index], self._image_size, self._crop, self._max_pixels)
+                images[index] = decode_file(files[index], self._frame, self._max_pixels)
             except InvalidRequest as error:
                 raise InvalidRequest(f"{field}[{index}] {error}", f"{field}[{index}]") from error
 

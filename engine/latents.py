@@ -20,6 +20,8 @@ from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
+UNKNOWN_KIND = "unknown"
+
 # Stored directions are float32: parts of a kept span below this share of the largest one are rounding noise.
 _SPAN_TOLERANCE = 1e-5
 
@@ -73,14 +75,20 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Directions:
-    """Attribute directions of one model: mean mu of images with an attribute minus mean mu of those without.
+    """Attribute directions of one model, as `trainer.directions` makes them.
+
+    Each is as long as the mean difference of its attribute, whatever its kind: strength 1, as protos/dfcvae.proto
+    defines it, is one length of the stored vector.
 
     Attributes:
         names: Attribute names, in the order of the rows.
         vectors: float32 [A, D], one direction per attribute, in units of the latent space (not normalised).
         positives: Per attribute, how many images with it went into its direction.
         negatives: Per attribute, how many images without it went into its direction.
-        split: Partition of the data set that the images came from, for example "train".
+        split: Images that they were computed from, for example "train".
+        kinds: Per attribute, how its direction was found: "mean", "adjusted", "svm"; "unknown" in files that do not
+            say, and for all attributes where none are given.
+        model_sha256: SHA-256 of the file of weights whose latents they belong to; empty in files that do not say.
 
     Raises:
         DirectionsError: When the parts don't agree in length, or a vector isn't finite.
@@ -91,18 +99,22 @@ class Directions:
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
     split: str
+    kinds: tuple[str, ...] = ()
+    model_sha256: str = ""
 
     def __post_init__(self) -> None:
         count = len(self.names)
+        if not self.kinds:
+            object.__setattr__(self, "kinds", (UNKNOWN_KIND,) * count)
         if self.vectors.ndim != 2 or self.vectors.dtype != np.float32:
             raise DirectionsError(
                 f"directions must be float32 [attributes, latent_dim], not {self.vectors.dtype} "
                 f"{list(self.vectors.shape)}"
             )
-        if not len(self.vectors) == len(self.positives) == len(self.negatives) == count:
+        if not len(self.vectors) == len(self.positives) == len(self.negatives) == len(self.kinds) == count:
             raise DirectionsError(
                 f"directions disagree: {count} names, {len(self.vectors)} vectors, "
-                f"{len(self.positives)} positives, {len(self.negatives)} negatives"
+                f"{len(self.positives)} positives, {len(self.negatives)} negatives, {len(self.kinds)} kinds"
             )
         if len(set(self.names)) != count:
             raise DirectionsError(f"attribute names repeat: {', '.join(self.names)}")
@@ -124,7 +136,10 @@ class Directions:
         return self._named(name)
 
     def move(self, moves: Sequence[tuple[Floats | str, float]], keep: Sequence[str] = ()) -> Move:
-        """Sums up edits, as `edit` applies them.
+        """Sums up edits: every one adds `strength * vector`.
+
+        With `keep`, only the part of the sum that is orthogonal to the span of all kept directions is applied
+        (InterFaceGAN's conditional manipulation, arXiv 1907.10786).
 
         Args:
             moves: Pairs of an attribute's name or a direction, float32 [D], and its strength.
@@ -202,12 +217,14 @@ class Directions:
             "positives": json.dumps(self.positives),
             "negatives": json.dumps(self.negatives),
             "split": self.split,
+            "kinds": json.dumps(self.kinds),
+            "model_sha256": self.model_sha256,
         }
         save_file({"directions": np.ascontiguousarray(self.vectors)}, path, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Directions":
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, here or in the trainer.
 
         Raises:
             DirectionsError: When the file is missing, truncated, or not a directions file.
@@ -215,12 +232,17 @@ class Directions:
         try:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata() or {}
+                names = tuple(str(name) for name in json.loads(metadata["names"]))
+                # Before there were attributes of the user's own, all directions of a file were of one `kind`.
+                one_kind = json.dumps([metadata.get("kind", UNKNOWN_KIND)] * len(names))
                 return cls(
-                    names=tuple(str(name) for name in json.loads(metadata["names"])),
+                    names=names,
                     vectors=file.get_tensor("directions"),
                     positives=tuple(int(count) for count in json.loads(metadata["positives"])),
                     negatives=tuple(int(count) for count in json.loads(metadata["negatives"])),
                     split=metadata["split"],
+                    kinds=tuple(str(kind) for kind in json.loads(metadata.get("kinds", one_kind))),
+                    model_sha256=metadata.get("model_sha256", ""),
                 )
         except FileNotFoundError:
             raise DirectionsError(f"{path} does not exist") from None
@@ -232,44 +254,6 @@ class Directions:
             raise DirectionsError(f"{path}: {error}") from None
 
 
-def edit(
-    latents: Floats,
-    moves: Sequence[tuple[Floats, float]],
-    keep: Floats | None = None,
-) -> Floats:
-    """Moves latents along directions, leaving alone what is to be kept.
-
-    Every move adds `strength * vector`; with a stored direction, strength 1 is the mean difference between
-    having the attribute and not having it. With `keep`, only the part of the moves that is orthogonal to the
-    span of all kept directions is applied (InterFaceGAN's conditional manipulation, arXiv 1907.10786).
-
-    Args:
-        latents: float32 [N, D].
-        moves: Pairs of a direction, float32 [D], and its strength.
-        keep: float32 [K, D], directions along which nothing may change; they may be linearly dependent.
-
-    Returns:
-        New latents, float32 [N, D].
-
-    Raises:
-        InvalidRequest: When the result doesn't fit float32 (a strength far beyond any use).
-    """
-    step = np.zeros(latents.shape[1], dtype=np.float64)
-    for vector, strength in moves:
-        step += float(strength) * vector.astype(np.float64)
-    if keep is not None and len(keep):
-        step = _remove(step, _basis(keep.astype(np.float64)))
-    with np.errstate(over="ignore", invalid="ignore"):
-        moved = (latents.astype(np.float64) + step).astype(np.float32)
-    if not np.isfinite(moved).all():
-        largest = max((abs(strength) for _, strength in moves), default=0.0)
-        raise InvalidRequest(
-            f"the edits move the latents out of float32's range (largest strength {largest:g}); "
-            "use strengths of a few units"
-        )
-    return moved
-
-
 def shift(latents: Floats, parts: Sequence[Rows]) -> Floats:
     """Moves the latents of a batch, those of each request by its own step.
 
@@ -278,7 +262,7 @@ def shift(latents: Floats, parts: Sequence[Rows]) -> Floats:
         parts: Rows with a `Move` or None as tag; rows that no part names stay where they are.
 
     Returns:
-        float32 [N, D]; `latents` itself when nothing moves. A row equals what `edit` makes of it, to rounding.
+        float32 [N, D]; `latents` itself when nothing moves.
     """
     return latents + steps_of(parts, *latents.shape) if any(part.tag for part in parts) else latents
 

@@ -2,13 +2,19 @@
 
 import asyncio
 import math
+import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 # Shells and `timeout` send a signal to a process and to its group: what comes so soon again is no second wish.
 _ECHO_S = 0.5
+
+_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_received: deque[int] = deque()
 
 
 class Signals:
@@ -38,17 +44,15 @@ class Signals:
             return 0.0
         return max(0.0, self._since + self._grace_s - self._loop.time())
 
-    def take(self, numbers: bytes) -> None:
-        """Takes signals by their numbers."""
-        for number in numbers:
-            if number == signal.SIGHUP:
-                self.hang_up.set()
-            elif number in (signal.SIGTERM, signal.SIGINT):
-                if not self.end.is_set():
-                    self._since = self._loop.time()
-                    self.end.set()
-                elif self._loop.time() - self._since > _ECHO_S:
-                    self.hurry.set()
+    def take(self, number: int) -> None:
+        """Takes a signal by its number."""
+        if number == signal.SIGHUP:
+            self.hang_up.set()
+        elif not self.end.is_set():
+            self._since = self._loop.time()
+            self.end.set()
+        elif self._loop.time() - self._since > _ECHO_S:
+            self.hurry.set()
 
 
 @contextmanager
@@ -61,19 +65,39 @@ def listening(grace_s: float) -> Iterator[Signals]:
     inbox, outbox = socket.socketpair()
     inbox.setblocking(False)
     outbox.setblocking(False)
-    loop.add_reader(inbox, lambda: asked.take(inbox.recv(1024)))
-    # Python writes the number of each signal here that has a handler.
+
+    def take() -> None:
+        inbox.recv(1024)
+        while _received:
+            asked.take(_received.popleft())
+
+    loop.add_reader(inbox, take)
+    # Only wakes the loop up: a fork inherits it, so a number that is written here may be of a signal to the fork.
     signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    for number in numbers:
-        signal.signal(number, lambda *_: None)
+    for number in _NUMBERS:
+        signal.signal(number, _receive)
         signal.siginterrupt(number, False)  # system calls of other libraries may not know of it
     try:
         yield asked
     finally:
-        for number in numbers:
+        for number in _NUMBERS:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         loop.remove_reader(inbox)
         inbox.close()
         outbox.close()
+
+
+def _receive(number: int, _: FrameType | None) -> None:
+    _received.append(number)
+
+
+def _leave_to_parent() -> None:
+    """In a fork: signals have their usual effect there, and none in this process."""
+    if signal.getsignal(signal.SIGTERM) is _receive:
+        signal.set_wakeup_fd(-1)
+        for number in _NUMBERS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

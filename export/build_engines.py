@@ -5,6 +5,11 @@ Nothing appears at --out before everything has been built, measured and verified
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import dataclasses
 import json
 import os
@@ -26,7 +31,6 @@ from engine.bundle import (
     ENCODER,
     FORMAT_VERSION,
     MANIFEST,
-    PRIOR,
     Bundle,
     Manifest,
     Preprocessing,
@@ -42,7 +46,7 @@ from export.judgement import judge_of
 from export.parity import Report
 from export.place import check_apart, check_free, check_place, publish, require_space, staging
 from export.precision import INT8_ENCODERS, split_samples, write_graphs, write_plans, write_reduced
-from export.prior import write_prior
+from export.prior import check_prior, copy_prior
 from export.reference import NAME, EagerBackend
 from export.run import Run
 from export.support import Support
@@ -170,8 +174,8 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         say(f"writing ONNX graphs of {config.run} ({run.config.model.image_size} pixels)")
         write_graphs(run, candidates, folder)
         shutil.copyfile(config.run / DIRECTIONS, folder / DIRECTIONS)
+        copy_prior(run, folder)
         model = EagerBackend(run.model)
-        write_prior(model, run.samples, folder / PRIOR, config.max_batch)
 
         samples, calibration_images = split_samples(run.samples, config.precision)
         say(f"measuring parity on {len(samples)} images")
@@ -214,6 +218,7 @@ def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
     support = Support.find()
     candidates = config.candidates(support)
     run = Run.load(config.run)
+    check_prior(run)
     if config.precision == "int8" and len(run.samples) < 4:
         raise InputError(
             f"{config.run} holds {len(run.samples)} images: --precision int8 needs 4 to calibrate and measure"
@@ -306,8 +311,9 @@ def _manifest(
         format_version=FORMAT_VERSION,
         image_size=run.config.model.image_size,
         latent_dim=run.config.model.latent_dim,
-        preprocessing=Preprocessing(crop=run.config.crop or None),
+        preprocessing=Preprocessing.of(run.config.frame),
         attributes=run.directions.names,
+        kinds=run.directions.kinds,
         backend=winner.backend,
         precision=winner.precision,
         engine=dataclasses.replace(winner.engine, chosen=chosen),
@@ -364,6 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(_dry_run(config), indent=2, default=str))
         else:
             build(config, stopped=lambda: bool(received))
+            print(f"next: python -m engine --bundle {config.out}")
     except FAILURES as error:
         return report_error(error, "no bundle was written")
     return 0

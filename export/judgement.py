@@ -28,7 +28,7 @@ NO_RUN = "skipped: it takes the run's classifier; give --run"
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit of an attribute by a strength."""
+    """An edit of an attribute by a strength, in lengths of the mean difference."""
 
     attribute: str
     strength: float

@@ -20,7 +20,7 @@ import onnx
 
 from engine.backends import Backend, Bytes, Floats
 from engine.errors import BackendError
-from engine.latents import Directions, edit
+from engine.latents import Directions
 from export.judgement import STRENGTH
 
 _BATCH = 32
@@ -52,8 +52,8 @@ class Calibration:
         """
         mu = np.concatenate([model.encode(images[at : at + _BATCH])[0] for at in range(0, len(images), _BATCH)])
         latents = [mu, np.random.default_rng(2).standard_normal(mu.shape, dtype=np.float32)]
-        moves = [(vector, sign * STRENGTH) for vector in directions.vectors for sign in (1, -1)]
-        latents += [edit(mu[row :: len(moves)], [move]) for row, move in enumerate(moves) if row < len(mu)]
+        moves = [directions.move([(name, sign * STRENGTH)]) for name in directions.names for sign in (1, -1)]
+        latents += [mu[row :: len(moves)] + move.step for row, move in enumerate(moves) if row < len(mu)]
         return cls(images, np.concatenate(latents))
 
 

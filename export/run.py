@@ -12,11 +12,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from engine.bundle import DIRECTIONS, sha256_of
+from engine.bundle import DIRECTIONS, PRIOR, sha256_of
 from engine.errors import DirectionsError
 from engine.latents import Directions
 from export.errors import InputError
-from trainer.checkpoint import CONFIG, MODEL, load_config, load_model
+from trainer.checkpoint import CONFIG, MODEL, belongs, load_config, load_model
 from trainer.config import TrainConfig
 from trainer.model import VAE
 
@@ -52,7 +52,8 @@ class Run:
         """Reads a run folder.
 
         Raises:
-            InputError: directions or samples are missing, torn, or do not fit the model; or a file may not be read.
+            InputError: directions or samples are missing, torn, of other weights, or do not fit the model; or a
+                file may not be read.
             RunError: there is no run, or its configuration or weights cannot be read.
         """
         _require_readable(path)
@@ -60,20 +61,29 @@ class Run:
         if not isinstance(resolved, dict):
             raise InputError(f"{path / CONFIG}: `resolved` is {resolved!r}, must be an object; copy the run again")
         model = load_model(path)
+        model_sha256 = sha256_of(path / MODEL)
+        directions = _load_directions(path / DIRECTIONS, config.model.latent_dim)
+        if not belongs(path / DIRECTIONS, model_sha256):
+            raise InputError(f"{path / DIRECTIONS} is of other weights than {path / MODEL}; {anew(path)}")
         return cls(
             path=path,
             config=config,
             resolved=resolved,
             model=model,
-            model_sha256=sha256_of(path / MODEL),
-            directions=_load_directions(path / DIRECTIONS, config.model.latent_dim),
+            model_sha256=model_sha256,
+            directions=directions,
             samples=_load_samples(path / SAMPLES, config.model.image_size),
         )
 
 
+def anew(run: Path) -> str:
+    """How to make a run's directions and prior again."""
+    return f"make it anew with `python -m trainer directions {run} --data DIR`"
+
+
 def _require_readable(run: Path) -> None:
     """Refuses files without permission, of which safetensors would say that they are not there."""
-    for path in (run / CONFIG, run / MODEL, run / DIRECTIONS, run / SAMPLES):
+    for path in (run / CONFIG, run / MODEL, run / DIRECTIONS, run / PRIOR, run / SAMPLES):
         if path.is_file() and not os.access(path, os.R_OK):
             raise InputError(f"{path} cannot be read (Permission denied); have its owner run `chmod a+r {path}`")
 

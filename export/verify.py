@@ -25,6 +25,7 @@ from export.errors import report as report_error
 from export.gate import Gate
 from export.parity import TOLERANCES, Report, Tolerances
 from export.truth import Truth
+from trainer.extras import require
 
 _PORTABLE = "the portable graphs by onnxruntime in fp32"
 
@@ -136,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 within the tolerances, 1 beyond them, 2 unusable input, 130 interrupted."""
     try:
         config = tyro.cli(VerifyConfig, args=arguments, prog="python -m export.verify", description=__doc__)
+        if config.run is not None:
+            require("train")
         report = verify(config)
         print(f"{config.bundle} agrees with {report.truth} on {report.samples} images and as many random latents")
     except FAILURES as error:

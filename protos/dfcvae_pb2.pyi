@@ -291,22 +291,38 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Attribute(_message.Message):
-    __slots__ = ("name", "positives", "negatives")
+    __slots__ = ("name", "positives", "negatives", "kind")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POSITIVES_FIELD_NUMBER: _ClassVar[int]
     NEGATIVES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     name: str
     positives: int
     negatives: int
-    def __init__(self, name: _Optional[str] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ...) -> None: ...
+    kind: str
+    def __init__(self, name: _Optional[str] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class Preprocessing(_message.Message):
-    __slots__ = ("crop", "resize")
+    __slots__ = ("crop", "resize", "source_width", "source_height", "landmarks")
     CROP_FIELD_NUMBER: _ClassVar[int]
     RESIZE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    LANDMARKS_FIELD_NUMBER: _ClassVar[int]
     crop: int
     resize: str
-    def __init__(self, crop: _Optional[int] = ..., resize: _Optional[str] = ...) -> None: ...
+    source_width: int
+    source_height: int
+    landmarks: _containers.RepeatedCompositeFieldContainer[Point]
+    def __init__(self, crop: _Optional[int] = ..., resize: _Optional[str] = ..., source_width: _Optional[int] = ..., source_height: _Optional[int] = ..., landmarks: _Optional[_Iterable[_Union[Point, _Mapping]]] = ...) -> None: ...
+
+class Point(_message.Message):
+    __slots__ = ("x", "y")
+    X_FIELD_NUMBER: _ClassVar[int]
+    Y_FIELD_NUMBER: _ClassVar[int]
+    x: float
+    y: float
+    def __init__(self, x: _Optional[float] = ..., y: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_images_per_request", "max_message_bytes", "max_queued_images", "max_pixels_per_file", "max_concurrent_streams", "max_images_per_second", "max_requests_ahead")

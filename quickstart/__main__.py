@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
 import resource
 import select
@@ -20,10 +25,12 @@ from engine.bundle import MANIFEST, sha256_of
 from quickstart import report
 from quickstart.client import Job, read_order
 from trainer import checkpoint, dataset
+from trainer.checkpoint import EVALUATION
 from trainer.classifier import classifier_of
 from trainer.config import RANDOM, TrainConfig
+from trainer.dataset.index import ImageFile
 from trainer.errors import DataError, RunError, TrainerError
-from trainer.evaluate import EVALUATION, REPORT
+from trainer.evaluate import REPORT, digests, made_with
 from trainer.faces import FACES_VERSION
 from trainer.measures.edit_sitting import rows_to_edit
 from trainer.measures.editing import JUDGED_ATTRIBUTES
@@ -56,7 +63,7 @@ class Quickstart:
     seed: int = 0
     """Seed of the faces and of the training."""
     strength: float = 1.5
-    """Strength of the edits that are judged, in multiples of the attribute direction."""
+    """Strength of the edits that are judged, in lengths of the mean difference."""
 
     def training(self, num_images: int = PRESET_IMAGES) -> TrainConfig:
         """The preset with this command's own choices, for a train split of `num_images`."""
@@ -140,7 +147,7 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.
     wanted = config.training(len(packed.rows("train")))
     try:
         found, resolved = checkpoint.load_config(run)
-        same = found == wanted and resolved["data_fingerprint"] == packed.fingerprint
+        same = found == wanted and packed.known_as(resolved["data_fingerprint"])
     except RunError:
         same = False
     if not same:
@@ -162,32 +169,49 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.
     return packed
 
 
-def evaluate(config: Quickstart, data: Path, run: Path, stages: Stages) -> dict[str, Any]:
-    """What the trainer measures of the run."""
-    path, weights = run / EVALUATION, run / checkpoint.MODEL
-    if path.is_file() and path.stat().st_mtime > weights.stat().st_mtime:
+SKIPPED = ("lpips", "fid")
+"""Measures that may download, and take minutes."""
+
+
+def evaluate(config: Quickstart, folder: Path, data: dataset.FaceData, run: Path, stages: Stages) -> dict[str, Any]:
+    """What the trainer measures of the run; measured again if it was of other weights, data or settings."""
+    path, made = run / EVALUATION, made_with(run)
+    same = data.known_as(made.get("data", {}).get("fingerprint")) and made.get("files") == digests(run)
+    if same and (made["strength"], made["skip"]) == (config.strength, list(SKIPPED)):
         stages.reuse("evaluation", path)
     else:
-        options = ("--strength", config.strength, "--skip", "lpips", "fid")  # these may download, and take minutes
-        stages.run("evaluation", "trainer", "evaluate", run, "--data", data, *options)
+        options = ("--strength", config.strength, "--skip", *SKIPPED)
+        stages.run("evaluation", "trainer", "evaluate", run, "--data", folder, *options)
     metrics: dict[str, Any] = json.loads(path.read_text())
     return metrics
 
 
 def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
-    """The bundle of the run; its manifest."""
+    """The bundle of the run; its manifest. Built again if it was of other weights, directions or another prior."""
     manifest = bundle / MANIFEST
+    wanted = {name: sha256_of(run / name) for name in (checkpoint.MODEL, checkpoint.DIRECTIONS, checkpoint.PRIOR)}
     try:
-        built_from = json.loads(manifest.read_text())["run"]["model_sha256"]
+        built = json.loads(manifest.read_text())
+        found = {checkpoint.MODEL: built["run"]["model_sha256"], **built["files"]}
     except (OSError, json.JSONDecodeError, KeyError):
-        built_from = None
-    if built_from == sha256_of(run / checkpoint.MODEL):
+        found = {}
+    if wanted.items() <= found.items():
         stages.reuse("export", bundle)
     else:
         force = ["--force"] if bundle.exists() else []
         stages.run("export", "export.build_engines", "--run", run, "--out", bundle, *force)
     values: dict[str, Any] = json.loads(manifest.read_text())
     return values
+
+
+def _file(image: ImageFile, copy: Path) -> Path:
+    """The file of an image; a copy of one that lies in another file."""
+    if isinstance(image, Path):
+        return image.resolve()
+    copy.parent.mkdir(exist_ok=True)
+    with image.open("rb") as file:
+        copy.write_bytes(file.read())
+    return copy.resolve()
 
 
 def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str], path: Path) -> list[Job]:
@@ -199,7 +223,7 @@ def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str
                 continue
             rows = rows_to_edit(data, attribute, strength)
             if len(rows):
-                files = [str(data.index.path(row).resolve()) for row in rows]
+                files = [str(_file(data.index.image(row), path.parent / "asked" / f"{row}.image")) for row in rows]
                 jobs.append({"attribute": attribute, "strength": strength, "files": files})
     if not jobs:
         raise DataError(
@@ -247,7 +271,7 @@ def main() -> int:
         run, bundle, order = config.out / "run", config.out / "bundle", config.out / "order.json"
         folder = draw(config, stages)
         data = train(config, folder, run, stages)
-        metrics = evaluate(config, folder, run, stages)
+        metrics = evaluate(config, folder, data, run, stages)
         manifest = export(run, bundle, stages)
         jobs = write_order(config, data, manifest["attributes"], order)
         serve_and_edit(bundle, order, config.out / "edits.npz", stages)

@@ -26,7 +26,7 @@ class Job:
 
     Attributes:
         attribute: what to change.
-        strength: multiples of the attribute's direction; negative removes it.
+        strength: in lengths of the mean difference; negative removes it.
         files: the image files.
     """
 

@@ -33,7 +33,7 @@ def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) 
             results.append(asdict(judge_edit(classifier, job.attribute, job.strength, before, after)))
             sign = 1 if job.strength > 0 else -1
             columns = [f"{sign * strength:+.1f}" if strength else "unedited" for strength in STRIP_STRENGTHS]
-            title = f"{job.name.replace('_', ' ')}: strength in mean differences"
+            title = f"{job.name.replace('_', ' ')}: strength in lengths of the mean difference"
             figures.save_strips(folder / f"{job.name}.png", title, columns, list(strips))
     return results
 

@@ -20,11 +20,13 @@ from engine.bundle import (
     Preprocessing,
     sha256_of,
 )
+from framing import Frame
 
 
-def write_tiny_bundle(folder: Path, crop: int | None = 12) -> Path:
-    """Writes a bundle that `engine.bundle.Bundle.load` takes."""
+def write_tiny_bundle(folder: Path, crop: int | None = 12, source: tuple[int, int] | None = None) -> Path:
+    """Writes a bundle that `engine.bundle.Bundle.load` takes; with a source, its frame is that of a training."""
     folder.mkdir(parents=True)
+    frame = Frame.of(IMAGE_SIZE, crop, source) if source else Frame(IMAGE_SIZE, crop)
     onnx.save(_encoder(), folder / ENCODER)
     onnx.save(_decoder(), folder / DECODER)
     tiny_directions().save(folder / DIRECTIONS)
@@ -32,8 +34,9 @@ def write_tiny_bundle(folder: Path, crop: int | None = 12) -> Path:
         format_version=FORMAT_VERSION,
         image_size=IMAGE_SIZE,
         latent_dim=LATENT_DIM,
-        preprocessing=Preprocessing(crop),
+        preprocessing=Preprocessing.of(frame),
         attributes=ATTRIBUTES,
+        kinds=tiny_directions().kinds,
         backend="onnxruntime",
         precision="fp32",
         engine=Engine(),

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from engine.latents import Directions
-from trainer.checkpoint import save_config, save_model
+from trainer.checkpoint import save_config, save_model, sha256_of
 from trainer.config import ModelConfig, TrainConfig
 from trainer.model import VAE
+from trainer.prior import fit_prior, save_prior
 
 LATENT_DIM = 16
 ATTRIBUTES = ("Smiling", "Eyeglasses", "Bald")
@@ -64,6 +66,14 @@ def small_vae(form: ModelConfig = SEED_FORM) -> VAE:
     return model.eval()
 
 
+def own_derived(run: Path) -> None:
+    """Makes directions and prior say that they are of the run's present weights."""
+    for path in (run / "directions.safetensors", run / "prior.safetensors"):
+        with safe_open(path, "np") as file:
+            metadata = {**file.metadata(), "model_sha256": sha256_of(run / "model.safetensors")}
+        save_file(load_file(path), path, metadata)
+
+
 def write_run(folder: Path, image_size: int = 64, samples: int = 11) -> Path:
     """A run folder as a finished training leaves it, without figures and metrics."""
     folder.mkdir()
@@ -72,7 +82,10 @@ def write_run(folder: Path, image_size: int = 64, samples: int = 11) -> Path:
     save_config(folder, config, {"data": PRIVATE_PATH, "images": {"train": 90}, "steps": 7})
     save_model(folder, model)
     vectors = np.random.default_rng(0).standard_normal((len(ATTRIBUTES), LATENT_DIM), dtype=np.float32)
-    directions = Directions(ATTRIBUTES, vectors, (40, 41, 42), (50, 49, 48), "train")
+    kinds, model_sha256 = ("mean", "adjusted", "svm"), sha256_of(folder / "model.safetensors")
+    directions = Directions(ATTRIBUTES, vectors, (40, 41, 42), (50, 49, 48), "train", kinds, model_sha256)
     directions.save(folder / "directions.safetensors")
+    mu, log_var = np.random.default_rng(1).standard_normal((2, 90, LATENT_DIM), dtype=np.float32)
+    save_prior(folder / "prior.safetensors", *fit_prior(mu, log_var), 90, model_sha256)
     save_file({"images": smooth_images(samples, image_size)}, folder / "samples.safetensors")
     return folder

@@ -38,4 +38,5 @@ def tiny_directions() -> Directions:
     vectors[0, :, 0] = 10
     vectors[1, : IMAGE_SIZE * IMAGE_SIZE // 2] = 20
     vectors[2, ::2] = 5
-    return Directions(ATTRIBUTES, vectors.reshape(len(ATTRIBUTES), LATENT_DIM), (100, 60, 50), (90, 130, 140), "train")
+    flat, kinds = vectors.reshape(len(ATTRIBUTES), LATENT_DIM), ("mean", "adjusted", "svm")
+    return Directions(ATTRIBUTES, flat, (100, 60, 50), (90, 130, 140), "train", kinds)

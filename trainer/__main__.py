@@ -1,4 +1,4 @@
-"""Trains a DFC-VAE on faces and judges it: `python -m trainer {faces,train,evaluate}`."""
+"""Trains a DFC-VAE on faces and judges it: `python -m trainer {faces,train,directions,evaluate}`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import inspect
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Annotated
 
 import tyro
 
-from trainer.config import TrainConfig
+from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
+from trainer.extras import require
 from trainer.options import Options
 from trainer.presets import PRESETS
 
@@ -54,6 +56,10 @@ class Evaluate:
     """Run folder."""
     data: Path
     """Data set, as for train."""
+    labels: Path | None = None
+    """CSV of labels, as for train; default: the run's."""
+    align: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Find and align faces as train does with --align; a run that was trained so does it anyway."""
     options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
     """How to judge."""
     threads: int | None = None
@@ -66,10 +72,80 @@ class Evaluate:
         from trainer.measures.report import summary  # noqa: PLC0415
 
         config, _ = checkpoint.load_config(self.run)
-        data = dataset.load(self.data, config.model.image_size, config.crop)
+        data = dataset.load(
+            self.data,
+            config.model.image_size,
+            config.crop,
+            config.source,
+            self.align or config.align,
+            labels=self.labels or config.labels,
+            split_by=config.split_by,
+            skip_damaged=config.skip_damaged,
+        )
         with threads.limited(threads.choose(self.threads)):
             print(summary(evaluate(self.run, data, self.options)))
-        print(f"report: {self.run / REPORT}")
+        print(f"report: {(self.options.out or self.run) / REPORT}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Directions:
+    """Give a finished run attribute directions without training: anew, or for labels of your own.
+
+    They go beside those that the run has; one of a name that it has takes its place. The prior is made as well where
+    the run has none of its weights. Any of the three:
+
+    - RUN --data DIR: from the data set's own labels
+    - RUN --data DIR --labels CSV: from labels of your own for images of the data set
+    - RUN --with A --without B --name NAME: from two folders of images, of faces with something and without it
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    data: Path | None = None
+    """Data set that the run was trained on, as for train."""
+    labels: Path | None = None
+    """CSV with the header file,NAME,... and a line for each labelled image: its name in the data set, then 1 or 0."""
+    having: Annotated[Path | None, tyro.conf.arg(name="with")] = None
+    """Folder of images of faces that have the attribute NAME, framed as the training images were."""
+    lacking: Annotated[Path | None, tyro.conf.arg(name="without")] = None
+    """Folder of images of faces that do not have it; at least 20 in each."""
+    name: str | None = None
+    """What the attribute of --with and --without is to be called."""
+    kind: Kind | None = None
+    """Kind of the directions: mean differences; adjusted, with the other attributes held equal; or normals of linear
+    SVMs. Default: the run's --directions, and mean for two folders where that is adjusted."""
+    align: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Find and align faces as train does with --align; a run that was trained so does it anyway."""
+    drop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Attribute to take out of the run. Repeat for several."""
+
+    def __post_init__(self) -> None:
+        folders = (self.having, self.lacking, self.name)
+        if self.drop and (self.data or any(folders)):
+            raise ConfigError("--drop: stands alone; first drop, then compute")
+        if any(folders) and (self.data or self.labels):
+            raise ConfigError("--with, --without and --name: need neither --data nor --labels; give one or the other")
+        if any(folders) and not all(folders):
+            raise ConfigError("--with A --without B --name NAME: give all three")
+        if not (self.data or self.drop or any(folders)):
+            raise ConfigError("give --data DIR, perhaps with --labels CSV, or --with A --without B --name NAME")
+        if self.name is not None and (self.name != self.name.strip() or "=" in self.name):
+            raise ConfigError(f"--name {self.name!r}: must have no blanks at its ends and no =")
+
+    def __call__(self) -> None:
+        """Runs the command."""
+        from trainer import attributes  # noqa: PLC0415
+
+        if self.data is not None:
+            changes = attributes.from_data(self.run, self.data, self.kind, self.labels, align=self.align)
+        elif self.having and self.lacking and self.name:
+            changes = attributes.from_folders(
+                self.run, self.having, self.lacking, self.name, self.kind, align=self.align
+            )
+        else:
+            changes = attributes.drop(self.run, self.drop)
+        print(f"attribute directions: {changes}")
+        print(f"next: python -m export.build_engines --run {self.run} --out BUNDLE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +153,15 @@ class Train:
     """Where a run reads and writes; every field of the configuration is a flag as well."""
 
     data: Path
-    """Data set: a folder in CelebA's layout, or any folder of images (which has no attributes to edit)."""
+    """Data set: a folder in CelebA's layout (torchvision's, Kaggle's, CelebAMask-HQ's), of images, or of parquet files.
+    Images without labels have no attributes to edit."""
     out: Path
     """Run folder to write; new, and outside the data set."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on from the run folder's checkpoint; start if it has none."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Check everything, print the resolved configuration and what the run would do, and stop."""
+    """Check everything, print the resolved configuration and what the run would do, write a contact sheet of what the
+    network will see (OUT-contact-sheet.png), and stop."""
     config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
     """What to compute."""
 
@@ -93,12 +171,17 @@ class Train:
 
         plan = Plan.of(self.config, self.data, self.out, self.resume)
         if self.dry_run:
-            print(json.dumps({"config": self.config.to_json(), "plan": plan.to_json()}, indent=2))
+            sheet = plan.write_contact_sheet()
+            values = {"config": self.config.to_json(), "plan": {**plan.to_json(), "contact_sheet": str(sheet)}}
+            print(json.dumps(values, indent=2))
             return
         data = plan.data()
         from trainer import loop  # noqa: PLC0415
 
         loop.train(self.config, data, self.out, self.resume)
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+            evaluate = f"python -m trainer evaluate {self.out} --data {self.data}"
+            print(f"next: {evaluate}, then python -m export.build_engines --run {self.out} --out BUNDLE")
 
 
 def _defaults(arguments: list[str]) -> TrainConfig:
@@ -178,14 +261,17 @@ def main(arguments: list[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, interrupt)  # so that it, like SIGINT, leaves no half-written file
     try:
         default = Train(data=tyro.MISSING, out=tyro.MISSING, config=_defaults(arguments))
-        command: Faces | Train | Evaluate = tyro.cli(
+        command: Faces | Train | Directions | Evaluate = tyro.cli(
             Annotated[Faces, tyro.conf.subcommand("faces")]
             | Annotated[Train, tyro.conf.subcommand("train", default=default, description=_train_help())]
+            | Annotated[Directions, tyro.conf.subcommand("directions")]
             | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
             args=arguments,
             prog="python -m trainer",
             description=__doc__,
         )
+        if not isinstance(command, Faces):
+            require("train")
         if isinstance(command, Train):
             _refuse_idle(command.config, arguments)
             _say_preset(command, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 NUM_HISTOGRAMS = 20
 DPI = 110
+CHARACTERS_AN_INCH = 11
+"""Of a title."""
 BLUE, ORANGE, GREY = "#3b6ea5", "#d9822b", "#8a8f98"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -82,6 +85,10 @@ def save_encoding_distribution(path: Path, mu: NDArray[np.float32], latents: NDA
             axis.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), "k-", lw=1, label="N(0, 1)")
             axis.set_title(f"dimension {dimension}", fontsize=9)
             axis.set_yticks([])
+            if axis.get_subplotspec().is_last_row():
+                axis.set_xlabel("value", fontsize=8)
+            if axis.get_subplotspec().is_first_col():
+                axis.set_ylabel("density", fontsize=8)
         for axis in axes.flat[len(shown) :]:
             axis.axis("off")
         handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -92,7 +99,7 @@ def save_encoding_distribution(path: Path, mu: NDArray[np.float32], latents: NDA
             x=0.01,
             ha="left",
         )
-        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.04, top=0.92, wspace=0.04, hspace=0.22)
+        figure.subplots_adjust(left=0.02, right=0.99, bottom=0.06, top=0.92, wspace=0.04, hspace=0.22)
 
 
 def save_kl_bars(path: Path, kl: Sequence[float], active: int) -> None:
@@ -152,7 +159,7 @@ def save_heat_map(
         axis.tick_params(which="both", length=0)
         axis.spines[:].set_visible(False)
         axis.set(xlabel=across, ylabel=down)
-        axis.set_title(title, loc="left", pad=8)
+        axis.set_title(textwrap.fill(title, int(CHARACTERS_AN_INCH * width)), loc="left", pad=8)
         figure.colorbar(image, ax=axis, label=unit, shrink=min(1.0, 4 / height), pad=0.02, aspect=25)
 
 
@@ -184,4 +191,4 @@ def save_accuracy_bars(
         axis.tick_params(axis="y", length=0)
         axis.set_title(title, loc="left")
 
-        axis.legend(loc="lower right", frameon=False)
+        axis.legend(loc="lower right", framealpha=0.9)

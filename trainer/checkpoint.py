@@ -5,12 +5,16 @@ model.safetensors        the weights, float32
 checkpoint.pt            everything that an exact resume needs
 metrics.jsonl            losses per logged step, validation per epoch
 directions.safetensors   the attribute directions
+prior.safetensors        the Gaussian that new faces are drawn from
+README.md                the model card
+metrics.json             what `evaluate` measured, if it has
 samples.safetensors      held-out images, `images` (N, S, S, 3) uint8: what export's parity gate compares on, anywhere
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -22,7 +26,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -34,7 +38,9 @@ RUN_FORMAT_VERSION = 1
 CHECKPOINT_VERSION = 2
 """Rises whenever a checkpoint holds other things, or the same seed gives other batches."""
 CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
-METRICS, SAMPLES, DIRECTIONS = "metrics.jsonl", "samples.safetensors", "directions.safetensors"
+METRICS, SAMPLES = "metrics.jsonl", "samples.safetensors"
+DIRECTIONS, PRIOR = "directions.safetensors", "prior.safetensors"
+EVALUATION, CARD = "metrics.json", "README.md"
 
 
 @contextmanager
@@ -204,3 +210,21 @@ def initial_weights(config: TrainConfig) -> dict[str, Tensor]:
     if differing:
         raise ConfigError(f"--init-from {run}: its model has {', '.join(differing)}; give this run the same sizes")
     return model.state_dict()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def belongs(path: Path, model_sha256: str) -> bool:
+    """Whether a file of directions or the prior is there and of these weights, as far as it says."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("model_sha256") in (None, "", model_sha256)
+    except (OSError, SafetensorError):
+        return False

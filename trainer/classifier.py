@@ -29,7 +29,9 @@ CLASSIFIER = "classifier.safetensors"
 VERSION = "2"
 NUM_IMAGES = 54_000
 """Images that it sees in training, if that makes 2 to 20 epochs."""
-BATCH_SIZE, PEAK_LR, WEIGHT_DECAY = 128, 4e-3, 1e-2
+BATCH_SIZE, MIN_BATCH_SIZE, BATCHES_AN_EPOCH = 128, 8, 8
+"""Images a step; fewer on small data, so that an epoch has steps enough to be learnt from."""
+PEAK_LR, WEIGHT_DECAY = 4e-3, 1e-2
 MIN_BLUR_SCALE = 0.3
 """Smallest size that images are brought down to and up again from in augmentation, as a share of theirs."""
 
@@ -148,11 +150,12 @@ def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 
         torch.manual_seed(seed)
         network = place.module(Network(labels.shape[1]))
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-        steps = epochs * max(1, len(rows) // BATCH_SIZE)
+        batch_size = min(BATCH_SIZE, max(MIN_BATCH_SIZE, len(rows) // BATCHES_AN_EPOCH), len(rows))
+        steps = epochs * (len(rows) // batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
         order = np.concatenate([random.permutation(rows) for _ in range(epochs)])
         for step in tqdm(range(steps), "training the classifier", unit="step"):
-            batch = order[step * BATCH_SIZE :][:BATCH_SIZE]
+            batch = order[step * batch_size :][:batch_size]
             images = _augment(place.images(data.images[batch]), random)
             wanted = torch.from_numpy(labels[batch]).float().to(place.device)
             with place.autocast():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from framing import CELEBA_SOURCE, Frame
 from trainer.errors import ConfigError
 
 VGG19_TAPS = (
@@ -19,10 +20,17 @@ VGG19_TAPS = (
 """The ReLU outputs of VGG19 in order of depth: what `taps` may name."""
 
 
+Kind = Literal["mean", "adjusted", "svm"]
+"""Kinds of attribute directions, which `trainer.directions` describes."""
+
+HARMLESS = (
+    "preset", "device", "compile", "deterministic", "threads", "log_every", "save_minutes",
+    "vgg_weights", "labels", "skip_damaged", "directions",
+)  # fmt: skip
+"""Fields that do not decide what weights a run comes to; of VGG19's weights and the labels the content does, not the
+name of the file."""
 RANDOM = Path("random")
 """As `vgg_weights`: weights that are drawn from the seed."""
-HARMLESS = ("preset", "device", "compile", "deterministic", "threads", "log_every", "save_minutes", "vgg_weights")
-"""Fields that do not decide what a run computes; of VGG19's weights the content does, not the name of the file."""
 CHANGEABLE = ("epochs", "lr", "muon_lr", "grad_clip")
 """Fields that a run that is gone on with may change; config.json says from which step on."""
 
@@ -85,8 +93,26 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """Sizes of the VAE."""
 
+    labels: Path | None = None
+    """CSV of labels to take instead of the data set's own: header `file,Smiling,...`, a row an image, values 0/1 or
+    -1/1; names are relative to the folder of the images, or base names where only one image has them."""
+    split_by: Literal["name", "folder"] = "name"
+    """How to split images that come without splits. name: each by itself; folder: all images of a folder together, so
+    that with a folder a person nobody is in two splits."""
+    skip_damaged: int = 0
+    """Most images to leave out because they are listed and absent, or damaged; the run's config.json lists them."""
     crop: int = 148
-    """Side of the centre crop taken before resizing, pixels; 0 for images that are cropped already."""
+    """Side of the centre crop taken before resizing, pixels; 0 for images that are cropped already: all of them is
+    used."""
+    source: tuple[int, int] = CELEBA_SOURCE
+    """Width and height of the aligned pictures that the crop is taken from, pixels. A picture of another size is scaled
+    to it first, around its middle; one of the model's own size is taken as it is."""
+    align: bool = False
+    """Find the face in each picture and bring its eyes and mouth to where CelebA has them (pip install '.[align]').
+    Of several faces the largest is taken, which is said."""
+    limit_train: int = 0
+    """Train on this many images of the train split, drawn once and for all: any run with the same number has the same
+    ones, and one with more has these among them. 0 for all of them."""
     flip: bool = True
     """Mirror each training image left to right with probability one half."""
 
@@ -94,10 +120,12 @@ class TrainConfig:
     """Passes over the train split."""
     batch_size: int = 64
     """Images per step."""
-    optimizer: Literal["adam", "muon"] = "adam"
-    """muon: Muon for the kernels inside the network, Adam for everything else."""
+    optimizer: Literal["sgd", "adam", "muon"] = "adam"
+    """sgd: with momentum; muon: Muon for the kernels inside the network, Adam for everything else."""
     lr: float = 0.05
-    """Peak learning rate of Adam."""
+    """Peak learning rate of SGD or Adam."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
     muon_lr: float = 0.04
     """Peak learning rate of Muon; follows the same schedule."""
     schedule: Literal["constant", "step", "one-cycle"] = "step"
@@ -136,9 +164,10 @@ class TrainConfig:
     init_from: Path | None = None
     """Run folder whose weights training starts from, for fine-tuning; it needs the same sizes of the model."""
 
-    directions: Literal["mean", "adjusted", "svm"] = "mean"
+    directions: Kind = "mean"
     """Kind of attribute directions. mean: mean differences (seed, paper); adjusted: with the other attributes held
-    equal, which edits with fewer side effects; svm: normals of linear SVMs. All have the length of the first."""
+    equal, which edits with fewer side effects; svm: normals of linear SVMs. All are as long as the mean difference.
+    `python -m trainer directions` changes them later."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training; auto: bf16 where the device has units for it. Weights stay in FP32. FP32 is FP32: never
@@ -159,10 +188,24 @@ class TrainConfig:
     """Minutes between two checkpoints within an epoch; there is one after every epoch as well."""
 
     def __post_init__(self) -> None:
+        _require(self.skip_damaged >= 0, f"--skip-damaged {self.skip_damaged}: must be 0 or a number of images")
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
+        width, height = self.source
+        _require(
+            self.crop <= min(width, height) and min(width, height) > 0,
+            f"--crop {self.crop}: does not fit into --source {width} {height}; use --crop 0 for images that are "
+            "cropped already, or give the size of your aligned pictures as --source",
+        )
+        _require(
+            not self.align or self.frame.landmarks is not None,
+            f"--align: brings faces to CelebA's frame; leave out --crop {self.crop} and --source {width} {height}, "
+            "or leave out --align",
+        )
+        _require(self.limit_train >= 0, f"--limit-train {self.limit_train}: must be 0 (all) or a number of images")
         _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
         _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)")
         _require(self.lr > 0, f"--lr {self.lr}: must be above 0")
+        _require(0 <= self.momentum < 1, f"--momentum {self.momentum}: must be 0 or above, and below 1")
         _require(self.muon_lr > 0, f"--muon-lr {self.muon_lr}: must be above 0")
         _require(self.lr_gamma > 0, f"--lr-gamma {self.lr_gamma}: must be above 0")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
@@ -195,6 +238,11 @@ class TrainConfig:
             "would be reconstructed; give --rec-weight and one of the others, with --taps for the last, more than 0",
         )
 
+    @property
+    def frame(self) -> Frame:
+        """What pictures are brought to before the model sees them."""
+        return Frame.of(self.model.image_size, self.crop, self.source)
+
     def idle(self) -> dict[str, str]:
         """Fields that this configuration makes no use of, each with the reason and the mend.
 
@@ -204,8 +252,12 @@ class TrainConfig:
         if not self.taps:
             fields = ("feature_weight", "normalise_features", "feature_share")
             idle |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
+        if not self.crop:
+            idle["source"] = "--crop 0 takes whole images; leave it out, or give --crop"
         if self.optimizer != "muon":
             idle["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
+        if self.optimizer != "sgd":
+            idle["momentum"] = f"the optimizer is {self.optimizer}; leave it out, or add --optimizer sgd"
         if self.schedule != "step":
             idle["lr_gamma"] = f"the schedule is {self.schedule}; leave it out, or add --schedule step"
         if not self.kl_weight:
@@ -239,7 +291,9 @@ class TrainConfig:
             model = dict(values.pop("model"))
             model["channels"] = tuple(model["channels"])
             values["taps"] = tuple(values["taps"])
-            for name in ("vgg_weights", "init_from"):
+            width, height = values.get("source", CELEBA_SOURCE)  # runs of older versions have none
+            values["source"] = (width, height)
+            for name in ("vgg_weights", "labels", "init_from"):
                 if values.get(name) is not None:
                     values[name] = Path(values[name])
             return cls(model=ModelConfig(**model), **values)

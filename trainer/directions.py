@@ -8,8 +8,8 @@ adjusted   the difference that the attribute makes while others are held equal, 
            the mean difference without what other attributes bring along (glasses without age, say).
 svm        the normal of a linear SVM (InterFaceGAN, arXiv 1907.10786).
 
-All have the length of the mean difference, so a strength means the same distance for each; they differ in where they
-point.
+All are as long as the mean difference of their attribute, so strength 1 is the same distance for each, which
+protos/dfcvae.proto defines; they differ in where they point.
 
 Measured on real faces (quickstart preset, 9,000 train images, 3 epochs; up to 200 test faces an edit, 15 for removing
 glasses): share of faces that an image classifier sees flipped at the strength at which it keeps 90 % of its other
@@ -31,22 +31,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import Tensor
 
-from trainer.model import VAE
+from trainer.config import Kind
+from trainer.errors import RunError
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["mean", "adjusted", "svm"]
 Vectors = NDArray[np.float64]
 MIN_IMAGES = 20
 """Fewest images on either side of an attribute for its direction to be kept."""
@@ -67,45 +65,17 @@ class Direction:
 
     Attributes:
         name: the attribute.
-        vector: (D,) float32.
+        vector: (D,) float32, as long as the mean difference.
         positives: images that have the attribute.
         negatives: images that do not.
+        kind: how it was found; "unknown" in files of before they said so.
     """
 
     name: str
     vector: NDArray[np.float32]
     positives: int
     negatives: int
-
-
-@torch.no_grad()
-def encode_rows(
-    model: VAE,
-    images: NDArray[np.uint8],
-    rows: NDArray[np.int64],
-    to_tensor: Callable[[NDArray[np.uint8]], Tensor],
-    batch_size: int = 128,
-) -> NDArray[np.float32]:
-    """Posterior means of some rows of a packed array, in FP32 and evaluation mode.
-
-    Args:
-        model: the VAE; its mode is left as it was.
-        images: (N, S, S, 3) uint8.
-        rows: which of them, (R,).
-        to_tensor: brings (B, S, S, 3) uint8 to the model's device as (B, 3, S, S) float in [0, 1].
-        batch_size: images at a time.
-
-    Returns:
-        (R, D) float32.
-    """
-    training = model.training
-    model.eval()
-    parts = [
-        model.encoder(to_tensor(images[rows[start : start + batch_size]])).mu.float().cpu().numpy()
-        for start in range(0, len(rows), batch_size)
-    ]
-    model.train(training)
-    return np.concatenate(parts)
+    kind: str
 
 
 def mean_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
@@ -191,7 +161,11 @@ KINDS: dict[Kind, Callable[[NDArray[np.float32], NDArray[np.bool_]], Vectors]] =
 
 
 def directions_of(
-    mu: NDArray[np.float32], labels: NDArray[np.bool_], attributes: tuple[str, ...], kind: Kind = "mean"
+    mu: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    attributes: tuple[str, ...],
+    kind: Kind = "mean",
+    wanted: Collection[str] | None = None,
 ) -> list[Direction]:
     """The direction of every attribute with at least `MIN_IMAGES` images on either side; others are left out, logged.
 
@@ -200,37 +174,65 @@ def directions_of(
         labels: (N, A) which image has which attribute.
         attributes: their A names.
         kind: of direction.
+        wanted: which of the attributes; the others only have a say in adjusted directions. None: all.
     """
+    wanted = set(attributes) if wanted is None else set(wanted)
     positives = labels.sum(0)
     negatives = len(labels) - positives
     enough = np.minimum(positives, negatives) >= MIN_IMAGES
-    for column in np.flatnonzero(~enough):
+    asked = np.array([name in wanted for name in attributes], bool)
+    for column in np.flatnonzero(asked & ~enough):
         logger.warning(
             "no direction for %s: %d images have it and %d do not; each side needs %d",
             *(attributes[column], positives[column], negatives[column], MIN_IMAGES),
         )
-    kept = np.flatnonzero(enough)
-    if not len(kept):
+    used = np.flatnonzero(enough if kind == "adjusted" else enough & asked)
+    if not (enough & asked).any():
         return []
-    vectors = KINDS[kind](mu, labels[:, kept]).astype(np.float32)
+    vectors = KINDS[kind](mu, labels[:, used]).astype(np.float32)
     return [
-        Direction(attributes[column], vector, int(positives[column]), int(negatives[column]))
-        for column, vector in zip(kept, vectors, strict=True)
+        Direction(attributes[column], vector, int(positives[column]), int(negatives[column]), kind)
+        for column, vector in zip(used, vectors, strict=True)
+        if asked[column]
     ]
 
 
-def save_directions(path: Path, directions: list[Direction], latent_dim: int, split: str, kind: Kind = "mean") -> None:
+def save_directions(
+    path: Path, directions: Sequence[Direction], latent_dim: int, split: str, model_sha256: str = ""
+) -> None:
     """Writes directions.safetensors.
 
-    One tensor `directions` (A, D) float32; metadata `names`, `positives`, `negatives` (JSON lists, one entry a row),
-    `split`, the one that they were computed from, and `kind`. `engine.latents.Directions` reads it.
+    One tensor `directions` (A, D) float32; metadata `names`, `positives`, `negatives`, `kinds` (JSON lists, one entry a
+    row), `split`, the images that they were computed from, and `model_sha256`, the weights whose latents they are of.
+    `engine.latents.Directions` reads it.
     """
     vectors = np.array([d.vector for d in directions], np.float32).reshape(len(directions), latent_dim)
     metadata = {
         "names": json.dumps([d.name for d in directions]),
         "positives": json.dumps([d.positives for d in directions]),
         "negatives": json.dumps([d.negatives for d in directions]),
+        "kinds": json.dumps([d.kind for d in directions]),
         "split": split,
-        "kind": kind,
+        "model_sha256": model_sha256,
     }
     save_file({"directions": vectors}, path, metadata)
+
+
+def load_directions(path: Path) -> tuple[list[Direction], dict[str, str]]:
+    """Reads what `save_directions` wrote, in this version or before.
+
+    Returns:
+        The directions, and the metadata.
+
+    Raises:
+        RunError: the file is torn, or holds no directions.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            names, positives, negatives = (json.loads(metadata[key]) for key in ("names", "positives", "negatives"))
+            kinds = json.loads(metadata.get("kinds", "null")) or [metadata.get("kind", "unknown")] * len(names)
+            rows = zip(names, file.get_tensor("directions"), positives, negatives, kinds, strict=True)
+            return [Direction(*row) for row in rows], metadata
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{path} cannot be read as attribute directions ({error}); delete it, then go on") from error

@@ -1,4 +1,4 @@
-"""Judging a run on held-out images: the table of contents. `trainer.measures` holds what is measured, and how.
+"""Judging a trained network on held-out images: the table of contents. `trainer.measures` holds what is measured.
 
 Left in the run folder: metrics.json (strict JSON; a part that could not be measured is `{"skipped": reason}`), figures/
 and report.html, which shows all of it.
@@ -6,24 +6,24 @@ and report.html, which shows all of it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-
 from trainer import checkpoint
-from trainer.classifier import classifier_of
-from trainer.config import TrainConfig
-from trainer.dataset import FaceData
-from trainer.errors import ConfigError
+from trainer.card import write_card
+from trainer.checkpoint import EVALUATION
+from trainer.classifier import CLASSIFIER, Classifier, classifier_of
+from trainer.config import Kind
+from trainer.dataset import SPLITS, FaceData
+from trainer.errors import ConfigError, RunError
 from trainer.measures import (
     album,
     edit_figures,
@@ -31,62 +31,82 @@ from trainer.measures import (
     editing,
     encoding,
     generation,
-    networks,
     prediction,
     reconstruction,
     report,
     vectors,
 )
-from trainer.measures.networks import Instrument, NetworkT
+from trainer.measures.instruments import Instruments
 from trainer.measures.plate import Plate
 from trainer.measures.prediction import NO_ATTRIBUTES, Split
-from trainer.measures.skipped import SkippedError, attempt
-from trainer.measures.subject import Subject
-from trainer.options import Measure, Options
+from trainer.measures.skipped import attempt
+from trainer.measures.subject import Autoencoder, Subject
+from trainer.options import Options
 from trainer.placement import Placement
 
 logger = logging.getLogger(__name__)
 
-EVALUATION, REPORT, FIGURES = "metrics.json", "report.html", "figures"
+REPORT, FIGURES = "report.html", "figures"
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """The networks that are measured with."""
+class Occasion:
+    """What is judged, on what, and where the result goes.
 
-    vgg: Instrument[networks.Features]
-    lpips: Instrument[nn.Module]
-    inception: Instrument[FrechetInceptionDistance]
+    Attributes:
+        name: of the network, as the report's title.
+        data: the data set.
+        own: whether it is the one that the network was trained on; None where that is not known.
+        out: folder that is written to.
+        options: how it is judged.
+        configuration: of the network, for the report.
+        training: `images` seen, `epochs` and `images_per_second` of a network that this project did not train, as far
+            as they are known.
+    """
 
-    @classmethod
-    def of(cls, options: Options, config: TrainConfig, place: Placement) -> Instruments:
-        """Finds them.
+    name: str
+    data: FaceData
+    own: bool | None
+    out: Path
+    options: Options
+    configuration: dict[str, Any]
+    training: dict[str, Any]
+
+    def about_data(self) -> dict[str, Any]:
+        """Which data set it is."""
+        return {
+            "name": self.data.index.root.resolve().name,
+            "fingerprint": self.data.fingerprint,
+            "runs_own": self.own,
+            "images": {split: len(self.data.rows(split)) for split in SPLITS},
+        }
+
+    def check(self) -> None:
+        """Keeps the report of another data set from being replaced unasked.
 
         Raises:
-            ConfigError: a file of weights is missing or does not fit.
+            RunError: there is one.
         """
+        root = self.data.index.root
+        if self.own is False:
+            logger.warning("%s is not the data that %s was trained on; the report will say so", root, self.name)
+        judged = made_with(self.out).get("data", {})
+        # A report of an earlier version does not say of what data it is; it is taken to be of the run's own.
+        same = judged["fingerprint"] == self.data.fingerprint if judged else self.own is not False
+        if (self.out / EVALUATION).exists() and not same and not self.options.force:
+            raise RunError(
+                f"{self.out} holds the report of another data set ({judged.get('name', 'name unknown')}) than {root}; "
+                "write this one elsewhere with --out FOLDER, or replace that with --force"
+            )
 
-        def find(
-            name: Measure, load: Callable[[Path | None], tuple[NetworkT, str]], weights: Path | None
-        ) -> Instrument[NetworkT]:
-            if name in options.skip:
-                return Instrument(None, f"left out by --skip {name}")
-            return Instrument.of(load, weights)
 
-        def vgg19(given: Path | None) -> tuple[networks.Features, str]:
-            own = config.vgg_weights
-            if given is not None or own is None or not own.is_file():
-                return networks.vgg19(given, place)
-            try:
-                return networks.vgg19(own, place)
-            except ConfigError as error:
-                raise SkippedError(f"the file that the run was trained with will not do ({error})") from error
-
-        return cls(
-            find("vgg", vgg19, options.vgg_weights),
-            find("lpips", networks.lpips, options.lpips_weights),
-            find("fid", networks.inception, options.inception_weights),
-        )
+def made_with(folder: Path) -> dict[str, Any]:
+    """What the evaluation in a folder was made with, `evaluation` of its metrics.json; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / EVALUATION).read_text())["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found
 
 
 def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[str, Any]:
@@ -98,62 +118,152 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
         options: how; default: `Options()`.
 
     Returns:
-        What metrics.json holds. `evaluation`: when, where, how long, on how many images. The other parts are described
-        where they are measured, in `trainer.measures`: `reconstruction`, `generation`, `encoding.summary`,
-        `attribute_prediction` in `prediction`, `vectors` in `vectors.correlation`, `classifier` in `edit_judge` and
-        `edits` in `editing`.
+        What metrics.json holds. `evaluation`: what `about` gives. The other parts are described where they are
+        measured, in `trainer.measures`: `reconstruction`, `generation`, `encoding.summary`, `attribute_prediction` in
+        `prediction`, `vectors` in `vectors.correlation`, `classifier` in `edit_judge` and `edits` in `editing`.
 
     Raises:
-        RunError: the run has no weights or no directions.
+        RunError: the run has no weights or no directions, or a report of another data set would be replaced.
         ConfigError: a file of weights is missing or does not fit.
     """
     options = options or Options()
-    began = time.monotonic()
     config, resolved = checkpoint.load_config(run)
+    trained_on = str(resolved.get("data_fingerprint"))
+    own = data.known_as(trained_on)
+    if own:  # what the run, and whoever asks for its classifier, calls these data
+        data = replace(data, fingerprint=trained_on)
+    name = f"{run.resolve().name}, preset {config.preset}"
+    configuration = {**config.to_json(), "resolved": resolved}
+    occasion = Occasion(name, data, own, options.out or run, options, configuration, {})
+    occasion.check()
     place = Placement.of()
-    instruments = Instruments.of(options, config, place)
-    subject = Subject.of(run, data, place)
+    instruments = Instruments.of(options, config.vgg_weights, place)
+    metrics = _judge(occasion, lambda: Subject.of(run, data, place), instruments, digests(run))
+    if occasion.out == run:
+        write_card(run)
+    return metrics
+
+
+def evaluate_autoencoder(
+    autoencoder: Autoencoder,
+    data: FaceData,
+    out: Path,
+    options: Options | None = None,
+    *,
+    name: str = "autoencoder",
+    kind: Kind = "adjusted",
+    training: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures any network that encodes and decodes faces as `evaluate` measures this project's.
+
+    A network of another project, say, on the same images and by the same judge:
+
+        def encode(images):                    # (B, S, S, 3) uint8
+            x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+            output = model.encoder(x)
+            return output.embedding.numpy(), output.log_covariance.numpy()  # (B, D) float32 each
+
+        def decode(latents):                   # (B, D) float32
+            x = model.decoder(torch.from_numpy(latents)).reconstruction
+            return (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+        data = trainer.dataset.load(Path("celeba"), image_size=64, crop=148)
+        evaluate_autoencoder(Autoencoder(encode, decode), data, Path("out/theirs"), Options(judge=Path("...")))
+
+    Args:
+        autoencoder: the network, in evaluation mode.
+        data: the data set, packed at the network's size.
+        out: folder to write to; made if need be.
+        options: how; default: `Options()`.
+        name: of the network, for the report.
+        kind: of the attribute directions that are computed for it from the train split.
+        training: `images` that it saw, `epochs` and `images_per_second`, as far as they are known; go into
+            metrics.json.
+
+    Returns:
+        What metrics.json holds, as of `evaluate`.
+
+    Raises:
+        RunError: a report of another data set would be replaced.
+        ConfigError: a file of weights is missing or does not fit.
+    """
+    options = options or Options()
+    out = options.out or out
+    out.mkdir(parents=True, exist_ok=True)
+    occasion = Occasion(name, data, None, out, options, {"name": name, "directions": kind}, training or {})
+    occasion.check()
+    place = Placement.of()
+    instruments = Instruments.of(options, None, place)
+    return _judge(occasion, lambda: Subject.of_autoencoder(autoencoder, data, out, kind, place), instruments, {})
+
+
+def _judge(
+    occasion: Occasion, encode: Callable[[], Subject], instruments: Instruments, files: dict[str, str]
+) -> dict[str, Any]:
+    began = time.monotonic()
+    options, out = occasion.options, occasion.out
+    out.mkdir(parents=True, exist_ok=True)
+    subject = encode()
     samples = encoding.posterior_samples(subject.mu, subject.log_var, options.seed)
     splits = Split(subject.train_mu, subject.train_labels), Split(subject.mu, subject.labels)
 
     metrics: dict[str, Any] = {"evaluation": {}}
     logger.info("reconstruction and generation")
-    metrics["reconstruction"] = reconstruction.measure(subject, instruments.vgg, instruments.lpips)
+    metrics["reconstruction"] = reconstruction.measure(
+        subject, instruments.vgg, instruments.lpips, instruments.recogniser
+    )
     metrics["generation"] = generation.measure(subject, instruments.vgg, instruments.inception, options.seed)
     logger.info("encoding and attributes")
     metrics["encoding"] = {"split": "test", **encoding.summary(subject.mu, subject.log_var, samples)}
     metrics["attribute_prediction"] = attempt(lambda: prediction.measure(subject.attributes, *splits))
     metrics["vectors"] = attempt(lambda: vectors.correlation(subject.directions))
     logger.info("edits")
-    metrics |= edits(subject, options, instruments)
+    metrics |= edits(subject, occasion, instruments)
     logger.info("figures")
-    folder = run / FIGURES
+    folder = out / FIGURES
     plates = draw(subject, metrics, folder, options)
-    metrics["evaluation"] = about(subject, options, time.monotonic() - began)
-    write_metrics(run / EVALUATION, metrics)
-    configuration = {**config.to_json(), "resolved": resolved}
-    page = report.page(
-        f"{run.resolve().name}, preset {config.preset}", metrics, report.embed(plates, folder), configuration
-    )
-    checkpoint.write_atomically(run / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
+    metrics["evaluation"] = about(occasion, files, subject, time.monotonic() - began)
+    if occasion.training:
+        metrics["training"] = occasion.training
+    write_metrics(out / EVALUATION, metrics)
+    page = report.page(occasion.name, metrics, report.embed(plates, folder), occasion.configuration)
+    checkpoint.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
     return metrics
 
 
-def edits(subject: Subject, options: Options, instruments: Instruments) -> dict[str, Any]:
-    """The parts `classifier` and `edits`; the classifier is trained if the run folder has none for these data."""
+def edits(subject: Subject, occasion: Occasion, instruments: Instruments) -> dict[str, Any]:
+    """The parts `classifier` and `edits`; the classifier is trained if there is none for these data."""
+    options = occasion.options
     if not subject.attributes:
         reason = NO_ATTRIBUTES
     elif "edits" in options.skip:
         reason = "left out by --skip edits"
     else:
-        judge = classifier_of(subject.run, subject.data, subject.place)
+        judge = _judge_of(occasion, subject.place)
         return {
             "classifier": edit_judge.measure(subject, judge),
-            "edits": attempt(
-                lambda: editing.measure(subject, judge, options.strength, instruments.vgg, instruments.lpips)
-            ),
+            "edits": attempt(lambda: editing.measure(subject, judge, options, instruments)),
         }
     return {"classifier": {"skipped": reason}, "edits": {"skipped": reason}}
+
+
+def _judge_of(occasion: Occasion, place: Placement) -> Classifier:
+    """The classifier that is given, copied to what it judged; else the one in the folder, or a new one.
+
+    Raises:
+        ConfigError: the given file is missing or of other data.
+    """
+    given, data = occasion.options.judge, occasion.data
+    if given is None:
+        return classifier_of(occasion.out, data, place)
+    judge = next(filter(None, (Classifier.load(given, name, place) for name in (data.fingerprint, data.stamp))), None)
+    if judge is None:
+        raise ConfigError(
+            f"--judge {given}: is missing, torn or of other data than {data.index.root}; give the {CLASSIFIER} of an "
+            "evaluation on these data, or leave it out"
+        )
+    judge.save(occasion.out / CLASSIFIER, data.fingerprint)
+    return judge
 
 
 def draw(subject: Subject, metrics: dict[str, Any], folder: Path, options: Options) -> list[Plate]:
@@ -161,25 +271,40 @@ def draw(subject: Subject, metrics: dict[str, Any], folder: Path, options: Optio
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    plates = album.draw(subject, metrics, folder, options.seed)
+    plates: list[Plate] = []
     if "skipped" not in metrics["edits"]:
         plates += edit_figures.draw(subject, metrics["edits"], metrics["classifier"]["unsure"], folder)
+    plates += album.draw(subject, metrics, folder, options.seed)
     if "tsne" not in options.skip:
         plates += album.draw_map(subject, folder, options.seed)
     return plates
 
 
-def about(subject: Subject, options: Options, seconds: float) -> dict[str, Any]:
-    """When, where, how long and on how many images a run was measured."""
+def about(occasion: Occasion, files: dict[str, str], subject: Subject, seconds: float) -> dict[str, Any]:
+    """What was judged, on what, and how.
+
+    Returns:
+        `date`, `seconds`, `device`; `data`: `name` of its folder, `fingerprint`, `runs_own` (whether the network was
+        trained on it; null where that is not known) and `images` by split; `files`: SHA-256 of those of the run that
+        were judged; `strength`, `seed`, `skip` as in `Options`.
+    """
+    options = occasion.options
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),
         "device": str(subject.place.device),
-        "images": {"train": len(subject.train_rows), "test": len(subject.rows)},
+        "data": occasion.about_data(),
+        "files": files,
         "strength": options.strength,
         "seed": options.seed,
         "skip": list(options.skip),
     }
+
+
+def digests(run: Path) -> dict[str, str]:
+    """SHA-256 of the files of a run that its evaluation depends on, by name."""
+    files = [run / name for name in (checkpoint.MODEL, checkpoint.DIRECTIONS, checkpoint.PRIOR)]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import signal
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-
-from trainer import checkpoint, threads
+from trainer import checkpoint, derived, threads
 from trainer.compiler import compile_run
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
-from trainer.directions import directions_of, encode_rows, save_directions
 from trainer.errors import InterruptedRunError, NonFiniteLossError, RunError
 from trainer.fleet import Fleet
 from trainer.journal import Journal
@@ -31,8 +27,8 @@ from trainer.watch import Watch
 
 logger = logging.getLogger(__name__)
 
-NUM_SAMPLES = 512
-"""Held-out images kept in the run folder, and images that an epoch is validated on."""
+NUM_VALIDATED = 512
+"""Images that an epoch is validated on."""
 
 
 def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = False) -> None:
@@ -67,27 +63,21 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
 
         fleet.lead(occupy)
         run.restore()
-        if run.step == run.num_steps and (folder / checkpoint.DIRECTIONS).exists():
-            logger.info("%s is complete: nothing left to train; --epochs N adds epochs", folder)
-            return
         stack.enter_context(threads.limited(threads.choose(config.threads, run.threads)))
         if run.step < run.num_steps:
             perceptual = run.perceptual()
             run.begin_leg(compile_run(run, perceptual))
-
-            def begin() -> None:
-                (folder / checkpoint.DIRECTIONS).unlink(missing_ok=True)  # of weights that are trained further
-                checkpoint.save_config(folder, config, run.resolved(perceptual))
-
-            fleet.lead(begin)
+            fleet.lead(lambda: checkpoint.save_config(folder, config, run.resolved(perceptual)))
             _fit(run, perceptual)
-        fleet.lead(lambda: _finish(run))
+            fleet.lead(lambda: _finish(run))
+        else:
+            fleet.lead(lambda: _complete(run))
 
 
 def _fit(run: Run, perceptual: PerceptualLoss | None) -> None:
     config, fleet = run.config, run.fleet
     loss, whole = Loss(config, perceptual, fleet.shard), Loss(config, perceptual)
-    val = run.data.images[run.data.rows("val")[:NUM_SAMPLES]]
+    val = run.data.images[run.data.rows("val")[:NUM_VALIDATED]]
     saved = time.monotonic()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals(patient=fleet.size > 1))
@@ -139,12 +129,19 @@ def _refuse_non_finite(run: Run, values: dict[str, float]) -> None:
 
 
 def _finish(run: Run) -> None:
-    rows = np.concatenate([run.data.rows("val"), run.data.rows("test")])[:NUM_SAMPLES]
-    samples = {"images": torch.from_numpy(run.data.images[rows])}
-    checkpoint.write_atomically(run.folder / checkpoint.SAMPLES, lambda file: save_file(samples, file))
-    mu = encode_rows(run.result, run.data.images, run.data.rows("train"), run.place.images)
-    index, kind = run.data.index, run.config.directions
-    directions = directions_of(mu, index.labels[run.data.rows("train")], index.attributes, kind)
-    checkpoint.write_atomically(
-        run.folder / checkpoint.DIRECTIONS, lambda file: save_directions(file, directions, mu.shape[1], "train", kind)
-    )
+    """Writes what follows from the weights."""
+    changes = derived.after_training(run.folder, run.result, run.place, run.data, run.config.directions)
+    logger.info("attribute directions: %s", changes)
+
+
+def _complete(run: Run) -> None:
+    """Writes what a run whose training is done lacks, and its directions anew where another kind is asked for."""
+    config, resolved = checkpoint.load_config(run.folder)
+    kind = run.config.directions
+    other_kind = kind != config.directions
+    changes = derived.complete(run.folder, run.result, run.place, run.data, kind=kind, other_kind=other_kind)
+    if changes is None:
+        logger.info("%s is complete: nothing left to train; --epochs N adds epochs", run.folder)
+        return
+    checkpoint.save_config(run.folder, dataclasses.replace(config, directions=kind), resolved)
+    logger.info("attribute directions: %s", changes)

@@ -123,22 +123,16 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder and decoder with the reparameterised sample between them (paper, section 3; seed)."""
+    """Encoder and decoder with the reparameterised sample between them (paper, section 3; seed).
+
+    Weights start as PyTorch's layers do, and the posterior at `INITIAL_LOG_VAR`; the seed leaves this open.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """He's initialisation (arXiv 1502.01852), and a posterior of `INITIAL_LOG_VAR`; the seed leaves this open."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, a=0.01, nonlinearity="leaky_relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
         nn.init.zeros_(self.encoder.log_var.weight)
         nn.init.constant_(self.encoder.log_var.bias, INITIAL_LOG_VAR)
 

@@ -12,7 +12,7 @@ from typing import Any
 from trainer import dataset
 from trainer.checkpoint import CONFIG, initial_weights
 from trainer.config import TrainConfig
-from trainer.dataset import SPLITS, Index, Pack
+from trainer.dataset import SPLITS, Index, Pack, contact_sheet
 from trainer.errors import ConfigError, RunError
 from trainer.perceptual import check_weights
 from trainer.placement import Placement
@@ -54,21 +54,36 @@ class Plan:
         """
         _require_out(out, resume)
         place = Placement.of(config.device, config.precision)
-        index = dataset.read_index(data)
+        index = dataset.read_index(
+            data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
+        ).limited(config.limit_train)
         _require_apart(out, index)
         _require_batches(config, index)
         _require_labels(config, index)
         if config.init_from is not None:
             initial_weights(config)
         weights = check_weights(config.taps, config.vgg_weights) if config.taps else "none: no taps"
-        pack = Pack.of(index, config.model.image_size, config.crop)
+        pack = Pack.of(index, config.model.image_size, config.crop, config.source, config.align)
         pack.check()
         _warn_of_constants(index)
         return cls(config, pack, out, place, weights)
 
     def data(self) -> dataset.FaceData:
         """The packed images; packs them if that has not been done."""
-        return dataset.FaceData(self.pack.index, self.pack.images(), self.pack.fingerprint)
+        data = self.pack.data()
+        _require_batches(self.config, data.index)  # damaged images may be left out
+        return data
+
+    def write_contact_sheet(self) -> Path:
+        """Draws some training images as the network will see them, into a PNG file beside the run folder.
+
+        Raises:
+            DataError: none of them can be used.
+            RunError: a file is in the way, or the place cannot be written to.
+        """
+        path = self.out.absolute().with_name(f"{self.out.absolute().name}-contact-sheet.png")
+        contact_sheet.write(path, self.pack)
+        return path
 
     def to_json(self) -> dict[str, Any]:
         """What the run would do, as JSON types."""
@@ -78,6 +93,7 @@ class Plan:
             "data": str(index.root),
             "layout": index.layout,
             "attributes": len(index.attributes),
+            "left_out": len(index.left_out),
             "images": {split: len(index.rows(split)) for split in SPLITS},
             "packed": str(self.pack.path),
             "packed_bytes_to_write": self.pack.missing_bytes,
@@ -131,7 +147,7 @@ def _require_labels(config: TrainConfig, index: Index) -> None:
     if config.attribute_weight != preset.attribute_weight:
         raise ConfigError(
             f"--attribute-weight {config.attribute_weight}: {index.root} is a {index.layout} and has no attributes to "
-            "learn from; leave it out, or give a data set with labels"
+            "learn from; leave it out, or give a data set with labels or --labels FILE"
         )
     logger.info("%s has no attributes: the attribute term of the preset %s is left out", index.root, config.preset)
 

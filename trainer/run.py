@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Run:
 
     @property
     def lr(self) -> float:
-        """Adam's learning rate in the next step."""
+        """The learning rate of SGD or Adam in the next step."""
         return self.config.lr * self.schedule.share(self.step)
 
     @property
@@ -148,12 +149,16 @@ class Run:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
         config, model = self.config, self.model
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        if config.optimizer == "sgd":
+            groups = [{"params": trained, "peak_lr": config.lr}]
+            return [torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)]
         # Adam keeps the kernel that draws pixels, as Muon's authors advise for output layers, and the log variance's
         # matrix, whose steps act through an exponential. The first convolution is Muon's.
         outer = {id(model.decoder.to_rgb.weight), id(model.encoder.log_var.weight)}
         inner = [p for p in model.parameters() if config.optimizer == "muon" and is_matrix(p) and id(p) not in outer]
         done = {id(p) for p in inner}
-        rest = [p for p in self.learner.parameters() if p.requires_grad and id(p) not in done]
+        rest = [p for p in trained if id(p) not in done]
         adam = torch.optim.Adam([{"params": rest, "peak_lr": config.lr}], lr=config.lr, fused=True)
         if not inner:
             return [adam]
@@ -186,7 +191,10 @@ class Run:
         return {
             "data": str(index.root.resolve()),
             "data_fingerprint": self.data.fingerprint,
+            "layout": index.layout,
+            "frame": asdict(self.config.frame),
             "attributes": list(index.attributes),
+            "left_out": list(index.left_out),
             "images": {split: len(self.data.rows(split)) for split in ("train", "val", "test")},
             "perceptual_weights": perceptual.backbone.source if perceptual else "none: no taps",
             "perceptual_scales": perceptual.scales if perceptual else {},
@@ -336,7 +344,7 @@ class Run:
                 f"{self.folder} was trained with another configuration ({'; '.join(differing)}); resume with the same "
                 "one, or train into a new folder"
             )
-        if state["digests"]["data"] != self.data.fingerprint:
+        if not self.data.known_as(state["digests"]["data"]):
             raise RunError(
                 f"the data in {self.data.index.root} is not what {self.folder} was trained on; restore it, or train "
                 "into a new folder"

@@ -37,6 +37,7 @@ with atheris.instrument_imports(include=["PIL", "engine"]):
     from engine.errors import EngineError
     from engine.images import decode_file
     from engine.serving.wire import Files, Reader, read_form, read_output, read_priority
+    from framing import Frame
 
 from google.protobuf.message import DecodeError
 
@@ -77,10 +78,10 @@ def read_image(data: bytes) -> None:
         TooSlow: When that takes too long.
     """
     for file in (data, mend_png(data)) if data.startswith(b"\x89PNG") else (data,):
-        for crop in (None, 16):
+        for crop, source in ((None, None), (16, None), (16, (20, 24))):
             started = time.process_time()
             try:
-                decode_file(file, _SIDE, crop, MAX_PIXELS)
+                decode_file(file, Frame(_SIDE, crop, source), MAX_PIXELS)
             except EngineError as error:
                 if secret := leaked(str(error), (file,)):
                     raise Leak(secret) from error
@@ -114,7 +115,7 @@ def _steps(request: Any, reader: Reader) -> list[Callable[[], object]]:
         given = reader.source(message)
         if isinstance(given, Files):
             for file in given.contents[:2]:
-                decode_file(file, _SIDE, None, MAX_PIXELS)
+                decode_file(file, Frame(_SIDE), MAX_PIXELS)
 
     fields = request.DESCRIPTOR.fields_by_name
     steps: list[Callable[[], object]] = [lambda: read_priority(request)]

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from engine.backends import Backend, open_backend
 from engine.bundle import Bundle
 from engine.images import decode_file
-from engine.latents import edit
 from serving.pictures import file_side, jpeg_files, pictures
 from serving.process import ScriptError
 
@@ -95,7 +94,7 @@ class Answers:
         self.pictures = pictures(count, self.image_size, seed=1)
         crop = manifest.preprocessing.crop
         self.files = jpeg_files(_FILES, file_side(self.image_size, crop), seed=2)
-        self.file_pictures = np.stack([decode_file(file, self.image_size, crop) for file in self.files])
+        self.file_pictures = np.stack([decode_file(file, manifest.frame) for file in self.files])
         self.mu, self.log_var = self.encode(self.pictures)
         self.file_mu, _ = self.encode(self.file_pictures)
         self.edits = _edits(bundle)
@@ -118,10 +117,7 @@ class Answers:
     def shifted(self, latents: Floats, index: int) -> Floats:
         """Latents after edit number `index`."""
         moves, keep = self.edits[index]
-        named = self._bundle.directions
-        vectors = [(named[target] if isinstance(target, str) else target, strength) for target, strength in moves]
-        kept = np.stack([named[name] for name in keep]) if keep else None
-        return edit(latents, vectors, kept)
+        return latents + self._bundle.directions.move(moves, keep).step
 
     def check_images(self, got: Bytes, expected: Bytes, deviation: Deviation) -> None:
         """Compares images, uint8 [n, S, S, 3].

@@ -16,7 +16,6 @@ from engine.backends import edit as edit_images
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle
 from engine.images import decode_file
-from engine.latents import edit
 from serving.bodies import SEED, STRENGTH, Case, Operation
 from serving.pictures import file_side, jpeg_files, jpegs, pictures
 from serving.process import ScriptError
@@ -65,8 +64,8 @@ class InProcess:
         warm_up(self._backend, bundle.manifest)
         self._images = pictures(self.max_batch_size, bundle.manifest.image_size, SEED)
         self._latents, _ = self._backend.encode(self._images)
-        known = bundle.directions.vectors
-        self._moves = [(known[0] if len(known) else np.full(bundle.manifest.latent_dim, 0.1, np.float32), STRENGTH)]
+        target = next(iter(bundle.directions.names), np.full(bundle.manifest.latent_dim, 0.1, np.float32))
+        self._step = bundle.directions.move([(target, STRENGTH)]).step
 
     def batch_of(self, images_under_way: int) -> int:
         """Largest batch that a server could make of so many images."""
@@ -114,13 +113,13 @@ class InProcess:
         size, crop = self._manifest.image_size, self._manifest.preprocessing.crop
         if case.form == "jpeg":
             files = jpeg_files(case.images, file_side(size, crop), SEED)
-            images = np.stack([decode_file(file, size, crop) for file in files])
+            images = np.stack([decode_file(file, self._manifest.frame) for file in files])
         else:
             images = pictures(case.images, size, SEED)
         mu = self._chunks(lambda part: self._backend.encode(part)[0], images)
         if case.operation == "encode":
             return mu
-        return _as_sent(case, self._chunks(self._backend.decode, edit(mu, self._moves)))
+        return _as_sent(case, self._chunks(self._backend.decode, mu + self._step))
 
     def _chunks(self, run: Callable[[Any], npt.NDArray[Any]], items: npt.NDArray[Any]) -> npt.NDArray[Any]:
         size = self.max_batch_size
@@ -131,10 +130,10 @@ class InProcess:
         if operation == "encode":
             return lambda: self._backend.encode(images)
         if operation == "edit":
-            steps = edit(np.zeros_like(latents), self._moves)
+            steps = np.tile(self._step, (batch, 1))
             return lambda: edit_images(self._backend, images, steps)
         if operation == "slide":
-            return lambda: self._backend.decode(edit(latents, self._moves))
+            return lambda: self._backend.decode(latents + self._step)
         return lambda: self._backend.decode(latents)
 
 

@@ -9,8 +9,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from engine.backends.reports import switch_off_usage_reports
 from engine.bundle import Bundle, Manifest
 from engine.errors import BackendError, BundleError
+
+switch_off_usage_reports()
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

@@ -18,8 +18,10 @@ from engine.client.arguments import finite, shown
 from engine.client.command import Command
 from engine.client.errors import ClientError
 from engine.client.outputs import Output, UsageError, array_output, format_of, image_output, save, write
+from engine.client.photos import Align, Read, reader
 from engine.client.synchronous import Client
 from engine.client.values import Distribution, FileFormat, Floats, Images, Walk
+from framing import FramingError
 
 T = TypeVar("T")
 
@@ -29,7 +31,10 @@ _CALLERS_FAULT = ("INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSIO
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Command):
-    """Edits the faces in image files: JPEG, PNG or WebP, with a face each, framed as the training images were.
+    """Edits the faces in image files: JPEG, PNG or WebP, with a face each.
+
+    A face is expected where the training images had it, CelebA's in the middle of 178x218 pixels. A picture of another
+    size is taken by its middle, and one of the model's own size as it is; --align finds the face.
 
     OUT is a folder when it ends in a slash, is one already, or has no suffix. Files in it that have the names of new
     ones are replaced, and others stay.
@@ -39,10 +44,13 @@ class Edit(Command):
     """Image files, then the file to write (.png, .jpg, .webp), or a folder for files named as the inputs."""
 
     settings: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=STRENGTH")]
-    """Attribute and strength, for example Smiling=1.5; negative takes it away. Repeat for several."""
+    """Attribute and strength in lengths of the mean difference, for example Smiling=1.5; negative takes it away. Repeat
+    for several."""
 
     keep: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
     """Attribute that must stay as it is. Repeat for several."""
+
+    align: Align = False
 
     folder_format: FileFormat = "PNG"
     """Format of the files in a folder."""
@@ -54,10 +62,11 @@ class Edit(Command):
             raise UsageError("nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5")
         inputs, out = _inputs_and_output(self.paths)
         outputs = self._outputs(inputs, image_output(out))
+        read = reader(client, self.align)
 
         def edit(path: Path) -> None:
             output, file_format = outputs[path]
-            (file,) = client.edit_files([path.read_bytes()], edits, self.keep, file_format)
+            (file,) = client.edit_files([read(path)], edits, self.keep, file_format)
             output.parent.mkdir(exist_ok=True)
             write(output, file)
 
@@ -80,16 +89,19 @@ class Edit(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Encode(Command):
-    """Writes the latents (posterior means) of image files: JPEG, PNG or WebP, framed as the training images were."""
+    """Writes the latents (posterior means) of image files: JPEG, PNG or WebP, with a face each, as for edit."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IN... OUT", help_behavior_hint="(required)")]
     """Image files with a face each, then the .npy file to write: float32 [N, latent_dim], in their order."""
+
+    align: Align = False
 
     def run(self, client: Client) -> int:
         """Sends the files and writes their latents, if all could be encoded."""
         inputs, out = _inputs_and_output(self.paths)
         output = array_output(out)
-        code, latents = _for_each(lambda path: client.encode([path.read_bytes()]).mu, inputs, "encode")
+        read = reader(client, self.align)
+        code, latents = _for_each(lambda path: client.encode([read(path)]).mu, inputs, "encode")
         if not code:
             file = io.BytesIO()
             np.save(file, np.concatenate(latents))
@@ -136,10 +148,14 @@ class Interpolate(Command):
     walk: Walk = "linear"
     """A straight line, or an arc around the origin."""
 
+    align: Align = False
+
     def run(self, client: Client) -> int:
         """Sends both ends and writes the images."""
         output = image_output(self.output)
-        walks = client.interpolate(_load_source(self.start), _load_source(self.end), self.steps, self.walk)
+        read = reader(client, self.align)
+        start, end = _load_source(self.start, read), _load_source(self.end, read)
+        walks = client.interpolate(start, end, self.steps, self.walk)
         save(walks.reshape(-1, *walks.shape[2:]), output, self.steps)
         return 0
 
@@ -214,10 +230,11 @@ def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[in
         for path, call in progress:
             try:
                 results.append(call.result())
-            except (ClientError, OSError) as error:
+            except (ClientError, FramingError, OSError) as error:
                 if isinstance(error, ClientError) and error.status != "INVALID_ARGUMENT":
                     raise
-                code = report(error, "" if len(paths) == 1 else f"{path}: ")
+                named = len(paths) == 1 or isinstance(error, FramingError)
+                code = report(error, "" if named else f"{path}: ")
     finally:
         pool.shutdown(cancel_futures=True)
     return code, results
@@ -256,8 +273,8 @@ def _load_latents(path: Path) -> Floats:
     return latents
 
 
-def _load_source(path: Path) -> Images | Floats:
-    return _load_latents(path) if path.suffix == ".npy" else [path.read_bytes()]
+def _load_source(path: Path, read: Read) -> Images | Floats:
+    return _load_latents(path) if path.suffix == ".npy" else [read(path)]
 
 
 def _columns(count: int) -> int:

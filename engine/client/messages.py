@@ -309,14 +309,14 @@ def _by_walk(points: npt.NDArray[Any], steps: int) -> npt.NDArray[Any]:
 
 
 def _read_model(answer: pb.GetModelResponse) -> Model:
-    limits = answer.limits
+    limits, made = answer.limits, answer.preprocessing
     return Model(
         name=answer.model,
         models=tuple(answer.models),
         fingerprint=answer.fingerprint,
         image_size=answer.image_size,
         latent_dim=answer.latent_dim,
-        attributes=tuple(Attribute(one.name, one.positives, one.negatives) for one in answer.attributes),
+        attributes=tuple(Attribute(one.name, one.positives, one.negatives, one.kind) for one in answer.attributes),
         distributions=tuple(
             _DISTRIBUTION_NAMES[number] for number in answer.distributions if number in _DISTRIBUTION_NAMES
         ),
@@ -331,7 +331,9 @@ def _read_model(answer: pb.GetModelResponse) -> Model:
         max_concurrent_streams=limits.max_concurrent_streams,
         max_images_per_second=limits.max_images_per_second,
         max_requests_ahead=limits.max_requests_ahead,
-        crop=answer.preprocessing.crop or None,
-        resize=answer.preprocessing.resize,
+        crop=made.crop or None,
+        resize=made.resize,
+        source=(made.source_width, made.source_height) if made.source_width else None,
+        landmarks=tuple((round(point.x, 3), round(point.y, 3)) for point in made.landmarks) or None,
         versions=dict(sorted(answer.versions.items())),
     )

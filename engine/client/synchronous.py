@@ -37,9 +37,10 @@ class Client(Connection):
     """A connection to one server; use it as a context manager, from as many threads as you like.
 
     `Connection` says what it is made from. Wherever images go in they are either pixels, uint8 [N, S, S, 3] RGB, or a
-    sequence of JPEG, PNG or WebP files (their bytes), which the server crops and resizes as in training. Pixels that
-    come back are read-only views of the answer; copy them to change them. Requests are sent whole: more than
-    `Model.max_images_per_request` images are refused, not split.
+    sequence of JPEG, PNG or WebP files (their bytes), which the server brings to the model's frame (`Model.frame`) as
+    in training, by their size alone; `framing.Aligner` finds faces first. Pixels that come back are read-only views of
+    the answer; copy them to change them. Requests are sent whole: more than `Model.max_images_per_request` images are
+    refused, not split.
 
     Every method takes `Options` (model, priority, timeout, request_id) by name, which stand in for the client's own;
     raises `ClientError` with the server's status and message when the call fails, and `ValueError` or `TypeError` when
@@ -86,7 +87,7 @@ class Client(Connection):
         Args:
             source: Images, or latents float32 [N, D].
             edits: Strengths by attribute name, or pairs of a name or an explicit direction float32 [D] and a
-                strength. Strength 1 is the mean difference between having the attribute and not having it.
+                strength. The unit is the length of the attribute's mean difference, as protos/dfcvae.proto defines it.
             keep: Attributes that must stay as they are: their directions are projected out of the edits.
             options: Model, priority, timeout, request_id.
 

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import TypedDict
 
+from framing import Frame, Landmarks
+
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Images = Bytes | Sequence[bytes]
@@ -85,11 +87,16 @@ class StreamEdit:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute that can be edited: its name, and how many training images had it and had it not."""
+    """An attribute that can be edited: its name, how many training images had it and had it not, and its direction.
+
+    The kind of direction is "mean", "adjusted" or "svm", as protos/dfcvae.proto says; "unknown" where the model does
+    not say, empty where the server is older than this field.
+    """
 
     name: str
     positives: int
     negatives: int
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -116,4 +123,11 @@ class Model:
     max_requests_ahead: int
     crop: int | None
     resize: str
+    source: tuple[int, int] | None
+    landmarks: Landmarks | None
     versions: dict[str, str]
+
+    @property
+    def frame(self) -> Frame:
+        """What image files are brought to."""
+        return Frame(self.image_size, self.crop, self.source, self.landmarks)

@@ -98,9 +98,7 @@ class Model:
         self.reader = Reader(manifest, bundle.directions, self.max_images)
         self.standard = Gaussian.standard(manifest.latent_dim)
         self.fitted = Gaussian.load(bundle.path / PRIOR) if PRIOR in manifest.files else None
-        self.codec = Codec(
-            manifest.image_size, manifest.preprocessing, settings.codec_threads, settings.max_pixels_per_file
-        )
+        self.codec = Codec(manifest.frame, settings.codec_threads, settings.max_pixels_per_file)
         self.backend = backend
         pixels = (manifest.image_size, manifest.image_size, 3)
         queues: dict[str, tuple[Callable[..., tuple[Any, ...]], tuple[int, ...], npt.DTypeLike]] = {

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message_factory import GetMessageClass
 
+from engine.bundle import Preprocessing
 from engine.calls.call import current
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS
@@ -159,13 +160,13 @@ class LatentEngine:
         """What is served."""
         model = self._catalog.get(request.model)
         manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
-        counts = zip(directions.names, directions.positives, directions.negatives, strict=True)
+        columns = (directions.names, directions.positives, directions.negatives, directions.kinds)
         return pb.GetModelResponse(
             image_size=manifest.image_size,
             latent_dim=manifest.latent_dim,
             attributes=[
-                pb.Attribute(name=name, positives=positives, negatives=negatives)
-                for name, positives, negatives in counts
+                pb.Attribute(name=name, positives=positives, negatives=negatives, kind=kind)
+                for name, positives, negatives, kind in zip(*columns, strict=True)
             ],
             backend=manifest.backend,
             precision=manifest.precision,
@@ -179,7 +180,7 @@ class LatentEngine:
                 max_images_per_second=limits.max_images_per_second,
                 max_requests_ahead=limits.max_requests_ahead,
             ),
-            preprocessing=pb.Preprocessing(crop=manifest.preprocessing.crop or 0, resize=manifest.preprocessing.resize),
+            preprocessing=_preprocessing(manifest.preprocessing),
             versions=manifest.versions,
             model=model.name,
             models=self._catalog.names,
@@ -198,6 +199,14 @@ def add_to_server(engine: LatentEngine, server: Any) -> None:
         handlers[method.name] = make(getattr(engine, method.name), parser(request), serialize)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+
+def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
+    width, height = made.source or (0, 0)
+    landmarks = [pb.Point(x=x, y=y) for x, y in made.landmarks or ()]
+    return pb.Preprocessing(
+        crop=made.crop or 0, resize=made.resize, source_width=width, source_height=height, landmarks=landmarks
+    )
 
 
 def _terms(request: Any, context: Any) -> Terms:

@@ -93,7 +93,7 @@ def test_another_bundle_than_the_servers_is_noticed(server: ServerProcess, tiny_
     path = other / "directions.safetensors"
     known = Directions.load(path)
     assert known.names == ATTRIBUTES
-    Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split).save(path)
+    Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split, known.kinds).save(path)
     reseal(other)
     result = load(server, "--quick", "--bundle", other, "--operations", "edit", "--forms", "raw")
     assert result.returncode == 2

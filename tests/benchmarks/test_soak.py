@@ -65,7 +65,7 @@ def test_wrong_edits_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
     other = write_tiny_bundle(tmp_path / "other")
     path = other / "directions.safetensors"
     known = Directions.load(path)
-    Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split).save(path)
+    Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split, known.kinds).save(path)
     reseal(other)
     with ServerProcess(["-m", "engine", "--bundle", str(other)], tmp_path) as server:
         tally = send(server, tiny_bundle, 200)

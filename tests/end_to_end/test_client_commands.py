@@ -13,7 +13,7 @@ from servers import ROOT, ServerProcess, environment_without_torch, run_python
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
 from engine.client import Client
-from engine.images import prepare
+from framing import Frame, prepare
 
 CROP = 12
 
@@ -26,7 +26,7 @@ def write_photo(path: Path, seed: int) -> Path:
 
 
 def prepared(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return prepare(Image.open(path), IMAGE_SIZE, CROP)
+    return prepare(Image.open(path), Frame(IMAGE_SIZE, CROP))
 
 
 def read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -26,7 +26,7 @@ from tiny_model import (
 )
 
 from engine.client import Client, ClientError
-from engine.images import prepare
+from framing import Frame, prepare
 
 CROP = 12
 CROPS = {"first": CROP, "second": None}
@@ -40,7 +40,7 @@ def photo(seed: int, file_format: str = "PNG") -> bytes:
 
 
 def prepared(file: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return prepare(Image.open(io.BytesIO(file)), IMAGE_SIZE, CROP)
+    return prepare(Image.open(io.BytesIO(file)), Frame(IMAGE_SIZE, CROP))
 
 
 def test_several_processes_at_once_get_their_own_images_back(server: ServerProcess, tmp_path: Path) -> None:
@@ -123,6 +123,7 @@ def test_the_model_describes_itself(server: ServerProcess) -> None:
     )
     assert tuple(one.name for one in model.attributes) == ATTRIBUTES
     assert [(one.positives, one.negatives) for one in model.attributes] == [(100, 90), (60, 130), (50, 140)]
+    assert [one.kind for one in model.attributes] == ["mean", "adjusted", "svm"]
     assert (model.backend, model.precision, model.crop, model.resize) == (
         "onnxruntime",
         "fp32",
@@ -142,7 +143,8 @@ def test_a_client_and_a_call_choose_their_model(tiny_bundle: Path, tmp_path: Pat
         assert (named.name, named.crop, named.models) == ("first", CROP, ("first", "second"))
         assert client.model(model="") == named
         photos = [photo(1)]
-        expected = {name: prepare(Image.open(io.BytesIO(photos[0])), IMAGE_SIZE, crop) for name, crop in CROPS.items()}
+        picture = Image.open(io.BytesIO(photos[0]))
+        expected = {name: prepare(picture, Frame(IMAGE_SIZE, crop)) for name, crop in CROPS.items()}
         np.testing.assert_array_equal(client.edit(photos, {"Male": 0})[0], expected["second"])
         np.testing.assert_array_equal(client.edit(photos, {"Male": 0}, model="first")[0], expected["first"])
         with client.stream() as slider:

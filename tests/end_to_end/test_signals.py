@@ -8,9 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from gates import Gate, constant, gated_command, gated_server, until
-from servers import ROOT, ServerProcess, environment_without_torch, run_python
+from servers import END_TO_END, ROOT, ServerProcess, environment_without_torch, run_python
 
 from engine.client import Client, ClientError, Posterior
 
@@ -92,6 +93,21 @@ def test_signals_without_end_do_not_change_how_it_ends(tiny_bundle: Path, tmp_pa
             with suppress(ProcessLookupError):
                 server.process.send_signal(signal.SIGTERM)
         assert server.process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_a_fork_ends_the_fork_and_nothing_else(tiny_bundle: Path, tmp_path: Path, number: int) -> None:
+    command = [str(END_TO_END / "forking_server.py"), str(tmp_path), "--bundle", str(tiny_bundle)]
+    with ServerProcess(command, tmp_path) as server, Client(server.target) as client:
+        until((tmp_path / "fork").exists)
+        fork = psutil.Process(int((tmp_path / "fork").read_text()))
+        fork.send_signal(number)
+        until(lambda: fork.status() == psutil.STATUS_ZOMBIE)
+        assert client.encode(constant(3)).mu.shape[0] == 1
+        assert "stopping" not in server.log
+        assert "SIGHUP" not in server.log
+        server.terminate()
+        assert server.wait() == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import reseal
+from bundles import reseal, write_tiny_bundle
 from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, tiny_directions
 
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle, Manifest, sha256_of
 from engine.errors import BackendError, BundleError
+from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame
 
+FRAMED = {"crop": 148, "resize": "bilinear", "source": [178, 218], "landmarks": None}
 ENGINE = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "split": False, "chosen": {}, "stages": {}}
 REBUILD = r"python -m export\.build_engines --run RUN --out BUNDLE"
 
@@ -93,7 +96,7 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format version 1, this engine reads 2 and 3.*build it with"),
+        ({"format_version": 1}, "format version 1, this engine reads 2 to 4.*build it with"),
         ({"format_version": None}, "format version None"),
         ({"colour": "red"}, "unknown keys in the manifest: colour"),
         (
@@ -103,6 +106,11 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ({"preprocessing": {"resize": "bilinear"}}, "keys missing in the preprocessing: crop"),
         ({"preprocessing": {"crop": 12, "resize": "nearest"}}, "not 'nearest'"),
         ({"preprocessing": {"crop": "12", "resize": "bilinear"}}, "preprocessing.crop must be a number"),
+        ({"preprocessing": {**FRAMED, "source": [178]}}, "preprocessing.source must be a width and a height"),
+        ({"preprocessing": {**FRAMED, "source": [178, True]}}, "preprocessing.source must be a width and a height"),
+        ({"preprocessing": {**FRAMED, "source": [100, 218]}}, r"that crop 148 fits into, or null, not \[100, 218\]"),
+        ({"preprocessing": {**FRAMED, "landmarks": [[1, 2]] * 4}}, "preprocessing.landmarks must be five points"),
+        ({"preprocessing": {**FRAMED, "landmarks": [[1, "2"]] * 5}}, "preprocessing.landmarks must be five points"),
         ({"image_size": "64"}, "image_size must be int, not '64'"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
         ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, split, stages"),
@@ -121,6 +129,18 @@ def test_a_manifest_that_does_not_fit_is_refused(bundle: Path, changes: dict[str
     change_manifest(bundle, **changes)
     with pytest.raises(BundleError, match=message):
         Bundle.load(bundle)
+
+
+def test_the_frame_is_read_as_it_was_written(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "framed", 148, CELEBA_SOURCE)
+    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE, 148, CELEBA_SOURCE, CELEBA_LANDMARKS)
+
+
+def test_a_manifest_of_an_older_version_has_a_crop_alone(bundle: Path) -> None:
+    change_manifest(bundle, preprocessing={"crop": 12, "resize": "bilinear"})
+    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE, 12)
+    change_manifest(bundle, preprocessing={"crop": None, "resize": "bilinear"})
+    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE)
 
 
 def test_a_manifest_without_a_key_or_no_json_is_refused(bundle: Path) -> None:
@@ -148,20 +168,38 @@ def test_a_precision_that_a_backend_does_not_have_is_named(bundle: Path) -> None
 
 
 def version_2(values: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as the version before wrote it."""
+    """A manifest as version 2 wrote it."""
     engine = {name: value for name, value in values["engine"].items() if name != "stages"}
     return {
-        **{name: value for name, value in values.items() if name != "tensorrt"},
+        **{name: value for name, value in version_3(values).items() if name != "tensorrt"},
         "engine": engine,
         "format_version": 2,
     }
 
 
-def test_the_format_before_is_read(bundle: Path) -> None:
+def version_3(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as version 3 wrote it."""
+    return {**{name: value for name, value in values.items() if name != "kinds"}, "format_version": 3}
+
+
+@pytest.mark.parametrize("version", [version_2, version_3])
+def test_the_formats_before_are_read(bundle: Path, version: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     path = bundle / "manifest.json"
     new = Bundle.load(bundle).manifest
+    path.write_text(json.dumps(version(json.loads(path.read_text()))))
+    assert Bundle.load(bundle).manifest == replace(new, kinds=())
+    assert Bundle.load(bundle).directions.kinds == new.kinds == ("mean", "adjusted", "svm")
+
+
+def test_a_manifest_and_directions_of_other_kinds_are_refused(bundle: Path) -> None:
+    change_manifest(bundle, kinds=["mean", "mean", "mean"])
+    with pytest.raises(BundleError, match=r"of the kinds \['mean', 'adjusted', 'svm'\], the manifest says \['mean', "):
+        Bundle.load(bundle)
+
+
+def test_rewritten_graphs_of_version_2_are_read(bundle: Path) -> None:
+    path = bundle / "manifest.json"
     path.write_text(json.dumps(version_2(json.loads(path.read_text()))))
-    assert Bundle.load(bundle).manifest == new
 
     values = json.loads(path.read_text())
     shutil.copyfile(bundle / "encoder.onnx", bundle / "encoder.product.onnx")

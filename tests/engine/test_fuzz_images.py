@@ -15,8 +15,10 @@ from PIL import Image
 
 from engine.errors import InvalidRequest
 from engine.images import decode_file
+from framing import Frame
 
 SIDE = 24
+FRAME = Frame(SIDE)
 NOISE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
@@ -89,21 +91,19 @@ def test_a_bomb_is_refused_before_it_costs_anything(name: str) -> None:
     data = make()
     started = time.process_time()
     with pytest.raises(InvalidRequest, match=message):
-        decode_file(data, SIDE, None)
+        decode_file(data, FRAME)
     assert time.process_time() - started < 5, "some of these take minutes when they are not refused"
 
 
 @pytest.mark.parametrize("file", GOOD)
 def test_good_files_stay_below_every_limit(file: bytes) -> None:
-    assert decode_file(file, SIDE, None).shape == (SIDE, SIDE, 3)
+    assert decode_file(file, FRAME).shape == (SIDE, SIDE, 3)
 
 
 def test_a_photograph_of_many_segments_is_taken() -> None:
     head = segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(60_000)) * 200
     rest = b"a film that a telephone has put behind the picture \xff\xda" * 1000
-    np.testing.assert_array_equal(
-        decode_file(JPEG[:2] + head + JPEG[2:] + rest, SIDE, None), decode_file(JPEG, SIDE, None)
-    )
+    np.testing.assert_array_equal(decode_file(JPEG[:2] + head + JPEG[2:] + rest, FRAME), decode_file(JPEG, FRAME))
 
 
 spoils = st.lists(
@@ -121,7 +121,7 @@ def test_a_spoilt_file_is_decoded_or_refused(file: bytes, spoils: list[tuple[int
         data[start:stop] = b"" if kind in (2, 3) else some
     refusal = ""
     try:
-        assert decode_file(bytes(data), SIDE, None, 10**6).shape == (SIDE, SIDE, 3)
+        assert decode_file(bytes(data), FRAME, 10**6).shape == (SIDE, SIDE, 3)
     except InvalidRequest as error:
         refusal = str(error)
     assert "object at 0x" not in refusal

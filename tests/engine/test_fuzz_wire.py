@@ -25,6 +25,7 @@ def reader() -> Reader:
         latent_dim=LATENT_DIM,
         preprocessing=Preprocessing(None),
         attributes=ATTRIBUTES,
+        kinds=(),
         backend="onnxruntime",
         precision="fp32",
         engine=Engine(),

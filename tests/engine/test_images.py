@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from engine.bundle import Preprocessing
 from engine.calls.call import Call, enter
 from engine.errors import InvalidRequest
-from engine.images import MAX_FILE_PIXELS, Codec, decode_file, encode_file, from_raw, prepare, to_rgb
+from engine.images import MAX_FILE_PIXELS, Codec, decode_file, encode_file, from_raw
+from framing import Frame, prepare, to_rgb
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def as_file(image: Image.Image, file_format: str) -> bytes:
 def test_cropping_is_that_of_torchvision(size: tuple[int, int], crop: int) -> None:
     image = picture(*size)
     reference = transforms.Compose([transforms.CenterCrop(crop), transforms.Resize(64)])(image)
-    np.testing.assert_array_equal(prepare(image, 64, crop), np.asarray(reference))
+    np.testing.assert_array_equal(prepare(image, Frame(64, crop)), np.asarray(reference))
 
 
 @pytest.mark.parametrize("image_size", [64, 128])
@@ -45,7 +45,7 @@ def test_cropping_is_that_of_torchvision(size: tuple[int, int], crop: int) -> No
 def test_resizing_without_a_crop_is_that_of_torchvision(size: tuple[int, int], image_size: int) -> None:
     image = picture(*size)
     reference = transforms.Compose([transforms.Resize(image_size), transforms.CenterCrop(image_size)])(image)
-    np.testing.assert_array_equal(prepare(image, image_size, None), np.asarray(reference))
+    np.testing.assert_array_equal(prepare(image, Frame(image_size)), np.asarray(reference))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "YCbCr", "1"])
@@ -53,7 +53,7 @@ def test_resizing_without_a_crop_is_that_of_torchvision(size: tuple[int, int], i
 def test_opaque_modes_become_rgb_as_pillow_converts_them(mode: str, crop: int | None) -> None:
     image = picture(25, 30, mode)
     assert image.mode == mode
-    np.testing.assert_array_equal(prepare(image, 16, crop), prepare(image.convert("RGB"), 16, crop))
+    np.testing.assert_array_equal(prepare(image, Frame(16, crop)), prepare(image.convert("RGB"), Frame(16, crop)))
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
@@ -63,7 +63,7 @@ def test_transparent_modes_stand_on_white(mode: str, crop: int | None) -> None:
     pixels = np.asarray(image.convert("RGBA"), np.float64)
     alpha = pixels[..., 3:] / 255
     on_white = Image.fromarray((pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8))
-    np.testing.assert_allclose(prepare(image, 16, crop), prepare(on_white, 16, crop).astype(int), atol=1)
+    np.testing.assert_allclose(prepare(image, Frame(16, crop)), prepare(on_white, Frame(16, crop)).astype(int), atol=1)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
@@ -78,18 +78,18 @@ def test_sixteen_bits_become_eight(crop: int | None) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (30, 25), dtype=np.uint8)
     image = Image.fromarray(grey.astype(np.uint16) * 257)
     assert image.mode == "I;16"
-    np.testing.assert_array_equal(prepare(image, 16, crop), prepare(Image.fromarray(grey), 16, crop))
+    np.testing.assert_array_equal(prepare(image, Frame(16, crop)), prepare(Image.fromarray(grey), Frame(16, crop)))
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_files_are_decoded_and_prepared(file_format: str) -> None:
     file = as_file(picture(41, 37), file_format)
-    expected = prepare(Image.open(io.BytesIO(file)), 16, 30)
-    np.testing.assert_array_equal(decode_file(file, 16, 30), expected)
+    expected = prepare(Image.open(io.BytesIO(file)), Frame(16, 30))
+    np.testing.assert_array_equal(decode_file(file, Frame(16, 30)), expected)
 
 
 def test_encoding_keeps_pixels_where_the_format_does() -> None:
-    pixels = prepare(picture(64, 64), 64, None)
+    pixels = prepare(picture(64, 64), Frame(64))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_file(pixels, "PNG")))), pixels)
     sizes = [len(encode_file(pixels, "JPEG", quality)) for quality in (10, 95)]
     assert sizes[0] < sizes[1]
@@ -99,33 +99,35 @@ def test_encoding_keeps_pixels_where_the_format_does() -> None:
 
 
 def test_a_small_image_is_refused_with_its_size_and_the_mend() -> None:
-    with pytest.raises(InvalidRequest, match=r"is 100x160 pixels, smaller than the 148x148.*at least 148x148"):
-        prepare(picture(100, 160), 64, 148)
+    with pytest.raises(
+        InvalidRequest, match=r"is 100x160 pixels, smaller than the crop of 148 .* or one of 64x64 that"
+    ):
+        decode_file(as_file(picture(100, 160), "PNG"), Frame(64, 148))
 
 
 def test_a_ribbon_is_refused_before_it_grows() -> None:
-    with pytest.raises(InvalidRequest, match="is 1x1000 pixels, too far from square"):
-        prepare(picture(1, 1000), 64, None)
+    with pytest.raises(InvalidRequest, match="is 1x1000 pixels, too far from square; cut the face out first"):
+        decode_file(as_file(picture(1, 1000), "PNG"), Frame(64))
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF"])
 def test_other_formats_are_refused(file_format: str) -> None:
     with pytest.raises(InvalidRequest, match="is not a JPEG, PNG or WebP file"):
-        decode_file(as_file(picture(20, 20), file_format), 16, None)
+        decode_file(as_file(picture(20, 20), file_format), Frame(16))
 
 
 def test_garbage_and_nothing_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="it starts with 00 01 02 03"):
-        decode_file(bytes(range(100)), 16, None)
+        decode_file(bytes(range(100)), Frame(16))
     with pytest.raises(InvalidRequest, match="it starts with nothing"):
-        decode_file(b"", 16, None)
+        decode_file(b"", Frame(16))
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_truncated_files_are_refused(file_format: str) -> None:
     file = as_file(picture(60, 60), file_format)
     with pytest.raises(InvalidRequest, match=r"is damaged or truncated|is not a JPEG, PNG or WebP file"):
-        decode_file(file[: len(file) // 2], 16, None)
+        decode_file(file[: len(file) // 2], Frame(16))
 
 
 def claiming(file_format: str, width: int, height: int) -> bytes:
@@ -163,17 +165,17 @@ FORMS = ["JPEG", "PNG", "WEBP VP8", "WEBP VP8L", "WEBP VP8X"]
 def test_decompression_bombs_are_refused_unread(file_format: str, limit: int) -> None:
     # 256 million pixels are more than Pillow accepts by itself, which must not be what is said.
     with pytest.raises(InvalidRequest, match=f"is 16000x16000 pixels, more than the accepted {limit}; make it smaller"):
-        decode_file(claiming(file_format, 16_000, 16_000), 16, None, limit)
+        decode_file(claiming(file_format, 16_000, 16_000), Frame(16), limit)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_it_is_the_operators_limit_that_counts(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = as_file(picture(61, 47), file_format)
-    expected = prepare(Image.open(io.BytesIO(file)), 16, None)
+    expected = prepare(Image.open(io.BytesIO(file)), Frame(16))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    np.testing.assert_array_equal(decode_file(file, 16, None, 61 * 47), expected)
+    np.testing.assert_array_equal(decode_file(file, Frame(16), 61 * 47), expected)
     with pytest.raises(InvalidRequest, match="is 61x47 pixels, more than the accepted 2866"):
-        decode_file(file, 16, None, 61 * 47 - 1)
+        decode_file(file, Frame(16), 61 * 47 - 1)
 
 
 def test_raw_pixels_are_not_copied() -> None:
@@ -200,12 +202,12 @@ def test_raw_numbers_must_agree(count: int, height: int, width: int, length: int
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_codec_keeps_order_and_names_the_bad_file(threads: int) -> None:
     async def run() -> None:
-        codec = Codec(16, Preprocessing(crop=20), threads)
+        codec = Codec(Frame(16, 20), threads)
         files = [as_file(picture(20 + index, 30), "PNG") for index in range(7)]
         images = await codec.decode(files)
-        np.testing.assert_array_equal(images, [decode_file(file, 16, 20) for file in files])
+        np.testing.assert_array_equal(images, [decode_file(file, Frame(16, 20)) for file in files])
         encoded = await codec.encode(images, "PNG", 95)
-        np.testing.assert_array_equal([decode_file(file, 16, None) for file in encoded], images)
+        np.testing.assert_array_equal([decode_file(file, Frame(16)) for file in encoded], images)
         with pytest.raises(InvalidRequest, match=r"images\.files\[5\] is not a JPEG"):
             await codec.decode([*files[:5], b"not an image", files[6]])
         with pytest.raises(InvalidRequest, match="empty"):
@@ -255,7 +257,7 @@ def with_codec(threads: int, steps: Callable[[Callable[..., "asyncio.Task[Any]"]
     table = Table()
 
     async def run() -> None:
-        codec = Codec(16, Preprocessing(crop=20), threads)
+        codec = Codec(Frame(16, 20), threads)
 
         async def decode(client: str, name: str, count: int, file: bytes) -> Any:
             enter(Call(client=client))

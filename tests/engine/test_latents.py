@@ -5,59 +5,73 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 from tiny_model import tiny_directions
 
 from engine.batching.batcher import Part
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
-from engine.latents import Directions, Floats, Move, edit, shift
+from engine.latents import Directions, Floats, Move, shift
 
 
 def floats(*shape: int, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def directions_of(vectors: Floats) -> Directions:
+    """Directions named a0, a1, ..."""
+    counts = (1,) * len(vectors)
+    return Directions(tuple(f"a{row}" for row in range(len(vectors))), vectors, counts, counts, "train")
+
+
 def test_moves_add_up_with_their_strengths() -> None:
-    latents, first, second = floats(3, 5), floats(5, seed=1), floats(5, seed=2)
-    moved = edit(latents, [(first, 1.5), (second, -2.0)])
-    assert moved.dtype == np.float32
-    np.testing.assert_allclose(moved, latents + 1.5 * first - 2 * second, rtol=1e-5, atol=1e-6)
+    first, second = floats(2, 5)
+    step = directions_of(first[None]).move([("a0", 1.5), (second, -2.0)]).step
+    assert step.dtype == np.float32
+    np.testing.assert_allclose(step, 1.5 * first - 2 * second, rtol=1e-5, atol=1e-6)
 
 
-def test_no_moves_leave_latents_bit_for_bit() -> None:
-    latents = floats(4, 7)
-    np.testing.assert_array_equal(edit(latents, [(floats(7, seed=1), 0.0)], floats(2, 7, seed=2)), latents)
+def test_a_strength_of_0_leaves_latents_bit_for_bit() -> None:
+    latents, move = floats(4, 7), directions_of(floats(3, 7)).move([("a0", 0.0)], ["a1", "a2"])
+    np.testing.assert_array_equal(shift(latents, [Part(move, 0, 4)]), latents)
 
 
 def test_keep_removes_the_span_of_all_kept_directions() -> None:
-    latents, move, keep = floats(2, 16), floats(16, seed=1), floats(3, 16, seed=2)
-    step = edit(latents, [(move, 2.0)], keep) - latents
+    vectors = floats(4, 16)
+    move, keep = vectors[0], vectors[1:]
+    step = directions_of(vectors).move([("a0", 2.0)], ["a1", "a2", "a3"]).step
     np.testing.assert_allclose(step @ keep.T, 0, atol=1e-5)
     # The part that is left is the least-squares residual of the move on the kept directions.
     residual = move - keep.T @ np.linalg.lstsq(keep.T, move, rcond=None)[0]
-    np.testing.assert_allclose(step, np.broadcast_to(2 * residual, step.shape), atol=1e-5)
+    np.testing.assert_allclose(step, 2 * residual, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
 def test_keep_takes_dependent_and_zero_directions(scale: float) -> None:
-    latents, move, keep = np.zeros((1, 16), np.float32), floats(16, seed=1), floats(2, 16, seed=2)
-    dependent = np.stack([*keep, scale * (keep[0] - 0.3 * keep[1]), scale * keep[0], np.zeros(16, np.float32)])
-    np.testing.assert_allclose(edit(latents, [(move, 1)], dependent), edit(latents, [(move, 1)], keep), atol=1e-4)
-
-
-def test_an_edit_beyond_float32_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"largest strength 3e\+38"):
-        edit(floats(1, 4), [(np.full(4, 10, np.float32), 3e38)])
+    keep = floats(2, 16, seed=2)
+    dependent = [scale * (keep[0] - 0.3 * keep[1]), scale * keep[0], np.zeros(16, np.float32)]
+    directions = directions_of(np.stack([floats(16, seed=1), *keep, *dependent]).astype(np.float32))
+    plain, more = (directions.move([("a0", 1)], kept).step for kept in (["a1", "a2"], ["a1", "a2", "a3", "a4", "a5"]))
+    np.testing.assert_allclose(more, plain, atol=1e-4)
 
 
 def test_directions_survive_their_file(tmp_path: Path) -> None:
-    directions = tiny_directions()
+    directions = dataclasses.replace(tiny_directions(), kinds=("mean", "svm", "adjusted"), model_sha256="ab" * 32)
     directions.save(tmp_path / "directions.safetensors")
     loaded = Directions.load(tmp_path / "directions.safetensors")
     np.testing.assert_array_equal(loaded.vectors, directions.vectors)
     assert loaded.vectors.dtype == np.float32
-    for field in ("names", "positives", "negatives", "split"):
+    for field in ("names", "positives", "negatives", "split", "kinds", "model_sha256"):
         assert getattr(loaded, field) == getattr(directions, field)
     np.testing.assert_array_equal(loaded["Male"], directions.vectors[2])
+
+
+@pytest.mark.parametrize(("said", "kind"), [({"kind": "svm"}, "svm"), ({}, "unknown")])
+def test_files_of_before_every_attribute_had_a_kind_are_read(tmp_path: Path, said: dict[str, str], kind: str) -> None:
+    metadata = {"names": '["a", "b"]', "positives": "[1, 2]", "negatives": "[3, 4]", "split": "train"}
+    save_file({"directions": floats(2, 5)}, tmp_path / "old.safetensors", metadata | said)
+    loaded = Directions.load(tmp_path / "old.safetensors")
+    assert loaded.kinds == (kind, kind)
+    assert loaded.model_sha256 == ""
 
 
 def test_an_unknown_attribute_is_named_beside_the_known_ones() -> None:
@@ -80,6 +94,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     [
         ({"names": ("Smiling", "Male")}, "2 names, 3 vectors"),
         ({"positives": (1,)}, "1 positives"),
+        ({"kinds": ("mean", "mean")}, "2 kinds"),
         ({"names": ("Male", "Smiling", "Male")}, "repeat"),
         ({"vectors": np.full((3, 4), np.nan, np.float32)}, "'Smiling' has values that are not finite"),
         ({"vectors": np.zeros((3, 4))}, "float64"),
@@ -149,7 +164,7 @@ _REQUEST = st.tuples(
 
 @settings(deadline=None)
 @given(st.integers(1, 9), st.integers(0, 2**31), st.lists(_REQUEST, min_size=1, max_size=6))
-def test_a_shifted_batch_equals_the_edits_of_its_requests(
+def test_each_request_of_a_batch_is_shifted_by_its_own_move(
     size: int, seed: int, requests: list[tuple[int, list[tuple[str | int, float]], set[str]]]
 ) -> None:
     vectors = floats(len(_ATTRIBUTES), size, seed=seed)
@@ -163,14 +178,11 @@ def test_a_shifted_batch_equals_the_edits_of_its_requests(
         named = [(target, strength) for target, strength in named if not (isinstance(target, str) and target in kept)]
         move = directions.move(named, sorted(kept))
         parts.append(Part(move if named else None, start, start + rows))
-        plain = [(directions[target] if isinstance(target, str) else target, strength) for target, strength in named]
-        keep = np.stack([directions[name] for name in sorted(kept)]) if kept else None
         before = latents[start : start + rows]
-        expected.append(edit(before, plain, keep))
-        # One rounding of the step and one of the sum, each of half a unit in the last place of its result.
-        reach.append(np.abs(before) + np.abs(move.step) + np.abs(expected[-1]))
+        expected.append(before.astype(np.float64) + move.step)
+        reach.append(np.abs(expected[-1]))  # one rounding of the sum, of half a unit in the last place of its result
         start += rows
-    error = np.abs(shift(latents, parts).astype(np.float64) - np.concatenate(expected))
+    error = np.abs(shift(latents, parts) - np.concatenate(expected))
     assert (error <= np.finfo(np.float32).eps * np.concatenate(reach)).all()
 
 

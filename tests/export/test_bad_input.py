@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from machine import as_nobody, on_small_disk
-from runs import LATENT_DIM, write_run
+from runs import LATENT_DIM, own_derived, write_run
 from safetensors.numpy import load_file, save_file
 
 from export import build_engines
 
 FLAGS = ("--backend", "onnxruntime", "--precision", "fp32", "--encoder", "plain", "--decoder", "plain")
 COMMAND = (sys.executable, "-m", "export.build_engines", *FLAGS)
-FILES = ("config.json", "model.safetensors", "directions.safetensors", "samples.safetensors")
+FILES = ("config.json", "model.safetensors", "directions.safetensors", "prior.safetensors", "samples.safetensors")
 
 Spoil = Callable[[Path], object]
 Command = Callable[..., tuple[int, str]]
@@ -113,6 +113,7 @@ def change_weights(change: Callable[[Any], Any]) -> Spoil:
         tensors = {name: np.array(values) for name, values in load_file(run / "model.safetensors").items()}
         tensors["encoder.mu.weight"] = change(tensors["encoder.mu.weight"])
         save_file(tensors, run / "model.safetensors")
+        own_derived(run)
 
     return spoil
 

@@ -18,7 +18,7 @@ from runs import ATTRIBUTES, LATENT_DIM, PRIVATE_PATH, smooth_images, write_run
 from safetensors.numpy import save_file
 
 from engine.backends import open_backend
-from engine.bundle import Bundle, Engine, Preprocessing, sha256_of
+from engine.bundle import Bundle, Engine, sha256_of
 from engine.latents import Directions
 from export import build_engines
 from export.build_engines import BuildConfig, build
@@ -28,6 +28,7 @@ from export.errors import InputError, ParityError
 from export.forms import DecoderForm
 from export.graphs import write_decoder
 from export.support import Support
+from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame
 from trainer.errors import RunError
 from trainer.model import VAE
 
@@ -122,7 +123,7 @@ def test_bundle_is_complete_and_says_what_it_is(shared_bundle: Path, shared_run:
     ]
     assert (manifest.image_size, manifest.latent_dim, manifest.max_batch_size) == (64, LATENT_DIM, 4)
     assert (manifest.backend, manifest.precision, manifest.engine) == ("onnxruntime", "fp32", Engine())
-    assert manifest.preprocessing == Preprocessing(crop=148)
+    assert manifest.frame == Frame(64, 148, CELEBA_SOURCE, CELEBA_LANDMARKS)
     assert manifest.attributes == ATTRIBUTES
     assert manifest.files == {name: sha256_of(shared_bundle / name) for name in manifest.files}
     assert manifest.run == {
@@ -197,7 +198,7 @@ def test_images_that_were_cropped_already(run: Path, tmp_path: Path) -> None:
     config["config"]["crop"] = 0
     (run / "config.json").write_text(json.dumps(config))
     bundle = Bundle.load(build(plain(run=run, out=tmp_path / "bundle"), silent))
-    assert bundle.manifest.preprocessing.crop is None
+    assert bundle.manifest.frame == Frame(64)
 
 
 # The gate

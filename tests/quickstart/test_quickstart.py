@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+
+from quickstart.__main__ import Quickstart, Stages, evaluate
+from trainer import dataset
 
 FIGURES = ("reconstructions", "samples", "encoding_distribution")
 STRIPS = ("adding_Smiling", "removing_Smiling", "adding_Eyeglasses", "removing_Eyeglasses")
@@ -75,6 +79,36 @@ def test_a_second_run_reuses_everything_but_the_edits(
     assert [path.stat().st_mtime_ns for path in made] == times
     for stage in ("faces", "evaluation", "export"):
         assert f"{stage}: re-using" in again.stdout
+
+
+class Recorder(Stages):
+    """Remembers commands instead of running them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commands: list[tuple[object, ...]] = []
+
+    def run(self, name: str, *arguments: object) -> None:
+        self.commands.append(arguments)
+
+
+def test_what_depends_on_a_changed_flag_is_measured_again(
+    first: "tuple[Path, subprocess.CompletedProcess[str]]",
+) -> None:
+    out, _ = first
+    data = dataset.load(out / "faces", 64, 148)
+    for strength, labelled, again in (
+        (1.5, data, False),
+        (2.5, data, True),
+        (1.5, replace(data, fingerprint="x"), True),
+    ):
+        stages = Recorder()
+        evaluate(Quickstart(out=out, strength=strength), out / "faces", labelled, out / "run", stages)
+        assert bool(stages.commands) == again
+        if again:
+            (command,) = stages.commands
+            assert command[:2] == ("trainer", "evaluate")
+            assert command[command.index("--strength") + 1] == strength
 
 
 def test_bad_input_ends_with_one_clear_line(tmp_path: Path) -> None:

@@ -1,19 +1,23 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from torch import Tensor
 
 from trainer.classifier import CLASSIFIER, Classifier, classifier_of, train_classifier
 from trainer.dataset import FaceData
 from trainer.placement import Placement
 
 CPU = Placement.of("cpu", "fp32")
+IMAGES = Placement.images
 
 
 @pytest.fixture(scope="module")
 def classifier(data: FaceData) -> Classifier:
     """Trained for a while on the small data set."""
-    return train_classifier(data, CPU, epochs=40)
+    return train_classifier(data, CPU, epochs=20)
 
 
 def test_it_learns(classifier: Classifier, data: FaceData) -> None:
@@ -58,3 +62,20 @@ def test_training_is_a_function_of_its_seed(data: FaceData) -> None:
     images = data.images[:20]
     assert np.array_equal(one.logits(images), same.logits(images))
     assert not np.array_equal(one.logits(images), other.logits(images))
+
+
+@pytest.mark.parametrize(("images", "batch", "steps"), [(3, 3, 2), (40, 8, 10), (120, 15, 16), (160, 20, 16)])
+def test_small_data_are_seen_in_small_batches_none_of_which_is_empty(
+    data: FaceData, monkeypatch: pytest.MonkeyPatch, images: int, batch: int, steps: int
+) -> None:
+    splits = data.index.splits.copy()
+    splits[data.rows("train")[images:]] = 1
+    sizes = []
+
+    def counted(place: Placement, batch: "npt.NDArray[np.uint8]") -> Tensor:
+        sizes.append(len(batch))
+        return IMAGES(place, batch)
+
+    monkeypatch.setattr(Placement, "images", counted)
+    train_classifier(replace(data, index=replace(data.index, splits=splits)), CPU, epochs=2)
+    assert sizes[:-1] == [batch] * steps  # the last are the test split's, which it is measured on

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
-from engine.images import prepare
+from framing import Frame, prepare
 from trainer import dataset
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 from trainer.faces import ATTRIBUTES
 
 
@@ -35,13 +35,13 @@ def test_images_are_prepared_as_in_the_seed_document_and_as_the_server_does(
     for row in (0, 55, 199):
         image = Image.open(faces / dataset.IMAGES / data.index.files[row])
         assert np.array_equal(data.images[row], np.asarray(seed(image)))
-        assert np.array_equal(data.images[row], prepare(image, 32, 148))
+        assert np.array_equal(data.images[row], prepare(image, Frame(32, 148)))
 
 
 def test_without_a_crop_the_whole_image_is_used_as_the_server_does(faces: Path) -> None:
     data = dataset.load(faces, 64, 0)
     image = Image.open(faces / dataset.IMAGES / data.index.files[3])
-    assert np.array_equal(data.images[3], prepare(image, 64, None))
+    assert np.array_equal(data.images[3], prepare(image, Frame(64)))
 
 
 def test_a_folder_that_holds_celeba_is_accepted(broken: Path) -> None:
@@ -139,7 +139,7 @@ def test_missing_images_are_counted_and_the_first_named_with_its_line(broken: Pa
         dataset.load(broken, 32, 148)
 
 
-@pytest.mark.parametrize("name", [dataset.ATTRIBUTES, dataset.PARTITION, dataset.IMAGES])
+@pytest.mark.parametrize("name", [dataset.ATTRIBUTES, dataset.IMAGES])
 def test_half_of_celebas_layout_is_no_plain_folder(broken: Path, name: str) -> None:
     (broken / name).rename(broken.parent / name)
     with pytest.raises(DataError, match=f"{name}/? is missing; CelebA's layout is"):
@@ -147,8 +147,8 @@ def test_half_of_celebas_layout_is_no_plain_folder(broken: Path, name: str) -> N
 
 
 def test_the_images_of_celebas_layout_are_no_plain_folder(faces: Path) -> None:
-    with pytest.raises(DataError, match=rf"without its lists; give {faces}$"):
-        dataset.read_index(faces / dataset.IMAGES)
+    index = dataset.read_index(faces / dataset.IMAGES)
+    assert (index.root, index.attributes) == (faces, ATTRIBUTES)
 
 
 def test_what_is_no_folder_is_refused_with_the_mend(tmp_path: Path) -> None:
@@ -157,3 +157,16 @@ def test_what_is_no_folder_is_refused_with_the_mend(tmp_path: Path) -> None:
         dataset.read_index(tmp_path / "file")
     with pytest.raises(DataError, match=r"none does not exist; .*python -m trainer faces"):
         dataset.read_index(tmp_path / "none")
+
+
+def test_a_limited_train_split_is_part_of_a_larger_one_and_leaves_the_others_alone(faces: Path) -> None:
+    index = dataset.read_index(faces)
+    few, more = index.limited(10), index.limited(50)
+    assert len(few.rows("train")) == 10
+    assert set(few.rows("train")) < set(more.rows("train")) < set(index.rows("train"))
+    assert few.rows("train").tolist() != index.rows("train")[:10].tolist()
+    for split in ("val", "test"):
+        assert np.array_equal(few.rows(split), index.rows(split))
+    assert index.limited(0) is index
+    with pytest.raises(ConfigError, match=r"--limit-train 161: .* has 160 training images; give that many at most"):
+        index.limited(161)

@@ -1,19 +1,18 @@
 """Directions on latents whose make is known."""
 
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from engine.latents import Directions
+from trainer.config import Kind
 from trainer.directions import (
     KINDS,
-    Kind,
     adjusted_differences,
     directions_of,
+    load_directions,
     mean_differences,
     save_directions,
     svm_normals,
@@ -84,14 +83,16 @@ def test_every_kind_is_kept_for_the_engine(
     rare = np.zeros((4000, 1), bool)
     rare[:19] = True
     found = directions_of(mu, np.hstack([labels, rare]), ("Smiling", "Eyeglasses", "Old", "Bald"), kind)
-    save_directions(tmp_path / "d.safetensors", found, D, "train", kind)
+    save_directions(tmp_path / "d.safetensors", found, D, "train", "ab" * 32)
     directions = Directions.load(tmp_path / "d.safetensors")
     assert directions.names == ("Smiling", "Eyeglasses", "Old")
     assert np.allclose(directions.vectors, KINDS[kind](mu, labels), atol=1e-5)
     assert directions.positives[0] == labels[:, 0].sum() == 4000 - directions.negatives[0]
-    with safe_open(tmp_path / "d.safetensors", "np") as file:
-        assert file.metadata()["kind"] == kind
-        assert json.loads(file.metadata()["names"]) == list(directions.names)
+    assert directions.kinds == (kind,) * 3
+    assert directions.model_sha256 == "ab" * 32
+    again, metadata = load_directions(tmp_path / "d.safetensors")
+    assert [(d.name, d.kind, d.positives) for d in again] == [(d.name, d.kind, d.positives) for d in found]
+    assert metadata["split"] == "train"
     assert any("no direction for Bald: 19 images have it and 3981 do not" in line for line in said)
 
 

@@ -97,7 +97,10 @@ def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: St
     synchronise(run.model)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
-        assert apart(losses, advance(run, len(losses))) < 1e-5
+        ours = advance(run, len(losses))
+        # Each step multiplies what rounding left, and how many there are depends on when the signal came.
+        assert apart(losses[:5], ours[:5]) < 1e-5
+        assert apart(losses, ours) < 1e-4
     finally:
         dist.destroy_process_group()
     for name, tensor in run.learner.state_dict().items():

@@ -1,7 +1,7 @@
 """Edits of images that are one colour each: latents are its channels, and the judge sees which of them are bright."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from engine.latents import Directions
+from engine.sampling import Gaussian
 from trainer.classifier import Classifier, Network
-from trainer.config import ModelConfig, TrainConfig
+from trainer.config import ModelConfig
 from trainer.dataset import FaceData, Index
 from trainer.directions import mean_differences
 from trainer.measures import edit_figures, edit_judge, edit_matrix, editing
-from trainer.measures.edit_quality import Change, EditQuality, best_flip, judge_edit, quality
+from trainer.measures.edit_quality import Change, EditQuality, best_strength, judge_edit, quality
 from trainer.measures.edit_sitting import Sitting, rows_to_edit
+from trainer.measures.instruments import Instruments
 from trainer.measures.networks import Instrument
 from trainer.measures.skipped import SkippedError
-from trainer.measures.subject import Subject
+from trainer.measures.subject import Autoencoder, Subject
 from trainer.model import VAE, Posterior
+from trainer.options import Options
 from trainer.placement import Placement
 
 CPU = Placement.of("cpu", "fp32")
@@ -85,14 +88,12 @@ def subject(tmp_path: Path) -> Subject:
     mu = {split: model.encoder(CPU.images(images[of])).mu.numpy() for split, of in rows.items()}
     vectors = mean_differences(mu["train"], index.labels[rows["train"]]).astype(np.float32)
     positives = tuple(index.labels[rows["train"]].sum(0).tolist())
-    directions = Directions(NAMES, vectors, positives, tuple(300 - count for count in positives), "train")
-    config = TrainConfig(preset="plain", model=model.config, taps=())
+    negatives = tuple(300 - count for count in positives)
+    directions = Directions(NAMES, vectors, positives, negatives, "train", kinds=("mean",) * 3)
     log_var = np.full_like(mu["test"], -6.0)
     return Subject(
-        tmp_path,
-        config,
+        Autoencoder.of(model.eval(), CPU),
         data,
-        model.eval(),
         CPU,
         rows["test"],
         rows["train"],
@@ -100,6 +101,13 @@ def subject(tmp_path: Path) -> Subject:
         log_var,
         mu["train"],
         directions,
+        Gaussian.standard(3),
+    )
+
+
+def instruments(lpips: Instrument[nn.Module] = NOTHING) -> Instruments:
+    return Instruments(
+        Instrument(None, "no weights here"), lpips, Instrument(None, ""), Instrument(None, "no weights here")
     )
 
 
@@ -139,13 +147,12 @@ def test_the_best_flip_is_found_between_two_strengths() -> None:
         EditQuality("a", strength, 10, flipped, kept)
         for strength, flipped, kept in ((-1.0, 0.4, 0.98), (-2.0, 0.8, 0.88), (-3.0, 1.0, 0.7))
     ]
-    best = best_flip(curve, 0.9)
-    assert best is not None
-    assert best == pytest.approx({"strength": -1.8, "flipped": 0.72, "kept": 0.9})
-    assert best_flip(curve, 0.5) == {"strength": -3.0, "flipped": 1.0, "kept": 0.7}
-    first = best_flip(curve[1:], 0.94)  # from no edit at all to the first strength
-    assert first == pytest.approx({"strength": -1.0, "flipped": 0.4, "kept": 0.94})
-    assert best_flip([EditQuality("a", 1.0, 0, None, None)], 0.9) is None
+    assert best_strength(curve, 0.9) == pytest.approx(-1.8)
+    assert best_strength(curve, 0.5) == -3.0
+    assert best_strength(curve[1:], 0.94) == pytest.approx(-1.0)  # from no edit at all to the first strength
+    assert best_strength([EditQuality("a", 1.0, 0, None, None)], 0.9) is None
+    useless = [EditQuality("a", strength, 10, 0.0, kept) for strength, kept in ((-1.0, 0.95), (-2.0, 0.8))]
+    assert best_strength(useless, 0.9) == -1.0  # of the side that was asked for, not 0, which is of none
 
 
 def test_rows_to_edit_are_test_faces_on_the_other_side(data: FaceData) -> None:
@@ -185,24 +192,60 @@ def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
 
 
 def test_every_kind_of_direction_is_compared(subject: Subject) -> None:
-    found = editing.curves(Sitting.test(subject, seer()))
+    found = editing.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()))
     assert found["served"] == "mean"
     for kinds in (sides[side] for sides in found["attributes"].values() for side in ("adding", "removing")):
         assert set(kinds) == {"mean", "adjusted", "svm"}
         flips = [point["flipped"] for point in kinds["mean"]["points"]]
         assert flips == sorted(flips)
         assert flips[-1] == 1.0
+    own = editing.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()), compare=False)["attributes"]
+    assert own["Smiling"]["adding"] == {"mean": found["attributes"]["Smiling"]["adding"]["mean"]}
     adding = found["attributes"]["Eyeglasses"]["adding"]
     assert adding["adjusted"]["points"][1]["kept"] > adding["mean"]["points"][1]["kept"]  # green without red
-    other = replace(subject, directions=replace(subject.directions, vectors=-subject.directions.vectors))
-    found = editing.curves(Sitting.test(other, seer()))
+    # The file says the kind; what is measured under its name are the stored directions themselves.
+    turned = replace(subject.directions, vectors=-subject.directions.vectors, kinds=("svm",) * 3)
+    other = replace(subject, directions=turned)
+    found = editing.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
+    assert found["served"] == "svm"
+    assert found["attributes"]["Smiling"]["adding"]["svm"]["points"][-1]["flipped"] == 0.0
+
+
+@pytest.mark.parametrize("kinds", [(), ("mean", "svm", "mean")])
+def test_directions_of_no_one_kind_are_compared_beside_all_kinds(subject: Subject, kinds: tuple[str, ...]) -> None:
+    turned = replace(subject.directions, vectors=-subject.directions.vectors, kinds=kinds)
+    other = replace(subject, directions=turned)
+    found = editing.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
     assert found["served"] is None
     assert found["attributes"]["Smiling"]["adding"]["served"]["points"][-1]["flipped"] == 0.0
 
 
+def test_the_strength_is_chosen_on_val_and_measured_on_test(subject: Subject) -> None:
+    """Val faces are far from red: they need four times the strength that test faces do."""
+    mu = subject.val_mu.copy()
+    subject.__dict__["val_mu"] = mu * np.array([4, 1, 1], np.float32)
+    test, val = Sitting.test(subject, seer()), Sitting.val(subject, seer())
+    found = editing.curves(test, val)["attributes"]["Smiling"]["adding"]["mean"]
+    best, chosen = found["best"], found["chosen"]
+    alone = editing.curves(test, test)["attributes"]["Smiling"]["adding"]["mean"]["best"]
+    assert best["strength"] == chosen["strength"] > alone["strength"]
+    faces = test.lacking("Smiling", 1.0, editing.CURVE_FACES)
+    after = test.after(faces, subject.directions["Smiling"], best["strength"])
+    assert best == asdict(test.quality(faces, "Smiling", best["strength"], after))
+    assert best["faces"] != chosen["faces"] > 0
+
+
+def test_kept_predictions_are_balanced_over_sides_and_attributes() -> None:
+    before = np.array([[-1, -1, 1], [-1, -1, 1], [-1, -1, 1], [-1, 1, 1]], np.float32)
+    after = np.array([[1, -1, 1], [1, -1, 1], [1, -1, 1], [1, -1, 1]], np.float32)
+    found = quality(("a", "rare", "always"), "a", 1.0, before, after)
+    assert found.kept == pytest.approx(7 / 8)
+    assert found.kept_balanced == pytest.approx(1 / 2)  # of the rare one the only face that had it lost it
+
+
 def test_everything_about_edits_is_measured_and_drawn(subject: Subject, tmp_path: Path) -> None:
     lpips: Instrument[nn.Module] = Instrument(Contrast(), "contrast")
-    found = editing.measure(subject, seer(), 1.5, Instrument(None, "no weights here"), lpips)
+    found = editing.measure(subject, seer(), Options(), instruments(lpips))
     assert [(edit["attribute"], edit["strength"]) for edit in found["edits"]] == [
         ("Smiling", 1.5),
         ("Smiling", -1.5),
@@ -214,6 +257,7 @@ def test_everything_about_edits_is_measured_and_drawn(subject: Subject, tmp_path
     assert 0 < seen["edits"]["adding Smiling"] < 1
     assert set(seen["edits"]) == {f"{side} {name}" for side in ("adding", "removing") for name in NAMES[:2]}
     assert seen["different_faces"] > 0
+    assert found["distances"]["identity"] == {"skipped": "no weights here"}
     plates = edit_figures.draw(subject, found, ["Male"], tmp_path)
     assert len(plates) == len({plate.file for plate in plates}) == 8
     for plate in plates:
@@ -225,8 +269,8 @@ def test_an_edit_that_no_test_face_needs_has_no_shares(subject: Subject, tmp_pat
     labels[subject.rows, 0] = True
     index = replace(subject.data.index, labels=labels)
     happy = replace(subject, data=replace(subject.data, index=index))
-    found = editing.measure(happy, seer(), 1.5, Instrument(None, "none"), NOTHING)
-    assert found["edits"][0] == {"attribute": "Smiling", "strength": 1.5, "faces": 0, "flipped": None, "kept": None}
+    found = editing.measure(happy, seer(), Options(), instruments())
+    assert found["edits"][0] == asdict(EditQuality("Smiling", 1.5, 0, None, None))
     assert found["curves"]["attributes"]["Smiling"]["adding"]["mean"]["best"] is None
     assert found["rescoring"]["plain"]["attributes"]["Smiling"]["adding"] is None
     json.dumps(found, allow_nan=False)
@@ -244,10 +288,12 @@ class Contrast(nn.Module):
 
 
 def test_without_attributes_or_directions_the_reason_is_given(subject: Subject) -> None:
-    none = replace(subject.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=())
+    none = replace(
+        subject.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=(), kinds=()
+    )
     with pytest.raises(SkippedError, match="needs directions"):
-        editing.measure(replace(subject, directions=none), seer(), 1.5, Instrument(None, ""), NOTHING)
+        editing.measure(replace(subject, directions=none), seer(), Options(), instruments())
     index = replace(subject.data.index, attributes=(), labels=np.zeros((600, 0), bool))
     plain = replace(subject, data=replace(subject.data, index=index))
     with pytest.raises(SkippedError, match="needs attributes"):
-        editing.measure(plain, replace(seer(), attributes=()), 1.5, Instrument(None, ""), NOTHING)
+        editing.measure(plain, replace(seer(), attributes=()), Options(), instruments())

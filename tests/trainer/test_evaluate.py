@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from trainer import dataset
+from trainer.checkpoint import EVALUATION
+from trainer.classifier import CLASSIFIER, Classifier, Network
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
 from trainer.errors import ConfigError, RunError
-from trainer.evaluate import Instruments, evaluate, write_metrics
+from trainer.evaluate import evaluate, evaluate_autoencoder, write_metrics
 from trainer.loop import train
 from trainer.measures import generation, networks
+from trainer.measures.instruments import Instruments
 from trainer.measures.networks import Instrument
-from trainer.measures.subject import Subject
+from trainer.measures.subject import Autoencoder, Floats, Images, Subject
 from trainer.options import Options
 from trainer.perceptual import load_backbone
 from trainer.placement import Placement
@@ -60,12 +63,16 @@ def strict(path: Path) -> dict[str, object]:
 def test_everything_is_measured_drawn_and_shown(run: Path, data: FaceData) -> None:
     metrics = evaluate(run, data, Options(strength=1.0, seed=3))
     assert strict(run / "metrics.json") == json.loads(json.dumps(metrics))
-    assert metrics["evaluation"]["images"] == {"train": 160, "test": 20}
+    judged = metrics["evaluation"]["data"]
+    assert judged["images"] == {"train": 160, "val": 20, "test": 20}
+    assert (judged["name"], judged["fingerprint"], judged["runs_own"]) == ("faces", data.fingerprint, True)
+    assert metrics["attribute_prediction"]["average_precision_mean"] > 0.2
+    assert "--identity-weights" in metrics["edits"]["distances"]["identity"]["skipped"]
     assert metrics["encoding"]["latent_dim"] == len(metrics["encoding"]["per_dimension"]["kl_nats"]) == 16
     assert 0.5 < metrics["attribute_prediction"]["accuracy_mean"] <= 1
     assert 0.5 < metrics["classifier"]["accuracy_mean"] <= 1
     for part, name in (("reconstruction", "lpips"), ("reconstruction", "features"), ("generation", "fid")):
-        assert "neither cached nor within reach" in metrics[part][name]["skipped"]
+        assert "does not exist and" in metrics[part][name]["skipped"]
     html = (run / "report.html").read_text()
     for name in FIGURES:
         assert (run / "figures" / f"{name}.png").stat().st_size > 3000
@@ -94,7 +101,7 @@ def test_bad_files_are_refused_before_any_work(run: Path, data: FaceData, tmp_pa
             evaluate(run, data, options)
     assert not (run / "metrics.json").exists()
     (run / "directions.safetensors").unlink()
-    with pytest.raises(RunError, match=r"directions.safetensors does not exist; finish the run"):
+    with pytest.raises(RunError, match=r"directions.safetensors does not exist; make it anew with `python"):
         evaluate(run, data, Options(skip=("vgg", "lpips", "fid")))
 
 
@@ -103,7 +110,7 @@ def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceDa
     splits[data.rows("test")[1:]] = 0
     one = replace(data, index=replace(data.index, splits=splits))
     metrics = evaluate(run, one, Options(skip=("vgg", "lpips", "fid", "edits")))
-    assert metrics["evaluation"]["images"]["test"] == 1
+    assert metrics["evaluation"]["data"]["images"]["test"] == 1
     assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES - {"interpolations", "tsne"}
     subject = Subject.of(run, one, CPU)
     features = networks.Features(load_backbone(("relu1_1",), short_vgg, seed=0), CPU)
@@ -113,12 +120,111 @@ def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceDa
 
 def test_the_file_that_a_run_was_trained_with_may_be_too_short(small: TrainConfig, short_vgg: Path) -> None:
     config = replace(small, taps=("relu1_1",), vgg_weights=short_vgg)
-    found = Instruments.of(Options(skip=("lpips", "fid")), config, CPU)
+    found = Instruments.of(Options(skip=("lpips", "fid")), config.vgg_weights, CPU)
     assert found.vgg.network is None
     assert "the file that the run was trained with will not do" in found.vgg.description
     assert found.lpips.description == "left out by --skip lpips"
     with pytest.raises(ConfigError, match=r"vgg\.pth lacks features\."):
-        Instruments.of(Options(vgg_weights=short_vgg, skip=("lpips", "fid")), config, CPU)
+        Instruments.of(Options(vgg_weights=short_vgg, skip=("lpips", "fid")), config.vgg_weights, CPU)
+
+
+QUICK = Options(skip=("vgg", "lpips", "fid", "tsne", "edits"))
+
+
+def other(data: FaceData) -> FaceData:
+    """The same faces, one label apart."""
+    labels = data.index.labels.copy()
+    labels[0, 0] ^= True
+    return replace(data, index=replace(data.index, labels=labels), fingerprint="f" * 64, stamp="")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures, which take most of the time."""
+    monkeypatch.setattr("trainer.evaluate.draw", lambda *_: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_of_other_data_is_neither_silent_nor_written_over_another(
+    run: Path, data: FaceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate(run, data, QUICK)
+    assert "not the data that" not in caplog.text
+    own = (run / EVALUATION).read_text()
+    with pytest.raises(
+        RunError, match=r"run holds the report of another data set \(faces\).* --out FOLDER, .* --force"
+    ):
+        evaluate(run, other(data), QUICK)
+    assert (run / EVALUATION).read_text() == own
+    elsewhere = tmp_path / "new" / "elsewhere"
+    metrics = evaluate(run, other(data), replace(QUICK, out=elsewhere))
+    assert "is not the data that run, preset plain was trained on" in caplog.text
+    assert metrics["evaluation"]["data"]["runs_own"] is False
+    assert strict(elsewhere / EVALUATION) == json.loads(json.dumps(metrics))
+    assert "not the one that the run was trained on" in (elsewhere / "report.html").read_text()
+    assert (run / EVALUATION).read_text() == own
+    assert evaluate(run, other(data), replace(QUICK, force=True)) != json.loads(own)
+    with pytest.raises(RunError, match="holds the report of another data set"):
+        evaluate(run, data, QUICK)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_of_an_earlier_version_counts_as_of_the_runs_own_data(run: Path, data: FaceData) -> None:
+    (run / EVALUATION).write_text('{"evaluation": {"seed": 0}}')
+    with pytest.raises(RunError, match="name unknown"):
+        evaluate(run, other(data), QUICK)
+    evaluate(run, data, QUICK)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_data_are_known_by_the_name_that_an_older_run_gave_them(run: Path, data: FaceData) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["resolved"]["data_fingerprint"] = data.stamp
+    (run / "config.json").write_text(json.dumps(config))
+    judged = evaluate(run, data, QUICK)["evaluation"]["data"]
+    assert (judged["runs_own"], judged["fingerprint"]) == (True, data.stamp)
+
+
+def test_any_encoder_and_decoder_can_be_judged(data: FaceData, tmp_path: Path) -> None:
+    """One that gives points: the mean colours of a four by four grid. Three attributes are enough here."""
+    names = ("Smiling", "Eyeglasses", "Male")
+    labels = data.index.labels[:, [data.index.attributes.index(name) for name in names]]
+    data = replace(data, index=replace(data.index, attributes=names, labels=labels))
+    judge = tmp_path / CLASSIFIER
+    shares = dict.fromkeys(names, 0.75)
+    Classifier(Network(3).eval(), names, shares, shares, CPU).save(judge, data.fingerprint)
+
+    def encode(images: Images) -> tuple[Floats, None]:
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (32, 32, 3)
+        return images.reshape(-1, 4, 8, 4, 8, 3).mean((2, 4)).reshape(-1, 48).astype(np.float32) / 255, None
+
+    def decode(latents: Floats) -> Images:
+        levels = (latents.reshape(-1, 4, 4, 3).clip(0, 1) * 255).round().astype(np.uint8)
+        return levels.repeat(8, 1).repeat(8, 2)
+
+    options = Options(judge=judge, skip=("vgg", "lpips", "fid", "tsne", "rescoring"))
+    training = {"images": 160, "epochs": 1, "images_per_second": 9.0}
+    metrics = evaluate_autoencoder(
+        Autoencoder(encode, decode), data, tmp_path / "theirs", options, name="means", training=training
+    )
+    assert metrics == strict(tmp_path / "theirs" / EVALUATION)
+    assert metrics["training"] == training
+    assert metrics["encoding"]["kl_nats"] is None
+    assert metrics["encoding"]["latent_dim"] == 48
+    blocks = data.images[data.rows("test")].astype(float).reshape(-1, 4, 8, 4, 8, 3)
+    error = np.square((blocks - blocks.mean((2, 4), keepdims=True)) / 255).mean((1, 2, 3, 4, 5))
+    assert metrics["reconstruction"]["psnr_db"] == pytest.approx((-10 * np.log10(error)).mean(), abs=0.05)
+    assert metrics["edits"]["curves"]["attributes"]
+    assert metrics["classifier"]["accuracy"] == shares
+    assert metrics["edits"]["rescoring"] == {"skipped": "left out by --skip rescoring"}
+    assert (tmp_path / "theirs" / CLASSIFIER).exists()
+    assert "means" in (tmp_path / "theirs" / "report.html").read_text()
+
+
+def test_a_judge_of_other_data_is_refused(run: Path, data: FaceData, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--judge .*none.safetensors: is missing, torn or of other data than"):
+        evaluate(run, data, Options(judge=tmp_path / "none.safetensors", skip=("vgg", "lpips", "fid")))
 
 
 def test_options_out_of_range_name_the_flag() -> None:
@@ -130,6 +236,7 @@ def test_options_out_of_range_name_the_flag() -> None:
 
 def test_a_subject_is_encoded_once_and_decodes_what_it_encoded(trained: Path, data: FaceData) -> None:
     subject = Subject.of(trained, data, CPU)
+    assert subject.log_var is not None
     assert subject.mu.shape == subject.log_var.shape == (20, 16)
     assert subject.train_mu.shape == (160, 16)
     assert subject.val_mu.shape == (20, 16)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from trainer import dataset
-from trainer.dataset.folder import split_by_name
+from trainer.dataset.splits import split_by_name
 from trainer.errors import DataError
 
 

@@ -7,8 +7,11 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from engine.sampling import Gaussian
+from trainer.dataset import FaceData
 from trainer.measures import networks
-from trainer.measures.generation import fid, fitted_latents, frechet_on_features, prior_latents
+from trainer.measures.generation import fid, frechet_on_features, image_sets, prior_latents
+from trainer.measures.subject import Subject
 from trainer.placement import Placement
 
 CPU = Placement.of("cpu", "fp32")
@@ -37,14 +40,12 @@ def test_the_prior_is_standard_normal_and_seeded() -> None:
     assert not np.array_equal(drawn, prior_latents(20_000, 3, seed=2))
 
 
-def test_a_fitted_gaussian_has_the_mean_and_covariance_of_mu() -> None:
-    mix = np.array([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.0, 0.0]])  # the third dimension is not used
-    mu = (np.random.default_rng(0).standard_normal((20_000, 3)) @ mix.T + [3, -1, 2]).astype(np.float32)
-    drawn = fitted_latents(mu, 20_000, seed=1)
-    assert drawn.dtype == np.float32
-    assert np.abs(drawn.mean(0) - mu.mean(0)).max() < 0.1
-    assert np.abs(np.cov(drawn.T) - np.cov(mu.T)).max() < 0.15
-    assert drawn[:, 2].std() < 1e-6
+def test_samples_are_drawn_from_the_runs_prior_as_the_server_draws(trained: Path, data: FaceData) -> None:
+    subject = Subject.of(trained, data, CPU)
+    sets = image_sets(subject, seed=3)
+    latents = Gaussian.load(trained / "prior.safetensors").draw(len(subject.rows), 3)
+    assert np.array_equal(sets["fitted"], subject.decode(latents))
+    assert np.array_equal(sets["prior"], subject.decode(Gaussian.standard(latents.shape[1]).draw(len(latents), 3)))
 
 
 def test_frechet_distance_of_known_gaussians() -> None:

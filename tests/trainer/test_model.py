@@ -77,7 +77,7 @@ def test_sizes_that_no_network_has_are_refused(values: dict[str, object], said: 
         ModelConfig(**values)  # type: ignore[arg-type]
 
 
-def test_the_seeds_training_to_the_letter() -> None:
+def test_the_seeds_training_is_as_its_document_says() -> None:
     config = PRESETS["seed"]()
     assert (config.batch_size, config.lr, config.schedule, config.lr_gamma, config.epochs) == (
         64,
@@ -89,7 +89,8 @@ def test_the_seeds_training_to_the_letter() -> None:
     assert config.taps == ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     assert (config.crop, config.flip, config.model.image_size, config.model.latent_dim) == (148, True, 64, 128)
     assert (config.pixel_weight, config.feature_weight, config.feature_share, config.kl_warmup) == (1, 1, 1, 0)
-    assert (config.optimizer, config.normalise_features, config.ema_decay) == ("adam", False, 0)
+    assert config.model.channels == (32, 64, 128, 256, 512)
+    assert (config.normalise_features, config.ema_decay, config.attribute_weight) == (False, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from framing import Aligner, Frame
 from trainer import dataset
-from trainer.dataset import pixels
+from trainer.dataset import Pack, pixels
 from trainer.errors import DataError
 
 
@@ -47,12 +48,26 @@ def test_images_are_decoded_once_and_mapped_afterwards(photos: Path) -> None:
 
 
 def test_a_changed_image_a_changed_size_and_a_changed_crop_are_packed_again(photos: Path) -> None:
-    prints = [dataset.load(photos, 32, crop).fingerprint for crop in (0, 20)]
-    prints.append(dataset.load(photos, 16, 0).fingerprint)
+    stamps = [dataset.load(photos, 32, crop).stamp for crop in (0, 20)]
+    first = dataset.load(photos, 16, 0)
+    stamps.append(first.stamp)
     Image.new("RGB", (40, 40), "red").save(photos / "05.png")
     changed = dataset.load(photos, 32, 0)
     assert changed.images[5, 16, 16].tolist() == [255, 0, 0]
-    assert len({*prints, changed.fingerprint}) == 4
+    assert len({*stamps, changed.stamp}) == 4
+    assert dataset.load(photos, 16, 0).fingerprint != first.fingerprint
+
+
+def test_a_copy_has_the_same_fingerprint_and_an_older_run_still_knows_the_data(photos: Path, tmp_path: Path) -> None:
+    first = dataset.load(photos, 32, 0)
+    shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)
+    copy = dataset.load(tmp_path / "copy", 32, 0)
+    assert copy.stamp != first.stamp
+    assert copy.fingerprint == first.fingerprint
+    assert first.known_as(first.stamp)
+    assert not first.known_as(copy.stamp)
+    limited = Pack.of(first.index.limited(5), 32, 0).data()
+    assert limited.fingerprint == first.fingerprint
 
 
 def test_a_read_only_data_set_is_packed_in_the_cache(
@@ -76,7 +91,7 @@ def test_all_unusable_images_are_named_together_and_nothing_is_left_behind(broke
     head, *lines = str(caught.value).splitlines()
     assert head == (
         "4 of 200 images cannot be used; for each, replace it, or remove its line from list_attr_celeba.txt and lower "
-        "the count in line 1:"
+        "the count in line 1; or leave them out with --skip-damaged 4:"
     )
     assert [line.strip().removeprefix(f"{images}/").split()[0] for line in lines] == [
         "000003.jpg",
@@ -84,13 +99,15 @@ def test_all_unusable_images_are_named_together_and_nothing_is_left_behind(broke
         "000150.jpg",
         "000200.jpg",
     ]
-    assert lines[3].endswith("is 64x64, smaller than the crop of 148; use --crop 0 for images that are cropped already")
+    assert lines[3].endswith(
+        "is 64x64 pixels, smaller than the crop of 148; use --crop 0 for images that are cropped already"
+    )
     assert not leftovers(broken)
 
 
 def test_a_single_unusable_image_is_one_sentence(photos: Path) -> None:
     (photos / "07.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"^/[^\n]*07\.png is empty \(0 bytes\); replace it, or delete it$"):
+    with pytest.raises(DataError, match=r"^/[^\n]*07\.png is empty \(0 bytes\); replace it, or delete it, or .*1$"):
         dataset.load(photos, 32, 0)
 
 
@@ -116,7 +133,7 @@ def test_images_that_are_all_smaller_than_the_crop_are_refused_before_any_is_dec
 ) -> None:
     monkeypatch.setattr(pixels, "read", None)
     pack = dataset.Pack.of(dataset.read_index(photos), 32, 148)
-    with pytest.raises(DataError, match=r"00\.png is 40x40, smaller than the crop of 148; use --crop 0"):
+    with pytest.raises(DataError, match=r"00\.png is 40x40 pixels, smaller than the crop of 148; use --crop 0"):
         pack.check()
 
 
@@ -158,12 +175,12 @@ def test_of_two_that_pack_at_once_one_waits_for_the_other(
     decoded: list[Path] = []
     read = pixels.read
 
-    def counted(path: Path, image_size: int, crop: int) -> npt.NDArray[np.uint8]:
+    def counted(path: Path, frame: Frame, aligner: Aligner | None) -> pixels.Reading:
         if path in decoded:
             second_is_there.set()
         decoded.append(path)
         second_is_there.wait(60)
-        return read(path, image_size, crop)
+        return read(path, frame, aligner)
 
     class Waits(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from engine.errors import InvalidRequest
-from engine.images import MAX_FILE_PIXELS, decode_file, prepare
+from engine.images import MAX_FILE_PIXELS, decode_file
+from framing import Frame, prepare
 from trainer.dataset import pixels
 from trainer.errors import DataError
 
@@ -39,10 +40,10 @@ def test_every_mode_is_served_as_it_is_trained(tmp_path: Path, mode: str, suffix
     path = tmp_path / f"x.{suffix}"
     as_mode(mode).save(path)
     assert Image.open(path).mode == mode
-    trained = pixels.read(path, 16, crop)
+    trained = pixels.read(path, Frame(16, crop or None)).image
     assert trained.shape == (16, 16, 3)
     assert len(np.unique(trained)) > 10
-    np.testing.assert_array_equal(decode_file(path.read_bytes(), 16, crop or None), trained)
+    np.testing.assert_array_equal(decode_file(path.read_bytes(), Frame(16, crop or None)), trained)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -63,10 +64,10 @@ def test_photographs_stand_upright(tmp_path: Path, orientation: int, suffix: str
     exif[ORIENTATION] = orientation
     path = tmp_path / f"photo.{suffix}"
     image.save(path, exif=exif)
-    trained = pixels.read(path, 16, 0)
+    trained = pixels.read(path, Frame(16)).image
     assert trained[2, 2, 0] > 200
     assert trained[[2, 13, 13], [13, 2, 13], 0].max() < 60
-    np.testing.assert_array_equal(decode_file(path.read_bytes(), 16, None), trained)
+    np.testing.assert_array_equal(decode_file(path.read_bytes(), Frame(16)), trained)
 
 
 def test_a_turned_photograph_is_cropped_as_it_stands(tmp_path: Path) -> None:
@@ -75,16 +76,16 @@ def test_a_turned_photograph_is_cropped_as_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     image = Image.fromarray(noise(61, 40, 3))
     image.save(path, exif=exif)
-    expected = prepare(image.transpose(Image.Transpose.ROTATE_270), 16, 32)
-    np.testing.assert_array_equal(pixels.read(path, 16, 32), expected)
-    np.testing.assert_array_equal(decode_file(path.read_bytes(), 16, 32), expected)
+    expected = prepare(image.transpose(Image.Transpose.ROTATE_270), Frame(16, 32))
+    np.testing.assert_array_equal(pixels.read(path, Frame(16, 32)).image, expected)
+    np.testing.assert_array_equal(decode_file(path.read_bytes(), Frame(16, 32)), expected)
 
 
 def test_transparent_parts_show_white(tmp_path: Path) -> None:
     hidden = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
     hidden.paste((200, 100, 0, 255), (0, 0, 16, 32))
     hidden.save(tmp_path / "x.png")
-    image = pixels.read(tmp_path / "x.png", 32, 0)
+    image = pixels.read(tmp_path / "x.png", Frame(32)).image
     assert image[16, 4].tolist() == [200, 100, 0]
     assert image[16, 28].tolist() == [255, 255, 255]
 
@@ -94,17 +95,17 @@ def test_a_transparent_palette_colour_shows_white(tmp_path: Path) -> None:
     image.putpalette([0, 0, 0, 200, 100, 0])
     image.paste(1, (0, 0, 16, 32))
     image.save(tmp_path / "x.png", transparency=0)
-    trained = pixels.read(tmp_path / "x.png", 32, 0)
+    trained = pixels.read(tmp_path / "x.png", Frame(32)).image
     assert trained[16, 4].tolist() == [200, 100, 0]
     assert trained[16, 28].tolist() == [255, 255, 255]
-    np.testing.assert_array_equal(decode_file((tmp_path / "x.png").read_bytes(), 32, None), trained)
+    np.testing.assert_array_equal(decode_file((tmp_path / "x.png").read_bytes(), Frame(32)), trained)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_sixteen_bits_keep_their_range(tmp_path: Path, suffix: str) -> None:
     levels = np.repeat(np.arange(256, dtype=np.uint16) * 257, 256).reshape(256, 256)
     Image.fromarray(levels).save(tmp_path / f"x.{suffix}")
-    image = pixels.read(tmp_path / f"x.{suffix}", 256, 0)
+    image = pixels.read(tmp_path / f"x.{suffix}", Frame(256)).image
     np.testing.assert_array_equal(image[:, 7, 1], np.arange(256))
 
 
@@ -113,11 +114,11 @@ def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
     for suffix in ("gif", "webp", "png"):
         frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
         assert getattr(Image.open(tmp_path / f"x.{suffix}"), "n_frames", 1) == 2
-        image = pixels.read(tmp_path / f"x.{suffix}", 16, 0)
+        image = pixels.read(tmp_path / f"x.{suffix}", Frame(16)).image
         assert image[8, 8, 0] > 240
         assert image[8, 8, 2] < 15
         if suffix != "gif":
-            np.testing.assert_array_equal(decode_file((tmp_path / f"x.{suffix}").read_bytes(), 16, None), image)
+            np.testing.assert_array_equal(decode_file((tmp_path / f"x.{suffix}").read_bytes(), Frame(16)), image)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +129,9 @@ def test_what_training_refuses_for_its_size_serving_refuses(tmp_path: Path, size
     path = tmp_path / "x.png"
     path.write_bytes(claiming(size))
     with pytest.raises(DataError, match=r"x\.png .*; (make it smaller|cut the face out|use --crop 0)"):
-        pixels.read(path, 16, crop)
+        pixels.read(path, Frame(16, crop or None))
     with pytest.raises(InvalidRequest, match=r"make it smaller|cut the face out|send at least"):
-        decode_file(path.read_bytes(), 16, crop or None)
+        decode_file(path.read_bytes(), Frame(16, crop or None))
 
 
 def claiming(size: tuple[int, int]) -> bytes:
@@ -158,7 +159,7 @@ def claiming(size: tuple[int, int]) -> bytes:
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "bad.jpg").write_bytes(content)
     with pytest.raises(DataError, match=said):
-        pixels.read(tmp_path / "bad.jpg", 16, 0)
+        pixels.read(tmp_path / "bad.jpg", Frame(16))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
@@ -167,11 +168,11 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(noise(60, 60, 3)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DataError, match=rf"x\.{suffix} (cannot be decoded|is not an image)"):
-        pixels.read(path, 16, 0)
+        pixels.read(path, Frame(16))
 
 
 @pytest.mark.parametrize("values", [np.full((20, 20), 0.5, np.float32), np.full((20, 20), 70_000, np.int32)])
 def test_values_without_a_range_are_refused_with_the_mend(tmp_path: Path, values: npt.NDArray[np.generic]) -> None:
     Image.fromarray(values).save(tmp_path / "x.tiff")
     with pytest.raises(DataError, match=r"x\.tiff cannot be decoded .*save it with 8 bits a channel"):
-        pixels.read(tmp_path / "x.tiff", 16, 0)
+        pixels.read(tmp_path / "x.tiff", Frame(16))

@@ -5,7 +5,7 @@ import pytest
 from sklearn.svm import LinearSVC
 
 from trainer.measures import prediction
-from trainer.measures.prediction import Split, balanced_accuracy, least_squares, measure, svm
+from trainer.measures.prediction import Split, average_precision, balanced_accuracy, least_squares, measure, svm
 from trainer.measures.skipped import SkippedError
 
 NAMES = ("known", "noise", "fine", "never")
@@ -29,6 +29,9 @@ def test_what_mu_knows_is_read_off_it_and_what_it_does_not_is_not() -> None:
     assert values["accuracy"]["known"] > 0.97 > values["majority"]["known"]
     assert values["balanced_accuracy"]["known"] > 0.97
     assert 0.4 < values["balanced_accuracy"]["noise"] < 0.6
+    assert values["average_precision"]["known"] > 0.97
+    assert values["average_precision"]["noise"] == pytest.approx(0.5, abs=0.1)
+    assert values["average_precision_mean"] == pytest.approx(np.mean(list(values["average_precision"].values())))
     assert values["left_out"] == ["never"]
     assert set(values["accuracy"]) == {"known", "noise", "fine"}
     assert values["accuracy_mean"] == pytest.approx(np.mean(list(values["accuracy"].values())))
@@ -39,8 +42,8 @@ def test_what_mu_knows_is_read_off_it_and_what_it_does_not_is_not() -> None:
 def test_the_svm_does_not_depend_on_the_scale_of_mu() -> None:
     """The attribute that is in a dimension of spread 0.01, beside one of 50, is found."""
     fine = slice(2, 3)
-    predicted = svm(Split(TRAIN.mu, TRAIN.labels[:, fine]), TEST)
-    assert balanced_accuracy(predicted, TEST.labels[:, fine]) == [pytest.approx(1, abs=0.05)]
+    scores = svm(Split(TRAIN.mu, TRAIN.labels[:, fine]), TEST)
+    assert balanced_accuracy(scores > 0, TEST.labels[:, fine]) == [pytest.approx(1, abs=0.05)]
 
 
 def test_least_squares_beats_the_majority_where_mu_knows() -> None:
@@ -53,6 +56,13 @@ def test_balanced_accuracy_of_known_predictions() -> None:
     labels = np.array([[1, 1], [0, 1], [0, 1], [0, 1]], bool)
     predicted = np.array([[0, 1], [0, 1], [0, 0], [0, 1]], bool)
     assert balanced_accuracy(predicted, labels) == [0.5, None]  # always the majority; all of one side
+
+
+def test_average_precision_of_known_scores() -> None:
+    labels = np.array([[1, 1, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0]], bool)
+    scores = np.array([[4.0, 0, 0], [3, 1, 1], [2, 2, 2], [1, 3, 3]])
+    # The first attribute's images come first and third: precision 1 at recall 1/2, 2/3 at recall 1.
+    assert average_precision(scores, labels) == [pytest.approx((1 + 2 / 3) / 2), None, None]
 
 
 def test_without_a_usable_attribute_the_reason_is_given() -> None:

@@ -15,7 +15,12 @@ METRICS = {
         "date": "2026-01-02",
         "seconds": 3.5,
         "device": "cpu",
-        "images": {"train": 9000, "test": 1500},
+        "data": {
+            "name": "celeba",
+            "fingerprint": "0123456789abcdef",
+            "runs_own": False,
+            "images": {"train": 9000, "val": 500, "test": 1500},
+        },
         "seed": 0,
     },
     "reconstruction": {
@@ -25,6 +30,7 @@ METRICS = {
         "psnr_db_quantiles": {"p5": 18.0, "median": 21.0, "p95": 24.0},
         "ssim": 0.6543,
         "lpips": SKIPPED,
+        "identity": SKIPPED,
         "features": {"relative": {"relu1_1": 0.25}, "network": "VGG19 from a file"},
     },
     "generation": {
@@ -39,8 +45,11 @@ METRICS = {
     "attribute_prediction": {
         "accuracy_mean": 0.8565,
         "majority_mean": 0.801,
+        "balanced_accuracy_mean": 0.7,
+        "average_precision_mean": None,
         "accuracy": {"Wearing_Hat": 0.9, "Bald": 0.8},
         "balanced_accuracy": {"Wearing_Hat": 0.7, "Bald": None},
+        "average_precision": {"Wearing_Hat": 0.65, "Bald": None},
         "majority": {"Wearing_Hat": 0.6, "Bald": 1.0},
         "least_squares": {"accuracy": {"Wearing_Hat": 0.88, "Bald": 0.79}},
         "left_out": ["Eyeglasses"],
@@ -49,8 +58,8 @@ METRICS = {
     "edits": {
         "strength": 1.5,
         "edits": [
-            {"attribute": "Bald", "strength": 1.5, "faces": 300, "flipped": 0.912, "kept": 0.934},
-            {"attribute": "Bald", "strength": -1.5, "faces": 0, "flipped": None, "kept": None},
+            {"attribute": "Bald", "strength": 1.5, "faces": 300, "flipped": 0.912, "kept": 0.934, "kept_balanced": 0.8},
+            {"attribute": "Bald", "strength": -1.5, "faces": 0, "flipped": None, "kept": None, "kept_balanced": None},
         ],
         "rescoring": {
             "edited": ["Bald"],
@@ -67,7 +76,7 @@ METRICS = {
             "attributes": {
                 "Bald": {
                     "adding": {
-                        "mean": {"best": {"strength": 1.8, "flipped": 0.95, "kept": 0.9}},
+                        "mean": {"best": {"strength": 1.8, "flipped": 0.95, "kept": 0.9, "faces": 200}},
                         "svm": {"best": None},
                     },
                     "removing": {"mean": {"best": None}},
@@ -98,12 +107,16 @@ def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Pla
             "163.5 nats",
             "120 of 128",
             "85.65%",
-            "70.4 from a fitted",
+            "70.4 from the fitted",
             "91.2% flipped",
+            "average precision unknown",
         ):
             assert number in text
     for text in ("Wearing Hat", "90.0%", "model.channels", "1, 2", "2026-01-02", "Eyeglasses", "Whether it is grey."):
         assert text in html
+    for text in ("celeba", "01234567", "500 val", "not the one that the run was trained on"):
+        assert text in html
+    assert html.index("Bald added 91%") < html.index("Bald added</th>") < html.index("PSNR")
 
 
 def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Plate, str]]") -> None:
@@ -113,9 +126,10 @@ def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Plat
         "FID",
         "Image classifier",
         "LPIPS of edits",
-        "Identity",
+        "Same person",
+        "Same person after edits",
     }
-    assert html.count("skipped: needs trained weights; give a file of them with --some-weights") == 5
+    assert html.count("skipped: needs trained weights; give a file of them with --some-weights") == 6
 
 
 def test_figures_are_inside_the_file(pictures: "list[tuple[Plate, str]]") -> None:
@@ -133,15 +147,15 @@ def test_values_are_escaped(pictures: "list[tuple[Plate, str]]") -> None:
 
 def test_an_attribute_that_something_does_not_know_has_an_empty_cell() -> None:
     rows = {row.name: row.cells for row in attribute_rows(METRICS)}
-    assert rows["Wearing Hat"] == ("90.0%", "70.0%", "88.0%", "60.0%", "", "", "", "")
-    assert rows["Bald"] == ("80.0%", "", "79.0%", "100.0%", "", "", "50.0%", "90.0%")
+    assert rows["Wearing Hat"] == ("90.0%", "70.0%", "65.0%", "88.0%", "60.0%", "", "", "", "")
+    assert rows["Bald"] == ("80.0%", "", "", "79.0%", "100.0%", "", "", "50.0%", "90.0%")
 
 
 def test_an_edit_without_faces_says_so() -> None:
     values = {line.name: line.value for line in headlines(METRICS)}
-    assert values["Bald added"] == "91.2% flipped, 93.4% kept"
+    assert values["Bald added"] == "91.2% flipped, 93.4% kept (80.0% balanced)"
     assert values["Bald removed"] == "no faces to judge"
-    assert values["Best: adding Bald"] == "mean 95.0% (+1.8)"
+    assert values["Best: adding Bald"] == "mean 95.0%, 90.0% kept (+1.8, 200 faces)"
     assert values["Best: removing Bald"] == "no faces to judge"
     assert values["VGG19 distance of edits"] == "adding Bald 0.123; different faces 0.5"
     assert values["Side effects of edits"] == "2.25 sigma wanted, 0.40 elsewhere"

@@ -1,182 +1,134 @@
-"""CelebA's layout on disk: images in a folder, and two lists beside it.
+"""CelebA and its relatives on disk: images in a folder, and lists beside it.
 
-DIR/img_align_celeba/000001.jpg ...
-DIR/list_attr_celeba.txt        count; attribute names; then `file 1 -1 ...`, one value per attribute
-DIR/list_eval_partition.txt     `file split`: 0 train, 1 val, 2 test
+torchvision:     img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt
+Kaggle:          img_align_celeba/img_align_celeba/, list_attr_celeba.csv, list_eval_partition.csv
+CelebAMask-HQ:   CelebA-HQ-img/, CelebAMask-HQ-attribute-anno.txt
+
+`table` describes the list of attributes. The list of splits has a line `000001.jpg 0` an image: 0 train, 1 val, 2 test.
+It may be missing: then the splits are drawn as those of a plain folder.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.dataset.index import SPLITS, Index
+from trainer.dataset.splits import SplitBy, draw
+from trainer.dataset.table import Labels, leave_out_absent, read_labels, read_splits
 from trainer.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 IMAGES, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"
+HQ_IMAGES, HQ_ATTRIBUTES = "CelebA-HQ-img", "CelebAMask-HQ-attribute-anno.txt"
+ATTRIBUTE_LISTS = (ATTRIBUTES, "list_attr_celeba.csv", HQ_ATTRIBUTES)
+PARTITIONS = (PARTITION, "list_eval_partition.csv")
 
 
 def find_root(directory: Path) -> Path | None:
-    """The folder in CelebA's layout: `directory`, or the folder `celeba` in it; None if neither has any part of it.
+    """The folder with CelebA's lists: `directory`, the only one in it that has any, or the one around its images.
 
     Raises:
-        DataError: some parts are there and others are missing, or `directory` is the folder of images itself.
+        DataError: several folders in `directory` have lists.
     """
-    if directory.name == IMAGES and (directory.parent / ATTRIBUTES).is_file():
-        raise DataError(f"{directory} holds the images of CelebA's layout without its lists; give {directory.parent}")
-    for root in (directory, directory / "celeba"):
-        missing = [name for name in (ATTRIBUTES, PARTITION) if not (root / name).is_file()]
-        if not (root / IMAGES).is_dir():
-            missing.insert(0, f"{IMAGES}/")
-        if not missing:
+    if _has_lists(directory):
+        return directory
+    below = sorted(folder for folder in directory.iterdir() if folder.is_dir() and _has_lists(folder))
+    if len(below) > 1:
+        raise DataError(f"{directory} holds several data sets, {below[0].name} and {below[1].name}; give one of them")
+    if below:
+        return below[0]
+    inside = directory.resolve()
+    for root in inside.parents[:2]:
+        images = _images_of(root)
+        if _has_lists(root) and images is not None and inside in (images, images.parent):
             return root
-        if len(missing) < 3:
-            raise DataError(
-                f"{root}/{missing[0]} is missing; CelebA's layout is {IMAGES}/, {ATTRIBUTES} and {PARTITION} in one "
-                "folder; a plain folder of images has none of the three"
-            )
+    if _images_of(directory) is not None:
+        logger.warning("%s has no %s (or .csv) beside its images, so they have no attributes", directory, ATTRIBUTES)
     return None
 
 
-def read(root: Path) -> Index:
-    """Reads and checks the two lists, and that every image is there.
+def read(root: Path, split_by: SplitBy, skip_damaged: int) -> Index:
+    """Reads and checks the lists, and that every image is there.
 
     Raises:
         DataError: something is missing, truncated or malformed; names the file and the line.
     """
-    files, attributes, labels = _read_attributes(root / ATTRIBUTES)
-    splits = _read_partition(root / PARTITION)
-    for name in files:
-        if name not in splits:
-            raise DataError(
-                f"{root / PARTITION}: {name}, line {_line_of(name, root / ATTRIBUTES)} of {ATTRIBUTES}, has no split "
-                f"there; add the line `{name} 0` for the train split, 1 for val, 2 for test"
-            )
-    by_row = np.array([splits[name] for name in files], np.int8)
-    for number, split in enumerate(SPLITS):
-        if not (by_row == number).any():
-            raise DataError(
-                f"{root / PARTITION}: no image of {ATTRIBUTES} is in the {split} split ({number}); each of train (0), "
-                "val (1) and test (2) needs some"
-            )
-    index = Index(root, root / IMAGES, files, attributes, labels, by_row, (root / ATTRIBUTES, root / PARTITION))
-    _require_images(index)
-    return index
-
-
-def _require_images(index: Index) -> None:
+    if split_by != "name":
+        raise DataError(f"--split-by {split_by}: the images of {root} are in one folder, as CelebA's are; leave it out")
+    attributes, partition, images = _first(root, ATTRIBUTE_LISTS), _first(root, PARTITIONS), _images_of(root)
+    if attributes is None or images is None:
+        missing = f"{IMAGES}/" if images is None else ATTRIBUTES
+        raise DataError(
+            f"{root}/{missing} is missing; CelebA's layout is {IMAGES}/, {ATTRIBUTES} and {PARTITION} in one folder, "
+            f"Kaggle's has .csv lists, CelebAMask-HQ has {HQ_IMAGES}/ and {HQ_ATTRIBUTES}; a plain folder of images "
+            "has no such lists"
+        )
+    labels = read_labels(attributes)
+    splits = _draw(root, labels) if partition is None else _look_up(partition, labels)
     try:
-        present = set(os.listdir(index.folder))
+        present = set(os.listdir(images))
     except OSError as error:
-        raise DataError(f"{index.folder} cannot be read ({error.strerror}); make it readable") from error
-    missing = [row for row, name in enumerate(index.files) if name not in present]
-    if missing:
-        first = index.files[missing[0]]
-        others = f", and so are {len(missing) - 1} others" if len(missing) > 1 else ""
-        raise DataError(
-            f"{index.folder / first} is missing{others}, though line {_line_of(first, index.lists[0])} of {ATTRIBUTES} "
-            f"lists it; restore it, or {index.removal}"
-        )
+        raise DataError(f"{images} cannot be read ({error.strerror}); make it readable") from error
+    kept = [row for row, name in enumerate(labels.files) if name in present]
+    removal = f"remove its line from {attributes.name}" + labels.counted * " and lower the count in line 1"
+    index = Index(
+        root,
+        images,
+        labels.files,
+        labels.attributes,
+        labels.values,
+        splits,
+        lists=(attributes, partition) if partition else (attributes,),
+        layout="CelebAMask-HQ's layout" if attributes.name == HQ_ATTRIBUTES else "CelebA's layout",
+        removal=removal,
+        skip_damaged=skip_damaged,
+    ).take(kept)
+    absent = sorted(set(range(len(labels.files))) - set(kept))
+    return leave_out_absent(index, labels, absent, f"restore it, or {removal}")
 
 
-def _line_of(name: str, path: Path) -> int:
-    """Number of the line, from 1, that begins with a name."""
-    return next(number for number, line in enumerate(_lines(path), start=1) if line.split()[:1] == [name])
+def _first(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_file()), None)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text ({error}); restore it") from error
-    if not text.strip():
-        raise DataError(f"{path} is empty; restore it")
-    return text.splitlines()
+def _has_lists(folder: Path) -> bool:
+    return _first(folder, ATTRIBUTE_LISTS + PARTITIONS) is not None
 
 
-def _read_attributes(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], NDArray[np.bool_]]:
-    lines = _lines(path)
-    if len(lines) < 3:
-        raise DataError(f"{path}: {len(lines)} line(s); needs the count, the attribute names, then images")
-    try:
-        count = int(lines[0])
-    except ValueError:
-        raise DataError(
-            f"{path}, line 1: '{lines[0][:60]}' is not the number of images; the lines are the count, the attribute "
-            "names, then images"
-        ) from None
-    attributes = tuple(lines[1].split())
-    if not attributes or len(set(attributes)) != len(attributes):
-        raise DataError(f"{path}, line 2: needs the attribute names, each once; found '{lines[1][:60]}'")
-    files: list[str] = []
-    values: list[str] = []
-    for number, line in enumerate(lines[2:], start=3):
-        name, *cells = line.split() or [""]
-        if not name:
-            continue
-        if len(cells) != len(attributes):
-            raise DataError(
-                f"{path}, line {number} ({name}): {len(cells)} values, but line 2 names {len(attributes)} attributes"
-            )
-        files.append(name)
-        values.append(" ".join(cells))
-    if len(files) != count or not files:
-        raise DataError(
-            f"{path}: line 1 announces {count} images, {len(files)} rows follow; the file is truncated or line 1 wrong"
-        )
-    _require_once(path, files)
-    labels = _parse_labels(values, len(attributes))
-    if labels is None:
-        raise _wrong_value(path, lines)
-    return tuple(files), attributes, labels
+def _images_of(root: Path) -> Path | None:
+    candidates = (root / IMAGES / IMAGES, root / IMAGES, root / HQ_IMAGES)
+    return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def _parse_labels(values: list[str], num_attributes: int) -> NDArray[np.bool_] | None:
-    """Rows such as "1 -1 1" as (N, A) bool, or None if anything else stands there; CelebA has eight million values."""
-    text = " ".join(values) + " "
-    if "0" in text:
-        return None
-    cells = np.frombuffer(text.replace("-1", "0").encode(), np.uint8)
-    if len(cells) != 2 * len(values) * num_attributes:
-        return None
-    marks, spaces = cells.reshape(-1, 2).T
-    if not np.isin(marks, (ord("0"), ord("1"))).all() or not (spaces == ord(" ")).all():
-        return None
-    labels: NDArray[np.bool_] = (marks == ord("1")).reshape(len(values), num_attributes)
-    return labels
-
-
-def _wrong_value(path: Path, lines: list[str]) -> DataError:
-    """The error that names the first value that is neither 1 nor -1."""
-    for number, line in enumerate(lines[2:], start=3):
-        name, *cells = line.split() or [""]
-        wrong = [cell for cell in cells if cell not in ("1", "-1")]
-        if wrong:
-            return DataError(f"{path}, line {number} ({name}): '{wrong[0]}' is neither 1 nor -1")
-    raise AssertionError("every value is 1 or -1")
-
-
-def _read_partition(path: Path) -> dict[str, int]:
-    splits: dict[str, int] = {}
-    names = []
-    for number, line in enumerate(_lines(path), start=1):
-        cells = line.split()
-        if not cells:
-            continue
-        if len(cells) != 2 or cells[1] not in ("0", "1", "2"):
-            raise DataError(f"{path}, line {number}: '{line[:60]}' is not `file split` with split 0, 1 or 2")
-        splits[cells[0]] = int(cells[1])
-        names.append(cells[0])
-    _require_once(path, names)
+def _draw(root: Path, labels: Labels) -> NDArray[np.int8]:
+    """The splits of images without a list of them."""
+    splits = draw(root, labels.files, "name")
+    logger.info(
+        "%s has no %s: its images are split by name, %d train, %d val, %d test", root, PARTITION, *np.bincount(splits)
+    )
     return splits
 
 
-def _require_once(path: Path, names: list[str]) -> None:
-    if len(set(names)) == len(names):
-        return
-    repeated, times = Counter(names).most_common(1)[0]
-    raise DataError(f"{path} lists {repeated} {times} times; keep one line an image")
+def _look_up(partition: Path, labels: Labels) -> NDArray[np.int8]:
+    """The splits that a list gives the images."""
+    number_of = read_splits(partition)
+    for name, line in zip(labels.files, labels.lines, strict=True):
+        if name not in number_of:
+            raise DataError(
+                f"{partition}: {name}, line {line} of {labels.path.name}, has no split there; add the line `{name} 0` "
+                "for the train split, 1 for val, 2 for test"
+            )
+    splits = np.array([number_of[name] for name in labels.files], np.int8)
+    for number, split in enumerate(SPLITS):
+        if not (splits == number).any():
+            raise DataError(
+                f"{partition}: no image of {labels.path.name} is in the {split} split ({number}); each of train (0), "
+                "val (1) and test (2) needs some"
+            )
+    return splits

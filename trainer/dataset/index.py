@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
 SPLITS = ("train", "val", "test")
+LEFT_OUT = -1
+"""In `Index.splits`: an image that is in no split, as it is damaged or more than was asked for."""
+
+REPORTED = 10
+"""Images that a message names; the others go to a file."""
+
+
+class ImageFile(Protocol):
+    """An encoded image: a file, or something inside one. Its `str` names it in messages."""
+
+    def open(self, mode: Literal["rb"]) -> BinaryIO:
+        """The encoded bytes, as a file."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +36,17 @@ class Index:
     """The names, labels and splits of N images.
 
     Attributes:
-        root: the folder that the user named, or the one in it that holds the lists.
+        root: the folder that holds the data set: the one that the user named, or the one next to it with the lists.
         folder: the folder that the names are relative to.
         files: the N image names.
-        attributes: the A attribute names; none for a plain folder of images.
+        attributes: the A attribute names; none for images without labels.
         labels: (N, A) bool, True where the image has the attribute.
-        splits: (N,) int8, 0 train, 1 val, 2 test.
+        splits: (N,) int8, 0 train, 1 val, 2 test, -1 left out.
         lists: the files beside the images that the labels and splits come from; none for a plain folder.
+        layout: how the folder was understood, for people.
+        removal: how to take an image out of the data set, for people.
+        skip_damaged: how many absent or damaged images may be left out.
+        left_out: one sentence for each image that was left out.
     """
 
     root: Path
@@ -32,18 +56,18 @@ class Index:
     labels: NDArray[np.bool_]
     splits: NDArray[np.int8]
     lists: tuple[Path, ...] = ()
+    layout: str = "plain folder of images"
+    removal: str = "delete it"
+    skip_damaged: int = 0
+    left_out: tuple[str, ...] = ()
 
-    @property
-    def layout(self) -> str:
-        """How the folder was understood."""
-        return "CelebA's layout" if self.lists else "plain folder of images"
+    def location(self, row: int) -> str:
+        """The path of the file that an image is, or lies in."""
+        return f"{self.folder}/{self.files[row]}"
 
-    @property
-    def removal(self) -> str:
-        """How to take an image out of the data set."""
-        if not self.lists:
-            return "delete it"
-        return f"remove its line from {self.lists[0].name} and lower the count in line 1"
+    def image(self, row: int) -> ImageFile:
+        """An image, to be opened."""
+        return self.path(row)
 
     def path(self, row: int) -> Path:
         """The file of an image."""
@@ -52,3 +76,51 @@ class Index:
     def rows(self, split: str) -> NDArray[np.int64]:
         """The rows of the images in a split: "train", "val" or "test"."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def require_splits(self) -> None:
+        """Refuses an index with an empty split.
+
+        Raises:
+            DataError: names the split.
+        """
+        for split in SPLITS:
+            if not len(self.rows(split)):
+                raise DataError(f"{self.root}: no image is left in the {split} split; add some, or mend those left out")
+
+    def leaving_out(self, sentences: Sequence[str]) -> Index:
+        """The index with more images recorded as left out; says so in the log, with the first of them.
+
+        Args:
+            sentences: one an image.
+        """
+        shown = list(sentences[:REPORTED])
+        if len(sentences) > REPORTED:
+            shown.append(f"and {len(sentences) - REPORTED} more, which config.json of a run lists")
+        logger.warning("%s: %d image(s) are left out: %s", self.root, len(sentences), "; ".join(shown))
+        return dataclasses.replace(self, left_out=(*self.left_out, *sentences))
+
+    def take(self, rows: Sequence[int]) -> Index:
+        """The index of some of the images, in the given order."""
+        files = tuple(self.files[row] for row in rows)
+        chosen = np.asarray(rows, np.int64)
+        return dataclasses.replace(self, files=files, labels=self.labels[chosen], splits=self.splits[chosen])
+
+    def limited(self, count: int) -> Index:
+        """The same images with `count` of the train split's, 0 for all; the others are in no split.
+
+        They are drawn at random, but always the same ones: a smaller count takes some of those of a larger one.
+
+        Raises:
+            ConfigError: the train split has fewer.
+        """
+        train = self.rows("train")
+        if count > len(train):
+            raise ConfigError(
+                f"--limit-train {count}: {self.root} has {len(train)} training images; give that many at most, or 0 "
+                "for all of them"
+            )
+        if not count:
+            return self
+        splits = self.splits.copy()
+        splits[np.random.default_rng(0).permutation(train)[count:]] = LEFT_OUT
+        return dataclasses.replace(self, splits=splits)

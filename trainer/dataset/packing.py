@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -19,19 +22,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from framing import CELEBA_SOURCE, Aligner, Frame, FramingError
 from trainer.dataset import pixels
-from trainer.dataset.index import Index
-from trainer.errors import DataError
+from trainer.dataset.index import LEFT_OUT, REPORTED, ImageFile, Index
+from trainer.dataset.pixels import Reading
+from trainer.errors import ConfigError, DataError
 from trainer.signals import held_back
 
 logger = logging.getLogger(__name__)
 
-PACK_VERSION = 2
+PACK_VERSION = 3
 """Rises whenever the same files give other pixels."""
 PROBED = 100
 """Images whose size is looked at before all are decoded."""
-REPORTED = 10
-"""Unusable images that a message names; the others go to a file."""
 BLOCK = 512
 """Images in memory at once while packing."""
 
@@ -42,36 +45,52 @@ class Pack:
 
     Attributes:
         index: the images.
-        image_size: side S of the packed images, pixels.
-        crop: side of the centre crop, pixels; 0 takes the whole image (and the centre of one that is not square).
-        fingerprint: hex digest of what the array is made from; an exact resume asks for the same one.
+        frame: what they are brought to; its `size` is the side S of the packed images.
+        align: whether faces are found and aligned with the frame first.
+        stamp: hex digest of what the array is made from: names, sizes and times of files, which a copy changes.
         path: the file, in NumPy's format.
     """
 
     index: Index
-    image_size: int
-    crop: int
-    fingerprint: str
+    frame: Frame
+    align: bool
+    stamp: str
     path: Path
 
     @classmethod
-    def of(cls, index: Index, image_size: int, crop: int) -> Pack:
+    def of(
+        cls,
+        index: Index,
+        image_size: int,
+        crop: int,
+        source: tuple[int, int] = CELEBA_SOURCE,
+        align: bool = False,
+    ) -> Pack:
         """Finds the place: beside the images where that is allowed, else in the user's cache.
+
+        Args:
+            index: the images.
+            image_size: side S of the packed images, pixels.
+            crop: side of the square cut out of images of the size `source`, pixels; 0 takes the whole image (and the
+                centre of one that is not square).
+            source: width and height of the aligned images that `crop` is cut out of, pixels; see `framing.Frame`.
+            align: find the face in each image and align it with the frame first.
 
         Raises:
             DataError: an image cannot be looked at.
         """
-        fingerprint = _fingerprint(index, image_size, crop)
+        frame = Frame.of(image_size, crop, source)
+        pixels_stamp, stamp = _stamps(index, frame, align)
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
             cache = os.environ.get("XDG_CACHE_HOME", "")
             folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
-        return cls(index, image_size, crop, fingerprint, folder / f"{image_size}px-{fingerprint[:16]}.npy")
+        return cls(index, frame, align, stamp, folder / f"{image_size}px-{pixels_stamp[:16]}.npy")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(N, S, S, 3)."""
-        return len(self.index.files), self.image_size, self.image_size, 3
+        return len(self.index.files), self.frame.size, self.frame.size, 3
 
     @property
     def missing_bytes(self) -> int:
@@ -86,33 +105,85 @@ class Pack:
         """Refuses, in a moment, what packing would fail on.
 
         Raises:
-            DataError: the disk is too full, or the images are smaller than the crop.
+            ConfigError: faces are to be aligned, and the frame or this environment can't.
+            DataError: the disk is too full, or none of the images can be brought to the frame.
         """
         if not self.missing_bytes:
             return
+        self.aligner()
         needed, free = self.missing_bytes / 1e6, self.free_bytes() / 1e6
         if needed > free:
             raise DataError(
-                f"packing {len(self.index.files):,} images of {self.image_size} pixels needs {needed:,.1f} MB, but "
+                f"packing {len(self.index.files):,} images of {self.frame.size} pixels needs {needed:,.1f} MB, but "
                 f"{self.path.parent} has {free:,.1f} MB free; free some space, or move the data to another disk"
             )
-        sizes = dict(self._probe())
-        if sizes and all(min(size) < self.crop for size in sizes.values()):
-            path, size = next(iter(sizes.items()))
-            pixels.check_size(path, size, self.crop)
+        if self.align:
+            return
+        faults = []
+        for path, size in self._probe():
+            try:
+                pixels.check_size(path, size, self.frame)
+                return
+            except DataError as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
 
-    def _probe(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+    def aligner(self) -> Aligner | None:
+        """What aligns faces with the frame, or None where they aren't to be.
+
+        Raises:
+            ConfigError: the frame has no landmarks, or a package is missing.
+        """
+        try:
+            return Aligner(self.frame) if self.align else None
+        except FramingError as error:
+            raise ConfigError(str(error)) from error
+
+    def _probe(self) -> Iterator[tuple[ImageFile, tuple[int, int]]]:
         """Width and height of some images, from their headers."""
         for row in np.linspace(0, len(self.index.files) - 1, PROBED).round().astype(int):
-            path = self.index.path(row)
+            source = self.index.image(row)
             try:
-                with Image.open(path) as image:
-                    yield path, image.size
+                with source.open("rb") as file, Image.open(file) as image:
+                    yield source, image.size
             except (OSError, SyntaxError, Image.DecompressionBombError):
                 continue  # packing names all that are unusable together
 
+    def data(self) -> FaceData:
+        """The packed images and their index, in which those that are damaged and may be left out are in no split.
+
+        Raises:
+            DataError: as for `images`, or nothing is left in a split.
+        """
+        images = self.images()
+        damaged = self._damaged()
+        index = self.index
+        if damaged:
+            splits = index.splits.copy()
+            splits[list(damaged)] = LEFT_OUT
+            index = dataclasses.replace(index, splits=splits).leaving_out(tuple(damaged.values()))
+            index.require_splits()
+        return FaceData(index, images, _fingerprint(self.index, self._pixels_digest(images)), self.stamp)
+
+    def _pixels_digest(self, images: NDArray[np.uint8]) -> str:
+        """Hex digest of the packed pixels; kept beside them, as it takes a second for each gigabyte or two."""
+        kept = self.path.with_suffix(".sha256")
+        with contextlib.suppress(OSError):
+            return kept.read_text().strip()
+        digest = hashlib.sha256()
+        for start in range(0, len(images), BLOCK):
+            digest.update(images[start : start + BLOCK].tobytes())
+        with contextlib.suppress(OSError):  # where only reading is allowed
+            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+            temporary.write_text(digest.hexdigest())
+            os.replace(temporary, kept)
+        return digest.hexdigest()
+
     def images(self) -> NDArray[np.uint8]:
         """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
+
+        Damaged images that may be left out are black.
 
         Of several processes that ask at once, one packs and the others wait.
 
@@ -131,6 +202,7 @@ class Pack:
             raise DataError(f"{self.path} is torn ({error}); delete it") from error
         if images.shape != self.shape or images.dtype != np.uint8:
             raise DataError(f"{self.path} holds {images.dtype} {images.shape}, not uint8 {self.shape}; delete it")
+        self._refuse_damaged(self._damaged())
         return images
 
     def _write(self) -> None:
@@ -152,33 +224,67 @@ class Pack:
             temporary.unlink(missing_ok=True)
 
     def _write_pixels(self, file: BinaryIO) -> None:
-        unusable = []
-        with held_back() as signals, closing(self._decode()) as results:
-            for result in tqdm(results, "packing images", len(self.index.files), unit="image"):
+        damaged: dict[int, str] = {}
+        brought, several = 0, []
+        rows = np.arange(len(self.index.files))
+        black = np.zeros(self.shape[1:], np.uint8)
+        with held_back() as signals, closing(self.decode(rows)) as results:
+            for row, result in zip(rows, tqdm(results, "packing images", len(rows), unit="image"), strict=False):
                 if signals.received:
                     break
                 if isinstance(result, DataError):
-                    unusable.append(str(result))
-                elif not unusable:
-                    file.write(result.data)
-        if unusable:
-            raise DataError(self._complaint(unusable))
+                    damaged[int(row)] = str(result).removeprefix(f"{self.index.folder}/")
+                    file.write(black.data)
+                    continue
+                brought += result.brought
+                if result.faces > 1:
+                    several.append(f"{self.index.files[row]} ({result.faces})")
+                file.write(result.image.data)
+        self._refuse_damaged(damaged)
+        self._tell(brought, several)
         self._report.unlink(missing_ok=True)
+        self._damaged_list.unlink(missing_ok=True)
+        if damaged:
+            self._damaged_list.write_text(json.dumps(damaged, indent=2) + "\n")
 
-    def _decode(self) -> Generator[NDArray[np.uint8] | DataError, None, None]:
-        """Every image in order, or what is wrong with it."""
+    def _tell(self, brought: int, several: list[str]) -> None:
+        """Logs what was done to pictures that were not in the frame already."""
+        count = len(self.index.files)
+        if several:
+            more = f" and {len(several) - REPORTED} more" if len(several) > REPORTED else ""
+            listed = ", ".join(several[:REPORTED])
+            logger.warning(
+                "%d of %d pictures show several faces, the largest is taken: %s%s", len(several), count, listed, more
+            )
+        if self.align:
+            logger.info("%d of %d pictures were aligned; %d were framed already", brought, count, count - brought)
+        elif brought and self.frame.source:
+            logger.info(
+                "%d of %d pictures are not %dx%d and were brought to that frame by their size, around their middle; "
+                "--dry-run shows what becomes of them, --align finds the faces, --crop 0 takes them whole",
+                brought,
+                count,
+                *self.frame.source,
+            )
 
-        def decode(row: int) -> NDArray[np.uint8] | DataError:
+    def decode(self, rows: NDArray[np.int64]) -> Generator[Reading | DataError, None, None]:
+        """Some images in order, or what is wrong with each.
+
+        Raises:
+            ConfigError: faces are to be aligned, and the frame or this environment can't.
+        """
+        aligner = self.aligner()
+
+        def read(row: int) -> Reading | DataError:
             try:
-                return pixels.read(self.index.path(row), self.image_size, self.crop)
+                return pixels.read(self.index.image(row), self.frame, aligner)
             except DataError as error:
                 return error
 
-        count = len(self.index.files)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow works outside the interpreter lock
             try:
-                for start in range(0, count, BLOCK):
-                    yield from pool.map(decode, range(start, min(start + BLOCK, count)))
+                for start in range(0, len(rows), BLOCK):
+                    yield from pool.map(read, rows[start : start + BLOCK].tolist())
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -186,16 +292,36 @@ class Pack:
     def _report(self) -> Path:
         return self.path.with_name("unusable-images.txt")
 
-    def _complaint(self, unusable: list[str]) -> str:
-        mend = f"replace it, or {self.index.removal}"
-        if len(unusable) == 1:
-            return f"{unusable[0]}; {mend}"
-        lines = unusable[:REPORTED]
-        if len(unusable) > REPORTED:
-            self._report.write_text("".join(f"{line}\n" for line in unusable))
-            lines = [*lines, f"... and {len(unusable) - REPORTED} more, all in {self._report}"]
+    @property
+    def _damaged_list(self) -> Path:
+        return self.path.with_suffix(".damaged.json")
+
+    def _damaged(self) -> dict[int, str]:
+        """The rows of the packed images that are damaged, and what is wrong with them."""
+        try:
+            listed: dict[str, str] = json.loads(self._damaged_list.read_text())
+        except FileNotFoundError:
+            return {}
+        return {int(row): said for row, said in listed.items()}
+
+    def _refuse_damaged(self, damaged: dict[int, str]) -> None:
+        """Raises DataError if more images are damaged than may be left out: names them."""
+        allowed = len(self.index.left_out) + len(damaged)
+        if not damaged or allowed <= self.index.skip_damaged:
+            return
+        said = [f"{self.index.folder}/{sentence}" for sentence in damaged.values()]
+        mend, skip = f"replace it, or {self.index.removal}", f"with --skip-damaged {allowed}"
+        if len(said) == 1:
+            raise DataError(f"{said[0]}; {mend}, or leave it out {skip}")
+        lines = said[:REPORTED]
+        if len(said) > REPORTED:
+            self._report.write_text("".join(f"{line}\n" for line in said))
+            lines = [*lines, f"... and {len(said) - REPORTED} more, all in {self._report}"]
         listed = "".join(f"\n  {line}" for line in lines)
-        return f"{len(unusable)} of {len(self.index.files)} images cannot be used; for each, {mend}:{listed}"
+        raise DataError(
+            f"{len(said)} of {len(self.index.files)} images cannot be used; for each, {mend}; or leave them out {skip}:"
+            f"{listed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -205,16 +331,23 @@ class FaceData:
     Attributes:
         index: names, labels and splits.
         images: (N, S, S, 3) uint8 RGB, memory-mapped.
-        fingerprint: hex digest of what the array was made from; an exact resume asks for the same one.
+        fingerprint: hex digest of names, labels, splits and pixels, so that a copy has the same one; an exact resume
+            asks for it.
+        stamp: what runs of earlier versions call these data (see `Pack`).
     """
 
     index: Index
     images: NDArray[np.uint8]
     fingerprint: str
+    stamp: str = ""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """The rows of `images` that belong to a split: "train", "val" or "test"."""
         return self.index.rows(split)
+
+    def known_as(self, fingerprint: str | None) -> bool:
+        """Whether a run that was trained on data of this fingerprint was trained on these."""
+        return fingerprint in (self.fingerprint, self.stamp)
 
 
 @contextmanager
@@ -232,16 +365,32 @@ def _one_process(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fingerprint(index: Index, image_size: int, crop: int) -> str:
-    """Changes with the preparation, the list of images, and the size or time of any image or list."""
-    digest = hashlib.sha256(f"{PACK_VERSION} {image_size} {crop}\n".encode())
-    folder = os.fspath(index.folder)
-    for name in index.files:
+def _fingerprint(index: Index, pixels_digest: str) -> str:
+    """Changes with any name, label, split or pixel; what `Index.limited` leaves out still counts as train."""
+    digest = hashlib.sha256(pixels_digest.encode())
+    for names in (index.files, index.attributes):
+        digest.update("\n".join(names).encode(errors="surrogateescape") + b"\n\n")
+    digest.update(np.packbits(index.labels).tobytes())
+    digest.update(np.where(index.splits == LEFT_OUT, 0, index.splits).astype(np.int8).tobytes())
+    return digest.hexdigest()
+
+
+def _stamps(index: Index, frame: Frame, align: bool) -> tuple[str, str]:
+    """Hex digests of what the pixels are made from, and of what the whole data set is.
+
+    The former changes with the preparation, the list of images, and the size or time of any image; the latter also with
+    the splits and with the lists that they and the labels come from.
+    """
+    landmarks = frame.landmarks if align else None
+    digest = hashlib.sha256(f"{PACK_VERSION} {frame.size} {frame.crop} {frame.source} {landmarks}\n".encode())
+    for row, name in enumerate(index.files):
         try:
-            stat = os.stat(f"{folder}/{name}")
+            stat = os.stat(index.location(row))
         except OSError as error:
-            raise DataError(f"{folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
+            raise DataError(f"{index.folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
         digest.update(b"%s %d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
+    pixels_stamp = digest.hexdigest()
     for path in index.lists:
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    digest.update(index.splits.tobytes())
+    return pixels_stamp, digest.hexdigest()

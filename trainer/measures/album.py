@@ -79,8 +79,8 @@ def _samples(subject: Subject, folder: Path, seed: int) -> list[Plate]:
         ),
         (
             "samples_fitted.png",
-            "Generated images, decoded from a Gaussian fitted to mu",
-            generation.fitted_latents(subject.train_mu, NUM_SAMPLES, seed),
+            "Generated images, decoded from the Gaussian that fits the encodings",
+            subject.prior.draw(NUM_SAMPLES, seed),
             "The same decoder on latents spread as the training images' are: where these are much better than those "
             "from N(0, I), the prior is at fault, not the decoder.",
         ),
@@ -96,20 +96,20 @@ def _samples(subject: Subject, folder: Path, seed: int) -> list[Plate]:
 def _encoding(subject: Subject, measured: dict[str, Any], folder: Path, seed: int) -> list[Plate]:
     samples = encoding.posterior_samples(subject.mu, subject.log_var, seed)
     charts.save_encoding_distribution(folder / "encoding_distribution.png", subject.mu, samples)
-    charts.save_kl_bars(folder / "kl_per_dimension.png", measured["per_dimension"]["kl_nats"], measured["active_units"])
-    return [
+    plates = [
         Plate(
             "encoding_distribution.png",
             "Encoding distribution",
             "Where z (filled) follows the black curve, samples from N(0, I) land where the decoder was trained; mu "
             "(line) is narrower by the posteriors' own width.",
-        ),
-        Plate(
-            "kl_per_dimension.png",
-            "KL per dimension",
-            "Dimensions of no height carry nothing: the model has switched them off.",
-        ),
+        )
     ]
+    kl = measured["per_dimension"]["kl_nats"]
+    if kl is not None:
+        charts.save_kl_bars(folder / "kl_per_dimension.png", kl, measured["active_units"])
+        look_for = "Dimensions of no height carry nothing: the model has switched them off."
+        plates.append(Plate("kl_per_dimension.png", "KL per dimension", look_for))
+    return plates
 
 
 def _interpolations(subject: Subject, folder: Path, seed: int) -> list[Plate]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from engine.latents import edit
 from trainer import charts, figures
 from trainer.charts import readable
 from trainer.measures.edit_sitting import SIDES
@@ -39,18 +38,19 @@ def draw(subject: Subject, measured: dict[str, Any], unsure: list[str], folder: 
         unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
         folder: exists; PNG files are written to it.
     """
+    rescoring = measured["rescoring"]
     return [
         *_strips(subject, list(measured["curves"]["attributes"]), folder),
         _walks(subject, folder),
         *_curves(measured["curves"], folder),
-        *_matrices(measured["rescoring"], measured["strength"], unsure, folder),
+        *([] if "skipped" in rescoring else _matrices(rescoring, measured["strength"], unsure, folder)),
     ]
 
 
 def _edited(subject: Subject, rows: list[int], name: str, strengths: list[float]) -> list[Images]:
     """One strip a test face: (strengths, S, S, 3)."""
-    vector = subject.directions[name]
-    columns = [subject.decode(edit(subject.mu[rows], [(vector, strength)])) for strength in strengths]
+    moves = [subject.directions.move([(name, strength)]) for strength in strengths]
+    columns = [subject.decode(subject.mu[rows] + move.step) for move in moves]
     return list(np.stack(columns, axis=1))
 
 
@@ -77,7 +77,7 @@ def _walks(subject: Subject, folder: Path) -> Plate:
     known = subject.directions.names
     names = [name for name in WALKED if name in known] or list(known[: len(WALKED)])
     rows = [_edited(subject, [0], name, WALK_STRENGTHS.tolist())[0] for name in names]
-    title = f"From {WALK_STRENGTHS[0]:g} to {WALK_STRENGTHS[-1]:+g} times each attribute's direction"
+    title = "Walks along attribute vectors: strength in lengths of the mean difference"
     across = [f"{strength:+.1f}" if strength else "unedited" for strength in WALK_STRENGTHS]
     down = [readable(name) for name in names]
     figures.save_grid(folder / "edit_walks.png", title, rows, down=down, across=across)
@@ -113,7 +113,8 @@ def _curves(measured: dict[str, Any], folder: Path) -> list[Plate]:
         Plate(
             "edit_curves.png",
             "What edits flip, and what they keep",
-            f"Strengths rise from the lower right; up and to the right is better. The line is at {share:.0%} kept.",
+            f"Strengths rise from the lower right; up and to the right is better. The grey line is at {share:.0%} "
+            f"kept; the star is the strength that flips most val faces at {share:.0%} kept, here on test faces.",
         )
     ]
 
@@ -130,6 +131,9 @@ def _curve(axis: Axes, kinds: dict[str, Any], served: str | None, share: float) 
         for point in points[1::2] if is_served else []:  # every other one, so that they do not overlap
             place = (point["kept"], point["flipped"])
             axis.annotate(f"{abs(point['strength']):g}", place, xytext=(4, -9), textcoords="offset points", fontsize=7)
+        best = found["best"]
+        if is_served and best:  # the strength that was chosen on val faces
+            axis.plot([best["kept"]], [best["flipped"]], "*", color=color, ms=11, mec="white")
     axis.set(ylim=(-0.03, 1.05))
     for scale in (axis.xaxis, axis.yaxis):
         scale.set_major_formatter(lambda value, _: f"{value:.0%}")

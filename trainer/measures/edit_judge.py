@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainer.classifier import Classifier
-from trainer.measures.prediction import balanced_accuracy
+from trainer.measures.prediction import balanced_accuracy, mean_of
 from trainer.measures.subject import Subject
 
 
@@ -31,7 +31,6 @@ def measure(subject: Subject, judge: Classifier) -> dict[str, Any]:
     seen = judge.predict(subject.reconstructions)
     accuracy = (seen == subject.labels).mean(0).tolist()
     balanced = balanced_accuracy(seen, subject.labels)
-    known = [value for value in balanced if value is not None]
     return {
         "accuracy_mean": float(np.mean(list(judge.accuracy.values()))),
         "majority_mean": float(np.mean(list(judge.majority.values()))),
@@ -39,7 +38,7 @@ def measure(subject: Subject, judge: Classifier) -> dict[str, Any]:
         "majority": judge.majority,
         "reconstructions": {
             "accuracy_mean": float(np.mean(accuracy)),
-            "balanced_accuracy_mean": float(np.mean(known)) if known else None,
+            "balanced_accuracy_mean": mean_of(balanced),
             "accuracy": dict(zip(names, accuracy, strict=True)),
             "balanced_accuracy": dict(zip(names, balanced, strict=True)),
         },

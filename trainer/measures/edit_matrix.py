@@ -5,7 +5,7 @@ Shapes: E edited attributes, A attributes that the classifier judges, D latent_d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from trainer.measures.edit_quality import Change, EditQuality
 from trainer.measures.edit_sitting import SIDES, Sitting
-from trainer.measures.subject import Floats, Subject
+from trainer.measures.prediction import mean_of
+from trainer.measures.subject import Subject
 
 MATRIX_FACES, SELECTION_FACES = 100, 40
 """Faces an edit at most, in the matrix and in choosing what its `keep` names."""
@@ -45,21 +46,21 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
         `plain` and `keep`: `matrix` (E lists of A numbers: mean change of a logit, towards having what is added, in
         that logit's standard deviations over unedited reconstructions); `attributes`: by name, `adding` and `removing`
         (an `EditQuality` each; None if no face needs it) and `dependency` (`Change.dependency`); and means over the
-        attributes: `target` and `others` (absolute changes in the matrix), `flipped`, `kept`, `dependency`.
+        attributes: `target` and `others` (absolute changes in the matrix), `flipped`, `kept`, `kept_balanced`,
+        `dependency`.
     """
-    names, directions = test.names, test.subject.directions
-    sigma = test.before.std(0, dtype=np.float64)
+    names = test.names
+    sigma, val_sigma = (sitting.before.std(0, dtype=np.float64) for sitting in (test, val))
     related = _related(test.subject, names)
     results: dict[str, list[Result]] = {"plain": [], "keep": []}
     kept_directions: dict[str, list[str]] = {}
     for name in tqdm(names, "re-scoring", unit="attribute", delay=3, leave=False):
-        chosen, _ = _edit_both_ways(val, name, strength, sigma, limit=SELECTION_FACES)
+        chosen, _ = _edit_both_ways(val, name, strength, val_sigma, limit=SELECTION_FACES)
         by_size = [test.judge.attributes[column] for column in np.argsort(-np.abs(chosen.mean))]
         kept = [other for other in by_size if other in names and other not in related[name]][:NUM_KEPT]
         kept_directions[name] = kept
-        keep = np.array([directions[other] for other in kept], np.float32).reshape(len(kept), directions.latent_dim)
-        for mode, vectors in (("plain", None), ("keep", keep)):
-            results[mode].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES, keep=vectors))
+        for mode, names_kept in (("plain", []), ("keep", kept)):
+            results[mode].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES, keep=names_kept))
     columns = [test.judge.attributes.index(name) for name in names]
     return {
         "edited": names,
@@ -88,14 +89,14 @@ def _edit_both_ways(
     sigma: NDArray[np.float64],
     *,
     limit: int,
-    keep: Floats | None = None,
+    keep: Sequence[str] = (),
 ) -> Result:
     """Adds an attribute to faces that lack it and removes it from those that have it, where there are such faces."""
     changes, qualities = [], []
     for signed in (strength, -strength):
         faces = sitting.lacking(name, signed, limit)
         if len(faces):
-            after = sitting.after(faces, sitting.subject.directions[name], signed, keep)
+            after = sitting.after(faces, name, signed, keep)
             changes.append(Change.of(sitting.before[faces], after, sigma, signed))
             qualities.append(sitting.quality(faces, name, signed, after))
     return Change.average(changes), qualities
@@ -116,13 +117,8 @@ def _summary(names: Sequence[str], columns: Sequence[int], results: Sequence[Res
         "others": mean_of(others),
         "flipped": mean_of(found.flipped for _, qualities in results for found in qualities),
         "kept": mean_of(found.kept for _, qualities in results for found in qualities),
+        "kept_balanced": mean_of(found.kept_balanced for _, qualities in results for found in qualities),
         "dependency": mean_of(found["dependency"] for found in attributes.values()),
         "attributes": attributes,
         "matrix": [[round(float(value), 3) for value in change.mean] for change, _ in results],
     }
-
-
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None

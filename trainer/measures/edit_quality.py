@@ -25,10 +25,13 @@ class EditQuality:
 
     Attributes:
         attribute: the edited attribute.
-        strength: multiples of its direction; negative removes it.
+        strength: in lengths of the mean difference; negative removes it.
         faces: held-out faces judged: those whose label and whose unedited reconstruction are on the other side.
         flipped: share of them that the classifier sees on the wanted side after the edit; None without faces.
         kept: share of its predictions of all other attributes that stay as they were before the edit; None without.
+        kept_balanced: the same, but every other attribute weighs alike, and in it the faces seen with it and those seen
+            without. Most attributes are rare, and what is not there hardly appears: that alone makes `kept` high.
+            Attributes that it sees on all of these faces or on none are left out; None if that leaves none.
     """
 
     attribute: str
@@ -36,6 +39,7 @@ class EditQuality:
     faces: int
     flipped: float | None
     kept: float | None
+    kept_balanced: float | None = None
 
 
 def quality(attributes: Sequence[str], attribute: str, strength: float, before: Logits, after: Logits) -> EditQuality:
@@ -58,7 +62,18 @@ def quality(attributes: Sequence[str], attribute: str, strength: float, before: 
         int(judged.sum()),
         float((seen_after[judged, column] == wanted).mean()) if judged.any() else None,
         float(same.mean()) if same.size else None,
+        _balanced(same, np.delete(seen_before[judged], column, axis=1)),
     )
+
+
+def _balanced(same: NDArray[np.bool_], seen: NDArray[np.bool_]) -> float | None:
+    """Mean over attributes, of those seen on some faces and not on others, of the share kept on either side."""
+    shares = [
+        (kept[has].mean() + kept[~has].mean()) / 2
+        for kept, has in zip(same.T, seen.T, strict=True)
+        if has.any() and not has.all()
+    ]
+    return float(np.mean(shares)) if shares else None
 
 
 def judge_edit(classifier: Classifier, attribute: str, strength: float, before: Images, after: Images) -> EditQuality:
@@ -118,24 +133,27 @@ class Change:
         return others / target if target > 0 else None
 
 
-def best_flip(curve: Sequence[EditQuality], kept: float) -> dict[str, float] | None:
+def best_strength(curve: Sequence[EditQuality], kept: float) -> float | None:
     """The strength that flips most among those that keep a share of the other predictions.
+
+    To be chosen on other faces than those that it is measured on.
 
     Args:
         curve: one attribute and one sign, absolute strengths rising; between two of them everything is taken as linear.
         kept: the share that must be kept.
 
     Returns:
-        `strength` (with its sign), `flipped`, `kept`; None where there are no faces to judge.
+        The strength, with its sign, never 0: where none flips a face, one that keeps most. None where there are no
+        faces to judge.
     """
     measured = [(c.strength, c.flipped, c.kept) for c in curve if c.flipped is not None and c.kept is not None]
     if not measured:
         return None
     points = [(0.0, 0.0, 1.0), *measured]  # no edit flips nothing and keeps everything
-    candidates = [point for point in points if point[2] >= kept]
+    candidates = [point for point in measured if point[2] >= kept]
     for (s0, f0, k0), (s1, f1, k1) in pairwise(points):
         if (k0 >= kept) != (k1 >= kept):
             share = (k0 - kept) / (k0 - k1)
             candidates.append((s0 + share * (s1 - s0), f0 + share * (f1 - f0), kept))
-    strength, flipped, of_others = max(candidates, key=lambda point: (point[1], point[2]))
-    return {"strength": round(strength, 3), "flipped": flipped, "kept": of_others}
+    strength, _, _ = max(candidates, key=lambda point: (point[1], point[2]))
+    return round(strength, 3)

@@ -1,6 +1,6 @@
 """Held-out faces that are edited, and how an image classifier sees them before and after.
 
-Edits are made by `engine.latents.edit`, so what is measured is what is served. The classifier never sees a latent; it
+Edits are made by `engine.latents.Directions.move`, as the server makes them. The classifier never sees a latent; it
 compares each face's unedited reconstruction with the edited one, both decoded in the same arithmetic.
 
 Shapes: N faces, D latent_dim, A attributes that the classifier judges.
@@ -8,12 +8,12 @@ Shapes: N faces, D latent_dim, A attributes that the classifier judges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.latents import edit
 from trainer.classifier import Classifier
 from trainer.dataset import FaceData
 from trainer.measures.edit_quality import EditQuality, Logits, quality
@@ -68,13 +68,23 @@ class Sitting:
         has = self.labels[:, self.judge.attributes.index(attribute)]
         return np.flatnonzero(has != (strength > 0))[:limit]
 
-    def draw(self, faces: NDArray[np.int64], vector: Floats, strength: float, keep: Floats | None = None) -> Images:
-        """Some of the faces (n,), edited: (n, S, S, 3)."""
-        return self.subject.decode(edit(self.mu[faces], [(vector, strength)], keep), fast=True)
+    def draw(self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()) -> Images:
+        """Some of the faces (n,), edited: (n, S, S, 3).
 
-    def after(self, faces: NDArray[np.int64], vector: Floats, strength: float, keep: Floats | None = None) -> Logits:
-        """Logits of some of the faces (n,), edited: (n, A)."""
-        return self.judge.logits(self.draw(faces, vector, strength, keep))
+        Args:
+            faces: which of them.
+            target: an attribute, or a direction (D,) of another kind than the run's own.
+            strength: of the edit.
+            keep: attributes that must stay.
+        """
+        move = self.subject.directions.move([(target, strength)], keep)
+        return self.subject.decode(self.mu[faces] + move.step, fast=True)
+
+    def after(
+        self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()
+    ) -> Logits:
+        """Logits (n, A) of what `draw` gives."""
+        return self.judge.logits(self.draw(faces, target, strength, keep))
 
     def quality(self, faces: NDArray[np.int64], attribute: str, strength: float, after: Logits) -> EditQuality:
         """What an edit of some of the faces flipped and kept."""

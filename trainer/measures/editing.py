@@ -15,13 +15,16 @@ from tqdm import tqdm
 
 from trainer.classifier import Classifier
 from trainer.directions import KINDS
-from trainer.measures import edit_matrix, reconstruction
-from trainer.measures.edit_quality import EditQuality, best_flip
+from trainer.measures import edit_matrix, identity, reconstruction
+from trainer.measures.edit_quality import EditQuality, best_strength
 from trainer.measures.edit_sitting import MAX_EDITED, SIDES, Sitting
+from trainer.measures.identity import Recogniser
+from trainer.measures.instruments import Instruments
 from trainer.measures.networks import Features, Instrument
 from trainer.measures.prediction import NO_ATTRIBUTES
 from trainer.measures.skipped import SkippedError, attempt
 from trainer.measures.subject import Floats, Images, Subject
+from trainer.options import Options
 
 JUDGED_ATTRIBUTES = ("Smiling", "Eyeglasses")
 """Those of the seed document's figures: measured at many strengths, and drawn."""
@@ -35,22 +38,19 @@ KEPT_SHARE = 0.9
 Compare = Callable[[Instrument[Any], Images, Images, Subject], float]
 
 
-def measure(
-    subject: Subject, judge: Classifier, strength: float, vgg: Instrument[Features], lpips: Instrument[nn.Module]
-) -> dict[str, Any]:
+def measure(subject: Subject, judge: Classifier, options: Options, instruments: Instruments) -> dict[str, Any]:
     """Edits the test split along every direction of the run.
 
     Args:
         subject: what is judged.
         judge: of its data set.
-        strength: of the edits, in lengths of the mean difference; also that of the matrix.
-        vgg: for distances between a face before and after.
-        lpips: the same.
+        options: the strength of the edits, in lengths of the mean difference; also that of the matrix.
+        instruments: for distances between a face before and after.
 
     Returns:
         `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `JUDGED_ATTRIBUTES`;
-        `curves`: what `curves` gives; `rescoring`: what `edit_matrix.rescoring` gives; `distances`: under `vgg19` and
-        `lpips` what `distances` gives, and `identity`, or why they are skipped.
+        `curves`: what `curves` gives; `rescoring`: what `edit_matrix.rescoring` gives; `distances`: under `vgg19`,
+        `lpips` and `identity` what `distances` gives, or why they are skipped. Identity is a cosine similarity.
 
     Raises:
         SkippedError: there are no attributes, or the run has no directions of them.
@@ -63,16 +63,19 @@ def measure(
             "needs directions of the data set's attributes, and this run has none; train on data with attributes, "
             "20 images on either side of each"
         )
+    val, strength = Sitting.val(subject, judge), options.strength
     return {
         "strength": strength,
         "split": "test",
         "edits": [asdict(found) for found in _edits(test, strength)],
-        "curves": curves(test),
-        "rescoring": edit_matrix.rescoring(test, Sitting.val(subject, judge), strength),
+        "curves": curves(test, val, compare="kinds" not in options.skip),
+        "rescoring": {"skipped": "left out by --skip rescoring"}
+        if "rescoring" in options.skip
+        else edit_matrix.rescoring(test, val, strength),
         "distances": {
-            "vgg19": attempt(lambda: distances(test, strength, vgg, _vgg_distance)),
-            "lpips": attempt(lambda: distances(test, strength, lpips, _lpips_distance)),
-            "identity": {"skipped": "needs a face recognition network, and this project has no reader for one yet"},
+            "vgg19": attempt(lambda: distances(test, strength, instruments.vgg, _vgg_distance)),
+            "lpips": attempt(lambda: distances(test, strength, instruments.lpips, _lpips_distance)),
+            "identity": attempt(lambda: distances(test, strength, instruments.recogniser, _identity_kept)),
         },
     }
 
@@ -87,38 +90,52 @@ def _edits(test: Sitting, strength: float) -> list[EditQuality]:
     for name in judged(test):
         for signed in (strength, -strength):
             faces = test.lacking(name, signed, MAX_EDITED)
-            after = test.after(faces, test.subject.directions[name], signed)
+            after = test.after(faces, name, signed)
             found.append(test.quality(faces, name, signed, after))
     return found
 
 
-def curves(test: Sitting) -> dict[str, Any]:
-    """Flips against kept predictions at `STRENGTHS`, for every kind of direction.
+def curves(test: Sitting, val: Sitting, compare: bool = True) -> dict[str, Any]:
+    """Flips against kept predictions at `STRENGTHS`, for every kind of direction, and at the best strength.
+
+    With `compare` off, for the run's own kind alone.
+
+    That is the one that flips most val faces while `KEPT_SHARE` of the other predictions stay. What it does is measured
+    on test faces, where a little more or less may stay.
 
     Returns:
-        `served`: the kind that the run's own directions are of; where they are of none, None, and they are measured as
-        the kind "served". `kept_share`. `attributes`: by attribute, side (`adding`, `removing`) and kind, `points` (an
-        `EditQuality` each) and `best`, what `best_flip` gives at `kept_share`.
+        `served`: the kind of the run's own directions, as their file says; None where it does not say or they are of
+        several, and then they are measured as the kind "served". `kept_share`. `attributes`: by attribute, side
+        (`adding`, `removing`) and kind, `points` (an `EditQuality` each, of test faces), `best`, the `EditQuality` of
+        test faces at the best strength, and `chosen`, that of val faces there; both None where a split has no faces to
+        judge.
     """
     names = judged(test)
     if not names:
         return {"served": None, "kept_share": KEPT_SHARE, "attributes": {}}
     kinds = _kinds(test.subject, test.names, names)
-    own = {name: test.subject.directions[name] for name in names}
-    served = next((kind for kind, vectors in kinds.items() if _same(vectors, own)), None)
-    if served is None:
-        kinds["served"] = own
+    directions = test.subject.directions
+    own = {name: directions[name] for name in names}
+    stored = {kind for name, kind in zip(directions.names, directions.kinds, strict=True) if name in names}
+    served = stored.pop() if len(stored) == 1 and stored <= set(kinds) else None
+    kinds[served or "served"] = own
     found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
-    work = [(name, side, kind) for name in names for side in SIDES for kind in kinds]
+    compared = list(kinds) if compare else [served or "served"]
+    work = [(name, side, kind) for name in names for side in SIDES for kind in compared]
     for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False):
-        faces = test.lacking(name, SIDES[side], CURVE_FACES)
-        points = []
-        for strength in (SIDES[side] * size for size in STRENGTHS):
-            after = test.after(faces, kinds[kind][name], strength)
-            points.append(test.quality(faces, name, strength, after))
-        best = best_flip(points, KEPT_SHARE)
-        found[name][side][kind] = {"points": [asdict(point) for point in points], "best": best}
+        vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
+        points, tried = (_curve(sitting, name, vector, strengths) for sitting in (test, val))
+        strength = best_strength(tried, KEPT_SHARE)
+        at_best = [] if strength is None else [_curve(sitting, name, vector, [strength])[0] for sitting in (test, val)]
+        best, chosen = map(asdict, at_best) if at_best and at_best[0].faces else (None, None)
+        found[name][side][kind] = {"points": [asdict(point) for point in points], "best": best, "chosen": chosen}
     return {"served": served, "kept_share": KEPT_SHARE, "attributes": found}
+
+
+def _curve(sitting: Sitting, name: str, vector: Floats, strengths: Sequence[float]) -> list[EditQuality]:
+    """What edits along a direction of one attribute flip and keep, at several strengths of one sign."""
+    faces = sitting.lacking(name, strengths[0], CURVE_FACES)
+    return [sitting.quality(faces, name, strength, sitting.after(faces, vector, strength)) for strength in strengths]
 
 
 def _kinds(subject: Subject, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, Floats]]:
@@ -131,10 +148,6 @@ def _kinds(subject: Subject, names: Sequence[str], wanted: Sequence[str]) -> dic
         "svm": KINDS["svm"](subject.train_mu, labels[:, rows]),
     }
     return {kind: dict(zip(wanted, vectors.astype(np.float32), strict=True)) for kind, vectors in found.items()}
-
-
-def _same(some: dict[str, Floats], others: dict[str, Floats]) -> bool:
-    return all(np.allclose(vector, others[name], rtol=1e-2, atol=1e-3) for name, vector in some.items())
 
 
 def distances(test: Sitting, strength: float, instrument: Instrument[Any], compare: Compare) -> dict[str, Any]:
@@ -160,8 +173,7 @@ def distances(test: Sitting, strength: float, instrument: Instrument[Any], compa
         for side, sign in SIDES.items():
             faces = test.lacking(name, sign, DISTANCE_FACES)
             if len(faces):
-                vector = subject.directions[name]
-                before, after = (test.draw(faces, vector, size) for size in (0.0, sign * strength))
+                before, after = (test.draw(faces, name, size) for size in (0.0, sign * strength))
                 edits[f"{side} {name}"] = compare(instrument, before, after, subject)
     some = subject.decode(test.mu[:DISTANCE_FACES], fast=True)
     return {
@@ -176,6 +188,11 @@ def _vgg_distance(vgg: Instrument[Features], before: Images, after: Images, subj
     """Squared errors over mean squares of VGG19's activations, averaged over the taps."""
     found = reconstruction.feature_distance(vgg.get(), vgg.description, before, after, subject.place)
     return float(np.mean(list(found["relative"].values())))
+
+
+def _identity_kept(recogniser: Instrument[Recogniser], before: Images, after: Images, subject: Subject) -> float:
+    """Mean cosine similarity of descriptors; `subject` plays no part."""
+    return float(identity.similarity(recogniser.get(), before, after).mean())
 
 
 def _lpips_distance(lpips: Instrument[nn.Module], before: Images, after: Images, subject: Subject) -> float:

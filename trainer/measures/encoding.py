@@ -19,8 +19,13 @@ ACTIVE_VARIANCE = 0.01
 """Variance of mu over images from which a dimension counts as active (Burda et al., arXiv 1509.00519)."""
 
 
-def posterior_samples(mu: Floats, log_var: Floats, seed: int) -> Floats:
-    """One draw of q(z|x) for each image, (N, D): together, draws of the aggregate posterior."""
+def posterior_samples(mu: Floats, log_var: Floats | None, seed: int) -> Floats:
+    """One draw of q(z|x) for each image, (N, D): together, draws of the aggregate posterior.
+
+    Without log variances it is mu itself.
+    """
+    if log_var is None:
+        return mu
     noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
     drawn: Floats = mu + np.exp(0.5 * log_var) * noise
     return drawn
@@ -33,12 +38,12 @@ def kl_per_dimension(mu: Floats, log_var: Floats) -> NDArray[np.float64]:
     return mean
 
 
-def summary(mu: Floats, log_var: Floats, samples: Floats) -> dict[str, Any]:
+def summary(mu: Floats, log_var: Floats | None, samples: Floats) -> dict[str, Any]:
     """The encoding in numbers.
 
     Args:
         mu: (N, D) posterior means.
-        log_var: (N, D) their log variances.
+        log_var: (N, D) their log variances; None where the encoder gives points, and then there is no KL either.
         samples: (N, D) of `posterior_samples`.
 
     Returns:
@@ -46,16 +51,16 @@ def summary(mu: Floats, log_var: Floats, samples: Floats) -> dict[str, Any]:
         Smirnov's distance of z from N(0, 1), averaged over dimensions; and `per_dimension`, lists of D numbers:
         `kl_nats`, `ks`, and of `mu` and `z` each `mean`, `std` and the quantiles `p5`, `p25`, `median`, `p75`, `p95`.
     """
-    kl = kl_per_dimension(mu, log_var)
+    kl = None if log_var is None else kl_per_dimension(mu, log_var)
     ks = np.array([kstest(column, "norm").statistic for column in samples.astype(np.float64).T])
     return {
         "images": len(mu),
         "latent_dim": mu.shape[1],
-        "kl_nats": float(kl.sum()),
+        "kl_nats": None if kl is None else float(kl.sum()),
         "active_units": int((mu.var(0) > ACTIVE_VARIANCE).sum()),
         "ks_mean": float(ks.mean()),
         "per_dimension": {
-            "kl_nats": _rounded(kl),
+            "kl_nats": None if kl is None else _rounded(kl),
             "ks": _rounded(ks),
             "mu": _spread(mu),
             "z": _spread(samples),

@@ -14,12 +14,15 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
+from engine.sampling import Gaussian
 from trainer.measures.networks import Features, Instrument
 from trainer.measures.skipped import SkippedError, attempt
 from trainer.measures.subject import Floats, Images, Subject
 from trainer.placement import Placement
 
 BATCH_IMAGES = 32
+MIN_FID_IMAGES = 2048
+"""As many as Inception's features: of fewer images the covariance is singular, and the distance means nothing."""
 
 
 def measure(
@@ -31,40 +34,44 @@ def measure(
         `split`, `seed`, and under `fid` and `frechet_vgg19` what `fid` and `frechet_on_features` give, or why they are
         skipped.
     """
-    found = vgg.network is not None or inception.network is not None
+    found = vgg.network is not None or (inception.network is not None and len(subject.rows) >= MIN_FID_IMAGES)
     sets = image_sets(subject, seed) if found else {}
     real, place = subject.images, subject.place
     return {
         "split": "test",
         "seed": seed,
-        "fid": attempt(lambda: fid(inception.get(), inception.description, real, sets, place)),
+        "fid": attempt(lambda: fid(_of_enough(inception, real), inception.description, real, sets, place)),
         "frechet_vgg19": attempt(lambda: frechet_on_features(vgg.get(), vgg.description, real, sets, place)),
     }
 
 
+def _of_enough(inception: Instrument[FrechetInceptionDistance], real: Images) -> FrechetInceptionDistance:
+    """The network, if there are images enough for its features.
+
+    Raises:
+        SkippedError: there is no network, or there are too few images.
+    """
+    network = inception.get()
+    if len(real) < MIN_FID_IMAGES:
+        raise SkippedError(
+            f"needs {MIN_FID_IMAGES:,} test images, and there are {len(real):,}: of fewer, its covariance is singular; "
+            "judge on a data set with more"
+        )
+    return network
+
+
 def prior_latents(count: int, latent_dim: int, seed: int) -> Floats:
     """Draws from N(0, I), (count, D): what the seed document and the paper decode."""
-    return np.random.default_rng(seed).standard_normal((count, latent_dim), np.float32)
-
-
-def fitted_latents(mu: Floats, count: int, seed: int) -> Floats:
-    """Draws (count, D) from a Gaussian of the mean and full covariance of `mu` (M, D).
-
-    Where the aggregate posterior is far from N(0, I), the difference to `prior_latents` is what the prior costs
-    (Ghosh et al., arXiv 1903.12436, fit densities after training in the same way).
-    """
-    mean, covariance = mu.mean(0, dtype=np.float64), np.atleast_2d(np.cov(mu.T.astype(np.float64)))
-    values, vectors = np.linalg.eigh(covariance)  # dimensions that are not used have next to no variance
-    noise = np.random.default_rng(seed).standard_normal((count, mu.shape[1]))
-    drawn: Floats = (mean + noise * np.sqrt(values.clip(min=0)) @ vectors.T).astype(np.float32)
-    return drawn
+    return Gaussian.standard(latent_dim).draw(count, seed)
 
 
 def image_sets(subject: Subject, seed: int) -> dict[str, Images]:
     """The sets that are compared with the test split's images, each of as many images as that has, or fewer.
 
     Returns:
-        `prior`: decoded from N(0, I). `fitted`: decoded from the Gaussian that fits the train split's mu.
+        `prior`: decoded from N(0, I). `fitted`: decoded from the run's own prior, fitted to the train split's
+        posteriors. Both are drawn as the server draws them. Where the aggregate posterior is far from N(0, I), their
+        difference is what that costs.
         `reconstructions`: of the test split. `train`: images of the train split, drawn without repetition: the floor,
         what real faces of other people score.
     """
@@ -73,7 +80,7 @@ def image_sets(subject: Subject, seed: int) -> dict[str, Images]:
     train = np.sort(random.permutation(subject.train_rows)[:count])
     return {
         "prior": subject.decode(prior_latents(count, latent_dim, seed)),
-        "fitted": subject.decode(fitted_latents(subject.train_mu, count, seed)),
+        "fitted": subject.decode(subject.prior.draw(count, seed)),
         "reconstructions": subject.reconstructions,
         "train": subject.data.images[train],
     }

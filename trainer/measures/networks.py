@@ -34,7 +34,7 @@ BACKBONES: dict[tuple[int, ...], tuple[Literal["alex", "vgg"], str]] = {
     (64, 3, 3, 3): ("vgg", "VGG16"),
 }
 """LPIPS's name of a network and its own, by the shape of its first kernels."""
-NetworkT = TypeVar("NetworkT", bound=nn.Module)
+NetworkT = TypeVar("NetworkT")
 
 
 @dataclass(frozen=True)

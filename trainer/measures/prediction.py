@@ -5,6 +5,7 @@ Shapes: N train images, M test images, D latent_dim, A attributes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from tqdm import tqdm
@@ -39,7 +41,7 @@ class Split:
     labels: NDArray[np.bool_]
 
 
-def svm(train: Split, test: Split) -> NDArray[np.bool_]:
+def svm(train: Split, test: Split) -> NDArray[np.float64]:
     """A linear SVM for each attribute, as in the paper: on mu, each dimension brought to mean 0 and variance 1.
 
     Args:
@@ -47,18 +49,18 @@ def svm(train: Split, test: Split) -> NDArray[np.bool_]:
         test: its mu are classified.
 
     Returns:
-        (M, A) predictions.
+        (M, A) signed distances from the boundaries; above 0 where an attribute is predicted.
     """
     scaler = StandardScaler().fit(train.mu)
     inputs, test_inputs = (scaler.transform(split.mu.astype(np.float64)) for split in (train, test))
 
-    def predict(labels: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        predicted: NDArray[np.bool_] = LinearSVC(C=SVM_C, dual=False).fit(inputs, labels).predict(test_inputs)
-        return predicted
+    def score(labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+        scores: NDArray[np.float64] = LinearSVC(C=SVM_C, dual=False).fit(inputs, labels).decision_function(test_inputs)
+        return scores
 
     columns = []
     with held_back() as signals, ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        results = pool.map(predict, train.labels.T)  # liblinear works outside the interpreter lock
+        results = pool.map(score, train.labels.T)  # liblinear works outside the interpreter lock
         for column in tqdm(results, "linear SVMs", train.labels.shape[1], unit="attribute", delay=3, leave=False):
             columns.append(column)
             if signals.received:
@@ -75,6 +77,12 @@ def least_squares(train: Split, test: Split) -> NDArray[np.bool_]:
     return predicted
 
 
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
 def balanced_accuracy(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> list[float | None]:
     """Mean of the shares of right predictions among images with and without each attribute; None if one is empty."""
     has, lacks = labels.sum(0), (~labels).sum(0)
@@ -82,6 +90,18 @@ def balanced_accuracy(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -
     return [
         float((hit / with_it + rejection / without) / 2) if with_it and without else None
         for hit, with_it, rejection, without in zip(hits, has, rejections, lacks, strict=True)
+    ]
+
+
+def average_precision(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> list[float | None]:
+    """Area under each attribute's curve of precision over recall: how well its scores (M, A) rank images that have it.
+
+    Unlike accuracy it does not hang on the threshold, and always predicting the majority gains nothing; scores without
+    knowledge reach the share of images that have the attribute. None where none has it or all have.
+    """
+    return [
+        float(average_precision_score(has, score)) if has.any() and not has.all() else None
+        for has, score in zip(labels.T, scores.T, strict=True)
     ]
 
 
@@ -94,8 +114,9 @@ def measure(attributes: tuple[str, ...], train: Split, test: Split) -> dict[str,
         test: of the test split.
 
     Returns:
-        `method`, `images` by split; `accuracy_mean`, `balanced_accuracy_mean` and `majority_mean` over attributes;
-        `accuracy`, `balanced_accuracy` (null where test images are all of one side) and `majority` by attribute;
+        `method`, `images` by split; `accuracy_mean`, `balanced_accuracy_mean`, `average_precision_mean` and
+        `majority_mean` over attributes; `accuracy`, `balanced_accuracy` and `average_precision` (these two null where
+        test images are all of one side) and `majority` by attribute;
         `least_squares`: `accuracy_mean` and `accuracy` of a simpler read-out; `left_out`: attributes that always or
         never occur in the train split, which are in none of these.
 
@@ -109,20 +130,22 @@ def measure(attributes: tuple[str, ...], train: Split, test: Split) -> dict[str,
         raise SkippedError("needs an attribute that some training images have and others do not; there is none")
     names = [name for name, use in zip(attributes, usable, strict=True) if use]
     train, test = (Split(split.mu, split.labels[:, usable]) for split in (train, test))
-    predicted = svm(train, test)
+    scores = svm(train, test)
+    predicted = scores > 0
     accuracy, simple = ((guess == test.labels).mean(0) for guess in (predicted, least_squares(train, test)))
-    balanced = balanced_accuracy(predicted, test.labels)
+    balanced, precision = balanced_accuracy(predicted, test.labels), average_precision(scores, test.labels)
     share = test.labels.mean(0)
     majority = np.maximum(share, 1 - share)
-    known = [value for value in balanced if value is not None]
     return {
         "method": f"linear SVM on standardised mu, C = {SVM_C}",
         "images": {"train": len(train.mu), "test": len(test.mu)},
         "accuracy_mean": float(accuracy.mean()),
-        "balanced_accuracy_mean": float(np.mean(known)) if known else None,
+        "balanced_accuracy_mean": mean_of(balanced),
+        "average_precision_mean": mean_of(precision),
         "majority_mean": float(majority.mean()),
         "accuracy": dict(zip(names, map(float, accuracy), strict=True)),
         "balanced_accuracy": dict(zip(names, balanced, strict=True)),
+        "average_precision": dict(zip(names, precision, strict=True)),
         "majority": dict(zip(names, map(float, majority), strict=True)),
         "least_squares": {
             "accuracy_mean": float(simple.mean()),

@@ -14,22 +14,26 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from tqdm import tqdm
 
+from trainer.measures.identity import Recogniser, similarity
 from trainer.measures.networks import Features, Instrument
 from trainer.measures.skipped import attempt
 from trainer.measures.subject import Images, Subject
 from trainer.placement import Placement
 
 BATCH_IMAGES = 32
+IDENTITY_IMAGES = 300
 LPIPS_SIDE = 64
 """AlexNet's poolings leave nothing of smaller images."""
 
 
-def measure(subject: Subject, vgg: Instrument[Features], lpips: Instrument[nn.Module]) -> dict[str, Any]:
+def measure(
+    subject: Subject, vgg: Instrument[Features], lpips: Instrument[nn.Module], recogniser: Instrument[Recogniser]
+) -> dict[str, Any]:
     """Compares the test split with its reconstructions from mu.
 
     Returns:
-        `split`, what `pixel_metrics` gives, and under `lpips` and `features` what `lpips_distance` and
-        `feature_distance` give, or why they are skipped.
+        `split`, what `pixel_metrics` gives, and under `lpips`, `features` and `identity` what `lpips_distance`,
+        `feature_distance` and `identity_kept` give, or why they are skipped.
     """
     pair = (subject.images, subject.reconstructions)
     return {
@@ -37,6 +41,7 @@ def measure(subject: Subject, vgg: Instrument[Features], lpips: Instrument[nn.Mo
         **pixel_metrics(*pair, subject.place),
         "lpips": attempt(lambda: lpips_distance(lpips.get(), lpips.description, *pair, subject.place)),
         "features": attempt(lambda: feature_distance(vgg.get(), vgg.description, *pair, subject.place)),
+        "identity": attempt(lambda: identity_kept(recogniser.get(), recogniser.description, *pair)),
     }
 
 
@@ -104,6 +109,28 @@ def lpips_distance(
         "network": description,
         "images": len(originals),
         "image_size": side,
+    }
+
+
+def identity_kept(network: Recogniser, description: str, originals: Images, reconstructions: Images) -> dict[str, Any]:
+    """How much a face recognition network finds reconstructions to be the same persons.
+
+    Args:
+        network: what `identity.recogniser` gives.
+        description: of it.
+        originals: (N, S, S, 3) uint8; the first `IDENTITY_IMAGES` are compared.
+        reconstructions: the same shape.
+
+    Returns:
+        `similarity`: mean cosine similarity of an image and its reconstruction; `different_faces`: of an image and the
+        next one, to compare with; `network`, `images`.
+    """
+    originals, reconstructions = originals[:IDENTITY_IMAGES], reconstructions[:IDENTITY_IMAGES]
+    return {
+        "similarity": float(similarity(network, originals, reconstructions).mean()),
+        "different_faces": float(similarity(network, originals, np.roll(originals, 1, axis=0)).mean()),
+        "network": description,
+        "images": len(originals),
     }
 
 

@@ -45,12 +45,26 @@ class Row:
 def headlines(metrics: dict[str, Any]) -> list[Headline]:
     """The numbers that stand first, of what metrics.json holds."""
     return [
+        *_edits(metrics["edits"]),
         *_reconstruction(metrics["reconstruction"]),
         *_generation(metrics["generation"]),
         *_encoding(metrics["encoding"]),
         *_attributes(metrics),
-        *_edits(metrics["edits"]),
     ]
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """What the run can do, in a sentence or two."""
+    found = [f"Reconstructions: {metrics['reconstruction']['psnr_db']:.1f} dB."]
+    made = [edit for edit in metrics["edits"].get("edits", []) if edit["flipped"] is not None]
+    if made:
+        done = ", ".join(f"{_edit_name(edit)} {edit['flipped']:.0%}" for edit in made)
+        found.append(f"Edits that an image classifier sees, at strength {metrics['edits']['strength']:g}: {done}.")
+    return " ".join(found)
+
+
+def _edit_name(made: dict[str, Any]) -> str:
+    return f"{readable(made['attribute'])} {'added' if made['strength'] > 0 else 'removed'}"
 
 
 def _or_skipped(name: str, part: dict[str, Any], value: str, meaning: str) -> Headline:
@@ -75,6 +89,15 @@ def _reconstruction(part: dict[str, Any]) -> list[Headline]:
         ),
     ]
     features = part["features"]
+    found.append(
+        _or_skipped(
+            "Same person",
+            part["identity"],
+            "{similarity:.3f}; different faces {different_faces:.3f}",
+            "Cosine similarity that a face recognition network gives an image and its reconstruction. "
+            f"{part['identity'].get('network', '')}",
+        )
+    )
     if "skipped" in features:
         return [
             *found,
@@ -88,7 +111,7 @@ def _reconstruction(part: dict[str, Any]) -> list[Headline]:
 def _generation(part: dict[str, Any]) -> list[Headline]:
     found = []
     value = (
-        "{distance[prior]:.3g} from N(0, I), {distance[fitted]:.3g} from a fitted Gaussian; reconstructions "
+        "{distance[prior]:.3g} from N(0, I), {distance[fitted]:.3g} from the fitted Gaussian; reconstructions "
         "{distance[reconstructions]:.3g}, training images {distance[train]:.3g}"
     )
     for name, key in (("FID", "fid"), ("Fréchet distance on VGG19", "frechet_vgg19")):
@@ -109,7 +132,12 @@ def _counts(images: dict[str, int]) -> str:
 
 def _encoding(part: dict[str, Any]) -> list[Headline]:
     return [
-        Headline("KL", f"{part['kl_nats']:.1f} nats an image", "Information that the latents carry."),
+        Headline(
+            "KL",
+            "none: the encoder gives points" if part["kl_nats"] is None else f"{part['kl_nats']:.1f} nats an image",
+            "Information that the latents carry.",
+            known=part["kl_nats"] is not None,
+        ),
         Headline(
             "Active units",
             f"{part['active_units']} of {part['latent_dim']}",
@@ -124,7 +152,14 @@ def _encoding(part: dict[str, Any]) -> list[Headline]:
 
 
 def _attributes(metrics: dict[str, Any]) -> list[Headline]:
-    classifier = metrics["classifier"]
+    linear, classifier = metrics["attribute_prediction"], metrics["classifier"]
+    if "skipped" not in linear:
+        balanced, precision = (_percent(linear[f"{name}_mean"]) for name in ("balanced_accuracy", "average_precision"))
+        linear = {
+            **linear,
+            "balanced": f"balanced accuracy {balanced or 'unknown'}",
+            "precision": f"average precision {precision or 'unknown'}",
+        }
     if "skipped" not in classifier:
         classifier = {**classifier, "seen": classifier["reconstructions"]["accuracy_mean"]}
     return [
@@ -133,6 +168,13 @@ def _attributes(metrics: dict[str, Any]) -> list[Headline]:
             metrics["attribute_prediction"],
             "{accuracy_mean:.2%} (always the majority: {majority_mean:.2%})",
             "Mean accuracy of a linear SVM for each attribute, on the test split, as in the paper.",
+        ),
+        _or_skipped(
+            "The same, rare ones weighing alike",
+            linear,
+            "{balanced}; {precision}",
+            "Of the same SVMs: the mean over images with and without the attribute, 50% for always the majority, and "
+            "how well the SVM ranks the images that have it.",
         ),
         _or_skipped(
             "Image classifier",
@@ -148,21 +190,24 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
         return [_or_skipped("Edits", part, "", "What an image classifier sees of edited faces.")]
     found = []
     for made in part["edits"]:
-        verb = "added" if made["strength"] > 0 else "removed"
         kept = "" if made["kept"] is None else f", {made['kept']:.1%} kept"
+        kept += "" if made["kept_balanced"] is None else f" ({made['kept_balanced']:.1%} balanced)"
         shares = "no faces to judge" if made["flipped"] is None else f"{made['flipped']:.1%} flipped{kept}"
         meaning = (
             f"At strength {made['strength']:+g}, of {made['faces']} faces: those that the classifier sees on the "
-            "wanted side, and its other predictions that stay."
+            "wanted side, and its other predictions that stay; balanced: those of attributes that are there and of "
+            "attributes that are not weigh alike."
         )
-        found.append(Headline(f"{readable(made['attribute'])} {verb}", shares, meaning))
-    for mode, name in (("plain", "Side effects of edits"), ("keep", "The same with keep")):
-        means = part["rescoring"][mode]
+        found.append(Headline(_edit_name(made), shares, meaning))
+    rescoring = part["rescoring"]
+    modes = (("plain", "Side effects of edits"), ("keep", "The same with keep"))
+    for mode, name in modes if "skipped" not in rescoring else ():
+        means = rescoring[mode]
         found.append(
             Headline(
                 name,
                 f"{means['target']:.2f} sigma wanted, {means['others']:.2f} elsewhere",
-                f"Change of the classifier's logits, averaged over {len(part['rescoring']['edited'])} attributes.",
+                f"Change of the classifier's logits, averaged over {len(rescoring['edited'])} attributes.",
             )
         )
     return [*found, *_best_strengths(part["curves"]), *_distances(part["distances"])]
@@ -171,23 +216,35 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
 def _best_strengths(part: dict[str, Any]) -> list[Headline]:
     """For every judged attribute and side, what each kind of direction can do."""
     meaning = (
-        f"Faces flipped at the best strength that keeps {part['kept_share']:.0%} of the classifier's other "
-        f"predictions, by kind of direction; the run's own: {part['served'] or 'none of these kinds'}."
+        f"Test faces flipped, and other predictions kept, at the strength that flips most val faces while "
+        f"{part['kept_share']:.0%} of the others stay, by kind of direction; the run's own: "
+        f"{part['served'] or 'none of these kinds'}."
     )
     found = []
     for attribute, sides in part["attributes"].items():
         for side, kinds in sides.items():
             best = {kind: curve["best"] for kind, curve in kinds.items() if curve["best"]}
-            value = ", ".join(f"{kind} {at['flipped']:.1%} ({at['strength']:+.1f})" for kind, at in best.items())
+            value = ", ".join(
+                f"{kind} {at['flipped']:.1%}, {_percent(at['kept'])} kept ({at['strength']:+.1f}, {at['faces']} faces)"
+                for kind, at in best.items()
+            )
             found.append(Headline(f"Best: {side} {readable(attribute)}", value or "no faces to judge", meaning))
     return found
 
 
 def _distances(part: dict[str, Any]) -> list[Headline]:
     found = []
-    for key, name in (("vgg19", "VGG19 distance of edits"), ("lpips", "LPIPS of edits"), ("identity", "Identity")):
+    different = "How different faces are before and after an edit; different people are there to compare with."
+    same = (
+        "Cosine similarity that a face recognition network gives an edited face and its unedited reconstruction; "
+        "different people are there to compare with."
+    )
+    for key, name, meaning in (
+        ("vgg19", "VGG19 distance of edits", different),
+        ("lpips", "LPIPS of edits", different),
+        ("identity", "Same person after edits", same),
+    ):
         measured = part[key]
-        meaning = "How different faces are before and after an edit; different people are there to compare with."
         value = ""
         if "skipped" not in measured:
             edits = ", ".join(f"{readable(edit)} {distance:.3g}" for edit, distance in measured["edits"].items())
@@ -204,6 +261,7 @@ def summary(metrics: dict[str, Any]) -> str:
 COLUMNS = (
     "linear SVM on mu",
     "balanced",
+    "average precision",
     "least squares",
     "always the majority",
     "image classifier",
@@ -216,10 +274,11 @@ COLUMNS = (
 def attribute_rows(metrics: dict[str, Any]) -> list[Row]:
     """One row an attribute, the names of its cells being `COLUMNS`."""
     linear, judge, edits = metrics["attribute_prediction"], metrics["classifier"], metrics["edits"]
-    rescored = edits["rescoring"]["plain"]["attributes"] if "rescoring" in edits else {}
+    rescored = edits.get("rescoring", {}).get("plain", {}).get("attributes", {})
     columns: tuple[dict[str, float | None], ...] = (
         linear.get("accuracy", {}),
         linear.get("balanced_accuracy", {}),
+        linear.get("average_precision", {}),
         linear.get("least_squares", {}).get("accuracy", {}),
         linear.get("majority", {}) or judge.get("majority", {}),
         judge.get("accuracy", {}),
@@ -283,6 +342,7 @@ def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Plate, str]], 
     return environment.get_template(TEMPLATE).render(
         name=name,
         evaluation=metrics["evaluation"],
+        verdict=verdict(metrics),
         headlines=headlines(metrics),
         pictures=pictures,
         columns=COLUMNS,

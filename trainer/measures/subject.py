@@ -1,10 +1,11 @@
-"""What is judged: a trained run beside a data set, its held-out images encoded once.
+"""What is judged: a trained network beside a data set, its held-out images encoded once.
 
-Shapes: N test images, M train images, D latent_dim, A attributes, S image side.
+Shapes: N test images, M train images, V val images, D latent_dim, A attributes, S image side.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +15,18 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engine.errors import DirectionsError
+from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
+from engine.sampling import Gaussian
 from trainer import checkpoint
-from trainer.checkpoint import DIRECTIONS
-from trainer.config import TrainConfig
+from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
+from trainer.config import Kind
 from trainer.dataset import FaceData
+from trainer.directions import directions_of, save_directions
 from trainer.errors import RunError
 from trainer.model import VAE
 from trainer.placement import Placement
+from trainer.prior import fit_prior
 
 Images = NDArray[np.uint8]
 """(N, S, S, 3) uint8 RGB."""
@@ -31,34 +35,74 @@ BATCH_IMAGES = 128
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A run and the images that it is judged on.
+class Autoencoder:
+    """A trained network as functions of arrays, whoever wrote it. They are given `BATCH_IMAGES` at most at a time.
 
     Attributes:
-        run: the run folder.
-        config: what the run computed.
-        data: the data set, packed at the model's size.
-        model: in evaluation mode, on the device of `place`.
-        place: where everything is computed.
+        encode: images (B, S, S, 3) uint8 to mu (B, D) and log variances (B, D), float32; None for the log variances of
+            an encoder that gives a point.
+        decode: latents (B, D) float32 to images (B, S, S, 3) uint8.
+        decode_fast: the same in coarser arithmetic, for edits that are compared with one another; None: `decode`.
+    """
+
+    encode: Callable[[Images], tuple[Floats, Floats | None]]
+    decode: Callable[[Floats], Images]
+    decode_fast: Callable[[Floats], Images] | None = None
+
+    @classmethod
+    def of(cls, model: VAE, place: Placement) -> Autoencoder:
+        """This project's: encodes and decodes in FP32, as served; fast is as trained, so bf16 where there are units.
+
+        Args:
+            model: in evaluation mode, on the device of `place`.
+            place: where to compute.
+        """
+
+        @torch.no_grad()
+        def encode(images: Images) -> tuple[Floats, Floats]:
+            posterior = model.encoder(place.images(images))
+            return posterior.mu.cpu().numpy(), posterior.log_var.cpu().numpy()
+
+        @torch.no_grad()
+        def decode(latents: Floats) -> Images:
+            decoded = model.decoder(torch.from_numpy(latents).to(place.device))
+            pixels: Images = decoded.float().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+            return pixels
+
+        def decode_fast(latents: Floats) -> Images:
+            with place.autocast():
+                return decode(latents)
+
+        return cls(encode, decode, decode_fast)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network and the images that it is judged on.
+
+    Attributes:
+        autoencoder: the network.
+        data: the data set, packed at the network's size.
+        place: where the measuring networks compute.
         rows: (N,) the rows of `data.images` in the test split.
         train_rows: (M,) those of the train split.
         mu: (N, D) posterior means of the test split.
-        log_var: (N, D) their log variances.
+        log_var: (N, D) their log variances; None where the encoder gives points.
         train_mu: (M, D) posterior means of the train split.
         directions: one row an attribute; none at all for data without attributes.
+        prior: the Gaussian that new faces are drawn from; a run's is the one that the server will draw from.
     """
 
-    run: Path
-    config: TrainConfig
+    autoencoder: Autoencoder
     data: FaceData
-    model: VAE
     place: Placement
     rows: NDArray[np.int64]
     train_rows: NDArray[np.int64]
     mu: Floats
-    log_var: Floats
+    log_var: Floats | None
     train_mu: Floats
     directions: Directions
+    prior: Gaussian
 
     @classmethod
     def of(cls, run: Path, data: FaceData, place: Placement | None = None) -> Subject:
@@ -70,19 +114,46 @@ class Subject:
             place: where to compute; default: the GPU if there is one.
 
         Raises:
-            RunError: the run has no weights or no directions.
+            RunError: the run has no weights, or no directions or prior of them.
         """
-        config, _ = checkpoint.load_config(run)
         place = place or Placement.of()
-        model = place.module(checkpoint.load_model(run))
+        autoencoder = Autoencoder.of(place.module(checkpoint.load_model(run)), place)
+        anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
         try:
-            directions = Directions.load(run / DIRECTIONS)
-        except DirectionsError as error:
-            raise RunError(f"{error}; finish the run with `python -m trainer train ... --resume`") from error
+            directions, prior = Directions.load(run / DIRECTIONS), Gaussian.load(run / PRIOR)
+        except (BundleError, DirectionsError) as error:
+            raise RunError(f"{error}; {anew}") from error
+        for name in (DIRECTIONS, PRIOR):
+            if not belongs(run / name, sha256_of(run / MODEL)):
+                raise RunError(f"{run / name} is of other weights than {run / MODEL}; {anew}")
         rows, train_rows = data.rows("test"), data.rows("train")
-        mu, log_var = encode(model, data.images, rows, place)
-        train_mu, _ = encode(model, data.images, train_rows, place)
-        return cls(run, config, data, model, place, rows, train_rows, mu, log_var, train_mu, directions)
+        mu, log_var = _encode(autoencoder, data, rows)
+        train_mu, _ = _encode(autoencoder, data, train_rows)
+        return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
+
+    @classmethod
+    def of_autoencoder(
+        cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement | None = None
+    ) -> Subject:
+        """Encodes both splits, and computes what a run has in its folder: directions and prior.
+
+        Args:
+            autoencoder: the network.
+            data: the data set, of the network's image size.
+            folder: exists; the directions are kept there.
+            kind: of directions, see `trainer.directions`.
+            place: where the measuring networks compute; default: the GPU if there is one.
+        """
+        rows, train_rows = data.rows("test"), data.rows("train")
+        mu, log_var = _encode(autoencoder, data, rows)
+        train_mu, train_log_var = _encode(autoencoder, data, train_rows)
+        point = np.full_like(train_mu, -np.inf)  # of no width
+        prior = Gaussian(*fit_prior(train_mu, point if train_log_var is None else train_log_var))
+        found = directions_of(train_mu, data.index.labels[train_rows], data.index.attributes, kind)
+        path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
+        checkpoint.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
+        directions, place = Directions.load(path), place or Placement.of()
+        return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
 
     @cached_property
     def images(self) -> Images:
@@ -107,7 +178,7 @@ class Subject:
     @cached_property
     def val_mu(self) -> Floats:
         """Posterior means of the val split, (V, D)."""
-        return encode(self.model, self.data.images, self.val_rows, self.place)[0]
+        return _encode(self.autoencoder, self.data, self.val_rows)[0]
 
     @cached_property
     def val_labels(self) -> NDArray[np.bool_]:
@@ -124,45 +195,33 @@ class Subject:
         """The names of the A columns of the labels."""
         return self.data.index.attributes
 
-    @torch.no_grad()
     def decode(self, latents: Floats, fast: bool = False) -> Images:
         """Decodes.
 
         Args:
             latents: (L, D), any number of them.
-            fast: computes as in training, in bf16 where the device has units for it, rather than as served, in FP32;
-                pixels differ by a level or so.
+            fast: in the arithmetic of training rather than as served; pixels differ by a level or so.
 
         Returns:
             (L, S, S, 3).
         """
-        size = self.config.model.image_size
-        images = np.empty((len(latents), size, size, 3), np.uint8)
+        decode = self.autoencoder.decode_fast if fast else None
+        decode = decode or self.autoencoder.decode
+        images = np.empty((len(latents), *self.data.images.shape[1:]), np.uint8)
         for start in tqdm(range(0, len(latents), BATCH_IMAGES), "decoding", unit="batch", delay=3, leave=False):
-            part = torch.from_numpy(latents[start : start + BATCH_IMAGES]).to(self.place.device)
-            with self.place.autocast() if fast else torch.no_grad():
-                decoded = self.model.decoder(part)
-            pixels = decoded.float().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8)
-            images[start : start + BATCH_IMAGES] = pixels.cpu().numpy()
+            images[start : start + BATCH_IMAGES] = decode(latents[start : start + BATCH_IMAGES])
         return images
 
 
-@torch.no_grad()
-def encode(model: VAE, images: Images, rows: NDArray[np.int64], place: Placement) -> tuple[Floats, Floats]:
-    """Posteriors of some rows of a packed array, in FP32.
-
-    Args:
-        model: in evaluation mode.
-        images: the packed array.
-        rows: which of them, (R,).
-        place: the model's.
-
-    Returns:
-        mu and log_var, each (R, D).
-    """
-    mu, log_var = (np.empty((len(rows), model.config.latent_dim), np.float32) for _ in range(2))
+def _encode(autoencoder: Autoencoder, data: FaceData, rows: NDArray[np.int64]) -> tuple[Floats, Floats | None]:
+    """Posteriors of some rows (R,) of the packed array: mu (R, D), and log variances (R, D) where there are."""
+    means, log_vars = [], []
     for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False):
-        batch = slice(start, start + BATCH_IMAGES)
-        posterior = model.encoder(place.images(images[rows[batch]]))
-        mu[batch], log_var[batch] = posterior.mu.cpu().numpy(), posterior.log_var.cpu().numpy()
-    return mu, log_var
+        mu, log_var = autoencoder.encode(data.images[rows[start : start + BATCH_IMAGES]])
+        means.append(mu)
+        log_vars += [] if log_var is None else [log_var]
+    return _joined(means), _joined(log_vars) if log_vars else None
+
+
+def _joined(parts: list[Floats]) -> Floats:
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)

@@ -1,0 +1,91 @@
+"""Image files on their way to a server: as they are, or with their faces aligned first."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
+from tqdm import tqdm
+from tyro.conf import arg
+
+from engine.client.synchronous import Client
+from framing import Aligner, Frame, FramingError, to_rgb, upright
+
+_LYING = 5  # EXIF orientations from here on swap width and height
+
+Read = Callable[[Path], bytes]
+Align = Annotated[
+    bool,
+    arg(
+        help="Find the face in each picture and bring its eyes and mouth to where the model expects them, before it is "
+        "sent; of several the largest, which is said. Needs pip install 'dfc-vae[align,cpu]'."
+    ),
+]
+
+
+def reader(client: Client, align: bool) -> Read:
+    """What reads the files to send; several threads may use it.
+
+    Args:
+        client: asked which frame its model has.
+        align: whether faces are aligned with it. If they aren't, a note says once that a picture needs it.
+
+    Raises:
+        FramingError: The model's frame, or this environment, doesn't allow aligning.
+    """
+    frame = client.model().frame
+    return _aligned(Aligner(frame)) if align else _as_it_is(frame)
+
+
+def _as_it_is(frame: Frame) -> Read:
+    first = iter([True])
+
+    def read(path: Path) -> bytes:
+        size = _size(path)
+        if size and frame.source and frame.brings(*size) and next(first, False):
+            _note(
+                f"{path} is {size[0]}x{size[1]} pixels, the model knows faces in {frame.source[0]}x{frame.source[1]}: "
+                "the middle is taken for the face; --align finds it"
+            )
+        return path.read_bytes()
+
+    return read
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """Width and height of a picture that stands upright; None where the server must say what is wrong with it."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(Base.Orientation, 1) >= _LYING else (width, height)
+    except Exception:  # Pillow raises many unrelated types for damaged files
+        return None
+
+
+def _note(text: str) -> None:
+    tqdm.write(f"note: {text}", file=sys.stderr)
+
+
+def _aligned(aligner: Aligner) -> Read:
+    def read(path: Path) -> bytes:
+        data = path.read_bytes()
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                upright(image)
+                aligned = aligner.align(to_rgb(image))
+        except FramingError as error:
+            raise FramingError(f"{path} {error}") from None
+        except UnidentifiedImageError:
+            raise FramingError(f"{path} is no image, or of a format that can't be read; convert it to JPEG") from None
+        except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
+            raise FramingError(f"{path} is damaged or too large ({error}); save it again") from error
+        if aligned.faces > 1:
+            _note(f"{path} shows {aligned.faces} faces; the largest is taken")
+        file = io.BytesIO()
+        aligned.image.save(file, "PNG")
+        return file.getvalue()
+
+    return read

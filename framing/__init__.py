@@ -1,0 +1,24 @@
+"""The frame around a face: what models are trained on, and how pictures are brought to it.
+
+Trainer, server and client share this package, so that a picture becomes the same pixels wherever it goes in; it stands
+beside them because they must not import each other. It needs NumPy and Pillow, and `Aligner` the extra `align`.
+"""
+
+from framing.aligner import Aligner
+from framing.errors import FramingError, TooLongError, TooSmallError
+from framing.frame import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame, Landmarks
+from framing.picture import prepare, to_rgb, upright
+
+__all__ = [
+    "CELEBA_LANDMARKS",
+    "CELEBA_SOURCE",
+    "Aligner",
+    "Frame",
+    "FramingError",
+    "Landmarks",
+    "TooLongError",
+    "TooSmallError",
+    "prepare",
+    "to_rgb",
+    "upright",
+]

@@ -1,0 +1,77 @@
+"""Where DNS and all else outside the machine is silently dropped, everything works, and nothing asks for it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+from mute_network import Observed, run_on_mute_network
+from PIL import Image
+from runs import write_run
+from tiny_model import ATTRIBUTES
+
+# The fork that OpenVINO makes where its reports are on is ended after three seconds; a server that took this for its
+# own end, or an orphan that still holds its port, shows after that.
+_SERVE = """
+import signal, subprocess, sys, time
+from engine.client import Client
+command = [sys.executable, "-m", "engine", "--bundle", sys.argv[1], "--port", "0"]
+server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+target = server.stdout.readline().split()[-1]
+time.sleep(5)
+with Client(target) as client:
+    assert client.edit([open(sys.argv[2], "rb").read()], {"%s": 1.0}).shape[0] == 1
+server.send_signal(signal.SIGTERM)
+sys.exit(server.wait())
+"""
+_QUICKSTART = """
+import sys
+from pathlib import Path
+from quickstart.__main__ import Stages, serve_and_edit
+serve_and_edit(*map(Path, sys.argv[1:4]), Stages())
+"""
+
+
+def require_silence(observed: Observed, exit_code: int = 0) -> None:
+    assert observed.ended.returncode == exit_code, observed.ended.stderr
+    assert observed.events == ""
+    assert observed.questions == b""
+    assert observed.home == []
+
+
+@pytest.fixture
+def face(tmp_path: Path) -> Path:
+    path = tmp_path / "face.png"
+    Image.fromarray(np.full((12, 12, 3), 90, np.uint8)).save(path)
+    return path
+
+
+def bundle_for(backend: str, folder: Path) -> Path:
+    bundle = write_tiny_bundle(folder / backend)
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"onnxruntime"', f'"{backend}"'))
+    return bundle
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_server_serves_until_it_is_told_to_end(tmp_path: Path, face: Path, backend: str) -> None:
+    bundle = bundle_for(backend, tmp_path)
+    require_silence(run_on_mute_network(["-c", _SERVE % ATTRIBUTES[0], bundle, face], tmp_path))
+
+
+def test_quickstart_serves(tmp_path: Path, face: Path) -> None:
+    bundle, order = bundle_for("openvino", tmp_path), tmp_path / "order.json"
+    order.write_text(json.dumps([{"attribute": ATTRIBUTES[0], "strength": 1.0, "files": [str(face)]}]))
+    require_silence(run_on_mute_network(["-c", _QUICKSTART, bundle, order, tmp_path / "edits.npz"], tmp_path))
+    assert (tmp_path / "edits.npz").exists()
+
+
+def test_export_proves_and_quantises(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    command = ["-m", "export.build_engines", "--run", run, "--out", tmp_path / "bundle", "--max-batch", "4"]
+    named = ["--backend", "openvino", "--encoder", "plain", "--decoder", "plain", "--precision"]
+    for precision, exit_code in (("fp32", 0), ("int8", 1)):  # these random weights are no good in int8
+        folder = tmp_path / precision
+        folder.mkdir()
+        require_silence(run_on_mute_network([*command, *named, precision, "--force"], folder), exit_code)

@@ -1,0 +1,52 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import write_run
+
+from engine.sampling import Gaussian
+from export.errors import InputError
+from export.prior import check_prior, copy_prior
+from export.run import Run
+from trainer.prior import save_prior
+
+ANEW = r"; make it anew with `python -m trainer directions \S+ --data DIR`"
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("shared") / "run", samples=2)
+
+
+def save(latent_dim: int, model_sha256: str) -> Callable[[Path], None]:
+    mean, root = np.zeros(latent_dim, np.float32), np.eye(latent_dim, dtype=np.float32)
+    return lambda path: save_prior(path, mean, root, 9, model_sha256)
+
+
+def test_the_bundle_gets_the_trainers_file(shared_run: Path, tmp_path: Path) -> None:
+    run = Run.load(shared_run)
+    check_prior(run)
+    copy_prior(run, tmp_path)
+    assert (tmp_path / "prior.safetensors").read_bytes() == (shared_run / "prior.safetensors").read_bytes()
+    assert Gaussian.load(tmp_path / "prior.safetensors").latent_dim == run.config.model.latent_dim
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), r"has no prior\.safetensors, which new faces are drawn from"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), r"prior\.safetensors can't be read as a Gaussian"),
+        (save(16, "ab" * 32), r"prior\.safetensors is of other weights than those of the run"),
+        (save(5, ""), r"prior\.safetensors is of other weights than those of the run"),
+    ],
+)
+def test_runs_without_one_of_their_own_are_refused(
+    shared_run: Path, tmp_path: Path, spoil: Callable[[Path], Any], message: str
+) -> None:
+    folder = Path(shutil.copytree(shared_run, tmp_path / "run"))
+    spoil(folder / "prior.safetensors")
+    with pytest.raises(InputError, match=message + ".*" + ANEW):
+        check_prior(Run.load(folder))

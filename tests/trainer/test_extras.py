@@ -1,0 +1,92 @@
+"""Commands where optional packages are missing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import ROOT
+
+from trainer.extras import MODULES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BLOCKER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_without(extra: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs Python, which imports a `sitecustomize` that it finds in PYTHONPATH at its start."""
+    (folder / "sitecustomize.py").write_text(BLOCKER.format(names=MODULES[extra]))  # type: ignore[index]
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "-m trainer train --data D --out R",
+        "-m trainer evaluate R --data D",
+        "-m trainer directions R --data D",
+        "-m export.build_engines --run R --out B",
+        "-m export.verify B --run R",
+        "-m quickstart",
+        "benchmarks/training.py",
+        "benchmarks/quality.py --data D --out O",
+        "benchmarks/latency.py --bundle B --run R",
+        "benchmarks/gpu.py prepare --job J --run R",
+    ],
+)
+def test_commands_that_train_or_export_say_which_extra_to_install(tmp_path: Path, command: str) -> None:
+    result = run_without("train", tmp_path, *command.split())
+    assert result.returncode == 2
+    assert result.stderr == "error: torch is not installed; pip install 'dfc-vae[train]'\n"
+
+
+@pytest.mark.parametrize("name", ["load", "soak", "faults", "overload", "fuzz"])
+def test_benchmarks_of_the_server_say_which_extra_to_install(tmp_path: Path, name: str) -> None:
+    result = run_without("bench", tmp_path, f"benchmarks/{name}.py")
+    assert result.returncode == 2
+    assert result.stderr == "error: hpack is not installed; pip install 'dfc-vae[bench]'\n"
+
+
+def test_from_python_the_extra_is_named_too(tmp_path: Path) -> None:
+    result = run_without(
+        "train", tmp_path, "-c", "import trainer\nfrom trainer import presets\nfrom trainer import VAE"
+    )
+    assert result.returncode == 1
+    assert result.stderr.endswith("ImportError: torch is not installed; pip install 'dfc-vae[train]'\n")
+
+
+def test_help_and_faces_need_no_extra(tmp_path: Path) -> None:
+    result = run_without("train", tmp_path, "-m", "trainer", "directions", "--help")
+    assert result.returncode == 0, result.stderr
+    arguments = ["-m", "trainer", "faces", str(tmp_path / "faces"), "--count", "10", "--workers", "1"]
+    result = run_without("train", tmp_path, *arguments)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("extra", MODULES)
+def test_what_is_looked_for_is_what_pyproject_lists(extra: str) -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    distribution = {"sklearn": "scikit-learn", "torch_fidelity": "torch-fidelity"}
+    for name in MODULES[extra]:  # type: ignore[index]
+        assert any(line.startswith(distribution.get(name, name)) for line in listed)

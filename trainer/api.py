@@ -1,0 +1,225 @@
+"""The trainer from Python: `from trainer import VAE, presets, train`.
+
+Edits and samples are made by `engine.latents` and `engine.sampling`, pure numpy, so that they are what a server of the
+same run answers. Training itself never imports this module.
+
+Shapes: N images, S image side, D latent_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.errors import BundleError, DirectionsError
+from engine.latents import Directions
+from engine.sampling import Gaussian
+from framing import Aligner
+from trainer import checkpoint, loop, model
+from trainer.checkpoint import DIRECTIONS, PRIOR
+from trainer.config import TrainConfig
+from trainer.dataset import pixels
+from trainer.errors import RunError
+from trainer.placement import Placement
+from trainer.plan import Plan
+
+Images = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+BATCH_IMAGES = 128
+
+
+def train(config: TrainConfig, data: str | Path, out: str | Path, *, resume: bool = False) -> None:
+    """Trains, as `python -m trainer train` does, and leaves a run folder.
+
+    Args:
+        config: what to compute: a preset, such as `presets.best()`, perhaps changed by `dataclasses.replace`.
+        data: the data set, as for the command.
+        out: the run folder to write; new, and outside the data set.
+        resume: go on from the run folder's checkpoint; start if it has none.
+
+    Raises:
+        TrainerError: something cannot be used or the loss went astray; the message names it and the mend.
+    """
+    plan = Plan.of(config, Path(data), Path(out), resume)
+    loop.train(config, plan.data(), Path(out), resume)
+
+
+class VAE:
+    """A trained model: images to latents and back, edits along attribute directions, and new faces.
+
+    Everything is computed in FP32. Images are uint8 RGB (N, S, S, 3), latents float32 (N, D).
+
+    Args:
+        run: the run folder.
+        network: its model, in evaluation mode, on the device of `place`.
+        config: what the run computed.
+        place: where to compute.
+    """
+
+    def __init__(self, run: Path, network: model.VAE, config: TrainConfig, place: Placement) -> None:
+        self.run = run
+        self.network = network
+        self.config = config
+        self._place = place
+
+    @classmethod
+    def from_pretrained(cls, run: str | Path, device: str = "auto") -> VAE:
+        """Reads a run folder, or the `config.json` and `model.safetensors` of one.
+
+        Args:
+            run: the folder.
+            device: "cpu", "cuda", or "auto" for the GPU if there is one.
+
+        Raises:
+            RunError: there is no run, or it cannot be read.
+            ConfigError: a GPU is asked for and there is none.
+        """
+        folder = Path(run)
+        config, _ = checkpoint.load_config(folder)
+        place = Placement.of(device, "fp32")
+        return cls(folder, place.module(checkpoint.load_model(folder)), config, place)
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the images, pixels."""
+        return self.config.model.image_size
+
+    @property
+    def latent_dim(self) -> int:
+        """Size D of the latents."""
+        return self.config.model.latent_dim
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that can be edited.
+
+        Raises:
+            RunError: as `directions`.
+        """
+        return self.directions.names
+
+    @cached_property
+    def directions(self) -> Directions:
+        """The attribute directions, one row an attribute.
+
+        Raises:
+            RunError: the run has none, or they cannot be read.
+        """
+        try:
+            return Directions.load(self.run / DIRECTIONS)
+        except DirectionsError as error:
+            raise RunError(f"{error}; {self._anew}") from error
+
+    @cached_property
+    def prior(self) -> Gaussian:
+        """The Gaussian that new faces are drawn from.
+
+        Raises:
+            RunError: the run has none, or it cannot be read.
+        """
+        try:
+            return Gaussian.load(self.run / PRIOR)
+        except BundleError as error:
+            raise RunError(f"{error}; {self._anew}") from error
+
+    @property
+    def _anew(self) -> str:
+        return f"make it with `python -m trainer directions {self.run} --data DIR`"
+
+    def read(self, paths: Iterable[str | Path], *, align: bool = False) -> Images:
+        """Image files as the model was trained on them: upright, RGB, brought to its frame, (N, S, S, 3).
+
+        Args:
+            paths: the files.
+            align: find and align faces, as a run that was trained so does anyway.
+
+        Raises:
+            DataError: a file is no image, damaged, of a size that cannot be used, or shows no face to align.
+            FramingError: of `framing`; the run has no frame to align to, or the extra `align` is missing.
+        """
+        frame = self.config.frame
+        aligner = Aligner(frame) if align or self.config.align else None
+        read = [pixels.read(Path(path), frame, aligner).image for path in paths]
+        return np.array(read, np.uint8).reshape(len(read), self.image_size, self.image_size, 3)
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Floats:
+        """Posterior means mu, (N, D).
+
+        Args:
+            images: (N, S, S, 3) uint8 RGB.
+
+        Raises:
+            ValueError: they have another type or shape.
+        """
+        size = self.image_size
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"images must be uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; VAE.read brings "
+                "files to that"
+            )
+        mu = np.empty((len(images), self.latent_dim), np.float32)
+        for start in range(0, len(images), BATCH_IMAGES):
+            batch = slice(start, start + BATCH_IMAGES)
+            mu[batch] = self.network.encoder(self._place.images(images[batch])).mu.cpu().numpy()
+        return mu
+
+    @torch.no_grad()
+    def decode(self, latents: Floats) -> Images:
+        """Images (N, S, S, 3) uint8 RGB.
+
+        Args:
+            latents: (N, D) float32.
+
+        Raises:
+            ValueError: they have another type or shape.
+        """
+        if latents.dtype != np.float32 or latents.ndim != 2 or latents.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"latents must be float32 (N, {self.latent_dim}), not {latents.dtype} {latents.shape}; "
+                "astype(np.float32) changes the type"
+            )
+        images = np.empty((len(latents), self.image_size, self.image_size, 3), np.uint8)
+        for start in range(0, len(latents), BATCH_IMAGES):
+            batch = slice(start, start + BATCH_IMAGES)
+            decoded = self.network.decoder(torch.from_numpy(latents[batch]).to(self._place.device))
+            images[batch] = decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+        return images
+
+    def edit(self, images: Images, edits: Mapping[str, float], keep: Iterable[str] = ()) -> Images:
+        """Images with attributes added or taken away, (N, S, S, 3).
+
+        Args:
+            images: (N, S, S, 3) uint8 RGB.
+            edits: strengths by attribute, in lengths of the mean difference, as protos/dfcvae.proto defines it; a
+                negative one takes the attribute away.
+            keep: attributes that must stay as they are.
+
+        Raises:
+            ValueError: the images have another type or shape.
+            RunError: as `directions`.
+            UnknownAttribute: of `engine.errors`; the run has no direction of a name.
+            InvalidRequest: of `engine.errors`; a strength is not finite, or an attribute is both edited and kept.
+        """
+        step = self.directions.move(list(edits.items()), list(keep)).step
+        return self.decode(self.encode(images) + step)
+
+    def sample(self, count: int, seed: int = 0, temperature: float = 1.0) -> Images:
+        """New faces, (count, S, S, 3): those that a server draws for the same seed.
+
+        Args:
+            count: how many, at least 1.
+            seed: any integer from 0 on; the same one gives the same faces.
+            temperature: factor on the distance from the mean face; below 1 faces are more typical and less varied.
+
+        Raises:
+            RunError: as `prior`.
+            InvalidRequest: of `engine.errors`; an argument is out of its range.
+        """
+        return self.decode(self.prior.draw(count, seed, temperature))
