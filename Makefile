@@ -8,7 +8,8 @@ RUN     = $(VENV)/bin/python
 .PHONY: quickstart test lint protos lock
 .DELETE_ON_ERROR:
 
-# DATA=DIR your own CelebA folder, VGG=FILE VGG19 weights, CROP=0 images that are cropped already,
+# DATA=DIR your own CelebA folder, VGG=FILE VGG19 weights (default: random ones),
+# CROP=0 images that are cropped already,
 # EPOCHS=N longer or shorter training, OUT=DIR where everything goes
 quickstart: $(VENV)/installed
 	$(RUN) -m quickstart --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(VGG),--vgg "$(VGG)") \

@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import json
 import resource
+import select
 import shlex
 import shutil
 import subprocess
@@ -26,17 +27,19 @@ from quickstart.client import Job, read_order
 from trainer import checkpoint, dataset
 from trainer.checkpoint import EVALUATION
 from trainer.classifier import classifier_of
-from trainer.config import TrainConfig
+from trainer.config import RANDOM, TrainConfig
 from trainer.dataset.index import ImageFile
 from trainer.errors import DataError, RunError, TrainerError
 from trainer.evaluate import REPORT, digests, made_with
 from trainer.faces import FACES_VERSION
 from trainer.measures.edit_sitting import rows_to_edit
 from trainer.measures.editing import JUDGED_ATTRIBUTES
-from trainer.perceptual import load_backbone
+from trainer.perceptual import check_weights
 from trainer.placement import Placement
 from trainer.presets import quickstart as preset
 
+START_SECONDS, STOP_SECONDS = 300, 60
+"""Time that the server has to start, on a slow and busy machine, and to stop."""
 PRESET_IMAGES = 6400
 """Size of the train split that the preset's number of epochs is meant for: 80 % of the default count of faces."""
 
@@ -50,7 +53,7 @@ class Quickstart:
     data: Path | None = None
     """Your own data set in CelebA's layout; default: procedural faces are drawn."""
     vgg: Path | None = None
-    """File with VGG19 weights; default: torchvision's, or random ones where they cannot be downloaded."""
+    """File with VGG19 weights; default: random ones, which need no download and will do for this."""
     crop: int | None = None
     """Side of the centre crop, pixels; 0 for images that are cropped already. Default: the preset's."""
     epochs: int | None = None
@@ -64,7 +67,7 @@ class Quickstart:
 
     def training(self, num_images: int = PRESET_IMAGES) -> TrainConfig:
         """The preset with this command's own choices, for a train split of `num_images`."""
-        config = replace(preset(), seed=self.seed, vgg_weights=self.vgg)
+        config = replace(preset(), seed=self.seed, vgg_weights=self.vgg or RANDOM)
         if self.crop is not None:
             config = replace(config, crop=self.crop)
         epochs = max(1, round(config.epochs * PRESET_IMAGES / num_images)) if self.epochs is None else self.epochs
@@ -84,8 +87,7 @@ class Quickstart:
                     f"--data {self.data}: has no labels of {' or '.join(JUDGED_ATTRIBUTES)}, so there would be nothing "
                     "to edit; give a data set with labels, or train on this one with `python -m trainer train`"
                 )
-        if wanted.vgg_weights is not None:
-            load_backbone(wanted.taps, wanted.vgg_weights, wanted.seed)
+        check_weights(wanted.taps, wanted.vgg_weights)
 
 
 class StageError(Exception):
@@ -162,7 +164,7 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.
         "--resume",
     ]
     command += ["--crop", wanted.crop, "--epochs", wanted.epochs]
-    command += ["--vgg-weights", wanted.vgg_weights] if wanted.vgg_weights else []
+    command += ["--vgg-weights", wanted.vgg_weights]
     stages.run("training", "trainer", "train", *command)
     return packed
 
@@ -239,6 +241,8 @@ def serve_and_edit(bundle: Path, order: Path, answers: Path, stages: Stages) -> 
     server = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
+        if not select.select([server.stdout], [], [], START_SECONDS)[0]:
+            raise StageError(f"the server has not started in {START_SECONDS} s; what it said stands above")
         line = server.stdout.readline().strip()
         if not line:
             raise StageError(f"the server ended with exit code {server.wait()}; what it said stands above")
@@ -247,7 +251,11 @@ def serve_and_edit(bundle: Path, order: Path, answers: Path, stages: Stages) -> 
         stages.run("client", "quickstart.client", "--target", target, "--order", order, "--out", answers)
     finally:
         server.terminate()
-        code = server.wait()
+        try:
+            code = server.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            code = server.wait()
     if code:
         raise StageError(f"the server ended with exit code {code}")
 

@@ -23,6 +23,10 @@ from trainer.extras import require
 from trainer.options import Options
 from trainer.presets import PRESETS
 
+logger = logging.getLogger(__name__)
+
+DEFAULT_PRESET = "best"
+
 
 @dataclasses.dataclass(frozen=True)
 class Faces:
@@ -58,10 +62,12 @@ class Evaluate:
     """Find and align faces as train does with --align; a run that was trained so does it anyway."""
     options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
     """How to judge."""
+    threads: int | None = None
+    """Threads that compute on a CPU; default: $OMP_NUM_THREADS, or as many as the machine has free cores now."""
 
     def __call__(self) -> None:
         """Runs the command."""
-        from trainer import checkpoint, dataset  # noqa: PLC0415
+        from trainer import checkpoint, dataset, threads  # noqa: PLC0415
         from trainer.evaluate import REPORT, evaluate  # noqa: PLC0415
         from trainer.measures.report import summary  # noqa: PLC0415
 
@@ -76,7 +82,8 @@ class Evaluate:
             split_by=config.split_by,
             skip_damaged=config.skip_damaged,
         )
-        print(summary(evaluate(self.run, data, self.options)))
+        with threads.limited(threads.choose(self.threads)):
+            print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {(self.options.out or self.run) / REPORT}")
 
 
@@ -177,18 +184,34 @@ class Train:
             print(f"next: {evaluate}, then python -m export.build_engines --run {self.out} --out BUNDLE")
 
 
-def _preset(arguments: list[str]) -> TrainConfig:
-    """The configuration that `--preset` names: its values are the defaults of all other flags."""
-    name = "seed"
-    for position, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag == "--preset":
-            name = value if equals else "".join(arguments[position + 1 : position + 2])
+def _defaults(arguments: list[str]) -> TrainConfig:
+    """What the flags of `train` are when they are not given: the preset's values, or those of a run that is resumed."""
+    name = _given(arguments, "--preset")
+    if "--resume" in arguments:
+        folder = Path(_given(arguments, "--out") or "")
+        if (folder / "config.json").is_file():
+            from trainer import checkpoint  # noqa: PLC0415  (start-up: --help need not load torch)
+
+            config, _ = checkpoint.load_config(folder)
+            if name in (None, config.preset):
+                return config
+    if name is None:
+        name = DEFAULT_PRESET
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         nearest = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"--preset {name}: unknown; {nearest}The presets are {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+def _given(arguments: list[str], name: str) -> str | None:
+    """The value of a flag on the command line; the last one counts."""
+    found = None
+    for position, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == name:
+            found = value if equals else "".join(arguments[position + 1 : position + 2])
+    return found
 
 
 def _refuse_idle(config: TrainConfig, arguments: list[str]) -> None:
@@ -200,10 +223,24 @@ def _refuse_idle(config: TrainConfig, arguments: list[str]) -> None:
             raise ConfigError(f"--{flag}: has no effect here, as {reason}")
 
 
+def _say_preset(command: Train, arguments: list[str]) -> None:
+    """Says which preset is taken where none is asked for."""
+    resumed = command.resume and (command.out / "config.json").is_file()
+    if _given(arguments, "--preset") is None and not resumed:
+        logger.info(
+            "preset %s, as --preset is not given: what measures best for editing; --preset seed is the recipe of the "
+            "seed document",
+            DEFAULT_PRESET,
+        )
+
+
 def _train_help() -> str:
     """What `train` does, and one sentence a preset: the first line of its docstring."""
     presets = (f"- {name}: {(inspect.getdoc(make) or '').splitlines()[0]}" for name, make in PRESETS.items())
-    intro = "Train on a folder of faces. --preset sets the defaults of the other flags; the presets are:"
+    intro = (
+        f"Train on a folder of faces. --preset sets the defaults of the other flags, {DEFAULT_PRESET} if it is not "
+        "given; with --resume they are those of the run. The presets are:"
+    )
     return "\n".join((intro, *presets))
 
 
@@ -223,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     previous = signal.signal(signal.SIGTERM, interrupt)  # so that it, like SIGINT, leaves no half-written file
     try:
-        default = Train(data=tyro.MISSING, out=tyro.MISSING, config=_preset(arguments))
+        default = Train(data=tyro.MISSING, out=tyro.MISSING, config=_defaults(arguments))
         command: Faces | Train | Directions | Evaluate = tyro.cli(
             Annotated[Faces, tyro.conf.subcommand("faces")]
             | Annotated[Train, tyro.conf.subcommand("train", default=default, description=_train_help())]
@@ -237,6 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
             require("train")
         if isinstance(command, Train):
             _refuse_idle(command.config, arguments)
+            _say_preset(command, arguments)
         command()
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ samples.safetensors      held-out images, `images` (N, S, S, 3) uint8: what expo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -27,12 +28,15 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, RunError
 from trainer.model import VAE
 
 RUN_FORMAT_VERSION = 1
+CHECKPOINT_VERSION = 2
+"""Rises whenever a checkpoint holds other things, or the same seed gives other batches."""
 CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
 METRICS, SAMPLES = "metrics.jsonl", "samples.safetensors"
 DIRECTIONS, PRIOR = "directions.safetensors", "prior.safetensors"
@@ -179,7 +183,33 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a torn file
         raise RunError(f"{path} is torn or not a checkpoint ({error}); train again into a new folder") from error
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise RunError(
+            f"{path} is of another version of this project, which would go on otherwise; train into a new folder, "
+            f"with --init-from {run} to start from its weights"
+        )
     return state
+
+
+def initial_weights(config: TrainConfig) -> dict[str, Tensor]:
+    """The weights of the run that `config.init_from` names.
+
+    Raises:
+        ConfigError: it is no run, has no weights, or its model has other sizes.
+    """
+    run = config.init_from
+    assert run is not None
+    try:
+        model = load_model(run)
+    except RunError as error:
+        raise ConfigError(f"--init-from {run}: {error}") from error
+    ours, theirs = (dataclasses.asdict(sizes) for sizes in (config.model, model.config))
+    differing = [
+        f"--{name.replace('_', '-')} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name]
+    ]
+    if differing:
+        raise ConfigError(f"--init-from {run}: its model has {', '.join(differing)}; give this run the same sizes")
+    return model.state_dict()
 
 
 def sha256_of(path: Path) -> str:

@@ -26,6 +26,8 @@ def compile_run(run: Run, perceptual: PerceptualLoss | None) -> bool:
     On a GPU these are the VAE, unless several processes share its batch norms, and VGG. On a CPU it is VGG alone, whose
     activations are many and large: compiled, its step takes a quarter less time; the VAE's gains next to nothing.
 
+    A run that is gone on with is compiled if it was so far, as its rounding depends on it.
+
     Returns:
         Whether anything is compiled.
 
@@ -35,8 +37,10 @@ def compile_run(run: Run, perceptual: PerceptualLoss | None) -> bool:
     mode, gpu = run.config.compile, run.place.device.type == "cuda"
     batch = run.config.batch_size
     judged = run.fleet.shard.count(math.ceil(run.config.feature_share * batch)) if perceptual else 0
-    steps = run.num_steps - run.step
+    steps = run.num_steps
     pays = steps >= MIN_GPU_STEPS if gpu else steps * judged >= MIN_CPU_IMAGES
+    if run.compiled is not None:
+        pays = run.compiled
     if mode == "off" or (mode == "auto" and not pays):
         return False
     reason = _obstacle(run.place.device)

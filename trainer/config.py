@@ -24,16 +24,21 @@ Kind = Literal["mean", "adjusted", "svm"]
 """Kinds of attribute directions, which `trainer.directions` describes."""
 
 HARMLESS = (
-    "preset", "device", "compile", "log_every", "save_minutes", "vgg_weights", "labels", "skip_damaged", "directions",
+    "preset", "device", "compile", "deterministic", "threads", "log_every", "save_minutes",
+    "vgg_weights", "labels", "skip_damaged", "directions",
 )  # fmt: skip
 """Fields that do not decide what weights a run comes to; of VGG19's weights and the labels the content does, not the
 name of the file."""
+RANDOM = Path("random")
+"""As `vgg_weights`: weights that are drawn from the seed."""
+CHANGEABLE = ("epochs", "lr", "muon_lr", "grad_clip")
+"""Fields that a run that is gone on with may change; config.json says from which step on."""
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide what a run computes, those of the model beside the others."""
     flat = values | dataclasses.asdict(ModelConfig()) | values["model"]
-    return {key: value for key, value in flat.items() if key not in (*HARMLESS, "model")}
+    return {key: value for key, value in flat.items() if key not in (*HARMLESS, *CHANGEABLE, "model")}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -154,7 +159,10 @@ class TrainConfig:
     feature_share: float = 1.0
     """Share of each batch on which the feature terms are computed: an unbiased estimate of them, cheaper."""
     vgg_weights: Path | None = None
-    """File with VGG19 weights (a torchvision-layout state_dict); default: torchvision's ImageNet weights."""
+    """File with VGG19 weights (a torchvision-layout state_dict), or `random` for random ones, which work, but less
+    well; default: torchvision's ImageNet weights, from the hub cache or downloaded."""
+    init_from: Path | None = None
+    """Run folder whose weights training starts from, for fine-tuning; it needs the same sizes of the model."""
 
     directions: Kind = "mean"
     """Kind of attribute directions. mean: mean differences (seed, paper); adjusted: with the other attributes held
@@ -162,11 +170,18 @@ class TrainConfig:
     `python -m trainer directions` changes them later."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of training; auto: bf16 where the device has units for it. Weights stay in FP32."""
+    """Arithmetic of training; auto: bf16 where the device has units for it. Weights stay in FP32. FP32 is FP32: never
+    TF32 on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: the GPU if there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on a GPU, for runs that are long enough to earn back the minute that it takes."""
+    deterministic: bool = False
+    """On a GPU, use algorithms that give the same bits every time, so that a resumed run ends at the very same weights;
+    slower. On a CPU it is so without."""
+    threads: int | None = None
+    """Threads that compute on a CPU; default: as many as before in a run that is gone on with, else $OMP_NUM_THREADS,
+    else as many as the machine has free cores when the run starts."""
     log_every: int = 10
     """Steps between two records in metrics.jsonl and TensorBoard."""
     save_minutes: float = 10.0
@@ -196,6 +211,7 @@ class TrainConfig:
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
         _require(0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay}: must be 0 (off) or above, and below 1")
         _require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")
+        _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}: must be at least 1")
         _require(self.log_every >= 1, f"--log-every {self.log_every}: must be at least 1")
         _require(self.save_minutes > 0, f"--save-minutes {self.save_minutes}: must be above 0")
         for flag, weight in (
@@ -251,7 +267,8 @@ class TrainConfig:
     def differences(self, other: dict[str, Any]) -> list[str]:
         """The fields in which a run with `other`, from `to_json`, would compute something else: `field: other -> this`.
 
-        A field that `other` lacks, being of an older version, counts as having its default.
+        Those that a run may change are not among them. A field that `other` lacks, being of an older version, counts as
+        having its default.
         """
         default = TrainConfig().to_json()
         theirs, ours = (_flat(default | values) for values in (other, self.to_json()))
@@ -276,7 +293,7 @@ class TrainConfig:
             values["taps"] = tuple(values["taps"])
             width, height = values.get("source", CELEBA_SOURCE)  # runs of older versions have none
             values["source"] = (width, height)
-            for name in ("vgg_weights", "labels"):
+            for name in ("vgg_weights", "labels", "init_from"):
                 if values.get(name) is not None:
                     values[name] = Path(values[name])
             return cls(model=ModelConfig(**model), **values)

@@ -10,7 +10,7 @@ Extra = Literal["train", "bench"]
 
 MODULES: dict[Extra, tuple[str, ...]] = {
     "train": (
-        "torch", "torchvision", "onnx", "filelock", "jinja2", "matplotlib", "sklearn", "scipy", "tensorboard",
+        "torch", "torchvision", "onnx", "filelock", "jinja2", "matplotlib", "psutil", "sklearn", "scipy", "tensorboard",
         "torch_fidelity", "torchmetrics",
     ),
     "bench": ("hpack", "hypothesis", "psutil"),

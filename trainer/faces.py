@@ -17,6 +17,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from trainer.errors import ConfigError
 from trainer.portrait.picture import render_face
 from trainer.portrait.sitter import ATTRIBUTES, Face, sample_face
+from trainer.signals import held_back
 
 __all__ = ["ATTRIBUTES", "FACES_VERSION", "Face", "render_face", "sample_face", "write_faces"]
 
@@ -104,19 +106,27 @@ def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozens
         # Spawned, so that workers inherit neither threads nor locks of whoever calls.
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(min(workers, len(chunks)), context, initializer=_leave_interrupts_to_parent)
-        try:
-            futures = {pool.submit(_draw_chunk, images, seed, chunk): chunk for chunk in chunks}
-            for future in as_completed(futures):
-                chunk = futures[future]
-                labels[chunk.start : chunk.stop] = future.result()
-                progress.update(len(chunk))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with held_back() as signals:
+            try:
+                futures = {pool.submit(_draw_chunk, images, seed, chunk): chunk for chunk in chunks}
+                for future in as_completed(futures):
+                    chunk = futures[future]
+                    labels[chunk.start : chunk.stop] = future.result()
+                    progress.update(len(chunk))
+                    if signals.received:
+                        break
+            except BrokenProcessPool as error:
+                raise ConfigError(
+                    f"--workers {workers}: a process that drew faces was killed, perhaps for want of memory; give fewer"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
     return labels
 
 
 def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a terminal and a supervisor send them to the whole group
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _draw_chunk(images: Path, seed: int, indices: range) -> list[frozenset[str]]:

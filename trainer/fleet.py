@@ -90,7 +90,7 @@ class Fleet:
         """Has the leader do something that touches the run folder, and tells the others what came of it.
 
         Raises:
-            TrainerError: the work failed; the other processes end with the same exit code.
+            Exception: the work failed; the other processes end with the same exit code.
         """
         if self.size == 1:
             return work()
@@ -98,8 +98,8 @@ class Fleet:
         if self.leads:
             try:
                 outcome[0] = work()
-            except TrainerError as error:
-                outcome[1] = error.exit_code
+            except BaseException as error:  # whatever it is, the others wait to hear of it
+                outcome[1] = error.exit_code if isinstance(error, TrainerError) else 1
                 dist.broadcast_object_list(outcome, device=torch.device("cpu"))
                 raise
         dist.broadcast_object_list(outcome, device=torch.device("cpu"))

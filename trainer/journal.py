@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from trainer.checkpoint import METRICS, write_atomically
+from trainer.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -64,22 +63,36 @@ class Journal:
                 "step %d of %d, %.0f images/s, %s left", step, self._num_steps, self._batch_size / seconds_a_step, left
             )
 
-    def losses(self, step: int, epoch: float, lr: float, values: dict[str, float]) -> None:
-        """Records the loss and its terms in one step."""
+    def losses(self, step: int, epoch: float, numbers: dict[str, float], values: dict[str, float]) -> None:
+        """Records one step.
+
+        Args:
+            step: steps that are done.
+            epoch: epochs that are done.
+            numbers: learning rates and length of the gradient, by name.
+            values: the loss and its terms.
+        """
         rate = (step - self._first) * self._batch_size / (time.monotonic() - self._began)
-        record = {"step": step, "epoch": epoch, "lr": lr, "loss": values, "images_per_second": round(rate, 1)}
+        record = {"step": step, "epoch": epoch, **numbers, "loss": values, "images_per_second": round(rate, 1)}
         self._metrics.write(json.dumps(record) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"loss/{name}", value, step)
-        self._board.add_scalar("lr", lr, step)
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
         self._bar.set_postfix(pixel=f"{values['pixel']:.4f}", kl=f"{values['kl']:.0f}", refresh=False)
 
-    def validation(self, step: int, epoch: str, psnr: float, picture: NDArray[np.uint8]) -> None:
-        """Records an epoch's validation: PSNR, dB, and a picture of reconstructions, (H, W, 3)."""
-        self._metrics.write(json.dumps({"step": step, "val_psnr": psnr}) + "\n")
-        self._board.add_scalar("val_psnr", psnr, step)
-        self._board.add_image("reconstructions", picture, step, dataformats="HWC")
-        tqdm.write(f"epoch {epoch}: validation PSNR {psnr:.2f} dB")
+    def validation(self, step: int, epoch: str, found: Validation) -> None:
+        """Records an epoch's validation."""
+        numbers = {"psnr": found.psnr, "loss": found.loss, "kl": found.kl, "active_units": found.active}
+        values = {f"val_{name}": value for name, value in numbers.items()}
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._board.add_image("reconstructions", found.picture, step, dataformats="HWC")
+        tqdm.write(
+            f"epoch {epoch}: validation PSNR {found.psnr:.2f} dB, loss {found.loss:.4g}, KL {found.kl:.1f} nats, "
+            f"{found.active} active latents"
+        )
 
 
 def _cut(path: Path, step: int) -> None:

@@ -10,11 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from trainer import checkpoint, derived, figures
+from trainer import checkpoint, derived, threads
 from trainer.compiler import compile_run
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
@@ -22,9 +18,12 @@ from trainer.errors import InterruptedRunError, NonFiniteLossError, RunError
 from trainer.fleet import Fleet
 from trainer.journal import Journal
 from trainer.loss import Loss
-from trainer.placement import Placement, keep_freed_memory
+from trainer.perceptual import PerceptualLoss
+from trainer.placement import Placement, choose_gpu_algorithms, keep_freed_memory
 from trainer.run import Run
 from trainer.signals import Signals
+from trainer.validation import validate
+from trainer.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,8 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
     place = Placement.of(config.device, config.precision)
     if place.device.type == "cpu":
         keep_freed_memory()
-    torch.backends.cudnn.benchmark = True  # the shapes are the same in every step
+    else:
+        choose_gpu_algorithms(config.deterministic)
     with Fleet.join(place) as fleet, contextlib.ExitStack() as stack:
         run = Run(config, data, folder, place, fleet)
 
@@ -63,28 +63,31 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
 
         fleet.lead(occupy)
         run.restore()
+        stack.enter_context(threads.limited(threads.choose(config.threads, run.threads)))
         if run.step < run.num_steps:
             perceptual = run.perceptual()
+            run.begin_leg(compile_run(run, perceptual))
             fleet.lead(lambda: checkpoint.save_config(folder, config, run.resolved(perceptual)))
-            compile_run(run, perceptual)
-            _fit(run, Loss(config, perceptual, fleet.shard))
+            _fit(run, perceptual)
             fleet.lead(lambda: _finish(run))
         else:
             fleet.lead(lambda: _complete(run))
 
 
-def _fit(run: Run, loss: Loss) -> None:
+def _fit(run: Run, perceptual: PerceptualLoss | None) -> None:
     config, fleet = run.config, run.fleet
+    loss, whole = Loss(config, perceptual, fleet.shard), Loss(config, perceptual)
     val = run.data.images[run.data.rows("val")[:NUM_VALIDATED]]
     saved = time.monotonic()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals(patient=fleet.size > 1))
         batches = stack.enter_context(contextlib.closing(run.feed.stream(run.step, run.num_steps)))
-        journal = None
+        journal = watch = None
         if fleet.leads:
             journal = stack.enter_context(Journal(run.folder, run.step, run.num_steps, config.batch_size))
+            watch = Watch(config, run.folder / checkpoint.METRICS)
         for batch in batches:
-            lr = run.lr
+            rates = {"lr": run.lr} | ({} if run.muon_lr is None else {"muon_lr": run.muon_lr})
             terms = run.advance(loss, batch)
             if journal:
                 journal.advance(run.step)
@@ -93,45 +96,36 @@ def _fit(run: Run, loss: Loss) -> None:
             if save or run.step % config.log_every == 0:
                 values = terms.named(fleet.total)
                 _refuse_non_finite(run, values)
-                if journal:
-                    journal.losses(run.step, run.epoch, lr, values)
-            if run.epoch_done and journal:
-                psnr, picture = _validate(run, val)
-                journal.validation(run.step, f"{run.epoch:.0f}/{config.epochs}", psnr, picture)
+                if journal and watch:
+                    journal.losses(run.step, run.epoch, rates | {"gradient_norm": run.gradient_norm()}, values)
+                    watch.losses(values)
+            if run.epoch_done and journal and watch:
+                found = validate(run, whole, val)
+                journal.validation(run.step, f"{run.epoch:.0f}/{config.epochs}", found)
+                watch.validation(run.step, found.kl, found.active, run.kl_warm)
             if save:
                 run.save()
                 saved = time.monotonic()
             if signum:
-                raise InterruptedRunError(
-                    signum,
-                    f"stopped by {signal.Signals(signum).name} after step {run.step} of {run.num_steps}; the "
-                    "checkpoint is written, go on with --resume",
-                )
+                raise _interrupted(run, signum)
+    # A signal that came after the last step's look at them; from here on they act at once.
+    (signum,) = fleet.agree(signals.received)
+    if signum:
+        raise _interrupted(run, signum)
+
+
+def _interrupted(run: Run, signum: int) -> InterruptedRunError:
+    return InterruptedRunError(
+        signum,
+        f"stopped by {signal.Signals(signum).name} after step {run.step} of {run.num_steps}; the checkpoint is "
+        "written, go on with --resume",
+    )
 
 
 def _refuse_non_finite(run: Run, values: dict[str, float]) -> None:
     if not math.isfinite(values["total"]):
         terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        raise NonFiniteLossError(
-            f"the loss is not a number at step {run.step} ({terms}); {run.remedy}; the last good checkpoint is kept"
-        )
-
-
-@torch.no_grad()
-def _validate(run: Run, images: NDArray[np.uint8]) -> tuple[float, NDArray[np.uint8]]:
-    """Mean PSNR of reconstructions from mu, dB, and a picture of the first of them."""
-    model = run.result
-    model.eval()
-    errors, shown = [], images[:0]
-    for start in range(0, len(images), 64):
-        batch = run.place.images(images[start : start + 64])
-        with run.place.autocast():
-            output = model(batch)
-        errors.append((output.images - batch).square().mean((1, 2, 3)))
-        if start == 0:
-            shown = (output.images[:8].permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
-    run.model.train()
-    return float((-10 * torch.cat(errors).log10()).mean()), figures.grid([images[:8], shown])
+        raise NonFiniteLossError(f"the loss is not a number at step {run.step} ({terms}); {run.remedy}")
 
 
 def _finish(run: Run) -> None:
@@ -147,7 +141,7 @@ def _complete(run: Run) -> None:
     other_kind = kind != config.directions
     changes = derived.complete(run.folder, run.result, run.place, run.data, kind=kind, other_kind=other_kind)
     if changes is None:
-        logger.info("%s is complete: nothing left to train", run.folder)
+        logger.info("%s is complete: nothing left to train; --epochs N adds epochs", run.folder)
         return
     checkpoint.save_config(run.folder, dataclasses.replace(config, directions=kind), resolved)
     logger.info("attribute directions: %s", changes)

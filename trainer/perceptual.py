@@ -5,7 +5,6 @@ VGG19 lives outside the VAE's module tree: never in its state_dict, never in `.t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,11 @@ from torch import Tensor, nn
 from torchvision.models import VGG19_Weights, vgg19
 
 from trainer import pretrained
-from trainer.config import VGG19_TAPS
+from trainer.config import RANDOM, VGG19_TAPS
 from trainer.errors import ConfigError
 from trainer.trunk import Trunk
 
-logger = logging.getLogger(__name__)
-
+IMAGENET_URL = VGG19_Weights.IMAGENET1K_V1.url
 CHUNK_IMAGES = 16
 """Images that pass through VGG at once on a CPU: three maps gain 4% with 4, five maps lose 40%."""
 
@@ -34,28 +32,24 @@ class Backbone:
         layers: the modules, frozen, in evaluation mode; their input is RGB normalised as for ImageNet.
         taps: position of each tapped ReLU in `layers`, in order of depth, by name.
         source: where the weights came from, one sentence, for the run's config.
-        random: True when no trained weights could be had.
     """
 
     layers: nn.Sequential
     taps: dict[str, int]
     source: str
-    random: bool
 
 
 def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Backbone:
-    """Builds VGG19 up to the deepest tap, with the best weights that can be had.
-
-    In this order: the file `weights`; torchvision's ImageNet weights from the hub cache or a download; else, with a
-    warning, weights drawn from `seed`.
+    """Builds VGG19 up to the deepest tap.
 
     Args:
         taps: names such as "relu3_1".
-        weights: a torchvision-layout state_dict; layers above the deepest tap may be absent.
+        weights: a torchvision-layout state_dict, whose layers above the deepest tap may be absent; `RANDOM` for weights
+            drawn from `seed`; None for torchvision's ImageNet weights, from the hub cache or a download.
         seed: of the random weights.
 
     Raises:
-        ConfigError: `weights` is missing, unreadable or lacks a layer that the taps need.
+        ConfigError: the weights are missing, damaged or lack a layer that the taps need.
     """
     positions = {tap: _position(tap) for tap in sorted(taps, key=VGG19_TAPS.index)}
     with torch.random.fork_rng(devices=[]):
@@ -70,32 +64,44 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.ReLU):
                 module.inplace = False  # a tap must keep its value
-    if weights is not None:
+    if weights == RANDOM:
+        source = f"VGG19 with random weights (seed {seed})"
+    elif weights is not None:
         _load(layers, pretrained.read(weights, "--vgg-weights"), str(weights))
-        source, random = f"VGG19 weights from the file {weights.name}", False
-    elif (downloaded := _imagenet_weights()) is not None:
-        _load(layers, downloaded, "torchvision's ImageNet weights")
-        source, random = "VGG19 weights of torchvision, ImageNet (IMAGENET1K_V1)", False
+        source = f"VGG19 weights from the file {weights.name}"
     else:
-        source, random = (
-            f"VGG19 with random weights (seed {seed}): no --vgg-weights file was given, the hub cache has none and "
-            "they could not be downloaded; random features work, less well than trained ones",
-            True,
-        )
-        logger.warning(source)
-    return Backbone(layers.eval().requires_grad_(False), positions, source, random)
+        try:
+            state = pretrained.fetch(IMAGENET_URL)
+        except pretrained.UnavailableError as error:
+            raise _without_weights(error) from error
+        _load(layers, state, "torchvision's ImageNet weights")
+        source = "VGG19 weights of torchvision, ImageNet (IMAGENET1K_V1)"
+    return Backbone(layers.eval().requires_grad_(False), positions, source)
 
 
-def expected_source(weights: Path | None) -> str:
-    """Where `load_backbone` would take its weights from; loads nothing, but may ask the network for a few seconds."""
+def check_weights(taps: tuple[str, ...], weights: Path | None) -> str:
+    """Where `load_backbone` would take its weights from; downloads nothing, but may ask the network for a few seconds.
+
+    Raises:
+        ConfigError: as `load_backbone`.
+    """
     if weights is not None:
-        return f"the file {weights}"
-    url = VGG19_Weights.IMAGENET1K_V1.url
-    if pretrained.cached(url).is_file():
-        return f"torchvision's ImageNet weights, cached at {pretrained.cached(url)}"
-    if pretrained.within_reach(url):
-        return "torchvision's ImageNet weights, to be downloaded (548 MB)"
-    return "random ones: no --vgg-weights file, none in the hub cache, and no network to download them"
+        load_backbone(taps, weights, seed=0)
+        return "random ones" if weights == RANDOM else f"the file {weights}"
+    try:
+        pretrained.check(IMAGENET_URL)
+    except pretrained.UnavailableError as error:
+        raise _without_weights(error) from error
+    path = pretrained.cached(IMAGENET_URL)
+    return "torchvision's ImageNet weights, " + (f"cached at {path}" if path.is_file() else "to be downloaded (548 MB)")
+
+
+def _without_weights(error: pretrained.UnavailableError) -> pretrained.UnavailableError:
+    return pretrained.UnavailableError(
+        error.reason,
+        f"the feature terms need VGG19's weights: {error.reason}; or give --vgg-weights FILE (torchvision's layout), "
+        "or --vgg-weights random (random features work, but less well)",
+    )
 
 
 def _position(tap: str) -> int:
@@ -113,11 +119,6 @@ def _load(layers: nn.Sequential, state: dict[str, Any], origin: str) -> None:
         layers.load_state_dict(wanted)
     except RuntimeError as error:
         raise ConfigError(f"--vgg-weights: {origin} does not fit VGG19: {error}") from error
-
-
-def _imagenet_weights() -> dict[str, Any] | None:
-    """Torchvision's weights, or None when they are neither cached nor within reach."""
-    return pretrained.fetch(VGG19_Weights.IMAGENET1K_V1.url)
 
 
 class PerceptualLoss:

@@ -31,6 +31,7 @@ class Placement:
     def of(cls, device_name: str = "auto", precision: str = "auto") -> Placement:
         """Resolves `--device` and `--precision`, each of which may be "auto".
 
+        On a GPU, FP32 is never TF32 from then on.
         Of the processes that torchrun starts on one machine, each takes a GPU of its own.
 
         Raises:
@@ -48,7 +49,11 @@ class Placement:
                     "machine; lower --nproc-per-node, or add --device cpu"
                 )
             device = torch.device("cuda", number)
-        bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+        if device.type == "cuda":
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        else:
+            bf16 = _cpu_has_bf16()
         fast = precision == "bf16" or (precision == "auto" and bf16)
         return cls(device, torch.bfloat16 if fast else torch.float32)
 
@@ -73,6 +78,18 @@ def _cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "AVX512" in capabilities and ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+def choose_gpu_algorithms(deterministic: bool) -> None:
+    """Has GPUs take the algorithms that are fastest here, or those that give the same bits every time.
+
+    VGG's pooling is among the few operations that PyTorch may warn of; as its windows do not overlap, no two threads
+    add to one value, and it is deterministic all the same.
+    """
+    torch.backends.cudnn.benchmark = not deterministic  # the shapes are the same in every step
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def keep_freed_memory() -> None:

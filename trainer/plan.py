@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer import dataset
-from trainer.checkpoint import CONFIG
+from trainer.checkpoint import CONFIG, initial_weights
 from trainer.config import TrainConfig
 from trainer.dataset import SPLITS, Index, Pack, contact_sheet
 from trainer.errors import ConfigError, RunError
-from trainer.perceptual import expected_source, load_backbone
+from trainer.perceptual import check_weights
 from trainer.placement import Placement
 from trainer.presets import PRESETS
 
@@ -30,12 +30,14 @@ class Plan:
         pack: the images, which may still have to be packed.
         out: the run folder, which can be written.
         place: device and arithmetic.
+        perceptual_weights: where VGG19's weights come from.
     """
 
     config: TrainConfig
     pack: Pack
     out: Path
     place: Placement
+    perceptual_weights: str
 
     @classmethod
     def of(cls, config: TrainConfig, data: Path, out: Path, resume: bool) -> Plan:
@@ -58,12 +60,13 @@ class Plan:
         _require_apart(out, index)
         _require_batches(config, index)
         _require_labels(config, index)
-        if config.vgg_weights is not None:
-            load_backbone(config.taps, config.vgg_weights, config.seed)
+        if config.init_from is not None:
+            initial_weights(config)
+        weights = check_weights(config.taps, config.vgg_weights) if config.taps else "none: no taps"
         pack = Pack.of(index, config.model.image_size, config.crop, config.source, config.align)
         pack.check()
         _warn_of_constants(index)
-        return cls(config, pack, out, place)
+        return cls(config, pack, out, place, weights)
 
     def data(self) -> dataset.FaceData:
         """The packed images; packs them if that has not been done."""
@@ -83,7 +86,7 @@ class Plan:
         return path
 
     def to_json(self) -> dict[str, Any]:
-        """What the run would do, as JSON types. Looks for VGG's weights, which may take seconds."""
+        """What the run would do, as JSON types."""
         index, config = self.pack.index, self.config
         steps_per_epoch = math.ceil(len(index.rows("train")) / config.batch_size)
         return {
@@ -100,7 +103,7 @@ class Plan:
             "steps": steps_per_epoch * config.epochs,
             "device": str(self.place.device),
             "dtype": str(self.place.dtype).removeprefix("torch."),
-            "perceptual_weights": expected_source(config.vgg_weights) if config.taps else "none: no taps",
+            "perceptual_weights": self.perceptual_weights,
         }
 
 

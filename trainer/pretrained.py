@@ -1,8 +1,11 @@
-"""Published weights of networks: read from a file, or from the hub cache or a download, which fails in seconds."""
+"""Published weights of networks: read from a file, or from the hub cache or a download, which fails in seconds.
+
+Their absence is an error that says why and what to do: nothing else ever stands in for them unasked.
+"""
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import pickle
 import threading
 import urllib.error
@@ -14,9 +17,19 @@ import torch
 
 from trainer.errors import ConfigError
 
-logger = logging.getLogger(__name__)
-
 DOWNLOAD_PROBE_SECONDS = 5.0
+
+
+class UnavailableError(ConfigError):
+    """Published weights that cannot be had.
+
+    Attributes:
+        reason: a clause that says why, and what to do about the file.
+    """
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(message or reason)
+        self.reason = reason
 
 
 def read(path: Path, flag: str) -> dict[str, Any]:
@@ -47,18 +60,55 @@ def cached(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
 
 
-def fetch(url: str) -> dict[str, Any] | None:
-    """The state_dict behind an address, kept in the hub cache; None when it is neither cached nor within reach."""
-    if not cached(url).is_file() and not within_reach(url):
-        return None
-    try:
-        state: dict[str, Any] = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=True, check_hash=True, weights_only=True
+def check(url: str) -> None:
+    """Looks for the weights behind an address, and downloads nothing.
+
+    Raises:
+        UnavailableError: they are not cached and the address does not answer, or the cached file is damaged.
+    """
+    path = cached(url)
+    if not path.is_file():
+        if not within_reach(url):
+            raise UnavailableError(
+                f"{path} does not exist and {url} does not answer; download that elsewhere and put it there"
+            )
+        return
+    expected = path.stem.rsplit("-", 1)[-1]
+    found = _sha256(path)
+    if not found.startswith(expected):
+        raise UnavailableError(
+            f"{path} is damaged: its SHA-256 begins with {found[: len(expected)]} instead of {expected}; delete it, "
+            "and it is downloaded again"
         )
-    except (pickle.UnpicklingError, OSError, RuntimeError) as error:  # no space, a broken download, a torn cache file
-        logger.warning("the weights %s could not be loaded: %s", Path(url).name, error)
-        return None
+
+
+def fetch(url: str) -> dict[str, Any]:
+    """The state_dict behind an address, whose file name ends with its SHA-256; kept in the hub cache.
+
+    Raises:
+        UnavailableError: it is neither cached nor within reach, or the file is damaged.
+    """
+    check(url)
+    path = cached(url)
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), path.stem.rsplit("-", 1)[-1])
+    except (OSError, RuntimeError) as error:  # no space, a broken connection, another hash
+        raise UnavailableError(f"the download of {url} failed ({error}); try again") from error
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UnavailableError(f"{path} cannot be read as weights; delete it") from error
     return state
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def within_reach(url: str) -> bool:

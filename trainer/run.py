@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from trainer import checkpoint
 from trainer.average import WeightAverage
 from trainer.columns import as_products
-from trainer.config import TrainConfig
+from trainer.config import CHANGEABLE, TrainConfig
 from trainer.dataset import FaceData
 from trainer.errors import NonFiniteLossError, RunError
 from trainer.feed import Batch, Feed
@@ -28,6 +29,8 @@ from trainer.normalisation import fix_idle_biases
 from trainer.perceptual import PerceptualLoss, load_backbone
 from trainer.placement import Placement
 from trainer.schedule import Schedule
+
+logger = logging.getLogger(__name__)
 
 NUM_CALIBRATION = 64
 """Training images, drawn from the seed, over which `normalise_features` takes its means."""
@@ -50,6 +53,8 @@ class Run:
         feed: the batches.
         schedule: the learning rates.
         step: steps that are done.
+        legs: in what circumstances the steps were done, one entry from each step on at which they changed: `from_step`,
+            `device`, `dtype`, `processes`, `threads`, `compiled`, `torch` and the fields that a run may change.
     """
 
     def __init__(
@@ -74,8 +79,10 @@ class Run:
         self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.optimizers = self._optimizers()
         self.feed = Feed(config, data, self.place, self.fleet.shard)
-        self.schedule = Schedule(config.schedule, config.lr_gamma, self.feed.steps_per_epoch, self.feed.num_steps)
         self.step = 0
+        self.legs: list[dict[str, Any]] = []
+        self.schedule = self._schedule()
+        self._clipped: Tensor | None = None
         self._digests: dict[str, str] = {"data": data.fingerprint}
         self._compiled: Callable[[Tensor, Tensor], Output] | None = None
 
@@ -103,6 +110,41 @@ class Run:
     def lr(self) -> float:
         """The learning rate of SGD or Adam in the next step."""
         return self.config.lr * self.schedule.share(self.step)
+
+    @property
+    def muon_lr(self) -> float | None:
+        """Muon's learning rate in the next step, if it is used."""
+        return self.config.muon_lr * self.schedule.share(self.step) if self.config.optimizer == "muon" else None
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that computed the last steps; None before the first."""
+        return self.legs[-1]["threads"] if self.legs else None
+
+    @property
+    def compiled(self) -> bool | None:
+        """Whether torch.compile was used in the last steps; None before the first."""
+        return self.legs[-1]["compiled"] if self.legs else None
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that are done; of those that were planned at first, should epochs have been added."""
+        epochs = self.legs[0]["epochs"] if self.legs else self.config.epochs
+        return self.step / (epochs * self.feed.steps_per_epoch)
+
+    @property
+    def kl_warm(self) -> bool:
+        """Whether the KL term has its full weight."""
+        return self.progress >= self.config.kl_warmup
+
+    def _schedule(self) -> Schedule:
+        """The learning rates; where the number of epochs is changed, one-cycle begins a new cycle."""
+        config, start = self.config, self.step
+        for leg in reversed(self.legs):
+            if leg["epochs"] != config.epochs:
+                break
+            start = leg["from_step"]
+        return Schedule(config.schedule, config.lr_gamma, self.feed.steps_per_epoch, self.feed.num_steps, start)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
@@ -156,13 +198,24 @@ class Run:
             "images": {split: len(self.data.rows(split)) for split in ("train", "val", "test")},
             "perceptual_weights": perceptual.backbone.source if perceptual else "none: no taps",
             "perceptual_scales": perceptual.scales if perceptual else {},
+            "init_from_digest": self._digests.get("init_from"),
+            "steps": self.num_steps,
+            "legs": self.legs,
+        }
+
+    def begin_leg(self, compiled: bool) -> None:
+        """Notes the circumstances of the steps to come, unless they are those of the last ones."""
+        leg = {
             "device": str(self.place.device),
             "dtype": str(self.place.dtype).removeprefix("torch."),
             "processes": self.fleet.size,
             "threads": torch.get_num_threads(),
+            "compiled": compiled,
             "torch": str(torch.__version__),
-            "steps": self.num_steps,
+            **{name: getattr(self.config, name) for name in CHANGEABLE},
         }
+        if not self.legs or leg != {key: value for key, value in self.legs[-1].items() if key != "from_step"}:
+            self.legs.append({"from_step": self.step, **leg})
 
     def advance(self, loss: Loss, batch: Batch) -> Terms:
         """One step of gradient descent.
@@ -178,17 +231,23 @@ class Run:
             whole = len(batch.images) == self.config.batch_size  # the last batch of an epoch is not worth compiling for
             learner = self._compiled if self._compiled is not None and whole else self.learner
             output = learner(batch.images, batch.noise)
-        terms = loss(batch.images, output, self.step / self.num_steps, batch.total, batch.labels)
+        terms = loss(batch.images, output, self.progress, batch.total, batch.labels)
         terms.total.backward()  # type: ignore[no-untyped-call]
         self.fleet.add_gradients(self.learner)
         if self.config.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.grad_clip)
+            self._clipped = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
         if self.average:
             self.average.update(self.model, self.step)
         self.step += 1
         return terms
+
+    def gradient_norm(self) -> float:
+        """Length of the last step's gradient, before it was clipped."""
+        gradients = (p.grad for p in self.learner.parameters() if p.grad is not None)
+        norm = torch.nn.utils.get_total_norm(gradients) if self._clipped is None else self._clipped
+        return float(norm)
 
     def compile(self) -> None:
         """Has the VAE run through torch.compile."""
@@ -202,15 +261,15 @@ class Run:
             RunError: the disk is full or broken; the last good checkpoint is kept.
         """
         if not all(bool(tensor.isfinite().all()) for tensor in self.learner.state_dict().values()):
-            raise NonFiniteLossError(
-                f"weights are not numbers after step {self.step}; {self.remedy}; the last good checkpoint is kept"
-            )
+            raise NonFiniteLossError(f"weights are not numbers after step {self.step}; {self.remedy}")
         self.fleet.lead(self._write)
 
     def _write(self) -> None:
         checkpoint.save_model(self.folder, self.result)
         state = {
+            "version": checkpoint.CHECKPOINT_VERSION,
             "step": self.step,
+            "legs": self.legs,
             "config": json.dumps(self.config.to_json()),
             "digests": self._digests,
             "learner": self.learner.state_dict(),
@@ -227,27 +286,56 @@ class Run:
 
     @property
     def remedy(self) -> str:
-        """What to change when the loss is no number."""
-        return f"lower --lr (now {self.config.lr:.4g}) or set --grad-clip, then train again"
+        """What to change when the loss is no number, as a command."""
+        config = self.config
+        lower = f"--lr {config.lr / 5:.2g}" + (f" --muon-lr {config.muon_lr / 5:.2g}" if self.muon_lr else "")
+        clip = "" if config.grad_clip else ", or with --grad-clip 1"
+        kept = (
+            "the last good checkpoint is kept: go on from it"
+            if self._kept
+            else "there is no checkpoint yet: start again"
+        )
+        return (
+            f"{kept} at a lower rate (now --lr {config.lr:.4g}): python -m trainer train --resume "
+            f"--data {self.data.index.root} --out {self.folder} {lower}{clip}"
+        )
+
+    @property
+    def _kept(self) -> bool:
+        return (self.folder / checkpoint.CHECKPOINT).exists()
 
     def restore(self) -> None:
-        """Goes on from the folder's checkpoint, if it has one.
+        """Goes on from the folder's checkpoint; without one, from the weights of `init_from`, or from nothing.
 
         Raises:
             RunError: it is torn, or of another configuration or other data; names what differs.
         """
         state = self.fleet.lead(self._read)
         if state is None:
+            self._initialise()
             return
         self.learner.load_state_dict(state["learner"])
         if self.average:
             self.average.model.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            peaks = [group["peak_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(values)
-        self.step, self._digests = state["step"], state["digests"]
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["peak_lr"] = peak  # the configuration's, which may have changed
+        self.step, self._digests, self.legs = state["step"], state["digests"], state["legs"]
+        self.schedule = self._schedule()
+
+    def _initialise(self) -> None:
+        if self.config.init_from is None:
+            return
+        weights = self.fleet.lead(lambda: checkpoint.initial_weights(self.config))
+        self.model.load_state_dict(weights)
+        self._digests["init_from"] = _digest(self.model)
+        if self.average:
+            self.average.model.load_state_dict(weights)
 
     def _read(self) -> dict[str, Any] | None:
-        if not (self.folder / checkpoint.CHECKPOINT).exists():
+        if not self._kept:
             return None
         state = checkpoint.load_checkpoint(self.folder)
         differing = self.config.differences(json.loads(state["config"]))
@@ -261,7 +349,18 @@ class Run:
                 f"the data in {self.data.index.root} is not what {self.folder} was trained on; restore it, or train "
                 "into a new folder"
             )
+        done = state["step"] / self.feed.steps_per_epoch
+        if self.config.epochs < done:
+            raise RunError(f"--epochs {self.config.epochs}: {self.folder} has done {done:.4g} already; give more")
+        for name in CHANGEABLE:
+            before, now = state["legs"][-1][name] if state["legs"] else None, getattr(self.config, name)
+            if before is not None and before != now:
+                logger.info("from step %d on, --%s is %s instead of %s", state["step"], _flag(name), now, before)
         return state
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _digest(module: nn.Module) -> str:

@@ -19,20 +19,23 @@ class Schedule:
         gamma: of the kind step.
         steps_per_epoch: steps of an epoch.
         num_steps: steps of the run.
+        start: step at which the cycle of one-cycle begins; it ends with the run.
     """
 
     kind: Literal["constant", "step", "one-cycle"]
     gamma: float
     steps_per_epoch: int
     num_steps: int
+    start: int = 0
 
     def share(self, step: int) -> float:
         """Learning rate of a step, counted from 0, as a share of its peak."""
         if self.kind == "step":
             return float(self.gamma ** (step // self.steps_per_epoch))
         if self.kind == "one-cycle":
-            warm = max(1, round(WARM_SHARE * self.num_steps))
+            step, length = step - self.start, self.num_steps - self.start
+            warm = max(1, round(WARM_SHARE * length))
             if step < warm:
                 return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, self.num_steps - warm)))
+            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, length - warm)))
         return 1.0

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision.models import vgg19
 
-from trainer import dataset
+from trainer import checkpoint, dataset
 from trainer.__main__ import main
-from trainer.config import TrainConfig
+from trainer.config import RANDOM, TrainConfig
 from trainer.errors import ConfigError
 from trainer.presets import PRESETS
 
@@ -71,17 +72,12 @@ def test_a_dry_run_says_where_vggs_weights_would_come_from(
     weights = tmp_path / "vgg.pth"
     state = vgg19(weights=None).features[:2].state_dict()
     torch.save({f"features.{name}": tensor for name, tensor in state.items()}, weights)
-    cached = tmp_path / "hub" / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
-    cached.parent.mkdir(parents=True)
     flags = ["--data", faces, "--out", tmp_path / "run", "--taps", "relu1_1", "--dry-run"]
-    sources = []
-    for more in ([], ["--vgg-weights", weights], []):
-        assert train(*flags, *more) == 0
-        sources.append(json.loads(capsys.readouterr().out)["plan"]["perceptual_weights"])
-        cached.touch()
-    assert sources[0].startswith("random ones: no --vgg-weights file")
-    assert sources[1] == f"the file {weights}"
-    assert sources[2] == f"torchvision's ImageNet weights, cached at {cached}"
+    for given, source in ((weights, f"the file {weights}"), ("random", "random ones")):
+        assert train(*flags, "--vgg-weights", given) == 0
+        assert json.loads(capsys.readouterr().out)["plan"]["perceptual_weights"] == source
+    assert train(*flags) == 2
+    refusal(capsys, "vgg19-dcbb9e9d.pth does not exist", "--vgg-weights FILE", "--vgg-weights random")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -135,6 +131,33 @@ def test_bad_values_name_the_flag_and_the_mend(
     refusal(capsys, *words)
     assert not (tmp_path / "run").exists()
     assert sorted((faces / "packed").glob("*")) == packed
+
+
+def test_without_a_preset_it_is_best_and_the_first_line_says_so(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--data", faces, "--out", tmp_path / "run", "--vgg-weights", "random", "--dry-run"]
+    with caplog.at_level("INFO"):
+        assert train(*flags) == 0
+    assert caplog.records[0].getMessage().startswith("preset best, as --preset is not given: ")
+    config = TrainConfig.from_json(json.loads(capsys.readouterr().out)["config"])
+    assert config == replace(PRESETS["best"](), vgg_weights=RANDOM)
+    caplog.clear()
+    assert train(*flags, "--preset", "seed") == 0
+    assert "--preset is not given" not in caplog.text
+    with pytest.raises(SystemExit):
+        train("--help")
+    assert f"(default: {PRESETS['best']().muon_lr})" in capsys.readouterr().out
+
+
+def test_a_resumed_run_needs_its_flags_only_where_they_change(
+    faces: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", faces, "--out", trained, "--resume", "--dry-run"]
+    config, _ = checkpoint.load_config(trained)
+    for more, expected in (([], config), (["--epochs", "2", "--preset", "plain"], replace(config, epochs=2))):
+        assert train(*where, *more) == 0
+        assert TrainConfig.from_json(json.loads(capsys.readouterr().out)["config"]) == expected
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> None:
@@ -207,7 +230,9 @@ def test_images_without_labels_cannot_be_learnt_from_by_attribute(
     flags = ["--data", tmp_path / "photos", "--out", tmp_path / "run", "--crop", "0", "--dry-run"]
     assert train(*flags, "--preset", "plain", "--attribute-weight", "0.1") == 2
     refusal(capsys, "--attribute-weight 0.1: ", "photos is a plain folder of images", "leave it out")
-    assert train(*flags, "--preset", "quickstart") == 0  # the preset's own attribute term is left out
+    assert (
+        train(*flags, "--preset", "quickstart", "--vgg-weights", "random") == 0
+    )  # the preset's own attribute term is left out
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert plan["images"] == {"train": 23, "val": 1, "test": 1}
     assert (plan["layout"], plan["attributes"]) == ("plain folder of images", 0)
@@ -248,7 +273,7 @@ def test_faces_that_cannot_be_drawn_are_refused(
 
 def test_bad_data_and_bad_runs_end_a_process_with_one_line(tmp_path: Path) -> None:
     for arguments in (
-        ["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")],
+        ["train", "--preset", "plain", "--data", str(tmp_path), "--out", str(tmp_path / "run")],
         ["evaluate", str(tmp_path), "--data", str(tmp_path)],
     ):
         ended = run(*arguments)

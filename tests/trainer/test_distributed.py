@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,9 +17,12 @@ from torch import nn
 from trainer import checkpoint
 from trainer.config import TrainConfig
 from trainer.dataset import FaceData
+from trainer.errors import RunError
+from trainer.fleet import Fleet
 from trainer.loss import Loss
 from trainer.normalisation import synchronise
 from trainer.run import Run
+from trainer.shard import Shard
 
 SIZES = ["--image-size", "32", "--latent-dim", "16", "--channels", "16", "16", "32", "32"]
 COMMON = ["--preset", "plain", "--precision", "fp32", "--device", "cpu", "--log-every", "1", *SIZES]
@@ -78,7 +81,7 @@ def test_sigterm_leaves_a_checkpoint_and_one_process_speaks_for_both(stopped: St
     assert stopped.returncode != 0
     assert len(re.findall("error: stopped by SIGTERM after step", stopped.said)) == 1
     assert checkpoint.load_checkpoint(stopped.folder)["step"] == len(recorded(stopped.folder)) >= MIN_STEPS
-    assert checkpoint.load_config(stopped.folder)[1]["processes"] == 2
+    assert checkpoint.load_config(stopped.folder)[1]["legs"][0]["processes"] == 2
 
 
 def test_the_losses_are_those_of_one_process(stopped: Stopped, data: FaceData) -> None:
@@ -114,3 +117,18 @@ def test_one_process_goes_on_where_two_have_stopped(stopped: Stopped, data: Face
     assert run.step == len(losses)
     expected = advance(whole, run.step + 2)[-2:]
     assert apart(advance(run, 2), expected) < 1e-3
+
+
+@pytest.mark.parametrize(("error", "code"), [(MemoryError(), 1), (RunError("full"), 2), (KeyboardInterrupt(), 1)])
+def test_whatever_ends_the_main_process_is_told_to_the_others(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda outcome, device: told.extend(outcome))
+
+    def work() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        Fleet(Shard(0, 2)).lead(work)
+    assert told == [None, code]

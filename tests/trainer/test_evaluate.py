@@ -72,7 +72,7 @@ def test_everything_is_measured_drawn_and_shown(run: Path, data: FaceData) -> No
     assert 0.5 < metrics["attribute_prediction"]["accuracy_mean"] <= 1
     assert 0.5 < metrics["classifier"]["accuracy_mean"] <= 1
     for part, name in (("reconstruction", "lpips"), ("reconstruction", "features"), ("generation", "fid")):
-        assert "neither cached nor within reach" in metrics[part][name]["skipped"]
+        assert "does not exist and" in metrics[part][name]["skipped"]
     html = (run / "report.html").read_text()
     for name in FIGURES:
         assert (run / "figures" / f"{name}.png").stat().st_size > 3000

@@ -8,7 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer.checkpoint import METRICS
 from trainer.journal import Journal
+from trainer.validation import Validation
 
+RATES = {"lr": 0.1, "gradient_norm": 2.0}
 LOSSES = {"total": 1.0, "pixel": 0.5, "kl": 20.0}
 
 
@@ -19,22 +21,23 @@ def steps(folder: Path) -> list[int]:
 def test_steps_that_are_done_again_and_torn_lines_are_dropped(tmp_path: Path) -> None:
     with Journal(tmp_path, step=0, num_steps=10, batch_size=4) as first:
         for step in (2, 4, 6):
-            first.losses(step, step / 5, 0.1, LOSSES)
+            first.losses(step, step / 5, RATES, LOSSES)
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 3, "loss": {"total": 1.0}')  # a kill may fall anywhere, on an inner brace too
     with Journal(tmp_path, step=4, num_steps=10, batch_size=4) as second:
         assert steps(tmp_path) == [2, 4]
-        second.losses(6, 1.2, 0.1, LOSSES)
+        second.losses(6, 1.2, RATES, LOSSES)
     assert steps(tmp_path) == [2, 4, 6]
 
 
 def test_tensorboard_has_the_curves_and_the_pictures(tmp_path: Path) -> None:
     with Journal(tmp_path, step=0, num_steps=10, batch_size=4) as each:
-        each.losses(2, 0.4, 0.1, LOSSES)
-        each.validation(5, "1/2", 20.0, np.zeros((8, 8, 3), np.uint8))
+        each.losses(2, 0.4, RATES, LOSSES)
+        each.validation(5, "1/2", Validation(20.0, 0.5, 30.0, 7, np.zeros((8, 8, 3), np.uint8)))
     events = EventAccumulator(str(tmp_path)).Reload()
     tags = events.Tags()
-    assert set(tags["scalars"]) == {"loss/total", "loss/pixel", "loss/kl", "lr", "val_psnr"}
+    losses, rates = {"loss/total", "loss/pixel", "loss/kl"}, {"lr", "gradient_norm"}
+    assert set(tags["scalars"]) == losses | rates | {"val_psnr", "val_loss", "val_kl", "val_active_units"}
     assert tags["images"] == ["reconstructions"]
     assert [scalar.step for scalar in events.Scalars("loss/kl")] == [2]
 

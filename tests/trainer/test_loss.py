@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trainer.config import TrainConfig
+from trainer.config import RANDOM, TrainConfig
 from trainer.loss import Loss, kl_divergence
 from trainer.model import Output
 from trainer.perceptual import PerceptualLoss, load_backbone
@@ -43,13 +43,7 @@ def test_the_kl_weight_warms_up() -> None:
 
 def perceptual(taps: tuple[str, ...] = ("relu1_1", "relu2_1")) -> PerceptualLoss:
     torch.manual_seed(0)
-    return PerceptualLoss(load_backbone(taps, None, seed=3), torch.device("cpu"), torch.float32)
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No download in these tests: random weights."""
-    monkeypatch.setattr("trainer.perceptual._imagenet_weights", lambda: None)
+    return PerceptualLoss(load_backbone(taps, RANDOM, seed=3), torch.device("cpu"), torch.float32)
 
 
 def test_feature_terms_join_the_loss_on_a_share_of_the_batch() -> None:

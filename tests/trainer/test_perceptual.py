@@ -1,4 +1,6 @@
-import logging
+import hashlib
+import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,9 @@ from torch import nn
 from torchvision.models import vgg19
 
 from trainer import perceptual
-from trainer.config import VGG19_TAPS
+from trainer.config import RANDOM, VGG19_TAPS
 from trainer.errors import ConfigError
-from trainer.perceptual import Backbone, load_backbone
+from trainer.perceptual import Backbone, check_weights, load_backbone
 
 
 def weight(backbone: Backbone, position: int = 0) -> torch.Tensor:
@@ -36,7 +38,6 @@ def test_weights_from_a_file_that_ends_at_the_deepest_tap(tmp_path: Path) -> Non
     torch.save(state, tmp_path / "vgg.pth")
     backbone = load_backbone(("relu3_1", "relu1_1"), tmp_path / "vgg.pth", seed=0)
     assert list(backbone.taps.items()) == [("relu1_1", 1), ("relu3_1", 11)]
-    assert not backbone.random
     assert "vgg.pth" in backbone.source
     assert torch.equal(weight(backbone, 10), state["features.10.weight"])
     assert not any(parameter.requires_grad for parameter in backbone.layers.parameters())
@@ -53,30 +54,70 @@ def test_a_bad_weights_file_is_named(tmp_path: Path, content: bytes | None) -> N
         load_backbone(("relu1_1",), path, seed=0)
 
 
-@pytest.mark.usefixtures("offline")
-def test_without_network_random_weights_are_used_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        first = load_backbone(("relu2_1",), None, seed=5)
-    assert first.random
+def test_random_weights_are_those_of_the_seed() -> None:
+    first, again, other = (load_backbone(("relu2_1",), RANDOM, seed=seed) for seed in (5, 5, 6))
     assert "random weights (seed 5)" in first.source
-    assert "random weights (seed 5)" in caplog.text
-    again, other = (load_backbone(("relu2_1",), None, seed=seed) for seed in (5, 6))
     assert torch.equal(weight(first), weight(again))
     assert not torch.equal(weight(first), weight(other))
 
 
-@pytest.mark.usefixtures("offline")
 def test_random_weights_leave_the_callers_random_state_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    load_backbone(("relu1_1",), None, seed=5)
+    load_backbone(("relu1_1",), RANDOM, seed=5)
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_cached_imagenet_weights_are_found_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    state = vgg19(weights=None).state_dict()
-    monkeypatch.setattr(perceptual, "_imagenet_weights", lambda: state)
+@pytest.mark.usefixtures("offline")
+def test_weights_that_cannot_be_had_are_not_replaced() -> None:
+    for use in (load_backbone, check_weights_of):
+        with pytest.raises(ConfigError) as refused:
+            use(("relu1_1",), None, seed=0)
+        for word in (
+            "checkpoints/vgg19-dcbb9e9d.pth does not exist",
+            "does not answer",
+            "--vgg-weights FILE",
+            "random",
+        ):
+            assert word in str(refused.value)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("damage", [lambda whole: whole[:1000], lambda whole: whole[:-1] + b"x", lambda _: b""])
+def test_a_damaged_file_in_the_cache_is_named_and_left(damage: Callable[[bytes], bytes], cached_vgg: Path) -> None:
+    cached_vgg.write_bytes(damage(cached_vgg.read_bytes()))
+    before = cached_vgg.read_bytes()
+    for use in (load_backbone, check_weights_of):
+        with pytest.raises(ConfigError) as refused:
+            use(("relu1_1",), None, seed=0)
+        assert f"{cached_vgg} is damaged: its SHA-256 begins with " in str(refused.value)
+        assert "delete it" in str(refused.value)
+        assert "weights_only" not in str(refused.value)
+    assert cached_vgg.read_bytes() == before
+
+
+@pytest.mark.usefixtures("offline")
+def test_cached_imagenet_weights_are_found_without_network(cached_vgg: Path) -> None:
     backbone = load_backbone(("relu1_1",), None, seed=0)
     assert "ImageNet" in backbone.source
-    assert torch.equal(weight(backbone), state["features.0.weight"])
+    assert torch.equal(weight(backbone), torch.load(cached_vgg)["features.0.weight"])
+    assert check_weights(("relu1_1",), None) == f"torchvision's ImageNet weights, cached at {cached_vgg}"
+
+
+def check_weights_of(taps: tuple[str, ...], weights: Path | None, seed: int) -> str:
+    return check_weights(taps, weights)
+
+
+@pytest.fixture
+def cached_vgg(offline: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small file in the hub cache, whose name ends with the hash of what it holds."""
+    state = {f"features.0.{name}": tensor for name, tensor in nn.Conv2d(3, 64, 3).state_dict().items()}
+    content = io.BytesIO()
+    torch.save(state, content)
+    name = f"vgg19-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(perceptual, "IMAGENET_URL", f"https://download.example/{name}")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content.getvalue())
+    return path

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchvision.models import alexnet, vgg19
 
+from trainer.config import RANDOM
 from trainer.errors import ConfigError
 from trainer.measures import networks
 from trainer.measures.networks import Instrument
@@ -137,5 +138,26 @@ def test_without_weights_and_network_the_reason_and_the_mend_are_given() -> None
     ):
         instrument = Instrument.of(load, None)
         assert instrument.network is None
-        with pytest.raises(SkippedError, match=f"neither cached nor within reach; give .*{flag}"):
+        with pytest.raises(SkippedError, match=f"does not exist and .* does not answer; .*{flag}"):
             instrument.get()
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_damaged_file_in_the_cache_is_the_reason_why_a_measure_is_skipped() -> None:
+    for load, name in (
+        (lambda _: networks.vgg19(None, CPU), "vgg19-dcbb9e9d.pth"),
+        (networks.lpips, "alexnet-owt-7be5be79.pth"),
+        (networks.inception, "weights-inception-2015-12-05-6726825d.pth"),
+    ):
+        path = Path(torch.hub.get_dir()) / "checkpoints" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"torn")
+        found = Instrument.of(load, None)
+        assert found.network is None
+        assert f"{path} is damaged" in found.description
+        assert "delete it" in found.description
+
+
+def test_random_weights_measure_nothing() -> None:
+    with pytest.raises(ConfigError, match="--vgg-weights random: measures nothing"):
+        networks.vgg19(RANDOM, CPU)

@@ -20,3 +20,8 @@ def test_one_cycle_rises_for_a_tenth_and_falls_to_nothing() -> None:
 def test_a_constant_rate_stays() -> None:
     schedule = Schedule("constant", 0.1, steps_per_epoch=5, num_steps=15)
     assert {schedule.share(step) for step in range(15)} == {1}
+
+
+def test_one_cycle_may_begin_late() -> None:
+    late, whole = Schedule("one-cycle", 0.1, 10, 60, start=20), Schedule("one-cycle", 0.1, 10, 40)
+    assert [late.share(step) for step in range(20, 60)] == [whole.share(step) for step in range(40)]

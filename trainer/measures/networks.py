@@ -13,9 +13,10 @@ from typing import Any, Generic, Literal, TypeVar
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchvision.models import AlexNet_Weights, VGG19_Weights
+from torchvision.models import AlexNet_Weights
 
 from trainer import pretrained
+from trainer.config import RANDOM
 from trainer.errors import ConfigError
 from trainer.measures.skipped import SkippedError
 from trainer.perceptual import Backbone, load_backbone
@@ -94,6 +95,22 @@ class Features(nn.Module):
         return self.maps(images)[-1].mean((2, 3))
 
 
+def _fetch(url: str, network: str, flag: str) -> dict[str, Any]:
+    """Published weights, from the hub cache or a download.
+
+    Raises:
+        SkippedError: they cannot be had.
+    """
+    try:
+        return pretrained.fetch(url)
+    except pretrained.UnavailableError as error:
+        raise _without(network, error, flag) from error
+
+
+def _without(network: str, error: pretrained.UnavailableError, flag: str) -> SkippedError:
+    return SkippedError(f"needs trained {network} weights: {error.reason}; or give a file of them with {flag}")
+
+
 def vgg19(weights: Path | None, place: Placement) -> tuple[Features, str]:
     """VGG19 up to relu3_1.
 
@@ -108,13 +125,12 @@ def vgg19(weights: Path | None, place: Placement) -> tuple[Features, str]:
         SkippedError: there are none.
         ConfigError: the file is missing or does not fit.
     """
-    mend = "give a file of them with --vgg-weights (torchvision's layout, up to relu3_1 will do)"
-    url = VGG19_Weights.IMAGENET1K_V1.url
-    if weights is None and not pretrained.cached(url).is_file() and not pretrained.within_reach(url):
-        raise SkippedError(f"needs trained VGG19 weights, and they are neither cached nor within reach; {mend}")
-    backbone = load_backbone(VGG_TAPS, weights, seed=0)
-    if backbone.random:
-        raise SkippedError(f"needs trained VGG19 weights, and the download failed; {mend}")
+    if weights == RANDOM:
+        raise ConfigError("--vgg-weights random: measures nothing that could be compared; give a file, or --skip vgg")
+    try:
+        backbone = load_backbone(VGG_TAPS, weights, seed=0)
+    except pretrained.UnavailableError as error:
+        raise _without("VGG19", error, "--vgg-weights (torchvision's layout, up to relu3_1 will do)") from error
     return Features(backbone, place), backbone.source
 
 
@@ -133,16 +149,11 @@ def lpips(weights: Path | None) -> tuple[nn.Module, str]:
         ConfigError: the file is missing or holds neither network.
     """
     if weights is not None:
-        state: dict[str, Any] | None = pretrained.read(weights, "--lpips-weights")
+        state = pretrained.read(weights, "--lpips-weights")
         source = f"the file {weights.name}"
     else:
-        state = pretrained.fetch(AlexNet_Weights.IMAGENET1K_V1.url)
+        state = _fetch(AlexNet_Weights.IMAGENET1K_V1.url, "AlexNet", "--lpips-weights (AlexNet or VGG16)")
         source = "torchvision, ImageNet (IMAGENET1K_V1)"
-    if state is None:
-        raise SkippedError(
-            "needs trained AlexNet or VGG16 weights, and they are neither cached nor within reach; give a file of "
-            "them with --lpips-weights (torchvision's layout)"
-        )
     first = state.get("features.0.weight")
     shape = tuple(first.shape) if isinstance(first, Tensor) else ()
     if shape not in BACKBONES:
@@ -170,12 +181,9 @@ def inception(weights: Path | None) -> tuple[FrechetInceptionDistance, str]:
         SkippedError: there are no weights.
         ConfigError: the file is missing or does not fit.
     """
-    if weights is None and pretrained.fetch(INCEPTION_URL) is None:
-        raise SkippedError(
-            "needs torch-fidelity's Inception weights, and they are neither cached nor within reach; give the file "
-            f"{Path(INCEPTION_URL).name} with --inception-weights"
-        )
-    if weights is not None:
+    if weights is None:
+        _fetch(INCEPTION_URL, "torch-fidelity's Inception", "--inception-weights")
+    else:
         pretrained.read(weights, "--inception-weights")  # refuses anything but tensors, which torch-fidelity would not
     path = weights or pretrained.cached(INCEPTION_URL)
     try:

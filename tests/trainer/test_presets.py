@@ -1,0 +1,57 @@
+"""Every preset trains from its first to its last step: its own schedule, over its own epochs, on a small set."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.models.vgg import VGG, make_layers
+
+from trainer import checkpoint, dataset
+from trainer.config import RANDOM
+from trainer.dataset import FaceData
+from trainer.loop import train
+from trainer.presets import PRESETS
+
+WIDTHS: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M")
+NARROWER = 8
+
+LEFT = {"seed": 0.95, "paper-123": 0.85, "paper-345": 0.75, "plain": 0.65, "best": 0.35, "quickstart": 0.55}
+"""Share of the first steps' reconstruction terms that may be left in the last ones."""
+
+
+@pytest.fixture(scope="module")
+def faces64(faces: Path) -> FaceData:
+    """The faces at 64 pixels: three steps an epoch."""
+    return dataset.load(faces, 64, 148)
+
+
+@pytest.fixture(autouse=True)
+def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGG19 with an eighth of its channels: random features of the same depth and scale, in a fraction of the time."""
+    widths: list[str | int] = [width if isinstance(width, str) else width // NARROWER for width in WIDTHS]
+    monkeypatch.setattr("trainer.perceptual.vgg19", lambda weights: VGG(make_layers(widths), init_weights=False))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_learns_from_first_to_last_step(
+    preset: str, faces64: FaceData, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.watch.LEAST_STEPS", 15)
+    config = replace(PRESETS[preset](), log_every=1, threads=1)
+    train(replace(config, vgg_weights=RANDOM if config.taps else None), faces64, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / checkpoint.METRICS).read_text().splitlines()]
+    numbers = [value for record in records for value in (record.get("loss") or record).values()]
+    assert all(math.isfinite(value) for value in numbers)
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert len(losses) == 3 * config.epochs
+
+    def mean(part: list[dict[str, float]]) -> float:
+        features = [sum(value for name, value in loss.items() if name.startswith("feature/")) for loss in part]
+        pixels = [loss["pixel"] for loss in part]
+        return config.pixel_weight * float(np.mean(pixels)) + config.feature_weight * float(np.mean(features))
+
+    assert mean(losses[-3:]) < LEFT[preset] * mean(losses[:3])
+    assert "the loss does not fall" not in caplog.text
