@@ -8,9 +8,9 @@
 A command trains a network and judges it; from then on it is a row of the table in --out. The other flags are those of
 quality.py: the same faces, as many of them, the same judge.
 
-The networks, and by which settings each is trained, are in `peers`. Different from their own projects are: a plain loop
-in FP32, fewer epochs, our crop, one seed, the last weights instead of those of the best epoch. What is decoded is
-clipped to [0, 1], and a batch of a single image is left out.
+The networks, and by which settings each is trained, are in `peers`. Different from their own projects are: a plain
+loop, in FP32 unless --precision says otherwise, fewer epochs, our crop, one seed, the last weights instead of those of
+the best epoch. What is decoded is clipped to [0, 1], and a batch of a single image is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import peers
@@ -71,6 +71,8 @@ class PeerConfig:
     vgg_bn_weights: Path | None = None
     """For antixk-dfc: state dict of VGG19 with batch norm; or of VGG19 without, which gives its convolutions. What it
     lacks is random."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of training: fp32 as in their own projects, or bf16, for the sake of time."""
     skip: tuple[Measure, ...] = quality.SKIPPED
     """Measures to leave out, as for `python -m trainer evaluate`."""
 
@@ -87,15 +89,16 @@ def batches(peer: Peer, data: FaceData, images: int, random: np.random.Generator
             yield batch
 
 
-def train(peer: Peer, config: PeerConfig, data: FaceData, place: Placement) -> dict[str, Any]:
+def train(peer: Peer, config: PeerConfig, data: FaceData) -> dict[str, Any]:
     """Trains the network.
 
     Returns:
-        `images` seen, `epochs`, `images_per_second` and `note`: the row's training.
+        `images` seen, `epochs` and `images_per_second`.
 
     Raises:
         NonFiniteLossError: it diverged.
     """
+    place = Placement.of(precision=config.precision)
     optimizer = torch.optim.Adam(peer.parameters, peer.lr)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, peer.decay)
     count, random = len(data.rows("train")), np.random.default_rng(SEED)
@@ -104,7 +107,8 @@ def train(peer: Peer, config: PeerConfig, data: FaceData, place: Placement) -> d
     with tqdm(total=epochs * min(config.images, count), desc=config.peer, unit="image") as progress:
         for _ in range(epochs):
             for batch in batches(peer, data, config.images, random):
-                loss = peer.loss(place.images(batch).contiguous())
+                with place.autocast():
+                    loss = peer.loss(place.images(batch).contiguous())
                 if not math.isfinite(loss.item()):
                     raise NonFiniteLossError(f"{config.peer}: the loss is not a number after {progress.n:,} images")
                 optimizer.zero_grad()
@@ -113,16 +117,16 @@ def train(peer: Peer, config: PeerConfig, data: FaceData, place: Placement) -> d
                 progress.update(len(batch))
             schedule.step()
         rate = progress.n / progress.format_dict["elapsed"]
-    return {"images": progress.n, "epochs": epochs, "images_per_second": rate, "note": peer.note}
+    return {"images": progress.n, "epochs": epochs, "images_per_second": rate}
 
 
-def trained(peer: Peer, config: PeerConfig, data: FaceData, place: Placement) -> dict[str, Any]:
-    """Trains as `train` does and keeps the weights, or takes those that the same command left."""
-    path = config.out / config.peer / WEIGHTS
-    asked = {"images": config.images, "data": data.fingerprint, "note": peer.note}
+def trained(peer: Peer, config: PeerConfig, data: FaceData) -> dict[str, Any]:
+    """Trains and keeps the weights, or takes those that the same command left; what `train` gives, and a `note`."""
+    path, note = config.out / config.peer / WEIGHTS, f"{peer.note}; trained in {config.precision}"
+    asked = {"images": config.images, "data": data.fingerprint, "note": note}
     kept = pretrained.read(path, "weights") if path.exists() else {}
     if kept.get("asked") != asked:
-        training = train(peer, config, data, place)
+        training = {**train(peer, config, data), "note": note}
         own = {
             name: value for name, value in peer.module.state_dict().items() if "feature_network" not in name
         }  # no VGG19
@@ -173,7 +177,7 @@ def train_and_judge(config: PeerConfig) -> None:
     Instruments.of(options, None, place)  # refuses a file now rather than after hours of training
     judge = None if "edits" in config.skip else quality.judge(config.out, data)
     peer.module.to(place.device)
-    training = trained(peer, config, data, place)
+    training = trained(peer, config, data)
     judged = autoencoder(peer, place)
     evaluate_autoencoder(judged, data, folder, replace(options, judge=judge), name=config.peer, training=training)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peers
@@ -176,8 +177,10 @@ def test_a_peer_is_judged_by_the_classifier_of_the_table(
     judge = Classifier(Network(len(names)), names, dict.fromkeys(names, 0.7), dict.fromkeys(names, 0.6), Placement.of())
     judge.save(folder / "classifier.safetensors", data.fingerprint)
     command = ["--peer", "antixk-vanilla", "--source", str(source), "--data", str(faces), "--out", str(tmp_path)]
-    assert quality_peers.main([*command, "--images", "48", *QUICK[:-1]]) == 0
-    row = row_of(capsys.readouterr().out, "antixk-vanilla")
+    assert quality_peers.main([*command, "--images", "48", "--precision", "bf16", *QUICK[:-1]]) == 0
+    printed = capsys.readouterr().out
+    assert "PyTorch-VAE's VanillaVAE, configs/vae.yaml; trained in bf16" in printed
+    row = row_of(printed, "antixk-vanilla")
     assert (row["images"], row["epochs"]) == ("48", "1")
     assert float(row["KL, nats"]) > 0
     metrics = json.loads((tmp_path / "antixk-vanilla" / EVALUATION).read_text())
@@ -196,8 +199,8 @@ def test_a_dfcvae_gets_the_vgg19_that_is_given(source: Path, tmp_path: Path) -> 
     torch.save({**plain, "features.0.bias": torch.ones(64), "features.2.bias": torch.zeros(64)}, weights)
     peer = peers.load("antixk-dfc", source, weights)
     assert peer.note.endswith("VGG19-BN with 2 of its 16 convolutions from vgg19.pth, the rest random")
-    features = peer.module.feature_network.features
-    assert isinstance(features, torch.nn.Sequential)
+    module: Any = peer.module
+    features = module.feature_network.features
     assert torch.equal(features[0].weight, plain["features.0.weight"])
     assert torch.equal(features[3].weight, plain["features.2.weight"])
     trained = {id(parameter) for parameter in peer.parameters[0]["params"]}
