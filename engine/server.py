@@ -29,8 +29,8 @@ from engine.transport.tls import server_credentials
 
 logger = logging.getLogger(__name__)
 
-# After the last answer, clients are refused by name for this long, before connections close under them.
-_LINGER_S = 0.5
+# Calls are still answered for this long after health says NOT_SERVING: clients that watch it leave without a failure.
+_LEAVING_S = 0.5
 _UNACCEPTED_S = 2.0
 # After the grace, a batch whose calls were cut off may end within this time.
 _LAST_BATCH_S = 2.0
@@ -176,19 +176,20 @@ def _listen(server: Server, config: ServerConfig) -> str:
 async def _running(
     server: Server, calls: CallInterceptor, healths: health.Health, signals: Signals, grace_s: float
 ) -> AsyncIterator[None]:
-    """Starts the server; at the end refuses what is new, and waits for what was accepted."""
+    """Starts the server; at the end sends clients away, and waits for what was accepted."""
     try:
         await server.start()
         yield
     finally:
-        logger.info("stopping: new calls are refused, %d are being answered", calls.admission.calls)
+        logger.info("stopping: clients are sent away; calls being answered: %d", calls.admission.calls)
         healths.set_not_serving()
-        if not await _unless(signals.hurry, calls.drain(grace_s)):
-            logger.warning("asked again to end: %d calls are cut off", calls.admission.calls)
-        await asyncio.sleep(_LINGER_S)
+        await _unless(signals.hurry, asyncio.sleep(min(_LEAVING_S, grace_s)))
+        await server.go_away()
         healths.end_watches()
+        if not await _unless(signals.hurry, calls.drain(signals.grace_left_s)):
+            logger.warning("asked again to end: %d calls are cut off", calls.admission.calls)
         # What is still open was never accepted, for example a request that was sent by half.
-        await server.stop(max(_LINGER_S, min(_UNACCEPTED_S, signals.grace_left_s)))
+        await server.stop(max(_LEAVING_S, min(_UNACCEPTED_S, signals.grace_left_s)))
         logger.info("stopped")
 
 

@@ -132,18 +132,45 @@ def test_sigterm_answers_what_was_accepted(tiny_bundle: Path, tmp_path: Path) ->
         until(lambda: len(gate.batches()) == 1)
         gate.server.terminate()
         assert next(watch).status == HEALTH.NOT_SERVING
-        with Client(gate.server.target) as late, pytest.raises(ClientError) as refusal:
-            late.model()
-        assert refusal.value.status == "UNAVAILABLE"
-        assert "the server is shutting down; send the request to another one" in refusal.value.message
         check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert check.status == HEALTH.NOT_SERVING
+        assert list(watch) == []  # clients have been sent away
+        with Client(gate.server.target, retries=0) as late, pytest.raises(ClientError, match="UNAVAILABLE"):
+            late.model()
         assert not accepted.done()
         gate.open()
         np.testing.assert_array_equal(accepted.result(), constant(9, 50))
-        assert list(watch) == []
         assert gate.server.wait() == 0
         assert "Traceback" not in gate.server.log
+
+
+def test_a_long_end_keeps_no_client_from_another_server(tiny_bundle: Path, tmp_path: Path) -> None:
+    command, folder = ["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path / "other"
+    folder.mkdir()
+    with gated_server(tiny_bundle, tmp_path, "--grace-s", "3600") as gate, ServerProcess(command, folder) as other:
+        both = f"ipv4:{gate.server.target},{other.target}"
+        with (
+            ThreadPoolExecutor(1) as pool,
+            Client(gate.server.target) as slow,
+            Client(both, retries=0) as own,
+            grpc.insecure_channel(both) as generic,  # it stays with the first server that it can reach
+        ):
+            watch = health_pb2_grpc.HealthStub(generic).Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == HEALTH.SERVING
+            own.model()
+            gate.close()
+            accepted = pool.submit(slow.edit, constant(9, 50), {"Male": 0})
+            until(lambda: len(gate.batches()) == 1)
+            gate.server.terminate()
+            ended = [answer.status for answer in watch]
+            assert ended == [HEALTH.NOT_SERVING]
+            for value in range(5):
+                np.testing.assert_array_equal(own.encode(constant(value)).mu, latents_of(constant(value)))
+                stub_of(generic).GetModel(pb.GetModelRequest())
+            assert not accepted.done()
+            gate.open()
+            np.testing.assert_array_equal(accepted.result(), constant(9, 50))
+        assert gate.server.wait() == 0
 
 
 def test_sigterm_ends_streams_after_what_they_have_read(tiny_bundle: Path, tmp_path: Path) -> None:
