@@ -38,6 +38,7 @@ class ServerCall:
         post: Callable[..., None],
         hand_over: Callable[[Callable[[bytes | None], None], bytes | None], None],
         unheard: Callable[[str, str], None],
+        *,
         may_end: asyncio.Event,
     ) -> None:
         self._core = call

@@ -152,7 +152,7 @@ class Server:
         for service in self._services:
             handler = service.service(details)
             if handler is not None:
-                ServerCall(call, handler, self._post, self._hand_over, self._unheard, self._may_end).open()
+                ServerCall(call, handler, self._post, self._hand_over, self._unheard, may_end=self._may_end).open()
                 return
         call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
 
