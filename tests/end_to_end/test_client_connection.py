@@ -108,7 +108,8 @@ def proxy(answers: list[int]) -> Iterator[tuple[str, list[int]]]:
         def _answer(self, number: int, status: int) -> None:
             if status != 200:
                 block = Wire.block({b":status": b"%d" % status, b"content-type": b"text/html"})
-                self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS | Wire.END_STREAM, number, block))
+                self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS, number, block))
+                self.wfile.write(Wire.frame(Wire.DATA, Wire.END_STREAM, number, b"<html>no server</html>"))
                 return
             block = Wire.block({b":status": b"200", b"content-type": b"application/grpc"})
             self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS, number, block))
