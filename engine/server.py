@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.calls.access import RateLimit, Tokens
@@ -17,7 +15,7 @@ from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.garbage import tidy
-from engine.serving import health
+from engine.serving import health, reflection
 from engine.serving.catalog import Catalog
 from engine.serving.model import Settings
 from engine.serving.service import SERVICE_NAME, LatentEngine, Limits, add_to_server
@@ -85,7 +83,7 @@ async def _start(
     catalog = await Catalog.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, catalog, signals)
 
-    healths = health.Health((SERVICE_NAME, reflection.SERVICE_NAME))
+    healths = health.Health((SERVICE_NAME, *reflection.NAMES))
     engine = LatentEngine(catalog, _limits(config))
     server = Server(_options(config), calls.turn_away, calls.unheard)
     _add_services(server, calls, healths, engine)
@@ -146,9 +144,7 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
 
 def _add_services(server: Server, calls: CallInterceptor, healths: health.Health, engine: LatentEngine) -> None:
     calls.register(add_to_server, engine, server)
-    names = (SERVICE_NAME, health.NAME, reflection.SERVICE_NAME)
-    reflector = reflection.aio.ReflectionServicer(names)
-    calls.register(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflector, server)
+    calls.register(reflection.add_to_server, reflection.servicer_of((SERVICE_NAME, health.NAME)), server)
     # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
     health.add_to_server(healths, server)
 

@@ -169,8 +169,10 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def method(self, path: str) -> MethodFigures:
-        """New figures of an RPC, by its path or its name."""
+        """New figures of an RPC, by its path or its name; where another has that name, they go by the path."""
         figures = MethodFigures(path)
+        if any(other.name == figures.name for other in self._methods):
+            figures.name = path
         self._methods.append(figures)
         return figures
 
