@@ -85,7 +85,7 @@ async def _start(
 
     healths = health.Health((SERVICE_NAME, *reflection.NAMES))
     engine = LatentEngine(catalog, _limits(config))
-    server = Server(_options(config), calls.turn_away, calls.unheard)
+    server = Server(_options(config), calls.turn_away, calls.unheard, metrics.unknown)
     _add_services(server, calls, healths, engine)
     address = _listen(server, config)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))

@@ -1,4 +1,4 @@
-"""The standard reflection service, grpc.reflection.v1 and, for older tools, v1alpha: the same messages under two names."""
+"""The standard reflection service, grpc.reflection.v1 and, for older tools, v1alpha: two names for the same."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -53,6 +53,7 @@ class Server:
             call's path what it is ended with, before its message is read; None: it is let in. On any thread.
         unheard: Is told (path, peer) of a call that ended before its message had come: core refused it for its size,
             or the client gave up.
+        unknown: Is told of each call of a method that nobody handles; where events are taken.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Server:
         options: Sequence[tuple[str, int]] = (),
         turn_away: Callable[[str], Ending | None] = _let_in,
         unheard: Callable[[str, str], None] = _ignore,
+        unknown: Callable[[], None] = lambda: None,
     ) -> None:
         self._turn_away = turn_away
         self._unheard = unheard
+        self._unknown = unknown
         # Each is added to by one thread at a time: who takes events, and the event loop.
         self._handed = 0
         self._begun = 0
@@ -154,6 +157,7 @@ class Server:
             if handler is not None:
                 ServerCall(call, handler, self._post, self._hand_over, self._unheard, may_end=self._may_end).open()
                 return
+        self._unknown()
         call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
 
     def _hand_over(self, start: Callable[[bytes | None], None], message: bytes | None) -> None:
