@@ -178,7 +178,7 @@ def test_nothing_else_is_on_the_metrics_port(measured: ServerProcess) -> None:
     for path in ("/", "/metrics", "/metrics?debug=1"):
         with urllib.request.urlopen(url + path, timeout=30) as response:
             assert b"dfcvae_requests_total" in response.read()
-    for path in ("/secret", "/metrics/x", "//metrics"):
+    for path in ("/secret", "/metrics/x", "/favicon.ico"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(url + path, timeout=30)
 
