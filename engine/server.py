@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
+from engine import address
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.calls.access import RateLimit, Tokens
@@ -54,7 +54,7 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
         StuckError: When the grace is over, and the backend still computes.
     """
     with listening(config.grace_s) as signals:
-        _check_address(config.host, config.port)
+        address.check(config.host, config.port)
         async with AsyncExitStack() as stack:
             if await _unless(signals.end, _start(stack, config, opener, signals)):
                 await signals.end.wait()
@@ -87,14 +87,14 @@ async def _start(
     engine = LatentEngine(catalog, _limits(config))
     server = Server(_options(config), calls.turn_away, calls.unheard, metrics.unknown)
     _add_services(server, calls, healths, engine)
-    address = _listen(server, config)
+    target = _listen(server, config)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await catalog.warm_up()
     tidy()
     calls.admission.open()
     healths.set_serving()
     await stack.enter_async_context(_reloads(catalog, tokens, signals, config.reload_every_s))
-    print(f"serving {SERVICE_NAME} on {address}", flush=True)
+    print(f"serving {SERVICE_NAME} on {target}", flush=True)
 
 
 def _settings(config: ServerConfig) -> Settings:
@@ -151,21 +151,20 @@ def _add_services(server: Server, calls: CallInterceptor, healths: health.Health
 
 def _listen(server: Server, config: ServerConfig) -> str:
     """Takes the port, and gives the address that clients are to use."""
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"{host}:{config.port}"
+    target = address.target_of(config.host, config.port)
     try:
         if config.tls_cert and config.tls_key:
             credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
-            port = server.add_secure_port(address, credentials)
+            port = server.add_secure_port(target, credentials)
         else:
-            port = server.add_insecure_port(address)
+            port = server.add_insecure_port(target)
     except RuntimeError as error:
-        raise StartupError(f"can't listen on {address}: {error}") from None
+        raise StartupError(f"can't listen on {target}: {error}") from None
     if config.insecure:
         logger.warning("no TLS (--insecure): whoever is on the way can read images, latents and tokens")
     elif not config.encrypted:
         logger.info("no TLS: only this machine can connect; for others give --tls-cert, --tls-key and --host")
-    return f"{host}:{port}"
+    return address.target_of(config.host, port)
 
 
 @asynccontextmanager
@@ -248,16 +247,3 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
     with suppress(asyncio.CancelledError):
         await working
     return False
-
-
-def _check_address(host: str, port: int) -> None:
-    """Tries the address with a plain socket, whose errors say more than gRPC's."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise StartupError(
-            f"can't listen on {host}:{port} ({error.strerror}); choose another --host or --port"
-        ) from None

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +172,52 @@ def test_a_long_end_keeps_no_client_from_another_server(tiny_bundle: Path, tmp_p
             gate.open()
             np.testing.assert_array_equal(accepted.result(), constant(9, 50))
         assert gate.server.wait() == 0
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name leaves room in the 107 bytes of a socket's."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_unix_socket_is_for_this_user_and_gone_at_the_end(tiny_bundle: Path, tmp_path: Path, short: Path) -> None:
+    path = short / "engine.sock"
+    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--host", f"unix:{path}"]
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))  # and a server that was killed left it
+    with ServerProcess(command, tmp_path) as server:
+        assert server.target == f"unix:{path}"
+        assert not path.stat().st_mode & 0o022
+        with Client(server.target) as client:
+            np.testing.assert_array_equal(client.encode(constant(3)).mu, latents_of(constant(3)))
+        result = run_python(command, tmp_path)
+        assert result.returncode == 2
+        assert result.stderr.endswith(
+            f"can't listen on unix:{path} (another server listens there); choose another --host\n"
+        )
+        with Client(server.target) as client:
+            assert client.health() == "SERVING"
+        server.terminate()
+        assert server.wait() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file", "it is there, and no socket"),
+        ("no/folder", "No such file or directory"),
+        ("x" * 110, "AF_UNIX path too long"),
+    ],
+)
+def test_what_can_not_be_a_unix_socket(tiny_bundle: Path, tmp_path: Path, short: Path, name: str, reason: str) -> None:
+    (short / "file").write_text("mine")
+    host = f"unix:{short / name}"
+    result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--host", host], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == f"error: can't listen on {host} ({reason}); choose another --host"
+    assert (short / "file").read_text() == "mine"
 
 
 def test_sigterm_ends_streams_after_what_they_have_read(tiny_bundle: Path, tmp_path: Path) -> None:
