@@ -92,15 +92,15 @@ def test_what_exists_is_replaced_only_if_that_was_asked_for(server: ServerProces
     np.save(latents, latents_of(random_images(2, seed=1)))
     before = {path: path.read_bytes() for path in (first, second, latents)}
     for command in (
-        ["edit", "--set", "Smiling=1.5", first, second],  # OUT was forgotten
-        ["edit", "--set", "Smiling=1.5", first, second, album],
-        ["edit", "--set", "Smiling=1.5", album, f"{album}/"],
-        ["encode", first, latents],
-        ["decode", latents, second],
-        ["interpolate", first, second, second],
-        ["sample", second],
+        ("edit", "--set", "Smiling=1.5", first, second),  # OUT was forgotten
+        ("edit", "--set", "Smiling=1.5", first, second, album),
+        ("edit", "--set", "Smiling=1.5", album, f"{album}/"),
+        ("encode", first, latents),
+        ("decode", latents, second),
+        ("interpolate", first, second, second),
+        ("sample", second),
     ):
-        refused = run(server, tmp_path, *command)
+        refused = run(server, tmp_path, *map(str, command))
         assert refused.returncode == 2
         assert "exists" in refused.stderr
         assert "give --overwrite to replace it" in refused.stderr
