@@ -188,7 +188,9 @@ def test_a_unix_socket_is_for_this_user_and_gone_at_the_end(tiny_bundle: Path, t
         dead.bind(str(path))  # and a server that was killed left it
     with ServerProcess(command, tmp_path) as server:
         assert server.target == f"unix:{path}"
-        assert not path.stat().st_mode & 0o022
+        umask = os.umask(0o077)
+        os.umask(umask)
+        assert not path.stat().st_mode & umask
         with Client(server.target) as client:
             np.testing.assert_array_equal(client.encode(constant(3)).mu, latents_of(constant(3)))
         result = run_python(command, tmp_path)
