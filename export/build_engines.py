@@ -36,6 +36,7 @@ from engine.bundle import (
     Preprocessing,
     sha256_of,
 )
+from engine.version import tell_version
 from export.candidate import Candidate
 from export.contest import RULE, Entry, rank, table
 from export.errors import FAILURES, InputError, ParityError
@@ -350,6 +351,8 @@ def _dry_run(config: BuildConfig) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 built, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
+    if tell_version(sys.argv[1:] if arguments is None else arguments):
+        return 0
     received: list[int] = []
 
     def interrupt(signum: int, frame: FrameType | None) -> None:

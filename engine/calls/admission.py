@@ -70,7 +70,7 @@ class Admission:
         try:
             await asyncio.wait_for(self._all_left(), timeout)
         except asyncio.TimeoutError:
-            logger.warning("%d calls are cut off after %g s of grace", self.calls, timeout)
+            logger.warning("%d calls are cut off: the grace is over", self.calls)
 
     @property
     def is_full(self) -> bool:

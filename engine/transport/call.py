@@ -28,6 +28,7 @@ class ServerCall:
         post: Has a function called on the event loop, from any thread.
         hand_over: Has one called there that starts a call, with its message.
         unheard: Is told there (path, peer) of a call whose message didn't come.
+        may_end: Calls end while it is set.
     """
 
     def __init__(
@@ -37,12 +38,15 @@ class ServerCall:
         post: Callable[..., None],
         hand_over: Callable[[Callable[[bytes | None], None], bytes | None], None],
         unheard: Callable[[str, str], None],
+        *,
+        may_end: asyncio.Event,
     ) -> None:
         self._core = call
         self._handler = handler
         self._post = post
         self._hand_over = hand_over
         self._unheard = unheard
+        self._may_end = may_end
         self._task: asyncio.Task[None] | None = None
         self._gone = False
         self._code: grpc.StatusCode | None = None
@@ -83,6 +87,7 @@ class ServerCall:
         last = await self._handle(message)
         with suppress(asyncio.CancelledError):  # the client has gone meanwhile
             await self._outbox.drain()
+            await self._may_end.wait()
         if self._gone:
             self._is_over(None)
         else:

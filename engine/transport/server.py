@@ -32,6 +32,8 @@ Ending = tuple[grpc.StatusCode, str, Metadata]
 _MAX_WAITING = 512
 # So much in one turn of the event loop is a flood: what can be refused is better refused beside it.
 _FLOOD = 128
+# Longer than an answer and the next call of its client are on the wire, in the same data centre.
+_QUIET_S = 0.03
 
 
 def _let_in(path: str) -> Ending | None:
@@ -51,6 +53,7 @@ class Server:
             call's path what it is ended with, before its message is read; None: it is let in. On any thread.
         unheard: Is told (path, peer) of a call that ended before its message had come: core refused it for its size,
             or the client gave up.
+        unknown: Is told of each call of a method that nobody handles; where events are taken.
     """
 
     def __init__(
@@ -58,9 +61,11 @@ class Server:
         options: Sequence[tuple[str, int]] = (),
         turn_away: Callable[[str], Ending | None] = _let_in,
         unheard: Callable[[str, str], None] = _ignore,
+        unknown: Callable[[], None] = lambda: None,
     ) -> None:
         self._turn_away = turn_away
         self._unheard = unheard
+        self._unknown = unknown
         # Each is added to by one thread at a time: who takes events, and the event loop.
         self._handed = 0
         self._begun = 0
@@ -72,8 +77,11 @@ class Server:
         self._flooded = False
         self._core = Core(options, self._arrived)
         self._started = False
+        self._leaving = False
         self._stopped = False
         self._ended = asyncio.Event()
+        self._may_end = asyncio.Event()
+        self._may_end.set()
 
     def add_generic_rpc_handlers(self, services: Iterable[grpc.GenericRpcHandler]) -> None:
         """Adds services, before the start."""
@@ -103,14 +111,30 @@ class Server:
         self._core.start()
         self._started = True
 
+    async def go_away(self) -> None:
+        """Takes no more connections, and asks clients to leave theirs (GOAWAY); calls that have come go on.
+
+        Core cancels calls that come before their client has heard of it. So no call ends for a moment before: who
+        calls again once he is answered hears of it first.
+        """
+        if self._leaving:
+            return
+        self._leaving = True
+        if not self._started:
+            self._core.start()  # core can't end a server, and so frees no port, before its start
+        self._may_end.clear()
+        try:
+            await asyncio.sleep(_QUIET_S if self._started else 0)
+        finally:
+            self._core.shutdown(lambda: self._post(self._ended.set))
+            self._may_end.set()
+
     async def stop(self, grace: float) -> None:
-        """Takes no more calls, cancels those that last longer than `grace` seconds, and frees the ports."""
+        """Goes away, cancels the calls that last longer than `grace` seconds, and frees the ports."""
         if self._stopped:
             return
         self._stopped = True
-        if not self._started:
-            self._core.start()  # core can't end a server, and so frees no port, before its start
-        self._core.shutdown(lambda: self._post(self._ended.set))
+        await self.go_away()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ended.wait(), grace)
         self._core.cancel_calls()
@@ -131,8 +155,9 @@ class Server:
         for service in self._services:
             handler = service.service(details)
             if handler is not None:
-                ServerCall(call, handler, self._post, self._hand_over, self._unheard).open()
+                ServerCall(call, handler, self._post, self._hand_over, self._unheard, may_end=self._may_end).open()
                 return
+        self._unknown()
         call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
 
     def _hand_over(self, start: Callable[[bytes | None], None], message: bytes | None) -> None:
