@@ -1,8 +1,8 @@
 """Typed FP16 graphs: what is computed in which precision stands in the ONNX graph itself, as casts.
 
-FP16 from the first convolution or matrix product to the last; FP32 where the table says why; uint8 at the doors. Two
-networks of the seed's size, trained on procedural and on real faces, against their FP32 graphs. Errors of mu and
-log_var are the largest, as shares of their spread. ONNX Runtime's CPU kernels round what passes between nodes to FP16
+FP16 from the first convolution or matrix product to the last; FP32 where the table says why. Two networks of the
+seed's size, trained on procedural and on real faces, against their FP32 graphs. Errors of mu and log_var are the
+largest, as shares of their spread. ONNX Runtime's CPU kernels round what passes between nodes to FP16
 and sum in FP32 (256 images); ONNX's reference evaluator sums in FP16 as well, which no GPU does worse (4 images).
 
 |                                           | ONNX Runtime           | reference evaluator    |
@@ -34,8 +34,8 @@ from onnx import TensorProto, helper, numpy_helper
 from export.errors import InputError
 from export.tensorrt_build import KEPT
 
-FULL, HALF, BYTE = int(TensorProto.FLOAT), int(TensorProto.FLOAT16), int(TensorProto.UINT8)
-_SUFFIXES = {FULL: "float32", HALF: "float16", BYTE: "uint8"}
+FULL, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
+_SUFFIXES = {FULL: "float32", HALF: "float16"}
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -51,25 +51,12 @@ def write_half(source: Path, target: Path) -> None:
     """
     model = onnx.load(source)
     types = _types(model)
-    _move_bytes_outside(model.graph, types, HALF)
     try:
         _retype(model, types, _halves(model.graph, types))
     except OverflowError as error:
         raise InputError(f"{source}: {error}; build it with --precision fp32 or bf16") from None
     properties = {entry.key: entry.value for entry in model.metadata_props}
     helper.set_model_props(model, {**properties, "precision": "fp16"})
-    _write(model, target)
-
-
-def write_bytes_outside(source: Path, target: Path) -> None:
-    """Writes the same graph with uint8 at its inputs and outputs only, as TensorRT needs it; exact.
-
-    Args:
-        source: Any graph of `export.graphs`, or one with quantisation (Q/DQ). Opset and metadata are kept.
-        target: File to write.
-    """
-    model = onnx.load(source)
-    _move_bytes_outside(model.graph, _types(model), FULL)
     _write(model, target)
 
 
@@ -88,31 +75,6 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
-def _move_bytes_outside(graph: onnx.GraphProto, types: dict[str, int], kind: int) -> None:
-    """Moves the casts from and to uint8 to the graph's inputs and outputs: TensorRT takes uint8 nowhere else.
-
-    What was moved about as uint8 is then moved about as `kind`, FP16 or FP32; both hold these values exactly.
-    """
-    inputs = [value.name for value in graph.input if types[value.name] == BYTE]
-    outputs = [value.name for value in graph.output if types[value.name] == BYTE]
-    renamed = {name: f"{name}_{_SUFFIXES[kind]}" for name in (*inputs, *outputs)}
-    first = [_cast(name, kind, renamed[name]) for name in inputs]
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Cast" and BYTE in (types[node.input[0]], types[node.output[0]]):
-            # Nothing is left of it, unless values from outside [0, 255] came here: the graphs clip them before.
-            renamed[node.output[0]] = renamed.get(node.input[0], node.input[0])
-            continue
-        for names in (node.input, node.output):
-            names[:] = [renamed.get(name, name) for name in names]
-        nodes.append(node)
-    last = [_cast(renamed[name], BYTE, name) for name in outputs]
-    types.update({name: kind for name, found in types.items() if found == BYTE})
-    types.update({renamed[name]: kind for name in (*inputs, *outputs)})
-    graph.ClearField("node")
-    graph.node.extend([*first, *nodes, *last])
-
-
 def _halves(graph: onnx.GraphProto, types: dict[str, int]) -> set[str]:
     """The tensors that nodes give in FP16, of all float tensors."""
     results = {value.name for value in graph.output}
@@ -129,7 +91,7 @@ def _halves(graph: onnx.GraphProto, types: dict[str, int]) -> set[str]:
             before[name] = before.get(name, False) or leads or weighted
         inner = weighted or (leads and after[node.output[0]])
         for name in node.output:
-            if types[name] == HALF or (types[name] == FULL and inner and name not in results):
+            if types[name] == FULL and inner and name not in results:
                 found.add(name)
     return found
 
@@ -142,7 +104,7 @@ def _retype(model: onnx.ModelProto, types: dict[str, int], halves: set[str]) -> 
     """
     graph, opset = model.graph, model.opset_import[0].version
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == FULL}
-    given = {name: HALF if name in halves else FULL for name, kind in types.items() if kind in (FULL, HALF)}
+    given = {name: HALF if name in halves else FULL for name, kind in types.items() if kind == FULL}
     made: dict[tuple[str, int], str] = {}
     nodes = []
     for node in graph.node:

@@ -15,7 +15,7 @@ from engine.backends import Backend, Bytes
 from export.candidate import Candidate
 from export.forms import PLAIN, DecoderForm, EncoderForm
 from export.graphs import write_decoder, write_encoder
-from export.half import write_bytes_outside, write_half
+from export.half import write_half
 from export.quantize import Calibration, write_int8
 from export.run import Run
 
@@ -79,8 +79,6 @@ def write_reduced(
                     say(f"calibrating on {len(calibration_images)} other images")
                     calibration = Calibration.of(model, calibration_images, run.directions)
                 write_int8(folder / source, folder / target, calibration, symmetric=candidate.symmetric)
-                if candidate.symmetric:  # for TensorRT, whose parser takes bytes at inputs and outputs only
-                    write_bytes_outside(folder / target, folder / target)
             else:
                 write_half(folder / source, folder / target)
 

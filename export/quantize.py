@@ -107,6 +107,8 @@ def write_int8(source: Path, target: Path, calibration: Calibration, *, symmetri
     encodes = name == "images"
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     kept = [convolutions[0 if encodes else -1]] if symmetric else []
+    # Scaling to [0, 1] is no layer, yet NNCF would round the pixels before it as well.
+    kept += [node.name for node in model.graph.node if encodes and node.op_type == "Div"]
     values = calibration.images if encodes else calibration.latents
     quantised = _quantise(model, {name: values}, symmetric, kept)
 

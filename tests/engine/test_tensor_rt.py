@@ -1,6 +1,7 @@
 """The TensorRT backend over the stand-in of tests/gpu_stand_in.py, and, where there is a GPU, over the real one."""
 
 import gc
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.backends.tensor_rt import TensorRtBackend, bucket_sizes, require_device
 from engine.errors import BackendError, BundleError
 from export.graphs import write_graphs
-from export.half import write_bytes_outside, write_half
+from export.half import write_half
 from export.parity import ImageError, LatentError
 from export.tensorrt_build import build_plan
 
@@ -43,7 +44,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> gpu_stand_in.TensorRt:
 def plans(trt: gpu_stand_in.TensorRt, tiny_bundle: Path, tmp_path: Path) -> Path:
     """Plans of the tiny model, for up to 6 images."""
     for name in GRAPHS:
-        write_bytes_outside(tiny_bundle / f"{name}.onnx", tmp_path / f"{name}.onnx")
+        shutil.copyfile(tiny_bundle / f"{name}.onnx", tmp_path / f"{name}.onnx")
     build(tmp_path, 6)
     return tmp_path
 

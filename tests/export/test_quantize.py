@@ -101,6 +101,12 @@ def test_symmetric_graphs_are_what_tensorrt_reads(tmp_path: Path) -> None:
     assert "Dequantize" not in first.input[1]  # its pixels have no sign
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_pixels_are_not_rounded_on_their_way_to_the_first_convolution(tmp_path: Path, symmetric: bool) -> None:
+    encoder, _ = write(tmp_path, "seed-64", symmetric=symmetric)
+    assert [node.op_type for node in onnx.load(encoder).graph.node][:3] == ["Cast", "Transpose", "Div"]
+
+
 def test_asymmetric_graphs_use_the_whole_range(tmp_path: Path) -> None:
     assert any(not zero for path in write(tmp_path, "seed-64") for _, zero in zero_points(path))
 
