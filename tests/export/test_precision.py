@@ -11,6 +11,7 @@ import pytest
 import torch
 from runs import ATTRIBUTES, LATENT_DIM, smooth_images, write_run
 
+import export.tensorrt_build
 from engine.backends import open_backend
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.bundle import Bundle, Engine
@@ -223,3 +224,24 @@ def test_only_the_winners_plans_stay(shared_run: Path, tmp_path: Path, stand_in_
         manifest.engine.encoder,
         manifest.engine.decoder,
     }
+
+
+def test_a_plan_that_is_refused_takes_only_its_candidates_out(
+    shared_run: Path, tmp_path: Path, stand_in_gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = export.tensorrt_build.build_plan
+
+    def refuse_tails(graph: Path, plan: Path, **settings: Any) -> Any:
+        if "tail" in graph.name:
+            raise BackendError(f"TensorRT can't build {graph.name}: too long")
+        return copy(graph, plan, **settings)
+
+    monkeypatch.setattr("export.tensorrt_build.build_plan", refuse_tails)
+    said: list[str] = []
+    config = plain(run=shared_run, out=tmp_path / "bundle", backend="tensorrt", precision="fp16", max_batch=2, **WIDE)
+    manifest = Bundle.load(build(dataclasses.replace(config, decoder="auto"), said.append)).manifest
+    assert {entry["decoder"] for entry in manifest.engine.chosen["candidates"]} == {"plain", "phases"}
+    assert "decoder.tail.fp16.plan is out: TensorRT can't build decoder.tail.fp16.onnx: too long" in said
+    with pytest.raises(BackendError, match=r"can't build decoder\.tail\.fp16\.onnx: too long"):
+        build(dataclasses.replace(config, out=tmp_path / "other", decoder="tail"), print)
+    assert not (tmp_path / "other").exists()
