@@ -92,7 +92,7 @@ def test_auto_never_means_int8() -> None:
 
 
 def test_what_only_other_machines_run_is_built_by_name() -> None:
-    elsewhere = {"tensorrt-rtx": ("fp32", "fp16", "int8")}
+    elsewhere: dict[str, tuple[str, ...]] = {"tensorrt-rtx": ("fp32", "fp16", "int8")}
     support = Support({"openvino": ("fp32",)}, ("tensorrt-rtx fp16: no GPU",), elsewhere)
     assert support.choose("auto", "auto") == support.choose("auto", "fp32") == [("openvino", "fp32")]
     assert support.choose("tensorrt-rtx", "auto") == [("tensorrt-rtx", "fp16")]
