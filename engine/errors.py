@@ -5,6 +5,8 @@ mend it; some say more to programs: the field of the request, or when to try aga
 place that turns the tree into gRPC statuses.
 """
 
+import traceback
+
 
 class EngineError(Exception):
     """Base of everything that the engine raises on purpose.
@@ -119,3 +121,21 @@ class ComputeFailed(EngineError):  # noqa: N818
     """Raise when the backend failed on a batch; the trace stays in the server's log."""
 
     reason = "COMPUTE_FAILED"
+
+
+def release_frames(error: BaseException) -> None:
+    """Lets go of everything that the functions which an error went through held: requests, arrays, futures.
+
+    An error that went through a future is part of a cycle: the future holds the error, its traceback the frames, and a
+    frame the future. Whatever the frames hold, a request of many megabytes too, would stay until Python looks for
+    cycles. So whoever has dealt with an error, and raises it no further, calls this.
+    """
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors:
+        one = errors.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            errors += (one.__cause__, one.__context__)
+            traceback.clear_frames(one.__traceback__)
+            one.__traceback__ = None

@@ -72,7 +72,7 @@ class Messages:
                 raise
             raise StopAsyncIteration from None
         finally:
-            self._reader = None
+            self._reader = task = None  # a task that was cancelled holds the error, whose frame is this one
         if data is grpc.aio.EOF:
             self._complete = True
             raise StopAsyncIteration

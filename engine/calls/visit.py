@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from engine.calls.admission import Admission
 from engine.calls.call import Call, enter
 from engine.calls.details import Refusal, refusal
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, release_frames
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures
 from engine.telemetry.tracing import Tracing
@@ -148,6 +148,7 @@ class Visit:
             self._refusal = refusal(_domain_error(error, call.method), call.request_id)
             code, message = self._refusal.code, self._refusal.message
             log.failed(call.method, code.name, call.client, seconds, message)
+            release_frames(error)
         else:
             code, message = self._code_of_the_end(error), "given up"
             log.failed(call.method, code.name, call.client, seconds, message)

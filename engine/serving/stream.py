@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from engine.calls.call import current
 from engine.calls.details import shortened
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import EngineError, InvalidRequest, release_frames
 from engine.serving.answer import Answer, StreamAnswer, answer
 from engine.serving.catalog import Catalog
 from engine.serving.model import Model, Terms
@@ -155,10 +155,12 @@ class EditStream:
             return StreamAnswer(edited, request.id)
         except EngineError as error:
             code, message, wait_s = grpc.StatusCode[error.status], shortened(str(error)), error.retry_after_s or 0.0
-        except Exception:
+            release_frames(error)
+        except Exception as error:
             logger.exception("a request of a stream failed")
             code, wait_s = grpc.StatusCode.INTERNAL, 0.0
             message = "the server failed on this request; its log has the reason"
+            release_frames(error)
         _tell(code.name, message)
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
         return pb.EditStreamResponse(error=wrong, id=request.id)

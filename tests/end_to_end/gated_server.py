@@ -2,9 +2,14 @@
 
 While FOLDER/closed exists, every batch waits. FOLDER/batches gets one line per batch: the graph, and the
 first number of each image or latent in it (tests send constant images). Value 13 makes a batch fail.
+
+Python's collector is off. On SIGUSR1 it looks once, and FOLDER/garbage gets a line for each object that it found which
+calls shouldn't leave behind: frames, errors, and whatever is the engine's own.
 """
 
 import asyncio
+import gc
+import signal
 import sys
 import time
 from pathlib import Path
@@ -42,8 +47,28 @@ class GatedBackend:
             raise RuntimeError("a secret of the backend")
 
 
+def collect(folder: Path) -> None:
+    """Writes down what the collector finds."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    kinds = [type(found) for found in gc.garbage]
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.collect()
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds if _is_telling(kind)]
+    (folder / "garbage.new").write_text("\n".join(sorted(names)))
+    (folder / "garbage.new").rename(folder / "garbage")
+
+
+def _is_telling(kind: type) -> bool:
+    own = kind.__module__.partition(".")[0] in ("engine", "dfcvae_pb2", "protos", "grpc")
+    return own or issubclass(kind, BaseException) or kind.__name__ in ("frame", "traceback", "coroutine")
+
+
 def main() -> None:
     folder, *arguments = sys.argv[1:]
+    gc.disable()
+    signal.signal(signal.SIGUSR1, lambda *_: collect(Path(folder)))
     config = load_config(arguments)
     logs.set_up(config.log_level, config.log_format)
     asyncio.run(serve(config, lambda bundle: GatedBackend(open_backend(bundle), Path(folder))))
