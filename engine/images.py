@@ -226,8 +226,8 @@ class Codec:
         return result
 
     def close(self) -> None:
-        """Ends the threads, after what they are working on."""
-        self._pool.shutdown()
+        """Ends the threads after what they are working on, for clients that have gone; doesn't wait for that."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         # A few files of each client are in the pool, and each request of it waits for one turn at a time. So nobody

@@ -17,6 +17,7 @@ from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.garbage import tidy
+from engine.job import in_thread
 from engine.serving import health
 from engine.serving.catalog import Catalog
 from engine.serving.model import Settings
@@ -70,7 +71,8 @@ async def _start(
     tokens = Tokens(config.tokens) if config.tokens else None
     tracing = Tracing(config.traces) if config.traces else None
     if tracing:
-        stack.callback(tracing.close)
+        # It may wait for a collector, and another signal must be heard meanwhile.
+        stack.push_async_callback(lambda: _unless(signals.hurry, in_thread(tracing.close)))
     if config.metrics_port is not None:
         stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
     rate = config.max_images_per_second

@@ -3,25 +3,22 @@
 import asyncio
 import hashlib
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from engine.backends import Backend, first_calls
 from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel
 from engine.garbage import tidy
-from engine.job import Job
+from engine.job import in_thread
 from engine.serving.model import Model, Settings
 
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[Bundle], Backend]
 Stamp = tuple[int, int, int]
-T = TypeVar("T")
 
 _LONGEST_PAUSE_S = 60.0
 
@@ -145,7 +142,7 @@ class Catalog:
         """Answers what was accepted, then ends all queues and threads."""
         self._closing = {name: asyncio.ensure_future(model.close()) for name, model in self._models.items()}
         await asyncio.gather(*self._closing.values(), *self._retiring)
-        await _in_thread(self._device.close)
+        await in_thread(self._device.close)
 
     async def _reload(self, name: str, refusal: _Refusal | None = None) -> None:
         """Takes a bundle, if it isn't the one that is served and can be used.
@@ -174,7 +171,7 @@ class Catalog:
 
     async def _successor(self, name: str, old: Model) -> Model | None:
         """The model of a changed bundle, warmed up; None where nothing has changed."""
-        if await _in_thread(_fingerprint, self._bundles[name]) == old.fingerprint:
+        if await in_thread(_fingerprint, self._bundles[name]) == old.fingerprint:
             return None
         new = await self._open(name)
         try:
@@ -216,7 +213,7 @@ class Catalog:
                 bundle = bundle.in_batches_of(self._settings.max_batch)
             return bundle, self._opener(bundle), fingerprint
 
-        opened = await _in_thread(load, self._bundles[name])
+        opened = await in_thread(load, self._bundles[name])
         return Model(
             name, *opened, device=self._device, settings=self._settings, watch=lambda graph: self._watch(name, graph)
         )
@@ -232,13 +229,6 @@ async def _retire(model: Model) -> None:
     await model.close()
     del model
     tidy()
-
-
-async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
-    """Runs what may take long beside the event loop; unlike asyncio's threads, the end of the loop doesn't wait."""
-    job = Job(function, *arguments)
-    threading.Thread(target=job, name=f"catalog-{function.__name__}", daemon=True).start()
-    return await job.result()
 
 
 def _fingerprint(path: Path) -> str:
