@@ -262,7 +262,6 @@ def _check_address(host: str, port: int) -> None:
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        raise StartupError(
-            f"can't listen on {host}:{port} ({error.strerror}); choose another --host or --port"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or "no name of a host"
+        raise StartupError(f"can't listen on {host}:{port} ({reason}); choose another --host or --port") from None
