@@ -25,7 +25,7 @@ from engine.serving.service import SERVICE_NAME, LatentEngine, Limits, add_to_se
 from engine.signals import Signals, listening
 from engine.telemetry.metrics import Metrics
 from engine.telemetry.tracing import Tracing
-from engine.transport import Server
+from engine.transport import Server, prove
 from engine.transport.tls import server_credentials
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ async def _start(
     stack: AsyncExitStack, config: ServerConfig, opener: Callable[[Bundle], Backend], signals: Signals
 ) -> None:
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
+    await prove()
     metrics = Metrics()
     tokens = Tokens(config.tokens) if config.tokens else None
     tracing = Tracing(config.traces) if config.traces else None

@@ -9,7 +9,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -46,6 +45,10 @@ _USED = (
 )
 
 
+class CoreError(RuntimeError):
+    """Raise when core refuses to start an operation; its tag is never called then."""
+
+
 class Core:
     """Core's server with its completion queue, and the thread that waits for it.
 
@@ -73,6 +76,7 @@ class Core:
         self._tries = 0
         self._aside = False
         self._resumed = threading.Event()
+        self._ending = False
         self._ended: Callable[[], None] | None = None
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -82,7 +86,11 @@ class Core:
         return int(self._server.add_http2_port(address.encode(), credentials._credentials))
 
     def start(self) -> None:
-        """Takes calls."""
+        """Takes calls.
+
+        Raises:
+            CoreError: When core doesn't.
+        """
         self._server.start()
         for _ in range(_CALLS_ASKED_FOR):
             self._ask_for_call()
@@ -94,6 +102,7 @@ class Core:
         def end(_: Any) -> None:
             self._ended = ended
 
+        self._ending = True
         self._server.shutdown(self._queue, end)
 
     def step_aside(self) -> bool:
@@ -137,13 +146,20 @@ class Core:
         destroying.join(_DESTROY_S)
 
     def _ask_for_call(self) -> None:
-        with suppress(ValueError):  # the server is shutting down
-            self._server.request_call(self._queue, self._queue, self._take_call)
+        try:
+            error = self._server.request_call(self._queue, self._queue, self._take_call)
+        except ValueError:
+            if not self._ending:
+                raise
+        else:
+            _require_started(error, "the server")
 
     def _take_call(self, event: Any) -> None:
         if event.success:
-            self._ask_for_call()
-            self._arrived(CoreCall(event))
+            try:
+                self._ask_for_call()
+            finally:
+                self._arrived(CoreCall(event))
 
     def _run(self) -> None:
         with self._taking:
@@ -179,6 +195,9 @@ class Core:
 class CoreCall:
     """A call, as core knows it. Its operations may be started on any thread.
 
+    An operation that core refuses raises CoreError and cancels the call: whoever waits, on either side, hears of its
+    end.
+
     Args:
         event: That brought it.
 
@@ -199,15 +218,15 @@ class CoreCall:
 
     def receive_close(self, tag: Tag) -> None:
         """Waits for the end of the call; see `was_cancelled`."""
-        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), tag)
+        self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), tag)
 
     def receive_message(self, tag: Tag) -> None:
         """Waits for the next message; see `message_of`."""
-        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), tag)
+        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), tag)
 
     def send(self, tag: Tag, *, header: bool, message: bytes | None) -> None:
         """Sends the header where it is to go first, and a message."""
-        self._call.start_server_batch(_operations(header, message), tag)
+        self._start(_operations(header, message), tag)
 
     def end(
         self, tag: Tag, code: grpc.StatusCode, details: str, trailing: Metadata, *, header: bool, message: bytes | None
@@ -216,8 +235,7 @@ class CoreCall:
 
         Header and status without a message go out as one, which tells clients that they may try again.
         """
-        operations = (*_operations(header, message), _status(code, details, trailing))
-        self._call.start_server_batch(operations, tag)
+        self._start((*_operations(header, message), _status(code, details, trailing)), tag)
 
     def refuse(self, tag: Tag, code: grpc.StatusCode, details: str, trailing: Metadata) -> None:
         """Ends a call that nobody has listened to, all at once."""
@@ -226,7 +244,11 @@ class CoreCall:
             cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
             _status(code, details, trailing),
         )
-        self._call.start_server_batch(operations, tag)
+        self._start(operations, tag)
+
+    def cancel(self) -> None:
+        """Ends a call that can't be answered."""
+        self._call.cancel()
 
     def peer(self) -> str:
         """The client's address in gRPC's form, for example ipv4:127.0.0.1:50051."""
@@ -236,6 +258,13 @@ class CoreCall:
         """What TLS knows about the client."""
         properties = cygrpc.auth_context(self._call) or {}
         return {key.decode(errors="replace"): value for key, value in properties.items()}
+
+    def _start(self, operations: Sequence[Any], tag: Tag) -> None:
+        try:
+            _require_started(self._call.start_server_batch(operations, tag), self.path)
+        except Exception:
+            self.cancel()
+            raise
 
 
 def was_cancelled(event: Any) -> bool:
@@ -247,6 +276,12 @@ def message_of(event: Any) -> bytes | None:
     """The message that was waited for; None where there are no more, or the call is over."""
     message: bytes | None = event.batch_operations[0].message()
     return message
+
+
+def _require_started(error: int, what: str) -> None:
+    """Core returns its errors and doesn't raise them; see grpc_call_error in grpc/impl/grpc_types.h."""
+    if error:
+        raise CoreError(f"gRPC core refused an operation of {what}: grpc_call_error {error}")
 
 
 def _status(code: grpc.StatusCode, details: str, trailing: Metadata) -> Any:

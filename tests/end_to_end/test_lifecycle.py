@@ -249,7 +249,7 @@ def test_sigint_ends_it_too(tiny_bundle: Path, tmp_path: Path) -> None:
             "error: no bundle folder at /no/such/bundle; build it with: python -m ",
         ),
         (["--bundle", "BUNDLE", "--port", "70000"], "error: --port must be from 0 to 65535, not 70000"),
-        (["--bundle", "BUNDLE", "--max-queue", "0"], "error: --max-queue must be at least 1, not 0"),
+        (["--bundle", "BUNDLE", "--max-queue", "0"], "error: --max-queue must be from 1 to 4294967295, not 0"),
         (
             ["--bundle", "BUNDLE", "--host", "no.such.host.invalid"],
             "error: can't listen on no.such.host.invalid:",
@@ -284,3 +284,14 @@ def test_dry_run_prints_the_configuration_and_stops(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert json.loads(result.stdout)["max_delay_ms"] == 2.5
     assert json.loads(result.stdout)["bundle"] == ["anywhere"]
+
+
+@pytest.mark.parametrize("name", ["Server", "ReceiveCloseOnServerOperation", "SendStatusFromServerOperation"])
+def test_a_grpcio_that_cannot_carry_calls_is_one_sentence_at_the_start(
+    tiny_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    command = [str(END_TO_END / "changed_grpcio.py"), name, "--bundle", str(tiny_bundle), "--port", "0"]
+    result = run_python([*command, "--log-level", "error"], tmp_path)
+    assert result.returncode == 2
+    assert "serving" not in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: the server's transport fails with grpcio ")
