@@ -94,6 +94,12 @@ class RateLimited(Overloaded):
     reason = "RATE_LIMITED"
 
 
+class OutOfMemory(Overloaded):
+    """Raise when the machine has no memory for what a request needs."""
+
+    reason = "OUT_OF_MEMORY"
+
+
 class DeadlinePassed(EngineError):  # noqa: N818
     """Raise when a request's deadline has passed before its compute began."""
 

@@ -1,7 +1,6 @@
 """One EditStream: requests are worked on side by side, answered in order, and the last source is remembered."""
 
 import asyncio
-import logging
 import math
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -12,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.calls.call import current
-from engine.calls.details import shortened
-from engine.errors import EngineError, InvalidRequest, release_frames
+from engine.calls.details import domain_error, shortened
+from engine.errors import InvalidRequest, release_frames
 from engine.serving.answer import Answer, StreamAnswer, answer
 from engine.serving.catalog import Catalog
 from engine.serving.model import Model, Terms
@@ -22,8 +21,6 @@ from protos import dfcvae_pb2 as pb
 
 Floats = npt.NDArray[np.float32]
 Response = StreamAnswer | pb.EditStreamResponse
-
-logger = logging.getLogger(__name__)
 
 
 class _Source:
@@ -153,13 +150,9 @@ class EditStream:
             edited = await (self._edit(request, source) if new else self._edit_again(request, source))
             _tell("OK", "")
             return StreamAnswer(edited, request.id)
-        except EngineError as error:
-            code, message, wait_s = grpc.StatusCode[error.status], shortened(str(error)), error.retry_after_s or 0.0
-            release_frames(error)
         except Exception as error:
-            logger.exception("a request of a stream failed")
-            code, wait_s = grpc.StatusCode.INTERNAL, 0.0
-            message = "the server failed on this request; its log has the reason"
+            told = domain_error(error, "a request of a stream")
+            code, message, wait_s = grpc.StatusCode[told.status], shortened(str(told)), told.retry_after_s or 0.0
             release_frames(error)
         _tell(code.name, message)
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
