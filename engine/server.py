@@ -98,7 +98,7 @@ async def _start(
     tidy()
     calls.admission.open()
     healths.set_serving()
-    await stack.enter_async_context(_reloads(catalog, tokens, signals, config.reload_every_s))
+    await stack.enter_async_context(_reloads(catalog, tokens, calls, signals, config.reload_every_s))
     print(f"serving {SERVICE_NAME} on {address}", flush=True)
 
 
@@ -212,7 +212,9 @@ async def _close(catalog: Catalog, signals: Signals) -> None:
 
 
 @asynccontextmanager
-async def _reloads(catalog: Catalog, tokens: Tokens | None, signals: Signals, every_s: float) -> AsyncIterator[None]:
+async def _reloads(
+    catalog: Catalog, tokens: Tokens | None, calls: CallInterceptor, signals: Signals, every_s: float
+) -> AsyncIterator[None]:
     """Looks for new bundles and tokens on SIGHUP, also one that came before, and for new bundles from time to time."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -228,6 +230,7 @@ async def _reloads(catalog: Catalog, tokens: Tokens | None, signals: Signals, ev
             logger.info("SIGHUP: reading bundles and tokens again")
             if tokens:
                 tokens.reload()
+                calls.recheck()
             start(catalog.reload())
 
     start(heed())

@@ -92,6 +92,11 @@ class CallInterceptor:
             messages.interrupt()
         await self.admission.wait_until_idle(timeout)
 
+    def recheck(self) -> None:
+        """Ends the streams whose tokens are gone, idle ones too; for whoever has read the tokens again."""
+        for messages in self._streams:
+            messages.recheck()
+
     def wrap(self, path: str, handler: Any) -> Any:
         """A handler that takes and gives bytes, around one that takes and gives messages."""
         method = self._methods[path] = self.metrics.method(path)

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from engine.bundle import Preprocessing
@@ -30,6 +31,13 @@ Floats = npt.NDArray[np.float32]
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 SERVICE_NAME: str = _SERVICE.full_name
+# By whether clients stream, and whether the server does.
+_KINDS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 _MAX_TEMPERATURE = 10.0
 
 # Multiplications that sampling may take on the event loop, about a millisecond's. Most requests are small, and a thread
@@ -192,13 +200,24 @@ class LatentEngine:
 
 def add_to_server(engine: LatentEngine, server: Any) -> None:
     """Adds the service to a server, as the generated function does, but for how responses become bytes."""
-    handlers = {}
-    for method in _SERVICE.methods:
-        request = GetMessageClass(method.input_type)
-        make = grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(getattr(engine, method.name), parser(request), serialize)
+    handlers = handlers_of(_SERVICE, engine)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+
+def handlers_of(service: ServiceDescriptor, servicer: Any) -> dict[str, Any]:
+    """The handlers of a service by method, each of the kind that its definition says.
+
+    Args:
+        service: The definition.
+        servicer: Has a method of the same name for each.
+    """
+    return {
+        method.name: _KINDS[method.client_streaming, method.server_streaming](
+            getattr(servicer, method.name), parser(GetMessageClass(method.input_type)), serialize
+        )
+        for method in service.methods
+    }
 
 
 def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
