@@ -4,7 +4,6 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -12,8 +11,9 @@ from typing import Any, NoReturn
 
 import grpc
 
+from engine.calls.access import name_in_certificate
 from engine.calls.admission import Admission
-from engine.calls.call import Call, enter
+from engine.calls.call import Account, Call, enter
 from engine.calls.details import Refusal, domain_error, refusal
 from engine.errors import release_frames
 from engine.telemetry.logs import CallLog
@@ -69,7 +69,7 @@ class Visit:
         self._size = size
         self.call = Call("", "", method.name)
 
-    def admit(self, account: Callable[[str, int], None]) -> None:
+    def admit(self, account: Account) -> None:
         """Finds out who calls, and lets the call in.
 
         Raises:
@@ -93,8 +93,8 @@ class Visit:
         if guards.tokens is not None:
             call.client = guards.tokens.name_of(self._authorization)
             self._version = guards.tokens.version
-        elif guards.certificates and (names := context.auth_context().get("x509_common_name")):
-            call.client = names[0].decode(errors="replace")
+        elif guards.certificates and (name := name_in_certificate(context.auth_context())):
+            call.client = name
         desk.admission.enter(self._size)
         context.add_done_callback(self._leave)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.backends import Backend, first_calls
 from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
-from engine.errors import EngineError, UnknownModel
+from engine.errors import EngineError, UnknownModel, release_frames
 from engine.garbage import tidy
 from engine.job import in_thread
 from engine.serving.model import Model, Settings
@@ -158,6 +158,8 @@ class Catalog:
                 new = await self._successor(name, old)
             except Exception as error:
                 self._refuse(name, error, refusal or _Refusal())
+                release_frames(error)  # or what was opened in vain would stay, on a GPU too
+                tidy()
                 return
             self._refusals.pop(name, None)
             if new is None:

@@ -83,8 +83,8 @@ class LatentEngine:
         terms = _terms(request, context)
         with self._catalog.get(request.model).lease() as model:
             images = model.reader.images(request.images)
-            current().spend(count_of(images))
-            mu, log_var = await model.encode(images, terms)
+            with current().spending(count_of(images)):
+                mu, log_var = await model.encode(images, terms)
         return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
 
     async def Decode(self, request: pb.DecodeRequest, context: Any) -> Answer:  # noqa: N802
@@ -93,8 +93,8 @@ class LatentEngine:
         output = Output(True, False, *read_form(request.output))
         with self._catalog.get(request.model).lease() as model:
             latents = model.reader.latents(request.latents)
-            current().spend(len(latents))
-            images = await model.decode(latents, terms)
+            with current().spending(len(latents)):
+                images = await model.decode(latents, terms)
             return await answer(pb.DecodeResponse(), model, output, images)
 
     async def Edit(self, request: pb.EditRequest, context: Any) -> Answer:  # noqa: N802
@@ -108,8 +108,8 @@ class LatentEngine:
             source = model.reader.source(request)
             if source is None:
                 raise InvalidRequest("the request has no source; set images or latents", "source")
-            current().spend(count_of(source))
-            images, mu = await model.edit(source, move, terms, decode=output.images)
+            with current().spending(count_of(source)):
+                images, mu = await model.edit(source, move, terms, decode=output.images)
             return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
 
     async def EditStream(  # noqa: N802
@@ -137,8 +137,7 @@ class LatentEngine:
                 raise InvalidRequest(f"start has {count} images or latents, end has {count_of(end)}; send pairs", "end")
             points = count * request.steps
             model.reader.check_count(points, "steps", "ask for")
-            current().spend(points)
-            with model.room(points, terms) as room:
+            with current().spending(points), model.room(points, terms) as room:
                 ends = await _encode_ends(model, start, end, terms)
                 latents = await _compute(model, points, lambda: _WALKS[request.walk](*ends, request.steps))
                 images = await model.decode(latents, terms, room=room) if output.images else None
@@ -155,9 +154,8 @@ class LatentEngine:
             )
         with self._catalog.get(request.model).lease() as model:
             model.reader.check_count(request.count, "count", "ask for")
-            current().spend(request.count)
             gaussian = model.gaussian(request.distribution)
-            with model.room(request.count, terms) as room:
+            with current().spending(request.count), model.room(request.count, terms) as room:
                 latents = await _compute(
                     model, request.count, lambda: gaussian.draw(request.count, request.seed, temperature)
                 )

@@ -199,8 +199,8 @@ class EditStream:
     async def _edited(self, request: pb.EditStreamRequest, model: Model, given: Source, source: _Source) -> Answer:
         terms, output = self._terms(request), read_output(request)
         move = model.reader.move(request.edits, request.keep)
-        current().spend(count_of(given))
-        images, mu = await model.edit(given, move, terms, decode=output.images)
+        with current().spending(count_of(given)):
+            images, mu = await model.edit(given, move, terms, decode=output.images)
         source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
         return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
 

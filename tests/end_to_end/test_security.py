@@ -73,11 +73,15 @@ class Authority:
         openssl("req", "-x509", *new_key, "-keyout", str(self._key), "-out", str(self.certificate),
                 "-subj", f"/CN={name}", "-days", "2")  # fmt: skip
 
-    def sign(self, name: str) -> tuple[Path, Path]:
-        """A new certificate and its key."""
+    def sign(self, name: str, subject: str = "") -> tuple[Path, Path]:
+        """A new certificate and its key; with a subject of its own it has a URI beside."""
         cert, key, request = (self._folder / f"{name}.{kind}" for kind in ("pem", "key", "csr"))
-        (self._folder / "extensions").write_text("subjectAltName=IP:127.0.0.1\n")
-        openssl("req", "-new", *self._new_key, "-keyout", str(key), "-out", str(request), "-subj", f"/CN={name}")
+        (self._folder / "extensions").write_text(
+            f"subjectAltName={f'URI:spiffe://test/{name}' if subject else 'IP:127.0.0.1'}\n"
+        )
+        openssl(
+            "req", "-new", *self._new_key, "-keyout", str(key), "-out", str(request), "-subj", subject or f"/CN={name}"
+        )
         openssl("x509", "-req", "-in", str(request), "-CA", str(self.certificate), "-CAkey", str(self._key),
                 "-CAcreateserial", "-out", str(cert), "-days", "2", "-extfile",
                 str(self._folder / "extensions"))  # fmt: skip
@@ -115,6 +119,9 @@ def test_mutual_tls_lets_in_who_shows_a_signed_certificate(
         with grpc.secure_channel(server.target, trusting(authority, authority.sign("client"))) as channel:
             assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
         server.wait_for_log("GetModel OK for client in ")
+        with grpc.secure_channel(server.target, trusting(authority, authority.sign("a", "/O=nameless"))) as channel:
+            stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30)
+        server.wait_for_log("GetModel OK for spiffe://test/a in ")
         with grpc.secure_channel(server.target, trusting(authority)) as channel:
             assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
         forger = Authority(tmp_path, "forger").sign("client")
@@ -219,6 +226,24 @@ def test_each_client_has_its_own_rate(tiny_bundle: Path, tmp_path: Path) -> None
         assert model.limits.max_images_per_second == pytest.approx(0.01)
 
 
+def test_what_there_was_no_room_for_costs_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ["--max-images-per-second", "0.01", "--burst", "10", "--max-queue", "4", "--metrics-port", "0"]
+    with gated_server(tiny_bundle, tmp_path, *options) as gate, grpc.insecure_channel(gate.server.target) as channel:
+        stub = stub_of(channel)
+        gate.close()
+        calls = [stub.Encode.future(encode_request(), timeout=60)]
+        until(lambda: len(gate.batches()) == 1)
+        calls.append(stub.Encode.future(encode_request(4), timeout=60))
+        until(lambda: gate.server.metric("dfcvae_queue_images", model="default", graph="encode") == 4)
+        for _ in range(4):
+            error = refusal_of(stub.Encode, encode_request(4))
+            assert detail(error, error_details_pb2.ErrorInfo).reason == "OVERLOADED"
+        gate.open()
+        assert [call.result().mu.count for call in calls] == [1, 4]
+        assert gate.server.metric("dfcvae_images_total", method="Encode") == 5
+        assert stub.Encode(encode_request(4)).mu.count == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -266,11 +291,10 @@ def test_a_stream_ends_when_its_token_is_withdrawn(tiny_bundle: Path, tmp_path: 
         assert next(stays).WhichOneof("outcome") == next(ends).WhichOneof("outcome") == "edited"
         tokens.write_text(f"anna {ANNA}\n")
         server.hang_up()
-        server.wait_for_log("1 tokens from")
-        for turn in turns:
-            turn.release()
+        assert refusal_of(lambda **_: list(ends)).code().name == "UNAUTHENTICATED", "without another message"
+        turns[0].release()
         assert next(stays).WhichOneof("outcome") == "edited"
-        assert refusal_of(lambda **_: list(ends)).code().name == "UNAUTHENTICATED"
+        turns[1].release()
         stays.cancel()
 
 
