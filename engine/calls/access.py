@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import RateLimited, StartupError, Unauthenticated
+from engine.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Tokens:
 
     def _read(self) -> dict[bytes, str]:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(self._path).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise StartupError(f"--tokens {self._path} can't be read ({reason})") from None

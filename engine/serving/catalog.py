@@ -11,6 +11,7 @@ from engine.backends import Backend, first_calls
 from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel, release_frames
+from engine.files import read_bytes
 from engine.garbage import tidy
 from engine.job import in_thread
 from engine.serving.model import Model, Settings
@@ -236,7 +237,7 @@ async def _retire(model: Model) -> None:
 def _fingerprint(path: Path) -> str:
     """Of the manifest, which has the hashes of all other files; "" where there is none."""
     try:
-        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_bytes(path / MANIFEST)).hexdigest()[:16]
     except OSError:  # loading the bundle says what is wrong with it
         return ""
 

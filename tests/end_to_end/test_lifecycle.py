@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from bundles import write_tiny_bundle
 from gates import constant, gated_command, gated_server, list_of, raw_images, stub_of, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import END_TO_END, ServerProcess, environment_without_torch, run_python
@@ -295,3 +296,16 @@ def test_a_grpcio_that_cannot_carry_calls_is_one_sentence_at_the_start(
     assert result.returncode == 2
     assert "serving" not in result.stdout
     assert result.stderr.splitlines()[-1].startswith("error: the server's transport fails with grpcio ")
+
+
+@pytest.mark.parametrize("name", ["directions.safetensors", "manifest.json", "tokens"])
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    (bundle / "tokens").write_text("anna " + 32 * "a")
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    arguments = ["--bundle", str(bundle), "--tokens", str(bundle / "tokens"), "--port", "0"]
+    result = run_python(["-m", "engine", *arguments], tmp_path)
+    assert result.returncode == 2
+    assert f"{bundle / name} can't be read" in result.stderr
+    assert "it is no regular file" in result.stderr

@@ -146,6 +146,35 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
         with grpc.secure_channel(server.target, trusting(other)) as channel:
             assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
         assert "connections go on with the old certificate" in server.log
+        # Python's TLS can use this key, gRPC's can't.
+        for new, old in zip(self_signed(tmp_path, "secp256k1"), (cert, key), strict=True):
+            old.write_bytes(new.read_bytes())
+        with grpc.secure_channel(server.target, trusting(other)) as channel:
+            assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
+        server.wait_for_log("connections go on with the old certificate", count=2)
+        assert server.log.count("new certificate from") == 1
+
+
+def self_signed(folder: Path, curve: str, days: int = 2) -> tuple[Path, Path]:
+    """A certificate for nobody, and its key."""
+    cert, key, request = (folder / f"{curve}.{kind}" for kind in ("pem", "key", "csr"))
+    openssl("req", "-new", "-newkey", "ec", "-pkeyopt", f"ec_paramgen_curve:{curve}", "-nodes", "-keyout", str(key),
+            "-out", str(request), "-subj", "/CN=self")  # fmt: skip
+    openssl("x509", "-req", "-in", str(request), "-signkey", str(key), "-out", str(cert), "-days", str(days))
+    return cert, key
+
+
+def test_a_key_that_grpc_does_not_know_is_named_at_the_start(tiny_bundle: Path, tmp_path: Path) -> None:
+    cert, key = map(str, self_signed(tmp_path, "secp256k1"))
+    result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--tls-cert", cert, "--tls-key", key], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(f"error: gRPC can't use --tls-cert {cert} and --tls-key {key}; ")
+
+
+def test_an_expired_certificate_is_in_the_log(tiny_bundle: Path, tmp_path: Path) -> None:
+    cert, key = self_signed(tmp_path, "prime256v1", days=-1)
+    with engine(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+        server.wait_for_log(f"clients refuse --tls-cert {cert}: certificate has expired")
 
 
 @pytest.fixture(scope="module")
