@@ -99,7 +99,15 @@ async def _start(
     calls.admission.open()
     healths.set_serving()
     await stack.enter_async_context(_reloads(catalog, tokens, calls, signals, config.reload_every_s))
-    print(f"serving {SERVICE_NAME} on {address}", flush=True)
+    _announce(f"serving {SERVICE_NAME} on {address}")
+
+
+def _announce(line: str) -> None:
+    """Prints a line; a stdout that is full or has been closed is no reason not to serve."""
+    try:
+        print(line, flush=True)
+    except (OSError, ValueError) as error:
+        logger.warning("stdout can't be written (%s); %s", error, line)
 
 
 def _settings(config: ServerConfig) -> Settings:
