@@ -9,6 +9,7 @@ import torch
 from runs import FORMS, LATENT_DIM, small_vae, smooth_images
 from torch import nn
 
+from engine.bundle import FORMAT_VERSION
 from export.graphs import write_graphs
 from trainer.config import ModelConfig
 
@@ -56,7 +57,7 @@ def test_graph_is_lean_and_labelled(graphs: Path, name: str) -> None:
     assert graph.producer_name == "dfc-vae"
     assert graph.graph.name == name
     assert {prop.key: prop.value for prop in graph.metadata_props} == {
-        "bundle_format_version": "3",
+        "bundle_format_version": str(FORMAT_VERSION),
         "model_sha256": "ab" * 32,
     }
     assert not graph.doc_string
