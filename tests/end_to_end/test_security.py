@@ -110,6 +110,17 @@ def test_tls_is_spoken_and_nothing_else(tiny_bundle: Path, tmp_path: Path, autho
             assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
 
 
+def test_failed_handshakes_are_shown_to_who_asks_grpc_for_them(tiny_bundle: Path, tmp_path: Path) -> None:
+    cert, key = self_signed(tmp_path, "prime256v1")
+    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--tls-cert", str(cert), "--tls-key", str(key)]
+    with (
+        ServerProcess(command, tmp_path, variables={"GRPC_VERBOSITY": "INFO"}) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
+        server.wait_for_log("Handshake failed")
+
+
 def test_mutual_tls_lets_in_who_shows_a_signed_certificate(
     tiny_bundle: Path, tmp_path: Path, authority: Authority
 ) -> None:
