@@ -33,6 +33,8 @@ _LAST_EVENTS_S = 0.05
 _DESTROY_S = 2.0
 # Who is to take events in place of the queue's thread, and hasn't tried for so long, is held up.
 _HELD_UP_S = 0.01
+# Core returns its errors, as numbers, and doesn't raise them.
+_CALL_ERROR = "grpc_call_error"
 _USED = (
     "CompletionQueue",
     "ReceiveCloseOnServerOperation",
@@ -151,8 +153,9 @@ class Core:
         except ValueError:
             if not self._ending:
                 raise
-        else:
-            _require_started(error, "the server")
+            return
+        if error:
+            raise CoreError(f"gRPC core refused to take calls: {_CALL_ERROR} {error}")
 
     def _take_call(self, event: Any) -> None:
         if event.success:
@@ -260,11 +263,9 @@ class CoreCall:
         return {key.decode(errors="replace"): value for key, value in properties.items()}
 
     def _start(self, operations: Sequence[Any], tag: Tag) -> None:
-        try:
-            _require_started(self._call.start_server_batch(operations, tag), self.path)
-        except Exception:
+        if error := self._call.start_server_batch(operations, tag):
             self.cancel()
-            raise
+            raise CoreError(f"gRPC core refused an operation of {self.path}: {_CALL_ERROR} {error}")
 
 
 def was_cancelled(event: Any) -> bool:
@@ -276,12 +277,6 @@ def message_of(event: Any) -> bytes | None:
     """The message that was waited for; None where there are no more, or the call is over."""
     message: bytes | None = event.batch_operations[0].message()
     return message
-
-
-def _require_started(error: int, what: str) -> None:
-    """Core returns its errors and doesn't raise them; see grpc_call_error in grpc/impl/grpc_types.h."""
-    if error:
-        raise CoreError(f"gRPC core refused an operation of {what}: grpc_call_error {error}")
 
 
 def _status(code: grpc.StatusCode, details: str, trailing: Metadata) -> Any:
