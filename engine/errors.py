@@ -7,6 +7,8 @@ place that turns the tree into gRPC statuses.
 
 import traceback
 
+_LONGEST_PAUSE_S = 30 * 86_400.0  # StreamError counts milliseconds in 32 bits
+
 
 class EngineError(Exception):
     """Base of everything that the engine raises on purpose.
@@ -85,7 +87,7 @@ class Overloaded(EngineError):  # noqa: N818
 
     def __init__(self, message: str, retry_after_s: float = 0.1) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = min(retry_after_s, _LONGEST_PAUSE_S)
 
 
 class RateLimited(Overloaded):

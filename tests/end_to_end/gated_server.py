@@ -3,8 +3,8 @@
 While FOLDER/closed exists, every batch waits. FOLDER/batches gets one line per batch: the graph, and the
 first number of each image or latent in it (tests send constant images). Value 13 makes a batch fail.
 
-Python's collector is off. On SIGUSR1 it looks once, and FOLDER/garbage gets a line for each object that it found which
-calls shouldn't leave behind: frames, errors, and whatever is the engine's own.
+Python's collector is off. On SIGUSR1 it looks once, and FOLDER/garbage gets a line for each object that calls shouldn't
+leave behind: in cycles frames, errors, and whatever is the engine's own; alive calls and requests.
 """
 
 import asyncio
@@ -15,10 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import Message
+
 from engine.backends import Backend, Bytes, Floats, open_backend
+from engine.batching.fair_queue import Request
+from engine.calls.call import Call
+from engine.calls.visit import Visit
 from engine.config import load_config
 from engine.server import serve
 from engine.telemetry import logs
+from engine.transport.call import ServerCall
 
 
 class GatedBackend:
@@ -55,7 +61,9 @@ def collect(folder: Path) -> None:
     gc.set_debug(0)
     gc.garbage.clear()
     gc.collect()
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds if _is_telling(kind)]
+    kinds = [kind for kind in kinds if _is_telling(kind)]
+    kinds += [type(alive) for alive in gc.get_objects() if _belongs_to_a_call(type(alive))]
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
     (folder / "garbage.new").write_text("\n".join(sorted(names)))
     (folder / "garbage.new").rename(folder / "garbage")
 
@@ -63,6 +71,12 @@ def collect(folder: Path) -> None:
 def _is_telling(kind: type) -> bool:
     own = kind.__module__.partition(".")[0] in ("engine", "dfcvae_pb2", "protos", "grpc")
     return own or issubclass(kind, BaseException) or kind.__name__ in ("frame", "traceback", "coroutine")
+
+
+def _belongs_to_a_call(kind: type) -> bool:
+    return kind in (Call, Request, ServerCall, Visit) or (
+        kind.__name__.endswith("Request") and issubclass(kind, Message)
+    )
 
 
 def main() -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from engine.calls.access import RateLimit, Tokens, name_in_certificate
+from engine.calls.details import refusal
 from engine.errors import RateLimited, StartupError, Unauthenticated
+from protos import dfcvae_pb2 as pb
 
 ANNA = "a" * 32
 BERT = "b" * 16
@@ -184,3 +186,13 @@ def test_what_is_given_back_can_be_spent_again() -> None:
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     tokens = tokens_of(tmp_path, f"\ufeffanna {ANNA}\n")
     assert tokens.name_of(f"Bearer {ANNA}") == "anna"
+
+
+def test_no_pause_is_longer_than_the_wire_can_say() -> None:
+    limit = RateLimit(rate=0.001, burst=1e9, clock=Clock())
+    limit.spend("anna", 10**9)
+    with pytest.raises(RateLimited) as limited:
+        limit.spend("anna", 10**9)
+    trailing = dict(refusal(limited.value, "id").trailing)
+    assert "grpc-status-details-bin" in trailing
+    assert pb.StreamError(retry_after_ms=round((limited.value.retry_after_s or 0) * 1000)).retry_after_ms > 10**9
