@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from engine.calls.call import current
 from engine.errors import InvalidRequest
-from framing import Frame, TooLongError, TooSmallError, prepare
+from framing import Frame, TooLongError, TooSmallError, prepare, upright
 
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
@@ -80,18 +80,22 @@ def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS) ->
 
     Raises:
         InvalidRequest: When it is of another format, damaged, truncated, too large, or can't be brought to the frame.
+        MemoryError: When this machine hasn't enough memory for it.
     """
     Image.MAX_IMAGE_PIXELS = None
+    _check_parts(data)
+    if size := _webp_size(data):
+        _check_pixels(*size, max_pixels)
+    decoded = False
     try:
-        _check_parts(data)
-        if size := _webp_size(data):
-            _check_pixels(*size, max_pixels)
         with Image.open(io.BytesIO(data), formats=FILE_FORMATS) as image:
             _check_pixels(*image.size, max_pixels)
             image.load()
             _check_number(len(image.info.get("exif", b"")), _MAX_EXIF_BYTES, "bytes of EXIF data")
+            upright(image)  # EXIF data may be damaged, too
+            decoded = True
             return prepare(image, frame)
-    except InvalidRequest:
+    except (InvalidRequest, MemoryError):
         raise
     except TooSmallError as error:
         raise InvalidRequest(
@@ -104,6 +108,10 @@ def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS) ->
         start = data[:4].hex(" ") or "nothing"
         raise InvalidRequest(f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one") from None
     except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
+        if decoded:
+            raise  # that isn't the file's fault
+        if "out of memory" in str(error):
+            raise MemoryError(str(error)) from error
         raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
 
 
@@ -226,8 +234,8 @@ class Codec:
         return result
 
     def close(self) -> None:
-        """Ends the threads, after what they are working on."""
-        self._pool.shutdown()
+        """Ends the threads after what they are working on, for clients that have gone; doesn't wait for that."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         # A few files of each client are in the pool, and each request of it waits for one turn at a time. So nobody

@@ -4,11 +4,12 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
 from engine.calls.admission import Admission
+from engine.errors import EngineError
 from engine.telemetry.metrics import MethodFigures
 
 _PAUSE_S = 0.01
@@ -22,7 +23,7 @@ class Messages:
         context: Of the call.
         decode: Makes a message of bytes.
         method: Counts them.
-        check: Is called for each message, and raises what ends the stream instead.
+        check: Is called for each message, and by `recheck`; raises what ends the stream instead.
         failed: Takes status and sentence of an answer that is an error.
     """
 
@@ -48,6 +49,7 @@ class Messages:
         self._closed = False
         self._interrupted = False
         self._complete = False
+        self._refusal: EngineError | None = None
         self._reader: asyncio.Task[Any] | None = None
 
     @property
@@ -60,7 +62,7 @@ class Messages:
 
     async def __anext__(self) -> Any:
         if self._interrupted:
-            raise StopAsyncIteration
+            self._stop()
         self._reader = task = asyncio.current_task()
         try:
             # One message of each stream is read in any case, so that every stream goes on.
@@ -70,9 +72,9 @@ class Messages:
         except asyncio.CancelledError:
             if not self._takes_back(task):
                 raise
-            raise StopAsyncIteration from None
+            self._stop()
         finally:
-            self._reader = None
+            self._reader = task = None  # a task that was cancelled holds the error, whose frame is this one
         if data is grpc.aio.EOF:
             self._complete = True
             raise StopAsyncIteration
@@ -115,6 +117,19 @@ class Messages:
         self._interrupted = True
         if self._reader is not None:
             self._reader.cancel()
+
+    def recheck(self) -> None:
+        """Ends the iteration with what the check has against it now, if anything."""
+        try:
+            self._check()
+        except EngineError as error:
+            self._refusal = error
+            self.interrupt()
+
+    def _stop(self) -> NoReturn:
+        if self._refusal is not None:
+            raise self._refusal
+        raise StopAsyncIteration
 
     def _takes_back(self, task: "asyncio.Task[Any] | None") -> bool:
         """Whether a cancellation was this object's own, and nobody else's; before Python 3.11 nobody can tell."""

@@ -1,7 +1,6 @@
 """One EditStream: requests are worked on side by side, answered in order, and the last source is remembered."""
 
 import asyncio
-import logging
 import math
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -12,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.calls.call import current
-from engine.calls.details import shortened
-from engine.errors import EngineError, InvalidRequest
+from engine.calls.details import domain_error, shortened
+from engine.errors import InvalidRequest, UnknownModel, release_frames
 from engine.serving.answer import Answer, StreamAnswer, answer
 from engine.serving.catalog import Catalog
 from engine.serving.model import Model, Terms
@@ -23,7 +22,8 @@ from protos import dfcvae_pb2 as pb
 Floats = npt.NDArray[np.float32]
 Response = StreamAnswer | pb.EditStreamResponse
 
-logger = logging.getLogger(__name__)
+# As many images as one request may have, whatever the model; so requests for several models can be added up.
+_WHOLE = 2**32
 
 
 class _Source:
@@ -45,42 +45,48 @@ class _Source:
 
 
 class _Work(NamedTuple):
-    """A request that is being answered: the task, and how many images its answer has at most."""
+    """A request that is being answered.
+
+    Attributes:
+        task: Gives the answer.
+        size: Bytes of the images that the answer has at most.
+        share: Of the images that one request may have, see `_Room`.
+    """
 
     task: "asyncio.Task[Response]"
-    images: int
+    size: int
+    share: int
 
 
 class _Room:
     """How far a stream is read ahead of the answers that were taken.
 
     Args:
-        requests: At most so many requests.
-        images: No further request from so many images on.
+        requests: At most so many requests; none further, either, once they have as many images as one may have.
     """
 
-    def __init__(self, requests: int, images: int) -> None:
+    def __init__(self, requests: int) -> None:
         self._requests = requests
-        self._images = images
+        self._share = _WHOLE
         self._free = asyncio.Event()
         self._free.set()
 
-    def take(self, images: int) -> None:
-        """A request of so many images was read."""
-        self._change(-1, -images)
+    def take(self, share: int) -> None:
+        """A request was read that needs such a share of the images of the largest one; all of them are `_WHOLE`."""
+        self._change(-1, -share)
 
-    def give(self, images: int) -> None:
+    def give(self, share: int) -> None:
         """Its answer was taken."""
-        self._change(1, images)
+        self._change(1, share)
 
     async def wait(self) -> None:
         """Returns when there is room for a request."""
         await self._free.wait()
 
-    def _change(self, requests: int, images: int) -> None:
+    def _change(self, requests: int, share: int) -> None:
         self._requests += requests
-        self._images += images
-        if self._requests > 0 and self._images > 0:
+        self._share += share
+        if self._requests > 0 and self._share > 0:
             self._free.set()
         else:
             self._free.clear()
@@ -105,14 +111,12 @@ class EditStream:
         taken: a client that doesn't read is not read.
         """
         loop, stream = asyncio.get_running_loop(), current().stream
-        model = self._catalog.get("")
-        bytes_per_image = model.bundle.manifest.image_size**2 * 3
         started: asyncio.Queue[_Work | None] = asyncio.Queue()
-        room = _Room(ahead, model.max_images)
+        room = _Room(ahead)
 
-        def hold(images: int) -> None:
+        def hold(size: int) -> None:
             if stream is not None:
-                stream.hold(images * bytes_per_image)
+                stream.hold(size)
 
         async def read() -> None:
             source: _Source | None = None
@@ -122,10 +126,10 @@ class EditStream:
                         source = _Source(request)
                         if stream is not None:
                             stream.keep()
-                    images = min(source.images, model.max_images) if source else 0
-                    room.take(images)
-                    hold(images)
-                    started.put_nowait(_Work(loop.create_task(self._answer(request, source, new)), images))
+                    size, share = self._measure(request, source)
+                    room.take(share)
+                    hold(size)
+                    started.put_nowait(_Work(loop.create_task(self._answer(request, source, new)), size, share))
                     await room.wait()
             finally:
                 started.put_nowait(None)
@@ -135,8 +139,8 @@ class EditStream:
         try:
             while (work := await started.get()) is not None:
                 yield await work.task
-                hold(-work.images)
-                room.give(work.images)
+                hold(-work.size)
+                room.give(work.share)
             await reader
         finally:  # also when the client has gone
             reader.cancel()
@@ -144,6 +148,15 @@ class EditStream:
                 if work is not None:
                     work.task.cancel()
                 work = started.get_nowait() if not started.empty() else None
+
+    def _measure(self, request: pb.EditStreamRequest, source: _Source | None) -> tuple[int, int]:
+        """Bytes of the images that a request's answer has at most, and its share of those that one request may have."""
+        try:
+            model = self._catalog.get(request.model or (source.request.model if source else ""))
+        except UnknownModel:  # the answer will say so
+            return 0, 0
+        images = min(source.images, model.max_images) if source else 0
+        return images * model.bundle.manifest.image_size**2 * 3, -(-images * _WHOLE // model.max_images)
 
     async def _answer(self, request: pb.EditStreamRequest, source: _Source | None, new: bool) -> Response:
         """Answers one request; what is wrong with it goes into the answer."""
@@ -153,12 +166,10 @@ class EditStream:
             edited = await (self._edit(request, source) if new else self._edit_again(request, source))
             _tell("OK", "")
             return StreamAnswer(edited, request.id)
-        except EngineError as error:
-            code, message, wait_s = grpc.StatusCode[error.status], shortened(str(error)), error.retry_after_s or 0.0
-        except Exception:
-            logger.exception("a request of a stream failed")
-            code, wait_s = grpc.StatusCode.INTERNAL, 0.0
-            message = "the server failed on this request; its log has the reason"
+        except Exception as error:
+            told = domain_error(error, "a request of a stream")
+            code, message, wait_s = grpc.StatusCode[told.status], shortened(str(told)), told.retry_after_s or 0.0
+            release_frames(error)
         _tell(code.name, message)
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
         return pb.EditStreamResponse(error=wrong, id=request.id)
@@ -188,8 +199,8 @@ class EditStream:
     async def _edited(self, request: pb.EditStreamRequest, model: Model, given: Source, source: _Source) -> Answer:
         terms, output = self._terms(request), read_output(request)
         move = model.reader.move(request.edits, request.keep)
-        current().spend(count_of(given))
-        images, mu = await model.edit(given, move, terms, decode=output.images)
+        with current().spending(count_of(given)):
+            images, mu = await model.edit(given, move, terms, decode=output.images)
         source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
         return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
 

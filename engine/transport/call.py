@@ -117,9 +117,13 @@ class ServerCall:
     def _end(self, last: bytes | None) -> None:
         code = self._code or grpc.StatusCode.OK
         message = last if code is grpc.StatusCode.OK else None
-        self._core.end(
-            self._is_over, code, self._details, self._trailing, header=not self._outbox.is_used, message=message
-        )
+        header = not self._outbox.is_used
+        try:
+            self._core.end(self._is_over, code, self._details, self._trailing, header=header, message=message)
+        except Exception:
+            logger.exception("%s could not be ended", self._core.path)
+            self._core.cancel()
+            self._is_over(None)
 
     def _is_over(self, _: Any) -> None:
         """On any thread."""

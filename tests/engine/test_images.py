@@ -326,3 +326,25 @@ def test_nothing_of_a_failed_request_is_decoded_later(threads: int) -> None:
     taken = with_codec(threads, steps).taken
     assert taken.count("failing") <= 2 * threads
     assert taken.count("other") == 3
+
+
+def test_closing_does_not_wait_for_work_whose_client_has_gone() -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        go.wait(20)
+
+    async def scenario() -> None:
+        codec = Codec(Frame(8, None), 1)
+        working = asyncio.ensure_future(codec.work(work))
+        await asyncio.get_running_loop().run_in_executor(None, began.wait)
+        working.cancel()
+        codec.close()
+        assert not go.is_set()
+        go.set()
+
+    safety = threading.Timer(10, go.set)  # a close that waits ends, too, and fails
+    safety.start()
+    asyncio.run(scenario())
+    safety.cancel()
