@@ -78,13 +78,24 @@ class ServerConfig:
     """Calls that one connection may have open at once; 0: no limit."""
 
     max_calls_in_flight: int = 16384
-    """Calls of all clients together that are answered at once; those beyond are refused at once."""
+    """Calls of all clients together that are answered at once; those beyond are refused at once. Of calls, streams,
+    bytes and queued images the last eighth is for clients that have less than an eighth."""
+
+    max_streams_in_flight: int = 256
+    """Of these, EditStreams; each may have one message on its way that --max-bytes-in-flight doesn't count yet."""
+
+    max_stream_idle_s: float = 600.0
+    """How long an EditStream may be silent, seconds; then it ends with ABORTED, and what it remembers is dropped."""
 
     max_bytes_in_flight: int = 512 * 2**20
-    """Bytes of requests and answers that are held at once; requests beyond are refused at once."""
+    """Bytes of requests, answers and sources of streams that are held at once; requests beyond are refused at once. A
+    message that is on its way counts as the largest until it is there; where that doesn't fit, it waits."""
 
-    max_message_bytes: int = 64 * 2**20
+    max_message_bytes: int = 16 * 2**20
     """Largest message in either direction, bytes."""
+
+    max_message_s: float = 60.0
+    """How long the message of a call may take to come, seconds."""
 
     max_images_per_request: int = 1024
     """Most images or latents in one request; fewer where a message couldn't hold the answer."""
@@ -317,7 +328,8 @@ def _describe(kind: Any) -> str:
 
 _LEAST = {
     **dict.fromkeys(("max_queue", "threads", "codec_threads", "max_requests_ahead", "max_images_per_request"), 1),
-    **dict.fromkeys(("max_batch", "max_calls_in_flight", "max_pixels_per_file"), 1),
+    **dict.fromkeys(("max_batch", "max_calls_in_flight", "max_streams_in_flight", "max_pixels_per_file"), 1),
+    **dict.fromkeys(("max_message_s", "max_stream_idle_s"), 0.001),
     **dict.fromkeys(("max_message_bytes", "max_bytes_in_flight"), 1024),
     **dict.fromkeys(("max_delay_ms", "grace_s", "reload_every_s", "max_images_per_second", "burst"), 0),
     **dict.fromkeys(("max_concurrent_streams", "keepalive_s", "min_ping_interval_s"), 0),

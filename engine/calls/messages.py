@@ -8,47 +8,49 @@ from typing import Any
 
 import grpc
 
-from engine.calls.admission import Admission
+from engine.errors import StreamIdle
 from engine.telemetry.metrics import MethodFigures
 
-_PAUSE_S = 0.01
+# Who is not idle yet is looked at again after this time or more.
+_LOOK_S = 0.01
 
 
 class Messages:
     """The messages of a stream, to its end or until the server's; each has one answer, in their order.
 
     Args:
-        admission: Counts their bytes, and says when there are too many.
-        context: Of the call.
+        context: Of the call; its ticket counts their bytes, and says when there are too many.
         decode: Makes a message of bytes.
         method: Counts them.
         check: Is called for each message, and raises what ends the stream instead.
         failed: Takes status and sentence of an answer that is an error.
+        max_idle_s: How long the client may be silent.
     """
 
     def __init__(
         self,
-        admission: Admission,
         context: Any,
         decode: Callable[[bytes], Any],
         method: MethodFigures,
         *,
         check: Callable[[], None],
         failed: Callable[[str, str], None],
+        max_idle_s: float,
     ) -> None:
-        self._admission = admission
         self._context = context
         self._decode = decode
         self._method = method
         self._check = check
         self._failed = failed
+        self._max_idle_s = max_idle_s
         self._sizes: deque[int] = deque()  # of the messages without an answer
-        self._kept = 0  # size of the one that stays in memory
-        self._held = 0  # what else is held for this stream
-        self._closed = False
         self._interrupted = False
         self._complete = False
+        self._idle = False
         self._reader: asyncio.Task[Any] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(max_idle_s, self._look)
 
     @property
     def cut_off(self) -> bool:
@@ -64,12 +66,14 @@ class Messages:
         self._reader = task = asyncio.current_task()
         try:
             # One message of each stream is read in any case, so that every stream goes on.
-            while self._sizes and self._admission.is_full:
-                await asyncio.sleep(_PAUSE_S)
+            while self._sizes and not self._context.ticket.has_room():
+                await self._context.ticket.freed()
             data = await self._context.read()
         except asyncio.CancelledError:
             if not self._takes_back(task):
                 raise
+            if self._idle:
+                raise StreamIdle(f"the stream had no request for {self._max_idle_s:g} s; open another one") from None
             raise StopAsyncIteration from None
         finally:
             self._reader = None
@@ -79,24 +83,18 @@ class Messages:
         self._check()
         self._method.received(len(data))
         self._sizes.append(len(data))
-        self._admission.hold(len(data))
+        self._last = self._loop.time()
         return self._decode(data)
 
     def answered(self) -> None:
         """The first of the messages without an answer has got it."""
         if self._sizes:
-            self._admission.hold(-self._sizes.popleft())
+            self._context.ticket.answered(self._sizes.popleft())
+            self._last = self._loop.time()
 
     def hold(self, size: int) -> None:
         """As `engine.calls.call.Stream` says."""
-        if not self._closed:  # what was cancelled tidies up later
-            self._held += size
-            self._admission.hold(size)
-
-    def keep(self) -> None:
-        """As `engine.calls.call.Stream` says."""
-        self._admission.hold(-self._kept)
-        self._kept, self._sizes[-1] = self._sizes[-1], 0
+        self._context.ticket.hold(size)
 
     def replied(self, code: str, error: str) -> None:
         """As `engine.calls.call.Stream` says."""
@@ -105,10 +103,8 @@ class Messages:
             self._failed(code, error)
 
     def close(self) -> None:
-        """Nobody waits for answers any more."""
-        self._admission.hold(-sum(self._sizes) - self._kept - self._held)
-        self._closed = True
-        self._sizes.clear()
+        """Nobody reads any more."""
+        self._timer.cancel()
 
     def interrupt(self) -> None:
         """Ends the iteration, also where somebody waits for the next message."""
@@ -116,8 +112,17 @@ class Messages:
         if self._reader is not None:
             self._reader.cancel()
 
+    def _look(self) -> None:
+        """Ends the iteration when the client has been silent for too long, and waits for no answer."""
+        silent = self._loop.time() - self._last
+        self._idle = silent >= self._max_idle_s and not self._sizes and self._reader is not None
+        if self._idle and self._reader is not None:
+            self._reader.cancel()
+        else:
+            self._timer = self._loop.call_later(max(self._max_idle_s - silent, _LOOK_S), self._look)
+
     def _takes_back(self, task: "asyncio.Task[Any] | None") -> bool:
         """Whether a cancellation was this object's own, and nobody else's; before Python 3.11 nobody can tell."""
-        if not self._interrupted:
+        if not self._interrupted and not self._idle:
             return False
         return sys.version_info < (3, 11) or task is None or task.uncancel() == 0

@@ -25,7 +25,7 @@ from protos import dfcvae_pb2 as pb
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-MAX_MESSAGE_BYTES = 64 * 2**20
+MAX_MESSAGE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Model:
             return await batcher.submit(images, deadline, tag=move, client=client, priority=priority)
         # Room is held while files are decoded: that work must not be for nothing.
         with batcher.reserve(len(images.contents), client=client) as room:
-            pixels = await self.codec.decode(images.contents, images.field)
+            images.pixels = pixels = await self.codec.decode(images.contents, images.field)
             return await batcher.submit(pixels, deadline, tag=move, client=client, priority=priority, reserved=room)
 
     def _run_encode(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
