@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 import tyro
 
 from engine.errors import StartupError
-from engine.images import MAX_FILE_PIXELS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -100,8 +99,12 @@ class ServerConfig:
     max_images_per_request: int = 1024
     """Most images or latents in one request; fewer where a message couldn't hold the answer."""
 
-    max_pixels_per_file: int = MAX_FILE_PIXELS
-    """Largest encoded image, pixels; larger ones are refused before they are decoded."""
+    max_pixels_per_file: int = 24_000_000
+    """Largest encoded image, pixels; larger ones are refused before they are decoded. A phone's photo has 12 or 24
+    million, a face for a model far fewer."""
+
+    max_pixels_in_flight: int = 24_000_000
+    """Pixels of encoded images that are decoded at one time, beyond one image; each takes up to 20 bytes meanwhile."""
 
     max_requests_ahead: int = 64
     """Requests of one EditStream that are read ahead of their answers; at most the images of one request, too."""
@@ -328,7 +331,8 @@ def _describe(kind: Any) -> str:
 
 _LEAST = {
     **dict.fromkeys(("max_queue", "threads", "codec_threads", "max_requests_ahead", "max_images_per_request"), 1),
-    **dict.fromkeys(("max_batch", "max_calls_in_flight", "max_streams_in_flight", "max_pixels_per_file"), 1),
+    **dict.fromkeys(("max_batch", "max_calls_in_flight", "max_streams_in_flight"), 1),
+    **dict.fromkeys(("max_pixels_per_file", "max_pixels_in_flight"), 1),
     **dict.fromkeys(("max_message_s", "max_stream_idle_s"), 0.001),
     **dict.fromkeys(("max_message_bytes", "max_bytes_in_flight"), 1024),
     **dict.fromkeys(("max_delay_ms", "grace_s", "reload_every_s", "max_images_per_second", "burst"), 0),

@@ -9,6 +9,7 @@ from typing import Any
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from engine.allocator import return_large_blocks
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.calls.access import RateLimit, Tokens
@@ -17,6 +18,7 @@ from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.garbage import tidy
+from engine.images import PixelBudget
 from engine.serving import health
 from engine.serving.catalog import Catalog
 from engine.serving.model import Settings
@@ -66,6 +68,7 @@ async def _start(
     stack: AsyncExitStack, config: ServerConfig, opener: Callable[[Bundle], Backend], signals: Signals
 ) -> None:
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
+    return_large_blocks()
     metrics = Metrics()
     tokens = Tokens(config.tokens) if config.tokens else None
     tracing = Tracing(config.traces) if config.traces else None
@@ -108,6 +111,7 @@ def _settings(config: ServerConfig) -> Settings:
         max_queue=config.max_queue,
         codec_threads=config.codec_threads,
         max_pixels_per_file=config.max_pixels_per_file,
+        pixels=PixelBudget(config.max_pixels_in_flight),
         max_message_bytes=config.max_message_bytes,
         max_images_per_request=config.max_images_per_request,
     )

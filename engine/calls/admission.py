@@ -182,7 +182,8 @@ class Admission:
                 raise _no_room(f"the server is answering {self.calls} calls, {_most(guards.max_calls)}")
             if stream and not fits(self.streams, share.streams, 1, guards.max_streams):
                 raise _no_room(f"the server has {self.streams} streams open, {_most(guards.max_streams)}")
-            if not fits(self.held, share.held, 1, self._most):
+            size = guards.max_message_bytes  # what is held for messages to come is free again soon
+            if not fits(self.held - self._expecting * size, share.held - share.expecting * size, 1, self._most):
                 raise self._too_much(1)
             if not fits(self.windows, share.windows, WINDOW_BYTES, self._for_windows):
                 raise _no_room(f"{self.calls} calls wait for room for their messages")

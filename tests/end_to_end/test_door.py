@@ -1,6 +1,7 @@
 """What clients can take up of a real server: by uploads, streams and watches."""
 
 import asyncio
+import io
 import queue
 import struct
 from collections import Counter
@@ -11,12 +12,14 @@ import grpc
 import pytest
 from gates import constant, raw_images, stub_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 from servers import ServerProcess
 from wires import OWN_CONNECTION, Wire, in_loop, refusal_of, until
 
 from protos import dfcvae_pb2 as pb
 
 ENCODE = b"/dfcvae.v1.LatentEngine/Encode"
+STREAM = b"/dfcvae.v1.LatentEngine/EditStream"
 CHECK = b"/grpc.health.v1.Health/Check"
 MESSAGE_BYTES = 4 * 2**20
 TOKENS = {"anna": "0123456789abcdef-anna", "bert": "0123456789abcdef-bert"}
@@ -30,10 +33,10 @@ def server_of(bundle: Path, folder: Path, *options: str, tokens: bool = False) -
     return ServerProcess(["-m", "engine", "--bundle", str(bundle), *options], folder)
 
 
-def rss_of(server: ServerProcess) -> int:
-    """Memory of the server process, MiB."""
+def rss_of(server: ServerProcess, figure: str = "VmRSS") -> int:
+    """Memory of the server process, MiB; VmHWM is the most that it ever was."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith(figure))
 
 
 def metadata_of(name: str) -> tuple[tuple[str, str], ...]:
@@ -229,3 +232,30 @@ async def test_watches_of_health_are_bounded_and_checks_are_answered(tiny_bundle
             probe.send(Wire.call(1, CHECK))
             assert [frame[3][5:] for frame in await probe.until_answered(1) if frame[0] == Wire.DATA] == [b"\x08\x01"]
             probe.drop()
+
+
+@in_loop
+async def test_memory_stays_below_what_the_readme_says(tiny_bundle: Path, tmp_path: Path) -> None:
+    streams, pixels = 8, 4_000_000
+    options = (
+        *("--max-message-bytes", str(MESSAGE_BYTES), "--max-bytes-in-flight", str(8 * MESSAGE_BYTES)),
+        *("--max-streams-in-flight", str(streams), "--max-pixels-in-flight", str(pixels), "--codec-threads", "8"),
+    )
+    picture = io.BytesIO()
+    Image.new("RGB", (2000, 2000)).save(picture, "WEBP", lossless=True)
+    with server_of(tiny_bundle, tmp_path, *options) as server:
+        before = rss_of(server)
+        async with grpc.aio.insecure_channel(server.target) as channel:
+            files = pb.EncodedImages(files=[picture.getvalue()] * 4)
+            calls = [stub_of(channel).Encode(pb.EncodeRequest(images=pb.ImageBatch(files=files))) for _ in range(4)]
+            decoding = asyncio.gather(*calls, return_exceptions=True)
+            wires = []
+            for number, path in enumerate((ENCODE, CHECK, STREAM), 2):
+                wires.append(await Wire.to(server.target, f"127.0.0.{number}"))
+                await Uploads(wires[-1], path, 40).go_on()
+            for answer in await decoding:
+                assert getattr(answer, "mu", None) is not None, answer
+            for wire in wires:
+                wire.drop()
+        messages = 2 * 8 * MESSAGE_BYTES + 8 * MESSAGE_BYTES + streams * MESSAGE_BYTES
+        assert rss_of(server, "VmHWM") - before < (messages + 20 * pixels) // 2**20
