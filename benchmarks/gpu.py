@@ -45,6 +45,8 @@ PAIRS: tuple[tuple[Literal["plain", "product"], Literal["plain", "tail", "phases
     ("product", "phases"),
 )
 """Forms of encoder and decoder that are measured together: each of them at least once."""
+TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+"""Kernels of TensorRT's own, so that this needs neither cuBLAS nor cuDNN, which TensorRT 8.6 would take besides."""
 PYTORCH = "pytorch.json"
 IMAGES = 256
 """Images that parity is measured on: as many as the gate asks for, and the job stays small enough to be sent."""
@@ -105,6 +107,7 @@ def build(job: Job, folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, 
                 max_batch=job.facts["max_batch"],
                 timing_cache=folder / "timing.cache",
                 say=print,
+                tactics=TACTICS,
             )
         except BackendError as error:
             refused[graph.name] = str(error)

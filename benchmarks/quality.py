@@ -17,7 +17,8 @@ Every row sees --images images in training, as many epochs of all training faces
 part of what they are (`seed`, `paper-...`) keep them, on as few faces as that takes.
 
 All rows of one data set are judged by one classifier, trained on it once and kept in --out. A network of another
-project has a row, too, if `trainer.evaluate.evaluate_autoencoder` has written its metrics.json into a folder in --out.
+project has a row, too, if `trainer.evaluate.evaluate_autoencoder` has written its metrics.json into a folder in --out;
+`quality_peers.py` trains some that are well known, and does so.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ from filelock import FileLock
 from trainer import dataset
 from trainer.checkpoint import EVALUATION
 from trainer.classifier import classifier_of
+from trainer.dataset import FaceData
 from trainer.errors import ConfigError, TrainerError
+from trainer.options import Measure
 from trainer.placement import Placement
 from trainer.presets import PRESETS
 
@@ -65,7 +68,7 @@ OWN_EPOCHS = ("seed", "paper-123", "paper-345")
 EDITS = (("Smiling", "adding"), ("Smiling", "removing"), ("Eyeglasses", "adding"), ("Eyeglasses", "removing"))
 ROW = "row.json"
 """In a run folder: the variant that it is of."""
-SKIPPED = ("lpips", "fid", "tsne", "kinds", "rescoring")
+SKIPPED: tuple[Measure, ...] = ("lpips", "fid", "tsne", "kinds", "rescoring")
 """Measures that have no column."""
 
 
@@ -127,9 +130,10 @@ def train_and_judge(config: QualityConfig, variant: str) -> None:
     subprocess.run([*command, *([] if featureless else weights), *flags], check=True)
     (run / ROW).write_text(json.dumps({"variant": variant}) + "\n")
     size = json.loads((run / "config.json").read_text())["config"]["model"]["image_size"]
-    judge = ["--judge", str(_judge(config, config.data, size))]
+    judged_by = judge(config.out, dataset.load(config.data, size, config.crop))
     recogniser = [] if config.identity_weights is None else ["--identity-weights", str(config.identity_weights)]
-    command = [*trainer, "evaluate", str(run), *data, *weights, *recogniser, *judge, "--skip", *SKIPPED]
+    command = [*trainer, "evaluate", str(run), *data, *weights, *recogniser]
+    command += ["--judge", str(judged_by), "--skip", *SKIPPED]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -142,10 +146,9 @@ def _budget(config: QualityConfig, preset: str) -> list[str]:
     return ["--epochs", str(max(1, round(config.images / count)))]
 
 
-def _judge(config: QualityConfig, directory: Path, image_size: int) -> Path:
+def judge(out: Path, data: FaceData) -> Path:
     """The classifier of a data set; the first row to get here trains it, others wait."""
-    data = dataset.load(directory, image_size, config.crop)
-    folder = config.out / f"judge-{image_size}px-{data.fingerprint[:8]}"
+    folder = out / f"judge-{data.images.shape[1]}px-{data.fingerprint[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         classifier_of(folder, data, Placement.of())
@@ -275,9 +278,11 @@ def notes(rows: dict[str, dict[str, Any]]) -> str:
     """What the table was made with: data, judge, numbers of faces, networks; a line each."""
     found: dict[str, None] = {}
     for name, metrics in rows.items():
-        data, judge = metrics["evaluation"]["data"], metrics["classifier"]
+        if note := metrics["training"].get("note"):
+            found[f"`{name}`: {note}"] = None
+        data, classifier = metrics["evaluation"]["data"], metrics["classifier"]
         counts = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
-        right = "no judge" if "skipped" in judge else f"the judge is right in {judge['accuracy_mean']:.1%}"
+        right = "no judge" if "skipped" in classifier else f"the judge is right in {classifier['accuracy_mean']:.1%}"
         found[f"data set {data['name']} ({data['fingerprint'][:8]}): {counts} faces; {right}"] = None
         faces = ", ".join(
             f"{side} {what} {_best(metrics['edits'], what, side).get('faces', 0)}" for what, side in EDITS

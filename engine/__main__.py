@@ -21,6 +21,7 @@ from engine.config import load_config
 from engine.errors import StartupError
 from engine.server import StuckError, serve
 from engine.telemetry import logs
+from engine.version import tell_version
 
 # Between two batches a compute thread needs the interpreter, and the event loop, which is never idle under load,
 # gives it up only when asked to: Python asks after 5 ms, most of a batch. A tenth took 8 % off such a batch's turn.
@@ -30,6 +31,8 @@ _SWITCH_INTERVAL_S = 0.0005
 def main() -> int:
     """Runs the server; 0 after an orderly end, 1 when the backend was stuck at the end, 2 when it can't start."""
     try:
+        if tell_version(sys.argv[1:]):
+            return 0
         config = load_config(sys.argv[1:])
         if config.dry_run:
             print(config.to_json())

@@ -18,7 +18,10 @@ DECODER = "decoder.onnx"
 DIRECTIONS = "directions.safetensors"
 PRIOR = "prior.safetensors"
 
+PROVEN, UNPROVEN = "proven", "unproven"
+
 _READ_TOO = (2, 3)
+_NO_PROOF = {"status": PROVEN}  # what older manifests don't say: no bundle was written before its engines had run
 _NO_FRAME = {"source": None, "landmarks": None}  # what bundles of older versions don't say
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
 _REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
@@ -96,8 +99,11 @@ class Manifest:
         parity: Figures of the parity gate that the bundle passed.
         versions: Versions of the software that built it, by package name.
         run: What it was built from.
-        tensorrt: Where plans are served: `device`, the TensorRT version and GPU that they were built with and are bound
-            to, and `builder`, by graph the settings of its builder. Empty for other backends.
+        tensorrt: Where plans are served: `device`, the TensorRT version and GPU (TensorRT for RTX: the compute
+            capabilities) that they were built for and are bound to, and `builder`, by plan the settings of its builder.
+            Empty for other backends.
+        proof: `status` is "proven" where the engines ran and passed the parity gate, "unproven" where they were built
+            on a machine that can't run them, with the `reason`; such a bundle's `parity` ends before them.
 
     Raises:
         BundleError: When a value is out of its range.
@@ -118,6 +124,7 @@ class Manifest:
     versions: dict[str, str]
     run: dict[str, Any]
     tensorrt: dict[str, Any] = field(default_factory=dict)
+    proof: dict[str, Any] = field(default_factory=lambda: dict(_NO_PROOF))
 
     def __post_init__(self) -> None:
         for name in ("image_size", "latent_dim", "max_batch_size"):
@@ -161,6 +168,7 @@ class Manifest:
             values = _from_version_2(values)
         if version in _READ_TOO:
             values = _from_version_3(values)
+        values = {"proof": dict(_NO_PROOF), **values}
         _check_keys("manifest", values, cls)
         _check_types(values)
         preprocessing = {**_NO_FRAME, **values["preprocessing"]}
@@ -308,7 +316,7 @@ def _check_types(values: dict[str, Any]) -> None:
     expected: dict[str, type] = {
         **dict.fromkeys(("image_size", "latent_dim", "max_batch_size"), int),
         **dict.fromkeys(("backend", "precision"), str),
-        **dict.fromkeys(("preprocessing", "engine", "files", "parity", "versions", "run", "tensorrt"), dict),
+        **dict.fromkeys(("preprocessing", "engine", "files", "parity", "versions", "run", "tensorrt", "proof"), dict),
         "attributes": list,
         "kinds": list,
     }
@@ -319,6 +327,8 @@ def _check_types(values: dict[str, Any]) -> None:
     for name in ("files", "versions"):
         if not all(isinstance(value, str) for value in values[name].values()):
             raise BundleError(f"{name} must map names to strings, not {values[name]!r}; {_REBUILD}")
+    if (status := values["proof"].get("status")) not in (PROVEN, UNPROVEN):
+        raise BundleError(f"proof.status must be {PROVEN!r} or {UNPROVEN!r}, not {status!r}; {_REBUILD}")
     for name in ("attributes", "kinds"):
         if not all(isinstance(value, str) for value in values[name]):
             raise BundleError(f"{name} must be strings, not {values[name]!r}; {_REBUILD}")

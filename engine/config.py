@@ -1,11 +1,9 @@
 """The server's configuration: one dataclass, read from flags, environment and a file."""
 
-import ipaddress
 import json
 import math
 import os
 import re
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,6 +14,7 @@ from urllib.parse import urlsplit
 
 import tyro
 
+from engine.address import is_local
 from engine.errors import StartupError
 
 if sys.version_info >= (3, 11):
@@ -45,10 +44,11 @@ class ServerConfig:
     """TOML file with values for the other fields."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for every interface. Without TLS only loopback, unless --insecure."""
+    """Address to listen on; 0.0.0.0 for every interface. Without TLS only loopback, unless --insecure. Or unix:PATH, a
+    Unix socket, for those whom the umask lets write to it: as a rule, this user."""
 
     port: int = 50051
-    """TCP port; 0 picks a free one."""
+    """TCP port; 0 picks a free one. A Unix socket has none."""
 
     insecure: bool = False
     """Serve other machines without TLS: only where something else encrypts, for example a service mesh."""
@@ -209,7 +209,7 @@ class ServerConfig:
             )
         if self.burst and not self.max_images_per_second:
             raise StartupError("--burst belongs to a limit; give --max-images-per-second too")
-        if not (self.encrypted or self.insecure or _is_loopback(self.host)):
+        if not (self.encrypted or self.insecure or is_local(self.host)):
             raise StartupError(
                 f"--host {self.host} without TLS would send images and tokens over the network in the clear; give "
                 "--tls-cert and --tls-key, or --insecure where something else encrypts"
@@ -366,12 +366,3 @@ def _fault(name: str, value: Any) -> str | None:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address; a name that leads nowhere is refused later, with its reason."""
-    try:
-        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    except OSError:
-        return True
-    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)

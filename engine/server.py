@@ -2,13 +2,11 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-
+from engine import address
 from engine.allocator import return_large_blocks
 from engine.backends import Backend
 from engine.bundle import Bundle
@@ -19,7 +17,7 @@ from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.garbage import tidy
 from engine.images import PixelBudget
-from engine.serving import health
+from engine.serving import health, reflection
 from engine.serving.catalog import Catalog
 from engine.serving.model import Settings
 from engine.serving.service import SERVICE_NAME, LatentEngine, Limits, add_to_server
@@ -31,8 +29,8 @@ from engine.transport.tls import server_credentials
 
 logger = logging.getLogger(__name__)
 
-# After the last answer, clients are refused by name for this long, before connections close under them.
-_LINGER_S = 0.5
+# Calls are still answered for this long after health says NOT_SERVING: clients that watch it leave without a failure.
+_LEAVING_S = 0.5
 _UNACCEPTED_S = 2.0
 # After the grace, a batch whose calls were cut off may end within this time.
 _LAST_BATCH_S = 2.0
@@ -58,7 +56,7 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
         StuckError: When the grace is over, and the backend still computes.
     """
     with listening(config.grace_s) as signals:
-        _check_address(config.host, config.port)
+        address.check(config.host, config.port)
         async with AsyncExitStack() as stack:
             if await _unless(signals.end, _start(stack, config, opener, signals)):
                 await signals.end.wait()
@@ -90,18 +88,20 @@ async def _start(
     catalog = await Catalog.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, catalog, signals)
 
-    healths = health.Health((SERVICE_NAME, reflection.SERVICE_NAME))
+    healths = health.Health((SERVICE_NAME, *reflection.NAMES))
     engine = LatentEngine(catalog, _limits(config))
-    server = Server(_options(config), calls.door.admit, calls.unheard, config.max_message_s)
+    server = Server(
+        _options(config), calls.door.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s
+    )
     _add_services(server, calls, healths, engine)
-    address = _listen(server, config)
+    target = _listen(server, config)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await catalog.warm_up()
     tidy()
     calls.admission.open()
     healths.set_serving()
     await stack.enter_async_context(_reloads(catalog, tokens, signals, config.reload_every_s))
-    print(f"serving {SERVICE_NAME} on {address}", flush=True)
+    print(f"serving {SERVICE_NAME} on {target}", flush=True)
 
 
 def _settings(config: ServerConfig) -> Settings:
@@ -155,49 +155,47 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
 
 def _add_services(server: Server, calls: CallInterceptor, healths: health.Health, engine: LatentEngine) -> None:
     calls.register(add_to_server, engine, server)
-    names = (SERVICE_NAME, health.NAME, reflection.SERVICE_NAME)
-    reflector = reflection.aio.ReflectionServicer(names)
-    calls.register(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflector, server)
+    calls.register(reflection.add_to_server, reflection.servicer_of((SERVICE_NAME, health.NAME)), server)
     # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
     health.add_to_server(healths, server)
 
 
 def _listen(server: Server, config: ServerConfig) -> str:
     """Takes the port, and gives the address that clients are to use."""
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"{host}:{config.port}"
+    target = address.target_of(config.host, config.port)
     try:
         if config.tls_cert and config.tls_key:
             credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
-            port = server.add_secure_port(address, credentials)
+            port = server.add_secure_port(target, credentials)
         else:
-            port = server.add_insecure_port(address)
+            port = server.add_insecure_port(target)
     except RuntimeError as error:
-        raise StartupError(f"can't listen on {address}: {error}") from None
+        raise StartupError(f"can't listen on {target}: {error}") from None
     if config.insecure:
         logger.warning("no TLS (--insecure): whoever is on the way can read images, latents and tokens")
     elif not config.encrypted:
         logger.info("no TLS: only this machine can connect; for others give --tls-cert, --tls-key and --host")
-    return f"{host}:{port}"
+    return address.target_of(config.host, port)
 
 
 @asynccontextmanager
 async def _running(
     server: Server, calls: CallInterceptor, healths: health.Health, signals: Signals, grace_s: float
 ) -> AsyncIterator[None]:
-    """Starts the server; at the end refuses what is new, and waits for what was accepted."""
+    """Starts the server; at the end sends clients away, and waits for what was accepted."""
     try:
         await server.start()
         yield
     finally:
-        logger.info("stopping: new calls are refused, %d are being answered", calls.admission.calls)
+        logger.info("stopping: clients are sent away; calls being answered: %d", calls.admission.calls)
         healths.set_not_serving()
-        if not await _unless(signals.hurry, calls.drain(grace_s)):
-            logger.warning("asked again to end: %d calls are cut off", calls.admission.calls)
-        await asyncio.sleep(_LINGER_S)
+        await _unless(signals.hurry, asyncio.sleep(min(_LEAVING_S, grace_s)))
+        await server.go_away()
         healths.end_watches()
+        if not await _unless(signals.hurry, calls.drain(signals.grace_left_s)):
+            logger.warning("asked again to end: %d calls are cut off", calls.admission.calls)
         # What is still open was never accepted, for example a request that was sent by half.
-        await server.stop(max(_LINGER_S, min(_UNACCEPTED_S, signals.grace_left_s)))
+        await server.stop(max(_LEAVING_S, min(_UNACCEPTED_S, signals.grace_left_s)))
         logger.info("stopped")
 
 
@@ -260,16 +258,3 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
     with suppress(asyncio.CancelledError):
         await working
     return False
-
-
-def _check_address(host: str, port: int) -> None:
-    """Tries the address with a plain socket, whose errors say more than gRPC's."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise StartupError(
-            f"can't listen on {host}:{port} ({error.strerror}); choose another --host or --port"
-        ) from None

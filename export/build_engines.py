@@ -24,23 +24,28 @@ from typing import Any, Literal
 
 import tyro
 
-from engine.backends import open_backend, warm_up
+from engine.backends import OF_PLANS, open_backend, warm_up
+from engine.backends.tensor_rt import DEFAULT_TARGETS, TARGETS
 from engine.bundle import (
     DECODER,
     DIRECTIONS,
     ENCODER,
     FORMAT_VERSION,
     MANIFEST,
+    PROVEN,
+    UNPROVEN,
     Bundle,
     Manifest,
     Preprocessing,
     sha256_of,
 )
+from engine.errors import BackendError
+from engine.version import tell_version
 from export.candidate import Candidate
 from export.contest import RULE, Entry, rank, table
 from export.errors import FAILURES, InputError, ParityError
 from export.errors import report as report_error
-from export.forms import DECODER_FORMS, ENCODER_FORMS, DecoderForm, EncoderForm
+from export.forms import DECODER_FORMS, ENCODER_FORMS, PLAIN, DecoderForm, EncoderForm
 from export.gate import Gate, Overrides
 from export.judgement import judge_of
 from export.parity import Report
@@ -71,9 +76,10 @@ class BuildConfig:
     """Run folder of a finished training."""
     out: Path
     """Bundle folder to write; must not exist yet, unless with --force."""
-    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
-    """Runtime that will serve the bundle: onnxruntime (fp32, int8; fp16 on a GPU), openvino (fp32, bf16, int8; CPU) or
-    tensorrt (fp16, int8; GPU; keeps its timing cache beside the bundle, in OUT.timing.cache)."""
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "auto"
+    """Runtime that will serve the bundle: onnxruntime (fp32, int8; fp16 on a GPU), openvino (fp32, bf16, int8; CPU),
+    tensorrt (fp32, fp16, int8; GPU; keeps its timing cache beside the bundle, in OUT.timing.cache) or tensorrt-rtx (the
+    same; by name it is built where no GPU is, too, and its bundle is then unproven)."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     """Arithmetic of the engines: fp32 anywhere, bf16 where the CPU has units for it, fp16 on a GPU; int8 is calibrated
     on half of the run's held-out images (parity is measured on the others), and auto never takes it."""
@@ -83,6 +89,8 @@ class BuildConfig:
     """Exact form of the decoder; tail: first layers merged, last one on half the side; phases: the one before too."""
     split: Literal["auto", "yes", "no"] = "auto"
     """Whether each thread computes a share of a batch alone (OpenVINO), or all compute the whole batch together."""
+    compute_capability: tuple[str, ...] = ()
+    """GPUs that tensorrt-rtx builds for, such as 8.9 12.0; none: 8.0, 8.6, 8.9, 12.0 and newer."""
     max_batch: int = 32
     """Largest batch that the engines take, images."""
     threads: int | None = None
@@ -113,6 +121,16 @@ class BuildConfig:
         ):
             if value is not None and not value >= least:
                 raise InputError(f"--{flag} {value}: must be at least {least}")
+        for target in self.compute_capability:
+            if target not in TARGETS:
+                raise InputError(
+                    f"--compute-capability {target}: TensorRT for RTX builds for {', '.join(TARGETS)}; "
+                    "other GPUs, such as H100 and H200 (9.0), are for --backend tensorrt, on that machine"
+                )
+        if self.compute_capability and self.backend not in ("auto", "tensorrt-rtx"):
+            raise InputError(
+                f"--compute-capability: --backend {self.backend} builds for this machine; take --backend tensorrt-rtx"
+            )
 
     def resolve(self) -> BuildConfig:
         """The same configuration with the number of threads filled in."""
@@ -124,23 +142,32 @@ class BuildConfig:
         Raises:
             InputError: nothing is left.
         """
-        decoders: tuple[DecoderForm, ...] = DECODER_FORMS if self.decoder == "auto" else (self.decoder,)
         found = [
             Candidate(backend, precision, encoder, decoder, split)
             for backend, precision in support.choose(self.backend, self.precision)
+            if not (backend == "tensorrt-rtx" and self.triton)
             for split in self._splits(backend)
-            for encoder in self._encoders(precision)
-            for decoder in decoders
+            for encoder in self._encoders(precision, support.runs(backend, precision))
+            for decoder in self._decoders(support.runs(backend, precision))
         ]
+        if not found and self.triton:
+            raise InputError(f"{TRITON_FLAG}: Triton runs no plans of TensorRT for RTX; take --backend tensorrt")
         if not found:
             if self.encoder != "auto" and self.precision == "int8":
                 raise InputError(f"--encoder {self.encoder}: int8 takes only {', '.join(INT8_ENCODERS)}")
             raise InputError("--split yes: only openvino splits a batch over its threads; add --backend openvino")
         return found
 
-    def _encoders(self, precision: str) -> tuple[EncoderForm, ...]:
+    def _encoders(self, precision: str, runs: bool) -> tuple[EncoderForm, ...]:
+        if self.encoder == "auto" and not runs:
+            return (PLAIN,)  # no contest without a GPU
         forms = INT8_ENCODERS if precision == "int8" else ENCODER_FORMS
         return tuple(form for form in forms if self.encoder in ("auto", form))
+
+    def _decoders(self, runs: bool) -> tuple[DecoderForm, ...]:
+        if self.decoder != "auto":
+            return (self.decoder,)
+        return DECODER_FORMS if runs else (PLAIN,)
 
     def _splits(self, backend: str) -> tuple[bool, ...]:
         if backend != "openvino":
@@ -187,25 +214,44 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
 
         write_reduced(run, candidates, folder, model=model, calibration_images=calibration_images, say=say)
         timing_cache = config.out.with_name(f"{config.out.name}.timing.cache")
-        plans = write_plans(candidates, folder, max_batch=config.max_batch, timing_cache=timing_cache, say=say)
+        candidates, plans = write_plans(
+            candidates,
+            folder,
+            max_batch=config.max_batch,
+            timing_cache=timing_cache,
+            compute_capabilities=config.compute_capability,
+            say=say,
+        )
+        runs = support.runs(candidates[0].backend, candidates[0].precision)  # what doesn't has no rival
         entries = _contest(config, run, candidates, folder, say)
         for reason in support.why_not(config.backend, config.precision) if entries else ():
             say(f"not in the contest: {reason}")
-        winner, report, rejected = _first_exact(gate, entries, candidates, say)
+        winner, report, rejected = _first_exact(gate, entries, candidates, runs, say)
         chosen = _chosen(entries, rejected, config.threads or 1) if entries else {}
         _drop_others(folder, winner)
 
-        tensorrt = _tensorrt(winner, plans)
-        manifest = _manifest(config, run, folder, winner=winner, chosen=chosen, report=report, tensorrt=tensorrt)
+        manifest = _manifest(
+            config,
+            run,
+            folder,
+            winner=winner,
+            chosen=chosen,
+            report=report,
+            tensorrt=_tensorrt(config, winner, plans),
+            proof={"status": PROVEN} if runs else {"status": UNPROVEN, "reason": _why_not_run(winner)},
+        )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         bundle = Bundle.load(folder)
-        warm_up(open_backend(bundle, config.threads), manifest)
+        if runs:
+            warm_up(open_backend(bundle, config.threads), manifest)
         if stopped():
             raise KeyboardInterrupt
         if config.triton is not None:
             write_triton(bundle, config.triton)
         publish(folder, config.out, force=config.force)
     say(f"bundle: {config.out} ({', '.join(sorted(manifest.files))}), {winner}")
+    if not runs:
+        say(f"unproven: {manifest.proof['reason']}; the graphs agree with PyTorch, and nobody has run the plans")
     return config.out
 
 
@@ -243,13 +289,29 @@ def _gate(config: BuildConfig, folder: Path, truth: Truth, say: Say) -> Gate:
     )
 
 
-def _tensorrt(winner: Candidate, plans: dict[str, Any]) -> dict[str, Any]:
+def _tensorrt(config: BuildConfig, winner: Candidate, plans: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of plans: what they are bound to, and how they were built."""
-    if winner.backend != "tensorrt":
+    if winner.backend not in OF_PLANS:
         return {}
+    from engine.backends.tensor_rt import load_tensorrt, require_device  # noqa: PLC0415
+
+    device: dict[str, Any]
+    if winner.backend == "tensorrt-rtx":
+        targets = list(config.compute_capability or DEFAULT_TARGETS)
+        device = {"tensorrt-rtx": str(load_tensorrt("tensorrt-rtx").__version__), "compute_capabilities": targets}
+    else:
+        device = {**require_device()}
+    return {"device": device, "builder": {name: plans[name] for name in winner.files}}
+
+
+def _why_not_run(winner: Candidate) -> str:
     from engine.backends.tensor_rt import require_device  # noqa: PLC0415
 
-    return {"device": require_device(), "builder": {name: plans[name] for name in winner.files}}
+    try:
+        require_device(winner.backend)
+    except BackendError as error:
+        return str(error).partition(";")[0]
+    return "no engine was run"
 
 
 def _contest(config: BuildConfig, run: Run, candidates: list[Candidate], folder: Path, say: Say) -> list[Entry]:
@@ -263,7 +325,7 @@ def _contest(config: BuildConfig, run: Run, candidates: list[Candidate], folder:
 
 
 def _first_exact(
-    gate: Gate, entries: list[Entry], candidates: list[Candidate], say: Say
+    gate: Gate, entries: list[Entry], candidates: list[Candidate], runs: bool, say: Say
 ) -> tuple[Candidate, Report, dict[Candidate, str]]:
     """The first candidate that passes the gate, its report, and why those before it did not.
 
@@ -273,7 +335,8 @@ def _first_exact(
     rejected: dict[Candidate, str] = {}
     for candidate in [entry.candidate for entry in entries] or candidates:
         try:
-            return candidate, gate.check(candidate.backend, candidate.precision, candidate.engine), rejected
+            report = gate.check(candidate.backend, candidate.precision, candidate.engine, runs=runs)
+            return candidate, report, rejected
         except ParityError as error:
             rejected[candidate] = str(error)
             say(f"{candidate}: {error}")
@@ -306,6 +369,7 @@ def _manifest(
     chosen: dict[str, Any],
     report: Report,
     tensorrt: dict[str, Any],
+    proof: dict[str, Any],
 ) -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -332,6 +396,7 @@ def _manifest(
             },
         },
         tensorrt=tensorrt,
+        proof=proof,
     )
 
 
@@ -348,8 +413,17 @@ def _dry_run(config: BuildConfig) -> dict[str, Any]:
     }
 
 
+def _next(config: BuildConfig) -> str:
+    manifest = Manifest.from_json((config.out / MANIFEST).read_text(encoding="utf-8"))
+    if manifest.proof["status"] == PROVEN:
+        return f"python -m engine --bundle {config.out}"
+    return "the same command on the machine with the GPU, where its plans are proven; here nothing serves them"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 built, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
+    if tell_version(sys.argv[1:] if arguments is None else arguments):
+        return 0
     received: list[int] = []
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
@@ -370,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(_dry_run(config), indent=2, default=str))
         else:
             build(config, stopped=lambda: bool(received))
-            print(f"next: python -m engine --bundle {config.out}")
+            print(f"next: {_next(config)}")
     except FAILURES as error:
         return report_error(error, "no bundle was written")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.backends import OF_PLANS
 from engine.bundle import DECODER, ENCODER, Engine
 from export.forms import PLAIN, DecoderForm, EncoderForm
 from export.graphs import file_name
@@ -36,7 +37,7 @@ class Candidate:
     @property
     def symmetric(self) -> bool:
         """Whether its int8 is symmetric about 0: TensorRT reads no other; elsewhere it only costs accuracy."""
-        return self.backend == "tensorrt"
+        return self.backend in OF_PLANS
 
     @property
     def portable(self) -> Files:
@@ -55,9 +56,10 @@ class Candidate:
     @property
     def files(self) -> Files:
         """What its runtime loads."""
-        if self.backend != "tensorrt":
+        if self.backend not in OF_PLANS:
             return self.graphs
-        encoder, decoder = (str(Path(graph).with_suffix(".plan")) for graph in self.graphs)
+        ending = ".plan" if self.backend == "tensorrt" else ".rtx.plan"
+        encoder, decoder = (str(Path(graph).with_suffix(ending)) for graph in self.graphs)
         return encoder, decoder
 
     @property

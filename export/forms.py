@@ -54,7 +54,8 @@ class EncoderGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes."""
-        mu, log_var = self.encoder(images.permute(0, 3, 1, 2).float() / 255)
+        # Cast before anything else, and in the decoder after everything: TensorRT takes uint8 nowhere in between.
+        mu, log_var = self.encoder(images.float().permute(0, 3, 1, 2) / 255)
         return mu, log_var
 
 
@@ -67,7 +68,7 @@ class DecoderGraph(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decodes."""
-        return _levels(self.decoder(latents)).permute(0, 2, 3, 1)
+        return _levels(self.decoder(latents)).permute(0, 2, 3, 1).to(torch.uint8)
 
 
 def encoder_graph(encoder: Encoder, form: EncoderForm) -> nn.Module:
@@ -141,7 +142,7 @@ class _RewrittenDecoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Decodes."""
         features = self.first_activation(self.start(latents)).reshape(-1, *self.shape)
-        return join_phases(_levels(torch.sigmoid(self.middle(features))), self.straddling)
+        return join_phases(_levels(torch.sigmoid(self.middle(features))), self.straddling).to(torch.uint8)
 
 
 def _transposed(decoder: Decoder, phases: bool) -> _RewrittenDecoder:
@@ -178,5 +179,5 @@ def _blocks(blocks: nn.Sequential) -> list[nn.Sequential]:
 
 
 def _levels(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 1], of any shape, to 8-bit levels."""
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    """Pixels in [0, 1], of any shape, to 8-bit levels, whole numbers in float32."""
+    return (pixels * 255).round().clamp(0, 255)

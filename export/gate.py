@@ -74,8 +74,17 @@ class Gate:
         """
         self._report({"portable": self._measure("portable", _on_cpu("fp32", Engine()))}).require()
 
-    def check(self, backend: str, precision: str, engine: Engine, *, portable: bool = True) -> Report:
-        """Measures all stages of an engine; `portable` says whether that stage is one of them.
+    def check(
+        self, backend: str, precision: str, engine: Engine, *, portable: bool = True, runs: bool = True
+    ) -> Report:
+        """Measures all stages of an engine.
+
+        Args:
+            backend: Its runtime.
+            precision: Its arithmetic.
+            engine: Its files.
+            portable: Whether the portable graphs are a stage.
+            runs: Whether the engine itself is one; otherwise it was built for another machine.
 
         Raises:
             ParityError: names the first stage beyond its tolerances; those after it were not measured.
@@ -83,7 +92,8 @@ class Gate:
         stages = {"portable": _on_cpu("fp32", Engine())} if portable else {}
         for name, (encoder, decoder) in engine.stages.items():
             stages[name] = _on_cpu(precision if name == "reduced" else "fp32", Engine(encoder, decoder))
-        stages["engine"] = _Subject(backend, precision, precision, engine)
+        if runs:
+            stages["engine"] = _Subject(backend, precision, precision, engine)
         measured: dict[str, Stage] = {}
         for name, subject in stages.items():
             measured[name] = self._measure(name, subject)

@@ -1,8 +1,8 @@
 """Typed FP16 graphs: what is computed in which precision stands in the ONNX graph itself, as casts.
 
-FP16 from the first convolution or matrix product to the last; FP32 where the table says why; uint8 at the doors. Two
-networks of the seed's size, trained on procedural and on real faces, against their FP32 graphs. Errors of mu and
-log_var are the largest, as shares of their spread. ONNX Runtime's CPU kernels round what passes between nodes to FP16
+FP16 from the first convolution or matrix product to the last; FP32 where the table says why. Two networks of the
+seed's size, trained on procedural and on real faces, against their FP32 graphs. Errors of mu and log_var are the
+largest, as shares of their spread. ONNX Runtime's CPU kernels round what passes between nodes to FP16
 and sum in FP32 (256 images); ONNX's reference evaluator sums in FP16 as well, which no GPU does worse (4 images).
 
 |                                           | ONNX Runtime           | reference evaluator    |
@@ -20,6 +20,9 @@ and sum in FP32 (256 images); ONNX's reference evaluator sums in FP16 as well, w
   with all its digits.
 
 No pixel was off by more than one level in any of these.
+
+Of a quantised graph (Q/DQ) what stays in float becomes FP16 in the same way, scales included: then TensorRT's int8
+convolutions hand on FP16, and no layer is left in FP32 but those of the table. ONNX has FP16 scales since opset 19.
 """
 
 from __future__ import annotations
@@ -34,42 +37,35 @@ from onnx import TensorProto, helper, numpy_helper
 from export.errors import InputError
 from export.tensorrt_build import KEPT
 
-FULL, HALF, BYTE = int(TensorProto.FLOAT), int(TensorProto.FLOAT16), int(TensorProto.UINT8)
-_SUFFIXES = {FULL: "float32", HALF: "float16", BYTE: "uint8"}
+FULL, HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
+_SUFFIXES = {FULL: "float32", HALF: "float16"}
+_QUANTISED_OPSET = 19
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_CARRIERS = frozenset({"DequantizeLinear", "Flatten", "Reshape", "Transpose"})
+"""Have the precision of what reads them: a cast between scales and the layer would keep it from computing in int8."""
 
 
 def write_half(source: Path, target: Path) -> None:
     """Writes the FP16 form of an FP32 graph: the same inputs and outputs, and the same bytes each time.
 
     Args:
-        source: Any graph of `export.graphs`, float32 inside. Opset and metadata are kept.
-        target: File to write; its metadata has `precision` "fp16" besides.
+        source: Any graph of `export.graphs`, float32 inside, or one with quantisation (Q/DQ). Opset and metadata are
+            kept, but that the latter gets an opset with FP16 scales.
+        target: File to write, may be `source`; its metadata has `precision` "fp16" besides, if it had none.
 
     Raises:
         InputError: a weight is too large for FP16.
     """
     model = onnx.load(source)
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        model = onnx.version_converter.convert_version(model, _QUANTISED_OPSET)
     types = _types(model)
-    _move_bytes_outside(model.graph, types, HALF)
     try:
         _retype(model, types, _halves(model.graph, types))
     except OverflowError as error:
         raise InputError(f"{source}: {error}; build it with --precision fp32 or bf16") from None
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    helper.set_model_props(model, {**properties, "precision": "fp16"})
-    _write(model, target)
-
-
-def write_bytes_outside(source: Path, target: Path) -> None:
-    """Writes the same graph with uint8 at its inputs and outputs only, as TensorRT needs it; exact.
-
-    Args:
-        source: Any graph of `export.graphs`, or one with quantisation (Q/DQ). Opset and metadata are kept.
-        target: File to write.
-    """
-    model = onnx.load(source)
-    _move_bytes_outside(model.graph, _types(model), FULL)
+    helper.set_model_props(model, {"precision": "fp16", **properties})
     _write(model, target)
 
 
@@ -88,31 +84,6 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
-def _move_bytes_outside(graph: onnx.GraphProto, types: dict[str, int], kind: int) -> None:
-    """Moves the casts from and to uint8 to the graph's inputs and outputs: TensorRT takes uint8 nowhere else.
-
-    What was moved about as uint8 is then moved about as `kind`, FP16 or FP32; both hold these values exactly.
-    """
-    inputs = [value.name for value in graph.input if types[value.name] == BYTE]
-    outputs = [value.name for value in graph.output if types[value.name] == BYTE]
-    renamed = {name: f"{name}_{_SUFFIXES[kind]}" for name in (*inputs, *outputs)}
-    first = [_cast(name, kind, renamed[name]) for name in inputs]
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Cast" and BYTE in (types[node.input[0]], types[node.output[0]]):
-            # Nothing is left of it, unless values from outside [0, 255] came here: the graphs clip them before.
-            renamed[node.output[0]] = renamed.get(node.input[0], node.input[0])
-            continue
-        for names in (node.input, node.output):
-            names[:] = [renamed.get(name, name) for name in names]
-        nodes.append(node)
-    last = [_cast(renamed[name], BYTE, name) for name in outputs]
-    types.update({name: kind for name, found in types.items() if found == BYTE})
-    types.update({renamed[name]: kind for name in (*inputs, *outputs)})
-    graph.ClearField("node")
-    graph.node.extend([*first, *nodes, *last])
-
-
 def _halves(graph: onnx.GraphProto, types: dict[str, int]) -> set[str]:
     """The tensors that nodes give in FP16, of all float tensors."""
     results = {value.name for value in graph.output}
@@ -121,7 +92,8 @@ def _halves(graph: onnx.GraphProto, types: dict[str, int]) -> set[str]:
         weighted = node.op_type in _WEIGHTED or any(after.get(name, False) for name in node.input)
         after.update(dict.fromkeys(node.output, weighted))
     before: dict[str, bool] = {}
-    found = set()
+    found: set[str] = set()
+    read: set[str] = set()  # by what computes in FP16
     for node in reversed(graph.node):
         leads = any(before.get(name, False) for name in node.output)
         weighted = node.op_type in _WEIGHTED
@@ -129,8 +101,11 @@ def _halves(graph: onnx.GraphProto, types: dict[str, int]) -> set[str]:
             before[name] = before.get(name, False) or leads or weighted
         inner = weighted or (leads and after[node.output[0]])
         for name in node.output:
-            if types[name] == HALF or (types[name] == FULL and inner and name not in results):
+            half = name in read if node.op_type in _CARRIERS else inner
+            if types[name] == FULL and half and name not in results:
                 found.add(name)
+        if found.intersection(node.output):
+            read.update(node.input)
     return found
 
 
@@ -142,12 +117,13 @@ def _retype(model: onnx.ModelProto, types: dict[str, int], halves: set[str]) -> 
     """
     graph, opset = model.graph, model.opset_import[0].version
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == FULL}
-    given = {name: HALF if name in halves else FULL for name, kind in types.items() if kind in (FULL, HALF)}
+    given = {name: HALF if name in halves else FULL for name, kind in types.items() if kind == FULL}
     made: dict[tuple[str, int], str] = {}
     nodes = []
     for node in graph.node:
-        kind = given.get(node.output[0], 0)
-        for index in _data_inputs(node, opset) if kind else ():
+        quantises = node.op_type == "QuantizeLinear"
+        kind = given.get(node.input[0] if quantises else node.output[0], 0)
+        for index in (1,) if quantises else _data_inputs(node, opset) if kind else ():
             name = node.input[index]
             if given.get(name, kind) == kind:
                 continue
@@ -158,7 +134,7 @@ def _retype(model: onnx.ModelProto, types: dict[str, int], halves: set[str]) -> 
                 else:
                     nodes.append(_cast(name, kind, made[name, kind]))
             node.input[index] = made[name, kind]
-        if kind == FULL and node.name:
+        if kind == FULL and node.name and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             node.name = KEPT + node.name
         nodes.append(node)
     graph.ClearField("node")

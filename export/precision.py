@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends import Backend, Bytes
+from engine.backends import OF_PLANS, Backend, Bytes
+from engine.errors import BackendError
 from export.candidate import Candidate
 from export.forms import PLAIN, DecoderForm, EncoderForm
 from export.graphs import write_decoder, write_encoder
-from export.half import write_bytes_outside, write_half
+from export.half import write_half
 from export.quantize import Calibration, write_int8
 from export.run import Run
 
@@ -79,39 +80,61 @@ def write_reduced(
                     say(f"calibrating on {len(calibration_images)} other images")
                     calibration = Calibration.of(model, calibration_images, run.directions)
                 write_int8(folder / source, folder / target, calibration, symmetric=candidate.symmetric)
-                if candidate.symmetric:  # for TensorRT, whose parser takes bytes at inputs and outputs only
-                    write_bytes_outside(folder / target, folder / target)
+                if candidate.symmetric:  # on a GPU, what int8 leaves in float is FP16
+                    write_half(folder / target, folder / target)
             else:
                 write_half(folder / source, folder / target)
 
 
 def write_plans(
-    candidates: Sequence[Candidate], folder: Path, *, max_batch: int, timing_cache: Path, say: Say
-) -> dict[str, Any]:
-    """Builds the plans of TensorRT.
+    candidates: Sequence[Candidate],
+    folder: Path,
+    *,
+    max_batch: int,
+    timing_cache: Path,
+    compute_capabilities: Sequence[str],
+    say: Say,
+) -> tuple[list[Candidate], dict[str, Any]]:
+    """Builds the plans of TensorRT and of TensorRT for RTX.
 
     Args:
         candidates: Who needs them; their graphs are there.
         folder: Where to write.
         max_batch: Largest batch, images.
         timing_cache: File of TensorRT's own measurements, read and written.
+        compute_capabilities: GPUs that TensorRT for RTX builds for; none: its default.
         say: Takes the progress.
 
     Returns:
-        Settings of the builder by name of the plan; nothing where no candidate has one.
+        The candidates whose files are all there, and the builder's settings by name of the plan.
 
     Raises:
-        BackendError: TensorRT or its GPU is missing, or it refuses a graph.
+        BackendError: no candidate is left; says why the first plan was refused.
     """
     settings: dict[str, Any] = {}
+    refused: dict[str, BackendError] = {}
     for candidate in candidates:
-        if candidate.backend != "tensorrt":
+        if candidate.backend not in OF_PLANS:
             continue
         from export.tensorrt_build import build_plan  # noqa: PLC0415
 
         for graph, plan in zip(candidate.graphs, candidate.files, strict=True):
-            if plan not in settings:
+            if plan in settings or plan in refused:
+                continue
+            try:
                 settings[plan] = build_plan(
-                    folder / graph, folder / plan, max_batch=max_batch, timing_cache=timing_cache, say=say
+                    folder / graph,
+                    folder / plan,
+                    max_batch=max_batch,
+                    timing_cache=timing_cache,
+                    say=say,
+                    backend=candidate.backend,
+                    compute_capabilities=compute_capabilities if candidate.backend == "tensorrt-rtx" else (),
                 )
-    return settings
+            except BackendError as error:
+                refused[plan] = error
+                say(f"{plan} is out: {error}")
+    left = [candidate for candidate in candidates if refused.keys().isdisjoint(candidate.files)]
+    if not left:
+        raise next(iter(refused.values()))
+    return left, settings

@@ -1,19 +1,27 @@
-"""Builds TensorRT plans from ONNX graphs, with TensorRT 8.6 to 11.
+"""Builds plans from ONNX graphs, with TensorRT 8.6 to 11 for the GPU at hand, with TensorRT for RTX for any it knows.
 
-The precision of every layer stands in the graph. TensorRT 10 and newer follow it (a strongly typed network); older
-ones choose each layer's precision among those that builder flags allow, and are asked to compute in FP32 what the
-graph keeps in FP32: it is found by the names that `export.half` gives.
+The precision of every layer stands in the graph. TensorRT 10 and newer and TensorRT for RTX follow it (a strongly typed
+network); older ones choose each layer's precision among those that builder flags allow, and are asked to compute in
+FP32 what the graph keeps in FP32: it is found by the names that `export.half` gives.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.backends.tensor_rt import load_tensorrt, make_logger, require_device, start
+from engine.backends.tensor_rt import (
+    DEFAULT_TARGETS,
+    TARGETS,
+    load_tensorrt,
+    make_logger,
+    require_device,
+    start,
+    title,
+)
 from engine.errors import BackendError
 
 Say = Callable[[str], None]
@@ -22,13 +30,20 @@ WORKSPACE_BYTES = 1 << 30
 """Memory that one layer may use while it computes, bytes: the largest layer here needs a fraction of it."""
 KEPT = "float32/"
 """Begin of the names of those layers of an FP16 graph that compute in FP32."""
-_TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
-"""Kernels of TensorRT's own. Those of cuBLAS and cuDNN are gone since TensorRT 10, and 8.6 has others as fast for
-convolutions: not worth a gigabyte more to install."""
 
 
-def build_plan(graph: Path, plan: Path, *, max_batch: int, timing_cache: Path, say: Say) -> dict[str, Any]:
-    """Builds a plan for the GPU of this machine; takes tens of seconds to minutes.
+def build_plan(
+    graph: Path,
+    plan: Path,
+    *,
+    max_batch: int,
+    timing_cache: Path,
+    say: Say,
+    backend: str = "tensorrt",
+    compute_capabilities: Sequence[str] = (),
+    tactics: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Builds a plan: tens of seconds to minutes with TensorRT, which times kernels; a second with TensorRT for RTX.
 
     It has one optimisation profile, for batches of 1 to `max_batch` images, tuned for `max_batch`: full batches decide
     the throughput, and small ones wait for launches and memory more than for arithmetic.
@@ -39,7 +54,11 @@ def build_plan(graph: Path, plan: Path, *, max_batch: int, timing_cache: Path, s
         max_batch: Largest batch, images.
         timing_cache: Measured times of kernels, read if it is there, and written: a second build takes seconds. One
             file serves any number of graphs; TensorRT itself knows which entries are for this GPU and version.
+            TensorRT for RTX measures nothing, and leaves it alone.
         say: Takes warnings and errors of TensorRT, and the progress.
+        backend: "tensorrt", for this machine's GPU, or "tensorrt-rtx", which needs neither GPU nor driver.
+        compute_capabilities: GPUs that TensorRT for RTX builds for, keys of `TARGETS`; none: `DEFAULT_TARGETS`.
+        tactics: Names of the only sources of kernels that TensorRT may use; None: all.
 
     Returns:
         Settings of the build, for the manifest.
@@ -47,44 +66,49 @@ def build_plan(graph: Path, plan: Path, *, max_batch: int, timing_cache: Path, s
     Raises:
         BackendError: TensorRT, its driver or a GPU is missing, or TensorRT refuses the graph; says which node and why.
     """
-    device = require_device()
-    trt = load_tensorrt()
+    rtx = backend == "tensorrt-rtx"
+    where = f"for compute capability {', '.join(compute_capabilities or DEFAULT_TARGETS)}"
+    if not rtx:
+        where = f"on {require_device()['gpu']}"
+    trt, what = load_tensorrt(backend), title(backend)
     log = make_logger(trt, say)
     builder = start(trt, "Builder", log)
     network, typed = _network(trt, builder)
-    parser = _parse(trt, network, log, graph)
+    parser = _parse(trt, network, log, graph, what)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    sources = [name for name in _TACTICS if name in trt.TacticSource.__members__]
-    config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in sources))
+    if tactics is not None:
+        config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in tactics))
     flags = _set_precision(trt, config, network, typed)
     _share_profile(trt, config)
     profile = _add_profile(builder, config, network, max_batch)
-    if hasattr(trt, "IProgressMonitor"):
+    if not rtx and hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _make_monitor(trt, say)
-    known = _load_timing_cache(config, timing_cache, say)
+    if compute_capabilities:
+        _set_targets(trt, config, compute_capabilities)
+    known = not rtx and _load_timing_cache(config, timing_cache, say)
 
-    say(f"building {plan.name} with TensorRT {device['tensorrt']} on {device['gpu']} ({network.num_layers} layers)")
+    say(f"building {plan.name} with {what} {where} ({network.num_layers} layers)")
     began = time.perf_counter()
     built = builder.build_serialized_network(network, config)
     if built is None:
-        raise BackendError(f"TensorRT can't build {graph}: {log.reason()}")
+        raise BackendError(f"{what} can't build {graph.name}: {log.reason()}")
     del parser  # until here the network's weights were in its memory
     seconds = time.perf_counter() - began
     _write(plan, bytes(memoryview(built)))
-    _write(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+    if not rtx:
+        _write(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
     say(f"built {plan.name}: {plan.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s")
-    return {
+    settings = {
         "graph": graph.name,
         "strongly_typed": typed,
         "flags": flags,
         "profile": profile,
         "workspace_bytes": WORKSPACE_BYTES,
-        "tactic_sources": sources,
-        "timing_cache": "read" if known else "new",
         "layers": int(network.num_layers),
         "seconds": round(seconds, 1),
     }
+    return settings if rtx else {**settings, "timing_cache": "read" if known else "new"}
 
 
 def _network(trt: Any, builder: Any) -> tuple[Any, bool]:
@@ -95,14 +119,14 @@ def _network(trt: Any, builder: Any) -> tuple[Any, bool]:
     return builder.create_network(flags), "STRONGLY_TYPED" in wanted
 
 
-def _parse(trt: Any, network: Any, log: Any, graph: Path) -> Any:
+def _parse(trt: Any, network: Any, log: Any, graph: Path, what: str) -> Any:
     """Fills the network; returns the parser, which must live as long as the network."""
     parser = trt.OnnxParser(network, log)
     if parser.parse(graph.read_bytes()):
         return parser
     found = [parser.get_error(index) for index in range(parser.num_errors)]
-    reasons = "; ".join(f"{_node(error)}: {error.desc()}" for error in found) or log.reason()
-    raise BackendError(f"TensorRT {trt.__version__} can't read {graph}: {reasons}")
+    reasons = "; ".join(f"{_node(error)}: {_rule(error)}" for error in found) or log.reason()
+    raise BackendError(f"{what} can't read {graph.name}: {reasons}")
 
 
 def _node(error: Any) -> str:
@@ -112,6 +136,12 @@ def _node(error: Any) -> str:
     return f"node {error.node()}"
 
 
+def _rule(error: Any) -> str:
+    """Why a node is refused, in one line; without a GPU each refusal also says that CUDA has no driver."""
+    lines = str(error.desc()).splitlines()
+    return " ".join(line.strip() for line in lines if "catchCudaError" not in line)
+
+
 def _set_precision(trt: Any, config: Any, network: Any, typed: bool) -> list[str]:
     """Sets the flags that a network of this kind needs; returns the names of those that differ from the defaults."""
     layers = list(_layers(network))
@@ -119,12 +149,10 @@ def _set_precision(trt: Any, config: Any, network: Any, typed: bool) -> list[str
     half = any(
         layer.get_output(index).dtype == trt.DataType.HALF for layer in layers for index in range(layer.num_outputs)
     )
-    if not (half or quantised):
-        config.clear_flag(trt.BuilderFlag.TF32)  # its sums are exact, but its factors have ten bits
+    config.clear_flag(trt.BuilderFlag.TF32)  # what is FP32 is meant so, and the factors of TF32 have ten bits
+    flags = [name for name, used in (("FP16", half), ("INT8", quantised)) if used and not typed]
+    if not flags:
         return ["no TF32"]
-    if typed:
-        return []
-    flags = [name for name, used in (("FP16", half), ("INT8", quantised)) if used]
     kept = [layer for layer in layers if layer.name.startswith(KEPT)]
     if kept:
         flags.append("PREFER_PRECISION_CONSTRAINTS")
@@ -134,7 +162,7 @@ def _set_precision(trt: Any, config: Any, network: Any, typed: bool) -> list[str
         layer.precision = trt.DataType.FLOAT
         for index in range(layer.num_outputs):
             layer.set_output_type(index, trt.DataType.FLOAT)
-    return flags
+    return ["no TF32", *flags]
 
 
 def _share_profile(trt: Any, config: Any) -> None:
@@ -142,6 +170,13 @@ def _share_profile(trt: Any, config: Any) -> None:
     feature = trt.PreviewFeature.__members__.get("PROFILE_SHARING_0806")
     if feature is not None and not config.get_preview_feature(feature):
         config.set_preview_feature(feature, True)
+
+
+def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> None:
+    config.num_compute_capabilities = len(compute_capabilities)
+    for index, each in enumerate(compute_capabilities):
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[each]), index):
+            raise BackendError(f"TensorRT for RTX {trt.__version__} refuses compute capability {each}")
 
 
 def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dict[str, int]:

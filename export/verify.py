@@ -20,6 +20,7 @@ import tyro
 
 from engine.backends import open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
+from engine.version import tell_version
 from export.errors import FAILURES, InputError
 from export.errors import report as report_error
 from export.gate import Gate
@@ -135,6 +136,8 @@ def _portable_truth(bundle: Bundle, samples: int, threads: int) -> Truth:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 within the tolerances, 1 beyond them, 2 unusable input, 130 interrupted."""
+    if tell_version(sys.argv[1:] if arguments is None else arguments):
+        return 0
     try:
         config = tyro.cli(VerifyConfig, args=arguments, prog="python -m export.verify", description=__doc__)
         if config.run is not None:

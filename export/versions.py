@@ -14,6 +14,8 @@ _PACKAGES = (
     "openvino",
     "nncf",
     "tensorrt",
+    "tensorrt-rtx-cu12-bindings",
+    "tensorrt-rtx-cu13-bindings",
     "cuda-bindings",
     "numpy",
 )

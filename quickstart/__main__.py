@@ -22,6 +22,7 @@ from typing import Any
 import tyro
 
 from engine.bundle import MANIFEST, sha256_of
+from engine.version import tell_version
 from quickstart import report
 from quickstart.client import Job, read_order
 from trainer import checkpoint, dataset
@@ -262,6 +263,8 @@ def serve_and_edit(bundle: Path, order: Path, answers: Path, stages: Stages) -> 
 
 def main() -> int:
     """Runs the quickstart; 0 done, 1 a stage failed, 2 bad input."""
+    if tell_version(sys.argv[1:]):
+        return 0
     began = time.monotonic()
     stages = Stages()
     try:

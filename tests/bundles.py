@@ -85,8 +85,8 @@ def _decoder() -> onnx.ModelProto:
     nodes = [
         helper.make_node("Clip", ["latents", "low", "high"], ["clipped"]),
         helper.make_node("Round", ["clipped"], ["rounded"]),
-        helper.make_node("Cast", ["rounded"], ["bytes"], to=TensorProto.UINT8),
-        helper.make_node("Reshape", ["bytes", "square"], ["images"]),
+        helper.make_node("Reshape", ["rounded", "square"], ["levels"]),
+        helper.make_node("Cast", ["levels"], ["images"], to=TensorProto.UINT8),
     ]
     return _model(
         nodes,

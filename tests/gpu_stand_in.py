@@ -30,8 +30,9 @@ class Cuda(ModuleType):
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
-    def __init__(self, gpus: int = 1) -> None:
+    def __init__(self, gpus: int = 1, compute_capability: str = "9.0") -> None:
         super().__init__("cuda.bindings.runtime")
+        self.compute_capability = compute_capability
         self.__spec__ = ModuleSpec(self.__name__, None)  # libraries look whether the module is installed
         self.gpus = gpus
         self.failing: dict[str, int] = {}
@@ -73,7 +74,8 @@ class Cuda(ModuleType):
         return SUCCESS, 13000
 
     def cudaGetDeviceProperties(self, _: int) -> tuple[int, Any]:
-        return SUCCESS, SimpleNamespace(name=b"NVIDIA Stand-In\0\0", major=9, minor=0)
+        major, minor = map(int, self.compute_capability.split("."))
+        return SUCCESS, SimpleNamespace(name=b"NVIDIA Stand-In\0\0", major=major, minor=minor)
 
     def cudaMalloc(self, size: int) -> tuple[int, int]:
         return self._allocate(size)
@@ -155,6 +157,7 @@ _FLAGS = {
     "8.6.0": ("FP16", "INT8", "TF32", "PREFER_PRECISION_CONSTRAINTS"),
     "10.3.0": ("FP16", "INT8", "TF32", "PREFER_PRECISION_CONSTRAINTS"),
     "11.1.0": ("TF32",),
+    "1.7.1": ("TF32",),
 }
 
 
@@ -163,15 +166,16 @@ def _enum(name: str, members: Any) -> Any:
 
 
 class TensorRt(ModuleType):
-    """The module `tensorrt` in a version; what a build set is in `configs`, with its network."""
+    """The module `tensorrt` in a version, or that of TensorRT for RTX; what a build set is in `configs`."""
 
-    def __init__(self, version: str, cuda: Cuda) -> None:
-        super().__init__("tensorrt")
+    def __init__(self, version: str, cuda: Cuda, name: str = "tensorrt") -> None:
+        super().__init__(name)
         self.__spec__ = ModuleSpec(self.__name__, None)
         self.__version__ = version
         self.cuda = cuda
         self.configs: list[Any] = []
-        major = int(version.partition(".")[0])
+        rtx = name != "tensorrt"
+        major = 11 if rtx else int(version.partition(".")[0])
         creation = {8: {"EXPLICIT_BATCH": 0}, 10: {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, 11: {"STRONGLY_TYPED": 1}}
         self.DataType = DataType
         self.NetworkDefinitionCreationFlag = _enum("NetworkDefinitionCreationFlag", creation[major])
@@ -189,6 +193,9 @@ class TensorRt(ModuleType):
         self.Builder = lambda log: _Builder(self, log)
         self.OnnxParser = lambda network, log: _Parser(self, network, log)
         self.Runtime = lambda log: _Runtime(self, log)
+        if rtx:
+            self.DynamicShapesKernelSpecializationStrategy = _enum("Strategy", ["LAZY", "EAGER", "NONE"])
+        self.contexts: weakref.WeakSet[_Context] = weakref.WeakSet()
 
 
 class _Builder:
@@ -229,7 +236,8 @@ class _Builder:
             monitor.step_complete("Building Engine", 0)
             monitor.step_complete("Building Engine", 1)
             monitor.phase_finish("Building Engine")
-        config.cache.content = f"cache of {self.trt.__version__}".encode()
+        if config.cache is not None:
+            config.cache.content = f"cache of {self.trt.__version__}".encode()
         (profile,) = config.profiles
         header = {"version": self.trt.__version__, "profile": profile.shapes}
         graph: bytes = network.model.SerializeToString()
@@ -342,6 +350,7 @@ class _Runtime:
 class _Engine:
     def __init__(self, trt: TensorRt, profile: dict[str, Any], content: bytes) -> None:
         self.trt, self.profile = trt, profile
+        self.alone = True  # without a context
         graph = onnx.load_from_string(content).graph
         self.inputs = {value.name: value.type.tensor_type for value in graph.input}
         self.outputs = {value.name: value.type.tensor_type for value in graph.output}
@@ -366,8 +375,16 @@ class _Engine:
         assert index == 0
         return self.profile[name]
 
-    def create_execution_context(self) -> Any:
-        return _Context(self)
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="LAZY")
+
+    def create_execution_context(self, settings: Any = None) -> Any:
+        context = _Context(self)
+        context.settings = settings
+        context.has_profile = self.alone
+        self.alone = False
+        self.trt.contexts.add(context)
+        return context
 
 
 class _Context:
@@ -376,8 +393,18 @@ class _Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.ran = False
+        self.has_profile = False
+        self.settings: Any = None
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        def choose() -> None:
+            self.has_profile = index == 0
+
+        self.cuda.enqueue(stream, choose)
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.has_profile, "TensorRT 8.6 gives the profile to the first context only"
         least, _, most = self.engine.profile[name]
         if not least[0] <= shape[0] <= most[0]:
             return False
@@ -427,5 +454,14 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = "10.3.0", gpus: int 
         cuda.failing["cudaGetDeviceCount"] = INSUFFICIENT_DRIVER
     trt = TensorRt(version, cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    return trt
+
+
+def install_rtx(monkeypatch: pytest.MonkeyPatch, compute_capability: str = "8.9") -> TensorRt:
+    """Makes `import tensorrt_rtx_bindings` find the stand-in, on a GPU of its own kind."""
+    cuda = Cuda(compute_capability=compute_capability)
+    trt = TensorRt("1.7.1", cuda, "tensorrt_rtx_bindings")
+    monkeypatch.setitem(sys.modules, trt.__name__, trt)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     return trt

@@ -29,6 +29,8 @@ def randomise(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.kaiming_normal_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
         if isinstance(part, nn.BatchNorm2d):
             assert part.running_mean is not None
             assert part.running_var is not None
@@ -60,8 +62,8 @@ FORMS = {
 
 def small_vae(form: ModelConfig = SEED_FORM) -> VAE:
     """A VAE with few channels, in evaluation mode; the same one each time."""
-    torch.manual_seed(0)
     model = VAE(form)
+    torch.manual_seed(0)  # here, so that the weights don't depend on how a VAE starts
     randomise(model)
     return model.eval()
 

@@ -22,6 +22,7 @@ from engine.transport.ticket import FreeTicket, Ticket
 LIMIT_S = 30.0
 SERVICE = "test.Service"
 WINDOW_BYTES = 65_535  # that HTTP/2 gives each stream at first
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client of HTTP/2 says first
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 Test = Callable[..., Awaitable[None]]
@@ -151,7 +152,7 @@ class Wire:
     """A connection that speaks HTTP/2 frame by frame."""
 
     DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
-    END_STREAM, END_HEADERS = 1, 4
+    END_STREAM, END_HEADERS, ACK = 1, 4, 1
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -165,7 +166,7 @@ class Wire:
 
     @classmethod
     def start(cls) -> bytes:
-        return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + cls.frame(cls.SETTINGS, 0, 0)
+        return PREFACE + cls.frame(cls.SETTINGS, 0, 0)
 
     @staticmethod
     def frame(kind: int, flags: int, number: int, payload: bytes = b"") -> bytes:
@@ -178,11 +179,15 @@ class Wire:
         """A call with a message, and the end of what the client says; None: only that it opens."""
         headers = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"localhost",
                    b"content-type": b"application/grpc", b"te": b"trailers", **dict(more)}  # fmt: skip
-        block = b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(v)]) + v for key, v in headers.items())
-        opening = cls.frame(cls.HEADERS, cls.END_HEADERS, number, block)
+        opening = cls.frame(cls.HEADERS, cls.END_HEADERS, number, cls.block(headers))
         if message is None:
             return opening
         return opening + cls.frame(cls.DATA, cls.END_STREAM, number, cls.message(message))
+
+    @staticmethod
+    def block(headers: dict[bytes, bytes]) -> bytes:
+        """Headers as HPACK writes them that compresses nothing."""
+        return b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(v)]) + v for key, v in headers.items())
 
     @staticmethod
     def message(data: bytes) -> bytes:

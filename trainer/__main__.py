@@ -17,6 +17,7 @@ from typing import Annotated
 
 import tyro
 
+from engine.version import tell_version
 from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from trainer.extras import require
@@ -251,6 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code: 0 done, 1 the loss went astray, 2 bad input, 128 + signal when interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if tell_version(arguments):
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     received: list[int] = [signal.SIGINT]
 

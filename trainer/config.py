@@ -120,10 +120,10 @@ class TrainConfig:
     """Passes over the train split."""
     batch_size: int = 64
     """Images per step."""
-    optimizer: Literal["sgd", "adam", "muon"] = "adam"
-    """sgd: with momentum; muon: Muon for the kernels inside the network, Adam for everything else."""
+    optimizer: Literal["adam", "muon", "muon-sgd"] = "adam"
+    """muon: Muon for the kernels inside the network, Adam for everything else; muon-sgd: SGD for everything else."""
     lr: float = 0.05
-    """Peak learning rate of SGD or Adam."""
+    """Peak learning rate of Adam or SGD."""
     momentum: float = 0.9
     """Momentum of SGD."""
     muon_lr: float = 0.04
@@ -254,10 +254,10 @@ class TrainConfig:
             idle |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
         if not self.crop:
             idle["source"] = "--crop 0 takes whole images; leave it out, or give --crop"
-        if self.optimizer != "muon":
+        if self.optimizer == "adam":
             idle["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
-        if self.optimizer != "sgd":
-            idle["momentum"] = f"the optimizer is {self.optimizer}; leave it out, or add --optimizer sgd"
+        if self.optimizer != "muon-sgd":
+            idle["momentum"] = f"the optimizer is {self.optimizer}; leave it out, or add --optimizer muon-sgd"
         if self.schedule != "step":
             idle["lr_gamma"] = f"the schedule is {self.schedule}; leave it out, or add --schedule step"
         if not self.kl_weight:

@@ -116,9 +116,11 @@ def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozens
                     if signals.received:
                         break
             except BrokenProcessPool as error:
-                raise ConfigError(
-                    f"--workers {workers}: a process that drew faces was killed, perhaps for want of memory; give fewer"
-                ) from error
+                if not signals.received:  # one that ended a process before it had learned to leave them to this one
+                    raise ConfigError(
+                        f"--workers {workers}: a process that drew faces was killed, perhaps for want of memory; give "
+                        "fewer"
+                    ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
     return labels

@@ -108,13 +108,13 @@ class Run:
 
     @property
     def lr(self) -> float:
-        """The learning rate of SGD or Adam in the next step."""
+        """The learning rate of Adam or SGD in the next step."""
         return self.config.lr * self.schedule.share(self.step)
 
     @property
     def muon_lr(self) -> float | None:
         """Muon's learning rate in the next step, if it is used."""
-        return self.config.muon_lr * self.schedule.share(self.step) if self.config.optimizer == "muon" else None
+        return self.config.muon_lr * self.schedule.share(self.step) if self.config.optimizer != "adam" else None
 
     @property
     def threads(self) -> int | None:
@@ -149,20 +149,20 @@ class Run:
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
         config, model = self.config, self.model
-        trained = [p for p in self.learner.parameters() if p.requires_grad]
-        if config.optimizer == "sgd":
-            groups = [{"params": trained, "peak_lr": config.lr}]
-            return [torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)]
-        # Adam keeps the kernel that draws pixels, as Muon's authors advise for output layers, and the log variance's
-        # matrix, whose steps act through an exponential. The first convolution is Muon's.
+        # Adam or SGD keeps the kernel that draws pixels, as Muon's authors advise for output layers, and the log
+        # variance's matrix, whose steps act through an exponential. The first convolution is Muon's.
         outer = {id(model.decoder.to_rgb.weight), id(model.encoder.log_var.weight)}
-        inner = [p for p in model.parameters() if config.optimizer == "muon" and is_matrix(p) and id(p) not in outer]
+        inner = [p for p in model.parameters() if config.optimizer != "adam" and is_matrix(p) and id(p) not in outer]
         done = {id(p) for p in inner}
-        rest = [p for p in trained if id(p) not in done]
-        adam = torch.optim.Adam([{"params": rest, "peak_lr": config.lr}], lr=config.lr, fused=True)
+        others = [p for p in self.learner.parameters() if p.requires_grad and id(p) not in done]
+        rest = [{"params": others, "peak_lr": config.lr}]
+        if config.optimizer == "muon-sgd":
+            first: torch.optim.Optimizer = torch.optim.SGD(rest, lr=config.lr, momentum=config.momentum, fused=True)
+        else:
+            first = torch.optim.Adam(rest, lr=config.lr, fused=True)
         if not inner:
-            return [adam]
-        return [adam, Muon([{"params": inner, "peak_lr": config.muon_lr}], dtype=self.place.dtype)]
+            return [first]
+        return [first, Muon([{"params": inner, "peak_lr": config.muon_lr}], dtype=self.place.dtype)]
 
     def perceptual(self) -> PerceptualLoss | None:
         """The perceptual term, or None without taps; looks for VGG19's weights, which may take seconds.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends.reports import switch_off_usage_reports
-from engine.bundle import Bundle, Manifest
+from engine.bundle import PROVEN, Bundle, Manifest
 from engine.errors import BackendError, BundleError
 
 switch_off_usage_reports()
@@ -66,12 +66,15 @@ def overlaps(backend: Backend) -> int:
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
-    "tensorrt": ("fp16", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8"),
+    "tensorrt-rtx": ("fp32", "fp16", "int8"),
 }
 """The backends of this engine, and the precisions that each can compute in where the hardware has them.
 
 ONNX Runtime computes fp16 on a GPU, the rest on the CPU; OpenVINO on the CPU; TensorRT on a GPU.
 """
+OF_PLANS = ("tensorrt", "tensorrt-rtx")
+"""Those that run plans, which are built for some GPUs and one version, and not the graphs themselves."""
 
 
 def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
@@ -83,11 +86,12 @@ def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
 
     Raises:
         BundleError: When the manifest names a backend or a precision that this engine doesn't have.
-        BackendError: When the backend's package isn't installed, this machine lacks units for the precision, or its
-            plans were built for another GPU or another TensorRT.
+        BackendError: When the backend's package isn't installed, this machine lacks units for the precision, its
+            plans were built for another GPU or another TensorRT, or nobody has seen yet that they compute right.
     """
     manifest = bundle.manifest
-    if manifest.backend == "tensorrt":
+    _require_proof(bundle)
+    if manifest.backend in OF_PLANS:
         _require_device_of(manifest)
     return open_graphs(
         manifest.backend,
@@ -115,8 +119,8 @@ def open_graphs(
     Args:
         backend: A key of `PRECISIONS`.
         precision: One of its precisions.
-        encoder: ONNX graph of the encoder; for tensorrt, its plan.
-        decoder: ONNX graph of the decoder; for tensorrt, its plan.
+        encoder: ONNX graph of the encoder; for those `OF_PLANS`, its plan.
+        decoder: ONNX graph of the decoder; for those `OF_PLANS`, its plan.
         max_batch_size: Largest batch, images.
         split: As `engine.bundle.Engine` says.
         threads: Compute threads; None takes every core that this process may use.
@@ -137,31 +141,57 @@ def open_graphs(
         from engine.backends.open_vino import OpenVinoBackend  # noqa: PLC0415
 
         return OpenVinoBackend(encoder, decoder, precision, max_batch_size, split=split, threads=threads)
-    if backend == "tensorrt":
+    if backend in OF_PLANS:
         from engine.backends.tensor_rt import TensorRtBackend  # noqa: PLC0415
 
-        return TensorRtBackend(encoder, decoder, max_batch_size)
+        return TensorRtBackend(encoder, decoder, max_batch_size, backend=backend)
     from engine.backends.onnx_runtime import OnnxRuntimeBackend  # noqa: PLC0415
 
     return OnnxRuntimeBackend(encoder, decoder, threads, precision)
 
 
-def _require_device_of(manifest: Manifest) -> None:
-    from engine.backends.tensor_rt import require_device  # noqa: PLC0415
+def _require_proof(bundle: Bundle) -> None:
+    proof = bundle.manifest.proof
+    if proof.get("status") == PROVEN:
+        return
+    raise BackendError(
+        f"the engines of {bundle.path} are unproven: they were built where they could not run "
+        f"({proof.get('reason', 'the manifest does not say why')}), and nobody has compared them with PyTorch; "
+        f"build the bundle again on the machine with the GPU: {_rebuild(bundle.manifest)}"
+    )
 
-    here, built = require_device(), manifest.tensorrt.get("device")
-    if here != built:
+
+def _require_device_of(manifest: Manifest) -> None:
+    from engine.backends.tensor_rt import is_target, require_device  # noqa: PLC0415
+
+    here, built = require_device(manifest.backend), manifest.tensorrt.get("device", {})
+    if manifest.backend == "tensorrt-rtx":
+        targets = built.get("compute_capabilities", [])
+        fits = here["tensorrt-rtx"] == built.get("tensorrt-rtx") and is_target(here["compute_capability"], targets)
+    else:
+        fits = here == built
+    if not fits:
         raise BackendError(
-            f"the bundle's plans were built with {_device(built)}, this machine has {_device(here)}; rebuild them here "
-            "with: python -m export.build_engines --run RUN --out BUNDLE --force "
-            f"--backend tensorrt --precision {manifest.precision} --max-batch {manifest.max_batch_size}"
+            f"the bundle's plans were built for {_device(built)}, this machine has {_device(here)}; rebuild them here "
+            f"with: {_rebuild(manifest)}"
         )
+
+
+def _rebuild(manifest: Manifest) -> str:
+    return (
+        "python -m export.build_engines --run RUN --out BUNDLE --force "
+        f"--backend {manifest.backend} --precision {manifest.precision} --max-batch {manifest.max_batch_size}"
+    )
 
 
 def _device(values: object) -> str:
     if not isinstance(values, dict) or not values:
         return "something that the manifest does not name"
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{name} {_words(value)}" for name, value in values.items())
+
+
+def _words(value: object) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def warm_up(backend: Backend, manifest: Manifest) -> None:

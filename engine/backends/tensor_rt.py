@@ -1,4 +1,7 @@
-"""TensorRT on an NVIDIA GPU: plans run through tensor addresses, with a CUDA graph for each batch bucket.
+"""TensorRT and TensorRT for RTX on an NVIDIA GPU: plans run through tensor addresses, a CUDA graph per batch bucket.
+
+Both have one API under two names. TensorRT builds on the GPU that will serve; TensorRT for RTX builds anywhere, for
+several kinds of GPU, and compiles for the one that it finds when a plan is opened.
 
 A batch of n images runs in the next bucket (1, 2, 4 ... max) as one CUDA graph: copy in, compute, copy out; so a call
 costs one launch and one wait. Rows of a bucket beyond n hold leftovers, whose results nobody reads. Every bucket has
@@ -9,7 +12,8 @@ memory as the largest batch's activations, for each bucket.
 import importlib
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +29,14 @@ Floats = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
+"""The Python module of each backend of this kind."""
+TARGETS = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
+"""Compute capabilities that TensorRT for RTX builds for, with its own names of them."""
+DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "12.0")
+"""Those that it builds for when none is named; the last one stands for newer ones, too."""
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 _REBUILD = "build the bundle again on this machine: python -m export.build_engines --run RUN --out BUNDLE"
 _DTYPES = {"UINT8": np.uint8, "FLOAT": np.float32}
 _ENCODER = {"images": ("INPUT", "UINT8"), "mu": ("OUTPUT", "FLOAT"), "log_var": ("OUTPUT", "FLOAT")}
@@ -38,6 +50,7 @@ class TensorRtBackend:
         encoder: Plan with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
         decoder: Plan with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
         max_batch_size: Size of the largest bucket, images; larger batches are computed in parts of that size.
+        backend: Whose plans they are, a key of `MODULES`.
         cuda_graphs: False queues copies and kernels one by one, to measure what the graphs save.
 
     Raises:
@@ -45,9 +58,11 @@ class TensorRtBackend:
         BackendError: When TensorRT, cuda-bindings, the driver or a GPU is missing, or CUDA reports an error.
     """
 
-    def __init__(self, encoder: Path, decoder: Path, max_batch_size: int, *, cuda_graphs: bool = True) -> None:
-        require_device()
-        tensorrt = load_tensorrt()
+    def __init__(
+        self, encoder: Path, decoder: Path, max_batch_size: int, *, backend: str = "tensorrt", cuda_graphs: bool = True
+    ) -> None:
+        require_device(backend)
+        tensorrt = load_tensorrt(backend)
         self._encoder = _Graph(tensorrt, encoder, _ENCODER, max_batch_size, cuda_graphs=cuda_graphs)
         self._decoder = _Graph(tensorrt, decoder, _DECODER, max_batch_size, cuda_graphs=cuda_graphs)
 
@@ -62,51 +77,88 @@ class TensorRtBackend:
         return images
 
     def close(self) -> None:
-        """Frees the GPU; so does the end of the object's life."""
+        """Frees the GPU; so does the end of the object's life. It can't compute any more."""
         self._encoder.close()
         self._decoder.close()
 
 
-def require_device() -> dict[str, str]:
+def require_device(backend: str = "tensorrt") -> dict[str, str]:
     """TensorRT and the GPU of this machine.
 
+    Args:
+        backend: A key of `MODULES`.
+
     Returns:
-        {"tensorrt": "8.6.0", "gpu": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}.
+        {"tensorrt": "8.6.0", "gpu": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}, the version under the
+        backend's name.
 
     Raises:
-        BackendError: When TensorRT, cuda-bindings, the NVIDIA driver or a GPU is missing; says which.
+        BackendError: When TensorRT, cuda-bindings, the NVIDIA driver or a GPU is missing, or it is a GPU that the
+            backend is not for; says which.
     """
     # CUDA is asked before TensorRT makes anything: without a driver, TensorRT 8.6 crashes the process.
-    version = str(load_tensorrt().__version__)
-    return {"tensorrt": version, **Cuda().gpu()}
+    version = str(load_tensorrt(backend).__version__)
+    gpu = Cuda().gpu()
+    if backend == "tensorrt-rtx" and not is_target(gpu["compute_capability"], TARGETS):
+        raise BackendError(
+            f"TensorRT for RTX is for GPUs of compute capability {', '.join(TARGETS)}, this machine has {gpu['gpu']} "
+            f"with {gpu['compute_capability']}; take --backend tensorrt"
+        )
+    return {backend: version, **gpu}
 
 
-def load_tensorrt() -> Any:
-    """The module `tensorrt`.
+def is_target(compute_capability: str, targets: Iterable[str]) -> bool:
+    """Whether a plan of TensorRT for RTX for these targets runs on a GPU; that for 12.0 is for newer GPUs, too."""
+    newer = float(compute_capability) >= float(DEFAULT_TARGETS[-1]) and DEFAULT_TARGETS[-1] in targets
+    return newer or compute_capability in targets
+
+
+def load_tensorrt(backend: str = "tensorrt") -> Any:
+    """The module of a backend, a key of `MODULES`.
 
     Raises:
         BackendError: When it can't be imported.
     """
     try:
-        return importlib.import_module("tensorrt")
+        return importlib.import_module(MODULES[backend])
     except ImportError as error:
         raise BackendError(
-            f"this bundle needs TensorRT, which can't be imported ({error}); pip install 'dfc-vae[gpu]'"
+            f"this bundle needs {_TITLES[backend]}, which can't be imported ({error}); "
+            f"pip install 'dfc-vae[{'gpu' if backend == 'tensorrt' else backend}]'"
         ) from error
 
 
-def make_logger(tensorrt: Any, say: Callable[[str], None]) -> Any:
-    """A TensorRT logger: gives warnings and errors to `say`, each text once; `reason()` is why something failed."""
+def title(backend: str) -> str:
+    """Name and version of a backend's runtime, for a person."""
+    return f"{_TITLES[backend]} {load_tensorrt(backend).__version__}"
 
+
+def make_logger(tensorrt: Any, say: Callable[[str], None]) -> Any:
+    """The TensorRT logger: gives warnings and errors to `say`, each text once; `reason()` is why something failed.
+
+    There is one, as TensorRT goes on with the first that it was given as long as anything made with it lives; from now
+    on it talks to `say`.
+    """
+    log = _logger(tensorrt)
+    log.begin(say)
+    return log
+
+
+@cache
+def _logger(tensorrt: Any) -> Any:
     class Logger(tensorrt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
+            self._say: Callable[[str], None] = logger.warning
             self._said: dict[str, str] = {}
+
+        def begin(self, say: Callable[[str], None]) -> None:
+            self._say, self._said = say, {}
 
         def log(self, severity: Any, text: str) -> None:
             if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING") and text not in self._said:
                 self._said[text] = severity.name
-                say(f"TensorRT {severity.name.lower().replace('_', ' ')}: {text}")
+                self._say(f"TensorRT {severity.name.lower().replace('_', ' ')}: {text}")
 
         def reason(self) -> str:
             # The first error is the cause, those after it follow from it; what CUDA refuses comes as a warning.
@@ -156,12 +208,13 @@ class _Graph:
         self, tensorrt: Any, path: Path, tensors: dict[str, tuple[str, str]], max_batch_size: int, *, cuda_graphs: bool
     ) -> None:
         self._cuda = Cuda()
+        self._tensorrt = tensorrt
         self._path = path
         self._runtime, self._engine = _deserialize(tensorrt, path)  # the engine needs the runtime as long as it lives
         _check_tensors(self._engine, path, tensors, max_batch_size)
         self._stream = self._cuda.call("cudaStreamCreateWithFlags", 1)  # does not wait for the legacy default stream
         self._owned: list[tuple[str, Any]] = [("cudaStreamDestroy", self._stream)]
-        self.close = weakref.finalize(self, _free, self._cuda, self._stream, self._owned)
+        self._free = weakref.finalize(self, _free, self._cuda, self._stream, self._owned)
         sizes = bucket_sizes(max_batch_size)
         inputs = [name for name, (mode, _) in tensors.items() if mode == "INPUT"]
         contexts = {count: self._context(count, inputs) for count in sizes}
@@ -176,11 +229,17 @@ class _Graph:
         Raises:
             BackendError: When CUDA or TensorRT reports an error, or after `close`.
         """
-        if not self.close.alive:
+        if not self._free.alive:
             raise BackendError(f"{self._path} was closed")
         largest = self._buckets[-1].size
         parts = [self._run(batch[start : start + largest]) for start in range(0, max(len(batch), 1), largest)]
         return parts[0] if len(parts) == 1 else [np.concatenate(results) for results in zip(*parts, strict=True)]
+
+    def close(self) -> None:
+        """Frees all that it holds on the GPU, the contexts' memory and the engine included."""
+        self._free()
+        self._buckets = []
+        self._engine = self._runtime = None
 
     def _run(self, batch: Array) -> list[Array]:
         count = len(batch)
@@ -194,14 +253,27 @@ class _Graph:
         return [output.host[:count].copy() for output in self._outputs]
 
     def _context(self, count: int, inputs: Sequence[str]) -> Any:
-        context = self._engine.create_execution_context()
+        context = self._engine.create_execution_context(*self._runtime_config())
         if context is None:
             raise BackendError(f"TensorRT has no memory left for {self._path} at batch {count}; lower --max-batch")
+        # TensorRT 8.6 gives the profile to the first context only.
+        if not context.set_optimization_profile_async(0, int(self._stream)):
+            raise BackendError(f"{self._path} refuses its own profile; {_REBUILD}")
+        self._cuda.call("cudaStreamSynchronize", self._stream)
         for name in inputs:
             item = tuple(self._engine.get_tensor_shape(name))[1:]
             if not context.set_input_shape(name, (count, *item)):
                 raise BackendError(f"{self._path} refuses {count} images; {_REBUILD}")
         return context
+
+    def _runtime_config(self) -> list[Any]:
+        """TensorRT for RTX would compile kernels for a shape behind the first runs, which a CUDA graph never sees."""
+        strategies = getattr(self._tensorrt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:
+            return []
+        settings = self._engine.create_runtime_config()
+        settings.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return [settings]
 
     def _allocate(self, context: Any, name: str, kind: str) -> _Buffer:
         # The context knows the shape in full; in the engine's, sides that the graph computes are left open.

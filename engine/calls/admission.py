@@ -161,7 +161,7 @@ class Admission:
         try:
             await asyncio.wait_for(self._all_left(), timeout)
         except asyncio.TimeoutError:
-            logger.warning("%d calls are cut off after %g s of grace", self.calls, timeout)
+            logger.warning("%d calls are cut off: the grace is over", self.calls)
 
     def enter(self, client: str, *, stream: bool = False) -> Ticket:
         """Lets a call in. On any thread.

@@ -73,9 +73,7 @@ class CallInterceptor:
     async def drain(self, timeout: float) -> None:
         """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.
 
-        Streams read no more messages, and end when those that were read are answered. gRPC's own shutdown cancels
-        calls that have arrived but weren't taken up yet; a client that is refused by name knows that it may send
-        the request elsewhere.
+        Streams read no more messages, and end when those that were read are answered.
 
         Args:
             timeout: When to give up waiting, seconds.

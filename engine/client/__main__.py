@@ -11,6 +11,7 @@ from engine.client import commands
 from engine.client.command import Command
 from engine.client.errors import ClientError
 from engine.client.outputs import UsageError
+from engine.version import tell_version
 
 Commands = (
     Annotated[commands.Edit, subcommand("edit")]
@@ -29,6 +30,8 @@ def main() -> int:
     Returns:
         0 when it worked, 2 for bad input, 1 when the server failed or can't be reached, 130 after Ctrl-C.
     """
+    if tell_version(sys.argv[1:]):
+        return 0
     command: Command = tyro.cli(
         Commands,
         prog="python -m engine.client",

@@ -49,6 +49,7 @@ class AsyncClient(Connection):
 
     async def close(self) -> None:
         """Closes the connection; calls that are under way are cancelled."""
+        self._closed = True
         await self._channel.close()
 
     async def model(self, **options: Unpack[Options]) -> Model:

@@ -1,5 +1,6 @@
 """The commands of `python -m engine.client`: each is its options, and what it does with a client."""
 
+import difflib
 import io
 import json
 import math
@@ -17,10 +18,22 @@ from tyro.conf import Positional, UseAppendAction, arg
 from engine.client.arguments import finite, shown
 from engine.client.command import Command
 from engine.client.errors import ClientError
-from engine.client.outputs import Output, UsageError, array_output, format_of, image_output, save, write
+from engine.client.outputs import (
+    FORMATS,
+    Output,
+    Overwrite,
+    UsageError,
+    array_output,
+    format_of,
+    image_output,
+    require_new,
+    save,
+    say_written,
+    write,
+)
 from engine.client.photos import Align, Read, reader
 from engine.client.synchronous import Client
-from engine.client.values import Distribution, FileFormat, Floats, Images, Walk
+from engine.client.values import Distribution, FileFormat, Floats, Images, Model, Walk
 from framing import FramingError
 
 T = TypeVar("T")
@@ -36,12 +49,12 @@ class Edit(Command):
     A face is expected where the training images had it, CelebA's in the middle of 178x218 pixels. A picture of another
     size is taken by its middle, and one of the model's own size as it is; --align finds the face.
 
-    OUT is a folder when it ends in a slash, is one already, or has no suffix. Files in it that have the names of new
-    ones are replaced, and others stay.
+    OUT is a folder when it ends in a slash, is one already, or has no suffix.
     """
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IN... OUT", help_behavior_hint="(required)")]
-    """Image files, then the file to write (.png, .jpg, .webp), or a folder for files named as the inputs."""
+    """Image files, or folders of such, then the file to write (.png, .jpg, .webp), or a folder for files named as the
+    inputs."""
 
     settings: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=STRENGTH")]
     """Attribute and strength in lengths of the mean difference, for example Smiling=1.5; negative takes it away. Repeat
@@ -55,14 +68,19 @@ class Edit(Command):
     folder_format: FileFormat = "PNG"
     """Format of the files in a folder."""
 
+    overwrite: Overwrite = False
+
     def run(self, client: Client) -> int:
         """Sends the files and writes the results; a bad one doesn't keep the others from it."""
         edits = [_parse_setting(setting) for setting in self.settings]
         if not edits:
             raise UsageError("nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5")
         inputs, out = _inputs_and_output(self.paths)
-        outputs = self._outputs(inputs, image_output(out))
-        read = reader(client, self.align)
+        place = image_output(out, self.overwrite)
+        outputs = self._outputs(inputs, place)
+        model = client.model()
+        _require_known([name for name, _ in edits] + list(self.keep), model)
+        read = reader(model.frame, self.align)
 
         def edit(path: Path) -> None:
             output, file_format = outputs[path]
@@ -70,7 +88,9 @@ class Edit(Command):
             output.parent.mkdir(exist_ok=True)
             write(output, file)
 
-        code, _ = _for_each(edit, inputs, "edit")
+        code, done = _for_each(edit, inputs, "edit")
+        if done:
+            say_written(place.path, len(done) if place.is_folder else None)
         return code
 
     def _outputs(self, inputs: list[Path], output: Output) -> dict[Path, tuple[Path, FileFormat]]:
@@ -84,6 +104,7 @@ class Edit(Command):
         for path, (file, _) in outputs.items():
             if sources[file] != path:
                 raise UsageError(f"{path} and {sources[file]} would both be written to {file}; rename one")
+        require_new(sources, output.overwrite)
         return outputs
 
 
@@ -92,20 +113,24 @@ class Encode(Command):
     """Writes the latents (posterior means) of image files: JPEG, PNG or WebP, with a face each, as for edit."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IN... OUT", help_behavior_hint="(required)")]
-    """Image files with a face each, then the .npy file to write: float32 [N, latent_dim], in their order."""
+    """Image files with a face each, or folders of such, then the .npy file to write: float32 [N, latent_dim], in their
+    order."""
 
     align: Align = False
+
+    overwrite: Overwrite = False
 
     def run(self, client: Client) -> int:
         """Sends the files and writes their latents, if all could be encoded."""
         inputs, out = _inputs_and_output(self.paths)
-        output = array_output(out)
-        read = reader(client, self.align)
+        output = array_output(out, self.overwrite)
+        read = reader(client.model().frame, self.align)
         code, latents = _for_each(lambda path: client.encode([read(path)]).mu, inputs, "encode")
         if not code:
             file = io.BytesIO()
             np.save(file, np.concatenate(latents))
             write(output, file.getvalue())
+            say_written(output)
         return code
 
 
@@ -117,12 +142,13 @@ class Decode(Command):
     """.npy file, float32 [N, latent_dim]."""
 
     output: Annotated[Positional[str], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ...
-    Files in it that have these names are replaced, and others stay."""
+    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ..."""
+
+    overwrite: Overwrite = False
 
     def run(self, client: Client) -> int:
         """Sends the latents and writes their images."""
-        output = image_output(self.output)
+        output = image_output(self.output, self.overwrite)
         images = client.decode(_load_latents(self.input))
         save(images, output, _columns(len(images)))
         return 0
@@ -139,8 +165,7 @@ class Interpolate(Command):
     """Where to end: an image file, or a .npy file of as many latents."""
 
     output: Annotated[Positional[str], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): a grid, a row per walk. Or a folder: 000.png, 001.png, ..., walk by walk.
-    Files in it that have these names are replaced, and others stay."""
+    """Image file (.png, .jpg, .webp): a grid, a row per walk. Or a folder: 000.png, 001.png, ..., walk by walk."""
 
     steps: int = 8
     """Images on each walk, both ends included."""
@@ -150,10 +175,12 @@ class Interpolate(Command):
 
     align: Align = False
 
+    overwrite: Overwrite = False
+
     def run(self, client: Client) -> int:
         """Sends both ends and writes the images."""
-        output = image_output(self.output)
-        read = reader(client, self.align)
+        output = image_output(self.output, self.overwrite)
+        read = reader(client.model().frame, self.align)
         start, end = _load_source(self.start, read), _load_source(self.end, read)
         walks = client.interpolate(start, end, self.steps, self.walk)
         save(walks.reshape(-1, *walks.shape[2:]), output, self.steps)
@@ -165,8 +192,7 @@ class Sample(Command):
     """Writes new faces."""
 
     output: Annotated[Positional[str], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ...
-    Files in it that have these names are replaced, and others stay."""
+    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ..."""
 
     count: int = 16
     """Faces to draw."""
@@ -180,9 +206,11 @@ class Sample(Command):
     distribution: Distribution = "auto"
     """N(0, I), the fit to the training faces, or (auto) the fit where the model has one."""
 
+    overwrite: Overwrite = False
+
     def run(self, client: Client) -> int:
         """Draws and writes."""
-        output = image_output(self.output)
+        output = image_output(self.output, self.overwrite)
         images = client.sample(self.count, self.seed, self.temperature, self.distribution)
         save(images, output, _columns(self.count))
         return 0
@@ -211,7 +239,10 @@ class Health(Command):
 
 def report(error: Exception, about: str = "") -> int:
     """Says what went wrong, on one line of stderr; the exit code."""
-    tqdm.write(f"error: {about}{error}", file=sys.stderr)
+    text = f"{about}{error}"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename} can't be used: {error.strerror[0].lower()}{error.strerror[1:]}"
+    tqdm.write(f"error: {text}", file=sys.stderr)
     return 1 if isinstance(error, ClientError) and error.status not in _CALLERS_FAULT else 2
 
 
@@ -246,11 +277,29 @@ def _inputs_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
     *inputs, output = paths
     if not inputs:
         raise UsageError(f"no input: give at least one image file before OUT {output}")
-    return list(map(Path, inputs)), output
+    return [file for name in inputs for file in _files_of(Path(name))], output
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS and not file.name.startswith("."))
+    if not files:
+        raise UsageError(f"{path} is a folder without image files ({', '.join(FORMATS)})")
+    return files
+
+
+def _require_known(names: list[str], model: Model) -> None:
+    """Refuses names that are nearly those of attributes; the server says what is wrong with others."""
+    known = {attribute.name.lower(): attribute.name for attribute in model.attributes}
+    for name in names:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        if near and known[near[0]] != name:
+            raise UsageError(f"unknown attribute {name!r}; did you mean {known[near[0]]!r}?")
 
 
 def _parse_setting(setting: str) -> tuple[str, float]:
-    name, equals, strength = setting.partition("=")
+    name, equals, strength = map(str.strip, setting.partition("="))
     try:
         if name and equals:
             return name, finite("strength", float(strength))

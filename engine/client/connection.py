@@ -14,13 +14,11 @@ from grpc_health.v1 import health_pb2_grpc
 
 from engine.client import arguments
 from engine.client.errors import ClientError, Patience
-from engine.client.target import is_local
+from engine.client.target import is_local, places_of
 from engine.client.values import Options, Priority
-from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 
-_SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"]
-_MAX_RETRIES = 4  # gRPC makes at most five attempts, whatever it is asked for.
+_RETRIES = 4
 _NO_LIMIT = -1
 _LARGEST = 2**31 - 1
 
@@ -28,17 +26,20 @@ _LARGEST = 2**31 - 1
 class Connection:
     """What `Client` and `AsyncClient` have in common.
 
-    Every call is safe to send twice: the same request always has the same answer. So gRPC sends a call again, after
-    0.2 s and then twice as long every time (give or take a fifth), when the server or the network is UNAVAILABLE:
-    for 3 s in all, unless it is to wait for a server that can't be reached. Streams are not sent again.
+    Every call is safe to send twice: the same request always has the same answer. So a call is sent again, after 0.2 s
+    and then twice as long every time (give or take a fifth, at most 2 s), when the server, the network or a proxy is
+    UNAVAILABLE: for 3 s in all, unless it is to wait for a server that can't be reached. Streams are not sent again.
+
+    Calls to several servers take turns between those that can be reached; where the target lists them, for example
+    "ipv4:10.0.0.1:50051,10.0.0.2:50051", between those whose health says SERVING.
 
     Args:
-        target: "HOST:PORT" of the server, or any other gRPC target.
+        target: "HOST:PORT" of the server, or any other gRPC target: "unix:PATH", or several servers.
         timeout: Deadline of every call with all its retries, seconds; None for none. Streams have none of their own
             accord.
         model: Name of the model that calls are for; empty for the server's default.
         priority: Who goes first when requests wait: "normal", "background" or "interactive".
-        retries: Times that a call is sent again while the server is UNAVAILABLE, 0 to 4.
+        retries: Times that a call is sent again while the server is UNAVAILABLE.
         retry_overload: Times that a call is sent again that the server refused because it was busy, each after the
             time that the server gave; 0 reports it at once.
         wait_for_ready: While the server can't be reached, wait for it until the deadline instead of giving up.
@@ -61,7 +62,7 @@ class Connection:
         *,
         model: str = "",
         priority: Priority = "normal",
-        retries: int = _MAX_RETRIES,
+        retries: int = _RETRIES,
         retry_overload: int = 0,
         wait_for_ready: bool = False,
         tls: bool | str | os.PathLike[str] = False,
@@ -71,7 +72,7 @@ class Connection:
     ) -> None:
         if not arguments.text("target", target):
             raise ValueError("target must not be empty: give HOST:PORT of the server, for example localhost:50051")
-        arguments.whole("retries", retries, 0, _MAX_RETRIES)
+        arguments.whole("retries", retries, 0, _LARGEST)
         arguments.whole("retry_overload", retry_overload, 0, _LARGEST)
         if certificate and not tls:
             raise ValueError("a client certificate needs TLS; set tls as well")
@@ -83,10 +84,12 @@ class Connection:
             )
         self.target = target
         self._defaults = arguments.options({"timeout": timeout, "model": model, "priority": priority})
+        self._retries = retries
         self._retry_overload = retry_overload
+        self._closed = False
         self._wait_for_ready = wait_for_ready
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        channel_options = _channel_options(retries)
+        channel_options = _channel_options(target)
         self._channel: Any = (
             self._channels.secure_channel(target, _credentials(tls, certificate), channel_options)
             if tls
@@ -106,11 +109,11 @@ class Connection:
         return merged, partial(self._methods["EditStream"], **self._call_arguments(merged, merged["timeout"]))
 
     def _patience(self, options: Options) -> Patience:
-        return Patience(self._retry_overload, options["timeout"])
+        return Patience(self._retries, self._retry_overload, options["timeout"])
 
     def _error(self, error: Any) -> ClientError:
         """What a call of this connection failed with, from gRPC's error."""
-        return ClientError.of_call(error, self.target)
+        return ClientError.of_call(error, self.target, unasked=not self._closed)
 
     def _call_arguments(self, options: Options, timeout: float | None) -> dict[str, Any]:
         metadata = self._metadata
@@ -147,24 +150,14 @@ def _credentials(
     return grpc.ssl_channel_credentials(roots, key, own)
 
 
-def _channel_options(retries: int) -> list[tuple[str, Any]]:
-    policy = {
-        "maxAttempts": retries + 1,
-        "initialBackoff": "0.2s",
-        "maxBackoff": "2s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    unary = [method.name for method in _SERVICE.methods if not method.client_streaming]
-    names = [{"service": _SERVICE.full_name, "method": name} for name in unary]
-    config = {"methodConfig": [{"name": names, "retryPolicy": policy}]} if retries else {}
+def _channel_options(target: str) -> list[tuple[str, Any]]:
     return [
         # The server's limits hold; gRPC's own, 4 MB for an answer, would cut them short.
         ("grpc.max_receive_message_length", _NO_LIMIT),
         ("grpc.max_send_message_length", _NO_LIMIT),
-        ("grpc.service_config", json.dumps(config)),
-        # Requests larger than this, 256 KB if it isn't set, would never be sent again.
-        ("grpc.per_rpc_retry_buffer_size", _LARGEST),
+        ("grpc.service_config", json.dumps(_balancing(target))),
+        # A proxy of the environment can't reach this machine's own addresses.
+        ("grpc.enable_http_proxy", 0 if is_local(target) else 1),
         # How long a server that came back may go unnoticed, milliseconds.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2000),
@@ -174,3 +167,14 @@ def _channel_options(retries: int) -> list[tuple[str, Any]]:
         ("grpc.http2.ping_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),
     ]
+
+
+def _balancing(target: str) -> dict[str, Any]:
+    """Between which servers calls take turns.
+
+    Servers behind a name may be behind a gateway, too, which needn't know of health, or wants a token for it: there,
+    only connections tell whether they can be used.
+    """
+    if len(places_of(target)) > 1:
+        return {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
+    return {} if is_local(target) else {"loadBalancingConfig": [{"round_robin": {}}]}

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from engine.client.target import proxy_of
 from protos import dfcvae_pb2 as pb
 
 # What grpc.aio makes of any failure to write to a stream, whatever the true status.
 _BROKEN_WRITE = "Internal error from Core"
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 2.0
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -49,16 +53,21 @@ class ClientError(Exception):
         self.request_id = request_id
 
     @classmethod
-    def of_call(cls, error: Any, target: str) -> "ClientError":
-        """From a `grpc.RpcError` of a call to a target, synchronous or not."""
+    def of_call(cls, error: Any, target: str, unasked: bool) -> "ClientError":
+        """From a `grpc.RpcError` of a call to a target, synchronous or not.
+
+        A server that ends cancels calls that reach it too late. So a call that is CANCELLED though this side didn't
+        ask for it (`unasked`) was UNAVAILABLE: another server can take it.
+        """
         trailer = dict(error.trailing_metadata() or ())
         violations, retry_after_s = _details(trailer.get("grpc-status-details-bin", b""))
         status, message = error.code().name, error.details() or "no details"
         if (status, message) == ("INTERNAL", _BROKEN_WRITE):
             status, message = "UNAVAILABLE", "the connection broke while a message was being sent"
+        elif status == "CANCELLED" and unasked:
+            status, message = "UNAVAILABLE", f"the server, or a proxy, cancelled the call ({message})"
         if not trailer:  # The server says more than a status: it had no part in this.
-            question = "; is a server running there, and does it use TLS?" if status == "UNAVAILABLE" else ""
-            message = f"{target}: {message}{question}"
+            message = f"{target}: {message}{_question(target) if status == 'UNAVAILABLE' else ''}"
         return cls(status, message, violations, retry_after_s, trailer.get("x-request-id"))
 
     @classmethod
@@ -68,15 +77,18 @@ class ClientError(Exception):
 
 
 class Patience:
-    """How often, and until when, a call that an overloaded server refused is sent again.
+    """How often, and until when, a call is sent again.
 
     Args:
-        retries: Times that it may be sent again.
+        retries: Times that it may be sent again while the server is UNAVAILABLE.
+        retry_overload: Times that it may be sent again when an overloaded server refused it.
         timeout: Seconds for all tries and pauses together; None for no limit.
     """
 
-    def __init__(self, retries: int, timeout: float | None) -> None:
+    def __init__(self, retries: int, retry_overload: int, timeout: float | None) -> None:
         self._retries = retries
+        self._retry_overload = retry_overload
+        self._pause = _FIRST_PAUSE_S
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def remaining(self) -> float | None:
@@ -85,22 +97,44 @@ class Patience:
 
     def pause_after(self, error: ClientError) -> float:
         """Seconds to wait before the next try; raises the error when there is to be none."""
-        remaining = self.remaining()
-        if error.retry_after_s is None or not self._retries:
+        if error.status == "UNAVAILABLE" and self._retries:
+            self._retries -= 1
+            pause = self._pause * random.uniform(0.8, 1.2)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
+        elif error.status == "RESOURCE_EXHAUSTED" and self._retry_overload and error.retry_after_s is not None:
+            self._retry_overload -= 1
+            # A little longer than asked, each by another amount: who was refused together should not come back
+            # together.
+            pause = error.retry_after_s * random.uniform(1.0, 1.5)
+        else:
             raise error from None
-        # A little longer than asked, each by another amount: who was refused together should not come back together.
-        pause = error.retry_after_s * random.uniform(1.0, 1.5)
+        remaining = self.remaining()
         if remaining is not None and pause >= remaining:
             raise error from None
-        self._retries -= 1
         return pause
+
+
+def _question(target: str) -> str:
+    """What a person may look for when a target can't be reached."""
+    proxy = proxy_of(target)
+    if proxy is None:
+        return "; is a server running there, and does it use TLS?"
+    name, address = proxy
+    return (
+        f"; {name} in the environment sends the call through {address}: is a server to be reached from there? "
+        "no_proxy=HOST makes an exception"
+    )
 
 
 def _details(data: bytes) -> tuple[list[FieldViolation], float | None]:
     violations: list[FieldViolation] = []
     retry_after_s = None
     bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-    for detail in status_pb2.Status.FromString(data).details:
+    try:
+        details = status_pb2.Status.FromString(data).details
+    except DecodeError:  # of a proxy, perhaps
+        return violations, None
+    for detail in details:
         if detail.Unpack(bad):
             violations += [FieldViolation(one.field, one.description) for one in bad.field_violations]
         elif detail.Unpack(retry):

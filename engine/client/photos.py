@@ -11,7 +11,6 @@ from PIL.ExifTags import Base
 from tqdm import tqdm
 from tyro.conf import arg
 
-from engine.client.synchronous import Client
 from framing import Aligner, Frame, FramingError, to_rgb, upright
 
 _LYING = 5  # EXIF orientations from here on swap width and height
@@ -26,17 +25,16 @@ Align = Annotated[
 ]
 
 
-def reader(client: Client, align: bool) -> Read:
+def reader(frame: Frame, align: bool) -> Read:
     """What reads the files to send; several threads may use it.
 
     Args:
-        client: asked which frame its model has.
+        frame: of the model.
         align: whether faces are aligned with it. If they aren't, a note says once that a picture needs it.
 
     Raises:
         FramingError: The model's frame, or this environment, doesn't allow aligning.
     """
-    frame = client.model().frame
     return _aligned(Aligner(frame)) if align else _as_it_is(frame)
 
 

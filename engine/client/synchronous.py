@@ -59,6 +59,7 @@ class Client(Connection):
 
     def close(self) -> None:
         """Closes the connection; calls that are under way are cancelled."""
+        self._closed = True
         self._channel.close()
 
     def model(self, **options: Unpack[Options]) -> Model:

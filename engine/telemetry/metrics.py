@@ -6,17 +6,20 @@ own counters take a lock for each addition, which calls would feel.
 
 import logging
 import platform
+import socket
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import grpc
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
 from engine.errors import StartupError
+from engine.telemetry.scrapes import ScrapeServer
 
 logger = logging.getLogger(__name__)
 
@@ -166,16 +169,23 @@ class Metrics:
         self._methods: list[MethodFigures] = []
         self._queues: dict[tuple[str, str], QueueFigures] = {}
         self._reloads: dict[tuple[str, str], int] = {}
+        self._unknown = 0
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
     def method(self, path: str) -> MethodFigures:
-        """New figures of an RPC, by its path or its name."""
+        """New figures of an RPC, by its path or its name; where another has that name, they go by the path."""
         figures = MethodFigures(path)
+        if any(other.name == figures.name for other in self._methods):
+            figures.name = path
         self._methods.append(figures)
         return figures
+
+    def unknown(self) -> None:
+        """Counts a call of a method that the server hasn't got; on one thread at a time."""
+        self._unknown += 1
 
     def watch(self, model: str, graph: str) -> QueueFigures:
         """The figures of a graph's queue; those of a new bundle go on where the old one's end."""
@@ -204,12 +214,15 @@ class Metrics:
             StartupError: When the address can't be used.
         """
         try:
-            server, thread = start_http_server(port, host, self.registry)
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            server = ScrapeServer(family, (str(address[0]), int(address[1])), self.registry)
         except OSError as error:
             raise StartupError(
                 f"can't listen on {host}:{port} ({error.strerror}) for metrics; choose another --metrics-host or "
                 "--metrics-port"
             ) from None
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
         logger.info("metrics on http://%s:%d/metrics", f"[{host}]" if ":" in host else host, server.server_port)
 
         def end() -> None:
@@ -234,6 +247,7 @@ class Metrics:
     def _collect_methods(self) -> Iterator[Metric]:
         methods, label = self._methods, ["method"]
         codes = [((one.name, code), count) for one in methods for code, count in one.ends()]
+        codes.append((("unknown", "UNIMPLEMENTED"), self._unknown))
         yield _counter("requests", "Calls that have ended, by gRPC status.", ["method", "code"], codes)
         answers = [((one.name, code), count) for one in methods for code, count in dict(one.answers).items()]
         text = "Requests within streams that were answered, by the gRPC status of the error in the answer, or OK."

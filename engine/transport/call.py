@@ -32,6 +32,7 @@ class ServerCall:
         post: Has a function called on the event loop, from any thread.
         hand_over: Has a call started there, with its message.
         unheard: Is told there (path, client) of a call whose message didn't come.
+        may_end: Calls end while it is set.
 
     Attributes:
         ticket: What it holds.
@@ -46,6 +47,7 @@ class ServerCall:
         *,
         hand_over: Callable[["ServerCall", bytes | None], None],
         unheard: Callable[[str, str], None],
+        may_end: asyncio.Event,
     ) -> None:
         self._core = call
         self._handler = handler
@@ -53,6 +55,7 @@ class ServerCall:
         self._post = post
         self._hand_over = hand_over
         self._unheard = unheard
+        self._may_end = may_end
         self._task: asyncio.Task[None] | None = None
         self._gone = False
         self._heard = handler.request_streaming  # its message is there, or nobody waits for it any more
@@ -122,6 +125,7 @@ class ServerCall:
         last = await self._handle(message)
         with suppress(asyncio.CancelledError):  # the client has gone meanwhile
             await self._outbox.drain()
+            await self._may_end.wait()
         if self._gone:
             self._is_over(None)
         else:

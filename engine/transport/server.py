@@ -36,6 +36,8 @@ Ending = tuple[grpc.StatusCode, str, Metadata]
 _FLOOD = 128
 # How often calls are looked for whose message is late.
 _LOOK_EVERY_S = 0.5
+# Longer than an answer and the next call of its client are on the wire, in the same data centre.
+_QUIET_S = 0.03
 
 
 def _let_in(call: CoreCall) -> Ticket | Ending:
@@ -55,6 +57,7 @@ class Server:
             what the call holds from then on, or what it is ended with. On any thread, by one at a time.
         unheard: Is told (path, client) of a call that ended before its message had come: it was too large or too late,
             or the client gave up.
+        unknown: Is told of each call of a method that nobody handles; where events are taken.
         message_limit_s: How long the message of a call may take, seconds.
     """
 
@@ -63,10 +66,12 @@ class Server:
         options: Sequence[tuple[str, int]] = (),
         admit: Callable[[CoreCall], Ticket | Ending] = _let_in,
         unheard: Callable[[str, str], None] = _ignore,
+        unknown: Callable[[], None] = lambda: None,
         message_limit_s: float = math.inf,
     ) -> None:
         self._admit = admit
         self._unheard = unheard
+        self._unknown = unknown
         self._message_limit_s = message_limit_s
         self._awaited: dict[ServerCall, float] = {}  # whose message is to come, by when they came
         self._look: asyncio.TimerHandle | None = None
@@ -78,8 +83,11 @@ class Server:
         self._flooded = False
         self._core = Core(options, self._arrived)
         self._started = False
+        self._leaving = False
         self._stopped = False
         self._ended = asyncio.Event()
+        self._may_end = asyncio.Event()
+        self._may_end.set()
 
     def add_generic_rpc_handlers(self, services: Iterable[grpc.GenericRpcHandler]) -> None:
         """Adds services, before the start."""
@@ -111,16 +119,32 @@ class Server:
         if self._message_limit_s < math.inf:
             self._expire()
 
+    async def go_away(self) -> None:
+        """Takes no more connections, and asks clients to leave theirs (GOAWAY); calls that have come go on.
+
+        Core cancels calls that come before their client has heard of it. So no call ends for a moment before: who
+        calls again once he is answered hears of it first.
+        """
+        if self._leaving:
+            return
+        self._leaving = True
+        if not self._started:
+            self._core.start()  # core can't end a server, and so frees no port, before its start
+        self._may_end.clear()
+        try:
+            await asyncio.sleep(_QUIET_S if self._started else 0)
+        finally:
+            self._core.shutdown(lambda: self._post(self._ended.set))
+            self._may_end.set()
+
     async def stop(self, grace: float) -> None:
-        """Takes no more calls, cancels those that last longer than `grace` seconds, and frees the ports."""
+        """Goes away, cancels the calls that last longer than `grace` seconds, and frees the ports."""
         if self._stopped:
             return
         self._stopped = True
         if self._look is not None:
             self._look.cancel()
-        if not self._started:
-            self._core.start()  # core can't end a server, and so frees no port, before its start
-        self._core.shutdown(lambda: self._post(self._ended.set))
+        await self.go_away()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ended.wait(), grace)
         self._core.cancel_calls()
@@ -142,11 +166,20 @@ class Server:
                 if isinstance(ticket, tuple):
                     call.refuse(ignore, *ticket)
                     return
-                served = ServerCall(call, handler, ticket, self._post, hand_over=self._hand_over, unheard=self._unheard)
+                served = ServerCall(
+                    call,
+                    handler,
+                    ticket,
+                    self._post,
+                    hand_over=self._hand_over,
+                    unheard=self._unheard,
+                    may_end=self._may_end,
+                )
                 if not handler.request_streaming:
                     self._awaited[served] = time.monotonic()
                 served.open()
                 return
+        self._unknown()
         call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
 
     def _hand_over(self, call: ServerCall, message: bytes | None) -> None:

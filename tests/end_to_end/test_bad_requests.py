@@ -84,7 +84,7 @@ CASES = {
     ),
     "small file": (
         pb.EncodeRequest(images=files(picture("PNG", 11))),
-        "11x11 pixels, smaller than the 12x12",
+        "11x11 pixels, smaller than the crop of 12",
     ),
     "no latents": (pb.DecodeRequest(), "latents.count is 0"),
     "wrong latent dim": (

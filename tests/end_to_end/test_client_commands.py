@@ -74,14 +74,55 @@ def test_options_may_come_after_the_files(server: ServerProcess, tmp_path: Path)
 def test_a_slash_makes_a_folder_where_files_of_other_names_stay(server: ServerProcess, tmp_path: Path) -> None:
     out = tmp_path / "faces.d"
     out.mkdir()
-    for name in ("001.png", "002.png"):
-        (out / name).write_text("older")
-    check(run(server, tmp_path, "sample", "--count", "2", f"{out}/"))
+    (out / "002.png").write_text("older")
+    said = check(run(server, tmp_path, "sample", "--count", "2", f"{out}/"))
+    assert said == f"wrote 2 files to {out}\n"
     assert sorted(file.name for file in out.iterdir()) == ["000.png", "001.png", "002.png"]
     assert read(out / "001.png").shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert (out / "002.png").read_text() == "older"
     check(run(server, tmp_path, "sample", "--count", "1", f"{tmp_path}/new.d/"))
     assert [file.name for file in (tmp_path / "new.d").iterdir()] == ["000.png"]
+
+
+def test_what_exists_is_replaced_only_if_that_was_asked_for(server: ServerProcess, tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    first, second = (write_photo(album / f"{name}.png", seed) for seed, name in enumerate("ab"))
+    latents = tmp_path / "z.npy"
+    np.save(latents, latents_of(random_images(2, seed=1)))
+    before = {path: path.read_bytes() for path in (first, second, latents)}
+    for command in (
+        ("edit", "--set", "Smiling=1.5", first, second),  # OUT was forgotten
+        ("edit", "--set", "Smiling=1.5", first, second, album),
+        ("encode", first, latents),
+        ("sample", second),
+    ):
+        refused = run(server, tmp_path, *map(str, command))
+        assert refused.returncode == 2
+        assert "exists" in refused.stderr
+        assert "give --overwrite to replace it" in refused.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    check(run(server, tmp_path, "sample", "--count", "2", tmp_path / "new"))
+    refused = run(server, tmp_path, "decode", latents, tmp_path / "new")
+    assert f"error: {tmp_path / 'new' / '000.png'} exists, and so do 1 more" in refused.stderr
+
+    assert check(run(server, tmp_path, "edit", "--overwrite", "--set", "Smiling=0", first, second)).startswith("wrote ")
+    np.testing.assert_array_equal(read(second), prepared(first))
+    check(run(server, tmp_path, "decode", "--overwrite", latents, tmp_path / "new"))
+    np.testing.assert_array_equal(read(tmp_path / "new" / "001.png"), random_images(2, seed=1)[1])
+
+
+def test_a_folder_stands_for_its_images(server: ServerProcess, tmp_path: Path) -> None:
+    album, out = tmp_path / "album.d", tmp_path / "out"
+    album.mkdir()
+    faces = [write_photo(album / name, seed) for seed, name in enumerate(("a.png", "b.PNG", "c.webp"))]
+    for other in ("notes.txt", ".hidden.png"):
+        (album / other).write_text("no image")
+    assert check(run(server, tmp_path, "edit", "--set", "Smiling = 0", album, out)) == f"wrote 3 files to {out}\n"
+    assert sorted(file.name for file in out.iterdir()) == ["a.png", "b.png", "c.png"]
+    np.testing.assert_array_equal(read(out / "b.png"), prepared(faces[1]))
+    check(run(server, tmp_path, "encode", album, tmp_path / "z.npy"))
+    np.testing.assert_array_equal(np.load(tmp_path / "z.npy")[:2], latents_of(np.stack(list(map(prepared, faces[:2])))))
 
 
 def test_an_edit_of_many_files_goes_past_the_bad_ones(server: ServerProcess, tmp_path: Path) -> None:
@@ -91,7 +132,8 @@ def test_an_edit_of_many_files_goes_past_the_bad_ones(server: ServerProcess, tmp
     result = run(server, tmp_path, "edit", "--set", "Smiling=0", faces[0], damaged, "absent.png", *faces[1:], out)
     assert result.returncode == 2
     assert f"error: {damaged}: INVALID_ARGUMENT: images.files[0] is damaged or truncated" in result.stderr
-    assert "error: absent.png: [Errno 2] No such file" in result.stderr
+    assert "error: absent.png can't be used: no such file or directory" in result.stderr
+    assert result.stdout == f"wrote 20 files to {out}\n"
     assert "/22" not in result.stderr, "no progress bar where stderr is no terminal"
     assert "Traceback" not in result.stderr
     assert sorted(out.iterdir()) == sorted(out / face.name for face in faces)
@@ -189,6 +231,10 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
     ("arguments", "code", "message"),
     [
         (["edit", "--set", "Bald=1", "IN", "OUT"], 2, "NOT_FOUND: unknown attribute 'Bald'; this model has: Smiling"),
+        (["edit", "--set", "smile=1", "IN", "OUT"], 2, "unknown attribute 'smile'; did you mean 'Smiling'?"),
+        (["edit", "--set", "Smiling=1", "--keep", "MALE", "IN", "OUT"], 2, "'MALE'; did you mean 'Male'?"),
+        (["edit", "--set", "Smiling=1", "IN", "-"], 2, "- as OUT: results go to files only; give the name of one"),
+        (["edit", "--set", "Smiling=1", "EMPTY", "OUT"], 2, "empty is a folder without image files (.png, .jpg, .jp"),
         (["edit", "--set", "Smiling", "IN", "OUT"], 2, "--set takes NAME=STRENGTH"),
         (
             ["edit", "--set", "Smiling=1e39", "IN", "OUT"],
@@ -200,7 +246,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         (["edit", "out.png", "--set", "Smiling=1"], 2, "no input: give at least one image file before OUT out.png"),
         (["edit", "--set", "Smiling=1"], 2, "no input and no output: give at least one image file, and then OUT"),
         (["encode", "z.npy"], 2, "no input: give at least one image file before OUT z.npy"),
-        (["edit", "--set", "Smiling=1", "absent.png", "OUT"], 2, "No such file or directory: 'absent.png'"),
+        (["edit", "--set", "Smiling=1", "absent.png", "OUT"], 2, "absent.png can't be used: no such file or directory"),
         (["edit", "--set", "Smiling=1", "IN", "out.gif"], 2, "out.gif must end in one of .png"),
         (["edit", "--set", "Smiling=1", "IN", "other.png", "OUT"], 2, "2 inputs need a folder to write to, and "),
         (["edit", "--set", "Smiling=1", "a/x.png", "b/x.jpg", "FOLDER"], 2, "b/x.jpg would both be written to "),
@@ -228,7 +274,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         (["info", "--timeout-s", "0"], 2, "--timeout-s must be above 0 and at most 1e+09, not 0"),
         (["info", "--timeout-s", "nan"], 2, "--timeout-s must be above 0 and at most 1e+09, not nan"),
         (["info", "--tls-ca", "IN"], 2, "in.png is no PEM file with certificates of authorities"),
-        (["info", "--token-file", "absent"], 2, "No such file or directory: 'absent'"),
+        (["info", "--token-file", "absent"], 2, "absent can't be used: no such file or directory"),
         (["info", "--token", "two words"], 2, "--token must be one word"),
         (["info", "--token-file", "IN"], 2, "in.png must be one word"),
         (["info", "--tls-cert", "cert.pem"], 2, "--tls-cert and --tls-key go together; give both"),
@@ -251,6 +297,8 @@ def test_what_is_wrong_is_said_in_one_line(
         "WHOLE": str(tmp_path / "whole.npy"),
     }
     names["IN/"] = names["IN"] + "/"
+    names["EMPTY"] = str(tmp_path / "empty")
+    Path(names["EMPTY"]).mkdir()
     Path(names["FILE"]).write_text("older")
     np.save(names["WHOLE"], np.zeros((2, LATENT_DIM), np.int64))
     result = run(server, tmp_path, *(names.get(argument, argument) for argument in arguments))

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import socketserver
 import subprocess
 import threading
 import time
@@ -18,6 +19,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from servers import ServerProcess
 from tiny_model import random_images
+from wires import PREFACE, Wire
 
 from engine.client import AsyncClient, Client, ClientError, FieldViolation
 from engine.client.target import fault_of, is_local
@@ -25,6 +27,7 @@ from protos import dfcvae_pb2 as pb
 
 OK = code_pb2.OK
 UNAVAILABLE, OVERLOADED, INVALID = code_pb2.UNAVAILABLE, code_pb2.RESOURCE_EXHAUSTED, code_pb2.INVALID_ARGUMENT
+CANCELLED = code_pb2.CANCELLED
 
 
 class Script(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
@@ -80,6 +83,51 @@ def serving(script: Script, credentials: grpc.ServerCredentials | None = None) -
         server.stop(None).wait()
 
 
+@contextmanager
+def proxy(answers: list[int]) -> Iterator[tuple[str, list[int]]]:
+    """What speaks HTTP/2 and answers calls with one status after the other; gives its target, and the calls it got.
+
+    With 200 comes a GetModelResponse with an image size of 7.
+    """
+    calls: list[int] = []
+    answer = Wire.message(pb.GetModelResponse(image_size=7).SerializeToString())
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.read(len(PREFACE))
+            self.wfile.write(Wire.frame(Wire.SETTINGS, 0, 0))
+            while head := self.rfile.read(9):
+                kind, flags, number = head[3], head[4], int.from_bytes(head[5:], "big")
+                payload = self.rfile.read(int.from_bytes(head[:3], "big"))
+                if kind in (Wire.SETTINGS, Wire.PING) and not flags & Wire.ACK:
+                    self.wfile.write(Wire.frame(kind, Wire.ACK, 0, payload if kind == Wire.PING else b""))
+                elif kind == Wire.HEADERS:
+                    calls.append(number)
+                    self._answer(number, answers.pop(0))
+
+        def _answer(self, number: int, status: int) -> None:
+            if status != 200:
+                block = Wire.block({b":status": b"%d" % status, b"content-type": b"text/html"})
+                self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS, number, block))
+                self.wfile.write(Wire.frame(Wire.DATA, Wire.END_STREAM, number, b"<html>no server</html>"))
+                return
+            block = Wire.block({b":status": b"200", b"content-type": b"application/grpc"})
+            self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS, number, block))
+            self.wfile.write(Wire.frame(Wire.DATA, 0, number, answer))
+            block = Wire.block({b"grpc-status": b"0"})
+            self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS | Wire.END_STREAM, number, block))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}", calls
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def ask(target: str, **settings: Any) -> int:
     with Client(target, **settings) as client:
         return client.model().image_size
@@ -99,8 +147,48 @@ Ask = Callable[..., int]
 
 @both
 def test_unavailable_is_tried_again(ask: Ask) -> None:
-    with serving(Script(UNAVAILABLE, UNAVAILABLE)) as target:
+    with serving(Script(UNAVAILABLE, CANCELLED)) as target:
         assert ask(target) == 3
+
+
+@both
+def test_what_the_other_side_cancelled_was_unavailable(ask: Ask) -> None:
+    with serving(Script(CANCELLED)) as target, pytest.raises(ClientError, match=r"UNAVAILABLE: .* cancelled the call"):
+        ask(target, retries=0)
+
+
+@both
+def test_a_proxy_that_finds_no_server_is_asked_again(ask: Ask) -> None:
+    with proxy(answers=[502, 503, 200]) as (target, calls):
+        assert ask(target) == 7
+        assert len(calls) == 3
+
+
+@both
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_this_machine_is_not_looked_for_behind_a_proxy(ask: Ask, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(Script()) as target:
+        assert ask(f"{host}:{target.rpartition(':')[2]}") == 1
+    with pytest.raises(ClientError, match=r"UNAVAILABLE: .*; http_proxy in the environment sends the call through http:"
+                                          "//127.0.0.1:1: is a server to be reached from there?"):  # fmt: skip
+        ask("192.0.2.1:50051", retries=0)
+    monkeypatch.setenv("no_proxy", "192.0.2.1")
+    with pytest.raises(ClientError) as failure:
+        ask("192.0.2.1:50051", retries=0, timeout=0.2)
+    assert "http_proxy" not in failure.value.message
+
+
+@both
+def test_calls_to_several_servers_take_turns(ask: Ask) -> None:
+    scripts = [Script(), Script()]
+    with serving(scripts[0]) as first, serving(scripts[1]) as second:
+        for _ in range(20):
+            ask(f"ipv4:{first},{second}")
+            if all(script.metadata for script in scripts):
+                return
+    raise AssertionError("a server was never asked")
 
 
 @both
@@ -221,7 +309,7 @@ def test_the_token_and_the_request_id_travel(ask: Ask) -> None:
     [
         ({"token": "secret"}, "the token would travel to example.org:50051 unencrypted; use TLS, or allow it with"),
         ({"certificate": ("a", "b")}, "a client certificate needs TLS"),
-        ({"retries": 5}, "retries must be from 0 to 4, not 5"),
+        ({"retries": -1}, "retries must be from 0 to 2147483647, not -1"),
         ({"retry_overload": -1}, "retry_overload must be from 0 to 2147483647, not -1"),
         ({"target": ""}, "target must not be empty: give HOST:PORT of the server, for example localhost:50051"),
         ({"target": None}, "target must be a string, not None"),
@@ -258,6 +346,7 @@ def test_a_token_over_plaintext_may_be_allowed() -> None:
         ("localhost.example.org:1", False),
         ("127.0.0.1.example.org:1", False),
         ("ipv4:127.0.0.1:1,10.0.0.1:1", False),
+        ("ipv4:127.0.0.1:1,127.0.0.2:1", True),
     ],
 )
 def test_what_is_this_machine(target: str, local: bool) -> None:

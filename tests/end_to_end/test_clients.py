@@ -10,7 +10,9 @@ import grpc
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
+from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
 from servers import END_TO_END, ServerProcess, environment_without_torch
@@ -187,3 +189,23 @@ def test_threads_share_a_client(server: ServerProcess) -> None:
             np.testing.assert_array_equal(client.encode(images).mu, latents_of(images))
 
         list(pool.map(check, range(200)))
+
+
+def test_reflection_of_version_1_tells_of_everything(server: ServerProcess) -> None:
+    """Its messages are those of v1alpha."""
+    request = reflection_pb2.ServerReflectionRequest
+    files: set[str] = set()
+    with grpc.insecure_channel(server.target) as channel:
+        ask = channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            request.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        (answer,) = ask(iter([request(list_services="")]), timeout=30)
+        names = [service.name for service in answer.list_services_response.service]
+        for answer in ask(iter(request(file_containing_symbol=name) for name in names), timeout=30):
+            for data in answer.file_descriptor_response.file_descriptor_proto:
+                file = descriptor_pb2.FileDescriptorProto.FromString(data)
+                files.update(f"{file.package}.{service.name}" for service in file.service)
+    assert set(names) == files
+    assert {"dfcvae.v1.LatentEngine", "grpc.reflection.v1.ServerReflection"} < files

@@ -116,7 +116,8 @@ def test_the_client_notes_once_that_a_photo_is_not_aligned(framed: ServerProcess
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("note: ") == result.stderr.count("--align finds it") == 1
     assert ".png is 300x400 pixels, the model knows faces in 178x218: the middle is taken" in result.stderr
-    result = client(framed, "edit", "--set", "Smiling=0", *paths[:2], tmp_path / "out")
+    result = client(framed, "edit", "--set", "Smiling=0", *paths[:2], tmp_path / "again")
+    assert result.returncode == 0, result.stderr
     assert "note" not in result.stderr
 
 

@@ -30,7 +30,7 @@ async def test_an_answer_that_is_still_travelling_counts_and_is_not_cut_off(tiny
         assert server.metric("dfcvae_calls_in_flight") == 1
         assert server.metric("dfcvae_bytes_in_flight") >= ANSWER_BYTES
         server.terminate()
-        await until(lambda: "stopping: new calls are refused, 1 are being answered" in server.log)
+        await until(lambda: "stopping: clients are sent away; calls being answered: 1" in server.log)
         wire.send(Wire.more(0, 2 * ANSWER_BYTES) + Wire.more(1, 2 * ANSWER_BYTES))
         frames = await wire.until_answered(1)
         data = b"".join(payload for kind, _, _, payload in frames if kind == Wire.DATA)

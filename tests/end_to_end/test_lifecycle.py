@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,18 +133,93 @@ def test_sigterm_answers_what_was_accepted(tiny_bundle: Path, tmp_path: Path) ->
         until(lambda: len(gate.batches()) == 1)
         gate.server.terminate()
         assert next(watch).status == HEALTH.NOT_SERVING
-        with Client(gate.server.target) as late, pytest.raises(ClientError) as refusal:
-            late.model()
-        assert refusal.value.status == "UNAVAILABLE"
-        assert "the server is shutting down; send the request to another one" in refusal.value.message
         check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert check.status == HEALTH.NOT_SERVING
+        assert list(watch) == []  # clients have been sent away
+        with Client(gate.server.target, retries=0) as late, pytest.raises(ClientError, match="UNAVAILABLE"):
+            late.model()
         assert not accepted.done()
         gate.open()
         np.testing.assert_array_equal(accepted.result(), constant(9, 50))
-        assert list(watch) == []
         assert gate.server.wait() == 0
         assert "Traceback" not in gate.server.log
+
+
+def test_a_long_end_keeps_no_client_from_another_server(tiny_bundle: Path, tmp_path: Path) -> None:
+    command, folder = ["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path / "other"
+    folder.mkdir()
+    with gated_server(tiny_bundle, tmp_path, "--grace-s", "3600") as gate, ServerProcess(command, folder) as other:
+        both = f"ipv4:{gate.server.target},{other.target}"
+        with (
+            ThreadPoolExecutor(1) as pool,
+            Client(gate.server.target) as slow,
+            Client(both, retries=0) as own,
+            grpc.insecure_channel(both) as generic,  # it stays with the first server that it can reach
+        ):
+            watch = health_pb2_grpc.HealthStub(generic).Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == HEALTH.SERVING
+            own.model()
+            gate.close()
+            accepted = pool.submit(slow.edit, constant(9, 50), {"Male": 0})
+            until(lambda: len(gate.batches()) == 1)
+            gate.server.terminate()
+            ended = [answer.status for answer in watch]
+            assert ended == [HEALTH.NOT_SERVING]
+            for value in range(5):
+                np.testing.assert_array_equal(own.encode(constant(value)).mu, latents_of(constant(value)))
+                stub_of(generic).GetModel(pb.GetModelRequest())
+            assert not accepted.done()
+            gate.open()
+            np.testing.assert_array_equal(accepted.result(), constant(9, 50))
+        assert gate.server.wait() == 0
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name leaves room in the 107 bytes of a socket's."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_unix_socket_is_for_this_user_and_gone_at_the_end(tiny_bundle: Path, tmp_path: Path, short: Path) -> None:
+    path = short / "engine.sock"
+    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--host", f"unix:{path}"]
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))  # and a server that was killed left it
+    with ServerProcess(command, tmp_path) as server:
+        assert server.target == f"unix:{path}"
+        umask = os.umask(0o077)
+        os.umask(umask)
+        assert not path.stat().st_mode & umask
+        with Client(server.target) as client:
+            np.testing.assert_array_equal(client.encode(constant(3)).mu, latents_of(constant(3)))
+        result = run_python(command, tmp_path)
+        assert result.returncode == 2
+        assert result.stderr.endswith(
+            f"can't listen on unix:{path} (another server listens there); choose another --host\n"
+        )
+        with Client(server.target) as client:
+            assert client.health() == "SERVING"
+        server.terminate()
+        assert server.wait() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file", "it is there, and no socket"),
+        ("no/folder", "No such file or directory"),
+        ("x" * 110, "AF_UNIX path too long"),
+    ],
+)
+def test_what_can_not_be_a_unix_socket(tiny_bundle: Path, tmp_path: Path, short: Path, name: str, reason: str) -> None:
+    (short / "file").write_text("mine")
+    host = f"unix:{short / name}"
+    result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--host", host], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == f"error: can't listen on {host} ({reason}); choose another --host"
+    assert (short / "file").read_text() == "mine"
 
 
 def test_sigterm_ends_streams_after_what_they_have_read(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """What a real server tells Prometheus."""
 
+import re
+import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,3 +162,35 @@ def test_latencies_are_in_buckets_that_add_up(measured: ServerProcess) -> None:
     assert 30 < bounds[-2] < 100
     assert counts[-1] == 1
     assert (np.diff(counts) >= 0).all()
+
+
+def test_calls_of_unknown_methods_are_counted(measured: ServerProcess) -> None:
+    with grpc.insecure_channel(measured.target) as channel:
+        for name in ("/no.Service/Method", "/dfcvae.v1.LatentEngine/Nothing"):
+            with pytest.raises(grpc.RpcError) as refusal:
+                channel.unary_unary(name)(b"")
+            assert refusal.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert measured.metric("dfcvae_requests_total", method="unknown", code="UNIMPLEMENTED") == 2
+
+
+def test_nothing_else_is_on_the_metrics_port(measured: ServerProcess) -> None:
+    (url,) = re.findall(r"metrics on (http://\S+)/metrics", measured.wait_for_log("metrics on http"))
+    for path in ("/", "/metrics", "/metrics?debug=1"):
+        with urllib.request.urlopen(url + path, timeout=30) as response:
+            assert b"dfcvae_requests_total" in response.read()
+    for path in ("/secret", "/metrics/x", "/favicon.ico"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(url + path, timeout=30)
+
+
+def test_scrapers_that_stall_get_a_few_threads_and_not_for_ever(measured: ServerProcess) -> None:
+    ((host, port),) = re.findall(r"metrics on http://(\S+):(\d+)", measured.wait_for_log("metrics on http"))
+    tasks = Path(f"/proc/{measured.process.pid}/task")
+    before = len(list(tasks.iterdir()))
+    stalled = [socket.create_connection((host, int(port))) for _ in range(50)]
+    assert stalled[-1].recv(1) == b""  # beyond the first few, the server hangs up at once
+    assert len(list(tasks.iterdir())) - before <= 20
+    for connection in stalled:
+        assert connection.recv(1) == b""
+        connection.close()
+    assert measured.metric("dfcvae_calls_in_flight") == 0

@@ -45,6 +45,7 @@ def test_a_bundle_without_attributes_is_served(bundle: Path, tmp_path: Path) -> 
         direction = np.arange(6, dtype=np.float32)
         images, latents = client.edit_both([file.getvalue()], [(direction, -2.0)])
         np.testing.assert_allclose(latents, mu - 2 * direction, rtol=1e-6)
-        np.testing.assert_array_equal(images, client.decode(latents))
+        # The edit is one graph from end to end, whose last bits need not be those of the decoder alone.
+        np.testing.assert_allclose(images.astype(int), client.decode(latents), rtol=0, atol=1)
         with pytest.raises(ClientError, match="unknown attribute 'Smiling'; this model has: none at all"):
             client.edit([file.getvalue()], {"Smiling": 1.0})

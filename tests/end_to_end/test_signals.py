@@ -58,7 +58,7 @@ def test_a_backend_that_is_stuck_does_not_keep_the_server_alive(tiny_bundle: Pat
 def test_a_second_signal_ends_the_grace(tiny_bundle: Path, tmp_path: Path) -> None:
     with call_in_compute(tiny_bundle, tmp_path, "--grace-s", "3600") as (gate, cut_off):
         gate.server.terminate()
-        gate.server.wait_for_log("stopping: new calls are refused, 1 are being answered")
+        gate.server.wait_for_log("stopping: clients are sent away; calls being answered: 1")
         while "asked again to end: 1 calls are cut off" not in gate.server.log:  # soon after the first it is its echo
             gate.server.terminate()
         with pytest.raises(ClientError):

@@ -226,7 +226,7 @@ HERE = {"tensorrt": "10.3.0", "gpu": "NVIDIA H100", "compute_capability": "9.0"}
 @pytest.mark.parametrize(
     ("built", "message"),
     [
-        ({**HERE, "tensorrt": "8.6.0"}, "built with tensorrt 8.6.0, gpu NVIDIA H100"),
+        ({**HERE, "tensorrt": "8.6.0"}, "built for tensorrt 8.6.0, gpu NVIDIA H100"),
         ({**HERE, "gpu": "NVIDIA T4"}, "gpu NVIDIA T4"),
         ({}, "something that the manifest does not name"),
     ],
@@ -234,7 +234,7 @@ HERE = {"tensorrt": "10.3.0", "gpu": "NVIDIA H100", "compute_capability": "9.0"}
 def test_plans_of_another_gpu_or_tensorrt_are_refused(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, str], message: str
 ) -> None:
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda: HERE)
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda _: HERE)
     change_manifest(bundle, backend="tensorrt", precision="fp16", tensorrt={"device": built})
     expected = (
         rf"{message}.*, this machine has tensorrt 10\.3\.0.*{REBUILD} --force --backend tensorrt --precision fp16"
@@ -245,11 +245,63 @@ def test_plans_of_another_gpu_or_tensorrt_are_refused(
 
 def test_plans_of_this_gpu_are_taken_to_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda: HERE)
-    monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *given: opened.append(given))
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda _: HERE)
+    monkeypatch.setattr(
+        "engine.backends.tensor_rt.TensorRtBackend", lambda *given, **named: opened.append((given, named))
+    )
     change_manifest(bundle, backend="tensorrt", precision="fp16", tensorrt={"device": HERE})
     open_backend(Bundle.load(bundle))
-    assert opened == [(bundle / "encoder.onnx", bundle / "decoder.onnx", 32)]
+    assert opened == [((bundle / "encoder.onnx", bundle / "decoder.onnx", 32), {"backend": "tensorrt"})]
+
+
+RTX_HERE = {"tensorrt-rtx": "1.7.1", "gpu": "NVIDIA RTX 6000 Ada", "compute_capability": "8.9"}
+RTX_BUILT: dict[str, Any] = {"tensorrt-rtx": "1.7.1", "compute_capabilities": ["8.6", "8.9"]}
+
+
+def test_plans_for_several_kinds_of_gpu_are_taken_to_tensorrt_for_rtx(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda _: RTX_HERE)
+    monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *_, **named: opened.append(named))
+    change_manifest(bundle, backend="tensorrt-rtx", precision="fp16", tensorrt={"device": RTX_BUILT})
+    open_backend(Bundle.load(bundle))
+    assert opened == [{"backend": "tensorrt-rtx"}]
+
+
+@pytest.mark.parametrize(
+    ("built", "message"),
+    [
+        ({**RTX_BUILT, "compute_capabilities": ["8.6", "12.0"]}, "built for .*compute_capabilities 8.6 and 12.0, this"),
+        ({**RTX_BUILT, "tensorrt-rtx": "1.6.0"}, "built for tensorrt-rtx 1.6.0, .*, this machine has .* 1.7.1"),
+    ],
+)
+def test_plans_of_tensorrt_for_rtx_for_other_gpus_are_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda _: RTX_HERE)
+    change_manifest(bundle, backend="tensorrt-rtx", precision="fp16", tensorrt={"device": built})
+    with pytest.raises(BackendError, match=rf"{message}.*{REBUILD} --force --backend tensorrt-rtx"):
+        open_backend(Bundle.load(bundle))
+
+
+def test_unproven_engines_are_not_served(bundle: Path) -> None:
+    change_manifest(bundle, proof={"status": "unproven", "reason": "CUDA finds no GPU"})
+    with pytest.raises(BackendError, match=r"are unproven: .* \(CUDA finds no GPU\).*build_engines"):
+        open_backend(Bundle.load(bundle))
+
+
+def test_the_proof_is_a_known_word(bundle: Path) -> None:
+    change_manifest(bundle, proof={"status": "maybe"})
+    with pytest.raises(BundleError, match=r"proof\.status must be 'proven' or 'unproven', not 'maybe'"):
+        Bundle.load(bundle)
+
+
+def test_a_manifest_that_says_nothing_of_a_proof_was_proven(bundle: Path) -> None:
+    values = json.loads((bundle / "manifest.json").read_text())
+    del values["proof"]
+    (bundle / "manifest.json").write_text(json.dumps(values))
+    assert Bundle.load(bundle).manifest.proof == {"status": "proven"}
 
 
 def test_graphs_that_do_not_fit_are_refused(bundle: Path) -> None:

@@ -1,6 +1,7 @@
 """The TensorRT backend over the stand-in of tests/gpu_stand_in.py, and, where there is a GPU, over the real one."""
 
 import gc
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.backends.tensor_rt import TensorRtBackend, bucket_sizes, require_device
 from engine.errors import BackendError, BundleError
 from export.graphs import write_graphs
-from export.half import write_bytes_outside, write_half
+from export.half import write_half
 from export.parity import ImageError, LatentError
 from export.tensorrt_build import build_plan
 
@@ -43,7 +44,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> gpu_stand_in.TensorRt:
 def plans(trt: gpu_stand_in.TensorRt, tiny_bundle: Path, tmp_path: Path) -> Path:
     """Plans of the tiny model, for up to 6 images."""
     for name in GRAPHS:
-        write_bytes_outside(tiny_bundle / f"{name}.onnx", tmp_path / f"{name}.onnx")
+        shutil.copyfile(tiny_bundle / f"{name}.onnx", tmp_path / f"{name}.onnx")
     build(tmp_path, 6)
     return tmp_path
 
@@ -112,7 +113,39 @@ def test_everything_on_the_gpu_is_freed(plans: Path, trt: gpu_stand_in.TensorRt,
         gc.collect()
     assert not trt.cuda.memory
     assert not trt.cuda.queued
+    assert not trt.contexts
     assert not any(trt.cuda.graphs.values())
+
+
+def test_tensorrt_for_rtx_compiles_before_a_graph_is_captured(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = gpu_stand_in.install_rtx(monkeypatch)
+    for name in GRAPHS:
+        build_plan(
+            tiny_bundle / f"{name}.onnx",
+            tmp_path / f"{name}.plan",
+            max_batch=6,
+            timing_cache=tmp_path / "timing.cache",
+            say=print,
+            backend="tensorrt-rtx",
+        )
+    assert not (tmp_path / "timing.cache").exists()
+    backend = open_plans(tmp_path, 6, backend="tensorrt-rtx")
+    eager = trt.DynamicShapesKernelSpecializationStrategy["EAGER"]
+    assert {context.settings.dynamic_shapes_kernel_specialization_strategy for context in trt.contexts} == {eager}
+    images = random_images(3, seed=3)
+    np.testing.assert_array_equal(backend.encode(images)[0], latents_of(images))
+
+
+@pytest.mark.parametrize(("gpu", "fits"), [("8.9", True), ("12.1", True), ("13.0", True), ("9.0", False)])
+def test_tensorrt_for_rtx_is_for_some_gpus(monkeypatch: pytest.MonkeyPatch, gpu: str, fits: bool) -> None:
+    gpu_stand_in.install_rtx(monkeypatch, gpu)
+    if fits:
+        assert require_device("tensorrt-rtx")["tensorrt-rtx"] == "1.7.1"
+    else:
+        with pytest.raises(BackendError, match=r"is for GPUs of .*, this machine has NVIDIA Stand-In with 9\.0"):
+            require_device("tensorrt-rtx")
 
 
 def test_errors_of_cuda_are_named(plans: Path, trt: gpu_stand_in.TensorRt) -> None:

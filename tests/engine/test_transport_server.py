@@ -83,6 +83,34 @@ async def test_calls_that_outlast_the_grace_are_cancelled(grace: float) -> None:
 
 
 @in_loop
+async def test_who_is_sent_away_while_he_calls_and_calls_is_never_cancelled() -> None:
+    server = Server([("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((Services(Echo=unary(echo)),))
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    answered = 0
+
+    async def call_and_call(channel: grpc.aio.Channel) -> grpc.StatusCode:
+        nonlocal answered
+        try:
+            while True:
+                assert await channel.unary_unary(path("Echo"))(b"a") == b"a"
+                answered += 1
+        except grpc.aio.AioRpcError as refusal:
+            return refusal.code()
+
+    channels = [connected(target) for _ in range(4)]
+    callers = [asyncio.ensure_future(call_and_call(channel)) for channel in channels for _ in range(8)]
+    while answered < 100:
+        await asyncio.sleep(0.01)
+    await server.go_away()
+    assert set(await asyncio.gather(*callers)) == {grpc.StatusCode.UNAVAILABLE}
+    for channel in channels:
+        await channel.close()
+    await server.stop(0)
+
+
+@in_loop
 async def test_a_stop_before_the_start_frees_the_port() -> None:
     port = 0
     for _ in range(3):

@@ -351,7 +351,7 @@ def test_flags_leave_candidates() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported; supported here: onnxruntime"),
+        (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported (tensorrt fp32: "),
         (("--precision", "bf16"), "--backend onnxruntime --precision bf16: not supported; supported here: onnxruntime"),
         (("--precision", "int8", "--encoder", "product"), "--encoder product: int8 takes only plain"),
     ],

@@ -9,7 +9,9 @@ import torch
 from runs import FORMS, LATENT_DIM, small_vae, smooth_images
 from torch import nn
 
-from export.graphs import write_graphs
+from engine.bundle import FORMAT_VERSION
+from export.forms import DECODER_FORMS, ENCODER_FORMS
+from export.graphs import write_decoder, write_encoder, write_graphs
 from trainer.config import ModelConfig
 
 
@@ -56,13 +58,26 @@ def test_graph_is_lean_and_labelled(graphs: Path, name: str) -> None:
     assert graph.producer_name == "dfc-vae"
     assert graph.graph.name == name
     assert {prop.key: prop.value for prop in graph.metadata_props} == {
-        "bundle_format_version": "3",
+        "bundle_format_version": str(FORMAT_VERSION),
         "model_sha256": "ab" * 32,
     }
     assert not graph.doc_string
     assert not graph.graph.doc_string
     assert not any(node.doc_string for node in graph.graph.node)
     assert not any(node.metadata_props for node in graph.graph.node)
+
+
+def test_bytes_are_cast_at_the_doors_and_nowhere_else(form: ModelConfig, tmp_path: Path) -> None:
+    """TensorRT takes uint8 nowhere in between."""
+    model = small_vae(form)
+    names = [write_encoder(model, encoder, tmp_path, "ab" * 32) for encoder in ENCODER_FORMS]
+    names += [write_decoder(model, decoder, tmp_path, "ab" * 32) for decoder in DECODER_FORMS]
+    for name in names:
+        graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / name), strict_mode=True).graph
+        doors = (*graph.input, *graph.output)
+        (door,) = [value.name for value in doors if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8]
+        assert [node.op_type for node in graph.node if door in (*node.input, *node.output)] == ["Cast"]
+        assert all(value.type.tensor_type.elem_type != onnx.TensorProto.UINT8 for value in graph.value_info)
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])

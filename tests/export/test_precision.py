@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ import pytest
 import torch
 from runs import ATTRIBUTES, LATENT_DIM, smooth_images, write_run
 
+import export.tensorrt_build
 from engine.backends import open_backend
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.bundle import Bundle, Engine
+from engine.errors import BackendError
 from export import verify
 from export.build_engines import BuildConfig, build
 from export.errors import InputError, ParityError
@@ -168,18 +169,22 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """TensorRT played by ONNX Runtime: a plan is a copy of its graph. Gives the names of the plans that were built."""
     built = []
 
-    def build_plan(
-        graph: Path, plan: Path, *, max_batch: int, timing_cache: Path, say: Callable[[str], None]
-    ) -> object:
+    def build_plan(graph: Path, plan: Path, *, max_batch: int, timing_cache: Path, **_: object) -> object:
         shutil.copyfile(graph, plan)
         timing_cache.write_text("times")
         built.append(plan.name)
         return {"graph": graph.name, "max_batch": max_batch}
 
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda: {"tensorrt": "8.6.0", "gpu": "stand-in"})
+    def require_device(backend: str = "tensorrt") -> dict[str, str]:
+        if backend != "tensorrt":
+            raise BackendError("not here")
+        return {"tensorrt": "8.6.0", "gpu": "stand-in"}
+
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", require_device)
     monkeypatch.setattr("export.tensorrt_build.build_plan", build_plan)
     monkeypatch.setattr(
-        "engine.backends.tensor_rt.TensorRtBackend", lambda encoder, decoder, _: OnnxRuntimeBackend(encoder, decoder, 1)
+        "engine.backends.tensor_rt.TensorRtBackend",
+        lambda encoder, decoder, _, **__: OnnxRuntimeBackend(encoder, decoder, 1),
     )
     return built
 
@@ -210,10 +215,33 @@ def test_tensorrt_serves_plans_made_from_fp16_graphs(shared_run: Path, tmp_path:
 
 
 def test_only_the_winners_plans_stay(shared_run: Path, tmp_path: Path, stand_in_gpu: list[str]) -> None:
-    config = BuildConfig(run=shared_run, out=tmp_path / "bundle", backend="tensorrt", max_batch=2, threads=1, **WIDE)
+    config = BuildConfig(
+        run=shared_run, out=tmp_path / "bundle", backend="tensorrt", precision="fp16", max_batch=2, threads=1, **WIDE
+    )
     manifest = Bundle.load(build(config, silent)).manifest
     assert len(stand_in_gpu) == len(set(stand_in_gpu)) == 5
     assert {name for name in manifest.files if name.endswith(".plan")} == {
         manifest.engine.encoder,
         manifest.engine.decoder,
     }
+
+
+def test_a_plan_that_is_refused_takes_only_its_candidates_out(
+    shared_run: Path, tmp_path: Path, stand_in_gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = export.tensorrt_build.build_plan
+
+    def refuse_tails(graph: Path, plan: Path, **settings: Any) -> Any:
+        if "tail" in graph.name:
+            raise BackendError(f"TensorRT can't build {graph.name}: too long")
+        return copy(graph, plan, **settings)
+
+    monkeypatch.setattr("export.tensorrt_build.build_plan", refuse_tails)
+    said: list[str] = []
+    config = plain(run=shared_run, out=tmp_path / "bundle", backend="tensorrt", precision="fp16", max_batch=2, **WIDE)
+    manifest = Bundle.load(build(dataclasses.replace(config, decoder="auto"), said.append)).manifest
+    assert {entry["decoder"] for entry in manifest.engine.chosen["candidates"]} == {"plain", "phases"}
+    assert "decoder.tail.fp16.plan is out: TensorRT can't build decoder.tail.fp16.onnx: too long" in said
+    with pytest.raises(BackendError, match=r"can't build decoder\.tail\.fp16\.onnx: too long"):
+        build(dataclasses.replace(config, out=tmp_path / "other", decoder="tail"), print)
+    assert not (tmp_path / "other").exists()

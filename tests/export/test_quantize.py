@@ -2,9 +2,11 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images
 
@@ -12,10 +14,12 @@ from engine.backends import Backend, open_graphs
 from engine.errors import BackendError
 from engine.latents import Directions
 from export.graphs import write_decoder, write_encoder
+from export.half import write_half
 from export.parity import ImageError
 from export.quantize import Calibration, require_nncf, write_int8
 from export.reference import EagerBackend
 
+IMAGES = smooth_images(4, 64)
 DIRECTIONS = Directions(ATTRIBUTES, 2 * np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
 
 
@@ -29,6 +33,16 @@ def write(folder: Path, form: str, *, symmetric: bool = False) -> tuple[Path, Pa
     for source, target in zip(sources, targets, strict=True):
         write_int8(folder / source, target, calibration, symmetric=symmetric)
     return targets
+
+
+def run(path: Path) -> list[Any]:
+    """What a graph gives by ONNX Runtime, as float32."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (value,) = session.get_inputs()
+    if value.name == "images":
+        return list(session.run(None, {"images": IMAGES}))
+    latents = np.random.default_rng(0).standard_normal((4, LATENT_DIM), dtype=np.float32)
+    return [values.astype(np.float32) for values in session.run(None, {"latents": latents})]
 
 
 def zero_points(path: Path) -> Counter[tuple[str, bool]]:
@@ -99,6 +113,42 @@ def test_symmetric_graphs_are_what_tensorrt_reads(tmp_path: Path) -> None:
         assert set(zero_points(path)) == {("int8", True)}
     first = next(node for node in onnx.load(tmp_path / "encoder.int8.onnx").graph.node if node.op_type == "Conv")
     assert "Dequantize" not in first.input[1]  # its pixels have no sign
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_pixels_are_not_rounded_on_their_way_to_the_first_convolution(tmp_path: Path, symmetric: bool) -> None:
+    encoder, _ = write(tmp_path, "seed-64", symmetric=symmetric)
+    assert [node.op_type for node in onnx.load(encoder).graph.node][:3] == ["Cast", "Transpose", "Div"]
+
+
+@pytest.mark.parametrize("form", ["seed-64", "paper-64"])
+def test_on_a_gpu_float_is_fp16_and_int8_layers_read_their_scales(tmp_path: Path, form: str) -> None:
+    """A cast between the scales and the layer would keep TensorRT from computing in int8."""
+    for path in write(tmp_path, form, symmetric=True):
+        before = run(path)
+        write_half(path, path)
+        graph = onnx.load(path).graph
+        kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        made = {name: node for node in graph.node for name in node.output}
+        found: Counter[str] = Counter()
+        for node in graph.node:
+            if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+                continue
+            weight = made.get(node.input[1])
+            if weight is None:
+                assert kinds[node.input[1]] == onnx.TensorProto.FLOAT16
+            else:
+                source = made[node.input[0]]
+                while source.op_type in ("Reshape", "Flatten", "Slice", "Concat", "DepthToSpace", "Pad", "Transpose"):
+                    source = made[source.input[0]]
+                assert (weight.op_type, source.op_type) == ("DequantizeLinear", "DequantizeLinear"), node.name
+            found["float" if weight is None else "int8"] += 1
+        assert found["float"] == 1
+        assert found["int8"] >= 3
+        metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        assert metadata["precision"] == "int8"
+        for mine, rounded in zip(run(path), before, strict=True):
+            assert np.abs(mine - rounded).mean() < 0.05 * before[0].std()
 
 
 def test_asymmetric_graphs_use_the_whole_range(tmp_path: Path) -> None:

@@ -91,6 +91,17 @@ def test_auto_never_means_int8() -> None:
     assert NO_GPU.why_not("auto", "auto") == ["onnxruntime fp16: no CUDA", "tensorrt fp16: not installed"]
 
 
+def test_what_only_other_machines_run_is_built_by_name() -> None:
+    elsewhere: dict[str, tuple[str, ...]] = {"tensorrt-rtx": ("fp32", "fp16", "int8")}
+    support = Support({"openvino": ("fp32",)}, ("tensorrt-rtx fp16: no GPU",), elsewhere)
+    assert support.choose("auto", "auto") == support.choose("auto", "fp32") == [("openvino", "fp32")]
+    assert support.choose("tensorrt-rtx", "auto") == [("tensorrt-rtx", "fp16")]
+    assert support.choose("tensorrt-rtx", "int8") == [("tensorrt-rtx", "int8")]
+    assert not support.runs("tensorrt-rtx", "fp16")
+    with pytest.raises(InputError, match=r"\(tensorrt-rtx fp16: no GPU\).*by name: tensorrt-rtx \(fp32, fp16, int8\)"):
+        support.choose("auto", "fp16")
+
+
 def test_what_is_installed_is_found() -> None:
     assert Support.find().here["onnxruntime"][0] == "fp32"
 

@@ -47,23 +47,22 @@ def test_a_plan_of_a_typed_graph(graphs: Path, tmp_path: Path, monkeypatch: pyte
     assert config.profiles[0].shapes == {"latents": ((1, 16), (8, 16), (8, 16))}
     assert settings["profile"] == {"min": 1, "opt": 8, "max": 8}
     assert settings["workspace_bytes"] == WORKSPACE_BYTES
-    sources = [trt.TacticSource["EDGE_MASK_CONVOLUTIONS"], trt.TacticSource["JIT_CONVOLUTIONS"]]
-    assert config.tactic_sources == sum(1 << int(source) for source in sources)
+    assert config.tactic_sources == -1  # all
     kept = [layer for layer in config.network.layers if layer.precision is not None]
     flags = {flag.name for flag in config.flags}
     if version == "8.6.0":
         assert not settings["strongly_typed"]
-        assert flags == {"TF32", "FP16", "PREFER_PRECISION_CONSTRAINTS"}
-        assert settings["flags"] == ["FP16", "PREFER_PRECISION_CONSTRAINTS"]
+        assert flags == {"FP16", "PREFER_PRECISION_CONSTRAINTS"}
+        assert settings["flags"] == ["no TF32", "FP16", "PREFER_PRECISION_CONSTRAINTS"]
         assert {layer.precision for layer in kept} == {trt.DataType.FLOAT}
         assert all(layer.output_types == {0: trt.DataType.FLOAT} for layer in kept)
         assert {layer.name for layer in kept} == {
-            f"{KEPT}{name}" for name in ("/decoder/Sigmoid", "/Mul", "/Round", "/Clip")
+            f"{KEPT}{name}" for name in ("/decoder/Sigmoid", "/Mul", "/Round", "/Clip", "/Transpose")
         }
         assert config.features == {trt.PreviewFeature.PROFILE_SHARING_0806: True}
     else:
         assert settings["strongly_typed"]
-        assert (flags, settings["flags"], kept, config.features) == ({"TF32"}, [], [], {})
+        assert (flags, settings["flags"], kept, config.features) == (set(), ["no TF32"], [], {})
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -79,8 +78,17 @@ def test_an_fp32_graph_is_computed_without_tf32(
 def test_a_quantised_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     trt = gpu_stand_in.install(monkeypatch, version)
     settings = build(_float_graph(tmp_path / "int8.onnx", quantised=True), tmp_path)
-    assert settings["flags"] == (["INT8"] if version == "8.6.0" else [])
-    assert {flag.name for flag in trt.configs[0].flags} == {"TF32", *settings["flags"]}
+    assert settings["flags"] == (["no TF32", "INT8"] if version == "8.6.0" else ["no TF32"])
+    assert {flag.name for flag in trt.configs[0].flags} == set(settings["flags"]) - {"no TF32"}
+
+
+def test_kernels_can_be_restricted_to_some_sources(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = gpu_stand_in.install(monkeypatch, "8.6.0")
+    graph, cache, tactics = graphs / "decoder.fp16.onnx", tmp_path / "cache", ["JIT_CONVOLUTIONS"]
+    build_plan(graph, tmp_path / "plan", max_batch=8, timing_cache=cache, say=print, tactics=tactics)
+    assert trt.configs[0].tactic_sources == 1 << int(trt.TacticSource["JIT_CONVOLUTIONS"])
 
 
 def test_every_form_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +132,15 @@ def test_the_timing_cache_is_read_written_and_replaced(
 
 
 @pytest.mark.parametrize(
-    ("version", "where"), [("8.6.0", "node 0: UINT8 is for"), ("10.3.0", "Transpose /Transpose: UINT8 is for")]
+    ("version", "where"), [("8.6.0", "node 0: UINT8 is for"), ("10.3.0", "Transpose turn: UINT8 is for")]
 )
 def test_a_graph_that_tensorrt_cannot_read_is_refused_by_node_and_reason(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, where: str
 ) -> None:
     gpu_stand_in.install(monkeypatch, version)
-    with pytest.raises(BackendError, match=rf"TensorRT {version} can't read .*encoder\.onnx: {where}"):
-        build(graphs / "encoder.onnx", tmp_path)  # the portable form moves uint8 about
+    graph = _graph_that_moves_bytes(graphs / "bytes.onnx")
+    with pytest.raises(BackendError, match=rf"TensorRT {version} can't read bytes\.onnx: {where}"):
+        build(graph, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -140,7 +149,7 @@ def test_a_failed_build_says_why_and_leaves_nothing(
 ) -> None:
     trt = gpu_stand_in.install(monkeypatch, "8.6.0")
     monkeypatch.setattr("export.tensorrt_build._set_precision", lambda *_: [])
-    with pytest.raises(BackendError, match=r"can't build .*decoder\.fp16\.onnx: Error Code 4: precision flags"):
+    with pytest.raises(BackendError, match=r"can't build decoder\.fp16\.onnx: Error Code 4: precision flags"):
         build(graphs / "decoder.fp16.onnx", tmp_path)
     assert trt.configs
     assert not list(tmp_path.iterdir())
@@ -164,5 +173,20 @@ def _float_graph(path: Path, quantised: bool = False) -> Path:
         constants += [helper.make_tensor("zero", TensorProto.INT8, [], [0])]
     doors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("latents", "mu")]
     graph = helper.make_graph(nodes, "float", doors[:1], doors[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def _graph_that_moves_bytes(path: Path) -> Path:
+    """uint8 is turned before it is cast."""
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["turned"], name="turn", perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["turned"], ["mu"], name="cast", to=TensorProto.FLOAT),
+    ]
+    doors = [
+        helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 4, 4, 3]),
+        helper.make_tensor_value_info("mu", TensorProto.FLOAT, ["batch", 3, 4, 4]),
+    ]
+    graph = helper.make_graph(nodes, "bytes", doors[:1], doors[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path

@@ -94,6 +94,19 @@ def test_data_without_attributes_are_judged_as_far_as_they_go(faces: Path, tmp_p
     assert drawn == FIGURES - {"attribute_accuracy", "attribute_correlation", "tsne"}
 
 
+def test_one_attribute_is_enough_to_edit(faces: Path, small: TrainConfig, tmp_path: Path) -> None:
+    labels = dataset.load(faces, 32, 148).index
+    smiling = labels.labels[:, labels.attributes.index("Smiling")].astype(int)
+    rows = [f"{name},{value}" for name, value in zip(labels.files, smiling, strict=True)]
+    (tmp_path / "own.csv").write_text("\n".join(["file,Grin", *rows]) + "\n")
+    images = dataset.load(faces / "img_align_celeba", 32, 148, labels=tmp_path / "own.csv")
+    train(replace(small, epochs=1), images, tmp_path / "run")
+    metrics = evaluate(tmp_path / "run", images, Options(skip=("vgg", "lpips", "fid", "tsne")))
+    assert {edit["attribute"] for edit in metrics["edits"]["edits"]} == {"Grin"}
+    assert "Grin is the data set's only attribute" in metrics["edits"]["rescoring"]["skipped"]
+    assert "Grin" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_bad_files_are_refused_before_any_work(run: Path, data: FaceData, tmp_path: Path) -> None:
     for name in ("vgg", "lpips", "inception"):
         options = replace(Options(), **{f"{name}_weights": tmp_path / "none.pth"})  # type: ignore[arg-type]

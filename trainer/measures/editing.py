@@ -48,7 +48,7 @@ def measure(subject: Subject, judge: Classifier, options: Options, instruments: 
         instruments: for distances between a face before and after.
 
     Returns:
-        `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `JUDGED_ATTRIBUTES`;
+        `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `judged`;
         `curves`: what `curves` gives; `rescoring`: what `edit_matrix.rescoring` gives; `distances`: under `vgg19`,
         `lpips` and `identity` what `distances` gives, or why they are skipped. Identity is a cosine similarity.
 
@@ -69,9 +69,7 @@ def measure(subject: Subject, judge: Classifier, options: Options, instruments: 
         "split": "test",
         "edits": [asdict(found) for found in _edits(test, strength)],
         "curves": curves(test, val, compare="kinds" not in options.skip),
-        "rescoring": {"skipped": "left out by --skip rescoring"}
-        if "rescoring" in options.skip
-        else edit_matrix.rescoring(test, val, strength),
+        "rescoring": attempt(lambda: _rescoring(test, val, options)),
         "distances": {
             "vgg19": attempt(lambda: distances(test, strength, instruments.vgg, _vgg_distance)),
             "lpips": attempt(lambda: distances(test, strength, instruments.lpips, _lpips_distance)),
@@ -80,9 +78,18 @@ def measure(subject: Subject, judge: Classifier, options: Options, instruments: 
     }
 
 
+def _rescoring(test: Sitting, val: Sitting, options: Options) -> dict[str, Any]:
+    if "rescoring" in options.skip:
+        raise SkippedError("left out by --skip rescoring")
+    if len(test.judge.attributes) < 2:
+        raise SkippedError(f"{test.names[0]} is the data set's only attribute, so there are no others to look at")
+    return edit_matrix.rescoring(test, val, options.strength)
+
+
 def judged(test: Sitting) -> list[str]:
-    """Those of `JUDGED_ATTRIBUTES` that can be edited."""
-    return [name for name in JUDGED_ATTRIBUTES if name in test.names]
+    """Those of `JUDGED_ATTRIBUTES` that can be edited; where there is none, the first attributes that can."""
+    wanted = [name for name in JUDGED_ATTRIBUTES if name in test.names]
+    return wanted or list(test.names[: len(JUDGED_ATTRIBUTES)])
 
 
 def _edits(test: Sitting, strength: float) -> list[EditQuality]:
