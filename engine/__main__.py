@@ -5,6 +5,13 @@ import os
 import signal
 import sys
 
+# A standard stream that was closed before the start would be the first socket's number, and what libraries print would
+# go to a client.
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    if getattr(sys, name) is None:
+        os.open(os.devnull, os.O_RDWR)
+        setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
 # Until `serve` listens there is nothing to be ended in order, and bundles that are still to be read can wait for it.
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: os._exit(0))
@@ -15,6 +22,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from engine.backends import open_backend
 from engine.config import load_config
@@ -35,22 +43,30 @@ def main() -> int:
             return 0
         config = load_config(sys.argv[1:])
         if config.dry_run:
-            print(config.to_json())
+            _print(config.to_json())
             return 0
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         logs.set_up(config.log_level, config.log_format)
         asyncio.run(serve(config, lambda bundle: open_backend(bundle, config.threads)))
     except StartupError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.flush()
+        with suppress(OSError, ValueError):
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except StuckError:  # it is in the log
         return 1
     return 0
 
 
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError) as error:
+        raise StartupError(f"stdout can't be written ({error})") from None
+
+
 if __name__ == "__main__":
     code = main()
     logging.shutdown()
-    sys.stdout.flush()
     # Python's own end would tear down native libraries under the threads that still load or compute with them.
     os._exit(code)

@@ -23,7 +23,7 @@ def is_local(host: str) -> bool:
         return True
     try:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    except OSError:
+    except (OSError, UnicodeError):
         return True
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
 
@@ -49,9 +49,10 @@ def check(host: str, port: int) -> None:
             with socket.socket(family, kind) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         where, mend = (host, "--host") if is_unix(host) else (f"{host}:{port}", "--host or --port")
-        raise StartupError(f"can't listen on {where} ({error.strerror or error}); choose another {mend}") from None
+        reason = (error.strerror or error) if isinstance(error, OSError) else "no name of a host"
+        raise StartupError(f"can't listen on {where} ({reason}); choose another {mend}") from None
 
 
 def _check_unix(path: Path) -> None:

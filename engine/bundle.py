@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import BundleError, DirectionsError
+from engine.files import open_regular, read_text
 from engine.latents import Directions
 from framing import Frame, Landmarks
 
@@ -252,7 +253,7 @@ class Bundle:
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -260,7 +261,7 @@ def sha256_of(path: str | Path) -> str:
 
 def _read_manifest(folder: Path) -> Manifest:
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        text = read_text(folder / MANIFEST)
     except FileNotFoundError:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; {_REBUILD}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,6 @@
 """The server's configuration: one dataclass, read from flags, environment and a file."""
 
 import json
-import math
 import os
 import re
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import tyro
@@ -26,6 +25,34 @@ PREFIX = "DFCVAE_"
 """Of the environment variables that set the fields of `ServerConfig`, for example DFCVAE_MAX_QUEUE."""
 
 _NAMED_BUNDLE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
+
+
+# gRPC's core counts in 32 bits, and time in milliseconds; so do the numbers that GetModel gives.
+_INT32 = 2**31 - 1
+_UINT32 = 2**32 - 1
+_WEEK_S = 7 * 86_400
+
+
+class Bounds(NamedTuple):
+    """The numbers that a field may have.
+
+    Attributes:
+        least: The smallest.
+        most: The largest; whatever takes the number must be able to.
+        or_zero: Whether it may also be 0, which then means something of its own.
+    """
+
+    least: float
+    most: float
+    or_zero: bool = False
+
+    def allow(self, value: float) -> bool:
+        """Whether the field may have this value; not a number is none."""
+        return self.least <= value <= self.most or (self.or_zero and value == 0)
+
+    def __str__(self) -> str:
+        numbers = f"from {self.least:.15g} to {self.most:.15g}"
+        return f"0, or {numbers}" if self.or_zero else numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +74,7 @@ class ServerConfig:
     """Address to listen on; 0.0.0.0 for every interface. Without TLS only loopback, unless --insecure. Or unix:PATH, a
     Unix socket, for those whom the umask lets write to it: as a rule, this user."""
 
-    port: int = 50051
+    port: Annotated[int, Bounds(0, 65535)] = 50051
     """TCP port; 0 picks a free one. A Unix socket has none."""
 
     insecure: bool = False
@@ -66,87 +93,87 @@ class ServerConfig:
     """File of bearer tokens, a line `NAME TOKEN` each, tokens of 16 characters or more; calls must then carry one. Read
     again on SIGHUP; streams whose token is gone then end."""
 
-    max_images_per_second: float = 0.0
+    max_images_per_second: Annotated[float, Bounds(0.001, 1e9, or_zero=True)] = 0.0
     """Images and latents a second that each client may ask for, sent, sampled or interpolated; 0: no limit."""
 
-    burst: int = 0
+    burst: Annotated[int, Bounds(0, 10**9)] = 0
     """Images and latents that a client may ask for at once where that is limited; 0: those of one second. A larger
     request passes when nothing is used up, and is paid off afterwards."""
 
-    max_concurrent_streams: int = 1024
+    max_concurrent_streams: Annotated[int, Bounds(0, _INT32)] = 1024
     """Calls that one connection may have open at once; 0: no limit."""
 
-    max_calls_in_flight: int = 16384
+    max_calls_in_flight: Annotated[int, Bounds(1, _INT32)] = 16384
     """Calls of all clients together that are answered at once; those beyond are refused at once. Of calls, streams,
     bytes and queued images the last eighth is for clients that have less than an eighth."""
 
-    max_streams_in_flight: int = 256
+    max_streams_in_flight: Annotated[int, Bounds(1, _INT32)] = 256
     """Of these, EditStreams; each may have one message on its way that --max-bytes-in-flight doesn't count yet."""
 
-    max_stream_idle_s: float = 600.0
+    max_stream_idle_s: Annotated[float, Bounds(0.001, _WEEK_S)] = 600.0
     """How long an EditStream may be silent, seconds; then it ends with ABORTED, and what it remembers is dropped."""
 
-    max_bytes_in_flight: int = 512 * 2**20
+    max_bytes_in_flight: Annotated[int, Bounds(1024, 2**48)] = 512 * 2**20
     """Bytes of requests, answers and sources of streams that are held at once; requests beyond are refused at once. A
     message that is on its way counts as the largest until it is there; where that doesn't fit, it waits."""
 
-    max_message_bytes: int = 16 * 2**20
+    max_message_bytes: Annotated[int, Bounds(1024, _INT32)] = 16 * 2**20
     """Largest message in either direction, bytes."""
 
-    max_message_s: float = 60.0
+    max_message_s: Annotated[float, Bounds(0.001, _WEEK_S)] = 60.0
     """How long the message of a call may take to come, seconds."""
 
-    max_images_per_request: int = 1024
+    max_images_per_request: Annotated[int, Bounds(1, _UINT32)] = 1024
     """Most images or latents in one request; fewer where a message couldn't hold the answer."""
 
-    max_pixels_per_file: int = 24_000_000
+    max_pixels_per_file: Annotated[int, Bounds(1, _UINT32)] = 24_000_000
     """Largest encoded image, pixels; larger ones are refused before they are decoded. A phone's photo has 12 or 24
     million, a face for a model far fewer."""
 
-    max_pixels_in_flight: int = 24_000_000
+    max_pixels_in_flight: Annotated[int, Bounds(1, 2**48)] = 24_000_000
     """Pixels of encoded images that are decoded at one time, beyond one image; each takes up to 20 bytes meanwhile."""
 
-    max_requests_ahead: int = 64
+    max_requests_ahead: Annotated[int, Bounds(1, _UINT32)] = 64
     """Requests of one EditStream that are read ahead of their answers; at most the images of one request, too."""
 
-    keepalive_s: float = 60.0
+    keepalive_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 60.0
     """How often the server asks a silent connection whether it is still there, seconds; 0: gRPC's default, 2 h."""
 
-    min_ping_interval_s: float = 10.0
+    min_ping_interval_s: Annotated[float, Bounds(0, _INT32 // 1000)] = 10.0
     """How often clients may ping; those that do so more often are cut off, seconds."""
 
-    max_connection_idle_s: float = 0.0
+    max_connection_idle_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 0.0
     """Connections without calls are closed after this time, seconds; 0: never."""
 
-    max_connection_age_s: float = 0.0
+    max_connection_age_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 0.0
     """Connections are asked to end after this time, for example to balance load anew, seconds; 0: never."""
 
-    max_batch: int | None = None
+    max_batch: Annotated[int | None, Bounds(1, _UINT32)] = None
     """Largest batch, images, at most what the bundle was built for; None takes that. Small ones answer the first of
     those who wait sooner, large ones compute more images a second."""
 
-    max_delay_ms: float = 0.0
+    max_delay_ms: Annotated[float, Bounds(0, 3_600_000)] = 0.0
     """How long a batch may wait for more requests while the engine is free, milliseconds."""
 
-    max_queue: int = 4096
+    max_queue: Annotated[int, Bounds(1, _UINT32)] = 4096
     """Images that may wait for each of encode, decode and edit; requests beyond are refused at once."""
 
-    threads: int | None = None
+    threads: Annotated[int | None, Bounds(1, 4096)] = None
     """Compute threads; None takes every core that the process may use."""
 
-    codec_threads: int = 2
+    codec_threads: Annotated[int, Bounds(1, 4096)] = 2
     """Image files that are decoded or encoded at once; large samples and walks are computed there, too."""
 
-    grace_s: float = 30.0
+    grace_s: Annotated[float, Bounds(0, _WEEK_S)] = 30.0
     """How long accepted requests may go on after SIGTERM or SIGINT, seconds; a second signal ends it at once."""
 
-    reload_every_s: float = 0.0
+    reload_every_s: Annotated[float, Bounds(0.001, _WEEK_S, or_zero=True)] = 0.0
     """How often the bundle folders are looked at for a new bundle, seconds; 0: only on SIGHUP."""
 
     metrics_host: str = "127.0.0.1"
     """Address of the metrics."""
 
-    metrics_port: int | None = None
+    metrics_port: Annotated[int | None, Bounds(0, 65535)] = None
     """TCP port of the metrics for Prometheus (HTTP, /metrics); 0 picks a free one, None: no metrics."""
 
     traces: str | None = None
@@ -223,6 +250,14 @@ class ServerConfig:
         return json.dumps(values, indent=2, default=str)
 
 
+BOUNDS: dict[str, Bounds] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(ServerConfig, include_extras=True).items()
+    if get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Bounds)
+}
+"""Of each field that is a number, by its name."""
+
+
 def load_config(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> ServerConfig:
     """Reads the configuration: flags before environment before file before defaults.
 
@@ -257,7 +292,7 @@ def _config_flag(arguments: Sequence[str]) -> str | None:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise StartupError(f"--config {path} can't be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -329,36 +364,14 @@ def _describe(kind: Any) -> str:
     return names.get(kind, "a path, or names and paths")
 
 
-_LEAST = {
-    **dict.fromkeys(("max_queue", "threads", "codec_threads", "max_requests_ahead", "max_images_per_request"), 1),
-    **dict.fromkeys(("max_batch", "max_calls_in_flight", "max_streams_in_flight"), 1),
-    **dict.fromkeys(("max_pixels_per_file", "max_pixels_in_flight"), 1),
-    **dict.fromkeys(("max_message_s", "max_stream_idle_s"), 0.001),
-    **dict.fromkeys(("max_message_bytes", "max_bytes_in_flight"), 1024),
-    **dict.fromkeys(("max_delay_ms", "grace_s", "reload_every_s", "max_images_per_second", "burst"), 0),
-    **dict.fromkeys(("max_concurrent_streams", "keepalive_s", "min_ping_interval_s"), 0),
-    **dict.fromkeys(("max_connection_idle_s", "max_connection_age_s"), 0),
-}
-
-# gRPC's core counts in 32 bits, and time in milliseconds.
-_INT32 = 2**31 - 1
-_MOST = {
-    **dict.fromkeys(("max_concurrent_streams", "max_message_bytes"), _INT32),
-    **dict.fromkeys(("keepalive_s", "min_ping_interval_s"), _INT32 // 1000),
-    **dict.fromkeys(("max_connection_idle_s", "max_connection_age_s"), _INT32 // 1000),
-}
-
-
 def _fault(name: str, value: Any) -> str | None:
     """What is wrong with the value of a field by itself, as the end of a sentence."""
     if value is None:
         return None
-    if name in ("port", "metrics_port") and not 0 <= value <= 65535:
-        return f"must be from 0 to 65535, not {value}"
-    if name in _LEAST and not (value >= _LEAST[name] and math.isfinite(value)):
-        return f"must be {'0 or more' if _LEAST[name] == 0 else f'at least {_LEAST[name]}'}, not {value}"
-    if name in _MOST and value > _MOST[name]:
-        return f"must be at most {_MOST[name]}, which is as far as gRPC counts, not {value}"
+    if any("\0" in str(part) for part in (value if isinstance(value, tuple) else (value,))):
+        return f"must have no NUL character, as {str(value)!r} has"
+    if name in BOUNDS and not BOUNDS[name].allow(value):
+        return f"must be {BOUNDS[name]}, not {value}"
     if name == "traces" and value != "console" and urlsplit(value).scheme not in ("http", "https"):
         return f'must be "console" or the http(s) URL of a collector, not {value!r}'
     return None

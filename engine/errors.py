@@ -5,6 +5,10 @@ mend it; some say more to programs: the field of the request, or when to try aga
 place that turns the tree into gRPC statuses.
 """
 
+import traceback
+
+_LONGEST_PAUSE_S = 30 * 86_400.0  # StreamError counts milliseconds in 32 bits
+
 
 class EngineError(Exception):
     """Base of everything that the engine raises on purpose.
@@ -83,13 +87,19 @@ class Overloaded(EngineError):  # noqa: N818
 
     def __init__(self, message: str, retry_after_s: float = 0.1) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = min(retry_after_s, _LONGEST_PAUSE_S)
 
 
 class RateLimited(Overloaded):
     """Raise when a client has used up its share, whatever room the server has."""
 
     reason = "RATE_LIMITED"
+
+
+class OutOfMemory(Overloaded):
+    """Raise when the machine has no memory for what a request needs."""
+
+    reason = "OUT_OF_MEMORY"
 
 
 class DeadlinePassed(EngineError):  # noqa: N818
@@ -126,3 +136,21 @@ class ComputeFailed(EngineError):  # noqa: N818
     """Raise when the backend failed on a batch; the trace stays in the server's log."""
 
     reason = "COMPUTE_FAILED"
+
+
+def release_frames(error: BaseException) -> None:
+    """Lets go of everything that the functions which an error went through held: requests, arrays, futures.
+
+    An error that went through a future is part of a cycle: the future holds the error, its traceback the frames, and a
+    frame the future. Whatever the frames hold, a request of many megabytes too, would stay until Python looks for
+    cycles. So whoever has dealt with an error, and raises it no further, calls this.
+    """
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors:
+        one = errors.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            errors += (one.__cause__, one.__context__)
+            traceback.clear_frames(one.__traceback__)
+            one.__traceback__ = None

@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from engine.calls.call import current
 from engine.errors import InvalidRequest
-from framing import Frame, TooLongError, TooSmallError, prepare
+from framing import Frame, TooLongError, TooSmallError, prepare, upright
 
 Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
@@ -121,19 +121,27 @@ def decode_file(
 
     Raises:
         InvalidRequest: When it is of another format, damaged, truncated, too large, or can't be brought to the frame.
+        MemoryError: When this machine hasn't enough memory for it.
     """
     Image.MAX_IMAGE_PIXELS = None
+    _check_parts(data)
+    if size := _webp_size(data):
+        _check_pixels(*size, max_pixels)
+    decoded = False
     try:
-        _check_parts(data)
-        if size := _webp_size(data):
-            _check_pixels(*size, max_pixels)
-            with budget.taken(size[0] * size[1]):
-                return _decode(data, frame)
-        with Image.open(io.BytesIO(data), formats=FILE_FORMATS) as image:
+        with ExitStack() as stack:
+            if size:
+                stack.enter_context(budget.taken(size[0] * size[1]))
+            image = stack.enter_context(Image.open(io.BytesIO(data), formats=FILE_FORMATS))
             _check_pixels(*image.size, max_pixels)
-            with budget.taken(image.width * image.height):
-                return _prepare(image, frame)
-    except InvalidRequest:
+            if not size:
+                stack.enter_context(budget.taken(image.width * image.height))
+            image.load()
+            _check_number(len(image.info.get("exif", b"")), _MAX_EXIF_BYTES, "bytes of EXIF data")
+            upright(image)  # EXIF data may be damaged, too
+            decoded = True
+            return prepare(image, frame)
+    except (InvalidRequest, MemoryError):
         raise
     except TooSmallError as error:
         raise InvalidRequest(
@@ -145,18 +153,11 @@ def decode_file(
     except UnidentifiedImageError:
         raise InvalidRequest(_unknown(data)) from None
     except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
+        if decoded:
+            raise  # that isn't the file's fault
+        if "out of memory" in str(error):
+            raise MemoryError(str(error)) from error
         raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
-
-
-def _decode(data: bytes, frame: Frame) -> Bytes:
-    with Image.open(io.BytesIO(data), formats=FILE_FORMATS) as image:
-        return _prepare(image, frame)
-
-
-def _prepare(image: Image.Image, frame: Frame) -> Bytes:
-    image.load()
-    _check_number(len(image.info.get("exif", b"")), _MAX_EXIF_BYTES, "bytes of EXIF data")
-    return prepare(image, frame)
 
 
 def _unknown(data: bytes) -> str:
@@ -311,8 +312,8 @@ class Codec:
         return result
 
     def close(self) -> None:
-        """Ends the threads, after what they are working on."""
-        self._pool.shutdown()
+        """Ends the threads after what they are working on, for clients that have gone; doesn't wait for that."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         # A few files of each client are in the pool, and each request of it waits for one turn at a time. So nobody

@@ -1,6 +1,7 @@
 """Functions that one thread runs and the event loop waits for."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
@@ -28,3 +29,10 @@ class Job(Generic[T]):
     async def result(self) -> T:
         """Waits for what the function gives."""
         return await asyncio.wrap_future(self._future)
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Runs what may take long beside the event loop; unlike asyncio's threads, the end of the loop doesn't wait."""
+    job = Job(function, *arguments)
+    threading.Thread(target=job, name=getattr(function, "__name__", "job"), daemon=True).start()
+    return await job.result()

@@ -17,6 +17,7 @@ from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.garbage import tidy
 from engine.images import PixelBudget
+from engine.job import in_thread
 from engine.serving import health, reflection
 from engine.serving.catalog import Catalog
 from engine.serving.model import Settings
@@ -24,7 +25,7 @@ from engine.serving.service import SERVICE_NAME, LatentEngine, Limits, add_to_se
 from engine.signals import Signals, listening
 from engine.telemetry.metrics import Metrics
 from engine.telemetry.tracing import Tracing
-from engine.transport import Server
+from engine.transport import Server, prove
 from engine.transport.tls import server_credentials
 
 logger = logging.getLogger(__name__)
@@ -67,11 +68,13 @@ async def _start(
 ) -> None:
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
     return_large_blocks()
+    await prove()
     metrics = Metrics()
     tokens = Tokens(config.tokens) if config.tokens else None
     tracing = Tracing(config.traces) if config.traces else None
     if tracing:
-        stack.callback(tracing.close)
+        # It may wait for a collector, and another signal must be heard meanwhile.
+        stack.push_async_callback(lambda: _unless(signals.hurry, in_thread(tracing.close)))
     if config.metrics_port is not None:
         stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
     rate = config.max_images_per_second
@@ -100,8 +103,16 @@ async def _start(
     tidy()
     calls.admission.open()
     healths.set_serving()
-    await stack.enter_async_context(_reloads(catalog, tokens, signals, config.reload_every_s))
-    print(f"serving {SERVICE_NAME} on {target}", flush=True)
+    await stack.enter_async_context(_reloads(catalog, tokens, calls, signals, config.reload_every_s))
+    _announce(f"serving {SERVICE_NAME} on {target}")
+
+
+def _announce(line: str) -> None:
+    """Prints a line; a stdout that is full or has been closed is no reason not to serve."""
+    try:
+        print(line, flush=True)
+    except (OSError, ValueError) as error:
+        logger.warning("stdout can't be written (%s); %s", error, line)
 
 
 def _settings(config: ServerConfig) -> Settings:
@@ -216,14 +227,21 @@ async def _close(catalog: Catalog, signals: Signals) -> None:
 
 
 @asynccontextmanager
-async def _reloads(catalog: Catalog, tokens: Tokens | None, signals: Signals, every_s: float) -> AsyncIterator[None]:
+async def _reloads(
+    catalog: Catalog, tokens: Tokens | None, calls: CallInterceptor, signals: Signals, every_s: float
+) -> AsyncIterator[None]:
     """Looks for new bundles and tokens on SIGHUP, also one that came before, and for new bundles from time to time."""
     tasks: set[asyncio.Task[None]] = set()
+
+    def ended(task: asyncio.Task[None]) -> None:
+        tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("reloads have failed; from now on some may not be seen", exc_info=error)
 
     def start(work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        task.add_done_callback(ended)
 
     async def heed() -> None:
         while True:
@@ -232,6 +250,7 @@ async def _reloads(catalog: Catalog, tokens: Tokens | None, signals: Signals, ev
             logger.info("SIGHUP: reading bundles and tokens again")
             if tokens:
                 tokens.reload()
+                calls.recheck()
             start(catalog.reload())
 
     start(heed())

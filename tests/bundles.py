@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, MAX_BATCH_SIZE, tiny_directions
+from tiny_model import ATTRIBUTES, IMAGE_SIZE, MAX_BATCH_SIZE, tiny_directions
 
 from engine.bundle import (
     DECODER,
@@ -23,17 +23,19 @@ from engine.bundle import (
 from framing import Frame
 
 
-def write_tiny_bundle(folder: Path, crop: int | None = 12, source: tuple[int, int] | None = None) -> Path:
+def write_tiny_bundle(
+    folder: Path, crop: int | None = 12, source: tuple[int, int] | None = None, image_size: int = IMAGE_SIZE
+) -> Path:
     """Writes a bundle that `engine.bundle.Bundle.load` takes; with a source, its frame is that of a training."""
     folder.mkdir(parents=True)
-    frame = Frame.of(IMAGE_SIZE, crop, source) if source else Frame(IMAGE_SIZE, crop)
-    onnx.save(_encoder(), folder / ENCODER)
-    onnx.save(_decoder(), folder / DECODER)
-    tiny_directions().save(folder / DIRECTIONS)
+    frame = Frame.of(image_size, crop, source) if source else Frame(image_size, crop)
+    onnx.save(_encoder(image_size), folder / ENCODER)
+    onnx.save(_decoder(image_size), folder / DECODER)
+    tiny_directions(image_size).save(folder / DIRECTIONS)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        image_size=IMAGE_SIZE,
-        latent_dim=LATENT_DIM,
+        image_size=image_size,
+        latent_dim=image_size * image_size * 3,
         preprocessing=Preprocessing.of(frame),
         attributes=ATTRIBUTES,
         kinds=tiny_directions().kinds,
@@ -64,7 +66,7 @@ def smile_more(bundle: Path, factor: float) -> None:
     reseal(bundle)
 
 
-def _encoder() -> onnx.ModelProto:
+def _encoder(size: int) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["pixels", "flat"], ["mu"]),
@@ -72,16 +74,16 @@ def _encoder() -> onnx.ModelProto:
     ]
     return _model(
         nodes,
-        inputs=[("images", TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])],
+        inputs=[("images", TensorProto.UINT8, ["N", size, size, 3])],
         outputs=[
-            ("mu", TensorProto.FLOAT, ["N", LATENT_DIM]),
-            ("log_var", TensorProto.FLOAT, ["N", LATENT_DIM]),
+            ("mu", TensorProto.FLOAT, ["N", size * size * 3]),
+            ("log_var", TensorProto.FLOAT, ["N", size * size * 3]),
         ],
-        constants={"flat": np.array([-1, LATENT_DIM]), "minus_half": np.array(-0.5, np.float32)},
+        constants={"flat": np.array([-1, size * size * 3]), "minus_half": np.array(-0.5, np.float32)},
     )
 
 
-def _decoder() -> onnx.ModelProto:
+def _decoder(size: int) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Clip", ["latents", "low", "high"], ["clipped"]),
         helper.make_node("Round", ["clipped"], ["rounded"]),
@@ -90,12 +92,12 @@ def _decoder() -> onnx.ModelProto:
     ]
     return _model(
         nodes,
-        inputs=[("latents", TensorProto.FLOAT, ["N", LATENT_DIM])],
-        outputs=[("images", TensorProto.UINT8, ["N", IMAGE_SIZE, IMAGE_SIZE, 3])],
+        inputs=[("latents", TensorProto.FLOAT, ["N", size * size * 3])],
+        outputs=[("images", TensorProto.UINT8, ["N", size, size, 3])],
         constants={
             "low": np.array(0, np.float32),
             "high": np.array(255, np.float32),
-            "square": np.array([-1, IMAGE_SIZE, IMAGE_SIZE, 3]),
+            "square": np.array([-1, size, size, 3]),
         },
     )
 

@@ -32,11 +32,11 @@ def images_of(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return pixels.reshape(len(latents), IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
-def tiny_directions() -> Directions:
+def tiny_directions(image_size: int = IMAGE_SIZE) -> Directions:
     """Smiling adds 10 to the red values; Eyeglasses adds 20 to the first half; Male overlaps with both."""
-    vectors = np.zeros((len(ATTRIBUTES), IMAGE_SIZE * IMAGE_SIZE, 3), np.float32)
+    vectors = np.zeros((len(ATTRIBUTES), image_size * image_size, 3), np.float32)
     vectors[0, :, 0] = 10
-    vectors[1, : IMAGE_SIZE * IMAGE_SIZE // 2] = 20
+    vectors[1, : image_size * image_size // 2] = 20
     vectors[2, ::2] = 5
-    flat, kinds = vectors.reshape(len(ATTRIBUTES), LATENT_DIM), ("mean", "adjusted", "svm")
+    flat, kinds = vectors.reshape(len(ATTRIBUTES), -1), ("mean", "adjusted", "svm")
     return Directions(ATTRIBUTES, flat, (100, 60, 50), (90, 130, 140), "train", kinds)

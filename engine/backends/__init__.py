@@ -33,6 +33,15 @@ class Backend(Protocol):
         """Latents, float32 [N, D], to images, uint8 [N, H, W, 3] RGB."""
 
 
+def close(backend: Backend) -> None:
+    """Frees what a backend holds outside of Python, by its `close` if it has one; otherwise the end of the object does.
+
+    No batch may be in it, and none may come.
+    """
+    if end := getattr(backend, "close", None):
+        end()
+
+
 @runtime_checkable
 class EditingBackend(Backend, Protocol):
     """A backend with a third graph, which spares the way from the encoder to the host and back to the decoder."""

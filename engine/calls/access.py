@@ -6,10 +6,11 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import RateLimited, StartupError, Unauthenticated
+from engine.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Tokens:
 
     def _read(self) -> dict[bytes, str]:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(self._path).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or error
             raise StartupError(f"--tokens {self._path} can't be read ({reason})") from None
@@ -133,3 +134,28 @@ class RateLimit:
         self._buckets.move_to_end(client)
         if len(self._buckets) > _MAX_CLIENTS:
             self._buckets.popitem(last=False)
+
+    def give_back(self, client: str, images: int) -> None:
+        """Puts back what a request has spent."""
+        if client in self._buckets:
+            level, then = self._buckets[client]
+            self._buckets[client] = (min(self._burst, level + images), then)
+
+
+def name_in_certificate(properties: Mapping[str, Sequence[bytes]]) -> str | None:
+    """The name of whoever has shown a certificate.
+
+    Args:
+        properties: What gRPC knows of the connection, its `auth_context`.
+
+    Returns:
+        The common name, else the first alternative name, for example spiffe://cluster/service, else a part of the
+        certificate's SHA-256. None where no certificate was shown.
+    """
+    for key in ("x509_common_name", "x509_subject_alternative_name"):
+        for value in filter(None, properties.get(key, ())):
+            name = value.decode(errors="backslashreplace")
+            return name if name.isprintable() else ascii(name)  # it goes into the log
+    for certificate in properties.get("x509_pem_cert", ()):
+        return f"sha256:{hashlib.sha256(certificate).hexdigest()[:32]}"
+    return None

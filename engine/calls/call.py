@@ -1,9 +1,11 @@
 """The call that is being answered: who makes it, under which name, and what it may spend."""
 
-from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
+
+from engine.errors import Overloaded
 
 
 class Stream(Protocol):
@@ -16,6 +18,23 @@ class Stream(Protocol):
         """A request was answered: "OK", or the gRPC status of the error in its answer and the sentence."""
 
 
+class Account(Protocol):
+    """What images and latents are paid from."""
+
+    def spend(self, client: str, images: int) -> None:
+        """Takes them out of the client's share.
+
+        Raises:
+            RateLimited: When it has used that up.
+        """
+
+    def give_back(self, client: str, images: int) -> None:
+        """Puts back what was spent on a request that the server then had no room for."""
+
+    def count(self, images: int) -> None:
+        """Counts what was spent and stays so."""
+
+
 @dataclass(slots=True)
 class Call:
     """One call, from its arrival to its last answer.
@@ -25,28 +44,50 @@ class Call:
             peer's host.
         request_id: Name of the call in logs and traces.
         method: Name of the RPC, for example "Edit".
-        account: Takes (client, images) for every batch of images that the call asks for; raises RateLimited when
-            the client has used up its share. None: no limit.
-        images: Images and latents that the call has asked for so far.
+        account: What the images that the call asks for are paid from. None: there is no limit, and nobody counts.
+        images: Images and latents that the call has asked for so far, without those that there was no room for.
         stream: Takes what a stream tells; None for other calls.
     """
 
     client: str = "local"
     request_id: str = ""
     method: str = ""
-    account: Callable[[str, int], None] | None = None
+    account: Account | None = None
     images: int = 0
     stream: Stream | None = None
 
-    def spend(self, images: int) -> None:
-        """Counts the images or latents of a request, before any work on them.
+    def spending(self, images: int) -> "Spending":
+        """To be entered around all work on a request of so many images or latents.
 
-        Raises:
-            RateLimited: When the client has used up its share, with the time when it has enough again.
+        Entering it raises RateLimited when the client has used up its share, with the time when it has enough again.
+        What the server then has no room for costs the client nothing.
         """
-        if self.account is not None:
-            self.account(self.client, images)
-            self.images += images
+        return Spending(self, images)
+
+
+class Spending:
+    """See `Call.spending`."""
+
+    __slots__ = ("_call", "_images")
+
+    def __init__(self, call: Call, images: int) -> None:
+        self._call = call
+        self._images = images
+
+    def __enter__(self) -> None:
+        if (account := self._call.account) is not None:
+            account.spend(self._call.client, self._images)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if (account := self._call.account) is None:
+            return
+        if kind is not None and issubclass(kind, Overloaded):
+            account.give_back(self._call.client, self._images)
+        else:
+            account.count(self._images)
+            self._call.images += self._images
 
 
 _UNLIMITED = Call()

@@ -1,13 +1,17 @@
 """Domain errors as gRPC statuses with details of google.rpc, which programs can read."""
 
+import logging
 from typing import NamedTuple
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 
-from engine.errors import EngineError
+from engine.errors import EngineError, InvalidRequest, OutOfMemory
+
+logger = logging.getLogger(__name__)
 
 DOMAIN = "dfcvae.v1"
 """Of the reasons in ErrorInfo."""
@@ -49,6 +53,18 @@ def refusal(error: EngineError, request_id: str) -> Refusal:
     status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
     whole = rpc_status.to_status(status)
     return Refusal(whole.code, whole.details, (*whole.trailing_metadata, ("x-request-id", request_id)))
+
+
+def domain_error(error: Exception, method: str) -> EngineError:
+    """The error that a client is told of; the log has the trace of what nobody raised on purpose."""
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, DecodeError):
+        return InvalidRequest("the request is not a message of this method; use the service's own .proto")
+    logger.error("%s failed", method, exc_info=error)
+    if isinstance(error, MemoryError):
+        return OutOfMemory("the server has too little memory for this request; send again after a pause, or less", 1.0)
+    return EngineError("the server failed on this request; its log has the reason")
 
 
 def shortened(sentence: str) -> str:

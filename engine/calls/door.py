@@ -5,6 +5,7 @@ import re
 import secrets
 from functools import lru_cache
 
+from engine.calls.access import name_in_certificate
 from engine.calls.admission import Admission, Guards, Ticket
 from engine.calls.details import Refusal, refusal
 from engine.errors import EngineError
@@ -64,8 +65,8 @@ class Door:
         try:
             if guards.tokens is not None:
                 client = guards.tokens.name_of(authorization)
-            elif guards.certificates and (names := call.auth_context().get("x509_common_name")):
-                client = names[0].decode(errors="replace")
+            elif guards.certificates and (name := name_in_certificate(call.auth_context())):
+                client = name
             ticket = self._admission.enter(client, stream=call.path in self.streams)
         except EngineError as error:
             found = refusal(error, request_id)

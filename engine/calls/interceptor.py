@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from engine.calls.access import RateLimit
 from engine.calls.admission import Admission, Guards
 from engine.calls.door import Door
 from engine.calls.messages import Messages
@@ -83,6 +84,11 @@ class CallInterceptor:
             messages.interrupt()
         await self.admission.wait_until_idle(timeout)
 
+    def recheck(self) -> None:
+        """Ends the streams whose tokens are gone, idle ones too; for whoever has read the tokens again."""
+        for messages in self._streams:
+            messages.recheck()
+
     def wrap(self, path: str, handler: Any) -> Any:
         """A handler that takes and gives bytes, around one that takes and gives messages."""
         method = self.door.methods[path] = self.metrics.method(path)
@@ -96,7 +102,7 @@ class CallInterceptor:
 
     def _answering(self, method: MethodFigures, handler: Any) -> Callable[[bytes, Any], Any]:
         decode, encode, answer = handler.request_deserializer, handler.response_serializer, handler.unary_unary
-        desk, account = self._desk, self._account(method)
+        desk, account = self._desk, _Account(self.admission.guards.rate, method)
 
         async def call(request: bytes, context: Any) -> bytes:
             with Visit(desk, method, context) as visit:
@@ -112,7 +118,7 @@ class CallInterceptor:
 
     def _conversing(self, method: MethodFigures, handler: Any) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         decode, encode, answers = handler.request_deserializer, handler.response_serializer, handler.stream_stream
-        account = self._account(method)
+        account = _Account(self.admission.guards.rate, method)
 
         async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
             with Visit(self._desk, method, context) as visit:
@@ -145,15 +151,24 @@ class CallInterceptor:
 
         return call
 
-    def _account(self, method: MethodFigures) -> Callable[[str, int], None]:
-        rate = self.admission.guards.rate
 
-        def account(client: str, images: int) -> None:
-            if rate is not None:
-                rate.spend(client, images)
-            method.images += images
+class _Account:
+    """As `engine.calls.call.Account` says, for the calls of a method."""
 
-        return account
+    def __init__(self, rate: RateLimit | None, method: MethodFigures) -> None:
+        self._rate = rate
+        self._method = method
+
+    def spend(self, client: str, images: int) -> None:
+        if self._rate is not None:
+            self._rate.spend(client, images)
+
+    def give_back(self, client: str, images: int) -> None:
+        if self._rate is not None:
+            self._rate.give_back(client, images)
+
+    def count(self, images: int) -> None:
+        self._method.images += images
 
 
 class _Registrar:

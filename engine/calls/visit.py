@@ -1,24 +1,19 @@
 """One call between its arrival and its end: who makes it, what it is refused with, and what is written down of it."""
 
-import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from engine.calls.admission import Admission
-from engine.calls.call import Call, enter
-from engine.calls.details import Refusal, refusal
-from engine.errors import EngineError, InvalidRequest
+from engine.calls.call import Account, Call, enter
+from engine.calls.details import Refusal, domain_error, refusal
+from engine.errors import release_frames
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures
 from engine.telemetry.tracing import Tracing
-
-logger = logging.getLogger(__name__)
 
 _OK = grpc.StatusCode.OK
 
@@ -61,7 +56,7 @@ class Visit:
         self._context = context
         self.call = Call("", "", method.name)
 
-    def admit(self, account: Callable[[str, int], None]) -> None:
+    def admit(self, account: Account) -> None:
         """Begins to answer the call.
 
         Raises:
@@ -116,9 +111,10 @@ class Visit:
             if log.verbose:
                 log.answered(call.method, call.client, seconds)
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
-            self._refusal = refusal(_domain_error(error, call.method), call.request_id)
+            self._refusal = refusal(domain_error(error, call.method), call.request_id)
             code, message = self._refusal.code, self._refusal.message
             log.failed(call.method, code.name, call.client, seconds, message)
+            release_frames(error)
         else:
             code, message = self._code_of_the_end(error), "given up"
             log.failed(call.method, code.name, call.client, seconds, message)
@@ -133,13 +129,3 @@ class Visit:
         left = self._context.time_remaining()
         late = left is not None and left <= 0
         return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-
-
-def _domain_error(error: Exception, method: str) -> EngineError:
-    """The error that a client is told; what nobody raised on purpose stays in the log."""
-    if isinstance(error, EngineError):
-        return error
-    if isinstance(error, DecodeError):
-        return InvalidRequest("the request is not a message of this method; use the service's own .proto")
-    logger.error("%s failed", method, exc_info=error)
-    return EngineError("the server failed on this request; its log has the reason")

@@ -3,25 +3,23 @@
 import asyncio
 import hashlib
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from engine.backends import Backend, first_calls
 from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
-from engine.errors import EngineError, UnknownModel
+from engine.errors import EngineError, UnknownModel, release_frames
+from engine.files import read_bytes
 from engine.garbage import tidy
-from engine.job import Job
+from engine.job import in_thread
 from engine.serving.model import Model, Settings
 
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[Bundle], Backend]
 Stamp = tuple[int, int, int]
-T = TypeVar("T")
 
 _LONGEST_PAUSE_S = 60.0
 
@@ -145,7 +143,7 @@ class Catalog:
         """Answers what was accepted, then ends all queues and threads."""
         self._closing = {name: asyncio.ensure_future(model.close()) for name, model in self._models.items()}
         await asyncio.gather(*self._closing.values(), *self._retiring)
-        await _in_thread(self._device.close)
+        await in_thread(self._device.close)
 
     async def _reload(self, name: str, refusal: _Refusal | None = None) -> None:
         """Takes a bundle, if it isn't the one that is served and can be used.
@@ -161,6 +159,8 @@ class Catalog:
                 new = await self._successor(name, old)
             except Exception as error:
                 self._refuse(name, error, refusal or _Refusal())
+                release_frames(error)  # or what was opened in vain would stay, on a GPU too
+                tidy()
                 return
             self._refusals.pop(name, None)
             if new is None:
@@ -174,7 +174,7 @@ class Catalog:
 
     async def _successor(self, name: str, old: Model) -> Model | None:
         """The model of a changed bundle, warmed up; None where nothing has changed."""
-        if await _in_thread(_fingerprint, self._bundles[name]) == old.fingerprint:
+        if await in_thread(_fingerprint, self._bundles[name]) == old.fingerprint:
             return None
         new = await self._open(name)
         try:
@@ -216,7 +216,7 @@ class Catalog:
                 bundle = bundle.in_batches_of(self._settings.max_batch)
             return bundle, self._opener(bundle), fingerprint
 
-        opened = await _in_thread(load, self._bundles[name])
+        opened = await in_thread(load, self._bundles[name])
         return Model(
             name, *opened, device=self._device, settings=self._settings, watch=lambda graph: self._watch(name, graph)
         )
@@ -234,17 +234,10 @@ async def _retire(model: Model) -> None:
     tidy()
 
 
-async def _in_thread(function: Callable[..., T], *arguments: object) -> T:
-    """Runs what may take long beside the event loop; unlike asyncio's threads, the end of the loop doesn't wait."""
-    job = Job(function, *arguments)
-    threading.Thread(target=job, name=f"catalog-{function.__name__}", daemon=True).start()
-    return await job.result()
-
-
 def _fingerprint(path: Path) -> str:
     """Of the manifest, which has the hashes of all other files; "" where there is none."""
     try:
-        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_bytes(path / MANIFEST)).hexdigest()[:16]
     except OSError:  # loading the bundle says what is wrong with it
         return ""
 

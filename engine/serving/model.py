@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import Backend, edit, overlaps
+from engine.backends import Backend, close, edit, overlaps
 from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.errors import InvalidRequest
@@ -122,6 +122,7 @@ class Model:
             )
             for graph, (run, shape, dtype) in queues.items()
         )
+        self._device = device
         self._leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -139,11 +140,13 @@ class Model:
                 self._unused.set()
 
     async def close(self) -> None:
-        """Waits for the requests that hold a lease, then ends the queues and threads."""
+        """Waits for the requests that hold a lease, then ends the queues and threads, and frees the backend."""
         await self._unused.wait()
         for batcher in (self._encoder, self._decoder, self._editor):
             await batcher.close()
         self.codec.close()
+        # Not before a batch of the warm-up has ended, which nobody waits for any more.
+        await self._device.run(close, self.backend)
 
     async def encode(self, images: Images, terms: Terms) -> tuple[Floats, Floats]:
         """Images to mu and log_var, float32 [N, D] each."""

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from engine.bundle import Preprocessing
@@ -30,6 +31,13 @@ Floats = npt.NDArray[np.float32]
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 SERVICE_NAME: str = _SERVICE.full_name
+# By whether clients stream, and whether the server does.
+_KINDS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 _MAX_TEMPERATURE = 10.0
 
 # Multiplications that sampling may take on the event loop, about a millisecond's. Most requests are small, and a thread
@@ -75,8 +83,8 @@ class LatentEngine:
         terms = _terms(request, context)
         with self._catalog.get(request.model).lease() as model:
             images = model.reader.images(request.images)
-            current().spend(count_of(images))
-            mu, log_var = await model.encode(images, terms)
+            with current().spending(count_of(images)):
+                mu, log_var = await model.encode(images, terms)
         return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
 
     async def Decode(self, request: pb.DecodeRequest, context: Any) -> Answer:  # noqa: N802
@@ -85,8 +93,8 @@ class LatentEngine:
         output = Output(True, False, *read_form(request.output))
         with self._catalog.get(request.model).lease() as model:
             latents = model.reader.latents(request.latents)
-            current().spend(len(latents))
-            images = await model.decode(latents, terms)
+            with current().spending(len(latents)):
+                images = await model.decode(latents, terms)
             return await answer(pb.DecodeResponse(), model, output, images)
 
     async def Edit(self, request: pb.EditRequest, context: Any) -> Answer:  # noqa: N802
@@ -100,8 +108,8 @@ class LatentEngine:
             source = model.reader.source(request)
             if source is None:
                 raise InvalidRequest("the request has no source; set images or latents", "source")
-            current().spend(count_of(source))
-            images, mu = await model.edit(source, move, terms, decode=output.images)
+            with current().spending(count_of(source)):
+                images, mu = await model.edit(source, move, terms, decode=output.images)
             return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
 
     async def EditStream(  # noqa: N802
@@ -129,8 +137,7 @@ class LatentEngine:
                 raise InvalidRequest(f"start has {count} images or latents, end has {count_of(end)}; send pairs", "end")
             points = count * request.steps
             model.reader.check_count(points, "steps", "ask for")
-            current().spend(points)
-            with model.room(points, terms) as room:
+            with current().spending(points), model.room(points, terms) as room:
                 ends = await _encode_ends(model, start, end, terms)
                 latents = await _compute(model, points, lambda: _WALKS[request.walk](*ends, request.steps))
                 images = await model.decode(latents, terms, room=room) if output.images else None
@@ -147,9 +154,8 @@ class LatentEngine:
             )
         with self._catalog.get(request.model).lease() as model:
             model.reader.check_count(request.count, "count", "ask for")
-            current().spend(request.count)
             gaussian = model.gaussian(request.distribution)
-            with model.room(request.count, terms) as room:
+            with current().spending(request.count), model.room(request.count, terms) as room:
                 latents = await _compute(
                     model, request.count, lambda: gaussian.draw(request.count, request.seed, temperature)
                 )
@@ -192,13 +198,24 @@ class LatentEngine:
 
 def add_to_server(engine: LatentEngine, server: Any) -> None:
     """Adds the service to a server, as the generated function does, but for how responses become bytes."""
-    handlers = {}
-    for method in _SERVICE.methods:
-        request = GetMessageClass(method.input_type)
-        make = grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(getattr(engine, method.name), parser(request), serialize)
+    handlers = handlers_of(_SERVICE, engine)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
     server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+
+def handlers_of(service: ServiceDescriptor, servicer: Any) -> dict[str, Any]:
+    """The handlers of a service by method, each of the kind that its definition says.
+
+    Args:
+        service: The definition.
+        servicer: Has a method of the same name for each.
+    """
+    return {
+        method.name: _KINDS[method.client_streaming, method.server_streaming](
+            getattr(servicer, method.name), parser(GetMessageClass(method.input_type)), serialize
+        )
+        for method in service.methods
+    }
 
 
 def _preprocessing(made: Preprocessing) -> pb.Preprocessing:

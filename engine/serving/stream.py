@@ -1,7 +1,6 @@
 """One EditStream: requests are worked on side by side, answered in order, and the last source is remembered."""
 
 import asyncio
-import logging
 import math
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -12,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.calls.call import current
-from engine.calls.details import shortened
-from engine.errors import EngineError, InvalidRequest, UnknownModel
+from engine.calls.details import domain_error, shortened
+from engine.errors import InvalidRequest, UnknownModel, release_frames
 from engine.serving.answer import Answer, StreamAnswer, answer
 from engine.serving.catalog import Catalog
 from engine.serving.model import Model, Terms
@@ -24,7 +23,8 @@ from protos import dfcvae_pb2 as pb
 Floats = npt.NDArray[np.float32]
 Response = StreamAnswer | pb.EditStreamResponse
 
-logger = logging.getLogger(__name__)
+# As many images as one request may have, whatever the model; so requests for several models can be added up.
+_WHOLE = 2**32
 
 
 class _Source:
@@ -94,15 +94,15 @@ class _Work(NamedTuple):
     """A request that is being answered.
 
     Attributes:
-        task: Answers it.
-        images: How many images its answer has at most.
-        size: Bytes of these.
+        task: Gives the answer.
+        size: Bytes of the images that the answer has at most.
+        share: Of the images that one request may have, see `_Room`.
         source: What it edits.
     """
 
     task: "asyncio.Task[Response]"
-    images: int
     size: int
+    share: int
     source: _Source | None
 
 
@@ -110,32 +110,31 @@ class _Room:
     """How far a stream is read ahead of the answers that were taken.
 
     Args:
-        requests: At most so many requests.
-        images: No further request from so many images on.
+        requests: At most so many requests; none further, either, once they have as many images as one may have.
     """
 
-    def __init__(self, requests: int, images: int) -> None:
+    def __init__(self, requests: int) -> None:
         self._requests = requests
-        self._images = images
+        self._share = _WHOLE
         self._free = asyncio.Event()
         self._free.set()
 
-    def take(self, images: int) -> None:
-        """A request of so many images was read."""
-        self._change(-1, -images)
+    def take(self, share: int) -> None:
+        """A request was read that needs such a share of the images of the largest one; all of them are `_WHOLE`."""
+        self._change(-1, -share)
 
-    def give(self, images: int) -> None:
+    def give(self, share: int) -> None:
         """Its answer was taken."""
-        self._change(1, images)
+        self._change(1, share)
 
     async def wait(self) -> None:
         """Returns when there is room for a request."""
         await self._free.wait()
 
-    def _change(self, requests: int, images: int) -> None:
+    def _change(self, requests: int, share: int) -> None:
         self._requests += requests
-        self._images += images
-        if self._requests > 0 and self._images > 0:
+        self._share += share
+        if self._requests > 0 and self._share > 0:
             self._free.set()
         else:
             self._free.clear()
@@ -160,9 +159,8 @@ class EditStream:
         taken: a client that doesn't read is not read.
         """
         loop, stream = asyncio.get_running_loop(), current().stream
-        most = self._catalog.get("").max_images
         started: asyncio.Queue[_Work | None] = asyncio.Queue()
-        room = _Room(ahead, most)
+        room = _Room(ahead)
         source: _Source | None = None
 
         def hold(size: int) -> None:
@@ -175,12 +173,11 @@ class EditStream:
                 async for request in requests:
                     if new := request.WhichOneof("source") is not None:
                         source = _Source(request)
-                    images = min(source.images, most) if source else 0
-                    size = images * self._bytes_per_image(request.model or (source.model if source else ""))
-                    room.take(images)
+                    size, share = self._measure(request, source)
+                    room.take(share)
                     hold(size)
                     task = loop.create_task(self._answer(request, source, new))
-                    started.put_nowait(_Work(task, images, size, source))
+                    started.put_nowait(_Work(task, size, share, source))
                     await room.wait()
             finally:
                 started.put_nowait(None)
@@ -195,7 +192,7 @@ class EditStream:
                 now = work.source.size if work.source is not None and work.source is source else 0
                 hold(now - kept - work.size)
                 kept = now
-                room.give(work.images)
+                room.give(work.share)
             await reader
         finally:  # also when the client has gone
             reader.cancel()
@@ -204,11 +201,14 @@ class EditStream:
                     work.task.cancel()
                 work = started.get_nowait() if not started.empty() else None
 
-    def _bytes_per_image(self, model: str) -> int:
+    def _measure(self, request: pb.EditStreamRequest, source: _Source | None) -> tuple[int, int]:
+        """Bytes of the images that a request's answer has at most, and its share of those that one request may have."""
         try:
-            return self._catalog.get(model).bundle.manifest.image_size ** 2 * 3
-        except UnknownModel:
-            return 0  # it has no answer of images
+            model = self._catalog.get(request.model or (source.model if source else ""))
+        except UnknownModel:  # the answer will say so
+            return 0, 0
+        images = min(source.images, model.max_images) if source else 0
+        return images * model.bundle.manifest.image_size**2 * 3, -(-images * _WHOLE // model.max_images)
 
     async def _answer(self, request: pb.EditStreamRequest, source: _Source | None, new: bool) -> Response:
         """Answers one request; what is wrong with it goes into the answer."""
@@ -218,12 +218,10 @@ class EditStream:
             edited = await (self._edit(request, source) if new else self._edit_again(request, source))
             _tell("OK", "")
             return StreamAnswer(edited, request.id)
-        except EngineError as error:
-            code, message, wait_s = grpc.StatusCode[error.status], shortened(str(error)), error.retry_after_s or 0.0
-        except Exception:
-            logger.exception("a request of a stream failed")
-            code, wait_s = grpc.StatusCode.INTERNAL, 0.0
-            message = "the server failed on this request; its log has the reason"
+        except Exception as error:
+            told = domain_error(error, "a request of a stream")
+            code, message, wait_s = grpc.StatusCode[told.status], shortened(str(told)), told.retry_after_s or 0.0
+            release_frames(error)
         _tell(code.name, message)
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
         return pb.EditStreamResponse(error=wrong, id=request.id)
@@ -257,9 +255,9 @@ class EditStream:
     async def _edited(self, request: pb.EditStreamRequest, model: Model, given: Source, source: _Source) -> Answer:
         terms, output = self._terms(request), read_output(request)
         move = model.reader.move(request.edits, request.keep)
-        current().spend(count_of(given))
         try:
-            images, mu = await model.edit(given, move, terms, decode=output.images)
+            with current().spending(count_of(given)):
+                images, mu = await model.edit(given, move, terms, decode=output.images)
         finally:
             source.take(given, model)
         source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch

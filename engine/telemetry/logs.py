@@ -2,11 +2,14 @@
 
 import json
 import logging
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Literal
+from typing import Literal, TextIO
 
 from engine.calls.call import current
 
@@ -16,21 +19,95 @@ FIELDS = ("method", "code", "client", "milliseconds", "error")
 """Extra attributes of log records that become keys of the JSON objects."""
 
 _MOST_ERROR = 500  # characters
+_MOST_LINES = 8192
+_FLUSH_S = 1.0
 
 
 def set_up(level: str, form: Literal["text", "json"]) -> None:
-    """Sends the log to stderr.
+    """Sends the log to stderr, by a thread: see `BackgroundHandler`.
 
     Args:
         level: Least severe messages that are logged.
         form: Lines for people, or one JSON object a line.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = BackgroundHandler(sys.stderr)
     handler.addFilter(_add_request_id)
     handler.addFilter(GrpcFilter())
     text = "%(asctime)s %(levelname)s %(name)s: %(tag)s%(message)s"
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(text))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def flush() -> None:
+    """Returns when what was logged so far is written, or soon where nobody reads it."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+class BackgroundHandler(logging.Handler):
+    """Has lines written by a thread of its own: whoever logs doesn't wait for whoever reads the log.
+
+    While the reader stalls, lines wait; from the limit on, new ones are dropped and counted. When it goes on, a line
+    says how many there were. Lines that can't be written at all, to a full disk or a closed pipe, are dropped.
+
+    Args:
+        stream: Where lines go.
+        most: Lines that may wait.
+    """
+
+    def __init__(self, stream: TextIO, most: int = _MOST_LINES) -> None:
+        super().__init__()
+        self._stream = stream
+        self._queue: queue.Queue[str | threading.Event | None] = queue.Queue(most)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Leaves a record's line to the thread, or counts it."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # the standard way would write to stderr, and may wait there
+            line = f"no line could be made of {record.msg!r}: {error!r}"
+        try:
+            self._queue.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Returns when the lines so far are written, or soon: the reader may be why they are not."""
+        written = threading.Event()
+        try:
+            self._queue.put(written, timeout=_FLUSH_S)
+        except queue.Full:
+            return
+        written.wait(_FLUSH_S)
+
+    def close(self) -> None:
+        """Ends the thread, after the lines so far."""
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+        super().close()
+
+    def _run(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            if isinstance(entry, threading.Event):
+                entry.set()
+                continue
+            self._write(entry)
+            self.acquire()
+            dropped, self._dropped = self._dropped, 0
+            self.release()
+            if dropped:
+                text = "%d lines of the log were dropped: whoever reads it was too slow"
+                record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (dropped,), None)
+                self.filter(record)
+                self._write(self.format(record))
+
+    def _write(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:

@@ -4,6 +4,7 @@ grpc.aio wakes the event loop four times or more for each call. Here one thread 
 hears of a call once, when its request is there.
 """
 
+from engine.transport.proof import prove
 from engine.transport.server import Server
 
-__all__ = ["Server"]
+__all__ = ["Server", "prove"]

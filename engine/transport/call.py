@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from engine.transport.core import CoreCall, Metadata, message_of, was_cancelled
+from engine.transport.core import CoreCall, CoreError, Metadata, message_of, was_cancelled
 from engine.transport.flow import Inbox, Outbox
 from engine.transport.ticket import Ticket
 
@@ -70,14 +70,27 @@ class ServerCall:
 
     def open(self) -> None:
         """Starts to listen to the client."""
-        self._core.receive_close(self._closed)
+        try:
+            self._core.receive_close(self._closed)
+        except CoreError:
+            self._fail()
+            return
         if self._handler.request_streaming:
             self._hand_over(self, None)
         else:
             self.ticket.ask(self._receive)
 
     def _receive(self) -> None:
-        self._core.receive_message(self._received)
+        try:
+            self._core.receive_message(self._received)
+        except CoreError:  # not for whoever made room for the message: that may be another call
+            self._fail()
+
+    def _fail(self) -> None:
+        """Core has cancelled the call, and perhaps tells nobody."""
+        logger.exception("%s could not be begun", self._core.path)
+        self._gone = True
+        self._hand_over(self, None)
 
     def _received(self, event: Any) -> None:
         message = message_of(event)
@@ -118,6 +131,7 @@ class ServerCall:
         self._gone = True
         if self._task is not None:
             self._task.cancel()
+            self._task.add_done_callback(self._is_over)  # one that has not begun yet never will
         elif self.ticket.give_up():
             self._hand_over(self, None)
 
@@ -155,9 +169,13 @@ class ServerCall:
     def _end(self, last: bytes | None) -> None:
         code = self._code or grpc.StatusCode.OK
         message = last if code is grpc.StatusCode.OK else None
-        self._core.end(
-            self._is_over, code, self._details, self._trailing, header=not self._outbox.is_used, message=message
-        )
+        header = not self._outbox.is_used
+        try:
+            self._core.end(self._is_over, code, self._details, self._trailing, header=header, message=message)
+        except Exception:
+            logger.exception("%s could not be ended", self._core.path)
+            self._core.cancel()
+            self._is_over(None)
 
     def _is_over(self, _: Any) -> None:
         """On any thread."""

@@ -9,7 +9,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -34,6 +33,8 @@ _LAST_EVENTS_S = 0.05
 _DESTROY_S = 2.0
 # Who is to take events in place of the queue's thread, and hasn't tried for so long, is held up.
 _HELD_UP_S = 0.01
+# Core returns its errors, as numbers, and doesn't raise them.
+_CALL_ERROR = "grpc_call_error"
 _USED = (
     "CompletionQueue",
     "ReceiveCloseOnServerOperation",
@@ -44,6 +45,10 @@ _USED = (
     "Server",
     "auth_context",
 )
+
+
+class CoreError(RuntimeError):
+    """Raise when core refuses to start an operation; its tag is never called then."""
 
 
 class Core:
@@ -73,6 +78,7 @@ class Core:
         self._tries = 0
         self._aside = False
         self._resumed = threading.Event()
+        self._ending = False
         self._ended: Callable[[], None] | None = None
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -82,7 +88,11 @@ class Core:
         return int(self._server.add_http2_port(address.encode(), credentials._credentials))
 
     def start(self) -> None:
-        """Takes calls."""
+        """Takes calls.
+
+        Raises:
+            CoreError: When core doesn't.
+        """
         self._server.start()
         for _ in range(_CALLS_ASKED_FOR):
             self._ask_for_call()
@@ -94,6 +104,7 @@ class Core:
         def end(_: Any) -> None:
             self._ended = ended
 
+        self._ending = True
         self._server.shutdown(self._queue, end)
 
     def step_aside(self) -> bool:
@@ -137,13 +148,21 @@ class Core:
         destroying.join(_DESTROY_S)
 
     def _ask_for_call(self) -> None:
-        with suppress(ValueError):  # the server is shutting down
-            self._server.request_call(self._queue, self._queue, self._take_call)
+        try:
+            error = self._server.request_call(self._queue, self._queue, self._take_call)
+        except ValueError:
+            if not self._ending:
+                raise
+            return
+        if error:
+            raise CoreError(f"gRPC core refused to take calls: {_CALL_ERROR} {error}")
 
     def _take_call(self, event: Any) -> None:
         if event.success:
-            self._ask_for_call()
-            self._arrived(CoreCall(event))
+            try:
+                self._ask_for_call()
+            finally:
+                self._arrived(CoreCall(event))
 
     def _run(self) -> None:
         with self._taking:
@@ -179,6 +198,9 @@ class Core:
 class CoreCall:
     """A call, as core knows it. Its operations may be started on any thread.
 
+    An operation that core refuses raises CoreError and cancels the call: whoever waits, on either side, hears of its
+    end.
+
     Args:
         event: That brought it.
 
@@ -199,15 +221,15 @@ class CoreCall:
 
     def receive_close(self, tag: Tag) -> None:
         """Waits for the end of the call; see `was_cancelled`."""
-        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), tag)
+        self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), tag)
 
     def receive_message(self, tag: Tag) -> None:
         """Waits for the next message; see `message_of`."""
-        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), tag)
+        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), tag)
 
     def send(self, tag: Tag, *, header: bool, message: bytes | None) -> None:
         """Sends the header where it is to go first, and a message."""
-        self._call.start_server_batch(_operations(header, message), tag)
+        self._start(_operations(header, message), tag)
 
     def end(
         self, tag: Tag, code: grpc.StatusCode, details: str, trailing: Metadata, *, header: bool, message: bytes | None
@@ -216,8 +238,7 @@ class CoreCall:
 
         Header and status without a message go out as one, which tells clients that they may try again.
         """
-        operations = (*_operations(header, message), _status(code, details, trailing))
-        self._call.start_server_batch(operations, tag)
+        self._start((*_operations(header, message), _status(code, details, trailing)), tag)
 
     def refuse(self, tag: Tag, code: grpc.StatusCode, details: str, trailing: Metadata) -> None:
         """Ends a call that nobody has listened to, all at once."""
@@ -226,7 +247,11 @@ class CoreCall:
             cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
             _status(code, details, trailing),
         )
-        self._call.start_server_batch(operations, tag)
+        self._start(operations, tag)
+
+    def cancel(self) -> None:
+        """Ends a call that can't be answered."""
+        self._call.cancel()
 
     def peer(self) -> str:
         """The client's address in gRPC's form, for example ipv4:127.0.0.1:50051."""
@@ -236,6 +261,11 @@ class CoreCall:
         """What TLS knows about the client."""
         properties = cygrpc.auth_context(self._call) or {}
         return {key.decode(errors="replace"): value for key, value in properties.items()}
+
+    def _start(self, operations: Sequence[Any], tag: Tag) -> None:
+        if error := self._call.start_server_batch(operations, tag):
+            self.cancel()
+            raise CoreError(f"gRPC core refused an operation of {self.path}: {_CALL_ERROR} {error}")
 
 
 def was_cancelled(event: Any) -> bool:

@@ -6,13 +6,16 @@ that nobody has taken. A handler finds what has come meanwhile, and leaves what 
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from engine.transport.core import CoreCall, message_of
+from engine.transport.core import CoreCall, CoreError, message_of
 from engine.transport.ticket import Ticket
+
+logger = logging.getLogger(__name__)
 
 # More than this is not held here, in either direction: who is slow holds up who is fast, through HTTP/2's windows.
 MAX_BYTES = 65_536
@@ -58,7 +61,11 @@ class Inbox:
             await waiting
 
     def _ask(self) -> None:
-        self._call.receive_message(self._received)
+        try:
+            self._call.receive_message(self._received)
+        except CoreError:  # the call is cancelled, and who made room for the message may be another one
+            logger.exception("a message of %s could not be asked for", self._call.path)
+            self._take(None)
 
     def _received(self, event: Any) -> None:
         message = message_of(event)

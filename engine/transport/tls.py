@@ -2,12 +2,15 @@
 
 import logging
 import ssl
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from engine.errors import StartupError
+from engine.files import read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -21,24 +24,33 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
         client_ca: Certificates, PEM; clients must show one that these have signed. None: clients show none.
 
     Raises:
-        StartupError: When a file can't be read, is no PEM, or key and certificate don't fit together.
+        StartupError: When a file can't be read, is no PEM, key and certificate don't fit together, or gRPC can't use
+            them.
     """
     files = [path for path in (cert, key, client_ca) if path]
     stamps = [_stamps(files)]
+    validity = _Validity(cert, key)
 
     def read() -> Any:
         _check(cert, key, client_ca)
-        pair = (key.read_bytes(), cert.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], client_ca.read_bytes() if client_ca else None)
+        pair, authorities = (read_bytes(key), read_bytes(cert)), read_bytes(client_ca) if client_ca else None
+        if not _is_usable(pair, authorities):
+            raise StartupError(
+                f"gRPC can't use --tls-cert {cert} and --tls-key {key}; make a key that it knows, "
+                "for example with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
+            )
+        validity.read()
+        return grpc.ssl_server_certificate_configuration([pair], authorities)
 
     def renewed() -> Any:
         """Called by gRPC for each connection; None keeps what there is."""
+        validity.check()
         now = _stamps(files)
         if now == stamps[0]:
             return None
         try:
             configuration = read()
-        except StartupError as error:
+        except (StartupError, OSError) as error:
             logger.error("%s; connections go on with the old certificate", error)
             return None
         finally:
@@ -49,6 +61,60 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
     return grpc.dynamic_ssl_server_credentials(read(), renewed, require_client_authentication=client_ca is not None)
 
 
+class _Validity:
+    """Says in the log, once for each certificate, that clients refuse it: it has expired, or is not yet valid."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._cert = cert
+        self._key = key
+        self._end: float | None = None
+
+    def read(self) -> None:
+        """Looks at the certificate as a client does, in a handshake in memory."""
+        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        server.load_cert_chain(self._cert, self._key, password="")
+        client.check_hostname = False
+        client.load_verify_locations(self._cert)
+        client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # whoever has signed it
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        sides = client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)
+        self._end = None
+        try:
+            for side in sides * 2:
+                try:
+                    side.do_handshake()
+                except ssl.SSLWantReadError:
+                    continue
+            end = (sides[0].getpeercert() or {}).get("notAfter")
+            self._end = ssl.cert_time_to_seconds(str(end)) if end else None
+        except ssl.SSLCertVerificationError as error:
+            self._warn(error.verify_message)
+        except ssl.SSLError as error:
+            logger.debug("--tls-cert %s could not be looked at: %s", self._cert, error)
+
+    def check(self) -> None:
+        """Looks at the clock."""
+        if self._end is not None and time.time() > self._end:
+            self._end = None
+            self._warn("certificate has expired")
+
+    def _warn(self, reason: str) -> None:
+        logger.warning("clients refuse --tls-cert %s: %s", self._cert, reason)
+
+
+def _is_usable(pair: tuple[bytes, bytes], client_ca: bytes | None) -> bool:
+    """Whether gRPC can serve with these; its own TLS knows fewer kinds of keys than Python's, which `_check` asks."""
+    trial = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+    try:
+        trial.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair], client_ca, client_ca is not None))
+    except RuntimeError:
+        return False
+    finally:
+        trial.start()  # or its end wouldn't free the port
+        trial.stop(0)
+    return True
+
+
 def _check(cert: Path, key: Path, client_ca: Path | None) -> None:
     """Lets OpenSSL read the files, whose errors say more than gRPC's."""
     files = {"--tls-cert": cert, "--tls-key": key, "--tls-client-ca": client_ca}
@@ -56,7 +122,7 @@ def _check(cert: Path, key: Path, client_ca: Path | None) -> None:
         if path is None:
             continue
         try:
-            path.read_bytes()
+            read_bytes(path)
         except OSError as error:
             raise StartupError(f"{flag} {path} can't be read ({error.strerror})") from None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

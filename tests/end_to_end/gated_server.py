@@ -2,18 +2,29 @@
 
 While FOLDER/closed exists, every batch waits. FOLDER/batches gets one line per batch: the graph, and the
 first number of each image or latent in it (tests send constant images). Value 13 makes a batch fail.
+
+Python's collector is off. On SIGUSR1 it looks once, and FOLDER/garbage gets a line for each object that calls shouldn't
+leave behind: in cycles frames, errors, and whatever is the engine's own; alive calls and requests.
 """
 
 import asyncio
+import gc
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import Message
+
 from engine.backends import Backend, Bytes, Floats, open_backend
+from engine.batching.fair_queue import Request
+from engine.calls.call import Call
+from engine.calls.visit import Visit
 from engine.config import load_config
 from engine.server import serve
 from engine.telemetry import logs
+from engine.transport.call import ServerCall
 
 
 class GatedBackend:
@@ -42,8 +53,36 @@ class GatedBackend:
             raise RuntimeError("a secret of the backend")
 
 
+def collect(folder: Path) -> None:
+    """Writes down what the collector finds."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    gc.collect()
+    kinds = [type(found) for found in gc.garbage]
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.collect()
+    kinds = [kind for kind in kinds if _is_telling(kind)]
+    kinds += [type(alive) for alive in gc.get_objects() if _belongs_to_a_call(type(alive))]
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
+    (folder / "garbage.new").write_text("\n".join(sorted(names)))
+    (folder / "garbage.new").rename(folder / "garbage")
+
+
+def _is_telling(kind: type) -> bool:
+    own = kind.__module__.partition(".")[0] in ("engine", "dfcvae_pb2", "protos", "grpc")
+    return own or issubclass(kind, BaseException) or kind.__name__ in ("frame", "traceback", "coroutine")
+
+
+def _belongs_to_a_call(kind: type) -> bool:
+    return kind in (Call, Request, ServerCall, Visit) or (
+        kind.__name__.endswith("Request") and issubclass(kind, Message)
+    )
+
+
 def main() -> None:
     folder, *arguments = sys.argv[1:]
+    gc.disable()
+    signal.signal(signal.SIGUSR1, lambda *_: collect(Path(folder)))
     config = load_config(arguments)
     logs.set_up(config.log_level, config.log_format)
     asyncio.run(serve(config, lambda bundle: GatedBackend(open_backend(bundle), Path(folder))))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from bundles import write_tiny_bundle
 from gates import constant, gated_server, list_of, raw_images, stub_of
 from gates import until as wait_until
 from servers import ServerProcess
@@ -118,3 +119,20 @@ def test_failures_within_a_stream_are_seen(tiny_bundle: Path, tmp_path: Path) ->
             [1, 1, 1],
         )
         assert "EditStream answered NOT_FOUND" in server.log
+
+
+def test_streams_are_measured_by_the_model_that_they_name(tmp_path: Path) -> None:
+    small, large = (write_tiny_bundle(tmp_path / f"bundle{size}", image_size=size) for size in (8, 16))
+    pixels = 16 * 16 * 3
+    with (
+        gated_server(Path(f"small={small}"), tmp_path, "--bundle", f"large={large}", "--metrics-port", "0") as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+        gate.close()
+        raw = pb.RawImages(count=1, height=16, width=16, data=bytes(pixels))
+        request = pb.EditStreamRequest(images=pb.ImageBatch(raw=raw), model="large")
+        stream = stub_of(channel).EditStream(iter([request]))
+        wait_until(lambda: gate.batches() == ["encode 0"])
+        assert gate.server.metric("dfcvae_bytes_in_flight") == request.ByteSize() + pixels
+        gate.open()
+        assert next(stream).edited.images.raw.height == 16

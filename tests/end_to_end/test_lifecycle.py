@@ -1,5 +1,6 @@
 """Start, overload, deadlines, failure and end of a real server, whose compute the tests hold up."""
 
+import fcntl
 import json
 import os
 import socket
@@ -14,9 +15,10 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from bundles import write_tiny_bundle
 from gates import constant, gated_command, gated_server, list_of, raw_images, stub_of, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from servers import END_TO_END, ServerProcess, environment_without_torch, run_python
+from servers import END_TO_END, ROOT, ServerProcess, environment_without_torch, run_python
 from tiny_model import latents_of
 
 from engine.client import Client, ClientError
@@ -325,7 +327,7 @@ def test_sigint_ends_it_too(tiny_bundle: Path, tmp_path: Path) -> None:
             "error: no bundle folder at /no/such/bundle; build it with: python -m ",
         ),
         (["--bundle", "BUNDLE", "--port", "70000"], "error: --port must be from 0 to 65535, not 70000"),
-        (["--bundle", "BUNDLE", "--max-queue", "0"], "error: --max-queue must be at least 1, not 0"),
+        (["--bundle", "BUNDLE", "--max-queue", "0"], "error: --max-queue must be from 1 to 4294967295, not 0"),
         (
             ["--bundle", "BUNDLE", "--host", "no.such.host.invalid"],
             "error: can't listen on no.such.host.invalid:",
@@ -360,3 +362,84 @@ def test_dry_run_prints_the_configuration_and_stops(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert json.loads(result.stdout)["max_delay_ms"] == 2.5
     assert json.loads(result.stdout)["bundle"] == ["anywhere"]
+
+
+@pytest.mark.parametrize("name", ["Server", "ReceiveCloseOnServerOperation", "SendStatusFromServerOperation"])
+def test_a_grpcio_that_cannot_carry_calls_is_one_sentence_at_the_start(
+    tiny_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    command = [str(END_TO_END / "changed_grpcio.py"), name, "--bundle", str(tiny_bundle), "--port", "0"]
+    result = run_python([*command, "--log-level", "error"], tmp_path)
+    assert result.returncode == 2
+    assert "serving" not in result.stdout
+    assert result.stderr.splitlines()[-1].startswith("error: the server's transport fails with grpcio ")
+
+
+@pytest.mark.parametrize("name", ["directions.safetensors", "manifest.json", "tokens"])
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    (bundle / "tokens").write_text("anna " + 32 * "a")
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+    arguments = ["--bundle", str(bundle), "--tokens", str(bundle / "tokens"), "--port", "0"]
+    result = run_python(["-m", "engine", *arguments], tmp_path)
+    assert result.returncode == 2
+    assert f"{bundle / name} can't be read" in result.stderr
+    assert "it is no regular file" in result.stderr
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(tiny_bundle: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    command = [sys.executable, "-m", "engine", "--bundle", str(tiny_bundle), "--port", "0", "--log-level", "debug"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=environment_without_torch(tmp_path / "site"), stdout=subprocess.PIPE, stderr=writing
+    )
+    os.close(writing)
+    try:
+        assert server.stdout is not None
+        target = server.stdout.readline().split()[-1].decode()
+        with grpc.insecure_channel(target) as channel:
+            for _ in range(200):  # some 80 bytes of log each
+                stub_of(channel).GetModel(pb.GetModelRequest(), timeout=60)
+        server.terminate()
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.wait()
+        os.close(reading)
+
+
+@pytest.mark.parametrize("stdout", ["closed", "full"])
+def test_a_stdout_that_cannot_be_written_is_no_reason_not_to_serve(
+    tiny_bundle: Path, tmp_path: Path, stdout: str
+) -> None:
+    port = free_port()
+    command = f"exec {sys.executable} -m engine --bundle {tiny_bundle} --port {port} "
+    command += ">&-" if stdout == "closed" else ">/dev/full"
+    environment = environment_without_torch(tmp_path / "site")
+    server = subprocess.Popen(command, shell=True, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            until(lambda: health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True).status == HEALTH.SERVING)
+        server.terminate()
+        _, log = server.communicate(timeout=60)
+    finally:
+        server.kill()
+        server.wait()
+    assert server.returncode == 0
+    assert "Traceback" not in log
+    assert ("stdout can't be written ([Errno 28] No space left on device)" in log) == (stdout == "full")
+
+
+@pytest.mark.parametrize("stdout", [">&-", ">/dev/full"])
+def test_start_errors_keep_their_exit_code_without_a_stdout(tmp_path: Path, stdout: str) -> None:
+    for options in ("--bundle /nowhere", "--bundle /nowhere --dry-run" if stdout == ">/dev/full" else "--port x"):
+        command = f"exec {sys.executable} -m engine {options} {stdout}"
+        environment = environment_without_torch(tmp_path / "site")
+        result = subprocess.run(
+            command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr

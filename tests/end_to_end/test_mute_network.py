@@ -33,8 +33,8 @@ serve_and_edit(*map(Path, sys.argv[1:4]), Stages())
 """
 
 
-def require_silence(observed: Observed, exit_code: int = 0) -> None:
-    assert observed.ended.returncode == exit_code, observed.ended.stderr
+def require_silence(observed: Observed) -> None:
+    assert observed.ended.returncode == 0, observed.ended.stderr
     assert observed.events == ""
     assert observed.questions == b""
     assert observed.home == []
@@ -67,11 +67,9 @@ def test_quickstart_serves(tmp_path: Path, face: Path) -> None:
     assert (tmp_path / "edits.npz").exists()
 
 
-def test_export_proves_and_quantises(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_export_proves_and_quantises(tmp_path: Path, precision: str) -> None:
     run = write_run(tmp_path / "run")
     command = ["-m", "export.build_engines", "--run", run, "--out", tmp_path / "bundle", "--max-batch", "4"]
-    named = ["--backend", "openvino", "--encoder", "plain", "--decoder", "plain", "--precision"]
-    for precision, exit_code in (("fp32", 0), ("int8", 1)):  # these random weights are no good in int8
-        folder = tmp_path / precision
-        folder.mkdir()
-        require_silence(run_on_mute_network([*command, *named, precision, "--force"], folder), exit_code)
+    named = ["--backend", "openvino", "--encoder", "plain", "--decoder", "plain", "--precision", precision]
+    require_silence(run_on_mute_network([*command, *named], tmp_path))

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.calls.access import RateLimit, Tokens
+from engine.calls.access import RateLimit, Tokens, name_in_certificate
+from engine.calls.details import refusal
 from engine.errors import RateLimited, StartupError, Unauthenticated
+from protos import dfcvae_pb2 as pb
 
 ANNA = "a" * 32
 BERT = "b" * 16
@@ -152,3 +154,45 @@ def test_memory_is_bounded_however_many_clients_come() -> None:
     # The one that was not heard of for longest starts anew, the last ones are still known.
     assert wait_of(limit, "anna", 5) == 0
     assert wait_of(limit, "client 19999", 5) == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("properties", "name"),
+    [
+        ({"x509_common_name": [b"anna"], "x509_subject_alternative_name": [b"spiffe://a/b"]}, "anna"),
+        ({"x509_common_name": [b""], "x509_subject_alternative_name": [b"spiffe://a/b", b"a.b"]}, "spiffe://a/b"),
+        ({"x509_common_name": [b"an\nna"]}, "'an\\nna'"),
+        ({"x509_common_name": [b"\xff"]}, "\\xff"),
+        ({"x509_pem_cert": [b"of one"]}, "sha256:36519b01657d6cf8"),
+        ({"transport_security_type": [b"ssl"]}, None),
+    ],
+)
+def test_a_certificate_has_a_name(properties: dict[str, list[bytes]], name: str | None) -> None:
+    assert (name_in_certificate(properties) or "").startswith(name or "")
+    assert (name is None) == (name_in_certificate(properties) is None)
+
+
+def test_what_is_given_back_can_be_spent_again() -> None:
+    limit = RateLimit(rate=0.001, burst=10, clock=Clock())
+    limit.give_back("anna", 5)
+    assert wait_of(limit, "anna", 10) == 0
+    limit.give_back("anna", 4)
+    assert wait_of(limit, "anna", 4) == 0
+    limit.give_back("anna", 1000)
+    assert wait_of(limit, "anna", 10) == 0
+    assert wait_of(limit, "anna", 1) != 0
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, f"\ufeffanna {ANNA}\n")
+    assert tokens.name_of(f"Bearer {ANNA}") == "anna"
+
+
+def test_no_pause_is_longer_than_the_wire_can_say() -> None:
+    limit = RateLimit(rate=0.001, burst=1e9, clock=Clock())
+    limit.spend("anna", 10**9)
+    with pytest.raises(RateLimited) as limited:
+        limit.spend("anna", 10**9)
+    trailing = dict(refusal(limited.value, "id").trailing)
+    assert "grpc-status-details-bin" in trailing
+    assert pb.StreamError(retry_after_ms=round((limited.value.retry_after_s or 0) * 1000)).retry_after_ms > 10**9

@@ -11,21 +11,24 @@ import pytest
 from bundles import smile_more, write_tiny_bundle
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
-from engine.backends import open_backend
+from engine.backends import Backend, open_backend
 from engine.batching.batcher import NO_WATCH
 from engine.errors import BundleError, UnknownModel
 from engine.garbage import tidy
-from engine.serving.catalog import Catalog
+from engine.serving.catalog import Catalog, Opener
 from engine.serving.model import Model, Settings, Terms
 
 
 def run(
-    scenario: Callable[[Catalog], Awaitable[None]], told: list[tuple[str, bool]] | None = None, **bundles: Path
+    scenario: Callable[[Catalog], Awaitable[None]],
+    told: list[tuple[str, bool]] | None = None,
+    opener: Opener = open_backend,
+    **bundles: Path,
 ) -> None:
     async def whole() -> None:
         taken = [] if told is None else told
         catalog = await Catalog.open(
-            bundles, open_backend, Settings(), lambda *_: NO_WATCH, lambda name, good: taken.append((name, good))
+            bundles, opener, Settings(), lambda *_: NO_WATCH, lambda name, good: taken.append((name, good))
         )
         await catalog.warm_up()
         await scenario(catalog)
@@ -134,6 +137,34 @@ def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
     run(scenario, told, faces=bundle)
     assert told == [("faces", False)]
     assert "the old one stays" in caplog.text
+
+
+@pytest.mark.usefixtures("own_garbage")
+def test_a_backend_is_freed_with_its_model_and_when_its_bundle_is_refused(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+
+    class Closing:
+        def __init__(self, inner: Backend) -> None:
+            self.encode, self.decode = inner.encode, inner.decode
+            self.number = len(opened)
+            opened.append(weakref.ref(self))
+
+        def close(self) -> None:
+            closed.append(self.number)
+
+    opened: list[weakref.ref[Closing]] = []
+    closed: list[int] = []
+
+    async def scenario(catalog: Catalog) -> None:
+        manifest = (bundle / "manifest.json").read_text()
+        (bundle / "manifest.json").write_text(manifest.replace('"image_size": 8', '"image_size": 16'))
+        await catalog.reload()
+        assert (len(opened), closed) == (2, [1])
+        assert opened[1]() is None
+        np.testing.assert_array_equal(await smile(catalog.get("")), expected(1))
+
+    run(scenario, opener=lambda bundle: Closing(open_backend(bundle)), faces=bundle)
+    assert closed == [1, 0]
 
 
 def test_a_followed_folder_is_reloaded_when_it_changes_and_only_then(tmp_path: Path) -> None:

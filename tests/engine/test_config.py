@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -55,11 +56,14 @@ def test_bundles_of_the_flags_replace_those_of_the_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("max_queu = 1", "FILE: unknown key 'max_queu'; the keys are: bundle, burst,"),
-        ("max_queue = 0", "FILE: max_queue must be at least 1, not 0"),
+        ("max_queue = 0", "FILE: max_queue must be from 1 to 4294967295, not 0"),
         ("max_queue = 1.5", "FILE: max_queue must be a whole number, not 1.5"),
         ("max_queue = true", "FILE: max_queue must be a whole number, not True"),
-        ("max_delay_ms = nan", "FILE: max_delay_ms must be 0 or more, not nan"),
-        ("grace_s = inf", "FILE: grace_s must be 0 or more, not inf"),
+        ("max_delay_ms = nan", "FILE: max_delay_ms must be from 0 to 3600000, not nan"),
+        ("grace_s = inf", "FILE: grace_s must be from 0 to 604800, not inf"),
+        ("reload_every_s = 1e-9", "FILE: reload_every_s must be 0, or from 0.001 to 604800, not 1e-09"),
+        ('tokens = "a\\u0000b"', "FILE: tokens must have no NUL character, as 'a\\x00b' has"),
+        ('bundle = ["a=b\\u0000"]', "FILE: bundle must have no NUL character"),
         ('grace_s = "soon"', "FILE: grace_s must be a number, not 'soon'"),
         ("tokens = 1", "FILE: tokens must be a path, not 1"),
         ("bundle = 1", "FILE: bundle must be a path, or names and paths, not 1"),
@@ -125,6 +129,7 @@ def test_what_cannot_be_together_is_said_with_its_flags(flags: str, message: str
         "--host 0.0.0.0 --insecure",
         "--host 0.0.0.0 --tls-cert c --tls-key k",
         "--host no.such.host.invalid",  # refused with its own reason when it is used
+        f"--host {'long' * 20}",
     ],
 )
 def test_these_may_be_served_on(flags: str) -> None:
@@ -141,8 +146,10 @@ def test_what_is_printed_can_be_read_again_and_has_no_password(tmp_path: Path) -
 
 
 def test_every_number_has_a_rule() -> None:
-    numbers = [name for name, value in vars(ServerConfig(bundle=("b",))).items() if type(value) in (int, float)]
-    assert len(numbers) > 15
-    for name in numbers:
-        with pytest.raises(StartupError, match=f"--{name.replace('_', '-')} must be .*, not -1"):
-            load_config([f"--{name.replace('_', '-')}", "-1"], {})
+    hints = get_type_hints(ServerConfig)
+    numbers = [name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)}]
+    assert len(numbers) > 20
+    for flag in (f"--{name.replace('_', '-')}" for name in numbers):
+        for value in ("-1", str(10**30)):
+            with pytest.raises(StartupError, match=f"{flag} must be .*, not {value[0]}"):
+                load_config(["--bundle", "b", flag, value], {})

@@ -371,3 +371,25 @@ def test_files_wait_for_pixels_that_others_take() -> None:
         large.result()
         behind.result()
     assert sorted(entered) == [1, 40, 500]
+
+
+def test_closing_does_not_wait_for_work_whose_client_has_gone() -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        go.wait(20)
+
+    async def scenario() -> None:
+        codec = Codec(Frame(8, None), 1)
+        working = asyncio.ensure_future(codec.work(work))
+        await asyncio.get_running_loop().run_in_executor(None, began.wait)
+        working.cancel()
+        codec.close()
+        assert not go.is_set()
+        go.set()
+
+    safety = threading.Timer(10, go.set)  # a close that waits ends, too, and fails
+    safety.start()
+    asyncio.run(scenario())
+    safety.cancel()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_model import LATENT_DIM
 
 from engine import sampling
@@ -17,7 +18,7 @@ from engine.batching.batcher import NO_WATCH
 from engine.sampling import Gaussian
 from engine.serving.catalog import Catalog
 from engine.serving.model import Settings
-from engine.serving.service import LatentEngine, Limits
+from engine.serving.service import LatentEngine, Limits, handlers_of
 from protos import dfcvae_pb2 as pb
 
 
@@ -76,3 +77,11 @@ def test_others_are_answered_while_much_is_sampled(
         await call
 
     serve(tiny_bundle, scenario)
+
+
+def test_methods_get_the_kind_of_handler_that_their_definition_says() -> None:
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    handlers = handlers_of(health, health_pb2_grpc.HealthServicer())
+    assert handlers["Check"].unary_unary
+    assert handlers["Watch"].unary_stream
+    assert not handlers["Watch"].unary_unary

@@ -296,3 +296,23 @@ async def test_a_call_without_a_message_is_refused(kind: str) -> None:
         error = await refusal_of(channel.stream_unary(path(kind))(iter([])))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error.details() == "the call ended without a message; send one"
+
+
+@in_loop
+async def test_what_core_refuses_ends_the_call(log: pytest.LogCaptureFixture) -> None:
+    over = asyncio.Event()
+
+    async def handle(_: bytes, context: Any) -> AsyncIterator[bytes]:
+        context.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
+        yield b"an answer"
+        context._outbox.is_used = False  # so a second header goes out with the status, which core doesn't take
+
+    loop = asyncio.get_running_loop()
+    async with served(Answers=answers(handle)) as channel:
+        call = channel.unary_stream(path("Answers"))(b"")
+        assert await call.read() == b"an answer"
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call.read()
+        await over.wait()
+    assert "gRPC core refused an operation of /test.Service/Answers: grpc_call_error 8" in log.text
+    log.clear()

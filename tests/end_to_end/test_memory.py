@@ -1,0 +1,155 @@
+"""Nothing of a call outlives its answer, however the call ends."""
+
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from gates import Gate, constant, gated_server, raw_images, stub_of, until
+from servers import ServerProcess
+
+from protos import dfcvae_pb2 as pb
+
+MIB = 2**20
+FAILING = 13  # see gated_server.py
+
+
+def files(*contents: bytes) -> pb.ImageBatch:
+    return pb.ImageBatch(files=pb.EncodedImages(files=contents))
+
+
+def raw(value: int = 1) -> pb.ImageBatch:
+    return pb.ImageBatch(raw=raw_images(constant(value)))
+
+
+SMILE = [pb.Edit(attribute="Smiling", strength=1)]
+
+
+def answered(stub: Any, gate: Gate) -> None:
+    stub.Encode(pb.EncodeRequest(images=raw()))
+    stub.Edit(pb.EditRequest(images=raw(), edits=SMILE, output=pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)))
+    stub.Sample(pb.SampleRequest(count=200))
+
+
+def refused(stub: Any, gate: Gate) -> None:
+    for images in (
+        files(b"no image"),
+        files(b"no image", b"nor this"),
+        pb.ImageBatch(),
+        pb.ImageBatch(raw=pb.RawImages(count=1)),
+    ):
+        with pytest.raises(grpc.RpcError):
+            stub.Edit(pb.EditRequest(images=images, edits=SMILE))
+    with pytest.raises(grpc.RpcError):
+        stub.Encode(pb.EncodeRequest(images=raw(), model="Halo"))
+
+
+def failed(stub: Any, gate: Gate) -> None:
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Encode(pb.EncodeRequest(images=raw(FAILING)))
+    assert error.value.code() is grpc.StatusCode.INTERNAL
+
+
+def cancelled(stub: Any, gate: Gate) -> None:
+    gate.close()
+    calls = [stub.Encode.future(pb.EncodeRequest(images=raw())) for _ in range(3)]
+    until(lambda: bool(gate.batches()))
+    for call in calls:
+        call.cancel()
+    gate.open()
+
+
+def expired(stub: Any, gate: Gate) -> None:
+    gate.close()
+    calls = [stub.Encode.future(pb.EncodeRequest(images=raw()), timeout=0.3) for _ in range(3)]
+    for call in calls:
+        with pytest.raises(grpc.RpcError):
+            call.result()
+    gate.open()
+
+
+def streamed(stub: Any, gate: Gate) -> None:
+    steps = [
+        (pb.EditStreamRequest(images=raw()), "edited"),
+        (pb.EditStreamRequest(edits=SMILE), "edited"),
+        (pb.EditStreamRequest(images=files(b"no image")), "error"),
+        (pb.EditStreamRequest(edits=SMILE), "error"),
+        (pb.EditStreamRequest(images=raw(FAILING)), "error"),
+        (pb.EditStreamRequest(images=raw(), model="Halo"), "error"),
+    ]
+    turn = threading.Semaphore(1)  # one after the other, or the failing one would share its batch
+
+    def requests() -> Iterator[pb.EditStreamRequest]:
+        for request, _ in steps:
+            turn.acquire()
+            yield request
+
+    for answer, (_, expected) in zip(stub.EditStream(requests()), steps, strict=True):
+        assert answer.WhichOneof("outcome") == expected
+        turn.release()
+
+
+def streamed_and_cancelled(stub: Any, gate: Gate) -> None:
+    gate.close()
+    calls = [
+        stub.EditStream(iter([pb.EditStreamRequest(images=raw()), pb.EditStreamRequest(edits=SMILE)])) for _ in range(3)
+    ]
+    until(lambda: bool(gate.batches()))
+    for call in calls:
+        call.cancel()
+        with suppress(grpc.RpcError):
+            list(call)
+    gate.open()
+
+
+PATHS = [answered, refused, failed, cancelled, expired, streamed, streamed_and_cancelled]
+
+
+def test_no_call_leaves_a_cycle_behind(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+        stub = stub_of(channel)
+        garbage(gate, tmp_path)  # of the start
+        left = {path.__name__: after(path, stub, gate, tmp_path) for path in PATHS}
+    assert left == {path.__name__: [] for path in PATHS}
+
+
+def after(path: Callable[[Any, Gate], None], stub: Any, gate: Gate, folder: Path) -> list[str]:
+    path(stub, gate)
+    until(lambda: gate.server.metric("dfcvae_calls_in_flight") == 0)
+    return garbage(gate, folder)
+
+
+def garbage(gate: Gate, folder: Path) -> list[str]:
+    gate.server.process.send_signal(signal.SIGUSR1)
+    until((folder / "garbage").exists)
+    found = (folder / "garbage").read_text().split()
+    (folder / "garbage").unlink()
+    return found
+
+
+def test_requests_that_are_refused_do_not_stay_in_memory(tiny_bundle: Path, tmp_path: Path) -> None:
+    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+        request = pb.EditRequest(images=files(b"x" * 4 * MIB), edits=SMILE)
+        with grpc.insecure_channel(server.target) as channel:
+            sizes = []
+            for _ in range(60):
+                with pytest.raises(grpc.RpcError) as error:
+                    stub_of(channel).Edit(request)
+                assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                sizes.append(resident(server))
+    assert max(sizes) - sizes[0] < 80 * MIB, sizes
+
+
+def resident(server: ServerProcess) -> int:
+    """Bytes of memory that a server has."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", status)
+    return int(kilobytes) * 1024
