@@ -120,7 +120,7 @@ class ServerConfig:
     max_message_bytes: Annotated[int, Bounds(1024, _INT32)] = 16 * 2**20
     """Largest message in either direction, bytes."""
 
-    max_message_s: Annotated[float, Bounds(0.001, _WEEK_S)] = 60.0
+    max_message_s: Annotated[float, Bounds(0.1, _WEEK_S)] = 60.0
     """How long the message of a call may take to come, seconds."""
 
     max_images_per_request: Annotated[int, Bounds(1, _UINT32)] = 1024

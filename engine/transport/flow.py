@@ -73,6 +73,7 @@ class Inbox:
             self._ticket.came(len(message))
             self._take(message)
         else:
+            self._ticket.came(0)
             # Core ends the messages of a call that was given up, too, and may tell so before it tells that the call
             # is over; with one more turn through the queue, handlers don't take the one for the other.
             self._call.receive_message(lambda _: self._take(None))

@@ -133,6 +133,6 @@ def test_streams_are_measured_by_the_model_that_they_name(tmp_path: Path) -> Non
         request = pb.EditStreamRequest(images=pb.ImageBatch(raw=raw), model="large")
         stream = stub_of(channel).EditStream(iter([request]))
         wait_until(lambda: gate.batches() == ["encode 0"])
-        assert gate.server.metric("dfcvae_bytes_in_flight") == request.ByteSize() + pixels
+        wait_until(lambda: gate.server.metric("dfcvae_bytes_in_flight") == request.ByteSize() + pixels)
         gate.open()
         assert next(stream).edited.images.raw.height == 16
