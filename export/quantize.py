@@ -129,7 +129,7 @@ def _quantise(
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters  # noqa: PLC0415
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet  # noqa: PLC0415
 
-        nncf.set_log_level(logging.ERROR)
+        logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also silences handlers of others
         ((name, values),) = inputs.items()
         ranges = RangeEstimatorParametersSet.MINMAX
         quantised: onnx.ModelProto = nncf.quantize(
