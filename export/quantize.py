@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -147,10 +146,9 @@ def _quantise(
 def _quiet() -> Iterator[None]:
     """Keeps NNCF to itself.
 
-    It draws bars on stdout, makes torch warn of a GPU's absence, and reports its use over the network unless it takes
-    the machine for a CI.
+    It draws bars on stdout and makes torch warn of a GPU's absence. Its reports over the network are switched off in
+    `engine.backends.reports`.
     """
-    os.environ.setdefault("NNCF_CI", "1")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):
         yield

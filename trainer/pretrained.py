@@ -5,7 +5,6 @@ Their absence is an error that says why and what to do: nothing else ever stands
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import threading
 import urllib.error
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint import sha256_of
 from trainer.errors import ConfigError
 
 DOWNLOAD_PROBE_SECONDS = 5.0
@@ -74,7 +74,7 @@ def check(url: str) -> None:
             )
         return
     expected = path.stem.rsplit("-", 1)[-1]
-    found = _sha256(path)
+    found = sha256_of(path)
     if not found.startswith(expected):
         raise UnavailableError(
             f"{path} is damaged: its SHA-256 begins with {found[: len(expected)]} instead of {expected}; delete it, "
@@ -101,14 +101,6 @@ def fetch(url: str) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UnavailableError(f"{path} cannot be read as weights; delete it") from error
     return state
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def within_reach(url: str) -> bool:
