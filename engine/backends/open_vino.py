@@ -4,8 +4,7 @@ In int8 the quantised layers are those of the graph; what it leaves in float is 
 units and OpenVINO kernels for it (an edit takes 0.8 times as long as with float32, at the same PSNR to 0.3 dB), else in
 float32.
 
-Each graph is compiled for one image, for a share of a full batch and of half of one, and for any count: known shapes
-are 8 to 14 % faster (measured on one core with AMX), and a further compilation takes 0.05 s.
+Each graph is compiled for one image, for a share of a full batch, and for any count: known shapes are faster.
 """
 
 from collections.abc import Callable, Sequence
@@ -134,10 +133,10 @@ class _Graph:
         # Threads are not pinned to cores: the server's own threads need those too.
         common = {**settings, "ENABLE_CPU_PINNING": False, "PERFORMANCE_HINT": "LATENCY"}
         spread = {**common, "NUM_STREAMS": shares}
-        full = -(-max_batch_size // shares)
+        self._full = -(-max_batch_size // shares)
         requests = batches * shares
         self._single = _Compiled(core, model, 1, {**common, "NUM_STREAMS": 1}, requests)
-        self._known = {size: _Compiled(core, model, size, spread, requests) for size in {full, -(-full // 2)}}
+        self._whole = _Compiled(core, model, self._full, spread, requests)
         self._any = _Compiled(core, model, None, spread, requests)
 
     def run(self, *batches: Array) -> list[Array]:
@@ -167,7 +166,7 @@ class _Graph:
     def _choose(self, count: int, share: int) -> "_Compiled":
         if count == 1:
             return self._single
-        return self._known.get(share, self._any)
+        return self._whole if share == self._full else self._any
 
 
 class _Compiled:
