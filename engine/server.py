@@ -14,7 +14,6 @@ from engine.calls.admission import Guards
 from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
-from engine.garbage import tidy
 from engine.job import in_thread
 from engine.serving import health, reflection
 from engine.serving.catalog import Catalog
@@ -93,7 +92,6 @@ async def _start(
     target = _listen(server, config)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await catalog.warm_up()
-    tidy()
     calls.admission.open()
     healths.set_serving()
     await stack.enter_async_context(_reloads(catalog, tokens, calls, signals, config.reload_every_s))

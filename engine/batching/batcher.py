@@ -248,6 +248,7 @@ class Batcher:
             self._quiet.clear()
             await self._quiet.wait()
         self._device.detach(self)
+        self._buffers.clear()
 
     def ripe(self) -> bool:
         """For the device, on its threads: whether a full batch waits, which can start beside another, and at once."""

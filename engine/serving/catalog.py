@@ -12,7 +12,6 @@ from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel, release_frames
 from engine.files import read_bytes
-from engine.garbage import tidy
 from engine.job import in_thread
 from engine.serving.model import Model, Settings
 
@@ -160,7 +159,6 @@ class Catalog:
             except Exception as error:
                 self._refuse(name, error, refusal or _Refusal())
                 release_frames(error)  # or what was opened in vain would stay, on a GPU too
-                tidy()
                 return
             self._refusals.pop(name, None)
             if new is None:
@@ -168,7 +166,7 @@ class Catalog:
             self._models[name] = new
             logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
             self._reloaded(name, True)
-            retiring = asyncio.get_running_loop().create_task(_retire(old))
+            retiring = asyncio.get_running_loop().create_task(old.close())
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
 
@@ -226,12 +224,6 @@ class Catalog:
         for call in first_calls(model.backend, model.bundle.manifest):
             async with self._device.free:
                 await self._device.run(call)
-
-
-async def _retire(model: Model) -> None:
-    await model.close()
-    del model
-    tidy()
 
 
 def _fingerprint(path: Path) -> str:

@@ -145,6 +145,7 @@ class Model:
         self.codec.close()
         # Not before a batch of the warm-up has ended, which nobody waits for any more.
         await self._device.run(close, self.backend)
+        del self.backend  # calls that have just ended may know this model yet, and graphs are large
 
     async def encode(self, images: Images, terms: Terms) -> tuple[Floats, Floats]:
         """Images to mu and log_var, float32 [N, D] each."""
