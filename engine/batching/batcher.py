@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from engine.batching.device import Device
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
-from engine.batching.patience import Patience
+from engine.batching.batch_window import Patience
 from engine.batching.rate import Rate
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from engine.batching.patience import Patience
+from engine.batching.batch_window import Patience
 
 
 def wait_after(patience: Patience, answered: int, waiting: int, now_waiting: int, *, ms: float = 10.0) -> float:
