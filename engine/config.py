@@ -142,13 +142,13 @@ class ServerConfig:
     """How long a batch may wait for more requests while the engine is free, milliseconds."""
 
     max_queue: Annotated[int, Bounds(1, _UINT32)] = 4096
-    """Images that may wait for each of encode, decode and edit; requests beyond are refused at once."""
+    """Images that may wait for each of encode, decode and edit, of each model; requests beyond are refused at once."""
 
     threads: Annotated[int | None, Bounds(1, 4096)] = None
     """Compute threads; None takes every core that the process may use."""
 
     codec_threads: Annotated[int, Bounds(1, 4096)] = 2
-    """Image files that are decoded or encoded at once; large samples and walks are computed there, too."""
+    """Image files of each model that are decoded or encoded at once; large samples and walks use the same threads."""
 
     grace_s: Annotated[float, Bounds(0, _WEEK_S)] = 30.0
     """How long accepted requests may go on after SIGTERM or SIGINT, seconds; a second signal ends it at once."""

@@ -1,8 +1,7 @@
 """OpenVINO on the CPU, in float32, bfloat16 or int8.
 
 In int8 the quantised layers are those of the graph; what it leaves in float is computed in bfloat16 where the CPU has
-units and OpenVINO kernels for it (an edit takes 0.8 times as long as with float32, at the same PSNR to 0.3 dB), else in
-float32.
+units and OpenVINO kernels for it, which is faster, else in float32.
 
 Each graph is compiled for one image, for a share of a full batch, and for any count: known shapes are faster.
 """
@@ -87,7 +86,7 @@ class OpenVinoBackend:
         """Images, uint8 [N, H, W, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu.
 
         One graph from end to end: each thread goes through its share of the batch without waiting for the others in
-        between. Beside two calls that took 0.79 of the time at batch 1, 0.89 at 8, 0.97 at 32 (2 cores, bf16).
+        between.
         """
         edited, mu = self._editor.run(images, steps)
         return edited, mu

@@ -1,28 +1,26 @@
-"""Whether a batch that could start should wait for clients that are about to come back."""
+"""How long a batch that could start waits for clients that are about to come back."""
 
 # Of the time that the last batch took, at most, and in seconds.
 _LONGEST = 0.75
 _LONGEST_S = 0.02
-# Fewer than this share of the expected ones are a disappointment.
+# Where fewer than this share of the expected requests came, the wait was in vain.
 _ENOUGH = 0.75
 
 
-class Patience:
-    """How long the next batch may wait for those whom the last one answered, and those who waited beside it.
+class BatchWindow:
+    """Waits for the clients that the last batch answered, and for those that waited beside it.
 
-    Clients that ask again as soon as they are answered come as a crowd. One batch of all of them takes less time than
-    two of half of them, and while answers and requests are on the wire, compute doesn't take their processor: on two
-    cores, with 32 single images in flight, a request took 0.81 of the processor time. The members of the crowd are
-    requests, of whatever size; a client that has several in flight counts as several. One that is alone never waits:
-    it is all that is expected. Others might wait in vain, so patience is learned: a crowd that doesn't come back halves
-    it, one that does doubles it.
+    Clients that ask again as soon as they are answered come together. One batch of all of them takes less processor
+    time than several of a few, and while answers and requests are on the wire, compute doesn't take their processor.
+    What counts are requests of whatever size, so a client with several in flight counts as several. A client that is
+    alone never waits: it is all that is expected. The window adapts: a wait in vain halves it, another doubles it.
     """
 
     def __init__(self) -> None:
         self._share = _LONGEST
         self._until = 0.0
         self.expected = 0
-        """Requests that are worth waiting for: 0, or a crowd of 2 or more."""
+        """Requests that are worth waiting for: 0, or at least 2."""
 
     def computed(self, answered: int, waiting: int, seconds: float, now: float) -> None:
         """A batch was computed.
@@ -33,8 +31,8 @@ class Patience:
             seconds: How long it took.
             now: The time.
         """
-        crowd = answered + waiting
-        self.expected = crowd if crowd > 1 else 0
+        expected = answered + waiting
+        self.expected = expected if expected > 1 else 0
         self._until = now + min(self._share * seconds, _LONGEST_S)
 
     def until(self, waiting: int) -> float:
@@ -42,7 +40,7 @@ class Patience:
         return self._until if waiting < self.expected else 0.0
 
     def taken(self, waiting: int, full: bool) -> None:
-        """A batch was started of so many requests that waited; a full one had no more to wait for."""
+        """A batch was started while so many requests waited; a full one had no more to wait for."""
         if self.expected:
             came = full or waiting >= _ENOUGH * self.expected
             self._share = min(_LONGEST, 2 * self._share + 0.01) if came else self._share / 2

@@ -1,11 +1,14 @@
-"""Dynamic batching: requests of all clients share batches, and nobody waits while the device is idle.
+"""Dynamic batching: requests of all clients share batches.
 
-A `Batcher` serves one graph. Several of them share one `Device`, whose threads compute their batches in turn; a
-batch is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the
-order that `engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with, a smaller
-one when the loop has handed out the batcher's own last results, so that the next requests of the same clients can be
-in it. Per request there is one future and a few steps under a lock; per
-batch one message from a thread to the loop.
+A `Batcher` serves one graph. Several of them share one `Device`, whose threads compute their batches in turn. A batch
+is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the order that
+`engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with; a smaller one when the
+loop has handed out the batcher's own last results, and after the wait that `engine.batching.batch_window` describes, so
+that the next requests of the same clients can be in it. Per request there is one future and a few steps under a lock;
+per batch one message from a thread to the loop.
+
+Threads: `due` and `take` run on the device's threads, with `device.lock` held, and `_compute` without it. All else runs
+on the event loop, which takes that lock to touch the queue. Nobody who holds it takes another lock.
 """
 
 import asyncio
@@ -18,9 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.batching.batch_window import BatchWindow
 from engine.batching.device import Device
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
-from engine.batching.batch_window import Patience
 from engine.batching.rate import Rate
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
@@ -127,7 +130,7 @@ class Batcher:
         self._buffers = deque(np.empty((max_batch_size, *item_shape), dtype) for _ in range(1 + overlaps))
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
-        self._patience = Patience()
+        self._window = BatchWindow()
         self._reserved: Counter[str] = Counter()  # items by client
         # What was taken from the queue, a batch or expired requests, until those who wait for it have seen the outcome.
         self._unsettled = 0
@@ -262,7 +265,7 @@ class Batcher:
             return float("inf")
         if self._closing:
             return 0.0
-        return max(self._since + self._max_delay, self._patience.until(self._queue.requests))
+        return max(self._since + self._max_delay, self._window.until(self._queue.requests))
 
     def take(self, now: float) -> Callable[[], None] | None:
         """For the device, on its threads: puts a batch together."""
@@ -273,7 +276,7 @@ class Batcher:
             self._call(self._expire, expired)
         if not pieces:
             return None
-        self._patience.taken(requests, full)
+        self._window.taken(requests, full)
         self._unsettled += 1
         return lambda: self._compute(pieces)
 
@@ -287,7 +290,7 @@ class Batcher:
             if empty:
                 self._since = request.arrived
             self._queue.push(request, client, priority)
-            if empty or (self.ripe() and not ripe) or self._queue.requests == self._patience.expected:
+            if empty or (self.ripe() and not ripe) or self._queue.requests == self._window.expected:
                 self._device.wake()
 
     def _require_open(self) -> None:
@@ -352,7 +355,7 @@ class Batcher:
     def _deliver(self, pieces: list[Piece], outputs: tuple[Array, ...] | None, started: float, ended: float) -> None:
         answered = sum(request.size == stop and not request.future.done() for request, _, stop in pieces)
         with self._device.lock:
-            self._patience.computed(answered, self._queue.requests, ended - started, monotonic())
+            self._window.computed(answered, self._queue.requests, ended - started, monotonic())
         count = 0
         for piece in pieces:
             end = count + piece.stop - piece.start

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from engine.client import messages
 from engine.client.connection import Connection
-from engine.client.errors import Patience
+from engine.client.errors import RetryBudget
 from engine.client.values import (
     Bytes,
     Distribution,
@@ -234,7 +234,7 @@ class Calls(Connection):
         request = messages.sample_request(count, seed, temperature, distribution, "latents")
         return Call("Sample", request, options, messages.read_latents)
 
-    def _prepare(self, call: Call[Any]) -> tuple[Callable[[float | None], Any], Patience]:
+    def _prepare(self, call: Call[Any]) -> tuple[Callable[[float | None], Any], RetryBudget]:
         """What sends a call, given the seconds that it has, and how often it may."""
         options = self._with_defaults(call.options)
         messages.address(call.request, options)
@@ -242,7 +242,7 @@ class Calls(Connection):
         def send(seconds: float | None) -> Any:
             return self._methods[call.method](call.request, **self._call_arguments(options, seconds))
 
-        return send, self._patience(options)
+        return send, self._budget(options)
 
 
 class BlockingCalls(Calls):
@@ -253,12 +253,12 @@ class BlockingCalls(Calls):
         @functools.wraps(call)
         def ask(self: Any, *arguments: P.args, **options: P.kwargs) -> T:
             asked = call(self, *arguments, **options)
-            send, patience = self._prepare(asked)
+            send, budget = self._prepare(asked)
             while True:
                 try:
-                    answer = send(patience.remaining())
+                    answer = send(budget.remaining())
                 except grpc.RpcError as error:
-                    time.sleep(patience.pause_after(self._error(error)))
+                    time.sleep(budget.pause_after(self._error(error)))
                 else:
                     return asked.read(answer)
 
@@ -273,12 +273,12 @@ class AwaitedCalls(Calls):
         @functools.wraps(call)
         async def ask(self: Any, *arguments: P.args, **options: P.kwargs) -> T:
             asked = call(self, *arguments, **options)
-            send, patience = self._prepare(asked)
+            send, budget = self._prepare(asked)
             while True:
                 try:
-                    answer = await send(patience.remaining())
+                    answer = await send(budget.remaining())
                 except grpc.RpcError as error:
-                    await asyncio.sleep(patience.pause_after(self._error(error)))
+                    await asyncio.sleep(budget.pause_after(self._error(error)))
                 else:
                     return asked.read(answer)
 

@@ -76,7 +76,7 @@ class ClientError(Exception):
         return cls(_NAMES.get(error.code, "UNKNOWN"), error.message, (), error.retry_after_ms / 1000 or None)
 
 
-class Patience:
+class RetryBudget:
     """How often, and until when, a call is sent again.
 
     Args:

@@ -48,7 +48,7 @@ _WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server refuses beyond; the fields are those of `Limits` in protos/dfcvae.proto.
+    """The server's limits; the fields are those of `Limits` in protos/dfcvae.proto.
 
     Attributes:
         max_message_bytes: Largest message.
@@ -71,7 +71,7 @@ class LatentEngine:
 
     Args:
         catalog: What is served.
-        limits: What the server refuses beyond.
+        limits: The server's limits.
     """
 
     def __init__(self, catalog: Catalog, limits: Limits) -> None:
