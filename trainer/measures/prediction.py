@@ -52,7 +52,7 @@ def svm(train: Split, test: Split) -> NDArray[np.float64]:
     inputs, test_inputs = (scaler.transform(split.mu.astype(np.float64)) for split in (train, test))
 
     columns = []
-    for labels in tqdm(train.labels.T, "linear SVMs", unit="attribute", delay=3, leave=False):
+    for labels in tqdm(train.labels.T, "linear SVMs", unit="attribute", delay=3, leave=False, disable=None):
         w, b = linear_svm.fit(inputs, labels, SVM_C)
         columns.append(test_inputs @ w + b)
     return np.stack(columns, axis=1)
