@@ -119,17 +119,11 @@ class ServerConfig:
     max_pixels_per_file: Annotated[int, Bounds(1, _UINT32)] = MAX_FILE_PIXELS
     """Largest encoded image, pixels; larger ones are refused before they are decoded."""
 
-    max_requests_ahead: Annotated[int, Bounds(1, _UINT32)] = 64
-    """Requests of one EditStream that are read ahead of their answers; at most the images of one request, too."""
-
     keepalive_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 60.0
     """How often the server asks a silent connection whether it is still there, seconds; 0: gRPC's default, 2 h."""
 
     min_ping_interval_s: Annotated[float, Bounds(0, _INT32 // 1000)] = 10.0
     """How often clients may ping; those that do so more often are cut off, seconds."""
-
-    max_connection_idle_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 0.0
-    """Connections without calls are closed after this time, seconds; 0: never."""
 
     max_connection_age_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 0.0
     """Connections are asked to end after this time, for example to balance load anew, seconds; 0: never."""

@@ -124,7 +124,6 @@ def _limits(config: ServerConfig) -> Limits:
         max_pixels_per_file=config.max_pixels_per_file,
         max_concurrent_streams=config.max_concurrent_streams,
         max_images_per_second=config.max_images_per_second,
-        max_requests_ahead=config.max_requests_ahead,
     )
 
 
@@ -133,7 +132,6 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
     limits = {
         "grpc.max_concurrent_streams": config.max_concurrent_streams,
         "grpc.keepalive_time_ms": config.keepalive_s * 1000,
-        "grpc.max_connection_idle_ms": config.max_connection_idle_s * 1000,
         "grpc.max_connection_age_ms": config.max_connection_age_s * 1000,
     }
     return [
