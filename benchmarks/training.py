@@ -40,19 +40,18 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from trainer import dataset
-from trainer.compiler import compile_run
 from trainer.config import TrainConfig
-from trainer.dataset import Index
+from trainer.data import Index, load_data, read_index
 from trainer.errors import ConfigError, TrainerError
 from trainer.faces import write_faces
-from trainer.loss import Loss, kl_divergence
+from trainer.hardware.compile import compile_run
+from trainer.hardware.device import Placement, keep_freed_memory
+from trainer.loss.perceptual import load_backbone
+from trainer.loss.vae_loss import Loss, kl_divergence
+from trainer.loss.vgg import IMAGENET_MEAN, IMAGENET_STD
 from trainer.model import VAE
-from trainer.perceptual import load_backbone
-from trainer.placement import Placement, keep_freed_memory
 from trainer.presets import PRESETS
-from trainer.run import Run
-from trainer.trunk import IMAGENET_MEAN, IMAGENET_STD
+from trainer.train_state import Run
 
 Side = Literal["ours", "straightforward"]
 SIDES: tuple[Side, ...] = ("straightforward", "ours")
@@ -137,7 +136,7 @@ class _Straightforward:
         self.std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
         self.waited = 0.0
         self._loader = DataLoader(
-            _Files(dataset.read_index(data), config), config.batch_size, shuffle=True, drop_last=True,
+            _Files(read_index(data), config), config.batch_size, shuffle=True, drop_last=True,
             num_workers=min(8, len(os.sched_getaffinity(0))), persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
@@ -193,7 +192,7 @@ class _Ours:
         place = Placement.of(config.device, config.precision)
         if place.device.type == "cpu":
             keep_freed_memory()
-        faces = dataset.load(data, config.model.image_size, config.crop)
+        faces = load_data(data, config.model.image_size, config.crop)
         self._run = Run(config, faces, Path(tempfile.gettempdir()), place)
         self.device = place.device
         perceptual = self._run.perceptual()
@@ -333,7 +332,7 @@ def benchmark(config: SpeedConfig) -> None:
         if data is None:
             data = Path(folder) / "faces"
             write_faces(data, 2_000)
-        dataset.load(data, training.model.image_size, training.crop)  # packs, so that neither side waits for it
+        load_data(data, training.model.image_size, training.crop)  # packs, so that neither side waits for it
         found = take_turns(config, training, data)
     print(table(found))
     if config.json:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from quickstart.client import STRIP_STRENGTHS, Job
-from trainer import figures
-from trainer.classifier import Classifier
-from trainer.measures.edit_quality import judge_edit
+from trainer.evaluation import figures
+from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.edits.quality import judge_edit
 
 
 def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) -> list[dict[str, Any]]:

@@ -20,8 +20,8 @@ import tyro
 from engine.version import tell_version
 from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
+from trainer.evaluation.options import Options
 from trainer.extras import require
-from trainer.options import Options
 from trainer.presets import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -68,12 +68,14 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Runs the command."""
-        from trainer import checkpoint, dataset, threads  # noqa: PLC0415
-        from trainer.evaluate import REPORT, evaluate  # noqa: PLC0415
-        from trainer.measures.report import summary  # noqa: PLC0415
+        from trainer import run_folder  # noqa: PLC0415
+        from trainer.data import load_data  # noqa: PLC0415
+        from trainer.evaluation.evaluate import REPORT, evaluate  # noqa: PLC0415
+        from trainer.evaluation.report import summary  # noqa: PLC0415
+        from trainer.hardware import threads  # noqa: PLC0415
 
-        config, _ = checkpoint.load_config(self.run)
-        data = dataset.load(
+        config, _ = run_folder.load_config(self.run)
+        data = load_data(
             self.data,
             config.model.image_size,
             config.crop,
@@ -135,16 +137,16 @@ class Directions:
 
     def __call__(self) -> None:
         """Runs the command."""
-        from trainer import attributes  # noqa: PLC0415
+        from trainer.latents import own_labels  # noqa: PLC0415
 
         if self.data is not None:
-            changes = attributes.from_data(self.run, self.data, self.kind, self.labels, align=self.align)
+            changes = own_labels.from_data(self.run, self.data, self.kind, self.labels, align=self.align)
         elif self.having and self.lacking and self.name:
-            changes = attributes.from_folders(
+            changes = own_labels.from_folders(
                 self.run, self.having, self.lacking, self.name, self.kind, align=self.align
             )
         else:
-            changes = attributes.drop(self.run, self.drop)
+            changes = own_labels.drop(self.run, self.drop)
         print(f"attribute directions: {changes}")
         print(f"next: python -m export.build_engines --run {self.run} --out BUNDLE")
 
@@ -168,7 +170,7 @@ class Train:
 
     def __call__(self) -> None:
         """Runs the command."""
-        from trainer.plan import Plan  # noqa: PLC0415  (start-up: --help need not load torch)
+        from trainer.preflight import Plan  # noqa: PLC0415  (start-up: --help need not load torch)
 
         plan = Plan.of(self.config, self.data, self.out, self.resume)
         if self.dry_run:
@@ -177,9 +179,9 @@ class Train:
             print(json.dumps(values, indent=2))
             return
         data = plan.data()
-        from trainer import loop  # noqa: PLC0415
+        from trainer import training  # noqa: PLC0415
 
-        loop.train(self.config, data, self.out, self.resume)
+        training.train(self.config, data, self.out, self.resume)
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
             evaluate = f"python -m trainer evaluate {self.out} --data {self.data}"
             print(f"next: {evaluate}, then python -m export.build_engines --run {self.out} --out BUNDLE")
@@ -191,9 +193,9 @@ def _defaults(arguments: list[str]) -> TrainConfig:
     if "--resume" in arguments:
         folder = Path(_given(arguments, "--out") or "")
         if (folder / "config.json").is_file():
-            from trainer import checkpoint  # noqa: PLC0415  (start-up: --help need not load torch)
+            from trainer import run_folder  # noqa: PLC0415  (start-up: --help need not load torch)
 
-            config, _ = checkpoint.load_config(folder)
+            config, _ = run_folder.load_config(folder)
             if name in (None, config.preset):
                 return config
     if name is None:

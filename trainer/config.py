@@ -21,7 +21,7 @@ VGG19_TAPS = (
 
 
 Kind = Literal["mean", "adjusted", "svm"]
-"""Kinds of attribute directions, which `trainer.directions` describes."""
+"""Kinds of attribute directions, which `trainer.latents.directions` describes."""
 
 HARMLESS = (
     "preset", "device", "compile", "deterministic", "threads", "log_every", "save_minutes",

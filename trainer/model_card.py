@@ -8,9 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from trainer import checkpoint
-from trainer.checkpoint import CARD, DIRECTIONS, EVALUATION
-from trainer.directions import load_directions
+from trainer import run_folder
+from trainer.latents.directions import load_directions
+from trainer.run_folder import CARD, DIRECTIONS, EVALUATION
 
 MARKER = "<!-- Written by the trainer, and renewed by it; delete this line to keep a text of your own. -->"
 
@@ -35,7 +35,7 @@ def write_card(run: Path) -> None:
     path = run / CARD
     if path.exists() and MARKER not in path.read_text(encoding="utf-8", errors="replace"):
         return
-    config, resolved = checkpoint.load_config(run)
+    config, resolved = run_folder.load_config(run)
     directions = load_directions(run / DIRECTIONS)[0] if (run / DIRECTIONS).exists() else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
@@ -51,7 +51,7 @@ def write_card(run: Path) -> None:
         attributes=[direction.name for direction in directions],
         results=_results(run / EVALUATION),
     )
-    checkpoint.write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    run_folder.write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _results(path: Path) -> list[dict[str, Any]]:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer import dataset
-from trainer.checkpoint import CONFIG, initial_weights
 from trainer.config import TrainConfig
-from trainer.dataset import SPLITS, Index, Pack, contact_sheet
+from trainer.data import SPLITS, FaceData, Index, Pack, contact_sheet, read_index
 from trainer.errors import ConfigError, RunError
-from trainer.perceptual import check_weights
-from trainer.placement import Placement
+from trainer.hardware.device import Placement
+from trainer.loss.perceptual import check_weights
 from trainer.presets import PRESETS
+from trainer.run_folder import CONFIG, initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class Plan:
 
         Args:
             config: what to compute.
-            data: the data set, see `dataset.read_index`.
+            data: the data set, see `read_index`.
             out: the run folder.
             resume: whether a run that is in it already is to be gone on with.
 
@@ -54,7 +53,7 @@ class Plan:
         """
         _require_out(out, resume)
         place = Placement.of(config.device, config.precision)
-        index = dataset.read_index(
+        index = read_index(
             data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
         ).limited(config.limit_train)
         _require_apart(out, index)
@@ -68,7 +67,7 @@ class Plan:
         _warn_of_constants(index)
         return cls(config, pack, out, place, weights)
 
-    def data(self) -> dataset.FaceData:
+    def data(self) -> FaceData:
         """The packed images; packs them if that has not been done."""
         data = self.pack.data()
         _require_batches(self.config, data.index)  # damaged images may be left out

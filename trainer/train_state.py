@@ -13,22 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import checkpoint
-from trainer.average import WeightAverage
-from trainer.columns import as_products
+from trainer import run_folder
 from trainer.config import CHANGEABLE, TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import FaceData
+from trainer.data.loader import Batch, Feed
 from trainer.errors import NonFiniteLossError, RunError
-from trainer.feed import Batch, Feed
-from trainer.fleet import Fleet
-from trainer.learner import Learner
-from trainer.loss import Loss, Terms
+from trainer.hardware.batch_norm import fix_idle_biases
+from trainer.hardware.conv_as_matmul import as_products
+from trainer.hardware.device import Placement
+from trainer.hardware.distributed import Fleet
+from trainer.loss.perceptual import PerceptualLoss, load_backbone
+from trainer.loss.vae_loss import Loss, Terms
 from trainer.model import VAE, Output
-from trainer.muon import Muon, is_matrix
-from trainer.normalisation import fix_idle_biases
-from trainer.perceptual import PerceptualLoss, load_backbone
-from trainer.placement import Placement
-from trainer.schedule import Schedule
+from trainer.model.attribute_head import Learner
+from trainer.optim.ema import WeightAverage
+from trainer.optim.muon import Muon, is_matrix
+from trainer.optim.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -265,9 +265,9 @@ class Run:
         self.fleet.lead(self._write)
 
     def _write(self) -> None:
-        checkpoint.save_model(self.folder, self.result)
+        run_folder.save_model(self.folder, self.result)
         state = {
-            "version": checkpoint.CHECKPOINT_VERSION,
+            "version": run_folder.CHECKPOINT_VERSION,
             "step": self.step,
             "legs": self.legs,
             "config": json.dumps(self.config.to_json()),
@@ -276,7 +276,7 @@ class Run:
             "average": self.average.model.state_dict() if self.average else None,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        checkpoint.save_checkpoint(self.folder, state)
+        run_folder.save_checkpoint(self.folder, state)
 
     @property
     def saved_bytes(self) -> int:
@@ -302,7 +302,7 @@ class Run:
 
     @property
     def _kept(self) -> bool:
-        return (self.folder / checkpoint.CHECKPOINT).exists()
+        return (self.folder / run_folder.CHECKPOINT).exists()
 
     def restore(self) -> None:
         """Goes on from the folder's checkpoint; without one, from the weights of `init_from`, or from nothing.
@@ -328,7 +328,7 @@ class Run:
     def _initialise(self) -> None:
         if self.config.init_from is None:
             return
-        weights = self.fleet.lead(lambda: checkpoint.initial_weights(self.config))
+        weights = self.fleet.lead(lambda: run_folder.initial_weights(self.config))
         self.model.load_state_dict(weights)
         self._digests["init_from"] = _digest(self.model)
         if self.average:
@@ -337,7 +337,7 @@ class Run:
     def _read(self) -> dict[str, Any] | None:
         if not self._kept:
             return None
-        state = checkpoint.load_checkpoint(self.folder)
+        state = run_folder.load_checkpoint(self.folder)
         differing = self.config.differences(json.loads(state["config"]))
         if differing:
             raise RunError(

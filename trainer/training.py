@@ -10,20 +10,22 @@ import signal
 import time
 from pathlib import Path
 
-from trainer import checkpoint, derived, threads
-from trainer.compiler import compile_run
+from trainer import run_folder
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import FaceData
 from trainer.errors import InterruptedRunError, NonFiniteLossError, RunError
-from trainer.fleet import Fleet
-from trainer.journal import Journal
-from trainer.loss import Loss
-from trainer.perceptual import PerceptualLoss
-from trainer.placement import Placement, choose_gpu_algorithms, keep_freed_memory
-from trainer.run import Run
+from trainer.hardware import threads
+from trainer.hardware.compile import compile_run
+from trainer.hardware.device import Placement, choose_gpu_algorithms, keep_freed_memory
+from trainer.hardware.distributed import Fleet
+from trainer.latents import derived
+from trainer.loss.perceptual import PerceptualLoss
+from trainer.loss.vae_loss import Loss
+from trainer.monitoring.metric_logger import Journal
+from trainer.monitoring.validation import validate
+from trainer.monitoring.watchdog import Watch
 from trainer.signals import Signals
-from trainer.validation import validate
-from trainer.watch import Watch
+from trainer.train_state import Run
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ NUM_VALIDATED = 512
 def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = False) -> None:
     """Trains a VAE, then computes its attribute directions; alone, or as one of the processes that torchrun started.
 
-    Leaves the run folder that `trainer.checkpoint` describes, and TensorBoard events.
+    Leaves the run folder that `trainer.run_folder` describes, and TensorBoard events.
 
     Args:
         config: what to compute.
@@ -56,10 +58,10 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
         run = Run(config, data, folder, place, fleet)
 
         def occupy() -> None:
-            if (folder / checkpoint.CONFIG).exists() and not resume:
+            if (folder / run_folder.CONFIG).exists() and not resume:
                 raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
             # The last good files stay until the new ones are whole.
-            stack.enter_context(checkpoint.occupied(folder, 2 * run.saved_bytes))
+            stack.enter_context(run_folder.occupied(folder, 2 * run.saved_bytes))
 
         fleet.lead(occupy)
         run.restore()
@@ -67,7 +69,7 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
         if run.step < run.num_steps:
             perceptual = run.perceptual()
             run.begin_leg(compile_run(run, perceptual))
-            fleet.lead(lambda: checkpoint.save_config(folder, config, run.resolved(perceptual)))
+            fleet.lead(lambda: run_folder.save_config(folder, config, run.resolved(perceptual)))
             _fit(run, perceptual)
             fleet.lead(lambda: _finish(run))
         else:
@@ -85,7 +87,7 @@ def _fit(run: Run, perceptual: PerceptualLoss | None) -> None:
         journal = watch = None
         if fleet.leads:
             journal = stack.enter_context(Journal(run.folder, run.step, run.num_steps, config.batch_size))
-            watch = Watch(config, run.folder / checkpoint.METRICS)
+            watch = Watch(config, run.folder / run_folder.METRICS)
         for batch in batches:
             rates = {"lr": run.lr} | ({} if run.muon_lr is None else {"muon_lr": run.muon_lr})
             terms = run.advance(loss, batch)
@@ -136,12 +138,12 @@ def _finish(run: Run) -> None:
 
 def _complete(run: Run) -> None:
     """Writes what a run whose training is done lacks, and its directions anew where another kind is asked for."""
-    config, resolved = checkpoint.load_config(run.folder)
+    config, resolved = run_folder.load_config(run.folder)
     kind = run.config.directions
     other_kind = kind != config.directions
     changes = derived.complete(run.folder, run.result, run.place, run.data, kind=kind, other_kind=other_kind)
     if changes is None:
         logger.info("%s is complete: nothing left to train; --epochs N adds epochs", run.folder)
         return
-    checkpoint.save_config(run.folder, dataclasses.replace(config, directions=kind), resolved)
+    run_folder.save_config(run.folder, dataclasses.replace(config, directions=kind), resolved)
     logger.info("attribute directions: %s", changes)

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from trainer import checkpoint
-from trainer.average import WeightAverage
+from trainer import run_folder
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
-from trainer.loop import train
+from trainer.data import FaceData
 from trainer.model import VAE
+from trainer.optim.ema import WeightAverage
+from trainer.training import train
 
 
 def test_the_average_follows_weights_and_statistics(small: TrainConfig) -> None:
@@ -32,8 +32,8 @@ def test_the_average_follows_weights_and_statistics(small: TrainConfig) -> None:
 def test_a_run_saves_and_resumes_its_average(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
     config = replace(small, ema_decay=0.9)
     train(config, data, tmp_path / "run")
-    state = checkpoint.load_checkpoint(tmp_path / "run")
-    saved = load_file(tmp_path / "run" / checkpoint.MODEL)
+    state = run_folder.load_checkpoint(tmp_path / "run")
+    saved = load_file(tmp_path / "run" / run_folder.MODEL)
     assert all(torch.equal(saved[name], state["average"][name]) for name in saved)
     assert not torch.equal(saved["encoder.mu.weight"], state["learner"]["vae.encoder.mu.weight"])
     assert json.loads(state["config"])["ema_decay"] == 0.9

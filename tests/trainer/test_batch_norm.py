@@ -6,8 +6,8 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.config import TrainConfig
+from trainer.hardware.batch_norm import fix_idle_biases, synchronise
 from trainer.model import VAE
-from trainer.normalisation import fix_idle_biases, synchronise
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ import torch
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 
-from trainer import compiler
-from trainer.compiler import compile_run
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import FaceData
 from trainer.errors import ConfigError
-from trainer.loss import Loss
-from trainer.perceptual import PerceptualLoss, load_backbone
-from trainer.run import Run
+from trainer.hardware.compile import compile_run
+from trainer.loss.perceptual import PerceptualLoss, load_backbone
+from trainer.loss.vae_loss import Loss
+from trainer.train_state import Run
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def perceptual(tmp_path: Path) -> PerceptualLoss:
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine without a C++ compiler, on which compiling would pay."""
-    monkeypatch.setattr(compiler, "MIN_CPU_IMAGES", 1)
+    monkeypatch.setattr("trainer.hardware.compile.MIN_CPU_IMAGES", 1)
     torch.compiler.reset()
     with inductor.patch({"cpp.cxx": (None, "/nowhere/g++")}), fresh_cache():
         yield

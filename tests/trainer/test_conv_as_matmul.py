@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.columns import as_products
+from trainer.hardware.conv_as_matmul import as_products
 
 
 def layer(transposed: bool, kernel: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ import pytest
 
 from engine.latents import Directions
 from trainer.config import Kind
-from trainer.directions import (
+from trainer.latents.directions import (
     KINDS,
     adjusted_differences,
     directions_of,
@@ -78,7 +78,7 @@ def test_every_kind_is_kept_for_the_engine(
     mu, labels = world
     said: list[str] = []
     monkeypatch.setattr(
-        logging.getLogger("trainer.directions"), "warning", lambda text, *values: said.append(text % values)
+        logging.getLogger("trainer.latents.directions"), "warning", lambda text, *values: said.append(text % values)
     )
     rare = np.zeros((4000, 1), bool)
     rare[:19] = True

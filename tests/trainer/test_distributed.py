@@ -14,15 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer import checkpoint
+from trainer import run_folder
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import FaceData
 from trainer.errors import RunError
-from trainer.fleet import Fleet
-from trainer.loss import Loss
-from trainer.normalisation import synchronise
-from trainer.run import Run
-from trainer.shard import Shard
+from trainer.hardware.batch_norm import synchronise
+from trainer.hardware.distributed import Fleet
+from trainer.hardware.shard import Shard
+from trainer.loss.vae_loss import Loss
+from trainer.train_state import Run
 
 SIZES = ["--image-size", "32", "--latent-dim", "16", "--channels", "16", "16", "32", "32"]
 COMMON = ["--preset", "plain", "--precision", "fp32", "--device", "cpu", "--log-every", "1", *SIZES]
@@ -46,7 +46,7 @@ def stopped(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     torch.save({f"features.{name}": tensor for name, tensor in layers.state_dict().items()}, folder / "vgg.pth")
     features = ["--taps", "relu1_1", "relu2_1", "--vgg-weights", folder / "vgg.pth", "--normalise-features"]
     options = [*features, "--feature-share", "0.3", "--batch-size", "53", "--lr", "1e-4", "--schedule", "constant"]
-    run, metrics = folder / "run", folder / "run" / checkpoint.METRICS
+    run, metrics = folder / "run", folder / "run" / run_folder.METRICS
     command = [*TORCHRUN, "-m", "trainer", "train", "--data", faces, "--out", run, *COMMON, *options, "--epochs", "100"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     while not metrics.exists() or f'"step": {MIN_STEPS}' not in metrics.read_text():
@@ -58,7 +58,7 @@ def stopped(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
 
 
 def recorded(run: Path) -> list[dict[str, float]]:
-    records = [json.loads(line) for line in (run / checkpoint.METRICS).read_text().splitlines()]
+    records = [json.loads(line) for line in (run / run_folder.METRICS).read_text().splitlines()]
     return [record["loss"] for record in records if "loss" in record]
 
 
@@ -74,14 +74,14 @@ def apart(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float
 
 
 def config_of(run: Path) -> TrainConfig:
-    return checkpoint.load_config(run)[0]
+    return run_folder.load_config(run)[0]
 
 
 def test_sigterm_leaves_a_checkpoint_and_one_process_speaks_for_both(stopped: Stopped) -> None:
     assert stopped.returncode != 0
     assert len(re.findall("error: stopped by SIGTERM after step", stopped.said)) == 1
-    assert checkpoint.load_checkpoint(stopped.folder)["step"] == len(recorded(stopped.folder)) >= MIN_STEPS
-    assert checkpoint.load_config(stopped.folder)[1]["legs"][0]["processes"] == 2
+    assert run_folder.load_checkpoint(stopped.folder)["step"] == len(recorded(stopped.folder)) >= MIN_STEPS
+    assert run_folder.load_config(stopped.folder)[1]["legs"][0]["processes"] == 2
 
 
 def test_the_losses_are_those_of_one_process(stopped: Stopped, data: FaceData) -> None:
@@ -92,7 +92,7 @@ def test_the_losses_are_those_of_one_process(stopped: Stopped, data: FaceData) -
 
 def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: Stopped, data: FaceData) -> None:
     """Losses, weights, and Adam's averaged gradients: their scale would not show in the losses."""
-    losses, state = recorded(stopped.folder), checkpoint.load_checkpoint(stopped.folder)
+    losses, state = recorded(stopped.folder), run_folder.load_checkpoint(stopped.folder)
     run = Run(config_of(stopped.folder), data, stopped.folder)
     synchronise(run.model)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]

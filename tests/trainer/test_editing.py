@@ -11,20 +11,22 @@ from torch import Tensor, nn
 
 from engine.latents import Directions
 from engine.sampling import Gaussian
-from trainer.classifier import Classifier, Network
 from trainer.config import ModelConfig
-from trainer.dataset import FaceData, Index
-from trainer.directions import mean_differences
-from trainer.measures import edit_figures, edit_judge, edit_matrix, editing
-from trainer.measures.edit_quality import Change, EditQuality, best_strength, judge_edit, quality
-from trainer.measures.edit_sitting import Sitting, rows_to_edit
-from trainer.measures.instruments import Instruments
-from trainer.measures.networks import Instrument
-from trainer.measures.skipped import SkippedError
-from trainer.measures.subject import Autoencoder, Subject
+from trainer.data import FaceData, Index
+from trainer.evaluation.classifier import Classifier, Network
+from trainer.evaluation.edits import curves, matrix
+from trainer.evaluation.edits import figures as edit_figures
+from trainer.evaluation.edits import judge as edit_judge
+from trainer.evaluation.edits.faces import Sitting, rows_to_edit
+from trainer.evaluation.edits.quality import Change, EditQuality, best_strength, judge_edit, quality
+from trainer.evaluation.instruments import Instruments
+from trainer.evaluation.networks import Instrument
+from trainer.evaluation.options import Options
+from trainer.evaluation.skipped import SkippedError
+from trainer.evaluation.subject import Autoencoder, Subject
+from trainer.hardware.device import Placement
+from trainer.latents.directions import mean_differences
 from trainer.model import VAE, Posterior
-from trainer.options import Options
-from trainer.placement import Placement
 
 CPU = Placement.of("cpu", "fp32")
 NAMES = ("Smiling", "Eyeglasses", "Male")  # red, green and blue
@@ -176,8 +178,8 @@ def test_the_judge_is_measured_on_reconstructions_too(subject: Subject) -> None:
 def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edit_matrix, "NUM_KEPT", 1)
-    found = edit_matrix.rescoring(Sitting.test(subject, seer()), Sitting.val(subject, seer()), 1.0)
+    monkeypatch.setattr(matrix, "NUM_KEPT", 1)
+    found = matrix.rescoring(Sitting.test(subject, seer()), Sitting.val(subject, seer()), 1.0)
     assert found["edited"] == found["judged"] == list(NAMES)
     assert found["kept_directions"]["Smiling"] == ["Eyeglasses"]
     plain, keep = (np.array(found[mode]["matrix"]) for mode in ("plain", "keep"))
@@ -192,21 +194,21 @@ def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
 
 
 def test_every_kind_of_direction_is_compared(subject: Subject) -> None:
-    found = editing.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()))
+    found = curves.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()))
     assert found["served"] == "mean"
     for kinds in (sides[side] for sides in found["attributes"].values() for side in ("adding", "removing")):
         assert set(kinds) == {"mean", "adjusted", "svm"}
         flips = [point["flipped"] for point in kinds["mean"]["points"]]
         assert flips == sorted(flips)
         assert flips[-1] == 1.0
-    own = editing.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()), compare=False)["attributes"]
+    own = curves.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()), compare=False)["attributes"]
     assert own["Smiling"]["adding"] == {"mean": found["attributes"]["Smiling"]["adding"]["mean"]}
     adding = found["attributes"]["Eyeglasses"]["adding"]
     assert adding["adjusted"]["points"][1]["kept"] > adding["mean"]["points"][1]["kept"]  # green without red
     # The file says the kind; what is measured under its name are the stored directions themselves.
     turned = replace(subject.directions, vectors=-subject.directions.vectors, kinds=("svm",) * 3)
     other = replace(subject, directions=turned)
-    found = editing.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
+    found = curves.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
     assert found["served"] == "svm"
     assert found["attributes"]["Smiling"]["adding"]["svm"]["points"][-1]["flipped"] == 0.0
 
@@ -215,7 +217,7 @@ def test_every_kind_of_direction_is_compared(subject: Subject) -> None:
 def test_directions_of_no_one_kind_are_compared_beside_all_kinds(subject: Subject, kinds: tuple[str, ...]) -> None:
     turned = replace(subject.directions, vectors=-subject.directions.vectors, kinds=kinds)
     other = replace(subject, directions=turned)
-    found = editing.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
+    found = curves.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
     assert found["served"] is None
     assert found["attributes"]["Smiling"]["adding"]["served"]["points"][-1]["flipped"] == 0.0
 
@@ -225,11 +227,11 @@ def test_the_strength_is_chosen_on_val_and_measured_on_test(subject: Subject) ->
     mu = subject.val_mu.copy()
     subject.__dict__["val_mu"] = mu * np.array([4, 1, 1], np.float32)
     test, val = Sitting.test(subject, seer()), Sitting.val(subject, seer())
-    found = editing.curves(test, val)["attributes"]["Smiling"]["adding"]["mean"]
+    found = curves.curves(test, val)["attributes"]["Smiling"]["adding"]["mean"]
     best, chosen = found["best"], found["chosen"]
-    alone = editing.curves(test, test)["attributes"]["Smiling"]["adding"]["mean"]["best"]
+    alone = curves.curves(test, test)["attributes"]["Smiling"]["adding"]["mean"]["best"]
     assert best["strength"] == chosen["strength"] > alone["strength"]
-    faces = test.lacking("Smiling", 1.0, editing.CURVE_FACES)
+    faces = test.lacking("Smiling", 1.0, curves.CURVE_FACES)
     after = test.after(faces, subject.directions["Smiling"], best["strength"])
     assert best == asdict(test.quality(faces, "Smiling", best["strength"], after))
     assert best["faces"] != chosen["faces"] > 0
@@ -245,7 +247,7 @@ def test_kept_predictions_are_balanced_over_sides_and_attributes() -> None:
 
 def test_everything_about_edits_is_measured_and_drawn(subject: Subject, tmp_path: Path) -> None:
     lpips: Instrument[nn.Module] = Instrument(Contrast(), "contrast")
-    found = editing.measure(subject, seer(), Options(), instruments(lpips))
+    found = curves.measure(subject, seer(), Options(), instruments(lpips))
     assert [(edit["attribute"], edit["strength"]) for edit in found["edits"]] == [
         ("Smiling", 1.5),
         ("Smiling", -1.5),
@@ -269,7 +271,7 @@ def test_an_edit_that_no_test_face_needs_has_no_shares(subject: Subject, tmp_pat
     labels[subject.rows, 0] = True
     index = replace(subject.data.index, labels=labels)
     happy = replace(subject, data=replace(subject.data, index=index))
-    found = editing.measure(happy, seer(), Options(), instruments())
+    found = curves.measure(happy, seer(), Options(), instruments())
     assert found["edits"][0] == asdict(EditQuality("Smiling", 1.5, 0, None, None))
     assert found["curves"]["attributes"]["Smiling"]["adding"]["mean"]["best"] is None
     assert found["rescoring"]["plain"]["attributes"]["Smiling"]["adding"] is None
@@ -292,8 +294,8 @@ def test_without_attributes_or_directions_the_reason_is_given(subject: Subject) 
         subject.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=(), kinds=()
     )
     with pytest.raises(SkippedError, match="needs directions"):
-        editing.measure(replace(subject, directions=none), seer(), Options(), instruments())
+        curves.measure(replace(subject, directions=none), seer(), Options(), instruments())
     index = replace(subject.data.index, attributes=(), labels=np.zeros((600, 0), bool))
     plain = replace(subject, data=replace(subject.data, index=index))
     with pytest.raises(SkippedError, match="needs attributes"):
-        editing.measure(plain, replace(seer(), attributes=()), Options(), instruments())
+        curves.measure(plain, replace(seer(), attributes=()), Options(), instruments())

@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import dataset
-from trainer.checkpoint import EVALUATION
-from trainer.classifier import CLASSIFIER, Classifier, Network
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import IMAGES, FaceData, load_data
 from trainer.errors import ConfigError, RunError
-from trainer.evaluate import evaluate, evaluate_autoencoder, write_metrics
-from trainer.loop import train
-from trainer.measures import generation, networks
-from trainer.measures.instruments import Instruments
-from trainer.measures.networks import Instrument
-from trainer.measures.subject import Autoencoder, Floats, Images, Subject
-from trainer.options import Options
-from trainer.perceptual import load_backbone
-from trainer.placement import Placement
+from trainer.evaluation import generation, networks
+from trainer.evaluation.classifier import CLASSIFIER, Classifier, Network
+from trainer.evaluation.evaluate import evaluate, evaluate_autoencoder, write_metrics
+from trainer.evaluation.instruments import Instruments
+from trainer.evaluation.networks import Instrument
+from trainer.evaluation.options import Options
+from trainer.evaluation.subject import Autoencoder, Floats, Images, Subject
+from trainer.hardware.device import Placement
+from trainer.loss.perceptual import load_backbone
+from trainer.run_folder import EVALUATION
+from trainer.training import train
 
 CPU = Placement.of("cpu", "fp32")
 FIGURES = {
@@ -82,8 +81,8 @@ def test_everything_is_measured_drawn_and_shown(run: Path, data: FaceData) -> No
 
 @pytest.mark.usefixtures("offline")
 def test_data_without_attributes_are_judged_as_far_as_they_go(faces: Path, tmp_path: Path, small: TrainConfig) -> None:
-    folder = Path(shutil.copytree(faces / dataset.IMAGES, tmp_path / "plain"))
-    data = dataset.load(folder, 32, 148)
+    folder = Path(shutil.copytree(faces / IMAGES, tmp_path / "plain"))
+    data = load_data(folder, 32, 148)
     train(replace(small, epochs=1), data, tmp_path / "run")
     metrics = evaluate(tmp_path / "run", data, Options(skip=("tsne",)))
     for part in ("attribute_prediction", "classifier", "edits"):
@@ -95,11 +94,11 @@ def test_data_without_attributes_are_judged_as_far_as_they_go(faces: Path, tmp_p
 
 
 def test_one_attribute_is_enough_to_edit(faces: Path, small: TrainConfig, tmp_path: Path) -> None:
-    labels = dataset.load(faces, 32, 148).index
+    labels = load_data(faces, 32, 148).index
     smiling = labels.labels[:, labels.attributes.index("Smiling")].astype(int)
     rows = [f"{name},{value}" for name, value in zip(labels.files, smiling, strict=True)]
     (tmp_path / "own.csv").write_text("\n".join(["file,Grin", *rows]) + "\n")
-    images = dataset.load(faces / "img_align_celeba", 32, 148, labels=tmp_path / "own.csv")
+    images = load_data(faces / "img_align_celeba", 32, 148, labels=tmp_path / "own.csv")
     train(replace(small, epochs=1), images, tmp_path / "run")
     metrics = evaluate(tmp_path / "run", images, Options(skip=("vgg", "lpips", "fid", "tsne")))
     assert {edit["attribute"] for edit in metrics["edits"]["edits"]} == {"Grin"}
@@ -154,7 +153,7 @@ def other(data: FaceData) -> FaceData:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures, which take most of the time."""
-    monkeypatch.setattr("trainer.evaluate.draw", lambda *_: [])
+    monkeypatch.setattr("trainer.evaluation.evaluate.draw", lambda *_: [])
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import charts, figures
+from trainer.evaluation import charts, figures
 
 
 def numbered(count: int, size: int = 4) -> np.ndarray:

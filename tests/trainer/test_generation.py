@@ -8,11 +8,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from engine.sampling import Gaussian
-from trainer.dataset import FaceData
-from trainer.measures import networks
-from trainer.measures.generation import fid, frechet_on_features, image_sets, prior_latents
-from trainer.measures.subject import Subject
-from trainer.placement import Placement
+from trainer.data import FaceData
+from trainer.evaluation import networks
+from trainer.evaluation.generation import fid, frechet_on_features, image_sets, prior_latents
+from trainer.evaluation.subject import Subject
+from trainer.hardware.device import Placement
 
 CPU = Placement.of("cpu", "fp32")
 

@@ -15,14 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import dataset
 from trainer.__main__ import main
-from trainer.checkpoint import METRICS
 from trainer.config import RANDOM
-from trainer.dataset import FaceData
+from trainer.data import FaceData, load_data
 from trainer.faces import write_faces
-from trainer.loop import train
 from trainer.presets import PRESETS
+from trainer.run_folder import METRICS
+from trainer.training import train
 
 LOSSES = Path(__file__).with_name("golden_losses.json")
 FLAGS = Path(__file__).with_name("golden_flags.json")
@@ -85,7 +84,7 @@ def record() -> None:
     with tempfile.TemporaryDirectory() as folder:
         faces = Path(folder) / "faces"
         write_faces(faces, 200, seed=7, workers=1)
-        data = dataset.load(faces, 32, 148)
+        data = load_data(faces, 32, 148)
         losses = {preset: losses_of(preset, data, Path(folder) / preset) for preset in PRESETS}
     lines = ",\n".join(
         f' "{preset}": [\n' + ",\n".join(f"  {json.dumps(step)}" for step in steps) + "\n ]"

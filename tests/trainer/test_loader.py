@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
-from trainer.feed import Batch, Feed, _generator
-from trainer.placement import Placement
-from trainer.shard import Shard
+from trainer.data import FaceData
+from trainer.data.loader import Batch, Feed, _generator
+from trainer.hardware.device import Placement
+from trainer.hardware.shard import Shard
 
 CPU = Placement.of("cpu", "fp32")
 

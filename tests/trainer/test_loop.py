@@ -15,20 +15,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from engine.latents import Directions
-from trainer import checkpoint
+from trainer import run_folder
 from trainer.__main__ import main
 from trainer.config import RANDOM, TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import FaceData
+from trainer.data.loader import Batch, Feed
 from trainer.errors import ConfigError, InterruptedRunError, NonFiniteLossError, RunError
-from trainer.feed import Batch, Feed
-from trainer.loop import train
-from trainer.loss import Loss
-from trainer.run import Run
-from trainer.schedule import Schedule
+from trainer.loss.vae_loss import Loss
+from trainer.optim.schedule import Schedule
+from trainer.train_state import Run
+from trainer.training import train
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / checkpoint.MODEL)
+    return load_file(run / run_folder.MODEL)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -53,10 +53,10 @@ def test_a_run_learns_and_leaves_the_folder_of_the_design(small: TrainConfig, da
     assert 1 <= validations[-1]["val_active_units"] <= 16
     assert all(record["gradient_norm"] > 0 for record in records if "loss" in record)
     assert load_file(run / "samples.safetensors")["images"].shape == (40, 32, 32, 3)
-    config, resolved = checkpoint.load_config(run)
+    config, resolved = run_folder.load_config(run)
     assert config == replace(small, epochs=8)
     assert resolved["images"] == {"train": 160, "val": 20, "test": 20}
-    reconstructed = checkpoint.load_model(run)(torch.rand(2, 3, 32, 32))
+    reconstructed = run_folder.load_model(run)(torch.rand(2, 3, 32, 32))
     assert reconstructed.images.shape == (2, 3, 32, 32)
 
 
@@ -68,7 +68,7 @@ def test_directions_are_mean_differences_over_the_train_split(
     rows = data.rows("train")
     images = torch.from_numpy(data.images[rows]).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        mu = checkpoint.load_model(tmp_path / "run").encoder(images).mu.numpy()
+        mu = run_folder.load_model(tmp_path / "run").encoder(images).mu.numpy()
     has = data.index.labels[rows, data.index.attributes.index("Smiling")]
     expected = mu[has].mean(0) - mu[~has].mean(0)
     assert np.allclose(directions["Smiling"], expected, atol=1e-5)
@@ -106,7 +106,7 @@ def interrupt(config: TrainConfig, data: FaceData, run: Path, before: int, resum
                 signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.run.Feed", Interrupting)
+        patch.setattr("trainer.train_state.Feed", Interrupting)
         with pytest.raises(
             InterruptedRunError, match=r"stopped by SIGTERM after step \d+ of \d+; the checkpoint is written"
         ):
@@ -146,10 +146,10 @@ def test_a_resumed_run_is_compiled_as_it_was(
 
         return compiled
 
-    monkeypatch.setattr("trainer.compiler._obstacle", lambda device: None)
+    monkeypatch.setattr("trainer.hardware.compile._obstacle", lambda device: None)
     monkeypatch.setattr(torch, "compile", doubling)
     config = replace(small, **WAYS["taps"])
-    monkeypatch.setattr("trainer.compiler.MIN_CPU_IMAGES", 15 * 16)
+    monkeypatch.setattr("trainer.hardware.compile.MIN_CPU_IMAGES", 15 * 16)
     train(config, data, tmp_path / "whole")
     assert used
     interrupt(config, data, tmp_path / "parts", 6)
@@ -159,7 +159,7 @@ def test_a_resumed_run_is_compiled_as_it_was(
 
 
 def legs(run: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = checkpoint.load_config(run)[1]["legs"]
+    found: list[dict[str, Any]] = run_folder.load_config(run)[1]["legs"]
     return found
 
 
@@ -182,14 +182,14 @@ def test_a_signal_in_the_last_step_ends_the_run_as_any_other(
     small: TrainConfig, data: FaceData, tmp_path: Path
 ) -> None:
     interrupt(small, data, tmp_path / "run", 15)
-    assert checkpoint.load_checkpoint(tmp_path / "run")["step"] == 15
-    assert not (tmp_path / "run" / checkpoint.DIRECTIONS).exists()
+    assert run_folder.load_checkpoint(tmp_path / "run")["step"] == 15
+    assert not (tmp_path / "run" / run_folder.DIRECTIONS).exists()
     train(small, data, tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / checkpoint.DIRECTIONS).exists()
+    assert (tmp_path / "run" / run_folder.DIRECTIONS).exists()
 
 
 def records(run: Path, key: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (run / checkpoint.METRICS).read_text().splitlines()]
+    found = [json.loads(line) for line in (run / run_folder.METRICS).read_text().splitlines()]
     return [record for record in found if key in record]
 
 
@@ -204,7 +204,7 @@ def test_a_run_goes_on_at_another_learning_rate(small: TrainConfig, data: FaceDa
         (0, 5e-3, 0.04),
         (7, 1e-3, 1e-2),
     ]
-    assert checkpoint.load_config(tmp_path / "run")[0].lr == 1e-3
+    assert run_folder.load_config(tmp_path / "run")[0].lr == 1e-3
 
 
 def test_a_diverged_run_goes_on_as_its_message_says(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_a_finished_run_takes_more_epochs(
         train(small, data, tmp_path / name)
     train(more, data, tmp_path / "whole", resume=True)
     interrupt(more, data, tmp_path / "parts", 20, resume=True)
-    model_sha256 = checkpoint.sha256_of(tmp_path / "parts" / checkpoint.MODEL)
-    assert not checkpoint.belongs(tmp_path / "parts" / checkpoint.DIRECTIONS, model_sha256)  # they are of step 10
+    model_sha256 = run_folder.sha256_of(tmp_path / "parts" / run_folder.MODEL)
+    assert not run_folder.belongs(tmp_path / "parts" / run_folder.DIRECTIONS, model_sha256)  # they are of step 10
     train(more, data, tmp_path / "parts", resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     rates = [record["lr"] / small.lr for record in records(tmp_path / "parts", "lr")]
@@ -255,9 +255,9 @@ def test_training_starts_from_the_weights_of_another_run(
 ) -> None:
     config = replace(small, init_from=trained, lr=1e-12, epochs=1, ema_decay=0.5)
     train(config, data, tmp_path / "run")
-    before, after = (checkpoint.load_model(run).decoder.to_rgb.weight for run in (trained, tmp_path / "run"))
+    before, after = (run_folder.load_model(run).decoder.to_rgb.weight for run in (trained, tmp_path / "run"))
     assert torch.allclose(before, after, atol=1e-6)
-    stored, resolved = checkpoint.load_config(tmp_path / "run")
+    stored, resolved = run_folder.load_config(tmp_path / "run")
     assert stored.init_from == trained
     assert len(resolved["init_from_digest"]) == 64
     with pytest.raises(
@@ -270,9 +270,9 @@ def test_training_starts_from_the_weights_of_another_run(
 
 def test_a_checkpoint_of_another_version_is_refused(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
     Run(small, data, tmp_path).save()
-    state = checkpoint.load_checkpoint(tmp_path)
+    state = run_folder.load_checkpoint(tmp_path)
     del state["version"]
-    checkpoint.save_checkpoint(tmp_path, state)
+    run_folder.save_checkpoint(tmp_path, state)
     with pytest.raises(RunError, match=r"of another version .* --init-from"):
         train(small, data, tmp_path, resume=True)
 
@@ -297,7 +297,7 @@ def test_a_signal_stops_the_command_with_a_checkpoint_to_go_on_from(
     assert process.returncode == 128 + signum
     assert f"stopped by {signum.name}" in said
     assert "--resume" in said
-    state = checkpoint.load_checkpoint(run)
+    state = run_folder.load_checkpoint(run)
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert state["step"] == max(steps) >= 1
 
@@ -343,7 +343,7 @@ def test_other_vgg19_weights_are_noticed(small: TrainConfig, data: FaceData, tmp
         train(replace(config, vgg_weights=paths[1]), data, tmp_path / "run", resume=True)
     moved = paths[0].rename(tmp_path / "moved.pth")
     train(replace(config, vgg_weights=moved), data, tmp_path / "run", resume=True)
-    assert checkpoint.load_checkpoint(tmp_path / "run")["step"] == 15
+    assert run_folder.load_checkpoint(tmp_path / "run")["step"] == 15
 
 
 def test_weights_that_are_not_numbers_are_never_saved(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_weights_that_are_not_numbers_are_never_saved(small: TrainConfig, data: 
     torch.nn.init.constant_(run.model.encoder.mu.bias, float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"not numbers after step 1; the last good checkpoint is kept: go on"):
         run.save()
-    assert checkpoint.load_checkpoint(tmp_path)["step"] == 0
+    assert run_folder.load_checkpoint(tmp_path)["step"] == 0
     assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path).values())
 
 
@@ -363,12 +363,12 @@ def test_checkpoints_are_written_within_an_epoch(small: TrainConfig, data: FaceD
     class Watched(Feed):
         def stream(self, first: int, last: int) -> Generator[Batch, None, None]:
             for batch in super().stream(first, last):
-                if (tmp_path / "run" / checkpoint.CHECKPOINT).exists():
-                    seen.append(checkpoint.load_checkpoint(tmp_path / "run")["step"])
+                if (tmp_path / "run" / run_folder.CHECKPOINT).exists():
+                    seen.append(run_folder.load_checkpoint(tmp_path / "run")["step"])
                 yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.run.Feed", Watched)
+        patch.setattr("trainer.train_state.Feed", Watched)
         train(replace(small, epochs=1, save_minutes=1e-9), data, tmp_path / "run")
     assert seen == [1, 2, 3, 4]
 

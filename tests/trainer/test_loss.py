@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from trainer.config import RANDOM, TrainConfig
-from trainer.loss import Loss, kl_divergence
+from trainer.loss.perceptual import PerceptualLoss, load_backbone
+from trainer.loss.vae_loss import Loss, kl_divergence
+from trainer.loss.vgg import IMAGENET_MEAN, IMAGENET_STD
 from trainer.model import Output
-from trainer.perceptual import PerceptualLoss, load_backbone
-from trainer.trunk import IMAGENET_MEAN, IMAGENET_STD
 
 
 def output_of(images: torch.Tensor, mu: torch.Tensor) -> Output:

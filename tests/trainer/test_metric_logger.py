@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer.checkpoint import METRICS
-from trainer.journal import Journal
-from trainer.validation import Validation
+from trainer.monitoring.metric_logger import Journal
+from trainer.monitoring.validation import Validation
+from trainer.run_folder import METRICS
 
 RATES = {"lr": 0.1, "gradient_norm": 2.0}
 LOSSES = {"total": 1.0, "pixel": 0.5, "kl": 20.0}
@@ -46,7 +46,7 @@ def test_without_a_terminal_a_line_now_and_then_says_how_long_it_takes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("trainer.journal.time.monotonic", lambda: now)
+    monkeypatch.setattr("trainer.monitoring.metric_logger.time.monotonic", lambda: now)
     with caplog.at_level(logging.INFO), Journal(tmp_path, step=100, num_steps=1100, batch_size=64) as each:
         for step in range(101, 1101):
             now += 0.5

@@ -14,8 +14,8 @@ from engine.latents import Directions
 from engine.sampling import Gaussian
 from trainer.__main__ import main
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
-from trainer.loop import train
+from trainer.data import FaceData
+from trainer.training import train
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from framing import Aligner, Frame
-from trainer import dataset
-from trainer.dataset import Pack, pixels
+from trainer.data import IMAGES, Pack, load_data, pixels, read_index
 from trainer.errors import DataError
 
 
@@ -37,10 +36,10 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_images_are_decoded_once_and_mapped_afterwards(photos: Path) -> None:
-    first = dataset.load(photos, 32, 0)
+    first = load_data(photos, 32, 0)
     packed = next((photos / "packed").glob("*.npy"))
     written = packed.stat().st_mtime_ns
-    again = dataset.load(photos, 32, 0)
+    again = load_data(photos, 32, 0)
     assert packed.stat().st_mtime_ns == written
     assert isinstance(again.images, np.memmap)
     assert again.fingerprint == first.fingerprint
@@ -48,20 +47,20 @@ def test_images_are_decoded_once_and_mapped_afterwards(photos: Path) -> None:
 
 
 def test_a_changed_image_a_changed_size_and_a_changed_crop_are_packed_again(photos: Path) -> None:
-    stamps = [dataset.load(photos, 32, crop).stamp for crop in (0, 20)]
-    first = dataset.load(photos, 16, 0)
+    stamps = [load_data(photos, 32, crop).stamp for crop in (0, 20)]
+    first = load_data(photos, 16, 0)
     stamps.append(first.stamp)
     Image.new("RGB", (40, 40), "red").save(photos / "05.png")
-    changed = dataset.load(photos, 32, 0)
+    changed = load_data(photos, 32, 0)
     assert changed.images[5, 16, 16].tolist() == [255, 0, 0]
     assert len({*stamps, changed.stamp}) == 4
-    assert dataset.load(photos, 16, 0).fingerprint != first.fingerprint
+    assert load_data(photos, 16, 0).fingerprint != first.fingerprint
 
 
 def test_a_copy_has_the_same_fingerprint_and_an_older_run_still_knows_the_data(photos: Path, tmp_path: Path) -> None:
-    first = dataset.load(photos, 32, 0)
+    first = load_data(photos, 32, 0)
     shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)
-    copy = dataset.load(tmp_path / "copy", 32, 0)
+    copy = load_data(tmp_path / "copy", 32, 0)
     assert copy.stamp != first.stamp
     assert copy.fingerprint == first.fingerprint
     assert first.known_as(first.stamp)
@@ -75,19 +74,19 @@ def test_a_read_only_data_set_is_packed_in_the_cache(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root, too, may run this test
-    dataset.load(photos, 32, 0)
+    load_data(photos, 32, 0)
     assert not (photos / "packed").exists()
     assert list((tmp_path / "cache" / "dfc-vae" / "packed").glob("*.npy"))
 
 
 def test_all_unusable_images_are_named_together_and_nothing_is_left_behind(broken: Path) -> None:
-    images = broken / dataset.IMAGES
+    images = broken / IMAGES
     (images / "000003.jpg").write_bytes(b"")
     (images / "000031.jpg").write_bytes((images / "000031.jpg").read_bytes()[:1000])
     (images / "000150.jpg").write_text("a text")
     Image.new("RGB", (64, 64)).save(images / "000200.jpg")
     with pytest.raises(DataError) as caught:
-        dataset.load(broken, 32, 148)
+        load_data(broken, 32, 148)
     head, *lines = str(caught.value).splitlines()
     assert head == (
         "4 of 200 images cannot be used; for each, replace it, or remove its line from list_attr_celeba.txt and lower "
@@ -108,14 +107,14 @@ def test_all_unusable_images_are_named_together_and_nothing_is_left_behind(broke
 def test_a_single_unusable_image_is_one_sentence(photos: Path) -> None:
     (photos / "07.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"^/[^\n]*07\.png is empty \(0 bytes\); replace it, or delete it, or .*1$"):
-        dataset.load(photos, 32, 0)
+        load_data(photos, 32, 0)
 
 
 def test_ten_are_named_and_the_rest_are_listed_in_a_file(photos: Path) -> None:
     for number in range(12):
         (photos / f"{number:02d}.png").write_bytes(b"no image")
     with pytest.raises(DataError) as caught:
-        dataset.load(photos, 32, 0)
+        load_data(photos, 32, 0)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("12 of 30 images cannot be used; for each, replace it, or delete it")
     assert len(lines) == 1 + 10 + 1
@@ -124,7 +123,7 @@ def test_ten_are_named_and_the_rest_are_listed_in_a_file(photos: Path) -> None:
     assert named == [str(photos / f"{number:02d}.png") for number in range(12)]
     for name in named:
         Image.new("RGB", (40, 40)).save(name)
-    dataset.load(photos, 32, 0)
+    load_data(photos, 32, 0)
     assert not Path(listed).exists()
 
 
@@ -132,7 +131,7 @@ def test_images_that_are_all_smaller_than_the_crop_are_refused_before_any_is_dec
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pixels, "read", None)
-    pack = dataset.Pack.of(dataset.read_index(photos), 32, 148)
+    pack = Pack.of(read_index(photos), 32, 148)
     with pytest.raises(DataError, match=r"00\.png is 40x40 pixels, smaller than the crop of 148; use --crop 0"):
         pack.check()
 
@@ -143,9 +142,9 @@ def test_a_full_disk_is_found_before_packing_and_named_with_both_numbers(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 90_000))
     with pytest.raises(DataError, match=r"30 images of 32 pixels needs 0\.1 MB, .*/packed has 0\.1 MB free; free some"):
-        dataset.load(photos, 32, 0)
+        load_data(photos, 32, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 30 * 32 * 32 * 3))
-    assert len(dataset.load(photos, 32, 0).images) == 30
+    assert len(load_data(photos, 32, 0).images) == 30
 
 
 def test_a_disk_that_fills_up_while_packing_leaves_nothing_behind(photos: Path) -> None:
@@ -153,18 +152,18 @@ def test_a_disk_that_fills_up_while_packing_leaves_nothing_behind(photos: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limit[1]))  # Python turns the signal into an error
     try:
         with pytest.raises(DataError, match=r"\.npy cannot be written \(File too large\); it needs 0\.1 MB: free some"):
-            dataset.load(photos, 32, 0)
+            load_data(photos, 32, 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert not leftovers(photos)
 
 
 def test_a_torn_packed_file_is_named_with_the_mend(photos: Path) -> None:
-    dataset.load(photos, 32, 0)
+    load_data(photos, 32, 0)
     packed = next((photos / "packed").glob("*.npy"))
     packed.write_bytes(packed.read_bytes()[:5000])
     with pytest.raises(DataError, match=rf"{packed.name} is torn .*; delete it"):
-        dataset.load(photos, 32, 0)
+        load_data(photos, 32, 0)
 
 
 def test_of_two_that_pack_at_once_one_waits_for_the_other(
@@ -188,10 +187,10 @@ def test_of_two_that_pack_at_once_one_waits_for_the_other(
                 second_is_there.set()
 
     monkeypatch.setattr(pixels, "read", counted)
-    logger = logging.getLogger("trainer.dataset.packing")
+    logger = logging.getLogger("trainer.data.packed")
     monkeypatch.setattr(logger, "handlers", [Waits()])
     logger.setLevel(logging.INFO)
-    packs = [dataset.Pack.of(dataset.read_index(photos), 32, 0) for _ in range(2)]
+    packs = [Pack.of(read_index(photos), 32, 0) for _ in range(2)]
     results: list[npt.NDArray[np.uint8]] = []
     threads = [threading.Thread(target=lambda pack=pack: results.append(pack.images())) for pack in packs]
     for thread in threads:

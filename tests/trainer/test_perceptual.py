@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torchvision.models import vgg19
 
-from trainer import perceptual
 from trainer.config import RANDOM, VGG19_TAPS
 from trainer.errors import ConfigError
-from trainer.perceptual import Backbone, check_weights, load_backbone
+from trainer.loss import perceptual
+from trainer.loss.perceptual import Backbone, check_weights, load_backbone
 
 
 def weight(backbone: Backbone, position: int = 0) -> torch.Tensor:

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from trainer.placement import Placement, choose_gpu_algorithms
+from trainer.hardware.device import Placement, choose_gpu_algorithms
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from trainer.measures import prediction
-from trainer.measures.prediction import Split, average_precision, balanced_accuracy, least_squares, measure, svm
-from trainer.measures.skipped import SkippedError
+from trainer.evaluation import prediction
+from trainer.evaluation.prediction import Split, average_precision, balanced_accuracy, least_squares, measure, svm
+from trainer.evaluation.skipped import SkippedError
 
 NAMES = ("known", "noise", "fine", "never")
 

@@ -7,11 +7,11 @@ from torchvision.models import alexnet, vgg19
 
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
-from trainer.measures import networks
-from trainer.measures.networks import Instrument
-from trainer.measures.reconstruction import feature_distance, lpips_distance, pixel_metrics
-from trainer.measures.skipped import SkippedError
-from trainer.placement import Placement
+from trainer.evaluation import networks
+from trainer.evaluation.networks import Instrument
+from trainer.evaluation.reconstruction import feature_distance, lpips_distance, pixel_metrics
+from trainer.evaluation.skipped import SkippedError
+from trainer.hardware.device import Placement
 
 CPU = Placement.of("cpu", "fp32")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.measures.plate import Plate
-from trainer.measures.report import attribute_rows, embed, headlines, page, summary
+from trainer.evaluation.plate import Plate
+from trainer.evaluation.report import attribute_rows, embed, headlines, page, summary
 
 SKIPPED = {"skipped": "needs trained weights; give a file of them with --some-weights"}
 METRICS = {

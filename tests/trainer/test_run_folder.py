@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from trainer import checkpoint, dataset
+from trainer import run_folder
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import FaceData, load_data
 from trainer.errors import RunError
-from trainer.loop import train
-from trainer.run import Run
+from trainer.train_state import Run
+from trainer.training import train
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -1])
 def test_a_torn_checkpoint_is_refused(small: TrainConfig, data: FaceData, tmp_path: Path, keep: int) -> None:
     Run(small, data, tmp_path).save()
-    path = tmp_path / checkpoint.CHECKPOINT
+    path = tmp_path / run_folder.CHECKPOINT
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(RunError, match=r"checkpoint\.pt is torn"):
         train(small, data, tmp_path, resume=True)
@@ -30,7 +30,7 @@ def train_with_small_files(config: TrainConfig, faces: Path, run: Path, limit: i
     """Trains where no file may grow beyond `limit` bytes: to a program, that is a disk that fills up."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        train(config, dataset.load(faces, 32, 148), run, resume=True)
+        train(config, load_data(faces, 32, 148), run, resume=True)
         answer.send("done")
     except RunError as error:
         answer.send(str(error))
@@ -41,20 +41,20 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 ) -> None:
     config = replace(small, epochs=1, model=replace(small.model, channels=(32, 64, 64, 64, 64)))
     Run(config, data, tmp_path).save()
-    before = (tmp_path / checkpoint.CHECKPOINT).read_bytes()
-    limit = (tmp_path / checkpoint.MODEL).stat().st_size // 2
+    before = (tmp_path / run_folder.CHECKPOINT).read_bytes()
+    limit = (tmp_path / run_folder.MODEL).stat().st_size // 2
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["trainer.loop"])
+    processes.set_forkserver_preload(["trainer.training"])
     receiver, sender = processes.Pipe(duplex=False)
     processes.Process(target=train_with_small_files, args=(config, faces, tmp_path, limit, sender)).start()
     assert receiver.poll(60)
     said = receiver.recv()
-    assert f"{tmp_path / checkpoint.MODEL} could not be written (File too large), so it is as it was before" in said
+    assert f"{tmp_path / run_folder.MODEL} could not be written (File too large), so it is as it was before" in said
     assert "free some space" in said
-    assert (tmp_path / checkpoint.CHECKPOINT).read_bytes() == before
+    assert (tmp_path / run_folder.CHECKPOINT).read_bytes() == before
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
     train(config, data, tmp_path, resume=True)
-    assert checkpoint.load_checkpoint(tmp_path)["step"] == 5
+    assert run_folder.load_checkpoint(tmp_path)["step"] == 5
 
 
 def test_too_little_space_is_said_before_training(
@@ -64,18 +64,18 @@ def test_too_little_space_is_said_before_training(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 100_000, 100_000))
     with pytest.raises(RunError, match=r"training writes up to \d MB, and the disk has 0 MB free; free some space"):
         train(small, data, tmp_path / "run")
-    assert not (tmp_path / "run" / checkpoint.CONFIG).exists()
+    assert not (tmp_path / "run" / run_folder.CONFIG).exists()
 
 
 def test_the_estimate_of_the_space_covers_what_is_written(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
     config = replace(small, ema_decay=0.9, epochs=1)
     train(config, data, tmp_path)
-    written = sum((tmp_path / name).stat().st_size for name in (checkpoint.MODEL, checkpoint.CHECKPOINT))
+    written = sum((tmp_path / name).stat().st_size for name in (run_folder.MODEL, run_folder.CHECKPOINT))
     assert written < 1.1 * Run(config, data, tmp_path).saved_bytes
 
 
 def test_two_trainings_do_not_share_a_folder(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
-    with checkpoint.occupied(tmp_path, 0), pytest.raises(RunError, match="is in use: another process trains there"):
+    with run_folder.occupied(tmp_path, 0), pytest.raises(RunError, match="is in use: another process trains there"):
         train(small, data, tmp_path, resume=True)
     train(replace(small, epochs=1), data, tmp_path, resume=True)
 
@@ -88,5 +88,5 @@ def test_a_folder_that_cannot_be_made_is_named(small: TrainConfig, data: FaceDat
 
 def test_files_that_a_killed_process_left_are_swept(tmp_path: Path) -> None:
     (tmp_path / ".model.safetensors.123.tmp").write_bytes(b"half")
-    with checkpoint.occupied(tmp_path, 0):
+    with run_folder.occupied(tmp_path, 0):
         assert not list(tmp_path.glob("*.tmp"))

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 
-from trainer.checkpoint import METRICS
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
-from trainer.loop import train
-from trainer.watch import Watch
+from trainer.data import FaceData
+from trainer.monitoring.watchdog import Watch
+from trainer.run_folder import METRICS
+from trainer.training import train
 
 FALLING = [{"pixel": 0.09 * 0.8**step, "kl": 300.0} for step in range(30)]
 STUCK = [{"pixel": 0.09 - 0.00001 * step, "kl": 300.0} for step in range(30)]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "trainer.watch"]
+    return [record.getMessage() for record in caplog.records if record.name == "trainer.monitoring.watchdog"]
 
 
 def watch(config: TrainConfig, folder: Path, losses: list[dict[str, float]]) -> Watch:
@@ -88,8 +88,8 @@ def test_training_warns_by_itself(
     small: TrainConfig, data: FaceData, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.watch.LEAST_STEPS", 40)
+        patch.setattr("trainer.monitoring.watchdog.LEAST_STEPS", 40)
         warned = []
-        patch.setattr("trainer.watch.logger.warning", lambda message, *_: warned.append(message))
+        patch.setattr("trainer.monitoring.watchdog.logger.warning", lambda message, *_: warned.append(message))
         train(replace(small, epochs=14, schedule="constant", **changes), data, tmp_path / "run")
     assert said in " ".join(warned)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from framing import CELEBA_SOURCE
-from trainer.dataset import celeba, folder, parquet
-from trainer.dataset.celeba import ATTRIBUTES, IMAGES, PARTITION
-from trainer.dataset.index import SPLITS, Index
-from trainer.dataset.labels import Unlabelled, relabel
-from trainer.dataset.packing import FaceData, Pack
-from trainer.dataset.splits import SplitBy
+from trainer.data import celeba, folder, parquet
+from trainer.data.celeba import ATTRIBUTES, IMAGES, PARTITION
+from trainer.data.index import SPLITS, Index
+from trainer.data.labels import Unlabelled, relabel
+from trainer.data.packed import FaceData, Pack
+from trainer.data.splits import SplitBy
 from trainer.errors import DataError
 
 __all__ = [
@@ -27,12 +27,12 @@ __all__ = [
     "Pack",
     "SplitBy",
     "Unlabelled",
-    "load",
+    "load_data",
     "read_index",
 ]
 
 
-def load(
+def load_data(
     directory: Path,
     image_size: int,
     crop: int,

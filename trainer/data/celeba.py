@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.dataset.index import SPLITS, Index
-from trainer.dataset.splits import SplitBy, draw
-from trainer.dataset.table import Labels, leave_out_absent, read_labels, read_splits
+from trainer.data.index import SPLITS, Index
+from trainer.data.splits import SplitBy, draw
+from trainer.data.table import Labels, leave_out_absent, read_labels, read_splits
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)

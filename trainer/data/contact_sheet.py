@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from trainer.dataset.packing import Pack
+from trainer.data.packed import Pack
 from trainer.errors import DataError, RunError
 
 logger = logging.getLogger(__name__)

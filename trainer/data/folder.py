@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.dataset.index import Index
-from trainer.dataset.splits import SplitBy, draw
+from trainer.data.index import Index
+from trainer.data.splits import SplitBy, draw
 from trainer.errors import DataError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

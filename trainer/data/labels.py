@@ -7,8 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Literal
 
-from trainer.dataset.index import Index
-from trainer.dataset.table import Labels, leave_out_absent, read_labels
+from trainer.data.index import Index
+from trainer.data.table import Labels, leave_out_absent, read_labels
 from trainer.errors import DataError
 
 Unlabelled = Literal["refuse", "leave out"]

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
-from trainer.placement import Placement
-from trainer.shard import Shard
+from trainer.data import FaceData
+from trainer.hardware.device import Placement
+from trainer.hardware.shard import Shard
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from framing import CELEBA_SOURCE, Aligner, Frame, FramingError
-from trainer.dataset import pixels
-from trainer.dataset.index import LEFT_OUT, REPORTED, ImageFile, Index
-from trainer.dataset.pixels import Reading
+from trainer.data import pixels
+from trainer.data.index import LEFT_OUT, REPORTED, ImageFile, Index
+from trainer.data.pixels import Reading
 from trainer.errors import ConfigError, DataError
 from trainer.signals import held_back
 

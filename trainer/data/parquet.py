@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.dataset.index import SPLITS, Index
-from trainer.dataset.splits import SplitBy, draw
+from trainer.data.index import SPLITS, Index
+from trainer.data.splits import SplitBy, draw
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from framing import Aligner, Frame, FramingError, TooLongError, TooSmallError, prepare, to_rgb, upright
-from trainer.dataset.index import ImageFile
+from trainer.data.index import ImageFile
 from trainer.errors import DataError
 
 MAX_PIXELS = 64_000_000

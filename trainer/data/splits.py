@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.dataset.index import SPLITS
+from trainer.data.index import SPLITS
 from trainer.errors import DataError
 
 SplitBy = Literal["name", "folder"]

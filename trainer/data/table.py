@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.dataset.index import Index
+from trainer.data.index import Index
 from trainer.errors import DataError
 
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_id", "name", "path")

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer import charts, figures
-from trainer.measures import encoding, generation, vectors
-from trainer.measures.plate import Plate
-from trainer.measures.skipped import SkippedError
-from trainer.measures.subject import Floats, Subject
+from trainer.evaluation import charts, encoding, figures, generation, vectors
+from trainer.evaluation.plate import Plate
+from trainer.evaluation.skipped import SkippedError
+from trainer.evaluation.subject import Floats, Subject
 
 NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_COLUMNS = 30, 60, 10
 NUM_INTERPOLATIONS, INTERPOLATION_STEPS = 8, 11

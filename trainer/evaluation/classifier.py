@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trainer.checkpoint import write_atomically
-from trainer.dataset import FaceData
-from trainer.placement import Placement
+from trainer.data import FaceData
+from trainer.hardware.device import Placement
+from trainer.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 

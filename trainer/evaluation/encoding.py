@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kstest
 
-from trainer.loss import kl_divergence
-from trainer.measures.subject import Floats
+from trainer.evaluation.subject import Floats
+from trainer.loss.vae_loss import kl_divergence
 
 ACTIVE_VARIANCE = 0.01
 """Variance of mu over images from which a dimension counts as active (Burda et al., arXiv 1509.00519)."""

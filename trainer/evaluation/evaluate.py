@@ -1,4 +1,4 @@
-"""Judging a trained network on held-out images: the table of contents. `trainer.measures` holds what is measured.
+"""Judging a trained network on held-out images: the table of contents. `trainer.evaluation` holds what is measured.
 
 Left in the run folder: metrics.json (strict JSON; a part that could not be measured is `{"skipped": reason}`), figures/
 and report.html, which shows all of it.
@@ -17,32 +17,24 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoint
-from trainer.card import write_card
-from trainer.checkpoint import EVALUATION
-from trainer.classifier import CLASSIFIER, Classifier, classifier_of
+from trainer import run_folder
 from trainer.config import Kind
-from trainer.dataset import SPLITS, FaceData
+from trainer.data import SPLITS, FaceData
 from trainer.errors import ConfigError, RunError
-from trainer.measures import (
-    album,
-    edit_figures,
-    edit_judge,
-    editing,
-    encoding,
-    generation,
-    prediction,
-    reconstruction,
-    report,
-    vectors,
-)
-from trainer.measures.instruments import Instruments
-from trainer.measures.plate import Plate
-from trainer.measures.prediction import NO_ATTRIBUTES, Split
-from trainer.measures.skipped import attempt
-from trainer.measures.subject import Autoencoder, Subject
-from trainer.options import Options
-from trainer.placement import Placement
+from trainer.evaluation import album, encoding, generation, prediction, reconstruction, report, vectors
+from trainer.evaluation.classifier import CLASSIFIER, Classifier, classifier_of
+from trainer.evaluation.edits import curves
+from trainer.evaluation.edits import figures as edit_figures
+from trainer.evaluation.edits import judge as edit_judge
+from trainer.evaluation.instruments import Instruments
+from trainer.evaluation.options import Options
+from trainer.evaluation.plate import Plate
+from trainer.evaluation.prediction import NO_ATTRIBUTES, Split
+from trainer.evaluation.skipped import attempt
+from trainer.evaluation.subject import Autoencoder, Subject
+from trainer.hardware.device import Placement
+from trainer.model_card import write_card
+from trainer.run_folder import EVALUATION
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +111,7 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
 
     Returns:
         What metrics.json holds. `evaluation`: what `about` gives. The other parts are described where they are
-        measured, in `trainer.measures`: `reconstruction`, `generation`, `encoding.summary`, `attribute_prediction` in
+        measured, in `trainer.evaluation`: `reconstruction`, `generation`, `encoding.summary`, `attribute_prediction` in
         `prediction`, `vectors` in `vectors.correlation`, `classifier` in `edit_judge` and `edits` in `editing`.
 
     Raises:
@@ -127,7 +119,7 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
         ConfigError: a file of weights is missing or does not fit.
     """
     options = options or Options()
-    config, resolved = checkpoint.load_config(run)
+    config, resolved = run_folder.load_config(run)
     trained_on = str(resolved.get("data_fingerprint"))
     own = data.known_as(trained_on)
     if own:  # what the run, and whoever asks for its classifier, calls these data
@@ -167,7 +159,7 @@ def evaluate_autoencoder(
             x = model.decoder(torch.from_numpy(latents)).reconstruction
             return (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
-        data = trainer.dataset.load(Path("celeba"), image_size=64, crop=148)
+        data = trainer.data.load_data(Path("celeba"), image_size=64, crop=148)
         evaluate_autoencoder(Autoencoder(encode, decode), data, Path("out/theirs"), Options(judge=Path("...")))
 
     Args:
@@ -227,7 +219,7 @@ def _judge(
         metrics["training"] = occasion.training
     write_metrics(out / EVALUATION, metrics)
     page = report.page(occasion.name, metrics, report.embed(plates, folder), occasion.configuration)
-    checkpoint.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
+    run_folder.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
     return metrics
 
 
@@ -242,7 +234,7 @@ def edits(subject: Subject, occasion: Occasion, instruments: Instruments) -> dic
         judge = _judge_of(occasion, subject.place)
         return {
             "classifier": edit_judge.measure(subject, judge),
-            "edits": attempt(lambda: editing.measure(subject, judge, options, instruments)),
+            "edits": attempt(lambda: curves.measure(subject, judge, options, instruments)),
         }
     return {"classifier": {"skipped": reason}, "edits": {"skipped": reason}}
 
@@ -303,7 +295,7 @@ def about(occasion: Occasion, files: dict[str, str], subject: Subject, seconds: 
 
 def digests(run: Path) -> dict[str, str]:
     """SHA-256 of the files of a run that its evaluation depends on, by name."""
-    files = [run / name for name in (checkpoint.MODEL, checkpoint.DIRECTIONS, checkpoint.PRIOR)]
+    files = [run / name for name in (run_folder.MODEL, run_folder.DIRECTIONS, run_folder.PRIOR)]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
@@ -315,4 +307,4 @@ def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """
     text = json.dumps(metrics, indent=2, allow_nan=False)
     text = re.sub(r"\[\n[-+.\de,\s]+\n\s*\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
-    checkpoint.write_atomically(path, lambda file: file.write_text(text + "\n"))
+    run_folder.write_atomically(path, lambda file: file.write_text(text + "\n"))

@@ -1,4 +1,4 @@
-"""Pictures that a person looks at: grids, labelled strips of faces, a map of faces. Charts are in `trainer.charts`."""
+"""Pictures that a person looks at: grids, labelled strips of faces, a map of faces. Charts are in `charts`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.charts import DPI, canvas
+from trainer.evaluation.charts import DPI, canvas
 
 Images = NDArray[np.uint8]
 """(N, S, S, 3) uint8 RGB."""

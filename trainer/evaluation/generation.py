@@ -15,10 +15,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
 from engine.sampling import Gaussian
-from trainer.measures.networks import Features, Instrument
-from trainer.measures.skipped import SkippedError, attempt
-from trainer.measures.subject import Floats, Images, Subject
-from trainer.placement import Placement
+from trainer.evaluation.networks import Features, Instrument
+from trainer.evaluation.skipped import SkippedError, attempt
+from trainer.evaluation.subject import Floats, Images, Subject
+from trainer.hardware.device import Placement
 
 BATCH_IMAGES = 32
 MIN_FID_IMAGES = 2048

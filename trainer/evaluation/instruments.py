@@ -10,12 +10,12 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from trainer.errors import ConfigError
-from trainer.measures import identity, networks
-from trainer.measures.identity import Recogniser
-from trainer.measures.networks import Instrument, NetworkT
-from trainer.measures.skipped import SkippedError
-from trainer.options import Measure, Options
-from trainer.placement import Placement
+from trainer.evaluation import identity, networks
+from trainer.evaluation.identity import Recogniser
+from trainer.evaluation.networks import Instrument, NetworkT
+from trainer.evaluation.options import Measure, Options
+from trainer.evaluation.skipped import SkippedError
+from trainer.hardware.device import Placement
 
 
 @dataclass(frozen=True)

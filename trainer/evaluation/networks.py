@@ -15,13 +15,13 @@ from torchmetrics.functional.image.lpips import _NoTrainLpips
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.models import AlexNet_Weights
 
-from trainer import pretrained
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
-from trainer.measures.skipped import SkippedError
-from trainer.perceptual import Backbone, load_backbone
-from trainer.placement import Placement
-from trainer.trunk import Trunk
+from trainer.evaluation.skipped import SkippedError
+from trainer.hardware.device import Placement
+from trainer.loss import pretrained
+from trainer.loss.perceptual import Backbone, load_backbone
+from trainer.loss.vgg import Trunk
 
 VGG_TAPS = ("relu1_1", "relu2_1", "relu3_1")
 """Those of the paper's VAE-123, whatever a run was trained with, so that all runs are measured by one yardstick."""

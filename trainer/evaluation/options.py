@@ -33,7 +33,7 @@ class Options:
     inception_weights: Path | None = None
     """File with torch-fidelity's Inception weights for FID; default: downloaded."""
     identity_weights: Path | None = None
-    """ONNX file with a face recognition network, in dlib's or SFace's layout (see trainer/measures/identity.py), for
+    """ONNX file with a face recognition network, in dlib's or SFace's layout (see trainer/evaluation/identity.py), for
     whether reconstructions and edits keep the person; without one, that is skipped."""
     judge: Path | None = None
     """Attribute classifier that judges edits: a classifier.safetensors that an evaluation on the same data left;

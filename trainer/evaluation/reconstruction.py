@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from tqdm import tqdm
 
-from trainer.measures.identity import Recogniser, similarity
-from trainer.measures.networks import Features, Instrument
-from trainer.measures.skipped import attempt
-from trainer.measures.subject import Images, Subject
-from trainer.placement import Placement
+from trainer.evaluation.identity import Recogniser, similarity
+from trainer.evaluation.networks import Features, Instrument
+from trainer.evaluation.skipped import attempt
+from trainer.evaluation.subject import Images, Subject
+from trainer.hardware.device import Placement
 
 BATCH_IMAGES = 32
 IDENTITY_IMAGES = 300

@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from trainer.charts import readable
-from trainer.measures.plate import Plate
+from trainer.evaluation.charts import readable
+from trainer.evaluation.plate import Plate
 
 TEMPLATE = "report.html.jinja"
 

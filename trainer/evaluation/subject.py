@@ -18,15 +18,15 @@ from tqdm import tqdm
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
 from engine.sampling import Gaussian
-from trainer import checkpoint
-from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
+from trainer import run_folder
 from trainer.config import Kind
-from trainer.dataset import FaceData
-from trainer.directions import directions_of, save_directions
+from trainer.data import FaceData
 from trainer.errors import RunError
+from trainer.hardware.device import Placement
+from trainer.latents.directions import directions_of, save_directions
+from trainer.latents.prior import fit_prior
 from trainer.model import VAE
-from trainer.placement import Placement
-from trainer.prior import fit_prior
+from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 
 Images = NDArray[np.uint8]
 """(N, S, S, 3) uint8 RGB."""
@@ -117,7 +117,7 @@ class Subject:
             RunError: the run has no weights, or no directions or prior of them.
         """
         place = place or Placement.of()
-        autoencoder = Autoencoder.of(place.module(checkpoint.load_model(run)), place)
+        autoencoder = Autoencoder.of(place.module(run_folder.load_model(run)), place)
         anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
         try:
             directions, prior = Directions.load(run / DIRECTIONS), Gaussian.load(run / PRIOR)
@@ -141,7 +141,7 @@ class Subject:
             autoencoder: the network.
             data: the data set, of the network's image size.
             folder: exists; the directions are kept there.
-            kind: of directions, see `trainer.directions`.
+            kind: of directions, see `trainer.latents.directions`.
             place: where the measuring networks compute; default: the GPU if there is one.
         """
         rows, train_rows = data.rows("test"), data.rows("train")
@@ -151,7 +151,7 @@ class Subject:
         prior = Gaussian(*fit_prior(train_mu, point if train_log_var is None else train_log_var))
         found = directions_of(train_mu, data.index.labels[train_rows], data.index.attributes, kind)
         path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
-        checkpoint.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
+        run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
         directions, place = Directions.load(path), place or Placement.of()
         return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
 

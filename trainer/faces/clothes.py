@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.portrait.canvas import (
+from trainer.faces.canvas import (
     Array,
     Canvas,
     Colour,
@@ -15,8 +15,8 @@ from trainer.portrait.canvas import (
     ribbon,
     symmetric_curve,
 )
-from trainer.portrait.palette import hsv
-from trainer.portrait.sitter import Face
+from trainer.faces.palette import hsv
+from trainer.faces.person import Face
 
 _FRAMES: tuple[Colour, ...] = ((22, 22, 26), (92, 50, 26), (158, 24, 30), (88, 96, 112))
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.portrait.canvas import Array, Canvas, both_sides, closed_curve, ellipse, open_curve, ribbon
-from trainer.portrait.palette import Palette, between, mix, times
-from trainer.portrait.sitter import Face
+from trainer.faces.canvas import Array, Canvas, both_sides, closed_curve, ellipse, open_curve, ribbon
+from trainer.faces.palette import Palette, between, mix, times
+from trainer.faces.person import Face
 
 _LASHES = (40, 28, 26)
 _TEETH = (242, 238, 230)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.portrait.canvas import Array, Canvas, Light, closed_curve, symmetric_curve
-from trainer.portrait.features import Mouth
-from trainer.portrait.head import Head
-from trainer.portrait.palette import Palette, between, times
-from trainer.portrait.sitter import Face
+from trainer.faces.canvas import Array, Canvas, Light, closed_curve, symmetric_curve
+from trainer.faces.features import Mouth
+from trainer.faces.head import Head
+from trainer.faces.palette import Palette, between, times
+from trainer.faces.person import Face
 
 
 def draw_hair_behind(canvas: Canvas, face: Face, palette: Palette) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.portrait.canvas import Array, Canvas, Light, Mask, both_sides, closed_curve, ellipse, symmetric_curve
-from trainer.portrait.palette import Palette, between, times
-from trainer.portrait.sitter import Face
+from trainer.faces.canvas import Array, Canvas, Light, Mask, both_sides, closed_curve, ellipse, symmetric_curve
+from trainer.faces.palette import Palette, between, times
+from trainer.faces.person import Face
 
 _WARMTH: Array = np.array([0.85, 1.05, 1.15], np.float32)[:, None, None]  # of light on skin
 

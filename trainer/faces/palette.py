@@ -5,8 +5,8 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass
 
-from trainer.portrait.canvas import Colour
-from trainer.portrait.sitter import Face
+from trainer.faces.canvas import Colour
+from trainer.faces.person import Face
 
 # Each row of colours is a continuous scale. Rows of different attributes lie well apart.
 _PALE = ((246, 226, 216), (240, 214, 201))

@@ -12,13 +12,13 @@ from math import sqrt
 import numpy as np
 import numpy.typing as npt
 
-from trainer.portrait.canvas import Array, Canvas
-from trainer.portrait.features import draw_brows, draw_eyes, draw_mouth, draw_nose, mouth_of
-from trainer.portrait.hair import draw_beard, draw_hair, draw_hair_behind, draw_mustache
-from trainer.portrait.head import draw_head, draw_neck
-from trainer.portrait.palette import hsv, palette_of
-from trainer.portrait.sitter import Face
-from trainer.portrait.wardrobe import draw_clothes, draw_glasses, draw_hat
+from trainer.faces.canvas import Array, Canvas
+from trainer.faces.clothes import draw_clothes, draw_glasses, draw_hat
+from trainer.faces.features import draw_brows, draw_eyes, draw_mouth, draw_nose, mouth_of
+from trainer.faces.hair import draw_beard, draw_hair, draw_hair_behind, draw_mustache
+from trainer.faces.head import draw_head, draw_neck
+from trainer.faces.palette import hsv, palette_of
+from trainer.faces.person import Face
 
 WIDTH, HEIGHT = 178, 218
 _ORIGIN = (88.5, 111.0)  # between the eyes of CelebA's aligned crops

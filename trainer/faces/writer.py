@@ -25,11 +25,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from trainer.errors import ConfigError
-from trainer.portrait.picture import render_face
-from trainer.portrait.sitter import ATTRIBUTES, Face, sample_face
+from trainer.faces.person import ATTRIBUTES, sample_face
+from trainer.faces.picture import render_face
 from trainer.signals import held_back
-
-__all__ = ["ATTRIBUTES", "FACES_VERSION", "Face", "render_face", "sample_face", "write_faces"]
 
 FACES_VERSION = 4
 """Rises whenever the same seed gives other pictures or labels."""

@@ -8,8 +8,8 @@ import math
 import torch
 
 from trainer.errors import ConfigError
-from trainer.perceptual import PerceptualLoss
-from trainer.run import Run
+from trainer.loss.perceptual import PerceptualLoss
+from trainer.train_state import Run
 
 logger = logging.getLogger(__name__)
 

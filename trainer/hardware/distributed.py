@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.errors import InterruptedRunError, NonFiniteLossError, TrainerError
-from trainer.normalisation import synchronise
-from trainer.placement import Placement
-from trainer.shard import Shard
+from trainer.hardware.batch_norm import synchronise
+from trainer.hardware.device import Placement
+from trainer.hardware.shard import Shard
 
 ResultT = TypeVar("ResultT")
 

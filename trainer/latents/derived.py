@@ -1,7 +1,7 @@
 """What a run folder holds that follows from its weights and from faces: samples, prior and attribute directions.
 
-`trainer.loop` writes them when training ends; `trainer.attributes` computes directions anew, and adds some for labels
-of the user's own. Directions and prior belong to the weights whose latents they were computed from, so
+`trainer.training` writes them when training ends; `own_labels` computes directions anew, and adds some for labels of
+the user's own. Directions and prior belong to the weights whose latents they were computed from, so
 their files name these, and what belongs to other weights is never kept.
 
 Shapes: N images, D latent_dim, A attributes.
@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from trainer import checkpoint
-from trainer.card import write_card
-from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
+from trainer import run_folder
 from trainer.config import Kind
-from trainer.dataset import FaceData
-from trainer.directions import Direction, directions_of, load_directions, save_directions
-from trainer.encode import encode
+from trainer.data import FaceData
+from trainer.hardware.device import Placement
+from trainer.latents.directions import Direction, directions_of, load_directions, save_directions
+from trainer.latents.encode import encode
+from trainer.latents.prior import Floats, fit_prior, save_prior
 from trainer.model import VAE
-from trainer.placement import Placement
-from trainer.prior import Floats, fit_prior, save_prior
+from trainer.model_card import write_card
+from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def write_samples(folder: Path, data: FaceData) -> None:
     """
     rows = np.concatenate([data.rows("val"), data.rows("test")])[:NUM_SAMPLES]
     images = {"images": np.ascontiguousarray(data.images[rows])}
-    checkpoint.write_atomically(folder / SAMPLES, lambda file: save_file(images, file))
+    run_folder.write_atomically(folder / SAMPLES, lambda file: save_file(images, file))
 
 
 def write_prior(folder: Path, mu: Floats, log_var: Floats) -> None:
@@ -137,7 +137,7 @@ def write_prior(folder: Path, mu: Floats, log_var: Floats) -> None:
     """
     mean, root = fit_prior(mu, log_var)
     model_sha256 = sha256_of(folder / MODEL)
-    checkpoint.write_atomically(folder / PRIOR, lambda file: save_prior(file, mean, root, len(mu), model_sha256))
+    run_folder.write_atomically(folder / PRIOR, lambda file: save_prior(file, mean, root, len(mu), model_sha256))
     logger.info("prior: fitted to the latents of %d training images", len(mu))
 
 
@@ -178,7 +178,7 @@ def write_directions(
     rows += [direction for direction in found if direction not in rows]
     splits = [*(metadata.get("split", "").split(", ") if kept else []), *([split] if found or not kept else [])]
     joined = ", ".join(dict.fromkeys(splits))
-    checkpoint.write_atomically(path, lambda file: save_directions(file, rows, latent_dim, joined, model_sha256))
+    run_folder.write_atomically(path, lambda file: save_directions(file, rows, latent_dim, joined, model_sha256))
     write_card(folder)
     had = {direction.name for direction in before}
     return Changes(

@@ -13,7 +13,7 @@ protos/dfcvae.proto defines; they differ in where they point.
 
 Measured on real faces (quickstart preset, 9,000 train images, 3 epochs; up to 200 test faces an edit, 15 for removing
 glasses): share of faces that an image classifier sees flipped at the strength at which it keeps 90 % of its other
-predictions (`trainer.measures.editing.curves`).
+predictions (`trainer.evaluation.edits.curves.curves`).
 
             smile added  removed   glasses added  removed
 mean               98 %     92 %            82 %     77 %

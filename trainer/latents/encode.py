@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from trainer.hardware.device import Placement
 from trainer.model import VAE
-from trainer.placement import Placement
 
 BATCH_IMAGES = 128
 

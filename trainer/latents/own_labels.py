@@ -15,17 +15,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import checkpoint, dataset, derived
-from trainer.checkpoint import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
+from trainer import run_folder
 from trainer.config import Kind, TrainConfig
-from trainer.dataset import FaceData
-from trainer.dataset.folder import SUFFIXES, find
-from trainer.dataset.labels import relabel
-from trainer.derived import Changes
-from trainer.directions import MIN_IMAGES, Direction, directions_of, load_directions
-from trainer.encode import encode
+from trainer.data import FaceData, load_data
+from trainer.data.folder import SUFFIXES, find
+from trainer.data.labels import relabel
 from trainer.errors import ConfigError, DataError, RunError
-from trainer.placement import Placement
+from trainer.hardware.device import Placement
+from trainer.latents import derived
+from trainer.latents.derived import Changes
+from trainer.latents.directions import MIN_IMAGES, Direction, directions_of, load_directions
+from trainer.latents.encode import encode
+from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +85,10 @@ def from_data(
     Raises:
         TrainerError: the run, the data set or the labels cannot be used, or no attribute has enough images.
     """
-    config, resolved = checkpoint.load_config(run)
+    config, resolved = run_folder.load_config(run)
     place = Placement.of()
-    model = place.module(checkpoint.load_model(run))
-    data = dataset.load(
+    model = place.module(run_folder.load_model(run))
+    data = load_data(
         directory,
         config.model.image_size,
         config.crop,
@@ -102,7 +103,7 @@ def from_data(
     if not own:
         logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
     labelled = Labelled.of(data, csv)
-    with checkpoint.occupied(run, _FILE_BYTES):
+    with run_folder.occupied(run, _FILE_BYTES):
         if not (run / SAMPLES).exists():
             derived.write_samples(run, data)
         needs_prior = (own and csv is None) or not belongs(run / PRIOR, sha256_of(run / MODEL))
@@ -145,14 +146,14 @@ def from_folders(
     folders = having.resolve(), lacking.resolve()
     if folders[0].is_relative_to(folders[1]) or folders[1].is_relative_to(folders[0]):
         raise ConfigError(f"--with {having} --without {lacking}: one holds the other; give two folders apart")
-    config, _ = checkpoint.load_config(run)
+    config, _ = run_folder.load_config(run)
     kind = kind or ("mean" if config.directions == "adjusted" else config.directions)
     place = Placement.of()
-    model = place.module(checkpoint.load_model(run))
+    model = place.module(run_folder.load_model(run))
     sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
     if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):
         logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
-    with checkpoint.occupied(run, _FILE_BYTES):
+    with run_folder.occupied(run, _FILE_BYTES):
         mu = np.concatenate([encode(model, images, np.arange(len(images)), place)[0] for images in sides])
         labels = np.repeat([True, False], [len(images) for images in sides])[:, None]
         found = directions_of(mu, labels, (name,), kind)
@@ -166,8 +167,8 @@ def drop(run: Path, names: Sequence[str]) -> Changes:
     Raises:
         RunError: the run has no directions of a name, or the file cannot be read or written.
     """
-    config, _ = checkpoint.load_config(run)
-    with checkpoint.occupied(run, _FILE_BYTES):
+    config, _ = run_folder.load_config(run)
+    with run_folder.occupied(run, _FILE_BYTES):
         path = run / DIRECTIONS
         known = [direction.name for direction in load_directions(path)[0]] if path.exists() else []
         if unknown := [name for name in names if name not in known]:
@@ -191,7 +192,7 @@ def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArra
 
     if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
         require_enough(len(files))
-    data = dataset.load(
+    data = load_data(
         folder,
         config.model.image_size,
         config.crop,

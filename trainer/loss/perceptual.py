@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VGG19_Weights, vgg19
 
-from trainer import pretrained
 from trainer.config import RANDOM, VGG19_TAPS
 from trainer.errors import ConfigError
-from trainer.trunk import Trunk
+from trainer.loss import pretrained
+from trainer.loss.vgg import Trunk
 
 IMAGENET_URL = VGG19_Weights.IMAGENET1K_V1.url
 CHUNK_IMAGES = 16

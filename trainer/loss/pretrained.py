@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import sha256_of
 from trainer.errors import ConfigError
+from trainer.run_folder import sha256_of
 
 DOWNLOAD_PROBE_SECONDS = 5.0
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import TrainConfig
+from trainer.hardware.shard import Shard
+from trainer.loss.perceptual import PerceptualLoss
 from trainer.model import Output
-from trainer.perceptual import PerceptualLoss
-from trainer.shard import Shard
 
 
 def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Output(NamedTuple):
         mu: (B, D) float32, mean of q(z|x).
         log_var: (B, D) float32, its log variance.
         latents: (B, D) float32, the z that was decoded.
-        logits: (B, A) float32, attributes read off z by `trainer.learner`; the VAE itself has none.
+        logits: (B, A) float32, attributes read off z by `trainer.model.attribute_head`; the VAE itself has none.
     """
 
     images: Tensor

@@ -11,8 +11,8 @@ from types import TracebackType
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from trainer.checkpoint import METRICS, write_atomically
-from trainer.validation import Validation
+from trainer.monitoring.validation import Validation
+from trainer.run_folder import METRICS, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer import figures
-from trainer.loss import Loss
-from trainer.run import Run
-from trainer.watch import ACTIVE_VARIANCE
+from trainer.evaluation import figures
+from trainer.loss.vae_loss import Loss
+from trainer.monitoring.watchdog import ACTIVE_VARIANCE
+from trainer.train_state import Run
 
 BATCH_IMAGES = 64
 

@@ -13,18 +13,19 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from trainer.classifier import Classifier
-from trainer.directions import KINDS
-from trainer.measures import edit_matrix, identity, reconstruction
-from trainer.measures.edit_quality import EditQuality, best_strength
-from trainer.measures.edit_sitting import MAX_EDITED, SIDES, Sitting
-from trainer.measures.identity import Recogniser
-from trainer.measures.instruments import Instruments
-from trainer.measures.networks import Features, Instrument
-from trainer.measures.prediction import NO_ATTRIBUTES
-from trainer.measures.skipped import SkippedError, attempt
-from trainer.measures.subject import Floats, Images, Subject
-from trainer.options import Options
+from trainer.evaluation import identity, reconstruction
+from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.edits import matrix
+from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, Sitting
+from trainer.evaluation.edits.quality import EditQuality, best_strength
+from trainer.evaluation.identity import Recogniser
+from trainer.evaluation.instruments import Instruments
+from trainer.evaluation.networks import Features, Instrument
+from trainer.evaluation.options import Options
+from trainer.evaluation.prediction import NO_ATTRIBUTES
+from trainer.evaluation.skipped import SkippedError, attempt
+from trainer.evaluation.subject import Floats, Images, Subject
+from trainer.latents.directions import KINDS
 
 JUDGED_ATTRIBUTES = ("Smiling", "Eyeglasses")
 """Those of the seed document's figures: measured at many strengths, and drawn."""
@@ -49,7 +50,7 @@ def measure(subject: Subject, judge: Classifier, options: Options, instruments: 
 
     Returns:
         `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `judged`;
-        `curves`: what `curves` gives; `rescoring`: what `edit_matrix.rescoring` gives; `distances`: under `vgg19`,
+        `curves`: what `curves` gives; `rescoring`: what `matrix.rescoring` gives; `distances`: under `vgg19`,
         `lpips` and `identity` what `distances` gives, or why they are skipped. Identity is a cosine similarity.
 
     Raises:
@@ -83,7 +84,7 @@ def _rescoring(test: Sitting, val: Sitting, options: Options) -> dict[str, Any]:
         raise SkippedError("left out by --skip rescoring")
     if len(test.judge.attributes) < 2:
         raise SkippedError(f"{test.names[0]} is the data set's only attribute, so there are no others to look at")
-    return edit_matrix.rescoring(test, val, options.strength)
+    return matrix.rescoring(test, val, options.strength)
 
 
 def judged(test: Sitting) -> list[str]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.classifier import Classifier
-from trainer.dataset import FaceData
-from trainer.measures.edit_quality import EditQuality, Logits, quality
-from trainer.measures.subject import Floats, Images, Subject
+from trainer.data import FaceData
+from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.edits.quality import EditQuality, Logits, quality
+from trainer.evaluation.subject import Floats, Images, Subject
 
 SIDES = {"adding": 1, "removing": -1}
 """What can be done with an attribute, and the sign of its strength."""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from trainer import charts, figures
-from trainer.charts import readable
-from trainer.measures.edit_sitting import SIDES
-from trainer.measures.plate import Plate
-from trainer.measures.subject import Images, Subject
+from trainer.evaluation import charts, figures
+from trainer.evaluation.charts import readable
+from trainer.evaluation.edits.faces import SIDES
+from trainer.evaluation.plate import Plate
+from trainer.evaluation.subject import Images, Subject
 
 STRIP_FACES = 8
 STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.classifier import Classifier
-from trainer.measures.prediction import balanced_accuracy, mean_of
-from trainer.measures.subject import Subject
+from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.prediction import balanced_accuracy, mean_of
+from trainer.evaluation.subject import Subject
 
 
 def measure(subject: Subject, judge: Classifier) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from trainer.measures.edit_quality import Change, EditQuality
-from trainer.measures.edit_sitting import SIDES, Sitting
-from trainer.measures.prediction import mean_of
-from trainer.measures.subject import Subject
+from trainer.evaluation.edits.faces import SIDES, Sitting
+from trainer.evaluation.edits.quality import Change, EditQuality
+from trainer.evaluation.prediction import mean_of
+from trainer.evaluation.subject import Subject
 
 MATRIX_FACES, SELECTION_FACES = 100, 40
 """Faces an edit at most, in the matrix and in choosing what its `keep` names."""

@@ -12,8 +12,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.classifier import Classifier
-from trainer.measures.subject import Images
+from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.subject import Images
 
 Logits = NDArray[np.float32]
 """(N, A)."""
