@@ -44,14 +44,13 @@ from trainer.config import TrainConfig
 from trainer.data import Index, load_data, read_index
 from trainer.errors import ConfigError, TrainerError
 from trainer.faces import write_faces
-from trainer.hardware.compile import compile_run
-from trainer.hardware.device import Placement, keep_freed_memory
-from trainer.loss.perceptual import load_backbone
-from trainer.loss.vae_loss import Loss, kl_divergence
-from trainer.loss.vgg import IMAGENET_MEAN, IMAGENET_STD
+from trainer.hardware.device import Placement
+from trainer.loss.vae_loss import VAELoss, kl_divergence
+from trainer.loss.vgg import IMAGENET_MEAN, IMAGENET_STD, load_backbone
 from trainer.model import VAE
 from trainer.presets import PRESETS
-from trainer.train_state import Run
+from trainer.train_state import TrainState
+from trainer.training import compile_run
 
 Side = Literal["ours", "straightforward"]
 SIDES: tuple[Side, ...] = ("straightforward", "ours")
@@ -190,22 +189,20 @@ class _Ours:
 
     def __init__(self, config: TrainConfig, data: Path) -> None:
         place = Placement.of(config.device, config.precision)
-        if place.device.type == "cpu":
-            keep_freed_memory()
+        place.tune()
         faces = load_data(data, config.model.image_size, config.crop)
-        self._run = Run(config, faces, Path(tempfile.gettempdir()), place)
+        self._run = TrainState(config, faces, Path(tempfile.gettempdir()), place)
         self.device = place.device
-        perceptual = self._run.perceptual()
-        compile_run(self._run, perceptual)
-        self._loss = Loss(config, perceptual)
-        self._batches = self._run.feed.stream(0, self._run.num_steps)
+        self._loss = VAELoss(config, self._run.perceptual())
+        compile_run(self._run, self._loss)
+        self._batches = self._run.loader.stream(0, self._run.num_steps)
 
     @property
     def waited(self) -> float:
-        return self._run.feed.waited_seconds
+        return self._run.loader.waited_seconds
 
     def step(self) -> None:
-        self._run.advance(self._loss, next(self._batches))
+        self._run.train_step(self._loss, next(self._batches))
 
 
 def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:

@@ -36,7 +36,7 @@ from trainer.evaluation.edits.faces import rows_to_edit
 from trainer.evaluation.evaluate import REPORT, digests, made_with
 from trainer.faces import FACES_VERSION
 from trainer.hardware.device import Placement
-from trainer.loss.perceptual import check_weights
+from trainer.loss.vgg import check_weights
 from trainer.presets import quickstart as preset
 from trainer.run_folder import EVALUATION
 

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from engine.latents import Directions
+from trainer.artifacts.prior import fit_prior, save_prior
 from trainer.config import ModelConfig, TrainConfig
-from trainer.latents.prior import fit_prior, save_prior
 from trainer.model import VAE
 from trainer.run_folder import save_config, save_model, sha256_of
 

@@ -137,7 +137,7 @@ class Directions:
 
     def __call__(self) -> None:
         """Runs the command."""
-        from trainer.latents import own_labels  # noqa: PLC0415
+        from trainer.artifacts import own_labels  # noqa: PLC0415
 
         if self.data is not None:
             changes = own_labels.from_data(self.run, self.data, self.kind, self.labels, align=self.align)

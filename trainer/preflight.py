@@ -13,7 +13,7 @@ from trainer.config import TrainConfig
 from trainer.data import SPLITS, FaceData, Index, Pack, contact_sheet, read_index
 from trainer.errors import ConfigError, RunError
 from trainer.hardware.device import Placement
-from trainer.loss.perceptual import check_weights
+from trainer.loss.vgg import check_weights
 from trainer.presets import PRESETS
 from trainer.run_folder import CONFIG, initial_weights
 

@@ -35,7 +35,7 @@ from trainer.errors import ConfigError, RunError
 from trainer.model import VAE
 
 RUN_FORMAT_VERSION = 1
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 """Rises whenever a checkpoint holds other things, or the same seed gives other batches."""
 CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
 METRICS, SAMPLES = "metrics.jsonl", "samples.safetensors"

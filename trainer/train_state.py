@@ -1,4 +1,4 @@
-"""The state of one training run: model, averaged weights, optimisers and step; how it moves on, to disk and back."""
+"""The state of one training run: network, optimisers and step; one step of training; to disk and back."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from trainer import run_folder
 from trainer.config import CHANGEABLE, TrainConfig
 from trainer.data import FaceData
-from trainer.data.loader import Batch, Feed
+from trainer.data.loader import Batch, BatchLoader
 from trainer.errors import NonFiniteLossError, RunError
-from trainer.hardware.batch_norm import fix_idle_biases
-from trainer.hardware.conv_as_matmul import as_products
+from trainer.hardware.conv_as_matmul import use_matmul
 from trainer.hardware.device import Placement
-from trainer.hardware.distributed import Fleet
-from trainer.loss.perceptual import PerceptualLoss, load_backbone
-from trainer.loss.vae_loss import Loss, Terms
-from trainer.model import VAE, Output
-from trainer.model.attribute_head import Learner
-from trainer.optim.ema import WeightAverage
+from trainer.hardware.distributed import Processes
+from trainer.loss.perceptual import PerceptualLoss
+from trainer.loss.vae_loss import Terms, VAELoss
+from trainer.loss.vgg import load_backbone
+from trainer.model import VAE, Output, VAEWithHead, freeze_biases_before_batch_norm
 from trainer.optim.muon import Muon, is_matrix
 from trainer.optim.schedule import Schedule
 
@@ -36,7 +34,7 @@ NUM_CALIBRATION = 64
 """Training images, drawn from the seed, over which `normalise_features` takes its means."""
 
 
-class Run:
+class TrainState:
     """One training run.
 
     Args:
@@ -44,13 +42,12 @@ class Run:
         data: the images, packed at the model's size.
         folder: the run folder.
         place: device and arithmetic; None resolves the configuration's.
-        fleet: the processes that train together.
+        processes: the processes that train together; None for this one alone.
 
     Attributes:
-        model: the VAE that is trained.
-        learner: all that is trained: the VAE and, with an attribute term, its read-out.
-        average: their moving average, or None.
-        feed: the batches.
+        model: the VAE.
+        net: all that is trained: the VAE and, with an attribute term, its head.
+        loader: the batches.
         schedule: the learning rates.
         step: steps that are done.
         legs: in what circumstances the steps were done, one entry from each step on at which they changed: `from_step`,
@@ -63,58 +60,53 @@ class Run:
         data: FaceData,
         folder: Path,
         place: Placement | None = None,
-        fleet: Fleet | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.data, self.folder = config, data, folder
         self.place = place or Placement.of(config.device, config.precision)
-        self.fleet = fleet or Fleet()
+        self.processes = processes or Processes()
+        # Data
+        self.loader = BatchLoader(config, data, self.place, self.processes)
+        # Network
         torch.manual_seed(config.seed)
-        self.model = VAE(config.model)
-        fix_idle_biases(self.model)
-        self.fleet.prepare(self.model)
-        if self.place.device.type == "cpu":
-            as_products(self.model)
+        vae = VAE(config.model)
+        freeze_biases_before_batch_norm(vae)
         num_attributes = data.index.labels.shape[1] if config.attribute_weight else 0
-        self.learner = self.place.module(Learner(self.model, num_attributes))
-        self.average = WeightAverage(self.model, config.ema_decay) if config.ema_decay else None
+        net = self.place.module(VAEWithHead(vae, num_attributes))
+        self.net = self.processes.synchronise_batch_norm(net)
+        self.model = self.net.vae
+        if self.place.device.type == "cpu":
+            use_matmul(self.model)
+        self._forward = self.processes.data_parallel(self.net)
+        self._forward_whole: Callable[..., tuple[Output, Tensor | None]] = self._forward
+        # Optimisers
         self.optimizers = self._optimizers()
-        self.feed = Feed(config, data, self.place, self.fleet.shard)
         self.step = 0
         self.legs: list[dict[str, Any]] = []
         self.schedule = self._schedule()
         self._clipped: Tensor | None = None
         self._digests: dict[str, str] = {"data": data.fingerprint}
-        self._compiled: Callable[[Tensor, Tensor], Output] | None = None
-
-    @property
-    def result(self) -> VAE:
-        """The weights that the run is for: the averaged ones, if there are."""
-        return self.average.model if self.average else self.model
 
     @property
     def num_steps(self) -> int:
         """Steps of the whole run."""
-        return self.feed.num_steps
+        return self.loader.num_steps
 
     @property
     def epoch(self) -> float:
         """Epochs that are done."""
-        return self.step / self.feed.steps_per_epoch
+        return self.step / self.loader.steps_per_epoch
 
     @property
     def epoch_done(self) -> bool:
         """Whether the last step ended an epoch."""
-        return self.step % self.feed.steps_per_epoch == 0
+        return self.step % self.loader.steps_per_epoch == 0
 
     @property
-    def lr(self) -> float:
-        """The learning rate of Adam or SGD in the next step."""
-        return self.config.lr * self.schedule.share(self.step)
-
-    @property
-    def muon_lr(self) -> float | None:
-        """Muon's learning rate in the next step, if it is used."""
-        return self.config.muon_lr * self.schedule.share(self.step) if self.config.optimizer != "adam" else None
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the next step: `lr` of Adam or SGD and, where it is used, `muon_lr` of Muon."""
+        names = ("lr",) if self.config.optimizer == "adam" else ("lr", "muon_lr")
+        return {name: getattr(self.config, name) * self.schedule.factor(self.step) for name in names}
 
     @property
     def threads(self) -> int | None:
@@ -128,9 +120,9 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Share of the steps that are done; of those that were planned at first, should epochs have been added."""
+        """Fraction of the steps that are done; of those that were planned at first, should epochs have been added."""
         epochs = self.legs[0]["epochs"] if self.legs else self.config.epochs
-        return self.step / (epochs * self.feed.steps_per_epoch)
+        return self.step / (epochs * self.loader.steps_per_epoch)
 
     @property
     def kl_warm(self) -> bool:
@@ -144,7 +136,7 @@ class Run:
             if leg["epochs"] != config.epochs:
                 break
             start = leg["from_step"]
-        return Schedule(config.schedule, config.lr_gamma, self.feed.steps_per_epoch, self.feed.num_steps, start)
+        return Schedule(config.schedule, config.lr_gamma, self.loader.steps_per_epoch, self.loader.num_steps, start)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
@@ -154,7 +146,7 @@ class Run:
         outer = {id(model.decoder.to_rgb.weight), id(model.encoder.log_var.weight)}
         inner = [p for p in model.parameters() if config.optimizer != "adam" and is_matrix(p) and id(p) not in outer]
         done = {id(p) for p in inner}
-        others = [p for p in self.learner.parameters() if p.requires_grad and id(p) not in done]
+        others = [p for p in self.net.parameters() if p.requires_grad and id(p) not in done]
         rest = [{"params": others, "peak_lr": config.lr}]
         if config.optimizer == "muon-sgd":
             first: torch.optim.Optimizer = torch.optim.SGD(rest, lr=config.lr, momentum=config.momentum, fused=True)
@@ -182,7 +174,7 @@ class Run:
             )
         perceptual = PerceptualLoss(backbone, self.place.device, self.place.dtype)
         if config.normalise_features:
-            perceptual.normalise(self.place.images(self.data.images[self.feed.sample(NUM_CALIBRATION)]))
+            perceptual.normalise(self.place.images(self.data.images[self.loader.sample(NUM_CALIBRATION)]))
         return perceptual
 
     def resolved(self, perceptual: PerceptualLoss | None) -> dict[str, Any]:
@@ -208,7 +200,7 @@ class Run:
         leg = {
             "device": str(self.place.device),
             "dtype": str(self.place.dtype).removeprefix("torch."),
-            "processes": self.fleet.size,
+            "processes": self.processes.world_size,
             "threads": torch.get_num_threads(),
             "compiled": compiled,
             "torch": str(torch.__version__),
@@ -217,7 +209,7 @@ class Run:
         if not self.legs or leg != {key: value for key, value in self.legs[-1].items() if key != "from_step"}:
             self.legs.append({"from_step": self.step, **leg})
 
-    def advance(self, loss: Loss, batch: Batch) -> Terms:
+    def train_step(self, loss: VAELoss, batch: Batch) -> Terms:
         """One step of gradient descent.
 
         Returns:
@@ -226,32 +218,30 @@ class Run:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * self.schedule.share(self.step)
+                group["lr"] = group["peak_lr"] * self.schedule.factor(self.step)
         with self.place.autocast():
-            whole = len(batch.images) == self.config.batch_size  # the last batch of an epoch is not worth compiling for
-            learner = self._compiled if self._compiled is not None and whole else self.learner
-            output = learner(batch.images, batch.noise)
-        terms = loss(batch.images, output, self.progress, batch.total, batch.labels)
-        terms.total.backward()  # type: ignore[no-untyped-call]
-        self.fleet.add_gradients(self.learner)
+            # The last batch of an epoch is not worth compiling for.
+            forward = self._forward_whole if len(batch.images) == self.config.batch_size else self._forward
+            output, logits = forward(batch.images, batch.noise)
+        terms = loss(batch.images, output, logits, batch.labels, progress=self.progress, total=batch.total)
+        total = terms.total * self.processes.world_size  # gradients are averaged, and those of the terms add up
+        total.backward()  # type: ignore[no-untyped-call]
         if self.config.grad_clip:
-            self._clipped = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.grad_clip)
+            self._clipped = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
-        if self.average:
-            self.average.update(self.model, self.step)
         self.step += 1
         return terms
 
     def gradient_norm(self) -> float:
         """Length of the last step's gradient, before it was clipped."""
-        gradients = (p.grad for p in self.learner.parameters() if p.grad is not None)
+        gradients = (p.grad for p in self.net.parameters() if p.grad is not None)
         norm = torch.nn.utils.get_total_norm(gradients) if self._clipped is None else self._clipped
         return float(norm)
 
     def compile(self) -> None:
-        """Has the VAE run through torch.compile."""
-        self._compiled = torch.compile(self.learner, dynamic=False)
+        """Has whole batches run through torch.compile."""
+        self._forward_whole = torch.compile(self._forward, dynamic=False)
 
     def save(self) -> None:
         """Writes the weights and the checkpoint, in this order: the weights are never older than the checkpoint.
@@ -260,35 +250,35 @@ class Run:
             NonFiniteLossError: a weight is not a number; nothing is written.
             RunError: the disk is full or broken; the last good checkpoint is kept.
         """
-        if not all(bool(tensor.isfinite().all()) for tensor in self.learner.state_dict().values()):
+        if not all(bool(tensor.isfinite().all()) for tensor in self.net.state_dict().values()):
             raise NonFiniteLossError(f"weights are not numbers after step {self.step}; {self.remedy}")
-        self.fleet.lead(self._write)
+        self.processes.on_main(self._write)
 
     def _write(self) -> None:
-        run_folder.save_model(self.folder, self.result)
+        run_folder.save_model(self.folder, self.model)
         state = {
             "version": run_folder.CHECKPOINT_VERSION,
             "step": self.step,
             "legs": self.legs,
             "config": json.dumps(self.config.to_json()),
             "digests": self._digests,
-            "learner": self.learner.state_dict(),
-            "average": self.average.model.state_dict() if self.average else None,
+            "net": self.net.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         run_folder.save_checkpoint(self.folder, state)
 
     @property
     def saved_bytes(self) -> int:
-        """Estimate of what `save` leaves on disk: the weights, and with them the averages and moments."""
-        weights: int = sum(tensor.nbytes for tensor in self.learner.state_dict().values())
-        return weights * (4 + (self.average is not None))
+        """Estimate of what `save` leaves on disk: the weights twice, and their moments."""
+        weights: int = sum(tensor.nbytes for tensor in self.net.state_dict().values())
+        return 4 * weights
 
     @property
     def remedy(self) -> str:
         """What to change when the loss is no number, as a command."""
         config = self.config
-        lower = f"--lr {config.lr / 5:.2g}" + (f" --muon-lr {config.muon_lr / 5:.2g}" if self.muon_lr else "")
+        rates = {_flag(name): getattr(config, name) / 5 for name in self.learning_rates}
+        lower = " ".join(f"--{flag} {rate:.2g}" for flag, rate in rates.items())
         clip = "" if config.grad_clip else ", or with --grad-clip 1"
         kept = (
             "the last good checkpoint is kept: go on from it"
@@ -310,13 +300,11 @@ class Run:
         Raises:
             RunError: it is torn, or of another configuration or other data; names what differs.
         """
-        state = self.fleet.lead(self._read)
+        state = self.processes.on_main(self._read)
         if state is None:
             self._initialise()
             return
-        self.learner.load_state_dict(state["learner"])
-        if self.average:
-            self.average.model.load_state_dict(state["average"])
+        self.net.load_state_dict(state["net"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             peaks = [group["peak_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(values)
@@ -328,11 +316,8 @@ class Run:
     def _initialise(self) -> None:
         if self.config.init_from is None:
             return
-        weights = self.fleet.lead(lambda: run_folder.initial_weights(self.config))
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(self.processes.on_main(lambda: run_folder.initial_weights(self.config)))
         self._digests["init_from"] = _digest(self.model)
-        if self.average:
-            self.average.model.load_state_dict(weights)
 
     def _read(self) -> dict[str, Any] | None:
         if not self._kept:
@@ -349,7 +334,7 @@ class Run:
                 f"the data in {self.data.index.root} is not what {self.folder} was trained on; restore it, or train "
                 "into a new folder"
             )
-        done = state["step"] / self.feed.steps_per_epoch
+        done = state["step"] / self.loader.steps_per_epoch
         if self.config.epochs < done:
             raise RunError(f"--epochs {self.config.epochs}: {self.folder} has done {done:.4g} already; give more")
         for name in CHANGEABLE:

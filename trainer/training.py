@@ -1,4 +1,4 @@
-"""The training loop. All randomness is a function of (seed, step), so a resumed run goes on exactly."""
+"""Training, from top to bottom. All randomness is a function of (seed, step), so a resumed run goes on exactly."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ import time
 from pathlib import Path
 
 from trainer import run_folder
+from trainer.artifacts import derived
 from trainer.config import TrainConfig
 from trainer.data import FaceData
 from trainer.errors import InterruptedRunError, NonFiniteLossError, RunError
 from trainer.hardware import threads
-from trainer.hardware.compile import compile_run
-from trainer.hardware.device import Placement, choose_gpu_algorithms, keep_freed_memory
-from trainer.hardware.distributed import Fleet
-from trainer.latents import derived
-from trainer.loss.perceptual import PerceptualLoss
-from trainer.loss.vae_loss import Loss
-from trainer.monitoring.metric_logger import Journal
+from trainer.hardware.compile import should_compile
+from trainer.hardware.device import Placement
+from trainer.hardware.distributed import Processes
+from trainer.loss.vae_loss import VAELoss
+from trainer.monitoring.metric_logger import MetricLogger
 from trainer.monitoring.validation import validate
-from trainer.monitoring.watchdog import Watch
+from trainer.monitoring.watchdog import Watchdog
 from trainer.signals import Signals
-from trainer.train_state import Run
+from trainer.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -49,101 +48,129 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
         NonFiniteLossError: the loss is not a number.
         InterruptedRunError: SIGINT or SIGTERM came; the checkpoint holds all steps that were done.
     """
+    # Device and processes
     place = Placement.of(config.device, config.precision)
-    if place.device.type == "cpu":
-        keep_freed_memory()
-    else:
-        choose_gpu_algorithms(config.deterministic)
-    with Fleet.join(place) as fleet, contextlib.ExitStack() as stack:
-        run = Run(config, data, folder, place, fleet)
+    place.tune(config.deterministic)
+    with Processes.join(place) as processes, contextlib.ExitStack() as stack:
+        # Data, network and optimisers
+        state = TrainState(config, data, folder, place, processes)
 
-        def occupy() -> None:
-            if (folder / run_folder.CONFIG).exists() and not resume:
-                raise RunError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out")
-            # The last good files stay until the new ones are whole.
-            stack.enter_context(run_folder.occupied(folder, 2 * run.saved_bytes))
+        # Resume
+        processes.on_main(lambda: _occupy(state, resume, stack))
+        state.restore()
+        stack.enter_context(threads.limited(threads.choose(config.threads, state.threads)))
+        if state.step == state.num_steps:
+            processes.on_main(lambda: _complete(state))
+            return
 
-        fleet.lead(occupy)
-        run.restore()
-        stack.enter_context(threads.limited(threads.choose(config.threads, run.threads)))
-        if run.step < run.num_steps:
-            perceptual = run.perceptual()
-            run.begin_leg(compile_run(run, perceptual))
-            fleet.lead(lambda: run_folder.save_config(folder, config, run.resolved(perceptual)))
-            _fit(run, perceptual)
-            fleet.lead(lambda: _finish(run))
-        else:
-            fleet.lead(lambda: _complete(run))
+        # Loss
+        loss = VAELoss(config, state.perceptual(), processes)
+        state.begin_leg(compiled=compile_run(state, loss))
+        processes.on_main(lambda: run_folder.save_config(folder, config, state.resolved(loss.perceptual)))
+
+        # Loop
+        _loop(state, loss)
+
+        # Finish
+        processes.on_main(lambda: _finish(state))
 
 
-def _fit(run: Run, perceptual: PerceptualLoss | None) -> None:
-    config, fleet = run.config, run.fleet
-    loss, whole = Loss(config, perceptual, fleet.shard), Loss(config, perceptual)
-    val = run.data.images[run.data.rows("val")[:NUM_VALIDATED]]
+def _occupy(state: TrainState, resume: bool, stack: contextlib.ExitStack) -> None:
+    if (state.folder / run_folder.CONFIG).exists() and not resume:
+        raise RunError(f"{state.folder} holds a run already; add --resume to go on with it, or choose another --out")
+    # The last good files stay until the new ones are whole.
+    stack.enter_context(run_folder.occupied(state.folder, 2 * state.saved_bytes))
+
+
+def compile_run(state: TrainState, loss: VAELoss) -> bool:
+    """Compiles what gains by it: VGG19 and, on one GPU, the VAE, which on a CPU gains next to nothing.
+
+    Returns:
+        Whether anything is compiled.
+
+    Raises:
+        ConfigError: as of `should_compile`.
+    """
+    config, device = state.config, state.place.device
+    images, _ = loss.num_compared(config.batch_size)
+    if not should_compile(config.compile, device, state.num_steps, images, state.compiled):
+        return False
+    if loss.perceptual and images:
+        loss.perceptual.compile(images)
+    if device.type == "cuda" and state.processes.world_size == 1:
+        state.compile()
+    return True
+
+
+def _loop(state: TrainState, loss: VAELoss) -> None:
+    """Trains to the last step; logs, validates and saves on the way."""
+    config, processes = state.config, state.processes
+    whole_loss = VAELoss(config, loss.perceptual)
+    val = state.data.images[state.data.rows("val")[:NUM_VALIDATED]]
     saved = time.monotonic()
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(Signals(patient=fleet.size > 1))
-        batches = stack.enter_context(contextlib.closing(run.feed.stream(run.step, run.num_steps)))
-        journal = watch = None
-        if fleet.leads:
-            journal = stack.enter_context(Journal(run.folder, run.step, run.num_steps, config.batch_size))
-            watch = Watch(config, run.folder / run_folder.METRICS)
+        signals = stack.enter_context(Signals(patient=processes.world_size > 1))
+        batches = stack.enter_context(contextlib.closing(state.loader.stream(state.step, state.num_steps)))
+        metrics = watchdog = None
+        if processes.is_main:
+            metrics = stack.enter_context(MetricLogger(state.folder, state.step, state.num_steps, config.batch_size))
+            watchdog = Watchdog(config, state.folder / run_folder.METRICS)
         for batch in batches:
-            rates = {"lr": run.lr} | ({} if run.muon_lr is None else {"muon_lr": run.muon_lr})
-            terms = run.advance(loss, batch)
-            if journal:
-                journal.advance(run.step)
+            rates = state.learning_rates
+            terms = state.train_step(loss, batch)
+            if metrics:
+                metrics.advance(state.step)
             late = time.monotonic() - saved > 60 * config.save_minutes
-            signum, save = fleet.agree(signals.received, late or bool(signals.received) or run.epoch_done)
-            if save or run.step % config.log_every == 0:
-                values = terms.named(fleet.total)
-                _refuse_non_finite(run, values)
-                if journal and watch:
-                    journal.losses(run.step, run.epoch, rates | {"gradient_norm": run.gradient_norm()}, values)
-                    watch.losses(values)
-            if run.epoch_done and journal and watch:
-                found = validate(run, whole, val)
-                journal.validation(run.step, f"{run.epoch:.0f}/{config.epochs}", found)
-                watch.validation(run.step, found.kl, found.active, run.kl_warm)
+            signum, save = processes.max(signals.received, late or bool(signals.received) or state.epoch_done)
+            if save or state.step % config.log_every == 0:
+                values = terms.named(processes.sum)
+                _refuse_non_finite(state, values)
+                if metrics and watchdog:
+                    metrics.losses(state.step, state.epoch, rates | {"gradient_norm": state.gradient_norm()}, values)
+                    watchdog.losses(values)
+            if state.epoch_done and metrics and watchdog:
+                found = validate(state.model, state.place, whole_loss, val)
+                metrics.validation(state.step, f"{state.epoch:.0f}/{config.epochs}", found)
+                watchdog.validation(state.step, found.kl, found.active, state.kl_warm)
             if save:
-                run.save()
+                state.save()
                 saved = time.monotonic()
             if signum:
-                raise _interrupted(run, signum)
+                raise _interrupted(state, signum)
     # A signal that came after the last step's look at them; from here on they act at once.
-    (signum,) = fleet.agree(signals.received)
+    (signum,) = processes.max(signals.received)
     if signum:
-        raise _interrupted(run, signum)
+        raise _interrupted(state, signum)
 
 
-def _interrupted(run: Run, signum: int) -> InterruptedRunError:
+def _interrupted(state: TrainState, signum: int) -> InterruptedRunError:
     return InterruptedRunError(
         signum,
-        f"stopped by {signal.Signals(signum).name} after step {run.step} of {run.num_steps}; the checkpoint is "
+        f"stopped by {signal.Signals(signum).name} after step {state.step} of {state.num_steps}; the checkpoint is "
         "written, go on with --resume",
     )
 
 
-def _refuse_non_finite(run: Run, values: dict[str, float]) -> None:
+def _refuse_non_finite(state: TrainState, values: dict[str, float]) -> None:
     if not math.isfinite(values["total"]):
         terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        raise NonFiniteLossError(f"the loss is not a number at step {run.step} ({terms}); {run.remedy}")
+        raise NonFiniteLossError(f"the loss is not a number at step {state.step} ({terms}); {state.remedy}")
 
 
-def _finish(run: Run) -> None:
+def _finish(state: TrainState) -> None:
     """Writes what follows from the weights."""
-    changes = derived.after_training(run.folder, run.result, run.place, run.data, run.config.directions)
+    changes = derived.after_training(state.folder, state.model, state.place, state.data, state.config.directions)
     logger.info("attribute directions: %s", changes)
 
 
-def _complete(run: Run) -> None:
+def _complete(state: TrainState) -> None:
     """Writes what a run whose training is done lacks, and its directions anew where another kind is asked for."""
-    config, resolved = run_folder.load_config(run.folder)
-    kind = run.config.directions
+    config, resolved = run_folder.load_config(state.folder)
+    kind = state.config.directions
     other_kind = kind != config.directions
-    changes = derived.complete(run.folder, run.result, run.place, run.data, kind=kind, other_kind=other_kind)
+    changes = derived.complete(state.folder, state.model, state.place, state.data, kind=kind, other_kind=other_kind)
     if changes is None:
-        logger.info("%s is complete: nothing left to train; --epochs N adds epochs", run.folder)
+        logger.info("%s is complete: nothing left to train; --epochs N adds epochs", state.folder)
         return
-    run_folder.save_config(run.folder, dataclasses.replace(config, directions=kind), resolved)
+    run_folder.save_config(state.folder, dataclasses.replace(config, directions=kind), resolved)
     logger.info("attribute directions: %s", changes)

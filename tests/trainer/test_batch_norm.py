@@ -6,8 +6,8 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.config import TrainConfig
-from trainer.hardware.batch_norm import fix_idle_biases, synchronise
-from trainer.model import VAE
+from trainer.hardware.distributed import Processes
+from trainer.model import VAE, freeze_biases_before_batch_norm
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def norms() -> tuple[nn.Sequential, nn.Sequential]:
         torch.manual_seed(0)
         for parameter in model.parameters():
             nn.init.uniform_(parameter)
-    synchronise(ours)
+    Processes(0, 2).synchronise_batch_norm(ours)
     return plain, ours
 
 
@@ -34,12 +34,12 @@ def test_alone_it_is_batch_norm() -> None:
     plain, ours = norms()
     for _ in range(3):
         images = torch.randn(4, 5, 6, 7) * 3 + 100  # far from zero: a sum of squares would cancel
-        slope = torch.randn_like(images)
+        gradient = torch.randn_like(images)
         outputs = []
         for model in (plain, ours):
             leaf = images.clone().requires_grad_()
             output = model(leaf)
-            output.backward(slope)
+            output.backward(gradient)
             assert leaf.grad is not None
             outputs.append((output, leaf.grad, model[0].weight.grad, model[0].bias.grad))
         for theirs, mine in zip(*outputs, strict=True):
@@ -63,7 +63,7 @@ def test_in_evaluation_no_other_process_is_needed() -> None:
 
 def test_only_biases_before_a_batch_norm_are_fixed(small: TrainConfig) -> None:
     model = VAE(small.model)
-    fix_idle_biases(model)
+    freeze_biases_before_batch_norm(model)
     fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert fixed == {f"{part}.blocks.{block}.0.bias" for part in ("encoder", "decoder") for block in range(5)}
 
@@ -71,7 +71,7 @@ def test_only_biases_before_a_batch_norm_are_fixed(small: TrainConfig) -> None:
 def test_fixed_biases_had_no_gradient(small: TrainConfig) -> None:
     model, free = VAE(small.model), VAE(small.model)
     free.load_state_dict(model.state_dict())
-    fix_idle_biases(model)
+    freeze_biases_before_batch_norm(model)
     images = torch.rand(4, 3, 32, 32)
     for each in (model, free):
         each(images, torch.zeros(4, 16)).images.square().mean().backward()

@@ -12,10 +12,11 @@ from torch._inductor.utils import fresh_cache
 from trainer.config import TrainConfig
 from trainer.data import FaceData
 from trainer.errors import ConfigError
-from trainer.hardware.compile import compile_run
-from trainer.loss.perceptual import PerceptualLoss, load_backbone
-from trainer.loss.vae_loss import Loss
-from trainer.train_state import Run
+from trainer.loss.perceptual import PerceptualLoss
+from trainer.loss.vae_loss import VAELoss
+from trainer.loss.vgg import load_backbone
+from trainer.train_state import TrainState
+from trainer.training import compile_run
 
 
 @pytest.fixture
@@ -36,8 +37,12 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
 
 
-def run_of(config: TrainConfig, data: FaceData, tmp_path: Path) -> Run:
-    return Run(replace(config, taps=("relu1_1",), epochs=100), data, tmp_path)
+def run_of(config: TrainConfig, data: FaceData, tmp_path: Path) -> TrainState:
+    return TrainState(replace(config, taps=("relu1_1",), epochs=100), data, tmp_path)
+
+
+def compiled_of(run: TrainState, perceptual: PerceptualLoss) -> bool:
+    return compile_run(run, VAELoss(run.config, perceptual))
 
 
 @pytest.fixture
@@ -54,11 +59,11 @@ def test_a_compiled_vae_trains_as_the_eager_one(small: TrainConfig, data: FaceDa
     """Over the end of an epoch, whose last batch is smaller and not compiled for."""
     losses = []
     for compiled in (False, True):
-        run = Run(replace(small, batch_size=48, lr=1e-4), data, tmp_path)
+        run = TrainState(replace(small, batch_size=48, lr=1e-4), data, tmp_path)
         if compiled:
             run.compile()
-        loss = Loss(run.config, None)
-        losses.append([run.advance(loss, run.feed.batch(step)).named()["total"] for step in range(5)])
+        loss = VAELoss(run.config, None)
+        losses.append([run.train_step(loss, run.loader.batch(step)).named()["total"] for step in range(5)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -75,7 +80,7 @@ def test_compiled_terms_and_gradients_are_the_eager_ones(perceptual: PerceptualL
 def test_a_short_run_is_not_compiled(
     small: TrainConfig, data: FaceData, perceptual: PerceptualLoss, tmp_path: Path
 ) -> None:
-    assert not compile_run(run_of(small, data, tmp_path), perceptual)
+    assert not compiled_of(run_of(small, data, tmp_path), perceptual)
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -83,7 +88,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(
     small: TrainConfig, data: FaceData, perceptual: PerceptualLoss, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert not compile_run(run_of(small, data, tmp_path), perceptual)
+        assert not compiled_of(run_of(small, data, tmp_path), perceptual)
     assert "training without torch.compile, which does not work here" in caplog.text
     assert "/nowhere/g++" in caplog.text
 
@@ -93,9 +98,9 @@ def test_asked_for_and_impossible_is_an_error(
     small: TrainConfig, data: FaceData, perceptual: PerceptualLoss, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"--compile on: torch\.compile does not work here .*use --compile off"):
-        compile_run(run_of(replace(small, compile="on"), data, tmp_path), perceptual)
+        compiled_of(run_of(replace(small, compile="on"), data, tmp_path), perceptual)
 
 
 def test_off_is_off(small: TrainConfig, data: FaceData, perceptual: PerceptualLoss, tmp_path: Path) -> None:
     run = run_of(replace(small, compile="off", epochs=10**6), data, tmp_path)
-    assert not compile_run(run, perceptual)
+    assert not compiled_of(run, perceptual)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.hardware.conv_as_matmul import as_products
+from trainer.hardware.conv_as_matmul import use_matmul
 
 
 def layer(transposed: bool, kernel: int) -> nn.Sequential:
@@ -28,7 +28,7 @@ def results(module: nn.Module, images: Tensor, slope: Tensor | None, autocast: b
 def test_products_are_the_convolution(transposed: bool, kernel: int, side: int) -> None:
     images = torch.randn(5, 24, side, side).to(memory_format=torch.channels_last)
     plain, product = layer(transposed, kernel), layer(transposed, kernel)
-    as_products(product)
+    use_matmul(product)
     slope = torch.randn_like(plain(images))
     expected = results(plain, images, slope, autocast=False)
     found = results(product, images, slope, autocast=True)
@@ -42,7 +42,7 @@ def test_products_are_the_convolution(transposed: bool, kernel: int, side: int) 
 def test_outside_of_bf16_training_nothing_changes() -> None:
     images = torch.randn(2, 24, 4, 4)
     plain, product = layer(False, 3), layer(False, 3)
-    as_products(product)
+    use_matmul(product)
     assert torch.equal(plain(images), product(images))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(plain(images), product.eval()(images))
@@ -51,7 +51,7 @@ def test_outside_of_bf16_training_nothing_changes() -> None:
 def test_small_images_are_not_convolved() -> None:
     """What the room is for: no convolution kernel runs, forwards or backwards."""
     product = layer(False, 3)
-    as_products(product)
+    use_matmul(product)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         results(product, torch.randn(2, 24, 4, 4), None, autocast=True)
     assert not [event.key for event in profile.key_averages() if "convolution" in event.key]

@@ -18,11 +18,9 @@ from trainer import run_folder
 from trainer.config import TrainConfig
 from trainer.data import FaceData
 from trainer.errors import RunError
-from trainer.hardware.batch_norm import synchronise
-from trainer.hardware.distributed import Fleet
-from trainer.hardware.shard import Shard
-from trainer.loss.vae_loss import Loss
-from trainer.train_state import Run
+from trainer.hardware.distributed import Processes
+from trainer.loss.vae_loss import VAELoss
+from trainer.train_state import TrainState
 
 SIZES = ["--image-size", "32", "--latent-dim", "16", "--channels", "16", "16", "32", "32"]
 COMMON = ["--preset", "plain", "--precision", "fp32", "--device", "cpu", "--log-every", "1", *SIZES]
@@ -62,10 +60,10 @@ def recorded(run: Path) -> list[dict[str, float]]:
     return [record["loss"] for record in records if "loss" in record]
 
 
-def advance(run: Run, steps: int) -> list[dict[str, float]]:
+def advance(run: TrainState, steps: int) -> list[dict[str, float]]:
     """The losses of the next steps, in this process alone."""
-    loss = Loss(run.config, run.perceptual())
-    return [run.advance(loss, run.feed.batch(run.step)).named() for _ in range(steps)]
+    loss = VAELoss(run.config, run.perceptual())
+    return [run.train_step(loss, run.loader.batch(run.step)).named() for _ in range(steps)]
 
 
 def apart(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
@@ -87,14 +85,14 @@ def test_sigterm_leaves_a_checkpoint_and_one_process_speaks_for_both(stopped: St
 def test_the_losses_are_those_of_one_process(stopped: Stopped, data: FaceData) -> None:
     """But for rounding: PyTorch's own batch norm sums long columns up in float32, which is some 3e-5 off."""
     losses = recorded(stopped.folder)
-    assert apart(losses, advance(Run(config_of(stopped.folder), data, stopped.folder), len(losses))) < 1e-3
+    assert apart(losses, advance(TrainState(config_of(stopped.folder), data, stopped.folder), len(losses))) < 1e-3
 
 
 def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: Stopped, data: FaceData) -> None:
     """Losses, weights, and Adam's averaged gradients: their scale would not show in the losses."""
     losses, state = recorded(stopped.folder), run_folder.load_checkpoint(stopped.folder)
-    run = Run(config_of(stopped.folder), data, stopped.folder)
-    synchronise(run.model)
+    run = TrainState(config_of(stopped.folder), data, stopped.folder)
+    Processes(0, 2).synchronise_batch_norm(run.model)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         ours = advance(run, len(losses))
@@ -103,8 +101,8 @@ def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: St
         assert apart(losses, ours) < 1e-4
     finally:
         dist.destroy_process_group()
-    for name, tensor in run.learner.state_dict().items():
-        assert (tensor - state["learner"][name]).float().norm() <= 1e-2 * tensor.float().norm(), name
+    for name, tensor in run.net.state_dict().items():
+        assert (tensor - state["net"][name]).float().norm() <= 1e-2 * tensor.float().norm(), name
     for number, values in run.optimizers[0].state_dict()["state"].items():
         ours = state["optimizers"][0]["state"][number]["exp_avg"]
         assert (ours - values["exp_avg"]).norm() < 2e-2 * values["exp_avg"].norm()
@@ -112,7 +110,7 @@ def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: St
 
 def test_one_process_goes_on_where_two_have_stopped(stopped: Stopped, data: FaceData) -> None:
     losses = recorded(stopped.folder)
-    run, whole = (Run(config_of(stopped.folder), data, stopped.folder) for _ in range(2))
+    run, whole = (TrainState(config_of(stopped.folder), data, stopped.folder) for _ in range(2))
     run.restore()
     assert run.step == len(losses)
     expected = advance(whole, run.step + 2)[-2:]
@@ -130,5 +128,5 @@ def test_whatever_ends_the_main_process_is_told_to_the_others(
         raise error
 
     with pytest.raises(type(error)):
-        Fleet(Shard(0, 2)).lead(work)
+        Processes(0, 2).on_main(work)
     assert told == [None, code]

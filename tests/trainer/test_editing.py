@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engine.latents import Directions
 from engine.sampling import Gaussian
+from trainer.artifacts.directions import mean_differences
 from trainer.config import ModelConfig
 from trainer.data import FaceData, Index
 from trainer.evaluation.classifier import Classifier, Network
@@ -25,7 +26,6 @@ from trainer.evaluation.options import Options
 from trainer.evaluation.skipped import SkippedError
 from trainer.evaluation.subject import Autoencoder, Subject
 from trainer.hardware.device import Placement
-from trainer.latents.directions import mean_differences
 from trainer.model import VAE, Posterior
 
 CPU = Placement.of("cpu", "fp32")

@@ -18,7 +18,7 @@ from trainer.evaluation.networks import Instrument
 from trainer.evaluation.options import Options
 from trainer.evaluation.subject import Autoencoder, Floats, Images, Subject
 from trainer.hardware.device import Placement
-from trainer.loss.perceptual import load_backbone
+from trainer.loss.vgg import load_backbone
 from trainer.run_folder import EVALUATION
 from trainer.training import train
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer.monitoring.metric_logger import Journal
+from trainer.monitoring.metric_logger import MetricLogger
 from trainer.monitoring.validation import Validation
 from trainer.run_folder import METRICS
 
@@ -19,19 +19,19 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_steps_that_are_done_again_and_torn_lines_are_dropped(tmp_path: Path) -> None:
-    with Journal(tmp_path, step=0, num_steps=10, batch_size=4) as first:
+    with MetricLogger(tmp_path, step=0, num_steps=10, batch_size=4) as first:
         for step in (2, 4, 6):
             first.losses(step, step / 5, RATES, LOSSES)
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 3, "loss": {"total": 1.0}')  # a kill may fall anywhere, on an inner brace too
-    with Journal(tmp_path, step=4, num_steps=10, batch_size=4) as second:
+    with MetricLogger(tmp_path, step=4, num_steps=10, batch_size=4) as second:
         assert steps(tmp_path) == [2, 4]
         second.losses(6, 1.2, RATES, LOSSES)
     assert steps(tmp_path) == [2, 4, 6]
 
 
 def test_tensorboard_has_the_curves_and_the_pictures(tmp_path: Path) -> None:
-    with Journal(tmp_path, step=0, num_steps=10, batch_size=4) as each:
+    with MetricLogger(tmp_path, step=0, num_steps=10, batch_size=4) as each:
         each.losses(2, 0.4, RATES, LOSSES)
         each.validation(5, "1/2", Validation(20.0, 0.5, 30.0, 7, np.zeros((8, 8, 3), np.uint8)))
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -47,7 +47,7 @@ def test_without_a_terminal_a_line_now_and_then_says_how_long_it_takes(
 ) -> None:
     now = 0.0
     monkeypatch.setattr("trainer.monitoring.metric_logger.time.monotonic", lambda: now)
-    with caplog.at_level(logging.INFO), Journal(tmp_path, step=100, num_steps=1100, batch_size=64) as each:
+    with caplog.at_level(logging.INFO), MetricLogger(tmp_path, step=100, num_steps=1100, batch_size=64) as each:
         for step in range(101, 1101):
             now += 0.5
             each.advance(step)

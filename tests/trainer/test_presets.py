@@ -32,14 +32,14 @@ def faces64(faces: Path) -> FaceData:
 def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
     """VGG19 with an eighth of its channels: random features of the same depth and scale, in a fraction of the time."""
     widths: list[str | int] = [width if isinstance(width, str) else width // NARROWER for width in WIDTHS]
-    monkeypatch.setattr("trainer.loss.perceptual.vgg19", lambda weights: VGG(make_layers(widths), init_weights=False))
+    monkeypatch.setattr("trainer.loss.vgg.vgg19", lambda weights: VGG(make_layers(widths), init_weights=False))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_learns_from_first_to_last_step(
     preset: str, faces64: FaceData, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.monitoring.watchdog.LEAST_STEPS", 15)
+    monkeypatch.setattr("trainer.monitoring.watchdog.MIN_STEPS", 15)
     config = replace(PRESETS[preset](), log_every=1, threads=1)
     train(replace(config, vgg_weights=RANDOM if config.taps else None), faces64, tmp_path)
     records = [json.loads(line) for line in (tmp_path / run_folder.METRICS).read_text().splitlines()]

@@ -13,13 +13,13 @@ from trainer import run_folder
 from trainer.config import TrainConfig
 from trainer.data import FaceData, load_data
 from trainer.errors import RunError
-from trainer.train_state import Run
+from trainer.train_state import TrainState
 from trainer.training import train
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -1])
 def test_a_torn_checkpoint_is_refused(small: TrainConfig, data: FaceData, tmp_path: Path, keep: int) -> None:
-    Run(small, data, tmp_path).save()
+    TrainState(small, data, tmp_path).save()
     path = tmp_path / run_folder.CHECKPOINT
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(RunError, match=r"checkpoint\.pt is torn"):
@@ -40,7 +40,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     small: TrainConfig, faces: Path, data: FaceData, tmp_path: Path
 ) -> None:
     config = replace(small, epochs=1, model=replace(small.model, channels=(32, 64, 64, 64, 64)))
-    Run(config, data, tmp_path).save()
+    TrainState(config, data, tmp_path).save()
     before = (tmp_path / run_folder.CHECKPOINT).read_bytes()
     limit = (tmp_path / run_folder.MODEL).stat().st_size // 2
     processes = multiprocessing.get_context("forkserver")
@@ -68,10 +68,10 @@ def test_too_little_space_is_said_before_training(
 
 
 def test_the_estimate_of_the_space_covers_what_is_written(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
-    config = replace(small, ema_decay=0.9, epochs=1)
+    config = replace(small, epochs=1)
     train(config, data, tmp_path)
     written = sum((tmp_path / name).stat().st_size for name in (run_folder.MODEL, run_folder.CHECKPOINT))
-    assert written < 1.1 * Run(config, data, tmp_path).saved_bytes
+    assert written < 1.1 * TrainState(config, data, tmp_path).saved_bytes
 
 
 def test_two_trainings_do_not_share_a_folder(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:

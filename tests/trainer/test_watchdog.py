@@ -7,7 +7,7 @@ import pytest
 
 from trainer.config import TrainConfig
 from trainer.data import FaceData
-from trainer.monitoring.watchdog import Watch
+from trainer.monitoring.watchdog import Watchdog
 from trainer.run_folder import METRICS
 from trainer.training import train
 
@@ -19,11 +19,11 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "trainer.monitoring.watchdog"]
 
 
-def watch(config: TrainConfig, folder: Path, losses: list[dict[str, float]]) -> Watch:
+def watch(config: TrainConfig, folder: Path, losses: list[dict[str, float]]) -> Watchdog:
     """After the first half was logged and read back, as by a run that is gone on with."""
     half = len(losses) // 2
     (folder / METRICS).write_text("".join(json.dumps({"step": 0, "loss": loss}) + "\n" for loss in losses[:half]))
-    watch = Watch(config, folder / METRICS)
+    watch = Watchdog(config, folder / METRICS)
     for loss in losses[half:]:
         watch.losses(loss)
     return watch
@@ -88,7 +88,7 @@ def test_training_warns_by_itself(
     small: TrainConfig, data: FaceData, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.monitoring.watchdog.LEAST_STEPS", 40)
+        patch.setattr("trainer.monitoring.watchdog.MIN_STEPS", 40)
         warned = []
         patch.setattr("trainer.monitoring.watchdog.logger.warning", lambda message, *_: warned.append(message))
         train(replace(small, epochs=14, schedule="constant", **changes), data, tmp_path / "run")

@@ -23,14 +23,14 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.data import FaceData
 from trainer.hardware.device import Placement
-from trainer.hardware.shard import Shard
+from trainer.hardware.distributed import Processes
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 4
+NUM_PREFETCHED = 4
 """Batches that are made ready in advance."""
-RESIDENT_SHARE = 0.5
-"""Share of the GPU's free memory that the images may take; the rest is for activations."""
+MAX_GPU_FRACTION = 0.5
+"""Fraction of the GPU's free memory that the images may take; the rest is for activations."""
 _ORDER, _BATCH, _SAMPLE = range(3)
 """What random numbers are for: the order of an epoch, the flips and noise of a batch, a sample of images."""
 
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Parcel:
+class _HostBatch:
     """A batch in host memory, pinned where there is a GPU; `images` is None when the device holds them all."""
 
     images: Tensor | None
@@ -63,8 +63,11 @@ class _Parcel:
     total: int
 
 
-class Feed:
+class BatchLoader:
     """The train split, in batches.
+
+    Ours rather than `DataLoader`: a batch depends on (seed, step) alone, so a run resumes exactly, and no worker
+    processes are needed, as the images are decoded already.
 
     All randomness (order, flips, latent noise) is drawn for the whole batch from (seed, step), so that neither the
     number of processes nor the way that images take changes what is trained on.
@@ -73,7 +76,8 @@ class Feed:
         config: batch size, epochs, seed, flip.
         data: the images.
         place: where the batches go.
-        shard: this process's part.
+        processes: every process takes each `world_size`-th image of a batch, from the `rank`-th on: strided, so that
+            the first images, which the feature terms look at, are spread evenly.
         resident: keep all training images on the device; None: if it is a GPU with room for them.
 
     Attributes:
@@ -87,10 +91,12 @@ class Feed:
         config: TrainConfig,
         data: FaceData,
         place: Placement,
-        shard: Shard | None = None,
+        processes: Processes | None = None,
         resident: bool | None = None,
     ) -> None:
-        self._config, self._place, self._shard = config, place, shard or Shard()
+        self._config, self._place = config, place
+        processes = processes or Processes()
+        self._part = slice(processes.rank, None, processes.world_size)
         self._images, self._rows = data.images, data.rows("train")
         self._labels = data.index.labels
         self.steps_per_epoch = math.ceil(len(self._rows) / config.batch_size)
@@ -103,7 +109,7 @@ class Feed:
             return False
         free, _ = torch.cuda.mem_get_info(self._place.device)
         needed = len(self._rows) * self._images[0].nbytes
-        fits = bool(needed <= RESIDENT_SHARE * free)
+        fits = bool(needed <= MAX_GPU_FRACTION * free)
         logger.info(
             "the training images (%.1f GB) %s the GPU's free memory (%.1f GB)",
             needed / 1e9,
@@ -116,7 +122,7 @@ class Feed:
     def _on_device(self) -> Tensor:
         return torch.from_numpy(self._images[self._rows]).to(self._place.device)
 
-    def _draw(self, step: int) -> _Parcel:
+    def _draw(self, step: int) -> _HostBatch:
         """Everything about a batch that happens on the host."""
         config = self._config
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -125,11 +131,11 @@ class Feed:
         random = _generator(config.seed, _BATCH, step)
         flips = random.random(len(chosen)) < (0.5 if config.flip else 0.0)
         noise = random.standard_normal((len(chosen), config.model.latent_dim), np.float32)
-        ours = self._shard.of(chosen)
+        ours = chosen[self._part]
         images = None if self._resident else self._pin(self._images[self._rows[ours]])
         labels = self._labels[self._rows[ours]].astype(np.float32)
-        flips, noise = self._shard.of(flips), self._shard.of(noise)
-        return _Parcel(images, self._pin(ours), self._pin(flips), self._pin(noise), self._pin(labels), len(chosen))
+        flips, noise = flips[self._part], noise[self._part]
+        return _HostBatch(images, self._pin(ours), self._pin(flips), self._pin(noise), self._pin(labels), len(chosen))
 
     def _settle(self) -> None:
         """A new thread would touch the first GPU, which may be another process's."""
@@ -140,17 +146,17 @@ class Feed:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory() if self._place.device.type == "cuda" else tensor
 
-    def _unpack(self, parcel: _Parcel) -> Batch:
+    def _unpack(self, host: _HostBatch) -> Batch:
         device = self._place.device
-        if parcel.images is None:
-            packed = self._on_device[parcel.rows.to(device, non_blocking=True)]
+        if host.images is None:
+            packed = self._on_device[host.rows.to(device, non_blocking=True)]
         else:
-            packed = parcel.images.to(device, non_blocking=True)
-        flips = parcel.flips.to(device, non_blocking=True).view(-1, 1, 1, 1)
+            packed = host.images.to(device, non_blocking=True)
+        flips = host.flips.to(device, non_blocking=True).view(-1, 1, 1, 1)
         packed = torch.where(flips, packed.flip(2), packed)  # (b, S, S, 3) uint8
-        noise = parcel.noise.to(device, non_blocking=True)
-        labels = parcel.labels.to(device, non_blocking=True)
-        return Batch(packed.permute(0, 3, 1, 2).float() / 255, noise, labels, parcel.total)
+        noise = host.noise.to(device, non_blocking=True)
+        labels = host.labels.to(device, non_blocking=True)
+        return Batch(packed.permute(0, 3, 1, 2).float() / 255, noise, labels, host.total)
 
     def sample(self, count: int) -> NDArray[np.int64]:
         """Rows of `count` training images, or of all if there are fewer; drawn from the seed."""
@@ -166,16 +172,16 @@ class Feed:
 
         Whatever goes wrong in the thread is raised here. Close the iterator to end the thread before its time.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="feed", initializer=self._settle) as pool:
+        with ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=self._settle) as pool:
             try:
-                ahead: deque[Future[_Parcel]] = deque()
+                ahead: deque[Future[_HostBatch]] = deque()
                 for step in range(first, last):
-                    while len(ahead) < min(AHEAD, last - step):
+                    while len(ahead) < min(NUM_PREFETCHED, last - step):
                         ahead.append(pool.submit(self._draw, step + len(ahead)))
                     began = time.monotonic()
-                    parcel = ahead.popleft().result()
+                    host = ahead.popleft().result()
                     self.waited_seconds += time.monotonic() - began
-                    yield self._unpack(parcel)
+                    yield self._unpack(host)
             finally:
                 pool.shutdown(cancel_futures=True)
 

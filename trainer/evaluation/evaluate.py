@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import run_folder
+from trainer.artifacts.model_card import write_card
 from trainer.config import Kind
 from trainer.data import SPLITS, FaceData
 from trainer.errors import ConfigError, RunError
@@ -33,7 +34,6 @@ from trainer.evaluation.prediction import NO_ATTRIBUTES, Split
 from trainer.evaluation.skipped import attempt
 from trainer.evaluation.subject import Autoencoder, Subject
 from trainer.hardware.device import Placement
-from trainer.model_card import write_card
 from trainer.run_folder import EVALUATION
 
 logger = logging.getLogger(__name__)

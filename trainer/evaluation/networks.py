@@ -20,8 +20,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation.skipped import SkippedError
 from trainer.hardware.device import Placement
 from trainer.loss import pretrained
-from trainer.loss.perceptual import Backbone, load_backbone
-from trainer.loss.vgg import Trunk
+from trainer.loss.vgg import Backbone, FeatureExtractor, load_backbone
 
 VGG_TAPS = ("relu1_1", "relu2_1", "relu3_1")
 """Those of the paper's VAE-123, whatever a run was trained with, so that all runs are measured by one yardstick."""
@@ -82,13 +81,13 @@ class Features(nn.Module):
 
     def __init__(self, backbone: Backbone, place: Placement) -> None:
         super().__init__()
-        self._trunk = Trunk(backbone.layers, tuple(backbone.taps.values()), place.device, place.dtype)
+        self._extractor = FeatureExtractor(backbone.layers, tuple(backbone.taps.values()), place.device, place.dtype)
         self.taps = tuple(backbone.taps)
         self.num_features: int = [layer for layer in backbone.layers if isinstance(layer, nn.Conv2d)][-1].out_channels
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The activations of images (B, 3, S, S) in [0, 1] at each tap, (B, C, h, w) float32."""
-        return [activation.float() for activation in self._trunk.features(images)]
+        return [activation.float() for activation in self._extractor.features(images)]
 
     def forward(self, images: Tensor) -> Tensor:
         """The deepest tap, averaged over the picture: (B, num_features) float32."""

@@ -19,12 +19,12 @@ from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
 from engine.sampling import Gaussian
 from trainer import run_folder
+from trainer.artifacts.directions import directions_of, save_directions
+from trainer.artifacts.prior import fit_prior
 from trainer.config import Kind
 from trainer.data import FaceData
 from trainer.errors import RunError
 from trainer.hardware.device import Placement
-from trainer.latents.directions import directions_of, save_directions
-from trainer.latents.prior import fit_prior
 from trainer.model import VAE
 from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 
@@ -141,7 +141,7 @@ class Subject:
             autoencoder: the network.
             data: the data set, of the network's image size.
             folder: exists; the directions are kept there.
-            kind: of directions, see `trainer.latents.directions`.
+            kind: of directions, see `trainer.artifacts.directions`.
             place: where the measuring networks compute; default: the GPU if there is one.
         """
         rows, train_rows = data.rows("test"), data.rows("train")

@@ -55,8 +55,8 @@ class _Gather(torch.autograd.Function):
         return _gather(image, window)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return _scatter(slopes[0], ctx.window), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _scatter(gradients[0], ctx.window), None
 
 
 class _Scatter(torch.autograd.Function):
@@ -66,15 +66,15 @@ class _Scatter(torch.autograd.Function):
         return _scatter(patches, window)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return _gather(slopes[0], ctx.window), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _gather(gradients[0], ctx.window), None
 
 
 def _pays(module: nn.Module, side: int) -> bool:
     return module.training and side <= LARGEST and torch.is_autocast_enabled("cpu")
 
 
-class ProductConv2d(nn.Conv2d):
+class MatmulConv2d(nn.Conv2d):
     """`nn.Conv2d` that trains as a matrix product where that pays."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class ProductConv2d(nn.Conv2d):
         return F.linear(patches.flatten(3), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-class ProductConvTranspose2d(nn.ConvTranspose2d):
+class MatmulConvTranspose2d(nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` that trains as a matrix product where that pays."""
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -103,10 +103,10 @@ class ProductConvTranspose2d(nn.ConvTranspose2d):
         return (image if self.bias is None else image + self.bias.to(image.dtype)).permute(0, 3, 1, 2)
 
 
-def as_products(model: nn.Module) -> None:
+def use_matmul(model: nn.Module) -> None:
     """Has the strided convolutions of a model train as matrix products where that pays; no weight changes."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.stride[0] > 1:
-            module.__class__ = ProductConv2d
+            module.__class__ = MatmulConv2d
         elif isinstance(module, nn.ConvTranspose2d) and module.stride[0] > 1:
-            module.__class__ = ProductConvTranspose2d
+            module.__class__ = MatmulConvTranspose2d

@@ -57,6 +57,22 @@ class Placement:
         fast = precision == "bf16" or (precision == "auto" and bf16)
         return cls(device, torch.bfloat16 if fast else torch.float32)
 
+    def tune(self, deterministic: bool = False) -> None:
+        """Sets what makes a training faster in this process and changes no result.
+
+        Args:
+            deterministic: on a GPU, take the algorithms that give the same bits every time, not the fastest ones.
+                VGG's pooling is among the few operations that PyTorch may warn of; as its windows do not overlap, no
+                two threads add to one value, and it is deterministic all the same.
+        """
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            return
+        torch.backends.cudnn.benchmark = not deterministic  # the shapes are the same in every step
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
     def module(self, module: ModuleT) -> ModuleT:
         """Moves a module to the device, channels last in memory."""
         return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -80,23 +96,8 @@ def _cpu_has_bf16() -> bool:
     return "AVX512" in capabilities and ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
-def choose_gpu_algorithms(deterministic: bool) -> None:
-    """Has GPUs take the algorithms that are fastest here, or those that give the same bits every time.
-
-    VGG's pooling is among the few operations that PyTorch may warn of; as its windows do not overlap, no two threads
-    add to one value, and it is deterministic all the same.
-    """
-    torch.backends.cudnn.benchmark = not deterministic  # the shapes are the same in every step
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-
-
 def keep_freed_memory() -> None:
-    """Has glibc keep the large blocks that a step frees, rather than return them and fault them in again in the next.
-
-    Measured on one CPU core, a step of the plain VAE: 22,000 page faults fewer, 15% less time.
-    """
+    """Has glibc keep the large blocks that a step frees, rather than fault them in again in the next."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:  # other C libraries have none
         largest = 2**31 - 1

@@ -1,7 +1,7 @@
 """The loss of the seed document, its parts named.
 
     loss = 0.5 * rec_weight * (pixel_weight * MSE(x, y) + feature_weight * sum_l MSE(phi_l(x), phi_l(y)))
-         + kl_weight * KL + attribute_weight * BCE(read-out of z, labels)
+         + kl_weight * KL + attribute_weight * BCE(attribute head of z, labels)
 
 with the inner weights 1 and the last 0 in the seed. Reductions: both MSE are means over everything (batch, channels,
 height, width); KL is summed over the latent dimensions and averaged over the batch, in nats per image; the
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import TrainConfig
-from trainer.hardware.shard import Shard
+from trainer.hardware.distributed import Processes
 from trainer.loss.perceptual import PerceptualLoss
 from trainer.model import Output
 
@@ -40,14 +40,14 @@ def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Terms:
-    """One evaluation of the loss; of one process of several, its share of every part.
+    """One evaluation of the loss; of one process of several, its part of every sum.
 
     Attributes:
         total: what is minimised; the only part with a gradient.
         pixel: MSE of the images in [0, 1].
         features: MSE of the activations, one a tap, on the scale of `PerceptualLoss`.
         kl: nats per image.
-        attributes: cross-entropy of the attributes read off z, nats; None without a read-out.
+        attributes: cross-entropy of the attribute head, nats; None without one.
     """
 
     total: Tensor
@@ -68,36 +68,46 @@ class Terms:
         return dict(zip(parts, add(torch.stack(list(parts.values()))).tolist(), strict=True))
 
 
-class Loss:
+class VAELoss:
     """The weighted sum of pixel, feature, KL and attribute terms.
 
     Args:
         config: the weights.
         perceptual: the feature terms, or None.
-        shard: the part of every batch that this process sees.
+        processes: those that compute a batch together; None: this one alone.
     """
 
-    def __init__(self, config: TrainConfig, perceptual: PerceptualLoss | None, shard: Shard | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, perceptual: PerceptualLoss | None, processes: Processes | None = None
+    ) -> None:
         self.config = config
         self.perceptual = perceptual
-        self.shard = shard or Shard()
+        self.processes = processes or Processes()
+
+    def num_compared(self, total: int) -> tuple[int, int]:
+        """Images of a batch of `total` that the feature terms look at: of this process, and of all."""
+        in_all = math.ceil(self.config.feature_share * total) if self.perceptual else 0
+        return len(range(self.processes.rank, in_all, self.processes.world_size)), in_all
 
     def __call__(
         self,
         images: Tensor,
         output: Output,
+        logits: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
         progress: float = 1.0,
         total: int | None = None,
-        labels: Tensor | None = None,
     ) -> Terms:
         """Compares images with their reconstructions.
 
         Args:
             images: (b, 3, S, S) float in [0, 1]; b is 0 where a batch has fewer images than there are processes.
             output: what the VAE made of them.
-            progress: share of the run's steps that are done, for the KL warm-up.
+            logits: (b, A) float32, of the attribute head, or None.
+            labels: (b, A) float32, 1 where an image has an attribute; needed where there are logits.
+            progress: fraction of the run's steps that are done, for the KL warm-up.
             total: images in the whole batch, over all processes; None: these.
-            labels: (b, A) float32, 1 where an image has an attribute; needed where `output` has logits.
         """
         config = self.config
         total = len(images) if total is None else total
@@ -105,19 +115,18 @@ class Loss:
         kl = kl_divergence(output.mu, output.log_var).sum() / total
         reconstruction, features = config.pixel_weight * pixel, {}
         if self.perceptual is not None:
-            judged_in_all = math.ceil(config.feature_share * total)
-            judged = self.shard.count(judged_in_all)
+            compared, compared_in_all = self.num_compared(total)
             terms = torch.zeros(len(self.perceptual.scales), device=images.device)
-            if judged:
-                share = judged / judged_in_all
-                distance, terms = self.perceptual(output.images[:judged], images[:judged])
-                reconstruction, terms = reconstruction + config.feature_weight * share * distance, terms * share
+            if compared:
+                fraction = compared / compared_in_all
+                distance, terms = self.perceptual(output.images[:compared], images[:compared])
+                reconstruction, terms = reconstruction + config.feature_weight * fraction * distance, terms * fraction
             features = dict(zip(self.perceptual.scales, terms.unbind(), strict=True))
         warm = min(1.0, progress / config.kl_warmup) if config.kl_warmup else 1.0
         loss = 0.5 * config.rec_weight * reconstruction + config.kl_weight * warm * kl
-        if output.logits is None or labels is None:
+        if logits is None or labels is None:
             return Terms(loss, pixel.detach(), features, kl.detach())
-        entropy = F.binary_cross_entropy_with_logits(output.logits, labels, reduction="sum")
+        entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         attributes = entropy / (total * labels.shape[1])
         loss = loss + config.attribute_weight * attributes
         return Terms(loss, pixel.detach(), features, kl.detach(), attributes.detach())

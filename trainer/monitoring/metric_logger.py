@@ -20,8 +20,8 @@ LINE_SECONDS = 30.0
 """Time between two lines about the progress where there is no terminal to draw a bar on."""
 
 
-class Journal:
-    """The journal of one run, from the step on that it starts or goes on at.
+class MetricLogger:
+    """The log of one run, from the step on that it starts or goes on at.
 
     Args:
         folder: the run folder.
@@ -41,7 +41,7 @@ class Journal:
         )  # fmt: skip
         self._began = self._said = time.monotonic()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> MetricLogger:
         return self
 
     def __exit__(

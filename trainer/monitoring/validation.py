@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torchvision.utils import make_grid
 
-from trainer.evaluation import figures
-from trainer.loss.vae_loss import Loss
+from trainer.hardware.device import Placement
+from trainer.loss.vae_loss import VAELoss
+from trainer.model import VAE
 from trainer.monitoring.watchdog import ACTIVE_VARIANCE
-from trainer.train_state import Run
 
 BATCH_IMAGES = 64
+NUM_SHOWN = 8
+"""Images that are shown with their reconstructions."""
 
 
 @dataclass(frozen=True)
@@ -36,33 +39,34 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(run: Run, loss: Loss, images: NDArray[np.uint8]) -> Validation:
-    """Measures a run's result on images, in one process.
+def validate(model: VAE, place: Placement, loss: VAELoss, images: NDArray[np.uint8]) -> Validation:
+    """Measures a model on images, in one process.
 
     Args:
-        run: the model that trains goes on in training mode.
+        model: it goes on in training mode.
+        place: the model's.
         loss: of whole batches.
         images: packed, (N, S, S, 3).
     """
-    model = run.result
     model.eval()
-    errors, means, losses, shown = [], [], [], images[:0]
+    errors, means, losses, shown = [], [], [], []
     for start in range(0, len(images), BATCH_IMAGES):
-        batch = run.place.images(images[start : start + BATCH_IMAGES])
-        with run.place.autocast():
+        batch = place.images(images[start : start + BATCH_IMAGES])
+        with place.autocast():
             output = model(batch)
         terms = loss(batch, output)
         losses.append(torch.stack([terms.total, terms.kl]) * len(batch))
         means.append(output.mu.float())
         errors.append((output.images - batch).square().mean((1, 2, 3)))
         if start == 0:
-            shown = (output.images[:8].permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
-    run.model.train()
+            shown = [*batch[:NUM_SHOWN], *output.images[:NUM_SHOWN]]
+    model.train()
+    grid = make_grid(shown, nrow=min(NUM_SHOWN, len(images)), padding=2, pad_value=1)  # (3, H, W)
     total, kl = (torch.stack(losses).sum(0) / len(images)).tolist()
     return Validation(
         psnr=float((-10 * torch.cat(errors).log10()).mean()),
         loss=total,
         kl=kl,
         active=int((torch.cat(means).var(0) > ACTIVE_VARIANCE).sum()),
-        picture=figures.grid([images[:8], shown]),
+        picture=(grid.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8),
     )

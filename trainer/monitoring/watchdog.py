@@ -12,19 +12,19 @@ logger = logging.getLogger(__name__)
 
 ACTIVE_VARIANCE = 0.01
 """A latent is active if the variance of its mu over images exceeds this (Burda et al., arXiv 1509.00519, section 5)."""
-LEAST_KL = 1.0
+MIN_KL = 1.0
 """Nats an image below which the posterior has collapsed."""
-LEAST_ACTIVE = 2
+MIN_ACTIVE = 2
 """Active latents below which it has."""
-FIRST_RECORDS, LAST_RECORDS = 3, 10
+NUM_FIRST, NUM_LAST = 3, 10
 """Logged steps that the loss is averaged over, at the start of the run and now."""
-LEAST_STEPS = 100
+MIN_STEPS = 100
 """Steps that a run is given: at first the latents hardly vary, however it will go."""
-LARGEST_REST = 0.9
-"""Share of the first loss that is left of it by then in a run that learns."""
+MAX_REMAINING = 0.9
+"""Fraction of the first loss that remains by then in a run that learns."""
 
 
-class Watch:
+class Watchdog:
     """Looks at the losses and validations of one run.
 
     Args:
@@ -56,10 +56,10 @@ class Watch:
             active: active latents.
             warmed: whether the KL term has its full weight.
         """
-        if step < LEAST_STEPS:
+        if step < MIN_STEPS:
             return
         config, size = self._config, self._config.model.latent_dim
-        if warmed and not self._collapsed and (kl < LEAST_KL or active < LEAST_ACTIVE):
+        if warmed and not self._collapsed and (kl < MIN_KL or active < MIN_ACTIVE):
             self._collapsed = True
             logger.warning(
                 "posterior collapse at step %d: the KL is %.2g nats and %d of %d latents are active, so that latents "
@@ -69,12 +69,12 @@ class Watch:
             )
         if self._stuck or config.init_from is not None:
             return
-        first = self._reconstruction[:FIRST_RECORDS]
-        last = self._reconstruction[FIRST_RECORDS:][-LAST_RECORDS:]
+        first = self._reconstruction[:NUM_FIRST]
+        last = self._reconstruction[NUM_FIRST:][-NUM_LAST:]
         if not last:
             return
         before, now = sum(first) / len(first), sum(last) / len(last)
-        if now > LARGEST_REST * before:
+        if now > MAX_REMAINING * before:
             self._stuck = True
             logger.warning(
                 "the loss does not fall: at step %d its reconstruction terms are %.4g, and in the first steps they "

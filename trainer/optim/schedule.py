@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-WARM_SHARE = 0.1
-"""Share of a one-cycle run over which the learning rate rises."""
+WARMUP_FRACTION = 0.1
+"""Fraction of a one-cycle run over which the learning rate rises."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate of every step, as a share of its peak.
+    """Learning rate of every step, as a factor of its peak.
+
+    Ours rather than `torch.optim.lr_scheduler`: a pure function of the step has no state to save or to resume.
 
     Attributes:
         kind: constant; step: times `gamma` after each epoch (seed); one-cycle: a linear rise, then half a cosine to 0.
@@ -28,13 +30,13 @@ class Schedule:
     num_steps: int
     start: int = 0
 
-    def share(self, step: int) -> float:
-        """Learning rate of a step, counted from 0, as a share of its peak."""
+    def factor(self, step: int) -> float:
+        """Learning rate of a step, counted from 0, as a factor of its peak."""
         if self.kind == "step":
             return float(self.gamma ** (step // self.steps_per_epoch))
         if self.kind == "one-cycle":
             step, length = step - self.start, self.num_steps - self.start
-            warm = max(1, round(WARM_SHARE * length))
+            warm = max(1, round(WARMUP_FRACTION * length))
             if step < warm:
                 return (step + 1) / warm
             return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, length - warm)))

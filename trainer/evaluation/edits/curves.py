@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
+from trainer.artifacts.directions import KINDS
 from trainer.evaluation import identity, reconstruction
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits import matrix
@@ -25,7 +26,6 @@ from trainer.evaluation.options import Options
 from trainer.evaluation.prediction import NO_ATTRIBUTES
 from trainer.evaluation.skipped import SkippedError, attempt
 from trainer.evaluation.subject import Floats, Images, Subject
-from trainer.latents.directions import KINDS
 
 JUDGED_ATTRIBUTES = ("Smiling", "Eyeglasses")
 """Those of the seed document's figures: measured at many strengths, and drawn."""

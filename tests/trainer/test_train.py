@@ -19,11 +19,11 @@ from trainer import run_folder
 from trainer.__main__ import main
 from trainer.config import RANDOM, TrainConfig
 from trainer.data import FaceData
-from trainer.data.loader import Batch, Feed
+from trainer.data.loader import Batch, BatchLoader
 from trainer.errors import ConfigError, InterruptedRunError, NonFiniteLossError, RunError
-from trainer.loss.vae_loss import Loss
+from trainer.loss.vae_loss import VAELoss
 from trainer.optim.schedule import Schedule
-from trainer.train_state import Run
+from trainer.train_state import TrainState
 from trainer.training import train
 
 
@@ -96,7 +96,7 @@ def test_attributes_with_few_images_are_left_out_and_named(
 def interrupt(config: TrainConfig, data: FaceData, run: Path, before: int, resume: bool = False) -> None:
     """Trains until a SIGTERM comes while the batch of step `before`, counted from 0, is fetched."""
 
-    class Interrupting(Feed):
+    class Interrupting(BatchLoader):
         def stream(self, first: int, last: int) -> Generator[Batch, None, None]:
             for step, batch in enumerate(super().stream(first, last), start=first):
                 if step == before:
@@ -106,7 +106,7 @@ def interrupt(config: TrainConfig, data: FaceData, run: Path, before: int, resum
                 signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train_state.Feed", Interrupting)
+        patch.setattr("trainer.train_state.BatchLoader", Interrupting)
         with pytest.raises(
             InterruptedRunError, match=r"stopped by SIGTERM after step \d+ of \d+; the checkpoint is written"
         ):
@@ -116,7 +116,6 @@ def interrupt(config: TrainConfig, data: FaceData, run: Path, before: int, resum
 WAYS: dict[str, dict[str, Any]] = {
     "adam": {},
     "muon": {"optimizer": "muon", "grad_clip": 1.0},
-    "averaged": {"ema_decay": 0.9},
     "taps": {"taps": ("relu1_1",), "vgg_weights": RANDOM, "normalise_features": True, "feature_share": 0.5},
 }
 
@@ -140,13 +139,14 @@ def test_a_resumed_run_is_compiled_as_it_was(
 
     def doubling(function: Callable[..., Any], **_: object) -> Callable[..., Any]:
         def compiled(*arguments: Any) -> Any:
+            if function is torch.sin:  # whether the compiler works
+                return function(*arguments)
             used.append(1)
             terms, gradient = function(*arguments)
             return terms, 2 * gradient
 
         return compiled
 
-    monkeypatch.setattr("trainer.hardware.compile._obstacle", lambda device: None)
     monkeypatch.setattr(torch, "compile", doubling)
     config = replace(small, **WAYS["taps"])
     monkeypatch.setattr("trainer.hardware.compile.MIN_CPU_IMAGES", 15 * 16)
@@ -241,7 +241,7 @@ def test_a_finished_run_takes_more_epochs(
     rates = [record["lr"] / small.lr for record in records(tmp_path / "parts", "lr")]
     cycle = Schedule("one-cycle", 0.1, 5, 20)
     expected = (
-        [cycle.share(step) for step in range(20)]
+        [cycle.factor(step) for step in range(20)]
         if schedule == "one-cycle"
         else [0.1 ** (2 + step // 5) for step in range(20)]
     )
@@ -253,7 +253,7 @@ def test_a_finished_run_takes_more_epochs(
 def test_training_starts_from_the_weights_of_another_run(
     small: TrainConfig, data: FaceData, trained: Path, tmp_path: Path
 ) -> None:
-    config = replace(small, init_from=trained, lr=1e-12, epochs=1, ema_decay=0.5)
+    config = replace(small, init_from=trained, lr=1e-12, epochs=1)
     train(config, data, tmp_path / "run")
     before, after = (run_folder.load_model(run).decoder.to_rgb.weight for run in (trained, tmp_path / "run"))
     assert torch.allclose(before, after, atol=1e-6)
@@ -269,7 +269,7 @@ def test_training_starts_from_the_weights_of_another_run(
 
 
 def test_a_checkpoint_of_another_version_is_refused(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
-    Run(small, data, tmp_path).save()
+    TrainState(small, data, tmp_path).save()
     state = run_folder.load_checkpoint(tmp_path)
     del state["version"]
     run_folder.save_checkpoint(tmp_path, state)
@@ -334,10 +334,10 @@ def test_other_vgg19_weights_are_noticed(small: TrainConfig, data: FaceData, tmp
         first = nn.Conv2d(3, 64, 3).state_dict()
         torch.save({f"features.0.{name}": tensor for name, tensor in first.items()}, paths[-1])
     config = replace(small, taps=("relu1_1",), vgg_weights=paths[0])
-    run = Run(config, data, tmp_path / "run")
-    loss = Loss(config, run.perceptual())
+    run = TrainState(config, data, tmp_path / "run")
+    loss = VAELoss(config, run.perceptual())
     run.folder.mkdir()
-    run.advance(loss, run.feed.batch(0))
+    run.train_step(loss, run.loader.batch(0))
     run.save()
     with pytest.raises(RunError, match=r"other VGG19 weights than these \(.*1\.pth"):
         train(replace(config, vgg_weights=paths[1]), data, tmp_path / "run", resume=True)
@@ -347,9 +347,9 @@ def test_other_vgg19_weights_are_noticed(small: TrainConfig, data: FaceData, tmp
 
 
 def test_weights_that_are_not_numbers_are_never_saved(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
-    run = Run(small, data, tmp_path)
+    run = TrainState(small, data, tmp_path)
     run.save()
-    run.advance(Loss(small, None), run.feed.batch(0))
+    run.train_step(VAELoss(small, None), run.loader.batch(0))
     torch.nn.init.constant_(run.model.encoder.mu.bias, float("nan"))
     with pytest.raises(NonFiniteLossError, match=r"not numbers after step 1; the last good checkpoint is kept: go on"):
         run.save()
@@ -360,7 +360,7 @@ def test_weights_that_are_not_numbers_are_never_saved(small: TrainConfig, data: 
 def test_checkpoints_are_written_within_an_epoch(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
     seen = []
 
-    class Watched(Feed):
+    class Watched(BatchLoader):
         def stream(self, first: int, last: int) -> Generator[Batch, None, None]:
             for batch in super().stream(first, last):
                 if (tmp_path / "run" / run_folder.CHECKPOINT).exists():
@@ -368,7 +368,7 @@ def test_checkpoints_are_written_within_an_epoch(small: TrainConfig, data: FaceD
                 yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train_state.Feed", Watched)
+        patch.setattr("trainer.train_state.BatchLoader", Watched)
         train(replace(small, epochs=1, save_minutes=1e-9), data, tmp_path / "run")
     assert seen == [1, 2, 3, 4]
 

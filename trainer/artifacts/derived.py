@@ -18,14 +18,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from trainer import run_folder
+from trainer.artifacts.directions import Direction, directions_of, load_directions, save_directions
+from trainer.artifacts.encode import encode
+from trainer.artifacts.model_card import write_card
+from trainer.artifacts.prior import Floats, fit_prior, save_prior
 from trainer.config import Kind
 from trainer.data import FaceData
 from trainer.hardware.device import Placement
-from trainer.latents.directions import Direction, directions_of, load_directions, save_directions
-from trainer.latents.encode import encode
-from trainer.latents.prior import Floats, fit_prior, save_prior
 from trainer.model import VAE
-from trainer.model_card import write_card
 from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import run_folder
-from trainer.latents.directions import load_directions
+from trainer.artifacts.directions import load_directions
 from trainer.run_folder import CARD, DIRECTIONS, EVALUATION
 
 MARKER = "<!-- Written by the trainer, and renewed by it; delete this line to keep a text of your own. -->"

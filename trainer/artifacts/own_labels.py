@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer import run_folder
+from trainer.artifacts import derived
+from trainer.artifacts.derived import Changes
+from trainer.artifacts.directions import MIN_IMAGES, Direction, directions_of, load_directions
+from trainer.artifacts.encode import encode
 from trainer.config import Kind, TrainConfig
 from trainer.data import FaceData, load_data
 from trainer.data.folder import SUFFIXES, find
 from trainer.data.labels import relabel
 from trainer.errors import ConfigError, DataError, RunError
 from trainer.hardware.device import Placement
-from trainer.latents import derived
-from trainer.latents.derived import Changes
-from trainer.latents.directions import MIN_IMAGES, Direction, directions_of, load_directions
-from trainer.latents.encode import encode
 from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from trainer.hardware.device import Placement, choose_gpu_algorithms
+from trainer.hardware.device import Placement
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def test_a_gpu_computes_in_bf16_only_where_that_is_not_emulated(
 @pytest.mark.usefixtures("settings")
 def test_deterministic_algorithms_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    choose_gpu_algorithms(deterministic=True)
+    Placement(torch.device("cuda"), torch.float32).tune(deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
-    choose_gpu_algorithms(deterministic=False)
+    Placement(torch.device("cuda"), torch.float32).tune()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.benchmark
