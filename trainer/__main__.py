@@ -69,22 +69,13 @@ class Evaluate:
     def __call__(self) -> None:
         """Runs the command."""
         from trainer import run_folder  # noqa: PLC0415
-        from trainer.data import load_data  # noqa: PLC0415
+        from trainer.data import load_data_as  # noqa: PLC0415
         from trainer.evaluation.evaluate import REPORT, evaluate  # noqa: PLC0415
         from trainer.evaluation.report import summary  # noqa: PLC0415
         from trainer.hardware import threads  # noqa: PLC0415
 
         config, _ = run_folder.load_config(self.run)
-        data = load_data(
-            self.data,
-            config.model.image_size,
-            config.crop,
-            config.source,
-            self.align or config.align,
-            labels=self.labels or config.labels,
-            split_by=config.split_by,
-            skip_damaged=config.skip_damaged,
-        )
+        data = load_data_as(config, self.data, labels=self.labels, align=self.align)
         with threads.limited(threads.choose(self.threads)):
             print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {(self.options.out or self.run) / REPORT}")

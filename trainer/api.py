@@ -21,6 +21,7 @@ from engine.latents import Directions
 from engine.sampling import Gaussian
 from framing import Aligner
 from trainer import model, run_folder, training
+from trainer.artifacts.encode import encode
 from trainer.config import TrainConfig
 from trainer.data import pixels
 from trainer.errors import RunError
@@ -148,7 +149,6 @@ class VAE:
         read = [pixels.read(Path(path), frame, aligner).image for path in paths]
         return np.array(read, np.uint8).reshape(len(read), self.image_size, self.image_size, 3)
 
-    @torch.no_grad()
     def encode(self, images: Images) -> Floats:
         """Posterior means mu, (N, D).
 
@@ -164,11 +164,7 @@ class VAE:
                 f"images must be uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; VAE.read brings "
                 "files to that"
             )
-        mu = np.empty((len(images), self.latent_dim), np.float32)
-        for start in range(0, len(images), BATCH_IMAGES):
-            batch = slice(start, start + BATCH_IMAGES)
-            mu[batch] = self.network.encoder(self._place.images(images[batch])).mu.cpu().numpy()
-        return mu
+        return encode(self.network, images, np.arange(len(images)), self._place)[0]
 
     @torch.no_grad()
     def decode(self, latents: Floats) -> Images:

@@ -59,17 +59,15 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
         processes.on_main(lambda: _occupy(state, resume, stack))
         state.restore()
         stack.enter_context(threads.limited(threads.choose(config.threads, state.threads)))
-        if state.step == state.num_steps:
-            processes.on_main(lambda: _complete(state))
-            return
 
-        # Loss
-        loss = VAELoss(config, state.perceptual(), processes)
-        state.begin_leg(compiled=compile_run(state, loss))
-        processes.on_main(lambda: run_folder.save_config(folder, config, state.resolved(loss.perceptual)))
+        if state.step < state.num_steps:
+            # Loss
+            loss = VAELoss(config, state.perceptual(), processes)
+            state.begin_leg(compiled=compile_run(state, loss))
+            processes.on_main(lambda: run_folder.save_config(folder, config, state.resolved(loss.perceptual)))
 
-        # Loop
-        _loop(state, loss)
+            # Loop
+            _loop(state, loss)
 
         # Finish
         processes.on_main(lambda: _finish(state))
@@ -158,17 +156,12 @@ def _refuse_non_finite(state: TrainState, values: dict[str, float]) -> None:
 
 
 def _finish(state: TrainState) -> None:
-    """Writes what follows from the weights."""
-    changes = derived.after_training(state.folder, state.model, state.place, state.data, state.config.directions)
-    logger.info("attribute directions: %s", changes)
-
-
-def _complete(state: TrainState) -> None:
-    """Writes what a run whose training is done lacks, and its directions anew where another kind is asked for."""
+    """Writes what follows from the weights, as far as the folder lacks it or has another kind of directions."""
     config, resolved = run_folder.load_config(state.folder)
     kind = state.config.directions
-    other_kind = kind != config.directions
-    changes = derived.complete(state.folder, state.model, state.place, state.data, kind=kind, other_kind=other_kind)
+    changes = derived.complete(
+        state.folder, state.model, state.place, state.data, kind, directions_anew=kind != config.directions
+    )
     if changes is None:
         logger.info("%s is complete: nothing left to train; --epochs N adds epochs", state.folder)
         return

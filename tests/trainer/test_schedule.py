@@ -10,11 +10,11 @@ def test_the_step_schedule_falls_after_every_epoch() -> None:
 
 def test_one_cycle_rises_for_a_tenth_and_falls_to_nothing() -> None:
     schedule = Schedule("one-cycle", 1.0, steps_per_epoch=5, num_steps=20)
-    shares = [schedule.factor(step) for step in range(20)]
-    assert shares[:3] == pytest.approx([0.5, 1, 1])
-    assert shares[2:] == sorted(shares[2:], reverse=True)
-    assert shares[11] == pytest.approx(0.5)
-    assert shares[-1] < 0.01
+    factors = [schedule.factor(step) for step in range(20)]
+    assert factors[:3] == pytest.approx([0.5, 1, 1])
+    assert factors[2:] == sorted(factors[2:], reverse=True)
+    assert factors[11] == pytest.approx(0.5)
+    assert factors[-1] < 0.01
 
 
 def test_a_constant_rate_stays() -> None:

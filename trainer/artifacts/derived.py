@@ -61,39 +61,18 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= MAX_LISTED else f"{len(names)} attributes"
 
 
-def after_training(folder: Path, model: VAE, place: Placement, data: FaceData, kind: Kind) -> Changes:
-    """Writes samples, prior and directions of weights that training has just written.
-
-    Args:
-        folder: the run folder.
-        model: the run's.
-        place: the model's.
-        data: what it was trained on.
-        kind: of the directions.
-
-    Raises:
-        RunError: latents are not finite, or a file cannot be written.
-    """
-    write_samples(folder, data)
-    rows = data.rows("train")
-    mu, log_var = encode(model, data.images, rows, place)
-    write_prior(folder, mu, log_var)
-    found = directions_of(mu, data.index.labels[rows], data.index.attributes, kind)
-    return write_directions(folder, found, mu.shape[1], keep=False)
-
-
 def complete(
-    folder: Path, model: VAE, place: Placement, data: FaceData, *, kind: Kind, other_kind: bool
+    folder: Path, model: VAE, place: Placement, data: FaceData, kind: Kind, *, directions_anew: bool = False
 ) -> Changes | None:
-    """Writes what a finished run lacks of all that, as when it was interrupted, or is of before there was a prior.
+    """Writes what a finished run lacks: all of it after training, the rest after an interruption or in an old run.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, with the weights.
         model: the run's.
         place: the model's.
         data: what it was trained on.
         kind: of the directions.
-        other_kind: whether the data's directions are to be computed again, since another kind is asked for.
+        directions_anew: compute the data's directions again, as another kind is asked for.
 
     Returns:
         What became of the directions; None if nothing was lacking.
@@ -104,7 +83,7 @@ def complete(
     model_sha256 = sha256_of(folder / MODEL)
     lacks_samples = not (folder / SAMPLES).exists()
     lacks_prior = not belongs(folder / PRIOR, model_sha256)
-    lacks_directions = other_kind or not belongs(folder / DIRECTIONS, model_sha256)
+    lacks_directions = directions_anew or not belongs(folder / DIRECTIONS, model_sha256)
     if not (lacks_samples or lacks_prior or lacks_directions):
         return None
     if lacks_samples:
@@ -146,17 +125,15 @@ def write_directions(
     found: Sequence[Direction],
     latent_dim: int,
     *,
-    keep: bool = True,
     without: Collection[str] = (),
     split: str = "train",
 ) -> Changes:
-    """Writes directions beside those that the run has, or instead of them; and the model card, which names them.
+    """Writes directions beside those of the run's present weights, and the model card, which names them.
 
     Args:
         folder: the run folder.
         found: new directions; one of a name that the run has takes its place.
         latent_dim: D.
-        keep: whether the run's other directions stay, if they are of its present weights.
         without: names of directions that do not stay.
         split: images that the new ones were computed from.
 
@@ -167,7 +144,7 @@ def write_directions(
     before, metadata = load_directions(path) if path.exists() else ([], {})
     new = {direction.name: direction for direction in found}
     left = [direction.name for direction in before if direction.name not in new and direction.name not in without]
-    outdated = left if not keep or not belongs(path, model_sha256) else []
+    outdated = [] if belongs(path, model_sha256) else left
     if outdated:
         logger.warning(
             "%s: of other weights, so dropped; make anew with `python -m trainer directions %s`",

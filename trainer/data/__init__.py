@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from framing import CELEBA_SOURCE
+from trainer.config import TrainConfig
 from trainer.data import celeba, folder, parquet
 from trainer.data.celeba import ATTRIBUTES, IMAGES, PARTITION
 from trainer.data.index import SPLITS, Index
@@ -28,6 +29,7 @@ __all__ = [
     "SplitBy",
     "Unlabelled",
     "load_data",
+    "load_data_as",
     "read_index",
 ]
 
@@ -67,6 +69,34 @@ def load_data(
     """
     index = read_index(directory, labels=labels, split_by=split_by, skip_damaged=skip_damaged, unlabelled=unlabelled)
     return Pack.of(index, image_size, crop, source, align).data()
+
+
+def load_data_as(
+    config: TrainConfig, directory: Path, *, labels: Path | None = None, align: bool = False, unsplit: bool = False
+) -> FaceData:
+    """Reads a data set and packs its images as those of a run's training.
+
+    Args:
+        config: of the run.
+        directory: see `read_index`.
+        labels: a CSV of labels; None: the run's.
+        align: find and align faces, as a run that was trained so does anyway.
+        unsplit: take a folder of other images, which the run's labels and splits say nothing of.
+
+    Raises:
+        ConfigError: as `load_data`.
+        DataError: as `load_data`.
+    """
+    return load_data(
+        directory,
+        config.model.image_size,
+        config.crop,
+        config.source,
+        align or config.align,
+        labels=None if unsplit else labels or config.labels,
+        split_by="name" if unsplit else config.split_by,
+        skip_damaged=config.skip_damaged,
+    )
 
 
 def read_index(
