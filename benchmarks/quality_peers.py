@@ -37,10 +37,10 @@ from tqdm import tqdm
 
 from trainer.data import FaceData, load_data
 from trainer.errors import ConfigError, NonFiniteLossError, TrainerError
+from trainer.evaluation.encoded_run import Autoencoder, Floats, Images
 from trainer.evaluation.evaluate import evaluate_autoencoder
-from trainer.evaluation.instruments import Instruments
+from trainer.evaluation.metric_networks import MetricNetworks
 from trainer.evaluation.options import Measure, Options
-from trainer.evaluation.subject import Autoencoder, Floats, Images
 from trainer.hardware.device import Placement
 from trainer.loss import pretrained
 from trainer.run_folder import EVALUATION, write_atomically
@@ -174,7 +174,7 @@ def train_and_judge(config: PeerConfig) -> None:
     data = load_data(config.data, IMAGE_SIZE, config.crop)
     weights: dict[str, Any] = {"vgg_weights": config.vgg_weights, "identity_weights": config.identity_weights}
     options = Options(**weights, skip=config.skip)
-    Instruments.of(options, None, place)  # refuses a file now rather than after hours of training
+    MetricNetworks.of(options, None, place)  # refuses a file now rather than after hours of training
     judge = None if "edits" in config.skip else quality.judge(config.out, data)
     peer.module.to(place.device)
     training = trained(peer, config, data)

@@ -208,10 +208,10 @@ def _given(arguments: list[str], name: str) -> str | None:
     return found
 
 
-def _refuse_idle(config: TrainConfig, arguments: list[str]) -> None:
+def _refuse_unused(config: TrainConfig, arguments: list[str]) -> None:
     """Refuses flags that were given and would change nothing."""
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-    for name, reason in config.idle().items():
+    for name, reason in config.unused_fields().items():
         flag = name.replace("_", "-")
         if given & {f"--{flag}", f"--no-{flag}"}:
             raise ConfigError(f"--{flag}: has no effect here, as {reason}")
@@ -269,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(command, Faces):
             require("train")
         if isinstance(command, Train):
-            _refuse_idle(command.config, arguments)
+            _refuse_unused(command.config, arguments)
             _say_preset(command, arguments)
         command()
     except TrainerError as error:

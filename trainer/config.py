@@ -23,7 +23,7 @@ VGG19_TAPS = (
 Kind = Literal["mean", "adjusted", "svm"]
 """Kinds of attribute directions, which `trainer.artifacts.directions` describes."""
 
-HARMLESS = (
+NOT_PART_OF_RESULT = (
     "preset", "device", "compile", "deterministic", "threads", "log_every", "save_minutes",
     "vgg_weights", "labels", "skip_damaged", "directions",
 )  # fmt: skip
@@ -40,7 +40,7 @@ CHANGEABLE = ("epochs", "lr", "muon_lr", "grad_clip")
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide what a run computes, those of the model beside the others."""
     flat = values | dataclasses.asdict(ModelConfig()) | values["model"]
-    return {key: value for key, value in flat.items() if key not in (*HARMLESS, *CHANGEABLE, "model")}
+    return {key: value for key, value in flat.items() if key not in (*NOT_PART_OF_RESULT, *CHANGEABLE, "model")}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -242,26 +242,26 @@ class TrainConfig:
         """What pictures are brought to before the model sees them."""
         return Frame.of(self.model.image_size, self.crop, self.source)
 
-    def idle(self) -> dict[str, str]:
-        """Fields that this configuration makes no use of, each with the reason and the mend.
+    def unused_fields(self) -> dict[str, str]:
+        """Fields that this configuration makes no use of, each with the reason and what to do.
 
-        A field may be idle at the value that its preset gave it; the command line refuses it when a user gives it.
+        A field may be unused at the value that its preset gave it; the command line refuses it when a user gives it.
         """
-        idle: dict[str, str] = {}
+        unused: dict[str, str] = {}
         if not self.taps:
             fields = ("feature_weight", "normalise_features", "feature_share")
-            idle |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
+            unused |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
         if not self.crop:
-            idle["source"] = "--crop 0 takes whole images; leave it out, or give --crop"
+            unused["source"] = "--crop 0 takes whole images; leave it out, or give --crop"
         if self.optimizer == "adam":
-            idle["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
+            unused["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
         if self.optimizer != "muon-sgd":
-            idle["momentum"] = f"the optimizer is {self.optimizer}; leave it out, or add --optimizer muon-sgd"
+            unused["momentum"] = f"the optimizer is {self.optimizer}; leave it out, or add --optimizer muon-sgd"
         if self.schedule != "step":
-            idle["lr_gamma"] = f"the schedule is {self.schedule}; leave it out, or add --schedule step"
+            unused["lr_gamma"] = f"the schedule is {self.schedule}; leave it out, or add --schedule step"
         if not self.kl_weight:
-            idle["kl_warmup"] = "--kl-weight is 0; leave it out, or give --kl-weight"
-        return idle
+            unused["kl_warmup"] = "--kl-weight is 0; leave it out, or give --kl-weight"
+        return unused
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """The fields in which a run with `other`, from `to_json`, would compute something else: `field: other -> this`.

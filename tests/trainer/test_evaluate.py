@@ -12,11 +12,11 @@ from trainer.data import IMAGES, FaceData, load_data
 from trainer.errors import ConfigError, RunError
 from trainer.evaluation import generation, networks
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, Network
+from trainer.evaluation.encoded_run import Autoencoder, EncodedRun, Floats, Images
 from trainer.evaluation.evaluate import evaluate, evaluate_autoencoder, write_metrics
-from trainer.evaluation.instruments import Instruments
-from trainer.evaluation.networks import Instrument
+from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.networks import MetricNetwork
 from trainer.evaluation.options import Options
-from trainer.evaluation.subject import Autoencoder, Floats, Images, Subject
 from trainer.hardware.device import Placement
 from trainer.loss.vgg import load_backbone
 from trainer.run_folder import EVALUATION
@@ -124,20 +124,20 @@ def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceDa
     metrics = evaluate(run, one, Options(skip=("vgg", "lpips", "fid", "edits")))
     assert metrics["evaluation"]["data"]["images"]["test"] == 1
     assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES - {"interpolations", "tsne"}
-    subject = Subject.of(run, one, CPU)
+    encoded = EncodedRun.of(run, one, CPU)
     features = networks.Features(load_backbone(("relu1_1",), short_vgg, seed=0), CPU)
-    measured = generation.measure(subject, Instrument(features, "made up"), Instrument(None, "none"), seed=0)
+    measured = generation.measure(encoded, MetricNetwork(features, "made up"), MetricNetwork(None, "none"), seed=0)
     assert "needs two test images, and there is 1" in measured["frechet_vgg19"]["skipped"]
 
 
 def test_the_file_that_a_run_was_trained_with_may_be_too_short(small: TrainConfig, short_vgg: Path) -> None:
     config = replace(small, taps=("relu1_1",), vgg_weights=short_vgg)
-    found = Instruments.of(Options(skip=("lpips", "fid")), config.vgg_weights, CPU)
+    found = MetricNetworks.of(Options(skip=("lpips", "fid")), config.vgg_weights, CPU)
     assert found.vgg.network is None
     assert "the file that the run was trained with will not do" in found.vgg.description
     assert found.lpips.description == "left out by --skip lpips"
     with pytest.raises(ConfigError, match=r"vgg\.pth lacks features\."):
-        Instruments.of(Options(vgg_weights=short_vgg, skip=("lpips", "fid")), config.vgg_weights, CPU)
+        MetricNetworks.of(Options(vgg_weights=short_vgg, skip=("lpips", "fid")), config.vgg_weights, CPU)
 
 
 QUICK = Options(skip=("vgg", "lpips", "fid", "tsne", "edits"))
@@ -247,17 +247,17 @@ def test_options_out_of_range_name_the_flag() -> None:
 
 
 def test_a_subject_is_encoded_once_and_decodes_what_it_encoded(trained: Path, data: FaceData) -> None:
-    subject = Subject.of(trained, data, CPU)
-    assert subject.log_var is not None
-    assert subject.mu.shape == subject.log_var.shape == (20, 16)
-    assert subject.train_mu.shape == (160, 16)
-    assert subject.val_mu.shape == (20, 16)
-    assert np.array_equal(subject.images, data.images[data.rows("test")])
-    assert np.array_equal(subject.labels, data.index.labels[data.rows("test")])
-    assert subject.reconstructions is subject.reconstructions
-    assert np.array_equal(subject.reconstructions[3:5], subject.decode(subject.mu[3:5]))
-    fast = subject.decode(subject.mu, fast=True)
-    assert np.abs(fast.astype(int) - subject.reconstructions).max() <= 8
+    encoded = EncodedRun.of(trained, data, CPU)
+    assert encoded.log_var is not None
+    assert encoded.mu.shape == encoded.log_var.shape == (20, 16)
+    assert encoded.train_mu.shape == (160, 16)
+    assert encoded.val_mu.shape == (20, 16)
+    assert np.array_equal(encoded.images, data.images[data.rows("test")])
+    assert np.array_equal(encoded.labels, data.index.labels[data.rows("test")])
+    assert encoded.reconstructions is encoded.reconstructions
+    assert np.array_equal(encoded.reconstructions[3:5], encoded.decode(encoded.mu[3:5]))
+    fast = encoded.decode(encoded.mu, fast=True)
+    assert np.abs(fast.astype(int) - encoded.reconstructions).max() <= 8
 
 
 def test_metrics_are_strict_json_and_lists_of_numbers_take_a_line(tmp_path: Path) -> None:

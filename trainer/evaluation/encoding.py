@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kstest
 
-from trainer.evaluation.subject import Floats
+from trainer.evaluation.encoded_run import Floats
 from trainer.loss.vae_loss import kl_divergence
 
 ACTIVE_VARIANCE = 0.01

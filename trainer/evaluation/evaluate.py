@@ -22,17 +22,17 @@ from trainer.artifacts.model_card import write_card
 from trainer.config import Kind
 from trainer.data import SPLITS, FaceData
 from trainer.errors import ConfigError, RunError
-from trainer.evaluation import album, encoding, generation, prediction, reconstruction, report, vectors
+from trainer.evaluation import encoding, figures, generation, prediction, reconstruction, report, vectors
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, classifier_of
 from trainer.evaluation.edits import curves
 from trainer.evaluation.edits import figures as edit_figures
 from trainer.evaluation.edits import judge as edit_judge
-from trainer.evaluation.instruments import Instruments
+from trainer.evaluation.encoded_run import Autoencoder, EncodedRun
+from trainer.evaluation.figure import Figure
+from trainer.evaluation.metric_networks import MetricNetworks
 from trainer.evaluation.options import Options
-from trainer.evaluation.plate import Plate
 from trainer.evaluation.prediction import NO_ATTRIBUTES, Split
 from trainer.evaluation.skipped import attempt
-from trainer.evaluation.subject import Autoencoder, Subject
 from trainer.hardware.device import Placement
 from trainer.run_folder import EVALUATION
 
@@ -129,8 +129,8 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
     occasion = Occasion(name, data, own, options.out or run, options, configuration, {})
     occasion.check()
     place = Placement.of()
-    instruments = Instruments.of(options, config.vgg_weights, place)
-    metrics = _judge(occasion, lambda: Subject.of(run, data, place), instruments, digests(run))
+    metric_networks = MetricNetworks.of(options, config.vgg_weights, place)
+    metrics = _judge(occasion, lambda: EncodedRun.of(run, data, place), metric_networks, digests(run))
     if occasion.out == run:
         write_card(run)
     return metrics
@@ -185,56 +185,56 @@ def evaluate_autoencoder(
     occasion = Occasion(name, data, None, out, options, {"name": name, "directions": kind}, training or {})
     occasion.check()
     place = Placement.of()
-    instruments = Instruments.of(options, None, place)
-    return _judge(occasion, lambda: Subject.of_autoencoder(autoencoder, data, out, kind, place), instruments, {})
+    metric_networks = MetricNetworks.of(options, None, place)
+    return _judge(occasion, lambda: EncodedRun.of_autoencoder(autoencoder, data, out, kind, place), metric_networks, {})
 
 
 def _judge(
-    occasion: Occasion, encode: Callable[[], Subject], instruments: Instruments, files: dict[str, str]
+    occasion: Occasion, encode: Callable[[], EncodedRun], metric_networks: MetricNetworks, files: dict[str, str]
 ) -> dict[str, Any]:
     began = time.monotonic()
     options, out = occasion.options, occasion.out
     out.mkdir(parents=True, exist_ok=True)
-    subject = encode()
-    samples = encoding.posterior_samples(subject.mu, subject.log_var, options.seed)
-    splits = Split(subject.train_mu, subject.train_labels), Split(subject.mu, subject.labels)
+    encoded = encode()
+    samples = encoding.posterior_samples(encoded.mu, encoded.log_var, options.seed)
+    splits = Split(encoded.train_mu, encoded.train_labels), Split(encoded.mu, encoded.labels)
 
     metrics: dict[str, Any] = {"evaluation": {}}
     logger.info("reconstruction and generation")
     metrics["reconstruction"] = reconstruction.measure(
-        subject, instruments.vgg, instruments.lpips, instruments.recogniser
+        encoded, metric_networks.vgg, metric_networks.lpips, metric_networks.recogniser
     )
-    metrics["generation"] = generation.measure(subject, instruments.vgg, instruments.inception, options.seed)
+    metrics["generation"] = generation.measure(encoded, metric_networks.vgg, metric_networks.inception, options.seed)
     logger.info("encoding and attributes")
-    metrics["encoding"] = {"split": "test", **encoding.summary(subject.mu, subject.log_var, samples)}
-    metrics["attribute_prediction"] = attempt(lambda: prediction.measure(subject.attributes, *splits))
-    metrics["vectors"] = attempt(lambda: vectors.correlation(subject.directions))
+    metrics["encoding"] = {"split": "test", **encoding.summary(encoded.mu, encoded.log_var, samples)}
+    metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))
+    metrics["vectors"] = attempt(lambda: vectors.correlation(encoded.directions))
     logger.info("edits")
-    metrics |= edits(subject, occasion, instruments)
+    metrics |= edits(encoded, occasion, metric_networks)
     logger.info("figures")
     folder = out / FIGURES
-    plates = draw(subject, metrics, folder, options)
-    metrics["evaluation"] = about(occasion, files, subject, time.monotonic() - began)
+    drawn = draw(encoded, metrics, folder, options)
+    metrics["evaluation"] = about(occasion, files, encoded, time.monotonic() - began)
     if occasion.training:
         metrics["training"] = occasion.training
     write_metrics(out / EVALUATION, metrics)
-    page = report.page(occasion.name, metrics, report.embed(plates, folder), occasion.configuration)
+    page = report.page(occasion.name, metrics, report.embed(drawn, folder), occasion.configuration)
     run_folder.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
     return metrics
 
 
-def edits(subject: Subject, occasion: Occasion, instruments: Instruments) -> dict[str, Any]:
+def edits(encoded: EncodedRun, occasion: Occasion, metric_networks: MetricNetworks) -> dict[str, Any]:
     """The parts `classifier` and `edits`; the classifier is trained if there is none for these data."""
     options = occasion.options
-    if not subject.attributes:
+    if not encoded.attributes:
         reason = NO_ATTRIBUTES
     elif "edits" in options.skip:
         reason = "left out by --skip edits"
     else:
-        judge = _judge_of(occasion, subject.place)
+        judge = _judge_of(occasion, encoded.place)
         return {
-            "classifier": edit_judge.measure(subject, judge),
-            "edits": attempt(lambda: curves.measure(subject, judge, options, instruments)),
+            "classifier": edit_judge.measure(encoded, judge),
+            "edits": attempt(lambda: curves.measure(encoded, judge, options, metric_networks)),
         }
     return {"classifier": {"skipped": reason}, "edits": {"skipped": reason}}
 
@@ -258,21 +258,21 @@ def _judge_of(occasion: Occasion, place: Placement) -> Classifier:
     return judge
 
 
-def draw(subject: Subject, metrics: dict[str, Any], folder: Path, options: Options) -> list[Plate]:
+def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Options) -> list[Figure]:
     """Draws what was measured, into a folder that has no other figures then."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
-    plates: list[Plate] = []
+    drawn: list[Figure] = []
     if "skipped" not in metrics["edits"]:
-        plates += edit_figures.draw(subject, metrics["edits"], metrics["classifier"]["unsure"], folder)
-    plates += album.draw(subject, metrics, folder, options.seed)
+        drawn += edit_figures.draw(encoded, metrics["edits"], metrics["classifier"]["unsure"], folder)
+    drawn += figures.draw(encoded, metrics, folder, options.seed)
     if "tsne" not in options.skip:
-        plates += album.draw_map(subject, folder, options.seed)
-    return plates
+        drawn += figures.draw_map(encoded, folder, options.seed)
+    return drawn
 
 
-def about(occasion: Occasion, files: dict[str, str], subject: Subject, seconds: float) -> dict[str, Any]:
+def about(occasion: Occasion, files: dict[str, str], encoded: EncodedRun, seconds: float) -> dict[str, Any]:
     """What was judged, on what, and how.
 
     Returns:
@@ -284,7 +284,7 @@ def about(occasion: Occasion, files: dict[str, str], subject: Subject, seconds: 
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),
-        "device": str(subject.place.device),
+        "device": str(encoded.place.device),
         "data": occasion.about_data(),
         "files": files,
         "strength": options.strength,

@@ -1,122 +1,167 @@
-"""Pictures that a person looks at: grids, labelled strips of faces, a map of faces. Charts are in `charts`."""
+"""The figures of a run's report: those of the seed document and the paper."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from trainer.evaluation.charts import DPI, canvas
+from trainer.evaluation import charts, encoding, generation, grids, vectors
+from trainer.evaluation.encoded_run import EncodedRun, Floats
+from trainer.evaluation.figure import Figure
+from trainer.evaluation.skipped import SkippedError
 
-Images = NDArray[np.uint8]
-"""(N, S, S, 3) uint8 RGB."""
-CELL = 110
-"""Pixels across a face in the larger drawings."""
-
-
-def grid(rows: Sequence[Images], gap: int = 2) -> Images:
-    """Lays rows of images out on white: (R rows of N images of side S) to (R*(S+gap)+gap, N*(S+gap)+gap, 3)."""
-    count, size = max(len(row) for row in rows), rows[0].shape[1]
-    pitch = size + gap
-    sheet = np.full((len(rows) * pitch + gap, count * pitch + gap, 3), 255, np.uint8)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            top, left = gap + y * pitch, gap + x * pitch
-            sheet[top : top + size, left : left + size] = image
-    return sheet
+NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_COLUMNS = 30, 60, 10
+NUM_INTERPOLATIONS, INTERPOLATION_STEPS = 8, 11
 
 
-def save_grid(
-    path: Path,
-    title: str,
-    rows: Sequence[Images],
-    *,
-    down: Sequence[str] = (),
-    across: Sequence[str] = (),
-    cell: int = CELL,
-) -> None:
-    """Writes a grid as PNG.
+def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, seed: int) -> list[Figure]:
+    """Draws everything but edits.
 
     Args:
-        path: the PNG file.
-        title: stands above.
-        rows: of images.
-        down: one label a row, at its left; none for no labels.
-        across: one label a column, above it; none for no labels.
-        cell: pixels across an image in the drawing.
+        encoded: what is judged.
+        metrics: its measures, as in metrics.json; what was skipped there is not drawn.
+        folder: exists; PNG files are written to it.
+        seed: of the images that are generated and of the pairs that are chosen.
     """
-    sheet = grid(rows)
-    zoom = cell / rows[0].shape[1]
-    width, height = (zoom * pixels / DPI for pixels in (sheet.shape[1], sheet.shape[0]))
-    with canvas(path, width + (0.9 if down else 0.1), height + (0.55 if across else 0.35)) as (_, axes):
-        axis = axes[0, 0]
-        axis.imshow(sheet, interpolation="bicubic")
-        pitch = sheet.shape[0] / len(rows)
-        axis.set_yticks([pitch * (row + 0.5) for row in range(len(down))], down, fontsize=8)
-        axis.set_xticks([pitch * (column + 0.5) for column in range(len(across))], across, fontsize=9)
-        axis.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
-        axis.spines[:].set_visible(False)
-        axis.set_title(title, loc="left")
+    drawn = [
+        _reconstructions(encoded, folder),
+        *_samples(encoded, folder, seed),
+        *_encoding(encoded, metrics["encoding"], folder, seed),
+        *_interpolations(encoded, folder, seed),
+    ]
+    if "skipped" not in metrics["attribute_prediction"]:
+        drawn.append(_attribute_accuracy(metrics["attribute_prediction"], folder))
+    if "skipped" not in metrics["vectors"]:
+        drawn.append(_correlation(metrics["vectors"], folder))
+    return drawn
 
 
-def save_reconstructions(path: Path, originals: Images, reconstructions: Images, columns: int = 10) -> None:
-    """Writes pairs of rows: originals above, their reconstructions below."""
-    rows = []
-    for start in range(0, max(1, len(originals) - columns + 1), columns):
-        rows += [originals[start : start + columns], reconstructions[start : start + columns]]
-    labels = ("original", "reconstruction") * (len(rows) // 2)
-    save_grid(path, "Held-out images and their reconstructions", rows, down=labels)
+def draw_map(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
+    """Draws the t-SNE map; apart, as it takes a while. Returns no figure where there are too few images."""
+    try:
+        places = vectors.tsne(encoded.mu, seed)
+    except SkippedError:
+        return []
+    title = f"t-SNE of the posterior means of {len(places):,} test images"
+    grids.save_face_map(folder / "tsne.png", title, places, encoded.images[: len(places)])
+    return [
+        Figure(
+            "tsne.png",
+            "Map of the latent space",
+            "Each test image beside those with similar latents: neighbours should share what the latents know, such as "
+            "pose, background, hair, sex, smile.",
+        )
+    ]
 
 
-def save_strips(path: Path, title: str, columns: Sequence[str], strips: Sequence[Images]) -> None:
-    """Writes one strip a face, each column headed by its label (a strength, say).
-
-    Args:
-        path: the PNG file.
-        title: stands above everything.
-        columns: C labels.
-        strips: one (C, S, S, 3) array a face.
-    """
-    save_grid(path, title, strips, across=columns)
-
-
-def face_map(places: NDArray[np.float32], images: Images, cells: int = 50, thumbnail: int = 36) -> Images:
-    """Draws faces at their places on a plane, side by side.
-
-    The plane is laid out in square cells; a face goes to the free one that is nearest to its place, so that none covers
-    another.
-
-    Args:
-        places: (N, 2) of any scale, N at most `cells` squared.
-        images: (N, S, S, 3), their faces.
-        cells: how many there are across and down.
-        thumbnail: side of a cell, pixels.
-
-    Returns:
-        (cells * thumbnail, cells * thumbnail, 3) uint8, white where there is no face.
-    """
-    low, high = places.min(0), places.max(0)
-    wanted = (places - low) / np.maximum(high - low, 1e-12) * (cells - 1)  # (N, 2): column, row
-    grid_xy = np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), axis=-1).reshape(-1, 2)
-    free = np.ones(len(grid_xy), bool)
-    sheet = np.full((cells * thumbnail, cells * thumbnail, 3), 255, np.uint8)
-    for place, image in zip(wanted, images, strict=True):
-        cell = int(np.argmin(np.where(free, np.square(grid_xy - place).sum(1), np.inf)))
-        free[cell] = False
-        left, top = grid_xy[cell] * thumbnail
-        small = Image.fromarray(image).resize((thumbnail, thumbnail), Image.Resampling.BICUBIC)
-        sheet[top : top + thumbnail, left : left + thumbnail] = np.asarray(small)
-    return sheet
+def _reconstructions(encoded: EncodedRun, folder: Path) -> Figure:
+    shown = slice(0, NUM_RECONSTRUCTIONS)
+    grids.save_reconstructions(folder / "reconstructions.png", encoded.images[shown], encoded.reconstructions[shown])
+    return Figure(
+        "reconstructions.png",
+        "Reconstructions",
+        "Each test image above its reconstruction from mu: expression, glasses and hair should survive; the background "
+        "and fine texture rarely do.",
+    )
 
 
-def save_face_map(path: Path, title: str, places: NDArray[np.float32], images: Images) -> None:
-    """Writes a `face_map` as PNG."""
-    cells = max(8, min(50, int(np.ceil(np.sqrt(1.5 * len(places))))))
-    sheet = face_map(places, images, cells, 1800 // cells)
-    with canvas(path, 1800 / DPI, 1800 / DPI + 0.35) as (_, axes):
-        axes[0, 0].imshow(sheet, interpolation="none")
-        axes[0, 0].axis("off")
-        axes[0, 0].set_title(title, loc="left")
+def _samples(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
+    latent_dim = encoded.mu.shape[1]
+    sets: tuple[tuple[str, str, Floats, str], ...] = (
+        (
+            "samples.png",
+            "Generated images, decoded from N(0, I)",
+            generation.prior_latents(NUM_SAMPLES, latent_dim, seed),
+            "Are these faces? Broken ones mean that the encodings leave parts of N(0, I) empty: too little KL weight.",
+        ),
+        (
+            "samples_fitted.png",
+            "Generated images, decoded from the Gaussian that fits the encodings",
+            encoded.prior.draw(NUM_SAMPLES, seed),
+            "The same decoder on latents spread as the training images' are: where these are much better than those "
+            "from N(0, I), the prior is at fault, not the decoder.",
+        ),
+    )
+    drawn = []
+    for file, title, latents, look_for in sets:
+        rows = np.split(encoded.decode(latents), NUM_SAMPLES // NUM_COLUMNS)
+        grids.save_grid(folder / file, title, rows)
+        drawn.append(Figure(file, title, look_for))
+    return drawn
+
+
+def _encoding(encoded: EncodedRun, measured: dict[str, Any], folder: Path, seed: int) -> list[Figure]:
+    samples = encoding.posterior_samples(encoded.mu, encoded.log_var, seed)
+    charts.save_encoding_distribution(folder / "encoding_distribution.png", encoded.mu, samples)
+    drawn = [
+        Figure(
+            "encoding_distribution.png",
+            "Encoding distribution",
+            "Where z (filled) follows the black curve, samples from N(0, I) land where the decoder was trained; mu "
+            "(line) is narrower by the posteriors' own width.",
+        )
+    ]
+    kl = measured["per_dimension"]["kl_nats"]
+    if kl is not None:
+        charts.save_kl_bars(folder / "kl_per_dimension.png", kl, measured["active_units"])
+        look_for = "Dimensions of no height carry nothing: the model has switched them off."
+        drawn.append(Figure("kl_per_dimension.png", "KL per dimension", look_for))
+    return drawn
+
+
+def _interpolations(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
+    if len(encoded.mu) < 2:
+        return []
+    pairs, points = vectors.interpolations(encoded.mu, NUM_INTERPOLATIONS, INTERPOLATION_STEPS, seed)
+    decoded = encoded.decode(points.reshape(-1, points.shape[-1]))
+    lines = decoded.reshape(*points.shape[:2], *decoded.shape[1:])
+    strips = [
+        np.concatenate([encoded.images[[start]], line, encoded.images[[end]]])
+        for (start, end), line in zip(pairs, lines, strict=True)
+    ]
+    shares = [f"{share:.0%}" for share in np.linspace(0, 1, INTERPOLATION_STEPS)]
+    title = "Straight lines in the latent space between test images"
+    grids.save_strips(folder / "interpolations.png", title, ["image", *shares, "image"], strips)
+    return [
+        Figure(
+            "interpolations.png",
+            "Interpolations",
+            "From one face to another in equal steps of mu: every step should be a face, and none should look like two "
+            "laid over each other.",
+        )
+    ]
+
+
+def _attribute_accuracy(measured: dict[str, Any], folder: Path) -> Figure:
+    title = (
+        f"Attributes read off mu by a linear SVM: {measured['accuracy_mean']:.1%} right on "
+        f"{measured['images']['test']:,} test images\n(always the majority: {measured['majority_mean']:.1%})"
+    )
+    charts.save_accuracy_bars(folder / "attribute_accuracy.png", title, measured["accuracy"], measured["majority"])
+    return Figure(
+        "attribute_accuracy.png",
+        "Attribute prediction",
+        "A bar that ends beyond its mark says that the latents know the attribute; at the mark, they may know nothing "
+        "of it.",
+    )
+
+
+def _correlation(measured: dict[str, Any], folder: Path) -> Figure:
+    names = measured["attributes"]
+    charts.save_heat_map(
+        folder / "attribute_correlation.png",
+        "Correlation of attribute vectors",
+        np.array(measured["matrix"]),
+        rows=names,
+        columns=names,
+        unit="Pearson's correlation",
+        limit=1.0,
+    )
+    return Figure(
+        "attribute_correlation.png",
+        "Correlation of attribute vectors",
+        "Red blocks are attributes that one vector moves together (make-up, lipstick, no beard), blue ones exclude "
+        "each other; what correlates here cannot be edited alone without keeping the other.",
+    )

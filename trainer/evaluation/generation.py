@@ -15,9 +15,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
 from engine.sampling import Gaussian
-from trainer.evaluation.networks import Features, Instrument
+from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
+from trainer.evaluation.networks import Features, MetricNetwork
 from trainer.evaluation.skipped import SkippedError, attempt
-from trainer.evaluation.subject import Floats, Images, Subject
 from trainer.hardware.device import Placement
 
 BATCH_IMAGES = 32
@@ -26,7 +26,7 @@ MIN_FID_IMAGES = 2048
 
 
 def measure(
-    subject: Subject, vgg: Instrument[Features], inception: Instrument[FrechetInceptionDistance], seed: int
+    encoded: EncodedRun, vgg: MetricNetwork[Features], inception: MetricNetwork[FrechetInceptionDistance], seed: int
 ) -> dict[str, Any]:
     """Fréchet distances of four sets of images (`image_sets`) to the test split.
 
@@ -34,9 +34,9 @@ def measure(
         `split`, `seed`, and under `fid` and `frechet_vgg19` what `fid` and `frechet_on_features` give, or why they are
         skipped.
     """
-    found = vgg.network is not None or (inception.network is not None and len(subject.rows) >= MIN_FID_IMAGES)
-    sets = image_sets(subject, seed) if found else {}
-    real, place = subject.images, subject.place
+    found = vgg.network is not None or (inception.network is not None and len(encoded.rows) >= MIN_FID_IMAGES)
+    sets = image_sets(encoded, seed) if found else {}
+    real, place = encoded.images, encoded.place
     return {
         "split": "test",
         "seed": seed,
@@ -45,7 +45,7 @@ def measure(
     }
 
 
-def _of_enough(inception: Instrument[FrechetInceptionDistance], real: Images) -> FrechetInceptionDistance:
+def _of_enough(inception: MetricNetwork[FrechetInceptionDistance], real: Images) -> FrechetInceptionDistance:
     """The network, if there are images enough for its features.
 
     Raises:
@@ -65,7 +65,7 @@ def prior_latents(count: int, latent_dim: int, seed: int) -> Floats:
     return Gaussian.standard(latent_dim).draw(count, seed)
 
 
-def image_sets(subject: Subject, seed: int) -> dict[str, Images]:
+def image_sets(encoded: EncodedRun, seed: int) -> dict[str, Images]:
     """The sets that are compared with the test split's images, each of as many images as that has, or fewer.
 
     Returns:
@@ -75,14 +75,14 @@ def image_sets(subject: Subject, seed: int) -> dict[str, Images]:
         `reconstructions`: of the test split. `train`: images of the train split, drawn without repetition: the floor,
         what real faces of other people score.
     """
-    count, latent_dim = len(subject.rows), subject.mu.shape[1]
+    count, latent_dim = len(encoded.rows), encoded.mu.shape[1]
     random = np.random.default_rng(seed)
-    train = np.sort(random.permutation(subject.train_rows)[:count])
+    train = np.sort(random.permutation(encoded.train_rows)[:count])
     return {
-        "prior": subject.decode(prior_latents(count, latent_dim, seed)),
-        "fitted": subject.decode(subject.prior.draw(count, seed)),
-        "reconstructions": subject.reconstructions,
-        "train": subject.data.images[train],
+        "prior": encoded.decode(prior_latents(count, latent_dim, seed)),
+        "fitted": encoded.decode(encoded.prior.draw(count, seed)),
+        "reconstructions": encoded.reconstructions,
+        "train": encoded.data.images[train],
     }
 
 

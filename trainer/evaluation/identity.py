@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from trainer.errors import ConfigError
+from trainer.evaluation.encoded_run import Floats, Images
 from trainer.evaluation.skipped import SkippedError
-from trainer.evaluation.subject import Floats, Images
 
 BATCH_IMAGES = 32
 

@@ -37,7 +37,7 @@ NetworkT = TypeVar("NetworkT")
 
 
 @dataclass(frozen=True)
-class Instrument(Generic[NetworkT]):
+class MetricNetwork(Generic[NetworkT]):
     """A network to measure with, or the reason why there is none.
 
     Attributes:
@@ -49,7 +49,7 @@ class Instrument(Generic[NetworkT]):
     description: str
 
     @classmethod
-    def of(cls, load: Callable[[Path | None], tuple[NetworkT, str]], weights: Path | None) -> Instrument[NetworkT]:
+    def of(cls, load: Callable[[Path | None], tuple[NetworkT, str]], weights: Path | None) -> MetricNetwork[NetworkT]:
         """What a loader of this module finds.
 
         Raises:

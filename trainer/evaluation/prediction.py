@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
+from trainer.evaluation.encoded_run import Floats
 from trainer.evaluation.skipped import SkippedError
-from trainer.evaluation.subject import Floats
 from trainer.signals import held_back
 
 SVM_C = 0.01

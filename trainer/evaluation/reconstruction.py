@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from tqdm import tqdm
 
+from trainer.evaluation.encoded_run import EncodedRun, Images
 from trainer.evaluation.identity import Recogniser, similarity
-from trainer.evaluation.networks import Features, Instrument
+from trainer.evaluation.networks import Features, MetricNetwork
 from trainer.evaluation.skipped import attempt
-from trainer.evaluation.subject import Images, Subject
 from trainer.hardware.device import Placement
 
 BATCH_IMAGES = 32
@@ -27,7 +27,10 @@ LPIPS_SIDE = 64
 
 
 def measure(
-    subject: Subject, vgg: Instrument[Features], lpips: Instrument[nn.Module], recogniser: Instrument[Recogniser]
+    encoded: EncodedRun,
+    vgg: MetricNetwork[Features],
+    lpips: MetricNetwork[nn.Module],
+    recogniser: MetricNetwork[Recogniser],
 ) -> dict[str, Any]:
     """Compares the test split with its reconstructions from mu.
 
@@ -35,12 +38,12 @@ def measure(
         `split`, what `pixel_metrics` gives, and under `lpips`, `features` and `identity` what `lpips_distance`,
         `feature_distance` and `identity_kept` give, or why they are skipped.
     """
-    pair = (subject.images, subject.reconstructions)
+    pair = (encoded.images, encoded.reconstructions)
     return {
         "split": "test",
-        **pixel_metrics(*pair, subject.place),
-        "lpips": attempt(lambda: lpips_distance(lpips.get(), lpips.description, *pair, subject.place)),
-        "features": attempt(lambda: feature_distance(vgg.get(), vgg.description, *pair, subject.place)),
+        **pixel_metrics(*pair, encoded.place),
+        "lpips": attempt(lambda: lpips_distance(lpips.get(), lpips.description, *pair, encoded.place)),
+        "features": attempt(lambda: feature_distance(vgg.get(), vgg.description, *pair, encoded.place)),
         "identity": attempt(lambda: identity_kept(recogniser.get(), recogniser.description, *pair)),
     }
 

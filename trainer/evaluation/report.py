@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from trainer.evaluation.charts import readable
-from trainer.evaluation.plate import Plate
+from trainer.evaluation.figure import Figure
 
 TEMPLATE = "report.html.jinja"
 
@@ -315,9 +315,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def embed(plates: list[Plate], folder: Path) -> list[tuple[Plate, str]]:
+def embed(drawn: list[Figure], folder: Path) -> list[tuple[Figure, str]]:
     """Each figure with its picture, read from `folder`, as a data URI: WebP, a fraction of the PNG's size."""
-    return [(plate, f"data:image/webp;base64,{_webp(folder / plate.file)}") for plate in plates]
+    return [(figure, f"data:image/webp;base64,{_webp(folder / figure.file)}") for figure in drawn]
 
 
 def _webp(file: Path) -> str:
@@ -327,7 +327,7 @@ def _webp(file: Path) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Plate, str]], configuration: dict[str, Any]) -> str:
+def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]], configuration: dict[str, Any]) -> str:
     """The report, one HTML page that needs no other file.
 
     Args:

@@ -14,8 +14,8 @@ from scipy.spatial.distance import squareform
 from sklearn.manifold import TSNE
 
 from engine.latents import Directions
+from trainer.evaluation.encoded_run import Floats
 from trainer.evaluation.skipped import SkippedError
-from trainer.evaluation.subject import Floats
 
 MAX_MAPPED = 2000
 """Images at most on a t-SNE map: a person can look at no more, and its time grows faster than their number."""

@@ -17,15 +17,15 @@ from trainer.artifacts.directions import KINDS
 from trainer.evaluation import identity, reconstruction
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits import matrix
-from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, Sitting
+from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, EditedFaces
 from trainer.evaluation.edits.quality import EditQuality, best_strength
+from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
 from trainer.evaluation.identity import Recogniser
-from trainer.evaluation.instruments import Instruments
-from trainer.evaluation.networks import Features, Instrument
+from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.networks import Features, MetricNetwork
 from trainer.evaluation.options import Options
 from trainer.evaluation.prediction import NO_ATTRIBUTES
 from trainer.evaluation.skipped import SkippedError, attempt
-from trainer.evaluation.subject import Floats, Images, Subject
 
 JUDGED_ATTRIBUTES = ("Smiling", "Eyeglasses")
 """Those of the seed document's figures: measured at many strengths, and drawn."""
@@ -36,17 +36,19 @@ KEPT_SHARE = 0.9
 """Share of the other predictions that an edit must leave alone for its strength to count as usable."""
 
 
-Compare = Callable[[Instrument[Any], Images, Images, Subject], float]
+Compare = Callable[[MetricNetwork[Any], Images, Images, EncodedRun], float]
 
 
-def measure(subject: Subject, judge: Classifier, options: Options, instruments: Instruments) -> dict[str, Any]:
+def measure(
+    encoded: EncodedRun, judge: Classifier, options: Options, metric_networks: MetricNetworks
+) -> dict[str, Any]:
     """Edits the test split along every direction of the run.
 
     Args:
-        subject: what is judged.
+        encoded: what is judged.
         judge: of its data set.
         options: the strength of the edits, in lengths of the mean difference; also that of the matrix.
-        instruments: for distances between a face before and after.
+        metric_networks: for distances between a face before and after.
 
     Returns:
         `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `judged`;
@@ -56,15 +58,15 @@ def measure(subject: Subject, judge: Classifier, options: Options, instruments: 
     Raises:
         SkippedError: there are no attributes, or the run has no directions of them.
     """
-    if not subject.attributes:
+    if not encoded.attributes:
         raise SkippedError(NO_ATTRIBUTES)
-    test = Sitting.test(subject, judge)
+    test = EditedFaces.test(encoded, judge)
     if not test.names:
         raise SkippedError(
             "needs directions of the data set's attributes, and this run has none; train on data with attributes, "
             "20 images on either side of each"
         )
-    val, strength = Sitting.val(subject, judge), options.strength
+    val, strength = EditedFaces.val(encoded, judge), options.strength
     return {
         "strength": strength,
         "split": "test",
@@ -72,14 +74,14 @@ def measure(subject: Subject, judge: Classifier, options: Options, instruments: 
         "curves": curves(test, val, compare="kinds" not in options.skip),
         "rescoring": attempt(lambda: _rescoring(test, val, options)),
         "distances": {
-            "vgg19": attempt(lambda: distances(test, strength, instruments.vgg, _vgg_distance)),
-            "lpips": attempt(lambda: distances(test, strength, instruments.lpips, _lpips_distance)),
-            "identity": attempt(lambda: distances(test, strength, instruments.recogniser, _identity_kept)),
+            "vgg19": attempt(lambda: distances(test, strength, metric_networks.vgg, _vgg_distance)),
+            "lpips": attempt(lambda: distances(test, strength, metric_networks.lpips, _lpips_distance)),
+            "identity": attempt(lambda: distances(test, strength, metric_networks.recogniser, _identity_kept)),
         },
     }
 
 
-def _rescoring(test: Sitting, val: Sitting, options: Options) -> dict[str, Any]:
+def _rescoring(test: EditedFaces, val: EditedFaces, options: Options) -> dict[str, Any]:
     if "rescoring" in options.skip:
         raise SkippedError("left out by --skip rescoring")
     if len(test.judge.attributes) < 2:
@@ -87,13 +89,13 @@ def _rescoring(test: Sitting, val: Sitting, options: Options) -> dict[str, Any]:
     return matrix.rescoring(test, val, options.strength)
 
 
-def judged(test: Sitting) -> list[str]:
+def judged(test: EditedFaces) -> list[str]:
     """Those of `JUDGED_ATTRIBUTES` that can be edited; where there is none, the first attributes that can."""
     wanted = [name for name in JUDGED_ATTRIBUTES if name in test.names]
     return wanted or list(test.names[: len(JUDGED_ATTRIBUTES)])
 
 
-def _edits(test: Sitting, strength: float) -> list[EditQuality]:
+def _edits(test: EditedFaces, strength: float) -> list[EditQuality]:
     found = []
     for name in judged(test):
         for signed in (strength, -strength):
@@ -103,7 +105,7 @@ def _edits(test: Sitting, strength: float) -> list[EditQuality]:
     return found
 
 
-def curves(test: Sitting, val: Sitting, compare: bool = True) -> dict[str, Any]:
+def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[str, Any]:
     """Flips against kept predictions at `STRENGTHS`, for every kind of direction, and at the best strength.
 
     With `compare` off, for the run's own kind alone.
@@ -121,8 +123,8 @@ def curves(test: Sitting, val: Sitting, compare: bool = True) -> dict[str, Any]:
     names = judged(test)
     if not names:
         return {"served": None, "kept_share": KEPT_SHARE, "attributes": {}}
-    kinds = _kinds(test.subject, test.names, names)
-    directions = test.subject.directions
+    kinds = _kinds(test.encoded, test.names, names)
+    directions = test.encoded.directions
     own = {name: directions[name] for name in names}
     stored = {kind for name, kind in zip(directions.names, directions.kinds, strict=True) if name in names}
     served = stored.pop() if len(stored) == 1 and stored <= set(kinds) else None
@@ -132,39 +134,41 @@ def curves(test: Sitting, val: Sitting, compare: bool = True) -> dict[str, Any]:
     work = [(name, side, kind) for name in names for side in SIDES for kind in compared]
     for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False):
         vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
-        points, tried = (_curve(sitting, name, vector, strengths) for sitting in (test, val))
+        points, tried = (_curve(split, name, vector, strengths) for split in (test, val))
         strength = best_strength(tried, KEPT_SHARE)
-        at_best = [] if strength is None else [_curve(sitting, name, vector, [strength])[0] for sitting in (test, val)]
+        at_best = [] if strength is None else [_curve(split, name, vector, [strength])[0] for split in (test, val)]
         best, chosen = map(asdict, at_best) if at_best and at_best[0].faces else (None, None)
         found[name][side][kind] = {"points": [asdict(point) for point in points], "best": best, "chosen": chosen}
     return {"served": served, "kept_share": KEPT_SHARE, "attributes": found}
 
 
-def _curve(sitting: Sitting, name: str, vector: Floats, strengths: Sequence[float]) -> list[EditQuality]:
+def _curve(split: EditedFaces, name: str, vector: Floats, strengths: Sequence[float]) -> list[EditQuality]:
     """What edits along a direction of one attribute flip and keep, at several strengths of one sign."""
-    faces = sitting.lacking(name, strengths[0], CURVE_FACES)
-    return [sitting.quality(faces, name, strength, sitting.after(faces, vector, strength)) for strength in strengths]
+    faces = split.lacking(name, strengths[0], CURVE_FACES)
+    return [split.quality(faces, name, strength, split.after(faces, vector, strength)) for strength in strengths]
 
 
-def _kinds(subject: Subject, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, Floats]]:
+def _kinds(encoded: EncodedRun, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, Floats]]:
     """Vectors of the wanted ones among some attributes, by kind and name, computed from the train split."""
-    labels = subject.train_labels[:, [subject.attributes.index(name) for name in names]]
+    labels = encoded.train_labels[:, [encoded.attributes.index(name) for name in names]]
     rows = [names.index(name) for name in wanted]
     found = {
-        "mean": KINDS["mean"](subject.train_mu, labels[:, rows]),
-        "adjusted": KINDS["adjusted"](subject.train_mu, labels)[rows],  # an adjustment needs them all
-        "svm": KINDS["svm"](subject.train_mu, labels[:, rows]),
+        "mean": KINDS["mean"](encoded.train_mu, labels[:, rows]),
+        "adjusted": KINDS["adjusted"](encoded.train_mu, labels)[rows],  # an adjustment needs them all
+        "svm": KINDS["svm"](encoded.train_mu, labels[:, rows]),
     }
     return {kind: dict(zip(wanted, vectors.astype(np.float32), strict=True)) for kind, vectors in found.items()}
 
 
-def distances(test: Sitting, strength: float, instrument: Instrument[Any], compare: Compare) -> dict[str, Any]:
+def distances(
+    test: EditedFaces, strength: float, metric_network: MetricNetwork[Any], compare: Compare
+) -> dict[str, Any]:
     """How different a network finds faces before and after edits of `JUDGED_ATTRIBUTES`.
 
     Args:
         test: the faces; `DISTANCE_FACES` an edit at most.
         strength: of the edits.
-        instrument: the network.
+        metric_network: the network.
         compare: gives the mean distance of two sets of images (N, S, S, 3), as the network sees it.
 
     Returns:
@@ -174,35 +178,35 @@ def distances(test: Sitting, strength: float, instrument: Instrument[Any], compa
     Raises:
         SkippedError: there is no network.
     """
-    instrument.get()
-    subject = test.subject
+    metric_network.get()
+    encoded = test.encoded
     edits = {}
     for name in judged(test):
         for side, sign in SIDES.items():
             faces = test.lacking(name, sign, DISTANCE_FACES)
             if len(faces):
                 before, after = (test.draw(faces, name, size) for size in (0.0, sign * strength))
-                edits[f"{side} {name}"] = compare(instrument, before, after, subject)
-    some = subject.decode(test.mu[:DISTANCE_FACES], fast=True)
+                edits[f"{side} {name}"] = compare(metric_network, before, after, encoded)
+    some = encoded.decode(test.mu[:DISTANCE_FACES], fast=True)
     return {
-        "network": instrument.description,
+        "network": metric_network.description,
         "edits": edits,
-        "different_faces": compare(instrument, some, np.roll(some, 1, axis=0), subject),
+        "different_faces": compare(metric_network, some, np.roll(some, 1, axis=0), encoded),
         "images": DISTANCE_FACES,
     }
 
 
-def _vgg_distance(vgg: Instrument[Features], before: Images, after: Images, subject: Subject) -> float:
+def _vgg_distance(vgg: MetricNetwork[Features], before: Images, after: Images, encoded: EncodedRun) -> float:
     """Squared errors over mean squares of VGG19's activations, averaged over the taps."""
-    found = reconstruction.feature_distance(vgg.get(), vgg.description, before, after, subject.place)
+    found = reconstruction.feature_distance(vgg.get(), vgg.description, before, after, encoded.place)
     return float(np.mean(list(found["relative"].values())))
 
 
-def _identity_kept(recogniser: Instrument[Recogniser], before: Images, after: Images, subject: Subject) -> float:
-    """Mean cosine similarity of descriptors; `subject` plays no part."""
+def _identity_kept(recogniser: MetricNetwork[Recogniser], before: Images, after: Images, encoded: EncodedRun) -> float:
+    """Mean cosine similarity of descriptors; `encoded` plays no part."""
     return float(identity.similarity(recogniser.get(), before, after).mean())
 
 
-def _lpips_distance(lpips: Instrument[nn.Module], before: Images, after: Images, subject: Subject) -> float:
-    found = reconstruction.lpips_distance(lpips.get(), lpips.description, before, after, subject.place)
+def _lpips_distance(lpips: MetricNetwork[nn.Module], before: Images, after: Images, encoded: EncodedRun) -> float:
+    found = reconstruction.lpips_distance(lpips.get(), lpips.description, before, after, encoded.place)
     return float(found["lpips"])

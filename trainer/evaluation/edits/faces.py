@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trainer.data import FaceData
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits.quality import EditQuality, Logits, quality
-from trainer.evaluation.subject import Floats, Images, Subject
+from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
 
 SIDES = {"adding": 1, "removing": -1}
 """What can be done with an attribute, and the sign of its strength."""
@@ -26,42 +26,42 @@ MAX_EDITED = 500
 
 
 @dataclass(frozen=True)
-class Sitting:
+class EditedFaces:
     """Faces of one split, and how the judge sees them before and after edits.
 
     Attributes:
-        subject: whose decoder draws them.
+        encoded: whose decoder draws them.
         judge: sees them.
         mu: (N, D) their posterior means.
         labels: (N, A) what they have.
         before: (N, A) logits of their unedited reconstructions.
     """
 
-    subject: Subject
+    encoded: EncodedRun
     judge: Classifier
     mu: Floats
     labels: NDArray[np.bool_]
     before: Logits
 
     @classmethod
-    def of(cls, subject: Subject, judge: Classifier, mu: Floats, labels: NDArray[np.bool_]) -> Sitting:
+    def of(cls, encoded: EncodedRun, judge: Classifier, mu: Floats, labels: NDArray[np.bool_]) -> EditedFaces:
         """Decodes the faces, unedited, and has them judged."""
-        return cls(subject, judge, mu, labels, judge.logits(subject.decode(mu, fast=True)))
+        return cls(encoded, judge, mu, labels, judge.logits(encoded.decode(mu, fast=True)))
 
     @classmethod
-    def test(cls, subject: Subject, judge: Classifier) -> Sitting:
+    def test(cls, encoded: EncodedRun, judge: Classifier) -> EditedFaces:
         """The test split's."""
-        return cls.of(subject, judge, subject.mu, subject.labels)
+        return cls.of(encoded, judge, encoded.mu, encoded.labels)
 
     @classmethod
-    def val(cls, subject: Subject, judge: Classifier) -> Sitting:
+    def val(cls, encoded: EncodedRun, judge: Classifier) -> EditedFaces:
         """The val split's: for choices that must not see the test split."""
-        return cls.of(subject, judge, subject.val_mu, subject.data.index.labels[subject.val_rows])
+        return cls.of(encoded, judge, encoded.val_mu, encoded.data.index.labels[encoded.val_rows])
 
     @property
     def names(self) -> list[str]:
         """The attributes that can be edited and judged."""
-        return [name for name in self.subject.directions.names if name in self.judge.attributes]
+        return [name for name in self.encoded.directions.names if name in self.judge.attributes]
 
     def lacking(self, attribute: str, strength: float, limit: int) -> NDArray[np.int64]:
         """The first `limit` faces whose label lacks what an edit adds, or has what it removes."""
@@ -77,8 +77,8 @@ class Sitting:
             strength: of the edit.
             keep: attributes that must stay.
         """
-        move = self.subject.directions.move([(target, strength)], keep)
-        return self.subject.decode(self.mu[faces] + move.step, fast=True)
+        move = self.encoded.directions.move([(target, strength)], keep)
+        return self.encoded.decode(self.mu[faces] + move.step, fast=True)
 
     def after(
         self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()

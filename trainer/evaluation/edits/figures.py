@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from trainer.evaluation import charts, figures
+from trainer.evaluation import charts, grids
 from trainer.evaluation.charts import readable
 from trainer.evaluation.edits.faces import SIDES
-from trainer.evaluation.plate import Plate
-from trainer.evaluation.subject import Images, Subject
+from trainer.evaluation.encoded_run import EncodedRun, Images
+from trainer.evaluation.figure import Figure
 
 STRIP_FACES = 8
 STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
@@ -29,66 +29,66 @@ MATRIX_LIMIT = 2.0
 """Change in sigmas from which on the matrix shows the strongest colour."""
 
 
-def draw(subject: Subject, measured: dict[str, Any], unsure: list[str], folder: Path) -> list[Plate]:
+def draw(encoded: EncodedRun, measured: dict[str, Any], unsure: list[str], folder: Path) -> list[Figure]:
     """Draws every figure of edits.
 
     Args:
-        subject: what is judged.
+        encoded: what is judged.
         measured: what `editing.measure` gave.
         unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
         folder: exists; PNG files are written to it.
     """
     rescoring = measured["rescoring"]
     return [
-        *_strips(subject, list(measured["curves"]["attributes"]), folder),
-        _walks(subject, folder),
+        *_strips(encoded, list(measured["curves"]["attributes"]), folder),
+        _walks(encoded, folder),
         *_curves(measured["curves"], folder),
         *([] if "skipped" in rescoring else _matrices(rescoring, measured["strength"], unsure, folder)),
     ]
 
 
-def _edited(subject: Subject, rows: list[int], name: str, strengths: list[float]) -> list[Images]:
+def _edited(encoded: EncodedRun, rows: list[int], name: str, strengths: list[float]) -> list[Images]:
     """One strip a test face: (strengths, S, S, 3)."""
-    moves = [subject.directions.move([(name, strength)]) for strength in strengths]
-    columns = [subject.decode(subject.mu[rows] + move.step) for move in moves]
+    moves = [encoded.directions.move([(name, strength)]) for strength in strengths]
+    columns = [encoded.decode(encoded.mu[rows] + move.step) for move in moves]
     return list(np.stack(columns, axis=1))
 
 
-def _strips(subject: Subject, names: list[str], folder: Path) -> list[Plate]:
-    plates = []
+def _strips(encoded: EncodedRun, names: list[str], folder: Path) -> list[Figure]:
+    drawn = []
     for name in names:
-        has = subject.labels[:, subject.attributes.index(name)]
+        has = encoded.labels[:, encoded.attributes.index(name)]
         for side, sign in SIDES.items():
             rows = np.flatnonzero(has != (sign > 0))[:STRIP_FACES].tolist()
             if not rows:
                 continue
-            strips = _edited(subject, rows, name, [sign * strength for strength in STRIP_STRENGTHS])
-            strips = [np.concatenate([subject.images[[row]], strip]) for row, strip in zip(rows, strips, strict=True)]
+            strips = _edited(encoded, rows, name, [sign * strength for strength in STRIP_STRENGTHS])
+            strips = [np.concatenate([encoded.images[[row]], strip]) for row, strip in zip(rows, strips, strict=True)]
             labels = ["image", "unedited", *(f"{sign * strength:+.1f}" for strength in STRIP_STRENGTHS[1:])]
             title = f"{side.capitalize()} {readable(name)}: strength in lengths of the mean difference"
             file = f"edit_{side}_{name}.png"
-            figures.save_strips(folder / file, title, labels, strips)
+            grids.save_strips(folder / file, title, labels, strips)
             look_for = "The attribute should change from left to right, and the person should stay who they are."
-            plates.append(Plate(file, f"{side.capitalize()} {readable(name)}", look_for))
-    return plates
+            drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for))
+    return drawn
 
 
-def _walks(subject: Subject, folder: Path) -> Plate:
-    known = subject.directions.names
+def _walks(encoded: EncodedRun, folder: Path) -> Figure:
+    known = encoded.directions.names
     names = [name for name in WALKED if name in known] or list(known[: len(WALKED)])
-    rows = [_edited(subject, [0], name, WALK_STRENGTHS.tolist())[0] for name in names]
+    rows = [_edited(encoded, [0], name, WALK_STRENGTHS.tolist())[0] for name in names]
     title = "Walks along attribute vectors: strength in lengths of the mean difference"
     across = [f"{strength:+.1f}" if strength else "unedited" for strength in WALK_STRENGTHS]
     down = [readable(name) for name in names]
-    figures.save_grid(folder / "edit_walks.png", title, rows, down=down, across=across)
-    return Plate(
+    grids.save_grid(folder / "edit_walks.png", title, rows, down=down, across=across)
+    return Figure(
         "edit_walks.png",
         "Walks along attribute vectors",
         "One face, the unedited one in the middle: each row should change in one way only.",
     )
 
 
-def _curves(measured: dict[str, Any], folder: Path) -> list[Plate]:
+def _curves(measured: dict[str, Any], folder: Path) -> list[Figure]:
     attributes = measured["attributes"]
     if not attributes:
         return []
@@ -110,7 +110,7 @@ def _curves(measured: dict[str, Any], folder: Path) -> list[Plate]:
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
     return [
-        Plate(
+        Figure(
             "edit_curves.png",
             "What edits flip, and what they keep",
             f"Strengths rise from the lower right; up and to the right is better. The grey line is at {share:.0%} "
@@ -139,11 +139,11 @@ def _curve(axis: Axes, kinds: dict[str, Any], served: str | None, share: float) 
         scale.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], folder: Path) -> list[Plate]:
+def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], folder: Path) -> list[Figure]:
     def marked(names: list[str]) -> list[str]:
         return [f"{name} *" if name in unsure else name for name in names]
 
-    plates = []
+    drawn = []
     for mode, title, look_for in (
         (
             "plain",
@@ -172,5 +172,5 @@ def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], fold
             across="what the classifier sees",
             down="what is edited",
         )
-        plates.append(Plate(f"edit_matrix_{mode}.png", title, look_for))
-    return plates
+        drawn.append(Figure(f"edit_matrix_{mode}.png", title, look_for))
+    return drawn

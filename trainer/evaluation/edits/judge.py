@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 
 from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.encoded_run import EncodedRun
 from trainer.evaluation.prediction import balanced_accuracy, mean_of
-from trainer.evaluation.subject import Subject
 
 
-def measure(subject: Subject, judge: Classifier) -> dict[str, Any]:
+def measure(encoded: EncodedRun, judge: Classifier) -> dict[str, Any]:
     """Compares what the judge sees with the test split's labels.
 
     A judge that is blind on reconstructions, smoother than photographs, would make everything that it says of edits
     void. It cannot see there what the latents do not hold: `attribute_prediction` says what they do.
 
     Args:
-        subject: its test images and their reconstructions are seen.
+        encoded: its test images and their reconstructions are seen.
         judge: of the same data set.
 
     Returns:
@@ -28,9 +28,9 @@ def measure(subject: Subject, judge: Classifier) -> dict[str, Any]:
         on reconstructions than always predicting the majority, so that flips of them say little.
     """
     names = judge.attributes
-    seen = judge.predict(subject.reconstructions)
-    accuracy = (seen == subject.labels).mean(0).tolist()
-    balanced = balanced_accuracy(seen, subject.labels)
+    seen = judge.predict(encoded.reconstructions)
+    accuracy = (seen == encoded.labels).mean(0).tolist()
+    balanced = balanced_accuracy(seen, encoded.labels)
     return {
         "accuracy_mean": float(np.mean(list(judge.accuracy.values()))),
         "majority_mean": float(np.mean(list(judge.majority.values()))),

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from trainer.evaluation.edits.faces import SIDES, Sitting
+from trainer.evaluation.edits.faces import SIDES, EditedFaces
 from trainer.evaluation.edits.quality import Change, EditQuality
+from trainer.evaluation.encoded_run import EncodedRun
 from trainer.evaluation.prediction import mean_of
-from trainer.evaluation.subject import Subject
 
 MATRIX_FACES, SELECTION_FACES = 100, 40
 """Faces an edit at most, in the matrix and in choosing what its `keep` names."""
@@ -28,7 +28,7 @@ high cheekbones are of a smile: `keep` does not name them."""
 Result = tuple[Change, list[EditQuality]]
 
 
-def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
+def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str, Any]:
     """Adds each attribute to faces that lack it and removes it from faces that have it, and judges every attribute.
 
     Twice: `plain`, and `keep`, where the directions of the `NUM_KEPT` attributes that the plain edit moves most on the
@@ -50,8 +50,8 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
         `dependency`.
     """
     names = test.names
-    sigma, val_sigma = (sitting.before.std(0, dtype=np.float64) for sitting in (test, val))
-    related = _related(test.subject, names)
+    sigma, val_sigma = (split.before.std(0, dtype=np.float64) for split in (test, val))
+    related = _related(test.encoded, names)
     results: dict[str, list[Result]] = {"plain": [], "keep": []}
     kept_directions: dict[str, list[str]] = {}
     for name in tqdm(names, "re-scoring", unit="attribute", delay=3, leave=False):
@@ -71,11 +71,11 @@ def rescoring(test: Sitting, val: Sitting, strength: float) -> dict[str, Any]:
     }
 
 
-def _related(subject: Subject, names: Sequence[str]) -> dict[str, set[str]]:
+def _related(encoded: EncodedRun, names: Sequence[str]) -> dict[str, set[str]]:
     """For each attribute: itself, and those whose labels in the train split correlate with its own (Pearson's phi)."""
-    columns = [subject.attributes.index(name) for name in names]
+    columns = [encoded.attributes.index(name) for name in names]
     with np.errstate(invalid="ignore", divide="ignore"):  # an attribute that all images have correlates with none
-        correlation = np.atleast_2d(np.corrcoef(subject.train_labels[:, columns], rowvar=False))
+        correlation = np.atleast_2d(np.corrcoef(encoded.train_labels[:, columns], rowvar=False))
     return {
         name: {other for other, phi in zip(names, row, strict=True) if abs(phi) > RELATED or other == name}
         for name, row in zip(names, correlation, strict=True)
@@ -83,7 +83,7 @@ def _related(subject: Subject, names: Sequence[str]) -> dict[str, set[str]]:
 
 
 def _edit_both_ways(
-    sitting: Sitting,
+    split: EditedFaces,
     name: str,
     strength: float,
     sigma: NDArray[np.float64],
@@ -94,11 +94,11 @@ def _edit_both_ways(
     """Adds an attribute to faces that lack it and removes it from those that have it, where there are such faces."""
     changes, qualities = [], []
     for signed in (strength, -strength):
-        faces = sitting.lacking(name, signed, limit)
+        faces = split.lacking(name, signed, limit)
         if len(faces):
-            after = sitting.after(faces, name, signed, keep)
-            changes.append(Change.of(sitting.before[faces], after, sigma, signed))
-            qualities.append(sitting.quality(faces, name, signed, after))
+            after = split.after(faces, name, signed, keep)
+            changes.append(Change.of(split.before[faces], after, sigma, signed))
+            qualities.append(split.quality(faces, name, signed, after))
     return Change.average(changes), qualities
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.evaluation.classifier import Classifier
-from trainer.evaluation.subject import Images
+from trainer.evaluation.encoded_run import Images
 
 Logits = NDArray[np.float32]
 """(N, A)."""

@@ -12,23 +12,23 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from trainer.errors import ConfigError
 from trainer.evaluation import identity, networks
 from trainer.evaluation.identity import Recogniser
-from trainer.evaluation.networks import Instrument, NetworkT
+from trainer.evaluation.networks import MetricNetwork, NetworkT
 from trainer.evaluation.options import Measure, Options
 from trainer.evaluation.skipped import SkippedError
 from trainer.hardware.device import Placement
 
 
 @dataclass(frozen=True)
-class Instruments:
+class MetricNetworks:
     """The networks that are measured with."""
 
-    vgg: Instrument[networks.Features]
-    lpips: Instrument[nn.Module]
-    inception: Instrument[FrechetInceptionDistance]
-    recogniser: Instrument[Recogniser]
+    vgg: MetricNetwork[networks.Features]
+    lpips: MetricNetwork[nn.Module]
+    inception: MetricNetwork[FrechetInceptionDistance]
+    recogniser: MetricNetwork[Recogniser]
 
     @classmethod
-    def of(cls, options: Options, own_vgg: Path | None, place: Placement) -> Instruments:
+    def of(cls, options: Options, own_vgg: Path | None, place: Placement) -> MetricNetworks:
         """Finds them.
 
         Args:
@@ -42,10 +42,10 @@ class Instruments:
 
         def find(
             name: Measure, load: Callable[[Path | None], tuple[NetworkT, str]], weights: Path | None
-        ) -> Instrument[NetworkT]:
+        ) -> MetricNetwork[NetworkT]:
             if name in options.skip:
-                return Instrument(None, f"left out by --skip {name}")
-            return Instrument.of(load, weights)
+                return MetricNetwork(None, f"left out by --skip {name}")
+            return MetricNetwork.of(load, weights)
 
         def vgg19(given: Path | None) -> tuple[networks.Features, str]:
             if given is not None or own_vgg is None or not own_vgg.is_file():
@@ -59,5 +59,5 @@ class Instruments:
             find("vgg", vgg19, options.vgg_weights),
             find("lpips", networks.lpips, options.lpips_weights),
             find("fid", networks.inception, options.inception_weights),
-            Instrument.of(identity.recogniser, options.identity_weights),
+            MetricNetwork.of(identity.recogniser, options.identity_weights),
         )

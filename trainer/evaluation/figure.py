@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Plate:
+class Figure:
     """A figure that was written, and what a person is to see in it.
 
     Attributes:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.evaluation import charts, figures
+from trainer.evaluation import charts, grids
 
 
 def numbered(count: int, size: int = 4) -> np.ndarray:
@@ -13,7 +13,7 @@ def numbered(count: int, size: int = 4) -> np.ndarray:
 
 
 def test_a_grid_puts_every_image_in_its_place() -> None:
-    sheet = figures.grid([numbered(3), numbered(3) + 10], gap=1)
+    sheet = grids.grid([numbered(3), numbered(3) + 10], gap=1)
     assert sheet.shape == (11, 16, 3)
     assert sheet[1, 6, 0] == 1
     assert sheet[6, 11, 0] == 12
@@ -22,7 +22,7 @@ def test_a_grid_puts_every_image_in_its_place() -> None:
 
 def test_a_map_puts_faces_at_their_places_and_none_on_another() -> None:
     places = np.array([[0, 0], [9, 0], [0, 9], [9, 9], [9, 9]], np.float32)
-    sheet = figures.face_map(places, numbered(5) + 1, cells=10, thumbnail=4)
+    sheet = grids.face_map(places, numbered(5) + 1, cells=10, thumbnail=4)
     assert sheet.shape == (40, 40, 3)
     found = {int(level): np.argwhere(sheet[:, :, 0] == level).mean(0) // 4 for level in (1, 2, 3, 4, 5)}
     assert found[1].tolist() == [0, 0]
@@ -48,8 +48,8 @@ def test_few_latent_dimensions_and_few_images_can_be_drawn(tmp_path: Path) -> No
     charts.save_encoding_distribution(tmp_path / "encoding.png", mu, mu)
     charts.save_kl_bars(tmp_path / "kl.png", [0.0, 1.0, 2.0], 2)
     charts.save_accuracy_bars(tmp_path / "accuracy.png", "title", {"Bald": 0.3}, {"Bald": 0.4})
-    figures.save_reconstructions(tmp_path / "pairs.png", numbered(3, 32), numbered(3, 32))
-    figures.save_strips(tmp_path / "strips.png", "title", ["a", "b"], [numbered(2, 32)])
+    grids.save_reconstructions(tmp_path / "pairs.png", numbered(3, 32), numbered(3, 32))
+    grids.save_strips(tmp_path / "strips.png", "title", ["a", "b"], [numbered(2, 32)])
     for name in ("encoding", "kl", "accuracy", "pairs", "strips"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert min(image.size) > 50

@@ -77,7 +77,7 @@ class Autoencoder:
 
 
 @dataclass(frozen=True)
-class Subject:
+class EncodedRun:
     """A trained network and the images that it is judged on.
 
     Attributes:
@@ -105,7 +105,7 @@ class Subject:
     prior: Gaussian
 
     @classmethod
-    def of(cls, run: Path, data: FaceData, place: Placement | None = None) -> Subject:
+    def of(cls, run: Path, data: FaceData, place: Placement | None = None) -> EncodedRun:
         """Reads a run and encodes both splits.
 
         Args:
@@ -134,7 +134,7 @@ class Subject:
     @classmethod
     def of_autoencoder(
         cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement | None = None
-    ) -> Subject:
+    ) -> EncodedRun:
         """Encodes both splits, and computes what a run has in its folder: directions and prior.
 
         Args:
