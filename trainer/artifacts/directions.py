@@ -11,18 +11,8 @@ svm        the normal of a linear SVM (InterFaceGAN, arXiv 1907.10786).
 All are as long as the mean difference of their attribute, so strength 1 is the same distance for each, which
 protos/dfcvae.proto defines; they differ in where they point.
 
-Measured on real faces (quickstart preset, 9,000 train images, 3 epochs; up to 200 test faces an edit, 15 for removing
-glasses): share of faces that an image classifier sees flipped at the strength at which it keeps 90 % of its other
-predictions (`trainer.evaluation.edits.curves.curves`).
-
-            smile added  removed   glasses added  removed
-mean               98 %     92 %            82 %     77 %
-adjusted           99 %     96 %            97 %    100 %
-svm                99 %     96 %            67 %     80 %
-
-So it was in two other runs, of other losses: adjusted directions beat mean differences at every edit, and the SVM's
-are as good for smiles but not for adding glasses. Over all 40 attributes at strength 1.5, the other logits move 0.28
-times as far as the edited one along adjusted directions, and 0.38 times along mean differences.
+Adjusted directions edit best on real faces, and with fewer side effects; `trainer.evaluation.edits.curves` compares the
+kinds, and `benchmarks/reports/` has figures.
 
 Shapes: N images, D latent_dim, A attributes.
 """
@@ -49,9 +39,9 @@ Vectors = NDArray[np.float64]
 MIN_IMAGES = 20
 """Fewest images on either side of an attribute for its direction to be kept."""
 ADJUSTMENT_PENALTY = 1.0
-"""Of the other attributes' effects in `adjusted_differences`; infinity gives mean differences. At 0, attributes that
-imply one another, such as a smile and high cheekbones, leave one another little. Chosen from 0, 0.1, 0.3 and 1 on train
-and val faces: all are alike for glasses, 1 is the best for smiles and far better than 0 for youth."""
+"""Of the other attributes' effects in `adjusted_differences`; infinity gives mean differences. At 0, of two attributes
+that imply one another, such as a smile and high cheekbones, neither keeps much. Chosen from 0, 0.1, 0.3 and 1 on train
+and val faces."""
 SVM_C = 1e-3
 """Weight of the SVM's errors. Larger ones classify latents better, but their normals lean on dimensions in which faces
 hardly differ: a step of the same length flips fewer faces (0.01: 27 % instead of 70 % glasses added)."""

@@ -1,7 +1,8 @@
 """Muon: momentum whose update is orthogonalised, for weights that act as matrices (Jordan et al., 2024).
 
-A step along the nearest semi-orthogonal matrix moves every direction of a weight alike, the rare ones too. Measured on
-procedural faces, it brings this VAE in two epochs about 1.8 dB further than Adam at its best learning rate.
+Ours, as `torch.optim.Muon` takes matrices only, and most weights here are kernels of convolutions.
+
+A step along the nearest semi-orthogonal matrix moves every direction of a weight alike, the rare ones too.
 """
 
 from __future__ import annotations

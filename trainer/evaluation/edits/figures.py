@@ -34,7 +34,7 @@ def draw(encoded: EncodedRun, measured: dict[str, Any], unsure: list[str], folde
 
     Args:
         encoded: what is judged.
-        measured: what `editing.measure` gave.
+        measured: what `curves.measure` gave.
         unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
         folder: exists; PNG files are written to it.
     """
