@@ -17,8 +17,8 @@ Every row sees --images images in training, as many epochs of all training faces
 part of what they are (`seed`, `paper-...`) keep them, on as few faces as that takes.
 
 All rows of one data set are judged by one classifier, trained on it once and kept in --out. A network of another
-project has a row, too, if `trainer.evaluate.evaluate_autoencoder` has written its metrics.json into a folder in --out;
-`quality_peers.py` trains some that are well known, and does so.
+project has a row, too, if `trainer.evaluation.evaluate.evaluate_autoencoder` has written its metrics.json into a folder
+in --out; `quality_peers.py` trains some that are well known, and does so.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ from typing import Any
 import tyro
 from filelock import FileLock
 
-from trainer import dataset
-from trainer.checkpoint import EVALUATION
-from trainer.classifier import classifier_of
-from trainer.dataset import FaceData
+from trainer.data import FaceData, load_data, read_index
 from trainer.errors import ConfigError, TrainerError
-from trainer.options import Measure
-from trainer.placement import Placement
+from trainer.evaluation.classifier import classifier_of
+from trainer.evaluation.options import Measure
+from trainer.hardware.device import Placement
 from trainer.presets import PRESETS
+from trainer.run_folder import EVALUATION
 
 VARIANTS = (
     "seed",
@@ -130,7 +129,7 @@ def train_and_judge(config: QualityConfig, variant: str) -> None:
     subprocess.run([*command, *([] if featureless else weights), *flags], check=True)
     (run / ROW).write_text(json.dumps({"variant": variant}) + "\n")
     size = json.loads((run / "config.json").read_text())["config"]["model"]["image_size"]
-    judged_by = judge(config.out, dataset.load(config.data, size, config.crop))
+    judged_by = judge(config.out, load_data(config.data, size, config.crop))
     recogniser = [] if config.identity_weights is None else ["--identity-weights", str(config.identity_weights)]
     command = [*trainer, "evaluate", str(run), *data, *weights, *recogniser]
     command += ["--judge", str(judged_by), "--skip", *SKIPPED]
@@ -142,7 +141,7 @@ def _budget(config: QualityConfig, preset: str) -> list[str]:
     assert config.data is not None
     if preset in OWN_EPOCHS:
         return ["--limit-train", str(config.images // PRESETS[preset]().epochs)]
-    count = len(dataset.read_index(config.data).rows("train"))
+    count = len(read_index(config.data).rows("train"))
     return ["--epochs", str(max(1, round(config.images / count)))]
 
 

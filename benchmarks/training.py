@@ -40,19 +40,17 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from trainer import dataset
-from trainer.compiler import compile_run
 from trainer.config import TrainConfig
-from trainer.dataset import Index
+from trainer.data import Index, load_data, read_index
 from trainer.errors import ConfigError, TrainerError
 from trainer.faces import write_faces
-from trainer.loss import Loss, kl_divergence
+from trainer.hardware.device import Placement
+from trainer.loss.vae_loss import VAELoss, kl_divergence
+from trainer.loss.vgg import IMAGENET_MEAN, IMAGENET_STD, load_backbone
 from trainer.model import VAE
-from trainer.perceptual import load_backbone
-from trainer.placement import Placement, keep_freed_memory
 from trainer.presets import PRESETS
-from trainer.run import Run
-from trainer.trunk import IMAGENET_MEAN, IMAGENET_STD
+from trainer.train_state import TrainState
+from trainer.training import compile_run
 
 Side = Literal["ours", "straightforward"]
 SIDES: tuple[Side, ...] = ("straightforward", "ours")
@@ -137,7 +135,7 @@ class _Straightforward:
         self.std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
         self.waited = 0.0
         self._loader = DataLoader(
-            _Files(dataset.read_index(data), config), config.batch_size, shuffle=True, drop_last=True,
+            _Files(read_index(data), config), config.batch_size, shuffle=True, drop_last=True,
             num_workers=min(8, len(os.sched_getaffinity(0))), persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
@@ -191,22 +189,20 @@ class _Ours:
 
     def __init__(self, config: TrainConfig, data: Path) -> None:
         place = Placement.of(config.device, config.precision)
-        if place.device.type == "cpu":
-            keep_freed_memory()
-        faces = dataset.load(data, config.model.image_size, config.crop)
-        self._run = Run(config, faces, Path(tempfile.gettempdir()), place)
+        place.tune()
+        faces = load_data(data, config.model.image_size, config.crop)
+        self._run = TrainState(config, faces, Path(tempfile.gettempdir()), place)
         self.device = place.device
-        perceptual = self._run.perceptual()
-        compile_run(self._run, perceptual)
-        self._loss = Loss(config, perceptual)
-        self._batches = self._run.feed.stream(0, self._run.num_steps)
+        self._loss = VAELoss(config, self._run.perceptual())
+        compile_run(self._run, self._loss)
+        self._batches = self._run.loader.stream(0, self._run.num_steps)
 
     @property
     def waited(self) -> float:
-        return self._run.feed.waited_seconds
+        return self._run.loader.waited_seconds
 
     def step(self) -> None:
-        self._run.advance(self._loss, next(self._batches))
+        self._run.train_step(self._loss, next(self._batches))
 
 
 def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
@@ -333,7 +329,7 @@ def benchmark(config: SpeedConfig) -> None:
         if data is None:
             data = Path(folder) / "faces"
             write_faces(data, 2_000)
-        dataset.load(data, training.model.image_size, training.crop)  # packs, so that neither side waits for it
+        load_data(data, training.model.image_size, training.crop)  # packs, so that neither side waits for it
         found = take_turns(config, training, data)
     print(table(found))
     if config.json:
