@@ -6,19 +6,11 @@ from pathlib import Path
 
 import pytest
 from servers import ServerProcess
+from serving import http2
 from wires import Wire, in_loop
 
+GET_MODEL = "/dfcvae.v1.LatentEngine/GetModel"
 TOKEN = b"Bearer s3cret-token"
-
-
-def call(number: int, *metadata: tuple[bytes, bytes]) -> bytes:
-    """A GetModel without metadata of gRPC's own making, so that its values may be any bytes."""
-    headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/dfcvae.v1.LatentEngine/GetModel"),
-               (b":authority", b"localhost"), (b"content-type", b"application/grpc"), (b"te", b"trailers"),
-               *metadata]  # fmt: skip
-    block = b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(value)]) + value for key, value in headers)
-    opening = Wire.frame(Wire.HEADERS, Wire.END_HEADERS, number, block)
-    return opening + Wire.frame(Wire.DATA, Wire.END_STREAM, number, Wire.message(b""))
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -28,7 +20,7 @@ async def test_values_that_are_not_text_stay_out_of_the_log(form: str, tiny_bund
         started = time.monotonic()
         wire = await Wire.to(server.target)
         for number in range(1, 40, 2):
-            wire.send(call(number, (b"authorization", TOKEN + b"\xff"), *[(b"x", b"\xff")] * 50))
+            wire.send(http2.call(number, GET_MODEL, b"", (b"authorization", TOKEN + b"\xff"), *[(b"x", b"\xff")] * 50))
             await wire.until_answered(number)
         await asyncio.to_thread(server.wait_for_log, "Invalid encoding")
         wire.drop()
