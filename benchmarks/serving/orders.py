@@ -1,295 +1,308 @@
-"""Requests of every kind and size, drawn at random, each with the check of its answer."""
+"""Requests of every kind and size, drawn at random, each with its right answer: what the same bundle gives here.
+
+A backend may round differently in batches of another size, and a server batches as requests happen to come. So the
+tolerance is measured: the same pictures, here, in batches of many sizes. It must be far below the difference between
+any two pictures' answers, so that a mixed-up answer can't pass.
+
+Shapes: P pictures of side S, latents of dimension D.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import grpc
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
+from engine.bundle import Bundle
 from engine.sampling import Gaussian, linear, spherical
+from export.errors import InputError
 from protos import dfcvae_pb2 as pb
-from serving.answers import Answers, Bytes, Deviation, Floats, WrongAnswer
-from serving.process import ScriptError
-
-Kind = Literal["encode", "encode-files", "decode", "decode-png", "edit", "edit-latents", "edit-files", "walk", "sample"]
-KINDS: tuple[Kind, ...] = (
-    "encode",
-    "encode-files",
-    "decode",
-    "decode-png",
-    "edit",
-    "edit-latents",
-    "edit-files",
-    "walk",
-    "sample",
+from serving.reference import Moves, Reference
+from serving.requests import (
+    Bytes,
+    Floats,
+    file_batch,
+    file_side,
+    floats_of,
+    jpegs,
+    latent_batch,
+    pictures,
+    pixels_of,
+    raw_batch,
 )
 
 MAX_FILES = 16
 """Most image files in a request: their compression would otherwise take most of the machine."""
 
+_MARGIN = 4
+"""Any two pictures' answers differ by at least so many tolerances."""
+_FILES = 32
 _PREPARED = 6
 _PNG = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)
+_BOTH = pb.EDIT_RESULT_IMAGES_AND_LATENTS
+
+
+class WrongAnswer(Exception):  # noqa: N818 - reads better without the suffix at the place of the raise
+    """Raise when an answer isn't what the same bundle gives in this process."""
+
+
+@dataclass
+class Deviation:
+    """By how much answers differ: of those that were checked so far, or at most.
+
+    Attributes:
+        levels: Largest difference of a pixel, levels of 255.
+        latents: Largest difference of a latent's value.
+    """
+
+    levels: int = 0
+    latents: float = 0.0
 
 
 @dataclass(frozen=True)
 class Order:
-    """A request and how to tell whether its answer is right.
+    """A request and its right answer.
 
     Attributes:
         method: Name of the RPC.
         request: Its message.
-        images: Images or latents in the answer.
-        check: Takes the answer; raises WrongAnswer.
+        images: uint8 [N, S, S, 3] of the answer; None: it has none, or they aren't looked at.
+        latents: Likewise float32 [N, D]; of Encode the means.
+        log_var: Of Encode.
     """
 
     method: str
     request: Any
-    images: int
-    check: Callable[[Any], None]
+    images: Bytes | None = None
+    latents: Floats | None = None
+    log_var: Floats | None = None
+
+    @property
+    def count(self) -> int:
+        """Images or latents of the answer."""
+        return len(self.images if self.images is not None else self.latents if self.latents is not None else ())
 
 
-class Menu:
-    """Draws requests about the pictures of `answers`.
+class Orders:
+    """Pictures, what the bundle makes of them, and requests about them.
 
     Args:
-        answers: Pictures and what the bundle makes of them.
-        max_images: Largest request, images; at most as many as there are pictures.
-        kinds: What to draw from, each with the same chance.
+        bundle: What the server serves.
+        count: Number P of pictures.
+        max_images: Largest request, images.
+        threads: Compute threads; None takes every core.
+
+    Raises:
+        InputError: The bundle's answers to different pictures can't be told apart.
+        EngineError: The bundle can't be run here.
 
     Attributes:
+        pictures: uint8 [P, S, S, 3].
+        edits: Lists of moves, and names to keep.
+        tolerance: How far an answer may be from the one computed here.
         deviation: What all answers that were checked so far differed by.
     """
 
-    def __init__(self, answers: Answers, max_images: int, kinds: tuple[Kind, ...] = KINDS) -> None:
-        if max_images > len(answers.pictures):
-            raise ScriptError(f"requests of {max_images} images need as many pictures, not {len(answers.pictures)}")
-        self.answers = answers
-        self.deviation = Deviation()
+    def __init__(self, bundle: Bundle, count: int, max_images: int, threads: int | None = None) -> None:
+        self._reference = reference = Reference(bundle, threads)
         self._max_images = max_images
-        self._kinds = kinds
+        self.pictures = pictures(count, reference.manifest.image_size, seed=1)
+        side = file_side(reference.manifest.image_size, reference.manifest.preprocessing.crop)
+        self._files = jpegs(pictures(_FILES, side, seed=2))
+        self._mu, self._log_var = reference.encode(self.pictures)
+        self._file_mu, _ = reference.encode(reference.read(self._files))
+        self.edits = _edits(bundle)
+        steps = [reference.step(moves, keep) for moves, keep in self.edits]
+        self._edited_mu = [self._mu + step for step in steps]
+        self._edited = [reference.decode(latents) for latents in self._edited_mu]
+        self._decoded = reference.decode(self._mu)
+        self._file_edited = reference.decode(self._file_mu + steps[0])
+        self.deviation = Deviation()
+        self.tolerance = self._measured()
+        self._require_distinct()
         rng = np.random.default_rng(5)
-        self._walks = [self._walk(rng) for _ in range(_PREPARED)] if "walk" in kinds else []
-        self._samples = [self._sample(rng) for _ in range(_PREPARED)] if "sample" in kinds else []
+        self._drawn = [make(rng) for make in (self._walk, self._sample) for _ in range(_PREPARED)]
 
     def draw(self, rng: np.random.Generator) -> Order:
         """A request of a random kind and size; small sizes are as frequent as large ones, octave by octave."""
-        kind = self._kinds[rng.integers(len(self._kinds))]
-        count = self._size(rng)
-        start = int(rng.integers(len(self.answers.pictures) - count + 1))
-        return self.order(kind, slice(start, start + count), int(rng.integers(len(self.answers.edits))))
+        kinds: tuple[Callable[[slice, int], Order], ...] = (
+            self.encode, self._encode_files, self._decode, self._decode_png, self.edit, self._edit_latents,
+            self._edit_files, self._prepared, self._prepared,
+        )  # fmt: skip
+        make = kinds[rng.integers(len(kinds))]
+        return make(self._rows(self._size(rng), rng), int(rng.integers(len(self.edits))))
 
-    def order(self, kind: Kind, rows: slice, edit: int) -> Order:
-        """A request of one kind.
+    def stream(self, messages: int, rng: np.random.Generator) -> list[tuple[pb.EditStreamRequest, Bytes]]:
+        """Messages of an EditStream and their answers; every other one has no source: it edits the last latents."""
+        plan = []
+        rows = slice(0)
+        for number in range(messages):
+            edit = int(rng.integers(len(self.edits)))
+            request = pb.EditStreamRequest(id=number + 1, **self.moves(edit))
+            if number % 2 == 0:
+                rows = self._rows(int(rng.integers(1, 9)), rng)
+                request.images.CopyFrom(raw_batch(self.pictures[rows]))
+            plan.append((request, self._edited[edit][rows]))
+        return plan
 
-        Args:
-            kind: Of which kind.
-            rows: Which pictures; files, walks and samples choose their own by it.
-            edit: Which of the edits.
+    def check(self, order: Order, answer: Any) -> None:
+        """Compares an answer with the right one.
+
+        Raises:
+            WrongAnswer: They differ in number, or by more than the tolerance.
         """
-        makers: dict[Kind, Callable[[slice, int], Order]] = {
-            "encode": self._encode,
-            "encode-files": self._encode_files,
-            "decode": self._decode,
-            "decode-png": self._decode_png,
-            "edit": self._edit,
-            "edit-latents": self._edit_latents,
-            "edit-files": self._edit_files,
-            "walk": lambda rows, _: self._walks[rows.start % len(self._walks)],
-            "sample": lambda rows, _: self._samples[rows.start % len(self._samples)],
-        }
-        return makers[kind](rows, edit)
+        if order.images is not None:
+            self.check_images(pixels_of(answer.images), order.images)
+        if order.latents is not None:
+            self._check_latents(floats_of(answer.mu if order.method == "Encode" else answer.latents), order.latents)
+        if order.log_var is not None:
+            self._check_latents(floats_of(answer.log_var), order.log_var)
 
-    def _encode(self, rows: slice, edit: int) -> Order:
-        answers = self.answers
-        mu, log_var = answers.mu[rows], answers.log_var[rows]
+    def check_images(self, got: Bytes, expected: Bytes) -> None:
+        """Compares images, uint8 [N, S, S, 3].
 
-        def check(answer: pb.EncodeResponse) -> None:
-            answers.check_latents(_floats(answer.mu), mu, self.deviation)
-            answers.check_latents(_floats(answer.log_var), log_var, self.deviation)
+        Raises:
+            WrongAnswer: They differ in number, or by more than the tolerance.
+        """
+        if got.shape != expected.shape:
+            raise WrongAnswer(f"images of shape {got.shape}; expected {expected.shape}")
+        difference = 0 if np.array_equal(got, expected) else _levels(got, expected)
+        self.deviation.levels = max(self.deviation.levels, difference)
+        if difference > self.tolerance.levels:
+            raise WrongAnswer(f"one of {len(got)} images is off by {difference} levels")
 
-        return Order("Encode", pb.EncodeRequest(images=_raw(answers.pictures[rows])), len(mu), check)
+    def _check_latents(self, got: Floats, expected: Floats) -> None:
+        if got.shape != expected.shape:
+            raise WrongAnswer(f"latents of shape {got.shape}; expected {expected.shape}")
+        difference = float(np.abs(got - expected).max())
+        self.deviation.latents = max(self.deviation.latents, difference)
+        if not difference <= self.tolerance.latents:
+            raise WrongAnswer(f"latents are off by {difference:g}")
 
-    def _encode_files(self, rows: slice, edit: int) -> Order:
-        answers, rows = self.answers, self._few(rows)
-        mu = answers.file_mu[rows]
+    def moves(self, edit: int) -> dict[str, Any]:
+        """An edit as fields of a request."""
+        pairs, keep = self.edits[edit]
+        edits = [
+            pb.Edit(attribute=target, strength=strength)
+            if isinstance(target, str)
+            else pb.Edit(direction=target.astype("<f4").tobytes(), strength=strength)
+            for target, strength in pairs
+        ]
+        return {"edits": edits, "keep": keep}
 
-        def check(answer: pb.EncodeResponse) -> None:
-            answers.check_latents(_floats(answer.mu), mu, self.deviation)
+    def encode(self, rows: slice, _: int = 0) -> Order:
+        """Encode of some pictures."""
+        request = pb.EncodeRequest(images=raw_batch(self.pictures[rows]))
+        return Order("Encode", request, latents=self._mu[rows], log_var=self._log_var[rows])
 
-        return Order("Encode", pb.EncodeRequest(images=_files(answers.files[rows])), len(mu), check)
+    def edit(self, rows: slice, edit: int = 0) -> Order:
+        """Edit of some pictures."""
+        request = pb.EditRequest(images=raw_batch(self.pictures[rows]), **self.moves(edit))
+        return Order("Edit", request, self._edited[edit][rows])
 
-    def _decode(self, rows: slice, edit: int) -> Order:
-        request = pb.DecodeRequest(latents=_latents(self.answers.mu[rows]))
-        return self._images("Decode", request, self.answers.decoded[rows])
+    def _encode_files(self, rows: slice, _: int) -> Order:
+        rows = _few(rows)
+        request = pb.EncodeRequest(images=file_batch(self._files[rows]))
+        return Order("Encode", request, latents=self._file_mu[rows])
 
-    def _decode_png(self, rows: slice, edit: int) -> Order:
-        rows = self._few(rows)
-        request = pb.DecodeRequest(latents=_latents(self.answers.mu[rows]), output=_PNG)
-        return self._images("Decode", request, self.answers.decoded[rows])
+    def _decode(self, rows: slice, _: int) -> Order:
+        return Order("Decode", pb.DecodeRequest(latents=latent_batch(self._mu[rows])), self._decoded[rows])
 
-    def _edit(self, rows: slice, edit: int) -> Order:
-        request = pb.EditRequest(images=_raw(self.answers.pictures[rows]), **moves(self.answers, edit))
-        return self._images("Edit", request, self.answers.edited[edit][rows])
+    def _decode_png(self, rows: slice, _: int) -> Order:
+        rows = _few(rows)
+        request = pb.DecodeRequest(latents=latent_batch(self._mu[rows]), output=_PNG)
+        return Order("Decode", request, self._decoded[rows])
 
     def _edit_latents(self, rows: slice, edit: int) -> Order:
-        answers, both = self.answers, pb.EDIT_RESULT_IMAGES_AND_LATENTS
-        request = pb.EditRequest(latents=_latents(answers.mu[rows]), result=both, **moves(answers, edit))
-        return self._images("Edit", request, answers.edited[edit][rows], answers.edited_mu[edit][rows])
+        request = pb.EditRequest(latents=latent_batch(self._mu[rows]), result=_BOTH, **self.moves(edit))
+        return Order("Edit", request, self._edited[edit][rows], self._edited_mu[edit][rows])
 
-    def _edit_files(self, rows: slice, edit: int) -> Order:
-        rows = self._few(rows)
-        request = pb.EditRequest(images=_files(self.answers.files[rows]), output=_PNG, **moves(self.answers, 0))
-        return self._images("Edit", request, self.answers.file_edited[rows])
+    def _edit_files(self, rows: slice, _: int) -> Order:
+        rows = _few(rows)
+        request = pb.EditRequest(images=file_batch(self._files[rows]), output=_PNG, **self.moves(0))
+        return Order("Edit", request, self._file_edited[rows])
 
-    def _few(self, rows: slice) -> slice:
-        """Not many rows, within those that there are files of."""
-        count = min(rows.stop - rows.start, MAX_FILES)
-        first = rows.start % (len(self.answers.files) - count + 1)
-        return slice(first, first + count)
-
-    def _images(self, method: str, request: Any, images: Bytes, latents: Floats | None = None) -> Order:
-        def check(answer: Any) -> None:
-            self.answers.check_images(_pixels(answer.images), images, self.deviation)
-            if latents is not None:
-                self.answers.check_latents(_floats(answer.latents), latents, self.deviation)
-
-        return Order(method, request, len(images), check)
+    def _prepared(self, rows: slice, _: int) -> Order:
+        """A walk or a sample, whose answer was computed beforehand."""
+        return self._drawn[rows.start % len(self._drawn)]
 
     def _walk(self, rng: np.random.Generator) -> Order:
-        """A walk between latents; its points are computed here once, so that a check costs nothing."""
         total = max(2, self._size(rng))
         steps = int(rng.integers(2, min(total, 16) + 1))
-        first, last = (rng.integers(len(self.answers.mu), size=max(1, total // steps)) for _ in range(2))
+        first, last = (self._mu[rng.integers(len(self._mu), size=max(1, total // steps))] for _ in range(2))
         arc = bool(rng.integers(2))
-        ends = self.answers.mu[first], self.answers.mu[last]
-        points = (spherical if arc else linear)(*ends, steps)
+        points = (spherical if arc else linear)(first, last, steps)
         request = pb.InterpolateRequest(
-            start=pb.WalkEnd(latents=_latents(ends[0])),
-            end=pb.WalkEnd(latents=_latents(ends[1])),
+            start=pb.WalkEnd(latents=latent_batch(first)),
+            end=pb.WalkEnd(latents=latent_batch(last)),
             steps=steps,
             walk=pb.WALK_SPHERICAL if arc else pb.WALK_LINEAR,
-            result=pb.EDIT_RESULT_IMAGES_AND_LATENTS,
+            result=_BOTH,
         )
-        return self._images("Interpolate", request, self.answers.decode(points), points)
+        return Order("Interpolate", request, self._reference.decode(points), points)
 
     def _sample(self, rng: np.random.Generator) -> Order:
         count, seed, temperature = self._size(rng), int(rng.integers(2**32)), float(np.float32(rng.uniform(0.5, 1.0)))
-        latents = Gaussian.standard(self.answers.latent_dim).draw(count, seed, temperature)
+        latents = Gaussian.standard(self._mu.shape[1]).draw(count, seed, temperature)
         request = pb.SampleRequest(
-            count=count,
-            seed=seed,
-            temperature=temperature,
-            distribution=pb.DISTRIBUTION_STANDARD,
-            result=pb.EDIT_RESULT_IMAGES_AND_LATENTS,
+            count=count, seed=seed, temperature=temperature, distribution=pb.DISTRIBUTION_STANDARD, result=_BOTH
         )
-        return self._images("Sample", request, self.answers.decode(latents), latents)
+        return Order("Sample", request, self._reference.decode(latents), latents)
 
     def _size(self, rng: np.random.Generator) -> int:
         return min(self._max_images, int(np.exp(rng.uniform(0, np.log(self._max_images + 1)))))
 
+    def _rows(self, count: int, rng: np.random.Generator) -> slice:
+        start = int(rng.integers(len(self.pictures) - count + 1))
+        return slice(start, start + count)
 
-def moves(answers: Answers, index: int) -> dict[str, Any]:
-    """Edit number `index` as fields of a request."""
-    pairs, keep = answers.edits[index]
-    edits = [
-        pb.Edit(attribute=target, strength=strength)
-        if isinstance(target, str)
-        else pb.Edit(direction=target.astype("<f4").tobytes(), strength=strength)
-        for target, strength in pairs
-    ]
-    return {"edits": edits, "keep": keep}
+    def _measured(self) -> Deviation:
+        """Twice what other batch sizes and a last bit of the latents make different here, plus a level."""
+        reference, levels, latents = self._reference, 0, 0.0
+        for moved, edited in zip(self._edited_mu, self._edited, strict=True):
+            for towards in (-np.inf, np.inf):
+                levels = max(levels, _levels(reference.decode(np.nextafter(moved, np.float32(towards))), edited))
+        largest = reference.max_batch_size
+        for batch in sorted({size for size in (1, 2, 3, 5, 8, 13, 21, largest - 1) if 0 < size <= largest}):
+            mu, log_var = reference.encode(self.pictures, batch)
+            latents = max(latents, float(np.abs(mu - self._mu).max()), float(np.abs(log_var - self._log_var).max()))
+            levels = max(levels, _levels(reference.decode(mu, batch), self._decoded))
+        highest = max(float(np.abs(part).max()) for part in (self._mu, self._log_var, *self._edited_mu))
+        return Deviation(2 * levels + 1, 2 * latents + 1e-5 * highest)
 
-
-async def stream_once(
-    stub: Any, menu: Menu, rng: np.random.Generator, *, messages: int, timeout: float, pause: float = 0.0
-) -> int:
-    """Opens an EditStream, sends messages without waiting for answers, and checks that these come in order.
-
-    Every other message has no source: it edits the last one's latents.
-
-    Args:
-        stub: The service's methods.
-        menu: Whose pictures are sent.
-        rng: What chooses among them.
-        messages: How many.
-        timeout: Deadline of the stream, seconds.
-        pause: How long the reader sleeps before it reads at all, seconds.
-
-    Returns:
-        Images that were answered.
-
-    Raises:
-        WrongAnswer: An answer is missing, out of order, an error, or not right.
-        grpc.RpcError: The stream failed.
-    """
-    answers = menu.answers
-    plan: list[tuple[pb.EditStreamRequest, Bytes]] = []
-    for number in range(messages):
-        edit = int(rng.integers(len(answers.edits)))
-        if number % 2 == 0:
-            count = min(8, int(rng.integers(1, len(answers.pictures) + 1)))
-            start = int(rng.integers(len(answers.pictures) - count + 1))
-            rows = slice(start, start + count)
-        request = pb.EditStreamRequest(id=number + 1, **moves(answers, edit))
-        if number % 2 == 0:
-            request.images.CopyFrom(_raw(answers.pictures[rows]))
-        plan.append((request, answers.edited[edit][rows]))
-    call = stub.EditStream(timeout=timeout)
-
-    async def send() -> None:
-        for request, _ in plan:
-            await call.write(request)
-        await call.done_writing()
-
-    sending = asyncio.ensure_future(send())
-    try:
-        await asyncio.sleep(pause)
-        for request, expected in plan:
-            answer = await call.read()
-            if answer is grpc.aio.EOF:
-                raise WrongAnswer(f"the stream ended before answer {request.id} of {messages}")
-            if answer.id != request.id:
-                raise WrongAnswer(f"answer {answer.id} came where {request.id} was due")
-            if answer.WhichOneof("outcome") != "edited":
-                raise WrongAnswer(f"answer {answer.id} is an error: {answer.error.message}")
-            answers.check_images(_pixels(answer.edited.images), expected, menu.deviation)
-        if await call.read() is not grpc.aio.EOF:
-            raise WrongAnswer("the stream goes on after its last answer")
-    finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)  # what stopped it, the reader has seen too
-        call.cancel()
-    return sum(len(expected) for _, expected in plan)
+    def _require_distinct(self) -> None:
+        for what, answers, tolerance in (
+            ("images", self._decoded, self.tolerance.levels),
+            ("latents", self._mu, self.tolerance.latents),
+        ):
+            flat = answers.reshape(len(answers), -1).astype(np.float32)
+            nearest = min(float(np.abs(flat[:row] - flat[row]).max(axis=1).min()) for row in range(1, len(flat)))
+            if nearest < _MARGIN * tolerance:
+                raise InputError(
+                    f"two pictures' {what} differ by only {nearest:g}, the tolerance is {tolerance:g}: "
+                    "answers of this bundle can't be told apart; use a trained model"
+                )
 
 
-def _raw(images: Bytes) -> pb.ImageBatch:
-    count, height, width, _ = images.shape
-    return pb.ImageBatch(raw=pb.RawImages(count=count, height=height, width=width, data=images.tobytes()))
+def _few(rows: slice) -> slice:
+    """Not many rows, within those that there are files of."""
+    count = min(rows.stop - rows.start, MAX_FILES)
+    first = rows.start % (_FILES - count + 1)
+    return slice(first, first + count)
 
 
-def _files(files: list[bytes]) -> pb.ImageBatch:
-    return pb.ImageBatch(files=pb.EncodedImages(files=files))
+def _levels(got: Bytes, expected: Bytes) -> int:
+    return int(np.abs(got.astype(np.int16) - expected).max())
 
 
-def _latents(latents: Floats) -> pb.LatentBatch:
-    return pb.LatentBatch(count=latents.shape[0], dim=latents.shape[1], data=latents.astype("<f4").tobytes())
-
-
-def _floats(batch: pb.LatentBatch) -> Floats:
-    return np.frombuffer(batch.data, "<f4").reshape(batch.count, batch.dim)
-
-
-def _pixels(batch: pb.ImageBatch) -> Bytes:
-    if batch.WhichOneof("images") == "files":
-        opened = [Image.open(io.BytesIO(file)) for file in batch.files.files]
-        return np.stack([np.asarray(image.convert("RGB")) for image in opened])
-    raw = batch.raw
-    pixels: npt.NDArray[np.uint8] = np.frombuffer(raw.data, np.uint8)
-    return pixels.reshape(raw.count, raw.height, raw.width, 3)
+def _edits(bundle: Bundle) -> list[tuple[Moves, tuple[str, ...]]]:
+    names = bundle.directions.names
+    scale = float(np.abs(bundle.directions.vectors).mean()) if len(names) else 0.1
+    direction = np.random.default_rng(3).standard_normal(bundle.manifest.latent_dim, dtype=np.float32) * scale
+    edits: list[tuple[Moves, tuple[str, ...]]] = [([(direction, 1.0)], ())]
+    edits += [([(name, strength)], ()) for name, strength in zip(names, (1.5, -1.0), strict=False)]
+    if len(names) >= 3:
+        edits.append(([(names[0], 1.0), (names[1], 0.5), (direction, -0.5)], (names[2],)))
+    return edits
