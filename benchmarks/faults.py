@@ -22,10 +22,10 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from script import ROOT, require_positive, run, write_json
@@ -151,12 +151,15 @@ async def killed_clients(scene: Scene) -> None:
     rng = np.random.default_rng(0)
     under_way = 0
 
+    def again(client: Connection) -> None:
+        asyncio.get_running_loop().call_soon(client.request, time.perf_counter())
+
     async def trouble() -> None:
         nonlocal under_way
         for turn in range(scene.many(8)):
             images, in_flight = (min(64, large), 16) if turn % 2 else (large, 4)
             prepared = prepare(Case("edit", "raw", "unary", images, in_flight), model)
-            client = await Connection.to(scene.server.target, prepared, 0, Outcome())
+            client = await Connection.to(scene.server.target, prepared, 0, Outcome(), again)
             for _ in range(in_flight):
                 client.request(time.perf_counter())
             await asyncio.sleep(float(rng.uniform(0, 0.3)))
@@ -376,7 +379,7 @@ async def slow_readers(scene: Scene) -> None:
     await scene.require_alive()
 
 
-SCENARIOS: dict[Name, Callable[[Scene], Awaitable[None]]] = {
+SCENARIOS: dict[Name, Callable[[Scene], Coroutine[Any, Any, None]]] = {
     "killed-clients": killed_clients,
     "half-sent": half_sent,
     "deadline-storm": deadline_storm,

@@ -141,7 +141,7 @@ def echo_ms(seconds: float) -> float:
 
 def aims(rows: Sequence[Row], echo: float) -> list[dict[str, object]]:
     """What the project aims at, for raw Edit, and what was reached in the cases that were measured with --bundle."""
-    edits = {
+    edits: dict[tuple[str, int, int], Row] = {
         (row.case.transport, row.case.images, row.case.in_flight): row
         for row in rows
         if row.case.operation == "edit" and row.case.form == "raw" and row.share is not None

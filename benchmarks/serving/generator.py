@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         prepared: The request.
         answer_bytes: Length of the right answer's message.
         outcome: Where to count what becomes of requests.
-        ended: Is called with this connection when a request has ended.
+        ended: Is called with this connection when a request has ended, but for its own end.
     """
 
     def __init__(
@@ -259,7 +259,8 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, why: str) -> None:
         self._outcome.failures[why] += 1
-        self._ended(self)
+        if not self.closed:
+            self._ended(self)
 
     def _write(self, data: bytes) -> None:
         self._out.append(data)
@@ -321,7 +322,7 @@ async def closed_loop(target: str, prepared: Prepared, answer_bytes: int, in_fli
     until = float("inf")
 
     def again(connection: Connection) -> None:
-        if (now := time.perf_counter()) < until and not connection.closed:
+        if (now := time.perf_counter()) < until:
             asyncio.get_running_loop().call_soon(connection.request, now)
 
     number = connections(in_flight)
