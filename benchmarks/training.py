@@ -15,7 +15,6 @@ from trainer.extras import require
 if __name__ == "__main__":
     require("train")  # before what needs it is imported
 
-import json
 import math
 import multiprocessing
 import os
@@ -32,9 +31,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
-from latency import machine
 from PIL import Image
+from script import machine, require_positive, run, write_json
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,7 +42,7 @@ from trainer import dataset
 from trainer.compiler import compile_run
 from trainer.config import TrainConfig
 from trainer.dataset import Index
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError
 from trainer.faces import write_faces
 from trainer.loss import Loss, kl_divergence
 from trainer.model import VAE
@@ -284,7 +282,7 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         rate = middle["images_per_second"] * flops
         results[side] = {**middle, "flops": rate, "gemm_flops": rates[side], "gemm_share": rate / rates[side]}
     return {
-        "machine": machine(len(os.sched_getaffinity(0))),
+        "machine": machine(),
         "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
         "preset": config.preset,
         "image_size": training.model.image_size,
@@ -325,8 +323,13 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"ours is {found['speed_up']:.2f} times as fast"])
 
 
-def benchmark(config: SpeedConfig) -> None:
-    """Measures and prints."""
+def benchmark(config: SpeedConfig) -> bool:
+    """Measures and prints.
+
+    Raises:
+        TrainerError: a flag or the data cannot be used; likewise InputError.
+    """
+    require_positive(config, "seconds", "turns")
     training = config.training()
     with tempfile.TemporaryDirectory() as folder:
         data = config.data
@@ -336,21 +339,13 @@ def benchmark(config: SpeedConfig) -> None:
         dataset.load(data, training.model.image_size, training.crop)  # packs, so that neither side waits for it
         found = take_turns(config, training, data)
     print(table(found))
-    if config.json:
-        config.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(config.json, found)
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit codes: 0 measured, 2 unusable input, 130 interrupted."""
-    try:
-        benchmark(tyro.cli(SpeedConfig, args=arguments, prog="python benchmarks/training.py", description=__doc__))
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    except (TrainerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command."""
+    return run(SpeedConfig, benchmark, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ class Messages:
             "images": st.none() | self._images,  # a source too few or too many is an error, but for the stream
             "latents": st.none() | st.none() | self._latents,
         }
-        return {
+        good: dict[str, dict[str, st.SearchStrategy[Any]]] = {
             "Encode": {"images": self._images},
             "Decode": {"latents": self._latents, "output": output},
             "Edit": edits,
@@ -180,7 +180,8 @@ class Messages:
             },
             "Sample": {"count": st.integers(1, 3), "seed": st.integers(0, 2**64 - 1)},
             "GetModel": {},
-        }[method]  # fmt: skip
+        }  # fmt: skip
+        return good[method]
 
     def _with_one_field(self, descriptor: Descriptor) -> st.SearchStrategy[Message]:
         """Messages with one field, in whose messages one field is set again."""
