@@ -43,6 +43,7 @@ with atheris.instrument_imports(include=["PIL", "engine"]):
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 from fuzzing.answers import leaked
 from fuzzing.calls import METHODS, Messages
@@ -119,13 +120,12 @@ def message_seeds(bundle: Bundle) -> list[bytes]:
         max_examples=_SEEDS, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck)
     )
 
-    def keep(data: bytes) -> None:
-        found.append(data)
+    def keep(case: tuple[int, Any]) -> None:
+        number, request = case
+        found.append(bytes([number]) + request.SerializeToString())
 
     for number, path in enumerate(_PATHS):
-        first = bytes([number])
-        drawn = messages.requests(path).map(lambda request, first=first: first + request.SerializeToString())
-        seed(1)(once(given(drawn)(keep)))()
+        seed(1)(once(given(st.tuples(st.just(number), messages.requests(path)))(keep)))()
     return found
 
 

@@ -123,7 +123,7 @@ class Orders:
         self.tolerance = self._measured()
         self._require_distinct()
         rng = np.random.default_rng(5)
-        self._drawn = [make(rng) for make in (self._walk, self._sample) for _ in range(_PREPARED)]
+        self._drawn: list[Order] = [make(rng) for make in (self._walk, self._sample) for _ in range(_PREPARED)]
 
     def draw(self, rng: np.random.Generator) -> Order:
         """A request of a random kind and size; small sizes are as frequent as large ones, octave by octave."""
