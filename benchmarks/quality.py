@@ -211,8 +211,8 @@ def find(metrics: dict[str, Any], place: str) -> float | None:
     for key in place.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     if isinstance(found, dict):
-        return mean(found.values()) if found else None
-    return found
+        found = mean(found.values()) if found else None
+    return None if found is None else float(found)
 
 
 def _best(edits: dict[str, Any], name: str, side: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 
 from serving import http2
-from serving.figures import Calls, Doubles
+from serving.figures import Calls
 from serving.requests import TIMEOUT_S, Prepared
 
 MAX_CONNECTIONS = 8
@@ -61,11 +61,6 @@ class Outcome:
     def calls(self) -> Calls:
         """Requests that were answered as they should."""
         return Calls.of(self.answered)
-
-    @property
-    def lateness(self) -> Doubles:
-        """How late the generator itself was, seconds, float64 [N]."""
-        return np.asarray(self.late)
 
 
 @dataclass(slots=True)

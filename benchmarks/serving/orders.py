@@ -226,7 +226,7 @@ class Orders:
 
     def _prepared(self, rows: slice, _: int) -> Order:
         """A walk or a sample, whose answer was computed beforehand."""
-        return self._drawn[rows.start % len(self._drawn)]
+        return self._drawn[int(rows.start) % len(self._drawn)]
 
     def _walk(self, rng: np.random.Generator) -> Order:
         total = max(2, self._size(rng))
