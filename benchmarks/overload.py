@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from script import cores, require_positive, run, write_json
 from serving.bench import Bench, Row
@@ -58,73 +58,50 @@ class OverloadConfig:
     """File to write all figures to."""
 
 
-@dataclass(frozen=True)
-class Offer:
-    """What became of one rate of arrivals.
+def offer(times: float, row: Row, outcome: Outcome) -> dict[str, Any]:
+    """What became of one rate of arrivals, a multiple of the capacity.
 
-    Attributes:
-        times: Offered, as a multiple of the capacity.
-        row: Figures of the accepted requests; latency counts from the intended start.
-        accepted: Number of right answers.
-        refused: Number of refusals for want of room.
-        resets: Number of calls that were refused by HTTP/2, beyond --max-concurrent-streams of a connection.
-        others: Number of requests with any other end, by status.
-        refusal_ms: Percentiles of how long a refusal took.
-        retry_after_s: Smallest and largest time that refusals asked to wait; None where none said.
-        retries_told: How many did say.
+    `row` has the figures of the accepted requests, whose latency counts from the intended start; `refused` is the
+    number of refusals for want of room, `resets` of calls beyond --max-concurrent-streams of a connection, which
+    HTTP/2 refuses; `others` are the requests with any other end, by status.
     """
-
-    times: float
-    row: Row
-    accepted: int
-    refused: int
-    resets: int
-    others: dict[str, int]
-    refusal_ms: dict[str, float]
-    retry_after_s: tuple[float, float] | None
-    retries_told: int
-
-    @classmethod
-    def of(cls, times: float, row: Row, outcome: Outcome) -> Offer:
-        """Sums up a run."""
-        others, told = dict(outcome.failures), outcome.retry_after_s
-        return cls(
-            times=times,
-            row=row,
-            accepted=len(outcome.answered),
-            refused=others.pop(REFUSAL, 0),
-            resets=others.pop(REFUSED_STREAM, 0),
-            others=others,
-            refusal_ms=Calls.of(outcome.refused).percentiles(),
-            retry_after_s=(min(told), max(told)) if told else None,
-            retries_told=len(told),
-        )
-
-    def cells(self, capacity: float) -> dict[str, object]:
-        """As a line of a table."""
-        row, ended = self.row, max(1, self.accepted + self.refused + self.resets)
-        return {
-            "offered": f"{self.times:g} x",
-            "requests/s": round(row.arrivals_per_s or 0),
-            "images/s": round(row.images_per_s),
-            "of capacity": f"{row.images_per_s / capacity:.0%}",
-            "p50": row.latency_ms["p50"],
-            "p99": row.latency_ms["p99"],
-            "max": row.latency_ms["max"],
-            "refused": f"{self.refused / ended:.0%}",
-            "by HTTP/2": f"{self.resets / ended:.0%}",
-            "refusal p50": self.refusal_ms["p50"],
-            "p99 of it": self.refusal_ms["p99"],
-            "retry after, s": self.retry_after_s and "{:.2f} to {:.2f}".format(*self.retry_after_s),
-            "late p99": row.late_p99_ms,
-            "server cores": row.server_cores,
-            "client cores": row.client_cores,
-            "RSS MiB": None if row.rss_mib is None else round(row.rss_mib),
-            "other ends": sum(self.others.values()),
-        }
+    others, told = dict(outcome.failures), outcome.retry_after_s
+    return {
+        "times": times,
+        "row": asdict(row),
+        "accepted": len(outcome.answered),
+        "refused": others.pop(REFUSAL, 0),
+        "resets": others.pop(REFUSED_STREAM, 0),
+        "others": others,
+        "refusal_ms": Calls.of(outcome.refused).percentiles(),
+        "retry_after_s": (min(told), max(told)) if told else None,
+        "retries_told": len(told),
+    }
 
 
-def offers(config: OverloadConfig, server: Server, reference: Reference) -> tuple[Row, list[Offer]]:
+def cells(found: dict[str, Any], capacity: float) -> dict[str, object]:
+    """An offer as a line of a table."""
+    row, ended = found["row"], max(1, found["accepted"] + found["refused"] + found["resets"])
+    return {
+        "offered": f"{found['times']:g} x",
+        "requests/s": round(row["arrivals_per_s"]),
+        "images/s": round(row["images_per_s"]),
+        "of capacity": f"{row['images_per_s'] / capacity:.0%}",
+        **{name: row["latency_ms"][name] for name in ("p50", "p99", "max")},
+        "refused": f"{found['refused'] / ended:.0%}",
+        "by HTTP/2": f"{found['resets'] / ended:.0%}",
+        "refusal p50": found["refusal_ms"]["p50"],
+        "p99 of it": found["refusal_ms"]["p99"],
+        "retry after, s": found["retry_after_s"] and "{:.2f} to {:.2f}".format(*found["retry_after_s"]),
+        "late p99": row["late_p99_ms"],
+        "server cores": row["server_cores"],
+        "client cores": row["client_cores"],
+        "RSS MiB": round(row["rss_mib"]),
+        "other ends": sum(found["others"].values()),
+    }
+
+
+def offers(config: OverloadConfig, server: Server, reference: Reference) -> tuple[Row, list[dict[str, Any]]]:
     """Measures the capacity, then offers multiples of it."""
     model, seconds = ask_model(server.target), config.seconds
     bench = Bench(server.target, model, server.pid, seconds / CAPACITY_READINGS, reference)
@@ -137,7 +114,7 @@ def offers(config: OverloadConfig, server: Server, reference: Reference) -> tupl
     bench.seconds = seconds
     found = []
     for times in tqdm(config.times, desc="offering", unit="rate", leave=False, disable=None):
-        found.append(Offer.of(times, *bench.open(case, times * capacity.images_per_s / config.images)))
+        found.append(offer(times, *bench.open(case, times * capacity.images_per_s / config.images)))
     return capacity, found
 
 
@@ -163,19 +140,19 @@ def overload(config: OverloadConfig) -> bool:
         f"queue of {config.max_queue} images: {config.max_queue / per_s * 1e3:.0f} ms of work per graph; "
         f"{cores()} cores for server and generator; times in ms, from the intended start\n"
     )
-    print(markdown([offer.cells(per_s) for offer in found]), end="\n\n")
-    for status, count in sum((Counter(offer.others) for offer in found), Counter[str]()).items():
+    print(markdown([cells(one, per_s) for one in found]), end="\n\n")
+    for status, count in sum((Counter[str](one["others"]) for one in found), Counter[str]()).items():
         print(f"{count} x {status}")
     checks = {
-        f"every request gets its answer, {REFUSAL} or {REFUSED_STREAM}": not any(offer.others for offer in found),
-        "every refusal says when to come again": all(offer.refused == offer.retries_told for offer in found),
+        f"every request gets its answer, {REFUSAL} or {REFUSED_STREAM}": not any(one["others"] for one in found),
+        "every refusal says when to come again": all(one["refused"] == one["retries_told"] for one in found),
         "the server ends with exit code 0": code == 0,
     }
     for what, holds in checks.items():
         print(f"{'PASS' if holds else 'FAIL'}  {what}")
     if said:
         print(f"\nthe server's log:\n{said[-2000:]}")
-    figures = {"capacity": asdict(capacity), "offers": [asdict(offer) for offer in found], "checks": checks}
+    figures = {"capacity": asdict(capacity), "offers": found, "checks": checks}
     write_json(config.json, {"config": asdict(config), **figures})
     return all(checks.values())
 
