@@ -4,12 +4,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
+from bundles import reseal, spoil
 from runs import write_run
 from scripts import benchmark, require_refused
 
-from engine.bundle import sha256_of
 from export.build_engines import BuildConfig, build
 
 
@@ -35,18 +34,6 @@ def make(run: Path, name: str, **forms: Any) -> Path:
 
 def latency(*arguments: object) -> subprocess.CompletedProcess[str]:
     return benchmark("latency", *arguments, "--seconds", 0.01)
-
-
-def corrupt(bundle: Path) -> None:
-    """A wrong weight, with the manifest's blessing: only a new measurement of parity can notice."""
-    path = bundle / "decoder.onnx"
-    graph = onnx.load(path)
-    bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "decoder.to_rgb.bias")
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
-    onnx.save(graph, path)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"]["decoder.onnx"] = sha256_of(path)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 def check_timing(timing: dict[str, Any], batch_size: int) -> None:
@@ -106,7 +93,8 @@ def test_several_bundles_side_by_side(run: Path, bundle: Path, rewritten: Path, 
 
 def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path, tmp_path: Path) -> None:
     wrong = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    corrupt(wrong)
+    spoil(wrong / "decoder.onnx")
+    reseal(wrong)  # only a new measurement of parity can notice
     arguments = ("--run", run, "--batch-sizes", 1, "--threads", 1, "--json", tmp_path / "latency.json")
     result = latency("--bundle", wrong, *arguments)
     assert result.returncode == 1
