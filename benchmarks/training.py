@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from script import machine, require_positive, run, write_json
+from serving.figures import markdown
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -305,22 +306,25 @@ def _answer(link: Connection, side: Side) -> Any:
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: one row a side."""
-    lines = [
-        f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
-        f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image",
-        "",
-        "| | images/s | waiting for data | GFLOP/s | of the GEMM rate | peak memory, host, GPU |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for side in SIDES:
         one = found["results"][side]
-        name = "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}"
-        lines.append(
-            f"| {name} | {one['images_per_second']:.1f} | {100 * one['waiting_share']:.1f} % "
-            f"| {one['flops'] / 1e9:.0f} | {100 * one['gemm_share']:.1f} % of {one['gemm_flops'] / 1e9:.0f} "
-            f"| {one['peak_host_bytes'] / 2**30:.2f} GiB, {one['peak_gpu_bytes'] / 2**30:.2f} GiB |"
+        rows.append(
+            {
+                "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
+                "images/s": one["images_per_second"],
+                "waiting for data": f"{one['waiting_share']:.1%}",
+                "GFLOP/s": round(one["flops"] / 1e9),
+                "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
+                "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
+                "GPU": one["peak_gpu_bytes"] / 2**30,
+            }
         )
-    return "\n".join([*lines, "", f"ours is {found['speed_up']:.2f} times as fast"])
+    return (
+        f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
+        f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image\n\n{markdown(rows)}\n\n"
+        f"ours is {found['speed_up']:.2f} times as fast"
+    )
 
 
 def benchmark(config: SpeedConfig) -> bool:
