@@ -202,6 +202,7 @@ def _judge(
 ) -> dict[str, Any]:
     began = time.monotonic()
     options, out = occasion.options, occasion.out
+    given = _given_judge(occasion)
     out.mkdir(parents=True, exist_ok=True)
     subject = encode()
     samples = encoding.posterior_samples(subject.mu, subject.log_var, options.seed)
@@ -218,7 +219,7 @@ def _judge(
     metrics["attribute_prediction"] = attempt(lambda: prediction.measure(subject.attributes, *splits))
     metrics["vectors"] = attempt(lambda: vectors.correlation(subject.directions))
     logger.info("edits")
-    metrics |= edits(subject, occasion, instruments)
+    metrics |= edits(subject, occasion, instruments, given)
     logger.info("figures")
     folder = out / FIGURES
     plates = draw(subject, metrics, folder, options)
@@ -231,15 +232,17 @@ def _judge(
     return metrics
 
 
-def edits(subject: Subject, occasion: Occasion, instruments: Instruments) -> dict[str, Any]:
-    """The parts `classifier` and `edits`; the classifier is trained if there is none for these data."""
+def edits(subject: Subject, occasion: Occasion, instruments: Instruments, given: Classifier | None) -> dict[str, Any]:
+    """The parts `classifier` and `edits`, by the given classifier, or one that is trained if there is none yet."""
     options = occasion.options
     if not subject.attributes:
         reason = NO_ATTRIBUTES
     elif "edits" in options.skip:
         reason = "left out by --skip edits"
     else:
-        judge = _judge_of(occasion, subject.place)
+        if given is not None:
+            given.save(occasion.out / CLASSIFIER, occasion.data.fingerprint)
+        judge = given or classifier_of(occasion.out, occasion.data, subject.place)
         return {
             "classifier": edit_judge.measure(subject, judge),
             "edits": attempt(lambda: editing.measure(subject, judge, options, instruments)),
@@ -247,22 +250,22 @@ def edits(subject: Subject, occasion: Occasion, instruments: Instruments) -> dic
     return {"classifier": {"skipped": reason}, "edits": {"skipped": reason}}
 
 
-def _judge_of(occasion: Occasion, place: Placement) -> Classifier:
-    """The classifier that is given, copied to what it judged; else the one in the folder, or a new one.
+def _given_judge(occasion: Occasion) -> Classifier | None:
+    """The classifier that the options name, if they name one.
 
     Raises:
-        ConfigError: the given file is missing or of other data.
+        ConfigError: it is missing or of other data.
     """
     given, data = occasion.options.judge, occasion.data
-    if given is None:
-        return classifier_of(occasion.out, data, place)
+    if given is None or "edits" in occasion.options.skip:
+        return None
+    place = Placement.of()
     judge = next(filter(None, (Classifier.load(given, name, place) for name in (data.fingerprint, data.stamp))), None)
     if judge is None:
         raise ConfigError(
             f"--judge {given}: is missing, torn or of other data than {data.index.root}; give the {CLASSIFIER} of an "
             "evaluation on these data, or leave it out"
         )
-    judge.save(occasion.out / CLASSIFIER, data.fingerprint)
     return judge
 
 
