@@ -15,7 +15,6 @@ from trainer.extras import require
 if __name__ == "__main__":
     require("train")  # before what needs it is imported
 
-import json
 import math
 import multiprocessing
 import os
@@ -32,9 +31,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
-from latency import machine
 from PIL import Image
+from script import machine, require_positive, run, write_json
+from serving.figures import markdown
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,7 +41,7 @@ from torchvision import transforms
 
 from trainer.config import TrainConfig
 from trainer.data import Index, load_data, read_index
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError
 from trainer.faces import write_faces
 from trainer.hardware.device import Placement
 from trainer.loss.vae_loss import VAELoss, kl_divergence
@@ -280,7 +279,7 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         rate = middle["images_per_second"] * flops
         results[side] = {**middle, "flops": rate, "gemm_flops": rates[side], "gemm_share": rate / rates[side]}
     return {
-        "machine": machine(len(os.sched_getaffinity(0))),
+        "machine": machine(),
         "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
         "preset": config.preset,
         "image_size": training.model.image_size,
@@ -303,26 +302,34 @@ def _answer(link: Connection, side: Side) -> Any:
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: one row a side."""
-    lines = [
-        f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
-        f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image",
-        "",
-        "| | images/s | waiting for data | GFLOP/s | of the GEMM rate | peak memory, host, GPU |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for side in SIDES:
         one = found["results"][side]
-        name = "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}"
-        lines.append(
-            f"| {name} | {one['images_per_second']:.1f} | {100 * one['waiting_share']:.1f} % "
-            f"| {one['flops'] / 1e9:.0f} | {100 * one['gemm_share']:.1f} % of {one['gemm_flops'] / 1e9:.0f} "
-            f"| {one['peak_host_bytes'] / 2**30:.2f} GiB, {one['peak_gpu_bytes'] / 2**30:.2f} GiB |"
+        rows.append(
+            {
+                "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
+                "images/s": one["images_per_second"],
+                "waiting for data": f"{one['waiting_share']:.1%}",
+                "GFLOP/s": round(one["flops"] / 1e9),
+                "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
+                "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
+                "GPU": one["peak_gpu_bytes"] / 2**30,
+            }
         )
-    return "\n".join([*lines, "", f"ours is {found['speed_up']:.2f} times as fast"])
+    return (
+        f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
+        f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image\n\n{markdown(rows)}\n\n"
+        f"ours is {found['speed_up']:.2f} times as fast"
+    )
 
 
-def benchmark(config: SpeedConfig) -> None:
-    """Measures and prints."""
+def benchmark(config: SpeedConfig) -> bool:
+    """Measures and prints.
+
+    Raises:
+        TrainerError: a flag or the data cannot be used; likewise InputError.
+    """
+    require_positive(config, "seconds", "turns")
     training = config.training()
     with tempfile.TemporaryDirectory() as folder:
         data = config.data
@@ -332,21 +339,13 @@ def benchmark(config: SpeedConfig) -> None:
         load_data(data, training.model.image_size, training.crop)  # packs, so that neither side waits for it
         found = take_turns(config, training, data)
     print(table(found))
-    if config.json:
-        config.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(config.json, found)
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit codes: 0 measured, 2 unusable input, 130 interrupted."""
-    try:
-        benchmark(tyro.cli(SpeedConfig, args=arguments, prog="python benchmarks/training.py", description=__doc__))
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    except (TrainerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command."""
+    return run(SpeedConfig, benchmark, __doc__, arguments)
 
 
 if __name__ == "__main__":
