@@ -1,9 +1,9 @@
 """Bad input at scale: whatever a client sends, it gets a clean status, and the server lives.
 
 Starts a server of its own, and sends it requests that Hypothesis draws from the messages' descriptions, each also with
-its bytes spoilt; then connections that speak no proper HTTP/2 or gRPC, and bombs, while a well-behaved
-client goes on. Beside that, a coverage-guided fuzzer (atheris) reads files and requests in processes of its own. Exit
-code 1 if an answer wasn't clean, or the server or the other client took any harm.
+its bytes spoilt; then connections that speak no proper HTTP/2 or gRPC, and bombs, while a well-behaved client goes on.
+Beside that, a coverage-guided fuzzer (atheris) reads files and requests in processes of its own. Exit code 1 if an
+answer wasn't clean, or the server or the other client took any harm.
 """
 
 from __future__ import annotations
@@ -14,32 +14,44 @@ if __name__ == "__main__":
     require("bench")  # before what needs it is imported
 
 import asyncio
-import signal
+import re
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-import tyro
-from fuzzing.bystander import Bystander
-from fuzzing.calling import channels, send_all
-from fuzzing.cases import Case, Facts
+import grpc
+from fuzzing.answers import faults, send, traces
+from fuzzing.calls import Case, calls
 from fuzzing.connections import abuse_all, send_bombs, send_foreign_path
-from fuzzing.drawing import cases
-from fuzzing.guiding import TARGETS, Guided
-from fuzzing.report import MAX_GROWTH_MIB, Results, markdown, write_findings
-from fuzzing.verdict import traces
-from serving.process import ScriptError, Server, Usage
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+from script import ROOT, require_positive, run
+from serving.clients import Crowd
+from serving.orders import Orders
+from serving.process import Server, Usage
+from serving.requests import OPTIONS
 from tqdm import tqdm
 
-from engine.errors import EngineError
+from engine.bundle import Bundle
+from export.errors import InputError
 
-_WARM_SHARE = 0.2
-_CHANNELS = 4
+MAX_GROWTH_MIB = 128.0
+"""Of the server's resident memory, from half of the requests to their end: the allocator keeps what one of the largest
+files took."""
+GUIDED = ("images", "messages")
+GUIDED_FLAGS = ("-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=1")
+_EXAMPLES = 500
+_PICTURES = 50
+
+
+class UncleanAnswer(AssertionError):  # noqa: N818
+    """Raise when an answer isn't clean. The message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,89 +62,188 @@ class FuzzConfig:
     """Bundle folder to serve."""
     requests: int = 100_000
     """Requests to send through gRPC."""
-    mutants: int = 4
-    """Variants of every drawn request, with its bytes spoilt."""
+    variants: int = 4
+    """Variants of every drawn request, with its bytes spoilt; they are sent at the same time."""
     seed: int = 0
-    """The same seed draws much the same requests, and the same connections."""
-    in_flight: int = 32
-    """Requests under way at any time."""
+    """The same seed draws the same requests, and the same connections."""
     guided: int = 100_000
     """Inputs for the coverage-guided fuzzer on image files, and as many on requests; 0: none, without atheris."""
     findings: Path | None = None
-    """Folder for the requests that weren't answered cleanly, one file each."""
+    """Folder where Hypothesis keeps what failed, in its smallest form; a later run begins with that."""
 
 
-async def attack(server: Server, config: FuzzConfig, results: Results) -> None:
-    """Sends everything, and watches a good client and the server's memory."""
-    facts = Facts.of(config.bundle)
-    warm_at = 0.0
+@dataclass
+class Sender:
+    """Sends what Hypothesis draws, while the event loop of another thread runs.
 
-    def counted() -> Iterator[Case]:
-        nonlocal warm_at
-        drawn = cases(config.bundle, config.requests, config.mutants, config.seed)
-        for number, case in enumerate(tqdm(drawn, "requests", config.requests, unit="request", disable=None)):
-            if number == int(config.requests * _WARM_SHARE):
-                warm_at = time.monotonic() - started
-            yield case
+    Attributes:
+        config: What to send, and how much of it.
+        channel: The connection.
+        loop: Where calls are made.
+        statuses: How many calls ended with which status, by method and status.
+        failures: What Hypothesis says of calls whose answers weren't clean.
+    """
 
-    async with Bystander(server.target, facts) as bystander:
-        with Usage(server.pid) as usage:
-            started = time.monotonic()
-            async with channels(server.target, _CHANNELS) as opened:
-                await send_all(opened, counted(), config.in_flight, results.tally)
-            results.seconds = time.monotonic() - started
-            results.connections, faults = await abuse_all(server.target, config.seed)
-            results.faults += faults + await send_bombs(server.target)
-        await asyncio.sleep(1)
-    results.faults += traces(server.log)
-    results.faults += await send_foreign_path(server.target)
-    results.bystander, results.again = bystander.answered, bystander.again
-    results.faults += bystander.faults
-    early = usage.peak_between(0, warm_at)
-    late = usage.peak_between(results.seconds - 2, results.seconds)
-    results.rss_mib = (early, late, usage.peak_mib)
-    if late - early > MAX_GROWTH_MIB:
-        results.faults.append(
-            f"the server's memory grew by {late - early:.0f} MiB; at most {MAX_GROWTH_MIB:.0f} may be"
+    config: FuzzConfig
+    channel: grpc.aio.Channel
+    loop: asyncio.AbstractEventLoop
+    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+    def check(self, cases: tuple[Case, ...]) -> None:
+        """Sends calls at once.
+
+        Raises:
+            UncleanAnswer: One wasn't answered as it should be.
+        """
+
+        async def send_all() -> list[str]:
+            outcomes = await asyncio.gather(*(send(self.channel, case) for case in cases))
+            self.statuses.update((case.name, one.status) for case, one in zip(cases, outcomes, strict=True))
+            return [wrong for case, one in zip(cases, outcomes, strict=True) for wrong in faults(case, one)]
+
+        if wrong := asyncio.run_coroutine_threadsafe(send_all(), self.loop).result():
+            raise UncleanAnswer("; ".join(wrong))
+
+    def send_all(self) -> None:
+        """Draws and sends until there are enough."""
+        config = self.config
+        strategy = calls(Bundle.load(config.bundle).manifest, config.variants)
+        once = settings(
+            phases=[Phase.reuse, Phase.generate, Phase.shrink],
+            database=DirectoryBasedExampleDatabase(config.findings) if config.findings else None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         )
+        number = config.seed * 1_000_000
+        with tqdm(desc="requests", total=config.requests, unit="request", disable=None) as bar:
+            while (left := config.requests - self.statuses.total()) > 0:
+                number += 1
+                bar.update(config.requests - left - bar.n)
+                some = settings(once, max_examples=min(_EXAMPLES, -(-left // (1 + config.variants))))
+                try:
+                    seed(number)(some(given(strategy)(self.check)))()
+                except Exception as error:  # Hypothesis has several, with the calls in their notes
+                    self.failures.append("\n".join([repr(error), *getattr(error, "__notes__", ())])[:4000])
 
 
-def run(config: FuzzConfig) -> Results:
-    """Does everything.
+@dataclass
+class Results:
+    """What came of it all.
+
+    Attributes:
+        statuses: How many calls ended with which status, by method and status.
+        connections: Abusive connections.
+        good: Good requests of another client meanwhile, and their answers.
+        faults: What went wrong, a paragraph each.
+    """
+
+    statuses: Counter[tuple[str, str]]
+    usage: Usage
+    seconds: float
+    connections: int
+    good: str
+    faults: list[str]
+
+
+async def attack(server: Server, config: FuzzConfig) -> Results:
+    """Sends everything, and watches a good client and the server's memory."""
+    good = Crowd(server.target, Orders(Bundle.load(config.bundle), _PICTURES, 1), 1)
+    over = asyncio.Event()
+    running = asyncio.ensure_future(good.run(over.is_set))
+    with Usage(server.pid) as usage:
+        async with grpc.aio.insecure_channel(server.target, OPTIONS) as channel:
+            sender = Sender(config, channel, asyncio.get_running_loop())
+            await asyncio.to_thread(sender.send_all)
+        seconds = usage.rss_mib[-1][0]
+        connections, wrong = await abuse_all(server.target, config.seed)
+        wrong += sender.failures + await send_bombs(server.target)
+    over.set()
+    tally = await running
+    # Two thousand calls in one burst, one of the abuses, are more than the server has room for.
+    if tally.wrong or set(tally.statuses) - {"RESOURCE_EXHAUSTED"} or not tally.answered:
+        wrong.append(f"good requests of another client: {tally.describe()}; {tally.wrong[:3]} {dict(tally.reasons)}")
+    wrong += traces(server.log)
+    wrong += await send_foreign_path(server.target)
+    grown = usage.peak_between(seconds - 2, seconds) - usage.peak_between(0, seconds / 2)
+    if grown > MAX_GROWTH_MIB:
+        wrong.append(f"the server's memory grew by {grown:.0f} MiB; at most {MAX_GROWTH_MIB:.0f} may be")
+    return Results(sender.statuses, usage, seconds, connections, tally.describe(), wrong)
+
+
+def table(results: Results) -> str:
+    """The statuses by method, Markdown."""
+    found = results.statuses
+    statuses, methods = (sorted({key[part] for key in found}) for part in (1, 0))
+    lines = ["| method | " + " | ".join(statuses) + " |", "|---|" + "---:|" * len(statuses)]
+    for method in methods:
+        lines.append(f"| {method} | " + " | ".join(f"{found[method, status]:,}" for status in statuses) + " |")
+    totals = (sum(found[method, status] for method in methods) for status in statuses)
+    return "\n".join([*lines, "| all | " + " | ".join(f"{total:,}" for total in totals) + " |"])
+
+
+def guided(target: str, config: FuzzConfig) -> tuple[str, str]:
+    """Runs the coverage-guided fuzzer; its last line of progress, and its last words where it found something."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = ROOT / "benchmarks" / "fuzzing" / "guided.py"
+        # 0 stands for a random seed.
+        flags = (
+            *GUIDED_FLAGS,
+            f"-runs={config.guided}",
+            f"-seed={config.seed + 1}",
+            f"-artifact_prefix={folder}/found-",
+        )
+        corpus = Path(folder, "corpus")
+        corpus.mkdir()
+        command = (sys.executable, script, target, config.bundle, corpus, *flags)
+        done = subprocess.run(
+            [*map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    lines = done.stdout.splitlines()
+    progress = [line for line in lines if re.match(r"#\d+\s", line)]
+    return "".join(progress[-1:]), "\n".join(lines[-40:]) if done.returncode else ""
+
+
+def fuzz(config: FuzzConfig) -> bool:
+    """Does everything and reports; whether all was clean.
 
     Raises:
-        ScriptError: Something that is needed isn't there.
+        InputError: Something that is needed isn't there; likewise EngineError.
     """
+    require_positive(config, "requests")
     if config.guided and not find_spec("atheris"):
-        raise ScriptError("--guided needs atheris: pip install atheris (Linux), or --guided 0 to go without")
-    results = Results()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        server = Server(["-m", "engine", "--bundle", config.bundle], Path(folder) / "log")
-        with server:
-            asyncio.run(attack(server, config, results))
-            server.signal(signal.SIGTERM)
-            if (code := server.wait(60)) != 0:
-                results.faults.append(f"after SIGTERM the server ended with {code}")
-        if config.guided:
-            guided = [Guided(target, config.bundle, config.guided, config.seed) for target in TARGETS]
-            for one in guided:
-                stack.callback(one.stop)
-            results.guided = [one.figures() for one in guided]
-    return results
+        raise InputError("--guided needs atheris: pip install atheris (Linux), or --guided 0 to go without")
+    with tempfile.TemporaryDirectory() as folder:
+        with Server(["-m", "engine", "--bundle", config.bundle.resolve()], Path(folder, "log")) as server:
+            results = asyncio.run(attack(server, config))
+        if server.process.returncode:
+            results.faults.append(f"after SIGTERM the server ended with {server.process.returncode}")
+    sent, usage = results.statuses.total(), results.usage
+    print(f"{table(results)}\n\n- {sent:,} requests in {results.seconds:.0f} s")
+    print(f"- {results.connections:,} connections that speak no proper HTTP/2 or gRPC")
+    print(f"- good requests of another client meanwhile: {results.good}")
+    print(f"- memory of the server: {usage.peak_between(0, results.seconds / 2):.0f} MiB in the first half, "
+          f"{usage.peak_between(results.seconds - 2, results.seconds):.0f} MiB at the end, "
+          f"at most {usage.peak_mib:.0f} MiB")  # fmt: skip
+    if config.guided:
+        with ThreadPoolExecutor() as pool:
+            for target, (progress, fault) in zip(GUIDED, pool.map(guided, GUIDED, [config] * 2), strict=True):
+                print(f"- coverage-guided, {target}: {progress}")
+                results.faults += [f"{target}:\n```\n{fault}\n```"] if fault else []
+    for fault in results.faults:
+        print(f"- FAIL: {fault}")
+    print("\nFAIL" if results.faults else "\nPASS")
+    return not results.faults
 
 
-def main() -> int:
-    """Runs the script; the exit code."""
-    config = tyro.cli(FuzzConfig, description=__doc__)
-    try:
-        results = run(config)
-    except (ScriptError, EngineError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(markdown(results)))
-    if config.findings and results.tally.findings:
-        write_findings(results, config.findings)
-    return 0 if results.passed else 1
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    return run(FuzzConfig, fuzz, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,32 @@
 """Latency and throughput of bundles' engines in this process, beside plain ONNX Runtime and PyTorch, with parity.
 
 All sides get the same uint8 images and float32 latents and the same number of threads, and take turns in short
-blocks, so that a change of clock or load meets all. Exit code 1 if an engine exceeds its tolerances.
+blocks, so that a change of clock or load meets all. Plain ONNX Runtime runs the same graphs twice: with the options
+that the server gives it, and with its own defaults, whose threads spin. Exit code 1 if an engine exceeds its
+tolerances.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tyro
+import onnxruntime
+from script import cores, describe, machine, require_positive, run, write_json
 from tqdm import tqdm
 
 from engine.backends import Backend, edit, open_backend, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
-from export.errors import FAILURES, InputError, report
+from export.errors import InputError
 from export.parity import Report
 from export.truth import Truth
 from export.verify import built_parity, require_run, run_truth
-from export.versions import cpu_model, versions
 from trainer.extras import require
 
 OPERATIONS = ("encode", "edit", "decode")
@@ -40,6 +37,7 @@ MIN_CALLS = 20
 """Fewest calls that percentiles are taken of, however slow they are."""
 
 Images = npt.NDArray[np.uint8]
+Latents = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,7 @@ class LatencyConfig:
     compiled: bool = False
     """Add PyTorch compiled in bfloat16 (needs --run and a C++ compiler; a minute for each batch size)."""
     portable: bool = True
-    """Add the first bundle's portable graphs by ONNX Runtime in FP32, to compare with."""
+    """Add the first bundle's portable graphs by ONNX Runtime in FP32, with the server's options and with its own."""
     json: Path | None = None
     """File to write all figures to."""
     batch_sizes: tuple[int, ...] = ()
@@ -99,6 +97,34 @@ class Measurement:
     timings: dict[str, Timing]
 
 
+class DefaultRuntime(Backend):
+    """ONNX Runtime with all of its own defaults, but for the number of threads where one is given.
+
+    Args:
+        folder: Of the portable graphs.
+        threads: Compute threads; None leaves the choice to it.
+    """
+
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._encoder, self._decoder = (
+            onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
+            for name in (ENCODER, DECODER)
+        )
+
+    def encode(self, images: Images) -> tuple[Latents, Latents]:
+        """Means and log variances."""
+        mu, log_var = self._encoder.run(["mu", "log_var"], {"images": images})
+        return mu, log_var
+
+    def decode(self, latents: Latents) -> Images:
+        """Images."""
+        (images,) = self._decoder.run(["images"], {"latents": latents})
+        return np.asarray(images)
+
+
 @dataclass(frozen=True)
 class Contest:
     """Who is measured, on what.
@@ -130,6 +156,7 @@ class Contest:
             graphs = (first.path / ENCODER, first.path / DECODER)
             largest = first.manifest.max_batch_size
             sides["portable: onnxruntime fp32"] = open_graphs("onnxruntime", "fp32", *graphs, largest, threads=threads)
+            sides["ONNX Runtime's defaults"] = DefaultRuntime(first.path, config.threads)
         if config.run is None:
             size = first.manifest.image_size
             noise = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
@@ -221,19 +248,6 @@ def doublings(largest: int) -> list[int]:
     return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Where and when this is measured: CPU, cores, threads, load of the last minute, system, versions, date."""
-    return {
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads,
-        "load": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-    }
-
-
 def table(results: Sequence[Measurement]) -> str:
     """The measurements as text for a screen; the last column compares throughput with the last side's."""
     lines = [f"{'batch':>5}  {'':<8}{'p50 ms':>10}{'p99 ms':>10}{'images/s':>10}{'ratio':>9}"]
@@ -246,23 +260,7 @@ def table(results: Sequence[Measurement]) -> str:
     return "\n".join(lines)
 
 
-def check(config: LatencyConfig) -> None:
-    """Looks at the flags.
-
-    Raises:
-        InputError: names the flag, its value and the mend.
-    """
-    if not 0 < config.seconds < float("inf"):
-        raise InputError(f"--seconds {config.seconds}: must be above 0")
-    if config.threads is not None and config.threads < 1:
-        raise InputError(f"--threads {config.threads}: must be at least 1")
-    if config.compiled and config.run is None:
-        raise InputError("--compiled: needs the model; give --run RUN")
-    if config.json is not None and not config.json.parent.is_dir():
-        raise InputError(f"--json {config.json}: there is no folder {config.json.parent}; make it first")
-
-
-def benchmark(config: LatencyConfig) -> None:
+def benchmark(config: LatencyConfig) -> bool:
     """Measures, prints the tables and writes the JSON.
 
     Raises:
@@ -270,14 +268,18 @@ def benchmark(config: LatencyConfig) -> None:
         EngineError: the bundle is damaged, or its runtime is missing.
         ParityError: the engines are beyond their tolerances; everything has been printed and written.
     """
-    check(config)
+    if config.run is not None:
+        require("train")
+    require_positive(config, "seconds", "threads")
+    if config.compiled and config.run is None:
+        raise InputError("--compiled: needs the model; give --run RUN")
     bundles = [Bundle.load(path) for path in config.bundle]
     largest = min(bundle.manifest.max_batch_size for bundle in bundles)
     batch_sizes = config.batch_sizes or doublings(largest)
     for size in batch_sizes:
         if not 1 <= size <= largest:
             raise InputError(f"--batch-sizes {size}: these bundles take 1 to {largest} images")
-    here = machine(config.threads or len(os.sched_getaffinity(0)))
+    here = {**machine(), "threads": config.threads or cores()}
     contest = Contest.of(config, bundles, here["threads"])
     reports = contest.parity()
     cases = [(size, operation) for size in batch_sizes for operation in OPERATIONS]
@@ -286,42 +288,34 @@ def benchmark(config: LatencyConfig) -> None:
         for size, operation in tqdm(cases, desc="measuring", unit="case", leave=False, disable=None)
     ]
 
-    print(f"{here['cpu']}, {here['cores']} cores, {here['threads']} threads, load {here['load']}, {here['date']}")
+    print(f"{describe(here)}\n{here['threads']} threads")
     if here["load"] > here["cores"] / 2:
         print("this machine was busy: PyTorch's threads suffer more from that than the engine's, so measure again")
-    print(", ".join(f"{name} {version}" for name, version in here["versions"].items()), end="\n\n")
-    print(table(results))
+    print(f"\n{table(results)}")
     if contest.truth is None:
         print("PyTorch was not measured (give --run); parity is quoted from the export")
     for name, parity in reports.items():
         print(f"\n{name}\n{parity.table()}")
-    if config.json is not None:
-        record = {
-            "machine": here,
-            "bundles": {
-                name: {**asdict(bundle.manifest), "parity": reports[name].to_json()}
-                for name, bundle in contest.bundles.items()
-            },
-            "seconds": config.seconds,
-            "results": [asdict(result) for result in results],
-            "parity_measured": "now" if contest.truth else "at export",
-            "parity_holds": not any(parity.failures() for parity in reports.values()),
-        }
-        config.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    record = {
+        "machine": here,
+        "bundles": {
+            name: {**asdict(bundle.manifest), "parity": reports[name].to_json()}
+            for name, bundle in contest.bundles.items()
+        },
+        "seconds": config.seconds,
+        "results": [asdict(result) for result in results],
+        "parity_measured": "now" if contest.truth else "at export",
+        "parity_holds": not any(parity.failures() for parity in reports.values()),
+    }
+    write_json(config.json, record)
     for parity in reports.values():
         parity.require()
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit codes: 0 measured, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
-    try:
-        config = tyro.cli(LatencyConfig, args=arguments, prog="python benchmarks/latency.py", description=__doc__)
-        if config.run is not None:
-            require("train")
-        benchmark(config)
-    except FAILURES as error:
-        return report(error)
-    return 0
+    """The command."""
+    return run(LatencyConfig, benchmark, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg19_bn
 
-from trainer import pretrained
 from trainer.errors import ConfigError
+from trainer.loss import pretrained
 
 Name = Literal["antixk-vanilla", "antixk-dfc", "pythae-vae", "pythae-wae", "pythae-rae"]
 IMAGE_SIZE = 64

@@ -17,8 +17,8 @@ Every row sees --images images in training, as many epochs of all training faces
 part of what they are (`seed`, `paper-...`) keep them, on as few faces as that takes.
 
 All rows of one data set are judged by one classifier, trained on it once and kept in --out. A network of another
-project has a row, too, if `trainer.evaluate.evaluate_autoencoder` has written its metrics.json into a folder in --out;
-`quality_peers.py` trains some that are well known, and does so.
+project has a row, too, if `trainer.evaluation.evaluate.evaluate_autoencoder` has written its metrics.json into a folder
+in --out; `quality_peers.py` trains some that are well known, and does so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -42,14 +42,13 @@ from typing import Any
 import tyro
 from filelock import FileLock
 
-from trainer import dataset
-from trainer.checkpoint import EVALUATION
-from trainer.classifier import classifier_of
-from trainer.dataset import FaceData
+from trainer.data import FaceData, load_data, read_index
 from trainer.errors import ConfigError, TrainerError
-from trainer.options import Measure
-from trainer.placement import Placement
+from trainer.evaluation.classifier import classifier_of
+from trainer.evaluation.options import Measure
+from trainer.hardware.device import Placement
 from trainer.presets import PRESETS
+from trainer.run_folder import EVALUATION
 
 VARIANTS = (
     "seed",
@@ -130,7 +129,7 @@ def train_and_judge(config: QualityConfig, variant: str) -> None:
     subprocess.run([*command, *([] if featureless else weights), *flags], check=True)
     (run / ROW).write_text(json.dumps({"variant": variant}) + "\n")
     size = json.loads((run / "config.json").read_text())["config"]["model"]["image_size"]
-    judged_by = judge(config.out, dataset.load(config.data, size, config.crop))
+    judged_by = judge(config.out, load_data(config.data, size, config.crop))
     recogniser = [] if config.identity_weights is None else ["--identity-weights", str(config.identity_weights)]
     command = [*trainer, "evaluate", str(run), *data, *weights, *recogniser]
     command += ["--judge", str(judged_by), "--skip", *SKIPPED]
@@ -142,7 +141,7 @@ def _budget(config: QualityConfig, preset: str) -> list[str]:
     assert config.data is not None
     if preset in OWN_EPOCHS:
         return ["--limit-train", str(config.images // PRESETS[preset]().epochs)]
-    count = len(dataset.read_index(config.data).rows("train"))
+    count = len(read_index(config.data).rows("train"))
     return ["--epochs", str(max(1, round(config.images / count)))]
 
 
@@ -176,47 +175,43 @@ def training(run: Path) -> dict[str, float]:
     return {"images": config["resolved"]["images"]["train"] * epochs, "epochs": epochs, "images_per_second": rate}
 
 
-def columns(metrics: dict[str, Any]) -> dict[str, tuple[float | None, ...]]:
-    """The numbers of a row by the head of their column; several in one where they belong together."""
-    rebuilt, encoding = metrics["reconstruction"], metrics["encoding"]
-    linear, edits = metrics["attribute_prediction"], metrics["edits"]
-    distances = metrics["generation"]["frechet_vgg19"].get("distance", {})
-    features = rebuilt["features"].get("relative")
-    trained = metrics["training"]
-    found: dict[str, tuple[float | None, ...]] = {
-        "epochs": (trained.get("epochs"),),
-        "images": (trained.get("images"),),
-        "PSNR, dB": (rebuilt["psnr_db"],),
-        "SSIM": (rebuilt["ssim"],),
-        "feature error": (mean(features.values()) if features else None,),
-        "KL, nats": (encoding["kl_nats"],),
-        "active units": (encoding["active_units"],),
-        "Fréchet, reconstructions": (distances.get("reconstructions"),),
-        "Fréchet, prior": (distances.get("fitted"),),
-        "Fréchet, N(0, I)": (distances.get("prior"),),
-        "accuracy, %": (_percent(linear.get("accuracy_mean")),),
-        "balanced accuracy, %": (_percent(linear.get("balanced_accuracy_mean")),),
-        "average precision, %": (_percent(linear.get("average_precision_mean")),),
-    }
-    for name, side in EDITS:
-        best = _best(edits, name, side)
-        shares = tuple(_percent(best.get(share)) for share in ("flipped", "kept", "kept_balanced"))
-        found[f"{side} {name}: flips / kept / balanced, %"] = shares
-    found["identity, reconstructions"] = (rebuilt["identity"].get("similarity"),)
-    kept = edits.get("distances", {}).get("identity", {})
-    found["identity, edits"] = (mean(kept["edits"].values()) if kept.get("edits") else None,)
-    found["identity, different faces"] = (kept.get("different_faces"),)
-    found["images/s"] = (trained.get("images_per_second"),)
-    return found
+COLUMNS: dict[str, tuple[str, float, tuple[str, ...]]] = {
+    "epochs": (",.0f", 1, ("training.epochs",)),
+    "images": (",.0f", 1, ("training.images",)),
+    "PSNR, dB": (".2f", 1, ("reconstruction.psnr_db",)),
+    "SSIM": (".3f", 1, ("reconstruction.ssim",)),
+    "feature error": (".3f", 1, ("reconstruction.features.relative",)),
+    "KL, nats": (",.0f", 1, ("encoding.kl_nats",)),
+    "active units": (",.0f", 1, ("encoding.active_units",)),
+    "Fréchet, reconstructions": (".1f", 1, ("generation.frechet_vgg19.distance.reconstructions",)),
+    "Fréchet, prior": (".1f", 1, ("generation.frechet_vgg19.distance.fitted",)),
+    "Fréchet, N(0, I)": (".1f", 1, ("generation.frechet_vgg19.distance.prior",)),
+    "accuracy, %": (".1f", 100, ("attribute_prediction.accuracy_mean",)),
+    "balanced accuracy, %": (".1f", 100, ("attribute_prediction.balanced_accuracy_mean",)),
+    "average precision, %": (".1f", 100, ("attribute_prediction.average_precision_mean",)),
+    **{
+        f"{side} {name}: flips / kept / balanced, %": (
+            ".1f", 100, tuple(f"best.{side} {name}.{share}" for share in ("flipped", "kept", "kept_balanced"))
+        )
+        for name, side in EDITS
+    },
+    "identity, reconstructions": (".3f", 1, ("reconstruction.identity.similarity",)),
+    "identity, edits": (".3f", 1, ("edits.distances.identity.edits",)),
+    "identity, different faces": (".3f", 1, ("edits.distances.identity.different_faces",)),
+    "images/s": (",.0f", 1, ("training.images_per_second",)),
+}  # fmt: skip
+"""What the table has of metrics.json: form of a number, factor, and where it is; several in one column where they
+belong together. Of several numbers in one place it has the mean."""
 
 
-FORMS = {"PSNR": ".2f", "SSIM": ".3f", "feature": ".3f", "identity": ".3f", "Fréchet": ".1f"}
-"""Digits of a column, by how its head begins; others have one after the point, counts none."""
-
-
-def _form(head: str) -> str:
-    found = next((form for start, form in FORMS.items() if head.startswith(start)), ".1f")
-    return ",.0f" if head in ("epochs", "images", "KL, nats", "active units", "images/s") else found
+def find(metrics: dict[str, Any], place: str) -> float | None:
+    """The number at a place of the metrics; None where there is none."""
+    found: Any = {**metrics, "best": {f"{side} {name}": _best(metrics["edits"], name, side) for name, side in EDITS}}
+    for key in place.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        found = mean(found.values()) if found else None
+    return None if found is None else float(found)
 
 
 def _best(edits: dict[str, Any], name: str, side: str) -> dict[str, Any]:
@@ -226,30 +221,24 @@ def _best(edits: dict[str, Any], name: str, side: str) -> dict[str, Any]:
     return {} if kinds is None else kinds[curves["served"] or "served"]["best"] or {}
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown: a row a variant, and one with mean and standard deviation for those that differ in their seed alone."""
-    found = {name: columns(metrics) for name, metrics in rows.items()}
-    if not found:
+    if not rows:
         return "no row is done yet"
-    heads = next(iter(found.values()))
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    lines += [_line(f"`{name}`", heads, [row]) for name, row in found.items()]
-    groups: dict[str, list[dict[str, tuple[float | None, ...]]]] = {}
-    for name, row in found.items():
-        groups.setdefault(re.sub(r" --seed \d+", "", name), []).append(row)
-    lines += [_line(f"`{name}`, {len(of)} seeds", heads, of) for name, of in groups.items() if len(of) > 1]
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    lines += [_line(f"`{name}`", [metrics]) for name, metrics in rows.items()]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, metrics in rows.items():
+        groups.setdefault(re.sub(r" --seed \d+", "", name), []).append(metrics)
+    lines += [_line(f"`{name}`, {len(of)} seeds", of) for name, of in groups.items() if len(of) > 1]
     return "\n".join(lines)
 
 
-def _line(name: str, heads: Iterable[str], rows: Sequence[dict[str, tuple[float | None, ...]]]) -> str:
+def _line(name: str, rows: Sequence[dict[str, Any]]) -> str:
     cells = []
-    for head in heads:
-        values = zip(*(row[head] for row in rows), strict=True)
-        cells.append(" / ".join(_cell(_form(head), [value for value in of if value is not None]) for of in values))
+    for form, factor, places in COLUMNS.values():
+        numbers = ([find(metrics, place) for metrics in rows] for place in places)
+        cells.append(" / ".join(_cell(form, [factor * one for one in of if one is not None]) for of in numbers))
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

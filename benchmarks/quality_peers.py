@@ -35,15 +35,15 @@ import tyro
 from peers import IMAGE_SIZE, SEED, Peer
 from tqdm import tqdm
 
-from trainer import dataset, pretrained
-from trainer.checkpoint import EVALUATION, write_atomically
-from trainer.dataset import FaceData
+from trainer.data import FaceData, load_data
 from trainer.errors import ConfigError, NonFiniteLossError, TrainerError
-from trainer.evaluate import evaluate_autoencoder
-from trainer.measures.instruments import Instruments
-from trainer.measures.subject import Autoencoder, Floats, Images
-from trainer.options import Measure, Options
-from trainer.placement import Placement
+from trainer.evaluation.encoded_run import Autoencoder, Floats, Images
+from trainer.evaluation.evaluate import evaluate_autoencoder
+from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.options import Measure, Options
+from trainer.hardware.device import Placement
+from trainer.loss import pretrained
+from trainer.run_folder import EVALUATION, write_atomically
 
 WEIGHTS = "weights.pt"
 
@@ -171,10 +171,10 @@ def train_and_judge(config: PeerConfig) -> None:
     if (folder / EVALUATION).exists():
         return
     peer = peers.load(config.peer, config.source, config.vgg_bn_weights)
-    data = dataset.load(config.data, IMAGE_SIZE, config.crop)
+    data = load_data(config.data, IMAGE_SIZE, config.crop)
     weights: dict[str, Any] = {"vgg_weights": config.vgg_weights, "identity_weights": config.identity_weights}
     options = Options(**weights, skip=config.skip)
-    Instruments.of(options, None, place)  # refuses a file now rather than after hours of training
+    MetricNetworks.of(options, None, place)  # refuses a file now rather than after hours of training
     judge = None if "edits" in config.skip else quality.judge(config.out, data)
     peer.module.to(place.device)
     training = trained(peer, config, data)

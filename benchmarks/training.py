@@ -15,7 +15,6 @@ from trainer.extras import require
 if __name__ == "__main__":
     require("train")  # before what needs it is imported
 
-import json
 import math
 import multiprocessing
 import os
@@ -32,27 +31,25 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
-from latency import machine
 from PIL import Image
+from script import machine, require_positive, run, write_json
+from serving.figures import markdown
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from trainer import dataset
-from trainer.compiler import compile_run
 from trainer.config import TrainConfig
-from trainer.dataset import Index
-from trainer.errors import ConfigError, TrainerError
+from trainer.data import Index, load_data, read_index
+from trainer.errors import ConfigError
 from trainer.faces import write_faces
-from trainer.loss import Loss, kl_divergence
+from trainer.hardware.device import Placement
+from trainer.loss.vae_loss import VAELoss, kl_divergence
+from trainer.loss.vgg import IMAGENET_MEAN, IMAGENET_STD, load_backbone
 from trainer.model import VAE
-from trainer.perceptual import load_backbone
-from trainer.placement import Placement, keep_freed_memory
 from trainer.presets import PRESETS
-from trainer.run import Run
-from trainer.trunk import IMAGENET_MEAN, IMAGENET_STD
+from trainer.train_state import TrainState
+from trainer.training import compile_run
 
 Side = Literal["ours", "straightforward"]
 SIDES: tuple[Side, ...] = ("straightforward", "ours")
@@ -137,7 +134,7 @@ class _Straightforward:
         self.std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
         self.waited = 0.0
         self._loader = DataLoader(
-            _Files(dataset.read_index(data), config), config.batch_size, shuffle=True, drop_last=True,
+            _Files(read_index(data), config), config.batch_size, shuffle=True, drop_last=True,
             num_workers=min(8, len(os.sched_getaffinity(0))), persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
@@ -191,22 +188,20 @@ class _Ours:
 
     def __init__(self, config: TrainConfig, data: Path) -> None:
         place = Placement.of(config.device, config.precision)
-        if place.device.type == "cpu":
-            keep_freed_memory()
-        faces = dataset.load(data, config.model.image_size, config.crop)
-        self._run = Run(config, faces, Path(tempfile.gettempdir()), place)
+        place.tune()
+        faces = load_data(data, config.model.image_size, config.crop)
+        self._run = TrainState(config, faces, Path(tempfile.gettempdir()), place)
         self.device = place.device
-        perceptual = self._run.perceptual()
-        compile_run(self._run, perceptual)
-        self._loss = Loss(config, perceptual)
-        self._batches = self._run.feed.stream(0, self._run.num_steps)
+        self._loss = VAELoss(config, self._run.perceptual())
+        compile_run(self._run, self._loss)
+        self._batches = self._run.loader.stream(0, self._run.num_steps)
 
     @property
     def waited(self) -> float:
-        return self._run.feed.waited_seconds
+        return self._run.loader.waited_seconds
 
     def step(self) -> None:
-        self._run.advance(self._loss, next(self._batches))
+        self._run.train_step(self._loss, next(self._batches))
 
 
 def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
@@ -284,7 +279,7 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         rate = middle["images_per_second"] * flops
         results[side] = {**middle, "flops": rate, "gemm_flops": rates[side], "gemm_share": rate / rates[side]}
     return {
-        "machine": machine(len(os.sched_getaffinity(0))),
+        "machine": machine(),
         "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
         "preset": config.preset,
         "image_size": training.model.image_size,
@@ -307,50 +302,50 @@ def _answer(link: Connection, side: Side) -> Any:
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: one row a side."""
-    lines = [
-        f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
-        f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image",
-        "",
-        "| | images/s | waiting for data | GFLOP/s | of the GEMM rate | peak memory, host, GPU |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for side in SIDES:
         one = found["results"][side]
-        name = "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}"
-        lines.append(
-            f"| {name} | {one['images_per_second']:.1f} | {100 * one['waiting_share']:.1f} % "
-            f"| {one['flops'] / 1e9:.0f} | {100 * one['gemm_share']:.1f} % of {one['gemm_flops'] / 1e9:.0f} "
-            f"| {one['peak_host_bytes'] / 2**30:.2f} GiB, {one['peak_gpu_bytes'] / 2**30:.2f} GiB |"
+        rows.append(
+            {
+                "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
+                "images/s": one["images_per_second"],
+                "waiting for data": f"{one['waiting_share']:.1%}",
+                "GFLOP/s": round(one["flops"] / 1e9),
+                "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
+                "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
+                "GPU": one["peak_gpu_bytes"] / 2**30,
+            }
         )
-    return "\n".join([*lines, "", f"ours is {found['speed_up']:.2f} times as fast"])
+    return (
+        f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
+        f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image\n\n{markdown(rows)}\n\n"
+        f"ours is {found['speed_up']:.2f} times as fast"
+    )
 
 
-def benchmark(config: SpeedConfig) -> None:
-    """Measures and prints."""
+def benchmark(config: SpeedConfig) -> bool:
+    """Measures and prints.
+
+    Raises:
+        TrainerError: a flag or the data cannot be used; likewise InputError.
+    """
+    require_positive(config, "seconds", "turns")
     training = config.training()
     with tempfile.TemporaryDirectory() as folder:
         data = config.data
         if data is None:
             data = Path(folder) / "faces"
             write_faces(data, 2_000)
-        dataset.load(data, training.model.image_size, training.crop)  # packs, so that neither side waits for it
+        load_data(data, training.model.image_size, training.crop)  # packs, so that neither side waits for it
         found = take_turns(config, training, data)
     print(table(found))
-    if config.json:
-        config.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(config.json, found)
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit codes: 0 measured, 2 unusable input, 130 interrupted."""
-    try:
-        benchmark(tyro.cli(SpeedConfig, args=arguments, prog="python benchmarks/training.py", description=__doc__))
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    except (TrainerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """The command."""
+    return run(SpeedConfig, benchmark, __doc__, arguments)
 
 
 if __name__ == "__main__":

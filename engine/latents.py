@@ -75,7 +75,7 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Directions:
-    """Attribute directions of one model, as `trainer.directions` makes them.
+    """Attribute directions of one model, as `trainer.artifacts.directions` makes them.
 
     Each is as long as the mean difference of its attribute, whatever its kind: strength 1, as protos/dfcvae.proto
     defines it, is one length of the stored vector.

@@ -59,7 +59,7 @@ from export.triton import FLAG as TRITON_FLAG
 from export.triton import write_triton
 from export.truth import Truth
 from export.versions import cpu_model, versions
-from trainer.checkpoint import MODEL
+from trainer.run_folder import MODEL
 
 Say = Callable[[str], None]
 

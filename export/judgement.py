@@ -59,7 +59,7 @@ class RunJudge:
     Attributes:
         what: Who it is, for reports.
         attributes: What it can tell.
-        classifier: A `trainer.classifier.Classifier`.
+        classifier: A `trainer.evaluation.classifier.Classifier`.
     """
 
     what: str
@@ -80,8 +80,8 @@ def judge_of(run: Path, fingerprint: str | None) -> RunJudge | str:
         fingerprint: Of the data that it was trained on.
     """
     # Imported here, so that bundles can be verified by themselves where there is no torch.
-    from trainer.classifier import CLASSIFIER, Classifier  # noqa: PLC0415
-    from trainer.placement import Placement  # noqa: PLC0415
+    from trainer.evaluation.classifier import CLASSIFIER, Classifier  # noqa: PLC0415
+    from trainer.hardware.device import Placement  # noqa: PLC0415
 
     path = run / CLASSIFIER
     evaluate = "run `python -m trainer evaluate RUN --data DIR` first"

@@ -10,7 +10,7 @@ from engine.errors import BundleError
 from engine.sampling import Gaussian
 from export.errors import InputError
 from export.run import Run, anew
-from trainer.checkpoint import belongs
+from trainer.run_folder import belongs
 
 
 def check_prior(run: Run) -> None:

@@ -16,9 +16,9 @@ from engine.bundle import DIRECTIONS, PRIOR, sha256_of
 from engine.errors import DirectionsError
 from engine.latents import Directions
 from export.errors import InputError
-from trainer.checkpoint import CONFIG, MODEL, belongs, load_config, load_model
 from trainer.config import TrainConfig
 from trainer.model import VAE
+from trainer.run_folder import CONFIG, MODEL, belongs, load_config, load_model
 
 SAMPLES = "samples.safetensors"
 

@@ -25,19 +25,20 @@ from engine.bundle import MANIFEST, sha256_of
 from engine.version import tell_version
 from quickstart import report
 from quickstart.client import Job, read_order
-from trainer import checkpoint, dataset
-from trainer.checkpoint import EVALUATION
-from trainer.classifier import classifier_of
+from trainer import run_folder
 from trainer.config import RANDOM, TrainConfig
-from trainer.dataset.index import ImageFile
+from trainer.data import FaceData, load_data, read_index
+from trainer.data.index import ImageFile
 from trainer.errors import DataError, RunError, TrainerError
-from trainer.evaluate import REPORT, digests, made_with
+from trainer.evaluation.classifier import classifier_of
+from trainer.evaluation.edits.curves import JUDGED_ATTRIBUTES
+from trainer.evaluation.edits.faces import rows_to_edit
+from trainer.evaluation.evaluate import REPORT, digests, made_with
 from trainer.faces import FACES_VERSION
-from trainer.measures.edit_sitting import rows_to_edit
-from trainer.measures.editing import JUDGED_ATTRIBUTES
-from trainer.perceptual import check_weights
-from trainer.placement import Placement
+from trainer.hardware.device import Placement
+from trainer.loss.vgg import check_weights
 from trainer.presets import quickstart as preset
+from trainer.run_folder import EVALUATION
 
 START_SECONDS, STOP_SECONDS = 300, 60
 """Time that the server has to start, on a slow and busy machine, and to stop."""
@@ -82,7 +83,7 @@ class Quickstart:
         """
         wanted = self.training()
         if self.data is not None:
-            index = dataset.read_index(self.data)
+            index = read_index(self.data)
             if not set(JUDGED_ATTRIBUTES) & set(index.attributes):
                 raise DataError(
                     f"--data {self.data}: has no labels of {' or '.join(JUDGED_ATTRIBUTES)}, so there would be nothing "
@@ -141,13 +142,13 @@ def draw(config: Quickstart, stages: Stages) -> Path:
     return folder
 
 
-def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> dataset.FaceData:
+def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> FaceData:
     """The run folder: complete, gone on with, or made anew if it is of other settings or data."""
     wanted = config.training()
-    packed = dataset.load(data, wanted.model.image_size, wanted.crop)
+    packed = load_data(data, wanted.model.image_size, wanted.crop)
     wanted = config.training(len(packed.rows("train")))
     try:
-        found, resolved = checkpoint.load_config(run)
+        found, resolved = run_folder.load_config(run)
         same = found == wanted and packed.known_as(resolved["data_fingerprint"])
     except RunError:
         same = False
@@ -174,7 +175,7 @@ SKIPPED = ("lpips", "fid")
 """Measures that may download, and take minutes."""
 
 
-def evaluate(config: Quickstart, folder: Path, data: dataset.FaceData, run: Path, stages: Stages) -> dict[str, Any]:
+def evaluate(config: Quickstart, folder: Path, data: FaceData, run: Path, stages: Stages) -> dict[str, Any]:
     """What the trainer measures of the run; measured again if it was of other weights, data or settings."""
     path, made = run / EVALUATION, made_with(run)
     same = data.known_as(made.get("data", {}).get("fingerprint")) and made.get("files") == digests(run)
@@ -190,10 +191,10 @@ def evaluate(config: Quickstart, folder: Path, data: dataset.FaceData, run: Path
 def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
     """The bundle of the run; its manifest. Built again if it was of other weights, directions or another prior."""
     manifest = bundle / MANIFEST
-    wanted = {name: sha256_of(run / name) for name in (checkpoint.MODEL, checkpoint.DIRECTIONS, checkpoint.PRIOR)}
+    wanted = {name: sha256_of(run / name) for name in (run_folder.MODEL, run_folder.DIRECTIONS, run_folder.PRIOR)}
     try:
         built = json.loads(manifest.read_text())
-        found = {checkpoint.MODEL: built["run"]["model_sha256"], **built["files"]}
+        found = {run_folder.MODEL: built["run"]["model_sha256"], **built["files"]}
     except (OSError, json.JSONDecodeError, KeyError):
         found = {}
     if wanted.items() <= found.items():
@@ -215,7 +216,7 @@ def _file(image: ImageFile, copy: Path) -> Path:
     return copy.resolve()
 
 
-def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str], path: Path) -> list[Job]:
+def write_order(config: Quickstart, data: FaceData, attributes: list[str], path: Path) -> list[Job]:
     """Which held-out faces the client is to edit, and how: adding and removing each judged attribute."""
     jobs = []
     for attribute in JUDGED_ATTRIBUTES:
@@ -231,7 +232,7 @@ def write_order(config: Quickstart, data: dataset.FaceData, attributes: list[str
             f"{data.index.root}: no direction of {' or '.join(JUDGED_ATTRIBUTES)} could be computed, so there is "
             "nothing to edit; these attributes need 20 images on either side in the train split and some in test"
         )
-    checkpoint.write_json(path, jobs)
+    run_folder.write_json(path, jobs)
     return read_order(path)
 
 
@@ -294,7 +295,7 @@ def main() -> int:
         "seconds": stages.seconds | {"total": round(time.monotonic() - began, 1)},
         "peak_memory_mib": round(largest / 1024),
     }
-    checkpoint.write_json(config.out / EVALUATION, metrics)
+    run_folder.write_json(config.out / EVALUATION, metrics)
     print(f"\n{report.summary(metrics)}")
     print(f"time: {metrics['seconds']['total']:.0f} s; largest process: {metrics['peak_memory_mib']} MiB")
     print(f"figures, {EVALUATION} and {REPORT}: {config.out}/")

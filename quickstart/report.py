@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from quickstart.client import STRIP_STRENGTHS, Job
-from trainer import figures
-from trainer.classifier import Classifier
-from trainer.measures.edit_quality import judge_edit
+from trainer.evaluation import grids
+from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.edits.quality import judge_edit
 
 
 def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) 
             sign = 1 if job.strength > 0 else -1
             columns = [f"{sign * strength:+.1f}" if strength else "unedited" for strength in STRIP_STRENGTHS]
             title = f"{job.name.replace('_', ' ')}: strength in lengths of the mean difference"
-            figures.save_strips(folder / f"{job.name}.png", title, columns, list(strips))
+            grids.save_strips(folder / f"{job.name}.png", title, columns, list(strips))
     return results
 
 

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from engine.latents import Directions
-from trainer.checkpoint import save_config, save_model, sha256_of
+from trainer.artifacts.prior import fit_prior, save_prior
 from trainer.config import ModelConfig, TrainConfig
 from trainer.model import VAE
-from trainer.prior import fit_prior, save_prior
+from trainer.run_folder import save_config, save_model, sha256_of
 
 LATENT_DIM = 16
 ATTRIBUTES = ("Smiling", "Eyeglasses", "Bald")

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from serving import http2
 
 from engine.transport import Server
 from engine.transport.server import Ending
@@ -19,8 +20,6 @@ from engine.transport.server import Ending
 # No test waits as long, unless something is broken.
 LIMIT_S = 30.0
 SERVICE = "test.Service"
-WINDOW_BYTES = 65_535  # that HTTP/2 gives each stream at first
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # what a client of HTTP/2 says first
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 
 Test = Callable[..., Awaitable[None]]
@@ -149,8 +148,10 @@ async def until(condition: Callable[[], bool]) -> None:
 class Wire:
     """A connection that speaks HTTP/2 frame by frame."""
 
-    DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
-    END_STREAM, END_HEADERS, ACK = 1, 4, 1
+    DATA, HEADERS, RST_STREAM = http2.DATA, http2.HEADERS, http2.RST_STREAM
+    SETTINGS, PING, WINDOW_UPDATE = http2.SETTINGS, http2.PING, http2.WINDOW_UPDATE
+    END_STREAM, END_HEADERS, ACK = http2.END_STREAM, http2.END_HEADERS, http2.ACK
+    frame, message = staticmethod(http2.frame), staticmethod(http2.message)
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -162,32 +163,20 @@ class Wire:
         wire.send(cls.start())
         return wire
 
-    @classmethod
-    def start(cls) -> bytes:
-        return PREFACE + cls.frame(cls.SETTINGS, 0, 0)
+    @staticmethod
+    def start() -> bytes:
+        return http2.START
 
     @staticmethod
-    def frame(kind: int, flags: int, number: int, payload: bytes = b"") -> bytes:
-        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + number.to_bytes(4, "big") + payload
-
-    @classmethod
-    def call(cls, number: int, path: bytes, message: bytes | None = b"") -> bytes:
+    def call(
+        number: int, path: bytes, message: bytes | None = b"", more: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> bytes:
         """A call with a message, and the end of what the client says; None: only that it opens."""
-        headers = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"localhost",
-                   b"content-type": b"application/grpc", b"te": b"trailers"}  # fmt: skip
-        opening = cls.frame(cls.HEADERS, cls.END_HEADERS, number, cls.block(headers))
-        if message is None:
-            return opening
-        return opening + cls.frame(cls.DATA, cls.END_STREAM, number, cls.message(message))
+        return http2.opening(number, path, *more) if message is None else http2.call(number, path, message, *more)
 
     @staticmethod
     def block(headers: dict[bytes, bytes]) -> bytes:
-        """Headers as HPACK writes them that compresses nothing."""
-        return b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(v)]) + v for key, v in headers.items())
-
-    @staticmethod
-    def message(data: bytes) -> bytes:
-        return struct.pack(">BL", 0, len(data)) + data
+        return http2.block(*headers.items())
 
     @classmethod
     def reset(cls, number: int) -> bytes:

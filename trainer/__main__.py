@@ -20,8 +20,8 @@ import tyro
 from engine.version import tell_version
 from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
+from trainer.evaluation.options import Options
 from trainer.extras import require
-from trainer.options import Options
 from trainer.presets import PRESETS
 
 logger = logging.getLogger(__name__)
@@ -68,21 +68,14 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Runs the command."""
-        from trainer import checkpoint, dataset, threads  # noqa: PLC0415
-        from trainer.evaluate import REPORT, evaluate  # noqa: PLC0415
-        from trainer.measures.report import summary  # noqa: PLC0415
+        from trainer import run_folder  # noqa: PLC0415
+        from trainer.data import load_data_as  # noqa: PLC0415
+        from trainer.evaluation.evaluate import REPORT, evaluate  # noqa: PLC0415
+        from trainer.evaluation.report import summary  # noqa: PLC0415
+        from trainer.hardware import threads  # noqa: PLC0415
 
-        config, _ = checkpoint.load_config(self.run)
-        data = dataset.load(
-            self.data,
-            config.model.image_size,
-            config.crop,
-            config.source,
-            self.align or config.align,
-            labels=self.labels or config.labels,
-            split_by=config.split_by,
-            skip_damaged=config.skip_damaged,
-        )
+        config, _ = run_folder.load_config(self.run)
+        data = load_data_as(config, self.data, labels=self.labels, align=self.align)
         with threads.limited(threads.choose(self.threads)):
             print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {(self.options.out or self.run) / REPORT}")
@@ -135,16 +128,16 @@ class Directions:
 
     def __call__(self) -> None:
         """Runs the command."""
-        from trainer import attributes  # noqa: PLC0415
+        from trainer.artifacts import own_labels  # noqa: PLC0415
 
         if self.data is not None:
-            changes = attributes.from_data(self.run, self.data, self.kind, self.labels, align=self.align)
+            changes = own_labels.from_data(self.run, self.data, self.kind, self.labels, align=self.align)
         elif self.having and self.lacking and self.name:
-            changes = attributes.from_folders(
+            changes = own_labels.from_folders(
                 self.run, self.having, self.lacking, self.name, self.kind, align=self.align
             )
         else:
-            changes = attributes.drop(self.run, self.drop)
+            changes = own_labels.drop(self.run, self.drop)
         print(f"attribute directions: {changes}")
         print(f"next: python -m export.build_engines --run {self.run} --out BUNDLE")
 
@@ -168,7 +161,7 @@ class Train:
 
     def __call__(self) -> None:
         """Runs the command."""
-        from trainer.plan import Plan  # noqa: PLC0415  (start-up: --help need not load torch)
+        from trainer.preflight import Plan  # noqa: PLC0415  (start-up: --help need not load torch)
 
         plan = Plan.of(self.config, self.data, self.out, self.resume)
         if self.dry_run:
@@ -177,9 +170,9 @@ class Train:
             print(json.dumps(values, indent=2))
             return
         data = plan.data()
-        from trainer import loop  # noqa: PLC0415
+        from trainer import training  # noqa: PLC0415
 
-        loop.train(self.config, data, self.out, self.resume)
+        training.train(self.config, data, self.out, self.resume)
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
             evaluate = f"python -m trainer evaluate {self.out} --data {self.data}"
             print(f"next: {evaluate}, then python -m export.build_engines --run {self.out} --out BUNDLE")
@@ -191,9 +184,9 @@ def _defaults(arguments: list[str]) -> TrainConfig:
     if "--resume" in arguments:
         folder = Path(_given(arguments, "--out") or "")
         if (folder / "config.json").is_file():
-            from trainer import checkpoint  # noqa: PLC0415  (start-up: --help need not load torch)
+            from trainer import run_folder  # noqa: PLC0415  (start-up: --help need not load torch)
 
-            config, _ = checkpoint.load_config(folder)
+            config, _ = run_folder.load_config(folder)
             if name in (None, config.preset):
                 return config
     if name is None:
@@ -215,10 +208,10 @@ def _given(arguments: list[str], name: str) -> str | None:
     return found
 
 
-def _refuse_idle(config: TrainConfig, arguments: list[str]) -> None:
+def _refuse_unused(config: TrainConfig, arguments: list[str]) -> None:
     """Refuses flags that were given and would change nothing."""
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-    for name, reason in config.idle().items():
+    for name, reason in config.unused_fields().items():
         flag = name.replace("_", "-")
         if given & {f"--{flag}", f"--no-{flag}"}:
             raise ConfigError(f"--{flag}: has no effect here, as {reason}")
@@ -276,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(command, Faces):
             require("train")
         if isinstance(command, Train):
-            _refuse_idle(command.config, arguments)
+            _refuse_unused(command.config, arguments)
             _say_preset(command, arguments)
         command()
     except TrainerError as error:

@@ -20,13 +20,14 @@ from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
 from engine.sampling import Gaussian
 from framing import Aligner
-from trainer import checkpoint, loop, model
-from trainer.checkpoint import DIRECTIONS, PRIOR
+from trainer import model, run_folder, training
+from trainer.artifacts.encode import encode
 from trainer.config import TrainConfig
-from trainer.dataset import pixels
+from trainer.data import pixels
 from trainer.errors import RunError
-from trainer.placement import Placement
-from trainer.plan import Plan
+from trainer.hardware.device import Placement
+from trainer.preflight import Plan
+from trainer.run_folder import DIRECTIONS, PRIOR
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -47,7 +48,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, *, resume: boo
         TrainerError: something cannot be used or the loss went astray; the message names it and the mend.
     """
     plan = Plan.of(config, Path(data), Path(out), resume)
-    loop.train(config, plan.data(), Path(out), resume)
+    training.train(config, plan.data(), Path(out), resume)
 
 
 class VAE:
@@ -81,9 +82,9 @@ class VAE:
             ConfigError: a GPU is asked for and there is none.
         """
         folder = Path(run)
-        config, _ = checkpoint.load_config(folder)
+        config, _ = run_folder.load_config(folder)
         place = Placement.of(device, "fp32")
-        return cls(folder, place.module(checkpoint.load_model(folder)), config, place)
+        return cls(folder, place.module(run_folder.load_model(folder)), config, place)
 
     @property
     def image_size(self) -> int:
@@ -148,7 +149,6 @@ class VAE:
         read = [pixels.read(Path(path), frame, aligner).image for path in paths]
         return np.array(read, np.uint8).reshape(len(read), self.image_size, self.image_size, 3)
 
-    @torch.no_grad()
     def encode(self, images: Images) -> Floats:
         """Posterior means mu, (N, D).
 
@@ -164,11 +164,7 @@ class VAE:
                 f"images must be uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; VAE.read brings "
                 "files to that"
             )
-        mu = np.empty((len(images), self.latent_dim), np.float32)
-        for start in range(0, len(images), BATCH_IMAGES):
-            batch = slice(start, start + BATCH_IMAGES)
-            mu[batch] = self.network.encoder(self._place.images(images[batch])).mu.cpu().numpy()
-        return mu
+        return encode(self.network, images, np.arange(len(images)), self._place)[0]
 
     @torch.no_grad()
     def decode(self, latents: Floats) -> Images:

@@ -21,9 +21,9 @@ VGG19_TAPS = (
 
 
 Kind = Literal["mean", "adjusted", "svm"]
-"""Kinds of attribute directions, which `trainer.directions` describes."""
+"""Kinds of attribute directions, which `trainer.artifacts.directions` describes."""
 
-HARMLESS = (
+NOT_PART_OF_RESULT = (
     "preset", "device", "compile", "deterministic", "threads", "log_every", "save_minutes",
     "vgg_weights", "labels", "skip_damaged", "directions",
 )  # fmt: skip
@@ -31,6 +31,8 @@ HARMLESS = (
 name of the file."""
 RANDOM = Path("random")
 """As `vgg_weights`: weights that are drawn from the seed."""
+RETIRED = ("ema_decay",)
+"""Fields of older versions that decided nothing that a reader of a run asks for."""
 CHANGEABLE = ("epochs", "lr", "muon_lr", "grad_clip")
 """Fields that a run that is gone on with may change; config.json says from which step on."""
 
@@ -38,7 +40,7 @@ CHANGEABLE = ("epochs", "lr", "muon_lr", "grad_clip")
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide what a run computes, those of the model beside the others."""
     flat = values | dataclasses.asdict(ModelConfig()) | values["model"]
-    return {key: value for key, value in flat.items() if key not in (*HARMLESS, *CHANGEABLE, "model")}
+    return {key: value for key, value in flat.items() if key not in (*NOT_PART_OF_RESULT, *CHANGEABLE, "model")}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -134,8 +136,6 @@ class TrainConfig:
     """Factor of the step schedule."""
     grad_clip: float = 0.0
     """Largest norm of the gradient, longer ones are scaled down; 0 for no limit."""
-    ema_decay: float = 0.0
-    """Decay per step of the averaged weights, which are what the run saves; 0 keeps the last step's. Warms up."""
     seed: int = 0
     """Seed of the weights, the order of the images, the flips and the latent noise."""
 
@@ -148,8 +148,8 @@ class TrainConfig:
     kl_warmup: float = 0.0
     """Share of the run's steps over which the KL weight rises linearly from zero."""
     attribute_weight: float = 0.0
-    """Weight of the cross-entropy of a linear read-out of the attributes from z (seed, paper: none). It pulls every
-    attribute onto a straight direction; the read-out itself is thrown away."""
+    """Weight of the cross-entropy of a linear attribute head on z (seed, paper: none). It pulls every attribute onto a
+    straight direction; the head itself is thrown away after training."""
     taps: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     """VGG19 activations compared by the perceptual term; none for a plain VAE."""
     feature_weight: float = 1.0
@@ -209,7 +209,6 @@ class TrainConfig:
         _require(self.muon_lr > 0, f"--muon-lr {self.muon_lr}: must be above 0")
         _require(self.lr_gamma > 0, f"--lr-gamma {self.lr_gamma}: must be above 0")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
-        _require(0 <= self.ema_decay < 1, f"--ema-decay {self.ema_decay}: must be 0 (off) or above, and below 1")
         _require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")
         _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}: must be at least 1")
         _require(self.log_every >= 1, f"--log-every {self.log_every}: must be at least 1")
@@ -243,26 +242,26 @@ class TrainConfig:
         """What pictures are brought to before the model sees them."""
         return Frame.of(self.model.image_size, self.crop, self.source)
 
-    def idle(self) -> dict[str, str]:
-        """Fields that this configuration makes no use of, each with the reason and the mend.
+    def unused_fields(self) -> dict[str, str]:
+        """Fields that this configuration makes no use of, each with the reason and what to do.
 
-        A field may be idle at the value that its preset gave it; the command line refuses it when a user gives it.
+        A field may be unused at the value that its preset gave it; the command line refuses it when a user gives it.
         """
-        idle: dict[str, str] = {}
+        unused: dict[str, str] = {}
         if not self.taps:
             fields = ("feature_weight", "normalise_features", "feature_share")
-            idle |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
+            unused |= dict.fromkeys(fields, "there are no taps; leave it out, or give --taps")
         if not self.crop:
-            idle["source"] = "--crop 0 takes whole images; leave it out, or give --crop"
+            unused["source"] = "--crop 0 takes whole images; leave it out, or give --crop"
         if self.optimizer == "adam":
-            idle["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
+            unused["muon_lr"] = f"the optimizer is {self.optimizer}; give --lr, or add --optimizer muon"
         if self.optimizer != "muon-sgd":
-            idle["momentum"] = f"the optimizer is {self.optimizer}; leave it out, or add --optimizer muon-sgd"
+            unused["momentum"] = f"the optimizer is {self.optimizer}; leave it out, or add --optimizer muon-sgd"
         if self.schedule != "step":
-            idle["lr_gamma"] = f"the schedule is {self.schedule}; leave it out, or add --schedule step"
+            unused["lr_gamma"] = f"the schedule is {self.schedule}; leave it out, or add --schedule step"
         if not self.kl_weight:
-            idle["kl_warmup"] = "--kl-weight is 0; leave it out, or give --kl-weight"
-        return idle
+            unused["kl_warmup"] = "--kl-weight is 0; leave it out, or give --kl-weight"
+        return unused
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """The fields in which a run with `other`, from `to_json`, would compute something else: `field: other -> this`.
@@ -286,7 +285,7 @@ class TrainConfig:
         Raises:
             ConfigError: a field is unknown, as in a file of another version.
         """
-        values = dict(values)
+        values = {name: value for name, value in values.items() if name not in RETIRED}
         try:
             model = dict(values.pop("model"))
             model["channels"] = tuple(model["channels"])

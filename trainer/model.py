@@ -1,6 +1,6 @@
 """The VAE: strided convolutions down to a posterior, and from a latent back up; in the seed's form or the paper's.
 
-Shapes: B batch, D latent_dim, S image_size, L blocks, C channels[-1], s = S / 2^L.
+Shapes: B batch, A attributes, D latent_dim, S image_size, L blocks, C channels[-1], s = S / 2^L.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ class Output(NamedTuple):
         mu: (B, D) float32, mean of q(z|x).
         log_var: (B, D) float32, its log variance.
         latents: (B, D) float32, the z that was decoded.
-        logits: (B, A) float32, attributes read off z by `trainer.learner`; the VAE itself has none.
     """
 
     images: Tensor
     mu: Tensor
     log_var: Tensor
     latents: Tensor
-    logits: Tensor | None = None
 
 
 def _down(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
@@ -147,3 +145,51 @@ class VAE(nn.Module):
         mu, log_var = mu.float(), log_var.float()
         latents = mu if noise is None else mu + torch.exp(0.5 * log_var) * noise
         return Output(self.decoder(latents).float(), mu, log_var, latents)
+
+
+class VAEWithHead(nn.Module):
+    """All that is trained, as one module: a VAE and, where labels shape its latents, a linear attribute head.
+
+    The head pulls every attribute onto a straight direction of the latent space, which makes it easier to read and to
+    edit. It is no part of the VAE and is thrown away after training. It is this project's, not the paper's.
+
+    Args:
+        vae: the model.
+        num_attributes: A; 0 for no head.
+
+    Attributes:
+        head: z (B, D) to logits (B, A), or None.
+    """
+
+    def __init__(self, vae: VAE, num_attributes: int) -> None:
+        super().__init__()
+        self.vae = vae
+        self.head = nn.Linear(vae.config.latent_dim, num_attributes) if num_attributes else None
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Output, Tensor | None]:
+        """Reconstructs images and predicts their attributes from the same sampled latents.
+
+        Args:
+            images: (B, 3, S, S) float in [0, 1].
+            noise: (B, D) standard normal.
+
+        Returns:
+            What the VAE gives, and logits (B, A) float32 if there is a head.
+        """
+        output: Output = self.vae(images, noise)
+        return output, None if self.head is None else self.head(output.latents).float()
+
+
+def freeze_biases_before_batch_norm(model: nn.Module) -> None:
+    """Leaves out of training the biases that a batch norm follows at once: it takes them away again.
+
+    Their gradient is zero but for rounding, along which Adam would walk them, and takes time.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            for layer, following in pairwise(module):
+                if isinstance(following, nn.BatchNorm2d) and isinstance(layer.bias, nn.Parameter):
+                    layer.bias.requires_grad_(False)

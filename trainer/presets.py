@@ -85,9 +85,9 @@ def quickstart() -> TrainConfig:
 
     Departures from the seed: the maps are those of the paper's VAE-123, cheap at 64 pixels; their activations are
     scaled to a mean of one and weighted to stay beside the pixel term, so that any VGG19 weights will do, random ones
-    included; they are compared on an eighth of each batch, an unbiased estimate at a fraction of the time. A read-out
-    pulls the attributes onto straight directions, and directions are adjusted for other attributes. Muon beside Adam,
-    one-cycle schedule. The KL weight is small, as both terms beside it are means over pixels.
+    included; they are compared on an eighth of each batch, an unbiased estimate at a fraction of the time. An attribute
+    head pulls the attributes onto straight directions, and directions are adjusted for other attributes. Muon beside
+    Adam, one-cycle schedule. The KL weight is small, as both terms beside it are means over pixels.
     """
     return TrainConfig(
         preset="quickstart",

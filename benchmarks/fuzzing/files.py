@@ -54,25 +54,25 @@ def bomb_files(weight: int) -> tuple[bytes, ...]:
     """
     jpeg = _file(Image.new("RGB", (64, 64)), "JPEG")
     png = _file(Image.new("L", (64, 64)), "PNG")
-    rationals = _tiff(weight // 4)
+    rationals = orientation(6, weight // 4)
     scan = jpeg.index(b"\xff\xda")
     pieces = [rationals[start : start + 65_000] for start in range(0, len(rationals), 65_000)]
-    exif = b"".join(_segment(0xE1, b"Exif\0\0" + piece) for piece in pieces)
+    exif = b"".join(segment(0xE1, b"Exif\0\0" + piece) for piece in pieces)
     text = zlib.compress(bytes(weight * 100), 9)
     return (
         jpeg[:scan] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" * (weight // 100) + b"\xff\xd9",
-        jpeg[:2] + _segment(0xFE, b"") * (weight // 10) + jpeg[2:],
+        jpeg[:2] + segment(0xFE, b"") * (weight // 10) + jpeg[2:],
         jpeg[:2] + b"\xff" * weight + jpeg[2:],
         jpeg[:2] + exif + jpeg[20:],
         *(
             png[:_PNG_HEAD] + part + png[_PNG_HEAD:]
             for part in (
-                _chunk(b"tEXt", b"a\0b") * weight,
-                _chunk(b"iTXt", b"a\0\1\0\0\0" + text),
-                _chunk(b"zTXt", b"a\0\0" + text),
-                _chunk(b"iCCP", b"a\0\0" + text),
-                _chunk(b"eXIf", rationals),
-                _chunk(b"acTL", struct.pack(">LL", 2**31 - 1, 0)),
+                chunk(b"tEXt", b"a\0b") * weight,
+                chunk(b"iTXt", b"a\0\1\0\0\0" + text),
+                chunk(b"zTXt", b"a\0\0" + text),
+                chunk(b"iCCP", b"a\0\0" + text),
+                chunk(b"eXIf", rationals),
+                chunk(b"acTL", struct.pack(">LL", 2**31 - 1, 0)),
             )
         ),
         *(
@@ -86,7 +86,7 @@ def bomb_files(weight: int) -> tuple[bytes, ...]:
 
 def mend_png(data: bytes) -> bytes:
     """A PNG file with its checksums made right, so that more of it is looked at."""
-    return data[:8] + b"".join(_chunk(kind, body) for kind, body in _chunks(data))
+    return data[:8] + b"".join(chunk(kind, body) for kind, body in _chunks(data))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -103,19 +103,21 @@ def _file(image: Image.Image, file_format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A part of a PNG file."""
     return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
 
 
-def _segment(marker: int, body: bytes) -> bytes:
+def segment(marker: int, body: bytes) -> bytes:
+    """A part of a JPEG file."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
 
-def _tiff(rationals: int) -> bytes:
-    """EXIF that turns the picture, with a resolution of very many numbers."""
-    entries = ((0x0112, 3, 1, 6), (0x011A, 5, rationals, 50), (0x0128, 3, 1, 2))
+def orientation(value: int, rationals: int = 1) -> bytes:
+    """EXIF with an orientation, and a resolution of so many numbers."""
+    entries = ((0x0112, 3, 1, value), (0x011A, 5, rationals, 50), (0x0128, 3, 1, 2))
     directory = struct.pack("<H", 3) + b"".join(struct.pack("<HHLL", *entry) for entry in entries) + bytes(4)
-    return b"II*\0\x08\0\0\0" + directory + struct.pack("<LL", 7, 3) * rationals
+    return b"II*\0\x08\0\0\0" + directory + struct.pack("<LL", 72, 1) * rationals
 
 
 def _wide_webp(width: int, height: int) -> bytes:

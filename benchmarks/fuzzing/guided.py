@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what parses bytes, in a process of its own: atheris (libFuzzer) watches Pillow and engine.
+"""Coverage-guided fuzzing of what parses bytes: atheris (libFuzzer) watches Pillow and engine.
 
     python benchmarks/fuzzing/guided.py images|messages BUNDLE CORPUS [libFuzzer's flags]
 
@@ -12,8 +12,9 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import atheris
 
 with atheris.instrument_imports(include=["PIL", "engine"]):
-    from PIL import (  # noqa: F401 - instrumented  # noqa: F401
+    from PIL import (  # noqa: F401 - instrumented
         Image,
         ImageFile,
         ImageOps,
@@ -40,12 +41,13 @@ with atheris.instrument_imports(include=["PIL", "engine"]):
     from framing import Frame
 
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
-from fuzzing.cases import Facts
+from fuzzing.answers import leaked
+from fuzzing.calls import METHODS, Messages
 from fuzzing.files import bomb_files, mend_png, picture_files
-from fuzzing.strategies import Calls
-from fuzzing.verdict import leaked
-from protos import dfcvae_pb2 as pb
 
 MAX_PIXELS = 1_000_000
 MAX_SECONDS = 2.0
@@ -53,14 +55,8 @@ MAX_SECONDS = 2.0
 MAX_BYTES = 16_384
 _MAX_IMAGES = 64
 _SIDE = 48
-_REQUESTS: tuple[Any, ...] = (
-    pb.EncodeRequest,
-    pb.DecodeRequest,
-    pb.EditRequest,
-    pb.EditStreamRequest,
-    pb.InterpolateRequest,
-    pb.SampleRequest,
-)
+_SEEDS = 40
+_PATHS = [path for path, method in METHODS.items() if "priority" in method.input_type.fields_by_name]
 
 
 class Leak(Exception):  # noqa: N818
@@ -72,45 +68,26 @@ class TooSlow(Exception):  # noqa: N818
 
 
 def read_image(data: bytes) -> None:
-    """Decodes a file: as it is, and if it is a PNG also with its checksums mended.
-
-    Raises:
-        TooSlow: When that takes too long.
-    """
+    """Decodes a file: as it is, and if it is a PNG also with its checksums mended."""
     for file in (data, mend_png(data)) if data.startswith(b"\x89PNG") else (data,):
         for crop, source in ((None, None), (16, None), (16, (20, 24))):
-            started = time.process_time()
             try:
                 decode_file(file, Frame(_SIDE, crop, source), MAX_PIXELS)
             except EngineError as error:
                 if secret := leaked(str(error), (file,)):
                     raise Leak(secret) from error
-            if time.process_time() - started > MAX_SECONDS:
-                raise TooSlow(f"{time.process_time() - started:.1f} s")
 
 
-def request_reader(bundle: Path) -> Callable[[bytes], None]:
-    """What reads requests of every kind, chosen by the first byte, all the way to arrays."""
-    loaded = Bundle.load(bundle)
-    reader = Reader(loaded.manifest, loaded.directions, _MAX_IMAGES)
-
-    def read(data: bytes) -> None:
-        kind = _REQUESTS[data[0] % len(_REQUESTS)] if data else pb.EncodeRequest
-        try:
-            request = kind.FromString(data[1:])
-        except DecodeError:
-            return
-        started = time.process_time()
-        for step in _steps(request, reader):
+def read_request(reader: Reader, data: bytes) -> None:
+    """Reads a request all the way to arrays; its first byte says of which method."""
+    with suppress(DecodeError):
+        kind = GetMessageClass(METHODS[_PATHS[data[0] % len(_PATHS) if data else 0]].input_type)
+        for step in _steps(kind.FromString(data[1:]), reader):
             with suppress(EngineError):
                 step()
-        if time.process_time() - started > MAX_SECONDS:
-            raise TooSlow(f"{time.process_time() - started:.1f} s")
-
-    return read
 
 
-def _steps(request: Any, reader: Reader) -> list[Callable[[], object]]:
+def _steps(request: Any, reader: Reader) -> Iterator[Callable[[], object]]:
     def source(message: Any) -> None:
         given = reader.source(message)
         if isinstance(given, Files):
@@ -118,44 +95,64 @@ def _steps(request: Any, reader: Reader) -> list[Callable[[], object]]:
                 decode_file(file, Frame(_SIDE), MAX_PIXELS)
 
     fields = request.DESCRIPTOR.fields_by_name
-    steps: list[Callable[[], object]] = [lambda: read_priority(request)]
+    yield lambda: read_priority(request)
     if "result" in fields:
-        steps.append(lambda: read_output(request))
+        yield lambda: read_output(request)
     elif "output" in fields:
-        steps.append(lambda: read_form(request.output))
+        yield lambda: read_form(request.output)
     if "edits" in fields:
-        steps += [lambda: reader.move(request.edits, request.keep), lambda: source(request)]
+        yield lambda: reader.move(request.edits, request.keep)
+        yield lambda: source(request)
     elif "start" in fields:
-        steps += [lambda: source(request.start), lambda: source(request.end)]
+        yield lambda: source(request.start)
+        yield lambda: source(request.end)
     elif "latents" in fields:
-        steps.append(lambda: reader.latents(request.latents))
+        yield lambda: reader.latents(request.latents)
     elif "images" in fields:
-        steps.append(lambda: reader.images(request.images))
-    return steps
+        yield lambda: reader.images(request.images)
 
 
-def write_seeds(target: str, bundle: Path, corpus: Path) -> None:
-    """Fills a folder with inputs to begin with."""
-    if target == "images":
-        seeds: Sequence[bytes] = (*picture_files(24), *(file for file in bomb_files(200) if len(file) <= MAX_BYTES))
-    else:
-        names = [f"/dfcvae.v1.LatentEngine/{kind.DESCRIPTOR.name.removesuffix('Request')}" for kind in _REQUESTS]
-        cases = [case for case in Calls(Facts.of(bundle)).draw(300, 1) if case.path in names and case.bodies]
-        seeds = [bytes([names.index(case.path)]) + case.bodies[0] for case in cases]
-    for number, seed in enumerate(seeds):
-        (corpus / f"seed-{number}").write_bytes(seed)
+def message_seeds(bundle: Bundle) -> list[bytes]:
+    """Requests that Hypothesis draws, those of each method behind its number."""
+    found: list[bytes] = []
+    messages = Messages(bundle.manifest)
+    once = settings(
+        max_examples=_SEEDS, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck)
+    )
+
+    def keep(case: tuple[int, Any]) -> None:
+        number, request = case
+        found.append(bytes([number]) + request.SerializeToString())
+
+    for number, path in enumerate(_PATHS):
+        seed(1)(once(given(st.tuples(st.just(number), messages.requests(path)))(keep)))()
+    return found
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """Fuzzes; never returns, since libFuzzer ends the process."""
-    target, bundle, corpus, *flags = arguments
-    write_seeds(target, Path(bundle), Path(corpus))
+    target, folder, corpus, *flags = sys.argv[1:]
     warnings.simplefilter("ignore")
     logging.disable()
-    read = read_image if target == "images" else request_reader(Path(bundle))
-    atheris.Setup([sys.argv[0], corpus, f"-max_len={MAX_BYTES}", *flags], read)
+    if target == "images":
+        read: Callable[[bytes], None] = read_image
+        seeds = [*picture_files(24), *bomb_files(200)]
+    else:
+        bundle = Bundle.load(Path(folder))
+        read = partial(read_request, Reader(bundle.manifest, bundle.directions, _MAX_IMAGES))
+        seeds = message_seeds(bundle)
+    for number, data in enumerate(one for one in seeds if len(one) <= MAX_BYTES):
+        Path(corpus, f"seed-{number}").write_bytes(data)
+
+    def test_one_input(data: bytes) -> None:
+        started = time.process_time()
+        read(data)
+        if (seconds := time.process_time() - started) > MAX_SECONDS:
+            raise TooSlow(f"{seconds:.1f} s")
+
+    atheris.Setup([sys.argv[0], corpus, f"-max_len={MAX_BYTES}", *flags], test_one_input)
     atheris.Fuzz()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,18 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import grpc
 import numpy as np
 
+from export.errors import InputError
 from protos import dfcvae_pb2 as pb
-from serving import arrivals, h2load, stream, unary
-from serving.bodies import Case, Prepared, prepare, read_answer
-from serving.inprocess import InProcess, Pace
-from serving.process import ScriptError, Usage
-from serving.unary import Outcome
-
-MIN_ROUNDS = 3
-"""Fewest times that the requests under way are replaced in a run, however slow they are."""
+from serving import generator
+from serving.generator import Outcome
+from serving.process import Usage
+from serving.reference import Pace, Reference
+from serving.requests import Case, Prepared, ask, prepare, read_answer
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,6 @@ class Row:
 
     Attributes:
         case: What was sent.
-        client: Which generator sent it.
         arrivals_per_s: Open loop: mean rate of arrivals; None for a closed loop.
         images_per_s: Images of right answers, per second.
         share: Of the in-process rate in batches as large as the server could make; None without --bundle.
@@ -45,7 +41,6 @@ class Row:
     """
 
     case: Case
-    client: str
     arrivals_per_s: float | None
     requests: int
     images_per_s: float
@@ -65,61 +60,49 @@ class Row:
     @classmethod
     def median(cls, rows: Sequence[Row]) -> Row:
         """The row of the median share, or rate where there are no shares, with the failures of all."""
-        failures: Counter[str] = Counter()
-        for row in rows:
-            failures.update(row.failures)
+        failures = sum((Counter(row.failures) for row in rows), Counter[str]())
         ordered = sorted(rows, key=lambda row: row.images_per_s if row.share is None else row.share)
         return replace(ordered[(len(rows) - 1) // 2], failures=dict(failures), shares=tuple(row.share for row in rows))
 
     def cells(self) -> dict[str, object]:
         """As a line of a table."""
-        case, latency = self.case, self.latency_ms
-        cells: dict[str, object] = {"call": f"{case.operation} {case.form} {case.transport}", "images": case.images}
-        if self.arrivals_per_s is None:
-            cells["in flight"] = case.in_flight
-        else:
-            cells["arrivals/s"] = round(self.arrivals_per_s)
-        cells |= {
+        case, closed = self.case, self.arrivals_per_s is None
+        return {
+            "call": f"{case.operation} {case.form} {case.transport}",
+            "images": case.images,
+            **({"in flight": case.in_flight} if closed else {"arrivals/s": round(self.arrivals_per_s or 0)}),
             "images/s": round(self.images_per_s),
-            "share": _percent(self.share),
-            "CPU share": _percent(self.cpu_share),
+            "share": percent(self.share),
+            "CPU share": percent(self.cpu_share),
+            **{name.replace("_", "."): value for name, value in self.latency_ms.items()},
+            **({} if closed else {"late p99": self.late_p99_ms}),
+            "server cores": self.server_cores,
+            "ms/image": self.server_ms_per_image,
+            "RSS MiB": None if self.rss_mib is None else round(self.rss_mib),
+            "client cores": self.client_cores,
+            "failed": sum(self.failures.values()),
         }
-        cells |= {name.replace("_", "."): value for name, value in latency.items()}
-        if self.late_p99_ms is not None:
-            cells["late p99"] = self.late_p99_ms
-        cells |= {"server cores": self.server_cores, "ms/image": self.server_ms_per_image}
-        cells |= {"RSS MiB": None if self.rss_mib is None else round(self.rss_mib), "client cores": self.client_cores}
-        return cells | {"client": self.client, "failed": sum(self.failures.values())}
 
 
+@dataclass
 class Bench:
     """Runs cases against one server.
 
-    Args:
+    Attributes:
         target: HOST:PORT.
         model: What it serves.
         pid: Its process, to watch what it takes; 0 for none.
         seconds: Time per case, seconds.
-        inside: The same engine in this process; None leaves shares and values of answers alone.
-        use_h2load: Whether unary closed loops come from h2load.
+        reference: The same engine in this process; None leaves shares and values of answers alone.
     """
 
-    def __init__(
-        self,
-        target: str,
-        model: pb.GetModelResponse,
-        pid: int,
-        seconds: float,
-        *,
-        inside: InProcess | None = None,
-        use_h2load: bool = False,
-    ) -> None:
-        self.target = target
-        self.model = model
-        self.pid = pid
-        self.seconds = seconds
-        self.inside = inside
-        self._use_h2load = use_h2load
+    target: str
+    model: pb.GetModelResponse
+    pid: int
+    seconds: float
+    reference: Reference | None
+
+    def __post_init__(self) -> None:
         self._prepared: dict[Case, tuple[Prepared, int]] = {}
 
     def fits(self, case: Case) -> bool:
@@ -132,71 +115,56 @@ class Bench:
         """One closed-loop case, with the engine in this process before and after it.
 
         Raises:
-            ScriptError: The server refuses such requests, or answers them wrongly.
+            InputError: The server refuses such requests, or answers them wrongly.
         """
         prepared, size = self._checked(case)
-        flight = case.in_flight
-        use_h2load = self._use_h2load and case.transport == "unary"
-        requests = MIN_ROUNDS * flight
-        if use_h2load:
-            pilot = h2load.closed_loop(self.target, prepared, size, flight, requests)
-            requests = max(requests, round(pilot.calls.rate() * self.seconds))
         inside = self._inside(case)
         with Usage(self.pid) as usage:
-            if use_h2load:
-                outcome = h2load.closed_loop(self.target, prepared, size, flight, requests)
-            else:
-                loop = unary.closed_loop if case.transport == "unary" else stream.closed_loop
-                outcome = asyncio.run(loop(self.target, prepared, size, flight, self.seconds))
+            loop = generator.closed_loop(self.target, prepared, size, case.in_flight, self.seconds)
+            outcome = asyncio.run(loop)
         inside += self._inside(case)
-        return _row(case, "h2load" if use_h2load else "python", outcome, usage, inside=inside, arrivals=None)
+        return _row(case, outcome, usage, inside=inside, arrivals=None)
 
     def open(self, case: Case, rate: float) -> tuple[Row, Outcome]:
         """One open-loop case: `rate` arrivals per second, whatever the case's `in_flight` says.
 
         Raises:
-            ScriptError: The server refuses such requests, or answers them wrongly.
+            InputError: The server refuses such requests, or answers them wrongly.
         """
         prepared, size = self._checked(case)
         with Usage(self.pid) as usage:
-            outcome = arrivals.open_loop(self.target, prepared, size, rate, self.seconds)
-        return _row(case, "frames", outcome, usage, inside=[], arrivals=rate), outcome
+            outcome = asyncio.run(generator.open_loop(self.target, prepared, size, rate, self.seconds))
+        return _row(case, outcome, usage, inside=[], arrivals=rate), outcome
 
     def _checked(self, case: Case) -> tuple[Prepared, int]:
         """A case's messages, and the length of the right answer, whose values are checked once."""
         one = replace(case, in_flight=1)
         if one not in self._prepared:
             prepared = prepare(one, self.model)
-            ask = unary.ask if case.transport == "unary" else stream.ask
-            name = f"{case.operation} {case.form} {case.transport} of {case.images}"
-            try:
-                answer = asyncio.run(ask(self.target, prepared))
-            except grpc.RpcError as error:
-                said = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else str(error)
-                raise ScriptError(f"{name}: the server refused it: {said}") from None
+            answer = ask(self.target, prepared)
             got = read_answer(one, answer)
+            name = f"{case.operation} {case.form} {case.transport} of {case.images}"
             if len(got) != case.images:
-                raise ScriptError(f"{name}: the answer has {len(got)} items")
-            if self.inside is not None:
-                self.inside.check(one, got, name)
+                raise InputError(f"{name}: the answer has {len(got)} items")
+            if self.reference is not None:
+                self.reference.check(one, got, name)
             self._prepared[one] = prepared, len(answer)
         return self._prepared[one]
 
     def _inside(self, case: Case) -> list[Pace]:
-        if self.inside is None:
+        if self.reference is None:
             return []
-        return [self.inside.pace(case.operation, self.inside.batch_of(case.images * case.in_flight), self.seconds / 4)]
+        batch = min(case.images * case.in_flight, self.reference.max_batch_size)
+        return [self.reference.pace(case.operation, batch, self.seconds / 4)]
 
 
-def _percent(share: float | None) -> str | None:
+def percent(share: float | None) -> str | None:
+    """A share for a table."""
     return None if share is None else f"{share:.0%}"
 
 
-def _row(
-    case: Case, client: str, outcome: Outcome, usage: Usage, *, inside: Sequence[Pace], arrivals: float | None
-) -> Row:
-    calls = outcome.calls
-    closed = arrivals is None
+def _row(case: Case, outcome: Outcome, usage: Usage, *, inside: Sequence[Pace], arrivals: float | None) -> Row:
+    calls, closed = outcome.calls, arrivals is None
     images = len(calls) * case.images
     images_per_s = calls.rate(case.in_flight if closed else 0) * case.images
     share = cpu_share = inside_ms = None
@@ -208,7 +176,6 @@ def _row(
             cpu_share = sum(pace.cpu_s for pace in inside) / computed / ((usage.cpu_s + outcome.cpu_s) / images)
     return Row(
         case=case,
-        client=client,
         arrivals_per_s=arrivals,
         requests=len(calls),
         images_per_s=images_per_s,
@@ -221,7 +188,7 @@ def _row(
         server_ms_per_image=usage.cpu_s / images * 1e3 if usage.pid and images else None,
         rss_mib=usage.peak_mib if usage.pid else None,
         client_cores=outcome.cpu_s / usage.wall_s,
-        failures=outcome.failures,
+        failures=dict(outcome.failures),
         histogram_ms=calls.histogram(),
         shares=(share,),
     )

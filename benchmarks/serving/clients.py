@@ -12,13 +12,15 @@ from typing import Any
 import grpc
 import numpy as np
 
-from protos import dfcvae_pb2_grpc
-from serving.answers import WrongAnswer
-from serving.bodies import NO_LIMIT
 from serving.figures import Calls
-from serving.menu import Menu, Order, stream_once
+from serving.orders import Order, Orders, WrongAnswer
+from serving.requests import OPTIONS, TIMEOUT_S, pixels_of, stub_of
 
 STREAM_MESSAGES = 12
+
+
+class GivenUp(Exception):  # noqa: N818
+    """Raise when a client has ended a request by itself."""
 
 
 @dataclass
@@ -51,89 +53,136 @@ class Tally:
     @property
     def lost(self) -> int:
         """Requests that ended neither with an answer nor with a status."""
-        ended = sum(self.answered.values()) + sum(self.statuses.values()) + len(self.wrong)
-        return sum(self.sent.values()) - ended
+        ended = self.answered.total() + self.statuses.total() + len(self.wrong)
+        return self.sent.total() - ended
 
-    def refuse(self, error: Any) -> None:
-        """Counts a failed request."""
-        status = error.code().name
-        self.statuses[status] += 1
-        self.reasons[f"{status}: {(error.details() or '')[:160]}"] += 1
-
-    async def ask(self, stub: Any, order: Order, timeout: float, *, cancel_after: float | None = None) -> bool:
-        """Sends one request, checks its answer, and counts what came of it.
-
-        Args:
-            stub: The service's methods.
-            order: What to send.
-            timeout: Deadline, seconds.
-            cancel_after: When to give up by ourselves, seconds; None: never.
-
-        Returns:
-            Whether the answer was right.
-        """
+    async def count(self, method: str, request: Any) -> bool:
+        """Counts what comes of a request, which is an awaitable of the number of images; whether it was right."""
         start = time.perf_counter()
-        self.sent[order.method] += 1
-        call = getattr(stub, order.method)(order.request, timeout=timeout)
-        if cancel_after is not None:
-            asyncio.get_running_loop().call_later(cancel_after, call.cancel)
+        self.sent[method] += 1
         try:
-            order.check(await call)
-        except asyncio.CancelledError:
-            if not call.cancelled():
-                raise
+            self.images += await request
+        except GivenUp:
             self.statuses["CANCELLED"] += 1
         except grpc.RpcError as error:
-            self.refuse(error)
+            status = error.code().name
+            self.statuses[status] += 1
+            self.reasons[f"{status}: {(error.details() or '')[:160]}"] += 1
         except WrongAnswer as error:
-            self.wrong.append(f"{order.method}: {error}")
+            self.wrong.append(f"{method}: {error}")
         else:
-            self.answer(order.method, order.images, start)
+            self.answered[method] += 1
+            self.pairs.append((start, time.perf_counter() - start))
             return True
         return False
-
-    def answer(self, method: str, images: int, start: float) -> None:
-        """Counts a right answer to what was sent at `start`."""
-        self.answered[method] += 1
-        self.images += images
-        self.pairs.append((start, time.perf_counter() - start))
 
     def describe(self) -> str:
         """One line: sent, answered, refused by status, wrong, lost."""
         refused = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items())) or "none refused"
         return (
-            f"{sum(self.sent.values())} sent, {sum(self.answered.values())} answered right, {refused}, "
+            f"{self.sent.total()} sent, {self.answered.total()} answered right, {refused}, "
             f"{len(self.wrong)} wrong, {self.lost} lost"
         )
 
 
 def connect(target: str) -> Any:
     """A connection of its own, for grpc.aio."""
-    return grpc.aio.insecure_channel(target, options=(*NO_LIMIT, ("grpc.use_local_subchannel_pool", 1)))
+    return grpc.aio.insecure_channel(target, options=OPTIONS)
 
 
-def stub_of(channel: Any) -> Any:
-    """The service's methods on a channel."""
-    return dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+async def ask(
+    stub: Any, orders: Orders, order: Order, *, timeout: float = TIMEOUT_S, cancel_after: float | None = None
+) -> int:
+    """Sends one request and checks its answer.
+
+    Args:
+        stub: The service's methods.
+        orders: What checks.
+        order: What to send.
+        timeout: Deadline, seconds.
+        cancel_after: When to give up, seconds; None: never.
+
+    Returns:
+        Images that were answered.
+
+    Raises:
+        WrongAnswer: The answer isn't right.
+        GivenUp: It was given up.
+        grpc.RpcError: The request failed.
+    """
+    call = getattr(stub, order.method)(order.request, timeout=timeout)
+    if cancel_after is not None:
+        asyncio.get_running_loop().call_later(cancel_after, call.cancel)
+    try:
+        orders.check(order, await call)
+    except asyncio.CancelledError:
+        if call.cancelled():
+            raise GivenUp from None
+        raise
+    return order.count
+
+
+async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messages: int, *, pause: float = 0.0) -> int:
+    """Opens an EditStream, sends messages without waiting for answers, and checks that these come in order.
+
+    Args:
+        stub: The service's methods.
+        orders: What is sent, and what checks.
+        rng: What chooses.
+        messages: How many.
+        pause: How long the reader sleeps before it reads at all, seconds.
+
+    Returns:
+        Images that were answered.
+
+    Raises:
+        WrongAnswer: An answer is missing, out of order, an error, or not right.
+        grpc.RpcError: The stream failed.
+    """
+    plan = orders.stream(messages, rng)
+    call = stub.EditStream(timeout=TIMEOUT_S)
+
+    async def send() -> None:
+        for request, _ in plan:
+            await call.write(request)
+        await call.done_writing()
+
+    sending = asyncio.ensure_future(send())
+    try:
+        await asyncio.sleep(pause)
+        for request, expected in plan:
+            answer = await call.read()
+            if answer is grpc.aio.EOF:
+                raise WrongAnswer(f"the stream ended before answer {request.id} of {messages}")
+            if answer.id != request.id:
+                raise WrongAnswer(f"answer {answer.id} came where {request.id} was due")
+            if answer.WhichOneof("outcome") != "edited":
+                raise WrongAnswer(f"answer {answer.id} is an error: {answer.error.message}")
+            orders.check_images(pixels_of(answer.edited.images), expected)
+        if await call.read() is not grpc.aio.EOF:
+            raise WrongAnswer("the stream goes on after its last answer")
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)  # what stopped it, the reader has seen too
+        call.cancel()
+    return sum(len(expected) for _, expected in plan)
 
 
 @dataclass
 class Crowd:
-    """Clients that send requests of a menu until they are told to stop.
+    """Clients that send requests until they are told to stop.
 
     Attributes:
         target: HOST:PORT.
-        menu: What they send.
+        orders: What they send.
         number: How many.
-        timeout_s: Deadline of every request, seconds: what takes longer hangs.
         streams: Share of turns that are an EditStream of `STREAM_MESSAGES` messages.
         until_refused: Whether a client leaves when a request of its own fails.
     """
 
     target: str
-    menu: Menu
+    orders: Orders
     number: int
-    timeout_s: float = 60.0
     streams: float = 0.1
     until_refused: bool = False
     tally: Tally = field(default_factory=Tally)
@@ -148,22 +197,10 @@ class Crowd:
         async with connect(self.target) as channel:
             stub = stub_of(channel)
             while not stop():
-                if not await self._turn(stub, rng) and self.until_refused:
+                if rng.random() < self.streams:
+                    right = await self.tally.count("EditStream", ask_stream(stub, self.orders, rng, STREAM_MESSAGES))
+                else:
+                    order = self.orders.draw(rng)
+                    right = await self.tally.count(order.method, ask(stub, self.orders, order))
+                if self.until_refused and not right:
                     return
-
-    async def _turn(self, stub: Any, rng: np.random.Generator) -> bool:
-        tally = self.tally
-        if rng.random() >= self.streams:
-            return await tally.ask(stub, self.menu.draw(rng), self.timeout_s)
-        start = time.perf_counter()
-        tally.sent["EditStream"] += 1
-        try:
-            images = await stream_once(stub, self.menu, rng, messages=STREAM_MESSAGES, timeout=self.timeout_s)
-        except grpc.RpcError as error:
-            tally.refuse(error)
-        except WrongAnswer as error:
-            tally.wrong.append(f"EditStream: {error}")
-        else:
-            tally.answer("EditStream", images, start)
-            return True
-        return False

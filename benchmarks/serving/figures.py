@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,9 +78,3 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
     ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|", *lines[1:]])
-
-
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Writes figures as JSON; NaN, which JSON doesn't have, becomes null."""
-    plain = json.loads(json.dumps(figures, default=str), parse_constant=lambda _: None)
-    path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -1,75 +1,83 @@
-"""Just enough HTTP/2 to begin a gRPC call and not to end it as one should."""
+"""HTTP/2 frames and gRPC messages as bytes, for clients that count every call, or that break the rules on purpose."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS = 0x0, 0x1, 0x4
-_END_STREAM, _END_HEADERS = 0x1, 0x4
-_FRAME_BYTES = 16384
-WINDOW_BYTES = 65535
-"""What may be sent before the server gives credit."""
+import hpack
 
-
-@dataclass
-class HalfCall:
-    """A connection with one call on it, whose message is not whole.
-
-    Attributes:
-        writer: Where bytes go.
-    """
-
-    writer: asyncio.StreamWriter
-
-    @classmethod
-    async def begin(cls, target: str, path: str, declared: int, sent: int, *, end: bool = False) -> HalfCall:
-        """Opens a connection and a call, and sends a part of its message.
-
-        Args:
-            target: HOST:PORT.
-            path: The method.
-            declared: Length that the message is said to have, bytes.
-            sent: How many of its bytes are sent; with the header at most `WINDOW_BYTES`.
-            end: Whether to say that nothing more will come.
-        """
-        host, _, port = target.rpartition(":")
-        _, writer = await asyncio.open_connection(host, int(port))
-        headers = {
-            ":method": "POST",
-            ":scheme": "http",
-            ":path": path,
-            ":authority": target,
-            "content-type": "application/grpc",
-            "te": "trailers",
-        }
-        # HPACK without its table: a zero byte, then name and value as they are.
-        block = b"".join(b"\0" + _literal(name) + _literal(value) for name, value in headers.items())
-        data = (struct.pack(">BI", 0, declared) + bytes(sent))[:WINDOW_BYTES]
-        frames = [_frame(_SETTINGS, 0, 0, b""), _frame(_HEADERS, _END_HEADERS, 1, block)]
-        for start in range(0, len(data), _FRAME_BYTES):
-            last = end and start + _FRAME_BYTES >= len(data)
-            frames.append(_frame(_DATA, _END_STREAM if last else 0, 1, data[start : start + _FRAME_BYTES]))
-        writer.write(_PREFACE + b"".join(frames))
-        await writer.drain()
-        return cls(writer)
-
-    def close(self, *, reset: bool = False) -> None:
-        """Closes the connection; with `reset`, by force."""
-        if reset:
-            sock: socket.socket = self.writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.writer.transport.abort()
-        else:
-            self.writer.close()
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
+WINDOW_BYTES = 65_535
+"""What may be sent at first, on a stream and on a connection, before the other side gives more credit."""
+FRAME_BYTES = 16_384
+"""Largest payload of a frame, unless the other side allows more."""
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview = b"") -> bytes:
+    """A frame; kind and flags may be ones that HTTP/2 doesn't know."""
+    return b"".join((len(payload).to_bytes(3, "big"), bytes((kind, flags)), stream.to_bytes(4, "big"), payload))
 
 
-def _literal(text: str) -> bytes:
-    return bytes([len(text)]) + text.encode()
+START = PREFACE + frame(SETTINGS, 0, 0)
+"""What a client says first."""
+
+
+def frames(buffer: bytearray) -> Iterator[tuple[int, int, int, bytes]]:
+    """Takes whole frames out of what was received: kind, flags, stream, payload."""
+    at = 0
+    while len(buffer) >= at + 9:
+        end = at + 9 + int.from_bytes(buffer[at : at + 3], "big")
+        if len(buffer) < end:
+            break
+        yield (
+            buffer[at + 3],
+            buffer[at + 4],
+            int.from_bytes(buffer[at + 5 : at + 9], "big"),
+            bytes(buffer[at + 9 : end]),
+        )
+        at = end
+    del buffer[:at]
+
+
+def message(data: bytes) -> bytes:
+    """A gRPC message, not compressed."""
+    return struct.pack(">BL", 0, len(data)) + data
+
+
+def block(*fields: tuple[str | bytes, str | bytes]) -> bytes:
+    """Headers in HPACK without a table, so that it is the same wherever it stands on a connection."""
+    encoder = hpack.Encoder()
+    encoder.header_table_size = 0
+    written: bytes = encoder.encode(fields, huffman=False)
+    return written
+
+
+def opening(
+    stream: int, path: str | bytes, *fields: tuple[str | bytes, str | bytes], authority: str = "localhost"
+) -> bytes:
+    """The frame that begins a call; `fields` take the place of its usual headers, or come behind them."""
+    usual = {
+        b":method": b"POST",
+        b":scheme": b"http",
+        b":path": _bytes(path),
+        b":authority": authority.encode(),
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }
+    given = [(_bytes(key), _bytes(value)) for key, value in fields]
+    changed = {key: value for key, value in given if key in usual}
+    return frame(
+        HEADERS, END_HEADERS, stream, block(*(usual | changed).items(), *(f for f in given if f[0] not in usual))
+    )
+
+
+def call(stream: int, path: str | bytes, data: bytes, *fields: tuple[str | bytes, str | bytes]) -> bytes:
+    """A whole call with one message, in a frame each."""
+    return opening(stream, path, *fields) + frame(DATA, END_STREAM, stream, message(data))
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import psutil
+from script import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+from export.errors import InputError
 
 _SAMPLE_S = 0.1
-
-
-class ScriptError(Exception):
-    """Raise when a script can't do its work with what it was given."""
 
 
 class Server:
@@ -72,7 +71,7 @@ class Server:
                 return self
         code = self.process.wait()
         self.process.stdout.close()
-        raise ScriptError(f"the server ended with exit code {code}; it said: {self.log.strip()[-500:]}")
+        raise InputError(f"the server ended with exit code {code}; it said: {self.log.strip()[-500:]}")
 
     def __exit__(
         self,
@@ -89,19 +88,13 @@ class Server:
 
 
 def listener(target: str) -> int:
-    """Process id of what listens on HOST:PORT of this machine.
-
-    Raises:
-        ScriptError: Nobody does, or it belongs to another user.
-    """
+    """Process id of what listens on HOST:PORT of this machine; 0 where none does that may be looked at."""
     port = int(target.rsplit(":", 1)[-1])
     for connection in psutil.net_connections("tcp"):
         address = connection.laddr
         if connection.status == psutil.CONN_LISTEN and address and address.port == port and connection.pid:
             return int(connection.pid)
-    raise ScriptError(
-        f"no process of yours listens on port {port} of this machine; give --pid, or --pid 0 to go without"
-    )
+    return 0
 
 
 @dataclass
@@ -136,7 +129,7 @@ class Usage:
 
     def __enter__(self) -> Usage:
         self._processes = family(self.pid)
-        self._before = _cpu_seconds(self._processes)
+        self._before = _total(self._processes, _cpu_seconds)
         self._start = time.monotonic()
         self._stop = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
@@ -150,48 +143,35 @@ class Usage:
         trace: TracebackType | None,
     ) -> None:
         self.wall_s = time.monotonic() - self._start
-        self.cpu_s = _cpu_seconds(self._processes) - self._before
+        self.cpu_s = _total(self._processes, _cpu_seconds) - self._before
         self._stop.set()
         self._sampler.join()
 
     def _sample(self) -> None:
         while True:
-            self.rss_mib.append((time.monotonic() - self._start, _rss_mib(self._processes)))
+            self.rss_mib.append((time.monotonic() - self._start, _total(self._processes, _rss_mib)))
             if self._stop.wait(_SAMPLE_S):
                 return
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and its children; none for 0.
-
-    Raises:
-        ScriptError: There is no such process.
-    """
-    if not pid:
-        return []
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        raise ScriptError(f"there is no process {pid}; give --pid of the server, or 0 to go without") from None
+    """A process and its children; none for 0."""
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
 
 
-def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    total = 0.0 if processes else float("nan")
+def _total(processes: Sequence[psutil.Process], read: Callable[[psutil.Process], float]) -> float:
+    """A sum over those processes that still are; NaN without any."""
+    total = 0.0 if processes else math.nan
     for process in processes:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
+        with suppress(psutil.NoSuchProcess):
+            total += read(process)
     return total
 
 
-def _rss_mib(processes: Sequence[psutil.Process]) -> float:
-    total = 0.0 if processes else float("nan")
-    for process in processes:
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / 2**20
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _rss_mib(process: psutil.Process) -> float:
+    return float(process.memory_info().rss) / 2**20

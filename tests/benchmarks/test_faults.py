@@ -1,24 +1,17 @@
 """Faults and overload, in short, against the tiny bundle."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-def script(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+from scripts import benchmark, require_refused
 
 
 def test_faults(tiny_bundle: Path, tmp_path: Path) -> None:
     chosen = ("killed-clients", "deadline-storm", "sigterm", "sighup", "backend-raises", "slow-readers")
     record = tmp_path / "faults.json"
-    result = script("faults", "--bundle", tiny_bundle, "--quick", "--scenarios", *chosen, "--json", record)
+    short = ("--clients", 4, "--settle-s", 0.3, "--scale", 0.1)
+    result = benchmark("faults", "--bundle", tiny_bundle, *short, "--scenarios", *chosen, "--json", record)
     assert result.returncode == 0, result.stdout + result.stderr
     results = json.loads(record.read_text())["results"]
     assert [one["name"] for one in results] == list(chosen)
@@ -35,8 +28,8 @@ def test_faults(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_overload(tiny_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "overload.json"
     # Large requests: with the tiny model, the transport is what small ones would overload.
-    large = ("--images", 1024, "--max-queue", 4096)
-    result = script("overload", "--bundle", tiny_bundle, "--quick", *large, "--json", record)
+    large = ("--images", 1024, "--max-queue", 4096, "--times", 1, 3, "--seconds", 0.5)
+    result = benchmark("overload", "--bundle", tiny_bundle, *large, "--json", record)
     assert result.returncode == 0, result.stdout + result.stderr
     figures = json.loads(record.read_text())
     assert figures["capacity"]["images_per_s"] > 0
@@ -51,15 +44,12 @@ def test_overload(tiny_bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("faults", ("--clients", "0"), "--clients 0: must be at least 1"),
-        ("faults", ("--settle-s", "-1"), "--settle-s -1.0: must be 0 or more"),
+        ("faults", ("--clients", "0"), "--clients 0: must be above 0"),
+        ("faults", ("--settle-s", "-1"), "--settle-s -1.0: must be above 0"),
         ("overload", ("--max-queue", "16"), "--max-queue 16: must hold two requests of 16 images at least"),
         ("overload", ("--times", "0"), "--times 0.0: must be above 0"),
         ("overload", ("--json", "/nowhere/a.json"), "--json /nowhere/a.json: there is no folder /nowhere"),
     ],
 )
 def test_bad_input(tiny_bundle: Path, name: str, arguments: tuple[str, str], message: str) -> None:
-    result = script(name, "--bundle", tiny_bundle, *arguments)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}")
-    assert result.stderr.count("\n") == 1
+    require_refused(benchmark(name, "--bundle", tiny_bundle, *arguments), message)

@@ -1,19 +1,15 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
+from bundles import reseal, spoil
 from runs import write_run
+from scripts import benchmark, require_refused
 
-from engine.bundle import sha256_of
 from export.build_engines import BuildConfig, build
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "latency.py"
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +33,7 @@ def make(run: Path, name: str, **forms: Any) -> Path:
 
 
 def latency(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments), "--seconds", "0.01"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-
-
-def corrupt(bundle: Path) -> None:
-    """A wrong weight, with the manifest's blessing: only a new measurement of parity can notice."""
-    path = bundle / "decoder.onnx"
-    graph = onnx.load(path)
-    bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "decoder.to_rgb.bias")
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
-    onnx.save(graph, path)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"]["decoder.onnx"] = sha256_of(path)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return benchmark("latency", *arguments, "--seconds", 0.01)
 
 
 def check_timing(timing: dict[str, Any], batch_size: int) -> None:
@@ -59,7 +42,8 @@ def check_timing(timing: dict[str, Any], batch_size: int) -> None:
     assert timing["images_per_s"] == pytest.approx(batch_size * 1000 / timing["mean_ms"])
 
 
-ENGINE, PORTABLE, PYTORCH = "bundle: onnxruntime fp32", "portable: onnxruntime fp32", "PyTorch eager FP32"
+ENGINE, PORTABLE = "bundle: onnxruntime fp32", "portable: onnxruntime fp32"
+DEFAULTS, PYTORCH = "ONNX Runtime's defaults", "PyTorch eager FP32"
 
 
 def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
@@ -70,7 +54,7 @@ def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
     cases = [(case["batch_size"], case["operation"]) for case in figures["results"]]
     assert cases == [(size, name) for size in (1, 2, 3) for name in ("encode", "edit", "decode")]
     for case in figures["results"]:
-        assert list(case["timings"]) == [ENGINE, PORTABLE, PYTORCH]
+        assert list(case["timings"]) == [ENGINE, PORTABLE, DEFAULTS, PYTORCH]
         for timing in case["timings"].values():
             check_timing(timing, case["batch_size"])
     assert figures["machine"]["threads"] == 1
@@ -80,7 +64,7 @@ def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
     assert figures["parity_holds"] is True
     assert figures["bundles"][ENGINE]["parity"]["samples"] == 3
     lines = result.stdout.splitlines()
-    for side in (ENGINE, PORTABLE, PYTORCH):
+    for side in (ENGINE, PORTABLE, DEFAULTS, PYTORCH):
         assert sum(line.endswith(f"x  {side}") for line in lines) == 9
 
 
@@ -102,14 +86,15 @@ def test_several_bundles_side_by_side(run: Path, bundle: Path, rewritten: Path, 
     result = latency("--bundle", bundle, rewritten, *arguments)
     assert result.returncode == 0, result.stderr
     figures = json.loads((tmp_path / "latency.json").read_text())
-    sides = [ENGINE, "rewritten: onnxruntime fp32", PORTABLE, PYTORCH]
+    sides = [ENGINE, "rewritten: onnxruntime fp32", PORTABLE, DEFAULTS, PYTORCH]
     assert all(list(case["timings"]) == sides for case in figures["results"])
     assert list(figures["bundles"]) == sides[:2]
 
 
 def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path, tmp_path: Path) -> None:
     wrong = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    corrupt(wrong)
+    spoil(wrong / "decoder.onnx")
+    reseal(wrong)  # only a new measurement of parity can notice
     arguments = ("--run", run, "--batch-sizes", 1, "--threads", 1, "--json", tmp_path / "latency.json")
     result = latency("--bundle", wrong, *arguments)
     assert result.returncode == 1
@@ -127,16 +112,13 @@ def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path,
         (("--batch-sizes", "4"), "--batch-sizes 4: these bundles take 1 to 3 images"),
         (("--json", "/nowhere/latency.json"), "--json /nowhere/latency.json: there is no folder /nowhere"),
         (("--compiled", "--portable"), "--compiled: needs the model; give --run RUN"),
-        (("--threads", "0"), "--threads 0: must be at least 1"),
+        (("--threads", "0"), "--threads 0: must be above 0"),
         (("--run", "nowhere"), "nowhere is not a run folder"),
         (("--bundle", "nowhere"), "no bundle folder at nowhere"),
     ],
 )
 def test_bad_input(bundle: Path, arguments: tuple[str, str], message: str) -> None:
-    result = latency("--bundle", bundle, *arguments)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}")
-    assert result.stderr.count("\n") == 1
+    require_refused(latency("--bundle", bundle, *arguments), message)
 
 
 def test_bundle_of_another_run_is_refused(bundle: Path, tmp_path: Path) -> None:

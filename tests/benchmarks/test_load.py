@@ -2,22 +2,24 @@
 
 import json
 import shutil
+import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bundles import reseal
+from scripts import benchmark, require_refused
 from servers import ServerProcess
 from tiny_model import ATTRIBUTES, MAX_BATCH_SIZE
 
-ROOT = Path(__file__).parents[2]
+from engine.latents import Directions
+
 PERCENTILES = ["p50", "p90", "p99", "p99_9", "max"]
 
 
 def load(server: ServerProcess, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(ROOT / "benchmarks" / "load.py"), "--target", server.target, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    return benchmark("load", "--target", server.target, *arguments)
 
 
 def check_row(row: dict[str, Any]) -> None:
@@ -31,12 +33,10 @@ def check_row(row: dict[str, Any]) -> None:
     assert row["client_cores"] > 0
 
 
-@pytest.mark.parametrize("client", ["python", "h2load"])
-def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: Path, client: str) -> None:
-    if client == "h2load" and shutil.which("h2load") is None:
-        pytest.skip("h2load is not installed")
+def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "load.json"
-    result = load(server, "--bundle", tiny_bundle, "--quick", "--client", client, "--json", record)
+    chosen = ("--in-flight", 1, 4, "--images", 1, 8, "--arrivals", 0.5, "--seconds", 0.1)
+    result = load(server, "--bundle", tiny_bundle, *chosen, "--json", record)
     assert result.returncode == 0, result.stderr
     figures = json.loads(record.read_text())
     cases = [row["case"] for row in figures["closed_loop"]]
@@ -52,8 +52,7 @@ def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: 
         assert row["share"] > 0
         assert row["inside_ms"] > 0
         assert row["cpu_share"] > 0
-        assert row["client"] == (client if row["case"]["transport"] == "unary" else "python")
-    assert len(figures["open_loop"]) == 6
+    assert len(figures["open_loop"]) == 12
     for row in figures["open_loop"]:
         check_row(row)
         assert row["arrivals_per_s"] > 0
@@ -64,14 +63,14 @@ def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: 
 
 def test_without_a_bundle_there_are_no_shares(server: ServerProcess, tmp_path: Path) -> None:
     record = tmp_path / "load.json"
-    chosen = ("--operations", "decode", "--stream-operations", "--forms", "raw", "--pid", 0)
-    result = load(server, "--quick", *chosen, "--rounds", 3, "--json", record)
+    chosen = ("--operations", "decode", "--stream-operations", "--forms", "raw", "--images", 1, 8)
+    result = load(server, *chosen, "--in-flight", 1, 4, "--seconds", 0.1, "--rounds", 3, "--json", record)
     assert result.returncode == 0, result.stderr
     rows = json.loads(record.read_text())["closed_loop"]
     assert [row["case"]["operation"] for row in rows] == ["decode"] * 4
     for row in rows:
         assert row["shares"] == [None] * 3
-        assert row["share"] is row["inside_ms"] is row["cpu_share"] is row["rss_mib"] is row["server_cores"] is None
+        assert row["share"] is row["inside_ms"] is row["cpu_share"] is None
 
 
 def test_cases_beyond_the_servers_limits_are_left_out(server: ServerProcess, tmp_path: Path) -> None:
@@ -85,17 +84,13 @@ def test_cases_beyond_the_servers_limits_are_left_out(server: ServerProcess, tmp
 
 
 def test_another_bundle_than_the_servers_is_noticed(server: ServerProcess, tiny_bundle: Path, tmp_path: Path) -> None:
-    from bundles import reseal
-
-    from engine.latents import Directions
-
     other = Path(shutil.copytree(tiny_bundle, tmp_path / "other"))
     path = other / "directions.safetensors"
     known = Directions.load(path)
     assert known.names == ATTRIBUTES
     Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split, known.kinds).save(path)
     reseal(other)
-    result = load(server, "--quick", "--bundle", other, "--operations", "edit", "--forms", "raw")
+    result = load(server, "--bundle", other, "--operations", "edit", "--forms", "raw")
     assert result.returncode == 2
     assert "edit raw unary of 1: the answer is off by" in result.stderr
     assert "is --bundle the one that the server serves?" in result.stderr
@@ -104,30 +99,20 @@ def test_another_bundle_than_the_servers_is_noticed(server: ServerProcess, tiny_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--in-flight", "0"), "--in-flight 0: must be at least 1"),
-        (("--rounds", "0"), "--rounds 0: must be at least 1"),
+        (("--in-flight", "0"), "--in-flight 0: must be above 0"),
+        (("--rounds", "0"), "--rounds 0: must be above 0"),
         (("--seconds", "0"), "--seconds 0.0: must be above 0"),
         (("--arrivals", "-1"), "--arrivals -1.0: must be above 0"),
         (("--json", "/nowhere/load.json"), "--json /nowhere/load.json: there is no folder /nowhere"),
         (("--bundle", "nowhere"), "no bundle folder at nowhere"),
-        (("--pid", "4194304"), "there is no process 4194304"),
     ],
 )
 def test_bad_input(server: ServerProcess, arguments: tuple[str, str], message: str) -> None:
-    result = load(server, *arguments)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
+    require_refused(load(server, *arguments), message)
 
 
 def test_no_server_is_one_line() -> None:
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{free.getsockname()[1]}"
-        command = [sys.executable, str(ROOT / "benchmarks" / "load.py"), "--target", target]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert result.returncode == 2
-    assert result.stderr == f"error: no server answers at {target} (UNAVAILABLE); check --target\n"
+        require_refused(benchmark("load", "--target", target), f"no server answers at {target} (UNAVAILABLE)")

@@ -13,11 +13,11 @@ import pytest
 import quality_peers
 import torch
 
-from trainer import dataset
-from trainer.checkpoint import EVALUATION
-from trainer.classifier import Classifier, Network
+from trainer.data import load_data
+from trainer.evaluation.classifier import Classifier, Network
 from trainer.faces import write_faces
-from trainer.placement import Placement
+from trainer.hardware.device import Placement
+from trainer.run_folder import EVALUATION
 
 VANILLA = """
 import torch
@@ -170,7 +170,7 @@ def test_a_peer_becomes_a_row(faces: Path, source: Path, tmp_path: Path, capsys:
 def test_a_peer_is_judged_by_the_classifier_of_the_table(
     faces: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = dataset.load(faces, 64, 148)
+    data = load_data(faces, 64, 148)
     folder = tmp_path / f"judge-64px-{data.fingerprint[:8]}"
     folder.mkdir()
     names = data.index.attributes
@@ -209,7 +209,7 @@ def test_a_dfcvae_gets_the_vgg19_that_is_given(source: Path, tmp_path: Path) -> 
 
 
 def test_an_epoch_shows_every_image_once_and_half_of_them_mirrored(faces: Path, source: Path) -> None:
-    data = dataset.load(faces, 64, 148)
+    data = load_data(faces, 64, 148)
     peer, random = peers.load("antixk-vanilla", source, None), np.random.default_rng(0)
     epochs = [np.concatenate([*quality_peers.batches(peer, data, 1000, random)]) for _ in range(2)]
     known = {image.tobytes(): row for row, image in enumerate(data.images)}

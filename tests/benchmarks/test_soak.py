@@ -2,22 +2,18 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
 import pytest
 from bundles import reseal, write_tiny_bundle
+from scripts import benchmark, require_refused
 from servers import ServerProcess
-from serving.answers import Answers
 from serving.clients import Crowd, Tally
-from serving.menu import Menu
+from serving.orders import Orders
 
 from engine.bundle import Bundle
 from engine.latents import Directions
-
-ROOT = Path(__file__).parents[2]
 
 MIXING_SERVER = """
 import asyncio, sys
@@ -36,27 +32,22 @@ asyncio.run(serve(load_config(sys.argv[1:]), lambda bundle: Mixing(open_backend(
 """
 
 
-def soak(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(ROOT / "benchmarks" / "soak.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
-
-
 def send(server: ServerProcess, bundle: Path, requests: int) -> Tally:
     """What eight clients get that expect answers of `bundle`."""
-    crowd = Crowd(server.target, Menu(Answers(Bundle.load(bundle), 50, threads=1), 50), 8)
+    crowd = Crowd(server.target, Orders(Bundle.load(bundle), 50, 50, threads=1), 8)
     return asyncio.run(crowd.run(lambda: sum(crowd.tally.sent.values()) >= requests))
 
 
 def test_every_rpc_is_answered_right(tiny_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "soak.json"
-    result = soak("--bundle", tiny_bundle, "--quick", "--json", record)
+    result = benchmark("soak", "--bundle", tiny_bundle, "--clients", 8, "--minutes", 0.02, "--json", record)
     assert result.returncode == 0, result.stdout + result.stderr
     figures = json.loads(record.read_text())
     assert set(figures["sent"]) == {"Encode", "Decode", "Edit", "EditStream", "Interpolate", "Sample"}
     assert figures["sent"] == figures["answered"]
     assert figures["refused"] == {}
     assert figures["wrong"] == []
-    assert figures["deviation"]["images"] > 0
+    assert figures["images"] > 0
     assert figures["checks"]
     assert all(figures["checks"].values())
 
@@ -93,7 +84,7 @@ def test_answers_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(black, "high"))
     onnx.save(graph, bundle / "decoder.onnx")
     reseal(bundle)
-    result = soak("--bundle", bundle, "--quick")
+    result = benchmark("soak", "--bundle", bundle, "--minutes", 0.02)
     assert result.returncode == 2
     assert "answers of this bundle can't be told apart; use a trained model" in result.stderr
 
@@ -101,14 +92,11 @@ def test_answers_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--clients", "0"), "--clients 0: must be at least 1"),
+        (("--clients", "0"), "--clients 0: must be above 0"),
         (("--max-images", "1000"), "--max-images 1000: must be from 1 to 400"),
         (("--minutes", "0"), "--minutes 0.0: must be above 0"),
         (("--bundle", "nowhere"), "no bundle folder at nowhere"),
     ],
 )
 def test_bad_input(tiny_bundle: Path, arguments: tuple[str, str], message: str) -> None:
-    result = soak("--bundle", tiny_bundle, *arguments)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {message}")
-    assert result.stderr.count("\n") == 1
+    require_refused(benchmark("soak", "--bundle", tiny_bundle, *arguments), message)

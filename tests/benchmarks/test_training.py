@@ -1,21 +1,16 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import benchmark, require_refused
 
 from trainer.faces import write_faces
-
-SCRIPT = [sys.executable, "benchmarks/training.py"]
 
 
 def test_both_loops_train_in_turns_and_are_measured_alike(tmp_path: Path) -> None:
     write_faces(tmp_path / "faces", 90, seed=1, workers=1)
-    command = [*SCRIPT, "--preset", "plain", "--data", str(tmp_path / "faces"), "--seconds", "0.1", "--turns", "1"]
-    done = subprocess.run(
-        [*command, "--json", str(tmp_path / "speed.json")], check=False, capture_output=True, text=True
-    )
+    short = ("--preset", "plain", "--seconds", 0.1, "--turns", 1)
+    done = benchmark("training", *short, "--data", tmp_path / "faces", "--json", tmp_path / "speed.json")
     assert done.returncode == 0, done.stderr
     assert "times as fast" in done.stdout
     found = json.loads((tmp_path / "speed.json").read_text())
@@ -31,7 +26,4 @@ def test_both_loops_train_in_turns_and_are_measured_alike(tmp_path: Path) -> Non
 
 
 def test_bad_input_is_named() -> None:
-    done = subprocess.run([*SCRIPT, "--preset", "bset"], check=False, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "--preset bset" in done.stderr
-    assert "Traceback" not in done.stderr
+    require_refused(benchmark("training", "--preset", "bset"), "--preset bset: choose one of")

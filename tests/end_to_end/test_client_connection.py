@@ -18,8 +18,9 @@ import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from servers import ServerProcess
+from serving.http2 import PREFACE
 from tiny_model import random_images
-from wires import PREFACE, Wire
+from wires import Wire
 
 from engine.client import AsyncClient, Client, ClientError, FieldViolation
 from engine.client.target import fault_of, is_local

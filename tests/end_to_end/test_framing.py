@@ -16,7 +16,7 @@ from tiny_model import IMAGE_SIZE
 
 from engine.client import Client, ClientError
 from framing import CELEBA_SOURCE, Aligner, Frame, prepare
-from trainer.dataset import pixels
+from trainer.data import pixels
 
 FRAME = Frame.of(IMAGE_SIZE, 148, CELEBA_SOURCE)
 

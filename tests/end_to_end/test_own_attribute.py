@@ -12,8 +12,8 @@ from engine.latents import Directions
 from export.build_engines import BuildConfig, build
 from trainer import VAE
 from trainer.__main__ import main
-from trainer.checkpoint import save_config
 from trainer.config import TrainConfig
+from trainer.run_folder import save_config
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzzing.files import chunk, orientation, segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,21 +27,6 @@ def picture(file_format: str, mode: str = "RGB", **options: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(NOISE).convert(mode).save(file, file_format, **options)
     return file.getvalue()
-
-
-def orientation(value: int, rationals: int = 1) -> bytes:
-    """EXIF with an orientation, and a resolution of so many numbers."""
-    entries = ((0x0112, 3, 1, value), (0x011A, 5, rationals, 50), (0x0128, 3, 1, 2))
-    directory = struct.pack("<H", 3) + b"".join(struct.pack("<HHLL", *entry) for entry in entries) + bytes(4)
-    return b"II*\0\x08\0\0\0" + directory + struct.pack("<LL", 72, 1) * rationals
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
-
-
-def segment(marker: int, body: bytes) -> bytes:
-    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
 
 JPEG, PNG = picture("JPEG"), picture("PNG")

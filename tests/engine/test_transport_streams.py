@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 import pytest
+from serving.http2 import WINDOW_BYTES
 from wires import (
-    WINDOW_BYTES,
     Services,
     Wire,
     answers,

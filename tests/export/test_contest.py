@@ -60,21 +60,6 @@ def test_both_backends_and_both_ways_to_share_a_batch(folder: Path, monkeypatch:
     assert {entry.candidate for entry in entries} == set(candidates)
 
 
-def test_the_halves_of_candidates_add_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoder's time is the same in every candidate that has it, so differences of decoders agree."""
-    monkeypatch.setattr(contest, "TURN_SECONDS", 0.001)
-    monkeypatch.setattr(contest, "ROUNDS", 1)
-    candidates = [
-        Candidate("onnxruntime", "fp32", encoder, decoder, False)
-        for encoder in ENCODER_FORMS
-        for decoder in ("plain", "tail")
-    ]
-    entries = rank(candidates, folder, SEED_FORM, max_batch=2, threads=1)
-    ms = {(entry.candidate.encoder, entry.candidate.decoder): entry.edit_ms[2] for entry in entries}
-    difference = ms["plain", "plain"] - ms["plain", "tail"]
-    assert ms["product", "plain"] - ms["product", "tail"] == pytest.approx(difference)
-
-
 def test_an_entry_survives_json() -> None:
     values = json.loads(json.dumps(Entry(FAST, {1: 0.5, 32: 8.123456}).to_json()))
     assert values == {

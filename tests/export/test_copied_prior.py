@@ -11,7 +11,7 @@ from engine.sampling import Gaussian
 from export.errors import InputError
 from export.prior import check_prior, copy_prior
 from export.run import Run
-from trainer.prior import save_prior
+from trainer.artifacts.prior import save_prior
 
 ANEW = r"; make it anew with `python -m trainer directions \S+ --data DIR`"
 

@@ -12,8 +12,8 @@ from export.judgement import NO_RUN, Edit, edits_for, judge_of
 from export.parity import Agreement, Tolerances
 from export.reference import EagerBackend
 from export.truth import Truth
-from trainer.classifier import Classifier, Network
-from trainer.placement import Placement
+from trainer.evaluation.classifier import Classifier, Network
+from trainer.hardware.device import Placement
 
 DIRECTIONS = Directions(ATTRIBUTES, 2 * np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
 WIDE = Tolerances(latents=10.0, levels=255, psnr_db=0.0, judged=0.9)

@@ -21,8 +21,8 @@ from export.build_engines import BuildConfig, build
 from export.errors import InputError, ParityError
 from export.precision import split_samples
 from export.quantize import Calibration, write_int8
-from trainer.classifier import Classifier, Network
-from trainer.placement import Placement
+from trainer.evaluation.classifier import Classifier, Network
+from trainer.hardware.device import Placement
 
 WIDE: dict[str, Any] = {"latent_tolerance": 9.0, "level_tolerance": 255, "psnr_tolerance": 20.0}
 """Random weights lose more to rounding than trained ones."""

@@ -12,7 +12,7 @@ from torchvision import transforms
 from engine.errors import InvalidRequest
 from engine.images import decode_file
 from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame, TooLongError, TooSmallError, prepare
-from trainer.dataset import pixels
+from trainer.data import pixels
 from trainer.errors import DataError
 
 FRAME = Frame.of(64, 148, CELEBA_SOURCE)

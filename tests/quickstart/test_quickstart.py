@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from quickstart.__main__ import Quickstart, Stages, evaluate
-from trainer import dataset
+from trainer.data import load_data
 
 FIGURES = ("reconstructions", "samples", "encoding_distribution")
 STRIPS = ("adding_Smiling", "removing_Smiling", "adding_Eyeglasses", "removing_Eyeglasses")
@@ -96,7 +96,7 @@ def test_what_depends_on_a_changed_flag_is_measured_again(
     first: "tuple[Path, subprocess.CompletedProcess[str]]",
 ) -> None:
     out, _ = first
-    data = dataset.load(out / "faces", 64, 148)
+    data = load_data(out / "faces", 64, 148)
     for strength, labelled, again in (
         (1.5, data, False),
         (2.5, data, True),

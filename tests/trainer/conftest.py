@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer import dataset
 from trainer.config import ModelConfig, TrainConfig
+from trainer.data import FaceData, load_data
 from trainer.faces import write_faces
-from trainer.loop import train
+from trainer.training import train
 
 SMALL = TrainConfig(
     preset="plain",
@@ -40,9 +40,9 @@ def broken(faces: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data(faces: Path) -> dataset.FaceData:
+def data(faces: Path) -> FaceData:
     """The faces, packed at 32 pixels."""
-    return dataset.load(faces, 32, 148)
+    return load_data(faces, 32, 148)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def small() -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def trained(data: dataset.FaceData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(data: FaceData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one epoch on the faces. Not to be changed by a test."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     train(replace(SMALL, epochs=1), data, folder)

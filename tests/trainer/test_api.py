@@ -14,10 +14,10 @@ from engine.latents import Directions
 from engine.sampling import Gaussian
 from export.reference import EagerBackend
 from trainer import VAE, presets, train
-from trainer.checkpoint import load_model
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import FaceData
 from trainer.errors import RunError
+from trainer.run_folder import load_model
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_every_run_has_a_card(trained: Path) -> None:
 
 
 def test_a_card_shows_what_was_measured_and_leaves_a_text_of_ones_own(trained: Path, tmp_path: Path) -> None:
-    from trainer.card import MARKER, write_card
+    from trainer.artifacts.model_card import MARKER, write_card
 
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     measured = {"reconstruction": {"psnr_db": 21.987, "ssim": 0.61, "lpips": {"skipped": "no weights"}}}

@@ -6,9 +6,9 @@ import numpy.typing as npt
 import pytest
 from torch import Tensor
 
-from trainer.classifier import CLASSIFIER, Classifier, classifier_of, train_classifier
-from trainer.dataset import FaceData
-from trainer.placement import Placement
+from trainer.data import FaceData
+from trainer.evaluation.classifier import CLASSIFIER, Classifier, classifier_of, train_classifier
+from trainer.hardware.device import Placement
 
 CPU = Placement.of("cpu", "fp32")
 IMAGES = Placement.images

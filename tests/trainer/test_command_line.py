@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torchvision.models import vgg19
 
-from trainer import checkpoint, dataset
+from trainer import run_folder
 from trainer.__main__ import main
 from trainer.config import RANDOM, TrainConfig
+from trainer.data import ATTRIBUTES
 from trainer.errors import ConfigError
 from trainer.presets import PRESETS
 
@@ -154,7 +155,7 @@ def test_a_resumed_run_needs_its_flags_only_where_they_change(
     faces: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--data", faces, "--out", trained, "--resume", "--dry-run"]
-    config, _ = checkpoint.load_config(trained)
+    config, _ = run_folder.load_config(trained)
     for more, expected in (([], config), (["--epochs", "2", "--preset", "plain"], replace(config, epochs=2))):
         assert train(*where, *more) == 0
         assert TrainConfig.from_json(json.loads(capsys.readouterr().out)["config"]) == expected
@@ -215,7 +216,7 @@ def test_a_data_set_that_cannot_be_used_is_named(
         (tmp_path / folder).mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "few" / "face.png").touch()
-    (tmp_path / "half" / dataset.ATTRIBUTES).touch()
+    (tmp_path / "half" / ATTRIBUTES).touch()
     assert train("--preset", "plain", "--data", tmp_path / data, "--out", tmp_path / "run") == 2
     refusal(capsys, *words)
     assert not (tmp_path / "run").exists()
@@ -241,7 +242,7 @@ def test_images_without_labels_cannot_be_learnt_from_by_attribute(
 def test_constant_attributes_are_warned_of_once_and_do_not_stop_a_run(
     broken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = broken / dataset.ATTRIBUTES
+    path = broken / ATTRIBUTES
     count, names, *rows = path.read_text().splitlines()
     path.write_text("\n".join([count, f"{names} Never Always", *(f"{row} -1 1" for row in rows)]))
     assert train("--preset", "plain", "--data", broken, "--out", tmp_path / "run", "--dry-run") == 0

@@ -10,9 +10,9 @@ from PIL import Image
 from portraits import GROUND, face, scene
 
 from framing import CELEBA_SOURCE, Aligner, Frame, prepare
-from trainer import dataset
 from trainer.__main__ import main
 from trainer.config import TrainConfig
+from trainer.data import load_data, read_index
 from trainer.errors import DataError
 
 FRAME = Frame.of(64, 148, CELEBA_SOURCE)
@@ -39,7 +39,7 @@ def test_a_dry_run_shows_what_the_network_will_see(tmp_path: Path, capsys: pytes
     assert path == tmp_path / "run-contact-sheet.png"
     assert not (tmp_path / "run").exists()
     sheet = np.asarray(Image.open(path))
-    index = dataset.read_index(data)
+    index = read_index(data)
     rows = index.rows("train")
     assert sheet.shape == (3 * STEP + 4, 8 * STEP + 4, 3)
     for number, row in enumerate(rows):
@@ -69,8 +69,8 @@ def test_images_that_cannot_be_used_are_named_and_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = photos(tmp_path / "photos", [(178, 218)])
-    row = dataset.read_index(data).rows("train")[3]
-    damaged = dataset.read_index(data).path(row)
+    row = read_index(data).rows("train")[3]
+    damaged = read_index(data).path(row)
     damaged.write_bytes(damaged.read_bytes()[:500])
     assert dry_run(data, tmp_path / "run") == 0
     assert f"not on the contact sheet: {damaged} cannot be decoded" in caplog.text
@@ -82,11 +82,11 @@ def test_how_many_pictures_were_brought_to_the_frame_is_logged(
 ) -> None:
     caplog.set_level(logging.INFO)
     data = photos(tmp_path / "photos", [(178, 218), (356, 436), (64, 64)])
-    images = dataset.load(data, 64, 148).images
+    images = load_data(data, 64, 148).images
     assert "8 of 24 pictures are not 178x218 and were brought to that frame by their size" in caplog.text
     assert np.abs(images[0].astype(int) - images[1]).mean() < 4, "the same face, enlarged"
     caplog.clear()
-    dataset.load(photos(tmp_path / "same", [(178, 218), (64, 64)]), 64, 148)
+    load_data(photos(tmp_path / "same", [(178, 218), (64, 64)]), 64, 148)
     assert "brought" not in caplog.text
 
 
@@ -99,7 +99,7 @@ def test_aligning_is_a_data_option(tmp_path: Path, caplog: pytest.LogCaptureFixt
     group = scene(5, 2.5, at=(0.7, 0.5))
     group.paste(scene(3, 1.5, side=260), (0, 300))
     group.save(folder / "04.png")
-    plain, aligned = dataset.load(folder, 64, 148), dataset.load(folder, 64, 148, align=True)
+    plain, aligned = load_data(folder, 64, 148), load_data(folder, 64, 148, align=True)
     assert plain.fingerprint != aligned.fingerprint
     assert "1 of 20 pictures show several faces, the largest is taken: 04.png (2)" in caplog.text
     assert "20 of 20 pictures were aligned; 0 were framed already" in caplog.text
@@ -107,7 +107,7 @@ def test_aligning_is_a_data_option(tmp_path: Path, caplog: pytest.LogCaptureFixt
     np.testing.assert_array_equal(aligned.images[0], expected)
     Image.new("RGB", (320, 320), GROUND).save(folder / "07.png")
     with pytest.raises(DataError, match=r"07\.png shows no face that can be found; .*delete it"):
-        dataset.load(folder, 64, 148, align=True)
+        load_data(folder, 64, 148, align=True)
 
 
 def test_a_configuration_of_an_older_version_is_of_celebas_frame() -> None:

@@ -6,7 +6,8 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from framing import Frame, prepare
-from trainer import dataset
+from trainer.data import ATTRIBUTES as ATTRIBUTES_FILE
+from trainer.data import IMAGES, PARTITION, FaceData, load_data, read_index
 from trainer.errors import ConfigError, DataError
 from trainer.faces import ATTRIBUTES
 
@@ -19,43 +20,41 @@ def edit_lines(path: Path, change: dict[int, str | None]) -> None:
     path.write_text("\n".join(line for line in lines if line is not None) + "\n")
 
 
-def test_labels_splits_and_images_line_up(faces: Path, data: dataset.FaceData) -> None:
+def test_labels_splits_and_images_line_up(faces: Path, data: FaceData) -> None:
     assert data.index.attributes == ATTRIBUTES
     assert [len(data.rows(split)) for split in ("train", "val", "test")] == [160, 20, 20]
-    cells = (faces / dataset.ATTRIBUTES).read_text().splitlines()[2 + 17].split()
+    cells = (faces / ATTRIBUTES_FILE).read_text().splitlines()[2 + 17].split()
     assert data.index.files[17] == cells[0]
     assert data.index.labels[17].tolist() == [cell == "1" for cell in cells[1:]]
     assert data.images.shape == (200, 32, 32, 3)
 
 
-def test_images_are_prepared_as_in_the_seed_document_and_as_the_server_does(
-    faces: Path, data: dataset.FaceData
-) -> None:
+def test_images_are_prepared_as_in_the_seed_document_and_as_the_server_does(faces: Path, data: FaceData) -> None:
     seed = Compose([CenterCrop(148), Resize(32)])
     for row in (0, 55, 199):
-        image = Image.open(faces / dataset.IMAGES / data.index.files[row])
+        image = Image.open(faces / IMAGES / data.index.files[row])
         assert np.array_equal(data.images[row], np.asarray(seed(image)))
         assert np.array_equal(data.images[row], prepare(image, Frame(32, 148)))
 
 
 def test_without_a_crop_the_whole_image_is_used_as_the_server_does(faces: Path) -> None:
-    data = dataset.load(faces, 64, 0)
-    image = Image.open(faces / dataset.IMAGES / data.index.files[3])
+    data = load_data(faces, 64, 0)
+    image = Image.open(faces / IMAGES / data.index.files[3])
     assert np.array_equal(data.images[3], prepare(image, Frame(64)))
 
 
 def test_a_folder_that_holds_celeba_is_accepted(broken: Path) -> None:
     (broken.parent / "outer").mkdir()
     broken.rename(broken.parent / "outer" / "celeba")
-    assert len(dataset.read_index(broken.parent / "outer").files) == 200
+    assert len(read_index(broken.parent / "outer").files) == 200
 
 
 def test_absent_attributes_are_fine(broken: Path) -> None:
-    path = broken / dataset.ATTRIBUTES
+    path = broken / ATTRIBUTES_FILE
     rows = path.read_text().splitlines()
     two = [rows[0], "Smiling Eyeglasses", *(" ".join(row.split()[:3]) for row in rows[2:])]
     path.write_text("\n".join(two) + "\n")
-    index = dataset.read_index(broken)
+    index = read_index(broken)
     assert index.attributes == ("Smiling", "Eyeglasses")
     assert index.labels.shape == (200, 2)
 
@@ -77,10 +76,10 @@ def test_absent_attributes_are_fine(broken: Path) -> None:
 def test_a_malformed_attribute_list_is_named_with_its_line(
     broken: Path, lines: dict[int, str | None], said: list[str]
 ) -> None:
-    edit_lines(broken / dataset.ATTRIBUTES, lines)
+    edit_lines(broken / ATTRIBUTES_FILE, lines)
     with pytest.raises(DataError) as caught:
-        dataset.load(broken, 32, 148)
-    for words in [dataset.ATTRIBUTES, *said]:
+        load_data(broken, 32, 148)
+    for words in [ATTRIBUTES_FILE, *said]:
         assert words in str(caught.value)
 
 
@@ -97,28 +96,28 @@ def test_a_malformed_attribute_list_is_named_with_its_line(
 def test_a_malformed_partition_is_named_with_its_line(
     broken: Path, lines: dict[int, str | None], said: list[str]
 ) -> None:
-    edit_lines(broken / dataset.PARTITION, lines)
+    edit_lines(broken / PARTITION, lines)
     with pytest.raises(DataError) as caught:
-        dataset.load(broken, 32, 148)
-    for words in [dataset.PARTITION, *said]:
+        load_data(broken, 32, 148)
+    for words in [PARTITION, *said]:
         assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [dataset.ATTRIBUTES, dataset.PARTITION])
+@pytest.mark.parametrize("name", [ATTRIBUTES_FILE, PARTITION])
 def test_lists_of_other_systems_are_read_alike(broken: Path, name: str) -> None:
     """Windows line ends, a byte order mark, trailing spaces, tabs and blank lines change nothing."""
-    before = dataset.read_index(broken)
+    before = read_index(broken)
     lines = (broken / name).read_text().splitlines()
     dressed = "\r\n".join(line.replace(" ", "\t", 1) + "  " for line in [*lines, "", "   "])
     (broken / name).write_bytes(b"\xef\xbb\xbf" + dressed.encode())
-    after = dataset.read_index(broken)
+    after = read_index(broken)
     assert after.files == before.files
     assert after.attributes == before.attributes
     assert np.array_equal(after.labels, before.labels)
     assert np.array_equal(after.splits, before.splits)
 
 
-@pytest.mark.parametrize("name", [dataset.ATTRIBUTES, dataset.PARTITION])
+@pytest.mark.parametrize("name", [ATTRIBUTES_FILE, PARTITION])
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"", "is empty; restore it"), (b" \r\n\n", "is empty"), (bytes(range(256)), "cannot be read as text")],
@@ -126,41 +125,41 @@ def test_lists_of_other_systems_are_read_alike(broken: Path, name: str) -> None:
 def test_a_list_without_text_is_named(broken: Path, name: str, content: bytes, said: str) -> None:
     (broken / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name} {said}"):
-        dataset.read_index(broken)
+        read_index(broken)
 
 
 def test_missing_images_are_counted_and_the_first_named_with_its_line(broken: Path) -> None:
-    edit_lines(broken / dataset.ATTRIBUTES, {2: (broken / dataset.ATTRIBUTES).read_text().splitlines()[1] + "\n\n"})
+    edit_lines(broken / ATTRIBUTES_FILE, {2: (broken / ATTRIBUTES_FILE).read_text().splitlines()[1] + "\n\n"})
     for name in ("000042.jpg", "000043.jpg", "000200.jpg"):
-        (broken / dataset.IMAGES / name).unlink()
+        (broken / IMAGES / name).unlink()
     with pytest.raises(
         DataError, match=r"000042\.jpg is missing, and so are 2 others, though line 46 .*restore it, or"
     ):
-        dataset.load(broken, 32, 148)
+        load_data(broken, 32, 148)
 
 
-@pytest.mark.parametrize("name", [dataset.ATTRIBUTES, dataset.IMAGES])
+@pytest.mark.parametrize("name", [ATTRIBUTES_FILE, IMAGES])
 def test_half_of_celebas_layout_is_no_plain_folder(broken: Path, name: str) -> None:
     (broken / name).rename(broken.parent / name)
     with pytest.raises(DataError, match=f"{name}/? is missing; CelebA's layout is"):
-        dataset.read_index(broken)
+        read_index(broken)
 
 
 def test_the_images_of_celebas_layout_are_no_plain_folder(faces: Path) -> None:
-    index = dataset.read_index(faces / dataset.IMAGES)
+    index = read_index(faces / IMAGES)
     assert (index.root, index.attributes) == (faces, ATTRIBUTES)
 
 
 def test_what_is_no_folder_is_refused_with_the_mend(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file is a file; give the folder"):
-        dataset.read_index(tmp_path / "file")
+        read_index(tmp_path / "file")
     with pytest.raises(DataError, match=r"none does not exist; .*python -m trainer faces"):
-        dataset.read_index(tmp_path / "none")
+        read_index(tmp_path / "none")
 
 
 def test_a_limited_train_split_is_part_of_a_larger_one_and_leaves_the_others_alone(faces: Path) -> None:
-    index = dataset.read_index(faces)
+    index = read_index(faces)
     few, more = index.limited(10), index.limited(50)
     assert len(few.rows("train")) == 10
     assert set(few.rows("train")) < set(more.rows("train")) < set(index.rows("train"))

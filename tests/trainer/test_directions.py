@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from engine.latents import Directions
-from trainer.config import Kind
-from trainer.directions import (
+from trainer.artifacts.directions import (
     KINDS,
     adjusted_differences,
     directions_of,
@@ -17,6 +16,7 @@ from trainer.directions import (
     save_directions,
     svm_normals,
 )
+from trainer.config import Kind
 
 D = 6
 SMILE, GLASSES = np.eye(D, dtype=np.float32)[:2]
@@ -78,7 +78,7 @@ def test_every_kind_is_kept_for_the_engine(
     mu, labels = world
     said: list[str] = []
     monkeypatch.setattr(
-        logging.getLogger("trainer.directions"), "warning", lambda text, *values: said.append(text % values)
+        logging.getLogger("trainer.artifacts.directions"), "warning", lambda text, *values: said.append(text % values)
     )
     rare = np.zeros((4000, 1), bool)
     rare[:19] = True

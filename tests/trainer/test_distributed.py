@@ -14,15 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainer import checkpoint
+from trainer import run_folder
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import FaceData
 from trainer.errors import RunError
-from trainer.fleet import Fleet
-from trainer.loss import Loss
-from trainer.normalisation import synchronise
-from trainer.run import Run
-from trainer.shard import Shard
+from trainer.hardware.distributed import Processes
+from trainer.loss.vae_loss import VAELoss
+from trainer.train_state import TrainState
 
 SIZES = ["--image-size", "32", "--latent-dim", "16", "--channels", "16", "16", "32", "32"]
 COMMON = ["--preset", "plain", "--precision", "fp32", "--device", "cpu", "--log-every", "1", *SIZES]
@@ -46,7 +44,7 @@ def stopped(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
     torch.save({f"features.{name}": tensor for name, tensor in layers.state_dict().items()}, folder / "vgg.pth")
     features = ["--taps", "relu1_1", "relu2_1", "--vgg-weights", folder / "vgg.pth", "--normalise-features"]
     options = [*features, "--feature-share", "0.3", "--batch-size", "53", "--lr", "1e-4", "--schedule", "constant"]
-    run, metrics = folder / "run", folder / "run" / checkpoint.METRICS
+    run, metrics = folder / "run", folder / "run" / run_folder.METRICS
     command = [*TORCHRUN, "-m", "trainer", "train", "--data", faces, "--out", run, *COMMON, *options, "--epochs", "100"]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     while not metrics.exists() or f'"step": {MIN_STEPS}' not in metrics.read_text():
@@ -58,14 +56,14 @@ def stopped(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
 
 
 def recorded(run: Path) -> list[dict[str, float]]:
-    records = [json.loads(line) for line in (run / checkpoint.METRICS).read_text().splitlines()]
+    records = [json.loads(line) for line in (run / run_folder.METRICS).read_text().splitlines()]
     return [record["loss"] for record in records if "loss" in record]
 
 
-def advance(run: Run, steps: int) -> list[dict[str, float]]:
+def advance(run: TrainState, steps: int) -> list[dict[str, float]]:
     """The losses of the next steps, in this process alone."""
-    loss = Loss(run.config, run.perceptual())
-    return [run.advance(loss, run.feed.batch(run.step)).named() for _ in range(steps)]
+    loss = VAELoss(run.config, run.perceptual())
+    return [run.train_step(loss, run.loader.batch(run.step)).named() for _ in range(steps)]
 
 
 def apart(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
@@ -74,27 +72,27 @@ def apart(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float
 
 
 def config_of(run: Path) -> TrainConfig:
-    return checkpoint.load_config(run)[0]
+    return run_folder.load_config(run)[0]
 
 
 def test_sigterm_leaves_a_checkpoint_and_one_process_speaks_for_both(stopped: Stopped) -> None:
     assert stopped.returncode != 0
     assert len(re.findall("error: stopped by SIGTERM after step", stopped.said)) == 1
-    assert checkpoint.load_checkpoint(stopped.folder)["step"] == len(recorded(stopped.folder)) >= MIN_STEPS
-    assert checkpoint.load_config(stopped.folder)[1]["legs"][0]["processes"] == 2
+    assert run_folder.load_checkpoint(stopped.folder)["step"] == len(recorded(stopped.folder)) >= MIN_STEPS
+    assert run_folder.load_config(stopped.folder)[1]["legs"][0]["processes"] == 2
 
 
 def test_the_losses_are_those_of_one_process(stopped: Stopped, data: FaceData) -> None:
     """But for rounding: PyTorch's own batch norm sums long columns up in float32, which is some 3e-5 off."""
     losses = recorded(stopped.folder)
-    assert apart(losses, advance(Run(config_of(stopped.folder), data, stopped.folder), len(losses))) < 1e-3
+    assert apart(losses, advance(TrainState(config_of(stopped.folder), data, stopped.folder), len(losses))) < 1e-3
 
 
 def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: Stopped, data: FaceData) -> None:
     """Losses, weights, and Adam's averaged gradients: their scale would not show in the losses."""
-    losses, state = recorded(stopped.folder), checkpoint.load_checkpoint(stopped.folder)
-    run = Run(config_of(stopped.folder), data, stopped.folder)
-    synchronise(run.model)
+    losses, state = recorded(stopped.folder), run_folder.load_checkpoint(stopped.folder)
+    run = TrainState(config_of(stopped.folder), data, stopped.folder)
+    Processes(0, 2).synchronise_batch_norm(run.model)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         ours = advance(run, len(losses))
@@ -103,8 +101,8 @@ def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: St
         assert apart(losses, ours) < 1e-4
     finally:
         dist.destroy_process_group()
-    for name, tensor in run.learner.state_dict().items():
-        assert (tensor - state["learner"][name]).float().norm() <= 1e-2 * tensor.float().norm(), name
+    for name, tensor in run.net.state_dict().items():
+        assert (tensor - state["net"][name]).float().norm() <= 1e-2 * tensor.float().norm(), name
     for number, values in run.optimizers[0].state_dict()["state"].items():
         ours = state["optimizers"][0]["state"][number]["exp_avg"]
         assert (ours - values["exp_avg"]).norm() < 2e-2 * values["exp_avg"].norm()
@@ -112,7 +110,7 @@ def test_beside_one_process_with_an_exact_batch_norm_all_is_the_same(stopped: St
 
 def test_one_process_goes_on_where_two_have_stopped(stopped: Stopped, data: FaceData) -> None:
     losses = recorded(stopped.folder)
-    run, whole = (Run(config_of(stopped.folder), data, stopped.folder) for _ in range(2))
+    run, whole = (TrainState(config_of(stopped.folder), data, stopped.folder) for _ in range(2))
     run.restore()
     assert run.step == len(losses)
     expected = advance(whole, run.step + 2)[-2:]
@@ -130,5 +128,5 @@ def test_whatever_ends_the_main_process_is_told_to_the_others(
         raise error
 
     with pytest.raises(type(error)):
-        Fleet(Shard(0, 2)).lead(work)
+        Processes(0, 2).on_main(work)
     assert told == [None, code]

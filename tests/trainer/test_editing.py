@@ -11,24 +11,26 @@ from torch import Tensor, nn
 
 from engine.latents import Directions
 from engine.sampling import Gaussian
-from trainer.classifier import Classifier, Network
+from trainer.artifacts.directions import mean_differences
 from trainer.config import ModelConfig
-from trainer.dataset import FaceData, Index
-from trainer.directions import mean_differences
-from trainer.measures import edit_figures, edit_judge, edit_matrix, editing
-from trainer.measures.edit_quality import Change, EditQuality, best_strength, judge_edit, quality
-from trainer.measures.edit_sitting import Sitting, rows_to_edit
-from trainer.measures.instruments import Instruments
-from trainer.measures.networks import Instrument
-from trainer.measures.skipped import SkippedError
-from trainer.measures.subject import Autoencoder, Subject
+from trainer.data import FaceData, Index
+from trainer.evaluation.classifier import Classifier, Network
+from trainer.evaluation.edits import curves, matrix
+from trainer.evaluation.edits import figures as edit_figures
+from trainer.evaluation.edits import judge as edit_judge
+from trainer.evaluation.edits.faces import EditedFaces, rows_to_edit
+from trainer.evaluation.edits.quality import Change, EditQuality, best_strength, judge_edit, quality
+from trainer.evaluation.encoded_run import Autoencoder, EncodedRun
+from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.networks import MetricNetwork
+from trainer.evaluation.options import Options
+from trainer.evaluation.skipped import SkippedError
+from trainer.hardware.device import Placement
 from trainer.model import VAE, Posterior
-from trainer.options import Options
-from trainer.placement import Placement
 
 CPU = Placement.of("cpu", "fp32")
 NAMES = ("Smiling", "Eyeglasses", "Male")  # red, green and blue
-NOTHING: Instrument[nn.Module] = Instrument(None, "no weights here")
+NOTHING: MetricNetwork[nn.Module] = MetricNetwork(None, "no weights here")
 SIZE = 32
 
 
@@ -73,7 +75,7 @@ def seer() -> Classifier:
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
+def encoded(tmp_path: Path) -> EncodedRun:
     """600 colours, half of them train; red is bright where green is, more often than not; 20 dimensions hold noise."""
     random = np.random.default_rng(0)
     colours = 1.5 * random.standard_normal((600, 3)).astype(np.float32)
@@ -91,7 +93,7 @@ def subject(tmp_path: Path) -> Subject:
     negatives = tuple(300 - count for count in positives)
     directions = Directions(NAMES, vectors, positives, negatives, "train", kinds=("mean",) * 3)
     log_var = np.full_like(mu["test"], -6.0)
-    return Subject(
+    return EncodedRun(
         Autoencoder.of(model.eval(), CPU),
         data,
         CPU,
@@ -105,9 +107,9 @@ def subject(tmp_path: Path) -> Subject:
     )
 
 
-def instruments(lpips: Instrument[nn.Module] = NOTHING) -> Instruments:
-    return Instruments(
-        Instrument(None, "no weights here"), lpips, Instrument(None, ""), Instrument(None, "no weights here")
+def metric_networks(lpips: MetricNetwork[nn.Module] = NOTHING) -> MetricNetworks:
+    return MetricNetworks(
+        MetricNetwork(None, "no weights here"), lpips, MetricNetwork(None, ""), MetricNetwork(None, "no weights here")
     )
 
 
@@ -163,21 +165,21 @@ def test_rows_to_edit_are_test_faces_on_the_other_side(data: FaceData) -> None:
     assert sorted([*adding, *removing]) == data.rows("test").tolist()
 
 
-def test_the_judge_is_measured_on_reconstructions_too(subject: Subject) -> None:
-    found = edit_judge.measure(subject, seer())
+def test_the_judge_is_measured_on_reconstructions_too(encoded: EncodedRun) -> None:
+    found = edit_judge.measure(encoded, seer())
     assert found["reconstructions"]["accuracy_mean"] > 0.98
     assert found["unsure"] == []
-    found = edit_judge.measure(subject, replace(seer(), network=Blind().eval()))
+    found = edit_judge.measure(encoded, replace(seer(), network=Blind().eval()))
     assert found["reconstructions"]["balanced_accuracy_mean"] == pytest.approx(0.5)
     assert found["accuracy_mean"] == 1.0  # on images, as it was told
     assert set(found["unsure"]) == set(NAMES)
 
 
 def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    encoded: EncodedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edit_matrix, "NUM_KEPT", 1)
-    found = edit_matrix.rescoring(Sitting.test(subject, seer()), Sitting.val(subject, seer()), 1.0)
+    monkeypatch.setattr(matrix, "NUM_KEPT", 1)
+    found = matrix.rescoring(EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer()), 1.0)
     assert found["edited"] == found["judged"] == list(NAMES)
     assert found["kept_directions"]["Smiling"] == ["Eyeglasses"]
     plain, keep = (np.array(found[mode]["matrix"]) for mode in ("plain", "keep"))
@@ -191,46 +193,48 @@ def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
     assert found["plain"]["attributes"]["Smiling"]["dependency"] > found["plain"]["attributes"]["Male"]["dependency"]
 
 
-def test_every_kind_of_direction_is_compared(subject: Subject) -> None:
-    found = editing.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()))
+def test_every_kind_of_direction_is_compared(encoded: EncodedRun) -> None:
+    found = curves.curves(EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer()))
     assert found["served"] == "mean"
     for kinds in (sides[side] for sides in found["attributes"].values() for side in ("adding", "removing")):
         assert set(kinds) == {"mean", "adjusted", "svm"}
         flips = [point["flipped"] for point in kinds["mean"]["points"]]
         assert flips == sorted(flips)
         assert flips[-1] == 1.0
-    own = editing.curves(Sitting.test(subject, seer()), Sitting.val(subject, seer()), compare=False)["attributes"]
+    own = curves.curves(EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer()), compare=False)[
+        "attributes"
+    ]
     assert own["Smiling"]["adding"] == {"mean": found["attributes"]["Smiling"]["adding"]["mean"]}
     adding = found["attributes"]["Eyeglasses"]["adding"]
     assert adding["adjusted"]["points"][1]["kept"] > adding["mean"]["points"][1]["kept"]  # green without red
     # The file says the kind; what is measured under its name are the stored directions themselves.
-    turned = replace(subject.directions, vectors=-subject.directions.vectors, kinds=("svm",) * 3)
-    other = replace(subject, directions=turned)
-    found = editing.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
+    turned = replace(encoded.directions, vectors=-encoded.directions.vectors, kinds=("svm",) * 3)
+    other = replace(encoded, directions=turned)
+    found = curves.curves(EditedFaces.test(other, seer()), EditedFaces.val(other, seer()))
     assert found["served"] == "svm"
     assert found["attributes"]["Smiling"]["adding"]["svm"]["points"][-1]["flipped"] == 0.0
 
 
 @pytest.mark.parametrize("kinds", [(), ("mean", "svm", "mean")])
-def test_directions_of_no_one_kind_are_compared_beside_all_kinds(subject: Subject, kinds: tuple[str, ...]) -> None:
-    turned = replace(subject.directions, vectors=-subject.directions.vectors, kinds=kinds)
-    other = replace(subject, directions=turned)
-    found = editing.curves(Sitting.test(other, seer()), Sitting.val(other, seer()))
+def test_directions_of_no_one_kind_are_compared_beside_all_kinds(encoded: EncodedRun, kinds: tuple[str, ...]) -> None:
+    turned = replace(encoded.directions, vectors=-encoded.directions.vectors, kinds=kinds)
+    other = replace(encoded, directions=turned)
+    found = curves.curves(EditedFaces.test(other, seer()), EditedFaces.val(other, seer()))
     assert found["served"] is None
     assert found["attributes"]["Smiling"]["adding"]["served"]["points"][-1]["flipped"] == 0.0
 
 
-def test_the_strength_is_chosen_on_val_and_measured_on_test(subject: Subject) -> None:
+def test_the_strength_is_chosen_on_val_and_measured_on_test(encoded: EncodedRun) -> None:
     """Val faces are far from red: they need four times the strength that test faces do."""
-    mu = subject.val_mu.copy()
-    subject.__dict__["val_mu"] = mu * np.array([4, 1, 1], np.float32)
-    test, val = Sitting.test(subject, seer()), Sitting.val(subject, seer())
-    found = editing.curves(test, val)["attributes"]["Smiling"]["adding"]["mean"]
+    mu = encoded.val_mu.copy()
+    encoded.__dict__["val_mu"] = mu * np.array([4, 1, 1], np.float32)
+    test, val = EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer())
+    found = curves.curves(test, val)["attributes"]["Smiling"]["adding"]["mean"]
     best, chosen = found["best"], found["chosen"]
-    alone = editing.curves(test, test)["attributes"]["Smiling"]["adding"]["mean"]["best"]
+    alone = curves.curves(test, test)["attributes"]["Smiling"]["adding"]["mean"]["best"]
     assert best["strength"] == chosen["strength"] > alone["strength"]
-    faces = test.lacking("Smiling", 1.0, editing.CURVE_FACES)
-    after = test.after(faces, subject.directions["Smiling"], best["strength"])
+    faces = test.lacking("Smiling", 1.0, curves.CURVE_FACES)
+    after = test.after(faces, encoded.directions["Smiling"], best["strength"])
     assert best == asdict(test.quality(faces, "Smiling", best["strength"], after))
     assert best["faces"] != chosen["faces"] > 0
 
@@ -243,9 +247,9 @@ def test_kept_predictions_are_balanced_over_sides_and_attributes() -> None:
     assert found.kept_balanced == pytest.approx(1 / 2)  # of the rare one the only face that had it lost it
 
 
-def test_everything_about_edits_is_measured_and_drawn(subject: Subject, tmp_path: Path) -> None:
-    lpips: Instrument[nn.Module] = Instrument(Contrast(), "contrast")
-    found = editing.measure(subject, seer(), Options(), instruments(lpips))
+def test_everything_about_edits_is_measured_and_drawn(encoded: EncodedRun, tmp_path: Path) -> None:
+    lpips: MetricNetwork[nn.Module] = MetricNetwork(Contrast(), "contrast")
+    found = curves.measure(encoded, seer(), Options(), metric_networks(lpips))
     assert [(edit["attribute"], edit["strength"]) for edit in found["edits"]] == [
         ("Smiling", 1.5),
         ("Smiling", -1.5),
@@ -258,23 +262,23 @@ def test_everything_about_edits_is_measured_and_drawn(subject: Subject, tmp_path
     assert set(seen["edits"]) == {f"{side} {name}" for side in ("adding", "removing") for name in NAMES[:2]}
     assert seen["different_faces"] > 0
     assert found["distances"]["identity"] == {"skipped": "no weights here"}
-    plates = edit_figures.draw(subject, found, ["Male"], tmp_path)
-    assert len(plates) == len({plate.file for plate in plates}) == 8
-    for plate in plates:
-        assert (tmp_path / plate.file).stat().st_size > 3000
+    drawn = edit_figures.draw(encoded, found, ["Male"], tmp_path)
+    assert len(drawn) == len({figure.file for figure in drawn}) == 8
+    for figure in drawn:
+        assert (tmp_path / figure.file).stat().st_size > 3000
 
 
-def test_an_edit_that_no_test_face_needs_has_no_shares(subject: Subject, tmp_path: Path) -> None:
-    labels = subject.data.index.labels.copy()
-    labels[subject.rows, 0] = True
-    index = replace(subject.data.index, labels=labels)
-    happy = replace(subject, data=replace(subject.data, index=index))
-    found = editing.measure(happy, seer(), Options(), instruments())
+def test_an_edit_that_no_test_face_needs_has_no_shares(encoded: EncodedRun, tmp_path: Path) -> None:
+    labels = encoded.data.index.labels.copy()
+    labels[encoded.rows, 0] = True
+    index = replace(encoded.data.index, labels=labels)
+    happy = replace(encoded, data=replace(encoded.data, index=index))
+    found = curves.measure(happy, seer(), Options(), metric_networks())
     assert found["edits"][0] == asdict(EditQuality("Smiling", 1.5, 0, None, None))
     assert found["curves"]["attributes"]["Smiling"]["adding"]["mean"]["best"] is None
     assert found["rescoring"]["plain"]["attributes"]["Smiling"]["adding"] is None
     json.dumps(found, allow_nan=False)
-    files = {plate.file for plate in edit_figures.draw(happy, found, [], tmp_path)}
+    files = {figure.file for figure in edit_figures.draw(happy, found, [], tmp_path)}
     assert "edit_adding_Smiling.png" not in files
     assert "edit_removing_Smiling.png" in files
 
@@ -287,13 +291,13 @@ class Contrast(nn.Module):
         return (ours - truth).abs().mean((1, 2, 3))
 
 
-def test_without_attributes_or_directions_the_reason_is_given(subject: Subject) -> None:
+def test_without_attributes_or_directions_the_reason_is_given(encoded: EncodedRun) -> None:
     none = replace(
-        subject.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=(), kinds=()
+        encoded.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=(), kinds=()
     )
     with pytest.raises(SkippedError, match="needs directions"):
-        editing.measure(replace(subject, directions=none), seer(), Options(), instruments())
-    index = replace(subject.data.index, attributes=(), labels=np.zeros((600, 0), bool))
-    plain = replace(subject, data=replace(subject.data, index=index))
+        curves.measure(replace(encoded, directions=none), seer(), Options(), metric_networks())
+    index = replace(encoded.data.index, attributes=(), labels=np.zeros((600, 0), bool))
+    plain = replace(encoded, data=replace(encoded.data, index=index))
     with pytest.raises(SkippedError, match="needs attributes"):
-        editing.measure(plain, replace(seer(), attributes=()), Options(), instruments())
+        curves.measure(plain, replace(seer(), attributes=()), Options(), metric_networks())

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.measures.encoding import kl_per_dimension, posterior_samples, summary
+from trainer.evaluation.encoding import kl_per_dimension, posterior_samples, summary
 
 N = 4000
 

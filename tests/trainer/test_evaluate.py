@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from trainer import dataset
-from trainer.checkpoint import EVALUATION
-from trainer.classifier import CLASSIFIER, Classifier, Network
 from trainer.config import TrainConfig
-from trainer.dataset import FaceData
+from trainer.data import IMAGES, FaceData, load_data
 from trainer.errors import ConfigError, RunError
-from trainer.evaluate import evaluate, evaluate_autoencoder, write_metrics
-from trainer.loop import train
-from trainer.measures import generation, networks
-from trainer.measures.instruments import Instruments
-from trainer.measures.networks import Instrument
-from trainer.measures.subject import Autoencoder, Floats, Images, Subject
-from trainer.options import Options
-from trainer.perceptual import load_backbone
-from trainer.placement import Placement
+from trainer.evaluation import generation, networks
+from trainer.evaluation.classifier import CLASSIFIER, Classifier, Network
+from trainer.evaluation.encoded_run import Autoencoder, EncodedRun, Floats, Images
+from trainer.evaluation.evaluate import evaluate, evaluate_autoencoder, write_metrics
+from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.networks import MetricNetwork
+from trainer.evaluation.options import Options
+from trainer.hardware.device import Placement
+from trainer.loss.vgg import load_backbone
+from trainer.run_folder import EVALUATION
+from trainer.training import train
 
 CPU = Placement.of("cpu", "fp32")
 FIGURES = {
@@ -82,8 +81,8 @@ def test_everything_is_measured_drawn_and_shown(run: Path, data: FaceData) -> No
 
 @pytest.mark.usefixtures("offline")
 def test_data_without_attributes_are_judged_as_far_as_they_go(faces: Path, tmp_path: Path, small: TrainConfig) -> None:
-    folder = Path(shutil.copytree(faces / dataset.IMAGES, tmp_path / "plain"))
-    data = dataset.load(folder, 32, 148)
+    folder = Path(shutil.copytree(faces / IMAGES, tmp_path / "plain"))
+    data = load_data(folder, 32, 148)
     train(replace(small, epochs=1), data, tmp_path / "run")
     metrics = evaluate(tmp_path / "run", data, Options(skip=("tsne",)))
     for part in ("attribute_prediction", "classifier", "edits"):
@@ -95,11 +94,11 @@ def test_data_without_attributes_are_judged_as_far_as_they_go(faces: Path, tmp_p
 
 
 def test_one_attribute_is_enough_to_edit(faces: Path, small: TrainConfig, tmp_path: Path) -> None:
-    labels = dataset.load(faces, 32, 148).index
+    labels = load_data(faces, 32, 148).index
     smiling = labels.labels[:, labels.attributes.index("Smiling")].astype(int)
     rows = [f"{name},{value}" for name, value in zip(labels.files, smiling, strict=True)]
     (tmp_path / "own.csv").write_text("\n".join(["file,Grin", *rows]) + "\n")
-    images = dataset.load(faces / "img_align_celeba", 32, 148, labels=tmp_path / "own.csv")
+    images = load_data(faces / "img_align_celeba", 32, 148, labels=tmp_path / "own.csv")
     train(replace(small, epochs=1), images, tmp_path / "run")
     metrics = evaluate(tmp_path / "run", images, Options(skip=("vgg", "lpips", "fid", "tsne")))
     assert {edit["attribute"] for edit in metrics["edits"]["edits"]} == {"Grin"}
@@ -125,20 +124,20 @@ def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceDa
     metrics = evaluate(run, one, Options(skip=("vgg", "lpips", "fid", "edits")))
     assert metrics["evaluation"]["data"]["images"]["test"] == 1
     assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES - {"interpolations", "tsne"}
-    subject = Subject.of(run, one, CPU)
+    encoded = EncodedRun.of(run, one, CPU)
     features = networks.Features(load_backbone(("relu1_1",), short_vgg, seed=0), CPU)
-    measured = generation.measure(subject, Instrument(features, "made up"), Instrument(None, "none"), seed=0)
+    measured = generation.measure(encoded, MetricNetwork(features, "made up"), MetricNetwork(None, "none"), seed=0)
     assert "needs two test images, and there is 1" in measured["frechet_vgg19"]["skipped"]
 
 
 def test_the_file_that_a_run_was_trained_with_may_be_too_short(small: TrainConfig, short_vgg: Path) -> None:
     config = replace(small, taps=("relu1_1",), vgg_weights=short_vgg)
-    found = Instruments.of(Options(skip=("lpips", "fid")), config.vgg_weights, CPU)
+    found = MetricNetworks.of(Options(skip=("lpips", "fid")), config.vgg_weights, CPU)
     assert found.vgg.network is None
     assert "the file that the run was trained with will not do" in found.vgg.description
     assert found.lpips.description == "left out by --skip lpips"
     with pytest.raises(ConfigError, match=r"vgg\.pth lacks features\."):
-        Instruments.of(Options(vgg_weights=short_vgg, skip=("lpips", "fid")), config.vgg_weights, CPU)
+        MetricNetworks.of(Options(vgg_weights=short_vgg, skip=("lpips", "fid")), config.vgg_weights, CPU)
 
 
 QUICK = Options(skip=("vgg", "lpips", "fid", "tsne", "edits"))
@@ -154,7 +153,7 @@ def other(data: FaceData) -> FaceData:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures, which take most of the time."""
-    monkeypatch.setattr("trainer.evaluate.draw", lambda *_: [])
+    monkeypatch.setattr("trainer.evaluation.evaluate.draw", lambda *_: [])
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -252,17 +251,17 @@ def test_options_out_of_range_name_the_flag() -> None:
 
 
 def test_a_subject_is_encoded_once_and_decodes_what_it_encoded(trained: Path, data: FaceData) -> None:
-    subject = Subject.of(trained, data, CPU)
-    assert subject.log_var is not None
-    assert subject.mu.shape == subject.log_var.shape == (20, 16)
-    assert subject.train_mu.shape == (160, 16)
-    assert subject.val_mu.shape == (20, 16)
-    assert np.array_equal(subject.images, data.images[data.rows("test")])
-    assert np.array_equal(subject.labels, data.index.labels[data.rows("test")])
-    assert subject.reconstructions is subject.reconstructions
-    assert np.array_equal(subject.reconstructions[3:5], subject.decode(subject.mu[3:5]))
-    fast = subject.decode(subject.mu, fast=True)
-    assert np.abs(fast.astype(int) - subject.reconstructions).max() <= 8
+    encoded = EncodedRun.of(trained, data, CPU)
+    assert encoded.log_var is not None
+    assert encoded.mu.shape == encoded.log_var.shape == (20, 16)
+    assert encoded.train_mu.shape == (160, 16)
+    assert encoded.val_mu.shape == (20, 16)
+    assert np.array_equal(encoded.images, data.images[data.rows("test")])
+    assert np.array_equal(encoded.labels, data.index.labels[data.rows("test")])
+    assert encoded.reconstructions is encoded.reconstructions
+    assert np.array_equal(encoded.reconstructions[3:5], encoded.decode(encoded.mu[3:5]))
+    fast = encoded.decode(encoded.mu, fast=True)
+    assert np.abs(fast.astype(int) - encoded.reconstructions).max() <= 8
 
 
 def test_metrics_are_strict_json_and_lists_of_numbers_take_a_line(tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from trainer import faces
 from trainer.errors import ConfigError
-from trainer.faces import ATTRIBUTES, Face, render_face, sample_face, write_faces
+from trainer.faces import ATTRIBUTES, Face, render_face, sample_face, write_faces, writer
 
 CELEBA_HEADER = """
 5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair
@@ -95,7 +94,7 @@ def test_layout_is_celebas(written: Path) -> None:
 def test_summary_counts_what_was_written(written: Path) -> None:
     summary = json.loads((written / "faces.json").read_text())
     assert (summary["count"], summary["seed"]) == (70, 5)
-    assert summary["generator_version"] == faces.FACES_VERSION
+    assert summary["generator_version"] == writer.FACES_VERSION
     assert tuple(summary["attributes"]) == ATTRIBUTES
     smiling = sum(sample_face(5, index).has("Smiling") for index in range(70))
     assert summary["share"]["Smiling"] == pytest.approx(smiling / 70)
@@ -169,7 +168,7 @@ def test_interruption_leaves_nothing(
             raise fault
         return render_face(face)
 
-    monkeypatch.setattr(faces, "render_face", render_two)
+    monkeypatch.setattr(writer, "render_face", render_two)
     with pytest.raises(fault):
         write_faces(tmp_path / "faces", 10, workers=1)
     assert next(drawn) == 3

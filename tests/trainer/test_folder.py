@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import dataset
-from trainer.dataset.splits import split_by_name
+from trainer.data import load_data, read_index
+from trainer.data.splits import split_by_name
 from trainer.errors import DataError
 
 
@@ -25,7 +25,7 @@ def test_images_are_found_at_any_depth_and_sorted(tmp_path: Path) -> None:
     for other in ("notes.txt", "b/list.csv", ".hidden.png", ".git/x.png", "._a.JPG", "packed/old.npy"):
         (tmp_path / other).parent.mkdir(exist_ok=True)
         (tmp_path / other).write_bytes(b"not an image")
-    data = dataset.load(tmp_path, 16, 0)
+    data = load_data(tmp_path, 16, 0)
     assert data.index.files == (*names, "a.JPG", "b/1.tiff", "b/c/2.bmp", "b/Ü n.webp")
     assert data.images.shape == (24, 16, 16, 3)
     assert [int(image[0, 0, 0]) for image in data.images[:20]] == list(range(4, 24))
@@ -63,13 +63,13 @@ def test_too_few_images_are_refused_with_the_mend(tmp_path: Path, names: list[st
     fill(tmp_path, names)
     (tmp_path / "readme.txt").touch()
     with pytest.raises(DataError, match=said):
-        dataset.read_index(tmp_path)
+        read_index(tmp_path)
 
 
 def test_nineteen_images_are_too_few(tmp_path: Path) -> None:
     fill(tmp_path, [f"{number}.png" for number in range(19)])
     with pytest.raises(DataError, match=r"holds 19 image\(s\); add more, at least 20"):
-        dataset.read_index(tmp_path)
+        read_index(tmp_path)
 
 
 def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,13 +83,13 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "scandir", refuse)  # root, too, may run this test
     with pytest.raises(DataError, match=rf"{tmp_path}/a cannot be read \(Permission denied\); make it readable"):
-        dataset.read_index(tmp_path)
+        read_index(tmp_path)
 
 
 def test_a_changed_image_changes_the_fingerprint(tmp_path: Path) -> None:
     fill(tmp_path, [f"{number}.png" for number in range(20)])
-    first = dataset.load(tmp_path, 16, 0)
+    first = load_data(tmp_path, 16, 0)
     Image.new("RGB", (24, 20), "white").save(tmp_path / "3.png")
-    again = dataset.load(tmp_path, 16, 0)
+    again = load_data(tmp_path, 16, 0)
     assert again.fingerprint != first.fingerprint
     assert again.images[again.index.files.index("3.png")].min() == 255

@@ -8,11 +8,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from engine.sampling import Gaussian
-from trainer.dataset import FaceData
-from trainer.measures import networks
-from trainer.measures.generation import fid, frechet_on_features, image_sets, prior_latents
-from trainer.measures.subject import Subject
-from trainer.placement import Placement
+from trainer.data import FaceData
+from trainer.evaluation import networks
+from trainer.evaluation.encoded_run import EncodedRun
+from trainer.evaluation.generation import fid, frechet_on_features, image_sets, prior_latents
+from trainer.hardware.device import Placement
 
 CPU = Placement.of("cpu", "fp32")
 
@@ -41,11 +41,11 @@ def test_the_prior_is_standard_normal_and_seeded() -> None:
 
 
 def test_samples_are_drawn_from_the_runs_prior_as_the_server_draws(trained: Path, data: FaceData) -> None:
-    subject = Subject.of(trained, data, CPU)
-    sets = image_sets(subject, seed=3)
-    latents = Gaussian.load(trained / "prior.safetensors").draw(len(subject.rows), 3)
-    assert np.array_equal(sets["fitted"], subject.decode(latents))
-    assert np.array_equal(sets["prior"], subject.decode(Gaussian.standard(latents.shape[1]).draw(len(latents), 3)))
+    encoded = EncodedRun.of(trained, data, CPU)
+    sets = image_sets(encoded, seed=3)
+    latents = Gaussian.load(trained / "prior.safetensors").draw(len(encoded.rows), 3)
+    assert np.array_equal(sets["fitted"], encoded.decode(latents))
+    assert np.array_equal(sets["prior"], encoded.decode(Gaussian.standard(latents.shape[1]).draw(len(latents), 3)))
 
 
 def test_frechet_distance_of_known_gaussians() -> None:

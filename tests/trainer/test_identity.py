@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trainer.errors import ConfigError
-from trainer.measures.identity import LAYOUTS, Layout, recogniser, similarity
-from trainer.measures.reconstruction import identity_kept
-from trainer.measures.skipped import SkippedError
+from trainer.evaluation.identity import LAYOUTS, Layout, recogniser, similarity
+from trainer.evaluation.reconstruction import identity_kept
+from trainer.evaluation.skipped import SkippedError
 
 
 def network(path: Path, side: int, batch: int | str = "n", wide: int = 128) -> Path:

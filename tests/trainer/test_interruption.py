@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from trainer import checkpoint, dataset
+from trainer import run_folder
 from trainer.config import TrainConfig
-from trainer.loop import train
+from trainer.data import load_data
+from trainer.training import train
 
 FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload(["trainer.loop"])  # loads PyTorch once for all processes
+FRESH.set_forkserver_preload(["trainer.training"])  # loads PyTorch once for all processes
 
 
 def work(config: TrainConfig, faces: Path, run: Path) -> None:
     torch.set_num_threads(1)
-    train(config, dataset.load(faces, 32, 148), run, resume=True)
+    train(config, load_data(faces, 32, 148), run, resume=True)
 
 
 def start(config: TrainConfig, faces: Path, run: Path) -> multiprocessing.process.BaseProcess:
@@ -31,7 +32,7 @@ def start(config: TrainConfig, faces: Path, run: Path) -> multiprocessing.proces
 
 def written(run: Path) -> int:
     """Changes with every checkpoint."""
-    path = run / checkpoint.CHECKPOINT
+    path = run / run_folder.CHECKPOINT
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
@@ -48,12 +49,12 @@ def kill_after(process: multiprocessing.process.BaseProcess, run: Path, checkpoi
 
 
 def contents(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / checkpoint.MODEL) | load_file(run / checkpoint.DIRECTIONS)
+    return load_file(run / run_folder.MODEL) | load_file(run / run_folder.DIRECTIONS)
 
 
 def test_killed_at_any_moment_it_ends_at_the_very_same_weights(small: TrainConfig, faces: Path, tmp_path: Path) -> None:
     """With a checkpoint after every step, much of the time is spent in writing: some kills hit that."""
-    config = replace(small, epochs=12, ema_decay=0.9, optimizer="muon", save_minutes=1e-9)
+    config = replace(small, epochs=12, optimizer="muon", save_minutes=1e-9)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     process = start(config, faces, whole)
     process.join(100)
@@ -62,7 +63,7 @@ def test_killed_at_any_moment_it_ends_at_the_very_same_weights(small: TrainConfi
     steps = []
     for _ in range(6):
         kill_after(start(config, faces, parts), parts, int(random.integers(1, 4)), random.uniform(0, 0.01))
-        steps.append(checkpoint.load_checkpoint(parts)["step"])  # never torn
+        steps.append(run_folder.load_checkpoint(parts)["step"])  # never torn
     assert steps == sorted(set(steps))  # each went on from where the one before had come to
     process = start(config, faces, parts)
     process.join(100)
@@ -71,5 +72,5 @@ def test_killed_at_any_moment_it_ends_at_the_very_same_weights(small: TrainConfi
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not list(parts.glob(".*.tmp"))
-    records = [(run / checkpoint.METRICS).read_text().splitlines() for run in (whole, parts)]
+    records = [(run / run_folder.METRICS).read_text().splitlines() for run in (whole, parts)]
     assert [json.loads(line)["step"] for line in records[1]] == [json.loads(line)["step"] for line in records[0]]

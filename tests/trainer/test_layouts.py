@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import dataset
 from trainer.__main__ import main
-from trainer.dataset.splits import split_by_name
+from trainer.data import ATTRIBUTES as ATTRIBUTES_FILE
+from trainer.data import IMAGES, PARTITION, FaceData, Index, Pack, load_data, read_index
+from trainer.data.splits import split_by_name
 from trainer.errors import DataError
 
 COUNT = 24
@@ -73,14 +74,14 @@ def lfw(root: Path, people: int = 30) -> Path:
     return root
 
 
-def require_celeba(index: dataset.Index) -> None:
+def require_celeba(index: Index) -> None:
     assert index.files == tuple(NAMES)
     assert index.attributes == ATTRIBUTES
     assert np.array_equal(index.labels, LABELS)
     assert np.array_equal(index.splits, SPLITS)
 
 
-def greys(data: dataset.FaceData) -> list[int]:
+def greys(data: FaceData) -> list[int]:
     return [round(int(image[8, 8, 1]) / 10) for image in data.images]
 
 
@@ -89,7 +90,7 @@ def greys(data: dataset.FaceData) -> list[int]:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_kaggles_celeba_is_read_as_it_is(tmp_path: Path, end: str) -> None:
-    data = dataset.load(kaggle(tmp_path / "archive", end), 16, 0)
+    data = load_data(kaggle(tmp_path / "archive", end), 16, 0)
     require_celeba(data.index)
     assert data.index.layout == "CelebA's layout"
     assert greys(data) == list(range(COUNT))
@@ -104,26 +105,26 @@ def test_a_folder_given_one_level_too_high_or_too_low_is_the_same_data_set(
 ) -> None:
     assert callable(make)
     root = make(tmp_path / "above" / "set")
-    expected = dataset.read_index(root)
+    expected = read_index(root)
     directory = {"above": root.parent, "root": root}.get(given, root / given)
     if directory.is_dir():
-        index = dataset.read_index(directory)
+        index = read_index(directory)
         assert (index.root, index.folder, index.files) == (expected.root, expected.folder, expected.files)
         assert np.array_equal(index.labels, LABELS)
         monkeypatch.chdir(directory)
-        assert dataset.read_index(Path()).files == expected.files
+        assert read_index(Path()).files == expected.files
 
 
 def test_of_two_data_sets_in_a_folder_one_must_be_given(tmp_path: Path) -> None:
     kaggle(tmp_path / "a")
     torchvision(tmp_path / "b")
     with pytest.raises(DataError, match="holds several data sets, a and b; give one of them"):
-        dataset.read_index(tmp_path)
+        read_index(tmp_path)
 
 
 def test_images_of_celeba_without_lists_are_a_plain_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     draw(tmp_path / "set" / "img_align_celeba", NAMES)
-    index = dataset.read_index(tmp_path / "set")
+    index = read_index(tmp_path / "set")
     assert index.files == tuple(f"img_align_celeba/{name}" for name in NAMES)
     assert index.attributes == ()
     assert "has no list_attr_celeba.txt (or .csv) beside its images, so they have no attributes" in caplog.text
@@ -144,8 +145,8 @@ def test_images_of_celeba_without_lists_are_a_plain_folder(tmp_path: Path, caplo
 )
 def test_copies_of_the_attribute_list_are_read_alike(tmp_path: Path, lines: list[str]) -> None:
     root = torchvision(tmp_path / "set")
-    write(root / dataset.ATTRIBUTES, lines)
-    require_celeba(dataset.read_index(root))
+    write(root / ATTRIBUTES_FILE, lines)
+    require_celeba(read_index(root))
 
 
 @pytest.mark.parametrize(
@@ -162,16 +163,16 @@ def test_copies_of_the_attribute_list_are_read_alike(tmp_path: Path, lines: list
 )
 def test_a_list_without_a_count_is_judged_by_its_lines(tmp_path: Path, lines: list[str], said: str) -> None:
     root = torchvision(tmp_path / "set")
-    write(root / dataset.ATTRIBUTES, lines)
+    write(root / ATTRIBUTES_FILE, lines)
     with pytest.raises(DataError, match=said):
-        dataset.read_index(root)
+        read_index(root)
 
 
 def test_without_a_partition_the_splits_are_drawn_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = torchvision(tmp_path / "set")
-    (root / dataset.PARTITION).unlink()
+    (root / PARTITION).unlink()
     with caplog.at_level(logging.INFO):
-        index = dataset.read_index(root)
+        index = read_index(root)
     assert np.array_equal(index.splits, split_by_name(NAMES))
     assert "has no list_eval_partition.txt: its images are split by name, 22 train, 1 val, 1 test" in caplog.text
     assert np.array_equal(index.labels, LABELS)
@@ -179,15 +180,15 @@ def test_without_a_partition_the_splits_are_drawn_by_name(tmp_path: Path, caplog
 
 def test_celebamask_hq_gives_faces_and_attributes_and_no_masks(tmp_path: Path) -> None:
     root = mask_hq(tmp_path / "CelebAMask-HQ")
-    index = dataset.read_index(root)
+    index = read_index(root)
     assert index.layout == "CelebAMask-HQ's layout"
     assert index.files == tuple(f"{number}.jpg" for number in range(COUNT))
     assert np.array_equal(index.labels, LABELS)
     (root / "CelebAMask-HQ-attribute-anno.txt").unlink()
-    assert dataset.read_index(root).files == tuple(sorted(f"CelebA-HQ-img/{number}.jpg" for number in range(COUNT)))
+    assert read_index(root).files == tuple(sorted(f"CelebA-HQ-img/{number}.jpg" for number in range(COUNT)))
     for folder in (root / "CelebAMask-HQ-mask-anno", root / "CelebAMask-HQ-mask-anno" / "0"):
         with pytest.raises(DataError, match="holds the masks of CelebAMask-HQ, not faces"):
-            dataset.read_index(folder)
+            read_index(folder)
 
 
 # Absent and damaged images
@@ -199,8 +200,8 @@ def test_rows_without_an_image_are_left_out_up_to_a_number(tmp_path: Path, caplo
         (root / "img_align_celeba" / "img_align_celeba" / name).unlink()
     for skip in (0, 1):
         with pytest.raises(DataError, match=r"000003\.jpg is missing, and so is another, .*line 4.*--skip-damaged 2$"):
-            dataset.read_index(root, skip_damaged=skip)
-    data = dataset.load(root, 16, 0, skip_damaged=2)
+            read_index(root, skip_damaged=skip)
+    data = load_data(root, 16, 0, skip_damaged=2)
     kept = [row for row in range(COUNT) if row not in (2, 20)]
     assert data.index.files == tuple(NAMES[row] for row in kept)
     assert np.array_equal(data.index.labels, LABELS[kept])
@@ -212,13 +213,13 @@ def test_rows_without_an_image_are_left_out_up_to_a_number(tmp_path: Path, caplo
 
 def test_damaged_images_are_in_no_split_and_are_recorded(tmp_path: Path) -> None:
     root = torchvision(tmp_path / "set")
-    images = root / dataset.IMAGES
+    images = root / IMAGES
     (images / NAMES[1]).write_bytes(b"")
     (images / NAMES[17]).write_text("no image")
     (images / NAMES[22]).unlink()
     for _ in range(2):  # the second reading finds the packed array
-        data = dataset.load(root, 16, 0, skip_damaged=3)
-        used = np.concatenate([data.rows(split) for split in dataset.SPLITS])
+        data = load_data(root, 16, 0, skip_damaged=3)
+        used = np.concatenate([data.rows(split) for split in SPLITS])
         assert [data.index.files[row] for row in used] == [
             name for row, name in enumerate(NAMES) if row not in (1, 17, 22)
         ]
@@ -228,21 +229,21 @@ def test_damaged_images_are_in_no_split_and_are_recorded(tmp_path: Path) -> None
             "000018.jpg is not an image (it starts with b'no image')",
         )
     with pytest.raises(DataError) as caught:  # the packed array is there, and fewer may be left out
-        dataset.load(root, 16, 0, skip_damaged=2)
+        load_data(root, 16, 0, skip_damaged=2)
     head, *lines = str(caught.value).splitlines()
     assert head.startswith("2 of 23 images cannot be used")
     assert head.endswith("or leave them out with --skip-damaged 3:")
     assert lines[0].strip() == f"{images}/{NAMES[1]} is empty (0 bytes)"
     Image.new("RGB", (20, 20)).save(images / NAMES[1])
-    assert len(dataset.load(root, 16, 0, skip_damaged=2).index.left_out) == 2
+    assert len(load_data(root, 16, 0, skip_damaged=2).index.left_out) == 2
 
 
 def test_a_split_that_loses_all_its_images_is_refused(tmp_path: Path) -> None:
     root = torchvision(tmp_path / "set")
     for name in NAMES[16:20]:
-        (root / dataset.IMAGES / name).write_bytes(b"")
+        (root / IMAGES / name).write_bytes(b"")
     with pytest.raises(DataError, match="no image is left in the val split"):
-        dataset.load(root, 16, 0, skip_damaged=4)
+        load_data(root, 16, 0, skip_damaged=4)
 
 
 # Folders
@@ -253,7 +254,7 @@ def test_ffhq_is_a_plain_folder_of_folders(tmp_path: Path) -> None:
     draw(tmp_path / "images", names)
     (tmp_path / "LICENSE.txt").touch()
     (tmp_path / "ffhq-dataset-v2.json").touch()
-    data = dataset.load(tmp_path, 16, 0)
+    data = load_data(tmp_path, 16, 0)
     assert data.index.files == tuple(f"images/{name}" for name in names)
     assert greys(data) == list(range(COUNT))
 
@@ -262,21 +263,21 @@ def test_ffhq_is_a_plain_folder_of_folders(tmp_path: Path) -> None:
 def test_a_person_is_in_one_split_only(tmp_path: Path, above: str) -> None:
     lfw(tmp_path / "set" / above)
     splits_of: dict[str, set[int]] = {}
-    index = dataset.read_index(tmp_path / "set", split_by="folder")
+    index = read_index(tmp_path / "set", split_by="folder")
     for name, split in zip(index.files, index.splits, strict=True):
         splits_of.setdefault(Path(name).parent.name, set()).add(int(split))
     assert all(len(splits) == 1 for splits in splits_of.values())
     assert np.bincount(index.splits).tolist() == [104, 8, 8]
-    by_name = dataset.read_index(tmp_path / "set")
+    by_name = read_index(tmp_path / "set")
     assert by_name.splits.tolist() != index.splits.tolist()
-    fingerprints = [dataset.Pack.of(one, 16, 0).stamp for one in (index, by_name)]
+    fingerprints = [Pack.of(one, 16, 0).stamp for one in (index, by_name)]
     assert fingerprints[0] != fingerprints[1]
 
 
 def test_one_crowded_folder_leaves_some_to_train_on(tmp_path: Path) -> None:
     draw(tmp_path, [f"a/{number}.png" for number in range(25)] + ["b/1.png", "c/1.png"])
-    index = dataset.read_index(tmp_path, split_by="folder")
-    assert all(len(index.rows(split)) for split in dataset.SPLITS)
+    index = read_index(tmp_path, split_by="folder")
+    assert all(len(index.rows(split)) for split in SPLITS)
 
 
 def test_what_has_no_folders_cannot_be_split_by_them(tmp_path: Path) -> None:
@@ -285,9 +286,9 @@ def test_what_has_no_folders_cannot_be_split_by_them(tmp_path: Path) -> None:
     draw(tmp_path / "two", NAMES)
     for folder, count in (("flat", 0), ("two", 2)):
         with pytest.raises(DataError, match=rf"--split-by folder: .*{folder} has {count} folder\(s\) to split by"):
-            dataset.read_index(tmp_path / folder, split_by="folder")
+            read_index(tmp_path / folder, split_by="folder")
     with pytest.raises(DataError, match=r"--split-by folder: the images of .* are in one folder"):
-        dataset.read_index(torchvision(tmp_path / "set"), split_by="folder")
+        read_index(torchvision(tmp_path / "set"), split_by="folder")
 
 
 # Labels by CSV
@@ -300,23 +301,23 @@ def csv_for(path: Path, lines: list[str]) -> Path:
 
 def test_a_csv_gives_any_folder_attributes(tmp_path: Path) -> None:
     root = lfw(tmp_path / "set")
-    names = dataset.read_index(root).files
+    names = read_index(root).files
     lines = [f"{name if row % 2 else Path(name).name},{row % 3 == 0:d}" for row, name in enumerate(names)]
-    index = dataset.read_index(root, labels=csv_for(tmp_path / "labels.csv", lines[::-1]), split_by="folder")
+    index = read_index(root, labels=csv_for(tmp_path / "labels.csv", lines[::-1]), split_by="folder")
     assert index.attributes == ("Happy",)
     assert index.files == names
     assert index.labels[:, 0].tolist() == [row % 3 == 0 for row in range(len(names))]
-    assert np.array_equal(index.splits, dataset.read_index(root, split_by="folder").splits)
+    assert np.array_equal(index.splits, read_index(root, split_by="folder").splits)
 
 
 def test_a_csv_replaces_the_labels_of_celeba_and_keeps_its_splits_and_pixels(tmp_path: Path) -> None:
     root = kaggle(tmp_path / "set")
     table = csv_for(tmp_path / "labels.csv", [f"{name};1" for name in NAMES])
     table.write_text(table.read_text().replace(",", ";"))
-    index = dataset.read_index(root, labels=table)
+    index = read_index(root, labels=table)
     assert (index.attributes, bool(index.labels.all())) == (("Happy",), True)
     assert np.array_equal(index.splits, SPLITS)
-    before, after = (dataset.Pack.of(one, 16, 0) for one in (dataset.read_index(root), index))
+    before, after = (Pack.of(one, 16, 0) for one in (read_index(root), index))
     assert before.path == after.path
     assert before.stamp != after.stamp
 
@@ -325,8 +326,8 @@ def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path)
     root = torchvision(tmp_path / "set")
     table = csv_for(tmp_path / "labels.csv", [f"{NAMES[row]},{row % 2}" for row in (18, 3, 4)])
     with pytest.raises(DataError, match=r"labels.csv lists 3 of the 24 images of .*set and not 000001.jpg; add a line"):
-        dataset.read_index(root, labels=table)
-    index = dataset.read_index(root, labels=table, unlabelled="leave out")
+        read_index(root, labels=table)
+    index = read_index(root, labels=table, unlabelled="leave out")
     assert index.files == (NAMES[3], NAMES[4], NAMES[18])
     assert index.labels[:, 0].tolist() == [True, False, False]
     assert index.splits.tolist() == [0, 0, 1]
@@ -351,7 +352,7 @@ def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path)
 def test_a_mistake_in_a_csv_is_one_sentence(tmp_path: Path, lines: list[str], said: str) -> None:
     draw(tmp_path / "set", [f"{folder}/{number}.png" for folder in "ab" for number in range(9)] + ["c/c.png", "d.png"])
     with pytest.raises(DataError, match=said):
-        dataset.read_index(tmp_path / "set", labels=csv_for(tmp_path / "labels.csv", lines), unlabelled="leave out")
+        read_index(tmp_path / "set", labels=csv_for(tmp_path / "labels.csv", lines), unlabelled="leave out")
 
 
 @pytest.mark.parametrize(
@@ -362,9 +363,9 @@ def test_a_csv_without_a_proper_header_is_refused(tmp_path: Path, content: str, 
     draw(tmp_path / "set", NAMES)
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(DataError, match=said):
-        dataset.read_index(tmp_path / "set", labels=tmp_path / "labels.csv")
+        read_index(tmp_path / "set", labels=tmp_path / "labels.csv")
     with pytest.raises(DataError, match=r"--labels .*none\.csv: does not exist; give a CSV with the header"):
-        dataset.read_index(tmp_path / "set", labels=tmp_path / "none.csv")
+        read_index(tmp_path / "set", labels=tmp_path / "none.csv")
 
 
 # Parquet
@@ -391,7 +392,7 @@ def test_parquet_files_give_images_labels_and_splits(tmp_path: Path) -> None:
     for name, first, count in (("train-00000-of-00002", 0, 12), ("train-00001-of-00002", 12, 4), ("test-00000", 20, 4)):
         parquet(tmp_path / "set" / "data" / f"{name}.parquet", first, count)
     parquet(tmp_path / "set" / "data" / "validation-00000-of-00001.parquet", 16, 4)
-    data = dataset.load(tmp_path / "set", 16, 0)
+    data = load_data(tmp_path / "set", 16, 0)
     order = [20, 21, 22, 23, *range(20)]
     assert greys(data) == order
     assert data.index.attributes == ATTRIBUTES
@@ -404,7 +405,7 @@ def test_the_quickstart_sends_files_of_its_own_for_images_in_parquet(tmp_path: P
     from quickstart.__main__ import Quickstart, write_order
 
     parquet(tmp_path / "set" / "faces.parquet", 0, COUNT)
-    data = dataset.load(tmp_path / "set", 16, 0)
+    data = load_data(tmp_path / "set", 16, 0)
     jobs = write_order(Quickstart(), data, ["Smiling"], tmp_path / "order.json")
     files = [Path(file) for job in jobs for file in job.files]
     sent = sorted(round(Image.open(file).convert("L").getpixel((8, 8)) / 10) for file in files)  # type: ignore[operator]
@@ -415,11 +416,11 @@ def test_the_quickstart_sends_files_of_its_own_for_images_in_parquet(tmp_path: P
 def test_splits_that_parquet_files_lack_are_drawn_by_name(tmp_path: Path) -> None:
     parquet(tmp_path / "train.parquet", 0, 20)
     parquet(tmp_path / "test.parquet", 20, 4)
-    index = dataset.read_index(tmp_path)
+    index = read_index(tmp_path)
     assert index.splits[:4].tolist() == [2] * 4
     assert sorted(np.unique(index.splits[4:])) == [0, 1]
     (tmp_path / "test.parquet").rename(tmp_path / "more.parquet")
-    index = dataset.read_index(tmp_path)
+    index = read_index(tmp_path)
     assert np.array_equal(index.splits, split_by_name(index.files))
 
 
@@ -427,10 +428,10 @@ def test_a_damaged_row_of_parquet_is_named(tmp_path: Path) -> None:
     cells: list[object] = [{"bytes": b"" if number else None, "path": None} for number in range(COUNT)]
     parquet(tmp_path / "faces.parquet", 0, COUNT, image=cells)
     with pytest.raises(DataError, match=r"faces\.parquet, row 0, is empty \(0 bytes\)"):
-        dataset.load(tmp_path, 16, 0)
+        load_data(tmp_path, 16, 0)
     (tmp_path / "faces.parquet").write_bytes(b"version https://git-lfs")
     with pytest.raises(DataError, match=r"faces\.parquet cannot be read as parquet .*; fetch it again"):
-        dataset.read_index(tmp_path)
+        read_index(tmp_path)
 
 
 def test_parquet_without_images_is_refused_with_what_is_needed(tmp_path: Path) -> None:
@@ -439,7 +440,7 @@ def test_parquet_without_images_is_refused_with_what_is_needed(tmp_path: Path) -
 
     write_table(pyarrow.table({"caption": ["a face"] * COUNT}), tmp_path / "text.parquet")
     with pytest.raises(DataError, match=r"0 columns may hold images, of caption; needs a column `image`"):
-        dataset.read_index(tmp_path)
+        read_index(tmp_path)
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +449,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(
         DataError, match=r"holds parquet files, which need pyarrow .*; pip install 'dfc-vae\[parquet\]'"
     ):
-        dataset.read_index(tmp_path)
+        read_index(tmp_path)
 
 
 # The command line
@@ -458,7 +459,7 @@ def test_the_flags_reach_the_run_and_its_judgement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = lfw(tmp_path / "set")
-    names = dataset.read_index(root).files
+    names = read_index(root).files
     table = csv_for(tmp_path / "labels.csv", [f"{name},{row % 2}" for row, name in enumerate(names)])
     (root / names[0]).write_bytes(b"")
     run = tmp_path / "run"
@@ -474,7 +475,7 @@ def test_the_flags_reach_the_run_and_its_judgement(
     assert "--skip-damaged -1: must be 0 or a number of images" in capsys.readouterr().err
     assert os.path.isfile(table)
     read: dict[str, object] = {}
-    monkeypatch.setattr(dataset, "load", lambda *arguments, **options: read.update(options) or sys.exit())
+    monkeypatch.setattr("trainer.data.load_data", lambda *arguments, **options: read.update(options) or sys.exit())
     with pytest.raises(SystemExit):
         main(["evaluate", str(run), "--data", str(root)])
     assert read == {"labels": table, "split_by": "folder", "skip_damaged": 1}

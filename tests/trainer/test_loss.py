@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from trainer.config import RANDOM, TrainConfig
-from trainer.loss import Loss, kl_divergence
+from trainer.loss.perceptual import PerceptualLoss
+from trainer.loss.vae_loss import VAELoss, kl_divergence
+from trainer.loss.vgg import IMAGENET_MEAN, IMAGENET_STD, load_backbone
 from trainer.model import Output
-from trainer.perceptual import PerceptualLoss, load_backbone
-from trainer.trunk import IMAGENET_MEAN, IMAGENET_STD
 
 
 def output_of(images: torch.Tensor, mu: torch.Tensor) -> Output:
@@ -27,7 +27,7 @@ def test_the_loss_is_the_seed_documents() -> None:
     config = TrainConfig(taps=(), rec_weight=3.0, kl_weight=0.25)
     images = torch.zeros(2, 3, 4, 4)
     output = output_of(torch.full((2, 3, 4, 4), 0.5), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
-    terms = Loss(config, None)(images, output)
+    terms = VAELoss(config, None)(images, output)
     assert terms.pixel.item() == pytest.approx(0.25)
     assert terms.kl.item() == pytest.approx(0.25)  # half a nat for the first image, none for the second
     assert terms.total.item() == pytest.approx(0.5 * 3 * 0.25 + 0.25 * 0.25)
@@ -37,7 +37,8 @@ def test_the_kl_weight_warms_up() -> None:
     config = TrainConfig(taps=(), kl_weight=1.0, kl_warmup=0.5)
     images = torch.zeros(1, 3, 4, 4)
     output = output_of(images, torch.tensor([[2.0]]))
-    totals = [Loss(config, None)(images, output, progress).total.item() for progress in (0.0, 0.25, 0.5, 1.0)]
+    loss = VAELoss(config, None)
+    totals = [loss(images, output, progress=progress).total.item() for progress in (0.0, 0.25, 0.5, 1.0)]
     assert totals == pytest.approx([0, 1, 2, 2])
 
 
@@ -50,7 +51,7 @@ def test_feature_terms_join_the_loss_on_a_share_of_the_batch() -> None:
     config = TrainConfig(taps=("relu1_1", "relu2_1"), feature_weight=2.0, feature_share=0.5, kl_weight=0.0)
     compare = perceptual()
     images, ours = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)
-    terms = Loss(config, compare)(images, output_of(ours, torch.zeros(4, 2)))
+    terms = VAELoss(config, compare)(images, output_of(ours, torch.zeros(4, 2)))
     _, expected = compare(ours[:2], images[:2])
     assert list(terms.features) == ["relu1_1", "relu2_1"]
     assert terms.total.item() == pytest.approx(0.5 * (terms.pixel.item() + 2 * expected.sum().item()), rel=1e-6)
@@ -101,7 +102,7 @@ def test_the_attribute_term_is_a_mean_cross_entropy() -> None:
     config = TrainConfig(taps=(), kl_weight=0.0, attribute_weight=0.5)
     images = torch.rand(2, 3, 4, 4)
     logits, labels = torch.tensor([[0.0, 2.0], [-1.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
-    terms = Loss(config, None)(images, output_of(images, torch.zeros(2, 3))._replace(logits=logits), labels=labels)
+    terms = VAELoss(config, None)(images, output_of(images, torch.zeros(2, 3)), logits, labels)
     expected = sum(math.log(1 + math.exp(-sign)) for sign in (0.0, 2.0, -1.0, 0.0)) / 4
     assert terms.named()["attributes"] == pytest.approx(expected)
     assert terms.total.item() == pytest.approx(0.5 * expected)

@@ -90,7 +90,7 @@ def test_the_seeds_training_is_as_its_document_says() -> None:
     assert (config.crop, config.flip, config.model.image_size, config.model.latent_dim) == (148, True, 64, 128)
     assert (config.pixel_weight, config.feature_weight, config.feature_share, config.kl_warmup) == (1, 1, 1, 0)
     assert config.model.channels == (32, 64, 128, 256, 512)
-    assert (config.normalise_features, config.ema_decay, config.attribute_weight) == (False, 0, 0)
+    assert (config.normalise_features, config.attribute_weight) == (False, 0)
 
 
 @pytest.mark.parametrize(

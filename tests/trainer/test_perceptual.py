@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torchvision.models import vgg19
 
-from trainer import perceptual
 from trainer.config import RANDOM, VGG19_TAPS
 from trainer.errors import ConfigError
-from trainer.perceptual import Backbone, check_weights, load_backbone
+from trainer.loss import vgg
+from trainer.loss.vgg import Backbone, check_weights, load_backbone
 
 
 def weight(backbone: Backbone, position: int = 0) -> torch.Tensor:
@@ -23,7 +23,7 @@ def test_every_tap_is_a_relu_of_the_right_block() -> None:
     """relu3_2 is the ReLU after the second convolution after the second pooling."""
     layers = vgg19(weights=None).features
     for tap in VGG19_TAPS:
-        position = perceptual._position(tap)
+        position = vgg._position(tap)
         before = list(layers[: position + 1])
         block = 1 + sum(isinstance(layer, nn.MaxPool2d) for layer in before)
         last_pool = max((i for i, layer in enumerate(before) if isinstance(layer, nn.MaxPool2d)), default=-1)
@@ -116,7 +116,7 @@ def cached_vgg(offline: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     content = io.BytesIO()
     torch.save(state, content)
     name = f"vgg19-{hashlib.sha256(content.getvalue()).hexdigest()[:8]}.pth"
-    monkeypatch.setattr(perceptual, "IMAGENET_URL", f"https://download.example/{name}")
+    monkeypatch.setattr(vgg, "IMAGENET_URL", f"https://download.example/{name}")
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(content.getvalue())

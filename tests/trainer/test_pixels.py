@@ -11,7 +11,7 @@ from PIL import Image
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS, decode_file
 from framing import Frame, prepare
-from trainer.dataset import pixels
+from trainer.data import pixels
 from trainer.errors import DataError
 
 ORIENTATION = 0x0112

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from trainer.measures.prediction import Split, average_precision, balanced_accuracy, least_squares, measure, svm
-from trainer.measures.skipped import SkippedError
+from trainer.evaluation.prediction import Split, average_precision, balanced_accuracy, least_squares, measure, svm
+from trainer.evaluation.skipped import SkippedError
 
 NAMES = ("known", "noise", "fine", "never")
 

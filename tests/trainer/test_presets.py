@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from torchvision.models.vgg import VGG, make_layers
 
-from trainer import checkpoint, dataset
+from trainer import run_folder
 from trainer.config import RANDOM
-from trainer.dataset import FaceData
-from trainer.loop import train
+from trainer.data import FaceData, load_data
 from trainer.presets import PRESETS
+from trainer.training import train
 
 WIDTHS: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M")
 NARROWER = 8
@@ -25,24 +25,24 @@ LEFT = {"seed": 0.95, "paper-123": 0.85, "paper-345": 0.75, "plain": 0.65, "best
 @pytest.fixture(scope="module")
 def faces64(faces: Path) -> FaceData:
     """The faces at 64 pixels: three steps an epoch."""
-    return dataset.load(faces, 64, 148)
+    return load_data(faces, 64, 148)
 
 
 @pytest.fixture(autouse=True)
 def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
     """VGG19 with an eighth of its channels: random features of the same depth and scale, in a fraction of the time."""
     widths: list[str | int] = [width if isinstance(width, str) else width // NARROWER for width in WIDTHS]
-    monkeypatch.setattr("trainer.perceptual.vgg19", lambda weights: VGG(make_layers(widths), init_weights=False))
+    monkeypatch.setattr("trainer.loss.vgg.vgg19", lambda weights: VGG(make_layers(widths), init_weights=False))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_learns_from_first_to_last_step(
     preset: str, faces64: FaceData, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.watch.LEAST_STEPS", 15)
+    monkeypatch.setattr("trainer.monitoring.watchdog.MIN_STEPS", 15)
     config = replace(PRESETS[preset](), log_every=1, threads=1)
     train(replace(config, vgg_weights=RANDOM if config.taps else None), faces64, tmp_path)
-    records = [json.loads(line) for line in (tmp_path / checkpoint.METRICS).read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / run_folder.METRICS).read_text().splitlines()]
     numbers = [value for record in records for value in (record.get("loss") or record).values()]
     assert all(math.isfinite(value) for value in numbers)
     losses = [record["loss"] for record in records if "loss" in record]

@@ -5,8 +5,8 @@ import pytest
 from safetensors import safe_open
 
 from engine.sampling import Gaussian
+from trainer.artifacts.prior import Floats, fit_prior, save_prior
 from trainer.errors import RunError
-from trainer.prior import Floats, fit_prior, save_prior
 
 
 def posteriors(count: int, latent_dim: int) -> tuple[Floats, Floats, Floats]:

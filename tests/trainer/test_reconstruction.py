@@ -7,11 +7,11 @@ from torchvision.models import alexnet, vgg19
 
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
-from trainer.measures import networks
-from trainer.measures.networks import Instrument
-from trainer.measures.reconstruction import feature_distance, lpips_distance, pixel_metrics
-from trainer.measures.skipped import SkippedError
-from trainer.placement import Placement
+from trainer.evaluation import networks
+from trainer.evaluation.networks import MetricNetwork
+from trainer.evaluation.reconstruction import feature_distance, lpips_distance, pixel_metrics
+from trainer.evaluation.skipped import SkippedError
+from trainer.hardware.device import Placement
 
 CPU = Placement.of("cpu", "fp32")
 
@@ -136,10 +136,10 @@ def test_without_weights_and_network_the_reason_and_the_mend_are_given() -> None
         (networks.lpips, "--lpips-weights"),
         (networks.inception, "--inception-weights"),
     ):
-        instrument = Instrument.of(load, None)
-        assert instrument.network is None
+        metric_network = MetricNetwork.of(load, None)
+        assert metric_network.network is None
         with pytest.raises(SkippedError, match=f"does not exist and .* does not answer; .*{flag}"):
-            instrument.get()
+            metric_network.get()
 
 
 @pytest.mark.usefixtures("offline")
@@ -152,7 +152,7 @@ def test_a_damaged_file_in_the_cache_is_the_reason_why_a_measure_is_skipped() ->
         path = Path(torch.hub.get_dir()) / "checkpoints" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"torn")
-        found = Instrument.of(load, None)
+        found = MetricNetwork.of(load, None)
         assert found.network is None
         assert f"{path} is damaged" in found.description
         assert "delete it" in found.description

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.measures.plate import Plate
-from trainer.measures.report import attribute_rows, embed, headlines, page, summary
+from trainer.evaluation.figure import Figure
+from trainer.evaluation.report import attribute_rows, embed, headlines, page, summary
 
 SKIPPED = {"skipped": "needs trained weights; give a file of them with --some-weights"}
 METRICS = {
@@ -93,12 +93,12 @@ METRICS = {
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> "list[tuple[Plate, str]]":
+def pictures(tmp_path: Path) -> "list[tuple[Figure, str]]":
     Image.fromarray(np.full((20, 30, 3), 77, np.uint8)).save(tmp_path / "a.png")
-    return embed([Plate("a.png", "A figure", "Whether it is grey.")], tmp_path)
+    return embed([Figure("a.png", "A figure", "Whether it is grey.")], tmp_path)
 
 
-def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Plate, str]]") -> None:
+def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Figure, str]]") -> None:
     html = page("run", METRICS, pictures, {"preset": "best", "model": {"channels": [1, 2]}})
     for text in (html, summary(METRICS)):
         for number in (
@@ -119,7 +119,7 @@ def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Pla
     assert html.index("Bald added 91%") < html.index("Bald added</th>") < html.index("PSNR")
 
 
-def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Plate, str]]") -> None:
+def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Figure, str]]") -> None:
     html = page("run", METRICS, pictures, {})
     assert {line.name for line in headlines(METRICS) if not line.known} == {
         "LPIPS",
@@ -132,14 +132,14 @@ def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Plat
     assert html.count("skipped: needs trained weights; give a file of them with --some-weights") == 6
 
 
-def test_figures_are_inside_the_file(pictures: "list[tuple[Plate, str]]") -> None:
+def test_figures_are_inside_the_file(pictures: "list[tuple[Figure, str]]") -> None:
     html = page("run", METRICS, pictures, {})
     (address,) = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', html)
     assert base64.b64decode(address)[8:12] == b"WEBP"
     assert "http" not in html.replace("http-equiv", "")
 
 
-def test_values_are_escaped(pictures: "list[tuple[Plate, str]]") -> None:
+def test_values_are_escaped(pictures: "list[tuple[Figure, str]]") -> None:
     html = page("<script>alert(1)</script>", METRICS, pictures, {"data": "/home/<b>&"})
     assert "<script>" not in html
     assert "/home/&lt;b&gt;&amp;" in html

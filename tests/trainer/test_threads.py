@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from trainer import threads
+from trainer.hardware import threads
 
 
 @pytest.fixture

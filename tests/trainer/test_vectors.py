@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from engine.latents import Directions
-from trainer.measures.skipped import SkippedError
-from trainer.measures.vectors import correlation, interpolations, tsne
+from trainer.evaluation.skipped import SkippedError
+from trainer.evaluation.vectors import correlation, interpolations, tsne
 
 
 def directions(**vectors: np.ndarray) -> Directions:

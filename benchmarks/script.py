@@ -1,0 +1,88 @@
+"""What every script of this folder has in common: flags, errors as one line, exit codes, the machine, JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from export.errors import FAILURES, InputError, report
+from export.versions import cpu_model, versions
+
+Config = TypeVar("Config")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(config: type[Config], work: Callable[[Config], bool], doc: str | None, arguments: Sequence[str] | None) -> int:
+    """The command of a script: reads the flags, works, and reports what can't be used in one line.
+
+    Args:
+        config: Dataclass of the flags. A field `json` is a file whose folder must be there.
+        work: Whether all that it checked held.
+        doc: What `--help` says.
+        arguments: Of the command line; None: this process's own.
+
+    Returns:
+        Exit code: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
+    """
+    prog = f"python benchmarks/{Path(sys.argv[0]).name}"
+    try:
+        given = tyro.cli(config, args=arguments, prog=prog, description=doc)
+        path: Path | None = getattr(given, "json", None)
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
+        return 0 if work(given) else 1
+    except FAILURES as error:
+        return report(error)
+
+
+def require_positive(config: object, *names: str) -> None:
+    """Looks at flags that are numbers, or lists of them.
+
+    Raises:
+        InputError: One isn't above 0, and finite.
+    """
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not 0 < number < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} {number}: must be above 0")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def machine() -> dict[str, Any]:
+    """Where and when this is measured: CPU, cores, load of the last minute, system, versions, date."""
+    return {
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "load": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+
+
+def describe(here: dict[str, Any]) -> str:
+    """Two lines about a machine."""
+    known = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    return f"{here['cpu']}, {here['cores']} cores, load {here['load']}, {here['date']}\n{known}"
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Writes figures as JSON, where a file is wanted; NaN, which JSON doesn't have, becomes null."""
+    if path is not None:
+        plain = json.loads(json.dumps(figures, default=str), parse_constant=lambda _: None)
+        path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

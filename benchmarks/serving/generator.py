@@ -1,0 +1,388 @@
+"""Load from this process: prepared requests, unary or on streams, in a closed or an open loop.
+
+gRPC's Python clients take more processor time for a request than the server does, and would be what is measured. Here
+requests are HTTP/2 frames that are prepared once, and of answers only lengths and statuses are looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import hpack
+import numpy as np
+from google.rpc import error_details_pb2, status_pb2
+
+from serving import http2
+from serving.figures import Calls
+from serving.requests import TIMEOUT_S, Prepared
+
+MAX_CONNECTIONS = 8
+REFUSED_STREAM = "REFUSED_STREAM"
+"""HTTP/2's refusal of a call that nobody has looked at; gRPC's clients send such a call again by themselves."""
+
+_CREDIT = 2**30
+_HEADER_TABLE_SIZE, _MAX_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 3, 4, 5
+_REFUSED_STREAM = 7
+# A header that isn't in a table and isn't compressed: lengths before name and value.
+_OK = b"\x0bgrpc-status\x010"
+
+
+@dataclass
+class Outcome:
+    """What became of the requests of one run.
+
+    Attributes:
+        answered: Start and latency of those that were answered as they should, seconds.
+        failures: Number of the others by status, or by what was wrong with them.
+        refused: Start and latency of those that were refused.
+        retry_after_s: What refusals asked to wait before another try, seconds, as far as they said.
+        late: Open loop: how late the generator itself was with each request, seconds.
+        cpu_s: Processor time that the generator took, seconds.
+    """
+
+    answered: list[tuple[float, float]] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
+    refused: list[tuple[float, float]] = field(default_factory=list)
+    retry_after_s: list[float] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+
+    @property
+    def calls(self) -> Calls:
+        """Requests that were answered as they should."""
+        return Calls.of(self.answered)
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call whose answers are not all there.
+
+    Attributes:
+        number: Of its HTTP/2 stream.
+        starts: When the messages began that aren't answered, seconds.
+        unsent: What HTTP/2 has no credit for yet.
+        credit: Bytes that may be sent.
+        received: Bytes of an answer that isn't whole.
+        sizes: Bytes of whole answers.
+        opened: Whether the answer to a stream's opening has come.
+    """
+
+    number: int
+    starts: deque[float]
+    credit: int
+    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
+    received: bytearray = field(default_factory=bytearray)
+    sizes: list[int] = field(default_factory=list)
+    opened: bool = True
+
+
+class Connection(asyncio.Protocol):
+    """A connection that sends one request again and again.
+
+    Args:
+        target: HOST:PORT.
+        prepared: The request.
+        answer_bytes: Length of the right answer's message.
+        outcome: Where to count what becomes of requests.
+        ended: Is called with this connection when a request has ended, but for its own end.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        prepared: Prepared,
+        answer_bytes: int,
+        outcome: Outcome,
+        ended: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
+        self.ready = asyncio.get_running_loop().create_future()
+        self.closed = False
+        self._prepared, self._answer_bytes = prepared, answer_bytes
+        self._outcome, self._ended = outcome, ended
+        self._headers = http2.opening(0, prepared.path, authority=target)[9:]
+        self._message = memoryview(http2.message(prepared.body))
+        self._calls: dict[int, _Call] = {}
+        self._sending: dict[int, _Call] = {}  # those with something unsent
+        self._held: deque[float] = deque()  # requests that the server has no room for yet
+        self._next = 1
+        self._credit = self._first_credit = http2.WINDOW_BYTES
+        self._max_streams, self._max_frame = 100, http2.FRAME_BYTES
+        self._used = 0
+        self._in, self._out = bytearray(), list[bytes]()
+
+    @classmethod
+    async def to(cls, target: str, *arguments: Any) -> Connection:
+        """Connects, and waits for the server's settings."""
+        host, _, port = target.rpartition(":")
+        made = partial(cls, target, *arguments)
+        _, connection = await asyncio.get_running_loop().create_connection(made, host.strip("[]"), int(port))
+        await connection.ready
+        return connection
+
+    @property
+    def under_way(self) -> int:
+        """Requests without an end."""
+        return len(self._held) + sum(len(call.starts) for call in self._calls.values())
+
+    def request(self, start: float) -> None:
+        """Sends a request, as soon as the server lets it: in a call of its own, or on this connection's stream."""
+        if self.closed:
+            self._fail("connection closed")
+        elif self._prepared.stream and self._calls:
+            (call,) = self._calls.values()
+            call.starts.append(start)
+            if call.opened:
+                self._queue(call, bytes(call.unsent) + self._message if call.unsent else self._message)
+        else:
+            self._held.append(start)
+        self._send()
+
+    def close(self) -> None:
+        """Ends the stream, if this connection has one, and then the connection."""
+        for number in self._calls:
+            self._write(http2.frame(http2.DATA, http2.END_STREAM, number))
+        self._send()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Closes the connection without a word."""
+        self._transport.abort()
+
+    def connection_made(self, transport: Any) -> None:
+        """Says what HTTP/2 begins with: answers needn't wait for credit."""
+        self._transport = transport
+        settings = struct.pack(">HIHI", _HEADER_TABLE_SIZE, 0, _INITIAL_WINDOW, _CREDIT)
+        window = http2.frame(http2.WINDOW_UPDATE, 0, 0, struct.pack(">I", _CREDIT))
+        transport.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, settings) + window)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends what was under way."""
+        self.closed = True
+        lost, self._calls, self._sending = self.under_way, {}, {}
+        self._held.clear()
+        for _ in range(lost):
+            self._fail("connection closed")
+        if not self.ready.done():
+            self.ready.set_exception(ConnectionError("the server closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        """Takes frames, and sends what there is room for now."""
+        self._in += data
+        for kind, flags, number, payload in http2.frames(self._in):
+            self._take(kind, flags, number, payload)
+        self._send()
+
+    def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if kind == http2.DATA:
+            self._used += len(payload)
+            if self._used > _CREDIT // 2:
+                self._write(http2.frame(http2.WINDOW_UPDATE, 0, 0, struct.pack(">I", self._used)))
+                self._used = 0
+            if (call := self._calls.get(number)) is not None:
+                call.received += payload
+                self._read(call)
+        elif kind == http2.HEADERS and flags & http2.END_STREAM:
+            self._end(number, payload)
+        elif kind == http2.RST_STREAM:
+            error = int.from_bytes(payload, "big")
+            self._end(number, b"", REFUSED_STREAM if error == _REFUSED_STREAM else f"reset, HTTP/2 error {error}")
+        elif kind == http2.WINDOW_UPDATE:
+            credit = int.from_bytes(payload, "big")
+            if not number:
+                self._credit += credit
+            elif number in self._calls:
+                self._calls[number].credit += credit
+        elif kind == http2.PING and not flags & http2.ACK:
+            self._write(http2.frame(http2.PING, http2.ACK, 0, payload))
+        elif kind == http2.SETTINGS and not flags & http2.ACK:
+            self._obey(dict(struct.iter_unpack(">HI", payload)))
+
+    def _obey(self, settings: dict[int, int]) -> None:
+        self._max_streams = settings.get(_MAX_STREAMS, self._max_streams)
+        self._max_frame = settings.get(_MAX_FRAME, self._max_frame)
+        before, self._first_credit = self._first_credit, settings.get(_INITIAL_WINDOW, self._first_credit)
+        for call in self._calls.values():
+            call.credit += self._first_credit - before
+        self._write(http2.frame(http2.SETTINGS, http2.ACK, 0))
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def _read(self, call: _Call) -> None:
+        """Takes whole answers out of what has come."""
+        while len(call.received) >= 5 and len(call.received) >= 5 + (size := int.from_bytes(call.received[1:5], "big")):
+            del call.received[: 5 + size]
+            if not self._prepared.stream:
+                call.sizes.append(size)
+            elif not call.opened:
+                call.opened = True
+                self._queue(call, bytes(self._message) * len(call.starts))
+            elif call.starts:
+                self._answered(call.starts.popleft(), [size])
+
+    def _answered(self, start: float, sizes: list[int]) -> None:
+        if sizes == [self._answer_bytes]:
+            self._outcome.answered.append((start, time.perf_counter() - start))
+            self._ended(self)
+        else:
+            self._fail("wrong length")
+
+    def _end(self, number: int, trailers: bytes, broken: str = "") -> None:
+        call = self._calls.pop(number, None)
+        self._sending.pop(number, None)
+        if call is None:
+            return
+        if not broken and _OK in trailers:
+            for start in call.starts:  # of a stream: those whose answers will never come
+                self._answered(start, call.sizes)
+            return
+        if not broken:
+            broken, waits = _read_status(trailers)
+            self._outcome.retry_after_s += waits
+            self._outcome.refused += [(start, time.perf_counter() - start) for start in call.starts]
+        for _ in call.starts:
+            self._fail(broken)
+
+    def _fail(self, why: str) -> None:
+        self._outcome.failures[why] += 1
+        if not self.closed:
+            self._ended(self)
+
+    def _write(self, data: bytes) -> None:
+        self._out.append(data)
+
+    def _queue(self, call: _Call, data: bytes | memoryview) -> None:
+        call.unsent = memoryview(data)
+        self._sending[call.number] = call
+
+    def _begin(self) -> None:
+        """Opens a call: of one request, or a stream of all that are waiting."""
+        stream, opening = self._prepared.stream, self._prepared.opening
+        starts = deque(self._held) if stream else deque([self._held[0]])
+        for _ in starts:
+            self._held.popleft()
+        call = _Call(self._next, starts, self._first_credit, opened=opening is None)
+        self._next += 2
+        self._calls[call.number] = call
+        head = len(self._headers).to_bytes(3, "big") + bytes((http2.HEADERS, http2.END_HEADERS))
+        self._write(head + call.number.to_bytes(4, "big") + self._headers)
+        if opening is not None:
+            self._queue(call, http2.message(opening))
+        else:
+            self._queue(call, bytes(self._message) * len(starts) if stream else self._message)
+
+    def _send(self) -> None:
+        """Opens calls and sends parts of messages, as far as the server's limits allow."""
+        while self._held and len(self._calls) < (1 if self._prepared.stream else self._max_streams):
+            self._begin()
+        for number, call in list(self._sending.items()) if self._credit > 0 else ():
+            while call.unsent and (size := min(len(call.unsent), self._max_frame, self._credit, call.credit)) > 0:
+                part, call.unsent = call.unsent[:size], call.unsent[size:]
+                self._credit -= size
+                call.credit -= size
+                last = not (self._prepared.stream or call.unsent)
+                self._write(http2.frame(http2.DATA, http2.END_STREAM if last else 0, number, part))
+            if not call.unsent:
+                del self._sending[number]
+        if self._out:
+            self._transport.write(b"".join(self._out))
+            self._out.clear()
+
+
+def connections(in_flight: int) -> int:
+    """Connections that requests are spread over: the largest divisor of `in_flight` up to `MAX_CONNECTIONS`."""
+    return max(number for number in range(1, MAX_CONNECTIONS + 1) if in_flight % number == 0)
+
+
+async def closed_loop(target: str, prepared: Prepared, answer_bytes: int, in_flight: int, seconds: float) -> Outcome:
+    """Keeps `in_flight` requests under way for `seconds`; then waits for the last answers.
+
+    Args:
+        target: HOST:PORT.
+        prepared: What to send.
+        answer_bytes: Length of the right answer's message.
+        in_flight: Requests that are under way at any time, over several connections.
+        seconds: How long new ones begin.
+    """
+    outcome = Outcome()
+    until = float("inf")
+
+    def again(connection: Connection) -> None:
+        if (now := time.perf_counter()) < until:
+            asyncio.get_running_loop().call_soon(connection.request, now)
+
+    number = connections(in_flight)
+    opened = [await Connection.to(target, prepared, answer_bytes, outcome, again) for _ in range(number)]
+    cpu = time.process_time()
+    until = time.perf_counter() + seconds
+    for _ in range(in_flight // number):
+        for connection in opened:
+            connection.request(time.perf_counter())
+    await asyncio.sleep(seconds)
+    await _finish(opened, outcome)
+    outcome.cpu_s = time.process_time() - cpu
+    return outcome
+
+
+async def open_loop(
+    target: str, prepared: Prepared, answer_bytes: int, rate: float, seconds: float, *, seed: int = 0
+) -> Outcome:
+    """Sends requests at random times (Poisson arrivals), whether or not earlier ones are answered.
+
+    Latency counts from the time that a request was meant to leave, so that neither a slow server nor a slow
+    generator hides waiting. What the generator itself was late is told apart.
+
+    Args:
+        target: HOST:PORT.
+        prepared: What to send.
+        answer_bytes: Length of the right answer's message.
+        rate: Mean arrivals per second; the gaps between them are exponential.
+        seconds: How long requests arrive.
+        seed: Of the arrival times.
+    """
+    outcome = Outcome()
+    gaps = np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds)))
+    opened = [await Connection.to(target, prepared, answer_bytes, outcome) for _ in range(MAX_CONNECTIONS)]
+    cpu = time.process_time()
+    for number, intended in enumerate((time.perf_counter() + np.cumsum(gaps)).tolist()):
+        await asyncio.sleep(max(0.0, intended - time.perf_counter()))  # reads answers, too
+        outcome.late.append(max(0.0, time.perf_counter() - intended))
+        opened[number % len(opened)].request(intended)
+    await _finish(opened, outcome)
+    outcome.cpu_s = time.process_time() - cpu
+    return outcome
+
+
+async def _finish(opened: list[Connection], outcome: Outcome) -> None:
+    """Waits for the last answers, and closes the connections."""
+    until = time.perf_counter() + TIMEOUT_S
+    while (left := sum(connection.under_way for connection in opened)) and time.perf_counter() < until:
+        await asyncio.sleep(0.005)
+    outcome.failures += Counter({"no answer": left})
+    for connection in opened:
+        connection.close()
+
+
+def _read_status(trailers: bytes) -> tuple[str, list[float]]:
+    """What to call a refusal, and the times after which it asks to try again, seconds."""
+    fields = dict(hpack.Decoder().decode(trailers, raw=True))
+    code = int(fields.get(b"grpc-status", b"2"))
+    name = next(status.name for status in grpc.StatusCode if status.value[0] == code)
+    waits = []
+    encoded = fields.get(b"grpc-status-details-bin", b"")
+    for detail in status_pb2.Status.FromString(base64.b64decode(encoded + b"=" * (-len(encoded) % 4))).details:
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            waits.append(info.retry_delay.ToTimedelta().total_seconds())
+    # Only a full queue is a refusal with a name; of all else, the reason is needed.
+    said = unquote(fields.get(b"grpc-message", b"").decode())
+    return (name if name == "RESOURCE_EXHAUSTED" else f"{name}: {said}"), waits

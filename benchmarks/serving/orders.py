@@ -1,0 +1,308 @@
+"""Requests of every kind and size, drawn at random, each with its right answer: what the same bundle gives here.
+
+A backend may round differently in batches of another size, and a server batches as requests happen to come. So the
+tolerance is measured: the same pictures, here, in batches of many sizes. It must be far below the difference between
+any two pictures' answers, so that a mixed-up answer can't pass.
+
+Shapes: P pictures of side S, latents of dimension D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.bundle import Bundle
+from engine.sampling import Gaussian, linear, spherical
+from export.errors import InputError
+from protos import dfcvae_pb2 as pb
+from serving.reference import Moves, Reference
+from serving.requests import (
+    Bytes,
+    Floats,
+    file_batch,
+    file_side,
+    floats_of,
+    jpegs,
+    latent_batch,
+    pictures,
+    pixels_of,
+    raw_batch,
+)
+
+MAX_FILES = 16
+"""Most image files in a request: their compression would otherwise take most of the machine."""
+
+_MARGIN = 4
+"""Any two pictures' answers differ by at least so many tolerances."""
+_FILES = 32
+_PREPARED = 6
+_PNG = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)
+_BOTH = pb.EDIT_RESULT_IMAGES_AND_LATENTS
+
+
+class WrongAnswer(Exception):  # noqa: N818 - reads better without the suffix at the place of the raise
+    """Raise when an answer isn't what the same bundle gives in this process."""
+
+
+@dataclass
+class Deviation:
+    """By how much answers differ: of those that were checked so far, or at most.
+
+    Attributes:
+        levels: Largest difference of a pixel, levels of 255.
+        latents: Largest difference of a latent's value.
+    """
+
+    levels: int = 0
+    latents: float = 0.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request and its right answer.
+
+    Attributes:
+        method: Name of the RPC.
+        request: Its message.
+        images: uint8 [N, S, S, 3] of the answer; None: it has none, or they aren't looked at.
+        latents: Likewise float32 [N, D]; of Encode the means.
+        log_var: Of Encode.
+    """
+
+    method: str
+    request: Any
+    images: Bytes | None = None
+    latents: Floats | None = None
+    log_var: Floats | None = None
+
+    @property
+    def count(self) -> int:
+        """Images or latents of the answer."""
+        return len(self.images if self.images is not None else self.latents if self.latents is not None else ())
+
+
+class Orders:
+    """Pictures, what the bundle makes of them, and requests about them.
+
+    Args:
+        bundle: What the server serves.
+        count: Number P of pictures.
+        max_images: Largest request, images.
+        threads: Compute threads; None takes every core.
+
+    Raises:
+        InputError: The bundle's answers to different pictures can't be told apart.
+        EngineError: The bundle can't be run here.
+
+    Attributes:
+        pictures: uint8 [P, S, S, 3].
+        edits: Lists of moves, and names to keep.
+        tolerance: How far an answer may be from the one computed here.
+        deviation: What all answers that were checked so far differed by.
+    """
+
+    def __init__(self, bundle: Bundle, count: int, max_images: int, threads: int | None = None) -> None:
+        self._reference = reference = Reference(bundle, threads)
+        self._max_images = max_images
+        self.pictures = pictures(count, reference.manifest.image_size, seed=1)
+        side = file_side(reference.manifest.image_size, reference.manifest.preprocessing.crop)
+        self._files = jpegs(pictures(_FILES, side, seed=2))
+        self._mu, self._log_var = reference.encode(self.pictures)
+        self._file_mu, _ = reference.encode(reference.read(self._files))
+        self.edits = _edits(bundle)
+        steps = [reference.step(moves, keep) for moves, keep in self.edits]
+        self._edited_mu = [self._mu + step for step in steps]
+        self._edited = [reference.decode(latents) for latents in self._edited_mu]
+        self._decoded = reference.decode(self._mu)
+        self._file_edited = reference.decode(self._file_mu + steps[0])
+        self.deviation = Deviation()
+        self.tolerance = self._measured()
+        self._require_distinct()
+        rng = np.random.default_rng(5)
+        self._drawn: list[Order] = [make(rng) for make in (self._walk, self._sample) for _ in range(_PREPARED)]
+
+    def draw(self, rng: np.random.Generator) -> Order:
+        """A request of a random kind and size; small sizes are as frequent as large ones, octave by octave."""
+        kinds: tuple[Callable[[slice, int], Order], ...] = (
+            self.encode, self._encode_files, self._decode, self._decode_png, self.edit, self._edit_latents,
+            self._edit_files, self._prepared, self._prepared,
+        )  # fmt: skip
+        make = kinds[rng.integers(len(kinds))]
+        return make(self._rows(self._size(rng), rng), int(rng.integers(len(self.edits))))
+
+    def stream(self, messages: int, rng: np.random.Generator) -> list[tuple[pb.EditStreamRequest, Bytes]]:
+        """Messages of an EditStream and their answers; every other one has no source: it edits the last latents."""
+        plan = []
+        rows = slice(0)
+        for number in range(messages):
+            edit = int(rng.integers(len(self.edits)))
+            request = pb.EditStreamRequest(id=number + 1, **self.moves(edit))
+            if number % 2 == 0:
+                rows = self._rows(int(rng.integers(1, 9)), rng)
+                request.images.CopyFrom(raw_batch(self.pictures[rows]))
+            plan.append((request, self._edited[edit][rows]))
+        return plan
+
+    def check(self, order: Order, answer: Any) -> None:
+        """Compares an answer with the right one.
+
+        Raises:
+            WrongAnswer: They differ in number, or by more than the tolerance.
+        """
+        if order.images is not None:
+            self.check_images(pixels_of(answer.images), order.images)
+        if order.latents is not None:
+            self._check_latents(floats_of(answer.mu if order.method == "Encode" else answer.latents), order.latents)
+        if order.log_var is not None:
+            self._check_latents(floats_of(answer.log_var), order.log_var)
+
+    def check_images(self, got: Bytes, expected: Bytes) -> None:
+        """Compares images, uint8 [N, S, S, 3].
+
+        Raises:
+            WrongAnswer: They differ in number, or by more than the tolerance.
+        """
+        if got.shape != expected.shape:
+            raise WrongAnswer(f"images of shape {got.shape}; expected {expected.shape}")
+        difference = 0 if np.array_equal(got, expected) else _levels(got, expected)
+        self.deviation.levels = max(self.deviation.levels, difference)
+        if difference > self.tolerance.levels:
+            raise WrongAnswer(f"one of {len(got)} images is off by {difference} levels")
+
+    def _check_latents(self, got: Floats, expected: Floats) -> None:
+        if got.shape != expected.shape:
+            raise WrongAnswer(f"latents of shape {got.shape}; expected {expected.shape}")
+        difference = float(np.abs(got - expected).max())
+        self.deviation.latents = max(self.deviation.latents, difference)
+        if not difference <= self.tolerance.latents:
+            raise WrongAnswer(f"latents are off by {difference:g}")
+
+    def moves(self, edit: int) -> dict[str, Any]:
+        """An edit as fields of a request."""
+        pairs, keep = self.edits[edit]
+        edits = [
+            pb.Edit(attribute=target, strength=strength)
+            if isinstance(target, str)
+            else pb.Edit(direction=target.astype("<f4").tobytes(), strength=strength)
+            for target, strength in pairs
+        ]
+        return {"edits": edits, "keep": keep}
+
+    def encode(self, rows: slice, _: int = 0) -> Order:
+        """Encode of some pictures."""
+        request = pb.EncodeRequest(images=raw_batch(self.pictures[rows]))
+        return Order("Encode", request, latents=self._mu[rows], log_var=self._log_var[rows])
+
+    def edit(self, rows: slice, edit: int = 0) -> Order:
+        """Edit of some pictures."""
+        request = pb.EditRequest(images=raw_batch(self.pictures[rows]), **self.moves(edit))
+        return Order("Edit", request, self._edited[edit][rows])
+
+    def _encode_files(self, rows: slice, _: int) -> Order:
+        rows = _few(rows)
+        request = pb.EncodeRequest(images=file_batch(self._files[rows]))
+        return Order("Encode", request, latents=self._file_mu[rows])
+
+    def _decode(self, rows: slice, _: int) -> Order:
+        return Order("Decode", pb.DecodeRequest(latents=latent_batch(self._mu[rows])), self._decoded[rows])
+
+    def _decode_png(self, rows: slice, _: int) -> Order:
+        rows = _few(rows)
+        request = pb.DecodeRequest(latents=latent_batch(self._mu[rows]), output=_PNG)
+        return Order("Decode", request, self._decoded[rows])
+
+    def _edit_latents(self, rows: slice, edit: int) -> Order:
+        request = pb.EditRequest(latents=latent_batch(self._mu[rows]), result=_BOTH, **self.moves(edit))
+        return Order("Edit", request, self._edited[edit][rows], self._edited_mu[edit][rows])
+
+    def _edit_files(self, rows: slice, _: int) -> Order:
+        rows = _few(rows)
+        request = pb.EditRequest(images=file_batch(self._files[rows]), output=_PNG, **self.moves(0))
+        return Order("Edit", request, self._file_edited[rows])
+
+    def _prepared(self, rows: slice, _: int) -> Order:
+        """A walk or a sample, whose answer was computed beforehand."""
+        return self._drawn[int(rows.start) % len(self._drawn)]
+
+    def _walk(self, rng: np.random.Generator) -> Order:
+        total = max(2, self._size(rng))
+        steps = int(rng.integers(2, min(total, 16) + 1))
+        first, last = (self._mu[rng.integers(len(self._mu), size=max(1, total // steps))] for _ in range(2))
+        arc = bool(rng.integers(2))
+        points = (spherical if arc else linear)(first, last, steps)
+        request = pb.InterpolateRequest(
+            start=pb.WalkEnd(latents=latent_batch(first)),
+            end=pb.WalkEnd(latents=latent_batch(last)),
+            steps=steps,
+            walk=pb.WALK_SPHERICAL if arc else pb.WALK_LINEAR,
+            result=_BOTH,
+        )
+        return Order("Interpolate", request, self._reference.decode(points), points)
+
+    def _sample(self, rng: np.random.Generator) -> Order:
+        count, seed, temperature = self._size(rng), int(rng.integers(2**32)), float(np.float32(rng.uniform(0.5, 1.0)))
+        latents = Gaussian.standard(self._mu.shape[1]).draw(count, seed, temperature)
+        request = pb.SampleRequest(
+            count=count, seed=seed, temperature=temperature, distribution=pb.DISTRIBUTION_STANDARD, result=_BOTH
+        )
+        return Order("Sample", request, self._reference.decode(latents), latents)
+
+    def _size(self, rng: np.random.Generator) -> int:
+        return min(self._max_images, int(np.exp(rng.uniform(0, np.log(self._max_images + 1)))))
+
+    def _rows(self, count: int, rng: np.random.Generator) -> slice:
+        start = int(rng.integers(len(self.pictures) - count + 1))
+        return slice(start, start + count)
+
+    def _measured(self) -> Deviation:
+        """Twice what other batch sizes and a last bit of the latents make different here, plus a level."""
+        reference, levels, latents = self._reference, 0, 0.0
+        for moved, edited in zip(self._edited_mu, self._edited, strict=True):
+            for towards in (-np.inf, np.inf):
+                levels = max(levels, _levels(reference.decode(np.nextafter(moved, np.float32(towards))), edited))
+        largest = reference.max_batch_size
+        for batch in sorted({size for size in (1, 2, 3, 5, 8, 13, 21, largest - 1) if 0 < size <= largest}):
+            mu, log_var = reference.encode(self.pictures, batch)
+            latents = max(latents, float(np.abs(mu - self._mu).max()), float(np.abs(log_var - self._log_var).max()))
+            levels = max(levels, _levels(reference.decode(mu, batch), self._decoded))
+        highest = max(float(np.abs(part).max()) for part in (self._mu, self._log_var, *self._edited_mu))
+        return Deviation(2 * levels + 1, 2 * latents + 1e-5 * highest)
+
+    def _require_distinct(self) -> None:
+        for what, answers, tolerance in (
+            ("images", self._decoded, self.tolerance.levels),
+            ("latents", self._mu, self.tolerance.latents),
+        ):
+            flat = answers.reshape(len(answers), -1).astype(np.float32)
+            nearest = min(float(np.abs(flat[:row] - flat[row]).max(axis=1).min()) for row in range(1, len(flat)))
+            if nearest < _MARGIN * tolerance:
+                raise InputError(
+                    f"two pictures' {what} differ by only {nearest:g}, the tolerance is {tolerance:g}: "
+                    "answers of this bundle can't be told apart; use a trained model"
+                )
+
+
+def _few(rows: slice) -> slice:
+    """Not many rows, within those that there are files of."""
+    count = min(rows.stop - rows.start, MAX_FILES)
+    first = rows.start % (_FILES - count + 1)
+    return slice(first, first + count)
+
+
+def _levels(got: Bytes, expected: Bytes) -> int:
+    return int(np.abs(got.astype(np.int16) - expected).max())
+
+
+def _edits(bundle: Bundle) -> list[tuple[Moves, tuple[str, ...]]]:
+    names = bundle.directions.names
+    scale = float(np.abs(bundle.directions.vectors).mean()) if len(names) else 0.1
+    direction = np.random.default_rng(3).standard_normal(bundle.manifest.latent_dim, dtype=np.float32) * scale
+    edits: list[tuple[Moves, tuple[str, ...]]] = [([(direction, 1.0)], ())]
+    edits += [([(name, strength)], ()) for name, strength in zip(names, (1.5, -1.0), strict=False)]
+    if len(names) >= 3:
+        edits.append(([(names[0], 1.0), (names[1], 0.5), (direction, -0.5)], (names[2],)))
+    return edits

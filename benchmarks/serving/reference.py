@@ -1,0 +1,151 @@
+"""The bundle's engine in this process, without a server: what a server's answers and rates are compared with."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from engine.backends import edit as edit_images
+from engine.backends import open_backend, warm_up
+from engine.bundle import Bundle
+from engine.images import decode_file
+from export.errors import InputError
+from serving.requests import (
+    SEED,
+    STRENGTH,
+    Bytes,
+    Case,
+    Floats,
+    Operation,
+    file_side,
+    jpegs,
+    pictures,
+    random_latents,
+)
+
+MIN_CALLS = 3
+Moves = list[tuple[str | Floats, float]]
+
+_LEVELS = {"raw": 0.5, "jpeg": 2.0}
+"""Mean difference of pixels that is allowed, levels of 255."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Batches that were computed in this process.
+
+    Attributes:
+        batch: Their size, images.
+        seconds: How long each took.
+        cpu_s: Processor time of them all, seconds.
+    """
+
+    batch: int
+    seconds: list[float]
+    cpu_s: float
+
+    @property
+    def images(self) -> int:
+        """Images of all batches."""
+        return self.batch * len(self.seconds)
+
+
+class Reference:
+    """Encodes, edits and decodes as the server does, one batch after the other.
+
+    Args:
+        bundle: What to run.
+        threads: Compute threads; None takes every core.
+
+    Raises:
+        EngineError: The bundle can't be run here.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.manifest = bundle.manifest
+        self.directions = bundle.directions
+        self.max_batch_size = bundle.manifest.max_batch_size
+        self._backend = open_backend(bundle, threads)
+        warm_up(self._backend, bundle.manifest)
+        target = next(iter(bundle.directions.names), np.full(bundle.manifest.latent_dim, 0.1, np.float32))
+        self._step = self.step([(target, STRENGTH)])
+
+    def encode(self, images: Bytes, batch: int | None = None) -> tuple[Floats, Floats]:
+        """Means and log variances, in batches of `batch`, or of the largest size."""
+        pairs = [self._backend.encode(part) for part in self._parts(images, batch)]
+        return np.concatenate([mu for mu, _ in pairs]), np.concatenate([log_var for _, log_var in pairs])
+
+    def decode(self, latents: Floats, batch: int | None = None) -> Bytes:
+        """Images, in batches of `batch`, or of the largest size."""
+        return np.concatenate([self._backend.decode(part) for part in self._parts(latents, batch)])
+
+    def step(self, moves: Moves, keep: tuple[str, ...] = ()) -> Floats:
+        """What an edit adds to latents, float32 [D]."""
+        return self.directions.move(moves, list(keep)).step
+
+    def read(self, files: list[bytes]) -> Bytes:
+        """What the server makes of image files, uint8 [N, S, S, 3]."""
+        return np.stack([decode_file(file, self.manifest.frame) for file in files])
+
+    def pace(self, operation: Operation, batch: int, seconds: float) -> Pace:
+        """Computes batches for about `seconds`."""
+        call = self._call(operation, batch)
+        call()
+        taken: list[float] = []
+        cpu = time.process_time()
+        until = time.perf_counter() + seconds
+        while (start := time.perf_counter()) < until or len(taken) < MIN_CALLS:
+            call()
+            taken.append(time.perf_counter() - start)
+        return Pace(batch, taken, time.process_time() - cpu)
+
+    def check(self, case: Case, got: npt.NDArray[Any], name: str) -> None:
+        """Compares an answer with what this process computes from the same request.
+
+        Raises:
+            InputError: They differ by more than rounding, and what a JPEG loses, explain.
+        """
+        expected = self._expected(case)
+        difference = float(np.abs(got.astype(np.float64) - expected).mean()) if got.shape == expected.shape else np.inf
+        allowed = 0.01 * float(np.abs(expected).max()) if case.operation == "encode" else _LEVELS[case.form]
+        if not difference <= allowed:
+            raise InputError(
+                f"{name}: the answer is off by {difference:.3g} on average, {allowed:.3g} are allowed: "
+                "is --bundle the one that the server serves?"
+            )
+
+    def _parts(self, items: npt.NDArray[Any], batch: int | None) -> list[npt.NDArray[Any]]:
+        size = batch or self.max_batch_size
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def _expected(self, case: Case) -> npt.NDArray[Any]:
+        size, raw = self.manifest.image_size, case.form == "raw"
+        if case.operation == "decode":
+            images = self.decode(random_latents(case.images, self.manifest.latent_dim))
+        else:
+            side = size if raw else file_side(size, self.manifest.preprocessing.crop)
+            sent = pictures(case.images, side, SEED)
+            mu, _ = self.encode(sent if raw else self.read(jpegs(sent)))
+            if case.operation == "encode":
+                return mu
+            images = self.decode(mu + self._step)
+        return images if raw else np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in jpegs(images)])
+
+    def _call(self, operation: Operation, batch: int) -> Callable[[], object]:
+        images = pictures(batch, self.manifest.image_size, SEED)
+        latents = self.encode(images)[0]
+        if operation == "encode":
+            return lambda: self._backend.encode(images)
+        if operation == "edit":
+            steps = np.tile(self._step, (batch, 1))
+            return lambda: edit_images(self._backend, images, steps)
+        if operation == "slide":
+            return lambda: self._backend.decode(latents + self._step)
+        return lambda: self._backend.decode(latents)

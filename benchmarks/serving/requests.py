@@ -1,0 +1,207 @@
+"""Requests as they go over the wire: pictures, messages made of them, and what answers hold.
+
+Shapes: N images of side S, latents of dimension D.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from engine.images import DEFAULT_QUALITY
+from export.errors import InputError
+from protos import dfcvae_pb2 as pb
+from protos import dfcvae_pb2_grpc
+
+Operation = Literal["encode", "edit", "decode", "slide"]
+Form = Literal["raw", "jpeg"]
+Transport = Literal["unary", "stream"]
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+STRENGTH = 1.5
+SEED = 0
+TIMEOUT_S = 120.0
+"""What isn't answered by then hangs."""
+SERVICE = "/dfcvae.v1.LatentEngine/"
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),  # or all channels would share one connection
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is sent, and how much of it at once.
+
+    Attributes:
+        operation: encode, edit or decode; or slide: an edit without a source on a stream, which costs only a decode.
+        form: Raw pixels both ways, or JPEG files both ways. (Encode answers, and Decode takes, latents.)
+        transport: Unary calls, or EditStream.
+        images: Images or latents in a request.
+        in_flight: Requests whose answers are awaited at any time.
+    """
+
+    operation: Operation
+    form: Form
+    transport: Transport
+    images: int
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is sent again and again.
+
+    Attributes:
+        path: Method, as HTTP/2 names it.
+        body: Its message, serialised.
+        opening: A message that a stream starts with; None for none.
+        stream: Whether a call takes many such messages.
+    """
+
+    path: str
+    body: bytes
+    opening: bytes | None = None
+    stream: bool = False
+
+
+def stub_of(channel: Any) -> Any:
+    """The service's methods on a channel."""
+    return dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+
+
+def ask_model(target: str) -> pb.GetModelResponse:
+    """What the server serves.
+
+    Raises:
+        InputError: It can't be reached.
+    """
+    with grpc.insecure_channel(target) as channel:
+        try:
+            model: pb.GetModelResponse = stub_of(channel).GetModel(pb.GetModelRequest(), timeout=20)
+        except grpc.RpcError as error:
+            raise InputError(f"no server answers at {target} ({error.code().name}); check --target") from None
+    return model
+
+
+def ask(target: str, prepared: Prepared) -> bytes:
+    """Sends a request once; its answer.
+
+    Raises:
+        InputError: The server refused it.
+    """
+    messages = [prepared.body] if prepared.opening is None else [prepared.opening, prepared.body]
+    with grpc.insecure_channel(target, OPTIONS) as channel:
+        try:
+            # On the wire a unary call is a stream of one message.
+            *_, answer = channel.stream_stream(prepared.path)(iter(messages), timeout=TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise InputError(f"the server refused {prepared.path}: {error.code().name}: {error.details()}") from None
+    return bytes(answer)
+
+
+def prepare(case: Case, model: pb.GetModelResponse) -> Prepared:
+    """Makes the messages of a case: edit and slide on a stream, or encode, edit and decode in calls."""
+    output = pb.ImageOutput(format=pb.IMAGE_FORMAT_JPEG if case.form == "jpeg" else pb.IMAGE_FORMAT_RAW)
+    if case.operation == "decode":
+        latents = latent_batch(random_latents(case.images, model.latent_dim))
+        return Prepared(f"{SERVICE}Decode", pb.DecodeRequest(latents=latents, output=output).SerializeToString())
+    size, crop = model.image_size, model.preprocessing.crop or None
+    raw = case.form == "raw"
+    sent = pictures(case.images, size if raw else file_side(size, crop), SEED)
+    images = raw_batch(sent) if raw else file_batch(jpegs(sent))
+    if case.operation == "encode":
+        return Prepared(f"{SERVICE}Encode", pb.EncodeRequest(images=images).SerializeToString())
+    edits = [pb.Edit(direction=np.full(model.latent_dim, 0.1, "<f4").tobytes(), strength=STRENGTH)]
+    if model.attributes:
+        edits = [pb.Edit(attribute=model.attributes[0].name, strength=STRENGTH)]
+    if case.transport == "unary":
+        edit = pb.EditRequest(images=images, edits=edits, output=output)
+        return Prepared(f"{SERVICE}Edit", edit.SerializeToString())
+    whole = pb.EditStreamRequest(images=images, edits=edits, output=output).SerializeToString()
+    if case.operation == "edit":
+        return Prepared(f"{SERVICE}EditStream", whole, stream=True)
+    slide = pb.EditStreamRequest(edits=edits, output=output).SerializeToString()
+    return Prepared(f"{SERVICE}EditStream", slide, opening=whole, stream=True)
+
+
+def read_answer(case: Case, answer: bytes) -> npt.NDArray[Any]:
+    """What an answer holds: latents float32 [N, D] of an encode, else images uint8 [N, S, S, 3].
+
+    Raises:
+        InputError: A stream answered with an error.
+    """
+    if case.operation == "encode":
+        return floats_of(pb.EncodeResponse.FromString(answer).mu)
+    if case.operation == "decode":
+        return pixels_of(pb.DecodeResponse.FromString(answer).images)
+    if case.transport == "unary":
+        return pixels_of(pb.EditResponse.FromString(answer).images)
+    streamed = pb.EditStreamResponse.FromString(answer)
+    if streamed.WhichOneof("outcome") != "edited":
+        raise InputError(f"the stream answered with an error: {streamed.error.message}")
+    return pixels_of(streamed.edited.images)
+
+
+def pictures(count: int, size: int, seed: int) -> Bytes:
+    """Random pictures of smooth colours, uint8 [N, S, S, 3]: no two look alike to a model, as noise does."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    resized = [Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in coarse]
+    return np.stack([np.asarray(one) for one in resized])
+
+
+def jpegs(images: Bytes) -> list[bytes]:
+    """Images, uint8 [N, S, S, 3], as JPEG files of the server's default quality."""
+    files = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=DEFAULT_QUALITY)
+        files.append(file.getvalue())
+    return files
+
+
+def file_side(image_size: int, crop: int | None) -> int:
+    """Side of files to send to a model, pixels: what it cuts out, or three times what it needs."""
+    return crop or 3 * image_size
+
+
+def random_latents(count: int, dim: int) -> Floats:
+    """Latents drawn from N(0, I), float32 [N, D]."""
+    return np.random.default_rng(SEED).standard_normal((count, dim), np.float32)
+
+
+def raw_batch(images: Bytes) -> pb.ImageBatch:
+    """Images, uint8 [N, S, S, 3], as pixels in a message."""
+    count, height, width, _ = images.shape
+    return pb.ImageBatch(raw=pb.RawImages(count=count, height=height, width=width, data=images.tobytes()))
+
+
+def file_batch(files: list[bytes]) -> pb.ImageBatch:
+    """Image files in a message."""
+    return pb.ImageBatch(files=pb.EncodedImages(files=files))
+
+
+def latent_batch(latents: Floats) -> pb.LatentBatch:
+    """Latents, float32 [N, D], in a message."""
+    return pb.LatentBatch(count=latents.shape[0], dim=latents.shape[1], data=latents.astype("<f4").tobytes())
+
+
+def floats_of(batch: pb.LatentBatch) -> Floats:
+    """Latents of a message, float32 [N, D]."""
+    return np.frombuffer(batch.data, "<f4").reshape(batch.count, batch.dim)
+
+
+def pixels_of(batch: pb.ImageBatch) -> Bytes:
+    """Images of a message, uint8 [N, S, S, 3], pixels or files."""
+    if batch.WhichOneof("images") == "files":
+        return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in batch.files.files])
+    raw = batch.raw
+    return np.frombuffer(raw.data, np.uint8).reshape(raw.count, raw.height, raw.width, 3)

@@ -1,0 +1,224 @@
+"""`python -m trainer directions`: on a finished run, through the command line."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from engine.latents import Directions
+from engine.sampling import Gaussian
+from trainer.__main__ import main
+from trainer.config import TrainConfig
+from trainer.data import FaceData
+from trainer.training import train
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A run folder to change."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def directions(*arguments: object) -> int:
+    return main(["directions", *map(str, arguments)])
+
+
+def load(run: Path) -> Directions:
+    return Directions.load(run / "directions.safetensors")
+
+
+def kind_of(run: Path, name: str) -> str:
+    found = load(run)
+    return found.kinds[found.names.index(name)]
+
+
+def write_csv(path: Path, data: FaceData, names: tuple[str, ...], count: int) -> Path:
+    """Labels of the first images: `names` stand for Smiling, in turn as it is and inverted."""
+    smiling = data.index.labels[:count, data.index.attributes.index("Smiling")]
+    rows = [",".join(["file", *names])]
+    for file, smiles in zip(data.index.files, smiling, strict=False):
+        rows.append(",".join([file, *(str(int(smiles != column % 2)) for column in range(len(names)))]))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def write_folders(folder: Path, data: FaceData, count: int) -> tuple[Path, Path]:
+    """Two folders of the data set's own files: with glasses and without."""
+    glasses = data.index.labels[:, data.index.attributes.index("Eyeglasses")]
+    sides = folder / "with", folder / "without"
+    for side, rows in zip(sides, (np.flatnonzero(glasses), np.flatnonzero(~glasses)), strict=True):
+        side.mkdir()
+        for row in rows[:count]:
+            shutil.copyfile(data.index.path(row), side / Path(data.index.files[row]).name)
+    return sides
+
+
+def test_labels_of_ones_own_go_beside_the_others(
+    run: Path, faces: Path, data: FaceData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, prior = load(run), (run / "prior.safetensors").read_bytes()
+    csv = write_csv(tmp_path / "own.csv", data, ("Grin", "Smiling"), 150)
+    assert directions(run, "--data", faces, "--labels", csv) == 0
+    said = capsys.readouterr().out
+    assert "added Grin; replaced Smiling; kept " in said
+    assert said.endswith(f"next: python -m export.build_engines --run {run} --out BUNDLE\n")
+    after = load(run)
+    assert after.names == (*before.names, "Grin")
+    np.testing.assert_array_equal(after["Male"], before["Male"])
+    np.testing.assert_allclose(after["Grin"], -after["Smiling"], atol=1e-4)  # the same labels, inverted
+    labelled = data.index.labels[:150, data.index.attributes.index("Smiling")][data.index.splits[:150] == 0]
+    assert after.positives[-1] == labelled.sum()
+    assert after.negatives[-1] == (~labelled).sum()
+    assert (run / "prior.safetensors").read_bytes() == prior
+
+
+def test_another_kind_replaces_the_directions_of_the_data_and_leaves_ones_own(
+    run: Path, faces: Path, data: FaceData, tmp_path: Path
+) -> None:
+    csv = write_csv(tmp_path / "own.csv", data, ("Grin",), 200)
+    assert directions(run, "--data", faces, "--labels", csv) == 0
+    before = load(run)
+    assert set(before.kinds) == {"mean"}
+    assert directions(run, "--data", faces, "--kind", "svm") == 0
+    after = load(run)
+    assert after.names == before.names
+    assert dict(zip(after.names, after.kinds, strict=True)) == {**dict.fromkeys(after.names, "svm"), "Grin": "mean"}
+    # Another kind points elsewhere, and is as long: strength 1 is the same distance.
+    lengths, lengths_before = (np.linalg.norm(found.vectors, axis=1) for found in (after, before))
+    np.testing.assert_allclose(lengths, lengths_before, rtol=1e-4)
+    assert not np.allclose(before["Smiling"], after["Smiling"], rtol=0.1)
+
+
+def test_adjusted_directions_of_ones_own_hold_the_data_sets_attributes_equal(
+    run: Path, faces: Path, data: FaceData, tmp_path: Path
+) -> None:
+    csv = write_csv(tmp_path / "own.csv", data, ("Grin",), 200)  # Grin is Smiling
+    assert directions(run, "--data", faces, "--labels", csv) == 0
+    plain = load(run)["Grin"]
+    assert directions(run, "--data", faces, "--labels", csv, "--kind", "adjusted") == 0
+    assert kind_of(run, "Grin") == "adjusted"
+    assert kind_of(run, "Male") == "mean"
+    assert not np.allclose(load(run)["Grin"], plain, rtol=0.05)
+
+
+def test_two_folders_give_what_their_labels_would(run: Path, data: FaceData, tmp_path: Path) -> None:
+    having, lacking = write_folders(tmp_path, data, 30)
+    assert directions(run, "--with", having, "--without", lacking, "--name", "Specs") == 0
+    found = load(run)
+    assert (found.names[-1], found.kinds[-1], found.positives[-1], found.negatives[-1]) == ("Specs", "mean", 30, 30)
+    specs, glasses = found["Specs"], found["Eyeglasses"]
+    assert specs @ glasses / np.linalg.norm(specs) / np.linalg.norm(glasses) > 0.5
+    assert directions(run, "--drop", "Specs") == 0
+    assert "Specs" not in load(run).names
+    np.testing.assert_array_equal(load(run)["Eyeglasses"], glasses)
+
+
+def test_a_run_of_before_gets_what_it_lacks(run: Path, faces: Path, data: FaceData) -> None:
+    expected = Gaussian.load(run / "prior.safetensors")
+    samples = load_file(run / "samples.safetensors")["images"]
+    for name in ("prior", "directions", "samples"):
+        (run / f"{name}.safetensors").unlink()
+    assert directions(run, "--data", faces) == 0
+    np.testing.assert_allclose(Gaussian.load(run / "prior.safetensors").factor, expected.factor, atol=1e-6)
+    np.testing.assert_array_equal(load_file(run / "samples.safetensors")["images"], samples)
+    assert "Smiling" in load(run).names
+
+
+def test_the_prior_stays_that_of_the_runs_own_data(
+    run: Path, data: FaceData, broken: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prior = (run / "prior.safetensors").read_bytes()
+    image = np.asarray(Image.open(broken / "img_align_celeba" / data.index.files[0]))
+    Image.fromarray(255 - image).save(broken / "img_align_celeba" / data.index.files[0])
+    assert directions(run, "--data", broken) == 0
+    assert (run / "prior.safetensors").read_bytes() == prior
+
+
+def test_resuming_a_finished_run_makes_what_is_missing_or_of_another_kind(
+    run: Path, data: FaceData, small: TrainConfig
+) -> None:
+    config = replace(small, epochs=1)
+    weights, before = (run / "model.safetensors").read_bytes(), load(run)
+    train(replace(config, directions="svm"), data, run, resume=True)
+    assert set(load(run).kinds) == {"svm"}
+    assert json.loads((run / "config.json").read_text())["config"]["directions"] == "svm"
+    (run / "prior.safetensors").unlink()
+    train(replace(config, directions="svm"), data, run, resume=True)
+    assert Gaussian.load(run / "prior.safetensors").latent_dim == before.latent_dim
+    (run / "directions.safetensors").unlink()
+    train(config, data, run, resume=True)
+    np.testing.assert_allclose(load(run).vectors, before.vectors, atol=1e-5)
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
+def test_directions_of_other_weights_are_not_kept(run: Path, faces: Path, data: FaceData, tmp_path: Path) -> None:
+    csv = write_csv(tmp_path / "own.csv", data, ("Grin",), 200)
+    assert directions(run, "--data", faces, "--labels", csv) == 0
+    found = load(run)
+    replace(found, model_sha256="ab" * 32).save(run / "directions.safetensors")
+    assert directions(run, "--data", faces) == 0
+    assert load(run).names == found.names[:-1]
+
+
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "nothing": ((), "give --data DIR, perhaps with --labels CSV, or --with A --without B --name NAME"),
+    "one folder": (("--with", "A", "--name", "Specs"), "--with A --without B --name NAME: give all three"),
+    "both ways": (("--data", "DATA", "--with", "A", "--without", "B", "--name", "x"), "give one or the other"),
+    "a name with =": (("--with", "A", "--without", "B", "--name", "a=b"), "--name 'a=b': must have no blanks at its"),
+    "one folder twice": (("--with", "A", "--without", "A", "--name", "x"), "one holds the other; give two folders"),
+    "folders, adjusted": (
+        ("--with", "A", "--without", "B", "--name", "x", "--kind", "adjusted"),
+        "--kind adjusted: holds other attributes equal, and folders say nothing of them",
+    ),
+    "few images": (
+        ("--with", "A", "--without", "B", "--name", "x"),
+        "with: holds 5 images; a direction needs 20 on either side",
+    ),
+    "few labels": (("--data", "DATA", "--labels", "FEW"), "no attribute has 20 images of the train split with it"),
+    "no labels": (("--data", "DATA", "--labels", "NONE"), "does not exist"),
+    "unknown": (("--drop", "Grin"), "has no such directions; it has Bald"),
+    "drop and more": (("--drop", "Bald", "--data", "DATA"), "--drop: stands alone"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_changes_nothing(
+    run: Path, data: FaceData, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    flags, message = BAD[case]
+    having, lacking = write_folders(tmp_path, data, 5)
+    few = write_csv(tmp_path / "few.csv", data, ("Grin",), 25)
+    places = {"A": having, "B": lacking, "DATA": data.index.root, "FEW": few, "NONE": tmp_path / "none.csv"}
+    files = {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".lock"}
+    assert directions(run, *(places.get(flag, flag) for flag in flags)) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("error: ")
+    assert message in said
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".lock"} == files
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert directions(tmp_path / "none", "--data", faces) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_on_few_images_gets_its_directions_and_prior_from_those(
+    small: TrainConfig, data: FaceData, faces: Path, tmp_path: Path
+) -> None:
+    limited = replace(data, index=data.index.limited(100))
+    train(replace(small, limit_train=100), limited, tmp_path / "run")
+    files = [tmp_path / "run" / name for name in ("directions.safetensors", "prior.safetensors")]
+    expected = [load_file(file) for file in files]
+    for file in files:
+        file.unlink()
+    assert directions(tmp_path / "run", "--data", faces) == 0
+    for file, before in zip(files, expected, strict=True):
+        assert {name: values.tolist() for name, values in load_file(file).items()} == {
+            name: values.tolist() for name, values in before.items()
+        }

@@ -1,0 +1,1 @@
+"""What is made of a trained model: attribute directions, the prior of new faces, samples and the model card."""

@@ -1,0 +1,166 @@
+"""What a run folder holds that follows from its weights and from faces: samples, prior and attribute directions.
+
+`trainer.training` writes them when training ends; `own_labels` computes directions anew, and adds some for labels of
+the user's own. Directions and prior belong to the weights whose latents they were computed from, so
+their files name these, and what belongs to other weights is never kept.
+
+Shapes: N images, D latent_dim, A attributes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from trainer import run_folder
+from trainer.artifacts.directions import Direction, directions_of, load_directions, save_directions
+from trainer.artifacts.encode import encode
+from trainer.artifacts.model_card import write_card
+from trainer.artifacts.prior import Floats, fit_prior, save_prior
+from trainer.config import Kind
+from trainer.data import FaceData
+from trainer.hardware.device import Placement
+from trainer.model import VAE
+from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
+
+logger = logging.getLogger(__name__)
+
+NUM_SAMPLES = 512
+"""Held-out images kept in the run folder."""
+MAX_LISTED = 8
+"""Attributes that a message names; of more, it gives the number."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What became of the directions of a run.
+
+    Attributes:
+        added: attributes that had none before.
+        replaced: attributes whose directions were computed again.
+        kept: attributes that were left as they were.
+        dropped: attributes that have none any more.
+    """
+
+    added: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = {name: getattr(self, name) for name in ("added", "replaced", "kept", "dropped")}
+        return "; ".join(f"{part} {_listed(names)}" for part, names in parts.items() if names) or "none"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= MAX_LISTED else f"{len(names)} attributes"
+
+
+def complete(
+    folder: Path, model: VAE, place: Placement, data: FaceData, kind: Kind, *, directions_anew: bool = False
+) -> Changes | None:
+    """Writes what a finished run lacks: all of it after training, the rest after an interruption or in an old run.
+
+    Args:
+        folder: the run folder, with the weights.
+        model: the run's.
+        place: the model's.
+        data: what it was trained on.
+        kind: of the directions.
+        directions_anew: compute the data's directions again, as another kind is asked for.
+
+    Returns:
+        What became of the directions; None if nothing was lacking.
+
+    Raises:
+        RunError: latents are not finite, or a file cannot be written.
+    """
+    model_sha256 = sha256_of(folder / MODEL)
+    lacks_samples = not (folder / SAMPLES).exists()
+    lacks_prior = not belongs(folder / PRIOR, model_sha256)
+    lacks_directions = directions_anew or not belongs(folder / DIRECTIONS, model_sha256)
+    if not (lacks_samples or lacks_prior or lacks_directions):
+        return None
+    if lacks_samples:
+        write_samples(folder, data)
+    rows = data.rows("train")
+    mu, log_var = encode(model, data.images, rows, place)
+    if lacks_prior:
+        write_prior(folder, mu, log_var)
+    labels, attributes = data.index.labels[rows], data.index.attributes
+    found = directions_of(mu, labels, attributes, kind) if lacks_directions else []
+    return write_directions(folder, found, mu.shape[1])
+
+
+def write_samples(folder: Path, data: FaceData) -> None:
+    """Writes the first `NUM_SAMPLES` held-out images.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    rows = np.concatenate([data.rows("val"), data.rows("test")])[:NUM_SAMPLES]
+    images = {"images": np.ascontiguousarray(data.images[rows])}
+    run_folder.write_atomically(folder / SAMPLES, lambda file: save_file(images, file))
+
+
+def write_prior(folder: Path, mu: Floats, log_var: Floats) -> None:
+    """Writes the Gaussian of a train split's posteriors, (N, D) each.
+
+    Raises:
+        RunError: latents are not finite, or the file cannot be written.
+    """
+    mean, root = fit_prior(mu, log_var)
+    model_sha256 = sha256_of(folder / MODEL)
+    run_folder.write_atomically(folder / PRIOR, lambda file: save_prior(file, mean, root, len(mu), model_sha256))
+    logger.info("prior: fitted to the latents of %d training images", len(mu))
+
+
+def write_directions(
+    folder: Path,
+    found: Sequence[Direction],
+    latent_dim: int,
+    *,
+    without: Collection[str] = (),
+    split: str = "train",
+) -> Changes:
+    """Writes directions beside those of the run's present weights, and the model card, which names them.
+
+    Args:
+        folder: the run folder.
+        found: new directions; one of a name that the run has takes its place.
+        latent_dim: D.
+        without: names of directions that do not stay.
+        split: images that the new ones were computed from.
+
+    Raises:
+        RunError: the file cannot be read or written.
+    """
+    path, model_sha256 = folder / DIRECTIONS, sha256_of(folder / MODEL)
+    before, metadata = load_directions(path) if path.exists() else ([], {})
+    new = {direction.name: direction for direction in found}
+    left = [direction.name for direction in before if direction.name not in new and direction.name not in without]
+    outdated = [] if belongs(path, model_sha256) else left
+    if outdated:
+        logger.warning(
+            "%s: of other weights, so dropped; make anew with `python -m trainer directions %s`",
+            *(", ".join(outdated), folder),
+        )
+    kept = [name for name in left if name not in outdated]
+    rows = [new.get(d.name, d) for d in before if d.name in new or d.name in kept]
+    rows += [direction for direction in found if direction not in rows]
+    splits = [*(metadata.get("split", "").split(", ") if kept else []), *([split] if found or not kept else [])]
+    joined = ", ".join(dict.fromkeys(splits))
+    run_folder.write_atomically(path, lambda file: save_directions(file, rows, latent_dim, joined, model_sha256))
+    write_card(folder)
+    had = {direction.name for direction in before}
+    return Changes(
+        added=tuple(name for name in new if name not in had),
+        replaced=tuple(name for name in new if name in had),
+        kept=tuple(kept),
+        dropped=(*without, *outdated),
+    )

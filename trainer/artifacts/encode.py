@@ -1,0 +1,42 @@
+"""Packed images to the parameters of their posteriors.
+
+Shapes: N images, R rows, S image side, D latent_dim.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from trainer.hardware.device import Placement
+from trainer.model import VAE
+
+BATCH_IMAGES = 128
+
+
+@torch.no_grad()
+def encode(
+    model: VAE, images: NDArray[np.uint8], rows: NDArray[np.int64], place: Placement
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Posteriors of some rows of a packed array, in FP32 and evaluation mode.
+
+    Args:
+        model: the VAE; its mode is left as it was.
+        images: (N, S, S, 3) uint8.
+        rows: which of them, (R,).
+        place: the model's.
+
+    Returns:
+        mu and log_var, each (R, D) float32.
+    """
+    training = model.training
+    model.eval()
+    mu, log_var = (np.empty((len(rows), model.config.latent_dim), np.float32) for _ in range(2))
+    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False, disable=None):
+        batch = slice(start, start + BATCH_IMAGES)
+        posterior = model.encoder(place.images(images[rows[batch]]))
+        mu[batch], log_var[batch] = posterior.mu.float().cpu().numpy(), posterior.log_var.float().cpu().numpy()
+    model.train(training)
+    return mu, log_var

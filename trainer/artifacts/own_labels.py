@@ -1,0 +1,188 @@
+"""`python -m trainer directions`: attribute directions of a finished run, anew or for labels of the user's own.
+
+This is how a model learns a new edit without training: from the labels of the data set, from a CSV for its images, or
+from two folders of images of faces with and without something. New attributes go beside those that the run has; one of
+a name that it has takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer import run_folder
+from trainer.artifacts import derived
+from trainer.artifacts.derived import Changes
+from trainer.artifacts.directions import MIN_IMAGES, Direction, directions_of, load_directions
+from trainer.artifacts.encode import encode
+from trainer.config import Kind, TrainConfig
+from trainer.data import FaceData, load_data_as
+from trainer.data.folder import SUFFIXES, find
+from trainer.data.labels import relabel
+from trainer.errors import ConfigError, DataError, RunError
+from trainer.hardware.device import Placement
+from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
+
+logger = logging.getLogger(__name__)
+
+_FILE_BYTES = 1_000_000
+"""About what directions and prior take on disk."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labels of L images of a train split.
+
+    Attributes:
+        rows: (L,) of the data set's images, rising.
+        attributes: the A names.
+        labels: (L, A) bool.
+        wanted: the attributes whose directions are asked for; the others only have a say in adjusted ones.
+    """
+
+    rows: NDArray[np.int64]
+    attributes: tuple[str, ...]
+    labels: NDArray[np.bool_]
+    wanted: tuple[str, ...]
+
+    @classmethod
+    def of(cls, data: FaceData, csv: Path | None) -> Labelled:
+        """The data set's own labels, or those of a CSV beside them.
+
+        Raises:
+            DataError: the CSV cannot be used.
+        """
+        own, train = data.index, data.rows("train")
+        if csv is None:
+            return cls(train, own.attributes, own.labels[train], own.attributes)
+        index = relabel(own, csv, "leave out")
+        row_of = {name: row for row, name in enumerate(own.files)}
+        rows = np.array([row_of[index.files[row]] for row in index.rows("train")], np.int64)
+        others = [column for column, name in enumerate(own.attributes) if name not in index.attributes]
+        labels = np.hstack([own.labels[rows][:, others], index.labels[index.rows("train")]])
+        names = tuple(own.attributes[column] for column in others)
+        return cls(rows, names + index.attributes, labels, index.attributes)
+
+
+def from_data(
+    run: Path, directory: Path, kind: Kind | None = None, csv: Path | None = None, *, align: bool = False
+) -> Changes:
+    """Computes directions from the train split of a data set; writes the prior and the samples as well if need be.
+
+    Args:
+        run: a finished run folder.
+        directory: the data set that it was trained on. Of another one directions are computed all the same, but a
+            prior that the run has stays.
+        kind: of the directions; None: the run's.
+        csv: labels of some or all of the images, with the header `file,NAME,...`; None: the data set's own.
+        align: find and align faces, as of a run that was trained so.
+
+    Raises:
+        TrainerError: the run, the data set or the labels cannot be used, or no attribute has enough images.
+    """
+    config, resolved = run_folder.load_config(run)
+    place = Placement.of()
+    model = place.module(run_folder.load_model(run))
+    data = load_data_as(config, directory, align=align)
+    own = data.known_as(resolved.get("data_fingerprint"))
+    data = replace(data, index=data.index.limited(config.limit_train))
+    if not own:
+        logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
+    labelled = Labelled.of(data, csv)
+    with run_folder.occupied(run, _FILE_BYTES):
+        if not (run / SAMPLES).exists():
+            derived.write_samples(run, data)
+        needs_prior = (own and csv is None) or not belongs(run / PRIOR, sha256_of(run / MODEL))
+        train = data.rows("train")
+        mu, log_var = encode(model, data.images, train if needs_prior else labelled.rows, place)
+        if needs_prior:
+            derived.write_prior(run, mu, log_var)
+            mu = mu[np.searchsorted(train, labelled.rows)]
+        found = directions_of(mu, labelled.labels, labelled.attributes, kind or config.directions, labelled.wanted)
+        if labelled.wanted and not found:
+            raise DataError(
+                f"{csv or directory}: no attribute has {MIN_IMAGES} images of the train split with it and as many "
+                f"without it; label more images, or give two folders by --with and --without"
+            )
+        _tell(found)
+        return derived.write_directions(run, found, model.config.latent_dim)
+
+
+def from_folders(
+    run: Path, having: Path, lacking: Path, name: str, kind: Kind | None = None, *, align: bool = False
+) -> Changes:
+    """Computes the direction of an attribute from two folders of images.
+
+    Args:
+        run: a finished run folder.
+        having: images of faces with the attribute, framed as the training images were.
+        lacking: images of faces without it.
+        name: of the attribute.
+        kind: of the direction; None: the run's, and mean where that is adjusted, as there is nothing to adjust for.
+        align: find and align faces, as of a run that was trained so.
+
+    Raises:
+        TrainerError: the run or a folder cannot be used, or a folder holds too few images.
+    """
+    if kind == "adjusted":
+        raise ConfigError(
+            "--kind adjusted: holds other attributes equal, and folders say nothing of them; give --kind mean or svm, "
+            "or --data DIR --labels CSV"
+        )
+    folders = having.resolve(), lacking.resolve()
+    if folders[0].is_relative_to(folders[1]) or folders[1].is_relative_to(folders[0]):
+        raise ConfigError(f"--with {having} --without {lacking}: one holds the other; give two folders apart")
+    config, _ = run_folder.load_config(run)
+    kind = kind or ("mean" if config.directions == "adjusted" else config.directions)
+    place = Placement.of()
+    model = place.module(run_folder.load_model(run))
+    sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
+    if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):
+        logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
+    with run_folder.occupied(run, _FILE_BYTES):
+        mu = np.concatenate([encode(model, images, np.arange(len(images)), place)[0] for images in sides])
+        labels = np.repeat([True, False], [len(images) for images in sides])[:, None]
+        found = directions_of(mu, labels, (name,), kind)
+        _tell(found)
+        return derived.write_directions(run, found, mu.shape[1], split="folders")
+
+
+def drop(run: Path, names: Sequence[str]) -> Changes:
+    """Takes directions out of a run.
+
+    Raises:
+        RunError: the run has no directions of a name, or the file cannot be read or written.
+    """
+    config, _ = run_folder.load_config(run)
+    with run_folder.occupied(run, _FILE_BYTES):
+        path = run / DIRECTIONS
+        known = [direction.name for direction in load_directions(path)[0]] if path.exists() else []
+        if unknown := [name for name in names if name not in known]:
+            has = ", ".join(known) or "none at all"
+            raise RunError(f"--drop {' '.join(unknown)}: {run} has no such directions; it has {has}")
+        return derived.write_directions(run, [], config.model.latent_dim, without=names)
+
+
+def _tell(found: Sequence[Direction]) -> None:
+    for direction in found:
+        sides = direction.positives, direction.negatives
+        logger.info("%s (%s): %d images with it, %d without", direction.name, direction.kind, *sides)
+
+
+def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArray[np.uint8]:
+    """All images of a folder, as the run sees them."""
+
+    def require_enough(count: int) -> None:
+        if count < MIN_IMAGES:
+            raise DataError(f"--{flag} {folder}: holds {count} images; a direction needs {MIN_IMAGES} on either side")
+
+    if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
+        require_enough(len(files))
+    data = load_data_as(config, folder, align=align, unsplit=True)
+    require_enough(len(data.images))
+    return data.images

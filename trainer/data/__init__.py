@@ -1,0 +1,149 @@
+"""Images and their labels: found on disk, checked, decoded once, and memory-mapped ever after.
+
+A data set is a folder in CelebA's layout (`celeba`), one with parquet files (`parquet`) or any folder of images
+(`folder`), whose labels may come from a CSV (`labels`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from framing import CELEBA_SOURCE
+from trainer.config import TrainConfig
+from trainer.data import celeba, folder, parquet
+from trainer.data.celeba import ATTRIBUTES, IMAGES, PARTITION
+from trainer.data.index import SPLITS, Index
+from trainer.data.labels import Unlabelled, relabel
+from trainer.data.packed import FaceData, Pack
+from trainer.data.splits import SplitBy
+from trainer.errors import DataError
+
+__all__ = [
+    "ATTRIBUTES",
+    "IMAGES",
+    "PARTITION",
+    "SPLITS",
+    "FaceData",
+    "Index",
+    "Pack",
+    "SplitBy",
+    "Unlabelled",
+    "load_data",
+    "load_data_as",
+    "read_index",
+]
+
+
+def load_data(
+    directory: Path,
+    image_size: int,
+    crop: int,
+    source: tuple[int, int] = CELEBA_SOURCE,
+    align: bool = False,
+    *,
+    labels: Path | None = None,
+    split_by: SplitBy = "name",
+    skip_damaged: int = 0,
+    unlabelled: Unlabelled = "refuse",
+) -> FaceData:
+    """Reads a data set, packing its images if no packed array fits.
+
+    Images of CelebA's size are prepared as in the seed document, CenterCrop(crop) and Resize(image_size), bilinear;
+    others are brought to that frame, see `framing.Frame`. The document's random flip and its scaling to [0, 1] happen
+    per batch, on the device.
+
+    Args:
+        directory: see `read_index`, as for the following ones.
+        image_size: side S of the packed images, pixels.
+        crop: side of the centre crop, pixels; 0 takes the whole image (and the centre of one that is not square).
+        source: width and height of the images that `crop` is cut out of, pixels.
+        align: find the face in each image and align it with the frame first.
+        labels: a CSV of labels.
+        split_by: what splits are drawn by.
+        skip_damaged: how many absent or damaged images may be left out.
+        unlabelled: what to do about images that `labels` doesn't list.
+
+    Raises:
+        ConfigError: faces are to be aligned, and the frame or this environment can't.
+        DataError: a list or an image is missing, truncated, malformed or undecodable.
+    """
+    index = read_index(directory, labels=labels, split_by=split_by, skip_damaged=skip_damaged, unlabelled=unlabelled)
+    return Pack.of(index, image_size, crop, source, align).data()
+
+
+def load_data_as(
+    config: TrainConfig, directory: Path, *, labels: Path | None = None, align: bool = False, unsplit: bool = False
+) -> FaceData:
+    """Reads a data set and packs its images as those of a run's training.
+
+    Args:
+        config: of the run.
+        directory: see `read_index`.
+        labels: a CSV of labels; None: the run's.
+        align: find and align faces, as a run that was trained so does anyway.
+        unsplit: take a folder of other images, which the run's labels and splits say nothing of.
+
+    Raises:
+        ConfigError: as `load_data`.
+        DataError: as `load_data`.
+    """
+    return load_data(
+        directory,
+        config.model.image_size,
+        config.crop,
+        config.source,
+        align or config.align,
+        labels=None if unsplit else labels or config.labels,
+        split_by="name" if unsplit else config.split_by,
+        skip_damaged=config.skip_damaged,
+    )
+
+
+def read_index(
+    directory: Path,
+    *,
+    labels: Path | None = None,
+    split_by: SplitBy = "name",
+    skip_damaged: int = 0,
+    unlabelled: Unlabelled = "refuse",
+) -> Index:
+    """Finds the images of a data set and reads its lists; opens no image.
+
+    Args:
+        directory: a folder in CelebA's layout (see `celeba`), the folder around it or that of its images; or one of
+            images or of parquet files, in folders of any depth.
+        labels: a CSV with the header `file,Smiling,...` and a row an image, instead of the data set's own labels; its
+            names are relative to the folder of the images, or base names where only one image has them.
+        split_by: what the splits of images without a list of splits are drawn by. name: each image by itself; folder:
+            all images of a folder come into one split.
+        skip_damaged: how many images that are listed and absent, or damaged, may be left out.
+        unlabelled: what to do about images that `labels` doesn't list: refuse the data set, or leave them out. Those
+            that stay keep their splits.
+
+    Raises:
+        DataError: something is missing, truncated or malformed; names the file and the line.
+    """
+    index = _find(directory, split_by, skip_damaged)
+    if labels is not None:
+        index = relabel(index, labels, unlabelled)
+    if unlabelled == "refuse":
+        index.require_splits()
+    return index
+
+
+def _find(directory: Path, split_by: SplitBy, skip_damaged: int) -> Index:
+    if not directory.exists():
+        raise DataError(
+            f"{directory} does not exist; give a folder of images or one in CelebA's layout, or draw one with "
+            f"`python -m trainer faces {directory}`"
+        )
+    if not directory.is_dir():
+        raise DataError(f"{directory} is a file; give the folder that holds the images")
+    root = celeba.find_root(directory)
+    if root is not None:
+        return celeba.read(root, split_by, skip_damaged)
+    files = sorted(folder.find(directory, folder.SUFFIXES))
+    tables = [] if files else sorted(folder.find(directory, (parquet.SUFFIX,)))
+    if tables:
+        return parquet.read(directory, tables, split_by, skip_damaged)
+    return folder.read(directory, files, split_by, skip_damaged)

@@ -1,0 +1,83 @@
+"""A contact sheet: some images of a data set in one picture, as the network will see them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from trainer.data.packed import Pack
+from trainer.errors import DataError, RunError
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = 8
+IMAGES = COLUMNS**2
+_GAP = 4  # pixels of white between two images
+_MARK = ("Software", "dfc-vae contact sheet")  # by which a sheet of ours is known, and may be replaced
+
+
+def write(path: Path, pack: Pack) -> None:
+    """Writes a PNG file with up to 64 images of the train split, spread over it evenly, in their order.
+
+    Images that cannot be used are left out and named in the log.
+
+    Args:
+        path: the file; replaced only if it is such a sheet.
+        pack: the images and what they are brought to; they need not be packed yet.
+
+    Raises:
+        DataError: none of the images can be used.
+        RunError: another file is there, or the place cannot be written to.
+    """
+    if path.exists() and not _is_sheet(path):
+        raise RunError(
+            f"{path} is no contact sheet and would be replaced by one; move it away, or choose another --out"
+        )
+    rows = pack.index.rows("train")
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, IMAGES).round().astype(int))]
+    images, unusable = [], []
+    for result in pack.decode(chosen):
+        if isinstance(result, DataError):
+            unusable.append(str(result))
+        else:
+            images.append(result.image)
+    if not images:
+        raise DataError(f"none of {len(chosen)} training images can be used; the first: {unusable[0]}")
+    for fault in unusable:
+        logger.warning("not on the contact sheet: %s", fault)
+    info = PngImagePlugin.PngInfo()
+    info.add_text(*_MARK)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(_grid(images)).save(temporary, "PNG", pnginfo=info)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_sheet(path: Path) -> bool:
+    key, value = _MARK
+    try:
+        with Image.open(path) as image:
+            return image.info.get(key) == value
+    except OSError:
+        return False
+
+
+def _grid(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Images (S, S, 3) row by row in one, (height, width, 3) uint8."""
+    step = len(images[0]) + _GAP
+    rows, columns = -(-len(images) // COLUMNS), min(len(images), COLUMNS)
+    sheet = np.full((rows * step + _GAP, columns * step + _GAP, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        top, left = number // COLUMNS * step + _GAP, number % COLUMNS * step + _GAP
+        sheet[top : top + len(image), left : left + len(image)] = image
+    return sheet

@@ -1,0 +1,70 @@
+"""A user's own labels: a CSV for the images of a data set, whatever its layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from pathlib import Path
+from typing import Literal
+
+from trainer.data.index import Index
+from trainer.data.table import Labels, leave_out_absent, read_labels
+from trainer.errors import DataError
+
+Unlabelled = Literal["refuse", "leave out"]
+
+
+def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
+    """The same images with the labels of a CSV instead of their own.
+
+    Args:
+        index: the images.
+        path: a CSV with the header `file,Smiling,...` and a row an image: its name relative to `index.folder`, or its
+            base name where only one image has it; then 1 and 0, or 1 and -1.
+        unlabelled: what to do about images that the CSV doesn't list.
+
+    Raises:
+        DataError: the CSV is missing or malformed, or its images are not those of the data set; names the line or the
+            image.
+    """
+    if not path.is_file():
+        raise DataError(f"--labels {path}: does not exist; give a CSV with the header `file,Smiling,...`")
+    labels = read_labels(path)
+    row_of, absent = _match(index, labels)
+    index = leave_out_absent(index, labels, absent, f"names are relative to {index.folder}, such as {index.files[0]}")
+    without = [name for row, name in enumerate(index.files) if row not in row_of]
+    if without and unlabelled == "refuse":
+        raise DataError(
+            f"{path} lists {len(row_of)} of the {len(index.files)} images of {index.root} and not {without[0]}; add a "
+            "line for each of the others, or move them away"
+        )
+    rows = sorted(row_of)
+    values = labels.values[[row_of[row] for row in rows]]
+    return dataclasses.replace(
+        index.take(rows), attributes=labels.attributes, labels=values, lists=(*index.lists, labels.path)
+    )
+
+
+def _match(index: Index, labels: Labels) -> tuple[dict[int, int], list[int]]:
+    """The row of the list that each listed image has, by the row of the image; and the rows without an image."""
+    rows = {name: [row] for row, name in enumerate(index.files)}
+    by_base_name = defaultdict(list)
+    for row, name in enumerate(index.files):
+        by_base_name[name.rpartition("/")[2]].append(row)
+    row_of: dict[int, int] = {}
+    absent = []
+    for row, (line, name) in enumerate(zip(labels.lines, labels.files, strict=True)):
+        found = rows.get(name.removeprefix("./")) or by_base_name.get(name, [])
+        if len(found) > 1:
+            several = " and ".join(index.files[image] for image in found[:2])
+            raise DataError(f"{labels.path}, line {line}: {name} may be {several}; give the name with its folders")
+        if not found:
+            absent.append(row)
+        elif found[0] in row_of:
+            first = labels.lines[row_of[found[0]]]
+            raise DataError(
+                f"{labels.path}, line {line}: {name} is the image of line {first}, too; keep one line an image"
+            )
+        else:
+            row_of[found[0]] = row
+    return row_of, absent

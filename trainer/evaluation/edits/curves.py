@@ -1,0 +1,212 @@
+"""Edits of held-out faces as an image classifier sees them: flips, side effects and distances.
+
+Shapes: D latent_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from trainer.artifacts.directions import KINDS
+from trainer.evaluation import identity, reconstruction
+from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.edits import matrix
+from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, EditedFaces
+from trainer.evaluation.edits.quality import EditQuality, best_strength
+from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
+from trainer.evaluation.identity import Recogniser
+from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.networks import Features, MetricNetwork
+from trainer.evaluation.options import Options
+from trainer.evaluation.prediction import NO_ATTRIBUTES
+from trainer.evaluation.skipped import SkippedError, attempt
+
+JUDGED_ATTRIBUTES = ("Smiling", "Eyeglasses")
+"""Those of the seed document's figures: measured at many strengths, and drawn."""
+STRENGTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+CURVE_FACES, DISTANCE_FACES = 200, 64
+"""Faces an edit at most, at many strengths and in the distances."""
+KEPT_SHARE = 0.9
+"""Share of the other predictions that an edit must leave alone for its strength to count as usable."""
+
+
+Compare = Callable[[MetricNetwork[Any], Images, Images, EncodedRun], float]
+
+
+def measure(
+    encoded: EncodedRun, judge: Classifier, options: Options, metric_networks: MetricNetworks
+) -> dict[str, Any]:
+    """Edits the test split along every direction of the run.
+
+    Args:
+        encoded: what is judged.
+        judge: of its data set.
+        options: the strength of the edits, in lengths of the mean difference; also that of the matrix.
+        metric_networks: for distances between a face before and after.
+
+    Returns:
+        `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `judged`;
+        `curves`: what `curves` gives; `rescoring`: what `matrix.rescoring` gives; `distances`: under `vgg19`,
+        `lpips` and `identity` what `distances` gives, or why they are skipped. Identity is a cosine similarity.
+
+    Raises:
+        SkippedError: there are no attributes, or the run has no directions of them.
+    """
+    if not encoded.attributes:
+        raise SkippedError(NO_ATTRIBUTES)
+    test = EditedFaces.test(encoded, judge)
+    if not test.names:
+        raise SkippedError(
+            "needs directions of the data set's attributes, and this run has none; train on data with attributes, "
+            "20 images on either side of each"
+        )
+    val, strength = EditedFaces.val(encoded, judge), options.strength
+    return {
+        "strength": strength,
+        "split": "test",
+        "edits": [asdict(found) for found in _edits(test, strength)],
+        "curves": curves(test, val, compare="kinds" not in options.skip),
+        "rescoring": attempt(lambda: _rescoring(test, val, options)),
+        "distances": {
+            "vgg19": attempt(lambda: distances(test, strength, metric_networks.vgg, _vgg_distance)),
+            "lpips": attempt(lambda: distances(test, strength, metric_networks.lpips, _lpips_distance)),
+            "identity": attempt(lambda: distances(test, strength, metric_networks.recogniser, _identity_kept)),
+        },
+    }
+
+
+def _rescoring(test: EditedFaces, val: EditedFaces, options: Options) -> dict[str, Any]:
+    if "rescoring" in options.skip:
+        raise SkippedError("left out by --skip rescoring")
+    if len(test.judge.attributes) < 2:
+        raise SkippedError(f"{test.names[0]} is the data set's only attribute, so there are no others to look at")
+    return matrix.rescoring(test, val, options.strength)
+
+
+def judged(test: EditedFaces) -> list[str]:
+    """Those of `JUDGED_ATTRIBUTES` that can be edited; where there is none, the first attributes that can."""
+    wanted = [name for name in JUDGED_ATTRIBUTES if name in test.names]
+    return wanted or list(test.names[: len(JUDGED_ATTRIBUTES)])
+
+
+def _edits(test: EditedFaces, strength: float) -> list[EditQuality]:
+    found = []
+    for name in judged(test):
+        for signed in (strength, -strength):
+            faces = test.lacking(name, signed, MAX_EDITED)
+            after = test.after(faces, name, signed)
+            found.append(test.quality(faces, name, signed, after))
+    return found
+
+
+def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[str, Any]:
+    """Flips against kept predictions at `STRENGTHS`, for every kind of direction, and at the best strength.
+
+    With `compare` off, for the run's own kind alone.
+
+    That is the one that flips most val faces while `KEPT_SHARE` of the other predictions stay. What it does is measured
+    on test faces, where a little more or less may stay.
+
+    Returns:
+        `served`: the kind of the run's own directions, as their file says; None where it does not say or they are of
+        several, and then they are measured as the kind "served". `kept_share`. `attributes`: by attribute, side
+        (`adding`, `removing`) and kind, `points` (an `EditQuality` each, of test faces), `best`, the `EditQuality` of
+        test faces at the best strength, and `chosen`, that of val faces there; both None where a split has no faces to
+        judge.
+    """
+    names = judged(test)
+    if not names:
+        return {"served": None, "kept_share": KEPT_SHARE, "attributes": {}}
+    kinds = _kinds(test.encoded, test.names, names)
+    directions = test.encoded.directions
+    own = {name: directions[name] for name in names}
+    stored = {kind for name, kind in zip(directions.names, directions.kinds, strict=True) if name in names}
+    served = stored.pop() if len(stored) == 1 and stored <= set(kinds) else None
+    kinds[served or "served"] = own
+    found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
+    compared = list(kinds) if compare else [served or "served"]
+    work = [(name, side, kind) for name in names for side in SIDES for kind in compared]
+    for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False, disable=None):
+        vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
+        points, tried = (_curve(split, name, vector, strengths) for split in (test, val))
+        strength = best_strength(tried, KEPT_SHARE)
+        at_best = [] if strength is None else [_curve(split, name, vector, [strength])[0] for split in (test, val)]
+        best, chosen = map(asdict, at_best) if at_best and at_best[0].faces else (None, None)
+        found[name][side][kind] = {"points": [asdict(point) for point in points], "best": best, "chosen": chosen}
+    return {"served": served, "kept_share": KEPT_SHARE, "attributes": found}
+
+
+def _curve(split: EditedFaces, name: str, vector: Floats, strengths: Sequence[float]) -> list[EditQuality]:
+    """What edits along a direction of one attribute flip and keep, at several strengths of one sign."""
+    faces = split.lacking(name, strengths[0], CURVE_FACES)
+    return [split.quality(faces, name, strength, split.after(faces, vector, strength)) for strength in strengths]
+
+
+def _kinds(encoded: EncodedRun, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, Floats]]:
+    """Vectors of the wanted ones among some attributes, by kind and name, computed from the train split."""
+    labels = encoded.train_labels[:, [encoded.attributes.index(name) for name in names]]
+    rows = [names.index(name) for name in wanted]
+    found = {
+        "mean": KINDS["mean"](encoded.train_mu, labels[:, rows]),
+        "adjusted": KINDS["adjusted"](encoded.train_mu, labels)[rows],  # an adjustment needs them all
+        "svm": KINDS["svm"](encoded.train_mu, labels[:, rows]),
+    }
+    return {kind: dict(zip(wanted, vectors.astype(np.float32), strict=True)) for kind, vectors in found.items()}
+
+
+def distances(
+    test: EditedFaces, strength: float, metric_network: MetricNetwork[Any], compare: Compare
+) -> dict[str, Any]:
+    """How different a network finds faces before and after edits of `JUDGED_ATTRIBUTES`.
+
+    Args:
+        test: the faces; `DISTANCE_FACES` an edit at most.
+        strength: of the edits.
+        metric_network: the network.
+        compare: gives the mean distance of two sets of images (N, S, S, 3), as the network sees it.
+
+    Returns:
+        `network`; `edits`: by edit, such as "adding Smiling"; `different_faces`: the same between unedited faces of
+        different images, to compare with; `images` an edit at most.
+
+    Raises:
+        SkippedError: there is no network.
+    """
+    metric_network.get()
+    encoded = test.encoded
+    edits = {}
+    for name in judged(test):
+        for side, sign in SIDES.items():
+            faces = test.lacking(name, sign, DISTANCE_FACES)
+            if len(faces):
+                before, after = (test.draw(faces, name, size) for size in (0.0, sign * strength))
+                edits[f"{side} {name}"] = compare(metric_network, before, after, encoded)
+    some = encoded.decode(test.mu[:DISTANCE_FACES], fast=True)
+    return {
+        "network": metric_network.description,
+        "edits": edits,
+        "different_faces": compare(metric_network, some, np.roll(some, 1, axis=0), encoded),
+        "images": DISTANCE_FACES,
+    }
+
+
+def _vgg_distance(vgg: MetricNetwork[Features], before: Images, after: Images, encoded: EncodedRun) -> float:
+    """Squared errors over mean squares of VGG19's activations, averaged over the taps."""
+    found = reconstruction.feature_distance(vgg.get(), vgg.description, before, after, encoded.place)
+    return float(np.mean(list(found["relative"].values())))
+
+
+def _identity_kept(recogniser: MetricNetwork[Recogniser], before: Images, after: Images, encoded: EncodedRun) -> float:
+    """Mean cosine similarity of descriptors; `encoded` plays no part."""
+    return float(identity.similarity(recogniser.get(), before, after).mean())
+
+
+def _lpips_distance(lpips: MetricNetwork[nn.Module], before: Images, after: Images, encoded: EncodedRun) -> float:
+    found = reconstruction.lpips_distance(lpips.get(), lpips.description, before, after, encoded.place)
+    return float(found["lpips"])

@@ -1,0 +1,99 @@
+"""Held-out faces that are edited, and how an image classifier sees them before and after.
+
+Edits are made by `engine.latents.Directions.move`, as the server makes them. The classifier never sees a latent; it
+compares each face's unedited reconstruction with the edited one, both decoded in the same arithmetic.
+
+Shapes: N faces, D latent_dim, A attributes that the classifier judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data import FaceData
+from trainer.evaluation.classifier import Classifier
+from trainer.evaluation.edits.quality import EditQuality, Logits, quality
+from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
+
+SIDES = {"adding": 1, "removing": -1}
+"""What can be done with an attribute, and the sign of its strength."""
+MAX_EDITED = 500
+"""Faces a direction at most that edits are judged on."""
+
+
+@dataclass(frozen=True)
+class EditedFaces:
+    """Faces of one split, and how the judge sees them before and after edits.
+
+    Attributes:
+        encoded: whose decoder draws them.
+        judge: sees them.
+        mu: (N, D) their posterior means.
+        labels: (N, A) what they have.
+        before: (N, A) logits of their unedited reconstructions.
+    """
+
+    encoded: EncodedRun
+    judge: Classifier
+    mu: Floats
+    labels: NDArray[np.bool_]
+    before: Logits
+
+    @classmethod
+    def of(cls, encoded: EncodedRun, judge: Classifier, mu: Floats, labels: NDArray[np.bool_]) -> EditedFaces:
+        """Decodes the faces, unedited, and has them judged."""
+        return cls(encoded, judge, mu, labels, judge.logits(encoded.decode(mu, fast=True)))
+
+    @classmethod
+    def test(cls, encoded: EncodedRun, judge: Classifier) -> EditedFaces:
+        """The test split's."""
+        return cls.of(encoded, judge, encoded.mu, encoded.labels)
+
+    @classmethod
+    def val(cls, encoded: EncodedRun, judge: Classifier) -> EditedFaces:
+        """The val split's: for choices that must not see the test split."""
+        return cls.of(encoded, judge, encoded.val_mu, encoded.data.index.labels[encoded.val_rows])
+
+    @property
+    def names(self) -> list[str]:
+        """The attributes that can be edited and judged."""
+        return [name for name in self.encoded.directions.names if name in self.judge.attributes]
+
+    def lacking(self, attribute: str, strength: float, limit: int) -> NDArray[np.int64]:
+        """The first `limit` faces whose label lacks what an edit adds, or has what it removes."""
+        has = self.labels[:, self.judge.attributes.index(attribute)]
+        return np.flatnonzero(has != (strength > 0))[:limit]
+
+    def draw(self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()) -> Images:
+        """Some of the faces (n,), edited: (n, S, S, 3).
+
+        Args:
+            faces: which of them.
+            target: an attribute, or a direction (D,) of another kind than the run's own.
+            strength: of the edit.
+            keep: attributes that must stay.
+        """
+        move = self.encoded.directions.move([(target, strength)], keep)
+        return self.encoded.decode(self.mu[faces] + move.step, fast=True)
+
+    def after(
+        self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()
+    ) -> Logits:
+        """Logits (n, A) of what `draw` gives."""
+        return self.judge.logits(self.draw(faces, target, strength, keep))
+
+    def quality(self, faces: NDArray[np.int64], attribute: str, strength: float, after: Logits) -> EditQuality:
+        """What an edit of some of the faces flipped and kept."""
+        return quality(self.judge.attributes, attribute, strength, self.before[faces], after)
+
+
+def rows_to_edit(data: FaceData, attribute: str, strength: float) -> NDArray[np.int64]:
+    """Test rows whose label lacks what the edit adds, or has what it removes; `MAX_EDITED` at most."""
+    labels = data.index.labels[:, data.index.attributes.index(attribute)]
+    rows = data.rows("test")
+    lacking: NDArray[np.int64] = rows[labels[rows] != (strength > 0)]
+    return lacking[:MAX_EDITED]

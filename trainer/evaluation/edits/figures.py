@@ -1,0 +1,176 @@
+"""The figures of edits: strips, walks, re-scoring matrices, and what is flipped against what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from trainer.evaluation import charts, grids
+from trainer.evaluation.charts import readable
+from trainer.evaluation.edits.faces import SIDES
+from trainer.evaluation.encoded_run import EncodedRun, Images
+from trainer.evaluation.figure import Figure
+
+STRIP_FACES = 8
+STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
+WALKED = ("Smiling", "Eyeglasses", "Male", "Young", "Bangs", "Blond_Hair", "Pale_Skin", "Wearing_Hat")
+"""Attributes that are walked along; where a run has none of them, its first ones."""
+WALK_STRENGTHS = np.linspace(-2, 2, 9)
+KINDS = {
+    "mean": ("mean difference", charts.BLUE),
+    "adjusted": ("adjusted for other attributes", charts.ORANGE),
+    "svm": ("SVM normal", charts.GREY),
+    "served": ("as served", "black"),
+}
+MATRIX_LIMIT = 2.0
+"""Change in sigmas from which on the matrix shows the strongest colour."""
+
+
+def draw(encoded: EncodedRun, measured: dict[str, Any], unsure: list[str], folder: Path) -> list[Figure]:
+    """Draws every figure of edits.
+
+    Args:
+        encoded: what is judged.
+        measured: what `curves.measure` gave.
+        unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
+        folder: exists; PNG files are written to it.
+    """
+    rescoring = measured["rescoring"]
+    return [
+        *_strips(encoded, list(measured["curves"]["attributes"]), folder),
+        _walks(encoded, folder),
+        *_curves(measured["curves"], folder),
+        *([] if "skipped" in rescoring else _matrices(rescoring, measured["strength"], unsure, folder)),
+    ]
+
+
+def _edited(encoded: EncodedRun, rows: list[int], name: str, strengths: list[float]) -> list[Images]:
+    """One strip a test face: (strengths, S, S, 3)."""
+    moves = [encoded.directions.move([(name, strength)]) for strength in strengths]
+    columns = [encoded.decode(encoded.mu[rows] + move.step) for move in moves]
+    return list(np.stack(columns, axis=1))
+
+
+def _strips(encoded: EncodedRun, names: list[str], folder: Path) -> list[Figure]:
+    drawn = []
+    for name in names:
+        has = encoded.labels[:, encoded.attributes.index(name)]
+        for side, sign in SIDES.items():
+            rows = np.flatnonzero(has != (sign > 0))[:STRIP_FACES].tolist()
+            if not rows:
+                continue
+            strips = _edited(encoded, rows, name, [sign * strength for strength in STRIP_STRENGTHS])
+            strips = [np.concatenate([encoded.images[[row]], strip]) for row, strip in zip(rows, strips, strict=True)]
+            labels = ["image", "unedited", *(f"{sign * strength:+.1f}" for strength in STRIP_STRENGTHS[1:])]
+            title = f"{side.capitalize()} {readable(name)}: strength in lengths of the mean difference"
+            file = f"edit_{side}_{name}.png"
+            grids.save_strips(folder / file, title, labels, strips)
+            look_for = "The attribute should change from left to right, and the person should stay who they are."
+            drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for))
+    return drawn
+
+
+def _walks(encoded: EncodedRun, folder: Path) -> Figure:
+    known = encoded.directions.names
+    names = [name for name in WALKED if name in known] or list(known[: len(WALKED)])
+    rows = [_edited(encoded, [0], name, WALK_STRENGTHS.tolist())[0] for name in names]
+    title = "Walks along attribute vectors: strength in lengths of the mean difference"
+    across = [f"{strength:+.1f}" if strength else "unedited" for strength in WALK_STRENGTHS]
+    down = [readable(name) for name in names]
+    grids.save_grid(folder / "edit_walks.png", title, rows, down=down, across=across)
+    return Figure(
+        "edit_walks.png",
+        "Walks along attribute vectors",
+        "One face, the unedited one in the middle: each row should change in one way only.",
+    )
+
+
+def _curves(measured: dict[str, Any], folder: Path) -> list[Figure]:
+    attributes = measured["attributes"]
+    if not attributes:
+        return []
+    share = measured["kept_share"]
+    width = 4.2 * len(SIDES)
+    with charts.canvas(folder / "edit_curves.png", width, 3.4 * len(attributes) + 0.5, len(attributes), len(SIDES)) as (
+        figure,
+        axes,
+    ):
+        for row, (name, sides) in zip(axes, attributes.items(), strict=True):
+            for axis, (side, kinds) in zip(row, sides.items(), strict=True):
+                _curve(axis, kinds, measured["served"], share)
+                faces = next(iter(kinds.values()))["points"][0]["faces"]
+                axis.set_title(f"{side.capitalize()} {readable(name)} ({faces} faces)", loc="left")
+        for axis in axes[-1]:
+            axis.set_xlabel("other predictions kept")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("faces flipped")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    return [
+        Figure(
+            "edit_curves.png",
+            "What edits flip, and what they keep",
+            f"Strengths rise from the lower right; up and to the right is better. The grey line is at {share:.0%} "
+            f"kept; the star is the strength that flips most val faces at {share:.0%} kept, here on test faces.",
+        )
+    ]
+
+
+def _curve(axis: Axes, kinds: dict[str, Any], served: str | None, share: float) -> None:
+    """One attribute and side: a line a kind, with the strengths written beside the kind that is served."""
+    axis.axvline(share, color="#bbbbbb", lw=1)
+    for kind, found in kinds.items():
+        points = [point for point in found["points"] if point["kept"] is not None]
+        label, color = KINDS[kind]
+        is_served = kind == (served or "served")
+        x, y = [point["kept"] for point in points], [point["flipped"] for point in points]
+        axis.plot(x, y, "o-", color=color, ms=3.5, lw=2 if is_served else 1.2, label=label + " (served)" * is_served)
+        for point in points[1::2] if is_served else []:  # every other one, so that they do not overlap
+            place = (point["kept"], point["flipped"])
+            axis.annotate(f"{abs(point['strength']):g}", place, xytext=(4, -9), textcoords="offset points", fontsize=7)
+        best = found["best"]
+        if is_served and best:  # the strength that was chosen on val faces
+            axis.plot([best["kept"]], [best["flipped"]], "*", color=color, ms=11, mec="white")
+    axis.set(ylim=(-0.03, 1.05))
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_formatter(lambda value, _: f"{value:.0%}")
+
+
+def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], folder: Path) -> list[Figure]:
+    def marked(names: list[str]) -> list[str]:
+        return [f"{name} *" if name in unsure else name for name in names]
+
+    drawn = []
+    for mode, title, look_for in (
+        (
+            "plain",
+            "What edits change",
+            "The diagonal is what was asked for; everything else is a side effect, or part of the same thing (cheeks "
+            "rise in a smile).",
+        ),
+        (
+            "keep",
+            "What edits change, the worst side effects projected out",
+            "The same with `keep` naming the attributes that each plain edit moves most: the diagonal should stay, the "
+            "rest fade.",
+        ),
+    ):
+        found = measured[mode]
+        note = "\n* the classifier is no better than the majority" if unsure else ""
+        charts.save_heat_map(
+            folder / f"edit_matrix_{mode}.png",
+            f"{title}, strength {strength:g}: {found['target']:.2f} sigma on the diagonal, {found['others']:.2f} off "
+            f"it{note}",
+            np.array(found["matrix"]),
+            rows=marked(measured["edited"]),
+            columns=marked(measured["judged"]),
+            unit="change of the logit, sigmas",
+            limit=MATRIX_LIMIT,
+            across="what the classifier sees",
+            down="what is edited",
+        )
+        drawn.append(Figure(f"edit_matrix_{mode}.png", title, look_for))
+    return drawn

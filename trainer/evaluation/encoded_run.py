@@ -1,0 +1,229 @@
+"""What is judged: a trained network beside a data set, its held-out images encoded once.
+
+Shapes: N test images, M train images, V val images, D latent_dim, A attributes, S image side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from engine.errors import BundleError, DirectionsError
+from engine.latents import Directions
+from engine.sampling import Gaussian
+from trainer import run_folder
+from trainer.artifacts.directions import directions_of, save_directions
+from trainer.artifacts.prior import fit_prior
+from trainer.config import Kind
+from trainer.data import FaceData
+from trainer.errors import RunError
+from trainer.hardware.device import Placement
+from trainer.model import VAE
+from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
+
+Images = NDArray[np.uint8]
+"""(N, S, S, 3) uint8 RGB."""
+Floats = NDArray[np.float32]
+BATCH_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """A trained network as functions of arrays, whoever wrote it. They are given `BATCH_IMAGES` at most at a time.
+
+    Attributes:
+        encode: images (B, S, S, 3) uint8 to mu (B, D) and log variances (B, D), float32; None for the log variances of
+            an encoder that gives a point.
+        decode: latents (B, D) float32 to images (B, S, S, 3) uint8.
+        decode_fast: the same in coarser arithmetic, for edits that are compared with one another; None: `decode`.
+    """
+
+    encode: Callable[[Images], tuple[Floats, Floats | None]]
+    decode: Callable[[Floats], Images]
+    decode_fast: Callable[[Floats], Images] | None = None
+
+    @classmethod
+    def of(cls, model: VAE, place: Placement) -> Autoencoder:
+        """This project's: encodes and decodes in FP32, as served; fast is as trained, so bf16 where there are units.
+
+        Args:
+            model: in evaluation mode, on the device of `place`.
+            place: where to compute.
+        """
+
+        @torch.no_grad()
+        def encode(images: Images) -> tuple[Floats, Floats]:
+            posterior = model.encoder(place.images(images))
+            return posterior.mu.cpu().numpy(), posterior.log_var.cpu().numpy()
+
+        @torch.no_grad()
+        def decode(latents: Floats) -> Images:
+            decoded = model.decoder(torch.from_numpy(latents).to(place.device))
+            pixels: Images = decoded.float().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+            return pixels
+
+        def decode_fast(latents: Floats) -> Images:
+            with place.autocast():
+                return decode(latents)
+
+        return cls(encode, decode, decode_fast)
+
+
+@dataclass(frozen=True)
+class EncodedRun:
+    """A trained network and the images that it is judged on.
+
+    Attributes:
+        autoencoder: the network.
+        data: the data set, packed at the network's size.
+        place: where the measuring networks compute.
+        rows: (N,) the rows of `data.images` in the test split.
+        train_rows: (M,) those of the train split.
+        mu: (N, D) posterior means of the test split.
+        log_var: (N, D) their log variances; None where the encoder gives points.
+        train_mu: (M, D) posterior means of the train split.
+        directions: one row an attribute; none at all for data without attributes.
+        prior: the Gaussian that new faces are drawn from; a run's is the one that the server will draw from.
+    """
+
+    autoencoder: Autoencoder
+    data: FaceData
+    place: Placement
+    rows: NDArray[np.int64]
+    train_rows: NDArray[np.int64]
+    mu: Floats
+    log_var: Floats | None
+    train_mu: Floats
+    directions: Directions
+    prior: Gaussian
+
+    @classmethod
+    def of(cls, run: Path, data: FaceData, place: Placement | None = None) -> EncodedRun:
+        """Reads a run and encodes both splits.
+
+        Args:
+            run: a finished run folder.
+            data: the data set, packed at the model's size.
+            place: where to compute; default: the GPU if there is one.
+
+        Raises:
+            RunError: the run has no weights, or no directions or prior of them.
+        """
+        place = place or Placement.of()
+        autoencoder = Autoencoder.of(place.module(run_folder.load_model(run)), place)
+        anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
+        try:
+            directions, prior = Directions.load(run / DIRECTIONS), Gaussian.load(run / PRIOR)
+        except (BundleError, DirectionsError) as error:
+            raise RunError(f"{error}; {anew}") from error
+        for name in (DIRECTIONS, PRIOR):
+            if not belongs(run / name, sha256_of(run / MODEL)):
+                raise RunError(f"{run / name} is of other weights than {run / MODEL}; {anew}")
+        rows, train_rows = data.rows("test"), data.rows("train")
+        mu, log_var = _encode(autoencoder, data, rows)
+        train_mu, _ = _encode(autoencoder, data, train_rows)
+        return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
+
+    @classmethod
+    def of_autoencoder(
+        cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement | None = None
+    ) -> EncodedRun:
+        """Encodes both splits, and computes what a run has in its folder: directions and prior.
+
+        Args:
+            autoencoder: the network.
+            data: the data set, of the network's image size.
+            folder: exists; the directions are kept there.
+            kind: of directions, see `trainer.artifacts.directions`.
+            place: where the measuring networks compute; default: the GPU if there is one.
+        """
+        rows, train_rows = data.rows("test"), data.rows("train")
+        mu, log_var = _encode(autoencoder, data, rows)
+        train_mu, train_log_var = _encode(autoencoder, data, train_rows)
+        point = np.full_like(train_mu, -np.inf)  # of no width
+        prior = Gaussian(*fit_prior(train_mu, point if train_log_var is None else train_log_var))
+        found = directions_of(train_mu, data.index.labels[train_rows], data.index.attributes, kind)
+        path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
+        run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
+        directions, place = Directions.load(path), place or Placement.of()
+        return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
+
+    @cached_property
+    def images(self) -> Images:
+        """The test split's images (N, S, S, 3), as packed."""
+        return self.data.images[self.rows]
+
+    @cached_property
+    def labels(self) -> NDArray[np.bool_]:
+        """(N, A) which test image has which attribute."""
+        return self.data.index.labels[self.rows]
+
+    @cached_property
+    def train_labels(self) -> NDArray[np.bool_]:
+        """(M, A) which train image has which attribute."""
+        return self.data.index.labels[self.train_rows]
+
+    @cached_property
+    def val_rows(self) -> NDArray[np.int64]:
+        """The rows of `data.images` in the val split: for choices that must not see the test split."""
+        return self.data.rows("val")
+
+    @cached_property
+    def val_mu(self) -> Floats:
+        """Posterior means of the val split, (V, D)."""
+        return _encode(self.autoencoder, self.data, self.val_rows)[0]
+
+    @cached_property
+    def val_labels(self) -> NDArray[np.bool_]:
+        """(V, A) which val image has which attribute."""
+        return self.data.index.labels[self.val_rows]
+
+    @cached_property
+    def reconstructions(self) -> Images:
+        """The test split's images decoded from their mu (N, S, S, 3)."""
+        return self.decode(self.mu)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of the A columns of the labels."""
+        return self.data.index.attributes
+
+    def decode(self, latents: Floats, fast: bool = False) -> Images:
+        """Decodes.
+
+        Args:
+            latents: (L, D), any number of them.
+            fast: in the arithmetic of training rather than as served; pixels differ by a level or so.
+
+        Returns:
+            (L, S, S, 3).
+        """
+        decode = self.autoencoder.decode_fast if fast else None
+        decode = decode or self.autoencoder.decode
+        images = np.empty((len(latents), *self.data.images.shape[1:]), np.uint8)
+        for start in tqdm(
+            range(0, len(latents), BATCH_IMAGES), "decoding", unit="batch", delay=3, leave=False, disable=None
+        ):
+            images[start : start + BATCH_IMAGES] = decode(latents[start : start + BATCH_IMAGES])
+        return images
+
+
+def _encode(autoencoder: Autoencoder, data: FaceData, rows: NDArray[np.int64]) -> tuple[Floats, Floats | None]:
+    """Posteriors of some rows (R,) of the packed array: mu (R, D), and log variances (R, D) where there are."""
+    means, log_vars = [], []
+    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False, disable=None):
+        mu, log_var = autoencoder.encode(data.images[rows[start : start + BATCH_IMAGES]])
+        means.append(mu)
+        log_vars += [] if log_var is None else [log_var]
+    return _joined(means), _joined(log_vars) if log_vars else None
+
+
+def _joined(parts: list[Floats]) -> Floats:
+    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)

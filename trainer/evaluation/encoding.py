@@ -1,0 +1,79 @@
+"""The encoding distribution: how far the posteriors, one by one and together, are from N(0, I).
+
+Shapes: N images, D latent_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import kstest
+
+from trainer.evaluation.encoded_run import Floats
+from trainer.loss.vae_loss import kl_divergence
+
+ACTIVE_VARIANCE = 0.01
+"""Variance of mu over images from which a dimension counts as active (Burda et al., arXiv 1509.00519)."""
+
+
+def posterior_samples(mu: Floats, log_var: Floats | None, seed: int) -> Floats:
+    """One draw of q(z|x) for each image, (N, D): together, draws of the aggregate posterior.
+
+    Without log variances it is mu itself.
+    """
+    if log_var is None:
+        return mu
+    noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
+    drawn: Floats = mu + np.exp(0.5 * log_var) * noise
+    return drawn
+
+
+def kl_per_dimension(mu: Floats, log_var: Floats) -> NDArray[np.float64]:
+    """KL(q(z|x) || N(0, I)) of each dimension, averaged over images, in nats, (D,)."""
+    kl = kl_divergence(torch.from_numpy(mu).double(), torch.from_numpy(log_var).double())
+    mean: NDArray[np.float64] = kl.mean(0).numpy()
+    return mean
+
+
+def summary(mu: Floats, log_var: Floats | None, samples: Floats) -> dict[str, Any]:
+    """The encoding in numbers.
+
+    Args:
+        mu: (N, D) posterior means.
+        log_var: (N, D) their log variances; None where the encoder gives points, and then there is no KL either.
+        samples: (N, D) of `posterior_samples`.
+
+    Returns:
+        `images`; `latent_dim`; `kl_nats` an image, summed over dimensions; `active_units`; `ks_mean`: Kolmogorov and
+        Smirnov's distance of z from N(0, 1), averaged over dimensions; and `per_dimension`, lists of D numbers:
+        `kl_nats`, `ks`, and of `mu` and `z` each `mean`, `std` and the quantiles `p5`, `p25`, `median`, `p75`, `p95`.
+    """
+    kl = None if log_var is None else kl_per_dimension(mu, log_var)
+    ks = np.array([kstest(column, "norm").statistic for column in samples.astype(np.float64).T])
+    return {
+        "images": len(mu),
+        "latent_dim": mu.shape[1],
+        "kl_nats": None if kl is None else float(kl.sum()),
+        "active_units": int((mu.var(0) > ACTIVE_VARIANCE).sum()),
+        "ks_mean": float(ks.mean()),
+        "per_dimension": {
+            "kl_nats": None if kl is None else _rounded(kl),
+            "ks": _rounded(ks),
+            "mu": _spread(mu),
+            "z": _spread(samples),
+        },
+    }
+
+
+def _spread(values: Floats) -> dict[str, list[float]]:
+    quantiles = np.percentile(values, [5, 25, 50, 75, 95], axis=0)
+    named = dict(zip(("p5", "p25", "median", "p75", "p95"), quantiles, strict=True))
+    spread = {"mean": values.mean(0, dtype=np.float64), "std": values.std(0, dtype=np.float64), **named}
+    return {name: _rounded(numbers) for name, numbers in spread.items()}
+
+
+def _rounded(values: NDArray[Any]) -> list[float]:
+    return [round(float(value), 5) for value in values]

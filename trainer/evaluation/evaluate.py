@@ -1,0 +1,315 @@
+"""Judging a trained network on held-out images: the table of contents. `trainer.evaluation` holds what is measured.
+
+Left in the run folder: metrics.json (strict JSON; a part that could not be measured is `{"skipped": reason}`), figures/
+and report.html, which shows all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from trainer import run_folder
+from trainer.artifacts.model_card import write_card
+from trainer.config import Kind
+from trainer.data import SPLITS, FaceData
+from trainer.errors import ConfigError, RunError
+from trainer.evaluation import encoding, figures, generation, prediction, reconstruction, report, vectors
+from trainer.evaluation.classifier import CLASSIFIER, Classifier, classifier_of
+from trainer.evaluation.edits import curves
+from trainer.evaluation.edits import figures as edit_figures
+from trainer.evaluation.edits import judge as edit_judge
+from trainer.evaluation.encoded_run import Autoencoder, EncodedRun
+from trainer.evaluation.figure import Figure
+from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.options import Options
+from trainer.evaluation.prediction import NO_ATTRIBUTES, Split
+from trainer.evaluation.skipped import attempt
+from trainer.hardware.device import Placement
+from trainer.run_folder import EVALUATION
+
+logger = logging.getLogger(__name__)
+
+REPORT, FIGURES = "report.html", "figures"
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What is judged, on what, and where the result goes.
+
+    Attributes:
+        name: of the network, as the report's title.
+        data: the data set.
+        own: whether it is the one that the network was trained on; None where that is not known.
+        out: folder that is written to.
+        options: how it is judged.
+        configuration: of the network, for the report.
+        training: `images` seen, `epochs` and `images_per_second` of a network that this project did not train, as far
+            as they are known.
+    """
+
+    name: str
+    data: FaceData
+    own: bool | None
+    out: Path
+    options: Options
+    configuration: dict[str, Any]
+    training: dict[str, Any]
+
+    def about_data(self) -> dict[str, Any]:
+        """Which data set it is."""
+        return {
+            "name": self.data.index.root.resolve().name,
+            "fingerprint": self.data.fingerprint,
+            "runs_own": self.own,
+            "images": {split: len(self.data.rows(split)) for split in SPLITS},
+        }
+
+    def check(self) -> None:
+        """Keeps the report of another data set from being replaced unasked.
+
+        Raises:
+            RunError: there is one.
+        """
+        root = self.data.index.root
+        if self.own is False:
+            logger.warning("%s is not the data that %s was trained on; the report will say so", root, self.name)
+        judged = made_with(self.out).get("data", {})
+        # A report of an earlier version does not say of what data it is; it is taken to be of the run's own.
+        same = judged["fingerprint"] == self.data.fingerprint if judged else self.own is not False
+        if (self.out / EVALUATION).exists() and not same and not self.options.force:
+            raise RunError(
+                f"{self.out} holds the report of another data set ({judged.get('name', 'name unknown')}) than {root}; "
+                "write this one elsewhere with --out FOLDER, or replace that with --force"
+            )
+
+
+def made_with(folder: Path) -> dict[str, Any]:
+    """What the evaluation in a folder was made with, `evaluation` of its metrics.json; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / EVALUATION).read_text())["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found
+
+
+def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[str, Any]:
+    """Measures a run on the test split; writes metrics.json, figures/ and report.html into its folder.
+
+    Args:
+        run: a finished run folder.
+        data: the data set, packed at the model's size.
+        options: how; default: `Options()`.
+
+    Returns:
+        What metrics.json holds. `evaluation`: what `about` gives. The other parts are described where they are
+        measured, in `trainer.evaluation`: `reconstruction`, `generation`, `encoding.summary`, `attribute_prediction` in
+        `prediction`, `vectors` in `vectors.correlation`, `classifier` in `edit_judge` and `edits` in `editing`.
+
+    Raises:
+        RunError: the run has no weights or no directions, or a report of another data set would be replaced.
+        ConfigError: a file of weights is missing or does not fit.
+    """
+    options = options or Options()
+    config, resolved = run_folder.load_config(run)
+    trained_on = str(resolved.get("data_fingerprint"))
+    own = data.known_as(trained_on)
+    if own:  # what the run, and whoever asks for its classifier, calls these data
+        data = replace(data, fingerprint=trained_on)
+    name = f"{run.resolve().name}, preset {config.preset}"
+    configuration = {**config.to_json(), "resolved": resolved}
+    occasion = Occasion(name, data, own, options.out or run, options, configuration, {})
+    occasion.check()
+    place = Placement.of()
+    metric_networks = MetricNetworks.of(options, config.vgg_weights, place)
+    metrics = _judge(occasion, lambda: EncodedRun.of(run, data, place), metric_networks, digests(run))
+    if occasion.out == run:
+        write_card(run)
+    return metrics
+
+
+def evaluate_autoencoder(
+    autoencoder: Autoencoder,
+    data: FaceData,
+    out: Path,
+    options: Options | None = None,
+    *,
+    name: str = "autoencoder",
+    kind: Kind = "adjusted",
+    training: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measures any network that encodes and decodes faces as `evaluate` measures this project's.
+
+    A network of another project, say, on the same images and by the same judge:
+
+        def encode(images):                    # (B, S, S, 3) uint8
+            x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+            output = model.encoder(x)
+            return output.embedding.numpy(), output.log_covariance.numpy()  # (B, D) float32 each
+
+        def decode(latents):                   # (B, D) float32
+            x = model.decoder(torch.from_numpy(latents)).reconstruction
+            return (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+        data = trainer.data.load_data(Path("celeba"), image_size=64, crop=148)
+        evaluate_autoencoder(Autoencoder(encode, decode), data, Path("out/theirs"), Options(judge=Path("...")))
+
+    Args:
+        autoencoder: the network, in evaluation mode.
+        data: the data set, packed at the network's size.
+        out: folder to write to; made if need be.
+        options: how; default: `Options()`.
+        name: of the network, for the report.
+        kind: of the attribute directions that are computed for it from the train split.
+        training: `images` that it saw, `epochs` and `images_per_second`, as far as they are known; go into
+            metrics.json.
+
+    Returns:
+        What metrics.json holds, as of `evaluate`.
+
+    Raises:
+        RunError: a report of another data set would be replaced.
+        ConfigError: a file of weights is missing or does not fit.
+    """
+    options = options or Options()
+    out = options.out or out
+    out.mkdir(parents=True, exist_ok=True)
+    occasion = Occasion(name, data, None, out, options, {"name": name, "directions": kind}, training or {})
+    occasion.check()
+    place = Placement.of()
+    metric_networks = MetricNetworks.of(options, None, place)
+    return _judge(occasion, lambda: EncodedRun.of_autoencoder(autoencoder, data, out, kind, place), metric_networks, {})
+
+
+def _judge(
+    occasion: Occasion, encode: Callable[[], EncodedRun], metric_networks: MetricNetworks, files: dict[str, str]
+) -> dict[str, Any]:
+    began = time.monotonic()
+    options, out = occasion.options, occasion.out
+    given = _given_judge(occasion)
+    out.mkdir(parents=True, exist_ok=True)
+    encoded = encode()
+    samples = encoding.posterior_samples(encoded.mu, encoded.log_var, options.seed)
+    splits = Split(encoded.train_mu, encoded.train_labels), Split(encoded.mu, encoded.labels)
+
+    metrics: dict[str, Any] = {"evaluation": {}}
+    logger.info("reconstruction and generation")
+    metrics["reconstruction"] = reconstruction.measure(
+        encoded, metric_networks.vgg, metric_networks.lpips, metric_networks.recogniser
+    )
+    metrics["generation"] = generation.measure(encoded, metric_networks.vgg, metric_networks.inception, options.seed)
+    logger.info("encoding and attributes")
+    metrics["encoding"] = {"split": "test", **encoding.summary(encoded.mu, encoded.log_var, samples)}
+    metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))
+    metrics["vectors"] = attempt(lambda: vectors.correlation(encoded.directions))
+    logger.info("edits")
+    metrics |= edits(encoded, occasion, metric_networks, given)
+    logger.info("figures")
+    folder = out / FIGURES
+    drawn = draw(encoded, metrics, folder, options)
+    metrics["evaluation"] = about(occasion, files, encoded, time.monotonic() - began)
+    if occasion.training:
+        metrics["training"] = occasion.training
+    write_metrics(out / EVALUATION, metrics)
+    page = report.page(occasion.name, metrics, report.embed(drawn, folder), occasion.configuration)
+    run_folder.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
+    return metrics
+
+
+def edits(
+    encoded: EncodedRun, occasion: Occasion, metric_networks: MetricNetworks, given: Classifier | None
+) -> dict[str, Any]:
+    """The parts `classifier` and `edits`, by the given classifier, or one that is trained if there is none yet."""
+    options = occasion.options
+    if not encoded.attributes:
+        reason = NO_ATTRIBUTES
+    elif "edits" in options.skip:
+        reason = "left out by --skip edits"
+    else:
+        if given is not None:
+            given.save(occasion.out / CLASSIFIER, occasion.data.fingerprint)
+        judge = given or classifier_of(occasion.out, occasion.data, encoded.place)
+        return {
+            "classifier": edit_judge.measure(encoded, judge),
+            "edits": attempt(lambda: curves.measure(encoded, judge, options, metric_networks)),
+        }
+    return {"classifier": {"skipped": reason}, "edits": {"skipped": reason}}
+
+
+def _given_judge(occasion: Occasion) -> Classifier | None:
+    """The classifier that the options name, if they name one.
+
+    Raises:
+        ConfigError: it is missing or of other data.
+    """
+    given, data = occasion.options.judge, occasion.data
+    if given is None or "edits" in occasion.options.skip:
+        return None
+    place = Placement.of()
+    judge = next(filter(None, (Classifier.load(given, name, place) for name in (data.fingerprint, data.stamp))), None)
+    if judge is None:
+        raise ConfigError(
+            f"--judge {given}: is missing, torn or of other data than {data.index.root}; give the {CLASSIFIER} of an "
+            "evaluation on these data, or leave it out"
+        )
+    return judge
+
+
+def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Options) -> list[Figure]:
+    """Draws what was measured, into a folder that has no other figures then."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    drawn: list[Figure] = []
+    if "skipped" not in metrics["edits"]:
+        drawn += edit_figures.draw(encoded, metrics["edits"], metrics["classifier"]["unsure"], folder)
+    drawn += figures.draw(encoded, metrics, folder, options.seed)
+    if "tsne" not in options.skip:
+        drawn += figures.draw_map(encoded, folder, options.seed)
+    return drawn
+
+
+def about(occasion: Occasion, files: dict[str, str], encoded: EncodedRun, seconds: float) -> dict[str, Any]:
+    """What was judged, on what, and how.
+
+    Returns:
+        `date`, `seconds`, `device`; `data`: `name` of its folder, `fingerprint`, `runs_own` (whether the network was
+        trained on it; null where that is not known) and `images` by split; `files`: SHA-256 of those of the run that
+        were judged; `strength`, `seed`, `skip` as in `Options`.
+    """
+    options = occasion.options
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "seconds": round(seconds, 1),
+        "device": str(encoded.place.device),
+        "data": occasion.about_data(),
+        "files": files,
+        "strength": options.strength,
+        "seed": options.seed,
+        "skip": list(options.skip),
+    }
+
+
+def digests(run: Path) -> dict[str, str]:
+    """SHA-256 of the files of a run that its evaluation depends on, by name."""
+    files = [run / name for name in (run_folder.MODEL, run_folder.DIRECTIONS, run_folder.PRIOR)]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+
+
+def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Writes strict JSON, indented, with lists of numbers on one line.
+
+    Raises:
+        ValueError: a number is not finite; measures give null where there is none.
+    """
+    text = json.dumps(metrics, indent=2, allow_nan=False)
+    text = re.sub(r"\[\n[-+.\de,\s]+\n\s*\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
+    run_folder.write_atomically(path, lambda file: file.write_text(text + "\n"))

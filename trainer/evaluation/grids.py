@@ -1,0 +1,122 @@
+"""Pictures that a person looks at: grids, labelled strips of faces, a map of faces. Charts are in `charts`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trainer.evaluation.charts import DPI, canvas
+
+Images = NDArray[np.uint8]
+"""(N, S, S, 3) uint8 RGB."""
+CELL = 110
+"""Pixels across a face in the larger drawings."""
+
+
+def grid(rows: Sequence[Images], gap: int = 2) -> Images:
+    """Lays rows of images out on white: (R rows of N images of side S) to (R*(S+gap)+gap, N*(S+gap)+gap, 3)."""
+    count, size = max(len(row) for row in rows), rows[0].shape[1]
+    pitch = size + gap
+    sheet = np.full((len(rows) * pitch + gap, count * pitch + gap, 3), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            top, left = gap + y * pitch, gap + x * pitch
+            sheet[top : top + size, left : left + size] = image
+    return sheet
+
+
+def save_grid(
+    path: Path,
+    title: str,
+    rows: Sequence[Images],
+    *,
+    down: Sequence[str] = (),
+    across: Sequence[str] = (),
+    cell: int = CELL,
+) -> None:
+    """Writes a grid as PNG.
+
+    Args:
+        path: the PNG file.
+        title: stands above.
+        rows: of images.
+        down: one label a row, at its left; none for no labels.
+        across: one label a column, above it; none for no labels.
+        cell: pixels across an image in the drawing.
+    """
+    sheet = grid(rows)
+    zoom = cell / rows[0].shape[1]
+    width, height = (zoom * pixels / DPI for pixels in (sheet.shape[1], sheet.shape[0]))
+    with canvas(path, width + (0.9 if down else 0.1), height + (0.55 if across else 0.35)) as (_, axes):
+        axis = axes[0, 0]
+        axis.imshow(sheet, interpolation="bicubic")
+        pitch = sheet.shape[0] / len(rows)
+        axis.set_yticks([pitch * (row + 0.5) for row in range(len(down))], down, fontsize=8)
+        axis.set_xticks([pitch * (column + 0.5) for column in range(len(across))], across, fontsize=9)
+        axis.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
+        axis.spines[:].set_visible(False)
+        axis.set_title(title, loc="left")
+
+
+def save_reconstructions(path: Path, originals: Images, reconstructions: Images, columns: int = 10) -> None:
+    """Writes pairs of rows: originals above, their reconstructions below."""
+    rows = []
+    for start in range(0, max(1, len(originals) - columns + 1), columns):
+        rows += [originals[start : start + columns], reconstructions[start : start + columns]]
+    labels = ("original", "reconstruction") * (len(rows) // 2)
+    save_grid(path, "Held-out images and their reconstructions", rows, down=labels)
+
+
+def save_strips(path: Path, title: str, columns: Sequence[str], strips: Sequence[Images]) -> None:
+    """Writes one strip a face, each column headed by its label (a strength, say).
+
+    Args:
+        path: the PNG file.
+        title: stands above everything.
+        columns: C labels.
+        strips: one (C, S, S, 3) array a face.
+    """
+    save_grid(path, title, strips, across=columns)
+
+
+def face_map(places: NDArray[np.float32], images: Images, cells: int = 50, thumbnail: int = 36) -> Images:
+    """Draws faces at their places on a plane, side by side.
+
+    The plane is laid out in square cells; a face goes to the free one that is nearest to its place, so that none covers
+    another.
+
+    Args:
+        places: (N, 2) of any scale, N at most `cells` squared.
+        images: (N, S, S, 3), their faces.
+        cells: how many there are across and down.
+        thumbnail: side of a cell, pixels.
+
+    Returns:
+        (cells * thumbnail, cells * thumbnail, 3) uint8, white where there is no face.
+    """
+    low, high = places.min(0), places.max(0)
+    wanted = (places - low) / np.maximum(high - low, 1e-12) * (cells - 1)  # (N, 2): column, row
+    grid_xy = np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), axis=-1).reshape(-1, 2)
+    free = np.ones(len(grid_xy), bool)
+    sheet = np.full((cells * thumbnail, cells * thumbnail, 3), 255, np.uint8)
+    for place, image in zip(wanted, images, strict=True):
+        cell = int(np.argmin(np.where(free, np.square(grid_xy - place).sum(1), np.inf)))
+        free[cell] = False
+        left, top = grid_xy[cell] * thumbnail
+        small = Image.fromarray(image).resize((thumbnail, thumbnail), Image.Resampling.BICUBIC)
+        sheet[top : top + thumbnail, left : left + thumbnail] = np.asarray(small)
+    return sheet
+
+
+def save_face_map(path: Path, title: str, places: NDArray[np.float32], images: Images) -> None:
+    """Writes a `face_map` as PNG."""
+    cells = max(8, min(50, int(np.ceil(np.sqrt(1.5 * len(places))))))
+    sheet = face_map(places, images, cells, 1800 // cells)
+    with canvas(path, 1800 / DPI, 1800 / DPI + 0.35) as (_, axes):
+        axes[0, 0].imshow(sheet, interpolation="none")
+        axes[0, 0].axis("off")
+        axes[0, 0].set_title(title, loc="left")

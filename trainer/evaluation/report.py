@@ -1,0 +1,354 @@
+"""report.html: one file that a person looks at, with every figure in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from trainer.evaluation.charts import readable
+from trainer.evaluation.figure import Figure
+
+TEMPLATE = "report.html.jinja"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number that a run is known by.
+
+    Attributes:
+        name: a few words.
+        value: with its unit, or why it is missing.
+        meaning: one sentence.
+        known: False where it was skipped.
+    """
+
+    name: str
+    value: str
+    meaning: str
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one attribute: texts, empty where something was not measured."""
+
+    name: str
+    cells: tuple[str, ...]
+
+
+def headlines(metrics: dict[str, Any]) -> list[Headline]:
+    """The numbers that stand first, of what metrics.json holds."""
+    return [
+        *_edits(metrics["edits"]),
+        *_reconstruction(metrics["reconstruction"]),
+        *_generation(metrics["generation"]),
+        *_encoding(metrics["encoding"]),
+        *_attributes(metrics),
+    ]
+
+
+def verdict(metrics: dict[str, Any]) -> str:
+    """What the run can do, in a sentence or two."""
+    found = [f"Reconstructions: {metrics['reconstruction']['psnr_db']:.1f} dB."]
+    made = [edit for edit in metrics["edits"].get("edits", []) if edit["flipped"] is not None]
+    if made:
+        done = ", ".join(f"{_edit_name(edit)} {edit['flipped']:.0%}" for edit in made)
+        found.append(f"Edits that an image classifier sees, at strength {metrics['edits']['strength']:g}: {done}.")
+    return " ".join(found)
+
+
+def _edit_name(made: dict[str, Any]) -> str:
+    return f"{readable(made['attribute'])} {'added' if made['strength'] > 0 else 'removed'}"
+
+
+def _or_skipped(name: str, part: dict[str, Any], value: str, meaning: str) -> Headline:
+    """A headline of `part`; `value` is formatted with it where it was not skipped."""
+    if "skipped" in part:
+        return Headline(name, f"skipped: {part['skipped']}", meaning, known=False)
+    return Headline(name, value.format(**part), meaning)
+
+
+def _reconstruction(part: dict[str, Any]) -> list[Headline]:
+    quantiles = part["psnr_db_quantiles"]
+    spread = f"{quantiles['p5']:.1f} to {quantiles['p95']:.1f} for nine in ten"
+    count = f"{part['images']:,} {part['split']} images"
+    found = [
+        Headline("PSNR", f"{part['psnr_db']:.2f} dB ({spread})", f"Pixel error of {count}; higher is closer."),
+        Headline("SSIM", f"{part['ssim']:.3f}", f"Structural similarity of {count}, at most 1; higher is closer."),
+        _or_skipped(
+            "LPIPS",
+            part["lpips"],
+            "{lpips:.3f}",
+            f"Difference of {count} as people see it; lower is closer. {part['lpips'].get('network', '')}",
+        ),
+    ]
+    features = part["features"]
+    found.append(
+        _or_skipped(
+            "Same person",
+            part["identity"],
+            "{similarity:.3f}; different faces {different_faces:.3f}",
+            "Cosine similarity that a face recognition network gives an image and its reconstruction. "
+            f"{part['identity'].get('network', '')}",
+        )
+    )
+    if "skipped" in features:
+        return [
+            *found,
+            _or_skipped("VGG19 distance", features, "", "What the perceptual loss compares; lower is closer."),
+        ]
+    taps = ", ".join(f"{tap} {value:.1%}" for tap, value in features["relative"].items())
+    meaning = f"Error of the activations over their mean square, {count}; lower is closer. {features['network']}"
+    return [*found, Headline("VGG19 distance", taps, meaning)]
+
+
+def _generation(part: dict[str, Any]) -> list[Headline]:
+    found = []
+    value = (
+        "{distance[prior]:.3g} from N(0, I), {distance[fitted]:.3g} from the fitted Gaussian; reconstructions "
+        "{distance[reconstructions]:.3g}, training images {distance[train]:.3g}"
+    )
+    for name, key in (("FID", "fid"), ("Fréchet distance on VGG19", "frechet_vgg19")):
+        measured = part[key]
+        meaning = "Distance of sets of images to the test split as a whole; training images are the floor. "
+        if "skipped" not in measured:
+            meaning += f"{_counts(measured['images'])}. {measured['network']}"
+        found.append(_or_skipped(name, measured, value, meaning))
+    return found
+
+
+def _counts(images: dict[str, int]) -> str:
+    """How many images each set has."""
+    if len(set(images.values())) == 1:
+        return f"{images['test']:,} images in each set"
+    return "Images: " + ", ".join(f"{count:,} {name}" for name, count in images.items())
+
+
+def _encoding(part: dict[str, Any]) -> list[Headline]:
+    return [
+        Headline(
+            "KL",
+            "none: the encoder gives points" if part["kl_nats"] is None else f"{part['kl_nats']:.1f} nats an image",
+            "Information that the latents carry.",
+            known=part["kl_nats"] is not None,
+        ),
+        Headline(
+            "Active units",
+            f"{part['active_units']} of {part['latent_dim']}",
+            "Dimensions whose mu varies over images by more than 0.01.",
+        ),
+        Headline(
+            "Distance from the prior",
+            f"{part['ks_mean']:.3f}",
+            "Kolmogorov and Smirnov's distance of z from N(0, 1), averaged over dimensions; 0 is a perfect fit.",
+        ),
+    ]
+
+
+def _attributes(metrics: dict[str, Any]) -> list[Headline]:
+    linear, classifier = metrics["attribute_prediction"], metrics["classifier"]
+    if "skipped" not in linear:
+        balanced, precision = (_percent(linear[f"{name}_mean"]) for name in ("balanced_accuracy", "average_precision"))
+        linear = {
+            **linear,
+            "balanced": f"balanced accuracy {balanced or 'unknown'}",
+            "precision": f"average precision {precision or 'unknown'}",
+        }
+    if "skipped" not in classifier:
+        classifier = {**classifier, "seen": classifier["reconstructions"]["accuracy_mean"]}
+    return [
+        _or_skipped(
+            "Attributes read off mu",
+            metrics["attribute_prediction"],
+            "{accuracy_mean:.2%} (always the majority: {majority_mean:.2%})",
+            "Mean accuracy of a linear SVM for each attribute, on the test split, as in the paper.",
+        ),
+        _or_skipped(
+            "The same, rare ones weighing alike",
+            linear,
+            "{balanced}; {precision}",
+            "Of the same SVMs: the mean over images with and without the attribute, 50% for always the majority, and "
+            "how well the SVM ranks the images that have it.",
+        ),
+        _or_skipped(
+            "Image classifier",
+            classifier,
+            "{accuracy_mean:.2%}; on reconstructions {seen:.2%} (always the majority: {majority_mean:.2%})",
+            "Mean accuracy, on the test split, of the network that judges edits; it never saw a latent.",
+        ),
+    ]
+
+
+def _edits(part: dict[str, Any]) -> list[Headline]:
+    if "skipped" in part:
+        return [_or_skipped("Edits", part, "", "What an image classifier sees of edited faces.")]
+    found = []
+    for made in part["edits"]:
+        kept = "" if made["kept"] is None else f", {made['kept']:.1%} kept"
+        kept += "" if made["kept_balanced"] is None else f" ({made['kept_balanced']:.1%} balanced)"
+        shares = "no faces to judge" if made["flipped"] is None else f"{made['flipped']:.1%} flipped{kept}"
+        meaning = (
+            f"At strength {made['strength']:+g}, of {made['faces']} faces: those that the classifier sees on the "
+            "wanted side, and its other predictions that stay; balanced: those of attributes that are there and of "
+            "attributes that are not weigh alike."
+        )
+        found.append(Headline(_edit_name(made), shares, meaning))
+    rescoring = part["rescoring"]
+    modes = (("plain", "Side effects of edits"), ("keep", "The same with keep"))
+    for mode, name in modes if "skipped" not in rescoring else ():
+        means = rescoring[mode]
+        found.append(
+            Headline(
+                name,
+                f"{means['target']:.2f} sigma wanted, {means['others']:.2f} elsewhere",
+                f"Change of the classifier's logits, averaged over {len(rescoring['edited'])} attributes.",
+            )
+        )
+    return [*found, *_best_strengths(part["curves"]), *_distances(part["distances"])]
+
+
+def _best_strengths(part: dict[str, Any]) -> list[Headline]:
+    """For every judged attribute and side, what each kind of direction can do."""
+    meaning = (
+        f"Test faces flipped, and other predictions kept, at the strength that flips most val faces while "
+        f"{part['kept_share']:.0%} of the others stay, by kind of direction; the run's own: "
+        f"{part['served'] or 'none of these kinds'}."
+    )
+    found = []
+    for attribute, sides in part["attributes"].items():
+        for side, kinds in sides.items():
+            best = {kind: curve["best"] for kind, curve in kinds.items() if curve["best"]}
+            value = ", ".join(
+                f"{kind} {at['flipped']:.1%}, {_percent(at['kept'])} kept ({at['strength']:+.1f}, {at['faces']} faces)"
+                for kind, at in best.items()
+            )
+            found.append(Headline(f"Best: {side} {readable(attribute)}", value or "no faces to judge", meaning))
+    return found
+
+
+def _distances(part: dict[str, Any]) -> list[Headline]:
+    found = []
+    different = "How different faces are before and after an edit; different people are there to compare with."
+    same = (
+        "Cosine similarity that a face recognition network gives an edited face and its unedited reconstruction; "
+        "different people are there to compare with."
+    )
+    for key, name, meaning in (
+        ("vgg19", "VGG19 distance of edits", different),
+        ("lpips", "LPIPS of edits", different),
+        ("identity", "Same person after edits", same),
+    ):
+        measured = part[key]
+        value = ""
+        if "skipped" not in measured:
+            edits = ", ".join(f"{readable(edit)} {distance:.3g}" for edit, distance in measured["edits"].items())
+            value = f"{edits}; different faces {measured['different_faces']:.3g}"
+        found.append(_or_skipped(name, measured, value, meaning))
+    return found
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The headlines as lines for the screen."""
+    return "\n".join(f"{line.name + ':':<28}{line.value}" for line in headlines(metrics))
+
+
+COLUMNS = (
+    "linear SVM on mu",
+    "balanced",
+    "average precision",
+    "least squares",
+    "always the majority",
+    "image classifier",
+    "on reconstructions",
+    "flipped by its edit",
+    "kept by its edit",
+)
+
+
+def attribute_rows(metrics: dict[str, Any]) -> list[Row]:
+    """One row an attribute, the names of its cells being `COLUMNS`."""
+    linear, judge, edits = metrics["attribute_prediction"], metrics["classifier"], metrics["edits"]
+    rescored = edits.get("rescoring", {}).get("plain", {}).get("attributes", {})
+    columns: tuple[dict[str, float | None], ...] = (
+        linear.get("accuracy", {}),
+        linear.get("balanced_accuracy", {}),
+        linear.get("average_precision", {}),
+        linear.get("least_squares", {}).get("accuracy", {}),
+        linear.get("majority", {}) or judge.get("majority", {}),
+        judge.get("accuracy", {}),
+        judge.get("reconstructions", {}).get("accuracy", {}),
+        {name: _both_ways(found, "flipped") for name, found in rescored.items()},
+        {name: _both_ways(found, "kept") for name, found in rescored.items()},
+    )
+    names = sorted({name for column in columns for name in column})
+    marks = dict.fromkeys(judge.get("unsure", []), " *")
+    return [
+        Row(readable(name) + marks.get(name, ""), tuple(_percent(column.get(name)) for column in columns))
+        for name in names
+    ]
+
+
+def _both_ways(found: dict[str, Any], share: str) -> float | None:
+    """The mean over adding and removing, where both are known."""
+    known = [made[share] for made in (found["adding"], found["removing"]) if made and made[share] is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as `outer.inner`: text."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found
+
+
+def embed(drawn: list[Figure], folder: Path) -> list[tuple[Figure, str]]:
+    """Each figure with its picture, read from `folder`, as a data URI: WebP, a fraction of the PNG's size."""
+    return [(figure, f"data:image/webp;base64,{_webp(folder / figure.file)}") for figure in drawn]
+
+
+def _webp(file: Path) -> str:
+    buffer = io.BytesIO()
+    with Image.open(file) as image:
+        image.convert("RGB").save(buffer, "WEBP", quality=90)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]], configuration: dict[str, Any]) -> str:
+    """The report, one HTML page that needs no other file.
+
+    Args:
+        name: of the run.
+        metrics: what metrics.json holds.
+        pictures: the figures, in order, each with its address.
+        configuration: of the run, and what it resolved to.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(TEMPLATE).render(
+        name=name,
+        evaluation=metrics["evaluation"],
+        verdict=verdict(metrics),
+        headlines=headlines(metrics),
+        pictures=pictures,
+        columns=COLUMNS,
+        rows=attribute_rows(metrics),
+        left_out=metrics["attribute_prediction"].get("left_out", []),
+        unsure=bool(metrics["classifier"].get("unsure")),
+        strength=metrics["edits"].get("strength"),
+        configuration=_flat(configuration),
+    )

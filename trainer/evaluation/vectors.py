@@ -1,0 +1,102 @@
+"""The geometry of the latent space: how attribute vectors correlate, t-SNE of mu, and lines between faces.
+
+Shapes: N images, A attributes, D latent_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+from sklearn.manifold import TSNE
+
+from engine.latents import Directions
+from trainer.evaluation.encoded_run import Floats
+from trainer.evaluation.skipped import SkippedError
+
+MAX_MAPPED = 2000
+"""Images at most on a t-SNE map: a person can look at no more, and its time grows faster than their number."""
+
+
+def correlation(directions: Directions) -> dict[str, Any]:
+    """Pearson's correlation of attribute vectors, over their D values (paper, section 4.3).
+
+    Returns:
+        `attributes`, ordered so that those that correlate stand together (average linkage, optimal leaves); `matrix`,
+        A lists of A numbers in that order; `strongest`, the ten pairs of the largest absolute values. A direction
+        whose values are all equal correlates with nothing and is left out.
+
+    Raises:
+        SkippedError: there are fewer than two directions.
+    """
+    varied = np.ptp(directions.vectors, axis=1) > 0
+    if varied.sum() < 2:
+        raise SkippedError(
+            f"needs two attribute directions, and this run has {varied.sum()}; train on data with attributes, "
+            "20 images on either side of each"
+        )
+    matrix = np.corrcoef(directions.vectors[varied].astype(np.float64))
+    order = _clustered(matrix)
+    names = [directions.names[index] for index in np.flatnonzero(varied)[order]]
+    matrix = matrix[np.ix_(order, order)]
+    rows, columns = np.triu_indices(len(names), k=1)
+    strongest = np.argsort(-np.abs(matrix[rows, columns]))[:10]
+    return {
+        "attributes": names,
+        "matrix": [[round(float(value), 4) for value in row] for row in matrix],
+        "strongest": [
+            {"pair": [names[rows[k]], names[columns[k]]], "correlation": round(float(matrix[rows[k], columns[k]]), 4)}
+            for k in strongest
+        ],
+    }
+
+
+def _clustered(matrix: NDArray[np.float64]) -> NDArray[np.int32]:
+    """An order in which rows that correlate are neighbours."""
+    distances = squareform(np.clip(1 - matrix, 0, 2), checks=False)
+    order: NDArray[np.int32] = leaves_list(linkage(distances, "average", optimal_ordering=True))
+    return order
+
+
+def tsne(mu: Floats, seed: int) -> NDArray[np.float32]:
+    """Places of images on a plane such that neighbours in the latent space stay neighbours (paper, section 4.3).
+
+    Barnes and Hut's approximation of t-SNE (van der Maaten, 2014).
+
+    Args:
+        mu: (N, D) posterior means; the first `MAX_MAPPED` are placed.
+        seed: of the optimisation.
+
+    Returns:
+        (min(N, `MAX_MAPPED`), 2).
+
+    Raises:
+        SkippedError: there are too few images for neighbourhoods.
+    """
+    mu = mu[:MAX_MAPPED]
+    if len(mu) < 10:
+        raise SkippedError(f"needs ten test images, and there are {len(mu)}; move more into the test split")
+    perplexity = min(30.0, (len(mu) - 1) / 3)
+    places: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=seed).fit_transform(mu)
+    return places
+
+
+def interpolations(mu: Floats, pairs: int, steps: int, seed: int) -> tuple[NDArray[np.int64], Floats]:
+    """Straight lines between the latents of pairs of faces (paper, section 4.2).
+
+    Args:
+        mu: (N, D) posterior means, two at least.
+        pairs: how many lines, at most N / 2.
+        steps: points on each, both ends among them.
+        seed: of the choice of pairs.
+
+    Returns:
+        The indices of both ends (P, 2), and the points (P, steps, D).
+    """
+    chosen = np.random.default_rng(seed).permutation(len(mu))[: 2 * min(pairs, len(mu) // 2)].reshape(-1, 2)
+    start, end = mu[chosen[:, 0], None], mu[chosen[:, 1], None]  # (P, 1, D)
+    share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
+    return chosen, (1 - share) * start + share * end

@@ -1,0 +1,1 @@
+"""Devices, processes and what is tuned for them; without any of it the results are the same."""

@@ -1,0 +1,1 @@
+"""VGG19 features and the loss of the seed document."""

@@ -1,0 +1,95 @@
+"""The perceptual term: distances between VGG19 activations of two images (paper, section 3.2; seed)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.errors import ConfigError
+from trainer.loss.vgg import Backbone, FeatureExtractor
+
+CHUNK_IMAGES = 16
+"""Images that pass through VGG19 at once on a CPU: more at once fall out of its caches."""
+
+
+class PerceptualLoss:
+    """Mean squared distance of VGG19 activations, one term a tap: MSE(phi_l(x), phi_l(y)) over batch, C, H and W.
+
+    Not a module, on purpose. The features serve one gradient only, so it is computed along with the value, a few
+    images at a time, and no graph is kept: memory does not grow with the batch.
+
+    Scale: with `normalise`, each tap's activations are divided by their mean over calibration images, as Gatys et al.
+    do, so that one set of loss weights fits any VGG19 weights (trained, activation-normalised or random).
+
+    Attributes:
+        backbone: the layers and where their weights came from.
+        scales: what each tap's activations are multiplied by.
+        chunk_images: images that pass through VGG at once.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype) -> None:
+        self.backbone = backbone
+        self.scales = dict.fromkeys(backbone.taps, 1.0)
+        self.chunk_images = CHUNK_IMAGES if device.type == "cpu" else 1 << 30
+        self._extractor = FeatureExtractor(backbone.layers, tuple(backbone.taps.values()), device, dtype)
+        self._compiled: Callable[[Tensor, Tensor, list[float]], tuple[Tensor, Tensor]] | None = None
+
+    def compile(self, images: int) -> None:
+        """Has chunks as they occur in batches of `images` images run through torch.compile; others stay eager."""
+        self.chunk_images = min(self.chunk_images, images)
+        self._compiled = torch.compile(self._extractor.compare, dynamic=False)
+
+    def normalise(self, images: Tensor) -> None:
+        """Divides each tap's activations by their mean over `images` (N, 3, S, S) in [0, 1]."""
+        means = torch.stack([feature.float().mean() for feature in self._extractor.features(images)])
+        if not bool((means > 0).all()):
+            raise ConfigError("VGG19 gives activations of zero on these images: the weights are broken")
+        self.scales = {tap: 1.0 / float(mean) for tap, mean in zip(self.scales, means, strict=True)}
+
+    def __call__(self, reconstructions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Compares two batches.
+
+        Args:
+            reconstructions: (B, 3, S, S) float in [0, 1]; gradients flow to it.
+            targets: (B, 3, S, S) float in [0, 1]; none flow to it.
+
+        Returns:
+            The sum of the terms, () float32, and the terms one by one, (taps,) float32 in order of depth and without
+            gradients.
+        """
+        total, terms = _Distance.apply(reconstructions, targets, self)  # type: ignore[no-untyped-call]
+        return total, terms
+
+    def terms_and_gradient(self, reconstructions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The terms, (taps,) float32, and the gradient of their sum with regard to the reconstructions, float32."""
+        terms, gradients = [], []
+        weights = [scale**2 for scale in self.scales.values()]
+        ours_by_chunk, theirs_by_chunk = (
+            torch.split(images, self.chunk_images) for images in (reconstructions, targets)
+        )
+        for ours, theirs in zip(ours_by_chunk, theirs_by_chunk, strict=True):
+            compiled = self._compiled if len(ours) == self.chunk_images else None
+            part, gradient = (compiled or self._extractor.compare)(ours, theirs, weights)
+            fraction = len(theirs) / len(targets)
+            terms.append(part * fraction)
+            gradients.append(gradient * fraction)
+        return torch.stack(terms).sum(0), torch.cat(gradients)
+
+
+class _Distance(torch.autograd.Function):
+    """The sum of the terms, its gradient, and the terms."""
+
+    @staticmethod
+    def forward(ctx: Any, reconstructions: Tensor, targets: Tensor, loss: PerceptualLoss) -> tuple[Tensor, Tensor]:
+        terms, gradient = loss.terms_and_gradient(reconstructions, targets)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(terms)
+        return terms.sum(), terms
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None

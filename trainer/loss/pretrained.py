@@ -1,0 +1,120 @@
+"""Published weights of networks: read from a file, or from the hub cache or a download, which fails in seconds.
+
+Their absence is an error that says why and what to do: nothing else ever stands in for them unasked.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.errors import ConfigError
+from trainer.run_folder import sha256_of
+
+DOWNLOAD_PROBE_SECONDS = 5.0
+
+
+class UnavailableError(ConfigError):
+    """Published weights that cannot be had.
+
+    Attributes:
+        reason: a clause that says why, and what to do about the file.
+    """
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(message or reason)
+        self.reason = reason
+
+
+def read(path: Path, flag: str) -> dict[str, Any]:
+    """Reads a state_dict, tensors and nothing else.
+
+    Args:
+        path: the file.
+        flag: the command line's name of it, for messages.
+
+    Raises:
+        ConfigError: the file is missing or holds something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{flag} {path}: no such file")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{flag} {path}: not a file of PyTorch weights; give a state_dict that torch.save wrote"
+        ) from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"{flag} {path}: holds a {type(state).__name__}, not a state_dict")
+    return state
+
+
+def cached(url: str) -> Path:
+    """Where the hub keeps a file once it is downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
+def check(url: str) -> None:
+    """Looks for the weights behind an address, and downloads nothing.
+
+    Raises:
+        UnavailableError: they are not cached and the address does not answer, or the cached file is damaged.
+    """
+    path = cached(url)
+    if not path.is_file():
+        if not within_reach(url):
+            raise UnavailableError(
+                f"{path} does not exist and {url} does not answer; download that elsewhere and put it there"
+            )
+        return
+    expected = path.stem.rsplit("-", 1)[-1]
+    found = sha256_of(path)
+    if not found.startswith(expected):
+        raise UnavailableError(
+            f"{path} is damaged: its SHA-256 begins with {found[: len(expected)]} instead of {expected}; delete it, "
+            "and it is downloaded again"
+        )
+
+
+def fetch(url: str) -> dict[str, Any]:
+    """The state_dict behind an address, whose file name ends with its SHA-256; kept in the hub cache.
+
+    Raises:
+        UnavailableError: it is neither cached nor within reach, or the file is damaged.
+    """
+    check(url)
+    path = cached(url)
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), path.stem.rsplit("-", 1)[-1])
+    except (OSError, RuntimeError) as error:  # no space, a broken connection, another hash
+        raise UnavailableError(f"the download of {url} failed ({error}); try again") from error
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UnavailableError(f"{path} cannot be read as weights; delete it") from error
+    return state
+
+
+def within_reach(url: str) -> bool:
+    """Whether the address answers in seconds; in a thread, as the look-up of a name has no time limit of its own."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=DOWNLOAD_PROBE_SECONDS):
+                answered.set()
+        except (urllib.error.URLError, OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(DOWNLOAD_PROBE_SECONDS)
+    return answered.is_set()

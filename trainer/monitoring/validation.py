@@ -1,0 +1,72 @@
+"""How a run does on held-out images, once an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.utils import make_grid
+
+from trainer.hardware.device import Placement
+from trainer.loss.vae_loss import VAELoss
+from trainer.model import VAE
+from trainer.monitoring.watchdog import ACTIVE_VARIANCE
+
+BATCH_IMAGES = 64
+NUM_SHOWN = 8
+"""Images that are shown with their reconstructions."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What an epoch's validation came to.
+
+    Attributes:
+        psnr: mean over the images, each reconstructed from its mu, dB.
+        loss: the training loss at mu, without the attribute term.
+        kl: nats an image.
+        active: latents whose mu varies over the images.
+        picture: the first images above their reconstructions, (H, W, 3).
+    """
+
+    psnr: float
+    loss: float
+    kl: float
+    active: int
+    picture: NDArray[np.uint8]
+
+
+@torch.no_grad()
+def validate(model: VAE, place: Placement, loss: VAELoss, images: NDArray[np.uint8]) -> Validation:
+    """Measures a model on images, in one process.
+
+    Args:
+        model: it goes on in training mode.
+        place: the model's.
+        loss: of whole batches.
+        images: packed, (N, S, S, 3).
+    """
+    model.eval()
+    errors, means, losses, shown = [], [], [], []
+    for start in range(0, len(images), BATCH_IMAGES):
+        batch = place.images(images[start : start + BATCH_IMAGES])
+        with place.autocast():
+            output = model(batch)
+        terms = loss(batch, output)
+        losses.append(torch.stack([terms.total, terms.kl]) * len(batch))
+        means.append(output.mu.float())
+        errors.append((output.images - batch).square().mean((1, 2, 3)))
+        if start == 0:
+            shown = [*batch[:NUM_SHOWN], *output.images[:NUM_SHOWN]]
+    model.train()
+    grid = make_grid(shown, nrow=min(NUM_SHOWN, len(images)), padding=2, pad_value=1)  # (3, H, W)
+    total, kl = (torch.stack(losses).sum(0) / len(images)).tolist()
+    return Validation(
+        psnr=float((-10 * torch.cat(errors).log10()).mean()),
+        loss=total,
+        kl=kl,
+        active=int((torch.cat(means).var(0) > ACTIVE_VARIANCE).sum()),
+        picture=(grid.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8),
+    )

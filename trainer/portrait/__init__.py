@@ -1,1 +1,0 @@
-"""Pictures of invented people: who sits (`sitter`), and how they are drawn (`picture`, part by part)."""

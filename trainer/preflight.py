@@ -1,0 +1,161 @@
+"""What a training run is about to do, checked before it does anything that takes long or writes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config import TrainConfig
+from trainer.data import SPLITS, FaceData, Index, Pack, contact_sheet, read_index
+from trainer.errors import ConfigError, RunError
+from trainer.hardware.device import Placement
+from trainer.loss.vgg import check_weights
+from trainer.presets import PRESETS
+from trainer.run_folder import CONFIG, initial_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start.
+
+    Attributes:
+        config: what to compute.
+        pack: the images, which may still have to be packed.
+        out: the run folder, which can be written.
+        place: device and arithmetic.
+        perceptual_weights: where VGG19's weights come from.
+    """
+
+    config: TrainConfig
+    pack: Pack
+    out: Path
+    place: Placement
+    perceptual_weights: str
+
+    @classmethod
+    def of(cls, config: TrainConfig, data: Path, out: Path, resume: bool) -> Plan:
+        """Checks everything that can be checked in seconds: the run folder, the device, the data, VGG's weights.
+
+        Args:
+            config: what to compute.
+            data: the data set, see `read_index`.
+            out: the run folder.
+            resume: whether a run that is in it already is to be gone on with.
+
+        Raises:
+            TrainerError: something would fail later; names it and the mend.
+        """
+        _require_out(out, resume)
+        place = Placement.of(config.device, config.precision)
+        index = read_index(
+            data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
+        ).limited(config.limit_train)
+        _require_apart(out, index)
+        _require_batches(config, index)
+        _require_labels(config, index)
+        if config.init_from is not None:
+            initial_weights(config)
+        weights = check_weights(config.taps, config.vgg_weights) if config.taps else "none: no taps"
+        pack = Pack.of(index, config.model.image_size, config.crop, config.source, config.align)
+        pack.check()
+        _warn_of_constants(index)
+        return cls(config, pack, out, place, weights)
+
+    def data(self) -> FaceData:
+        """The packed images; packs them if that has not been done."""
+        data = self.pack.data()
+        _require_batches(self.config, data.index)  # damaged images may be left out
+        return data
+
+    def write_contact_sheet(self) -> Path:
+        """Draws some training images as the network will see them, into a PNG file beside the run folder.
+
+        Raises:
+            DataError: none of them can be used.
+            RunError: a file is in the way, or the place cannot be written to.
+        """
+        path = self.out.absolute().with_name(f"{self.out.absolute().name}-contact-sheet.png")
+        contact_sheet.write(path, self.pack)
+        return path
+
+    def to_json(self) -> dict[str, Any]:
+        """What the run would do, as JSON types."""
+        index, config = self.pack.index, self.config
+        steps_per_epoch = math.ceil(len(index.rows("train")) / config.batch_size)
+        return {
+            "data": str(index.root),
+            "layout": index.layout,
+            "attributes": len(index.attributes),
+            "left_out": len(index.left_out),
+            "images": {split: len(index.rows(split)) for split in SPLITS},
+            "packed": str(self.pack.path),
+            "packed_bytes_to_write": self.pack.missing_bytes,
+            "packed_bytes_free": self.pack.free_bytes(),
+            "out": str(self.out),
+            "steps_per_epoch": steps_per_epoch,
+            "steps": steps_per_epoch * config.epochs,
+            "device": str(self.place.device),
+            "dtype": str(self.place.dtype).removeprefix("torch."),
+            "perceptual_weights": self.perceptual_weights,
+        }
+
+
+def _require_out(out: Path, resume: bool) -> None:
+    """The folder can be written, and holds no run unless that is to be resumed."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out}: is a file; give a folder")
+    if (out / CONFIG).exists() and not resume:
+        raise RunError(f"--out {out}: holds a run already; add --resume to go on with it, or choose another --out")
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"--out {out}: {existing} cannot be written to ({error.strerror}); choose another place"
+        ) from error
+
+
+def _require_apart(out: Path, index: Index) -> None:
+    """What a run writes, pictures among it, must not become part of its data."""
+    if out.resolve().is_relative_to(index.root.resolve()):
+        raise RunError(f"--out {out}: lies inside the data set {index.root}; choose a folder outside of it")
+
+
+def _require_batches(config: TrainConfig, index: Index) -> None:
+    """Batch norm needs two values a channel, so two images where the deepest features are one pixel."""
+    left = len(index.rows("train")) % config.batch_size
+    if left == 1 and config.model.bottleneck[1:] == (1, 1):
+        raise ConfigError(
+            f"--batch-size {config.batch_size}: leaves one of the {len(index.rows('train'))} training images for the "
+            "last batch, and this network needs two; choose another batch size"
+        )
+
+
+def _require_labels(config: TrainConfig, index: Index) -> None:
+    """An attribute term needs attributes; that of a preset is left out without them."""
+    if not config.attribute_weight or index.attributes:
+        return
+    preset = PRESETS[config.preset]() if config.preset in PRESETS else TrainConfig()
+    if config.attribute_weight != preset.attribute_weight:
+        raise ConfigError(
+            f"--attribute-weight {config.attribute_weight}: {index.root} is a {index.layout} and has no attributes to "
+            "learn from; leave it out, or give a data set with labels or --labels FILE"
+        )
+    logger.info("%s has no attributes: the attribute term of the preset %s is left out", index.root, config.preset)
+
+
+def _warn_of_constants(index: Index) -> None:
+    held = index.labels[index.rows("train")].mean(0)
+    names = [name for name, share in zip(index.attributes, held, strict=True) if share in (0, 1)]
+    if names:
+        logger.warning(
+            "%s: all training images have it or none has, so there will be no direction; training goes on",
+            ", ".join(names),
+        )

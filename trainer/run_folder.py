@@ -1,0 +1,230 @@
+"""The run folder: what training leaves behind, written so that an interruption never tears a file.
+
+config.json              the configuration, and what it resolved to on this machine
+model.safetensors        the weights, float32
+checkpoint.pt            everything that an exact resume needs
+metrics.jsonl            losses per logged step, validation per epoch
+directions.safetensors   the attribute directions
+prior.safetensors        the Gaussian that new faces are drawn from
+README.md                the model card
+metrics.json             what `evaluate` measured, if it has
+samples.safetensors      held-out images, `images` (N, S, S, 3) uint8: what export's parity gate compares on, anywhere
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.errors import ConfigError, RunError
+from trainer.model import VAE
+
+RUN_FORMAT_VERSION = 1
+CHECKPOINT_VERSION = 3
+"""Rises whenever a checkpoint holds other things, or the same seed gives other batches."""
+CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
+METRICS, SAMPLES = "metrics.jsonl", "samples.safetensors"
+DIRECTIONS, PRIOR = "directions.safetensors", "prior.safetensors"
+EVALUATION, CARD = "metrics.json", "README.md"
+
+
+@contextmanager
+def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
+    """Makes the run folder, sees that there is room in it, and keeps other trainings out of it.
+
+    Args:
+        run: the run folder.
+        needed_bytes: what training will write there.
+
+    Raises:
+        RunError: the folder cannot be written to, the disk is too full, or another process trains there.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{run} is in use: another process trains there; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise RunError(f"{run} cannot be written to ({error.strerror}); choose another --out") from error
+    try:
+        for left in run.glob(".*.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        free = shutil.disk_usage(run).free
+        if free < needed_bytes:
+            raise RunError(
+                f"{run}: training writes up to {needed_bytes / 1e6:,.0f} MB, and the disk has {free / 1e6:,.0f} MB "
+                "free; free some space, or choose another --out"
+            )
+        yield
+    finally:
+        lock.release()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` on a temporary sibling, flushes it to disk and renames it to `path`.
+
+    Raises:
+        RunError: it could not be written; what was at `path` before still is.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise RunError(
+            f"{path} could not be written ({reason}), so it is as it was before; free some space or mend the disk, "
+            "then go on with --resume"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes `values` as indented JSON, atomically."""
+    write_atomically(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n"))
+
+
+def save_config(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> None:
+    """Writes config.json: the configuration and what it resolved to (device, precision, data, VGG weights)."""
+    write_json(
+        run / CONFIG,
+        {"format_version": RUN_FORMAT_VERSION, "config": config.to_json(), "resolved": resolved},
+    )
+
+
+def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """Reads config.json.
+
+    Returns:
+        The configuration and the resolved values.
+
+    Raises:
+        RunError: no run there, or its configuration is unreadable or of another version.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise RunError(
+            f"{run} is not a run folder: it has no {CONFIG}; make one with "
+            f"`python -m trainer train --data DIR --out {run}`"
+        )
+    try:
+        values = json.loads(path.read_text())
+        version = values["format_version"]
+        if version != RUN_FORMAT_VERSION:
+            raise RunError(f"{path} has format version {version}, this version reads {RUN_FORMAT_VERSION}; train again")
+        return TrainConfig.from_json(values["config"]), values["resolved"]
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise RunError(f"{path} cannot be read: {error}; copy the run again, or train again") from error
+
+
+def save_model(run: Path, model: VAE) -> None:
+    """Writes model.safetensors."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(run / MODEL, lambda file: file.write_bytes(save(tensors)))
+
+
+def load_model(run: Path) -> VAE:
+    """Builds the VAE of a run with its trained weights, on the CPU, in evaluation mode.
+
+    Raises:
+        RunError: the folder has no weights, or they are torn or of another architecture.
+    """
+    config, _ = load_config(run)
+    path = run / MODEL
+    if not path.is_file():
+        raise RunError(f"{run} has no {MODEL}: its training has not finished an epoch; go on with --resume")
+    model = VAE(config.model)
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise RunError(
+            f"{path} does not hold the weights of this run's model: {error}; copy the run again, or train again"
+        ) from error
+    return model.eval()
+
+
+def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Writes checkpoint.pt."""
+    buffer = io.BytesIO()  # a full disk must not meet PyTorch's zip writer, which may end the process
+    torch.save(state, buffer)
+    write_atomically(run / CHECKPOINT, lambda file: file.write_bytes(buffer.getbuffer()))
+
+
+def load_checkpoint(run: Path) -> dict[str, Any]:
+    """Reads checkpoint.pt.
+
+    Raises:
+        RunError: there is none, or it is torn.
+    """
+    path = run / CHECKPOINT
+    if not path.is_file():
+        raise RunError(f"{run} has no {CHECKPOINT} to resume from; train without --resume")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds on a torn file
+        raise RunError(f"{path} is torn or not a checkpoint ({error}); train again into a new folder") from error
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise RunError(
+            f"{path} is of another version of this project, which would go on otherwise; train into a new folder, "
+            f"with --init-from {run} to start from its weights"
+        )
+    return state
+
+
+def initial_weights(config: TrainConfig) -> dict[str, Tensor]:
+    """The weights of the run that `config.init_from` names.
+
+    Raises:
+        ConfigError: it is no run, has no weights, or its model has other sizes.
+    """
+    run = config.init_from
+    assert run is not None
+    try:
+        model = load_model(run)
+    except RunError as error:
+        raise ConfigError(f"--init-from {run}: {error}") from error
+    ours, theirs = (dataclasses.asdict(sizes) for sizes in (config.model, model.config))
+    differing = [
+        f"--{name.replace('_', '-')} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name]
+    ]
+    if differing:
+        raise ConfigError(f"--init-from {run}: its model has {', '.join(differing)}; give this run the same sizes")
+    return model.state_dict()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def belongs(path: Path, model_sha256: str) -> bool:
+    """Whether a file of directions or the prior is there and of these weights, as far as it says."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return (file.metadata() or {}).get("model_sha256") in (None, "", model_sha256)
+    except (OSError, SafetensorError):
+        return False
