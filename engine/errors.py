@@ -117,6 +117,13 @@ class ShuttingDown(EngineError):  # noqa: N818
     retry_after_s = 1.0
 
 
+class StreamIdle(EngineError):  # noqa: N818
+    """Raise when a stream's client has been silent for longer than a stream may be; a new stream can take its place."""
+
+    status = "ABORTED"
+    reason = "STREAM_IDLE"
+
+
 class NotReady(EngineError):  # noqa: N818
     """Raise when a request arrives before the server has warmed up."""
 

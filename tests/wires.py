@@ -14,7 +14,9 @@ import grpc
 import pytest
 
 from engine.transport import Server
+from engine.transport.core import CoreCall
 from engine.transport.server import Ending
+from engine.transport.ticket import FreeTicket, Ticket
 
 # No test waits as long, unless something is broken.
 LIMIT_S = 30.0
@@ -100,16 +102,16 @@ class Held:
         return request
 
 
-def _let_in(_: str) -> Ending | None:
-    return None
+def _let_in(_: CoreCall) -> Ticket | Ending:
+    return FreeTicket()
 
 
 @asynccontextmanager
 async def serving(
-    services: Services, *options: tuple[str, int], turn_away: Callable[[str], Ending | None] = _let_in
+    services: Services, *options: tuple[str, int], admit: Callable[[CoreCall], Ticket | Ending] = _let_in
 ) -> AsyncIterator[str]:
     """The address of a server of these; it is stopped at the end."""
-    server = Server([("grpc.so_reuseport", 0), *options], turn_away)
+    server = Server([("grpc.so_reuseport", 0), *options], admit)
     server.add_generic_rpc_handlers((services,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -157,8 +159,8 @@ class Wire:
         self._writer = writer
 
     @classmethod
-    async def to(cls, target: str) -> "Wire":
-        wire = cls(*await asyncio.open_connection(*target.rsplit(":", 1)))
+    async def to(cls, target: str, source: str = "127.0.0.1") -> "Wire":
+        wire = cls(*await asyncio.open_connection(*target.rsplit(":", 1), local_addr=(source, 0)))
         wire.send(cls.start())
         return wire
 
@@ -171,10 +173,12 @@ class Wire:
         return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + number.to_bytes(4, "big") + payload
 
     @classmethod
-    def call(cls, number: int, path: bytes, message: bytes | None = b"") -> bytes:
+    def call(
+        cls, number: int, path: bytes, message: bytes | None = b"", more: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> bytes:
         """A call with a message, and the end of what the client says; None: only that it opens."""
         headers = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"localhost",
-                   b"content-type": b"application/grpc", b"te": b"trailers"}  # fmt: skip
+                   b"content-type": b"application/grpc", b"te": b"trailers", **dict(more)}  # fmt: skip
         opening = cls.frame(cls.HEADERS, cls.END_HEADERS, number, cls.block(headers))
         if message is None:
             return opening

@@ -49,6 +49,13 @@ def abuses(seed: int) -> Iterator[Abuse]:
     yield Abuse("flood of settings", start + _frame(_SETTINGS, 0, 0) * 5000)
     yield Abuse("flood of pings", start + _frame(_PING, 0, 0, bytes(8)) * 5000)
     yield Abuse("window overflow", start + _frame(_WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 3)
+    yield Abuse("window that opens by nothing", start + _opened(1) + _frame(_WINDOW_UPDATE, 0, 1, bytes(4)))
+    yield Abuse("flood of windows", start + _opened(1) + _frame(_WINDOW_UPDATE, 0, 1, b"\0\0\0\1") * 5000)
+    yield Abuse("more than the window", start + _opened(1) + _frame(_DATA, 0, 1, b"\0\0\x40\0\0" + bytes(16_379)) * 20)
+    yield Abuse("flood of empty data", start + _opened(1) + _frame(_DATA, 0, 1) * 5000)
+    yield Abuse("windows of no size", start + _frame(_SETTINGS, 0, 0, struct.pack(">HL", 4, 0)) + _call(1))
+    yield Abuse("flood of windows of other sizes", start + b"".join(map(_resized, range(2000))) + _call(1))
+    yield Abuse("flood of unknown paths", start + b"".join(_opened(n, (":path", f"/{n}")) for n in _odd(500)))
     yield Abuse("rapid reset", start + b"".join(_opened(n) + _frame(_RST_STREAM, 0, n, bytes(4)) for n in _odd(500)))
     yield Abuse("many calls", start + b"".join(_opened(number) for number in _odd(2000)))
     yield Abuse("half a header block", start + _frame(_HEADERS, 0, 1, _block()))
@@ -150,6 +157,14 @@ def _block(*headers: tuple[str, str]) -> bytes:
     return b"".join(b"\0" + bytes([len(n)]) + n.encode() + bytes([len(v)]) + v.encode() for n, v in headers)
 
 
+def _call(stream: int) -> bytes:
+    return _opened(stream) + _frame(_DATA, _END_STREAM, stream, _message(b""))
+
+
+def _resized(size: int) -> bytes:
+    return _frame(_SETTINGS, 0, 0, struct.pack(">HL", 4, size))
+
+
 def _odd(count: int) -> range:
     return range(1, 2 * count, 2)
 
@@ -196,7 +211,7 @@ async def send_bombs(target: str) -> list[str]:
     options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
     bombs = (
         ("compressed zeros", bytes(2**28), grpc.Compression.Gzip, grpc.StatusCode.RESOURCE_EXHAUSTED),
-        ("millions of edits", b"\x1a\x00" * 30_000_000, None, grpc.StatusCode.INVALID_ARGUMENT),
+        ("millions of edits", b"\x1a\x00" * 8_000_000, None, grpc.StatusCode.INVALID_ARGUMENT),
     )
     faults = []
     async with grpc.aio.insecure_channel(target, options) as channel:

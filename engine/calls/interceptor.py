@@ -12,21 +12,16 @@ import grpc
 
 from engine.calls.access import RateLimit
 from engine.calls.admission import Admission, Guards
-from engine.calls.details import Refusal, refusal
+from engine.calls.door import Door
 from engine.calls.messages import Messages
-from engine.calls.visit import Desk, Visit, host_of
-from engine.errors import Overloaded, ShuttingDown
+from engine.calls.visit import Desk, Visit
+from engine.errors import ShuttingDown
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
 from engine.telemetry.tracing import Tracing
 from engine.transport import Server
 
-_TURNED_AWAY = refusal(
-    Overloaded("more calls come than the server can look at; send again after a pause, or to another one", 0.5), ""
-)
-
-
-_UNHEARD = "the call ended before its message had come: it was too large, or the client gave up"
+_UNHEARD = "the call ended before its message had come: it was too large or too late, or the client gave up"
 
 
 class CallInterceptor:
@@ -36,20 +31,29 @@ class CallInterceptor:
         metrics: What counts calls.
         guards: What calls are held to.
         tracing: Where spans go; None: nowhere.
+        max_stream_idle_s: How long a stream may be without a message.
 
     Attributes:
-        admission: Lets calls in; it is to be opened.
+        admission: Counts calls; it is to be opened.
+        door: Lets calls in.
         metrics: What counts calls.
     """
 
-    def __init__(self, metrics: Metrics, guards: Guards, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, metrics: Metrics, guards: Guards, tracing: Tracing | None = None, max_stream_idle_s: float = 600.0
+    ) -> None:
         self.admission = Admission(guards)
+        self.door = Door(self.admission, CallLog(logging.getLogger("engine.calls")))
         self.metrics = metrics
+        self._max_stream_idle_s = max_stream_idle_s
         self._desk = Desk(self.admission, CallLog(logging.getLogger("engine.calls")), tracing)
         self._streams: set[Messages] = set()
-        self._methods: dict[str, MethodFigures] = {}
         metrics.gauge("calls_in_flight", "Calls whose answer has not left.", lambda: self.admission.calls)
-        metrics.gauge("bytes_in_flight", "Bytes of their requests and answers.", lambda: self.admission.held)
+        metrics.gauge(
+            "bytes_in_flight",
+            "Bytes of their requests and answers, and of room for requests to come.",
+            lambda: self.admission.held + self.admission.windows,
+        )
 
     def register(self, add: Callable[[Any, Any], None], servicer: Any, server: Server) -> None:
         """Adds a servicer to a server, its handlers wrapped.
@@ -61,22 +65,11 @@ class CallInterceptor:
         """
         add(servicer, _Registrar(self, server))
 
-    def turn_away(self, path: str) -> Refusal | None:
-        """What a call is ended with that comes while too many others wait; None: it is let in.
-
-        For `engine.transport.Server`, on its thread.
-        """
-        method = self._methods.get(path)
-        if method is None:
-            return None
-        method.turned_away += 1
-        return _TURNED_AWAY
-
-    def unheard(self, path: str, peer: str) -> None:
+    def unheard(self, path: str, client: str) -> None:
         """A call ended before its message had come; for `engine.transport.Server`."""
-        if method := self._methods.get(path):
+        if method := self.door.methods.get(path):
             method.unheard += 1
-            self._desk.log.failed(method.name, "CANCELLED", host_of(peer), 0.0, _UNHEARD)
+            self._desk.log.failed(method.name, "CANCELLED", client, 0.0, _UNHEARD)
 
     async def drain(self, timeout: float) -> None:
         """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.
@@ -98,7 +91,9 @@ class CallInterceptor:
 
     def wrap(self, path: str, handler: Any) -> Any:
         """A handler that takes and gives bytes, around one that takes and gives messages."""
-        method = self._methods[path] = self.metrics.method(path)
+        method = self.door.methods[path] = self.metrics.method(path)
+        if handler.stream_stream:
+            self.door.streams.add(path)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._answering(method, handler))
         if handler.stream_stream:
@@ -110,12 +105,12 @@ class CallInterceptor:
         desk, account = self._desk, _Account(self.admission.guards.rate, method)
 
         async def call(request: bytes, context: Any) -> bytes:
-            with Visit(desk, method, context, len(request)) as visit:
+            with Visit(desk, method, context) as visit:
                 visit.admit(account)
                 method.received(len(request))
                 response: bytes = encode(await answer(decode(request), context))
                 method.sent_bytes += len(response)
-                visit.answered(len(response))
+                context.ticket.answered(len(request), len(response))
                 return response
             await visit.refuse()
 
@@ -126,10 +121,15 @@ class CallInterceptor:
         account = _Account(self.admission.guards.rate, method)
 
         async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
-            with Visit(self._desk, method, context, 0) as visit:
+            with Visit(self._desk, method, context) as visit:
                 visit.admit(account)
                 messages = Messages(
-                    self.admission, context, decode, method, check=visit.check, failed=visit.failed_inside
+                    context,
+                    decode,
+                    method,
+                    check=visit.check,
+                    failed=visit.failed_inside,
+                    max_idle_s=self._max_stream_idle_s,
                 )
                 visit.call.stream = messages
                 self._streams.add(messages)

@@ -43,8 +43,8 @@ def test_a_full_queue_refuses_at_once(tiny_bundle: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "calls", "message"),
     [
-        (["--max-calls-in-flight", "1"], 1, "the server is answering 1 calls, its most; send again after a pause"),
-        (["--max-message-bytes", "200000", "--max-bytes-in-flight", "200000"], 4, "requests, at most 200000, and "),
+        (["--max-calls-in-flight", "1"], 1, "the server is answering 1 calls, at most 1, "),
+        (["--max-message-bytes", "200000", "--max-bytes-in-flight", "230000"], 3, "requests, at most 172500, "),
     ],
 )
 def test_what_is_held_at_once_is_limited(
@@ -59,19 +59,23 @@ def test_what_is_held_at_once_is_limited(
         gate.close()
         latents = latents_of(constant(1, 60))
         batch = pb.LatentBatch(count=60, dim=LATENT_DIM, data=latents.tobytes())
-        running = [pool.submit(client.decode, latents) for _ in range(calls)]  # 46,080 bytes each
-        until(lambda: gate.server.metric("dfcvae_calls_in_flight") == calls)
+        running = []
+        for number in range(1, calls + 1):
+            running.append(pool.submit(client.decode, latents))
+            held = number * 46_080
+            until(lambda held=held: held <= gate.server.metric("dfcvae_bytes_in_flight") < held + 1000)  # type: ignore[misc]
         with pytest.raises(grpc.RpcError) as refusal:
             stub_of(channel).Decode(pb.DecodeRequest(latents=batch), timeout=30)
         assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert message in refusal.value.details()
         gate.open()
         assert [len(call.result()) for call in running] == [60] * calls
+        until(lambda: gate.server.metric("dfcvae_calls_in_flight") == 0)
         assert stub_of(channel).Decode(pb.DecodeRequest(latents=batch), timeout=30).images.raw.count == 60
 
 
 def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ["--max-message-bytes", "200000", "--max-bytes-in-flight", "200000", "--metrics-port", "0"]
+    options = ["--max-message-bytes", "200000", "--max-bytes-in-flight", "1000000", "--metrics-port", "0"]
     with (
         gated_server(tiny_bundle, tmp_path, *options) as gate,
         grpc.insecure_channel(gate.server.target) as channel,
@@ -85,19 +89,19 @@ def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path
 
         def requests() -> Iterator[pb.EditStreamRequest]:
             begin.wait()
-            yield from (pb.EditStreamRequest(images=images, id=value) for value in range(9))
+            yield from (pb.EditStreamRequest(images=images, id=value) for value in range(40))
 
         gate.close()
         streams = [stub_of(channel).EditStream(requests()) for _ in range(3)]
         until(lambda: gate.server.metric("dfcvae_calls_in_flight") == 3)
         begin.set()
         until(lambda: received() >= 3)
-        # Every stream may have one message of 13,440 bytes, and no more are read beyond 200,000 bytes.
+        # Every stream may have one message of 13,440 bytes, and no more are read beyond 7/8 of 750,000 bytes.
         time.sleep(0.3)
-        assert received() <= 18
-        assert gate.server.metric("dfcvae_bytes_in_flight") < 200000 + 3 * 14000
+        assert received() <= 52
+        assert gate.server.metric("dfcvae_bytes_in_flight") < 1_000_000 + 3 * 80_000
         gate.open()
-        assert [list_of(stream) for stream in streams] == [(list(range(9)), grpc.StatusCode.OK)] * 3
+        assert [list_of(stream) for stream in streams] == [(list(range(40)), grpc.StatusCode.OK)] * 3
         until(lambda: gate.server.metric("dfcvae_bytes_in_flight") == 0)
 
 

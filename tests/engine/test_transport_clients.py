@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import queue
 import socket
 import threading
 import time
@@ -34,7 +33,9 @@ from wires import (
     until,
 )
 
+from engine.transport.core import CoreCall
 from engine.transport.server import Ending
+from engine.transport.ticket import FreeTicket, Ticket
 
 # Clients that go away.
 
@@ -261,12 +262,13 @@ async def test_calls_are_answered_while_the_event_loop_stands_still_now_and_then
         await asyncio.gather(*(asyncio.to_thread(client, target) for _ in range(3)))
 
 
-def _turned_away(method: str) -> Ending | None:
-    busy = grpc.StatusCode.RESOURCE_EXHAUSTED, "come back later", (("retry-after-ms", "7"), ("why-bin", b"\xff"))
-    return None if method == path("Vital") else busy
+def _judge(call: CoreCall) -> Ticket | Ending:
+    if ("ticket", "none") not in call.metadata:
+        return FreeTicket()
+    return grpc.StatusCode.RESOURCE_EXHAUSTED, "come back later", (("retry-after-ms", "7"), ("why-bin", b"\xff"))
 
 
-def _was_turned_away(call: Any) -> bool:
+def _was_refused(call: Any) -> bool:
     if call.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return False
     assert call.details() == "come back later"
@@ -275,37 +277,23 @@ def _was_turned_away(call: Any) -> bool:
 
 
 @in_loop
-async def test_calls_are_turned_away_while_the_event_loop_is_far_behind() -> None:
+async def test_calls_are_refused_beside_an_event_loop_that_stands_still() -> None:
     blocker = Blocker()
-    services = Services(Block=unary(blocker), Echo=unary(echo), Vital=unary(echo))
-    vital_let_in = services.asked.setdefault(path("Vital"), threading.Event())
-    bodies = [b"%d" % number for number in range(2_000)]
+    services = Services(Block=unary(blocker), Echo=unary(echo))
 
-    def client(target: str) -> int:
-        """How many calls were answered; runs beside the event loop."""
+    def client(target: str) -> None:
+        """Runs beside the event loop."""
         with grpc.insecure_channel(target, [OWN_CONNECTION]) as channel, closing(blocker):
             ask = channel.unary_unary(path("Echo"))
             assert ask(b"early", timeout=LIMIT_S) == b"early"
             blocked = channel.unary_unary(path("Block")).future(b"a", timeout=LIMIT_S)
             assert blocker.blocks.wait(LIMIT_S)
-            over: queue.Queue[Any] = queue.Queue()
-            calls = [ask.future(body, timeout=LIMIT_S) for body in bodies]
-            for call in calls:
-                call.add_done_callback(over.put)
-            assert _was_turned_away(over.get(timeout=LIMIT_S))
-            vital = channel.unary_unary(path("Vital")).future(b"vital", timeout=LIMIT_S)
-            assert vital_let_in.wait(LIMIT_S)
-            assert not any(call.done() for call in (blocked, vital))
+            late = ask.future(b"late", timeout=LIMIT_S)
+            calls = [ask.future(b"a", metadata=(("ticket", "none"),), timeout=LIMIT_S) for _ in range(100)]
+            assert all(call.exception() is call and _was_refused(call) for call in calls)
+            assert not any(call.done() for call in (blocked, late))
             blocker.close()
-            assert (blocked.result(), vital.result()) == (b"a", b"vital")
-            answered = [
-                (call.result(), body) for call, body in zip(calls, bodies, strict=True) if not _was_turned_away(call)
-            ]
-            assert all(answer == body for answer, body in answered)
-            assert ask(b"late", timeout=LIMIT_S) == b"late"
-            return len(answered)
+            assert (blocked.result(), late.result()) == (b"a", b"late")
 
-    # Otherwise core itself may cancel calls that come so fast.
-    patient = [(f"grpc.server.max_pending_requests{limit}", 2**20) for limit in ("", "_hard_limit")]
-    async with serving(services, *patient, turn_away=_turned_away) as target:
-        assert 512 <= await asyncio.to_thread(client, target) < len(bodies)
+    async with serving(services, admit=_judge) as target:
+        await asyncio.to_thread(client, target)
