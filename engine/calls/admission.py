@@ -237,6 +237,8 @@ class Admission:
                 return
             ticket.unanswered -= answered
             self._hold(ticket, size)
+            if ticket.stream and ticket.expected and ticket.unanswered <= WINDOW_BYTES:
+                self._expect(ticket, 0, window=WINDOW_BYTES)  # it may never come
         if size < 0:
             self._freed()
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gates import constant, raw_images, stub_of
+from gates import constant, gated_server, raw_images, stub_of
+from gates import until as wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from servers import ServerProcess
-from wires import OWN_CONNECTION, Wire, in_loop, refusal_of, until
+from wires import OWN_CONNECTION, WINDOW_BYTES, Wire, in_loop, refusal_of, until
 
 from protos import dfcvae_pb2 as pb
 
@@ -55,9 +56,10 @@ class Uploads:
 
     def __init__(self, wire: Wire, path: bytes, count: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
         self._wire = wire
-        self._room = 65_535
-        self._rooms = dict.fromkeys(range(1, 2 * count, 2), 65_535)
-        self._left = dict.fromkeys(self._rooms, struct.pack(">BL", 0, MESSAGE_BYTES) + bytes(MESSAGE_BYTES - 1))
+        self._data = memoryview(struct.pack(">BL", 0, MESSAGE_BYTES) + bytes(MESSAGE_BYTES - 1))
+        self._room = WINDOW_BYTES
+        self._rooms = dict.fromkeys(range(1, 2 * count, 2), WINDOW_BYTES)
+        self._positions = dict.fromkeys(self._rooms, 0)
         self.sent = 0
         self.ended: Counter[bytes] = Counter()
         for number in self._rooms:
@@ -66,11 +68,11 @@ class Uploads:
     async def go_on(self) -> None:
         """Sends as much as the server takes, until it takes no more for a while."""
         while True:
-            for number, left in self._left.items():
-                size = min(len(left), 16_384, self._rooms[number], self._room)
+            for number, position in self._positions.items():
+                size = min(len(self._data) - position, 16_384, self._rooms[number], self._room)
                 if size > 0:
-                    self._wire.send(Wire.frame(Wire.DATA, 0, number, left[:size]))
-                    self._left[number] = left[size:]
+                    self._wire.send(Wire.frame(Wire.DATA, 0, number, bytes(self._data[position : position + size])))
+                    self._positions[number] += size
                     self._rooms[number] -= size
                     self._room -= size
                     self.sent += size
@@ -90,7 +92,7 @@ class Uploads:
         elif kind == Wire.PING and not flags:
             self._wire.send(Wire.frame(Wire.PING, 1, 0, payload))
         elif kind == Wire.HEADERS:
-            self._left[number] = b""
+            self._positions[number] = len(self._data)
             self.ended[payload] += 1
 
 
@@ -166,19 +168,45 @@ def test_idle_streams_lock_nobody_out(tiny_bundle: Path, tmp_path: Path) -> None
         grpc.insecure_channel(server.target) as channel,
         ExitStack() as stack,
     ):
+        streams = []
         for _ in range(10):
             requests: queue.Queue[pb.EditStreamRequest | None] = queue.Queue()
             stack.callback(requests.put, None)
             stream = stub_of(channel).EditStream(iter(requests.get, None))
+            streams.append(stream)
             requests.put(_source(MESSAGE_BYTES - 1000))
             assert "is not a JPEG, PNG or WebP file" in next(stream).error.message
             requests.put(pb.EditStreamRequest(edits=[pb.Edit(attribute="Smiling", strength=1)]))
             assert "the stream's last source was refused: images.files[0] is not" in next(stream).error.message
-        # Of the sources nothing is left.
-        while server.metric("dfcvae_bytes_in_flight") > 10 * 70_000:
-            pass
+        assert server.metric("dfcvae_calls_in_flight") == 10
+        wait_until(
+            lambda: server.metric("dfcvae_bytes_in_flight") <= 10 * WINDOW_BYTES
+        )  # nothing is left of the sources
         images = pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1))))
         assert stub_of(channel).Encode(images, timeout=10).mu.count == 1
+
+
+def test_a_stream_that_falls_silent_keeps_no_room_for_a_message(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--max-message-bytes", str(MESSAGE_BYTES), "--metrics-port", "0") as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+        ExitStack() as stack,
+    ):
+
+        def held() -> float:
+            return gate.server.metric("dfcvae_bytes_in_flight")
+
+        gate.close()
+        requests: queue.Queue[pb.EditStreamRequest | None] = queue.Queue()
+        stack.callback(requests.put, None)
+        stream = stub_of(channel).EditStream(iter(requests.get, None))
+        source = pb.EditStreamRequest(images=pb.ImageBatch(raw=raw_images(constant(1, 500))))
+        assert source.ByteSize() > WINDOW_BYTES
+        requests.put(source)
+        wait_until(lambda: held() > MESSAGE_BYTES)  # the server asks for the next while this one is unanswered
+        gate.open()
+        assert next(stream).edited.images.raw.count == 500
+        wait_until(lambda: held() < MESSAGE_BYTES)
 
 
 @in_loop

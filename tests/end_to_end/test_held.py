@@ -11,7 +11,7 @@ from gates import constant, gated_server, list_of, raw_images, stub_of
 from gates import until as wait_until
 from servers import ServerProcess
 from tiny_model import LATENT_DIM
-from wires import Wire, in_loop, until
+from wires import WINDOW_BYTES, Wire, in_loop, until
 
 from protos import dfcvae_pb2 as pb
 
@@ -52,9 +52,6 @@ async def test_what_nobody_takes_is_forgotten_when_the_client_goes(tiny_bundle: 
         wire.drop()
         await until(lambda: server.metric("dfcvae_calls_in_flight") == 0)
         await until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
-
-
-WINDOW_BYTES = 65_535  # that a stream's next message may bring before it is counted
 
 
 def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: Path, tmp_path: Path) -> None:
