@@ -34,12 +34,6 @@ def server_of(bundle: Path, folder: Path, *options: str, tokens: bool = False) -
     return ServerProcess(["-m", "engine", "--bundle", str(bundle), *options], folder)
 
 
-def rss_of(server: ServerProcess, figure: str = "VmRSS") -> int:
-    """Memory of the server process, MiB; VmHWM is the most that it ever was."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith(figure))
-
-
 def metadata_of(name: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {TOKENS[name]}"),)
 
@@ -99,13 +93,13 @@ class Uploads:
 @in_loop
 async def test_nothing_is_taken_of_calls_without_a_token(tiny_bundle: Path, tmp_path: Path) -> None:
     with server_of(tiny_bundle, tmp_path, tokens=True) as server:
-        before = rss_of(server)
+        before = server.memory()
         wire = await Wire.to(server.target)
         uploads = Uploads(wire, ENCODE, 40)
         await uploads.go_on()
         assert uploads.ended.total() == 40
         assert uploads.sent < 2 * MESSAGE_BYTES
-        assert rss_of(server) - before < 30
+        assert server.memory() - before < 30
         assert "Encode UNAUTHENTICATED for 127.0.0.1" in server.log
         wire.drop()
 
@@ -120,12 +114,12 @@ async def test_unfinished_uploads_count_and_others_go_on(tiny_bundle: Path, tmp_
             images = pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1))))
             encode = stub_of(channel).Encode
             await encode(images, metadata=metadata_of("bert"))
-            before = rss_of(server)
+            before = server.memory()
             wire = await Wire.to(server.target, "127.0.0.2")
             uploads = Uploads(wire, path, 40, ((b"authorization", b"Bearer " + TOKENS["anna"].encode()),))
             await uploads.go_on()
             assert 3 * MESSAGE_BYTES < uploads.sent < most, "the windows of calls that wait are counted, too"
-            assert rss_of(server) - before < 2 * most // 2**20
+            assert server.memory() - before < 2 * most // 2**20
             assert server.metric("dfcvae_bytes_in_flight") <= most
             for _ in range(3):
                 assert (await encode(images, metadata=metadata_of("bert"), timeout=10)).mu.count == 1
@@ -272,7 +266,7 @@ async def test_memory_stays_below_what_the_readme_says(tiny_bundle: Path, tmp_pa
     picture = io.BytesIO()
     Image.new("RGB", (2000, 2000)).save(picture, "WEBP", lossless=True)
     with server_of(tiny_bundle, tmp_path, *options) as server:
-        before = rss_of(server)
+        before = server.memory()
         async with grpc.aio.insecure_channel(server.target) as channel:
             files = pb.EncodedImages(files=[picture.getvalue()] * 4)
             calls = [stub_of(channel).Encode(pb.EncodeRequest(images=pb.ImageBatch(files=files))) for _ in range(4)]
@@ -286,4 +280,4 @@ async def test_memory_stays_below_what_the_readme_says(tiny_bundle: Path, tmp_pa
             for wire in wires:
                 wire.drop()
         messages = 2 * 8 * MESSAGE_BYTES + 8 * MESSAGE_BYTES + streams * MESSAGE_BYTES
-        assert rss_of(server, "VmHWM") - before < (messages + 20 * pixels) // 2**20
+        assert server.memory("VmHWM") - before < (messages + 20 * pixels) // 2**20

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import os
 import socket
 import threading
@@ -90,20 +91,40 @@ async def test_a_connection_that_breaks_cancels_all_its_calls() -> None:
             await held.cancelled.acquire()
 
 
+class _Counted(FreeTicket):
+    """Leaves a set when its call does."""
+
+    def __init__(self, inside: "set[_Counted]") -> None:
+        self._inside = inside
+        inside.add(self)
+
+    def leave(self) -> None:
+        self._inside.discard(self)
+
+
 @in_loop
-async def test_a_call_that_was_cancelled_before_its_first_step_is_not_begun() -> None:
+async def test_a_call_that_was_cancelled_before_its_first_step_is_not_begun_and_leaves() -> None:
     held = Held()
+    inside: set[_Counted] = set()
     services = Services(Held=unary(held), Echo=unary(echo))
-    async with serving(services) as target, connected(target) as channel:
+    async with (
+        serving(services, admit=lambda _: _Counted(inside)) as target,
+        connected(target) as channel,
+    ):
         with closing(socket.create_connection(("127.0.0.1", int(target.rsplit(":", 1)[1])))) as wire:
-            call = Wire.call(1, path("Held").encode()) + Wire.reset(1)
-            wire.sendall(Wire.start() + call)
             # The event loop stands still until the server has seen what was sent later on that connection.
-            for number, name in ((3, "/first"), (5, "/second")):
-                seen = services.asked.setdefault(name, threading.Event())
-                wire.sendall(Wire.call(number, name.encode()))
-                assert seen.wait(LIMIT_S)
+            wire.sendall(Wire.start())
+            numbers = itertools.count(1, 2)
+            calls = list(itertools.islice(numbers, 50))
+            opened = b"".join(Wire.call(call, path("Held").encode()) for call in calls)
+            for frames in (opened, b"".join(map(Wire.reset, calls))):
+                wire.sendall(frames)
+                for number in itertools.islice(numbers, 2):
+                    seen = services.asked.setdefault(f"/{number}", threading.Event())
+                    wire.sendall(Wire.call(number, b"/%d" % number))
+                    assert seen.wait(LIMIT_S)
             assert await channel.unary_unary(path("Echo"))(b"a") == b"a"
+            await until(lambda: not inside)
     assert held.calls == 0
 
 
