@@ -1,17 +1,17 @@
-"""glibc's allocator, which otherwise keeps the pictures that were decoded on each thread."""
+"""glibc's allocator, which otherwise keeps what each thread has freed for that thread."""
 
 import ctypes
 from contextlib import suppress
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
-_LARGE_BYTES = 2 * 2**20
+_M_ARENA_MAX = -8  # of malloc.h
+_ARENAS = 2
 
 
-def return_large_blocks() -> None:
-    """Has blocks of 2 MiB and more given back to the system when they are freed; of other C libraries, nothing.
+def share_freed_memory() -> None:
+    """Has all threads share two arenas, as MALLOC_ARENA_MAX=2 does; of other C libraries, nothing.
 
-    glibc raises its threshold to the largest block that was freed, up to 32 MiB, and keeps what is smaller for the
-    thread that had it: eight threads that decode large pictures in turn hold as much as if they did it at once.
+    By default each thread has one of its own: eight threads that decode large pictures in turn hold as much memory as
+    if they did it at once.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)

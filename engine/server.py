@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from engine import address
-from engine.allocator import return_large_blocks
+from engine.allocator import share_freed_memory
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.calls.access import RateLimit, Tokens
@@ -67,7 +67,7 @@ async def _start(
     stack: AsyncExitStack, config: ServerConfig, opener: Callable[[Bundle], Backend], signals: Signals
 ) -> None:
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
-    return_large_blocks()
+    share_freed_memory()
     await prove()
     metrics = Metrics()
     tokens = Tokens(config.tokens) if config.tokens else None
