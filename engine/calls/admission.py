@@ -163,8 +163,11 @@ class Admission:
         except asyncio.TimeoutError:
             logger.warning("%d calls are cut off: the grace is over", self.calls)
 
-    def enter(self, client: str, *, stream: bool = False) -> Ticket:
-        """Lets a call in. On any thread.
+    def enter(self, client: str, method: str = "", *, stream: bool = False) -> Ticket:
+        """Lets a call of a method in. On any thread.
+
+        Who was refused because a queue is full is refused here while it is: before his message is asked for and
+        parsed, and beside the event loop.
 
         Raises:
             EngineError: When the server can't take it now.
@@ -174,6 +177,9 @@ class Admission:
         if not self._ready:
             raise NotReady("the server is warming up; send the request again when its health says SERVING")
         guards = self.guards
+        if (share := self._shares.get(client)) and (recheck := share.overloaded.get(method)):
+            recheck()
+            share.overloaded.pop(method, None)
         with self._lock:
             share = self._shares.get(client) or Share()
             if not fits(self._unbegun, share.unbegun, 1, _MAX_UNBEGUN):

@@ -67,7 +67,7 @@ class Door:
                 client = guards.tokens.name_of(authorization)
             elif guards.certificates and (name := name_in_certificate(call.auth_context())):
                 client = name
-            ticket = self._admission.enter(client, stream=call.path in self.streams)
+            ticket = self._admission.enter(client, call.path, stream=call.path in self.streams)
         except EngineError as error:
             found = refusal(error, request_id)
             method.refused(found.code.name)

@@ -1,5 +1,7 @@
 """What one client has of the server, and what it may have more."""
 
+from collections.abc import Callable
+
 KEPT = 8
 """The last part of this number is for clients that have less than such a part themselves."""
 
@@ -14,11 +16,13 @@ class Share:
         expecting: Calls that hold room for a message to come.
         windows: Bytes that may have come of messages that it has no room for yet, or that its streams wait for.
         unbegun: Calls whose message has come, and which the event loop has not begun.
+        overloaded: By method, what raises as long as the queue that last refused its call has no room for another.
     """
 
-    __slots__ = ("calls", "expecting", "held", "streams", "unbegun", "windows")
+    __slots__ = ("calls", "expecting", "held", "overloaded", "streams", "unbegun", "windows")
 
     def __init__(self) -> None:
+        self.overloaded: dict[str, Callable[[], None]] = {}
         self.calls = self.streams = self.held = self.windows = self.expecting = self.unbegun = 0
 
 

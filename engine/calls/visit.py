@@ -10,7 +10,7 @@ import grpc
 from engine.calls.admission import Admission
 from engine.calls.call import Account, Call, enter
 from engine.calls.details import Refusal, domain_error, refusal
-from engine.errors import release_frames
+from engine.errors import Overloaded, release_frames
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures
 from engine.telemetry.tracing import Tracing
@@ -114,6 +114,8 @@ class Visit:
             self._refusal = refusal(domain_error(error, call.method), call.request_id)
             code, message = self._refusal.code, self._refusal.message
             log.failed(call.method, code.name, call.client, seconds, message)
+            if isinstance(error, Overloaded) and error.recheck is not None:
+                self._context.ticket.share.overloaded[self._method.path] = error.recheck
             release_frames(error)
         else:
             code, message = self._code_of_the_end(error), "given up"

@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from gates import constant, gated_server, list_of, raw_images, stub_of, until
-from tiny_model import LATENT_DIM, latents_of
+from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of
 
 from engine.client import Client, ClientError
 from protos import dfcvae_pb2 as pb
@@ -38,6 +39,35 @@ def test_a_full_queue_refuses_at_once(tiny_bundle: Path, tmp_path: Path) -> None
         assert len(accepted.result().mu) == 15
         assert len(running.result().mu) == 1
         assert len(client.encode(constant(5, 20)).mu) == 20
+
+
+def test_who_sends_on_into_a_full_queue_is_refused_unread(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--max-queue", "20", "--metrics-port", "0") as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+        stub = stub_of(channel)
+
+        def encode(count: int) -> Any:
+            return stub.Encode.future(pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1, count)))))
+
+        def received() -> float:
+            return gate.server.metric("dfcvae_received_messages_total", method="Encode")
+
+        gate.close()
+        running = encode(1)
+        until(lambda: gate.batches() == ["encode 1"])
+        waiting = encode(20)
+        until(lambda: received() == 2)
+        assert "the queue holds 20 of at most 20 images, 2 more don't fit" in encode(2).exception(30).details()
+        assert received() == 3
+        for _ in range(5):
+            assert "the queue holds 20 of at most 20 images, 1 more don't fit" in encode(2).exception(30).details()
+        assert received() == 3
+        assert stub.GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
+        gate.open()
+        assert [call.result(30).mu.count for call in (running, waiting)] == [1, 20]
+        assert encode(2).result(30).mu.count == 2
 
 
 @pytest.mark.parametrize(
