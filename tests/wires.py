@@ -16,7 +16,7 @@ import pytest
 from engine.transport import Server
 from engine.transport.core import CoreCall
 from engine.transport.server import Ending
-from engine.transport.ticket import FreeTicket, Ticket
+from engine.transport.permit import FreeTicket, Ticket
 
 # No test waits as long, unless something is broken.
 LIMIT_S = 30.0

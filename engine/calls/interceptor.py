@@ -14,7 +14,7 @@ from engine.calls.access import RateLimit
 from engine.calls.admission import Admission, Guards
 from engine.calls.door import Door
 from engine.calls.messages import Messages
-from engine.calls.visit import Desk, Visit
+from engine.calls.scope import Desk, Visit
 from engine.errors import ShuttingDown
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics

@@ -12,7 +12,7 @@ import grpc
 
 from engine.transport.core import CoreCall, CoreError, Metadata, message_of, was_cancelled
 from engine.transport.flow import Inbox, Outbox
-from engine.transport.ticket import Ticket
+from engine.transport.permit import Ticket
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.transport.core import CoreCall, CoreError, message_of
-from engine.transport.ticket import Ticket
+from engine.transport.permit import Ticket
 
 logger = logging.getLogger(__name__)
 

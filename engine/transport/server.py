@@ -19,7 +19,7 @@ import grpc
 
 from engine.transport.call import ServerCall, ignore
 from engine.transport.core import Core, CoreCall, Metadata
-from engine.transport.ticket import FreeTicket, Ticket
+from engine.transport.permit import FreeTicket, Ticket
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.fair_queue import Request
 from engine.calls.call import Call
-from engine.calls.visit import Visit
+from engine.calls.scope import Visit
 from engine.config import load_config
 from engine.server import serve
 from engine.telemetry import logs

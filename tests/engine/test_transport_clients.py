@@ -36,7 +36,7 @@ from wires import (
 
 from engine.transport.core import CoreCall
 from engine.transport.server import Ending
-from engine.transport.ticket import FreeTicket, Ticket
+from engine.transport.permit import FreeTicket, Ticket
 
 # Clients that go away.
 
