@@ -93,9 +93,7 @@ async def _start(
 
     healths = health.Health((SERVICE_NAME, *reflection.NAMES))
     engine = LatentEngine(catalog, _limits(config))
-    server = Server(
-        _options(config), calls.door.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s
-    )
+    server = Server(_options(config), calls.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s)
     _add_services(server, calls, healths, engine)
     target = _listen(server, config)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
@@ -198,13 +196,13 @@ async def _running(
         await server.start()
         yield
     finally:
-        logger.info("stopping: clients are sent away; calls being answered: %d", calls.admission.calls)
+        logger.info("stopping: clients are sent away; calls being answered: %d", calls.admission.total.calls)
         healths.set_not_serving()
         await _unless(signals.hurry, asyncio.sleep(min(_LEAVING_S, grace_s)))
         await server.go_away()
         healths.end_watches()
         if not await _unless(signals.hurry, calls.drain(signals.grace_left_s)):
-            logger.warning("asked again to end: %d calls are cut off", calls.admission.calls)
+            logger.warning("asked again to end: %d calls are cut off", calls.admission.total.calls)
         # What is still open was never accepted, for example a request that was sent by half.
         await server.stop(max(_LEAVING_S, min(_UNACCEPTED_S, signals.grace_left_s)))
         logger.info("stopped")

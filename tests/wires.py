@@ -15,8 +15,8 @@ import pytest
 
 from engine.transport import Server
 from engine.transport.core import CoreCall
+from engine.transport.permit import Permit, Unlimited
 from engine.transport.server import Ending
-from engine.transport.permit import FreeTicket, Ticket
 
 # No test waits as long, unless something is broken.
 LIMIT_S = 30.0
@@ -102,13 +102,13 @@ class Held:
         return request
 
 
-def _let_in(_: CoreCall) -> Ticket | Ending:
-    return FreeTicket()
+def _let_in(_: CoreCall) -> Permit | Ending:
+    return Unlimited()
 
 
 @asynccontextmanager
 async def serving(
-    services: Services, *options: tuple[str, int], admit: Callable[[CoreCall], Ticket | Ending] = _let_in
+    services: Services, *options: tuple[str, int], admit: Callable[[CoreCall], Permit | Ending] = _let_in
 ) -> AsyncIterator[str]:
     """The address of a server of these; it is stopped at the end."""
     server = Server([("grpc.so_reuseport", 0), *options], admit)

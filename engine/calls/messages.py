@@ -22,7 +22,7 @@ class Messages:
     """The messages of a stream, to its end or until the server's; each has one answer, in their order.
 
     Args:
-        context: Of the call; its ticket counts their bytes, and says when there are too many.
+        context: Of the call; its permit counts their bytes, and says when there are too many.
         decode: Makes a message of bytes.
         method: Counts them.
         check: Is called for each message, and by `recheck`; raises what ends the stream instead.
@@ -69,8 +69,8 @@ class Messages:
         self._reader = task = asyncio.current_task()
         try:
             # One message of each stream is read in any case, so that every stream goes on.
-            while self._sizes and not self._context.ticket.has_room():
-                await self._context.ticket.freed()
+            while self._sizes and not self._context.permit.has_room():
+                await self._context.permit.wait_for_room()
             data = await self._context.read()
         except asyncio.CancelledError:
             if not self._takes_back(task):
@@ -90,12 +90,12 @@ class Messages:
     def answered(self) -> None:
         """The first of the messages without an answer has got it."""
         if self._sizes:
-            self._context.ticket.answered(self._sizes.popleft())
+            self._context.permit.answered(self._sizes.popleft())
             self._last = self._loop.time()
 
     def hold(self, size: int) -> None:
         """As `engine.calls.call.Stream` says."""
-        self._context.ticket.hold(size)
+        self._context.permit.hold(size)
 
     def replied(self, code: str, error: str) -> None:
         """As `engine.calls.call.Stream` says."""

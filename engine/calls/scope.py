@@ -19,7 +19,7 @@ _OK = grpc.StatusCode.OK
 
 
 @dataclass(frozen=True)
-class Desk:
+class CallServices:
     """What all calls pass.
 
     Attributes:
@@ -33,11 +33,11 @@ class Desk:
     tracing: Tracing | None
 
 
-class Visit:
+class CallScope:
     """A call, as a context around its answer; `refuse` ends it when the answer raised something.
 
     Args:
-        desk: What it passes.
+        services: What it passes.
         method: Its RPC.
         context: Of gRPC.
 
@@ -49,9 +49,9 @@ class Visit:
     _span: Any = None
     _version = 0
 
-    def __init__(self, desk: Desk, method: MethodFigures, context: Any) -> None:
+    def __init__(self, services: CallServices, method: MethodFigures, context: Any) -> None:
         self._arrived = time.perf_counter()
-        self._desk = desk
+        self._services = services
         self._method = method
         self._context = context
         self.call = Call("", "", method.name)
@@ -62,16 +62,16 @@ class Visit:
         Raises:
             EngineError: When there is no room for its message.
         """
-        call, context, ticket = self.call, self._context, self._context.ticket
-        call.client, call.request_id, call.account = ticket.client, ticket.request_id, account
+        call, context, permit = self.call, self._context, self._context.permit
+        call.client, call.request_id, call.account = permit.client, permit.request_id, account
         enter(call)
         context.set_trailing_metadata((("x-request-id", call.request_id),))
-        if self._desk.tracing is not None:
+        if self._services.tracing is not None:
             metadata = context.invocation_metadata()
-            self._span = self._desk.tracing.start(self._method.path, call.request_id, metadata)
-        self._version = ticket.version
-        if ticket.refusal is not None:
-            raise ticket.refusal
+            self._span = self._services.tracing.start(self._method.path, call.request_id, metadata)
+        self._version = permit.version
+        if permit.refusal is not None:
+            raise permit.refusal
 
     def check(self) -> None:
         """Lets a stream go on whose token has not been withdrawn meanwhile.
@@ -79,14 +79,14 @@ class Visit:
         Raises:
             Unauthenticated: When it has.
         """
-        tokens = self._desk.admission.guards.tokens
+        tokens = self._services.admission.guards.tokens
         if tokens is not None and tokens.version != self._version:
-            tokens.name_of(self._context.ticket.authorization)
+            tokens.name_of(self._context.permit.authorization)
             self._version = tokens.version
 
     def failed_inside(self, code: str, error: str) -> None:
         """A request of the stream was answered with an error."""
-        self._desk.log.failed_in_stream(self._method.name, code, self.call.client, error)
+        self._services.log.failed_in_stream(self._method.name, code, self.call.client, error)
 
     async def refuse(self) -> NoReturn:
         """Ends the call with what it is refused with.
@@ -98,14 +98,14 @@ class Visit:
         await self._context.abort(*self._refusal)
         raise AssertionError("abort raises")
 
-    def __enter__(self) -> "Visit":
+    def __enter__(self) -> "CallScope":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         seconds = time.perf_counter() - self._arrived
-        call, log = self.call, self._desk.log
+        call, log = self.call, self._services.log
         if error is None:
             code, message = _OK, ""
             if log.verbose:
@@ -115,14 +115,14 @@ class Visit:
             code, message = self._refusal.code, self._refusal.message
             log.failed(call.method, code.name, call.client, seconds, message)
             if isinstance(error, Overloaded) and error.recheck is not None:
-                self._context.ticket.share.overloaded[self._method.path] = error.recheck
+                self._context.permit.usage.overloaded[self._method.path] = error.recheck
             release_frames(error)
         else:
             code, message = self._code_of_the_end(error), "given up"
             log.failed(call.method, code.name, call.client, seconds, message)
         self._method.ended("OK" if code is _OK else code.name, seconds)
-        if self._span is not None and self._desk.tracing is not None:
-            self._desk.tracing.end(self._span, code.value[0], message, call.images)
+        if self._span is not None and self._services.tracing is not None:
+            self._services.tracing.end(self._span, code.value[0], message, call.images)
         return self._refusal is not None
 
     def _code_of_the_end(self, error: BaseException) -> grpc.StatusCode:

@@ -70,8 +70,8 @@ class MethodFigures:
         codes: Calls that have ended, by gRPC status.
         answers: Requests within streams that were answered, by "OK" or the gRPC status of the error in the answer.
         seconds: From a call's arrival to its end.
-        refusals: Calls that were refused at the door, by gRPC status, beside those in `codes`; who takes core's events
-            writes them.
+        refusals: Calls that were refused before their message was received, by gRPC status, beside those in `codes`;
+            who takes core's events writes them.
         unheard: Calls that ended before their message had come, which are not in `codes`.
     """
 
@@ -112,7 +112,7 @@ class MethodFigures:
         self.answers[code] = self.answers.get(code, 0) + 1
 
     def refused(self, code: str) -> None:
-        """A call was refused at the door, with a gRPC status."""
+        """A call was refused before its message was received, with a gRPC status."""
         self.refusals[code] = self.refusals.get(code, 0) + 1
 
     def ended(self, code: str, seconds: float) -> None:

@@ -12,7 +12,7 @@ import grpc
 
 from engine.transport.core import CoreCall, CoreError, Metadata, message_of, was_cancelled
 from engine.transport.flow import Inbox, Outbox
-from engine.transport.permit import Ticket
+from engine.transport.permit import Permit
 
 logger = logging.getLogger(__name__)
 
@@ -28,21 +28,21 @@ class ServerCall:
     Args:
         call: As core knows it.
         handler: Answers it.
-        ticket: What it holds.
+        permit: What it holds.
         post: Has a function called on the event loop, from any thread.
         hand_over: Has a call started there, with its message.
         unheard: Is told there (path, client) of a call whose message didn't come.
         may_end: Calls end while it is set.
 
     Attributes:
-        ticket: What it holds.
+        permit: What it holds.
     """
 
     def __init__(
         self,
         call: CoreCall,
         handler: Any,
-        ticket: Ticket,
+        permit: Permit,
         post: Callable[..., None],
         *,
         hand_over: Callable[["ServerCall", bytes | None], None],
@@ -51,7 +51,7 @@ class ServerCall:
     ) -> None:
         self._core = call
         self._handler = handler
-        self.ticket = ticket
+        self.permit = permit
         self._post = post
         self._hand_over = hand_over
         self._unheard = unheard
@@ -63,7 +63,7 @@ class ServerCall:
         self._details = ""
         self._trailing: Metadata = None
         self._callbacks: list[Callable[[ServerCall], None]] = []
-        self._inbox = Inbox(call, ticket, post)
+        self._inbox = Inbox(call, permit, post)
         self._outbox = Outbox(call, post)
 
     # Where events are taken: on the queue's thread or the event loop's.
@@ -78,7 +78,7 @@ class ServerCall:
         if self._handler.request_streaming:
             self._hand_over(self, None)
         else:
-            self.ticket.ask(self._receive)
+            self.permit.receive_when_room(self._receive)
 
     def _receive(self) -> None:
         try:
@@ -94,7 +94,7 @@ class ServerCall:
 
     def _received(self, event: Any) -> None:
         message = message_of(event)
-        self.ticket.came(len(message) if message else 0)
+        self.permit.received(len(message) if message else 0)
         self._hand_over(self, message)
 
     def _closed(self, event: Any) -> None:
@@ -106,8 +106,8 @@ class ServerCall:
     def start(self, message: bytes | None) -> None:
         """The message has come, or won't; a stream's are yet to come."""
         if message is None and not self._heard:
-            self._unheard(self._core.path, self.ticket.client)
-        self.ticket.begin()
+            self._unheard(self._core.path, self.permit.client)
+        self.permit.started()
         expired = self._heard and not self._handler.request_streaming
         self._heard = True
         if self._gone:
@@ -120,8 +120,8 @@ class ServerCall:
         if self._heard or self._gone:
             return
         self._heard = True
-        self._unheard(self._core.path, self.ticket.client)
-        if self.ticket.give_up():
+        self._unheard(self._core.path, self.permit.client)
+        if self.permit.abandon():
             self._code, self._details = grpc.StatusCode.RESOURCE_EXHAUSTED, _NO_ROOM.format(limit_s)
         else:
             self._code, self._details = grpc.StatusCode.DEADLINE_EXCEEDED, _LATE.format(limit_s)
@@ -132,7 +132,7 @@ class ServerCall:
         if self._task is not None:
             self._task.cancel()
             self._task.add_done_callback(self._is_over)  # one that has not begun yet never will
-        elif self.ticket.give_up():
+        elif self.permit.abandon():
             self._hand_over(self, None)
 
     async def _serve(self, message: bytes | None) -> None:
@@ -179,7 +179,7 @@ class ServerCall:
 
     def _is_over(self, _: Any) -> None:
         """On any thread."""
-        self.ticket.leave()
+        self.permit.release()
         # Forgotten, too: they know this call, and core counts one as open until nobody does.
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.transport.core import CoreCall, CoreError, message_of
-from engine.transport.permit import Ticket
+from engine.transport.permit import Permit
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +30,13 @@ class Inbox:
 
     Args:
         call: Whose they are.
-        ticket: What the call holds.
+        permit: What the call holds.
         post: Has a function called on the event loop, from any thread.
     """
 
-    def __init__(self, call: CoreCall, ticket: Ticket, post: Post) -> None:
+    def __init__(self, call: CoreCall, permit: Permit, post: Post) -> None:
         self._call = call
-        self._ticket = ticket
+        self._permit = permit
         self._post = post
         self._lock = threading.Lock()
         self._messages: deque[bytes] = deque()
@@ -55,7 +55,7 @@ class Inbox:
                 ask = self._wants_more()
                 waiting = None if message is not None or self._ended else _wait(self._waiting)
             if ask:
-                self._ticket.ask(self._ask)
+                self._permit.receive_when_room(self._ask)
             if waiting is None:
                 return message
             await waiting
@@ -70,10 +70,10 @@ class Inbox:
     def _received(self, event: Any) -> None:
         message = message_of(event)
         if message is not None:
-            self._ticket.came(len(message))
+            self._permit.received(len(message))
             self._take(message)
         else:
-            self._ticket.came(0)
+            self._permit.received(0)
             # Core ends the messages of a call that was given up, too, and may tell so before it tells that the call
             # is over; with one more turn through the queue, handlers don't take the one for the other.
             self._call.receive_message(lambda _: self._take(None))
@@ -89,7 +89,7 @@ class Inbox:
             ask = self._wants_more()
             waiting, self._waiting = self._waiting, []
         if ask:
-            self._ticket.ask(self._ask)
+            self._permit.receive_when_room(self._ask)
         if waiting:
             self._post(_wake, waiting)
 

@@ -1,11 +1,11 @@
-"""What a call holds of the server's room: the transport asks for it, and tells what has come."""
+"""A call's permit: the transport asks it for room, and tells it what has come."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 
-class Ticket(Protocol):
-    """Of a call that was let in; `engine.calls.admission.Ticket` counts. Methods are called on any thread.
+class Permit(Protocol):
+    """Of a call that was admitted; `engine.calls.admission.CallPermit` counts. Methods are called on any thread.
 
     Attributes:
         client: The name that its client goes by.
@@ -13,40 +13,40 @@ class Ticket(Protocol):
 
     client: str
 
-    def ask(self, receive: Callable[[], None]) -> None:
+    def receive_when_room(self, receive: Callable[[], None]) -> None:
         """Calls `receive`, which asks core for the call's next message, as soon as there is room for one."""
 
-    def came(self, size: int) -> None:
+    def received(self, size: int) -> None:
         """The message has come, of `size` bytes; or none will."""
 
-    def begin(self) -> None:
+    def started(self) -> None:
         """The event loop begins to answer the call."""
 
-    def give_up(self) -> bool:
-        """Ends the call if it still waits for room for its message; whether it did."""
+    def abandon(self) -> bool:
+        """Releases the permit if the call still waits for room for its message; whether it did."""
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """The call is over; it may be told so twice."""
 
 
-class FreeTicket:
-    """Where nothing is counted, and there is room for everything."""
+class Unlimited:
+    """A permit where nothing is counted, and there is room for everything."""
 
     client = ""
 
-    def ask(self, receive: Callable[[], None]) -> None:
-        """As `Ticket.ask` says."""
+    def receive_when_room(self, receive: Callable[[], None]) -> None:
+        """As `Permit.receive_when_room` says."""
         receive()
 
-    def came(self, size: int) -> None:
-        """As `Ticket.came` says."""
+    def received(self, size: int) -> None:
+        """As `Permit.received` says."""
 
-    def begin(self) -> None:
-        """As `Ticket.begin` says."""
+    def started(self) -> None:
+        """As `Permit.started` says."""
 
-    def give_up(self) -> bool:
-        """As `Ticket.give_up` says."""
+    def abandon(self) -> bool:
+        """As `Permit.abandon` says."""
         return False
 
-    def leave(self) -> None:
-        """As `Ticket.leave` says."""
+    def release(self) -> None:
+        """As `Permit.release` says."""

@@ -19,7 +19,7 @@ import grpc
 
 from engine.transport.call import ServerCall, ignore
 from engine.transport.core import Core, CoreCall, Metadata
-from engine.transport.permit import FreeTicket, Ticket
+from engine.transport.permit import Permit, Unlimited
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ _LOOK_EVERY_S = 0.5
 _QUIET_S = 0.03
 
 
-def _let_in(call: CoreCall) -> Ticket | Ending:
-    return FreeTicket()
+def _let_in(call: CoreCall) -> Permit | Ending:
+    return Unlimited()
 
 
 def _ignore(path: str, client: str) -> None:
@@ -64,7 +64,7 @@ class Server:
     def __init__(
         self,
         options: Sequence[tuple[str, int]] = (),
-        admit: Callable[[CoreCall], Ticket | Ending] = _let_in,
+        admit: Callable[[CoreCall], Permit | Ending] = _let_in,
         unheard: Callable[[str, str], None] = _ignore,
         unknown: Callable[[], None] = lambda: None,
         message_limit_s: float = math.inf,
@@ -162,14 +162,14 @@ class Server:
         for service in self._services:
             handler = service.service(details)
             if handler is not None:
-                ticket = self._admit(call)
-                if isinstance(ticket, tuple):
-                    call.refuse(ignore, *ticket)
+                permit = self._admit(call)
+                if isinstance(permit, tuple):
+                    call.refuse(ignore, *permit)
                     return
                 served = ServerCall(
                     call,
                     handler,
-                    ticket,
+                    permit,
                     self._post,
                     hand_over=self._hand_over,
                     unheard=self._unheard,

@@ -35,8 +35,8 @@ from wires import (
 )
 
 from engine.transport.core import CoreCall
+from engine.transport.permit import Permit, Unlimited
 from engine.transport.server import Ending
-from engine.transport.permit import FreeTicket, Ticket
 
 # Clients that go away.
 
@@ -91,14 +91,14 @@ async def test_a_connection_that_breaks_cancels_all_its_calls() -> None:
             await held.cancelled.acquire()
 
 
-class _Counted(FreeTicket):
+class _Counted(Unlimited):
     """Leaves a set when its call does."""
 
     def __init__(self, inside: "set[_Counted]") -> None:
         self._inside = inside
         inside.add(self)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self._inside.discard(self)
 
 
@@ -283,9 +283,9 @@ async def test_calls_are_answered_while_the_event_loop_stands_still_now_and_then
         await asyncio.gather(*(asyncio.to_thread(client, target) for _ in range(3)))
 
 
-def _judge(call: CoreCall) -> Ticket | Ending:
-    if ("ticket", "none") not in call.metadata:
-        return FreeTicket()
+def _judge(call: CoreCall) -> Permit | Ending:
+    if ("permit", "none") not in call.metadata:
+        return Unlimited()
     return grpc.StatusCode.RESOURCE_EXHAUSTED, "come back later", (("retry-after-ms", "7"), ("why-bin", b"\xff"))
 
 
@@ -310,7 +310,7 @@ async def test_calls_are_refused_beside_an_event_loop_that_stands_still() -> Non
             blocked = channel.unary_unary(path("Block")).future(b"a", timeout=LIMIT_S)
             assert blocker.blocks.wait(LIMIT_S)
             late = ask.future(b"late", timeout=LIMIT_S)
-            calls = [ask.future(b"a", metadata=(("ticket", "none"),), timeout=LIMIT_S) for _ in range(100)]
+            calls = [ask.future(b"a", metadata=(("permit", "none"),), timeout=LIMIT_S) for _ in range(100)]
             assert all(call.exception() is call and _was_refused(call) for call in calls)
             assert not any(call.done() for call in (blocked, late))
             blocker.close()
