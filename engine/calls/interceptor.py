@@ -157,7 +157,7 @@ class CallInterceptor:
 
         async def call(request: bytes, context: Any) -> bytes:
             with CallScope(services, method, context) as scope:
-                scope.admit(account)
+                scope.begin(account)
                 method.received(len(request))
                 response: bytes = encode(await answer(decode(request), context))
                 method.sent_bytes += len(response)
@@ -173,7 +173,7 @@ class CallInterceptor:
 
         async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
             with CallScope(self._services, method, context) as scope:
-                scope.admit(account)
+                scope.begin(account)
                 messages = Messages(
                     context,
                     decode,

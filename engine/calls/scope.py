@@ -20,10 +20,10 @@ _OK = grpc.StatusCode.OK
 
 @dataclass(frozen=True)
 class CallServices:
-    """What all calls pass.
+    """What all calls share.
 
     Attributes:
-        admission: Lets them in.
+        admission: Has counted them in.
         log: Has a line for each.
         tracing: Makes a span for each; None: no spans.
     """
@@ -37,7 +37,7 @@ class CallScope:
     """A call, as a context around its answer; `refuse` ends it when the answer raised something.
 
     Args:
-        services: What it passes.
+        services: What all calls share.
         method: Its RPC.
         context: Of gRPC.
 
@@ -56,7 +56,7 @@ class CallScope:
         self._context = context
         self.call = Call("", "", method.name)
 
-    def admit(self, account: Account) -> None:
+    def begin(self, account: Account) -> None:
         """Begins to answer the call.
 
         Raises:
