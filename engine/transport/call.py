@@ -66,7 +66,7 @@ class ServerCall:
         self._inbox = Inbox(call, permit, post)
         self._outbox = Outbox(call, post)
 
-    # Where events are taken: on the queue's thread or the event loop's.
+    # On the queue's thread; `_receive` on that of whoever makes room.
 
     def open(self) -> None:
         """Starts to listen to the client."""

@@ -1,7 +1,7 @@
 """gRPC core, as grpcio's own servers use it.
 
-The only room that knows `grpc._cython`, which is no public interface; what is used of it has been the same from
-grpcio 1.50 (2022) to 1.85, where this module was tried.
+The only room that knows `grpc._cython`, which is no public interface. What is used of it is the same in all versions
+that pyproject.toml allows; tests serve with the oldest of them and with the lock's.
 """
 
 import logging
@@ -18,8 +18,8 @@ from engine.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
-# A tag goes through core beside an operation, and comes back with what became of it: whoever takes the event, the
-# queue's thread or the event loop's, calls it with the event.
+# A tag goes through core beside an operation, and comes back with what became of it: the queue's thread calls it with
+# the event.
 Tag = Callable[[Any], None]
 Metadata = Sequence[tuple[str, str | bytes]] | None
 
@@ -31,8 +31,6 @@ _ENDLESS_S = 2.0**62
 # After the server's end, operations of calls that were cancelled come back within this time of one another.
 _LAST_EVENTS_S = 0.05
 _DESTROY_S = 2.0
-# Who is to take events in place of the queue's thread, and hasn't tried for so long, is held up.
-_HELD_UP_S = 0.01
 # Core returns its errors, as numbers, and doesn't raise them.
 _CALL_ERROR = "grpc_call_error"
 _USED = (
@@ -56,7 +54,7 @@ class Core:
 
     Args:
         options: Channel arguments.
-        arrived: Is called with every new call, by whoever takes the event.
+        arrived: Is called with every new call, on the queue's thread.
 
     Raises:
         StartupError: When this grpcio has another core than this module knows.
@@ -67,17 +65,13 @@ class Core:
         if missing:
             raise StartupError(
                 f"grpcio {grpc.__version__} has no {', '.join(missing)} in its core, which this server is built on; "
-                "pip install 'grpcio==1.85.1'"
+                "pip install 'grpcio>=1.72.2,<1.86'"
             )
         self._arrived = arrived
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options), False)
         self._server.register_completion_queue(self._queue)
         self._thread = threading.Thread(target=self._run, name="grpc-queue", daemon=True)
-        self._taking = threading.Lock()  # who has it takes events: tags are called one after the other
-        self._tries = 0
-        self._aside = False
-        self._resumed = threading.Event()
         self._ending = False
         self._ended: Callable[[], None] | None = None
 
@@ -106,34 +100,6 @@ class Core:
 
         self._ending = True
         self._server.shutdown(self._queue, end)
-
-    def step_aside(self) -> bool:
-        """Has the queue's thread wait for `resume` after the event that it is at; False when this isn't that thread.
-
-        Another is to call `take_events` meanwhile; when it doesn't for a while, the queue's thread goes on.
-        """
-        if threading.current_thread() is not self._thread:
-            return False
-        self._resumed.clear()
-        self._aside = True
-        return True
-
-    def take_events(self, most: int) -> int:
-        """Takes up to so many events that are there, unless the queue's thread is at it; gives their number."""
-        self._tries += 1
-        if not self._taking.acquire(blocking=False):
-            return 0
-        try:
-            taken = 0
-            while taken < most and self._ended is None and self._take_event(0.0):
-                taken += 1
-            return taken
-        finally:
-            self._taking.release()
-
-    def resume(self) -> None:
-        """Has the queue's thread take events again."""
-        self._resumed.set()
 
     def cancel_calls(self) -> None:
         """Cancels the calls that are left."""
@@ -165,23 +131,12 @@ class Core:
                 self._arrived(CoreCall(event))
 
     def _run(self) -> None:
-        with self._taking:
-            while self._ended is None:
-                self._take_event()
-                if self._aside:
-                    self._wait_aside()
-            # Handlers may still wait for operations, and nobody else brings them.
-            while self._take_event(time.time() + _LAST_EVENTS_S):
-                pass
+        while self._ended is None:
+            self._take_event()
+        # Handlers may still wait for operations, and nobody else brings them.
+        while self._take_event(time.time() + _LAST_EVENTS_S):
+            pass
         self._ended()
-
-    def _wait_aside(self) -> None:
-        self._aside = False
-        self._taking.release()
-        seen = -1
-        while not self._resumed.wait(_HELD_UP_S) and seen != self._tries:
-            seen = self._tries
-        self._taking.acquire()
 
     def _take_event(self, deadline: float | None = None) -> bool:
         """Waits for an event, and lets it go: one of a call whose connection has gone can keep core busy."""

@@ -37,7 +37,7 @@ async def prove() -> None:
     except Exception as error:
         raise StartupError(
             f"the server's transport fails with grpcio {grpc.__version__} ({_reason(error)}); "
-            "pip install 'grpcio==1.85.1'"
+            "pip install 'grpcio>=1.72.2,<1.86'"
         ) from error
 
 

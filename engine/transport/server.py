@@ -1,9 +1,7 @@
 """The server: ports, services, and the way from the queue's thread to the event loop.
 
-Each event of core costs whoever takes it some microseconds of Python, and the queue's thread two changes of threads
-more, as it can't have the interpreter while the event loop has. So that thread takes events while the event loop has
-nothing to do; once it has called the event loop it steps aside, and the event loop takes what else comes, until there
-is nothing left. (32 single images in flight: of the processor time, 31 instead of 35 % is not the edit's.)
+The queue's thread takes core's events: it judges new calls, refuses those that can't be let in, and hands the others
+over to the event loop, which runs the handlers.
 """
 
 import asyncio
@@ -32,8 +30,6 @@ class _Details(NamedTuple):
 # What a call is ended with: status, sentence, trailing metadata.
 Ending = tuple[grpc.StatusCode, str, Metadata]
 
-# So much in one turn of the event loop is a flood: what can be refused is better refused beside it.
-_FLOOD = 128
 # How often calls are looked for whose message is late.
 _LOOK_EVERY_S = 0.5
 # Longer than an answer and the next call of its client are on the wire, in the same data centre.
@@ -54,10 +50,10 @@ class Server:
     Args:
         options: Channel arguments of gRPC core.
         admit: Judges each call of a known method by what came before its message, which is not asked for earlier:
-            what the call holds from then on, or what it is ended with. On any thread, by one at a time.
+            what the call holds from then on, or what it is ended with. On the queue's thread.
         unheard: Is told (path, client) of a call that ended before its message had come: it was too large or too late,
             or the client gave up.
-        unknown: Is told of each call of a method that nobody handles; where events are taken.
+        unknown: Is told of each call of a method that nobody handles, on the queue's thread.
         message_limit_s: How long the message of a call may take, seconds.
     """
 
@@ -78,9 +74,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._services: list[grpc.GenericRpcHandler] = []
         self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._called = False  # the event loop is at its turns, or about to be
-        self._lent = False  # it takes events
-        self._flooded = False
+        self._called = False  # the event loop is about to take a turn
         self._core = Core(options, self._arrived)
         self._started = False
         self._leaving = False
@@ -200,32 +194,17 @@ class Server:
         """Has a function called on the event loop, from any thread; calls are kept in their order."""
         self._work.append((function, arguments))
         if not self._called:
-            # Set first: the event loop may be through before the next lines end.
             self._called = True
-            if not self._flooded:
-                self._lent = self._core.step_aside()
             with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
                 self._loop.call_soon_threadsafe(self._take_turn)
 
     def _take_turn(self) -> None:
-        """On the event loop: takes events if it is to, and does what was posted; again and again while there is any."""
-        taken = self._core.take_events(_FLOOD) if self._lent else 0
-        posted = len(self._work)
-        for _ in range(posted):
+        """On the event loop: does what was posted."""
+        # Reset first: what is posted from here on is done below, or calls again.
+        self._called = False
+        for _ in range(len(self._work)):
             function, arguments = self._work.popleft()
             try:
                 function(*arguments)
             except Exception:
                 logger.exception("a call could not be begun or ended")
-        self._flooded = max(taken, posted) >= _FLOOD
-        if self._lent and not self._flooded and (taken or posted):
-            self._loop.call_soon(self._take_turn)
-            return
-        if self._lent:
-            self._lent = False
-            self._core.resume()
-        # Reset first: what is posted from here on either is seen below, or calls again.
-        self._called = False
-        if self._work and not self._called:
-            self._called = True
-            self._loop.call_soon(self._take_turn)
