@@ -79,7 +79,14 @@ class Support:
     def why_not(self, backend: str, device: str, precision: str) -> list[str]:
         """Of what three flags mean, why some is not there."""
         flags = Option(backend, device, precision)
-        return [f"{option}: {reason}" for option, reason in self.missing.items() if _means(flags, option)]
+        precisions: dict[tuple[str, str, str], list[str]] = {}
+        for option, reason in self.missing.items():
+            if _means(flags, option):
+                precisions.setdefault((option.backend, option.device, reason), []).append(option.precision)
+        return [
+            f"{backend} {', '.join(values)} on {device}: {reason}"
+            for (backend, device, reason), values in precisions.items()
+        ]
 
 
 def _listed(options: Sequence[Option]) -> str:

@@ -140,11 +140,16 @@ def _require_cuda(device: str) -> None:
     try:
         onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", gpu_of(device))
     except Exception as error:  # ONNX Runtime has a type for each way of failing
-        reason = str(error).partition("\n")[0] + (f"; {missing}" if missing else "")
+        reason = missing or _reason(error)
         raise BackendError(
-            f"ONNX Runtime finds no NVIDIA GPU {device} that it can use ({reason}); see what nvidia-smi says, or take "
-            "--device cpu"
+            f"ONNX Runtime can't use the GPU {device} ({reason}); see what nvidia-smi says, or take --device cpu"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error; of one of CUDA, what stands between the places in ONNX Runtime's source."""
+    line = str(error).partition("\n")[0]
+    return line[line.find("CUDA failure") :].partition(" ;")[0] if "CUDA failure" in line else line
 
 
 @cache
@@ -153,7 +158,7 @@ def _load_libraries() -> str:
     # The server's stdout is for the line that says where it serves.
     with redirect_stdout(io.StringIO()) as said:
         onnxruntime.preload_dlls()
-    missing = [line.partition(":")[0] for line in said.getvalue().splitlines() if line.startswith("Failed")]
+    missing = [line.split(": ")[0] for line in said.getvalue().splitlines() if line.startswith("Failed to load ")]
     return ", ".join(missing)
 
 

@@ -103,7 +103,7 @@ def test_without_the_cuda_provider_the_extra_is_named(tiny_bundle: Path) -> None
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has the CUDA provider")
 def test_without_a_gpu_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    with pytest.raises(BackendError, match=r"finds no NVIDIA GPU cuda that it can use \(.+\).*nvidia-smi"):
+    with pytest.raises(BackendError, match=r"can't use the GPU cuda \(.+\).*nvidia-smi"):
         OnnxRuntimeBackend.check(CUDA)
 
 

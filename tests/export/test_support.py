@@ -98,6 +98,15 @@ def test_auto_never_means_int8() -> None:
     ]
 
 
+def test_one_reason_is_given_once() -> None:
+    ort32 = Option("onnxruntime", "cuda", "fp32")
+    support = Support([], {ort32: "no CUDA", ORT16_CUDA: "no CUDA", TRT16: "no CUDA"})
+    assert support.why_not("auto", "cuda", "auto") == [
+        "onnxruntime fp32, fp16 on cuda: no CUDA",
+        "tensorrt fp16 on cuda: no CUDA",
+    ]
+
+
 def test_fp16_on_the_cpu_which_computes_it_as_fp32_is_for_those_who_ask_for_the_cpu() -> None:
     assert NO_GPU.choose("auto", "cpu", "fp16") == NO_GPU.choose("onnxruntime", "cpu", "fp16") == [ORT16]
     assert ORT16 not in NO_GPU.choose("auto", "auto", "auto")
