@@ -82,7 +82,7 @@ def main(target: str, order: Path, out: Path) -> int:
     arrays: dict[str, NDArray[np.uint8]] = {}
     try:
         with Client(target) as client:
-            for job in tqdm(read_order(order), "editing over gRPC", unit="job"):
+            for job in tqdm(read_order(order), "editing over gRPC", unit="job", disable=None):
                 arrays |= {f"{job.name}/{key}": value for key, value in run(client, job).items()}
     except (ClientError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

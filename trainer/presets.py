@@ -112,15 +112,16 @@ def best() -> TrainConfig:
     """What measurements on real faces show to be best for editing; `benchmarks/reports/` says what was tried.
 
     `quickstart` and its departures from the seed, at greater length, and: 256 latents, from which attributes are read
-    more exactly; kernels of 4, which leave no checkerboard; features compared on half of each batch; twice the KL
-    weight.
+    more exactly; kernels of 4, which leave no checkerboard; features compared on half of each batch; a smaller KL
+    weight, which on 37,540 faces made everything better: reconstructions, samples from the stored prior and from
+    N(0, I), attributes read off, at equal edits.
     """
     return replace(
         quickstart(),
         preset="best",
         model=ModelConfig(latent_dim=256, kernel_size=4),
         feature_share=0.5,
-        kl_weight=2e-5,
+        kl_weight=4e-6,
         epochs=20,
     )
 

@@ -234,9 +234,13 @@ def test_any_encoder_and_decoder_can_be_judged(data: FaceData, tmp_path: Path) -
     assert "means" in (tmp_path / "theirs" / "report.html").read_text()
 
 
-def test_a_judge_of_other_data_is_refused(run: Path, data: FaceData, tmp_path: Path) -> None:
+def test_a_judge_of_other_data_is_refused_before_anything_is_encoded(data: FaceData, tmp_path: Path) -> None:
+    def encode(images: Images) -> tuple[Floats, None]:
+        raise AssertionError("long work began")
+
+    options = Options(judge=tmp_path / "none.safetensors", skip=("vgg", "lpips", "fid"))
     with pytest.raises(ConfigError, match=r"--judge .*none.safetensors: is missing, torn or of other data than"):
-        evaluate(run, data, Options(judge=tmp_path / "none.safetensors", skip=("vgg", "lpips", "fid")))
+        evaluate_autoencoder(Autoencoder(encode, lambda _: data.images), data, tmp_path / "theirs", options)
 
 
 def test_options_out_of_range_name_the_flag() -> None:

@@ -1,10 +1,6 @@
-import signal
-
 import numpy as np
 import pytest
-from sklearn.svm import LinearSVC
 
-from trainer.evaluation import prediction
 from trainer.evaluation.prediction import Split, average_precision, balanced_accuracy, least_squares, measure, svm
 from trainer.evaluation.skipped import SkippedError
 
@@ -71,21 +67,3 @@ def test_without_a_usable_attribute_the_reason_is_given() -> None:
         measure((), none, none)
     with pytest.raises(SkippedError, match="some training images have and others do not"):
         measure(("never",), Split(TRAIN.mu, TRAIN.labels[:, 3:]), Split(TEST.mu, TEST.labels[:, 3:]))
-
-
-def test_an_interrupt_ends_the_svms_once_those_at_work_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = []
-
-    class Interrupted(LinearSVC):  # type: ignore[misc]
-        def fit(self, inputs: object, labels: object) -> "Interrupted":
-            trained.append(labels)
-            if len(trained) == 1:
-                signal.raise_signal(signal.SIGINT)
-            super().fit(inputs, labels)
-            return self
-
-    monkeypatch.setattr(prediction, "LinearSVC", Interrupted)
-    train, test = (Split(each.mu, np.repeat(each.labels[:, :3], 20, axis=1)) for each in (TRAIN, TEST))
-    with pytest.raises(KeyboardInterrupt):
-        svm(train, test)
-    assert len(trained) < 60

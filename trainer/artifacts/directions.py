@@ -45,8 +45,6 @@ and val faces."""
 SVM_C = 1e-3
 """Weight of the SVM's errors. Larger ones classify latents better, but their normals lean on dimensions in which faces
 hardly differ: a step of the same length flips fewer faces (0.01: 27 % instead of 70 % glasses added)."""
-MAX_SVM_IMAGES = 20_000
-"""Images that an SVM is trained on at most; with more, 40 of them take minutes."""
 
 
 @dataclass(frozen=True)
@@ -119,20 +117,16 @@ def svm_normals(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
 
     Args:
         mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute; some must have it and some not. The first `MAX_SVM_IMAGES` / 2
-            on either side are used.
+        labels: (N, A) which image has which attribute; some must have it and some not.
 
     Returns:
         (A, D).
     """
-    from sklearn.svm import LinearSVC  # noqa: PLC0415  (start-up: training need not load it)
+    from trainer.artifacts import linear_svm  # noqa: PLC0415  (start-up: training need not load it)
 
     spread = np.maximum(mu.std(0, dtype=np.float64), 1e-12)
-    normals = []
-    for has in labels.T:
-        rows = np.concatenate([np.flatnonzero(side)[: MAX_SVM_IMAGES // 2] for side in (has, ~has)])
-        svm = LinearSVC(C=SVM_C, dual=False, class_weight="balanced").fit(mu[rows] / spread, has[rows])
-        normals.append(svm.coef_[0] / spread)
+    inputs = mu / spread
+    normals = [linear_svm.fit(inputs, has, SVM_C, balanced=True)[0] / spread for has in labels.T]
     return _of_length(np.reshape(normals, (labels.shape[1], mu.shape[1])), mean_differences(mu, labels))
 
 

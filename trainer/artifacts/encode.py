@@ -34,7 +34,7 @@ def encode(
     training = model.training
     model.eval()
     mu, log_var = (np.empty((len(rows), model.config.latent_dim), np.float32) for _ in range(2))
-    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False):
+    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False, disable=None):
         batch = slice(start, start + BATCH_IMAGES)
         posterior = model.encoder(place.images(images[rows[batch]]))
         mu[batch], log_var[batch] = posterior.mu.float().cpu().numpy(), posterior.log_var.float().cpu().numpy()

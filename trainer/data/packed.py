@@ -229,7 +229,9 @@ class Pack:
         rows = np.arange(len(self.index.files))
         black = np.zeros(self.shape[1:], np.uint8)
         with held_back() as signals, closing(self.decode(rows)) as results:
-            for row, result in zip(rows, tqdm(results, "packing images", len(rows), unit="image"), strict=False):
+            for row, result in zip(
+                rows, tqdm(results, "packing images", len(rows), unit="image", disable=None), strict=False
+            ):
                 if signals.received:
                     break
                 if isinstance(result, DataError):

@@ -154,7 +154,7 @@ def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 
         steps = epochs * (len(rows) // batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
         order = np.concatenate([random.permutation(rows) for _ in range(epochs)])
-        for step in tqdm(range(steps), "training the classifier", unit="step"):
+        for step in tqdm(range(steps), "training the classifier", unit="step", disable=None):
             batch = order[step * batch_size :][:batch_size]
             images = _augment(place.images(data.images[batch]), random)
             wanted = torch.from_numpy(labels[batch]).float().to(place.device)

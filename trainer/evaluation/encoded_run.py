@@ -208,7 +208,9 @@ class EncodedRun:
         decode = self.autoencoder.decode_fast if fast else None
         decode = decode or self.autoencoder.decode
         images = np.empty((len(latents), *self.data.images.shape[1:]), np.uint8)
-        for start in tqdm(range(0, len(latents), BATCH_IMAGES), "decoding", unit="batch", delay=3, leave=False):
+        for start in tqdm(
+            range(0, len(latents), BATCH_IMAGES), "decoding", unit="batch", delay=3, leave=False, disable=None
+        ):
             images[start : start + BATCH_IMAGES] = decode(latents[start : start + BATCH_IMAGES])
         return images
 
@@ -216,7 +218,7 @@ class EncodedRun:
 def _encode(autoencoder: Autoencoder, data: FaceData, rows: NDArray[np.int64]) -> tuple[Floats, Floats | None]:
     """Posteriors of some rows (R,) of the packed array: mu (R, D), and log variances (R, D) where there are."""
     means, log_vars = [], []
-    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False):
+    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False, disable=None):
         mu, log_var = autoencoder.encode(data.images[rows[start : start + BATCH_IMAGES]])
         means.append(mu)
         log_vars += [] if log_var is None else [log_var]

@@ -194,6 +194,7 @@ def _judge(
 ) -> dict[str, Any]:
     began = time.monotonic()
     options, out = occasion.options, occasion.out
+    given = _given_judge(occasion)
     out.mkdir(parents=True, exist_ok=True)
     encoded = encode()
     samples = encoding.posterior_samples(encoded.mu, encoded.log_var, options.seed)
@@ -210,7 +211,7 @@ def _judge(
     metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))
     metrics["vectors"] = attempt(lambda: vectors.correlation(encoded.directions))
     logger.info("edits")
-    metrics |= edits(encoded, occasion, metric_networks)
+    metrics |= edits(encoded, occasion, metric_networks, given)
     logger.info("figures")
     folder = out / FIGURES
     drawn = draw(encoded, metrics, folder, options)
@@ -223,15 +224,19 @@ def _judge(
     return metrics
 
 
-def edits(encoded: EncodedRun, occasion: Occasion, metric_networks: MetricNetworks) -> dict[str, Any]:
-    """The parts `classifier` and `edits`; the classifier is trained if there is none for these data."""
+def edits(
+    encoded: EncodedRun, occasion: Occasion, metric_networks: MetricNetworks, given: Classifier | None
+) -> dict[str, Any]:
+    """The parts `classifier` and `edits`, by the given classifier, or one that is trained if there is none yet."""
     options = occasion.options
     if not encoded.attributes:
         reason = NO_ATTRIBUTES
     elif "edits" in options.skip:
         reason = "left out by --skip edits"
     else:
-        judge = _judge_of(occasion, encoded.place)
+        if given is not None:
+            given.save(occasion.out / CLASSIFIER, occasion.data.fingerprint)
+        judge = given or classifier_of(occasion.out, occasion.data, encoded.place)
         return {
             "classifier": edit_judge.measure(encoded, judge),
             "edits": attempt(lambda: curves.measure(encoded, judge, options, metric_networks)),
@@ -239,22 +244,22 @@ def edits(encoded: EncodedRun, occasion: Occasion, metric_networks: MetricNetwor
     return {"classifier": {"skipped": reason}, "edits": {"skipped": reason}}
 
 
-def _judge_of(occasion: Occasion, place: Placement) -> Classifier:
-    """The classifier that is given, copied to what it judged; else the one in the folder, or a new one.
+def _given_judge(occasion: Occasion) -> Classifier | None:
+    """The classifier that the options name, if they name one.
 
     Raises:
-        ConfigError: the given file is missing or of other data.
+        ConfigError: it is missing or of other data.
     """
     given, data = occasion.options.judge, occasion.data
-    if given is None:
-        return classifier_of(occasion.out, data, place)
+    if given is None or "edits" in occasion.options.skip:
+        return None
+    place = Placement.of()
     judge = next(filter(None, (Classifier.load(given, name, place) for name in (data.fingerprint, data.stamp))), None)
     if judge is None:
         raise ConfigError(
             f"--judge {given}: is missing, torn or of other data than {data.index.root}; give the {CLASSIFIER} of an "
             "evaluation on these data, or leave it out"
         )
-    judge.save(occasion.out / CLASSIFIER, data.fingerprint)
     return judge
 
 

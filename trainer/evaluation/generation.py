@@ -149,7 +149,9 @@ def _distances(
     metric: FrechetInceptionDistance, update: Callable[[Images, bool], None], real: Images, sets: dict[str, Images]
 ) -> dict[str, Any]:
     def feed(name: str, images: Images) -> None:
-        for start in tqdm(range(0, len(images), BATCH_IMAGES), f"features of {name}", delay=3, leave=False):
+        for start in tqdm(
+            range(0, len(images), BATCH_IMAGES), f"features of {name}", delay=3, leave=False, disable=None
+        ):
             update(images[start : start + BATCH_IMAGES], name == "test")
 
     if len(real) < 2:

@@ -50,7 +50,7 @@ def measure(
 
 def _batches(place: Placement, what: str, *sets: Images) -> Iterator[tuple[Tensor, ...]]:
     """Some of each set in turn, (B, 3, S, S) in [0, 1] on the device."""
-    for start in tqdm(range(0, len(sets[0]), BATCH_IMAGES), what, unit="batch", delay=3, leave=False):
+    for start in tqdm(range(0, len(sets[0]), BATCH_IMAGES), what, unit="batch", delay=3, leave=False, disable=None):
         yield tuple(place.images(images[start : start + BATCH_IMAGES]) for images in sets)
 
 

@@ -95,7 +95,7 @@ def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozens
     """Draws faces 0 ... count - 1 into a folder and returns their attributes, in order."""
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     labels: list[frozenset[str]] = [frozenset()] * count
-    with tqdm(total=count, unit="face", desc="Drawing faces") as progress:
+    with tqdm(total=count, unit="face", desc="Drawing faces", disable=None) as progress:
         if workers == 1:
             for chunk in chunks:
                 labels[chunk.start : chunk.stop] = _draw_chunk(images, seed, chunk)

@@ -132,7 +132,7 @@ def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[st
     found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
     compared = list(kinds) if compare else [served or "served"]
     work = [(name, side, kind) for name in names for side in SIDES for kind in compared]
-    for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False):
+    for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False, disable=None):
         vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
         points, tried = (_curve(split, name, vector, strengths) for split in (test, val))
         strength = best_strength(tried, KEPT_SHARE)

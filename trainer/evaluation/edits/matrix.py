@@ -54,7 +54,7 @@ def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str,
     related = _related(test.encoded, names)
     results: dict[str, list[Result]] = {"plain": [], "keep": []}
     kept_directions: dict[str, list[str]] = {}
-    for name in tqdm(names, "re-scoring", unit="attribute", delay=3, leave=False):
+    for name in tqdm(names, "re-scoring", unit="attribute", delay=3, leave=False, disable=None):
         chosen, _ = _edit_both_ways(val, name, strength, val_sigma, limit=SELECTION_FACES)
         by_size = [test.judge.attributes[column] for column in np.argsort(-np.abs(chosen.mean))]
         kept = [other for other in by_size if other in names and other not in related[name]][:NUM_KEPT]
