@@ -15,7 +15,7 @@ quickstart: $(VENV)/installed
 	$(RUN) -m quickstart --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(VGG),--vgg "$(VGG)") \
 	  $(if $(CROP),--crop $(CROP)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
-test: lint
+test: lint $(VENV)/oldest
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
@@ -23,8 +23,14 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-protos: $(VENV)/installed
-	$(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/dfcvae.proto
+protos: $(VENV)/oldest
+	PYTHONPATH="$(VENV)/oldest" $(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/dfcvae.proto
+
+# The oldest gRPC and protobuf that pyproject.toml allows, beside those of the lock.
+$(VENV)/oldest: $(VENV)/installed
+	rm -rf "$@"
+	$(RUN) -m pip install --quiet --no-deps --target "$@" \
+	  $$(sed -nE 's/^ *"((grpcio|protobuf|googleapis)[a-z-]*)>=([0-9.]+).*/\1==\3/p' pyproject.toml)
 
 # The lock holds for every Python from 3.10 on, and for all that is needed; torch and torchvision are pinned as a pair.
 lock: $(VENV)/installed

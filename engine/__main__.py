@@ -1,5 +1,5 @@
 """`python -m engine --bundle BUNDLE`: the server's command line."""
-# ruff: noqa: E402 - what comes before the other imports has to: they take a second, and gRPC looks but once.
+# ruff: noqa: E402 - what comes before the other imports has to: they take a second, and gRPC reads its variables when it is imported.
 
 import os
 import signal
@@ -31,8 +31,8 @@ from engine.server import StuckError, serve
 from engine.telemetry import logs
 from engine.version import tell_version
 
-# Between two batches a compute thread needs the interpreter, and the event loop, which is never idle under load,
-# gives it up only when asked to: Python asks after 5 ms, most of a batch. A tenth took 8 % off such a batch's turn.
+# Between two batches a compute thread needs the interpreter. The event loop, which is never idle under load, gives it
+# up only when asked to, and Python asks after 5 ms: as long as a batch.
 _SWITCH_INTERVAL_S = 0.0005
 
 

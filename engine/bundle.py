@@ -21,7 +21,7 @@ PRIOR = "prior.safetensors"
 
 PROVEN, UNPROVEN = "proven", "unproven"
 
-_READ_TOO = (2, 3)
+_READ_TOO = (3,)
 _NO_PROOF = {"status": PROVEN}  # what older manifests don't say: no bundle was written before its engines had run
 _NO_FRAME = {"source": None, "landmarks": None}  # what bundles of older versions don't say
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
@@ -167,8 +167,6 @@ class Manifest:
                 f"the bundle has format version {version!r}, this engine reads {_READ_TOO[0]} to {FORMAT_VERSION}; "
                 f"install the engine that matches, or {_REBUILD}"
             )
-        if version == 2:
-            values = _from_version_2(values)
         if version in _READ_TOO:
             values = _from_version_3(values)
         values = {"proof": dict(_NO_PROOF), "device": _device_of(values), **values}
@@ -291,15 +289,6 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
                 f"{folder / name} was changed after it was built: its SHA-256 is {actual[:12]}..., "
                 f"the manifest says {digest[:12]}...; copy the bundle again, or {_REBUILD}"
             )
-
-
-def _from_version_2(values: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as it was before reduced precision in graphs and TensorRT came: what it lacks is known."""
-    engine = values.get("engine")
-    if isinstance(engine, dict):
-        files = [engine.get("encoder"), engine.get("decoder")]
-        engine = {**engine, "stages": {} if files == [ENCODER, DECODER] else {"rewritten": files}}
-    return {**values, "engine": engine, "tensorrt": {}}
 
 
 def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:

@@ -120,17 +120,11 @@ class ServerConfig:
     max_pixels_per_file: Annotated[int, Bounds(1, _UINT32)] = MAX_FILE_PIXELS
     """Largest encoded image, pixels; larger ones are refused before they are decoded."""
 
-    max_requests_ahead: Annotated[int, Bounds(1, _UINT32)] = 64
-    """Requests of one EditStream that are read ahead of their answers; at most the images of one request, too."""
-
     keepalive_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 60.0
     """How often the server asks a silent connection whether it is still there, seconds; 0: gRPC's default, 2 h."""
 
     min_ping_interval_s: Annotated[float, Bounds(0, _INT32 // 1000)] = 10.0
     """How often clients may ping; those that do so more often are cut off, seconds."""
-
-    max_connection_idle_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 0.0
-    """Connections without calls are closed after this time, seconds; 0: never."""
 
     max_connection_age_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 0.0
     """Connections are asked to end after this time, for example to balance load anew, seconds; 0: never."""
@@ -143,7 +137,7 @@ class ServerConfig:
     """How long a batch may wait for more requests while the engine is free, milliseconds."""
 
     max_queue: Annotated[int, Bounds(1, _UINT32)] = 4096
-    """Images that may wait for each of encode, decode and edit; requests beyond are refused at once."""
+    """Images that may wait for each of encode, decode and edit, of each model; requests beyond are refused at once."""
 
     device: str | None = None
     """Where engines compute, of the kind that the bundle was built for: cpu, cuda, or one of several GPUs, such as
@@ -153,7 +147,7 @@ class ServerConfig:
     """Compute threads; None takes every core that the process may use."""
 
     codec_threads: Annotated[int, Bounds(1, 4096)] = 2
-    """Image files that are decoded or encoded at once; large samples and walks are computed there, too."""
+    """Image files of each model that are decoded or encoded at once; large samples and walks use the same threads."""
 
     grace_s: Annotated[float, Bounds(0, _WEEK_S)] = 30.0
     """How long accepted requests may go on after SIGTERM or SIGINT, seconds; a second signal ends it at once."""

@@ -1,8 +1,8 @@
 """The domain errors of the engine: one small tree, no transport in it.
 
 Every error carries a sentence for the person who reads it: what was wrong, with which value, and how to
-mend it; some say more to programs: the field of the request, or when to try again. `engine.calls.details` is the one
-place that turns the tree into gRPC statuses.
+mend it; some say more to programs: the field of the request, or when to try again. `engine.calls.details` turns them
+into gRPC statuses.
 """
 
 import traceback

@@ -15,20 +15,24 @@ class Job(Generic[T]):
     def __init__(self, function: Callable[..., T], *arguments: Any) -> None:
         self._function = function
         self._arguments = arguments
-        self._future: Future[T] = Future()
+        self._done: Future[None] = Future()
+        self._result: list[T] = []
 
     def __call__(self) -> None:
         """Runs the function, unless nobody waits any more; what it raises goes to the one who waits."""
-        if not self._future.set_running_or_notify_cancel():
+        if not self._done.set_running_or_notify_cancel():
             return
         try:
-            self._future.set_result(self._function(*self._arguments))
+            self._result.append(self._function(*self._arguments))
         except BaseException as error:  # the thread outlives whatever it runs
-            self._future.set_exception(error)
+            self._done.set_exception(error)
+        else:
+            self._done.set_result(None)
 
     async def result(self) -> T:
         """Waits for what the function gives."""
-        return await asyncio.wrap_future(self._future)
+        await asyncio.wrap_future(self._done)  # which is part of a cycle, and what it gave would stay for a while
+        return self._result.pop()
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:

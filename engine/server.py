@@ -14,7 +14,6 @@ from engine.calls.admission import Guards
 from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
-from engine.garbage import tidy
 from engine.job import in_thread
 from engine.serving import health, reflection
 from engine.serving.catalog import Catalog
@@ -93,7 +92,6 @@ async def _start(
     target = _listen(server, config)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await catalog.warm_up()
-    tidy()
     calls.admission.open()
     healths.set_serving()
     await stack.enter_async_context(_reloads(catalog, tokens, calls, signals, config.reload_every_s))
@@ -126,7 +124,6 @@ def _limits(config: ServerConfig) -> Limits:
         max_pixels_per_file=config.max_pixels_per_file,
         max_concurrent_streams=config.max_concurrent_streams,
         max_images_per_second=config.max_images_per_second,
-        max_requests_ahead=config.max_requests_ahead,
     )
 
 
@@ -135,7 +132,6 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
     limits = {
         "grpc.max_concurrent_streams": config.max_concurrent_streams,
         "grpc.keepalive_time_ms": config.keepalive_s * 1000,
-        "grpc.max_connection_idle_ms": config.max_connection_idle_s * 1000,
         "grpc.max_connection_age_ms": config.max_connection_age_s * 1000,
     }
     return [

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Shells and `timeout` send a signal to a process and to its group: what comes so soon again is no second wish.
+# Shells and `timeout` send a signal to a process and to its group: the same signal so soon after the first is its echo.
 _ECHO_S = 0.5
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -5,7 +5,7 @@ import warnings
 
 from protos import dfcvae_pb2 as protos_dot_dfcvae__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in protos/dfcvae_pb2_grpc.py depends on'
+        + f' but the generated code in protos/dfcvae_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class LatentEngineStub:
+class LatentEngineStub(object):
     """Encoder, decoder and edits of one model. Requests of all clients are batched together.
     """
 
@@ -72,7 +72,7 @@ class LatentEngineStub:
                 _registered_method=True)
 
 
-class LatentEngineServicer:
+class LatentEngineServicer(object):
     """Encoder, decoder and edits of one model. Requests of all clients are batched together.
     """
 
@@ -181,7 +181,7 @@ def add_LatentEngineServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class LatentEngine:
+class LatentEngine(object):
     """Encoder, decoder and edits of one model. Requests of all clients are batched together.
     """
 

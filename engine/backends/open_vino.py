@@ -1,11 +1,9 @@
 """OpenVINO on the CPU, in float32, bfloat16 or int8.
 
 In int8 the quantised layers are those of the graph; what it leaves in float is computed in bfloat16 where the CPU has
-units and OpenVINO kernels for it (an edit takes 0.8 times as long as with float32, at the same PSNR to 0.3 dB), else in
-float32.
+units and OpenVINO kernels for it, which is faster, else in float32.
 
-Each graph is compiled for one image, for a share of a full batch and of half of one, and for any count: known shapes
-are 8 to 14 % faster (measured on one core with AMX), and a further compilation takes 0.05 s.
+Each graph is compiled for one image, for a share of a full batch, and for any count: known shapes are faster.
 """
 
 import logging
@@ -91,7 +89,7 @@ class OpenVinoBackend(Backend):
         """Images, uint8 [N, H, W, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu.
 
         One graph from end to end: each thread goes through its share of the batch without waiting for the others in
-        between. Beside two calls that took 0.79 of the time at batch 1, 0.89 at 8, 0.97 at 32 (2 cores, bf16).
+        between.
         """
         edited, mu = self._editor.run(images, steps)
         return edited, mu
@@ -126,10 +124,10 @@ class _Graph:
         # Threads are not pinned to cores: the server's own threads need those too.
         common = {**settings, "ENABLE_CPU_PINNING": False, "PERFORMANCE_HINT": "LATENCY"}
         spread = {**common, "NUM_STREAMS": shares}
-        full = -(-max_batch_size // shares)
+        self._full = -(-max_batch_size // shares)
         requests = batches * shares
         self._single = _Compiled(core, model, 1, {**common, "NUM_STREAMS": 1}, requests)
-        self._known = {size: _Compiled(core, model, size, spread, requests) for size in {full, -(-full // 2)}}
+        self._whole = _Compiled(core, model, self._full, spread, requests)
         self._any = _Compiled(core, model, None, spread, requests)
 
     def run(self, *batches: Array) -> list[Array]:
@@ -159,7 +157,7 @@ class _Graph:
     def _choose(self, count: int, share: int) -> "_Compiled":
         if count == 1:
             return self._single
-        return self._known.get(share, self._any)
+        return self._whole if share == self._full else self._any
 
 
 class _Compiled:

@@ -1,11 +1,14 @@
-"""Dynamic batching: requests of all clients share batches, and nobody waits while the device is idle.
+"""Dynamic batching: requests of all clients share batches.
 
-A `Batcher` serves one graph. Several of them share one `Device`, whose threads compute their batches in turn; a
-batch is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the
-order that `engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with, and where
-batches overlap so does half of one; a smaller one when the loop has handed out the batcher's own last results, so that
-the next requests of the same clients can be in it. Per request there is one future and a few steps under a lock; per
-batch one message from a thread to the loop.
+A `Batcher` serves one graph. Several of them share one `Device`, whose threads compute their batches in turn. A batch
+is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the order that
+`engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with; a smaller one when the
+loop has handed out the batcher's own last results, and after the wait that `engine.batching.batch_window` describes, so
+that the next requests of the same clients can be in it. Per request there is one future and a few steps under a lock;
+per batch one message from a thread to the loop.
+
+Threads: `due` and `take` run on the device's threads, with `device.lock` held, and `_compute` without it. All else runs
+on the event loop, which takes that lock to touch the queue. Nobody who holds it takes another lock.
 """
 
 import asyncio
@@ -18,9 +21,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.batching.batch_window import BatchWindow
 from engine.batching.device import Device
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
-from engine.batching.patience import Patience
 from engine.batching.rate import Rate
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
@@ -29,11 +32,6 @@ __all__ = ["NO_WATCH", "Array", "Batcher", "Device", "Part", "Reservation", "Wat
 Array = npt.NDArray[Any]
 
 logger = logging.getLogger(__name__)
-
-# Half batches have this many items at least; smaller ones take too long an item.
-_LEAST_HALF = 12
-# As many times the largest batch must be under way for the next batch to fill while one is computed.
-_ENOUGH_TO_FILL = 1.5
 
 
 class Part(NamedTuple):
@@ -132,11 +130,7 @@ class Batcher:
         self._buffers = deque(np.empty((max_batch_size, *item_shape), dtype) for _ in range(1 + overlaps))
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
-        self._patience = Patience()
-        half = max_batch_size // 2
-        self._half = half if overlaps and half >= _LEAST_HALF else 0  # items of half a batch; 0: there are none
-        self._computing = 0  # items of batches that are being computed
-        self._crowd = 0.0  # items under way, of late
+        self._window = BatchWindow()
         self._reserved: Counter[str] = Counter()  # items by client
         # What was taken from the queue, a batch or expired requests, until those who wait for it have seen the outcome.
         self._unsettled = 0
@@ -257,48 +251,34 @@ class Batcher:
             self._quiet.clear()
             await self._quiet.wait()
         self._device.detach(self)
+        self._buffers.clear()
 
     def ripe(self) -> bool:
-        """For the device, on its threads: whether a batch can start beside another, or at once."""
-        return bool(self._ready())
+        """For the device, on its threads: whether a full batch waits, which can start beside another, and at once."""
+        return self._queue.waiting >= self._max_batch_size
 
     def due(self) -> float:
         """For the device, on its threads: when the next batch should start."""
-        if ready := self._ready():
-            return 0.0 if ready == self._max_batch_size else self._since + self._max_delay
+        if self.ripe():
+            return 0.0
         if not self._queue.waiting or self._unsettled:
             return float("inf")
         if self._closing:
             return 0.0
-        return max(self._since + self._max_delay, self._patience.until(self._queue.requests))
+        return max(self._since + self._max_delay, self._window.until(self._queue.requests))
 
     def take(self, now: float) -> Callable[[], None] | None:
         """For the device, on its threads: puts a batch together."""
-        requests, ready = self._queue.requests, self._ready()
-        pieces, expired = self._queue.take(ready or self._max_batch_size, now)
+        requests, full = self._queue.requests, self.ripe()
+        pieces, expired = self._queue.take(self._max_batch_size, now)
         if expired:
             self._unsettled += 1
             self._call(self._expire, expired)
         if not pieces:
             return None
-        self._patience.taken(requests, ready > 0)
+        self._window.taken(requests, full)
         self._unsettled += 1
-        self._computing += _count(pieces)
         return lambda: self._compute(pieces)
-
-    def _ready(self) -> int:
-        """Items of the batch that has nothing to wait for: a full one, or half of one; 0 where there is none.
-
-        Of a crowd that is too small to fill a batch while another is computed, one half is computed while the other is
-        on the wire, and no core is idle: 1.2 times the rate of 32 single images in flight, on two cores. Not of large
-        requests, which would be cut in two.
-        """
-        waiting = self._queue.waiting
-        if waiting >= self._max_batch_size:
-            return self._max_batch_size
-        halves = self._half and self._crowd < _ENOUGH_TO_FILL * self._max_batch_size
-        small = waiting <= self._queue.requests * self._half // 4
-        return self._half if halves and small and waiting >= self._half else 0
 
     def _has_work(self) -> bool:
         with self._device.lock:  # or what a thread has just taken is neither here nor there
@@ -310,7 +290,7 @@ class Batcher:
             if empty:
                 self._since = request.arrived
             self._queue.push(request, client, priority)
-            if empty or (self.ripe() and not ripe) or self._queue.requests == self._patience.expected:
+            if empty or (self.ripe() and not ripe) or self._queue.requests == self._window.expected:
                 self._device.wake()
 
     def _require_open(self) -> None:
@@ -375,9 +355,7 @@ class Batcher:
     def _deliver(self, pieces: list[Piece], outputs: tuple[Array, ...] | None, started: float, ended: float) -> None:
         answered = sum(request.size == stop and not request.future.done() for request, _, stop in pieces)
         with self._device.lock:
-            self._crowd = max(self._computing + self._queue.waiting, 0.9 * self._crowd)
-            self._computing -= _count(pieces)
-            self._patience.computed(answered, self._queue.requests, ended - started, monotonic())
+            self._window.computed(answered, self._queue.requests, ended - started, monotonic())
         count = 0
         for piece in pieces:
             end = count + piece.stop - piece.start
@@ -413,7 +391,3 @@ class Batcher:
             if self._queue.waiting:
                 self._device.wake()
         self._quiet.set()
-
-
-def _count(pieces: Sequence[Piece]) -> int:
-    return sum(stop - start for _, start, stop in pieces)

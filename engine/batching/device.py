@@ -37,11 +37,10 @@ class Source(Protocol):
 class Device:
     """Compute threads: one, and as many more as the batches of a source like beside them.
 
-    A thread itself fetches its next batch when it becomes free, whatever the event loop is busy with. Mostly one of
-    them computes. But a ripe batch of a source that `overlaps` starts while the one before is computed, so that no
-    core waits for the other's share of it, nor for Python between the two (1.1 times the rate of 32-image requests, on
-    two cores). Sources that have work take turns, a batch each, whatever the priorities in them; so does what is
-    `run`, which is alone.
+    A thread fetches its next batch when it becomes free, whatever the event loop is busy with. Mostly one of them
+    computes. A ripe batch of a source that `overlaps` starts while the one before is computed, so that no core is idle
+    at the end of a batch or between two. Sources that have work take turns, a batch each, whatever the priorities in
+    them. So do functions that are `run`, which have the device to themselves.
 
     Attributes:
         lock: Guards the queues of all batchers of this device.
@@ -54,8 +53,8 @@ class Device:
         self._sources: deque[Source] = deque()  # whose turn is next comes first
         self._jobs: deque[Work] = deque()
         self._batch_is_next = False  # even if a job waits
-        # What runs started when nothing else did, or was a ripe batch that overlaps what is not alone; so `_alone`
-        # means that `_busy` is 1. Who becomes free looks for the next work: nobody needs to be told that he did.
+        # Work starts when nothing else runs, or beside work that is not alone; so `_alone` implies that `_busy` is 1.
+        # A thread that becomes free looks for its next work itself, so its end wakes no other thread.
         self._busy = 0  # threads that run something
         self._alone = False  # what runs wants nothing beside it
         self._held = False  # no batch starts

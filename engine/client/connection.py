@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from engine.client import arguments
-from engine.client.errors import ClientError, Patience
+from engine.client.errors import ClientError, RetryBudget
 from engine.client.target import is_local, places_of
 from engine.client.values import Options, Priority
 from protos import dfcvae_pb2_grpc
@@ -108,8 +108,8 @@ class Connection:
         merged = self._with_defaults({"timeout": None, **options})
         return merged, partial(self._methods["EditStream"], **self._call_arguments(merged, merged["timeout"]))
 
-    def _patience(self, options: Options) -> Patience:
-        return Patience(self._retries, self._retry_overload, options["timeout"])
+    def _budget(self, options: Options) -> RetryBudget:
+        return RetryBudget(self._retries, self._retry_overload, options["timeout"])
 
     def _error(self, error: Any) -> ClientError:
         """What a call of this connection failed with, from gRPC's error."""

@@ -59,7 +59,7 @@ class ClientError(Exception):
         A server that ends cancels calls that reach it too late. So a call that is CANCELLED though this side didn't
         ask for it (`unasked`) was UNAVAILABLE: another server can take it.
         """
-        trailer = dict(error.trailing_metadata() or ())
+        trailer = dict(iter(error.trailing_metadata() or ()))
         violations, retry_after_s = _details(trailer.get("grpc-status-details-bin", b""))
         status, message = error.code().name, error.details() or "no details"
         if (status, message) == ("INTERNAL", _BROKEN_WRITE):
@@ -76,7 +76,7 @@ class ClientError(Exception):
         return cls(_NAMES.get(error.code, "UNKNOWN"), error.message, (), error.retry_after_ms / 1000 or None)
 
 
-class Patience:
+class RetryBudget:
     """How often, and until when, a call is sent again.
 
     Args:

@@ -1,4 +1,4 @@
-"""Calls as values: requests made from numpy, and answers read into it; nothing here touches the network.
+"""Requests made from numpy, and answers read into it; nothing here touches the network.
 
 Shapes: N images of side S, latents of dimension D.
 
@@ -7,13 +7,10 @@ costs more than all the rest together. Pixels come back as read-only views of th
 once; latents are small, and the caller's own.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from grpc_health.v1 import health_pb2
 
 from engine.client import arguments
 from engine.client.errors import ClientError
@@ -22,7 +19,6 @@ from engine.client.values import (
     Bytes,
     Distribution,
     Edited,
-    Edits,
     FileFormat,
     Floats,
     Images,
@@ -34,8 +30,6 @@ from engine.client.values import (
     Walk,
 )
 from protos import dfcvae_pb2 as pb
-
-T = TypeVar("T")
 
 _UINT32 = 2**32 - 1
 _UINT64 = 2**64 - 1
@@ -60,15 +54,6 @@ _DISTRIBUTIONS: dict[Distribution, Any] = {
 _DISTRIBUTION_NAMES = {number: name for name, number in _DISTRIBUTIONS.items()}
 
 
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """A unary call that is still to be made: its method, its request, and how its answer is read."""
-
-    method: str
-    request: Any
-    read: Callable[[Any], T]
-
-
 def address(request: Any, options: Options) -> None:
     """Fills in which model a request is for, and who goes first, where its method asks."""
     fields = request.DESCRIPTOR.fields_by_name
@@ -76,85 +61,6 @@ def address(request: Any, options: Options) -> None:
         request.model = options["model"]
     if "priority" in fields:
         request.priority = _PRIORITIES[options["priority"]]
-
-
-def get_model() -> Call[Model]:
-    """What is served."""
-    return Call("GetModel", pb.GetModelRequest(), _read_model)
-
-
-def health() -> Call[str]:
-    """Whether the server is ready."""
-    names = health_pb2.HealthCheckResponse.ServingStatus
-    return Call("Check", health_pb2.HealthCheckRequest(), lambda answer: str(names.Name(answer.status)))
-
-
-def encode(images: Images) -> Call[Posterior]:
-    """Images to posteriors."""
-    request = pb.EncodeRequest()
-    _write_images(request.images, "images", images)
-    return Call("Encode", request, lambda answer: Posterior(_floats(answer.mu), _floats(answer.log_var)))
-
-
-def decode(latents: Floats) -> Call[Bytes]:
-    """Latents to pixels."""
-    request = pb.DecodeRequest()
-    _write_latents(request.latents, "latents", latents)
-    return Call("Decode", request, _read_images)
-
-
-def decode_files(latents: Floats, file_format: FileFormat, quality: int) -> Call[list[bytes]]:
-    """Latents to files."""
-    request = pb.DecodeRequest()
-    _write_latents(request.latents, "latents", latents)
-    _write_output(request.output, file_format, quality)
-    return Call("Decode", request, _read_files)
-
-
-def edit(source: Images | Floats, edits: Edits, keep: Iterable[str]) -> Call[Bytes]:
-    """Images or latents, moved, to pixels."""
-    return Call("Edit", _edit_request(StreamEdit(source, edits, keep)), _read_images)
-
-
-def edit_files(
-    source: Images | Floats, edits: Edits, keep: Iterable[str], file_format: FileFormat, quality: int
-) -> Call[list[bytes]]:
-    """Images or latents, moved, to files."""
-    step = StreamEdit(source, edits, keep, file_format=file_format, quality=quality)
-    return Call("Edit", _edit_request(step), _read_files)
-
-
-def edit_latents(source: Images | Floats, edits: Edits, keep: Iterable[str]) -> Call[Floats]:
-    """Images or latents, moved, to latents."""
-    return Call("Edit", _edit_request(StreamEdit(source, edits, keep, "latents")), _read_latents)
-
-
-def edit_both(source: Images | Floats, edits: Edits, keep: Iterable[str]) -> Call[tuple[Bytes, Floats]]:
-    """Images or latents, moved, to pixels and latents."""
-    request = _edit_request(StreamEdit(source, edits, keep, "both"))
-    return Call("Edit", request, lambda answer: (_read_images(answer), _read_latents(answer)))
-
-
-def interpolate(start: Images | Floats, end: Images | Floats, steps: int, walk: Walk) -> Call[Bytes]:
-    """Walks, to pixels [N, steps, S, S, 3]."""
-    request = _walk_request(start, end, steps, walk, "images")
-    return Call("Interpolate", request, lambda answer: _by_walk(_read_images(answer), steps))
-
-
-def interpolate_latents(start: Images | Floats, end: Images | Floats, steps: int, walk: Walk) -> Call[Floats]:
-    """Walks, to latents [N, steps, D]."""
-    request = _walk_request(start, end, steps, walk, "latents")
-    return Call("Interpolate", request, lambda answer: _by_walk(_read_latents(answer), steps))
-
-
-def sample(count: int, seed: int, temperature: float, distribution: Distribution) -> Call[Bytes]:
-    """Draws, to pixels."""
-    return Call("Sample", _sample_request(count, seed, temperature, distribution, "images"), _read_images)
-
-
-def sample_latents(count: int, seed: int, temperature: float, distribution: Distribution) -> Call[Floats]:
-    """Draws, to latents."""
-    return Call("Sample", _sample_request(count, seed, temperature, distribution, "latents"), _read_latents)
 
 
 def stream_request(step: StreamEdit, options: Options, number: int) -> pb.EditStreamRequest:
@@ -202,21 +108,44 @@ def read_stream_answer(answer: pb.EditStreamResponse) -> Edited | ClientError:
     edited = answer.edited
     form = edited.images.WhichOneof("images")
     return Edited(
-        _read_images(edited) if form == "raw" else None,
-        _read_files(edited) if form == "files" else None,
-        _read_latents(edited) if edited.HasField("latents") else None,
+        read_images(edited) if form == "raw" else None,
+        read_files(edited) if form == "files" else None,
+        read_latents(edited) if edited.HasField("latents") else None,
     )
 
 
-def _edit_request(step: StreamEdit) -> pb.EditRequest:
+def encode_request(images: Images) -> pb.EncodeRequest:
+    """Images to posteriors."""
+    request = pb.EncodeRequest()
+    _write_images(request.images, "images", images)
+    return request
+
+
+def decode_request(latents: Floats) -> pb.DecodeRequest:
+    """Latents to pixels."""
+    request = pb.DecodeRequest()
+    _write_latents(request.latents, "latents", latents)
+    return request
+
+
+def decode_files_request(latents: Floats, file_format: FileFormat, quality: int) -> pb.DecodeRequest:
+    """Latents to files."""
+    request = decode_request(latents)
+    _write_output(request.output, file_format, quality)
+    return request
+
+
+def edit_request(step: StreamEdit) -> pb.EditRequest:
+    """Images or latents, moved."""
     request = pb.EditRequest()
     _write_edit(request, step)
     return request
 
 
-def _walk_request(
+def walk_request(
     start: Images | Floats, end: Images | Floats, steps: int, walk: Walk, result: Result
 ) -> pb.InterpolateRequest:
+    """Walks from images or latents to others."""
     request = pb.InterpolateRequest(
         steps=arguments.whole("steps", steps, 2, _UINT32),
         walk=_WALKS[arguments.choice("walk", walk, _WALKS)],
@@ -227,9 +156,10 @@ def _walk_request(
     return request
 
 
-def _sample_request(
+def sample_request(
     count: int, seed: int, temperature: float, distribution: Distribution, result: Result
 ) -> pb.SampleRequest:
+    """Draws."""
     return pb.SampleRequest(
         count=arguments.whole("count", count, 1, _UINT32),
         seed=arguments.whole("seed", seed, 0, _UINT64),
@@ -287,28 +217,29 @@ def _write_output(output: pb.ImageOutput, file_format: FileFormat, quality: int)
     output.quality = arguments.whole("quality", quality, 0, 100)
 
 
-def _read_images(answer: Any) -> Bytes:
+def read_posterior(answer: pb.EncodeResponse) -> Posterior:
+    """Parameters of the posteriors."""
+    return Posterior(_floats(answer.mu), _floats(answer.log_var))
+
+
+def read_images(answer: Any) -> Bytes:
+    """Pixels, uint8 [N, S, S, 3], read-only."""
     raw = answer.images.raw
     return np.frombuffer(raw.data, np.uint8).reshape(raw.count, raw.height, raw.width, 3)
 
 
-def _read_files(answer: Any) -> list[bytes]:
+def read_files(answer: Any) -> list[bytes]:
+    """Image files."""
     return list(answer.images.files.files)
 
 
-def _read_latents(answer: Any) -> Floats:
+def read_latents(answer: Any) -> Floats:
+    """Latents, float32 [N, D]."""
     return _floats(answer.latents)
 
 
-def _floats(batch: pb.LatentBatch) -> Floats:
-    return np.frombuffer(batch.data, "<f4").reshape(batch.count, batch.dim).astype(np.float32)
-
-
-def _by_walk(points: npt.NDArray[Any], steps: int) -> npt.NDArray[Any]:
-    return points.reshape(-1, steps, *points.shape[1:])
-
-
-def _read_model(answer: pb.GetModelResponse) -> Model:
+def read_model(answer: pb.GetModelResponse) -> Model:
+    """What a server serves."""
     limits, made = answer.limits, answer.preprocessing
     return Model(
         name=answer.model,
@@ -337,3 +268,7 @@ def _read_model(answer: pb.GetModelResponse) -> Model:
         landmarks=tuple((round(point.x, 3), round(point.y, 3)) for point in made.landmarks) or None,
         versions=dict(sorted(answer.versions.items())),
     )
+
+
+def _floats(batch: pb.LatentBatch) -> Floats:
+    return np.frombuffer(batch.data, "<f4").reshape(batch.count, batch.dim).astype(np.float32)

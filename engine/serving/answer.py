@@ -2,7 +2,7 @@
 
 Raw pixels go straight from the array that the backend filled into the bytes that gRPC sends: laid beside the rest of
 the message, with the few bytes in front of them that protobuf puts before a field. Setting them as a field and
-serialising that copies them three times (47 us instead of 4 us for 32 images of 64 x 64).
+serialising that would copy them three times.
 
 Shapes: N images of side S, latents of dimension D.
 """

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.backends import Backend, first_calls
@@ -12,31 +12,13 @@ from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel, release_frames
 from engine.files import read_bytes
-from engine.garbage import tidy
 from engine.job import in_thread
 from engine.serving.model import Model, Settings
 
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[Bundle], Backend]
-Stamp = tuple[int, int, int]
-
-_LONGEST_PAUSE_S = 60.0
-
-
-@dataclass
-class _Refusal:
-    """A bundle that can't be used, or not yet: it may still be on its way into its folder.
-
-    Attributes:
-        reasons: That were told; each is told once.
-        pause_s: To the next try; each is twice as long as the one before.
-        tried: When the last one was, on the event loop's clock.
-    """
-
-    reasons: set[str] = field(default_factory=set)
-    pause_s: float = 0.5
-    tried: float = 0.0
+Stamp = frozenset[tuple[str, int, int, int]]
 
 
 class Catalog:
@@ -67,7 +49,6 @@ class Catalog:
         self._device = Device()
         self._models: dict[str, Model] = {}
         self._stamps: dict[str, Stamp | None] = {}
-        self._refusals: dict[str, _Refusal] = {}
         self._loading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._closing: dict[str, asyncio.Task[None]] = {}
@@ -122,17 +103,17 @@ class Catalog:
             await self._reload(name)
 
     async def follow(self, every_s: float) -> None:
-        """Looks for changed bundles from time to time, and for refused ones less and less often, until cancelled."""
+        """Looks for changed bundles from time to time, until cancelled."""
+        seen: dict[str, Stamp | None] = {}
         while True:
             await asyncio.sleep(every_s)
             for name, path in self._bundles.items():
                 stamp = _stamp(path)
-                if stamp is None:  # the folder is being replaced at this moment
-                    continue
-                if stamp != self._stamps[name]:
+                # Files that have changed since the last look are still on their way into the folder.
+                at_rest = stamp is not None and stamp == seen.get(name)
+                seen[name] = stamp
+                if at_rest and stamp != self._stamps[name]:
                     await self._reload(name)
-                elif self._is_due(name):
-                    await self._reload(name, self._refusals[name])
 
     @property
     def busy(self) -> list[str]:
@@ -145,30 +126,23 @@ class Catalog:
         await asyncio.gather(*self._closing.values(), *self._retiring)
         await in_thread(self._device.close)
 
-    async def _reload(self, name: str, refusal: _Refusal | None = None) -> None:
-        """Takes a bundle, if it isn't the one that is served and can be used.
-
-        Args:
-            name: Of the model.
-            refusal: What was said of this bundle before; None: it is looked at for the first time, or by request.
-        """
+    async def _reload(self, name: str) -> None:
+        """Takes a bundle, if it isn't the one that is served and can be used."""
         async with self._loading:
             path, old = self._bundles[name], self._models[name]
             self._stamps[name] = _stamp(path)
             try:
                 new = await self._successor(name, old)
             except Exception as error:
-                self._refuse(name, error, refusal or _Refusal())
+                self._refuse(name, error)
                 release_frames(error)  # or what was opened in vain would stay, on a GPU too
-                tidy()
                 return
-            self._refusals.pop(name, None)
             if new is None:
                 return
             self._models[name] = new
             logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
             self._reloaded(name, True)
-            retiring = asyncio.get_running_loop().create_task(_retire(old))
+            retiring = asyncio.get_running_loop().create_task(old.close())
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
 
@@ -184,27 +158,16 @@ class Catalog:
             raise
         return new
 
-    def _refuse(self, name: str, error: Exception, refusal: _Refusal) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        if reason not in refusal.reasons:
-            expected = isinstance(error, (EngineError, OSError))
-            logger.error(
-                "model %s: the bundle at %s is refused, the old one stays: %s",
-                name,
-                self._bundles[name],
-                error,
-                exc_info=None if expected else error,
-            )
-            self._reloaded(name, False)
-            refusal.reasons.add(reason)
-        refusal.pause_s = min(2 * refusal.pause_s, _LONGEST_PAUSE_S)
-        refusal.tried = asyncio.get_running_loop().time()
-        self._refusals[name] = refusal
-
-    def _is_due(self, name: str) -> bool:
-        """Whether a refused bundle is to be tried again."""
-        refusal = self._refusals.get(name)
-        return refusal is not None and asyncio.get_running_loop().time() >= refusal.tried + refusal.pause_s
+    def _refuse(self, name: str, error: Exception) -> None:
+        expected = isinstance(error, (EngineError, OSError))
+        logger.error(
+            "model %s: the bundle at %s is refused, the old one stays: %s",
+            name,
+            self._bundles[name],
+            error,
+            exc_info=None if expected else error,
+        )
+        self._reloaded(name, False)
 
     async def _open(self, name: str) -> Model:
         """Verifies and compiles beside what is served."""
@@ -228,12 +191,6 @@ class Catalog:
                 await self._device.run(call)
 
 
-async def _retire(model: Model) -> None:
-    await model.close()
-    del model
-    tidy()
-
-
 def _fingerprint(path: Path) -> str:
     """Of the manifest, which has the hashes of all other files; "" where there is none."""
     try:
@@ -242,10 +199,10 @@ def _fingerprint(path: Path) -> str:
         return ""
 
 
-def _stamp(path: Path) -> Stamp | None:
-    """Changes when the manifest does; None where there is none."""
+def _stamp(folder: Path) -> Stamp | None:
+    """Changes when a file of the folder does; None where there is no folder."""
     try:
-        status = (path / MANIFEST).stat()
+        found = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return frozenset((name, status.st_mtime_ns, status.st_ino, status.st_size) for name, status in found)

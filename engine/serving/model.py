@@ -36,7 +36,7 @@ class Settings:
         max_batch: Largest batch; None: what the bundle was built for.
         max_delay: How long a batch may wait to fill while the device is free, seconds.
         max_queue: Images that may wait for each of encode, decode and edit.
-        codec_threads: Image files that are decoded or encoded at once.
+        codec_threads: Image files of this model that are decoded or encoded at once.
         max_pixels_per_file: Largest image file, pixels.
         max_message_bytes: Largest message in either direction, bytes.
         max_images_per_request: Most images or latents of a request.
@@ -67,6 +67,8 @@ class Terms(NamedTuple):
 
 class Model:
     """Computes for all clients of a bundle. Construct it inside a running event loop.
+
+    `encode`, `decode` and `edit` raise what `Batcher.submit` and, for files, `Codec.decode` raise.
 
     Args:
         name: Its name on this server.
@@ -145,6 +147,7 @@ class Model:
         self.codec.close()
         # Not before a batch of the warm-up has ended, which nobody waits for any more.
         await self._device.run(self.backend.close)
+        del self.backend  # calls that have just ended may know this model yet, and graphs are large
 
     async def encode(self, images: Images, terms: Terms) -> tuple[Floats, Floats]:
         """Images to mu and log_var, float32 [N, D] each."""

@@ -45,25 +45,25 @@ _MAX_TEMPERATURE = 10.0
 _FEW = 2**19
 _WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL: spherical}
 
+# Requests of one EditStream that are read ahead of its answers; fewer once they have as many images as one may have.
+_REQUESTS_AHEAD = 64
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server refuses beyond; the fields are those of `Limits` in protos/dfcvae.proto.
+    """The server's limits; the fields are those of `Limits` in protos/dfcvae.proto.
 
     Attributes:
         max_message_bytes: Largest message.
         max_pixels_per_file: Largest image file.
         max_concurrent_streams: Calls that one connection may have open; 0: no limit.
         max_images_per_second: Images and latents a second that one client may have worked on; 0: no limit.
-        max_requests_ahead: Requests of one EditStream that are read ahead of its answers; fewer once they have as many
-            images as one request may have.
     """
 
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_pixels_per_file: int = MAX_FILE_PIXELS
     max_concurrent_streams: int = 0
     max_images_per_second: float = 0.0
-    max_requests_ahead: int = 64
 
 
 class LatentEngine:
@@ -71,7 +71,7 @@ class LatentEngine:
 
     Args:
         catalog: What is served.
-        limits: What the server refuses beyond.
+        limits: The server's limits.
     """
 
     def __init__(self, catalog: Catalog, limits: Limits) -> None:
@@ -117,7 +117,7 @@ class LatentEngine:
     ) -> AsyncIterator[StreamAnswer | pb.EditStreamResponse]:
         """Edits one after the other."""
         stream = EditStream(self._catalog, lambda request: _terms(request, context))
-        async for response in stream.answers(requests, self._limits.max_requests_ahead):
+        async for response in stream.answers(requests, _REQUESTS_AHEAD):
             yield response
 
     async def Interpolate(  # noqa: N802
@@ -184,7 +184,7 @@ class LatentEngine:
                 max_pixels_per_file=limits.max_pixels_per_file,
                 max_concurrent_streams=limits.max_concurrent_streams,
                 max_images_per_second=limits.max_images_per_second,
-                max_requests_ahead=limits.max_requests_ahead,
+                max_requests_ahead=_REQUESTS_AHEAD,
             ),
             preprocessing=_preprocessing(manifest.preprocessing),
             versions=manifest.versions,

@@ -86,7 +86,7 @@ class Output(NamedTuple):
 
 
 class Reader:
-    """Reads the requests for one model.
+    """Reads the requests for one model. Its methods raise InvalidRequest, or UnknownAttribute for a name.
 
     Args:
         manifest: The sizes of the model.

@@ -183,7 +183,7 @@ class GrpcFilter(logging.Filter):
         return self._throttle.passes()
 
     def _tell(self, left_out: int) -> None:
-        logger.warning("gRPC had %d more to complain of, for which there are no lines", left_out)
+        logger.warning("gRPC logged %d more messages, which are left out here", left_out)
 
 
 class CallLog:
@@ -222,4 +222,4 @@ class CallLog:
         self._logger.log(level, text, *values, extra=dict(zip(FIELDS, values, strict=True)))
 
     def _tell(self, left_out: int) -> None:
-        self._logger.info("%d more requests failed, for which there are no lines", left_out)
+        self._logger.info("%d more requests failed, which are left out here", left_out)

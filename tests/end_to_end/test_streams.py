@@ -143,7 +143,7 @@ def test_a_client_that_does_not_read_is_not_read(tiny_bundle: Path, tmp_path: Pa
             yield step(images, 0.0, id=index)
 
     with (
-        ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--max-requests-ahead", "8"], tmp_path) as server,
+        ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server,
         grpc.insecure_channel(server.target, [("grpc.max_receive_message_length", -1)]) as channel,
     ):
         stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]

@@ -124,13 +124,13 @@ def test_a_delay_ends_by_itself() -> None:
 
 
 @pytest.fixture
-def endless_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def endless_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch starts only because nobody waits for more than the crowd."""
-    monkeypatch.setattr("engine.batching.patience._LONGEST", 1e9)
-    monkeypatch.setattr("engine.batching.patience._LONGEST_S", 1e9)
+    monkeypatch.setattr("engine.batching.batch_window._LONGEST", 1e9)
+    monkeypatch.setattr("engine.batching.batch_window._LONGEST_S", 1e9)
 
 
-@pytest.mark.usefixtures("endless_patience")
+@pytest.mark.usefixtures("endless_window")
 def test_a_crowd_that_comes_back_shares_a_batch_again() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         async def client(number: int, times: int) -> None:
@@ -149,7 +149,7 @@ def test_a_crowd_that_comes_back_shares_a_batch_again() -> None:
     assert [len(batch) for batch in play(scene).batches] == [1, 7, 7, 7]
 
 
-@pytest.mark.usefixtures("endless_patience")
+@pytest.mark.usefixtures("endless_window")
 def test_a_client_alone_never_waits_whatever_it_sends() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         gated.release()
@@ -159,7 +159,7 @@ def test_a_client_alone_never_waits_whatever_it_sends() -> None:
     play(scene)
 
 
-@pytest.mark.usefixtures("endless_patience")
+@pytest.mark.usefixtures("endless_window")
 def test_a_client_that_gave_up_is_not_waited_for() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         given_up = submit(batcher, 1)
@@ -173,7 +173,7 @@ def test_a_client_that_gave_up_is_not_waited_for() -> None:
     assert play(scene).batches == [[1], [2]]
 
 
-@pytest.mark.usefixtures("endless_patience")
+@pytest.mark.usefixtures("endless_window")
 def test_a_crowd_is_counted_by_its_requests_and_not_by_their_items() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         async def client(number: int, *sizes: int) -> None:

@@ -1,6 +1,5 @@
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format version 1, this engine reads 2 to 4.*build it with"),
+        ({"format_version": 2}, "format version 2, this engine reads 3 to 4.*build it with"),
         ({"format_version": None}, "format version None"),
         ({"colour": "red"}, "unknown keys in the manifest: colour"),
         (
@@ -170,26 +169,15 @@ def test_a_precision_that_a_backend_does_not_have_is_named(bundle: Path) -> None
         open_backend(Bundle.load(bundle))
 
 
-def version_2(values: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as version 2 wrote it."""
-    engine = {name: value for name, value in values["engine"].items() if name != "stages"}
-    return {
-        **{name: value for name, value in version_3(values).items() if name != "tensorrt"},
-        "engine": engine,
-        "format_version": 2,
-    }
-
-
 def version_3(values: dict[str, Any]) -> dict[str, Any]:
     """A manifest as version 3 wrote it."""
     return {**{name: value for name, value in values.items() if name not in ("kinds", "device")}, "format_version": 3}
 
 
-@pytest.mark.parametrize("version", [version_2, version_3])
-def test_the_formats_before_are_read(bundle: Path, version: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def test_the_format_before_is_read(bundle: Path) -> None:
     path = bundle / "manifest.json"
     new = Bundle.load(bundle).manifest
-    path.write_text(json.dumps(version(json.loads(path.read_text()))))
+    path.write_text(json.dumps(version_3(json.loads(path.read_text()))))
     assert Bundle.load(bundle).manifest == replace(new, kinds=())
     assert Bundle.load(bundle).directions.kinds == new.kinds == ("mean", "adjusted", "svm")
 
@@ -198,29 +186,6 @@ def test_a_manifest_and_directions_of_other_kinds_are_refused(bundle: Path) -> N
     change_manifest(bundle, kinds=["mean", "mean", "mean"])
     with pytest.raises(BundleError, match=r"of the kinds \['mean', 'adjusted', 'svm'\], the manifest says \['mean', "):
         Bundle.load(bundle)
-
-
-def test_rewritten_graphs_of_version_2_are_read(bundle: Path) -> None:
-    path = bundle / "manifest.json"
-    path.write_text(json.dumps(version_2(json.loads(path.read_text()))))
-
-    values = json.loads(path.read_text())
-    shutil.copyfile(bundle / "encoder.onnx", bundle / "encoder.product.onnx")
-    values["engine"]["encoder"] = "encoder.product.onnx"
-    values["files"]["encoder.product.onnx"] = values["files"]["encoder.onnx"]
-    path.write_text(json.dumps(values))
-    manifest = Bundle.load(bundle).manifest
-    assert manifest.engine.stages == {"rewritten": ["encoder.product.onnx", "decoder.onnx"]}
-    assert Manifest.from_json(manifest.to_json()) == manifest
-
-
-def test_a_broken_manifest_of_the_format_before_is_refused(bundle: Path) -> None:
-    values = version_2(json.loads((bundle / "manifest.json").read_text()))
-    broken: tuple[Any, ...] = (None, [], {})
-    for engine in broken:
-        change_manifest(bundle, **{**values, "engine": engine})
-        with pytest.raises(BundleError, match="engine"):
-            Bundle.load(bundle)
 
 
 HERE = {"tensorrt": "10.3.0", "gpu": "NVIDIA H100", "compute_capability": "9.0"}

@@ -74,7 +74,7 @@ def test_a_flood_of_failures_is_counted_and_not_written(
     now += 1
     log.failed("Edit", "RESOURCE_EXHAUSTED", "anna", 0.001, "the queue is full")
     summary, line = written(capsys).splitlines()
-    assert summary.endswith("4900 more requests failed, for which there are no lines")
+    assert summary.endswith("4900 more requests failed, which are left out here")
     assert line.endswith("Edit RESOURCE_EXHAUSTED for anna in 1.000 ms: the queue is full")
 
 
@@ -131,7 +131,7 @@ def test_what_clients_make_grpc_complain_of_is_not_written_out(
     now += 1
     complain(1)
     summary, line = written(capsys).splitlines()
-    assert summary.endswith("gRPC had 45 more to complain of, for which there are no lines")
+    assert summary.endswith("gRPC logged 45 more messages, which are left out here")
     assert line.endswith("Invalid encoding on 13 bytes")
 
 

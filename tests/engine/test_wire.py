@@ -1,19 +1,22 @@
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from oldest import environment_with_oldest, needs_oldest
 from servers import ROOT, run_python
 
 from engine.errors import EngineError
 from protos import dfcvae_pb2 as pb
 
 
+@needs_oldest
 def test_the_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", *outputs, "protos/dfcvae.proto"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, env=environment_with_oldest(os.environ), check=True)
     for name in ("dfcvae_pb2.py", "dfcvae_pb2.pyi", "dfcvae_pb2_grpc.py"):
         fresh, committed = ((folder / "protos" / name).read_text() for folder in (tmp_path, ROOT))
         assert fresh == committed, f"{name} is out of date: run `make protos`"

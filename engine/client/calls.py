@@ -1,0 +1,289 @@
+"""The unary calls, which both clients have: each is written once, as a method that says what to ask and how to read it.
+
+Shapes: N images of side S, latents of dimension D; `Client.model()` says S and D.
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+import grpc
+import numpy.typing as npt
+from grpc_health.v1 import health_pb2
+from typing_extensions import Unpack
+
+from engine.client import messages
+from engine.client.connection import Connection
+from engine.client.errors import RetryBudget
+from engine.client.values import (
+    Bytes,
+    Distribution,
+    Edits,
+    FileFormat,
+    Floats,
+    Images,
+    Model,
+    Options,
+    Posterior,
+    StreamEdit,
+    Walk,
+)
+from protos import dfcvae_pb2 as pb
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A unary call that is still to be made.
+
+    Attributes:
+        method: Its name in the contract.
+        request: What is sent.
+        options: Of this call.
+        read: Reads the answer.
+    """
+
+    method: str
+    request: Any
+    options: Options
+    read: Callable[[Any], T]
+
+
+class Method(Generic[P, T]):
+    """A method of both clients: one gives what was read, the other what is to be awaited for it."""
+
+    def __init__(self, call: Callable[Concatenate[Any, P], Call[T]]) -> None:
+        self._call = call
+
+    @overload
+    def __get__(self, client: None, owner: type) -> Callable[..., Any]: ...
+
+    @overload
+    def __get__(self, client: "BlockingCalls", owner: type) -> Callable[P, T]: ...
+
+    @overload
+    def __get__(self, client: "AwaitedCalls", owner: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+    def __get__(self, client: Any, owner: Any) -> Any:
+        method = owner._made(self._call)
+        return method if client is None else MethodType(method, client)
+
+
+class Calls(Connection):
+    """What a server can be asked for."""
+
+    @Method
+    def model(self, **options: Unpack[Options]) -> Call[Model]:
+        """What the server serves."""
+        return Call("GetModel", pb.GetModelRequest(), options, messages.read_model)
+
+    @Method
+    def health(self) -> Call[str]:
+        """Whether the server is ready for calls: "SERVING" or "NOT_SERVING"; neither token nor model matters."""
+        names = health_pb2.HealthCheckResponse.ServingStatus
+        return Call("Check", health_pb2.HealthCheckRequest(), {}, lambda answer: str(names.Name(answer.status)))
+
+    @Method
+    def encode(self, images: Images, **options: Unpack[Options]) -> Call[Posterior]:
+        """Images to the parameters of their posteriors."""
+        return Call("Encode", messages.encode_request(images), options, messages.read_posterior)
+
+    @Method
+    def decode(self, latents: Floats, **options: Unpack[Options]) -> Call[Bytes]:
+        """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
+        return Call("Decode", messages.decode_request(latents), options, messages.read_images)
+
+    @Method
+    def decode_files(
+        self, latents: Floats, file_format: FileFormat = "PNG", quality: int = 0, **options: Unpack[Options]
+    ) -> Call[list[bytes]]:
+        """Latents, float32 [N, D], to one image file each; quality 1 to 100, 0 for the server's default."""
+        request = messages.decode_files_request(latents, file_format, quality)
+        return Call("Decode", request, options, messages.read_files)
+
+    @Method
+    def edit(
+        self, source: Images | Floats, edits: Edits, keep: Iterable[str] = (), **options: Unpack[Options]
+    ) -> Call[Bytes]:
+        """Moves images or latents along directions.
+
+        Args:
+            self: The client.
+            source: Images, or latents float32 [N, D].
+            edits: Strengths by attribute name, or pairs of a name or an explicit direction float32 [D] and a
+                strength. The unit is the length of the attribute's mean difference, as protos/dfcvae.proto defines it.
+            keep: Attributes that must stay as they are: their directions are projected out of the edits.
+            options: Model, priority, timeout, request_id.
+
+        Returns:
+            Edited images, uint8 [N, S, S, 3].
+        """
+        return Call("Edit", messages.edit_request(StreamEdit(source, edits, keep)), options, messages.read_images)
+
+    @Method
+    def edit_files(
+        self,
+        source: Images | Floats,
+        edits: Edits,
+        keep: Iterable[str] = (),
+        file_format: FileFormat = "PNG",
+        quality: int = 0,
+        **options: Unpack[Options],
+    ) -> Call[list[bytes]]:
+        """As `edit`, to one image file each; quality 1 to 100, 0 for the server's default."""
+        step = StreamEdit(source, edits, keep, file_format=file_format, quality=quality)
+        return Call("Edit", messages.edit_request(step), options, messages.read_files)
+
+    @Method
+    def edit_latents(
+        self, source: Images | Floats, edits: Edits, keep: Iterable[str] = (), **options: Unpack[Options]
+    ) -> Call[Floats]:
+        """As `edit`, to latents float32 [N, D]; nothing is decoded."""
+        request = messages.edit_request(StreamEdit(source, edits, keep, "latents"))
+        return Call("Edit", request, options, messages.read_latents)
+
+    @Method
+    def edit_both(
+        self, source: Images | Floats, edits: Edits, keep: Iterable[str] = (), **options: Unpack[Options]
+    ) -> Call[tuple[Bytes, Floats]]:
+        """As `edit`, to images uint8 [N, S, S, 3] and latents float32 [N, D]."""
+        request = messages.edit_request(StreamEdit(source, edits, keep, "both"))
+        return Call("Edit", request, options, lambda got: (messages.read_images(got), messages.read_latents(got)))
+
+    @Method
+    def interpolate(
+        self,
+        start: Images | Floats,
+        end: Images | Floats,
+        steps: int,
+        walk: Walk = "linear",
+        **options: Unpack[Options],
+    ) -> Call[Bytes]:
+        """Walks from images or latents to others.
+
+        Args:
+            self: The client.
+            start: Where to begin: images, or latents float32 [N, D].
+            end: Where to end, as many; image i of `start` goes with image i of `end`.
+            steps: Points on each walk with both of its ends, at least 2.
+            walk: "linear", or "spherical": an arc around the origin.
+            options: Model, priority, timeout, request_id.
+
+        Returns:
+            Images, uint8 [N, steps, S, S, 3].
+        """
+        request = messages.walk_request(start, end, steps, walk, "images")
+        return Call("Interpolate", request, options, lambda got: _by_walk(messages.read_images(got), steps))
+
+    @Method
+    def interpolate_latents(
+        self,
+        start: Images | Floats,
+        end: Images | Floats,
+        steps: int,
+        walk: Walk = "linear",
+        **options: Unpack[Options],
+    ) -> Call[Floats]:
+        """As `interpolate`, to latents float32 [N, steps, D]; nothing is decoded."""
+        request = messages.walk_request(start, end, steps, walk, "latents")
+        return Call("Interpolate", request, options, lambda got: _by_walk(messages.read_latents(got), steps))
+
+    @Method
+    def sample(
+        self,
+        count: int,
+        seed: int = 0,
+        temperature: float = 1.0,
+        distribution: Distribution = "auto",
+        **options: Unpack[Options],
+    ) -> Call[Bytes]:
+        """Draws new images.
+
+        Args:
+            self: The client.
+            count: How many.
+            seed: The same seed gives the same latents on every server of the same model, and the same images up to
+                the precision of the bundle's engine; a longer draw begins with the samples of a shorter one.
+            temperature: Factor on the distance from the distribution's mean, 0 to 10.
+            distribution: "standard", N(0, I); "fitted", to the posteriors of real images; "auto", fitted where the
+                model has it.
+            options: Model, priority, timeout, request_id.
+
+        Returns:
+            Images, uint8 [count, S, S, 3].
+        """
+        request = messages.sample_request(count, seed, temperature, distribution, "images")
+        return Call("Sample", request, options, messages.read_images)
+
+    @Method
+    def sample_latents(
+        self,
+        count: int,
+        seed: int = 0,
+        temperature: float = 1.0,
+        distribution: Distribution = "auto",
+        **options: Unpack[Options],
+    ) -> Call[Floats]:
+        """As `sample`, to latents float32 [count, D]; nothing is decoded."""
+        request = messages.sample_request(count, seed, temperature, distribution, "latents")
+        return Call("Sample", request, options, messages.read_latents)
+
+    def _prepare(self, call: Call[Any]) -> tuple[Callable[[float | None], Any], RetryBudget]:
+        """What sends a call, given the seconds that it has, and how often it may."""
+        options = self._with_defaults(call.options)
+        messages.address(call.request, options)
+
+        def send(seconds: float | None) -> Any:
+            return self._methods[call.method](call.request, **self._call_arguments(options, seconds))
+
+        return send, self._budget(options)
+
+
+class BlockingCalls(Calls):
+    """The thread that asks waits for the answer."""
+
+    @staticmethod
+    def _made(call: Callable[Concatenate[Any, P], Call[T]]) -> Callable[..., T]:
+        @functools.wraps(call)
+        def ask(self: Any, *arguments: P.args, **options: P.kwargs) -> T:
+            asked = call(self, *arguments, **options)
+            send, budget = self._prepare(asked)
+            while True:
+                try:
+                    answer = send(budget.remaining())
+                except grpc.RpcError as error:
+                    time.sleep(budget.pause_after(self._error(error)))
+                else:
+                    return asked.read(answer)
+
+        return ask
+
+
+class AwaitedCalls(Calls):
+    """The task that asks waits for the answer."""
+
+    @staticmethod
+    def _made(call: Callable[Concatenate[Any, P], Call[T]]) -> Callable[..., Coroutine[Any, Any, T]]:
+        @functools.wraps(call)
+        async def ask(self: Any, *arguments: P.args, **options: P.kwargs) -> T:
+            asked = call(self, *arguments, **options)
+            send, budget = self._prepare(asked)
+            while True:
+                try:
+                    answer = await send(budget.remaining())
+                except grpc.RpcError as error:
+                    await asyncio.sleep(budget.pause_after(self._error(error)))
+                else:
+                    return asked.read(answer)
+
+        return ask
+
+
+def _by_walk(points: npt.NDArray[Any], steps: int) -> npt.NDArray[Any]:
+    return points.reshape(-1, steps, *points.shape[1:])
