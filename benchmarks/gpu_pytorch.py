@@ -9,10 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.backends import Backend
 from trainer.model import VAE
 
 
-class GpuBackend:
+class GpuBackend(Backend):
     """The model in FP16 on the first GPU, from host to host as an engine. No truth: only to be timed.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends import OF_PLANS, Backend, Bytes
+from engine.backends import BACKENDS, Backend, Bytes
 from engine.errors import BackendError
 from export.candidate import Candidate
 from export.forms import PLAIN, DecoderForm, EncoderForm
@@ -114,7 +114,7 @@ def write_plans(
     settings: dict[str, Any] = {}
     refused: dict[str, BackendError] = {}
     for candidate in candidates:
-        if candidate.backend not in OF_PLANS:
+        if BACKENDS[candidate.backend].plan is None:
             continue
         from export.tensorrt_build import build_plan  # noqa: PLC0415
 
@@ -129,6 +129,7 @@ def write_plans(
                     timing_cache=timing_cache,
                     say=say,
                     backend=candidate.backend,
+                    device=candidate.device,
                     compute_capabilities=compute_capabilities if candidate.backend == "tensorrt-rtx" else (),
                 )
             except BackendError as error:

@@ -4,6 +4,7 @@ import gc
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from runs import LATENT_DIM, small_vae, smooth_images
 from tiny_model import LATENT_DIM as TINY_DIM
 from tiny_model import images_of, latents_of, random_images
 
+from engine.backends import Options
+from engine.backends.buckets import bucket_sizes
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
-from engine.backends.tensor_rt import TensorRtBackend, bucket_sizes, require_device
+from engine.backends.tensor_rt import TensorRtBackend, require_device
 from engine.errors import BackendError, BundleError
 from export.graphs import write_graphs
 from export.half import write_half
@@ -31,8 +34,9 @@ def build(folder: Path, max_batch: int) -> None:
         build_plan(folder / f"{name}.onnx", folder / f"{name}.plan", max_batch=max_batch, timing_cache=cache, say=print)
 
 
-def open_plans(folder: Path, max_batch_size: int, **options: Any) -> TensorRtBackend:
-    return TensorRtBackend(folder / "encoder.plan", folder / "decoder.plan", max_batch_size, **options)
+def open_plans(folder: Path, max_batch_size: int, cuda_graphs: bool = True, **named: Any) -> TensorRtBackend:
+    options = Options(**{"backend": "tensorrt", "device": "cuda", "max_batch_size": max_batch_size, **named})
+    return TensorRtBackend(folder / "encoder.plan", folder / "decoder.plan", options, cuda_graphs=cuda_graphs)
 
 
 @pytest.fixture
@@ -96,7 +100,25 @@ def test_a_call_is_one_launch_of_a_graph_captured_beforehand(plans: Path, trt: g
     assert cuda.calls.count("cudaGraphInstantiate") == 2 * len(bucket_sizes(6))
     cuda.calls.clear()
     backend.encode(random_images(3, seed=0))
-    assert cuda.calls == ["cudaGraphLaunch", "cudaStreamSynchronize"]
+    assert cuda.calls == ["cudaSetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
+
+
+def test_each_backend_keeps_to_its_gpu_from_any_thread(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
+    trt.cuda.gpus = 2
+    first, second = open_plans(plans, 6), open_plans(plans, 6, device="cuda:1")
+    images = random_images(3, seed=0)
+    with ThreadPoolExecutor(1) as thread:
+        for backend in (first, second, first):
+            mu = thread.submit(backend.encode, images).result()[0]
+            np.testing.assert_array_equal(mu, latents_of(images))
+        thread.submit(first.close).result()
+        thread.submit(second.close).result()
+    assert not trt.cuda.memory
+
+
+def test_a_gpu_that_is_not_there_is_named(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
+    with pytest.raises(BackendError, match=r"no GPU cuda:1; the last one that it can use is cuda$"):
+        open_plans(plans, 6, device="cuda:1")
 
 
 @pytest.mark.parametrize("how", ["close", "end of life"])
@@ -218,12 +240,12 @@ def test_without_visible_gpus_that_is_said(trt: gpu_stand_in.TensorRt) -> None:
 
 def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_stand_in.install(monkeypatch)
-    for module in ("cuda.bindings.runtime", "cuda.cudart", "cuda"):
+    for module in ("cuda.bindings.runtime", "cuda"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(BackendError, match=r"needs cuda-bindings, which can't be imported.*'dfc-vae\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"need cuda-bindings, which can't be imported.*pip install cuda-bindings"):
         require_device()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[tensorrt\]'"):
         require_device()
 
 
@@ -257,7 +279,7 @@ def test_fp16_plans_of_a_vae_agree_with_fp32(tmp_path: Path) -> None:
     except BackendError as error:
         pytest.skip(str(error))
     write_graphs(small_vae(), tmp_path, "ab" * 32)
-    exact = OnnxRuntimeBackend(tmp_path / "encoder.onnx", tmp_path / "decoder.onnx")
+    exact = OnnxRuntimeBackend(tmp_path / "encoder.onnx", tmp_path / "decoder.onnx", Options())
     (tmp_path / "fp16").mkdir()
     for name in GRAPHS:
         write_half(tmp_path / f"{name}.onnx", tmp_path / "fp16" / f"{name}.onnx")

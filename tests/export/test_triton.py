@@ -118,21 +118,24 @@ def test_the_order_of_strengths_is_said(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("served", "expected", "parameters"),
     [
-        (("onnxruntime", "fp16"), ("onnxruntime", KIND_GPU), {}),
-        (("onnxruntime", "int8"), ("onnxruntime", KIND_CPU), {}),
-        (("openvino", "fp32"), ("onnxruntime", KIND_CPU), {}),
-        (("openvino", "bf16"), ("openvino", KIND_CPU), {"HINT_BF16": "YES"}),
-        (("openvino", "int8"), ("openvino", KIND_CPU), {}),
+        (("onnxruntime", "cuda", "fp16"), ("onnxruntime", KIND_GPU), {}),
+        (("onnxruntime", "cuda", "fp32"), ("onnxruntime", KIND_GPU), {}),
+        (("onnxruntime", "cpu", "fp16"), ("onnxruntime", KIND_CPU), {}),
+        (("onnxruntime", "cpu", "int8"), ("onnxruntime", KIND_CPU), {}),
+        (("openvino", "cpu", "fp32"), ("onnxruntime", KIND_CPU), {}),
+        (("openvino", "cpu", "bf16"), ("openvino", KIND_CPU), {"HINT_BF16": "YES"}),
+        (("openvino", "cpu", "int8"), ("openvino", KIND_CPU), {}),
     ],
 )
 def test_backends(
     tiny_bundle: Path,
     tmp_path: Path,
-    served: tuple[str, str],
+    served: tuple[str, str, str],
     expected: tuple[str, int],
     parameters: dict[str, str],
 ) -> None:
-    write_triton(bundle_of(tiny_bundle, backend=served[0], precision=served[1]), tmp_path / "models")
+    backend, device, precision = served
+    write_triton(bundle_of(tiny_bundle, backend=backend, device=device, precision=precision), tmp_path / "models")
     for name in ("encoder", "decoder", "edit"):
         config = read_config(tmp_path / "models" / f"dfcvae_{name}")
         assert (config.backend, config.instance_group[0].kind) == expected
@@ -148,7 +151,9 @@ def test_plans(tmp_path: Path) -> None:
     for name in ("encoder", "decoder"):
         (folder / f"{name}.plan").write_bytes(name.encode())
     engine = replace(Bundle.load(folder).manifest.engine, encoder="encoder.plan", decoder="decoder.plan")
-    write_triton(bundle_of(folder, backend="tensorrt", precision="fp16", engine=engine), tmp_path / "models")
+    write_triton(
+        bundle_of(folder, backend="tensorrt", device="cuda", precision="fp16", engine=engine), tmp_path / "models"
+    )
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
         name for name in MODELS if name != "dfcvae_edit"
     ]

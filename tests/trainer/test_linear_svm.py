@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from trainer import linear_svm
+from trainer.artifacts import linear_svm
 
 RNG = np.random.default_rng(3)
 INPUTS = RNG.standard_normal((600, 12))

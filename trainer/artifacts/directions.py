@@ -122,7 +122,7 @@ def svm_normals(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
     Returns:
         (A, D).
     """
-    from trainer import linear_svm  # noqa: PLC0415  (start-up: training need not load it)
+    from trainer.artifacts import linear_svm  # noqa: PLC0415  (start-up: training need not load it)
 
     spread = np.maximum(mu.std(0, dtype=np.float64), 1e-12)
     inputs = mu / spread

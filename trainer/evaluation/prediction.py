@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from trainer import linear_svm
+from trainer.artifacts import linear_svm
 from trainer.evaluation.encoded_run import Floats
 from trainer.evaluation.skipped import SkippedError
 
