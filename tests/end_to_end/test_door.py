@@ -15,7 +15,8 @@ from gates import until as wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from servers import ServerProcess
-from wires import OWN_CONNECTION, WINDOW_BYTES, Wire, in_loop, refusal_of, until
+from serving.http2 import WINDOW_BYTES
+from wires import OWN_CONNECTION, Wire, in_loop, refusal_of, until
 
 from protos import dfcvae_pb2 as pb
 

@@ -10,8 +10,9 @@ from bundles import write_tiny_bundle
 from gates import constant, gated_server, list_of, raw_images, stub_of
 from gates import until as wait_until
 from servers import ServerProcess
+from serving.http2 import WINDOW_BYTES
 from tiny_model import LATENT_DIM
-from wires import WINDOW_BYTES, Wire, in_loop, until
+from wires import Wire, in_loop, until
 
 from protos import dfcvae_pb2 as pb
 
