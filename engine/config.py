@@ -16,7 +16,6 @@ import tyro
 from engine.address import is_local
 from engine.backends.base import DEVICE_RULE, is_device
 from engine.errors import StartupError
-from engine.images import MAX_FILE_PIXELS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -106,19 +105,34 @@ class ServerConfig:
     """Calls that one connection may have open at once; 0: no limit."""
 
     max_calls_in_flight: Annotated[int, Bounds(1, _INT32)] = 16384
-    """Calls of all clients together that are answered at once; those beyond are refused at once."""
+    """Calls of all clients together that are answered at once; those beyond are refused at once. Of calls, streams,
+    bytes and queued images the last eighth is for clients that have less than an eighth."""
+
+    max_streams_in_flight: Annotated[int, Bounds(1, _INT32)] = 256
+    """Of these, EditStreams; each may have one message on its way that --max-bytes-in-flight doesn't count yet."""
+
+    max_stream_idle_s: Annotated[float, Bounds(0.001, _WEEK_S)] = 600.0
+    """How long an EditStream may be silent, seconds; then it ends with ABORTED, and what it remembers is dropped."""
 
     max_bytes_in_flight: Annotated[int, Bounds(1024, 2**48)] = 512 * 2**20
-    """Bytes of requests and answers that are held at once; requests beyond are refused at once."""
+    """Bytes of requests, answers and sources of streams that are held at once; requests beyond are refused at once. A
+    message that is on its way counts as the largest until it is there; where that doesn't fit, it waits."""
 
-    max_message_bytes: Annotated[int, Bounds(1024, _INT32)] = 64 * 2**20
+    max_message_bytes: Annotated[int, Bounds(1024, _INT32)] = 16 * 2**20
     """Largest message in either direction, bytes."""
+
+    max_message_s: Annotated[float, Bounds(0.1, _WEEK_S)] = 60.0
+    """How long the message of a call may take to come, seconds."""
 
     max_images_per_request: Annotated[int, Bounds(1, _UINT32)] = 1024
     """Most images or latents in one request; fewer where a message couldn't hold the answer."""
 
-    max_pixels_per_file: Annotated[int, Bounds(1, _UINT32)] = MAX_FILE_PIXELS
-    """Largest encoded image, pixels; larger ones are refused before they are decoded."""
+    max_pixels_per_file: Annotated[int, Bounds(1, _UINT32)] = 24_000_000
+    """Largest encoded image, pixels; larger ones are refused before they are decoded. A phone's photo has 12 or 24
+    million, a face for a model far fewer."""
+
+    max_pixels_in_flight: Annotated[int, Bounds(1, 2**48)] = 24_000_000
+    """Pixels of encoded images that are decoded at one time, beyond one image; each takes up to 20 bytes meanwhile."""
 
     keepalive_s: Annotated[float, Bounds(0.001, _INT32 // 1000, or_zero=True)] = 60.0
     """How often the server asks a silent connection whether it is still there, seconds; 0: gRPC's default, 2 h."""

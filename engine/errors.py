@@ -6,6 +6,7 @@ into gRPC statuses.
 """
 
 import traceback
+from collections.abc import Callable
 
 _LONGEST_PAUSE_S = 30 * 86_400.0  # StreamError counts milliseconds in 32 bits
 
@@ -80,14 +81,19 @@ class Unauthenticated(EngineError):  # noqa: N818
 
 
 class Overloaded(EngineError):  # noqa: N818
-    """Raise at once when there is no room for a request; sending it again later helps."""
+    """Raise at once when there is no room for a request; sending it again later helps.
+
+    Attributes:
+        recheck: Raises again while not even the smallest request of the same client would fit; None: nobody knows.
+    """
 
     status = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
 
-    def __init__(self, message: str, retry_after_s: float = 0.1) -> None:
+    def __init__(self, message: str, retry_after_s: float = 0.1, recheck: Callable[[], None] | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = min(retry_after_s, _LONGEST_PAUSE_S)
+        self.recheck = recheck
 
 
 class RateLimited(Overloaded):
@@ -115,6 +121,13 @@ class ShuttingDown(EngineError):  # noqa: N818
     status = "UNAVAILABLE"
     reason = "SHUTTING_DOWN"
     retry_after_s = 1.0
+
+
+class StreamIdle(EngineError):  # noqa: N818
+    """Raise when a stream's client has been silent for longer than a stream may be; a new stream can take its place."""
+
+    status = "ABORTED"
+    reason = "STREAM_IDLE"
 
 
 class NotReady(EngineError):  # noqa: N818

@@ -6,8 +6,11 @@ Shapes: N images of side S.
 import asyncio
 import io
 import re
-from collections.abc import Callable, Sequence
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -36,6 +39,8 @@ _MAX_PNG_CHUNKS = 65_536
 _MAX_EXIF_BYTES = 2**20
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # neither stuffing nor padding nor a restart
 _END_OF_IMAGE, _START_OF_SCAN, _APP1 = 0xD9, 0xDA, 0xE1
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame's header: precision, height, width
+_SUPPORTED_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _STANDALONE = frozenset({0xC8, 0xD8, _END_OF_IMAGE, *range(0xF0, 0xFE)})  # markers that no length follows
 
 
@@ -71,12 +76,48 @@ def from_raw(
     return np.frombuffer(data, np.uint8).reshape(count, height, width, 3)
 
 
-def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS) -> Bytes:
+class PixelBudget:
+    """Pixels that are decoded at one time, on all threads of all models; where they don't fit, a thread waits.
+
+    One file is decoded in any case, however large it is.
+
+    Args:
+        pixels: At most so many, unless it is one file's; None: any number.
+    """
+
+    def __init__(self, pixels: int | None = None) -> None:
+        self._most = pixels
+        self._taken = 0
+        self._changed = threading.Condition()
+        self._line = threading.Lock()  # or small files would overtake a large one again and again
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Takes so many for the time of a context, as soon as there are so many."""
+        with self._line, self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._most is None or self._taken + pixels <= self._most)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_UNLIMITED = PixelBudget()
+
+
+def decode_file(
+    data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudget = _UNLIMITED
+) -> Bytes:
     """Decodes a JPEG, PNG or WebP file and brings it to the frame, uint8 [S, S, 3].
 
     `max_pixels` is held against the file's header, before anything is decoded. Pillow has a limit of its own, one for
     the whole process, which would come first and can be lower: it is lifted here, where another takes its place, and
     not for those who only import this module.
+
+    `budget` is what it takes its pixels from.
 
     Raises:
         InvalidRequest: When it is of another format, damaged, truncated, too large, or can't be brought to the frame.
@@ -88,8 +129,13 @@ def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS) ->
         _check_pixels(*size, max_pixels)
     decoded = False
     try:
-        with Image.open(io.BytesIO(data), formats=FILE_FORMATS) as image:
+        with ExitStack() as stack:
+            if size:
+                stack.enter_context(budget.taken(size[0] * size[1]))
+            image = stack.enter_context(Image.open(io.BytesIO(data), formats=FILE_FORMATS))
             _check_pixels(*image.size, max_pixels)
+            if not size:
+                stack.enter_context(budget.taken(image.width * image.height))
             image.load()
             _check_number(len(image.info.get("exif", b"")), _MAX_EXIF_BYTES, "bytes of EXIF data")
             upright(image)  # EXIF data may be damaged, too
@@ -105,14 +151,26 @@ def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS) ->
     except TooLongError as error:
         raise InvalidRequest(f"{error}; cut the face out first") from None
     except UnidentifiedImageError:
-        start = data[:4].hex(" ") or "nothing"
-        raise InvalidRequest(f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one") from None
+        raise InvalidRequest(_unknown(data)) from None
     except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
         if decoded:
             raise  # that isn't the file's fault
         if "out of memory" in str(error):
             raise MemoryError(str(error)) from error
         raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
+
+
+def _unknown(data: bytes) -> str:
+    """What is wrong with a file that Pillow doesn't know."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = (int.from_bytes(data[start : start + 4], "big") for start in (16, 20))
+        if not width or not height:
+            return f"is a PNG file of {width}x{height} pixels; send a picture"
+        return "is a PNG file, but damaged or truncated; save it again"
+    start = data[:4].hex(" ") or "nothing"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "is a JPEG file, but damaged or truncated, or of a kind that can't be read here; save it again"
+    return f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one"
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -164,7 +222,23 @@ def _check_jpeg(data: bytes) -> None:
         _check_number(scans, _MAX_JPEG_SCANS, "scans")
         _check_number(padding, _MAX_JPEG_PADDING, "bytes of padding")
         _check_number(exif, _MAX_EXIF_BYTES, "bytes of EXIF data")
+        if kind in _FRAMES:
+            _check_frame(kind, data[start + 2 : start + 7])
         position = start if kind in _STANDALONE else start + max(length, 2)
+
+
+def _check_frame(kind: int, header: bytes) -> None:
+    """Refuses by name the kinds of JPEG that Pillow can't read, which it takes for no JPEG."""
+    if kind not in _SUPPORTED_FRAMES:
+        raise InvalidRequest(
+            "is a lossless or hierarchical JPEG file, which can't be read here; save it as baseline JPEG or PNG"
+        )
+    if len(header) == 5:
+        bits, height, width = struct.unpack(">BHH", header)
+        if bits != 8:
+            raise InvalidRequest(f"is a JPEG file of {bits} bits a value, which can't be read here; save it with 8")
+        if not width or not height:
+            raise InvalidRequest(f"is a JPEG file of {width}x{height} pixels; send a picture")
 
 
 def _check_number(number: int, limit: int, what: str) -> None:
@@ -190,16 +264,20 @@ class Codec:
     """Decodes and encodes image files on a few threads, off the event loop, and computes what else would hold it up.
 
     Clients take turns, a file each, and so do the requests of a client: however large and many they are, a file waits
-    for `threads` others of each other client at most. At most `threads` files are in memory decoded at full size.
+    for `threads` others of each other client at most. At most `threads` files are decoded at one time.
 
     Args:
         frame: What files are brought to.
         threads: Images that are worked on at once.
         max_pixels: Largest file, pixels; larger ones are refused before they are decoded.
+        budget: What all codecs of the process take their pixels from.
     """
 
-    def __init__(self, frame: Frame, threads: int, max_pixels: int = MAX_FILE_PIXELS) -> None:
+    def __init__(
+        self, frame: Frame, threads: int, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudget = _UNLIMITED
+    ) -> None:
         self._frame = frame
+        self._budget = budget
         self._max_pixels = max_pixels
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
@@ -217,7 +295,7 @@ class Codec:
 
         def decode_into(index: int) -> None:
             try:
-                images[index] = decode_file(files[index], self._frame, self._max_pixels)
+                images[index] = decode_file(files[index], self._frame, self._max_pixels, self._budget)
             except InvalidRequest as error:
                 raise InvalidRequest(f"{field}[{index}] {error}", f"{field}[{index}]") from error
 

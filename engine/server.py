@@ -7,13 +7,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from engine import address
+from engine.allocator import share_freed_memory
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.calls.access import RateLimit, Tokens
-from engine.calls.admission import Guards
+from engine.calls.admission import WINDOW_BYTES, Guards
 from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
+from engine.images import PixelBudget
 from engine.job import in_thread
 from engine.serving import health, reflection
 from engine.serving.catalog import Catalog
@@ -64,6 +66,7 @@ async def _start(
     stack: AsyncExitStack, config: ServerConfig, opener: Callable[[Bundle], Backend], signals: Signals
 ) -> None:
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
+    share_freed_memory()
     await prove()
     metrics = Metrics()
     tokens = Tokens(config.tokens) if config.tokens else None
@@ -79,15 +82,17 @@ async def _start(
         certificates=config.tls_client_ca is not None,
         rate=RateLimit(rate, config.burst or max(1.0, rate)) if rate else None,
         max_calls=config.max_calls_in_flight,
+        max_streams=config.max_streams_in_flight,
         max_bytes=config.max_bytes_in_flight,
+        max_message_bytes=config.max_message_bytes,
     )
-    calls = CallInterceptor(metrics, guards, tracing)
+    calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
     catalog = await Catalog.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, catalog, signals)
 
     healths = health.Health((SERVICE_NAME, *reflection.NAMES))
     engine = LatentEngine(catalog, _limits(config))
-    server = Server(_options(config), calls.turn_away, calls.unheard, metrics.unknown)
+    server = Server(_options(config), calls.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s)
     _add_services(server, calls, healths, engine)
     target = _listen(server, config)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
@@ -113,6 +118,7 @@ def _settings(config: ServerConfig) -> Settings:
         max_queue=config.max_queue,
         codec_threads=config.codec_threads,
         max_pixels_per_file=config.max_pixels_per_file,
+        pixels=PixelBudget(config.max_pixels_in_flight),
         max_message_bytes=config.max_message_bytes,
         max_images_per_request=config.max_images_per_request,
     )
@@ -139,6 +145,9 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", config.max_message_bytes),
         # Otherwise a second server on the same port would quietly take half of the connections.
         ("grpc.so_reuseport", 0),
+        # Otherwise core lets clients send megabytes of each call before anyone has asked for its message.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         # Otherwise core cancels calls that come faster than they are taken; here they are told when to try again.
         ("grpc.server.max_pending_requests", 2**20),
         ("grpc.server.max_pending_requests_hard_limit", 2**20),
@@ -183,13 +192,13 @@ async def _running(
         await server.start()
         yield
     finally:
-        logger.info("stopping: clients are sent away; calls being answered: %d", calls.admission.calls)
+        logger.info("stopping: clients are sent away; calls being answered: %d", calls.admission.total.calls)
         healths.set_not_serving()
         await _unless(signals.hurry, asyncio.sleep(min(_LEAVING_S, grace_s)))
         await server.go_away()
         healths.end_watches()
         if not await _unless(signals.hurry, calls.drain(signals.grace_left_s)):
-            logger.warning("asked again to end: %d calls are cut off", calls.admission.calls)
+            logger.warning("asked again to end: %d calls are cut off", calls.admission.total.calls)
         # What is still open was never accepted, for example a request that was sent by half.
         await server.stop(max(_LEAVING_S, min(_UNACCEPTED_S, signals.grace_left_s)))
         logger.info("stopped")

@@ -103,6 +103,11 @@ class ServerProcess:
             text: str = response.read().decode()
         return text
 
+    def memory(self, figure: str = "VmRSS") -> int:
+        """Its memory, MiB; VmHWM is the most that it ever had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith(figure))
+
     def hang_up(self) -> None:
         """Sends SIGHUP: bundles and tokens are read again."""
         self.process.send_signal(signal.SIGHUP)

@@ -15,6 +15,8 @@ import pytest
 from serving import http2
 
 from engine.transport import Server
+from engine.transport.core import CoreCall
+from engine.transport.permit import Permit, Unlimited
 from engine.transport.server import Ending
 
 # No test waits as long, unless something is broken.
@@ -99,16 +101,16 @@ class Held:
         return request
 
 
-def _let_in(_: str) -> Ending | None:
-    return None
+def _let_in(_: CoreCall) -> Permit | Ending:
+    return Unlimited()
 
 
 @asynccontextmanager
 async def serving(
-    services: Services, *options: tuple[str, int], turn_away: Callable[[str], Ending | None] = _let_in
+    services: Services, *options: tuple[str, int], admit: Callable[[CoreCall], Permit | Ending] = _let_in
 ) -> AsyncIterator[str]:
     """The address of a server of these; it is stopped at the end."""
-    server = Server([("grpc.so_reuseport", 0), *options], turn_away)
+    server = Server([("grpc.so_reuseport", 0), *options], admit)
     server.add_generic_rpc_handlers((services,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -158,8 +160,8 @@ class Wire:
         self._writer = writer
 
     @classmethod
-    async def to(cls, target: str) -> "Wire":
-        wire = cls(*await asyncio.open_connection(*target.rsplit(":", 1)))
+    async def to(cls, target: str, source: str = "127.0.0.1") -> "Wire":
+        wire = cls(*await asyncio.open_connection(*target.rsplit(":", 1), local_addr=(source, 0)))
         wire.send(cls.start())
         return wire
 

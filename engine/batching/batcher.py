@@ -13,8 +13,10 @@ on the event loop, which takes that lock to touch the queue. Nobody who holds it
 
 import asyncio
 import logging
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
@@ -212,7 +214,7 @@ class Batcher:
         return Reservation(self, count, client)
 
     def require_room(self, count: int, client: str = "") -> None:
-        """Lets `count` more items of a client pass if they fit the queue now.
+        """Lets `count` more items of a client pass if they fit the queue now. On any thread.
 
         The last eighth of the queue is for clients that have less than an eighth of it waiting or held: one that sends
         without end must not be why others are refused.
@@ -240,6 +242,7 @@ class Batcher:
             f"the queue holds {held} of at most {self._max_queue} images, {reason}; "
             "send again after a pause, or to another server",
             retry_after_s=self._rate.seconds(held),
+            recheck=partial(_recheck, weakref.ref(self), client),
         )
 
     async def close(self) -> None:
@@ -391,3 +394,8 @@ class Batcher:
             if self._queue.waiting:
                 self._device.wake()
         self._quiet.set()
+
+
+def _recheck(batcher: "weakref.ref[Batcher]", client: str) -> None:
+    if (found := batcher()) is not None:  # one of a model that was replaced isn't kept alive by this
+        found.require_room(1, client)

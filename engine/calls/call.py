@@ -14,9 +14,6 @@ class Stream(Protocol):
     def hold(self, size: int) -> None:
         """It holds `size` bytes more until its end, or fewer where that is negative."""
 
-    def keep(self) -> None:
-        """The message that was read last stays in memory, until the next that does."""
-
     def replied(self, code: str, error: str) -> None:
         """A request was answered: "OK", or the gRPC status of the error in its answer and the sentence."""
 

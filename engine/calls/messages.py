@@ -4,53 +4,56 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, NoReturn
 
 import grpc
 
-from engine.calls.admission import Admission
-from engine.errors import EngineError
+from engine.errors import EngineError, StreamIdle
 from engine.telemetry.metrics import MethodFigures
 
-_PAUSE_S = 0.01
+# Who is not idle yet is looked at again after this time or more.
+_LOOK_S = 0.01
+# The event loop keeps cancelled timers for a while, with their context, in which the call would be.
+_NOBODYS = Context()
 
 
 class Messages:
     """The messages of a stream, to its end or until the server's; each has one answer, in their order.
 
     Args:
-        admission: Counts their bytes, and says when there are too many.
-        context: Of the call.
+        context: Of the call; its permit counts their bytes, and says when there are too many.
         decode: Makes a message of bytes.
         method: Counts them.
         check: Is called for each message, and by `recheck`; raises what ends the stream instead.
         failed: Takes status and sentence of an answer that is an error.
+        max_idle_s: How long the client may be silent.
     """
 
     def __init__(
         self,
-        admission: Admission,
         context: Any,
         decode: Callable[[bytes], Any],
         method: MethodFigures,
         *,
         check: Callable[[], None],
         failed: Callable[[str, str], None],
+        max_idle_s: float,
     ) -> None:
-        self._admission = admission
         self._context = context
         self._decode = decode
         self._method = method
         self._check = check
         self._failed = failed
+        self._max_idle_s = max_idle_s
         self._sizes: deque[int] = deque()  # of the messages without an answer
-        self._kept = 0  # size of the one that stays in memory
-        self._held = 0  # what else is held for this stream
-        self._closed = False
         self._interrupted = False
         self._complete = False
         self._refusal: EngineError | None = None
         self._reader: asyncio.Task[Any] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(max_idle_s, self._look, context=_NOBODYS)
 
     @property
     def cut_off(self) -> bool:
@@ -66,8 +69,8 @@ class Messages:
         self._reader = task = asyncio.current_task()
         try:
             # One message of each stream is read in any case, so that every stream goes on.
-            while self._sizes and self._admission.is_full:
-                await asyncio.sleep(_PAUSE_S)
+            while self._sizes and not self._context.permit.has_room():
+                await self._context.permit.wait_for_room()
             data = await self._context.read()
         except asyncio.CancelledError:
             if not self._takes_back(task):
@@ -81,24 +84,18 @@ class Messages:
         self._check()
         self._method.received(len(data))
         self._sizes.append(len(data))
-        self._admission.hold(len(data))
+        self._last = self._loop.time()
         return self._decode(data)
 
     def answered(self) -> None:
         """The first of the messages without an answer has got it."""
         if self._sizes:
-            self._admission.hold(-self._sizes.popleft())
+            self._context.permit.answered(self._sizes.popleft())
+            self._last = self._loop.time()
 
     def hold(self, size: int) -> None:
         """As `engine.calls.call.Stream` says."""
-        if not self._closed:  # what was cancelled tidies up later
-            self._held += size
-            self._admission.hold(size)
-
-    def keep(self) -> None:
-        """As `engine.calls.call.Stream` says."""
-        self._admission.hold(-self._kept)
-        self._kept, self._sizes[-1] = self._sizes[-1], 0
+        self._context.permit.hold(size)
 
     def replied(self, code: str, error: str) -> None:
         """As `engine.calls.call.Stream` says."""
@@ -107,10 +104,8 @@ class Messages:
             self._failed(code, error)
 
     def close(self) -> None:
-        """Nobody waits for answers any more."""
-        self._admission.hold(-sum(self._sizes) - self._kept - self._held)
-        self._closed = True
-        self._sizes.clear()
+        """Nobody reads any more."""
+        self._timer.cancel()
 
     def interrupt(self) -> None:
         """Ends the iteration, also where somebody waits for the next message."""
@@ -123,8 +118,19 @@ class Messages:
         try:
             self._check()
         except EngineError as error:
-            self._refusal = error
-            self.interrupt()
+            self._end(error)
+
+    def _look(self) -> None:
+        """Ends the iteration when the client has been silent for too long, and waits for no answer."""
+        silent = self._loop.time() - self._last
+        if silent >= self._max_idle_s and not self._sizes and self._reader is not None:
+            self._end(StreamIdle(f"the stream had no request for {self._max_idle_s:g} s; open another one"))
+        else:
+            self._timer = self._loop.call_later(max(self._max_idle_s - silent, _LOOK_S), self._look, context=_NOBODYS)
+
+    def _end(self, refusal: EngineError) -> None:
+        self._refusal = refusal
+        self.interrupt()
 
     def _stop(self) -> NoReturn:
         if self._refusal is not None:

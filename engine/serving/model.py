@@ -6,7 +6,7 @@ Shapes: N images of side S, latents of dimension D.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -16,7 +16,7 @@ from engine.backends import Backend
 from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.errors import InvalidRequest
-from engine.images import MAX_FILE_PIXELS, Codec
+from engine.images import MAX_FILE_PIXELS, Codec, PixelBudget
 from engine.latents import Move, shift, steps_of
 from engine.sampling import Gaussian
 from engine.serving.wire import Images, Reader, Source, latents_of
@@ -25,7 +25,7 @@ from protos import dfcvae_pb2 as pb
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-MAX_MESSAGE_BYTES = 64 * 2**20
+MAX_MESSAGE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Settings:
         max_queue: Images that may wait for each of encode, decode and edit.
         codec_threads: Image files of this model that are decoded or encoded at once.
         max_pixels_per_file: Largest image file, pixels.
+        pixels: What the files of all models take their pixels from while they are decoded.
         max_message_bytes: Largest message in either direction, bytes.
         max_images_per_request: Most images or latents of a request.
     """
@@ -47,6 +48,7 @@ class Settings:
     max_queue: int = 4096
     codec_threads: int = 2
     max_pixels_per_file: int = MAX_FILE_PIXELS
+    pixels: PixelBudget = field(default_factory=PixelBudget)
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_images_per_request: int = 1024
 
@@ -100,7 +102,7 @@ class Model:
         self.reader = Reader(manifest, bundle.directions, self.max_images)
         self.standard = Gaussian.standard(manifest.latent_dim)
         self.fitted = Gaussian.load(bundle.path / PRIOR) if PRIOR in manifest.files else None
-        self.codec = Codec(manifest.frame, settings.codec_threads, settings.max_pixels_per_file)
+        self.codec = Codec(manifest.frame, settings.codec_threads, settings.max_pixels_per_file, settings.pixels)
         self.backend = backend
         pixels = (manifest.image_size, manifest.image_size, 3)
         queues: dict[str, tuple[Callable[..., tuple[Any, ...]], tuple[int, ...], npt.DTypeLike]] = {
@@ -222,7 +224,7 @@ class Model:
             return await batcher.submit(images, deadline, tag=move, client=client, priority=priority)
         # Room is held while files are decoded: that work must not be for nothing.
         with batcher.reserve(len(images.contents), client=client) as room:
-            pixels = await self.codec.decode(images.contents, images.field)
+            images.pixels = pixels = await self.codec.decode(images.contents, images.field)
             return await batcher.submit(pixels, deadline, tag=move, client=client, priority=priority, reserved=room)
 
     def _run_encode(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:

@@ -16,7 +16,8 @@ from engine.errors import InvalidRequest, UnknownModel, release_frames
 from engine.serving.answer import Answer, StreamAnswer, answer
 from engine.serving.catalog import Catalog
 from engine.serving.model import Model, Terms
-from engine.serving.wire import Source, count_of, count_sent, read_output
+from engine.serving.wire import Files, Source, count_of, count_sent, latents_of, read_output, size_sent
+from framing import Frame
 from protos import dfcvae_pb2 as pb
 
 Floats = npt.NDArray[np.float32]
@@ -29,19 +30,64 @@ _WHOLE = 2**32
 class _Source:
     """A source that requests go back to.
 
+    The request that brought it is dropped as soon as its images are decoded or refused. Its pixels stay, since a model
+    that takes the place of another has other latents.
+
     Attributes:
-        request: The request that brought it.
+        model: The name that its request asks for.
         images: Images or latents that it is said to have.
-        answered: Set when that request is.
+        answered: Set when its request is.
         encoded: The model that encoded it, and mu, float32 [N, D]; None before, and where encoding failed. A model that
             was replaced meanwhile isn't kept alive by this.
     """
 
     def __init__(self, request: pb.EditStreamRequest) -> None:
-        self.request = request
+        self.model = request.model
         self.images = count_sent(request)
         self.answered = asyncio.Event()
         self.encoded: tuple[weakref.ref[Model], Floats] | None = None
+        self._size = size_sent(request)
+        self._request: pb.EditStreamRequest | None = request
+        self._given: Source | None = None
+        self._frame: Frame | None = None
+        self._fault = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        mu = 0 if self.encoded is None else self.encoded[1].nbytes
+        return mu + (self._given.nbytes if isinstance(self._given, np.ndarray) else 0) + self._size
+
+    def read(self, model: Model) -> Source:
+        """Its images or latents, for a model.
+
+        Raises:
+            InvalidRequest: When they can't be used.
+        """
+        if self._fault:
+            raise InvalidRequest(self._fault, "source")
+        if self._request is None:
+            assert self._given is not None
+            if latents_of(self._given) is None and self._frame != model.bundle.manifest.frame:
+                raise InvalidRequest("the stream's last source was framed for another model; send it again", "source")
+            return self._given
+        source = model.reader.source(self._request)
+        assert source is not None, "a request is a source only if it has one"
+        return source
+
+    def take(self, given: Source, model: Model) -> None:
+        """Keeps what was read, in place of the request, once it is decoded."""
+        pixels = given.pixels if isinstance(given, Files) else given
+        if self._request is not None and pixels is not None:
+            # A copy: raw pixels and latents are a part of the request's bytes.
+            self._given = pixels if isinstance(given, Files) else pixels.copy()
+            self._frame, self._request, self._size = model.bundle.manifest.frame, None, 0
+
+    def refuse(self, error: InvalidRequest) -> None:
+        """Drops the request when the error is that its images or latents can't be used."""
+        if error.field.startswith(("images", "latents")):
+            self._fault = f"the stream's last source was refused: {error}"
+            self._request, self._size = None, 0
 
 
 class _Work(NamedTuple):
@@ -51,11 +97,13 @@ class _Work(NamedTuple):
         task: Gives the answer.
         size: Bytes of the images that the answer has at most.
         share: Of the images that one request may have, see `_Room`.
+        source: What it edits.
     """
 
     task: "asyncio.Task[Response]"
     size: int
     share: int
+    source: _Source | None
 
 
 class _Room:
@@ -113,33 +161,37 @@ class EditStream:
         loop, stream = asyncio.get_running_loop(), current().stream
         started: asyncio.Queue[_Work | None] = asyncio.Queue()
         room = _Room(ahead)
+        source: _Source | None = None
 
         def hold(size: int) -> None:
             if stream is not None:
                 stream.hold(size)
 
         async def read() -> None:
-            source: _Source | None = None
+            nonlocal source
             try:
                 async for request in requests:
                     if new := request.WhichOneof("source") is not None:
                         source = _Source(request)
-                        if stream is not None:
-                            stream.keep()
                     size, share = self._measure(request, source)
                     room.take(share)
                     hold(size)
-                    started.put_nowait(_Work(loop.create_task(self._answer(request, source, new)), size, share))
+                    task = loop.create_task(self._answer(request, source, new))
+                    started.put_nowait(_Work(task, size, share, source))
                     await room.wait()
             finally:
                 started.put_nowait(None)
 
         reader = loop.create_task(read())
         work: _Work | None = None
+        kept = 0
         try:
             while (work := await started.get()) is not None:
                 yield await work.task
-                hold(-work.size)
+                # What the message held is let go of with its answer; what is remembered of it is held from then on.
+                now = work.source.size if work.source is not None and work.source is source else 0
+                hold(now - kept - work.size)
+                kept = now
                 room.give(work.share)
             await reader
         finally:  # also when the client has gone
@@ -152,7 +204,7 @@ class EditStream:
     def _measure(self, request: pb.EditStreamRequest, source: _Source | None) -> tuple[int, int]:
         """Bytes of the images that a request's answer has at most, and its share of those that one request may have."""
         try:
-            model = self._catalog.get(request.model or (source.request.model if source else ""))
+            model = self._catalog.get(request.model or (source.model if source else ""))
         except UnknownModel:  # the answer will say so
             return 0, 0
         images = min(source.images, model.max_images) if source else 0
@@ -178,19 +230,23 @@ class EditStream:
         """Edits a source that has just come."""
         try:
             with self._catalog.get(request.model).lease() as model:
-                return await self._edited(request, model, _read(model, request), source)
+                try:
+                    return await self._edited(request, model, source.read(model), source)
+                except InvalidRequest as error:
+                    source.refuse(error)
+                    raise
         finally:
             source.answered.set()
 
     async def _edit_again(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
         """Edits the latents of a source that came before."""
         await source.answered.wait()
-        with self._catalog.get(request.model or source.request.model).lease() as model:
+        with self._catalog.get(request.model or source.model).lease() as model:
             # Another model, perhaps loaded meanwhile, has other latents.
             if source.encoded is not None and source.encoded[0]() is model:
                 return await self._edited(request, model, source.encoded[1], source)
             try:
-                return await self._edited(request, model, _read(model, source.request), source)
+                return await self._edited(request, model, source.read(model), source)
             except InvalidRequest as error:
                 if error.field.startswith(("images", "latents")):
                     raise InvalidRequest(f"the stream's last source was refused: {error}", "source") from None
@@ -199,8 +255,11 @@ class EditStream:
     async def _edited(self, request: pb.EditStreamRequest, model: Model, given: Source, source: _Source) -> Answer:
         terms, output = self._terms(request), read_output(request)
         move = model.reader.move(request.edits, request.keep)
-        with current().spending(count_of(given)):
-            images, mu = await model.edit(given, move, terms, decode=output.images)
+        try:
+            with current().spending(count_of(given)):
+                images, mu = await model.edit(given, move, terms, decode=output.images)
+        finally:
+            source.take(given, model)
         source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
         return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
 
@@ -208,9 +267,3 @@ class EditStream:
 def _tell(code: str, error: str) -> None:
     if (stream := current().stream) is not None:
         stream.replied(code, error)
-
-
-def _read(model: Model, request: pb.EditStreamRequest) -> Source:
-    source = model.reader.source(request)
-    assert source is not None, "a request is a source only if it has one"
-    return source

@@ -5,6 +5,7 @@ Shapes: N images of side S, latents of dimension D.
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -56,11 +57,19 @@ def parser(kind: type[Message]) -> Callable[[bytes], Any]:
     return parse
 
 
-class Files(NamedTuple):
-    """Image files, not yet decoded, and the field that they came in."""
+@dataclass(slots=True)
+class Files:
+    """Image files.
+
+    Attributes:
+        contents: The files.
+        field: Where they came in.
+        pixels: What they show, uint8 [N, S, S, 3], once they are decoded.
+    """
 
     contents: Sequence[bytes]
     field: str
+    pixels: Bytes | None = None
 
 
 Images: TypeAlias = Bytes | Files
@@ -190,6 +199,12 @@ def count_sent(message: Any) -> int:
         return int(message.latents.count)
     images = message.images
     return int(images.raw.count) if images.WhichOneof("images") == "raw" else len(images.files.files)
+
+
+def size_sent(message: Any) -> int:
+    """Bytes of a message with a source, and more rather than fewer."""
+    raw = message.images.raw.data if message.WhichOneof("source") == "images" else b""
+    return int(message.ByteSize()) + len(raw)
 
 
 def latents_of(source: Source) -> Floats | None:

@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 # Doubling, so that a quantile that is read from them is wrong by a factor of 1.4 at most.
 _SECONDS = tuple(0.0005 * 2**power for power in range(17))
-_NO_ROOM = "RESOURCE_EXHAUSTED"
 _IMAGES = tuple(2.0**power for power in range(11))
 
 
@@ -71,8 +70,8 @@ class MethodFigures:
         codes: Calls that have ended, by gRPC status.
         answers: Requests within streams that were answered, by "OK" or the gRPC status of the error in the answer.
         seconds: From a call's arrival to its end.
-        turned_away: Calls that were refused unseen for want of room, beside those in `codes`; a figure of the
-            transport's thread.
+        refusals: Calls that were refused before their message was received, by gRPC status, beside those in `codes`;
+            who takes core's events writes them.
         unheard: Calls that ended before their message had come, which are not in `codes`.
     """
 
@@ -84,9 +83,9 @@ class MethodFigures:
         "path",
         "received_bytes",
         "received_messages",
+        "refusals",
         "seconds",
         "sent_bytes",
-        "turned_away",
         "unheard",
     )
 
@@ -100,7 +99,7 @@ class MethodFigures:
         self.codes: dict[str, int] = {}
         self.answers: dict[str, int] = {}
         self.seconds = Histogram(_SECONDS)
-        self.turned_away = 0
+        self.refusals: dict[str, int] = {}
         self.unheard = 0
 
     def received(self, size: int) -> None:
@@ -112,6 +111,10 @@ class MethodFigures:
         """A request of a stream was answered, with "OK" or the gRPC status of the error in its answer."""
         self.answers[code] = self.answers.get(code, 0) + 1
 
+    def refused(self, code: str) -> None:
+        """A call was refused before its message was received, with a gRPC status."""
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+
     def ended(self, code: str, seconds: float) -> None:
         """A call has ended, `seconds` after it came, with a gRPC status."""
         self.codes[code] = self.codes.get(code, 0) + 1
@@ -120,8 +123,8 @@ class MethodFigures:
     def ends(self) -> list[tuple[str, int]]:
         """Calls that have ended, by gRPC status; from any thread."""
         codes = dict(self.codes)
-        if self.turned_away:
-            codes[_NO_ROOM] = codes.get(_NO_ROOM, 0) + self.turned_away
+        for code, count in dict(self.refusals).items():
+            codes[code] = codes.get(code, 0) + count
         return list(codes.items())
 
 

@@ -10,13 +10,16 @@ from typing import Any, NoReturn
 
 import grpc
 
-from engine.transport.core import CoreCall, Metadata, message_of, was_cancelled
+from engine.transport.core import CoreCall, CoreError, Metadata, message_of, was_cancelled
 from engine.transport.flow import Inbox, Outbox
+from engine.transport.permit import Permit
 
 logger = logging.getLogger(__name__)
 
 _FAILED = "the server failed on this request; its log has the reason"
 _NO_MESSAGE = "the call ended without a message; send one"
+_LATE = "the message did not come within {:g} s; send it again, or a smaller one"
+_NO_ROOM = "there was no room for the message within {:g} s; send it again after a pause, or to another server"
 
 
 class ServerCall:
@@ -25,46 +28,74 @@ class ServerCall:
     Args:
         call: As core knows it.
         handler: Answers it.
+        permit: What it holds.
         post: Has a function called on the event loop, from any thread.
-        hand_over: Has one called there that starts a call, with its message.
-        unheard: Is told there (path, peer) of a call whose message didn't come.
+        hand_over: Has a call started there, with its message.
+        unheard: Is told there (path, client) of a call whose message didn't come.
         may_end: Calls end while it is set.
+
+    Attributes:
+        permit: What it holds.
     """
 
     def __init__(
         self,
         call: CoreCall,
         handler: Any,
+        permit: Permit,
         post: Callable[..., None],
-        hand_over: Callable[[Callable[[bytes | None], None], bytes | None], None],
-        unheard: Callable[[str, str], None],
         *,
+        hand_over: Callable[["ServerCall", bytes | None], None],
+        unheard: Callable[[str, str], None],
         may_end: asyncio.Event,
     ) -> None:
         self._core = call
         self._handler = handler
+        self.permit = permit
         self._post = post
         self._hand_over = hand_over
         self._unheard = unheard
         self._may_end = may_end
         self._task: asyncio.Task[None] | None = None
         self._gone = False
+        self._heard = handler.request_streaming  # its message is there, or nobody waits for it any more
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._trailing: Metadata = None
         self._callbacks: list[Callable[[ServerCall], None]] = []
-        self._inbox = Inbox(call, post)
+        self._inbox = Inbox(call, permit, post)
         self._outbox = Outbox(call, post)
 
     # Where events are taken: on the queue's thread or the event loop's.
 
     def open(self) -> None:
         """Starts to listen to the client."""
-        self._core.receive_close(self._closed)
+        try:
+            self._core.receive_close(self._closed)
+        except CoreError:
+            self._fail()
+            return
         if self._handler.request_streaming:
-            self._hand_over(self._start, None)
+            self._hand_over(self, None)
         else:
-            self._core.receive_message(lambda event: self._hand_over(self._start, message_of(event)))
+            self.permit.receive_when_room(self._receive)
+
+    def _receive(self) -> None:
+        try:
+            self._core.receive_message(self._received)
+        except CoreError:  # not for whoever made room for the message: that may be another call
+            self._fail()
+
+    def _fail(self) -> None:
+        """Core has cancelled the call, and perhaps tells nobody."""
+        logger.exception("%s could not be begun", self._core.path)
+        self._gone = True
+        self._hand_over(self, None)
+
+    def _received(self, event: Any) -> None:
+        message = message_of(event)
+        self.permit.received(len(message) if message else 0)
+        self._hand_over(self, message)
 
     def _closed(self, event: Any) -> None:
         if was_cancelled(event):
@@ -72,16 +103,37 @@ class ServerCall:
 
     # On the event loop.
 
-    def _start(self, message: bytes | None) -> None:
-        if message is None and not self._handler.request_streaming:
-            self._unheard(self._core.path, self._core.peer())
-        if not self._gone:
+    def start(self, message: bytes | None) -> None:
+        """The message has come, or won't; a stream's are yet to come."""
+        if message is None and not self._heard:
+            self._unheard(self._core.path, self.permit.client)
+        self.permit.started()
+        expired = self._heard and not self._handler.request_streaming
+        self._heard = True
+        if self._gone:
+            self._is_over(None)
+        elif not expired:
             self._task = asyncio.get_running_loop().create_task(self._serve(message))
+
+    def expire(self, limit_s: float) -> None:
+        """Ends the call if its message is not there, for which it had `limit_s` seconds."""
+        if self._heard or self._gone:
+            return
+        self._heard = True
+        self._unheard(self._core.path, self.permit.client)
+        if self.permit.abandon():
+            self._code, self._details = grpc.StatusCode.RESOURCE_EXHAUSTED, _NO_ROOM.format(limit_s)
+        else:
+            self._code, self._details = grpc.StatusCode.DEADLINE_EXCEEDED, _LATE.format(limit_s)
+        self._end(None)
 
     def _leave(self) -> None:
         self._gone = True
         if self._task is not None:
             self._task.cancel()
+            self._task.add_done_callback(self._is_over)  # one that has not begun yet never will
+        elif self.permit.abandon():
+            self._hand_over(self, None)
 
     async def _serve(self, message: bytes | None) -> None:
         last = await self._handle(message)
@@ -127,6 +179,7 @@ class ServerCall:
 
     def _is_over(self, _: Any) -> None:
         """On any thread."""
+        self.permit.release()
         # Forgotten, too: they know this call, and core counts one as open until nobody does.
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:

@@ -6,12 +6,16 @@ that nobody has taken. A handler finds what has come meanwhile, and leaves what 
 """
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from engine.transport.core import CoreCall, message_of
+from engine.transport.core import CoreCall, CoreError, message_of
+from engine.transport.permit import Permit
+
+logger = logging.getLogger(__name__)
 
 # More than this is not held here, in either direction: who is slow holds up who is fast, through HTTP/2's windows.
 MAX_BYTES = 65_536
@@ -26,11 +30,13 @@ class Inbox:
 
     Args:
         call: Whose they are.
+        permit: What the call holds.
         post: Has a function called on the event loop, from any thread.
     """
 
-    def __init__(self, call: CoreCall, post: Post) -> None:
+    def __init__(self, call: CoreCall, permit: Permit, post: Post) -> None:
         self._call = call
+        self._permit = permit
         self._post = post
         self._lock = threading.Lock()
         self._messages: deque[bytes] = deque()
@@ -49,16 +55,25 @@ class Inbox:
                 ask = self._wants_more()
                 waiting = None if message is not None or self._ended else _wait(self._waiting)
             if ask:
-                self._call.receive_message(self._received)
+                self._permit.receive_when_room(self._ask)
             if waiting is None:
                 return message
             await waiting
 
+    def _ask(self) -> None:
+        try:
+            self._call.receive_message(self._received)
+        except CoreError:  # the call is cancelled, and who made room for the message may be another one
+            logger.exception("a message of %s could not be asked for", self._call.path)
+            self._take(None)
+
     def _received(self, event: Any) -> None:
         message = message_of(event)
         if message is not None:
+            self._permit.received(len(message))
             self._take(message)
         else:
+            self._permit.received(0)
             # Core ends the messages of a call that was given up, too, and may tell so before it tells that the call
             # is over; with one more turn through the queue, handlers don't take the one for the other.
             self._call.receive_message(lambda _: self._take(None))
@@ -74,7 +89,7 @@ class Inbox:
             ask = self._wants_more()
             waiting, self._waiting = self._waiting, []
         if ask:
-            self._call.receive_message(self._received)
+            self._permit.receive_when_room(self._ask)
         if waiting:
             self._post(_wake, waiting)
 

@@ -8,6 +8,8 @@ is nothing left. (32 single images in flight: of the processor time, 31 instead 
 
 import asyncio
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -17,6 +19,7 @@ import grpc
 
 from engine.transport.call import ServerCall, ignore
 from engine.transport.core import Core, CoreCall, Metadata
+from engine.transport.permit import Permit, Unlimited
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +32,19 @@ class _Details(NamedTuple):
 # What a call is ended with: status, sentence, trailing metadata.
 Ending = tuple[grpc.StatusCode, str, Metadata]
 
-_MAX_WAITING = 512
 # So much in one turn of the event loop is a flood: what can be refused is better refused beside it.
 _FLOOD = 128
+# How often calls are looked for whose message is late.
+_LOOK_EVERY_S = 0.5
 # Longer than an answer and the next call of its client are on the wire, in the same data centre.
 _QUIET_S = 0.03
 
 
-def _let_in(path: str) -> Ending | None:
-    return None
+def _let_in(call: CoreCall) -> Permit | Ending:
+    return Unlimited()
 
 
-def _ignore(path: str, peer: str) -> None:
+def _ignore(path: str, client: str) -> None:
     pass
 
 
@@ -49,26 +53,28 @@ class Server:
 
     Args:
         options: Channel arguments of gRPC core.
-        turn_away: While more calls wait for the event loop than it should be behind with, this decides by a new
-            call's path what it is ended with, before its message is read; None: it is let in. On any thread.
-        unheard: Is told (path, peer) of a call that ended before its message had come: core refused it for its size,
+        admit: Judges each call of a known method by what came before its message, which is not asked for earlier:
+            what the call holds from then on, or what it is ended with. On any thread, by one at a time.
+        unheard: Is told (path, client) of a call that ended before its message had come: it was too large or too late,
             or the client gave up.
         unknown: Is told of each call of a method that nobody handles; where events are taken.
+        message_limit_s: How long the message of a call may take, seconds.
     """
 
     def __init__(
         self,
         options: Sequence[tuple[str, int]] = (),
-        turn_away: Callable[[str], Ending | None] = _let_in,
+        admit: Callable[[CoreCall], Permit | Ending] = _let_in,
         unheard: Callable[[str, str], None] = _ignore,
         unknown: Callable[[], None] = lambda: None,
+        message_limit_s: float = math.inf,
     ) -> None:
-        self._turn_away = turn_away
+        self._admit = admit
         self._unheard = unheard
         self._unknown = unknown
-        # Each is added to by one thread at a time: who takes events, and the event loop.
-        self._handed = 0
-        self._begun = 0
+        self._message_limit_s = message_limit_s
+        self._awaited: dict[ServerCall, float] = {}  # whose message is to come, by when they came
+        self._look: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._services: list[grpc.GenericRpcHandler] = []
         self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -110,6 +116,8 @@ class Server:
         """Takes calls."""
         self._core.start()
         self._started = True
+        if self._message_limit_s < math.inf:
+            self._expire()
 
     async def go_away(self) -> None:
         """Takes no more connections, and asks clients to leave theirs (GOAWAY); calls that have come go on.
@@ -134,6 +142,8 @@ class Server:
         if self._stopped:
             return
         self._stopped = True
+        if self._look is not None:
+            self._look.cancel()
         await self.go_away()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._ended.wait(), grace)
@@ -148,25 +158,43 @@ class Server:
         return port
 
     def _arrived(self, call: CoreCall) -> None:
-        if self._handed - self._begun >= _MAX_WAITING and (ending := self._turn_away(call.path)):
-            call.refuse(ignore, *ending)
-            return
         details = _Details(call.path, call.metadata)
         for service in self._services:
             handler = service.service(details)
             if handler is not None:
-                ServerCall(call, handler, self._post, self._hand_over, self._unheard, may_end=self._may_end).open()
+                permit = self._admit(call)
+                if isinstance(permit, tuple):
+                    call.refuse(ignore, *permit)
+                    return
+                served = ServerCall(
+                    call,
+                    handler,
+                    permit,
+                    self._post,
+                    hand_over=self._hand_over,
+                    unheard=self._unheard,
+                    may_end=self._may_end,
+                )
+                if not handler.request_streaming:
+                    self._awaited[served] = time.monotonic()
+                served.open()
                 return
         self._unknown()
         call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
 
-    def _hand_over(self, start: Callable[[bytes | None], None], message: bytes | None) -> None:
-        self._handed += 1
-        self._post(self._begin, start, message)
+    def _hand_over(self, call: ServerCall, message: bytes | None) -> None:
+        self._awaited.pop(call, None)
+        self._post(call.start, message)
 
-    def _begin(self, start: Callable[[bytes | None], None], message: bytes | None) -> None:
-        self._begun += 1
-        start(message)
+    def _expire(self) -> None:
+        """On the event loop: ends calls whose message is late, from time to time."""
+        late = time.monotonic() - self._message_limit_s
+        for call, came in list(self._awaited.items()):
+            if came > late:
+                break
+            self._awaited.pop(call, None)
+            call.expire(self._message_limit_s)
+        self._look = self._loop.call_later(min(_LOOK_EVERY_S, self._message_limit_s), self._expire)
 
     def _post(self, function: Callable[..., None], *arguments: Any) -> None:
         """Has a function called on the event loop, from any thread; calls are kept in their order."""

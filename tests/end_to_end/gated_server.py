@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.fair_queue import Request
 from engine.calls.call import Call
-from engine.calls.visit import Visit
+from engine.calls.scope import CallScope
 from engine.config import load_config
 from engine.server import serve
 from engine.telemetry import logs
@@ -74,7 +74,7 @@ def _is_telling(kind: type) -> bool:
 
 
 def _belongs_to_a_call(kind: type) -> bool:
-    return kind in (Call, Request, ServerCall, Visit) or (
+    return kind in (Call, Request, ServerCall, CallScope) or (
         kind.__name__.endswith("Request") and issubclass(kind, Message)
     )
 

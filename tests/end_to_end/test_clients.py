@@ -132,7 +132,7 @@ def test_the_model_describes_itself(server: ServerProcess) -> None:
         CROP,
         "bilinear",
     )
-    assert (model.max_images_per_request, model.max_message_bytes) == (1024, 64 * 2**20)
+    assert (model.max_images_per_request, model.max_message_bytes) == (1024, 16 * 2**20)
     assert "onnx" in model.versions
 
 

@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from gates import constant, gated_server, list_of, raw_images, stub_of, until
-from tiny_model import LATENT_DIM, latents_of
+from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of
 
 from engine.client import Client, ClientError
 from protos import dfcvae_pb2 as pb
@@ -40,11 +41,40 @@ def test_a_full_queue_refuses_at_once(tiny_bundle: Path, tmp_path: Path) -> None
         assert len(client.encode(constant(5, 20)).mu) == 20
 
 
+def test_who_sends_on_into_a_full_queue_is_refused_unread(tiny_bundle: Path, tmp_path: Path) -> None:
+    with (
+        gated_server(tiny_bundle, tmp_path, "--max-queue", "20", "--metrics-port", "0") as gate,
+        grpc.insecure_channel(gate.server.target) as channel,
+    ):
+        stub = stub_of(channel)
+
+        def encode(count: int) -> Any:
+            return stub.Encode.future(pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1, count)))))
+
+        def received() -> float:
+            return gate.server.metric("dfcvae_received_messages_total", method="Encode")
+
+        gate.close()
+        running = encode(1)
+        until(lambda: gate.batches() == ["encode 1"])
+        waiting = encode(20)
+        until(lambda: received() == 2)
+        assert "the queue holds 20 of at most 20 images, 2 more don't fit" in encode(2).exception(30).details()
+        assert received() == 3
+        for _ in range(5):
+            assert "the queue holds 20 of at most 20 images, 1 more don't fit" in encode(2).exception(30).details()
+        assert received() == 3
+        assert stub.GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
+        gate.open()
+        assert [call.result(30).mu.count for call in (running, waiting)] == [1, 20]
+        assert encode(2).result(30).mu.count == 2
+
+
 @pytest.mark.parametrize(
     ("options", "calls", "message"),
     [
-        (["--max-calls-in-flight", "1"], 1, "the server is answering 1 calls, its most; send again after a pause"),
-        (["--max-message-bytes", "200000", "--max-bytes-in-flight", "200000"], 4, "requests, at most 200000, and "),
+        (["--max-calls-in-flight", "1"], 1, "the server is answering 1 calls, at most 1, "),
+        (["--max-message-bytes", "200000", "--max-bytes-in-flight", "230000"], 3, "requests, at most 172500, "),
     ],
 )
 def test_what_is_held_at_once_is_limited(
@@ -59,19 +89,23 @@ def test_what_is_held_at_once_is_limited(
         gate.close()
         latents = latents_of(constant(1, 60))
         batch = pb.LatentBatch(count=60, dim=LATENT_DIM, data=latents.tobytes())
-        running = [pool.submit(client.decode, latents) for _ in range(calls)]  # 46,080 bytes each
-        until(lambda: gate.server.metric("dfcvae_calls_in_flight") == calls)
+        running = []
+        for number in range(1, calls + 1):
+            running.append(pool.submit(client.decode, latents))
+            held = number * 46_080
+            until(lambda held=held: held <= gate.server.metric("dfcvae_bytes_in_flight") < held + 1000)  # type: ignore[misc]
         with pytest.raises(grpc.RpcError) as refusal:
             stub_of(channel).Decode(pb.DecodeRequest(latents=batch), timeout=30)
         assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert message in refusal.value.details()
         gate.open()
         assert [len(call.result()) for call in running] == [60] * calls
+        until(lambda: gate.server.metric("dfcvae_calls_in_flight") == 0)
         assert stub_of(channel).Decode(pb.DecodeRequest(latents=batch), timeout=30).images.raw.count == 60
 
 
 def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path: Path) -> None:
-    options = ["--max-message-bytes", "200000", "--max-bytes-in-flight", "200000", "--metrics-port", "0"]
+    options = ["--max-message-bytes", "200000", "--max-bytes-in-flight", "1000000", "--metrics-port", "0"]
     with (
         gated_server(tiny_bundle, tmp_path, *options) as gate,
         grpc.insecure_channel(gate.server.target) as channel,
@@ -85,19 +119,19 @@ def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path
 
         def requests() -> Iterator[pb.EditStreamRequest]:
             begin.wait()
-            yield from (pb.EditStreamRequest(images=images, id=value) for value in range(9))
+            yield from (pb.EditStreamRequest(images=images, id=value) for value in range(40))
 
         gate.close()
         streams = [stub_of(channel).EditStream(requests()) for _ in range(3)]
         until(lambda: gate.server.metric("dfcvae_calls_in_flight") == 3)
         begin.set()
         until(lambda: received() >= 3)
-        # Every stream may have one message of 13,440 bytes, and no more are read beyond 200,000 bytes.
+        # Every stream may have one message of 13,440 bytes, and no more are read beyond 7/8 of 750,000 bytes.
         time.sleep(0.3)
-        assert received() <= 18
-        assert gate.server.metric("dfcvae_bytes_in_flight") < 200000 + 3 * 14000
+        assert received() <= 52
+        assert gate.server.metric("dfcvae_bytes_in_flight") < 1_000_000 + 3 * 80_000
         gate.open()
-        assert [list_of(stream) for stream in streams] == [(list(range(9)), grpc.StatusCode.OK)] * 3
+        assert [list_of(stream) for stream in streams] == [(list(range(40)), grpc.StatusCode.OK)] * 3
         until(lambda: gate.server.metric("dfcvae_bytes_in_flight") == 0)
 
 

@@ -1,8 +1,10 @@
 import asyncio
 import io
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torchvision import transforms
 
 from engine.calls.call import Call, enter
 from engine.errors import InvalidRequest
-from engine.images import MAX_FILE_PIXELS, Codec, decode_file, encode_file, from_raw
+from engine.images import MAX_FILE_PIXELS, Codec, PixelBudget, decode_file, encode_file, from_raw
 from framing import Frame, prepare, to_rgb
 
 
@@ -326,6 +328,49 @@ def test_nothing_of_a_failed_request_is_decoded_later(threads: int) -> None:
     taken = with_codec(threads, steps).taken
     assert taken.count("failing") <= 2 * threads
     assert taken.count("other") == 3
+
+
+def _jpeg(marker: int, bits: int, height: int, width: int) -> bytes:
+    """The start of a JPEG file, to its frame's header."""
+    frame = bytes([bits]) + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\x01\x01\x11\x00"
+    return b"\xff\xd8\xff\xe0\x00\x04\0\0\xff" + bytes([marker]) + (len(frame) + 2).to_bytes(2, "big") + frame
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (_jpeg(0xC1, 12, 8, 8), "is a JPEG file of 12 bits a value, which"),
+        (_jpeg(0xC3, 8, 8, 8), "is a lossless or hierarchical JPEG file"),
+        (_jpeg(0xC0, 8, 0, 8), "is a JPEG file of 8x0 pixels"),
+        (_jpeg(0xC5, 8, 8, 8), "is a lossless or hierarchical JPEG file"),
+        (b"\xff\xd8\xff\xc3", "is a lossless or hierarchical JPEG file"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(8) + b"\x08\x02\0\0\0" + bytes(4), "is a PNG file of 0x0 pixels"),
+    ],
+)
+def test_files_of_kinds_that_cannot_be_read_are_called_what_they_are(data: bytes, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        decode_file(data, Frame(8))
+
+
+def test_files_wait_for_pixels_that_others_take() -> None:
+    budget = PixelBudget(100)
+    entered: list[int] = []
+
+    def take(pixels: int) -> None:
+        with budget.taken(pixels):
+            entered.append(pixels)
+
+    with ThreadPoolExecutor(2) as pool:
+        with budget.taken(60):
+            small = pool.submit(take, 40)
+            small.result()
+            large = pool.submit(take, 500)
+            behind = pool.submit(take, 1)
+            time.sleep(0.05)
+            assert entered == [40], "what comes behind a large file doesn't overtake it"
+        large.result()
+        behind.result()
+    assert sorted(entered) == [1, 40, 500]
 
 
 def test_closing_does_not_wait_for_work_whose_client_has_gone() -> None:

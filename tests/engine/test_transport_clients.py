@@ -2,8 +2,8 @@
 
 import asyncio
 import gc
+import itertools
 import os
-import queue
 import socket
 import threading
 import time
@@ -34,6 +34,8 @@ from wires import (
     until,
 )
 
+from engine.transport.core import CoreCall
+from engine.transport.permit import Permit, Unlimited
 from engine.transport.server import Ending
 
 # Clients that go away.
@@ -89,20 +91,40 @@ async def test_a_connection_that_breaks_cancels_all_its_calls() -> None:
             await held.cancelled.acquire()
 
 
+class _Counted(Unlimited):
+    """Leaves a set when its call does."""
+
+    def __init__(self, inside: "set[_Counted]") -> None:
+        self._inside = inside
+        inside.add(self)
+
+    def release(self) -> None:
+        self._inside.discard(self)
+
+
 @in_loop
-async def test_a_call_that_was_cancelled_before_its_first_step_is_not_begun() -> None:
+async def test_a_call_that_was_cancelled_before_its_first_step_is_not_begun_and_leaves() -> None:
     held = Held()
+    inside: set[_Counted] = set()
     services = Services(Held=unary(held), Echo=unary(echo))
-    async with serving(services) as target, connected(target) as channel:
+    async with (
+        serving(services, admit=lambda _: _Counted(inside)) as target,
+        connected(target) as channel,
+    ):
         with closing(socket.create_connection(("127.0.0.1", int(target.rsplit(":", 1)[1])))) as wire:
-            call = Wire.call(1, path("Held").encode()) + Wire.reset(1)
-            wire.sendall(Wire.start() + call)
             # The event loop stands still until the server has seen what was sent later on that connection.
-            for number, name in ((3, "/first"), (5, "/second")):
-                seen = services.asked.setdefault(name, threading.Event())
-                wire.sendall(Wire.call(number, name.encode()))
-                assert seen.wait(LIMIT_S)
+            wire.sendall(Wire.start())
+            numbers = itertools.count(1, 2)
+            calls = list(itertools.islice(numbers, 50))
+            opened = b"".join(Wire.call(call, path("Held").encode()) for call in calls)
+            for frames in (opened, b"".join(map(Wire.reset, calls))):
+                wire.sendall(frames)
+                for number in itertools.islice(numbers, 2):
+                    seen = services.asked.setdefault(f"/{number}", threading.Event())
+                    wire.sendall(Wire.call(number, b"/%d" % number))
+                    assert seen.wait(LIMIT_S)
             assert await channel.unary_unary(path("Echo"))(b"a") == b"a"
+            await until(lambda: not inside)
     assert held.calls == 0
 
 
@@ -261,12 +283,13 @@ async def test_calls_are_answered_while_the_event_loop_stands_still_now_and_then
         await asyncio.gather(*(asyncio.to_thread(client, target) for _ in range(3)))
 
 
-def _turned_away(method: str) -> Ending | None:
-    busy = grpc.StatusCode.RESOURCE_EXHAUSTED, "come back later", (("retry-after-ms", "7"), ("why-bin", b"\xff"))
-    return None if method == path("Vital") else busy
+def _judge(call: CoreCall) -> Permit | Ending:
+    if ("permit", "none") not in call.metadata:
+        return Unlimited()
+    return grpc.StatusCode.RESOURCE_EXHAUSTED, "come back later", (("retry-after-ms", "7"), ("why-bin", b"\xff"))
 
 
-def _was_turned_away(call: Any) -> bool:
+def _was_refused(call: Any) -> bool:
     if call.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return False
     assert call.details() == "come back later"
@@ -275,37 +298,23 @@ def _was_turned_away(call: Any) -> bool:
 
 
 @in_loop
-async def test_calls_are_turned_away_while_the_event_loop_is_far_behind() -> None:
+async def test_calls_are_refused_beside_an_event_loop_that_stands_still() -> None:
     blocker = Blocker()
-    services = Services(Block=unary(blocker), Echo=unary(echo), Vital=unary(echo))
-    vital_let_in = services.asked.setdefault(path("Vital"), threading.Event())
-    bodies = [b"%d" % number for number in range(2_000)]
+    services = Services(Block=unary(blocker), Echo=unary(echo))
 
-    def client(target: str) -> int:
-        """How many calls were answered; runs beside the event loop."""
+    def client(target: str) -> None:
+        """Runs beside the event loop."""
         with grpc.insecure_channel(target, [OWN_CONNECTION]) as channel, closing(blocker):
             ask = channel.unary_unary(path("Echo"))
             assert ask(b"early", timeout=LIMIT_S) == b"early"
             blocked = channel.unary_unary(path("Block")).future(b"a", timeout=LIMIT_S)
             assert blocker.blocks.wait(LIMIT_S)
-            over: queue.Queue[Any] = queue.Queue()
-            calls = [ask.future(body, timeout=LIMIT_S) for body in bodies]
-            for call in calls:
-                call.add_done_callback(over.put)
-            assert _was_turned_away(over.get(timeout=LIMIT_S))
-            vital = channel.unary_unary(path("Vital")).future(b"vital", timeout=LIMIT_S)
-            assert vital_let_in.wait(LIMIT_S)
-            assert not any(call.done() for call in (blocked, vital))
+            late = ask.future(b"late", timeout=LIMIT_S)
+            calls = [ask.future(b"a", metadata=(("permit", "none"),), timeout=LIMIT_S) for _ in range(100)]
+            assert all(call.exception() is call and _was_refused(call) for call in calls)
+            assert not any(call.done() for call in (blocked, late))
             blocker.close()
-            assert (blocked.result(), vital.result()) == (b"a", b"vital")
-            answered = [
-                (call.result(), body) for call, body in zip(calls, bodies, strict=True) if not _was_turned_away(call)
-            ]
-            assert all(answer == body for answer, body in answered)
-            assert ask(b"late", timeout=LIMIT_S) == b"late"
-            return len(answered)
+            assert (blocked.result(), late.result()) == (b"a", b"late")
 
-    # Otherwise core itself may cancel calls that come so fast.
-    patient = [(f"grpc.server.max_pending_requests{limit}", 2**20) for limit in ("", "_hard_limit")]
-    async with serving(services, *patient, turn_away=_turned_away) as target:
-        assert 512 <= await asyncio.to_thread(client, target) < len(bodies)
+    async with serving(services, admit=_judge) as target:
+        await asyncio.to_thread(client, target)

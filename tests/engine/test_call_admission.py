@@ -1,0 +1,100 @@
+"""Which calls are admitted, and when core is asked for their messages."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from engine.calls.admission import Admission, CallPermit, Guards
+from engine.errors import Overloaded
+
+MESSAGE_BYTES = 1_000_000
+GUARDS = Guards(max_message_bytes=MESSAGE_BYTES, max_bytes=8 * MESSAGE_BYTES)  # 6 of them for messages
+
+
+class Calls:
+    """Calls of an admission, which remembers whose messages core was asked for."""
+
+    def __init__(self, guards: Guards) -> None:
+        self.admission = Admission(guards)
+        self.admission.open()
+        self.asked: list[str] = []
+
+    def enter(self, client: str) -> CallPermit:
+        permit = self.admission.admit(client)
+        permit.receive_when_room(lambda: self.asked.append(client))
+        return permit
+
+
+def play(scene: Callable[[Calls], None], guards: Guards = GUARDS) -> None:
+    async def run() -> None:
+        calls = Calls(guards)
+        scene(calls)
+        assert vars_of(calls.admission.total) == [0] * 6
+
+    asyncio.run(run())
+
+
+def vars_of(usage: object) -> list[int]:
+    return [getattr(usage, name) for name in ("bytes", "calls", "reserved", "streams", "waiting", "windows")]
+
+
+def release(*permits: CallPermit) -> None:
+    for permit in permits:
+        permit.release()
+        permit.release()  # it may be told so twice
+
+
+def test_a_client_that_never_sends_its_messages_leaves_room_for_those_of_others() -> None:
+    def scene(calls: Calls) -> None:
+        greedy = [calls.enter("greedy") for _ in range(10)]
+        assert calls.asked == ["greedy"] * 4
+        held = calls.enter("other")
+        held.received(50)
+        others = [calls.enter("other"), calls.enter("third")]
+        assert calls.asked == ["greedy"] * 4 + ["other", "other"], "the third client waits for the next place"
+        release(others[0])
+        assert calls.asked[6:] == ["third"]
+        release(held, *others, *greedy)
+
+    play(scene)
+
+
+def test_who_waits_for_room_gets_it_by_turns() -> None:
+    def scene(calls: Calls) -> None:
+        first = [calls.enter("a") for _ in range(4)]
+        waiting = [calls.enter(client) for client in "aaabbb"]
+        assert calls.asked == list("aaaabb")
+        release(*first)
+        assert calls.asked[6:] == list("aba")
+        release(waiting[2])  # the only one that still waits
+        release(*waiting)
+        assert len(calls.asked) == 9
+
+    play(scene)
+
+
+def test_calls_that_wait_for_the_event_loop_are_bounded() -> None:
+    def scene(calls: Calls) -> None:
+        permits = [calls.enter("greedy") for _ in range(512 * 7 // 8)]
+        for permit in permits:
+            permit.received(1)
+        with pytest.raises(Overloaded, match="more calls come than the server can look at"):
+            calls.enter("greedy")
+        permits.append(calls.enter("other"))
+        permits[0].started()
+        permits.append(calls.enter("greedy"))
+        release(*permits)
+
+    play(scene, Guards())
+
+
+def test_a_message_that_does_not_fit_any_more_is_refused() -> None:
+    def scene(calls: Calls) -> None:
+        permits = [calls.enter("a") for _ in range(8)]
+        for permit in permits:
+            permit.received(MESSAGE_BYTES)
+        assert [permit.refusal is not None for permit in permits] == [False] * 5 + [True] * 3
+        release(*permits)
+
+    play(scene)
