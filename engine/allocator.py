@@ -4,11 +4,11 @@ import ctypes
 from contextlib import suppress
 
 _M_ARENA_MAX = -8  # of malloc.h
-_ARENAS = 2
+_ARENAS = 1
 
 
 def share_freed_memory() -> None:
-    """Has all threads share two arenas, as MALLOC_ARENA_MAX=2 does; of other C libraries, nothing.
+    """Has all threads share one arena, as MALLOC_ARENA_MAX=1 does; of other C libraries, nothing.
 
     By default each thread has one of its own: eight threads that decode large pictures in turn hold as much memory as
     if they did it at once.
