@@ -1,15 +1,14 @@
 """Builds plans from ONNX graphs, with TensorRT 8.6 to 11 for the GPU at hand, with TensorRT for RTX for any it knows.
 
-The precision of every layer stands in the graph. TensorRT 10 and newer and TensorRT for RTX follow it (a strongly typed
-network); older ones choose each layer's precision among those that builder flags allow, and are asked to compute in
-FP32 what the graph keeps in FP32: it is found by the names that `export.half` gives.
+The precision of every layer stands in the graph, and is what TensorRT computes in (a strongly typed network). What 8.6
+needs besides is in `export.tensorrt_8`.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ from engine.backends.tensor_rt import (
     title,
 )
 from engine.errors import BackendError
+from export import tensorrt_8
 
 Say = Callable[[str], None]
 
 WORKSPACE_BYTES = 1 << 30
 """Memory that one layer may use while it computes, bytes: the largest layer here needs a fraction of it."""
-KEPT = "float32/"
-"""Begin of the names of those layers of an FP16 graph that compute in FP32."""
 
 
 def build_plan(
@@ -79,8 +77,11 @@ def build_plan(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if tactics is not None:
         config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in tactics))
-    flags = _set_precision(trt, config, network, typed)
-    _share_profile(trt, config)
+    config.clear_flag(trt.BuilderFlag.TF32)  # what is FP32 is meant so, and the factors of TF32 have ten bits
+    flags = ["no TF32"]
+    if not typed:
+        flags += tensorrt_8.allow_precisions(trt, config, network)
+        tensorrt_8.share_profile(trt, config)
     profile = _add_profile(builder, config, network, max_batch)
     if not rtx and hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _make_monitor(trt, say)
@@ -142,36 +143,6 @@ def _rule(error: Any) -> str:
     return " ".join(line.strip() for line in lines if "catchCudaError" not in line)
 
 
-def _set_precision(trt: Any, config: Any, network: Any, typed: bool) -> list[str]:
-    """Sets the flags that a network of this kind needs; returns the names of those that differ from the defaults."""
-    layers = list(_layers(network))
-    quantised = any(layer.type == trt.LayerType.QUANTIZE for layer in layers)
-    half = any(
-        layer.get_output(index).dtype == trt.DataType.HALF for layer in layers for index in range(layer.num_outputs)
-    )
-    config.clear_flag(trt.BuilderFlag.TF32)  # what is FP32 is meant so, and the factors of TF32 have ten bits
-    flags = [name for name, used in (("FP16", half), ("INT8", quantised)) if used and not typed]
-    if not flags:
-        return ["no TF32"]
-    kept = [layer for layer in layers if layer.name.startswith(KEPT)]
-    if kept:
-        flags.append("PREFER_PRECISION_CONSTRAINTS")
-    for name in flags:
-        config.set_flag(getattr(trt.BuilderFlag, name))
-    for layer in kept:
-        layer.precision = trt.DataType.FLOAT
-        for index in range(layer.num_outputs):
-            layer.set_output_type(index, trt.DataType.FLOAT)
-    return ["no TF32", *flags]
-
-
-def _share_profile(trt: Any, config: Any) -> None:
-    """Lets several contexts, one for each batch bucket, use the one profile; since TensorRT 10 they may anyway."""
-    feature = trt.PreviewFeature.__members__.get("PROFILE_SHARING_0806")
-    if feature is not None and not config.get_preview_feature(feature):
-        config.set_preview_feature(feature, True)
-
-
 def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> None:
     config.num_compute_capabilities = len(compute_capabilities)
     for index, each in enumerate(compute_capabilities):
@@ -222,10 +193,6 @@ def _load_timing_cache(config: Any, path: Path, say: Say) -> bool:
         say(f"{path} is of another GPU or TensorRT, or damaged; its kernels are timed anew")
     config.set_timing_cache(config.create_timing_cache(b""), False)
     return False
-
-
-def _layers(network: Any) -> Iterator[Any]:
-    return (network.get_layer(index) for index in range(network.num_layers))
 
 
 def _write(path: Path, content: bytes) -> None:

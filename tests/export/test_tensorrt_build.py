@@ -16,7 +16,8 @@ from engine.errors import BackendError
 from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
-from export.tensorrt_build import KEPT, WORKSPACE_BYTES, build_plan
+from export.tensorrt_8 import KEPT
+from export.tensorrt_build import WORKSPACE_BYTES, build_plan
 
 VERSIONS = ["8.6.0", "10.3.0", "11.1.0"]
 
@@ -148,7 +149,7 @@ def test_a_failed_build_says_why_and_leaves_nothing(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = gpu_stand_in.install(monkeypatch, "8.6.0")
-    monkeypatch.setattr("export.tensorrt_build._set_precision", lambda *_: [])
+    monkeypatch.setattr("export.tensorrt_8.allow_precisions", lambda *_: [])
     with pytest.raises(BackendError, match=r"can't build decoder\.fp16\.onnx: Error Code 4: precision flags"):
         build(graphs / "decoder.fp16.onnx", tmp_path)
     assert trt.configs
