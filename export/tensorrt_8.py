@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 KEPT = "float32/"
-"""Begin of the names of those layers of an FP16 graph that compute in FP32."""
+"""Stands in the names of those layers of an FP16 graph that compute in FP32."""
 
 
 def allow_precisions(trt: Any, config: Any, network: Any) -> list[str]:
@@ -19,7 +19,7 @@ def allow_precisions(trt: Any, config: Any, network: Any) -> list[str]:
     types = {layer.get_output(index).dtype for layer in layers for index in range(layer.num_outputs)}
     flags = ["FP16"] if trt.DataType.HALF in types else []
     flags += ["INT8"] if any(layer.type == trt.LayerType.QUANTIZE for layer in layers) else []
-    kept = [layer for layer in layers if flags and layer.name.startswith(KEPT)]
+    kept = [layer for layer in layers if flags and KEPT in layer.name]
     flags += ["PREFER_PRECISION_CONSTRAINTS"] if kept else []
     for name in flags:
         config.set_flag(getattr(trt.BuilderFlag, name))

@@ -108,6 +108,7 @@ def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
         bundle.path / manifest.engine.encoder,
         bundle.path / manifest.engine.decoder,
         manifest.max_batch_size,
+        edit=bundle.path / manifest.engine.edit if manifest.engine.edit else None,
         split=manifest.engine.split,
         threads=threads,
     )
@@ -120,6 +121,7 @@ def open_graphs(
     decoder: Path,
     max_batch_size: int,
     *,
+    edit: Path | None = None,
     split: bool = False,
     threads: int | None = None,
 ) -> Backend:
@@ -131,6 +133,7 @@ def open_graphs(
         encoder: ONNX graph of the encoder; for those `OF_PLANS`, its plan.
         decoder: ONNX graph of the decoder; for those `OF_PLANS`, its plan.
         max_batch_size: Largest batch, images.
+        edit: For those `OF_PLANS`, the plan of both as one graph, if there is one.
         split: As `engine.bundle.Engine` says.
         threads: Compute threads; None takes every core that this process may use.
 
@@ -153,7 +156,7 @@ def open_graphs(
     if backend in OF_PLANS:
         from engine.backends.tensor_rt import TensorRtBackend  # noqa: PLC0415
 
-        return TensorRtBackend(encoder, decoder, max_batch_size, backend=backend)
+        return TensorRtBackend(encoder, decoder, max_batch_size, edit=edit, backend=backend)
     from engine.backends.onnx_runtime import OnnxRuntimeBackend  # noqa: PLC0415
 
     return OnnxRuntimeBackend(encoder, decoder, threads, precision)
@@ -171,15 +174,10 @@ def _require_proof(bundle: Bundle) -> None:
 
 
 def _require_device_of(manifest: Manifest) -> None:
-    from engine.backends.tensor_rt import is_target, require_device  # noqa: PLC0415
+    from engine.backends.tensor_rt import fits, require_device  # noqa: PLC0415
 
     here, built = require_device(manifest.backend), manifest.tensorrt.get("device", {})
-    if manifest.backend == "tensorrt-rtx":
-        targets = built.get("compute_capabilities", [])
-        fits = here["tensorrt-rtx"] == built.get("tensorrt-rtx") and is_target(here["compute_capability"], targets)
-    else:
-        fits = here == built
-    if not fits:
+    if not fits(built, here):
         raise BackendError(
             f"the bundle's plans were built for {_device(built)}, this machine has {_device(here)}; rebuild them here "
             f"with: {_rebuild(manifest)}"

@@ -116,6 +116,8 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, split, stages"),
         ({"engine": {**ENGINE, "decoder": "absent.onnx"}}, "does not list absent.onnx"),
         ({"engine": {**ENGINE, "split": 1}}, "engine.split must be bool, not 1"),
+        ({"engine": {**ENGINE, "edit": 1}}, "engine.edit must be the name of a file or null, not 1"),
+        ({"engine": {**ENGINE, "edit": "edit.plan"}}, "does not list edit.plan"),
         ({"engine": {**ENGINE, "chosen": []}}, r"engine.chosen must be dict, not \[\]"),
         ({"engine": {**ENGINE, "stages": {"reduced": ["a.onnx"]}}}, r"engine.stages.reduced must be two names"),
         ({"engine": {**ENGINE, "stages": {"reduced": ["a.onnx", "b.onnx"]}}}, "does not list a.onnx"),
