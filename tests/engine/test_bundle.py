@@ -251,9 +251,11 @@ def test_plans_of_this_gpu_are_taken_to_tensorrt(bundle: Path, monkeypatch: pyte
     monkeypatch.setattr(
         "engine.backends.tensor_rt.TensorRtBackend", lambda *given, **named: opened.append((given, named))
     )
-    change_manifest(bundle, backend="tensorrt", precision="fp16", tensorrt={"device": HERE})
+    engine = {**ENGINE, "edit": "decoder.onnx"}
+    change_manifest(bundle, backend="tensorrt", precision="fp16", engine=engine, tensorrt={"device": HERE})
     open_backend(Bundle.load(bundle))
-    assert opened == [((bundle / "encoder.onnx", bundle / "decoder.onnx", 32), {"backend": "tensorrt"})]
+    plans = bundle / "encoder.onnx", bundle / "decoder.onnx", 32
+    assert opened == [(plans, {"edit": bundle / "decoder.onnx", "backend": "tensorrt"})]
 
 
 RTX_HERE = {"tensorrt-rtx": "1.7.1", "gpu": "NVIDIA RTX 6000 Ada", "compute_capability": "8.9"}
@@ -268,7 +270,7 @@ def test_plans_for_several_kinds_of_gpu_are_taken_to_tensorrt_for_rtx(
     monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *_, **named: opened.append(named))
     change_manifest(bundle, backend="tensorrt-rtx", precision="fp16", tensorrt={"device": RTX_BUILT})
     open_backend(Bundle.load(bundle))
-    assert opened == [{"backend": "tensorrt-rtx"}]
+    assert opened == [{"edit": None, "backend": "tensorrt-rtx"}]
 
 
 @pytest.mark.parametrize(

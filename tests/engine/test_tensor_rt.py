@@ -27,11 +27,11 @@ from export.tensorrt_build import build_plan
 GRAPHS = ("encoder", "decoder")
 
 
-def build(folder: Path, max_batch: int) -> None:
+def build(folder: Path, max_batch: int, backend: str = "tensorrt") -> None:
     write_edit_by_steps(folder / "encoder.onnx", folder / "decoder.onnx", folder / "edit.onnx")
     for name in (*GRAPHS, "edit"):
-        cache = folder / "timing.cache"
-        build_plan(folder / f"{name}.onnx", folder / f"{name}.plan", max_batch=max_batch, timing_cache=cache, say=print)
+        graph, plan, cache = folder / f"{name}.onnx", folder / f"{name}.plan", folder / "timing.cache"
+        build_plan(graph, plan, max_batch=max_batch, timing_cache=cache, say=print, backend=backend)
 
 
 def open_plans(folder: Path, max_batch_size: int, **options: Any) -> TensorRtBackend:
@@ -168,14 +168,8 @@ def test_tensorrt_for_rtx_compiles_before_a_graph_is_captured(
 ) -> None:
     trt = gpu_stand_in.install_rtx(monkeypatch)
     for name in GRAPHS:
-        build_plan(
-            tiny_bundle / f"{name}.onnx",
-            tmp_path / f"{name}.plan",
-            max_batch=6,
-            timing_cache=tmp_path / "timing.cache",
-            say=print,
-            backend="tensorrt-rtx",
-        )
+        shutil.copyfile(tiny_bundle / f"{name}.onnx", tmp_path / f"{name}.onnx")
+    build(tmp_path, 6, "tensorrt-rtx")
     assert not (tmp_path / "timing.cache").exists()
     backend = open_plans(tmp_path, 6, backend="tensorrt-rtx")
     eager = trt.DynamicShapesKernelSpecializationStrategy["EAGER"]

@@ -43,6 +43,8 @@ def test_the_manifest_says_through_which_stages_it_went() -> None:
         "reduced": ["encoder.int8.onnx", "decoder.phases.int8.onnx"],
     }
     assert SMALL_GPU.engine == Engine(
-        *SMALL_GPU.files, stages={"reduced": ["encoder.int8-symmetric.onnx", "decoder.int8-symmetric.onnx"]}
+        *SMALL_GPU.files,
+        stages={"reduced": ["encoder.int8-symmetric.onnx", "decoder.int8-symmetric.onnx"]},
+        edit="edit.int8-symmetric.plan",
     )
     assert Candidate("onnxruntime", "fp32", "plain", "plain", False).engine == Engine()

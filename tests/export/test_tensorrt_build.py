@@ -102,9 +102,10 @@ def test_what_is_fp32_in_the_parts_is_fp32_in_an_edit(
     write_edit_by_steps(*parts, tmp_path / "edit.onnx")
     for graph in (*parts, tmp_path / "edit.onnx"):
         build(graph, tmp_path)
-    kept = [[layer.name for layer in config.network.layers if layer.precision is not None] for config in trt.configs]
-    assert all(kept)
-    assert len(kept[2]) == len(kept[0]) + len(kept[1])
+    layers = [config.network.layers for config in trt.configs]
+    encoder, decoder, both = ({each.name for each in found if each.precision is not None} for found in layers)
+    prefixed = {f"encode/{name}" for name in encoder} | {f"decode/{name}" for name in decoder}
+    assert both == prefixed - {f"encode/{KEPT}/encoder/log_var/Gemm"}  # which an edit does without
     assert trt.configs[2].profiles[0].shapes.keys() == {"images", "steps"}
 
 
