@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float32]
 class GpuBackend:
     """The model in FP16 on a GPU, from host to host as an engine. No truth: only to be timed.
 
-    As the engine it keeps page-locked memory and memory of the GPU from call to call, copies without waiting, waits once
-    a call, and leaves the latents of an edit on the GPU.
+    As the engine does, it keeps page-locked memory and memory of the GPU from call to call, copies without waiting,
+    waits once a call, and leaves the latents of an edit on the GPU.
 
     Args:
         model: The VAE in evaluation mode, on the CPU; left as it is.
