@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,7 @@ class GpuBackend:
 
     def decode(self, latents: Floats) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
+        images: Bytes
         (images,) = self._run(self._decode, latents=latents)
         return images
 
@@ -72,7 +74,7 @@ class GpuBackend:
     @torch.inference_mode()
     def _run(
         self, function: Callable[..., tuple[Tensor, ...]], **inputs: npt.NDArray[np.generic]
-    ) -> list[npt.NDArray[np.generic]]:
+    ) -> list[npt.NDArray[Any]]:
         given = [self._staging.upload(name, array) for name, array in inputs.items()]
         return self._staging.download(function(*given))
 
@@ -90,7 +92,7 @@ class _Staging:
         host.copy_(source)
         return self._take(source, self._device, name).copy_(host, non_blocking=True)
 
-    def download(self, results: tuple[Tensor, ...]) -> list[npt.NDArray[np.generic]]:
+    def download(self, results: tuple[Tensor, ...]) -> list[npt.NDArray[Any]]:
         hosts = [self._take(result, "cpu", place) for place, result in enumerate(results)]
         for host, result in zip(hosts, results, strict=True):
             host.copy_(result, non_blocking=True)

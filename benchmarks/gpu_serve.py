@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def measure(bundle: Bundle, sizes: Sequence[int], seconds: float, log: Path) -> 
             answered = client.edit(batch, [(name, 1.0)])
             difference = np.abs(answered.astype(int) - edit(backend, batch, steps)[0])
             assert difference.max() <= 1, f"{size} images: the server's are off by up to {difference.max()} levels"
-            taken = take_turns({"": lambda batch=batch: client.edit(batch, [(name, 1.0)])}, seconds)[""]
+            taken = take_turns({"": partial(client.edit, batch, [(name, 1.0)])}, seconds)[""]
             p50, p99 = np.percentile(taken, [50, 99]) * 1e3
             rate = size * len(taken) / sum(taken)
             rows.append({"images": size, "p50_ms": float(p50), "p99_ms": float(p99), "images_per_s": rate})

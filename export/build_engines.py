@@ -229,7 +229,7 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         gate.require_portable()
 
         write_reduced(run, candidates, folder, model=model, calibration_images=calibration_images, say=say)
-        building = {
+        building: dict[str, Any] = {
             "max_batch": config.max_batch,
             "timing_cache": config.out.with_name(f"{config.out.name}.timing.cache"),
             "compute_capabilities": config.compute_capability,

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a benchmark's module; turns are as short as can be."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     speed = importlib.import_module("gpu_speed")
@@ -37,9 +36,9 @@ def test_pytorch_in_fp16_shows_nearly_the_same_and_keeps_no_result(benchmarks: A
     np.testing.assert_array_equal(mu, again)
     for mine, truth in zip((mu, log_var), exact.encode(images), strict=True):
         assert 0 < np.abs(mine - truth).max() < 0.02
-    truth = exact.decode(exact.encode(images)[0] + steps)
-    assert np.abs(edited.astype(int) - truth).max() <= 2
-    assert np.abs(half.decode(mu + steps).astype(int) - truth).max() <= 2
+    expected = exact.decode(exact.encode(images)[0] + steps).astype(int)
+    assert np.abs(edited - expected).max() <= 2
+    assert np.abs(half.decode(mu + steps) - expected).max() <= 2
 
 
 def test_a_server_is_asked_and_compared_with_its_engine(benchmarks: Any, tiny_bundle: Path, tmp_path: Path) -> None:
