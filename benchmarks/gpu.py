@@ -27,9 +27,10 @@ from typing import Any, Literal
 from gpu_job import DIRECTIONS, EXPECTED, FACTS, Job, Recorder
 from gpu_speed import Timing, measure, table
 
-from engine.backends import Backend
+from engine.backends import CUDA, Backend, Options
+from engine.backends.buckets import bucket_sizes
 from engine.backends.cuda import Cuda
-from engine.backends.tensor_rt import TensorRtBackend, bucket_sizes, require_device
+from engine.backends.tensor_rt import TensorRtBackend, require_device
 from engine.errors import BackendError, EngineError
 from export.errors import InputError, ParityError
 from export.parity import TOLERANCES, Stage
@@ -128,12 +129,13 @@ def run(job: Job, folder: Path, seconds: float, report: Path) -> bool:
     pairs = {name: plans for name, plans in pairs.items() if all(f"{plan.stem}.onnx" in built for plan in plans)}
     if not pairs:
         raise BackendError(f"no encoder and decoder were built: {'; '.join(refused.values())}")
-    sides: dict[str, Backend] = {name: TensorRtBackend(*plans, largest) for name, plans in pairs.items()}
+    options = Options(backend="tensorrt", device=CUDA, precision="fp16", max_batch_size=largest)
+    sides: dict[str, Backend] = {name: TensorRtBackend(*plans, options) for name, plans in pairs.items()}
     stages = {name: job.truth.compare(side, "FP16 plans", TOLERANCES["fp16"]) for name, side in sides.items()}
     for name, stage in stages.items():
         print(stage.table(name))
     first = next(iter(pairs))
-    sides[f"{first}, without CUDA graphs"] = TensorRtBackend(*pairs[first], largest, cuda_graphs=False)
+    sides[f"{first}, without CUDA graphs"] = TensorRtBackend(*pairs[first], options, cuda_graphs=False)
     timings = measure(sides, job.images, job.directions, bucket_sizes(largest), seconds)
     if (job.path / PYTORCH).is_file():
         timings += [Timing(**timing) for timing in json.loads((job.path / PYTORCH).read_text(encoding="utf-8"))]

@@ -20,7 +20,7 @@ EXPECTED, DIRECTIONS, FACTS = "expected.npz", "directions.safetensors", "job.jso
 Array = npt.NDArray[Any]
 
 
-class Recorder:
+class Recorder(Backend):
     """A backend that keeps what another one answered."""
 
     def __init__(self, backend: Backend) -> None:
@@ -45,7 +45,7 @@ class Recorder:
         np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
-class Player:
+class Player(Backend):
     """A backend that answers as it was recorded, if it is asked the same again, in the same order."""
 
     def __init__(self, path: Path) -> None:

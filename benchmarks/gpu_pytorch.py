@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.backends import Backend
 from trainer.model import VAE
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-class GpuBackend:
+class GpuBackend(Backend):
     """The model in FP16 on a GPU, from host to host as an engine. No truth: only to be timed.
 
     As the engine does, it keeps page-locked memory and memory of the GPU from call to call, copies without waiting,

@@ -19,7 +19,7 @@ import numpy as np
 from gpu_speed import take_turns
 from serving.process import ScriptError, Server
 
-from engine.backends import edit, open_backend
+from engine.backends import open_backend
 from engine.bundle import Bundle
 from engine.client import Client
 from engine.errors import EngineError
@@ -43,7 +43,7 @@ def measure(bundle: Bundle, sizes: Sequence[int], seconds: float, log: Path) -> 
         for size in sizes:
             batch, steps = images[:size], np.tile(step, (size, 1))
             answered = client.edit(batch, [(name, 1.0)])
-            difference = np.abs(answered.astype(int) - edit(backend, batch, steps)[0])
+            difference = np.abs(answered.astype(int) - backend.edit(batch, steps)[0])
             assert difference.max() <= 1, f"{size} images: the server's are off by up to {difference.max()} levels"
             taken = take_turns({"": partial(client.edit, batch, [(name, 1.0)])}, seconds)[""]
             p50, p99 = np.percentile(taken, [50, 99]) * 1e3

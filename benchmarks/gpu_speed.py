@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import Backend, edit
+from engine.backends import Backend
 from engine.latents import Directions
 
 OPERATIONS = ("encode", "decode", "edit")
@@ -51,7 +51,7 @@ def measure(
             return side.encode(images[:size])
         if operation == "decode":
             return side.decode(latents[:size])
-        return edit(side, images[:size], steps[:size])
+        return side.edit(images[:size], steps[:size])
 
     timings = []
     for size in sizes:

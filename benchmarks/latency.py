@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tyro
 from tqdm import tqdm
 
-from engine.backends import Backend, edit, open_backend, open_graphs
+from engine.backends import Backend, open_backend, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
 from export.errors import FAILURES, InputError, report
 from export.parity import Report
@@ -186,7 +186,7 @@ class Contest:
                 return side.encode(images)
             if operation == "decode":
                 return side.decode(latents)
-            return edit(side, images, steps)
+            return side.edit(images, steps)
 
         taken = take_turns([partial(call, side) for side in self.sides.values()], seconds)
         timings = {name: Timing.of(durations, batch_size) for name, durations in zip(self.sides, taken, strict=True)}
@@ -194,7 +194,8 @@ class Contest:
 
 
 def _describe(bundle: Bundle) -> str:
-    return f"{bundle.manifest.backend} {bundle.manifest.precision}"
+    manifest = bundle.manifest
+    return f"{manifest.backend} {manifest.precision} on {manifest.device}"
 
 
 def take_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:

@@ -47,7 +47,7 @@ def main() -> int:
             return 0
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         logs.set_up(config.log_level, config.log_format)
-        asyncio.run(serve(config, lambda bundle: open_backend(bundle, config.threads)))
+        asyncio.run(serve(config, lambda bundle: open_backend(bundle, config.threads, config.device)))
     except StartupError as error:
         logs.flush()
         with suppress(OSError, ValueError):

@@ -95,6 +95,7 @@ class Manifest:
         kinds: How the direction of each was found, as `engine.latents.Directions` says; empty if an older export did
             not write it.
         backend: Runtime that serves the bundle, for example "onnxruntime".
+        device: Kind of device that it computes on, "cpu" or "cuda"; which of several GPUs is for the server to say.
         precision: Arithmetic of the engines, for example "fp32".
         engine: What the backend runs, and how.
         max_batch_size: Largest batch that the engines take, images.
@@ -119,6 +120,7 @@ class Manifest:
     attributes: tuple[str, ...]
     kinds: tuple[str, ...]
     backend: str
+    device: str
     precision: str
     engine: Engine
     max_batch_size: int
@@ -171,7 +173,7 @@ class Manifest:
             values = _from_version_2(values)
         if version in _READ_TOO:
             values = _from_version_3(values)
-        values = {"proof": dict(_NO_PROOF), **values}
+        values = {"proof": dict(_NO_PROOF), "device": _device_of(values), **values}
         _check_keys("manifest", values, cls)
         _check_types(values)
         preprocessing = {**_NO_FRAME, **values["preprocessing"]}
@@ -309,6 +311,12 @@ def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "format_version": FORMAT_VERSION, "kinds": []}
 
 
+def _device_of(values: dict[str, Any]) -> str:
+    """Where the engines compute, of a manifest that doesn't say: precision and backend decided it."""
+    on_gpu = values.get("backend") in ("tensorrt", "tensorrt-rtx") or values.get("precision") == "fp16"
+    return "cuda" if on_gpu else "cpu"
+
+
 def _check_keys(what: str, values: dict[str, Any], model: type[Any]) -> None:
     known = {value.name for value in fields(model)}
     if unknown := sorted(set(values) - known):
@@ -320,7 +328,7 @@ def _check_keys(what: str, values: dict[str, Any], model: type[Any]) -> None:
 def _check_types(values: dict[str, Any]) -> None:
     expected: dict[str, type] = {
         **dict.fromkeys(("image_size", "latent_dim", "max_batch_size"), int),
-        **dict.fromkeys(("backend", "precision"), str),
+        **dict.fromkeys(("backend", "device", "precision"), str),
         **dict.fromkeys(("preprocessing", "engine", "files", "parity", "versions", "run", "tensorrt", "proof"), dict),
         "attributes": list,
         "kinds": list,

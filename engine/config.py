@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from engine.address import is_local
+from engine.backends.base import DEVICE_RULE, is_device
 from engine.errors import StartupError
 from engine.images import MAX_FILE_PIXELS
 
@@ -143,6 +144,10 @@ class ServerConfig:
 
     max_queue: Annotated[int, Bounds(1, _UINT32)] = 4096
     """Images that may wait for each of encode, decode and edit; requests beyond are refused at once."""
+
+    device: str | None = None
+    """Where engines compute, of the kind that the bundle was built for: cpu, cuda, or one of several GPUs, such as
+    cuda:1; None: the first of that kind."""
 
     threads: Annotated[int | None, Bounds(1, 4096)] = None
     """Compute threads; None takes every core that the process may use."""
@@ -358,6 +363,8 @@ def _fault(name: str, value: Any) -> str | None:
         return f"must have no NUL character, as {str(value)!r} has"
     if name in BOUNDS and not BOUNDS[name].allow(value):
         return f"must be {BOUNDS[name]}, not {value}"
+    if name == "device" and not is_device(value):
+        return f"{DEVICE_RULE}, not {value!r}"
     if name == "traces" and value != "console" and urlsplit(value).scheme not in ("http", "https"):
         return f'must be "console" or the http(s) URL of a collector, not {value!r}'
     return None

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import tyro
 
-from engine.backends import OF_PLANS, open_backend, warm_up
+from engine.backends import BACKENDS, DEVICE_RULE, is_device, kind_of, open_backend, warm_up
 from engine.backends.tensor_rt import DEFAULT_TARGETS, TARGETS
 from engine.bundle import (
     DECODER,
@@ -61,7 +61,7 @@ from export.precision import (
 from export.prior import check_prior, copy_prior
 from export.reference import NAME, EagerBackend
 from export.run import Run
-from export.support import Support
+from export.support import AUTO, Support
 from export.tensorrt_build import layers_of
 from export.triton import FLAG as TRITON_FLAG
 from export.triton import write_triton
@@ -85,9 +85,11 @@ class BuildConfig:
     out: Path
     """Bundle folder to write; must not exist yet, unless with --force."""
     backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "auto"
-    """Runtime that will serve the bundle: onnxruntime (fp32, int8; fp16 on a GPU), openvino (fp32, bf16, int8; CPU),
-    tensorrt (fp32, fp16, int8; GPU; keeps its timing cache beside the bundle, in OUT.timing.cache) or tensorrt-rtx (the
-    same; by name it is built where no GPU is, too, and its bundle is then unproven)."""
+    """Runtime that will serve the bundle: onnxruntime (on the CPU fp32, int8; on a GPU fp32, fp16), openvino (CPU;
+    fp32, bf16, int8), tensorrt (GPU; fp32, fp16, int8; keeps its timing cache beside the bundle, in OUT.timing.cache)
+    or tensorrt-rtx (the same; by name it is built where no GPU is, too, and its bundle is then unproven)."""
+    device: str = "auto"
+    """Where the engines will compute: auto, cpu, cuda, or one of several GPUs of this machine, such as cuda:1."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     """Arithmetic of the engines: fp32 anywhere, bf16 where the CPU has units for it, fp16 on a GPU; int8 is calibrated
     on half of the run's held-out images (parity is measured on the others), and auto never takes it."""
@@ -121,6 +123,8 @@ class BuildConfig:
     """Check everything, print the resolved configuration and the candidates, and stop."""
 
     def __post_init__(self) -> None:
+        if self.device != AUTO and not is_device(self.device):
+            raise InputError(f"--device {self.device}: {DEVICE_RULE}")
         for flag, value, least in (
             ("max-batch", self.max_batch, 1),
             ("latent-tolerance", self.latent_tolerance, 0),
@@ -159,12 +163,12 @@ class BuildConfig:
             InputError: nothing is left.
         """
         found = [
-            Candidate(backend, precision, encoder, decoder, split)
-            for backend, precision in support.choose(self.backend, self.precision)
-            if not (backend == "tensorrt-rtx" and self.triton)
-            for split in self._splits(backend)
-            for encoder in self._encoders(precision, support.runs(backend, precision))
-            for decoder in self._decoders(support.runs(backend, precision))
+            Candidate(*option, encoder, decoder, split)
+            for option in support.choose(self.backend, self.device, self.precision)
+            if not (option.backend == "tensorrt-rtx" and self.triton)
+            for split in self._splits(option.backend)
+            for encoder in self._encoders(option.precision, option in support.here)
+            for decoder in self._decoders(option in support.here)
         ]
         if not found and self.triton:
             raise InputError(f"{TRITON_FLAG}: Triton runs no plans of TensorRT for RTX; take --backend tensorrt")
@@ -237,9 +241,9 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
             "say": say,
         }
         candidates, plans = write_plans(candidates, folder, **building)
-        runs = support.runs(candidates[0].backend, candidates[0].precision)  # what doesn't has no rival
+        runs = candidates[0].option in support.here  # what doesn't has no rival
         entries = _contest(config, run, candidates, folder, say)
-        for reason in support.why_not(config.backend, config.precision) if entries else ():
+        for reason in support.why_not(config.backend, config.device, config.precision) if entries else ():
             say(f"not in the contest: {reason}")
 
         def complete(candidate: Candidate) -> None:
@@ -262,7 +266,7 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         bundle = Bundle.load(folder)
         if runs:
-            warm_up(open_backend(bundle, config.threads), manifest)
+            warm_up(open_backend(bundle, config.threads, winner.device), manifest)
         if stopped():
             raise KeyboardInterrupt
         if config.triton is not None:
@@ -280,7 +284,7 @@ def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
     if config.triton is not None:
         check_free(config.triton, TRITON_FLAG)
         check_apart(config.out, config.triton, TRITON_FLAG)
-    support = Support.find()
+    support = Support.find(config.device)
     candidates = config.candidates(support)
     run = Run.load(config.run)
     check_prior(run)
@@ -310,7 +314,7 @@ def _gate(config: BuildConfig, folder: Path, truth: Truth, say: Say) -> Gate:
 
 def _tensorrt(config: BuildConfig, winner: Candidate, plans: dict[str, Any]) -> dict[str, Any]:
     """What the manifest says of plans: what they are bound to, and how they were built."""
-    if winner.backend not in OF_PLANS:
+    if BACKENDS[winner.backend].plan is None:
         return {}
     from engine.backends.tensor_rt import load_tensorrt, require_device  # noqa: PLC0415
 
@@ -319,7 +323,8 @@ def _tensorrt(config: BuildConfig, winner: Candidate, plans: dict[str, Any]) -> 
         targets = list(config.compute_capability or DEFAULT_TARGETS)
         device = {"tensorrt-rtx": str(load_tensorrt("tensorrt-rtx").__version__), "compute_capabilities": targets}
     else:
-        device = {**require_device(), "hardware_compatibility": config.hardware_compatibility}
+        compatibility = config.hardware_compatibility
+        device = {**require_device(winner.backend, winner.device), "hardware_compatibility": compatibility}
     return {"device": device, "builder": {name: plans[name] for name in (*winner.files, winner.edit) if name}}
 
 
@@ -327,7 +332,7 @@ def _why_not_run(winner: Candidate) -> str:
     from engine.backends.tensor_rt import require_device  # noqa: PLC0415
 
     try:
-        require_device(winner.backend)
+        require_device(winner.backend, winner.device)
     except BackendError as error:
         return str(error).partition(";")[0]
     return "no engine was run"
@@ -371,7 +376,9 @@ def _first_exact(
     for candidate in [entry.candidate for entry in entries] or candidates:
         try:
             complete(candidate)
-            report = gate.check(candidate.backend, candidate.precision, candidate.engine, runs=runs)
+            report = gate.check(
+                candidate.backend, candidate.precision, candidate.engine, device=candidate.device, runs=runs
+            )
             return candidate, report, rejected
         except (ParityError, BackendError) as error:
             first = first or error
@@ -418,6 +425,7 @@ def _manifest(
         attributes=run.directions.names,
         kinds=run.directions.kinds,
         backend=winner.backend,
+        device=kind_of(winner.device),
         precision=winner.precision,
         engine=dataclasses.replace(winner.engine, chosen=chosen),
         max_batch_size=config.max_batch,

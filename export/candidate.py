@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from engine.backends import OF_PLANS
+from engine.backends import BACKENDS
 from engine.bundle import DECODER, ENCODER, Engine
 from export.forms import PLAIN, DecoderForm, EncoderForm
 from export.graphs import file_name
@@ -16,12 +17,24 @@ IN_GRAPH = ("fp16", "int8")
 """Precisions that stand in the graph itself; the others are a choice of the runtime."""
 
 
+class Option(NamedTuple):
+    """One way to compute: a backend, where, and in which precision."""
+
+    backend: str
+    device: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision} on {self.device}"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One way to run a model.
 
     Attributes:
         backend: Runtime.
+        device: Where it computes.
         precision: Its arithmetic.
         encoder: Form of the encoder.
         decoder: Form of the decoder.
@@ -29,15 +42,21 @@ class Candidate:
     """
 
     backend: str
+    device: str
     precision: str
     encoder: EncoderForm
     decoder: DecoderForm
     split: bool
 
     @property
+    def option(self) -> Option:
+        """How it computes, apart from the graphs' forms."""
+        return Option(self.backend, self.device, self.precision)
+
+    @property
     def symmetric(self) -> bool:
         """Whether its int8 is symmetric about 0: TensorRT reads no other; elsewhere it only costs accuracy."""
-        return self.backend in OF_PLANS
+        return BACKENDS[self.backend].plan is not None
 
     @property
     def portable(self) -> Files:
@@ -56,16 +75,16 @@ class Candidate:
     @property
     def files(self) -> Files:
         """What its runtime loads."""
-        if self.backend not in OF_PLANS:
+        ending = BACKENDS[self.backend].plan
+        if ending is None:
             return self.graphs
-        ending = ".plan" if self.backend == "tensorrt" else ".rtx.plan"
         encoder, decoder = (str(Path(graph).with_suffix(ending)) for graph in self.graphs)
         return encoder, decoder
 
     @property
     def edit(self) -> str | None:
         """Plan of both as one graph, so that an edit is one launch; None for a runtime that joins graphs itself."""
-        if self.backend not in OF_PLANS:
+        if BACKENDS[self.backend].plan is None:
             return None
         form = "" if self.encoder == PLAIN else f".{self.encoder}"
         return f"edit{form}{self.files[1].removeprefix(Path(DECODER).stem)}"
@@ -82,4 +101,4 @@ class Candidate:
 
     def __str__(self) -> str:
         shared = ", batches split over the threads" if self.split else ""
-        return f"{self.backend} {self.precision}, encoder {self.encoder}, decoder {self.decoder}{shared}"
+        return f"{self.option}, encoder {self.encoder}, decoder {self.decoder}{shared}"

@@ -107,6 +107,7 @@ class _Group(NamedTuple):
     """What decides how graphs are opened."""
 
     backend: str
+    device: str
     precision: str
     split: bool
 
@@ -121,7 +122,7 @@ class _Call(NamedTuple):
 
 
 def _group(candidate: Candidate) -> _Group:
-    return _Group(candidate.backend, candidate.precision, candidate.split)
+    return _Group(candidate.backend, candidate.device, candidate.precision, candidate.split)
 
 
 def _groups(candidates: Iterable[Candidate]) -> dict[_Group, tuple[list[EncoderForm], list[DecoderForm]]]:
@@ -146,12 +147,16 @@ def _open(
     threads: int,
 ) -> list[Backend]:
     """As few engines as have all forms: the i-th has the i-th form of each, or the last where there are fewer."""
-    backend, precision, split = group
+    backend, device, precision, split = group
     engines = []
     for index in range(max(len(encoders), len(decoders))):
         forms = encoders[min(index, len(encoders) - 1)], decoders[min(index, len(decoders) - 1)]
-        encoder, decoder = (folder / name for name in Candidate(backend, precision, *forms, split).files)
-        engines.append(open_graphs(backend, precision, encoder, decoder, max_batch, split=split, threads=threads))
+        files = Candidate(backend, device, precision, *forms, split).files
+        encoder, decoder = (folder / name for name in files)
+        engine = open_graphs(
+            backend, precision, encoder, decoder, max_batch, device=device, split=split, threads=threads
+        )
+        engines.append(engine)
     return engines
 
 

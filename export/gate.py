@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.backends import open_graphs
+from engine.backends import CPU, open_graphs
 from engine.bundle import Engine
 from export.errors import ParityError
 from export.parity import TOLERANCES, Report, Stage, Tolerances
@@ -75,7 +75,14 @@ class Gate:
         self._report({"portable": self._measure("portable", _on_cpu("fp32", Engine()))}).require()
 
     def check(
-        self, backend: str, precision: str, engine: Engine, *, portable: bool = True, runs: bool = True
+        self,
+        backend: str,
+        precision: str,
+        engine: Engine,
+        *,
+        device: str = CPU,
+        portable: bool = True,
+        runs: bool = True,
     ) -> Report:
         """Measures all stages of an engine.
 
@@ -83,6 +90,7 @@ class Gate:
             backend: Its runtime.
             precision: Its arithmetic.
             engine: Its files.
+            device: Where it computes.
             portable: Whether the portable graphs are a stage.
             runs: Whether the engine itself is one; otherwise it was built for another machine.
 
@@ -93,7 +101,7 @@ class Gate:
         for name, (encoder, decoder) in engine.stages.items():
             stages[name] = _on_cpu(precision if name == "reduced" else "fp32", Engine(encoder, decoder))
         if runs:
-            stages["engine"] = _Subject(backend, precision, precision, engine)
+            stages["engine"] = _Subject(backend, device, precision, engine)
         measured: dict[str, Stage] = {}
         for name, subject in stages.items():
             measured[name] = self._measure(name, subject)
@@ -104,21 +112,21 @@ class Gate:
         return Report(self._truth.what, len(self._truth.images), self._truth.judge, stages)
 
     def _measure(self, name: str, subject: _Subject) -> Stage:
-        backend, precision, opened_as, engine = subject
-        key = (backend, opened_as, engine.encoder, engine.decoder, engine.split)
+        backend, device, precision, engine = subject
+        key = (backend, device, precision, engine.encoder, engine.decoder, engine.split)
         if key not in self._measured:
             opened = open_graphs(
                 backend,
-                opened_as,
+                precision,
                 self._folder / engine.encoder,
                 self._folder / engine.decoder,
                 self._max_batch,
                 edit=self._folder / engine.edit if engine.edit else None,
+                device=device,
                 split=engine.split,
                 threads=self._threads,
             )
-            where = " on the CPU" if opened_as != precision else ""
-            what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision}{where}"
+            what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision} on {device}"
             try:
                 stage = self._truth.compare(opened, what, self._tolerances(name, precision))
             except ParityError as error:
@@ -132,11 +140,10 @@ class _Subject(NamedTuple):
     """What a stage runs."""
 
     backend: str
+    device: str
     precision: str
-    opened_as: str
     engine: Engine
 
 
 def _on_cpu(precision: str, engine: Engine) -> _Subject:
-    # ONNX Runtime on the CPU takes FP16 from the graph; by that name it would be on a GPU.
-    return _Subject("onnxruntime", precision, "fp32" if precision == "fp16" else precision, engine)
+    return _Subject("onnxruntime", CPU, precision, engine)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends import OF_PLANS, Backend, Bytes
+from engine.backends import BACKENDS, Backend, Bytes
 from engine.errors import BackendError
 from export.candidate import Candidate
 from export.editing import write_edit_by_steps
@@ -107,13 +107,13 @@ def write_plans(
     settings: dict[str, Any] = {}
     refused: dict[str, BackendError] = {}
     for candidate in candidates:
-        if candidate.backend not in OF_PLANS:
+        if BACKENDS[candidate.backend].plan is None:
             continue
         for graph, plan in zip(candidate.graphs, candidate.files, strict=True):
             if plan in settings or plan in refused:
                 continue
             try:
-                settings[plan] = _build(candidate.backend, folder / graph, folder / plan, say=say, **building)
+                settings[plan] = _build(candidate, folder / graph, folder / plan, say=say, **building)
             except BackendError as error:
                 refused[plan] = error
                 say(f"{plan} is out: {error}")
@@ -146,13 +146,13 @@ def write_edit_plan(candidate: Candidate, folder: Path, *, say: Say, **building:
     graph = (folder / candidate.edit).with_suffix(".onnx")
     write_edit_by_steps(encoder, decoder, graph)
     try:
-        settings = _build(candidate.backend, graph, folder / candidate.edit, say=say, **building)
+        settings = _build(candidate, graph, folder / candidate.edit, say=say, **building)
         return {candidate.edit: {**settings, "graph": " + ".join(candidate.graphs)}}
     finally:
         graph.unlink()
 
 
-def _build(backend: str, graph: Path, plan: Path, **building: Any) -> dict[str, Any]:
+def _build(candidate: Candidate, graph: Path, plan: Path, **building: Any) -> dict[str, Any]:
     from export.tensorrt_build import build_plan  # noqa: PLC0415
 
-    return build_plan(graph, plan, backend=backend, **building)
+    return build_plan(graph, plan, backend=candidate.backend, device=candidate.device, **building)

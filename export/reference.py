@@ -9,12 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from engine.backends import Backend
 from trainer.model import VAE
 
 NAME = "PyTorch eager FP32"
 
 
-class EagerBackend:
+class EagerBackend(Backend):
     """The model as it was trained, batch norm and all, with its own conversion from and to uint8.
 
     Args:
@@ -39,7 +40,7 @@ class EagerBackend:
             return images
 
 
-class CompiledBackend:
+class CompiledBackend(Backend):
     """The model as `torch.compile` runs it fastest on a CPU: frozen, bfloat16, channels last, one batch size at a time.
 
     Compiling takes about a minute for each batch size and needs a C++ compiler. No truth: only to be timed.

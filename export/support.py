@@ -1,16 +1,18 @@
-"""Which backends and precisions can be built, and which of them on this machine."""
+"""Which backends, devices and precisions can be built, and which of them on this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
-from engine.backends import OF_PLANS, PRECISIONS
+from engine.backends import BACKENDS, CPU, Options, kind_of
 from engine.errors import BackendError
+from export.candidate import Option
 from export.errors import InputError
 from export.quantize import require_nncf
 
-ONLY_BY_NAME = ("int8",)
-"""Precisions that `auto` never means: they change what is seen, if little, which is for the user to weigh."""
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -18,109 +20,96 @@ class Support:
     """What this machine can build and serve.
 
     Attributes:
-        here: Precisions by backend, for the backends that have any here.
-        missing: Why the others are not there, one sentence each, beginning with backend and precision.
-        elsewhere: Precisions by backend that can be built here, and run only on another machine, which is for the user
-            to ask for; `missing` says why.
+        here: What runs here.
+        missing: Why the others do not, one sentence each.
+        elsewhere: What can be built here, and runs only on another machine, which is for the user to ask for; `missing`
+            says why.
     """
 
-    here: dict[str, tuple[str, ...]]
-    missing: tuple[str, ...]
-    elsewhere: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    here: Sequence[Option]
+    missing: Mapping[Option, str] = field(default_factory=dict)
+    elsewhere: Sequence[Option] = ()
 
     @classmethod
-    def find(cls) -> Support:
-        """Asks the installed runtimes."""
-        here: dict[str, tuple[str, ...]] = {}
-        elsewhere: dict[str, tuple[str, ...]] = {}
-        missing = []
-        for backend, precisions in PRECISIONS.items():
-            for precision in precisions:
-                try:
-                    _require(backend, precision)
-                except BackendError as error:
-                    missing.append(f"{backend} {precision}: {error}")
-                    if _can_build(backend, precision):
-                        elsewhere[backend] = (*elsewhere.get(backend, ()), precision)
-                else:
-                    here[backend] = (*here.get(backend, ()), precision)
-        return cls(here, tuple(missing), elsewhere)
+    def find(cls, device: str = AUTO) -> Support:
+        """Asks the installed runtimes.
 
-    def runs(self, backend: str, precision: str) -> bool:
-        """Whether engines of a pair that `choose` gave run here."""
-        return precision in self.here.get(backend, ())
+        Args:
+            device: The GPU to ask for, such as cuda:1; otherwise it is the first one.
+        """
+        here, missing, elsewhere = [], {}, []
+        for row in BACKENDS.values():
+            for kind, precisions in row.precisions.items():
+                for precision in precisions:
+                    option = Option(row.name, device if kind_of(device) == kind else kind, precision)
+                    try:
+                        _require(option)
+                        here.append(option)
+                    except BackendError as error:
+                        missing[option] = str(error)
+                        if row.built_anywhere and _can_build(option):
+                            elsewhere.append(option)
+        return cls(here, missing, elsewhere)
 
-    def choose(self, backend: str, precision: str) -> list[tuple[str, str]]:
-        """The pairs that two flags leave, `auto` for any; for a precision, any but those `ONLY_BY_NAME`.
+    def choose(self, backend: str, device: str, precision: str) -> list[Option]:
+        """What three flags leave, "auto" for any.
+
+        Auto never means int8, which changes what is seen, if little, nor FP16 on a CPU, which computes it as FP32.
 
         Raises:
-            InputError: none is left; names what is supported here and why the rest is not.
+            InputError: nothing is left; names what is supported here and why the rest is not.
         """
-        pairs = [
-            (name, value)
-            for name, values in self.here.items()
-            for value in values
-            if _means(backend, name) and _means(precision, value)
-        ]
+        flags = Option(backend, device, precision)
+        left = [option for option in self.here if _means(flags, option)]
         # Where nothing can be measured, nothing can be chosen: fp16 is what these GPUs are for.
-        wanted = "fp16" if precision == "auto" else precision
-        if not pairs and wanted in self.elsewhere.get(backend, ()):
-            pairs = [(backend, wanted)]
-        if not pairs:
-            asked = f"--backend {backend} --precision {precision}"
+        wanted = flags._replace(precision="fp16" if precision == AUTO else precision)
+        if not left and backend != AUTO:
+            left = [option for option in self.elsewhere if _means(wanted, option)]
+        if not left:
+            where = "" if device == AUTO else f" --device {device}"
+            asked = f"--backend {backend}{where} --precision {precision}"
             supported = _listed(self.here) or "nothing"
             if self.elsewhere:
                 supported += f"; built here for other machines, by name: {_listed(self.elsewhere)}"
-            reasons = self.why_not(backend, precision)
+            reasons = self.why_not(backend, device, precision)
             because = f" ({'; '.join(reasons)})" if reasons else ""
             raise InputError(f"{asked}: not supported{because}; supported here: {supported}")
-        return pairs
+        return left
 
-    def why_not(self, backend: str, precision: str) -> list[str]:
-        """Of what two flags mean, why some is not there."""
-        return [
-            reason
-            for reason in self.missing
-            for name, value in [reason.split(":", maxsplit=1)[0].split(" ")]
-            if _means(backend, name) and _means(precision, value)
-        ]
+    def why_not(self, backend: str, device: str, precision: str) -> list[str]:
+        """Of what three flags mean, why some is not there."""
+        flags = Option(backend, device, precision)
+        return [f"{option}: {reason}" for option, reason in self.missing.items() if _means(flags, option)]
 
 
-def _listed(pairs: dict[str, tuple[str, ...]]) -> str:
-    return "; ".join(f"{name} ({', '.join(values)})" for name, values in pairs.items())
+def _listed(options: Sequence[Option]) -> str:
+    groups = groupby(options, lambda option: option[:2])
+    return "; ".join(
+        f"{backend} on {device} ({', '.join(option.precision for option in group)})"
+        for (backend, device), group in groups
+    )
 
 
-def _means(flag: str, value: str) -> bool:
-    return flag == value or (flag == "auto" and value not in ONLY_BY_NAME)
+def _means(flags: Option, option: Option) -> bool:
+    by_name = option.precision == "int8" and flags.precision == AUTO
+    by_name = by_name or (option[1:] == (CPU, "fp16") and flags.device == AUTO)
+    return not by_name and all(flag in (AUTO, value) for flag, value in zip(flags, option, strict=True))
 
 
-def _require(backend: str, precision: str) -> None:
-    # Each backend's module raises BackendError, with the extra to install, where its runtime is not there.
-    if backend == "openvino":
-        from engine.backends import open_vino  # noqa: PLC0415
-
-        open_vino.require_precision(precision)
-    elif backend in OF_PLANS:
-        from engine.backends import tensor_rt  # noqa: PLC0415
-
-        tensor_rt.require_device(backend)
-    else:
-        from engine.backends import onnx_runtime  # noqa: PLC0415
-
-        onnx_runtime.require_precision(precision)
+def _require(option: Option) -> None:
+    backend, device, precision = option
+    BACKENDS[backend].load(device).check(Options(backend=backend, device=device, precision=precision))
     if precision == "int8":
         require_nncf()
 
 
-def _can_build(backend: str, precision: str) -> bool:
-    """Whether engines that don't run here can be built here."""
-    if backend != "tensorrt-rtx":
-        return False
+def _can_build(option: Option) -> bool:
+    """Whether plans that don't run here can be built here."""
     from engine.backends import tensor_rt  # noqa: PLC0415
 
     try:
-        tensor_rt.load_tensorrt(backend)
-        if precision == "int8":
+        tensor_rt.load_tensorrt(option.backend)
+        if option.precision == "int8":
             require_nncf()
     except BackendError:
         return False

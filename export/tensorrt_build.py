@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.backends.base import CUDA, gpu_of
+from engine.backends.cuda import Cuda
 from engine.backends.tensor_rt import (
     COMPATIBILITIES,
     DEFAULT_TARGETS,
@@ -40,6 +42,7 @@ def build_plan(
     timing_cache: Path,
     say: Say,
     backend: str = "tensorrt",
+    device: str = CUDA,
     compute_capabilities: Sequence[str] = (),
     compatibility: str = "none",
     tactics: Sequence[str] | None = None,
@@ -60,7 +63,8 @@ def build_plan(
             file serves any number of graphs; TensorRT itself knows which entries are for this GPU and version.
             TensorRT for RTX measures nothing, and leaves it alone.
         say: Takes warnings and errors of TensorRT, and the progress.
-        backend: "tensorrt", for this machine's GPU, or "tensorrt-rtx", which needs neither GPU nor driver.
+        backend: "tensorrt", for a GPU of this machine, or "tensorrt-rtx", which needs neither GPU nor driver.
+        device: The GPU that "tensorrt" builds on and for.
         compute_capabilities: GPUs that TensorRT for RTX builds for, keys of `TARGETS`; none: `DEFAULT_TARGETS`.
         compatibility: Other GPUs that a plan of TensorRT is for, a key of `COMPATIBILITIES`.
         tactics: Names of the only sources of kernels that TensorRT may use; None: all.
@@ -75,7 +79,8 @@ def build_plan(
     if rtx:
         where = f"for compute capability {', '.join(compute_capabilities or DEFAULT_TARGETS)}"
     else:
-        where = f"on {require_device()['gpu']}"
+        where = f"on {require_device(backend, device)['gpu']}"
+        Cuda(gpu_of(device)).select()
     trt, what = load_tensorrt(backend), title(backend)
     log = make_logger(trt, say)
     builder = start(trt, "Builder", log)

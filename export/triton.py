@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.backends import CUDA
 from engine.bundle import ENCODER, Bundle
 from export.editing import write_edit, write_move
 from export.place import check_free, publish, require_space, staging
@@ -118,7 +119,7 @@ def _runtime(bundle: Bundle, file: Path) -> Runtime:
         if precision == "bf16":
             parameters["HINT_BF16"] = "YES"
         return Runtime("openvino", None, "model.onnx", Word("KIND_CPU"), parameters)
-    return _onnx_runtime(Word("KIND_GPU" if precision == "fp16" else "KIND_CPU"))
+    return _onnx_runtime(Word("KIND_GPU" if bundle.manifest.device == CUDA else "KIND_CPU"))
 
 
 def _onnx_runtime(kind: Word) -> Runtime:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from engine.backends import Backend, Bytes, Floats, edit
+from engine.backends import Backend, Bytes, Floats
 from engine.latents import Directions
 from export.errors import ParityError
 from export.judgement import NO_RUN, Edit, Judge, edits_for
@@ -122,7 +122,7 @@ def _steps(directions: Directions, count: int) -> Floats:
 
 def _edit(backend: Backend, images: Bytes, steps: Floats, batch_size: int) -> Bytes:
     batches = zip(_batches(images, batch_size), _batches(steps, batch_size), strict=True)
-    return np.concatenate([edit(backend, *batch)[0] for batch in batches])
+    return np.concatenate([backend.edit(*batch)[0] for batch in batches])
 
 
 def _encode(backend: Backend, images: Bytes, batch_size: int) -> tuple[Floats, Floats]:

@@ -18,7 +18,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from engine.backends import open_graphs
+from engine.backends import DEVICE_RULE, is_device, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
 from engine.version import tell_version
 from export.errors import FAILURES, InputError
@@ -41,6 +41,8 @@ class VerifyConfig:
     """Run folder that it was built from; None: held against the bundle's own portable graphs."""
     samples: int = 256
     """Images without --run."""
+    device: str | None = None
+    """Where the engine computes: cpu, cuda, or one of several GPUs, such as cuda:1; None: as the bundle says."""
     threads: int | None = None
     """Compute threads; None: all cores."""
     json: Path | None = None
@@ -49,6 +51,8 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise InputError(f"--samples {self.samples}: must be at least 2")
+        if self.device is not None and not is_device(self.device):
+            raise InputError(f"--device {self.device}: {DEVICE_RULE}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: must be at least 1")
         if self.json is not None and not self.json.parent.is_dir():
@@ -78,7 +82,8 @@ def verify(config: VerifyConfig) -> Report:
         bundle.path, truth, max_batch=manifest.max_batch_size, threads=threads, tolerances=tolerances, say=print
     )
     with_run = config.run is not None  # without it, the portable graphs are the truth themselves
-    report = gate.check(manifest.backend, manifest.precision, manifest.engine, portable=with_run)
+    device = config.device or manifest.device
+    report = gate.check(manifest.backend, manifest.precision, manifest.engine, device=device, portable=with_run)
     if config.json is not None:
         config.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     return report

@@ -40,6 +40,7 @@ def write_tiny_bundle(
         attributes=ATTRIBUTES,
         kinds=tiny_directions().kinds,
         backend="onnxruntime",
+        device="cpu",
         precision="fp32",
         engine=Engine(),
         max_batch_size=MAX_BATCH_SIZE,

@@ -8,6 +8,7 @@ is the graph with a header, and a context runs it by ONNX Runtime. Both record w
 import ctypes
 import json
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from enum import IntEnum
@@ -35,6 +36,8 @@ class Cuda(ModuleType):
         self.compute_capability = compute_capability
         self.__spec__ = ModuleSpec(self.__name__, None)  # libraries look whether the module is installed
         self.gpus = gpus
+        self._thread = threading.local()
+        self._gpu_of: dict[int, int] = {}
         self.failing: dict[str, int] = {}
         self.calls: list[str] = []
         self.memory: dict[int, Any] = {}
@@ -55,7 +58,13 @@ class Cuda(ModuleType):
         return checked
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
+        assert self._gpu_of[stream] == self.gpu, "the thread works on another GPU than that of the stream"
         self.capturing.get(stream, self.queued[stream]).append(work)
+
+    @property
+    def gpu(self) -> int:
+        """The GPU that this thread works on."""
+        return int(getattr(self._thread, "gpu", 0))
 
     def view(self, address: int, size: int) -> Any:
         """The bytes at an address, which must lie within one allocation."""
@@ -69,6 +78,11 @@ class Cuda(ModuleType):
 
     def cudaGetDeviceCount(self) -> tuple[int, int]:
         return SUCCESS, self.gpus
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:
+        assert device < self.gpus
+        self._thread.gpu = device
+        return (SUCCESS,)
 
     def cudaDriverGetVersion(self) -> tuple[int, int]:
         return SUCCESS, 13000
@@ -104,6 +118,7 @@ class Cuda(ModuleType):
     def cudaStreamCreateWithFlags(self, _: int) -> tuple[int, int]:
         stream = 1000 + len(self.queued)
         self.queued[stream] = []
+        self._gpu_of[stream] = self.gpu
         return SUCCESS, stream
 
     def cudaStreamDestroy(self, stream: int) -> tuple[int]:

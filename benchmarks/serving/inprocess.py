@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine.backends import edit as edit_images
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle
 from engine.images import decode_file
@@ -131,7 +130,7 @@ class InProcess:
             return lambda: self._backend.encode(images)
         if operation == "edit":
             steps = np.tile(self._step, (batch, 1))
-            return lambda: edit_images(self._backend, images, steps)
+            return lambda: self._backend.edit(images, steps)
         if operation == "slide":
             return lambda: self._backend.decode(latents + self._step)
         return lambda: self._backend.decode(latents)

@@ -21,7 +21,7 @@ MARK = np.frombuffer(b"poison" * 2, np.uint8)
 SECRET = "a secret of the backend"
 
 
-class PoisonedBackend:
+class PoisonedBackend(Backend):
     """Computes as another backend does, but raises on marked images."""
 
     def __init__(self, inner: Backend, failures: Path) -> None:

@@ -1,107 +1,63 @@
 """Backends: runtimes that turn a contiguous batch into a batch. They know neither queues nor wires."""
 
-import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Bytes, Floats, Options, is_device, kind_of
+from engine.backends.buckets import bucket_sizes
+from engine.backends.registry import BACKENDS, find
 from engine.backends.reports import switch_off_usage_reports
 from engine.bundle import PROVEN, Bundle, Manifest
 from engine.errors import BackendError, BundleError
 
+__all__ = [
+    "BACKENDS",
+    "CPU",
+    "CUDA",
+    "DEVICE_RULE",
+    "Backend",
+    "Bytes",
+    "Floats",
+    "Options",
+    "first_calls",
+    "is_device",
+    "kind_of",
+    "open_backend",
+    "open_graphs",
+    "warm_up",
+]
+
 switch_off_usage_reports()
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
-
-class Backend(Protocol):
-    """The two graphs of a model. Inputs are C-contiguous; the arrays that come back belong to the caller.
-
-    Batches come one after the other, from any thread. A backend that computes several at the same time in less time
-    says with an attribute `overlaps`, an int, how many others may come while it is at one.
-    """
-
-    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
-        """Images, uint8 [N, H, W, 3] RGB, to `mu` and `log_var` of their posterior, float32 [N, D] each."""
-
-    def decode(self, latents: Floats) -> Bytes:
-        """Latents, float32 [N, D], to images, uint8 [N, H, W, 3] RGB."""
-
-
-def close(backend: Backend) -> None:
-    """Frees what a backend holds outside of Python, by its `close` if it has one; otherwise the end of the object does.
-
-    No batch may be in it, and none may come.
-    """
-    if end := getattr(backend, "close", None):
-        end()
-
-
-@runtime_checkable
-class EditingBackend(Backend, Protocol):
-    """A backend with a third graph, which spares the way from the encoder to the host and back to the decoder."""
-
-    def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
-        """As `edit` of this module."""
-
-
-def edit(backend: Backend, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
-    """Encodes, adds and decodes, in one call where the backend has one.
-
-    Args:
-        backend: What computes.
-        images: uint8 [N, H, W, 3] RGB.
-        steps: What is added to mu, float32 [N, D].
-
-    Returns:
-        Edited images, uint8 [N, H, W, 3] RGB, and mu before the addition, float32 [N, D].
-    """
-    if isinstance(backend, EditingBackend):
-        return backend.edit(images, steps)
-    mu, _ = backend.encode(images)
-    return backend.decode(mu + steps), mu
-
-
-def overlaps(backend: Backend) -> int:
-    """How many other batches a backend takes while it computes one; 0 where it doesn't say."""
-    return int(getattr(backend, "overlaps", 0))
-
-
-PRECISIONS: dict[str, tuple[str, ...]] = {
-    "onnxruntime": ("fp32", "fp16", "int8"),
-    "openvino": ("fp32", "bf16", "int8"),
-    "tensorrt": ("fp32", "fp16", "int8"),
-    "tensorrt-rtx": ("fp32", "fp16", "int8"),
-}
-"""The backends of this engine, and the precisions that each can compute in where the hardware has them.
-
-ONNX Runtime computes fp16 on a GPU, the rest on the CPU; OpenVINO on the CPU; TensorRT on a GPU.
-"""
-OF_PLANS = ("tensorrt", "tensorrt-rtx")
-"""Those that run plans, which are built for some GPUs and one version, and not the graphs themselves."""
-
-
-def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
+def open_backend(bundle: Bundle, threads: int | None = None, device: str | None = None) -> Backend:
     """Opens the runtime that the bundle's manifest names.
 
     Args:
         bundle: A verified bundle.
         threads: Compute threads; None takes every core that this process may use.
+        device: Where to compute, as `is_device` says, of the kind that the manifest names; None: the first of those.
 
     Raises:
-        BundleError: When the manifest names a backend or a precision that this engine doesn't have.
+        BundleError: When the manifest names a backend, a device or a precision that this engine doesn't have.
         BackendError: When the backend's package isn't installed, this machine lacks units for the precision, its
-            plans were built for another GPU or another TensorRT, or nobody has seen yet that they compute right.
+            plans were built for another GPU or another TensorRT, or nobody has seen yet that they compute right; or
+            `device` is of another kind.
     """
     manifest = bundle.manifest
     _require_proof(bundle)
-    if manifest.backend in OF_PLANS:
-        _require_device_of(manifest)
+    device = device or manifest.device
+    if kind_of(device) != manifest.device:
+        raise BackendError(
+            f"the engines of {bundle.path} were built and proven for {manifest.device}, not for {device}; leave "
+            f"--device out, or build the bundle again with: {_rebuild(manifest, kind_of(device))}"
+        )
+    if find(manifest.backend).plan:
+        _require_device_of(manifest, device)
     return open_graphs(
         manifest.backend,
         manifest.precision,
@@ -109,6 +65,7 @@ def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
         bundle.path / manifest.engine.decoder,
         manifest.max_batch_size,
         edit=bundle.path / manifest.engine.edit if manifest.engine.edit else None,
+        device=device,
         split=manifest.engine.split,
         threads=threads,
     )
@@ -122,44 +79,37 @@ def open_graphs(
     max_batch_size: int,
     *,
     edit: Path | None = None,
+    device: str | None = None,
     split: bool = False,
     threads: int | None = None,
 ) -> Backend:
     """Opens two graphs.
 
     Args:
-        backend: A key of `PRECISIONS`.
+        backend: A key of `BACKENDS`.
         precision: One of its precisions.
-        encoder: ONNX graph of the encoder; for those `OF_PLANS`, its plan.
-        decoder: ONNX graph of the decoder; for those `OF_PLANS`, its plan.
+        encoder: ONNX graph of the encoder; its plan for a backend of plans.
+        decoder: ONNX graph of the decoder; its plan for a backend of plans.
         max_batch_size: Largest batch, images.
-        edit: For those `OF_PLANS`, the plan of both as one graph, if there is one.
+        edit: For a backend of plans, the plan of both as one graph, if there is one.
+        device: Where to compute, as `is_device` says; None: the first device of the backend.
         split: As `engine.bundle.Engine` says.
         threads: Compute threads; None takes every core that this process may use.
 
     Raises:
-        BundleError: When a graph, backend or precision isn't one that this engine has.
+        BundleError: When a graph, backend, device or precision isn't one that this engine has.
         BackendError: When the backend's package isn't installed, or this machine lacks units for the precision.
     """
-    if backend not in PRECISIONS:
-        raise BundleError(f"the bundle asks for the backend {backend!r}; this engine has: {', '.join(PRECISIONS)}")
-    if precision not in PRECISIONS[backend]:
-        raise BundleError(
-            f"the bundle asks for {backend} in {precision!r}; this engine has: {', '.join(PRECISIONS[backend])}"
-        )
-    threads = threads or len(os.sched_getaffinity(0))
-    # Only the runtime that is used is imported: a server needs no other.
-    if backend == "openvino":
-        from engine.backends.open_vino import OpenVinoBackend  # noqa: PLC0415
-
-        return OpenVinoBackend(encoder, decoder, precision, max_batch_size, split=split, threads=threads)
-    if backend in OF_PLANS:
-        from engine.backends.tensor_rt import TensorRtBackend  # noqa: PLC0415
-
-        return TensorRtBackend(encoder, decoder, max_batch_size, edit=edit, backend=backend)
-    from engine.backends.onnx_runtime import OnnxRuntimeBackend  # noqa: PLC0415
-
-    return OnnxRuntimeBackend(encoder, decoder, threads, precision)
+    row = find(backend)
+    options = Options(
+        backend=backend,
+        device=device or row.devices[0],
+        precision=precision,
+        max_batch_size=max_batch_size,
+        edit=edit,
+        split=split,
+    )
+    return row.open(encoder, decoder, replace(options, threads=threads) if threads else options)
 
 
 def _require_proof(bundle: Bundle) -> None:
@@ -173,10 +123,10 @@ def _require_proof(bundle: Bundle) -> None:
     )
 
 
-def _require_device_of(manifest: Manifest) -> None:
+def _require_device_of(manifest: Manifest, device: str) -> None:
     from engine.backends.tensor_rt import fits, require_device  # noqa: PLC0415
 
-    here, built = require_device(manifest.backend), manifest.tensorrt.get("device", {})
+    here, built = require_device(manifest.backend, device), manifest.tensorrt.get("device", {})
     if not fits(built, here):
         raise BackendError(
             f"the bundle's plans were built for {_device(built)}, this machine has {_device(here)}; rebuild them here "
@@ -184,11 +134,10 @@ def _require_device_of(manifest: Manifest) -> None:
         )
 
 
-def _rebuild(manifest: Manifest) -> str:
-    return (
-        "python -m export.build_engines --run RUN --out BUNDLE --force "
-        f"--backend {manifest.backend} --precision {manifest.precision} --max-batch {manifest.max_batch_size}"
-    )
+def _rebuild(manifest: Manifest, device: str | None = None) -> str:
+    flags = f"--device {device}" if device else f"--backend {manifest.backend} --precision {manifest.precision}"
+    size = manifest.max_batch_size
+    return f"python -m export.build_engines --run RUN --out BUNDLE --force {flags} --max-batch {size}"
 
 
 def _device(values: object) -> str:
@@ -213,7 +162,7 @@ def warm_up(backend: Backend, manifest: Manifest) -> None:
 
 def first_calls(backend: Backend, manifest: Manifest) -> Iterator[Callable[[], None]]:
     """The calls of `warm_up`, one per batch size, for those who have something to do in between."""
-    for count in _batch_sizes(manifest.max_batch_size):
+    for count in bucket_sizes(manifest.max_batch_size):
         yield partial(_call, backend, manifest, count)
 
 
@@ -221,16 +170,9 @@ def _call(backend: Backend, manifest: Manifest, count: int) -> None:
     size, dim = manifest.image_size, manifest.latent_dim
     mu, log_var = backend.encode(np.zeros((count, size, size, 3), np.uint8))
     images = backend.decode(np.zeros((count, dim), np.float32))
-    edit(backend, np.zeros((count, size, size, 3), np.uint8), np.zeros((count, dim), np.float32))
+    backend.edit(np.zeros((count, size, size, 3), np.uint8), np.zeros((count, dim), np.float32))
     if mu.shape != (count, dim) or log_var.shape != (count, dim) or images.shape != (count, size, size, 3):
         raise BundleError(
             f"the graphs don't fit the manifest (image_size {size}, latent_dim {dim}): on {count} images "
             f"they gave mu {list(mu.shape)}, log_var {list(log_var.shape)}, images {list(images.shape)}"
         )
-
-
-def _batch_sizes(largest: int) -> list[int]:
-    sizes = [1]
-    while sizes[-1] * 2 < largest:
-        sizes.append(sizes[-1] * 2)
-    return sizes if sizes[-1] == largest else [*sizes, largest]

@@ -13,13 +13,17 @@ from engine.errors import BackendError
 
 
 class Cuda:
-    """The CUDA runtime through cuda-bindings, on the first visible GPU.
+    """The CUDA runtime through cuda-bindings, on one GPU.
+
+    Args:
+        number: Which one, of those that are visible.
 
     Raises:
-        BackendError: When cuda-bindings, the NVIDIA driver or a GPU is missing; says which.
+        BackendError: When cuda-bindings, the NVIDIA driver or the GPU is missing; says which.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
         self._api = _import()
         error, *found = self._api.cudaGetDeviceCount()
         if int(error) or not found[0]:
@@ -28,6 +32,13 @@ class Cuda:
                 "a GPU bundle needs an NVIDIA GPU with its driver: see what nvidia-smi says, or build a bundle for "
                 "the CPU with --backend openvino"
             )
+        if number >= found[0]:
+            last = f"cuda:{found[0] - 1}" if found[0] > 1 else "cuda"
+            raise BackendError(f"CUDA finds no GPU cuda:{number}; the last one that it can use is {last}")
+
+    def select(self) -> None:
+        """Makes this GPU the one that the calling thread works on: CUDA asks each thread by itself."""
+        self.call("cudaSetDevice", self.number)
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Calls a function of the runtime by its name, without the error code that it returns first.
@@ -42,7 +53,7 @@ class Cuda:
 
     def gpu(self) -> dict[str, str]:
         """Name and compute capability of the GPU: {"gpu": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}."""
-        properties = self.call("cudaGetDeviceProperties", 0)
+        properties = self.call("cudaGetDeviceProperties", self.number)
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
         return {"gpu": name.strip("\0 "), "compute_capability": f"{properties.major}.{properties.minor}"}
 
@@ -77,12 +88,9 @@ class Cuda:
 
 
 def _import() -> Any:
-    reason = ""
-    for module in ("cuda.bindings.runtime", "cuda.cudart"):  # as cuda-bindings has it since 12.6, and before
-        try:
-            return importlib.import_module(module)
-        except ImportError as error:
-            reason = reason or str(error)
-    raise BackendError(
-        f"this bundle needs cuda-bindings, which can't be imported ({reason}); pip install 'dfc-vae[gpu]'"
-    )
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise BackendError(
+            f"plans need cuda-bindings, which can't be imported ({error}); pip install cuda-bindings"
+        ) from error

@@ -1,56 +1,41 @@
-"""ONNX Runtime: on the CPU in FP32 or on INT8 graphs, on an NVIDIA GPU on FP16 graphs."""
+"""ONNX Runtime, on the CPU or an NVIDIA GPU: the device decides on its provider, and precision is in the graphs."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import onnxruntime
 
+from engine.backends.base import CPU, CUDA, Backend, Bytes, Floats, Options, gpu_of, kind_of
 from engine.errors import BackendError, BundleError
 
-try:
-    import onnxruntime
-except ImportError as error:
-    raise BackendError(
-        f"the bundle needs onnxruntime, which can't be imported ({error}); pip install 'dfc-vae[cpu]'"
-    ) from error
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PROVIDERS = {"fp32": _CPU, "int8": _CPU, "fp16": _CUDA}
-_OPTIONS: dict[str, dict[str, str]] = {
-    _CPU: {},
-    # The default tries every algorithm of cuDNN for each batch size that it meets: seconds, in the middle of serving.
-    _CUDA: {"cudnn_conv_algo_search": "HEURISTIC"},
-}
+_PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """Encoder and decoder as two ONNX Runtime sessions.
 
     Args:
         encoder: Graph with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
         decoder: Graph with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
-        threads: Threads inside an operator; None takes every core that this process may use.
-        precision: "fp32" or "int8" on the CPU, "fp16" on the GPU. The graphs hold the precision itself.
+        options: Of these the device and the threads; what is FP16 in a graph is computed as FP32 on the CPU.
 
     Raises:
         BundleError: When a graph is missing, damaged, or has other inputs and outputs.
-        BackendError: When this ONNX Runtime or this machine can't compute in the precision.
+        BackendError: When this ONNX Runtime or this machine can't compute on the device.
     """
 
-    def __init__(
-        self, encoder: str | Path, decoder: str | Path, threads: int | None = None, precision: str = "fp32"
-    ) -> None:
-        require_precision(precision)
-        options = _session_options(threads or _available_cores())
-        provider = _PROVIDERS[precision]
-        self._encoder = _open(encoder, options, provider, ["images"], ["mu", "log_var"])
-        self._decoder = _open(decoder, options, provider, ["latents"], ["images"])
+    def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
+        self.check(options)
+        self._encoder = _open(encoder, options, ["images"], ["mu", "log_var"])
+        self._decoder = _open(decoder, options, ["latents"], ["images"])
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """Lets a device pass that this ONNX Runtime and this machine have."""
+        if kind_of(options.device) == CUDA:
+            _require_cuda(options)
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
@@ -63,33 +48,20 @@ class OnnxRuntimeBackend:
         return images
 
 
-def require_precision(precision: str) -> None:
-    """Lets a precision pass that this ONNX Runtime and this machine can compute in.
-
-    Raises:
-        BackendError: otherwise; says what is missing.
-    """
-    if precision not in _PROVIDERS:
-        raise BackendError(f"ONNX Runtime computes in {', '.join(_PROVIDERS)} here, not in {precision!r}")
-    provider = _PROVIDERS[precision]
+def _require_cuda(options: Options) -> None:
+    provider = _PROVIDERS[CUDA]
     if provider not in (found := onnxruntime.get_available_providers()):
         raise BackendError(
-            f"ONNX Runtime {onnxruntime.__version__} computes in {precision} on NVIDIA GPUs only, and this build of "
-            f"it has no {provider} (it has {', '.join(found)}); pip uninstall onnxruntime, then "
-            "pip install 'dfc-vae[gpu]'; or take --precision fp32"
+            f"this build of ONNX Runtime {onnxruntime.__version__} has no {provider} for NVIDIA GPUs (it has "
+            f"{', '.join(found)}); pip uninstall onnxruntime, then pip install 'dfc-vae[gpu]'; or take --device cpu"
         )
-    if provider == _CUDA:
-        try:
-            onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
-        except Exception as error:  # ONNX Runtime has a type for each way of failing
-            raise BackendError(
-                f"ONNX Runtime finds no NVIDIA GPU that it can use ({_first_line(error)}); see what nvidia-smi says, "
-                "or take --precision fp32"
-            ) from error
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0))
+    try:
+        onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), CUDA, gpu_of(options.device))
+    except Exception as error:  # ONNX Runtime has a type for each way of failing
+        raise BackendError(
+            f"ONNX Runtime finds no NVIDIA GPU {options.device} that it can use ({_first_line(error)}); see what "
+            "nvidia-smi says, or take --device cpu"
+        ) from error
 
 
 def _session_options(threads: int) -> Any:
@@ -102,11 +74,20 @@ def _session_options(threads: int) -> Any:
     return options
 
 
-def _open(path: str | Path, options: Any, provider: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
-    if not Path(path).is_file():
+def _provider_options(device: str) -> dict[str, str]:
+    if kind_of(device) == CPU:
+        return {}
+    # The default tries every algorithm of cuDNN for each batch size that it meets: seconds, in the middle of serving.
+    return {"device_id": str(gpu_of(device)), "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def _open(path: Path, options: Options, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    if not path.is_file():
         raise BundleError(f"no ONNX graph at {path}")
+    provider = _PROVIDERS[kind_of(options.device)]
+    providers = [(provider, _provider_options(options.device))]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, _OPTIONS[provider])])
+        session = onnxruntime.InferenceSession(str(path), _session_options(options.threads), providers=providers)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types for a bad graph
         raise BundleError(f"ONNX Runtime can't open {path}: {error}") from error
     if provider not in (running := session.get_providers()):

@@ -17,62 +17,62 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import openvino
+import openvino.opset13 as opset
 
+from engine.backends.base import Backend, Bytes, Floats, Options
 from engine.errors import BackendError, BundleError
 
-try:
-    import openvino
-    import openvino.opset13 as opset
-except ImportError as error:
-    raise BackendError(
-        f"the bundle needs openvino, which can't be imported ({error}); pip install 'dfc-vae[openvino]'"
-    ) from error
-
 Array = npt.NDArray[Any]
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 _FLOATS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """Encoder and decoder compiled by OpenVINO.
 
     Args:
         encoder: Graph with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
         decoder: Graph with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
-        precision: "fp32", "bf16" or, for graphs that were quantised, "int8"; what leaves a graph has its own type.
-        max_batch_size: The batch size that matters most, images; others are taken too.
-        split: True: each thread computes a share of the batch alone; False: all compute the whole batch together.
-        threads: Compute threads.
+        options: The precision is "fp32", "bf16" or, for graphs that were quantised, "int8"; what leaves a graph has its
+            own type. Batches beyond the largest are taken too. With `split` each thread computes a share of the batch
+            alone; otherwise all compute the whole batch together.
 
     Raises:
         BundleError: When a graph is missing, damaged, or has other inputs and outputs.
         BackendError: When this CPU has no units for the precision.
     """
 
-    def __init__(
-        self, encoder: Path, decoder: Path, precision: str, max_batch_size: int, *, split: bool, threads: int
-    ) -> None:
-        require_precision(precision)
+    def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
+        self.check(options)
         core = openvino.Core()
         encoding = _read(core, encoder, ["images"], ["mu", "log_var"])
         decoding = _read(core, decoder, ["latents"], ["images"])
         models = (encoding, decoding, _join(encoding, decoding))
 
         def graphs(floats: str) -> "list[_Graph]":
-            settings = {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": threads}
-            shares, batches = threads if split else 1, 1 + self.overlaps
+            settings = {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": options.threads}
+            shares, batches = options.threads if options.split else 1, 1 + self.overlaps
             return [
-                _Graph(core, model, settings=settings, max_batch_size=max_batch_size, shares=shares, batches=batches)
+                _Graph(core, model, settings, options.max_batch_size, shares=shares, batches=batches)
                 for model in models
             ]
 
-        made = _beside_int8(graphs) if precision == "int8" else graphs(precision)
+        made = _beside_int8(graphs) if options.precision == "int8" else graphs(options.precision)
         self._encoder, self._decoder, self._editor = made
 
     overlaps = 1
     """The shares of two batches queue up behind each other, and no thread waits for the other."""
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """Lets a precision pass that this CPU has units for; OpenVINO would emulate others, slowly."""
+        found = _capabilities()
+        if options.precision.upper() not in found:
+            raise BackendError(
+                f"this CPU has no units for {options.precision} (OpenVINO finds {', '.join(found)}); "
+                "build the bundle again with --precision fp32, or serve it on another machine"
+            )
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
@@ -94,20 +94,6 @@ class OpenVinoBackend:
         return edited, mu
 
 
-def require_precision(precision: str) -> None:
-    """Lets a precision pass that this CPU has units for.
-
-    Raises:
-        BackendError: otherwise; OpenVINO would emulate it, slowly.
-    """
-    found = _capabilities()
-    if precision.upper() not in found:
-        raise BackendError(
-            f"this CPU has no units for {precision} (OpenVINO finds {', '.join(found)}); "
-            "build the bundle again with --precision fp32, or serve it on another machine"
-        )
-
-
 def _beside_int8(graphs: "Callable[[str], list[_Graph]]") -> "list[_Graph]":
     """Graphs in bf16 where the CPU has units for it and OpenVINO kernels: on AMX, 2026.4 has none for int8 `Gemm`s."""
     if "BF16" in _capabilities():
@@ -125,7 +111,7 @@ class _Graph:
     """One graph in its compilations, which computes `batches` at the same time, each in `shares` parts at once."""
 
     def __init__(
-        self, core: Any, model: Any, *, settings: dict[str, Any], max_batch_size: int, shares: int, batches: int
+        self, core: Any, model: Any, settings: dict[str, Any], max_batch_size: int, *, shares: int, batches: int
     ) -> None:
         self._shares = shares
         self._free: SimpleQueue[int] = SimpleQueue()  # sets of requests, by the first of each

@@ -3,10 +3,9 @@
 Both have one API under two names. TensorRT builds on the GPU that will serve; TensorRT for RTX builds anywhere, for
 several kinds of GPU, and compiles for the one that it finds when a plan is opened.
 
-A batch of n images runs in the next bucket (1, 2, 4 ... max) as one CUDA graph: copy in, compute, copy out; so a call
-costs one launch and one wait. Rows of a bucket beyond n hold leftovers, whose results nobody reads. Every bucket has
-its own execution context, since a captured graph keeps the addresses of its context's memory: about as much device
-memory as the largest batch's activations, for each bucket.
+A batch runs in its bucket as one CUDA graph: copy in, compute, copy out; so a call costs one launch and one wait. Every
+bucket has its own execution context, since a captured graph keeps the addresses of its context's memory: about as much
+device memory as the largest batch's activations, for each bucket.
 """
 
 import importlib
@@ -20,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engine.backends.base import CUDA, Backend, Bytes, Floats, Options, gpu_of
+from engine.backends.buckets import bucket_sizes, in_parts
 from engine.backends.cuda import Cuda
 from engine.errors import BackendError, BundleError
 
 Array = npt.NDArray[Any]
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +54,15 @@ _EDITOR = {
 }
 
 
-class TensorRtBackend:
-    """Encoder and decoder as TensorRT plans on the first visible GPU, and both as one for edits.
+class TensorRtBackend(Backend):
+    """Encoder and decoder as TensorRT plans on a GPU, and both as one for edits.
 
     Args:
         encoder: Plan with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
         decoder: Plan with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
-        edit: Plan of both, with inputs `images` and `steps` float32 [N, D] and outputs `edited` uint8 [N, H, W, 3] and
-            `mu`; None: an edit is two launches, with the latents on the host in between.
-        max_batch_size: Size of the largest bucket, images; larger batches are computed in parts of that size.
-        backend: Whose plans they are, a key of `MODULES`.
+        options: Of these, `backend` is a key of `MODULES`; larger batches than the largest are computed in parts.
+            `edit` is a plan with inputs `images` and `steps` float32 [N, D] and outputs `edited` uint8 [N, H, W, 3]
+            and `mu`; without it an edit is two launches, with the latents on the host in between.
         cuda_graphs: False queues copies and kernels one by one, to measure what the graphs save.
 
     Raises:
@@ -72,21 +70,18 @@ class TensorRtBackend:
         BackendError: When TensorRT, cuda-bindings, the driver or a GPU is missing, or CUDA reports an error.
     """
 
-    def __init__(
-        self,
-        encoder: Path,
-        decoder: Path,
-        max_batch_size: int,
-        *,
-        edit: Path | None = None,
-        backend: str = "tensorrt",
-        cuda_graphs: bool = True,
-    ) -> None:
-        require_device(backend)
-        tensorrt = load_tensorrt(backend)
-        self._encoder = _Graph(tensorrt, encoder, _ENCODER, max_batch_size, cuda_graphs=cuda_graphs)
-        self._decoder = _Graph(tensorrt, decoder, _DECODER, max_batch_size, cuda_graphs=cuda_graphs)
-        self._editor = _Graph(tensorrt, edit, _EDITOR, max_batch_size, cuda_graphs=cuda_graphs) if edit else None
+    def __init__(self, encoder: Path, decoder: Path, options: Options, *, cuda_graphs: bool = True) -> None:
+        self.check(options)
+        tensorrt = load_tensorrt(options.backend)
+        self._encoder = _Graph(tensorrt, encoder, _ENCODER, options, cuda_graphs=cuda_graphs)
+        self._decoder = _Graph(tensorrt, decoder, _DECODER, options, cuda_graphs=cuda_graphs)
+        both = options.edit
+        self._editor = _Graph(tensorrt, both, _EDITOR, options, cuda_graphs=cuda_graphs) if both else None
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """As `require_device`."""
+        require_device(options.backend, options.device)
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
@@ -101,8 +96,7 @@ class TensorRtBackend:
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
         """Images, uint8 [N, H, W, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu."""
         if self._editor is None:
-            mu, _ = self.encode(images)
-            return self.decode(mu + steps), mu
+            return super().edit(images, steps)
         edited, mu = self._editor.run(images, steps)
         return edited, mu
 
@@ -113,11 +107,12 @@ class TensorRtBackend:
                 graph.close()
 
 
-def require_device(backend: str = "tensorrt") -> dict[str, str]:
-    """TensorRT and the GPU of this machine.
+def require_device(backend: str = "tensorrt", device: str = CUDA) -> dict[str, str]:
+    """TensorRT and a GPU of this machine.
 
     Args:
         backend: A key of `MODULES`.
+        device: Which GPU, as `engine.backends.is_device` says.
 
     Returns:
         {"tensorrt": "8.6.0", "gpu": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}, the version under the
@@ -129,7 +124,7 @@ def require_device(backend: str = "tensorrt") -> dict[str, str]:
     """
     # CUDA is asked before TensorRT makes anything: without a driver, TensorRT 8.6 crashes the process.
     version = str(load_tensorrt(backend).__version__)
-    gpu = Cuda().gpu()
+    gpu = Cuda(gpu_of(device)).gpu()
     if backend == "tensorrt-rtx" and not is_target(gpu["compute_capability"], TARGETS):
         raise BackendError(
             f"TensorRT for RTX is for GPUs of compute capability {', '.join(TARGETS)}, this machine has {gpu['gpu']} "
@@ -174,8 +169,7 @@ def load_tensorrt(backend: str = "tensorrt") -> Any:
         return importlib.import_module(MODULES[backend])
     except ImportError as error:
         raise BackendError(
-            f"this bundle needs {_TITLES[backend]}, which can't be imported ({error}); "
-            f"pip install 'dfc-vae[{'gpu' if backend == 'tensorrt' else backend}]'"
+            f"this bundle needs {_TITLES[backend]}, which can't be imported ({error}); pip install 'dfc-vae[{backend}]'"
         ) from error
 
 
@@ -231,11 +225,6 @@ def start(tensorrt: Any, part: str, log: Any) -> Any:
         raise BackendError(f"TensorRT {tensorrt.__version__} can't start its {part}: {log.reason()}") from error
 
 
-def bucket_sizes(largest: int) -> list[int]:
-    """1, 2, 4 ... and `largest`."""
-    return [*(2**power for power in range((largest - 1).bit_length())), largest]
-
-
 class _Buffer(NamedTuple):
     """A tensor's memory for the largest bucket: page-locked on the host, and on the device."""
 
@@ -256,9 +245,11 @@ class _Graph:
     """One plan with its stream, buffers and buckets; `tensors` maps names to mode and type, in order."""
 
     def __init__(
-        self, tensorrt: Any, path: Path, tensors: dict[str, tuple[str, str]], max_batch_size: int, *, cuda_graphs: bool
+        self, tensorrt: Any, path: Path, tensors: dict[str, tuple[str, str]], options: Options, *, cuda_graphs: bool
     ) -> None:
-        self._cuda = Cuda()
+        max_batch_size = options.max_batch_size
+        self._cuda = Cuda(gpu_of(options.device))
+        self._cuda.select()
         self._tensorrt = tensorrt
         self._path = path
         self._runtime, self._engine = _deserialize(tensorrt, path)  # the engine needs the runtime as long as it lives
@@ -282,10 +273,8 @@ class _Graph:
         """
         if not self._free.alive:
             raise BackendError(f"{self._path} was closed")
-        largest = self._buckets[-1].size
-        starts = range(0, max(len(batches[0]), 1), largest)
-        parts = [self._run(*(batch[start : start + largest] for batch in batches)) for start in starts]
-        return parts[0] if len(parts) == 1 else [np.concatenate(results) for results in zip(*parts, strict=True)]
+        self._cuda.select()
+        return in_parts(self._run, self._buckets[-1].size, *batches)
 
     def close(self) -> None:
         """Frees all that it holds on the GPU, the contexts' memory and the engine included."""
@@ -365,7 +354,7 @@ class _Graph:
 
 
 def _free(cuda: Cuda, stream: Any, owned: list[tuple[str, Any]]) -> None:
-    for function, resource in [("cudaStreamSynchronize", stream), *reversed(owned)]:
+    for function, resource in [("cudaSetDevice", cuda.number), ("cudaStreamSynchronize", stream), *reversed(owned)]:
         try:
             cuda.call(function, resource)
         except BackendError as error:  # after a fault of the GPU every call fails; the rest goes with the process

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import Backend, close, edit, overlaps
+from engine.backends import Backend
 from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.errors import InvalidRequest
@@ -115,7 +115,7 @@ class Model:
                 max_batch_size=manifest.max_batch_size,
                 max_delay=settings.max_delay,
                 max_queue=settings.max_queue,
-                overlaps=overlaps(backend),
+                overlaps=backend.overlaps,
                 watch=watch(graph),
             )
             for graph, (run, shape, dtype) in queues.items()
@@ -144,7 +144,7 @@ class Model:
             await batcher.close()
         self.codec.close()
         # Not before a batch of the warm-up has ended, which nobody waits for any more.
-        await self._device.run(close, self.backend)
+        await self._device.run(self.backend.close)
 
     async def encode(self, images: Images, terms: Terms) -> tuple[Floats, Floats]:
         """Images to mu and log_var, float32 [N, D] each."""
@@ -230,7 +230,7 @@ class Model:
 
     def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
         steps = steps_of(parts, len(images), self.bundle.manifest.latent_dim)
-        return edit(self.backend, images, steps)
+        return self.backend.edit(images, steps)
 
 
 def _max_images_per_request(manifest: Manifest, settings: Settings) -> int:

@@ -21,13 +21,16 @@ ROOT = Path(__file__).parents[2]
 
 MIXING_SERVER = """
 import asyncio, sys
-from engine.backends import open_backend
+from engine.backends import Backend, open_backend
 from engine.config import load_config
 from engine.server import serve
 
-class Mixing:
+class Mixing(Backend):
     def __init__(self, inner):
-        self.encode, self._decode = inner.encode, inner.decode
+        self._encode, self._decode = inner.encode, inner.decode
+
+    def encode(self, images):
+        return self._encode(images)
 
     def decode(self, latents):
         return self._decode(latents)[::-1].copy()

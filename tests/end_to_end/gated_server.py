@@ -27,7 +27,7 @@ from engine.telemetry import logs
 from engine.transport.call import ServerCall
 
 
-class GatedBackend:
+class GatedBackend(Backend):
     """Lets a backend compute only while the gate is open."""
 
     def __init__(self, inner: Backend, folder: Path) -> None:

@@ -165,7 +165,10 @@ def test_an_unknown_backend_is_named(bundle: Path) -> None:
 
 def test_a_precision_that_a_backend_does_not_have_is_named(bundle: Path) -> None:
     change_manifest(bundle, precision="bf16")
-    with pytest.raises(BundleError, match="asks for onnxruntime in 'bf16'; this engine has: fp32, fp16, int8"):
+    with pytest.raises(
+        BundleError,
+        match=r"onnxruntime on cpu in 'bf16'; this engine has it on cpu fp32, fp16, int8; on cuda fp32, fp16",
+    ):
         open_backend(Bundle.load(bundle))
 
 
@@ -181,7 +184,7 @@ def version_2(values: dict[str, Any]) -> dict[str, Any]:
 
 def version_3(values: dict[str, Any]) -> dict[str, Any]:
     """A manifest as version 3 wrote it."""
-    return {**{name: value for name, value in values.items() if name != "kinds"}, "format_version": 3}
+    return {**{name: value for name, value in values.items() if name not in ("kinds", "device")}, "format_version": 3}
 
 
 @pytest.mark.parametrize("version", [version_2, version_3])
@@ -236,8 +239,8 @@ HERE = {"tensorrt": "10.3.0", "gpu": "NVIDIA H100", "compute_capability": "9.0"}
 def test_plans_of_another_gpu_or_tensorrt_are_refused(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, str], message: str
 ) -> None:
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda _: HERE)
-    change_manifest(bundle, backend="tensorrt", precision="fp16", tensorrt={"device": built})
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: HERE)
+    change_manifest(bundle, backend="tensorrt", device="cuda", precision="fp16", tensorrt={"device": built})
     expected = (
         rf"{message}.*, this machine has tensorrt 10\.3\.0.*{REBUILD} --force --backend tensorrt --precision fp16"
     )
@@ -247,15 +250,14 @@ def test_plans_of_another_gpu_or_tensorrt_are_refused(
 
 def test_plans_of_this_gpu_are_taken_to_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda _: HERE)
-    monkeypatch.setattr(
-        "engine.backends.tensor_rt.TensorRtBackend", lambda *given, **named: opened.append((given, named))
-    )
-    engine = {**ENGINE, "edit": "decoder.onnx"}
-    change_manifest(bundle, backend="tensorrt", precision="fp16", engine=engine, tensorrt={"device": HERE})
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: HERE)
+    monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *given: opened.append(given[2]))
+    changes = {"device": "cuda", "precision": "fp16", "engine": {**ENGINE, "edit": "decoder.onnx"}}
+    change_manifest(bundle, backend="tensorrt", **changes, tensorrt={"device": HERE})
     open_backend(Bundle.load(bundle))
-    plans = bundle / "encoder.onnx", bundle / "decoder.onnx", 32
-    assert opened == [(plans, {"edit": bundle / "decoder.onnx", "backend": "tensorrt"})]
+    (options,) = opened
+    assert (options.backend, options.device, options.max_batch_size) == ("tensorrt", "cuda", 32)
+    assert options.edit == bundle / "decoder.onnx"
 
 
 RTX_HERE = {"tensorrt-rtx": "1.7.1", "gpu": "NVIDIA RTX 6000 Ada", "compute_capability": "8.9"}
@@ -266,11 +268,11 @@ def test_plans_for_several_kinds_of_gpu_are_taken_to_tensorrt_for_rtx(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda _: RTX_HERE)
-    monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *_, **named: opened.append(named))
-    change_manifest(bundle, backend="tensorrt-rtx", precision="fp16", tensorrt={"device": RTX_BUILT})
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: RTX_HERE)
+    monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *given: opened.append(given[2].backend))
+    change_manifest(bundle, backend="tensorrt-rtx", device="cuda", precision="fp16", tensorrt={"device": RTX_BUILT})
     open_backend(Bundle.load(bundle))
-    assert opened == [{"edit": None, "backend": "tensorrt-rtx"}]
+    assert opened == ["tensorrt-rtx"]
 
 
 @pytest.mark.parametrize(
@@ -283,10 +285,30 @@ def test_plans_for_several_kinds_of_gpu_are_taken_to_tensorrt_for_rtx(
 def test_plans_of_tensorrt_for_rtx_for_other_gpus_are_refused(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda _: RTX_HERE)
-    change_manifest(bundle, backend="tensorrt-rtx", precision="fp16", tensorrt={"device": built})
+    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: RTX_HERE)
+    change_manifest(bundle, backend="tensorrt-rtx", device="cuda", precision="fp16", tensorrt={"device": built})
     with pytest.raises(BackendError, match=rf"{message}.*{REBUILD} --force --backend tensorrt-rtx"):
         open_backend(Bundle.load(bundle))
+
+
+def test_engines_are_opened_only_where_they_were_proven(bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    open_backend(loaded, device="cpu")
+    with pytest.raises(BackendError, match=r"built and proven for cpu, not for cuda:1; .*--device cuda --max-batch 32"):
+        open_backend(loaded, device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "device"),
+    [("onnxruntime", "fp16", "cuda"), ("onnxruntime", "int8", "cpu"), ("tensorrt-rtx", "int8", "cuda")],
+)
+def test_of_an_older_manifest_backend_and_precision_say_the_device(
+    bundle: Path, backend: str, precision: str, device: str
+) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps(version_3(json.loads(path.read_text()))))
+    change_manifest(bundle, backend=backend, precision=precision)
+    assert Bundle.load(bundle).manifest.device == device
 
 
 def test_unproven_engines_are_not_served(bundle: Path) -> None:

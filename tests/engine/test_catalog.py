@@ -11,7 +11,7 @@ import pytest
 from bundles import smile_more, write_tiny_bundle
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
-from engine.backends import Backend, open_backend
+from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.batcher import NO_WATCH
 from engine.errors import BundleError, UnknownModel
 from engine.garbage import tidy
@@ -143,11 +143,17 @@ def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
 def test_a_backend_is_freed_with_its_model_and_when_its_bundle_is_refused(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
 
-    class Closing:
+    class Closing(Backend):
         def __init__(self, inner: Backend) -> None:
-            self.encode, self.decode = inner.encode, inner.decode
+            self._inner = inner
             self.number = len(opened)
             opened.append(weakref.ref(self))
+
+        def encode(self, images: Bytes) -> tuple[Floats, Floats]:
+            return self._inner.encode(images)
+
+        def decode(self, latents: Floats) -> Bytes:
+            return self._inner.decode(latents)
 
         def close(self) -> None:
             closed.append(self.number)

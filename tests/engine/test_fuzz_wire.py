@@ -27,6 +27,7 @@ def reader() -> Reader:
         attributes=ATTRIBUTES,
         kinds=(),
         backend="onnxruntime",
+        device="cpu",
         precision="fp32",
         engine=Engine(),
         max_batch_size=4,

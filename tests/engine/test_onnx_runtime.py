@@ -7,17 +7,17 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_model import images_of, latents_of, random_images
 
-from engine.backends import onnx_runtime
-from engine.backends.onnx_runtime import OnnxRuntimeBackend, require_precision
+from engine.backends import Options
+from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.errors import BackendError, BundleError
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-@pytest.mark.parametrize("threads", [None, 1])
+@pytest.mark.parametrize("options", [Options(), Options(threads=1)])
 @pytest.mark.parametrize("count", [1, 3, 40])
-def test_both_graphs_take_any_batch(tiny_bundle: Path, count: int, threads: int | None) -> None:
-    backend = OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", threads)
+def test_both_graphs_take_any_batch(tiny_bundle: Path, count: int, options: Options) -> None:
+    backend = OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", options)
     images = random_images(count, seed=count)
     images.flags.writeable = False  # as arrays over the bytes of a message are
     mu, log_var = backend.encode(images)
@@ -28,7 +28,7 @@ def test_both_graphs_take_any_batch(tiny_bundle: Path, count: int, threads: int 
 
 def test_a_missing_graph_is_named(tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"no ONNX graph at .*absent\.onnx"):
-        OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "absent.onnx")
+        OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "absent.onnx", Options())
 
 
 def test_quantised_graphs_run_on_the_cpu(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -40,38 +40,37 @@ def test_quantised_graphs_run_on_the_cpu(tiny_bundle: Path, tmp_path: Path) -> N
     model.graph.node.insert(1, helper.make_node("QuantizeLinear", ["exact", "scale", "zero"], ["small"]))
     model.graph.node.insert(2, helper.make_node("DequantizeLinear", ["small", "scale", "zero"], ["pixels"]))
     onnx.save(model, tmp_path / "encoder.onnx")
-    backend = OnnxRuntimeBackend(tmp_path / "encoder.onnx", tiny_bundle / "decoder.onnx", 1, "int8")
+    backend = OnnxRuntimeBackend(
+        tmp_path / "encoder.onnx", tiny_bundle / "decoder.onnx", Options(threads=1, precision="int8")
+    )
     images = random_images(4, seed=0)
     mu, _ = backend.encode(images)
     np.testing.assert_array_equal(mu, np.rint(latents_of(images) / 4) * 4)
 
 
-def test_precisions_that_are_there_pass() -> None:
-    require_precision("fp32")
-    require_precision("int8")
+def test_devices_that_are_there_pass() -> None:
+    OnnxRuntimeBackend.check(Options(device="cpu"))
 
 
-def test_an_unknown_precision_is_named() -> None:
-    with pytest.raises(BackendError, match=r"computes in fp32, int8, fp16 here, not in 'bf16'"):
-        require_precision("bf16")
+CUDA = Options(device="cuda", precision="fp16", threads=1)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has the CUDA provider")
 def test_without_the_cuda_provider_the_extra_is_named(tiny_bundle: Path) -> None:
-    with pytest.raises(BackendError, match=r"has no CUDAExecutionProvider \(it has .*CPU.*'dfc-vae\[gpu\]'"):
-        OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", 1, "fp16")
+    with pytest.raises(BackendError, match=r"has no CUDAExecutionProvider .*\(it has .*CPU.*'dfc-vae\[gpu\]'"):
+        OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", CUDA)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has the CUDA provider")
 def test_without_a_gpu_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    with pytest.raises(BackendError, match=r"finds no NVIDIA GPU that it can use \(.+\).*nvidia-smi"):
-        require_precision("fp16")
+    with pytest.raises(BackendError, match=r"finds no NVIDIA GPU cuda that it can use \(.+\).*nvidia-smi"):
+        OnnxRuntimeBackend.check(CUDA)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has the CUDA provider")
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_silent_fall_back_to_the_cpu_is_refused(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_runtime, "require_precision", lambda _: None)
+    monkeypatch.setattr(OnnxRuntimeBackend, "check", lambda *_: None)
     with pytest.raises(BackendError, match=r"encoder\.onnx on CPUExecutionProvider instead of CUDAExecutionProvider"):
-        OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", 1, "fp16")
+        OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", CUDA)

@@ -4,6 +4,7 @@ import gc
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from runs import LATENT_DIM, small_vae, smooth_images
 from tiny_model import LATENT_DIM as TINY_DIM
 from tiny_model import images_of, latents_of, random_images
 
-from engine.backends import edit
+from engine.backends import Options
+from engine.backends.buckets import bucket_sizes
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
-from engine.backends.tensor_rt import TensorRtBackend, bucket_sizes, fits, require_device
+from engine.backends.tensor_rt import TensorRtBackend, fits, require_device
 from engine.errors import BackendError, BundleError
 from export.editing import write_edit_by_steps
 from export.graphs import write_graphs
@@ -34,9 +36,13 @@ def build(folder: Path, max_batch: int, backend: str = "tensorrt") -> None:
         build_plan(graph, plan, max_batch=max_batch, timing_cache=cache, say=print, backend=backend)
 
 
-def open_plans(folder: Path, max_batch_size: int, **options: Any) -> TensorRtBackend:
-    encoder, decoder, both = (folder / f"{name}.plan" for name in (*GRAPHS, "edit"))
-    return TensorRtBackend(encoder, decoder, max_batch_size, edit=both, **options)
+def open_plans(
+    folder: Path, max_batch_size: int, cuda_graphs: bool = True, fused: bool = True, **named: Any
+) -> TensorRtBackend:
+    edit = folder / "edit.plan" if fused else None
+    given = {"backend": "tensorrt", "device": "cuda", "max_batch_size": max_batch_size, "edit": edit}
+    options = Options(**{**given, **named})
+    return TensorRtBackend(folder / "encoder.plan", folder / "decoder.plan", options, cuda_graphs=cuda_graphs)
 
 
 @pytest.fixture
@@ -100,21 +106,21 @@ def test_a_call_is_one_launch_of_a_graph_captured_beforehand(plans: Path, trt: g
     assert cuda.calls.count("cudaGraphInstantiate") == 3 * len(bucket_sizes(6))
     cuda.calls.clear()
     backend.encode(random_images(3, seed=0))
-    assert cuda.calls == ["cudaGraphLaunch", "cudaStreamSynchronize"]
+    assert cuda.calls == ["cudaSetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
     cuda.calls.clear()
-    edit(backend, random_images(3, seed=0), np.zeros((3, TINY_DIM), np.float32))
-    assert cuda.calls == ["cudaGraphLaunch", "cudaStreamSynchronize"]
+    backend.edit(random_images(3, seed=0), np.zeros((3, TINY_DIM), np.float32))
+    assert cuda.calls == ["cudaSetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 def test_an_edit_is_encoding_adding_and_decoding(plans: Path, cuda_graphs: bool) -> None:
     fused = open_plans(plans, 6, cuda_graphs=cuda_graphs)
-    apart = TensorRtBackend(plans / "encoder.plan", plans / "decoder.plan", 6, cuda_graphs=cuda_graphs)
+    apart = open_plans(plans, 6, cuda_graphs=cuda_graphs, fused=False)
     for count in (6, 1, 3, 13, 0):
         images = random_images(count, seed=count)
         steps = np.random.default_rng(count).normal(0, 50, (count, TINY_DIM)).astype(np.float32)
         for backend in (fused, apart):
-            edited, mu = edit(backend, images, steps)
+            edited, mu = backend.edit(images, steps)
             np.testing.assert_array_equal(mu, latents_of(images))
             np.testing.assert_array_equal(edited, images_of(mu + steps))
 
@@ -143,6 +149,24 @@ def test_plans_are_for_the_gpus_that_the_manifest_says(
 def test_no_gpu_before_ampere_runs_plans_for_ampere() -> None:
     here = {"tensorrt": "10.3.0", "gpu": "Tesla T4", "compute_capability": "7.5"}
     assert not fits({**here, "gpu": "NVIDIA A100", "hardware_compatibility": "ampere-plus"}, here)
+
+
+def test_each_backend_keeps_to_its_gpu_from_any_thread(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
+    trt.cuda.gpus = 2
+    first, second = open_plans(plans, 6), open_plans(plans, 6, device="cuda:1")
+    images = random_images(3, seed=0)
+    with ThreadPoolExecutor(1) as thread:
+        for backend in (first, second, first):
+            mu = thread.submit(backend.encode, images).result()[0]
+            np.testing.assert_array_equal(mu, latents_of(images))
+        thread.submit(first.close).result()
+        thread.submit(second.close).result()
+    assert not trt.cuda.memory
+
+
+def test_a_gpu_that_is_not_there_is_named(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
+    with pytest.raises(BackendError, match=r"no GPU cuda:1; the last one that it can use is cuda$"):
+        open_plans(plans, 6, device="cuda:1")
 
 
 @pytest.mark.parametrize("how", ["close", "end of life"])
@@ -258,12 +282,12 @@ def test_without_visible_gpus_that_is_said(trt: gpu_stand_in.TensorRt) -> None:
 
 def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_stand_in.install(monkeypatch)
-    for module in ("cuda.bindings.runtime", "cuda.cudart", "cuda"):
+    for module in ("cuda.bindings.runtime", "cuda"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(BackendError, match=r"needs cuda-bindings, which can't be imported.*'dfc-vae\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"need cuda-bindings, which can't be imported.*pip install cuda-bindings"):
         require_device()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[tensorrt\]'"):
         require_device()
 
 
@@ -297,7 +321,7 @@ def test_fp16_plans_of_a_vae_agree_with_fp32(tmp_path: Path) -> None:
     except BackendError as error:
         pytest.skip(str(error))
     write_graphs(small_vae(), tmp_path, "ab" * 32)
-    exact = OnnxRuntimeBackend(tmp_path / "encoder.onnx", tmp_path / "decoder.onnx")
+    exact = OnnxRuntimeBackend(tmp_path / "encoder.onnx", tmp_path / "decoder.onnx", Options())
     (tmp_path / "fp16").mkdir()
     for name in GRAPHS:
         write_half(tmp_path / f"{name}.onnx", tmp_path / "fp16" / f"{name}.onnx")

@@ -22,7 +22,7 @@ from engine.bundle import Bundle, Engine, sha256_of
 from engine.latents import Directions
 from export import build_engines
 from export.build_engines import BuildConfig, build
-from export.candidate import Candidate
+from export.candidate import Candidate, Option
 from export.contest import Entry
 from export.errors import InputError, ParityError
 from export.forms import DecoderForm
@@ -209,8 +209,8 @@ def test_impossible_tolerance_is_refused(command: Command, shared_run: Path, tmp
     result = command("--run", shared_run, "--out", tmp_path / "bundle", *arguments)
     assert result.code == 1
     assert result.stderr.startswith(
-        "error: stage portable (encoder.onnx and decoder.onnx by onnxruntime in fp32) differs from PyTorch eager FP32: "
-        "mu is off by "
+        "error: stage portable (encoder.onnx and decoder.onnx by onnxruntime in fp32 on cpu) differs from "
+        "PyTorch eager FP32: mu is off by "
     )
     assert "(tolerance 1.00e-12)" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -298,7 +298,7 @@ def test_auto_holds_a_contest_and_records_it(shared_run: Path, tmp_path: Path) -
 def test_the_fastest_that_passes_the_gate_is_built(
     shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "bf16" not in Support.find().here.get("openvino", ()):
+    if Option("openvino", "cpu", "bf16") not in Support.find().here:
         pytest.skip("this machine has no bf16")
 
     def bf16_first(candidates: Sequence[Candidate], *_: object, **__: object) -> list[Entry]:
@@ -322,7 +322,9 @@ def test_the_fastest_that_passes_the_gate_is_built(
     manifest = Bundle.load(build(config, silent)).manifest
     assert (manifest.backend, manifest.precision) == ("openvino", "fp32")
     candidates = manifest.engine.chosen["candidates"]
-    assert candidates[0]["rejected"].startswith("stage engine (encoder.onnx and decoder.onnx by openvino in bf16)")
+    assert candidates[0]["rejected"].startswith(
+        "stage engine (encoder.onnx and decoder.onnx by openvino in bf16 on cpu)"
+    )
     assert candidates[1]["rejected"] is None
 
     with pytest.raises(ParityError, match=r"^stage engine .* by openvino in bf16"):
@@ -331,7 +333,8 @@ def test_the_fastest_that_passes_the_gate_is_built(
 
 
 def test_flags_leave_candidates() -> None:
-    support = Support({"onnxruntime": ("fp32",), "openvino": ("fp32", "bf16")}, ())
+    offered = [("onnxruntime", "cpu", "fp32"), ("openvino", "cpu", "fp32"), ("openvino", "cpu", "bf16")]
+    support = Support([Option(*names) for names in offered])
 
     def candidates(**values: Any) -> list[str]:
         return [str(each) for each in BuildConfig(run=Path(), out=Path(), **values).candidates(support)]
@@ -340,9 +343,9 @@ def test_flags_leave_candidates() -> None:
     assert len(candidates(threads=2)) == (1 + 2 * 2) * 2 * 3
     assert len(candidates(threads=2, max_batch=1)) == 3 * 2 * 3  # nothing to split
     named = {"backend": "openvino", "precision": "bf16", "encoder": "product", "decoder": "tail"}
-    assert candidates(**named, split="no") == ["openvino bf16, encoder product, decoder tail"]
+    assert candidates(**named, split="no") == ["openvino bf16 on cpu, encoder product, decoder tail"]
     assert candidates(**named, split="yes") == [
-        "openvino bf16, encoder product, decoder tail, batches split over the threads"
+        "openvino bf16 on cpu, encoder product, decoder tail, batches split over the threads"
     ]
     with pytest.raises(InputError, match="--split yes: only openvino splits a batch"):
         candidates(backend="onnxruntime", split="yes")
@@ -351,7 +354,7 @@ def test_flags_leave_candidates() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported (tensorrt fp32: "),
+        (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported (tensorrt fp32 on cuda: "),
         (("--precision", "bf16"), "--backend onnxruntime --precision bf16: not supported; supported here: onnxruntime"),
         (("--precision", "int8", "--encoder", "product"), "--encoder product: int8 takes only plain"),
     ],
@@ -375,16 +378,16 @@ def test_without_tensorrt_the_extra_is_named(
     result = command("--run", shared_run, "--out", tmp_path / "bundle", *flags)
     assert result.code == 2
     assert result.stderr.startswith(f"error: --backend tensorrt --precision {precision}: not supported (tensorrt ")
-    assert "pip install 'dfc-vae[gpu]'" in result.stderr
+    assert "pip install 'dfc-vae[tensorrt]'" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_fp16_without_a_gpu_is_refused(command: Command, shared_run: Path, tmp_path: Path) -> None:
-    if "fp16" in Support.find().here["onnxruntime"]:
+    if Option("onnxruntime", "cuda", "fp16") in Support.find().here:
         pytest.skip("this machine has a GPU")
     result = command("--run", shared_run, "--out", tmp_path / "bundle", "--precision", "fp16")
     assert result.code == 2
-    assert "--backend onnxruntime --precision fp16: not supported (onnxruntime fp16: " in result.stderr
+    assert "--backend onnxruntime --precision fp16: not supported (onnxruntime fp16 on cuda: " in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -564,7 +567,7 @@ def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(
     plan = json.loads(result.stdout)
     assert plan["config"]["backend"] == "onnxruntime"
     assert plan["config"]["threads"] >= 1
-    assert plan["candidates"] == ["onnxruntime fp32, encoder plain, decoder plain"]
+    assert plan["candidates"] == ["onnxruntime fp32 on cpu, encoder plain, decoder plain"]
     assert plan["model"]["latent_dim"] == LATENT_DIM
     assert plan["attributes"] == list(ATTRIBUTES)
     assert list(tmp_path.iterdir()) == []

@@ -3,16 +3,16 @@ from dataclasses import replace
 from engine.bundle import Engine
 from export.candidate import Candidate
 
-FAST = Candidate("openvino", "bf16", "product", "phases", True)
-SLOW = Candidate("onnxruntime", "fp32", "plain", "tail", False)
-SMALL = Candidate("openvino", "int8", "plain", "phases", False)
-GPU = Candidate("tensorrt", "fp16", "product", "plain", False)
-SMALL_GPU = Candidate("tensorrt", "int8", "plain", "plain", False)
+FAST = Candidate("openvino", "cpu", "bf16", "product", "phases", True)
+SLOW = Candidate("onnxruntime", "cpu", "fp32", "plain", "tail", False)
+SMALL = Candidate("openvino", "cpu", "int8", "plain", "phases", False)
+GPU = Candidate("tensorrt", "cuda", "fp16", "product", "plain", False)
+SMALL_GPU = Candidate("tensorrt", "cuda", "int8", "plain", "plain", False)
 
 
 def test_a_candidate_names_itself() -> None:
-    assert str(FAST) == "openvino bf16, encoder product, decoder phases, batches split over the threads"
-    assert str(SLOW) == "onnxruntime fp32, encoder plain, decoder tail"
+    assert str(FAST) == "openvino bf16 on cpu, encoder product, decoder phases, batches split over the threads"
+    assert str(SLOW) == "onnxruntime fp32 on cpu, encoder plain, decoder tail"
 
 
 def test_bf16_is_the_runtimes_so_that_its_graphs_are_those_in_fp32() -> None:
@@ -47,4 +47,4 @@ def test_the_manifest_says_through_which_stages_it_went() -> None:
         stages={"reduced": ["encoder.int8-symmetric.onnx", "decoder.int8-symmetric.onnx"]},
         edit="edit.int8-symmetric.plan",
     )
-    assert Candidate("onnxruntime", "fp32", "plain", "plain", False).engine == Engine()
+    assert Candidate("onnxruntime", "cpu", "fp32", "plain", "plain", False).engine == Engine()

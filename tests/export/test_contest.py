@@ -10,8 +10,8 @@ from export.contest import Entry, rank, table
 from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 
-FAST = Candidate("openvino", "bf16", "product", "phases", True)
-SLOW = Candidate("onnxruntime", "fp32", "plain", "tail", False)
+FAST = Candidate("openvino", "cpu", "bf16", "product", "phases", True)
+SLOW = Candidate("onnxruntime", "cpu", "fp32", "plain", "tail", False)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_all_candidates_are_measured_and_sorted(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(contest, "TURN_SECONDS", 0.001)
     monkeypatch.setattr(contest, "ROUNDS", 2)
     candidates = [
-        Candidate("onnxruntime", "fp32", encoder, decoder, False)
+        Candidate("onnxruntime", "cpu", "fp32", encoder, decoder, False)
         for encoder in ENCODER_FORMS
         for decoder in DECODER_FORMS
     ]
@@ -53,8 +53,8 @@ def test_both_backends_and_both_ways_to_share_a_batch(folder: Path, monkeypatch:
     monkeypatch.setattr(contest, "ROUNDS", 1)
     candidates = [
         SLOW,
-        Candidate("openvino", "fp32", "plain", "phases", False),
-        Candidate("openvino", "fp32", "plain", "phases", True),
+        Candidate("openvino", "cpu", "fp32", "plain", "phases", False),
+        Candidate("openvino", "cpu", "fp32", "plain", "phases", True),
     ]
     entries = rank(candidates, folder, SEED_FORM, max_batch=4, threads=2)
     assert {entry.candidate for entry in entries} == set(candidates)
@@ -65,7 +65,7 @@ def test_the_halves_of_candidates_add_up(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(contest, "TURN_SECONDS", 0.001)
     monkeypatch.setattr(contest, "ROUNDS", 1)
     candidates = [
-        Candidate("onnxruntime", "fp32", encoder, decoder, False)
+        Candidate("onnxruntime", "cpu", "fp32", encoder, decoder, False)
         for encoder in ENCODER_FORMS
         for decoder in ("plain", "tail")
     ]

@@ -69,7 +69,9 @@ def test_without_rewrites_there_is_no_such_stage(folder: Path, truth: Truth) -> 
 @pytest.mark.parametrize(("file", "stage"), [("decoder.onnx", "portable"), ("decoder.phases.onnx", "rewritten")])
 def test_the_stage_where_it_goes_wrong_is_named(folder: Path, truth: Truth, file: str, stage: str) -> None:
     spoil(folder / file)
-    with pytest.raises(ParityError, match=rf"^stage {stage} .*{file} by onnxruntime in fp32\) differs from the model"):
+    with pytest.raises(
+        ParityError, match=rf"^stage {stage} .*{file} by onnxruntime in fp32 on cpu\) differs from the model"
+    ):
         gate(folder, truth, []).check("onnxruntime", "fp32", REWRITTEN)
 
 
@@ -100,5 +102,5 @@ def test_openvino_is_the_last_stage(folder: Path, truth: Truth) -> None:
     lines: list[str] = []
     report = gate(folder, truth, lines).check("openvino", "fp32", REWRITTEN)
     assert list(report.stages) == ["portable", "rewritten", "engine"]
-    assert report.stages["engine"].what == "encoder.product.onnx and decoder.phases.onnx by openvino in fp32"
+    assert report.stages["engine"].what == "encoder.product.onnx and decoder.phases.onnx by openvino in fp32 on cpu"
     assert len(lines) == 3

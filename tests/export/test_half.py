@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from runs import FORMS, small_vae, smooth_images
 
+from engine.backends import Options
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from export.errors import InputError
 from export.forms import DECODER_FORMS, ENCODER_FORMS
@@ -113,8 +114,8 @@ def test_the_same_graph_gives_the_same_bytes(graphs: Path, tmp_path: Path) -> No
 def test_what_has_no_weights_stays_exact(tiny_bundle: Path, tmp_path: Path) -> None:
     for name in ("encoder.onnx", "decoder.onnx"):
         write_half(tiny_bundle / name, tmp_path / name)
-    exact = OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", 1)
-    half = OnnxRuntimeBackend(tmp_path / "encoder.onnx", tmp_path / "decoder.onnx", 1)
+    exact = OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", Options(threads=1))
+    half = OnnxRuntimeBackend(tmp_path / "encoder.onnx", tmp_path / "decoder.onnx", Options(threads=1))
     images = np.arange(256 * 192, dtype=np.uint32).astype(np.uint8).reshape(256, 8, 8, 3)  # every level, every place
     for mine, truth in zip(half.encode(images), exact.encode(images), strict=True):
         np.testing.assert_array_equal(mine, truth)

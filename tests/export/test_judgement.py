@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 
-from engine.backends import Bytes, Floats
+from engine.backends import Backend, Bytes, Floats
 from engine.latents import Directions
 from export.judgement import NO_RUN, Edit, edits_for, judge_of
 from export.parity import Agreement, Tolerances
@@ -33,7 +33,7 @@ class Brightness:
         return bright
 
 
-class Negative:
+class Negative(Backend):
     """The model, with images inverted from a certain number on."""
 
     def __init__(self, right: int) -> None:

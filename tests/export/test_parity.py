@@ -7,6 +7,7 @@ import pytest
 import torch
 from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 
+from engine.backends import Backend
 from engine.latents import Directions
 from export.errors import ParityError
 from export.parity import TOLERANCES, ImageError, LatentError, Report, Stage, Tolerances
@@ -17,7 +18,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-class Recorder:
+class Recorder(Backend):
     """The reference with an error of known size added, which remembers the batches it was given."""
 
     def __init__(self, mu_error: float = 0.0, log_var_error: float = 0.0, level_error: int = 0) -> None:

@@ -12,7 +12,7 @@ import torch
 from runs import ATTRIBUTES, LATENT_DIM, smooth_images, write_run
 
 import export.tensorrt_build
-from engine.backends import open_backend
+from engine.backends import Options, open_backend
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.bundle import Bundle, Engine
 from engine.errors import BackendError
@@ -91,7 +91,7 @@ def test_int8_goes_through_every_stage(int8_bundle: Path) -> None:
     assert {"encoder.int8.onnx", "decoder.phases.int8.onnx", "decoder.phases.onnx"} <= set(manifest.files)
     assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine"]
     reduced = manifest.parity["stages"]["reduced"]
-    assert reduced["what"] == "encoder.int8.onnx and decoder.phases.int8.onnx by onnxruntime in int8"
+    assert reduced["what"] == "encoder.int8.onnx and decoder.phases.int8.onnx by onnxruntime in int8 on cpu"
     assert 20 < reduced["images"]["decode"]["psnr_db"] < 60
     assert open_backend(bundle, threads=1).decode(np.zeros((3, LATENT_DIM), np.float32)).shape == (3, 64, 64, 3)
 
@@ -153,7 +153,7 @@ def test_int8_by_openvino(int8_run: Path, tmp_path: Path) -> None:
     manifest = Bundle.load(build(dataclasses.replace(config, backend="openvino", split="no"), silent)).manifest
     assert (manifest.backend, manifest.precision) == ("openvino", "int8")
     assert list(manifest.parity["stages"]) == ["portable", "reduced", "engine"]
-    assert manifest.parity["stages"]["engine"]["what"].endswith("by openvino in int8")
+    assert manifest.parity["stages"]["engine"]["what"].endswith("by openvino in int8 on cpu")
 
 
 def test_too_few_images_for_int8(tmp_path: Path) -> None:
@@ -175,16 +175,25 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         built.append(plan.name)
         return {"graph": graph.name, "max_batch": max_batch}
 
-    def require_device(backend: str = "tensorrt") -> dict[str, str]:
+    def require_device(backend: str = "tensorrt", device: str = "cuda") -> dict[str, str]:
         if backend != "tensorrt":
             raise BackendError("not here")
         return {"tensorrt": "8.6.0", "gpu": "stand-in", "compute_capability": "9.0"}
+
+    class StandIn(OnnxRuntimeBackend):
+        def __init__(self, encoder: Path, decoder: Path, _: Options) -> None:
+            super().__init__(encoder, decoder, Options(threads=1))
+
+        @classmethod
+        def check(cls, options: Options) -> None:
+            if options.backend == "tensorrt-rtx":
+                raise BackendError("not here")
 
     monkeypatch.setattr("engine.backends.tensor_rt.require_device", require_device)
     monkeypatch.setattr("export.tensorrt_build.build_plan", build_plan)
     monkeypatch.setattr(
         "engine.backends.tensor_rt.TensorRtBackend",
-        lambda encoder, decoder, _, **__: OnnxRuntimeBackend(encoder, decoder, 1),
+        StandIn,
     )
     return built
 
@@ -206,7 +215,7 @@ def test_tensorrt_serves_plans_made_from_fp16_graphs(shared_run: Path, tmp_path:
     assert "edit.tail.fp16.plan" in manifest.files
     assert not [name for name in manifest.files if name.startswith("edit.") and name.endswith(".onnx")]
     assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine"]
-    assert manifest.parity["stages"]["reduced"]["what"].endswith("by onnxruntime in fp16 on the CPU")
+    assert manifest.parity["stages"]["reduced"]["what"].endswith("by onnxruntime in fp16 on cpu")
     more = {"compute_capability": "9.0", "hardware_compatibility": "none"}
     assert manifest.tensorrt == {
         "device": {"tensorrt": "8.6.0", "gpu": "stand-in", **more},

@@ -202,7 +202,7 @@ def test_a_failed_build_says_why_and_leaves_nothing(
 
 def test_without_tensorrt_the_extra_is_named(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[tensorrt\]'"):
         build(graphs / "decoder.fp16.onnx", tmp_path)
 
 

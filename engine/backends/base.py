@@ -1,0 +1,106 @@
+"""What every backend is: a runtime that turns a contiguous batch into a batch. It knows neither queues nor wires."""
+
+import os
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+CPU, CUDA = "cpu", "cuda"
+"""Kinds of devices."""
+
+_DEVICE = re.compile(rf"{CPU}|{CUDA}(:\d{{1,3}})?")
+
+
+DEVICE_RULE = f"must be {CPU}, {CUDA}, or one of several GPUs, such as {CUDA}:1"
+
+
+def is_device(name: str) -> bool:
+    """Whether it names a device: "cpu", "cuda" for the first GPU that CUDA sees, "cuda:1" for the second, and so on."""
+    return _DEVICE.fullmatch(name) is not None
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device, `CPU` or `CUDA`, without its number."""
+    return device.partition(":")[0]
+
+
+def gpu_of(device: str) -> int:
+    """Number of a GPU among those that CUDA sees."""
+    return int(device.partition(":")[2] or 0)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a backend opens two graphs.
+
+    Attributes:
+        backend: Its name in the registry.
+        device: Where it computes, as `is_device` says.
+        precision: Arithmetic.
+        max_batch_size: Largest batch that matters, images.
+        edit: File of both as one graph, for a backend that can't join them itself.
+        split: As `engine.bundle.Engine` says.
+        threads: Compute threads; by default as many as this process may use cores.
+    """
+
+    backend: str = "onnxruntime"
+    device: str = CPU
+    precision: str = "fp32"
+    max_batch_size: int = 32
+    edit: Path | None = None
+    split: bool = False
+    threads: int = field(default_factory=_cores)
+
+
+class Backend(ABC):
+    """The two graphs of a model. Inputs are C-contiguous; the arrays that come back belong to the caller.
+
+    Batches come one after the other, from any thread. A class of the registry is made with the files of encoder and
+    decoder and `Options`, and calls its own `check` first.
+    """
+
+    overlaps: int = 0
+    """How many other batches may come while it is at one, as it computes them together in less time."""
+
+    @classmethod  # noqa: B027 - what needs nothing has nothing to check
+    def check(cls, options: Options) -> None:
+        """Lets options pass that this machine can compute with.
+
+        Raises:
+            BackendError: otherwise; says what is missing.
+        """
+
+    @abstractmethod
+    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
+        """Images, uint8 [N, H, W, 3] RGB, to `mu` and `log_var` of their posterior, float32 [N, D] each."""
+
+    @abstractmethod
+    def decode(self, latents: Floats) -> Bytes:
+        """Latents, float32 [N, D], to images, uint8 [N, H, W, 3] RGB."""
+
+    def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
+        """Encodes, adds and decodes.
+
+        Args:
+            images: uint8 [N, H, W, 3] RGB.
+            steps: What is added to mu, float32 [N, D].
+
+        Returns:
+            Edited images, uint8 [N, H, W, 3] RGB, and mu before the addition, float32 [N, D].
+        """
+        mu, _ = self.encode(images)
+        return self.decode(mu + steps), mu
+
+    def close(self) -> None:  # noqa: B027 - the end of the object does where nothing lies outside of Python
+        """Frees what it holds outside of Python. No batch may be in it, and none may come."""

@@ -1,0 +1,129 @@
+"""The backends of this engine, a row each. Another one is a row here, a module beside it, and its extra in pyproject.
+
+Only the module of a backend that is used is imported: a server needs no other.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.backends.base import CPU, CUDA, Backend, Options, kind_of
+from engine.errors import BackendError, BundleError
+
+
+@dataclass(frozen=True)
+class Row:
+    """A backend.
+
+    Attributes:
+        name: Its name in flags and manifests.
+        title: Its name for a person.
+        module: Where its class is.
+        class_name: A `Backend`, made with the files of encoder and decoder and `Options`.
+        precisions: Those that it can compute in where the hardware has them, by device.
+        extras: What pip installs for it, by device.
+        plan: Ending of the names of its plans, which are built for some GPUs and one version; None: it runs the graphs.
+        built_anywhere: Whether its plans can be built where they don't run.
+    """
+
+    name: str
+    title: str
+    module: str
+    class_name: str
+    precisions: Mapping[str, tuple[str, ...]]
+    extras: Mapping[str, str]
+    plan: str | None = None
+    built_anywhere: bool = False
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Kinds of devices that it computes on; the first one is meant where none is named."""
+        return tuple(self.precisions)
+
+    def load(self, device: str) -> type[Backend]:
+        """Its class.
+
+        Raises:
+            BackendError: When its runtime can't be imported; names the extra for this device.
+        """
+        try:
+            module = importlib.import_module(self.module)
+        except ImportError as error:
+            raise BackendError(
+                f"{self.title} can't be imported ({error}); pip install 'dfc-vae[{self.extras[kind_of(device)]}]'"
+            ) from error
+        found: type[Backend] = getattr(module, self.class_name)
+        return found
+
+    def open(self, encoder: Path, decoder: Path, options: Options) -> Backend:
+        """Opens two graphs or plans.
+
+        Raises:
+            BundleError: When one is missing, damaged, or has other inputs and outputs; or this backend has no such
+                device or precision.
+            BackendError: When its runtime isn't installed, or this machine can't compute like that.
+        """
+        kind = kind_of(options.device)
+        if options.precision not in self.precisions.get(kind, ()):
+            has = "; ".join(f"on {device} {', '.join(values)}" for device, values in self.precisions.items())
+            raise BundleError(
+                f"the bundle asks for {self.name} on {kind} in {options.precision!r}; this engine has it {has}"
+            )
+        return self.load(kind)(encoder, decoder, options)  # type: ignore[call-arg]
+
+
+_TENSORRT = {CUDA: ("fp32", "fp16", "int8")}
+
+BACKENDS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row(
+            "onnxruntime",
+            "ONNX Runtime",
+            "engine.backends.onnx_runtime",
+            "OnnxRuntimeBackend",
+            {CPU: ("fp32", "fp16", "int8"), CUDA: ("fp32", "fp16")},
+            {CPU: "cpu", CUDA: "gpu"},
+        ),
+        Row(
+            "openvino",
+            "OpenVINO",
+            "engine.backends.open_vino",
+            "OpenVinoBackend",
+            {CPU: ("fp32", "bf16", "int8")},
+            {CPU: "openvino"},
+        ),
+        Row(
+            "tensorrt",
+            "TensorRT",
+            "engine.backends.tensor_rt",
+            "TensorRtBackend",
+            _TENSORRT,
+            {CUDA: "tensorrt"},
+            plan=".plan",
+        ),
+        Row(
+            "tensorrt-rtx",
+            "TensorRT for RTX",
+            "engine.backends.tensor_rt",
+            "TensorRtBackend",
+            _TENSORRT,
+            {CUDA: "tensorrt-rtx"},
+            plan=".rtx.plan",
+            built_anywhere=True,
+        ),
+    )
+}
+"""By name."""
+
+
+def find(name: str) -> Row:
+    """The row of a backend.
+
+    Raises:
+        BundleError: When there is none of that name.
+    """
+    if name not in BACKENDS:
+        raise BundleError(f"the bundle asks for the backend {name!r}; this engine has: {', '.join(BACKENDS)}")
+    return BACKENDS[name]
