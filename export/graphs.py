@@ -68,6 +68,8 @@ def _trace(graph: nn.Module, sample: Tensor, path: Path, inputs: list[str], outp
         # The TorchScript exporter is deprecated, but it alone writes opset 17 itself, with no more packages.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", message="Constant folding")  # what it leaves, _fold_constants folds
+        # Sizes of images are constants: a runtime would compute them anew, and on a GPU that means on the host.
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python integer")
         torch.onnx.export(
             graph,
             (sample,),

@@ -102,10 +102,10 @@ def join_phases(cells: Tensor, straddling: bool) -> Tensor:
 
     Height and width are 2h and 2w, or with straddling cells, whose overhanging pixels go, 2h - 2 and 2w - 2.
     """
-    count, channels, height, width = cells.shape
+    channels, height, width = map(int, cells.shape[1:])  # constants of the graph, in which only the batch varies
     # A cell's two pixels in one row, all their channels, stay together: fewer and longer pieces to move.
-    rows = cells.reshape(count, 2, channels // 2, height, width).permute(0, 3, 1, 4, 2)
-    image = rows.reshape(count, 2 * height, 2 * width, channels // 4)
+    rows = cells.reshape(-1, 2, channels // 2, height, width).permute(0, 3, 1, 4, 2)
+    image = rows.reshape(-1, 2 * height, 2 * width, channels // 4)
     return image[:, 1:-1, 1:-1] if straddling else image
 
 

@@ -110,6 +110,7 @@ class ProductConvolution(nn.Module):
         self.register_buffer("indices", (windows[0].T.flatten().long() - 1) % (side * side + 1))
         self.side = (side + 2 * int(layer.padding[0]) - layer.kernel_size[0]) // layer.stride[0] + 1
         out_channels, in_channels = layer.weight.shape[:2]
+        self.flat = in_channels, side * side
         taps = layer.kernel_size[0] * layer.kernel_size[1]
         self.product = nn.Linear(taps * in_channels, out_channels)
         weight = layer.weight.detach().permute(0, 2, 3, 1).flatten(1)
@@ -119,7 +120,8 @@ class ProductConvolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolves (N, I, h, h); the result is (N, h' * h', O), to be read by `by_position` layers."""
-        pixels = nn.functional.pad(images.flatten(2).permute(0, 2, 1), (0, 0, 0, 1))  # (N, h*h + 1, I)
+        flat = images.reshape(-1, *self.flat)  # (N, I, h*h)
+        pixels = nn.functional.pad(flat.permute(0, 2, 1), (0, 0, 0, 1))  # (N, h*h + 1, I)
         windows = pixels[:, self.indices].reshape(-1, self.side**2, self.product.in_features)
         products: Tensor = self.product(windows)
         return products

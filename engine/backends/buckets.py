@@ -4,7 +4,7 @@ A batch of n images runs in the next bucket (1, 2, 4 ... max). Rows of a bucket 
 nobody reads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,8 @@ def bucket_sizes(largest: int) -> list[int]:
     return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
-def next_size(sizes: Sequence[int], count: int) -> int:
-    """The bucket of a batch of `count` images, at most the largest."""
-    return next(size for size in sizes if size >= count)
-
-
 def in_parts(run: Callable[..., list[Array]], largest: int, *batches: Array) -> list[Array]:
-    """Computes a batch, [N, ...] for each input, by a function of at most `largest` rows, in parts if it is longer."""
+    """Computes batches [N, ...], one for each input, by a function of at most `largest` rows; in parts beyond."""
     starts = range(0, max(len(batches[0]), 1), largest)
     parts = [run(*(batch[start : start + largest] for batch in batches)) for start in starts]
     return parts[0] if len(parts) == 1 else [np.concatenate(results) for results in zip(*parts, strict=True)]

@@ -1,16 +1,61 @@
-"""ONNX Runtime, on the CPU or an NVIDIA GPU: the device decides on its provider, and precision is in the graphs."""
+"""ONNX Runtime, on the CPU or an NVIDIA GPU: the device decides on its provider, and precision is in the graphs.
 
-from collections.abc import Sequence
+On a GPU a batch is computed in its bucket, whose input lies at a fixed place on the GPU: cuDNN chooses its algorithms
+anew for every size that it meets, and the warm-up meets all buckets.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from engine.backends.base import CPU, CUDA, Backend, Bytes, Floats, Options, gpu_of, kind_of
+from engine.backends.buckets import bucket_sizes, in_parts
 from engine.errors import BackendError, BundleError
 
-_PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider of ONNX Runtime.
+
+    Attributes:
+        name: Its name.
+        memory: Kind of the memory that it computes in, where that is not the host's.
+        session: Entries of the session's configuration.
+        options: Its own options.
+    """
+
+    name: str
+    memory: str | None = None
+    session: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+PROVIDERS = {
+    CPU: Provider("CPUExecutionProvider"),
+    CUDA: Provider(
+        "CUDAExecutionProvider",
+        memory="cuda",
+        # Without it, nodes that have no kernel for the GPU would be computed on the CPU, and nobody told.
+        session={"session.disable_cpu_ep_fallback": "1"},
+        options={
+            # The default tries every algorithm of cuDNN for each batch size.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": "0",  # what is FP32 is meant so, and the factors of TF32 have ten bits
+            "arena_extend_strategy": "kSameAsRequested",
+        },
+    ),
+}
+"""By kind of device."""
 
 
 class OnnxRuntimeBackend(Backend):
@@ -19,7 +64,8 @@ class OnnxRuntimeBackend(Backend):
     Args:
         encoder: Graph with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
         decoder: Graph with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
-        options: Of these the device and the threads; what is FP16 in a graph is computed as FP32 on the CPU.
+        options: Of these the device, the threads and, on a GPU, the largest batch: larger ones are computed in parts of
+            that size. What is FP16 in a graph is computed as FP32 on the CPU.
 
     Raises:
         BundleError: When a graph is missing, damaged, or has other inputs and outputs.
@@ -28,81 +74,130 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
-        self._encoder = _open(encoder, options, ["images"], ["mu", "log_var"])
-        self._decoder = _open(decoder, options, ["latents"], ["images"])
+        self._encode = _open(encoder, options, ["images"], ["mu", "log_var"])
+        self._decode = _open(decoder, options, ["latents"], ["images"])
 
     @classmethod
     def check(cls, options: Options) -> None:
         """Lets a device pass that this ONNX Runtime and this machine have."""
         if kind_of(options.device) == CUDA:
-            _require_cuda(options)
+            _require_cuda(options.device)
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
-        mu, log_var = self._encoder.run(["mu", "log_var"], {"images": images})
+        mu, log_var = self._encode(images)
         return mu, log_var
 
     def decode(self, latents: Floats) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, H, W, 3]."""
-        images: Bytes = self._decoder.run(["images"], {"latents": latents})[0]
+        (images,) = self._decode(latents)
         return images
 
 
-def _require_cuda(options: Options) -> None:
-    provider = _PROVIDERS[CUDA]
-    if provider not in (found := onnxruntime.get_available_providers()):
+class _Bound:
+    """A session whose input and outputs lie in the memory of a device, at a fixed place for each bucket."""
+
+    def __init__(self, session: Any, memory: str, number: int, max_batch_size: int) -> None:
+        self._session, self._device = session, (memory, number)
+        (self._input,) = session.get_inputs()
+        self._sizes = bucket_sizes(max_batch_size)
+        self._buckets: dict[int, tuple[Array, Any, Any]] = {}
+
+    def __call__(self, batch: Array) -> list[Array]:
+        """Computes a batch [N, ...]; the results are the caller's."""
+        return in_parts(self._run, self._sizes[-1], batch)
+
+    def _run(self, batch: Array) -> list[Array]:
+        count = len(batch)
+        size = next(size for size in self._sizes if size >= count)
+        if size not in self._buckets:
+            self._buckets[size] = self._bind(size, batch)
+        rows, value, binding = self._buckets[size]
+        rows[:count] = batch
+        value.update_inplace(rows)
+        self._session.run_with_iobinding(binding)
+        return [result[:count].copy() for result in binding.copy_outputs_to_cpu()]  # in host memory it is no copy
+
+    def _bind(self, size: int, batch: Array) -> tuple[Array, Any, Any]:
+        """Rows of a bucket on the host, the same on the device, and what binds these to the session."""
+        rows = np.zeros((size, *batch.shape[1:]), batch.dtype)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(rows.copy(), *self._device)
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._input.name, value)
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, *self._device)
+        return rows, value, binding
+
+
+def _require_cuda(device: str) -> None:
+    name = PROVIDERS[CUDA].name
+    if name not in (found := onnxruntime.get_available_providers()):
         raise BackendError(
-            f"this build of ONNX Runtime {onnxruntime.__version__} has no {provider} for NVIDIA GPUs (it has "
+            f"this build of ONNX Runtime {onnxruntime.__version__} has no {name} for NVIDIA GPUs (it has "
             f"{', '.join(found)}); pip uninstall onnxruntime, then pip install 'dfc-vae[gpu]'; or take --device cpu"
         )
+    missing = _load_libraries()
     try:
-        onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), CUDA, gpu_of(options.device))
+        onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", gpu_of(device))
     except Exception as error:  # ONNX Runtime has a type for each way of failing
+        reason = str(error).partition("\n")[0] + (f"; {missing}" if missing else "")
         raise BackendError(
-            f"ONNX Runtime finds no NVIDIA GPU {options.device} that it can use ({_first_line(error)}); see what "
-            "nvidia-smi says, or take --device cpu"
+            f"ONNX Runtime finds no NVIDIA GPU {device} that it can use ({reason}); see what nvidia-smi says, or take "
+            "--device cpu"
         ) from error
 
 
-def _session_options(threads: int) -> Any:
+@cache
+def _load_libraries() -> str:
+    """Loads CUDA and cuDNN from the wheels that the extra brings, once a process; returns what it could not load."""
+    # The server's stdout is for the line that says where it serves.
+    with redirect_stdout(io.StringIO()) as said:
+        onnxruntime.preload_dlls()
+    missing = [line.partition(":")[0] for line in said.getvalue().splitlines() if line.startswith("Failed")]
+    return ", ".join(missing)
+
+
+def _session_options(threads: int, entries: Mapping[str, str]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads of the idle session would spin against those of the busy one: half the speed on few cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
     options.log_severity_level = 3
     return options
 
 
-def _provider_options(device: str) -> dict[str, str]:
-    if kind_of(device) == CPU:
-        return {}
-    # The default tries every algorithm of cuDNN for each batch size that it meets: seconds, in the middle of serving.
-    return {"device_id": str(gpu_of(device)), "cudnn_conv_algo_search": "HEURISTIC"}
-
-
-def _open(path: Path, options: Options, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+def _open(
+    path: Path, options: Options, inputs: Sequence[str], outputs: Sequence[str]
+) -> Callable[[Array], Sequence[Array]]:
+    """A function from a batch of the input to those of the outputs."""
     if not path.is_file():
         raise BundleError(f"no ONNX graph at {path}")
-    provider = _PROVIDERS[kind_of(options.device)]
-    providers = [(provider, _provider_options(options.device))]
+    provider, number = PROVIDERS[kind_of(options.device)], gpu_of(options.device)
+    settings = {**provider.options, "device_id": str(number)} if provider.memory else {}
     try:
-        session = onnxruntime.InferenceSession(str(path), _session_options(options.threads), providers=providers)
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types for a bad graph
-        raise BundleError(f"ONNX Runtime can't open {path}: {error}") from error
-    if provider not in (running := session.get_providers()):
-        # It falls back to the CPU by itself, where FP16 is slower than FP32.
-        raise BackendError(
-            f"ONNX Runtime opened {path} on {', '.join(running)} instead of {provider}; its log says why"
+        session = onnxruntime.InferenceSession(
+            str(path),
+            _session_options(options.threads, provider.session),
+            providers=[(provider.name, settings)],
+            enable_fallback=0,  # by itself it would try the CPU next
         )
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types for a bad graph
+        if "CPU EP" in str(error):
+            raise BackendError(
+                f"ONNX Runtime would compute {path}, or a part of it, on the CPU instead of by {provider.name} "
+                f"({error}); take --device cpu"
+            ) from error
+        raise BundleError(f"ONNX Runtime can't open {path}: {error}") from error
     found = ([value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()])
     if found != (list(inputs), list(outputs)):
         raise BundleError(
             f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {list(inputs)} "
             f"and outputs {list(outputs)}"
         )
-    return session
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    if provider.memory:
+        return _Bound(session, provider.memory, number, options.max_batch_size)
+    (name,) = inputs
+    return lambda batch: session.run(list(outputs), {name: batch})

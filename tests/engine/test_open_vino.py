@@ -119,6 +119,24 @@ def test_what_int8_leaves_in_float_takes_the_fastest_units(
     np.testing.assert_array_equal(open_tiny(path, "int8").encode(images)[0], expected)
 
 
+@pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 units")
+def test_where_bf16_fails_beside_int8_the_log_says_what_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, images = _matrix_graphs(tmp_path), random_images(4, seed=0)
+    expected, _ = open_tiny(path, "fp32").encode(images)
+    graph = importlib.import_module("engine.backends.open_vino")._Graph
+
+    def no_bf16(core: Any, model: Any, settings: dict[str, Any], *given: Any, **named: Any) -> Any:
+        if settings["INFERENCE_PRECISION_HINT"] == "bf16":
+            raise RuntimeError("Check failed at gemm.cpp:1\nno kernel")
+        return graph(core, model, settings, *given, **named)
+
+    monkeypatch.setattr("engine.backends.open_vino._Graph", no_bf16)
+    np.testing.assert_array_equal(open_tiny(path, "int8").encode(images)[0], expected)
+    assert "computed in fp32: OpenVINO has no bf16 for it (no kernel)" in caplog.text
+
+
 def test_without_openvino_the_extra_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "engine.backends.open_vino", raising=False)

@@ -79,6 +79,7 @@ def test_an_entry_survives_json() -> None:
     values = json.loads(json.dumps(Entry(FAST, {1: 0.5, 32: 8.123456}).to_json()))
     assert values == {
         "backend": "openvino",
+        "device": "cpu",
         "precision": "bf16",
         "encoder": "product",
         "decoder": "phases",

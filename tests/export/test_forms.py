@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -58,6 +59,16 @@ def test_every_form_survives_onnx(network: ModelConfig, tmp_path: Path) -> None:
         for count in (1, 5):
             (levels,) = session.run(None, {"latents": latents[:count]})
             assert np.abs(levels - pixels[:count] * 255.0).max() < 0.5 + 1e-2
+
+
+@NETWORKS
+def test_no_size_is_computed_by_a_graph(network: ModelConfig, tmp_path: Path) -> None:
+    """ONNX Runtime computes sizes on the CPU, which a session on a GPU refuses."""
+    model = small_vae(network)
+    names = [write_encoder(model, form, tmp_path, "ab") for form in ENCODER_FORMS]
+    names += [write_decoder(model, form, tmp_path, "ab") for form in DECODER_FORMS]
+    for name in names:
+        assert "Shape" not in {node.op_type for node in onnx.load(tmp_path / name).graph.node}, name
 
 
 def test_files_are_named_by_their_form() -> None:

@@ -32,6 +32,7 @@ from export.tensorrt_build import build_plan
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip("TensorRT for RTX has wheels for x86-64 Linux", allow_module_level=True)
 import tensorrt_rtx_bindings as trt
+from tensorrt_names import read_names
 
 NETWORKS = ("seed-64", "paper-64")
 DIRECTIONS = Directions(ATTRIBUTES, 2 * np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
@@ -174,7 +175,7 @@ def test_a_build_that_fails_leaves_nothing(run: Path, tmp_path: Path) -> None:
         ({"compute_capability": ("8.9",), "backend": "openvino"}, r"--backend openvino builds for this machine"),
         ({"hardware_compatibility": "ampere-plus"}, r"--hardware-compatibility ampere-plus: only --backend tensorrt"),
         ({"triton": Path("repository")}, r"--triton: Triton runs no plans of TensorRT for RTX"),
-        ({"precision": "bf16"}, r"not supported.*by name: tensorrt-rtx \(fp32, fp16"),
+        ({"precision": "bf16"}, r"not supported.*by name: tensorrt-rtx on cuda \(fp32, fp16"),
     ],
 )
 def test_what_tensorrt_for_rtx_does_not_do(
@@ -205,18 +206,47 @@ CLASSES: dict[str, Any] = {
     "settings": trt.IRuntimeConfig,
 }
 """What the variables of our code hold, by their names."""
-OLDER = {"layer.precision", "layer.set_output_type"}
+OLDER = {"ILayer.precision", "ILayer.set_output_type"}
 """Only for TensorRT 8.6, whose networks are not typed."""
+RTX_ALONE = {
+    "module.ComputeCapability",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+}
+WORDS = {
+    "DataType": {"UINT8", "FLOAT", "HALF"},
+    "TensorIOMode": {"INPUT", "OUTPUT"},
+    "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED"},
+    "TacticSource": {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"},
+}
+"""Names that our code has as words."""
+MODULES = (engine.backends.tensor_rt, export.tensorrt_build)
 
 
-@pytest.mark.parametrize("module", [engine.backends.tensor_rt, export.tensorrt_build], ids=["runtime", "builder"])
-def test_every_name_of_tensorrt_that_is_used_exists(module: Any) -> None:
-    used = set()
-    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
-            holder = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
-            if holder in CLASSES:
-                used.add((holder, node.attr))
-    assert len(used) > 10
-    missing = {f"{holder}.{name}" for holder, name in used if not hasattr(CLASSES[holder], name)}
-    assert not missing - OLDER
+def names_used() -> set[str]:
+    """What our code takes from TensorRT, as "Class.name"; names of the module itself as "module.name"."""
+    used = {f"{holder}.{name}" for holder, names in WORDS.items() for name in names}
+    for module in MODULES:
+        for node in ast.walk(ast.parse(Path(module.__file__ or "").read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+                holder = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+                if holder in CLASSES:
+                    kind = CLASSES[holder]
+                    used.add(f"{'module' if kind is trt else kind.__name__}.{node.attr}")
+                elif isinstance(getattr(trt, holder, None), type):
+                    used.add(f"{holder}.{node.attr}")
+    assert {"BuilderFlag.TF32", "LayerType.QUANTIZE", "IExecutionContext.execute_async_v3"} < used
+    return used
+
+
+def test_every_name_that_is_used_is_there_in_tensorrt_for_rtx() -> None:
+    there = {f"module.{name}" for name in dir(trt)}
+    there |= {f"{name}.{each}" for name, kind in vars(trt).items() if isinstance(kind, type) for each in dir(kind)}
+    assert names_used() - there == OLDER
+
+
+def test_every_name_that_is_used_is_there_in_tensorrt_11(tmp_path: Path) -> None:
+    names = read_names(tmp_path, "11")
+    there = {f"{kind}.{name}" for kind, found in names.items() for name in found}
+    assert names_used() - there == OLDER | RTX_ALONE
