@@ -13,8 +13,9 @@ from onnx import TensorProto, helper
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images, write_run
 
 import engine.backends.tensor_rt
+import export.tensorrt_8
 import export.tensorrt_build
-from engine.backends.tensor_rt import TARGETS
+from engine.backends.tensor_rt import COMPATIBILITIES, TARGETS
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.latents import Directions
@@ -218,10 +219,11 @@ WORDS = {
     "DataType": {"UINT8", "FLOAT", "HALF"},
     "TensorIOMode": {"INPUT", "OUTPUT"},
     "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED"},
+    "HardwareCompatibilityLevel": set(COMPATIBILITIES.values()),
     "TacticSource": {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"},
 }
 """Names that our code has as words."""
-MODULES = (engine.backends.tensor_rt, export.tensorrt_build)
+MODULES = (engine.backends.tensor_rt, export.tensorrt_8, export.tensorrt_build)
 
 
 def names_used() -> set[str]:
