@@ -40,8 +40,9 @@ def measure(
     sides: dict[str, Backend], images: Array, directions: Directions, sizes: Sequence[int], seconds: float
 ) -> list[Timing]:
     """Times every operation at every batch size, all sides in turn, each for so many seconds."""
-    step = directions.move([(name, 1.0) for name in directions.names[:1]]).step
     shape = (max(sizes), directions.latent_dim)
+    step = directions.move([(name, 1.0) for name in directions.names[:1]]).step
+    steps = np.ascontiguousarray(np.broadcast_to(step, shape), np.float32)
     latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     images = np.resize(images, (max(sizes), *images.shape[1:]))
 
@@ -50,7 +51,7 @@ def measure(
             return side.encode(images[:size])
         if operation == "decode":
             return side.decode(latents[:size])
-        return side.decode(side.encode(images[:size])[0] + step)
+        return side.edit(images[:size], steps[:size])
 
     timings = []
     for size in sizes:

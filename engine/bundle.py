@@ -71,6 +71,7 @@ class Engine:
             Empty where everything was named.
         stages: The graphs on the way to those files, encoder and decoder by stage of the parity gate: `rewritten`, an
             exact rewrite in FP32, and `reduced`, the same in fewer bits. A stage that was not gone through is missing.
+        edit: File of both as one graph, for a backend that can't join them itself; None without one.
     """
 
     encoder: str = ENCODER
@@ -78,6 +79,7 @@ class Engine:
     split: bool = False
     chosen: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, list[str]] = field(default_factory=dict)
+    edit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,13 +177,14 @@ class Manifest:
         preprocessing = {**_NO_FRAME, **values["preprocessing"]}
         _check_keys("preprocessing", preprocessing, Preprocessing)
         _check_preprocessing(preprocessing)
-        _check_keys("engine", values["engine"], Engine)
-        _check_engine(values["engine"])
+        engine = {"edit": None, **values["engine"]}  # which older manifests don't say
+        _check_keys("engine", engine, Engine)
+        _check_engine(engine)
         return cls(
             **{
                 **values,
                 "preprocessing": Preprocessing(**_as_tuples(preprocessing)),
-                "engine": Engine(**values["engine"]),
+                "engine": Engine(**engine),
                 "attributes": tuple(values["attributes"]),
                 "kinds": tuple(values["kinds"]),
             }
@@ -274,7 +277,8 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _verify_files(folder: Path, manifest: Manifest) -> None:
     engine = manifest.engine
-    for name in (*_REQUIRED_FILES, engine.encoder, engine.decoder, *chain(*engine.stages.values())):
+    edits = [engine.edit] if engine.edit else []
+    for name in (*_REQUIRED_FILES, engine.encoder, engine.decoder, *edits, *chain(*engine.stages.values())):
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {name}; {_REBUILD}")
     for name, digest in manifest.files.items():
@@ -366,6 +370,8 @@ def _check_engine(values: dict[str, Any]) -> None:
     for name, kind in {"encoder": str, "decoder": str, "split": bool, "chosen": dict, "stages": dict}.items():
         if not isinstance(values[name], kind):
             raise BundleError(f"engine.{name} must be {kind.__name__}, not {values[name]!r}; {_REBUILD}")
+    if not isinstance(values["edit"], str | None):
+        raise BundleError(f"engine.edit must be the name of a file or null, not {values['edit']!r}; {_REBUILD}")
     for stage, names in values["stages"].items():
         if not isinstance(names, list) or [type(name) for name in names] != [str, str]:
             raise BundleError(f"engine.stages.{stage} must be two names of files, not {names!r}; {_REBUILD}")

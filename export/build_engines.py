@@ -50,11 +50,19 @@ from export.gate import Gate, Overrides
 from export.judgement import judge_of
 from export.parity import Report
 from export.place import check_apart, check_free, check_place, publish, require_space, staging
-from export.precision import INT8_ENCODERS, split_samples, write_graphs, write_plans, write_reduced
+from export.precision import (
+    INT8_ENCODERS,
+    split_samples,
+    write_edit_plan,
+    write_graphs,
+    write_plans,
+    write_reduced,
+)
 from export.prior import check_prior, copy_prior
 from export.reference import NAME, EagerBackend
 from export.run import Run
 from export.support import AUTO, Support
+from export.tensorrt_build import layers_of
 from export.triton import FLAG as TRITON_FLAG
 from export.triton import write_triton
 from export.truth import Truth
@@ -93,6 +101,8 @@ class BuildConfig:
     """Whether each thread computes a share of a batch alone (OpenVINO), or all compute the whole batch together."""
     compute_capability: tuple[str, ...] = ()
     """GPUs that tensorrt-rtx builds for, such as 8.9 12.0; none: 8.0, 8.6, 8.9, 12.0 and newer."""
+    hardware_compatibility: Literal["none", "same-compute-capability", "ampere-plus"] = "none"
+    """Which other GPUs a plan of tensorrt is for, at the cost of some kernels; it is proven on the one that builds."""
     max_batch: int = 32
     """Largest batch that the engines take, images."""
     threads: int | None = None
@@ -134,6 +144,12 @@ class BuildConfig:
         if self.compute_capability and self.backend not in ("auto", "tensorrt-rtx"):
             raise InputError(
                 f"--compute-capability: --backend {self.backend} builds for this machine; take --backend tensorrt-rtx"
+            )
+
+        if self.hardware_compatibility != "none" and self.backend != "tensorrt":
+            raise InputError(
+                f"--hardware-compatibility {self.hardware_compatibility}: only --backend tensorrt has that choice; "
+                "tensorrt-rtx builds for several GPUs by itself (--compute-capability)"
             )
 
     def resolve(self) -> BuildConfig:
@@ -217,20 +233,23 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         gate.require_portable()
 
         write_reduced(run, candidates, folder, model=model, calibration_images=calibration_images, say=say)
-        timing_cache = config.out.with_name(f"{config.out.name}.timing.cache")
-        candidates, plans = write_plans(
-            candidates,
-            folder,
-            max_batch=config.max_batch,
-            timing_cache=timing_cache,
-            compute_capabilities=config.compute_capability,
-            say=say,
-        )
+        building: dict[str, Any] = {
+            "max_batch": config.max_batch,
+            "timing_cache": config.out.with_name(f"{config.out.name}.timing.cache"),
+            "compute_capabilities": config.compute_capability,
+            "compatibility": config.hardware_compatibility,
+            "say": say,
+        }
+        candidates, plans = write_plans(candidates, folder, **building)
         runs = candidates[0].option in support.here  # what doesn't has no rival
         entries = _contest(config, run, candidates, folder, say)
         for reason in support.why_not(config.backend, config.device, config.precision) if entries else ():
             say(f"not in the contest: {reason}")
-        winner, report, rejected = _first_exact(gate, entries, candidates, runs, say)
+
+        def complete(candidate: Candidate) -> None:
+            plans.update(write_edit_plan(candidate, folder, **building))
+
+        winner, report, rejected = _first_exact(gate, entries, candidates, runs=runs, say=say, complete=complete)
         chosen = _chosen(entries, rejected, config.threads or 1) if entries else {}
         _drop_others(folder, winner)
 
@@ -273,7 +292,7 @@ def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
         raise InputError(
             f"{config.run} holds {len(run.samples)} images: --precision int8 needs 4 to calibrate and measure"
         )
-    names = {name for each in candidates for name in (*each.portable, *each.graphs, *each.files)}
+    names = {name for each in candidates for name in (*each.portable, *each.graphs, *each.files, each.edit)}
     # A graph holds about half of the weights.
     require_space(config.out.parent, len({ENCODER, DECODER, *names}) * (config.run / MODEL).stat().st_size // 2)
     return support, candidates, run
@@ -304,8 +323,9 @@ def _tensorrt(config: BuildConfig, winner: Candidate, plans: dict[str, Any]) -> 
         targets = list(config.compute_capability or DEFAULT_TARGETS)
         device = {"tensorrt-rtx": str(load_tensorrt("tensorrt-rtx").__version__), "compute_capabilities": targets}
     else:
-        device = {**require_device(winner.backend, winner.device)}
-    return {"device": device, "builder": {name: plans[name] for name in winner.files}}
+        compatibility = config.hardware_compatibility
+        device = {**require_device(winner.backend, winner.device), "hardware_compatibility": compatibility}
+    return {"device": device, "builder": {name: plans[name] for name in (*winner.files, winner.edit) if name}}
 
 
 def _why_not_run(winner: Candidate) -> str:
@@ -329,24 +349,43 @@ def _contest(config: BuildConfig, run: Run, candidates: list[Candidate], folder:
 
 
 def _first_exact(
-    gate: Gate, entries: list[Entry], candidates: list[Candidate], runs: bool, say: Say
+    gate: Gate,
+    entries: list[Entry],
+    candidates: list[Candidate],
+    *,
+    runs: bool,
+    say: Say,
+    complete: Callable[[Candidate], None],
 ) -> tuple[Candidate, Report, dict[Candidate, str]]:
     """The first candidate that passes the gate, its report, and why those before it did not.
 
+    Args:
+        gate: What they must pass.
+        entries: The contest, best first; empty if there was none.
+        candidates: All of them.
+        runs: Whether they run here.
+        say: Takes why one is out.
+        complete: Builds what only a candidate that may win needs.
+
     Raises:
         ParityError: none passes; says why the best one does not.
+        BackendError: the best one can't be completed, and no other passes.
     """
+    first: ParityError | BackendError | None = None
     rejected: dict[Candidate, str] = {}
     for candidate in [entry.candidate for entry in entries] or candidates:
         try:
+            complete(candidate)
             report = gate.check(
                 candidate.backend, candidate.precision, candidate.engine, device=candidate.device, runs=runs
             )
             return candidate, report, rejected
-        except ParityError as error:
+        except (ParityError, BackendError) as error:
+            first = first or error
             rejected[candidate] = str(error)
             say(f"{candidate}: {error}")
-    raise ParityError(next(iter(rejected.values())))
+    assert first is not None, "there is a candidate"
+    raise first
 
 
 def _chosen(entries: list[Entry], rejected: dict[Candidate, str], threads: int) -> dict[str, Any]:
@@ -360,8 +399,9 @@ def _chosen(entries: list[Entry], rejected: dict[Candidate, str], threads: int) 
 
 def _drop_others(folder: Path, winner: Candidate) -> None:
     """Removes the graphs and plans of other candidates; the portable graphs stay."""
-    kept = {ENCODER, DECODER, *winner.portable, *winner.graphs, *winner.files}
-    for path in (*folder.glob("*.onnx"), *folder.glob("*.plan")):
+    files = [*winner.files, *([winner.edit] if winner.edit else [])]
+    kept = {ENCODER, DECODER, *winner.portable, *winner.graphs, *files, *(layers_of(Path(each)).name for each in files)}
+    for path in (*folder.glob("*.onnx"), *folder.glob("*.plan"), *folder.glob("*.layers.json")):
         if path.name not in kept:
             path.unlink()
 

@@ -82,6 +82,14 @@ class Candidate:
         return encoder, decoder
 
     @property
+    def edit(self) -> str | None:
+        """Plan of both as one graph, so that an edit is one launch; None for a runtime that joins graphs itself."""
+        if BACKENDS[self.backend].plan is None:
+            return None
+        form = "" if self.encoder == PLAIN else f".{self.encoder}"
+        return f"edit{form}{self.files[1].removeprefix(Path(DECODER).stem)}"
+
+    @property
     def engine(self) -> Engine:
         """What the manifest says of it."""
         stages = {}
@@ -89,7 +97,7 @@ class Candidate:
             stages["rewritten"] = list(self.portable)
         if self.graphs != self.portable:
             stages["reduced"] = list(self.graphs)
-        return Engine(*self.files, split=self.split, stages=stages)
+        return Engine(*self.files, split=self.split, stages=stages, edit=self.edit)
 
     def __str__(self) -> str:
         shared = ", batches split over the threads" if self.split else ""

@@ -1,6 +1,7 @@
-"""The edit as one graph: encode, move along attribute directions, decode.
+"""The edit as one graph: encode, move in latent space, decode.
 
-It is for runtimes on a device, where the latents need no trip to the host and back.
+It is for runtimes on a device, where the latents need no trip to the host and back. By strengths it is complete in
+itself, for Triton; by steps it is what this engine asks for, which knows the arithmetic of directions itself.
 
 Shapes: N batch (dynamic), S image_size, D latent_dim, A attributes in the order of the directions' rows.
 """
@@ -8,7 +9,7 @@ Shapes: N batch (dynamic), S image_size, D latent_dim, A attributes in the order
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +37,31 @@ def write_edit(encoder: Path, decoder: Path, directions: Directions, target: Pat
     Raises:
         InputError: there are no directions, or the graphs do not belong together.
     """
-    parts = onnx.load(encoder), onnx.load(decoder)
-    if len({_labels(part).get("model_sha256") for part in parts}) > 1:
-        raise InputError(f"{encoder} and {decoder} are not of the same model; name two graphs of one bundle")
-    # The same names may occur in both, for layers and their weights.
-    first = compose.add_prefix(parts[0], _FROM_ENCODER, rename_inputs=False)
-    second = compose.add_prefix(_move_as(directions, parts[0]), _FROM_MOVE, rename_inputs=False)
-    third = compose.add_prefix(parts[1], _FROM_DECODER)
-    moved, edited = f"{_FROM_MOVE}latents", f"{_FROM_DECODER}images"
-    graph = compose.merge_models(first, second, io_map=[(f"{_FROM_ENCODER}mu", "mu")], outputs=[moved])
-    graph = compose.merge_models(graph, third, io_map=[(moved, f"{_FROM_DECODER}latents")], name="edit")
-    _rename(graph.graph, edited, "edited")
-    graph.graph.ClearField("value_info")
-    _finish(graph, parts, directions, target)
+    parts = _load(encoder, decoder)
+    graph = _join(parts, _move_as(directions, parts[0]), [])
+    _finish(graph, parts, {"attributes": json.dumps(directions.names)}, target)
+
+
+def write_edit_by_steps(encoder: Path, decoder: Path, target: Path) -> None:
+    """Writes one graph: `images` uint8 [N, S, S, 3] and `steps` float32 [N, D] to `edited` uint8 [N, S, S, 3] and `mu`.
+
+    What is decoded is mu + steps; `mu` float32 [N, D] is that of the images.
+
+    Args:
+        encoder: ONNX graph of the encoder, in any form and precision.
+        decoder: That of the decoder of the same model, with the same opset.
+        target: File to write.
+
+    Raises:
+        InputError: the graphs do not belong together.
+    """
+    parts = _load(encoder, decoder)
+    width = parts[1].graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    nodes = [helper.make_node("Add", ["mu", "steps"], ["latents"], name="add")]
+    move = helper.make_graph(
+        nodes, "move", [_floats("mu", width), _floats("steps", width)], [_floats("latents", width)]
+    )
+    _finish(_join(parts, _model(move, parts[0]), ["mu"]), parts, {}, target)
 
 
 def write_move(encoder: Path, directions: Directions, target: Path) -> None:
@@ -63,7 +76,31 @@ def write_move(encoder: Path, directions: Directions, target: Path) -> None:
         InputError: there are no directions.
     """
     like = onnx.load(encoder)
-    _finish(_move_as(directions, like), (like,), directions, target)
+    _finish(_move_as(directions, like), (like,), {"attributes": json.dumps(directions.names)}, target)
+
+
+def _load(encoder: Path, decoder: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    parts = onnx.load(encoder), onnx.load(decoder)
+    if len({_labels(part).get("model_sha256") for part in parts}) > 1:
+        raise InputError(f"{encoder} and {decoder} are not of the same model; name two graphs of one bundle")
+    return parts
+
+
+def _join(
+    parts: tuple[onnx.ModelProto, onnx.ModelProto], move: onnx.ModelProto, others: Sequence[str]
+) -> onnx.ModelProto:
+    """Encoder, move and decoder in a row, to `edited` and to `others` of the encoder's outputs."""
+    # The same names may occur in all, for layers and their weights.
+    first = compose.add_prefix(parts[0], _FROM_ENCODER, rename_inputs=False, rename_outputs=False)
+    second = compose.add_prefix(move, _FROM_MOVE, rename_inputs=False)
+    third = compose.add_prefix(parts[1], _FROM_DECODER)
+    latents, edited = f"{_FROM_MOVE}latents", f"{_FROM_DECODER}images"
+    graph = compose.merge_models(first, second, io_map=[("mu", "mu")], outputs=[latents, *others])
+    io_map = [(latents, f"{_FROM_DECODER}latents")]
+    graph = compose.merge_models(graph, third, io_map=io_map, outputs=[edited, *others], name="edit")
+    _rename(graph.graph, edited, "edited")
+    graph.graph.ClearField("value_info")
+    return graph
 
 
 def _move_as(directions: Directions, like: onnx.ModelProto) -> onnx.ModelProto:
@@ -81,6 +118,10 @@ def _move_as(directions: Directions, like: onnx.ModelProto) -> onnx.ModelProto:
         [_floats("latents", vectors.shape[1])],
         [numpy_helper.from_array(vectors, "directions")],
     )
+    return _model(graph, like)
+
+
+def _model(graph: onnx.GraphProto, like: onnx.ModelProto) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=like.opset_import, ir_version=like.ir_version)
 
 
@@ -101,12 +142,12 @@ def _labels(graph: onnx.ModelProto) -> dict[str, str]:
     return {each.key: each.value for each in graph.metadata_props}
 
 
-def _finish(graph: onnx.ModelProto, parts: Sequence[onnx.ModelProto], directions: Directions, target: Path) -> None:
-    """Labels a graph as its parts are, checks it and writes it."""
+def _finish(graph: onnx.ModelProto, parts: Sequence[onnx.ModelProto], labels: Mapping[str, str], target: Path) -> None:
+    """Labels a graph as its parts are, and with more, checks it and writes it."""
     first = parts[0]
     graph.producer_name, graph.producer_version = first.producer_name, first.producer_version
     graph.ClearField("metadata_props")
-    helper.set_model_props(graph, {**_labels(first), "attributes": json.dumps(directions.names)})
+    helper.set_model_props(graph, {**_labels(first), **labels})
     versions = {each.domain: each.version for part in parts for each in part.opset_import}
     graph.ClearField("opset_import")
     graph.opset_import.extend(helper.make_opsetid(domain, versions[domain]) for domain in versions)

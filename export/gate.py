@@ -121,6 +121,7 @@ class Gate:
                 self._folder / engine.encoder,
                 self._folder / engine.decoder,
                 self._max_batch,
+                edit=self._folder / engine.edit if engine.edit else None,
                 device=device,
                 split=engine.split,
                 threads=self._threads,

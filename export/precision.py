@@ -14,6 +14,7 @@ import numpy as np
 from engine.backends import BACKENDS, Backend, Bytes
 from engine.errors import BackendError
 from export.candidate import Candidate
+from export.editing import write_edit_by_steps
 from export.forms import PLAIN, DecoderForm, EncoderForm
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
@@ -87,23 +88,15 @@ def write_reduced(
 
 
 def write_plans(
-    candidates: Sequence[Candidate],
-    folder: Path,
-    *,
-    max_batch: int,
-    timing_cache: Path,
-    compute_capabilities: Sequence[str],
-    say: Say,
+    candidates: Sequence[Candidate], folder: Path, *, say: Say, **building: Any
 ) -> tuple[list[Candidate], dict[str, Any]]:
-    """Builds the plans of TensorRT and of TensorRT for RTX.
+    """Builds the plans of encoders and decoders, for TensorRT and TensorRT for RTX.
 
     Args:
         candidates: Who needs them; their graphs are there.
         folder: Where to write.
-        max_batch: Largest batch, images.
-        timing_cache: File of TensorRT's own measurements, read and written.
-        compute_capabilities: GPUs that TensorRT for RTX builds for; none: its default.
         say: Takes the progress.
+        building: What else `export.tensorrt_build.build_plan` takes.
 
     Returns:
         The candidates whose files are all there, and the builder's settings by name of the plan.
@@ -116,22 +109,11 @@ def write_plans(
     for candidate in candidates:
         if BACKENDS[candidate.backend].plan is None:
             continue
-        from export.tensorrt_build import build_plan  # noqa: PLC0415
-
         for graph, plan in zip(candidate.graphs, candidate.files, strict=True):
             if plan in settings or plan in refused:
                 continue
             try:
-                settings[plan] = build_plan(
-                    folder / graph,
-                    folder / plan,
-                    max_batch=max_batch,
-                    timing_cache=timing_cache,
-                    say=say,
-                    backend=candidate.backend,
-                    device=candidate.device,
-                    compute_capabilities=compute_capabilities if candidate.backend == "tensorrt-rtx" else (),
-                )
+                settings[plan] = _build(candidate, folder / graph, folder / plan, say=say, **building)
             except BackendError as error:
                 refused[plan] = error
                 say(f"{plan} is out: {error}")
@@ -139,3 +121,38 @@ def write_plans(
     if not left:
         raise next(iter(refused.values()))
     return left, settings
+
+
+def write_edit_plan(candidate: Candidate, folder: Path, *, say: Say, **building: Any) -> dict[str, Any]:
+    """Builds the plan of encoder and decoder as one graph, where a candidate has one.
+
+    It holds the weights a second time: files and memory of a GPU double.
+
+    Args:
+        candidate: Whose; its graphs are there.
+        folder: Where to write.
+        say: Takes the progress.
+        building: As for `write_plans`.
+
+    Returns:
+        The builder's settings by name of the plan; empty if there is none to build.
+
+    Raises:
+        BackendError: it was refused.
+    """
+    if candidate.edit is None:
+        return {}
+    encoder, decoder = (folder / graph for graph in candidate.graphs)
+    graph = (folder / candidate.edit).with_suffix(".onnx")
+    write_edit_by_steps(encoder, decoder, graph)
+    try:
+        settings = _build(candidate, graph, folder / candidate.edit, say=say, **building)
+        return {candidate.edit: {**settings, "graph": " + ".join(candidate.graphs)}}
+    finally:
+        graph.unlink()
+
+
+def _build(candidate: Candidate, graph: Path, plan: Path, **building: Any) -> dict[str, Any]:
+    from export.tensorrt_build import build_plan  # noqa: PLC0415
+
+    return build_plan(graph, plan, backend=candidate.backend, device=candidate.device, **building)

@@ -1,21 +1,22 @@
 """Builds plans from ONNX graphs, with TensorRT 8.6 to 11 for the GPU at hand, with TensorRT for RTX for any it knows.
 
-The precision of every layer stands in the graph. TensorRT 10 and newer and TensorRT for RTX follow it (a strongly typed
-network); older ones choose each layer's precision among those that builder flags allow, and are asked to compute in
-FP32 what the graph keeps in FP32: it is found by the names that `export.half` gives.
+The precision of every layer stands in the graph, and is what TensorRT computes in (a strongly typed network). What 8.6
+needs besides is in `export.tensorrt_8`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.backends.base import CUDA, gpu_of
 from engine.backends.cuda import Cuda
 from engine.backends.tensor_rt import (
+    COMPATIBILITIES,
     DEFAULT_TARGETS,
     TARGETS,
     load_tensorrt,
@@ -25,13 +26,12 @@ from engine.backends.tensor_rt import (
     title,
 )
 from engine.errors import BackendError
+from export import tensorrt_8
 
 Say = Callable[[str], None]
 
 WORKSPACE_BYTES = 1 << 30
 """Memory that one layer may use while it computes, bytes: the largest layer here needs a fraction of it."""
-KEPT = "float32/"
-"""Begin of the names of those layers of an FP16 graph that compute in FP32."""
 
 
 def build_plan(
@@ -44,12 +44,16 @@ def build_plan(
     backend: str = "tensorrt",
     device: str = CUDA,
     compute_capabilities: Sequence[str] = (),
+    compatibility: str = "none",
     tactics: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Builds a plan: tens of seconds to minutes with TensorRT, which times kernels; a second with TensorRT for RTX.
 
     It has one optimisation profile, for batches of 1 to `max_batch` images, tuned for `max_batch`: full batches decide
     the throughput, and small ones wait for launches and memory more than for arithmetic.
+
+    Beside a plan for this machine's GPU lies what the engine inspector says of it (`layers_of`): which layer computes
+    what, in which precision, by which kernel. TensorRT for RTX chooses kernels when a plan is opened.
 
     Args:
         graph: An FP32 graph, its FP16 form, or one with quantisation (Q/DQ).
@@ -62,6 +66,7 @@ def build_plan(
         backend: "tensorrt", for a GPU of this machine, or "tensorrt-rtx", which needs neither GPU nor driver.
         device: The GPU that "tensorrt" builds on and for.
         compute_capabilities: GPUs that TensorRT for RTX builds for, keys of `TARGETS`; none: `DEFAULT_TARGETS`.
+        compatibility: Other GPUs that a plan of TensorRT is for, a key of `COMPATIBILITIES`.
         tactics: Names of the only sources of kernels that TensorRT may use; None: all.
 
     Returns:
@@ -71,8 +76,9 @@ def build_plan(
         BackendError: TensorRT, its driver or a GPU is missing, or TensorRT refuses the graph; says which node and why.
     """
     rtx = backend == "tensorrt-rtx"
-    where = f"for compute capability {', '.join(compute_capabilities or DEFAULT_TARGETS)}"
-    if not rtx:
+    if rtx:
+        where = f"for compute capability {', '.join(compute_capabilities or DEFAULT_TARGETS)}"
+    else:
         where = f"on {require_device(backend, device)['gpu']}"
         Cuda(gpu_of(device)).select()
     trt, what = load_tensorrt(backend), title(backend)
@@ -84,13 +90,19 @@ def build_plan(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     if tactics is not None:
         config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in tactics))
-    flags = _set_precision(trt, config, network, typed)
-    _share_profile(trt, config)
+    config.clear_flag(trt.BuilderFlag.TF32)  # what is FP32 is meant so, and the factors of TF32 have ten bits
+    flags = ["no TF32"]
+    if not typed:
+        flags += tensorrt_8.allow_precisions(trt, config, network)
+        tensorrt_8.share_profile(trt, config)
     profile = _add_profile(builder, config, network, max_batch)
-    if not rtx and hasattr(trt, "IProgressMonitor"):
-        config.progress_monitor = _make_monitor(trt, say)
-    if compute_capabilities:
+    if rtx:
         _set_targets(trt, config, compute_capabilities)
+    else:
+        _set_compatibility(trt, config, compatibility)
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if hasattr(trt, "IProgressMonitor"):
+            config.progress_monitor = _make_monitor(trt, say)
     known = not rtx and _load_timing_cache(config, timing_cache, say)
 
     say(f"building {plan.name} with {what} {where} ({network.num_layers} layers)")
@@ -100,9 +112,11 @@ def build_plan(
         raise BackendError(f"{what} can't build {graph.name}: {log.reason()}")
     del parser  # until here the network's weights were in its memory
     seconds = time.perf_counter() - began
-    _write(plan, bytes(memoryview(built)))
+    content = bytes(memoryview(built))
     if not rtx:
         _write(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+        _write(layers_of(plan), _inspect(trt, log, content, plan))
+    _write(plan, content)
     say(f"built {plan.name}: {plan.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s")
     settings = {
         "graph": graph.name,
@@ -114,6 +128,11 @@ def build_plan(
         "seconds": round(seconds, 1),
     }
     return settings if rtx else {**settings, "timing_cache": "read" if known else "new"}
+
+
+def layers_of(plan: Path) -> Path:
+    """Where the layers of a plan are described, JSON: encoder.fp16.plan, encoder.fp16.layers.json."""
+    return plan.with_suffix(".layers.json")
 
 
 def _network(trt: Any, builder: Any) -> tuple[Any, bool]:
@@ -130,58 +149,48 @@ def _parse(trt: Any, network: Any, log: Any, graph: Path, what: str) -> Any:
     if parser.parse(graph.read_bytes()):
         return parser
     found = [parser.get_error(index) for index in range(parser.num_errors)]
-    reasons = "; ".join(f"{_node(error)}: {_rule(error)}" for error in found) or log.reason()
+    reasons = "; ".join(map(_refusal, found)) or log.reason()
     raise BackendError(f"{what} can't read {graph.name}: {reasons}")
 
 
-def _node(error: Any) -> str:
-    """Which node an error is about; TensorRT 8.6 only counts them."""
-    if hasattr(error, "node_name"):
-        return f"{error.node_operator()} {error.node_name()}"
-    return f"node {error.node()}"
-
-
-def _rule(error: Any) -> str:
-    """Why a node is refused, in one line; without a GPU each refusal also says that CUDA has no driver."""
+def _refusal(error: Any) -> str:
+    """Which node is refused, and by which rule, in one line."""
+    where = f"node {error.node()}"
+    if hasattr(error, "node_name"):  # TensorRT 8.6 only counts nodes
+        where = f"{error.node_operator()} {error.node_name()}".strip()
     lines = str(error.desc()).splitlines()
-    return " ".join(line.strip() for line in lines if "catchCudaError" not in line)
-
-
-def _set_precision(trt: Any, config: Any, network: Any, typed: bool) -> list[str]:
-    """Sets the flags that a network of this kind needs; returns the names of those that differ from the defaults."""
-    layers = list(_layers(network))
-    quantised = any(layer.type == trt.LayerType.QUANTIZE for layer in layers)
-    half = any(
-        layer.get_output(index).dtype == trt.DataType.HALF for layer in layers for index in range(layer.num_outputs)
-    )
-    config.clear_flag(trt.BuilderFlag.TF32)  # what is FP32 is meant so, and the factors of TF32 have ten bits
-    flags = [name for name, used in (("FP16", half), ("INT8", quantised)) if used and not typed]
-    if not flags:
-        return ["no TF32"]
-    kept = [layer for layer in layers if layer.name.startswith(KEPT)]
-    if kept:
-        flags.append("PREFER_PRECISION_CONSTRAINTS")
-    for name in flags:
-        config.set_flag(getattr(trt.BuilderFlag, name))
-    for layer in kept:
-        layer.precision = trt.DataType.FLOAT
-        for index in range(layer.num_outputs):
-            layer.set_output_type(index, trt.DataType.FLOAT)
-    return ["no TF32", *flags]
-
-
-def _share_profile(trt: Any, config: Any) -> None:
-    """Lets several contexts, one for each batch bucket, use the one profile; since TensorRT 10 they may anyway."""
-    feature = trt.PreviewFeature.__members__.get("PROFILE_SHARING_0806")
-    if feature is not None and not config.get_preview_feature(feature):
-        config.set_preview_feature(feature, True)
+    # Without a GPU each refusal also says that CUDA has no driver; and all say where in TensorRT's own source.
+    rule = " ".join(line.strip() for line in lines if not line.startswith("Invalid Node") and "CudaError" not in line)
+    rule = re.sub(r" In \w+ at /[^\s)]+", "", rule)
+    if rule == "false":  # a check of the parser's that has no words
+        rule = f"{error.func()} fails"
+    return f"{where}: {rule}" if where else rule
 
 
 def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> None:
+    if not compute_capabilities:
+        return
     config.num_compute_capabilities = len(compute_capabilities)
     for index, each in enumerate(compute_capabilities):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[each]), index):
             raise BackendError(f"TensorRT for RTX {trt.__version__} refuses compute capability {each}")
+
+
+def _set_compatibility(trt: Any, config: Any, compatibility: str) -> None:
+    level = trt.HardwareCompatibilityLevel.__members__.get(COMPATIBILITIES[compatibility])
+    if level is None:
+        raise BackendError(f"TensorRT {trt.__version__} has no hardware compatibility {compatibility}; newer ones have")
+    config.hardware_compatibility_level = level
+
+
+def _inspect(trt: Any, log: Any, content: bytes, plan: Path) -> bytes:
+    """What the engine inspector says of a plan, JSON."""
+    runtime = start(trt, "Runtime", log)
+    engine = runtime.deserialize_cuda_engine(content)
+    if engine is None:
+        raise BackendError(f"TensorRT {trt.__version__} can't open {plan.name} that it built: {log.reason()}")
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).encode()
 
 
 def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dict[str, int]:
@@ -227,10 +236,6 @@ def _load_timing_cache(config: Any, path: Path, say: Say) -> bool:
         say(f"{path} is of another GPU or TensorRT, or damaged; its kernels are timed anew")
     config.set_timing_cache(config.create_timing_cache(b""), False)
     return False
-
-
-def _layers(network: Any) -> Iterator[Any]:
-    return (network.get_layer(index) for index in range(network.num_layers))
 
 
 def _write(path: Path, content: bytes) -> None:

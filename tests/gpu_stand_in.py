@@ -202,6 +202,10 @@ class TensorRt(ModuleType):
         self.LayerType = _enum("LayerType", ["QUANTIZE", "CAST", "OTHER"])
         self.TensorIOMode = _enum("TensorIOMode", ["INPUT", "OUTPUT"])
         self.Severity = _enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
+        levels = ["NONE", "AMPERE_PLUS"] if major < 10 else ["NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"]
+        self.HardwareCompatibilityLevel = _enum("HardwareCompatibilityLevel", levels)
+        self.ProfilingVerbosity = _enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "NONE", "DETAILED"])
+        self.LayerInformationFormat = _enum("LayerInformationFormat", ["ONELINE", "JSON"])
         self.ILogger = type("ILogger", (), {})
         if major >= 10:
             self.IProgressMonitor = type("IProgressMonitor", (), {})
@@ -254,7 +258,9 @@ class _Builder:
         if config.cache is not None:
             config.cache.content = f"cache of {self.trt.__version__}".encode()
         (profile,) = config.profiles
-        header = {"version": self.trt.__version__, "profile": profile.shapes}
+        detailed = config.profiling_verbosity is self.trt.ProfilingVerbosity["DETAILED"]
+        layers = [{"Name": layer.name, "Precision": layer.get_output(0).dtype.name} for layer in network.layers]
+        header = {"version": self.trt.__version__, "profile": profile.shapes, "layers": layers if detailed else []}
         graph: bytes = network.model.SerializeToString()
         return json.dumps(header).encode() + _HEADER + graph
 
@@ -268,6 +274,8 @@ class _Config:
         self.profiles: list[Any] = []
         self.tactic_sources = -1
         self.progress_monitor: Any = None
+        self.profiling_verbosity: Any = None
+        self.hardware_compatibility_level: Any = None
         self.cache: Any = None
         self.set_flag = self.flags.add
         self.clear_flag = self.flags.discard
@@ -359,12 +367,12 @@ class _Runtime:
         if not found or json.loads(header)["version"] != self.trt.__version__:
             self.log.log(self.trt.Severity.ERROR, "the plan was serialized by another version")
             return None
-        return _Engine(self.trt, json.loads(header)["profile"], graph)
+        return _Engine(self.trt, json.loads(header), graph)
 
 
 class _Engine:
-    def __init__(self, trt: TensorRt, profile: dict[str, Any], content: bytes) -> None:
-        self.trt, self.profile = trt, profile
+    def __init__(self, trt: TensorRt, header: dict[str, Any], content: bytes) -> None:
+        self.trt, self.profile, self.layers = trt, header["profile"], header["layers"]
         self.alone = True  # without a context
         graph = onnx.load_from_string(content).graph
         self.inputs = {value.name: value.type.tensor_type for value in graph.input}
@@ -389,6 +397,9 @@ class _Engine:
     def get_tensor_profile_shape(self, name: str, index: int) -> Any:
         assert index == 0
         return self.profile[name]
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda _: json.dumps({"Layers": self.layers}))
 
     def create_runtime_config(self) -> Any:
         return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="LAZY")
@@ -423,9 +434,13 @@ class _Context:
         least, _, most = self.engine.profile[name]
         if not least[0] <= shape[0] <= most[0]:
             return False
-        self.shapes = {name: shape}
+        self.shapes[name] = shape
+        if not self.engine.inputs.keys() <= self.shapes.keys():
+            return True
         dtypes = {DataType.UINT8: np.uint8, DataType.FLOAT: np.float32}
-        zeros = {name: np.zeros(shape, dtypes[self.engine.get_tensor_dtype(name)])}
+        zeros = {
+            key: np.zeros(self.shapes[key], dtypes[self.engine.get_tensor_dtype(key)]) for key in self.engine.inputs
+        }
         results = self.engine.session.run(list(self.engine.outputs), zeros)
         self.shapes |= {key: value.shape for key, value in zip(self.engine.outputs, results, strict=True)}
         return True

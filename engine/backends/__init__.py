@@ -64,6 +64,7 @@ def open_backend(bundle: Bundle, threads: int | None = None, device: str | None 
         bundle.path / manifest.engine.encoder,
         bundle.path / manifest.engine.decoder,
         manifest.max_batch_size,
+        edit=bundle.path / manifest.engine.edit if manifest.engine.edit else None,
         device=device,
         split=manifest.engine.split,
         threads=threads,
@@ -77,6 +78,7 @@ def open_graphs(
     decoder: Path,
     max_batch_size: int,
     *,
+    edit: Path | None = None,
     device: str | None = None,
     split: bool = False,
     threads: int | None = None,
@@ -89,6 +91,7 @@ def open_graphs(
         encoder: ONNX graph of the encoder; its plan for a backend of plans.
         decoder: ONNX graph of the decoder; its plan for a backend of plans.
         max_batch_size: Largest batch, images.
+        edit: For a backend of plans, the plan of both as one graph, if there is one.
         device: Where to compute, as `is_device` says; None: the first device of the backend.
         split: As `engine.bundle.Engine` says.
         threads: Compute threads; None takes every core that this process may use.
@@ -103,6 +106,7 @@ def open_graphs(
         device=device or row.devices[0],
         precision=precision,
         max_batch_size=max_batch_size,
+        edit=edit,
         split=split,
     )
     return row.open(encoder, decoder, replace(options, threads=threads) if threads else options)
@@ -120,15 +124,10 @@ def _require_proof(bundle: Bundle) -> None:
 
 
 def _require_device_of(manifest: Manifest, device: str) -> None:
-    from engine.backends.tensor_rt import is_target, require_device  # noqa: PLC0415
+    from engine.backends.tensor_rt import fits, require_device  # noqa: PLC0415
 
     here, built = require_device(manifest.backend, device), manifest.tensorrt.get("device", {})
-    if manifest.backend == "tensorrt-rtx":
-        targets = built.get("compute_capabilities", [])
-        fits = here["tensorrt-rtx"] == built.get("tensorrt-rtx") and is_target(here["compute_capability"], targets)
-    else:
-        fits = here == built
-    if not fits:
+    if not fits(built, here):
         raise BackendError(
             f"the bundle's plans were built for {_device(built)}, this machine has {_device(here)}; rebuild them here "
             f"with: {_rebuild(manifest)}"

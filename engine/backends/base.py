@@ -4,6 +4,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,7 @@ class Options:
         device: Where it computes, as `is_device` says.
         precision: Arithmetic.
         max_batch_size: Largest batch that matters, images.
+        edit: File of both as one graph, for a backend that can't join them itself.
         split: As `engine.bundle.Engine` says.
         threads: Compute threads; by default as many as this process may use cores.
     """
@@ -56,6 +58,7 @@ class Options:
     device: str = CPU
     precision: str = "fp32"
     max_batch_size: int = 32
+    edit: Path | None = None
     split: bool = False
     threads: int = field(default_factory=_cores)
 

@@ -11,7 +11,7 @@ device memory as the largest batch's activations, for each bucket.
 import importlib
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,21 +34,35 @@ TARGETS = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "
 """Compute capabilities that TensorRT for RTX builds for, with its own names of them."""
 DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "12.0")
 """Those that it builds for when none is named; the last one stands for newer ones, too."""
+COMPATIBILITIES = {
+    "none": "NONE",
+    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
+    "ampere-plus": "AMPERE_PLUS",
+}
+"""Which GPUs a plan of TensorRT may be for, beside those of the name of the one that built it; with its own names."""
 
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 _REBUILD = "build the bundle again on this machine: python -m export.build_engines --run RUN --out BUNDLE"
 _DTYPES = {"UINT8": np.uint8, "FLOAT": np.float32}
 _ENCODER = {"images": ("INPUT", "UINT8"), "mu": ("OUTPUT", "FLOAT"), "log_var": ("OUTPUT", "FLOAT")}
 _DECODER = {"latents": ("INPUT", "FLOAT"), "images": ("OUTPUT", "UINT8")}
+_EDITOR = {
+    "images": ("INPUT", "UINT8"),
+    "steps": ("INPUT", "FLOAT"),
+    "edited": ("OUTPUT", "UINT8"),
+    "mu": ("OUTPUT", "FLOAT"),
+}
 
 
 class TensorRtBackend(Backend):
-    """Encoder and decoder as two TensorRT plans on a GPU.
+    """Encoder and decoder as TensorRT plans on a GPU, and both as one for edits.
 
     Args:
         encoder: Plan with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
         decoder: Plan with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
         options: Of these, `backend` is a key of `MODULES`; larger batches than the largest are computed in parts.
+            `edit` is a plan with inputs `images` and `steps` float32 [N, D] and outputs `edited` uint8 [N, H, W, 3]
+            and `mu`; without it an edit is two launches, with the latents on the host in between.
         cuda_graphs: False queues copies and kernels one by one, to measure what the graphs save.
 
     Raises:
@@ -61,6 +75,8 @@ class TensorRtBackend(Backend):
         tensorrt = load_tensorrt(options.backend)
         self._encoder = _Graph(tensorrt, encoder, _ENCODER, options, cuda_graphs=cuda_graphs)
         self._decoder = _Graph(tensorrt, decoder, _DECODER, options, cuda_graphs=cuda_graphs)
+        both = options.edit
+        self._editor = _Graph(tensorrt, both, _EDITOR, options, cuda_graphs=cuda_graphs) if both else None
 
     @classmethod
     def check(cls, options: Options) -> None:
@@ -77,10 +93,18 @@ class TensorRtBackend(Backend):
         (images,) = self._decoder.run(latents)
         return images
 
+    def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
+        """Images, uint8 [N, H, W, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu."""
+        if self._editor is None:
+            return super().edit(images, steps)
+        edited, mu = self._editor.run(images, steps)
+        return edited, mu
+
     def close(self) -> None:
         """Frees the GPU; so does the end of the object's life. It can't compute any more."""
-        self._encoder.close()
-        self._decoder.close()
+        for graph in (self._encoder, self._decoder, self._editor):
+            if graph is not None:
+                graph.close()
 
 
 def require_device(backend: str = "tensorrt", device: str = CUDA) -> dict[str, str]:
@@ -113,6 +137,26 @@ def is_target(compute_capability: str, targets: Iterable[str]) -> bool:
     """Whether a plan of TensorRT for RTX for these targets runs on a GPU; that for 12.0 is for newer GPUs, too."""
     newer = float(compute_capability) >= float(DEFAULT_TARGETS[-1]) and DEFAULT_TARGETS[-1] in targets
     return newer or compute_capability in targets
+
+
+def fits(built: Mapping[str, Any], here: Mapping[str, str]) -> bool:
+    """Whether plans run here.
+
+    Args:
+        built: What the manifest says that they were built for.
+        here: What `require_device` says of this machine.
+    """
+    backend = next(iter(here))
+    capability = here["compute_capability"]
+    if built.get(backend) != here[backend]:
+        return False
+    if backend == "tensorrt-rtx":
+        return is_target(capability, built.get("compute_capabilities", []))
+    compatibility = built.get("hardware_compatibility")
+    if compatibility == "ampere-plus":
+        return float(capability) >= 8.0
+    same = ("compute_capability",) if compatibility == "same-compute-capability" else ("compute_capability", "gpu")
+    return all(built.get(name) == here[name] for name in same)
 
 
 def load_tensorrt(backend: str = "tensorrt") -> Any:
@@ -221,8 +265,8 @@ class _Graph:
         self._outputs = [buffer for buffer in buffers if buffer.name not in inputs]
         self._buckets = [self._prepare(count, contexts[count], cuda_graphs) for count in sizes]
 
-    def run(self, batch: Array) -> list[Array]:
-        """Computes a batch [N, ...]; the results are the caller's.
+    def run(self, *batches: Array) -> list[Array]:
+        """Computes a batch, [N, ...] for each input; the results are the caller's.
 
         Raises:
             BackendError: When CUDA or TensorRT reports an error, or after `close`.
@@ -230,7 +274,7 @@ class _Graph:
         if not self._free.alive:
             raise BackendError(f"{self._path} was closed")
         self._cuda.select()
-        return in_parts(self._run, self._buckets[-1].size, batch)
+        return in_parts(self._run, self._buckets[-1].size, *batches)
 
     def close(self) -> None:
         """Frees all that it holds on the GPU, the contexts' memory and the engine included."""
@@ -238,10 +282,11 @@ class _Graph:
         self._buckets = []
         self._engine = self._runtime = None
 
-    def _run(self, batch: Array) -> list[Array]:
-        count = len(batch)
+    def _run(self, *batches: Array) -> list[Array]:
+        count = len(batches[0])
         bucket = next(bucket for bucket in self._buckets if bucket.size >= count)
-        np.copyto(self._inputs[0].host[:count], batch, casting="no")
+        for buffer, batch in zip(self._inputs, batches, strict=True):
+            np.copyto(buffer.host[:count], batch, casting="no")
         if bucket.graph is None:
             self._enqueue(bucket)
         else:

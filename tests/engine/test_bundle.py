@@ -115,6 +115,8 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, split, stages"),
         ({"engine": {**ENGINE, "decoder": "absent.onnx"}}, "does not list absent.onnx"),
         ({"engine": {**ENGINE, "split": 1}}, "engine.split must be bool, not 1"),
+        ({"engine": {**ENGINE, "edit": 1}}, "engine.edit must be the name of a file or null, not 1"),
+        ({"engine": {**ENGINE, "edit": "edit.plan"}}, "does not list edit.plan"),
         ({"engine": {**ENGINE, "chosen": []}}, r"engine.chosen must be dict, not \[\]"),
         ({"engine": {**ENGINE, "stages": {"reduced": ["a.onnx"]}}}, r"engine.stages.reduced must be two names"),
         ({"engine": {**ENGINE, "stages": {"reduced": ["a.onnx", "b.onnx"]}}}, "does not list a.onnx"),
@@ -215,10 +217,12 @@ def test_plans_of_this_gpu_are_taken_to_tensorrt(bundle: Path, monkeypatch: pyte
     opened: list[Any] = []
     monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: HERE)
     monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *given: opened.append(given[2]))
-    change_manifest(bundle, backend="tensorrt", device="cuda", precision="fp16", tensorrt={"device": HERE})
+    changes = {"device": "cuda", "precision": "fp16", "engine": {**ENGINE, "edit": "decoder.onnx"}}
+    change_manifest(bundle, backend="tensorrt", **changes, tensorrt={"device": HERE})
     open_backend(Bundle.load(bundle))
     (options,) = opened
     assert (options.backend, options.device, options.max_batch_size) == ("tensorrt", "cuda", 32)
+    assert options.edit == bundle / "decoder.onnx"
 
 
 RTX_HERE = {"tensorrt-rtx": "1.7.1", "gpu": "NVIDIA RTX 6000 Ada", "compute_capability": "8.9"}

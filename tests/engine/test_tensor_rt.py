@@ -18,8 +18,9 @@ from tiny_model import images_of, latents_of, random_images
 from engine.backends import Options
 from engine.backends.buckets import bucket_sizes
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
-from engine.backends.tensor_rt import TensorRtBackend, require_device
+from engine.backends.tensor_rt import TensorRtBackend, fits, require_device
 from engine.errors import BackendError, BundleError
+from export.editing import write_edit_by_steps
 from export.graphs import write_graphs
 from export.half import write_half
 from export.parity import ImageError, LatentError
@@ -28,14 +29,19 @@ from export.tensorrt_build import build_plan
 GRAPHS = ("encoder", "decoder")
 
 
-def build(folder: Path, max_batch: int) -> None:
-    for name in GRAPHS:
-        cache = folder / "timing.cache"
-        build_plan(folder / f"{name}.onnx", folder / f"{name}.plan", max_batch=max_batch, timing_cache=cache, say=print)
+def build(folder: Path, max_batch: int, backend: str = "tensorrt") -> None:
+    write_edit_by_steps(folder / "encoder.onnx", folder / "decoder.onnx", folder / "edit.onnx")
+    for name in (*GRAPHS, "edit"):
+        graph, plan, cache = folder / f"{name}.onnx", folder / f"{name}.plan", folder / "timing.cache"
+        build_plan(graph, plan, max_batch=max_batch, timing_cache=cache, say=print, backend=backend)
 
 
-def open_plans(folder: Path, max_batch_size: int, cuda_graphs: bool = True, **named: Any) -> TensorRtBackend:
-    options = Options(**{"backend": "tensorrt", "device": "cuda", "max_batch_size": max_batch_size, **named})
+def open_plans(
+    folder: Path, max_batch_size: int, cuda_graphs: bool = True, fused: bool = True, **named: Any
+) -> TensorRtBackend:
+    edit = folder / "edit.plan" if fused else None
+    given = {"backend": "tensorrt", "device": "cuda", "max_batch_size": max_batch_size, "edit": edit}
+    options = Options(**{**given, **named})
     return TensorRtBackend(folder / "encoder.plan", folder / "decoder.plan", options, cuda_graphs=cuda_graphs)
 
 
@@ -97,10 +103,52 @@ def test_inputs_may_be_parts_of_a_larger_buffer(plans: Path) -> None:
 def test_a_call_is_one_launch_of_a_graph_captured_beforehand(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
     backend = open_plans(plans, 6)
     cuda = trt.cuda
-    assert cuda.calls.count("cudaGraphInstantiate") == 2 * len(bucket_sizes(6))
+    assert cuda.calls.count("cudaGraphInstantiate") == 3 * len(bucket_sizes(6))
     cuda.calls.clear()
     backend.encode(random_images(3, seed=0))
     assert cuda.calls == ["cudaSetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
+    cuda.calls.clear()
+    backend.edit(random_images(3, seed=0), np.zeros((3, TINY_DIM), np.float32))
+    assert cuda.calls == ["cudaSetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_an_edit_is_encoding_adding_and_decoding(plans: Path, cuda_graphs: bool) -> None:
+    fused = open_plans(plans, 6, cuda_graphs=cuda_graphs)
+    apart = open_plans(plans, 6, cuda_graphs=cuda_graphs, fused=False)
+    for count in (6, 1, 3, 13, 0):
+        images = random_images(count, seed=count)
+        steps = np.random.default_rng(count).normal(0, 50, (count, TINY_DIM)).astype(np.float32)
+        for backend in (fused, apart):
+            edited, mu = backend.edit(images, steps)
+            np.testing.assert_array_equal(mu, latents_of(images))
+            np.testing.assert_array_equal(edited, images_of(mu + steps))
+
+
+@pytest.mark.parametrize(
+    ("built", "runs"),
+    [
+        ({}, True),
+        ({"gpu": "NVIDIA Other"}, False),
+        ({"tensorrt": "10.4.0"}, False),
+        ({"compute_capability": "8.9"}, False),
+        ({"gpu": "NVIDIA Other", "hardware_compatibility": "none"}, False),
+        ({"gpu": "NVIDIA Other", "hardware_compatibility": "same-compute-capability"}, True),
+        ({"compute_capability": "8.9", "hardware_compatibility": "same-compute-capability"}, False),
+        ({"gpu": "NVIDIA A100", "compute_capability": "8.0", "hardware_compatibility": "ampere-plus"}, True),
+        ({"tensorrt": "10.4.0", "hardware_compatibility": "ampere-plus"}, False),
+    ],
+)
+def test_plans_are_for_the_gpus_that_the_manifest_says(
+    trt: gpu_stand_in.TensorRt, built: dict[str, str], runs: bool
+) -> None:
+    here = require_device()
+    assert fits({**here, **built}, here) == runs
+
+
+def test_no_gpu_before_ampere_runs_plans_for_ampere() -> None:
+    here = {"tensorrt": "10.3.0", "gpu": "Tesla T4", "compute_capability": "7.5"}
+    assert not fits({**here, "gpu": "NVIDIA A100", "hardware_compatibility": "ampere-plus"}, here)
 
 
 def test_each_backend_keeps_to_its_gpu_from_any_thread(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
@@ -144,14 +192,8 @@ def test_tensorrt_for_rtx_compiles_before_a_graph_is_captured(
 ) -> None:
     trt = gpu_stand_in.install_rtx(monkeypatch)
     for name in GRAPHS:
-        build_plan(
-            tiny_bundle / f"{name}.onnx",
-            tmp_path / f"{name}.plan",
-            max_batch=6,
-            timing_cache=tmp_path / "timing.cache",
-            say=print,
-            backend="tensorrt-rtx",
-        )
+        shutil.copyfile(tiny_bundle / f"{name}.onnx", tmp_path / f"{name}.onnx")
+    build(tmp_path, 6, "tensorrt-rtx")
     assert not (tmp_path / "timing.cache").exists()
     backend = open_plans(tmp_path, 6, backend="tensorrt-rtx")
     eager = trt.DynamicShapesKernelSpecializationStrategy["EAGER"]

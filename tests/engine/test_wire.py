@@ -76,6 +76,5 @@ def test_a_missing_runtime_is_named_with_its_extra(tmp_path: Path, tiny_bundle: 
     result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--port", "0"], tmp_path)
     assert result.returncode == 2
     assert result.stderr == (
-        "error: the bundle needs onnxruntime, which can't be imported (no such runtime here); "
-        "pip install 'dfc-vae[cpu]'\n"
+        "error: ONNX Runtime can't be imported (no such runtime here); pip install 'dfc-vae[cpu]'\n"
     )

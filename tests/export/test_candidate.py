@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from engine.bundle import Engine
 from export.candidate import Candidate
 
@@ -28,6 +30,8 @@ def test_tensorrt_loads_plans_and_reads_symmetric_int8_only() -> None:
     assert GPU.files == ("encoder.product.fp16.plan", "decoder.fp16.plan")
     assert SMALL_GPU.graphs == ("encoder.int8-symmetric.onnx", "decoder.int8-symmetric.onnx")
     assert SMALL_GPU.files == ("encoder.int8-symmetric.plan", "decoder.int8-symmetric.plan")
+    assert (GPU.edit, SMALL_GPU.edit, FAST.edit) == ("edit.product.fp16.plan", "edit.int8-symmetric.plan", None)
+    assert replace(GPU, backend="tensorrt-rtx", decoder="tail").edit == "edit.product.tail.fp16.rtx.plan"
     assert (SMALL_GPU.symmetric, SMALL.symmetric) == (True, False)
 
 
@@ -39,6 +43,8 @@ def test_the_manifest_says_through_which_stages_it_went() -> None:
         "reduced": ["encoder.int8.onnx", "decoder.phases.int8.onnx"],
     }
     assert SMALL_GPU.engine == Engine(
-        *SMALL_GPU.files, stages={"reduced": ["encoder.int8-symmetric.onnx", "decoder.int8-symmetric.onnx"]}
+        *SMALL_GPU.files,
+        stages={"reduced": ["encoder.int8-symmetric.onnx", "decoder.int8-symmetric.onnx"]},
+        edit="edit.int8-symmetric.plan",
     )
     assert Candidate("onnxruntime", "cpu", "fp32", "plain", "plain", False).engine == Engine()

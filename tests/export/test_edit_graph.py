@@ -8,10 +8,11 @@ import pytest
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images
 
 from engine.latents import Directions, Floats
-from export.editing import write_edit, write_move
+from export.editing import write_edit, write_edit_by_steps, write_move
 from export.errors import InputError
 from export.forms import DecoderForm, EncoderForm
 from export.graphs import write_decoder, write_encoder
+from export.half import write_half
 
 
 def directions(count: int = len(ATTRIBUTES), latent_dim: int = LATENT_DIM) -> Directions:
@@ -113,3 +114,18 @@ def test_what_does_not_belong_together(tmp_path: Path) -> None:
 
 def shape_of(value: onnx.ValueInfoProto) -> list[str | int]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize(("name", "half"), [("seed-64", False), ("paper-64", True)])
+def test_by_steps_it_is_its_parts_one_by_one(tmp_path: Path, name: str, half: bool) -> None:
+    parts = write_parts(tmp_path, name, "product", "tail")
+    for part in parts if half else ():
+        write_half(part, part)
+    write_edit_by_steps(*parts, tmp_path / "edit.onnx")
+    images, steps = smooth_images(5, FORMS[name].image_size), 3 * strengths(5) @ directions().vectors
+    mu = session(parts[0]).run(["mu"], {"images": images})[0]
+    expected = session(parts[1]).run(["images"], {"latents": mu + steps})[0]
+    edited, found = session(tmp_path / "edit.onnx").run(["edited", "mu"], {"images": images, "steps": steps})
+    np.testing.assert_array_equal(found, mu)
+    np.testing.assert_array_equal(edited, expected)
+    assert np.abs(edited.astype(int) - session(parts[1]).run(["images"], {"latents": mu})[0]).max() > 10

@@ -15,7 +15,7 @@ from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
 from export.parity import ImageError, LatentError
-from export.tensorrt_build import KEPT
+from export.tensorrt_8 import KEPT
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 

@@ -178,7 +178,7 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def require_device(backend: str = "tensorrt", device: str = "cuda") -> dict[str, str]:
         if backend != "tensorrt":
             raise BackendError("not here")
-        return {"tensorrt": "8.6.0", "gpu": "stand-in"}
+        return {"tensorrt": "8.6.0", "gpu": "stand-in", "compute_capability": "9.0"}
 
     class StandIn(OnnxRuntimeBackend):
         def __init__(self, encoder: Path, decoder: Path, _: Options) -> None:
@@ -202,7 +202,7 @@ def test_tensorrt_serves_plans_made_from_fp16_graphs(shared_run: Path, tmp_path:
     config = plain(run=shared_run, out=tmp_path / "bundle", decoder="tail", max_batch=4, **WIDE)
     bundle = Bundle.load(build(dataclasses.replace(config, backend="tensorrt", precision="fp16"), silent))
     manifest = bundle.manifest
-    assert stand_in_gpu == ["encoder.fp16.plan", "decoder.tail.fp16.plan"]
+    assert stand_in_gpu == ["encoder.fp16.plan", "decoder.tail.fp16.plan", "edit.tail.fp16.plan"]
     assert manifest.engine == Engine(
         "encoder.fp16.plan",
         "decoder.tail.fp16.plan",
@@ -210,14 +210,19 @@ def test_tensorrt_serves_plans_made_from_fp16_graphs(shared_run: Path, tmp_path:
             "rewritten": ["encoder.onnx", "decoder.tail.onnx"],
             "reduced": ["encoder.fp16.onnx", "decoder.tail.fp16.onnx"],
         },
+        edit="edit.tail.fp16.plan",
     )
+    assert "edit.tail.fp16.plan" in manifest.files
+    assert not [name for name in manifest.files if name.startswith("edit.") and name.endswith(".onnx")]
     assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine"]
     assert manifest.parity["stages"]["reduced"]["what"].endswith("by onnxruntime in fp16 on cpu")
+    more = {"compute_capability": "9.0", "hardware_compatibility": "none"}
     assert manifest.tensorrt == {
-        "device": {"tensorrt": "8.6.0", "gpu": "stand-in"},
+        "device": {"tensorrt": "8.6.0", "gpu": "stand-in", **more},
         "builder": {
             "encoder.fp16.plan": {"graph": "encoder.fp16.onnx", "max_batch": 4},
             "decoder.tail.fp16.plan": {"graph": "decoder.tail.fp16.onnx", "max_batch": 4},
+            "edit.tail.fp16.plan": {"graph": "encoder.fp16.onnx + decoder.tail.fp16.onnx", "max_batch": 4},
         },
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "bundle.timing.cache"]
@@ -228,10 +233,11 @@ def test_only_the_winners_plans_stay(shared_run: Path, tmp_path: Path, stand_in_
         run=shared_run, out=tmp_path / "bundle", backend="tensorrt", precision="fp16", max_batch=2, threads=1, **WIDE
     )
     manifest = Bundle.load(build(config, silent)).manifest
-    assert len(stand_in_gpu) == len(set(stand_in_gpu)) == 5
+    assert len(stand_in_gpu) == len(set(stand_in_gpu)) == 6
     assert {name for name in manifest.files if name.endswith(".plan")} == {
         manifest.engine.encoder,
         manifest.engine.decoder,
+        manifest.engine.edit,
     }
 
 

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images, write_run
 
 import engine.backends.tensor_rt
+import export.tensorrt_8
 import export.tensorrt_build
-from engine.backends.tensor_rt import TARGETS
+from engine.backends.tensor_rt import COMPATIBILITIES, TARGETS
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.latents import Directions
 from export.build_engines import BuildConfig, build
-from export.editing import write_edit
+from export.editing import write_edit_by_steps
 from export.errors import InputError
 from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
@@ -54,7 +57,7 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         write_int8(full / name, small / name, calibration, symmetric=True)
         write_half(small / name, small / name)
     for place in (full, half, small):
-        write_edit(place / "encoder.onnx", place / "decoder.onnx", DIRECTIONS, place / "edit.onnx")
+        write_edit_by_steps(place / "encoder.onnx", place / "decoder.onnx", place / "edit.onnx")
     return folder
 
 
@@ -93,9 +96,21 @@ def test_a_plan_is_for_the_gpus_that_are_asked_for(graphs: Path, tmp_path: Path)
 def test_a_refused_graph_is_named_by_node_and_rule(graphs: Path, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"can't build encoder\.onnx: .*log_var/Gemm.*FP32 GEMM is not supported"):
         plan_of(graphs / "fp16" / "encoder.onnx", tmp_path, [], "7.5")
-    (tmp_path / "bad.onnx").write_bytes(b"no graph")
-    with pytest.raises(BackendError, match=r"TensorRT for RTX .* can't read bad\.onnx: "):
-        plan_of(tmp_path / "bad.onnx", tmp_path, [])
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"no graph")
+    with pytest.raises(BackendError, match=r"TensorRT for RTX [\d.]+ can't read bad\.onnx: Assertion failed: .*parse"):
+        plan_of(bad, tmp_path, [])
+    for operator, kind, rule in (
+        ("Transpose", TensorProto.UINT8, r"turn: first input has type UInt8 but must have type [^/]*"),
+        ("Det", TensorProto.FLOAT, "checkDet fails"),
+    ):
+        doors = [helper.make_tensor_value_info(name, kind, None) for name in ("images", "turned")]
+        doors[0] = helper.make_tensor_value_info("images", kind, ["batch", 4, 4])
+        nodes = [helper.make_node(operator, ["images"], ["turned"], name="turn")]
+        opset = [helper.make_opsetid("", 17)]
+        onnx.save(helper.make_model(helper.make_graph(nodes, "bad", doors[:1], doors[1:]), opset_imports=opset), bad)
+        with pytest.raises(BackendError, match=rf"can't read bad\.onnx: {operator} turn: [^/]*{rule}$"):
+            plan_of(bad, tmp_path, [])
     assert [path.name for path in tmp_path.iterdir()] == ["bad.onnx"]
 
 
@@ -131,6 +146,8 @@ def test_a_bundle_built_without_a_gpu_says_that_it_is_unproven(run: Path, tmp_pa
     manifest = Bundle.load(build(config, said.append)).manifest
     assert (manifest.backend, manifest.precision) == ("tensorrt-rtx", "fp16")
     assert (manifest.engine.encoder, manifest.engine.decoder) == ("encoder.fp16.rtx.plan", "decoder.fp16.rtx.plan")
+    assert manifest.engine.edit == "edit.fp16.rtx.plan"
+    assert manifest.tensorrt["builder"].keys() == {name for name in manifest.files if name.endswith(".plan")}
     assert list(manifest.parity["stages"]) == ["portable", "reduced"]
     assert manifest.proof["status"] == "unproven"
     assert "GPU" in manifest.proof["reason"]
@@ -157,6 +174,7 @@ def test_a_build_that_fails_leaves_nothing(run: Path, tmp_path: Path) -> None:
     [
         ({"compute_capability": ("9.0",)}, r"--compute-capability 9\.0: .* builds for 7\.5, .*H200 \(9\.0\).*tensorrt"),
         ({"compute_capability": ("8.9",), "backend": "openvino"}, r"--backend openvino builds for this machine"),
+        ({"hardware_compatibility": "ampere-plus"}, r"--hardware-compatibility ampere-plus: only --backend tensorrt"),
         ({"triton": Path("repository")}, r"--triton: Triton runs no plans of TensorRT for RTX"),
         ({"precision": "bf16"}, r"not supported.*by name: tensorrt-rtx on cuda \(fp32, fp16"),
     ],
@@ -179,6 +197,7 @@ CLASSES: dict[str, Any] = {
     "network": trt.INetworkDefinition,
     "parser": trt.OnnxParser,
     "error": trt.ParserError,
+    "inspector": trt.EngineInspector,
     "profile": trt.IOptimizationProfile,
     "layer": trt.ILayer,
     "_engine": trt.ICudaEngine,
@@ -200,10 +219,11 @@ WORDS = {
     "DataType": {"UINT8", "FLOAT", "HALF"},
     "TensorIOMode": {"INPUT", "OUTPUT"},
     "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED"},
+    "HardwareCompatibilityLevel": set(COMPATIBILITIES.values()),
     "TacticSource": {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"},
 }
 """Names that our code has as words."""
-MODULES = (engine.backends.tensor_rt, export.tensorrt_build)
+MODULES = (engine.backends.tensor_rt, export.tensorrt_8, export.tensorrt_build)
 
 
 def names_used() -> set[str]:

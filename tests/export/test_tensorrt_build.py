@@ -1,5 +1,6 @@
 """The builder against the stand-in of tests/gpu_stand_in.py: real graphs, no device."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from runs import small_vae
 
 from engine.errors import BackendError
+from export.editing import write_edit_by_steps
 from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
-from export.tensorrt_build import KEPT, WORKSPACE_BYTES, build_plan
+from export.tensorrt_8 import KEPT
+from export.tensorrt_build import WORKSPACE_BYTES, build_plan, layers_of
 
 VERSIONS = ["8.6.0", "10.3.0", "11.1.0"]
 
@@ -91,6 +94,48 @@ def test_kernels_can_be_restricted_to_some_sources(
     assert trt.configs[0].tactic_sources == 1 << int(trt.TacticSource["JIT_CONVOLUTIONS"])
 
 
+def test_what_is_fp32_in_the_parts_is_fp32_in_an_edit(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = gpu_stand_in.install(monkeypatch, "8.6.0")
+    parts = graphs / "encoder.fp16.onnx", graphs / "decoder.fp16.onnx"
+    write_edit_by_steps(*parts, tmp_path / "edit.onnx")
+    for graph in (*parts, tmp_path / "edit.onnx"):
+        build(graph, tmp_path)
+    layers = [config.network.layers for config in trt.configs]
+    encoder, decoder, both = ({each.name for each in found if each.precision is not None} for found in layers)
+    prefixed = {f"encode/{name}" for name in encoder} | {f"decode/{name}" for name in decoder}
+    assert both == prefixed - {f"encode/{KEPT}/encoder/log_var/Gemm"}  # which an edit does without
+    assert trt.configs[2].profiles[0].shapes.keys() == {"images", "steps"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_layers_of_a_plan_are_written_beside_it(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    gpu_stand_in.install(monkeypatch, version)
+    build(graphs / "decoder.fp16.onnx", tmp_path)
+    assert layers_of(tmp_path / "some.plan").name == "some.layers.json"
+    layers = json.loads(layers_of(tmp_path / "some.plan").read_text())["Layers"]
+    precisions = {layer["Name"]: layer["Precision"] for layer in layers}
+    assert precisions[f"{KEPT}/Round"] == "FLOAT"
+    assert precisions["/decoder/linear/Gemm"] == "HALF"
+
+
+def test_a_plan_may_be_for_other_gpus_too(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def levels(version: str, compatibility: str) -> str:
+        trt = gpu_stand_in.install(monkeypatch, version)
+        graph, cache = graphs / "decoder.fp16.onnx", tmp_path / "cache"
+        build_plan(graph, tmp_path / "plan", max_batch=8, timing_cache=cache, say=print, compatibility=compatibility)
+        return str(trt.configs[0].hardware_compatibility_level.name)
+
+    assert levels("8.6.0", "none") == "NONE"
+    assert levels("8.6.0", "ampere-plus") == "AMPERE_PLUS"
+    assert levels("11.1.0", "same-compute-capability") == "SAME_COMPUTE_CAPABILITY"
+    with pytest.raises(BackendError, match=r"TensorRT 8\.6\.0 has no hardware compatibility same-compute-capability"):
+        levels("8.6.0", "same-compute-capability")
+
+
 def test_every_form_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_stand_in.install(monkeypatch, "8.6.0")
     model = small_vae()
@@ -128,7 +173,7 @@ def test_the_timing_cache_is_read_written_and_replaced(
     assert build(graphs / "encoder.fp16.onnx", tmp_path, said)["timing_cache"] == "new"
     assert f"{cache} is of another GPU or TensorRT, or damaged; its kernels are timed anew" in said
     assert cache.read_bytes() == b"cache of 11.1.0"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.plan", "timing.cache"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["some.layers.json", "some.plan", "timing.cache"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +193,7 @@ def test_a_failed_build_says_why_and_leaves_nothing(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = gpu_stand_in.install(monkeypatch, "8.6.0")
-    monkeypatch.setattr("export.tensorrt_build._set_precision", lambda *_: [])
+    monkeypatch.setattr("export.tensorrt_8.allow_precisions", lambda *_: [])
     with pytest.raises(BackendError, match=r"can't build decoder\.fp16\.onnx: Error Code 4: precision flags"):
         build(graphs / "decoder.fp16.onnx", tmp_path)
     assert trt.configs
@@ -157,7 +202,7 @@ def test_a_failed_build_says_why_and_leaves_nothing(
 
 def test_without_tensorrt_the_extra_is_named(graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[gpu\]'"):
+    with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[tensorrt\]'"):
         build(graphs / "decoder.fp16.onnx", tmp_path)
 
 

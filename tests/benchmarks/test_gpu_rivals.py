@@ -1,0 +1,69 @@
+"""What the GPU benchmark compares with, rehearsed on the CPU."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import LATENT_DIM, small_vae, smooth_images
+
+from export.reference import EagerBackend
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a benchmark's module; turns are as short as can be."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    speed = importlib.import_module("gpu_speed")
+    monkeypatch.setattr(speed, "BLOCK_SECONDS", 0.001)
+    monkeypatch.setattr(speed, "MIN_CALLS", 1)
+    return importlib.import_module
+
+
+def test_pytorch_in_fp16_shows_nearly_the_same_and_keeps_no_result(benchmarks: Any) -> None:
+    model = small_vae()
+    exact, half = EagerBackend(model), benchmarks("gpu_pytorch").GpuBackend(model, compiled=False, device="cpu")
+    images, steps = smooth_images(3, 64), np.ones((3, LATENT_DIM), np.float32)
+    mu, log_var = half.encode(images)
+    edited, again = half.edit(images, steps)
+    kept = mu.copy()
+    half.encode(images[::-1].copy())
+    np.testing.assert_array_equal(mu, kept)
+    np.testing.assert_array_equal(mu, again)
+    for mine, truth in zip((mu, log_var), exact.encode(images), strict=True):
+        assert 0 < np.abs(mine - truth).max() < 0.02
+    expected = exact.decode(exact.encode(images)[0] + steps).astype(int)
+    assert np.abs(edited - expected).max() <= 2
+    assert np.abs(half.decode(mu + steps) - expected).max() <= 2
+
+
+def test_a_server_is_asked_and_compared_with_its_engine(benchmarks: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    serve = benchmarks("gpu_serve")
+    report = tmp_path / "serve.json"
+    options = ["--bundle", str(tiny_bundle), "--images", "1", "5", "--seconds", "0.001", "--json", str(report)]
+    assert serve.main(options) == 0
+    assert [row["images"] for row in json.loads(report.read_text())] == [1, 5]
+
+
+def test_a_server_that_answers_otherwise_is_reported(
+    benchmarks: Any,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    serve = benchmarks("gpu_serve")
+    monkeypatch.setattr("engine.backends.base.Backend.edit", lambda _, images, steps: (images, steps))
+    options = ["--bundle", str(tiny_bundle), "--images", "2", "--seconds", "0.001", "--json", str(tmp_path / "a.json")]
+    assert serve.main(options) == 1
+    assert "2 images: the server's are off by up to" in capsys.readouterr().err
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_no_bundle_is_bad_input(benchmarks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmarks("gpu_serve").main(["--bundle", str(tmp_path), "--json", str(tmp_path / "a.json")]) == 2
+    assert "is not a bundle" in capsys.readouterr().err
