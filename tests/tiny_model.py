@@ -32,6 +32,18 @@ def images_of(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return pixels.reshape(len(latents), IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
+class TinyModel:
+    """The arithmetic as a backend."""
+
+    def encode(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        mu = images.reshape(len(images), -1).astype(np.float32)
+        return mu, mu * np.float32(-0.5)
+
+    def decode(self, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        size = round((latents.shape[1] / 3) ** 0.5)
+        return np.rint(np.clip(latents, 0, 255)).astype(np.uint8).reshape(len(latents), size, size, 3)
+
+
 def tiny_directions(image_size: int = IMAGE_SIZE) -> Directions:
     """Smiling adds 10 to the red values; Eyeglasses adds 20 to the first half; Male overlaps with both."""
     vectors = np.zeros((len(ATTRIBUTES), image_size * image_size, 3), np.float32)

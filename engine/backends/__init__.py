@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends.reports import switch_off_usage_reports
-from engine.bundle import PROVEN, Bundle, Manifest
+from engine.bundle import Bundle, Manifest
 from engine.errors import BackendError, BundleError
 
 switch_off_usage_reports()
@@ -87,7 +87,7 @@ OF_PLANS = ("tensorrt", "tensorrt-rtx")
 
 
 def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
-    """Opens the runtime that the bundle's manifest names.
+    """Opens the runtime that the bundle's manifest names; to serve it, use `engine.proof.opening.open_proven`.
 
     Args:
         bundle: A verified bundle.
@@ -95,11 +95,10 @@ def open_backend(bundle: Bundle, threads: int | None = None) -> Backend:
 
     Raises:
         BundleError: When the manifest names a backend or a precision that this engine doesn't have.
-        BackendError: When the backend's package isn't installed, this machine lacks units for the precision, its
-            plans were built for another GPU or another TensorRT, or nobody has seen yet that they compute right.
+        BackendError: When the backend's package isn't installed, this machine lacks units for the precision, or its
+            plans were built for another GPU or another TensorRT.
     """
     manifest = bundle.manifest
-    _require_proof(bundle)
     if manifest.backend in OF_PLANS:
         _require_device_of(manifest)
     return open_graphs(
@@ -157,17 +156,6 @@ def open_graphs(
     from engine.backends.onnx_runtime import OnnxRuntimeBackend  # noqa: PLC0415
 
     return OnnxRuntimeBackend(encoder, decoder, threads, precision)
-
-
-def _require_proof(bundle: Bundle) -> None:
-    proof = bundle.manifest.proof
-    if proof.get("status") == PROVEN:
-        return
-    raise BackendError(
-        f"the engines of {bundle.path} are unproven: they were built where they could not run "
-        f"({proof.get('reason', 'the manifest does not say why')}), and nobody has compared them with PyTorch; "
-        f"build the bundle again on the machine with the GPU: {_rebuild(bundle.manifest)}"
-    )
 
 
 def _require_device_of(manifest: Manifest) -> None:

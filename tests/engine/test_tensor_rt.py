@@ -17,9 +17,9 @@ from tiny_model import images_of, latents_of, random_images
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.backends.tensor_rt import TensorRtBackend, bucket_sizes, require_device
 from engine.errors import BackendError, BundleError
+from engine.proof.figures import ImageError, LatentError
 from export.graphs import write_graphs
 from export.half import write_half
-from export.parity import ImageError, LatentError
 from export.tensorrt_build import build_plan
 
 GRAPHS = ("encoder", "decoder")
