@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import Backend
+from engine.backends import Backend, edit
 from engine.latents import Directions
 
 OPERATIONS = ("encode", "decode", "edit")
@@ -50,7 +50,7 @@ def measure(
             return side.encode(images[:size])
         if operation == "decode":
             return side.decode(latents[:size])
-        return side.decode(side.encode(images[:size])[0] + step)
+        return edit(side, images[:size], np.tile(step, (size, 1)))
 
     timings = []
     for size in sizes:

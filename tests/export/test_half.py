@@ -9,11 +9,11 @@ from onnx import TensorProto, numpy_helper
 from runs import FORMS, small_vae, smooth_images
 
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
+from engine.proof.figures import ImageError, LatentError
 from export.errors import InputError
-from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
-from export.parity import ImageError, LatentError
+from export.names import DECODER_FORMS, ENCODER_FORMS
 from export.tensorrt_build import KEPT
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from runs import small_vae
 
 from engine.errors import BackendError
-from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
+from export.names import DECODER_FORMS, ENCODER_FORMS
 from export.tensorrt_build import KEPT, WORKSPACE_BYTES, build_plan
 
 VERSIONS = ["8.6.0", "10.3.0", "11.1.0"]
