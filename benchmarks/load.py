@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from engine.bundle import Bundle
 from engine.errors import EngineError
-from export.versions import cpu_model, versions
+from engine.proof.machine import cpu_model
+from export.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)

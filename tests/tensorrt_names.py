@@ -47,7 +47,7 @@ def read_names(folder: Path, version: str) -> dict[str, set[str]]:
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in FUNCTIONS))
     for name in LIBRARIES:
         file = f"{name}.so.{version}"
-        built = [compiler, "-shared", f"-Wl,-soname,{file}", "-o", folder / file, source]
+        built = [compiler, "-shared", f"-Wl,-soname,{file}", "-o", str(folder / file), str(source)]
         subprocess.run(built, check=True)
     # In a process of its own: beside the module of TensorRT for RTX, classes of the same names would be doubled.
     done = subprocess.run(
