@@ -17,6 +17,7 @@ import datetime
 import json
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +25,10 @@ from typing import Any
 
 from gpu_speed import Timing, measure, table
 
-from engine.backends import Backend, open_backend
+from engine.backends import CPU, CUDA, Backend, open_backend, open_graphs
 from engine.backends.tensor_rt import require_device
 from engine.bundle import Bundle
+from engine.errors import BackendError
 from engine.proof.figures import Report
 from engine.proof.opening import load_truth
 from export.errors import FAILURES, InputError, report
@@ -46,7 +48,8 @@ def run(options: argparse.Namespace) -> None:
     """
     from export.retarget import RetargetConfig, retarget  # noqa: PLC0415
 
-    device = require_device()  # before minutes of building
+    rehearsal = options.backend != "tensorrt"
+    device = {"gpu": "no GPU, a rehearsal"} if rehearsal else require_device()  # before minutes of building
     if not options.report.parent.is_dir():
         raise InputError(f"--report {options.report}: there is no folder {options.report.parent}; make it first")
     source = Bundle.load(options.bundle)
@@ -55,9 +58,9 @@ def run(options: argparse.Namespace) -> None:
     made = {}
     for precision in options.precision:
         out = options.out / precision
-        flags = {"backend": "tensorrt", "precision": precision, "max_batch": options.max_batch, "tactics": TACTICS}
+        flags = {"backend": options.backend, "precision": precision, "max_batch": options.max_batch, "tactics": TACTICS}
         made[precision] = Bundle.load(retarget(RetargetConfig(bundle=options.bundle, out=out, force=True, **flags)))
-    sides: dict[str, Backend] = {f"TensorRT {name}": open_backend(bundle) for name, bundle in made.items()}
+    sides: dict[str, Backend] = {f"{options.backend} {name}": open_backend(bundle) for name, bundle in made.items()}
     largest = options.max_batch or source.manifest.max_batch_size
     timings = measure(sides, truth.images, source.directions, _doublings(largest), options.seconds) + timings
     text = _report(options, device, made, timings)
@@ -66,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def time_pytorch(options: argparse.Namespace) -> None:
-    """Times PyTorch in FP16, eager and compiled, at a few batch sizes, and writes the figures.
+    """Times the rivals in FP16 at a few batch sizes: PyTorch, eager and compiled, and ONNX Runtime; writes the figures.
 
     Raises:
         InputError: PyTorch finds no GPU, or the run cannot be used.
@@ -76,16 +79,38 @@ def time_pytorch(options: argparse.Namespace) -> None:
 
     from export.run import Run  # noqa: PLC0415
 
-    if not torch.cuda.is_available():
+    if options.device != CPU and not torch.cuda.is_available():
         raise InputError(f"PyTorch {torch.__version__} finds no GPU here; see what nvidia-smi says")
     run = Run.load(options.run)
-    names = {f"PyTorch {torch.__version__} eager": False, f"PyTorch {torch.__version__} compiled": True}
-    sides: dict[str, Backend] = {name: GpuBackend(run.model, compiled) for name, compiled in names.items()}
+    names = {"eager": False, "compiled": True} if options.device != CPU else {"eager": False}
+    sides: dict[str, Backend] = {
+        f"PyTorch {torch.__version__} {name}": GpuBackend(run.model, compiled, options.device)
+        for name, compiled in names.items()
+    }
+    try:
+        sides["ONNX Runtime"] = _onnx_runtime(run, options)
+    except BackendError as error:
+        print(f"ONNX Runtime is left out: {error}")
     sizes = sorted({size for size in (1, 8, 32) if size < options.max_batch} | {options.max_batch})
     timings = measure(sides, run.samples, run.directions, sizes, options.seconds)
     text = json.dumps([asdict(timing) for timing in timings], indent=2)
     options.json.write_text(text + "\n", encoding="utf-8")
     print("\n".join(table(timings)))
+
+
+def _onnx_runtime(run: Any, options: argparse.Namespace) -> Backend:
+    from export.graphs import write_decoder, write_encoder  # noqa: PLC0415
+    from export.half import write_half  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = [
+            folder / write(run.model, "plain", folder, run.model_sha256) for write in (write_encoder, write_decoder)
+        ]
+        for file in files if options.device != CPU else ():
+            write_half(file, file)
+        precision = "fp32" if options.device == CPU else "fp16"
+        return open_graphs("onnxruntime", precision, *files, options.max_batch, device=options.device)
 
 
 def _read_timings(path: Path | None) -> list[Timing]:
@@ -122,7 +147,7 @@ def _report(
         "|---|---|---|---|---|",
     ]
     for bundle in made.values():
-        builder: dict[str, dict[str, Any]] = bundle.manifest.tensorrt["builder"]
+        builder: dict[str, dict[str, Any]] = bundle.manifest.tensorrt.get("builder", {})
         for name, built in builder.items():
             cells = (built["layers"], built["strongly_typed"], ", ".join(built["flags"]) or "-", built["seconds"])
             lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
@@ -150,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engines.add_argument("--report", type=Path, required=True, help="Markdown file to write")
     engines.add_argument("--precision", nargs="+", default=["fp16", "fp32"], help="precisions of the engines")
     engines.add_argument("--max-batch", type=int, help="largest batch, images; that of the bundle if left out")
+    engines.add_argument("--backend", default="tensorrt", help="onnxruntime with --precision fp32: a rehearsal")
+    pytorch.add_argument("--device", default=CUDA, help="cpu: a rehearsal, without the compiled side")
     engines.add_argument("--pytorch", type=Path, help="figures of PyTorch to put beside")
     for step in (pytorch, engines):
         step.add_argument("--seconds", type=float, default=0.5, help="time of each measurement, seconds")
