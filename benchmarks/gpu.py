@@ -107,10 +107,10 @@ def _onnx_runtime(run: Any, options: argparse.Namespace) -> Backend:
         files = [
             folder / write(run.model, "plain", folder, run.model_sha256) for write in (write_encoder, write_decoder)
         ]
-        for file in files if options.device != CPU else ():
+        for file in (encoder, decoder) if options.device != CPU else ():
             write_half(file, file)
         precision = "fp32" if options.device == CPU else "fp16"
-        return open_graphs("onnxruntime", precision, *files, options.max_batch, device=options.device)
+        return open_graphs("onnxruntime", precision, encoder, decoder, options.max_batch, device=options.device)
 
 
 def _read_timings(path: Path | None) -> list[Timing]:

@@ -6,7 +6,8 @@
 #
 # RUN is a finished training; BUNDLE was made from it (build_engines --all-forms --max-batch 256), on any machine; DATA is
 # what to train on. PYTHON has torch, TENSORRT_PYTHON (if it is another one) TensorRT and what export.retarget and the
-# server need. REHEARSE=1 goes through all of it on a CPU, with ONNX Runtime in the place of TensorRT.
+# server need. PRESET names the training, VGG the file of VGG19's weights. REHEARSE=1 goes through all of it on a CPU, with
+# ONNX Runtime in the place of TensorRT.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 [ $# = 4 ] || { sed -n 's/^# \{0,3\}//; 5p' "$0" >&2; exit 2; }
@@ -20,6 +21,7 @@ if [ -n "${REHEARSE:-}" ]; then
   device=cpu seconds=0.01
   rivals=(--device cpu --max-batch 4) engines=(--backend onnxruntime --precision fp32 --max-batch 4) epoch=(--compile off)
 fi
+[ -n "${VGG:-}" ] && epoch+=(--vgg-weights "$VGG")
 failed=0
 
 step() {  # NAME SECONDS COMMAND...
