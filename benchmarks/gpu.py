@@ -104,9 +104,8 @@ def _onnx_runtime(run: Any, options: argparse.Namespace) -> Backend:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = [
-            folder / write(run.model, "plain", folder, run.model_sha256) for write in (write_encoder, write_decoder)
-        ]
+        encoder = folder / write_encoder(run.model, "plain", folder, run.model_sha256)
+        decoder = folder / write_decoder(run.model, "plain", folder, run.model_sha256)
         for file in (encoder, decoder) if options.device != CPU else ():
             write_half(file, file)
         precision = "fp32" if options.device == CPU else "fp16"
