@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from gpu_speed import take_turns
-from serving.process import ScriptError, Server
+from serving.process import Server
 
 from engine.backends import open_backend
 from engine.bundle import Bundle
 from engine.client import Client
 from engine.errors import EngineError
+from export.errors import InputError
 
 
 def measure(bundle: Bundle, sizes: Sequence[int], seconds: float, log: Path) -> list[dict[str, float]]:
@@ -30,7 +31,7 @@ def measure(bundle: Bundle, sizes: Sequence[int], seconds: float, log: Path) -> 
 
     Raises:
         AssertionError: the server's images are not those of the engine.
-        ScriptError: the server does not start.
+        InputError: the server does not start.
     """
     manifest, directions = bundle.manifest, bundle.directions
     shape = (max(sizes), manifest.image_size, manifest.image_size, 3)
@@ -64,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         bundle = Bundle.load(options.bundle)
         if not bundle.directions.names:
-            raise ScriptError(f"--bundle {options.bundle}: has no attributes, so that nothing can be edited")
+            raise InputError(f"--bundle {options.bundle}: has no attributes, so that nothing can be edited")
         rows = measure(bundle, options.images, options.seconds, options.json.with_suffix(".log"))
         options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     except AssertionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (EngineError, ScriptError, OSError) as error:
+    except (EngineError, InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for row in rows:

@@ -11,21 +11,23 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from script import cores, describe, machine, require_positive, run, write_json
+from script import cores, machine, require_positive, run, summary, write_json
 from tqdm import tqdm
 
 from engine.backends import Backend, open_backend, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
+from engine.proof.figures import Report
+from engine.proof.opening import tolerances_of
+from engine.proof.truth import Truth
 from export.errors import InputError
-from export.parity import Report
-from export.truth import Truth
+from export.judgement import NO_RUN, Trial, describe
 from export.verify import built_parity, require_run, run_truth
 from trainer.extras import require
 
@@ -134,12 +136,14 @@ class Contest:
         sides: All sides by name; those of the bundles come first.
         samples: Images to encode, uint8 [N, S, S, 3].
         truth: What parity is measured against; None without a run.
+        trial: Edits for the run's classifier, or why there are none.
     """
 
     bundles: dict[str, Bundle]
     sides: dict[str, Backend]
     samples: Images
     truth: Truth | None
+    trial: Trial | str
 
     @classmethod
     def of(cls, config: LatencyConfig, bundles: Sequence[Bundle], threads: int) -> Contest:
@@ -160,23 +164,24 @@ class Contest:
         if config.run is None:
             size = first.manifest.image_size
             noise = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
-            return cls(named, sides, noise, None)
+            return cls(named, sides, noise, None, NO_RUN)
         # Engines can be measured alone where there is no torch.
         import torch  # noqa: PLC0415
 
-        from export.reference import NAME, CompiledBackend  # noqa: PLC0415
+        from export.reference import NAME, CompiledBackend, EagerBackend  # noqa: PLC0415
         from export.run import Run  # noqa: PLC0415
 
         torch.set_num_threads(threads)
         # INT8 was calibrated on half of the run's images: if any bundle has it, all are measured on the others.
         quantised = (bundle for bundle in bundles if bundle.manifest.precision == "int8")
-        truth = run_truth(next(quantised, first), config.run)
+        truth, trial = run_truth(next(quantised, first), config.run)
         for bundle in bundles[1:]:
             require_run(bundle, config.run, first.manifest.run.get("model_sha256"))
-        sides[NAME] = truth.reference
+        model = Run.load(config.run).model
+        sides[NAME] = EagerBackend(model)
         if config.compiled:
-            sides["PyTorch compiled BF16"] = CompiledBackend(Run.load(config.run).model)
-        return cls(named, sides, truth.images, truth)
+            sides["PyTorch compiled BF16"] = CompiledBackend(model)
+        return cls(named, sides, truth.images, truth, trial)
 
     def parity(self) -> dict[str, Report]:
         """Parity of each bundle's engine measured now; without a run, as it was measured at export.
@@ -186,12 +191,14 @@ class Contest:
         """
         reports = {}
         for name, bundle in self.bundles.items():
-            built = built_parity(bundle)
             if self.truth is None:
-                reports[name] = built
+                reports[name] = built_parity(bundle)
                 continue
-            stage = self.truth.compare(self.sides[name], name, built.stages["engine"].tolerances)
-            reports[name] = Report(self.truth.what, len(self.samples), self.truth.judge, {"engine": stage})
+            side, largest = self.sides[name], bundle.manifest.max_batch_size
+            stage = self.truth.compare(side, name, tolerances_of(bundle), largest)
+            if not isinstance(self.trial, str):
+                stage = replace(stage, judged=self.trial.judge(side, largest))
+            reports[name] = Report(self.truth.what, len(self.samples), describe(self.trial), {"engine": stage})
         return reports
 
     def measure(self, operation: str, batch_size: int, seconds: float) -> Measurement:
@@ -289,7 +296,7 @@ def benchmark(config: LatencyConfig) -> bool:
         for size, operation in tqdm(cases, desc="measuring", unit="case", leave=False, disable=None)
     ]
 
-    print(f"{describe(here)}\n{here['threads']} threads")
+    print(f"{summary(here)}\n{here['threads']} threads")
     if here["load"] > here["cores"] / 2:
         print("this machine was busy: PyTorch's threads suffer more from that than the engine's, so measure again")
     print(f"\n{table(results)}")
@@ -306,7 +313,7 @@ def benchmark(config: LatencyConfig) -> bool:
         "seconds": config.seconds,
         "results": [asdict(result) for result in results],
         "parity_measured": "now" if contest.truth else "at export",
-        "parity_holds": not any(parity.failures() for parity in reports.values()),
+        "parity_holds": not any(stage.failures() for parity in reports.values() for stage in parity.stages.values()),
     }
     write_json(config.json, record)
     for parity in reports.values():

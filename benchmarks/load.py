@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from script import ROOT, describe, machine, require_positive, run, write_json
+from script import ROOT, machine, require_positive, run, summary, write_json
 from serving import generator
 from serving.bench import Bench, Row, percent
 from serving.echo import PATH as ECHO_PATH
@@ -174,7 +174,7 @@ def measure(config: LoadConfig) -> bool:
     echo = echo_ms(min(config.seconds, 1.0))
     reached = aims(closed, echo)
 
-    print(describe(here))
+    print(summary(here))
     print(f"server: {model.backend} {model.precision}, batches of up to {model.max_batch_size}, {model.image_size} px")
     if bench.reference:
         print("share: of the in-process rate in batches as large as the server could make; CPU share: the same by")

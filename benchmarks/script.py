@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import tyro
 
+from engine.proof.machine import cpu_model
 from export.errors import FAILURES, InputError, report
-from export.versions import cpu_model, versions
+from export.versions import versions
 
 Config = TypeVar("Config")
 
@@ -75,7 +76,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def describe(here: dict[str, Any]) -> str:
+def summary(here: dict[str, Any]) -> str:
     """Two lines about a machine."""
     known = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     return f"{here['cpu']}, {here['cores']} cores, load {here['load']}, {here['date']}\n{known}"

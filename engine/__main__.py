@@ -24,9 +24,9 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from engine.backends import open_backend
 from engine.config import load_config
 from engine.errors import StartupError
+from engine.proof.opening import open_proven
 from engine.server import StuckError, serve
 from engine.telemetry import logs
 from engine.version import tell_version
@@ -47,7 +47,7 @@ def main() -> int:
             return 0
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         logs.set_up(config.log_level, config.log_format)
-        asyncio.run(serve(config, lambda bundle: open_backend(bundle, config.threads, config.device)))
+        asyncio.run(serve(config, lambda bundle: open_proven(bundle, config.threads, config.device)))
     except StartupError as error:
         logs.flush()
         with suppress(OSError, ValueError):

@@ -18,11 +18,11 @@ ENCODER = "encoder.onnx"
 DECODER = "decoder.onnx"
 DIRECTIONS = "directions.safetensors"
 PRIOR = "prior.safetensors"
+PROOF = "proof.safetensors"
 
-PROVEN, UNPROVEN = "proven", "unproven"
+PROVEN, UNPROVEN, UNKNOWN = "proven", "unproven", "unknown"
 
 _READ_TOO = (3,)
-_NO_PROOF = {"status": PROVEN}  # what older manifests don't say: no bundle was written before its engines had run
 _NO_FRAME = {"source": None, "landmarks": None}  # what bundles of older versions don't say
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
 _REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
@@ -106,8 +106,10 @@ class Manifest:
         tensorrt: Where plans are served: `device`, the TensorRT version and GPU (TensorRT for RTX: the compute
             capabilities) that they were built for and are bound to, and `builder`, by plan the settings of its builder.
             Empty for other backends.
-        proof: `status` is "proven" where the engines ran and passed the parity gate, "unproven" where they were built
-            on a machine that can't run them, with the `reason`; such a bundle's `parity` ends before them.
+        proof: `status` is "proven" where the engines ran and passed the parity gate, on `machine`, see
+            `engine.proof.machine`; "unproven" where they were built on a machine that can't run them, with the
+            `reason`; such a bundle's `parity` ends before them. `tolerances` hold on every machine, see
+            `engine.proof.figures`. Bundles of older versions carry no proof: "unknown".
 
     Raises:
         BundleError: When a value is out of its range.
@@ -129,7 +131,7 @@ class Manifest:
     versions: dict[str, str]
     run: dict[str, Any]
     tensorrt: dict[str, Any] = field(default_factory=dict)
-    proof: dict[str, Any] = field(default_factory=lambda: dict(_NO_PROOF))
+    proof: dict[str, Any] = field(default_factory=lambda: {"status": UNPROVEN})
 
     def __post_init__(self) -> None:
         for name in ("image_size", "latent_dim", "max_batch_size"):
@@ -171,7 +173,7 @@ class Manifest:
             )
         if version in _READ_TOO:
             values = _from_version_3(values)
-        values = {"proof": dict(_NO_PROOF), "device": _device_of(values), **values}
+        values = {"device": _device_of(values), **values}
         _check_keys("manifest", values, cls)
         _check_types(values)
         preprocessing = {**_NO_FRAME, **values["preprocessing"]}
@@ -296,8 +298,8 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as it was before it named the kinds of the directions: their file may say."""
-    return {**values, "format_version": FORMAT_VERSION, "kinds": []}
+    """A manifest as it was before kinds of directions, which their file may say, and before there was a proof."""
+    return {**values, "format_version": FORMAT_VERSION, "kinds": [], "proof": {"status": UNKNOWN}}
 
 
 def _device_of(values: dict[str, Any]) -> str:
@@ -329,7 +331,7 @@ def _check_types(values: dict[str, Any]) -> None:
     for name in ("files", "versions"):
         if not all(isinstance(value, str) for value in values[name].values()):
             raise BundleError(f"{name} must map names to strings, not {values[name]!r}; {_REBUILD}")
-    if (status := values["proof"].get("status")) not in (PROVEN, UNPROVEN):
+    if (status := values["proof"].get("status")) not in (PROVEN, UNPROVEN, UNKNOWN):
         raise BundleError(f"proof.status must be {PROVEN!r} or {UNPROVEN!r}, not {status!r}; {_REBUILD}")
     for name in ("attributes", "kinds"):
         if not all(isinstance(value, str) for value in values[name]):

@@ -39,6 +39,10 @@ class BackendError(StartupError):
     """Raise when the runtime that a bundle asks for isn't installed or can't be used."""
 
 
+class ParityError(StartupError):
+    """Raise when engines are further from PyTorch than tolerated; the message names stage, figure and tolerance."""
+
+
 class DirectionsError(EngineError):
     """Raise when a directions file is missing, damaged, or contradicts itself."""
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from engine.backends import BACKENDS
 from engine.bundle import DECODER, ENCODER, Engine
-from export.forms import PLAIN, DecoderForm, EncoderForm
-from export.graphs import file_name
+from export.names import PLAIN, DecoderForm, EncoderForm, file_name
 
 Files = tuple[str, str]
 """Names of the encoder's and the decoder's file."""

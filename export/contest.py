@@ -13,15 +13,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from engine.backends import Backend, open_graphs
 from export.candidate import Candidate
-from export.forms import DecoderForm, EncoderForm
-from trainer.config import ModelConfig
+from export.names import DecoderForm, EncoderForm
 
 ROUNDS = 7
 """Turns of every candidate."""
@@ -55,9 +54,19 @@ class Entry:
         return {**asdict(self.candidate), "edit_ms": {str(size): round(ms, 4) for size, ms in self.edit_ms.items()}}
 
 
-def rank(
-    candidates: Sequence[Candidate], folder: Path, sizes: ModelConfig, *, max_batch: int, threads: int
-) -> list[Entry]:
+class Sizes(Protocol):
+    """What has the sizes of a model: its configuration, or a manifest."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, pixels."""
+
+    @property
+    def latent_dim(self) -> int:
+        """Latent dimensions."""
+
+
+def rank(candidates: Sequence[Candidate], folder: Path, sizes: Sizes, *, max_batch: int, threads: int) -> list[Entry]:
     """Measures candidates.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from engine.errors import EngineError
+from engine.errors import EngineError, ParityError
 from trainer.errors import TrainerError
 
 
@@ -12,8 +12,8 @@ class InputError(RuntimeError):
     """A flag or a folder that cannot be used. The message names it, its value and the mend."""
 
 
-class ParityError(RuntimeError):
-    """Engines further from PyTorch than tolerated. The message names stage, figure and tolerance."""
+class RewriteError(ParityError):
+    """A rewrite that is meant to be exact, and isn't: a fault of this program, so no other candidate is tried."""
 
 
 FAILURES = (ParityError, InputError, TrainerError, EngineError, OSError, KeyboardInterrupt)

@@ -23,11 +23,12 @@ more than the last transposed convolution, whose shuffle costs more than the act
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from export.names import PLAIN, DecoderForm, EncoderForm
 from export.phases import (
     convolution_in_phases,
     convolution_of_phases,
@@ -37,12 +38,6 @@ from export.phases import (
 )
 from export.rewrite import ProductConvolution, by_position, fold_batch_norm, merge_affine
 from trainer.model import Decoder, Encoder
-
-EncoderForm = Literal["plain", "product"]
-DecoderForm = Literal["plain", "tail", "phases"]
-PLAIN: Literal["plain"] = "plain"
-ENCODER_FORMS: tuple[EncoderForm, ...] = get_args(EncoderForm)
-DECODER_FORMS: tuple[DecoderForm, ...] = get_args(DecoderForm)
 
 
 class EncoderGraph(nn.Module):

@@ -4,36 +4,23 @@ portable     the ONNX graphs as PyTorch was traced, by ONNX Runtime in FP32
 rewritten    the exact rewrites that the engine is made from, by ONNX Runtime in FP32
 reduced      those with FP16 or INT8 in the graph, by ONNX Runtime on the CPU
 engine       what serves
+proof        the last of these, on the answers that travel with the bundle
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.backends import CPU, open_graphs
 from engine.bundle import Engine
-from export.errors import ParityError
-from export.parity import TOLERANCES, Report, Stage, Tolerances
-from export.truth import Truth
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """Tolerances that replace those of the precisions, in every stage; None leaves one as it is."""
-
-    latents: float | None = None
-    levels: int | None = None
-    psnr_db: float | None = None
-    judged: float | None = None
-
-    def of(self, precision: str) -> Tolerances:
-        """The tolerances of a precision."""
-        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        return dataclasses.replace(TOLERANCES[precision], **given)
+from engine.errors import ParityError
+from engine.proof.figures import Report, Stage, Tolerances
+from engine.proof.truth import Truth
+from export.errors import RewriteError
+from export.judgement import Trial, describe
 
 
 class Gate:
@@ -42,9 +29,11 @@ class Gate:
     Args:
         folder: Where the graphs lie.
         truth: What they are held against.
+        trial: Edits to be judged, or why there are none.
+        proof: What travels with the bundle, if that is not `truth`.
         max_batch: Largest batch of the engines, images.
         threads: Their compute threads.
-        tolerances: Gives the tolerances of a stage, by its name and its precision.
+        tolerances: Gives the tolerances of a precision.
         say: Takes the table of each stage that was measured.
     """
 
@@ -53,13 +42,17 @@ class Gate:
         folder: Path,
         truth: Truth,
         *,
+        trial: Trial | str,
         max_batch: int,
         threads: int,
-        tolerances: Callable[[str, str], Tolerances],
+        tolerances: Callable[[str], Tolerances],
         say: Callable[[str], None],
+        proof: Truth | None = None,
     ) -> None:
         self._folder = folder
         self._truth = truth
+        self._trial = trial
+        self._proof = proof
         self._max_batch = max_batch
         self._threads = threads
         self._tolerances = tolerances
@@ -74,16 +67,7 @@ class Gate:
         """
         self._report({"portable": self._measure("portable", _on_cpu("fp32", Engine()))}).require()
 
-    def check(
-        self,
-        backend: str,
-        precision: str,
-        engine: Engine,
-        *,
-        device: str = CPU,
-        portable: bool = True,
-        runs: bool = True,
-    ) -> Report:
+    def check(self, backend: str, precision: str, engine: Engine, *, device: str = CPU, runs: bool = True) -> Report:
         """Measures all stages of an engine.
 
         Args:
@@ -91,29 +75,36 @@ class Gate:
             precision: Its arithmetic.
             engine: Its files.
             device: Where it computes.
-            portable: Whether the portable graphs are a stage.
-            runs: Whether the engine itself is one; otherwise it was built for another machine.
+            runs: Whether the engine itself is a stage; otherwise it was built for another machine.
 
         Raises:
+            RewriteError: the rewrites are not exact.
             ParityError: names the first stage beyond its tolerances; those after it were not measured.
         """
-        stages = {"portable": _on_cpu("fp32", Engine())} if portable else {}
+        stages = {"portable": _on_cpu("fp32", Engine())}
         for name, (encoder, decoder) in engine.stages.items():
             stages[name] = _on_cpu(precision if name == "reduced" else "fp32", Engine(encoder, decoder))
         if runs:
             stages["engine"] = _Subject(backend, device, precision, engine)
+        if self._proof is not None:
+            stages["proof"] = list(stages.values())[-1]
         measured: dict[str, Stage] = {}
         for name, subject in stages.items():
-            measured[name] = self._measure(name, subject)
-            self._report(measured).require()
+            try:
+                measured[name] = self._measure(name, subject)
+                self._report(measured).require()
+            except ParityError as error:
+                if name != "rewritten":
+                    raise
+                raise RewriteError(f"{error}; a rewrite must be exact: this is a fault of export.forms") from None
         return self._report(measured)
 
     def _report(self, stages: dict[str, Stage]) -> Report:
-        return Report(self._truth.what, len(self._truth.images), self._truth.judge, stages)
+        return Report(self._truth.what, len(self._truth.images), describe(self._trial), stages)
 
     def _measure(self, name: str, subject: _Subject) -> Stage:
         backend, device, precision, engine = subject
-        key = (backend, device, precision, engine.encoder, engine.decoder, engine.split)
+        key = (name == "proof", backend, device, precision, engine.encoder, engine.decoder, engine.split)
         if key not in self._measured:
             opened = open_graphs(
                 backend,
@@ -127,10 +118,15 @@ class Gate:
                 threads=self._threads,
             )
             what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision} on {device}"
+            truth = self._proof if name == "proof" and self._proof else self._truth
             try:
-                stage = self._truth.compare(opened, what, self._tolerances(name, precision))
+                stage = truth.compare(opened, what, self._tolerances(precision), self._max_batch)
+                if truth is self._truth and not isinstance(self._trial, str):
+                    stage = replace(stage, judged=self._trial.judge(opened, self._max_batch))
             except ParityError as error:
                 raise ParityError(f"stage {name}: {error}") from None
+            finally:
+                opened.close()
             self._say(stage.table(name))
             self._measured[key] = stage
         return self._measured[key]

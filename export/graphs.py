@@ -19,7 +19,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from engine.bundle import DECODER, ENCODER, FORMAT_VERSION
-from export.forms import PLAIN, DecoderForm, EncoderForm, decoder_graph, encoder_graph
+from export.forms import decoder_graph, encoder_graph
+from export.names import PLAIN, DecoderForm, EncoderForm, file_name
 from trainer.model import VAE
 
 OPSET = 17
@@ -56,11 +57,6 @@ def write_decoder(model: VAE, form: DecoderForm, folder: Path, model_sha256: str
     _trace(decoder_graph(model.decoder, form), latents, folder / name, ["latents"], ["images"])
     _finish(folder / name, model_sha256)
     return name
-
-
-def file_name(graph: str, form: str) -> str:
-    """Name of the file of a graph in a form: encoder.onnx, encoder.product.onnx."""
-    return graph if form == PLAIN else f"{Path(graph).stem}.{form}{Path(graph).suffix}"
 
 
 def _trace(graph: nn.Module, sample: Tensor, path: Path, inputs: list[str], outputs: list[str]) -> None:

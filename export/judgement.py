@@ -1,10 +1,11 @@
 """Edits as an image classifier sees them: does an engine's edit show what PyTorch's shows?
 
 Pixels may differ a little everywhere without anybody noticing, or in the one place that makes a smile. So the run's
-own classifier, which `trainer evaluate` trained on the images of the train split, is asked of every edited image
-whether it has the attribute that was edited.
+own classifier, which `trainer evaluate` trained on the images of the train split, looks at edited images of both. Its
+logits are compared, not its verdicts: small edits of every attribute that it knows, to both sides, shift the mean logit
+of their own attribute; what an engine shifts the mean logit of any attribute besides is held against that.
 
-Shapes: N images, S image size.
+Shapes: N images, A attributes, S image size, D latent dimensions.
 """
 
 from __future__ import annotations
@@ -17,24 +18,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.backends import Bytes
+from engine.backends import Backend, Bytes, Floats
+from engine.latents import Directions
+from engine.proof.figures import Judgement
 
-STRENGTH = 1.5
-"""Size of the edits; each is made to both sides."""
-WANTED = ("Smiling", "Eyeglasses")
-"""What is edited where the run and its classifier know it."""
+STRENGTH = 0.5
+"""Size of the edits: large enough to be seen, and too small for a classifier to be as sure of them as it ever is."""
+IMAGES = 16
+"""Images that each edit is made to, at most: differences between the same images need few."""
+LEAST_SHIFT = 0.5
+"""Least logit that an edit is taken to shift: some do next to nothing, which isn't the engine's fault."""
 NO_RUN = "skipped: it takes the run's classifier; give --run"
-
-
-@dataclass(frozen=True)
-class Edit:
-    """An edit of an attribute by a strength, in lengths of the mean difference."""
-
-    attribute: str
-    strength: float
-
-    def __str__(self) -> str:
-        return f"{self.attribute} {self.strength:+g}"
 
 
 class Judge(Protocol):
@@ -48,8 +42,8 @@ class Judge(Protocol):
     def attributes(self) -> Sequence[str]:
         """What it can tell."""
 
-    def sees(self, images: Bytes, attribute: str) -> npt.NDArray[np.bool_]:
-        """Whether images, uint8 [N, S, S, 3], have an attribute: [N]."""
+    def logits(self, images: Bytes) -> Floats:
+        """How sure it is of each attribute in images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees it."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +60,10 @@ class RunJudge:
     attributes: tuple[str, ...]
     classifier: Any
 
-    def sees(self, images: Bytes, attribute: str) -> npt.NDArray[np.bool_]:
-        """Whether images, uint8 [N, S, S, 3], have an attribute: [N]."""
-        seen: npt.NDArray[np.bool_] = self.classifier.predict(images)[:, self.attributes.index(attribute)]
-        return seen
+    def logits(self, images: Bytes) -> Floats:
+        """How sure it is of each attribute in images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees it."""
+        logits: Floats = self.classifier.logits(images)
+        return logits
 
 
 def judge_of(run: Path, fingerprint: str | None) -> RunJudge | str:
@@ -95,8 +89,60 @@ def judge_of(run: Path, fingerprint: str | None) -> RunJudge | str:
     return RunJudge(what, classifier.attributes, classifier)
 
 
-def edits_for(known: Sequence[str], directions: Sequence[str]) -> list[Edit]:
-    """The edits to judge: of `WANTED`, else of the first two attributes that judge and run both have."""
-    common = [name for name in directions if name in known]
-    chosen = [name for name in WANTED if name in common] or common[:2]
-    return [Edit(name, sign * STRENGTH) for name in chosen for sign in (1, -1)]
+def describe(trial: Trial | str) -> str:
+    """Who judges which edits, or why nobody does."""
+    return trial if isinstance(trial, str) else trial.what
+
+
+class Trial:
+    """Edits to be judged, and what the judge sees in the reference's.
+
+    Args:
+        judge: The judge.
+        reference: The reference.
+        images: uint8 [N, S, S, 3]; the first `IMAGES` of them are edited.
+        directions: Directions of the edits, at least one of an attribute that the judge can tell.
+    """
+
+    def __init__(self, judge: Judge, reference: Backend, images: Bytes, directions: Directions) -> None:
+        self._judge = judge
+        self._images = images[:IMAGES]
+        names = [name for name in directions.names if name in judge.attributes]
+        self._steps = {
+            f"{name} {sign * STRENGTH:+g}": (name, np.float32(sign * STRENGTH) * directions[name])
+            for name in names
+            for sign in (1, -1)
+        }
+        plain = self._logits(reference, np.zeros(directions.latent_dim, np.float32), len(self._images))
+        self._seen: dict[str, npt.NDArray[np.float64]] = {}
+        self._shifts: dict[str, float] = {}
+        for move, (name, step) in self._steps.items():
+            self._seen[move] = self._logits(reference, step, len(self._images))
+            own = list(judge.attributes).index(name)
+            self._shifts[move] = max(abs(float(self._seen[move][own] - plain[own])), LEAST_SHIFT)
+        self.what = f"{len(self._steps)} edits, {STRENGTH:g} to both sides, by {judge.what}"
+
+    @classmethod
+    def of(cls, judge: Judge | str, reference: Backend, images: Bytes, directions: Directions) -> Trial | str:
+        """A trial, or why there is none."""
+        if isinstance(judge, str):
+            return judge
+        if not set(judge.attributes) & set(directions.names):
+            return "skipped: the run has no directions of attributes that its classifier knows"
+        return cls(judge, reference, images, directions)
+
+    def judge(self, engine: Backend, max_batch: int) -> Judgement:
+        """Compares an engine's edits, made in batches of at most `max_batch`, with the reference's."""
+        shares, attributes = {}, {}
+        for move, (_, step) in self._steps.items():
+            away = np.abs(self._logits(engine, step, max_batch) - self._seen[move])
+            shares[move] = float(away.max()) / self._shifts[move]
+            attributes[move] = self._judge.attributes[int(away.argmax())]
+        return Judgement(shares, attributes)
+
+    def _logits(self, backend: Backend, step: Floats, batch_size: int) -> npt.NDArray[np.float64]:
+        """Mean logits of the images, moved by a step float32 [D]: [A]."""
+        parts = [self._images[at : at + batch_size] for at in range(0, len(self._images), batch_size)]
+        edited = np.concatenate([backend.edit(part, np.tile(step, (len(part), 1)))[0] for part in parts])
+        means: npt.NDArray[np.float64] = self._judge.logits(edited).astype(np.float64).mean(axis=0)
+        return means

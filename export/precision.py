@@ -1,4 +1,4 @@
-"""The files of candidates: graphs in FP32, those with a lower precision inside, and plans.
+"""The files of candidates: graphs with a lower precision inside, and plans. What they are made from is there.
 
 Every file is written once, whatever the number of candidates that need it.
 """
@@ -13,19 +13,13 @@ import numpy as np
 
 from engine.backends import BACKENDS, Backend, Bytes
 from engine.errors import BackendError
+from engine.latents import Directions
 from export.candidate import Candidate
 from export.editing import write_edit_by_steps
-from export.forms import PLAIN, DecoderForm, EncoderForm
-from export.graphs import write_decoder, write_encoder
 from export.half import write_half
 from export.quantize import Calibration, write_int8
-from export.run import Run
 
 Say = Callable[[str], None]
-
-INT8_ENCODERS: tuple[EncoderForm, ...] = (PLAIN,)
-"""Forms of the encoder that can be quantised. OpenVINO 2026.4 crashes on the other one, whose padding and gathering it
-would do in int8, and with its product left in float it is slower than this one."""
 
 
 def split_samples(samples: Bytes, precision: str) -> tuple[Bytes, Bytes]:
@@ -43,27 +37,23 @@ def split_samples(samples: Bytes, precision: str) -> tuple[Bytes, Bytes]:
     return np.ascontiguousarray(samples[1::2]), np.ascontiguousarray(samples[::2])
 
 
-def write_graphs(run: Run, candidates: Sequence[Candidate], folder: Path) -> None:
-    """Writes the portable graphs and those of all forms that candidates have, in FP32."""
-    encoders: set[EncoderForm] = {PLAIN, *(candidate.encoder for candidate in candidates)}
-    decoders: set[DecoderForm] = {PLAIN, *(candidate.decoder for candidate in candidates)}
-    for encoder in sorted(encoders):
-        write_encoder(run.model, encoder, folder, run.model_sha256)
-    for decoder in sorted(decoders):
-        write_decoder(run.model, decoder, folder, run.model_sha256)
-
-
 def write_reduced(
-    run: Run, candidates: Sequence[Candidate], folder: Path, *, model: Backend, calibration_images: Bytes, say: Say
+    candidates: Sequence[Candidate],
+    folder: Path,
+    *,
+    model: Backend,
+    calibration_images: Bytes,
+    directions: Directions,
+    say: Say,
 ) -> None:
     """Writes the graphs that have FP16 or INT8 inside.
 
     Args:
-        run: Where they come from.
         candidates: Who needs them; their graphs in FP32 are there.
         folder: Where to write.
-        model: The run's model in FP32, to calibrate with.
+        model: The model in FP32, to calibrate with.
         calibration_images: uint8 [N, S, S, 3], for INT8.
+        directions: Directions of the edits, for INT8.
         say: Takes the progress.
 
     Raises:
@@ -79,7 +69,7 @@ def write_reduced(
             if candidate.precision == "int8":
                 if calibration is None:
                     say(f"calibrating on {len(calibration_images)} other images")
-                    calibration = Calibration.of(model, calibration_images, run.directions)
+                    calibration = Calibration.of(model, calibration_images, directions)
                 write_int8(folder / source, folder / target, calibration, symmetric=candidate.symmetric)
                 if candidate.symmetric:  # on a GPU, what int8 leaves in float is FP16
                     write_half(folder / target, folder / target)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 from engine.bundle import PRIOR
 from engine.errors import BundleError
 from engine.sampling import Gaussian
@@ -13,8 +10,8 @@ from export.run import Run, anew
 from trainer.run_folder import belongs
 
 
-def check_prior(run: Run) -> None:
-    """Lets a run pass that has a prior of its model.
+def load_prior(run: Run) -> Gaussian:
+    """The prior of a run's model.
 
     Raises:
         InputError: it has none, as runs of before the trainer fitted it, or the file is torn or of other weights.
@@ -28,8 +25,4 @@ def check_prior(run: Run) -> None:
         raise InputError(f"{error}; {anew(run.path)}") from error
     if prior.latent_dim != run.config.model.latent_dim or not belongs(path, run.model_sha256):
         raise InputError(f"{path} is of other weights than those of the run; {anew(run.path)}")
-
-
-def copy_prior(run: Run, folder: Path) -> None:
-    """Copies it into a bundle."""
-    shutil.copyfile(run.path / PRIOR, folder / PRIOR)
+    return prior

@@ -20,9 +20,10 @@ import onnx
 from engine.backends import Backend, Bytes, Floats
 from engine.errors import BackendError
 from engine.latents import Directions
-from export.judgement import STRENGTH
 
 _BATCH = 32
+_REACH = 1.5
+"""Strength of the edits that ranges are measured on."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Calibration:
     def of(cls, model: Backend, images: Bytes, directions: Directions) -> Calibration:
         """Images and what the decoder is given when it serves them.
 
-        That is mu of the images, as many draws from N(0, I), and mu moved along the directions in turn, to both sides,
-        as far as edits are judged.
+        That is mu of the images, as many draws from N(0, I), and mu moved along the directions in turn, to both sides.
 
         Args:
             model: The model in FP32.
@@ -51,7 +51,7 @@ class Calibration:
         """
         mu = np.concatenate([model.encode(images[at : at + _BATCH])[0] for at in range(0, len(images), _BATCH)])
         latents = [mu, np.random.default_rng(2).standard_normal(mu.shape, dtype=np.float32)]
-        moves = [directions.move([(name, sign * STRENGTH)]) for name in directions.names for sign in (1, -1)]
+        moves = [directions.move([(name, sign * _REACH)]) for name in directions.names for sign in (1, -1)]
         latents += [mu[row :: len(moves)] + move.step for row, move in enumerate(moves) if row < len(mu)]
         return cls(images, np.concatenate(latents))
 

@@ -45,7 +45,7 @@ def build_plan(
     device: str = CUDA,
     compute_capabilities: Sequence[str] = (),
     compatibility: str = "none",
-    tactics: Sequence[str] | None = None,
+    tactics: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Builds a plan: tens of seconds to minutes with TensorRT, which times kernels; a second with TensorRT for RTX.
 
@@ -67,7 +67,7 @@ def build_plan(
         device: The GPU that "tensorrt" builds on and for.
         compute_capabilities: GPUs that TensorRT for RTX builds for, keys of `TARGETS`; none: `DEFAULT_TARGETS`.
         compatibility: Other GPUs that a plan of TensorRT is for, a key of `COMPATIBILITIES`.
-        tactics: Names of the only sources of kernels that TensorRT may use; None: all.
+        tactics: Names of the only sources of kernels that TensorRT may use; none: all.
 
     Returns:
         Settings of the build, for the manifest.
@@ -88,7 +88,7 @@ def build_plan(
     parser = _parse(trt, network, log, graph, what)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    if tactics is not None:
+    if tactics:
         config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in tactics))
     config.clear_flag(trt.BuilderFlag.TF32)  # what is FP32 is meant so, and the factors of TF32 have ten bits
     flags = ["no TF32"]

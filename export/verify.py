@@ -1,8 +1,7 @@
-"""Repeats the parity of a bundle: on another machine, after an update, before it goes into service.
+"""Repeats the proof of a bundle: on another machine, after an update, before it goes into service.
 
-With the run, everything is measured as at export: against PyTorch, on the run's held-out images. Without it, the
-truth is the portable graphs by ONNX Runtime in FP32, which need no torch, and the images are what they decode from
-random latents.
+Without the run, it is held against the answers of PyTorch that it carries, which needs no torch. With it, everything
+is measured as at export: on the run's held-out images, and edits as the run's classifier sees them.
 """
 
 from __future__ import annotations
@@ -15,20 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
-from engine.backends import DEVICE_RULE, is_device, open_graphs
-from engine.bundle import DECODER, ENCODER, Bundle
+from engine.backends import DEVICE_RULE, is_device
+from engine.bundle import PROOF, Bundle
+from engine.proof.figures import TOLERANCES, Report
+from engine.proof.opening import load_truth, tolerances_of
+from engine.proof.truth import Truth
 from engine.version import tell_version
 from export.errors import FAILURES, InputError
 from export.errors import report as report_error
 from export.gate import Gate
-from export.parity import TOLERANCES, Report, Tolerances
-from export.truth import Truth
+from export.judgement import NO_RUN, Trial, describe
 from trainer.extras import require
-
-_PORTABLE = "the portable graphs by onnxruntime in fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +36,7 @@ class VerifyConfig:
     bundle: Annotated[Path, tyro.conf.Positional]
     """Bundle folder."""
     run: Path | None = None
-    """Run folder that it was built from; None: held against the bundle's own portable graphs."""
-    samples: int = 256
-    """Images without --run."""
+    """Run folder that it was built from; None: held against the answers that the bundle carries."""
     device: str | None = None
     """Where the engine computes: cpu, cuda, or one of several GPUs, such as cuda:1; None: as the bundle says."""
     threads: int | None = None
@@ -49,8 +45,6 @@ class VerifyConfig:
     """File to write the figures to."""
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise InputError(f"--samples {self.samples}: must be at least 2")
         if self.device is not None and not is_device(self.device):
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
         if self.threads is not None and self.threads < 1:
@@ -63,27 +57,33 @@ def verify(config: VerifyConfig) -> Report:
     """Measures a bundle's engine, held to the tolerances that it was built with.
 
     Raises:
-        InputError: a flag or the run cannot be used, or the bundle says nothing about parity; likewise RunError.
-        EngineError: the bundle is damaged, or its runtime is missing or lacks units for its precision.
+        InputError: a flag or the run cannot be used; likewise RunError.
+        EngineError: the bundle is damaged or carries no proof, or its runtime is missing or lacks units for its
+            precision.
         ParityError: a stage is beyond its tolerances.
     """
     bundle = Bundle.load(config.bundle)
     manifest = bundle.manifest
-    built = built_parity(bundle)
-    threads = config.threads or len(os.sched_getaffinity(0))
-    truth = _portable_truth(bundle, config.samples, threads) if config.run is None else run_truth(bundle, config.run)
-
-    print(f"edits judged: {truth.judge}")
-
-    def tolerances(stage: str, precision: str) -> Tolerances:
-        return built.stages[stage].tolerances if stage in built.stages else TOLERANCES[precision]
-
+    trial: Trial | str = NO_RUN
+    proof = load_truth(bundle) if config.run is None or PROOF in manifest.files else None
+    truth = proof
+    if config.run is not None:
+        truth, trial = run_truth(bundle, config.run)
+    assert truth is not None, "one of the two"
+    print(f"edits judged: {describe(trial)}")
+    built = tolerances_of(bundle)
     gate = Gate(
-        bundle.path, truth, max_batch=manifest.max_batch_size, threads=threads, tolerances=tolerances, say=print
+        bundle.path,
+        truth,
+        trial=trial,
+        proof=None if config.run is None else proof,
+        max_batch=manifest.max_batch_size,
+        threads=config.threads or len(os.sched_getaffinity(0)),
+        tolerances=lambda precision: built if precision == manifest.precision else TOLERANCES[precision],
+        say=print,
     )
-    with_run = config.run is not None  # without it, the portable graphs are the truth themselves
     device = config.device or manifest.device
-    report = gate.check(manifest.backend, manifest.precision, manifest.engine, device=device, portable=with_run)
+    report = gate.check(manifest.backend, manifest.precision, manifest.engine, device=device)
     if config.json is not None:
         config.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     return report
@@ -98,11 +98,13 @@ def built_parity(bundle: Bundle) -> Report:
     try:
         return Report.from_json(bundle.manifest.parity)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{bundle.path}: its manifest has no parity figures; build it again") from error
+        raise InputError(
+            f"{bundle.path}: its manifest has no parity figures of this version; build it again"
+        ) from error
 
 
-def run_truth(bundle: Bundle, path: Path) -> Truth:
-    """PyTorch's results on the held-out images of the run that a bundle was built from.
+def run_truth(bundle: Bundle, path: Path) -> tuple[Truth, Trial | str]:
+    """PyTorch's answers on the held-out images of the run that a bundle was built from, and edits for its classifier.
 
     Raises:
         InputError: it was built from another one, or the run cannot be used; likewise RunError.
@@ -110,15 +112,17 @@ def run_truth(bundle: Bundle, path: Path) -> Truth:
     # Bundles can be verified by themselves where there is no torch.
     from export.judgement import judge_of  # noqa: PLC0415
     from export.precision import split_samples  # noqa: PLC0415
+    from export.prior import load_prior  # noqa: PLC0415
     from export.reference import NAME, EagerBackend  # noqa: PLC0415
     from export.run import Run  # noqa: PLC0415
 
     run = Run.load(path)
     require_run(bundle, path, run.model_sha256)
     samples, _ = split_samples(run.samples, bundle.manifest.precision)
+    model = EagerBackend(run.model)
     judge = judge_of(path, run.resolved.get("data_fingerprint"))
-    size = bundle.manifest.max_batch_size
-    return Truth(NAME, EagerBackend(run.model), samples, run.directions, batch_size=size, judge=judge)
+    trial = Trial.of(judge, model, samples, run.directions)
+    return Truth.of(NAME, model, samples, run.directions, load_prior(run), model_sha256=run.model_sha256), trial
 
 
 def require_run(bundle: Bundle, path: Path, model_sha256: str | None) -> None:
@@ -129,14 +133,6 @@ def require_run(bundle: Bundle, path: Path, model_sha256: str | None) -> None:
     """
     if bundle.manifest.run.get("model_sha256") != model_sha256:
         raise InputError(f"--run {path}: {bundle.path} was built from another model; build it again from this one")
-
-
-def _portable_truth(bundle: Bundle, samples: int, threads: int) -> Truth:
-    size = bundle.manifest.max_batch_size
-    portable = open_graphs("onnxruntime", "fp32", bundle.path / ENCODER, bundle.path / DECODER, size, threads=threads)
-    latents = np.random.default_rng(1).standard_normal((samples, bundle.manifest.latent_dim), dtype=np.float32)
-    images = np.concatenate([portable.decode(latents[start : start + size]) for start in range(0, samples, size)])
-    return Truth(_PORTABLE, portable, images, bundle.directions, batch_size=size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,9 +1,8 @@
-"""The machine and the software that a bundle was built or measured with."""
+"""The software that a bundle was built or measured with."""
 
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 _PACKAGES = (
     "dfc-vae",
@@ -28,12 +27,3 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-def cpu_model() -> str:
-    """Name of this machine's processor, as far as the system tells."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

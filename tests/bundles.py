@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tiny_model import ATTRIBUTES, IMAGE_SIZE, MAX_BATCH_SIZE, tiny_directions
+from tiny_model import ATTRIBUTES, IMAGE_SIZE, MAX_BATCH_SIZE, TinyModel, tiny_directions
 
 from engine.bundle import (
     DECODER,
@@ -15,11 +16,13 @@ from engine.bundle import (
     ENCODER,
     FORMAT_VERSION,
     MANIFEST,
+    PROOF,
     Engine,
     Manifest,
     Preprocessing,
     sha256_of,
 )
+from engine.proof.truth import Truth
 from framing import Frame
 
 
@@ -32,6 +35,7 @@ def write_tiny_bundle(
     onnx.save(_encoder(image_size), folder / ENCODER)
     onnx.save(_decoder(image_size), folder / DECODER)
     tiny_directions(image_size).save(folder / DIRECTIONS)
+    tiny_truth(image_size).save(folder / PROOF)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         image_size=image_size,
@@ -44,13 +48,31 @@ def write_tiny_bundle(
         precision="fp32",
         engine=Engine(),
         max_batch_size=MAX_BATCH_SIZE,
-        files={name: sha256_of(folder / name) for name in (ENCODER, DECODER, DIRECTIONS)},
+        files={name: sha256_of(folder / name) for name in (ENCODER, DECODER, DIRECTIONS, PROOF)},
         parity={"images_max_levels": 0},
         versions={"onnx": onnx.__version__},
         run={"preset": "tiny"},
     )
     (folder / MANIFEST).write_text(manifest.to_json())
     return folder
+
+
+class _Levels:
+    """A prior of latents that are levels."""
+
+    def __init__(self, latent_dim: int) -> None:
+        self.latent_dim = latent_dim
+
+    def draw(self, count: int, seed: int) -> npt.NDArray[np.float32]:
+        levels = np.random.default_rng(seed).uniform(0, 255, (count, self.latent_dim))
+        return levels.astype(np.float32)
+
+
+def tiny_truth(image_size: int = IMAGE_SIZE) -> Truth:
+    """What the tiny model answers to four images."""
+    images = np.random.default_rng(0).integers(0, 256, (4, image_size, image_size, 3), dtype=np.uint8)
+    prior: Any = _Levels(image_size * image_size * 3)
+    return Truth.of("the tiny model", TinyModel(), images, tiny_directions(image_size), prior)
 
 
 def reseal(folder: Path) -> None:

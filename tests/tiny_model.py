@@ -7,6 +7,7 @@ the decoder rounds and clips back to bytes. Encode then decode is the identity; 
 import numpy as np
 import numpy.typing as npt
 
+from engine.backends import Backend
 from engine.latents import Directions
 
 IMAGE_SIZE = 8
@@ -30,6 +31,18 @@ def images_of(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """What the tiny decoder must give."""
     pixels = np.rint(np.clip(latents, 0, 255)).astype(np.uint8)
     return pixels.reshape(len(latents), IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+class TinyModel(Backend):
+    """The arithmetic as a backend."""
+
+    def encode(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        mu = images.reshape(len(images), -1).astype(np.float32)
+        return mu, mu * np.float32(-0.5)
+
+    def decode(self, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        size = round((latents.shape[1] / 3) ** 0.5)
+        return np.rint(np.clip(latents, 0, 255)).astype(np.uint8).reshape(len(latents), size, size, 3)
 
 
 def tiny_directions(image_size: int = IMAGE_SIZE) -> Directions:

@@ -6,13 +6,14 @@ import sys
 from importlib.util import find_spec
 from typing import Literal
 
-Extra = Literal["train", "bench"]
+Extra = Literal["train", "retarget", "bench"]
 
 MODULES: dict[Extra, tuple[str, ...]] = {
     "train": (
         "torch", "torchvision", "onnx", "filelock", "jinja2", "matplotlib", "psutil", "sklearn", "scipy", "tensorboard",
         "torch_fidelity", "torchmetrics",
     ),
+    "retarget": ("onnx",),
     "bench": ("hpack", "hypothesis", "psutil"),
 }  # fmt: skip
 """What each extra of pyproject.toml has that its commands cannot do without."""

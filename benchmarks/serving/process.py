@@ -15,9 +15,10 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
-from script import ROOT
 
 from export.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]  # not script's, whose flags need more than a server does
 
 _SAMPLE_S = 0.1
 

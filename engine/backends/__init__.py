@@ -11,7 +11,7 @@ from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Bytes, Floats,
 from engine.backends.buckets import bucket_sizes
 from engine.backends.registry import BACKENDS, find
 from engine.backends.reports import switch_off_usage_reports
-from engine.bundle import PROVEN, Bundle, Manifest
+from engine.bundle import Bundle, Manifest
 from engine.errors import BackendError, BundleError
 
 __all__ = [
@@ -35,7 +35,7 @@ switch_off_usage_reports()
 
 
 def open_backend(bundle: Bundle, threads: int | None = None, device: str | None = None) -> Backend:
-    """Opens the runtime that the bundle's manifest names.
+    """Opens the runtime that the bundle's manifest names; to serve it, use `engine.proof.opening.open_proven`.
 
     Args:
         bundle: A verified bundle.
@@ -45,11 +45,9 @@ def open_backend(bundle: Bundle, threads: int | None = None, device: str | None 
     Raises:
         BundleError: When the manifest names a backend, a device or a precision that this engine doesn't have.
         BackendError: When the backend's package isn't installed, this machine lacks units for the precision, its
-            plans were built for another GPU or another TensorRT, or nobody has seen yet that they compute right; or
-            `device` is of another kind.
+            plans were built for another GPU or another TensorRT, or `device` is of another kind.
     """
     manifest = bundle.manifest
-    _require_proof(bundle)
     device = device or manifest.device
     if kind_of(device) != manifest.device:
         raise BackendError(
@@ -110,17 +108,6 @@ def open_graphs(
         split=split,
     )
     return row.open(encoder, decoder, replace(options, threads=threads) if threads else options)
-
-
-def _require_proof(bundle: Bundle) -> None:
-    proof = bundle.manifest.proof
-    if proof.get("status") == PROVEN:
-        return
-    raise BackendError(
-        f"the engines of {bundle.path} are unproven: they were built where they could not run "
-        f"({proof.get('reason', 'the manifest does not say why')}), and nobody has compared them with PyTorch; "
-        f"build the bundle again on the machine with the GPU: {_rebuild(bundle.manifest)}"
-    )
 
 
 def _require_device_of(manifest: Manifest, device: str) -> None:

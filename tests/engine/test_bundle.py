@@ -35,7 +35,12 @@ def test_a_whole_bundle_is_opened(tiny_bundle: Path) -> None:
     bundle = Bundle.load(tiny_bundle)
     assert (bundle.manifest.image_size, bundle.manifest.latent_dim) == (IMAGE_SIZE, LATENT_DIM)
     assert bundle.manifest.attributes == bundle.directions.names == ATTRIBUTES
-    assert set(bundle.manifest.files) == {"encoder.onnx", "decoder.onnx", "directions.safetensors"}
+    assert set(bundle.manifest.files) == {
+        "encoder.onnx",
+        "decoder.onnx",
+        "directions.safetensors",
+        "proof.safetensors",
+    }
 
 
 def test_the_manifest_survives_its_json(tiny_bundle: Path) -> None:
@@ -55,14 +60,14 @@ def test_a_folder_that_is_missing_or_no_bundle(tmp_path: Path) -> None:
         Bundle.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "directions.safetensors"])
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "directions.safetensors", "proof.safetensors"])
 def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleError, match=f"{name} is missing.*{REBUILD}"):
         Bundle.load(bundle)
 
 
-@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "directions.safetensors"])
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", "directions.safetensors", "proof.safetensors"])
 def test_one_changed_byte_is_noticed(bundle: Path, name: str) -> None:
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -180,7 +185,7 @@ def test_the_format_before_is_read(bundle: Path) -> None:
     path = bundle / "manifest.json"
     new = Bundle.load(bundle).manifest
     path.write_text(json.dumps(version_3(json.loads(path.read_text()))))
-    assert Bundle.load(bundle).manifest == replace(new, kinds=())
+    assert Bundle.load(bundle).manifest == replace(new, kinds=(), proof={"status": "unknown"})
     assert Bundle.load(bundle).directions.kinds == new.kinds == ("mean", "adjusted", "svm")
 
 
@@ -276,23 +281,17 @@ def test_of_an_older_manifest_backend_and_precision_say_the_device(
     assert Bundle.load(bundle).manifest.device == device
 
 
-def test_unproven_engines_are_not_served(bundle: Path) -> None:
-    change_manifest(bundle, proof={"status": "unproven", "reason": "CUDA finds no GPU"})
-    with pytest.raises(BackendError, match=r"are unproven: .* \(CUDA finds no GPU\).*build_engines"):
-        open_backend(Bundle.load(bundle))
-
-
 def test_the_proof_is_a_known_word(bundle: Path) -> None:
     change_manifest(bundle, proof={"status": "maybe"})
     with pytest.raises(BundleError, match=r"proof\.status must be 'proven' or 'unproven', not 'maybe'"):
         Bundle.load(bundle)
 
 
-def test_a_manifest_that_says_nothing_of_a_proof_was_proven(bundle: Path) -> None:
+def test_bundles_of_before_there_was_a_proof_are_read(bundle: Path) -> None:
     values = json.loads((bundle / "manifest.json").read_text())
-    del values["proof"]
-    (bundle / "manifest.json").write_text(json.dumps(values))
-    assert Bundle.load(bundle).manifest.proof == {"status": "proven"}
+    del values["proof"], values["kinds"]
+    (bundle / "manifest.json").write_text(json.dumps({**values, "format_version": 3}))
+    assert Bundle.load(bundle).manifest.proof == {"status": "unknown"}
 
 
 def test_graphs_that_do_not_fit_are_refused(bundle: Path) -> None:

@@ -20,10 +20,10 @@ from engine.backends.buckets import bucket_sizes
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.backends.tensor_rt import TensorRtBackend, fits, require_device
 from engine.errors import BackendError, BundleError
+from engine.proof.figures import ImageError, LatentError
 from export.editing import write_edit_by_steps
 from export.graphs import write_graphs
 from export.half import write_half
-from export.parity import ImageError, LatentError
 from export.tensorrt_build import build_plan
 
 GRAPHS = ("encoder", "decoder")

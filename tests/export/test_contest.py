@@ -7,8 +7,8 @@ from runs import SEED_FORM, small_vae
 from export import contest
 from export.candidate import Candidate
 from export.contest import Entry, rank, table
-from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
+from export.names import DECODER_FORMS, ENCODER_FORMS
 
 FAST = Candidate("openvino", "cpu", "bf16", "product", "phases", True)
 SLOW = Candidate("onnxruntime", "cpu", "fp32", "plain", "tail", False)

@@ -10,9 +10,9 @@ from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images
 from engine.latents import Directions, Floats
 from export.editing import write_edit, write_edit_by_steps, write_move
 from export.errors import InputError
-from export.forms import DecoderForm, EncoderForm
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
+from export.names import DecoderForm, EncoderForm
 
 
 def directions(count: int = len(ATTRIBUTES), latent_dim: int = LATENT_DIM) -> Directions:

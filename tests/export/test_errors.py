@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from engine.errors import BackendError, BundleError
-from export.errors import FAILURES, InputError, ParityError, exit_code, report
+from engine.errors import BackendError, BundleError, ParityError
+from export.errors import FAILURES, InputError, exit_code, report
 from trainer.errors import RunError
 
 

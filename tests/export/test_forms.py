@@ -8,8 +8,9 @@ import torch
 from runs import FORMS, LATENT_DIM, small_vae, smooth_images
 from torch import nn
 
-from export.forms import DECODER_FORMS, ENCODER_FORMS, DecoderForm, EncoderForm, decoder_graph, encoder_graph
-from export.graphs import file_name, write_decoder, write_encoder
+from export.forms import decoder_graph, encoder_graph
+from export.graphs import write_decoder, write_encoder
+from export.names import DECODER_FORMS, ENCODER_FORMS, DecoderForm, EncoderForm, file_name
 from trainer.config import ModelConfig
 
 NETWORKS = pytest.mark.parametrize("network", list(FORMS.values()), ids=list(FORMS))

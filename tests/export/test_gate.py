@@ -1,27 +1,39 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from bundles import spoil
 from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 
 from engine.bundle import Engine
+from engine.errors import ParityError
 from engine.latents import Directions
-from export.errors import ParityError
-from export.gate import Gate, Overrides
+from engine.proof.figures import TOLERANCES
+from engine.proof.truth import Truth
+from engine.sampling import Gaussian
+from export.errors import RewriteError
+from export.gate import Gate
 from export.graphs import write_decoder, write_encoder, write_graphs
-from export.parity import TOLERANCES, Tolerances
 from export.reference import EagerBackend
-from export.truth import Truth
 
 FILES = ("encoder.product.onnx", "decoder.phases.onnx")
 REWRITTEN = Engine(*FILES, stages={"rewritten": list(FILES)})
 
 
+PRIOR = Gaussian.standard(LATENT_DIM)
+
+
+def ask(count: int) -> Truth:
+    directions = Directions(ATTRIBUTES, np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
+    return Truth.of("the model", EagerBackend(small_vae()), smooth_images(count, 64), directions, PRIOR)
+
+
 @pytest.fixture(scope="module")
 def truth() -> Truth:
-    directions = Directions(ATTRIBUTES, np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
-    return Truth("the model", EagerBackend(small_vae()), smooth_images(5, 64), directions, batch_size=4)
+    return ask(5)
 
 
 @pytest.fixture
@@ -34,18 +46,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def spoil(path: Path) -> None:
-    """Adds to the bias of the colours."""
-    graph = onnx.load(path)
-    bias = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) in ([3], [12]))
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
-    onnx.save(graph, path)
+WIDE: dict[str, Any] = {"levels": 255, "psnr_db": 0.0, "mean_levels": 255.0, "bias_levels": 255.0}
 
 
-def gate(folder: Path, truth: Truth, lines: list[str], overrides: Overrides | None = None) -> Gate:
-    given = overrides or Overrides()
+def gate(folder: Path, truth: Truth, lines: list[str], proof: Truth | None = None, **wider: Any) -> Gate:
     return Gate(
-        folder, truth, max_batch=4, threads=1, tolerances=lambda _, precision: given.of(precision), say=lines.append
+        folder,
+        truth,
+        trial="skipped: nobody judges",
+        proof=proof,
+        max_batch=4,
+        threads=1,
+        tolerances=lambda precision: replace(TOLERANCES[precision], **wider),
+        say=lines.append,
     )
 
 
@@ -58,7 +71,6 @@ def test_every_stage_is_measured_once_and_said(folder: Path, truth: Truth) -> No
     assert report.stages["engine"] == report.stages["rewritten"]  # ONNX Runtime in FP32 is what serves
     assert [line.split(":")[0] for line in lines] == ["stage portable", "stage rewritten"]
     assert report.samples == 5
-    assert report.failures() == []
 
 
 def test_without_rewrites_there_is_no_such_stage(folder: Path, truth: Truth) -> None:
@@ -81,19 +93,13 @@ def test_an_engine_that_is_not_finite_is_named_with_its_stage(folder: Path, trut
         if list(tensor.dims) == [LATENT_DIM]:
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(LATENT_DIM, np.nan, np.float32), tensor.name))
     onnx.save(graph, folder / "encoder.product.onnx")
-    with pytest.raises(ParityError, match=r"^stage rewritten: .* not finite"):
+    with pytest.raises(RewriteError, match=r"^stage rewritten: .* not finite"):
         gate(folder, truth, []).check("onnxruntime", "fp32", REWRITTEN)
-
-
-def test_overrides_replace_what_is_given_only() -> None:
-    assert Overrides().of("bf16") == TOLERANCES["bf16"]
-    assert Overrides(levels=9).of("fp32") == Tolerances(TOLERANCES["fp32"].latents, 9, TOLERANCES["fp32"].psnr_db)
-    assert Overrides(0.0, 0, 0.0).of("bf16") == Tolerances(0.0, 0, 0.0)
 
 
 def test_a_wrong_engine_passes_wider_tolerances(folder: Path, truth: Truth) -> None:
     spoil(folder / "decoder.phases.onnx")
-    report = gate(folder, truth, [], Overrides(0.5, 255, 0.0)).check("onnxruntime", "fp32", REWRITTEN)
+    report = gate(folder, truth, [], **WIDE).check("onnxruntime", "fp32", REWRITTEN)
     assert report.stages["engine"].images["decode"].max_levels > 1
 
 
@@ -104,3 +110,24 @@ def test_openvino_is_the_last_stage(folder: Path, truth: Truth) -> None:
     assert list(report.stages) == ["portable", "rewritten", "engine"]
     assert report.stages["engine"].what == "encoder.product.onnx and decoder.phases.onnx by openvino in fp32 on cpu"
     assert len(lines) == 3
+
+
+def test_the_proof_is_the_last_stage_and_of_what_runs(folder: Path, truth: Truth) -> None:
+    report = gate(folder, truth, [], proof=ask(3)).check("onnxruntime", "fp32", REWRITTEN)
+    assert list(report.stages) == ["portable", "rewritten", "engine", "proof"]
+    assert report.stages["proof"].what == report.stages["engine"].what
+    assert report.stages["proof"] != report.stages["engine"]
+    spoil(folder / "decoder.phases.onnx")
+    wide = gate(folder, truth, [], proof=ask(3), **WIDE).check("onnxruntime", "fp32", REWRITTEN, runs=False)
+    assert list(wide.stages) == ["portable", "rewritten", "proof"]
+    assert wide.stages["proof"].images["decode"].max_levels > 1
+
+
+def test_an_exact_rewrite_that_is_not_is_a_fault_of_ours(folder: Path, truth: Truth) -> None:
+    spoil(folder / "decoder.phases.onnx")
+    with pytest.raises(RewriteError, match=r"^stage rewritten .*; a rewrite must be exact: this is a fault of export"):
+        gate(folder, truth, []).check("onnxruntime", "fp32", REWRITTEN)
+    spoil(folder / "decoder.onnx")
+    with pytest.raises(ParityError, match=r"^stage portable ") as refusal:
+        gate(folder, truth, []).check("onnxruntime", "fp32", Engine())
+    assert not isinstance(refusal.value, RewriteError)

@@ -10,8 +10,8 @@ from runs import FORMS, LATENT_DIM, small_vae, smooth_images
 from torch import nn
 
 from engine.bundle import FORMAT_VERSION
-from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder, write_graphs
+from export.names import DECODER_FORMS, ENCODER_FORMS
 from trainer.config import ModelConfig
 
 

@@ -10,11 +10,11 @@ from runs import FORMS, small_vae, smooth_images
 
 from engine.backends import Options
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
+from engine.proof.figures import ImageError, LatentError
 from export.errors import InputError
-from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
-from export.parity import ImageError, LatentError
+from export.names import DECODER_FORMS, ENCODER_FORMS
 from export.tensorrt_8 import KEPT
 
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}

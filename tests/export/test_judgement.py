@@ -1,62 +1,60 @@
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 
 from engine.backends import Backend, Bytes, Floats
 from engine.latents import Directions
-from export.judgement import NO_RUN, Edit, edits_for, judge_of
-from export.parity import Agreement, Tolerances
+from engine.proof.figures import Judgement, Stage, Tolerances
+from export.judgement import LEAST_SHIFT, NO_RUN, Trial, judge_of
 from export.reference import EagerBackend
-from export.truth import Truth
 from trainer.evaluation.classifier import Classifier, Network
 from trainer.hardware.device import Placement
 
-DIRECTIONS = Directions(ATTRIBUTES, 2 * np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
-WIDE = Tolerances(latents=10.0, levels=255, psnr_db=0.0, judged=0.9)
+DIRECTIONS = Directions(ATTRIBUTES, 8 * np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
+TOLERANCES = Tolerances(latents=1.0, levels=255, psnr_db=0.0, mean_levels=255.0, bias_levels=255.0, logits=0.05)
 
 
-class Brightness:
-    """Sees every attribute on images that are brighter than a limit."""
+class LightMeter:
+    """Is as sure of its attributes as the image is bright in red, green and blue."""
 
     what = "a light meter"
 
-    def __init__(self, limit: float, attributes: tuple[str, ...] = ATTRIBUTES) -> None:
-        self.limit = limit
-        self.attributes = attributes
+    def __init__(self, *attributes: str) -> None:
+        self.attributes = attributes or ATTRIBUTES
 
-    def sees(self, images: Bytes, attribute: str) -> npt.NDArray[np.bool_]:
-        bright: npt.NDArray[np.bool_] = images.mean(axis=(1, 2, 3)) > self.limit
-        return bright
+    def logits(self, images: Bytes) -> Floats:
+        brightness: Floats = images.mean(axis=(1, 2), dtype=np.float32)
+        return brightness[:, : len(self.attributes)]
 
 
-class Negative(Backend):
-    """The model, with images inverted from a certain number on."""
+class Weak(Backend):
+    """The model, whose edits along one direction reach only so far, and which remembers its largest batch."""
 
-    def __init__(self, right: int) -> None:
+    def __init__(self, direction: int, reach: float) -> None:
         self.model = EagerBackend(small_vae())
-        self.right = right
+        self.direction, self.reach = direction, reach
+        self.largest = 0
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         return self.model.encode(images)
 
     def decode(self, latents: Floats) -> Bytes:
-        images = self.model.decode(latents)
-        self.right -= len(images)
-        return images if self.right >= 0 else 255 - images
+        return self.model.decode(latents)
+
+    def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
+        self.largest = max(self.largest, len(images))
+        mu, _ = self.encode(images)
+        reach = np.ones(LATENT_DIM, np.float32)
+        reach[self.direction] = self.reach
+        return self.decode(mu + steps * reach), mu
 
 
-def truth(judge: Brightness | str) -> Truth:
-    images = smooth_images(10, 64)
-    return Truth("the model", EagerBackend(small_vae()), images, DIRECTIONS, batch_size=10, judge=judge)
-
-
-def limit() -> float:
-    """No image is at it, and every negative is on its other side."""
-    return 127.5
+@pytest.fixture(scope="module")
+def trial() -> Trial:
+    return Trial(LightMeter(), EagerBackend(small_vae()), smooth_images(6, 64), DIRECTIONS)
 
 
 def write_classifier(run: Path, fingerprint: str) -> None:
@@ -66,59 +64,62 @@ def write_classifier(run: Path, fingerprint: str) -> None:
     judge.save(run / "classifier.safetensors", fingerprint)
 
 
-def test_the_edits_of_the_issue_where_they_are_known() -> None:
-    assert edits_for(("Bald", "Smiling", "Eyeglasses"), ATTRIBUTES) == [
-        Edit("Smiling", 1.5),
-        Edit("Smiling", -1.5),
-        Edit("Eyeglasses", 1.5),
-        Edit("Eyeglasses", -1.5),
-    ]
-    assert [str(edit) for edit in edits_for(("Smiling",), ATTRIBUTES)] == ["Smiling +1.5", "Smiling -1.5"]
-    assert {edit.attribute for edit in edits_for(("Young", "Bald", "Male"), ("Male", "Hat", "Bald"))} == {
-        "Male",
-        "Bald",
-    }
-    assert edits_for(("Young",), ATTRIBUTES) == []
+def test_every_attribute_is_edited_to_both_sides(trial: Trial) -> None:
+    engine = Weak(0, 1.0)
+    judged = trial.judge(engine, 4)
+    assert list(judged.shares) == [f"{name} {sign}0.5" for name in ATTRIBUTES for sign in "+-"]
+    assert max(judged.shares.values()) < 1e-3
+    assert engine.largest == 4
+    assert trial.what == "6 edits, 0.5 to both sides, by a light meter"
 
 
-def test_agreement_by_hand() -> None:
-    yes, no = np.array([True, True]), np.array([False, True])
-    agreement = Agreement.between({"a": yes, "b": no}, {"a": yes, "b": yes})
-    assert agreement == Agreement(4, 3, {"a": 1.0, "b": 0.5})
-    assert agreement.share == 0.75
+def test_an_edit_that_shows_less_is_named(trial: Trial) -> None:
+    judged = trial.judge(Weak(1, 0.5), 4)
+    assert judged.worst in ("Eyeglasses +0.5", "Eyeglasses -0.5")
+    assert judged.shares[judged.worst] > 0.2
+    assert judged.shares["Smiling +0.5"] < 1e-3
+    stage = Stage("it", TOLERANCES, {}, {}, judged)
+    (failure,) = stage.failures()
+    assert failure.startswith(f"edit {judged.worst} moves the classifier's mean logit of ")
+    assert failure.endswith(" of the edit's own shift away (tolerance 0.05)")
+    assert "FAIL" in stage.table("engine")
 
 
-def test_an_equal_engine_is_judged_alike_in_every_case() -> None:
-    stage = truth(Brightness(limit())).compare(EagerBackend(small_vae()), "itself", WIDE)
-    assert stage.judged is not None
-    assert (stage.judged.cases, stage.judged.alike) == (40, 40)
-    assert list(stage.judged.by_edit) == ["Smiling +1.5", "Smiling -1.5", "Eyeglasses +1.5", "Eyeglasses -1.5"]
-    assert "edits by judge" in stage.table("engine")
-    assert stage.failures() == []
+def test_what_an_edit_should_leave_alone_counts_too() -> None:
+    """The share is that of the logit that moved most, whichever attribute's it is."""
+    reference = EagerBackend(small_vae())
+    trial = Trial(LightMeter("Smiling", "Young", "Old"), reference, smooth_images(6, 64), DIRECTIONS)
+
+    class TooBlue(Weak):
+        def decode(self, latents: Floats) -> Bytes:
+            images = super().decode(latents)
+            images[..., 2] //= 2
+            return images
+
+    judged = trial.judge(TooBlue(0, 1.0), 6)
+    assert judged.attributes == {"Smiling +0.5": "Old", "Smiling -0.5": "Old"}
+    assert len(Stage("it", TOLERANCES, {}, {}, judged).failures()) == 1
 
 
-def test_an_engine_whose_edits_show_something_else_fails() -> None:
-    judged = truth(Brightness(limit())).compare(Negative(right=60), "negative", WIDE)
-    assert judged.judged is not None
-    assert judged.judged.by_edit["Smiling +1.5"] == 1.0
-    assert judged.judged.by_edit["Eyeglasses -1.5"] == 0.0
-    assert judged.failures() == ["10 of 40 edits are judged differently (75.00% alike, tolerance 90.00%)"]
-    assert "FAIL" in judged.table("engine")
+def test_edits_that_do_nothing_are_no_reason_to_fail() -> None:
+    nothing = Directions(("Smiling",), np.zeros((1, LATENT_DIM), np.float32), (20,), (20,), "train")
+    trial = Trial(LightMeter(), EagerBackend(small_vae()), smooth_images(2, 64), nothing)
+    judged = trial.judge(Weak(0, 1.0), 2)
+    assert max(judged.shares.values()) * LEAST_SHIFT < 1e-2
 
 
-@pytest.mark.parametrize(
-    ("judge", "reason"),
-    [
-        (NO_RUN, "skipped: it takes the run's classifier; give --run"),
-        (Brightness(1.0, ("Young",)), "skipped: the run has no directions of attributes that its classifier knows"),
-    ],
-)
-def test_without_a_judge_the_reason_is_given(judge: Brightness | str, reason: str) -> None:
-    unjudged = truth(judge)
-    assert unjudged.judge == reason
-    stage = unjudged.compare(EagerBackend(small_vae()), "itself", WIDE)
-    assert stage.judged is None
-    assert "judge" not in stage.table("engine")
+def test_the_worst_edit_decides() -> None:
+    judged = Judgement({"a": 0.01, "b": 0.2, "c": 0.03}, {"a": "A", "b": "B", "c": "C"})
+    assert judged.worst == "b"
+    assert len(Stage("it", TOLERANCES, {}, {}, judged).failures()) == 1
+
+
+def test_without_a_judge_the_reason_is_given() -> None:
+    reference, images = EagerBackend(small_vae()), smooth_images(2, 64)
+    assert Trial.of(NO_RUN, reference, images, DIRECTIONS) == "skipped: it takes the run's classifier; give --run"
+    unknown = Trial.of(LightMeter("Young"), reference, images, DIRECTIONS)
+    assert unknown == "skipped: the run has no directions of attributes that its classifier knows"
+    assert isinstance(Trial.of(LightMeter(), reference, images, DIRECTIONS), Trial)
 
 
 def test_the_classifier_of_a_run_judges(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_the_classifier_of_a_run_judges(tmp_path: Path) -> None:
     images = smooth_images(4, 64)
     classifier = Classifier.load(tmp_path / "classifier.safetensors", "abc", Placement.of("cpu", "fp32"))
     assert classifier is not None
-    np.testing.assert_array_equal(judge.sees(images, "Bald"), classifier.predict(images)[:, 2])
+    np.testing.assert_array_equal(judge.logits(images), classifier.logits(images))
 
 
 def test_a_run_without_its_classifier_says_how_to_get_one(tmp_path: Path) -> None:

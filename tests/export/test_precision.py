@@ -15,16 +15,23 @@ import export.tensorrt_build
 from engine.backends import Options, open_backend
 from engine.backends.onnx_runtime import OnnxRuntimeBackend
 from engine.bundle import Bundle, Engine
-from engine.errors import BackendError
+from engine.errors import BackendError, ParityError
 from export import verify
 from export.build_engines import BuildConfig, build
-from export.errors import InputError, ParityError
+from export.errors import InputError
 from export.precision import split_samples
 from export.quantize import Calibration, write_int8
 from trainer.evaluation.classifier import Classifier, Network
 from trainer.hardware.device import Placement
 
-WIDE: dict[str, Any] = {"latent_tolerance": 9.0, "level_tolerance": 255, "psnr_tolerance": 20.0}
+WIDE: dict[str, Any] = {
+    "latent_tolerance": 9.0,
+    "level_tolerance": 255,
+    "psnr_tolerance": 15.0,
+    "mean_tolerance": 20.0,
+    "bias_tolerance": 5.0,
+    "logit_tolerance": 9.0,
+}
 """Random weights lose more to rounding than trained ones."""
 
 
@@ -89,7 +96,7 @@ def test_int8_goes_through_every_stage(int8_bundle: Path) -> None:
         },
     )
     assert {"encoder.int8.onnx", "decoder.phases.int8.onnx", "decoder.phases.onnx"} <= set(manifest.files)
-    assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine"]
+    assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine", "proof"]
     reduced = manifest.parity["stages"]["reduced"]
     assert reduced["what"] == "encoder.int8.onnx and decoder.phases.int8.onnx by onnxruntime in int8 on cpu"
     assert 20 < reduced["images"]["decode"]["psnr_db"] < 60
@@ -102,13 +109,12 @@ def test_int8_is_not_measured_on_the_images_that_it_was_calibrated_on(int8_bundl
 
 def test_the_runs_classifier_judges_the_edits_of_every_stage(int8_bundle: Path) -> None:
     parity = Bundle.load(int8_bundle).manifest.parity
-    assert parity["judge"] == (
-        "Smiling +1.5, Smiling -1.5, Eyeglasses +1.5, Eyeglasses -1.5 by the run's classifier "
-        "(75.0% right on its test images)"
-    )
-    for stage in parity["stages"].values():
-        assert stage["judged"]["cases"] == 4 * 24
-        assert stage["judged"]["alike"] >= 0.99 * 4 * 24
+    assert parity["judge"] == ("6 edits, 0.5 to both sides, by the run's classifier (75.0% right on its test images)")
+    for name, stage in parity["stages"].items():
+        if name == "proof":
+            assert stage["judged"] is None
+        else:
+            assert set(stage["judged"]["shares"]) == {f"{who} {sign}0.5" for who in ATTRIBUTES for sign in "+-"}
 
 
 def test_the_same_run_gives_the_same_int8_graphs(int8_run: Path, int8_bundle: Path, tmp_path: Path) -> None:
@@ -128,6 +134,7 @@ def test_an_int8_bundle_is_verified_on_the_same_images(
         "stage portable",
         "stage rewritten",
         "stage reduced",
+        "stage proof",
     ]  # with ONNX Runtime, the last is the engine
 
 
@@ -152,7 +159,7 @@ def test_int8_by_openvino(int8_run: Path, tmp_path: Path) -> None:
     config = plain(run=int8_run, out=tmp_path / "bundle", **WIDE)
     manifest = Bundle.load(build(dataclasses.replace(config, backend="openvino", split="no"), silent)).manifest
     assert (manifest.backend, manifest.precision) == ("openvino", "int8")
-    assert list(manifest.parity["stages"]) == ["portable", "reduced", "engine"]
+    assert list(manifest.parity["stages"]) == ["portable", "reduced", "engine", "proof"]
     assert manifest.parity["stages"]["engine"]["what"].endswith("by openvino in int8 on cpu")
 
 
@@ -214,7 +221,7 @@ def test_tensorrt_serves_plans_made_from_fp16_graphs(shared_run: Path, tmp_path:
     )
     assert "edit.tail.fp16.plan" in manifest.files
     assert not [name for name in manifest.files if name.startswith("edit.") and name.endswith(".onnx")]
-    assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine"]
+    assert list(manifest.parity["stages"]) == ["portable", "rewritten", "reduced", "engine", "proof"]
     assert manifest.parity["stages"]["reduced"]["what"].endswith("by onnxruntime in fp16 on cpu")
     more = {"compute_capability": "9.0", "hardware_compatibility": "none"}
     assert manifest.tensorrt == {

@@ -13,9 +13,9 @@ from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images
 from engine.backends import Backend, open_graphs
 from engine.errors import BackendError
 from engine.latents import Directions
+from engine.proof.figures import ImageError
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
-from export.parity import ImageError
 from export.quantize import Calibration, require_nncf, write_int8
 from export.reference import EagerBackend
 

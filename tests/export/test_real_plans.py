@@ -22,10 +22,9 @@ from engine.latents import Directions
 from export.build_engines import BuildConfig, build
 from export.editing import write_edit_by_steps
 from export.errors import InputError
-from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
-from export.precision import INT8_ENCODERS
+from export.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS
 from export.quantize import Calibration, write_int8
 from export.reference import EagerBackend
 from export.tensorrt_build import build_plan
@@ -37,7 +36,13 @@ from tensorrt_names import read_names
 
 NETWORKS = ("seed-64", "paper-64")
 DIRECTIONS = Directions(ATTRIBUTES, 2 * np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
-WIDE: dict[str, Any] = {"latent_tolerance": 9.0, "level_tolerance": 255, "psnr_tolerance": 15.0}
+WIDE: dict[str, Any] = {
+    "latent_tolerance": 9.0,
+    "level_tolerance": 255,
+    "psnr_tolerance": 12.0,
+    "mean_tolerance": 20.0,
+    "bias_tolerance": 5.0,
+}
 """Random weights lose more to rounding than trained ones."""
 
 
@@ -148,7 +153,7 @@ def test_a_bundle_built_without_a_gpu_says_that_it_is_unproven(run: Path, tmp_pa
     assert (manifest.engine.encoder, manifest.engine.decoder) == ("encoder.fp16.rtx.plan", "decoder.fp16.rtx.plan")
     assert manifest.engine.edit == "edit.fp16.rtx.plan"
     assert manifest.tensorrt["builder"].keys() == {name for name in manifest.files if name.endswith(".plan")}
-    assert list(manifest.parity["stages"]) == ["portable", "reduced"]
+    assert list(manifest.parity["stages"]) == ["portable", "reduced", "proof"]
     assert manifest.proof["status"] == "unproven"
     assert "GPU" in manifest.proof["reason"]
     assert manifest.tensorrt["device"] == {

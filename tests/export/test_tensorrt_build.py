@@ -15,9 +15,9 @@ from runs import small_vae
 
 from engine.errors import BackendError
 from export.editing import write_edit_by_steps
-from export.forms import DECODER_FORMS, ENCODER_FORMS
 from export.graphs import write_decoder, write_encoder
 from export.half import write_half
+from export.names import DECODER_FORMS, ENCODER_FORMS
 from export.tensorrt_8 import KEPT
 from export.tensorrt_build import WORKSPACE_BYTES, build_plan, layers_of
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import pytest
-from bundles import reseal
+from bundles import reseal, spoil
 from runs import write_run
 
 from export import verify
@@ -54,31 +53,23 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     return call
 
 
-def spoil(bundle: Path, name: str) -> None:
-    """A wrong weight, with the manifest's blessing: only a new measurement can notice."""
-    graph = onnx.load(bundle / name)
-    bias = next(tensor for tensor in graph.graph.initializer if list(tensor.dims) in ([3], [12]))
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
-    onnx.save(graph, bundle / name)
-    reseal(bundle)
-
-
 def test_with_the_run_everything_is_measured_again(command: Command, run: Path, bundle: Path, tmp_path: Path) -> None:
     result = command(bundle, "--run", run, "--json", tmp_path / "parity.json")
     assert result.code == 0, result.stderr
     assert result.stdout.endswith("agrees with PyTorch eager FP32 on 5 images and as many random latents\n")
     figures = json.loads((tmp_path / "parity.json").read_text())
-    assert list(figures["stages"]) == ["portable", "rewritten", "engine"]
+    assert list(figures["stages"]) == ["portable", "rewritten", "engine", "proof"]
     exported = json.loads((bundle / "manifest.json").read_text())["parity"]
     assert figures["stages"]["engine"]["tolerances"] == exported["stages"]["engine"]["tolerances"]
 
 
-def test_without_the_run_the_portable_graphs_are_the_truth(command: Command, bundle: Path) -> None:
-    result = command(bundle, "--samples", "7")
+def test_without_the_run_the_bundle_proves_itself(command: Command, bundle: Path) -> None:
+    result = command(bundle)
     assert result.code == 0, result.stderr
-    assert "stage portable" not in result.stdout
-    assert "stage rewritten" in result.stdout
-    assert result.stdout.endswith("the portable graphs by onnxruntime in fp32 on 7 images and as many random latents\n")
+    for stage in ("portable", "rewritten"):
+        assert f"stage {stage}: " in result.stdout
+    assert "stage proof" not in result.stdout
+    assert result.stdout.endswith("agrees with PyTorch eager FP32 on 64 images and as many random latents\n")
 
 
 @pytest.mark.parametrize("with_run", [True, False])
@@ -86,8 +77,9 @@ def test_a_wrong_engine_is_exit_code_1(
     command: Command, run: Path, bundle: Path, tmp_path: Path, with_run: bool
 ) -> None:
     wrong = Path(shutil.copytree(bundle, tmp_path / "bundle"))
-    spoil(wrong, "decoder.phases.onnx")
-    result = command(wrong, *(("--run", run) if with_run else ("--samples", "5")))
+    spoil(wrong / "decoder.phases.onnx")
+    reseal(wrong)  # the manifest's blessing: only a new measurement can notice
+    result = command(wrong, *(("--run", run) if with_run else ()))
     assert result.code == 1
     assert result.stderr.startswith("error: stage rewritten (encoder.product.onnx and decoder.phases.onnx by onnx")
     assert result.stderr.count("\n") == 1
@@ -100,15 +92,15 @@ def test_bad_input_is_one_line_and_exit_code_2(command: Command, bundle: Path, t
     (damaged / "decoder.onnx").write_bytes(b"")
     silent = Path(shutil.copytree(bundle, tmp_path / "silent"))
     manifest = json.loads((silent / "manifest.json").read_text())
-    (silent / "manifest.json").write_text(json.dumps({**manifest, "parity": {}}))
+    del manifest["files"]["proof.safetensors"]
+    (silent / "manifest.json").write_text(json.dumps(manifest))
     for arguments, message in [
         ((tmp_path / "nowhere",), "no bundle folder at"),
         ((bundle, "--run", tmp_path / "nowhere"), "is not a run folder"),
         ((bundle, "--run", other), "was built from another model"),
-        ((bundle, "--samples", 1), "--samples 1: must be at least 2"),
         ((bundle, "--json", tmp_path / "no" / "file"), "there is no folder"),
         ((damaged,), "decoder.onnx was changed after it was built"),
-        ((silent,), "its manifest has no parity figures; build it again"),
+        ((silent,), "carries no proof (proof.safetensors) to hold its engines against; build it again"),
     ]:
         result = command(*arguments)
         assert result.code == 2
@@ -131,7 +123,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_without_the_run_no_torch_is_needed(bundle: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(bundle), "--samples", "4", "--threads", "1"]
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(bundle), "--threads", "1"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 0, result.stderr
-    assert "agrees with the portable graphs" in result.stdout
+    assert "agrees with PyTorch eager FP32 on 64 images" in result.stdout

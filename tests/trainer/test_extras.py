@@ -52,13 +52,22 @@ def run_without(extra: str, folder: Path, *arguments: str) -> "subprocess.Comple
         "benchmarks/training.py",
         "benchmarks/quality.py --data D --out O",
         "benchmarks/latency.py --bundle B --run R",
-        "benchmarks/gpu.py prepare --job J --run R",
+        "benchmarks/gpu.py pytorch --run R --json F",
     ],
 )
 def test_commands_that_train_or_export_say_which_extra_to_install(tmp_path: Path, command: str) -> None:
     result = run_without("train", tmp_path, *command.split())
     assert result.returncode == 2
     assert result.stderr == "error: torch is not installed; pip install 'dfc-vae[train]'\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["-m export.retarget B --out O", "benchmarks/gpu.py run --bundle B --out O --report R"]
+)
+def test_commands_that_make_engines_of_a_bundle_say_which_extra_to_install(tmp_path: Path, command: str) -> None:
+    result = run_without("retarget", tmp_path, *command.split())
+    assert result.returncode == 2
+    assert result.stderr == "error: onnx is not installed; pip install 'dfc-vae[retarget]'\n"
 
 
 @pytest.mark.parametrize("name", ["load", "soak", "faults", "overload", "fuzz"])

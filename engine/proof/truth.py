@@ -1,0 +1,243 @@
+"""The truth that engines are held against: what a reference answers, and the comparison with it.
+
+Compared are `mu` and `log_var`, encoding the images; `decode`, decoding the truth's mu of the images; `random`,
+decoding latents from N(0, I); `sample`, decoding latents from the prior that new faces are drawn from; `edit`,
+encoding, moving each image by strength 1 along one direction and decoding, each side from its own mu; and `edit_mu`,
+the mu that edits give.
+
+Shapes: N images, D latent dimensions, S image size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from engine.backends import Backend, Bytes, Floats
+from engine.errors import BundleError, ParityError
+from engine.latents import Directions
+from engine.proof.figures import ImageError, LatentError, Stage, Tolerances
+from engine.sampling import Gaussian
+
+Array = npt.NDArray[Any]
+Rows = npt.NDArray[np.intp]
+
+LATENTS, IMAGES = ("mu", "log_var", "edit_mu"), ("decode", "random", "sample", "edit")
+"""The results, by kind."""
+_METADATA = "proof"
+_CALLS = ("encode", "decode", "edit", "random", "sample")
+_REFERENCE_BATCH = 32
+_NOISE_SEED, _SAMPLE_SEED = 0, 1
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A reference's answers.
+
+    Attributes:
+        what: Name of the reference, for reports.
+        images: uint8 [N, S, S, 3], N at least 2.
+        steps: What edits add to mu, by image, float32 [N, D].
+        edits: What these are called, by image: "Smiling +1".
+        latents: float32 [N, D] by what is decoded of them: `random` and `sample`.
+        answers: By result, float32 [N, D] or uint8 [N, S, S, 3].
+        model_sha256: SHA-256 of the reference's weights, hex; empty where it isn't known.
+    """
+
+    what: str
+    images: Bytes
+    steps: Floats
+    edits: tuple[str, ...]
+    latents: dict[str, Floats]
+    answers: dict[str, Array]
+    model_sha256: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        what: str,
+        reference: Backend,
+        images: Bytes,
+        directions: Directions,
+        prior: Gaussian,
+        *,
+        model_sha256: str = "",
+    ) -> Truth:
+        """Asks a reference.
+
+        Args:
+            what: Its name, for reports.
+            reference: The reference.
+            images: uint8 [N, S, S, 3], N at least 2.
+            directions: Directions of the edits, in turn, first to one side and then to the other; without any, edits
+                only reconstruct.
+            prior: What new faces are drawn from.
+            model_sha256: SHA-256 of its weights, hex.
+
+        Raises:
+            ParityError: its latents are not finite, so that there is nothing to measure against.
+        """
+        count = len(images)
+        noise = np.random.default_rng(_NOISE_SEED).standard_normal((count, directions.latent_dim), dtype=np.float32)
+        latents = {"random": noise, "sample": prior.draw(count, _SAMPLE_SEED)}
+        steps, edits = _edits(directions, count)
+        asked = cls(what, images, steps, edits, latents, {}, model_sha256)
+        rows = [np.arange(start, min(start + _REFERENCE_BATCH, count)) for start in range(0, count, _REFERENCE_BATCH)]
+        encoded = [reference.encode(images[each]) for each in rows]
+        mu, log_var = (np.concatenate(values) for values in zip(*encoded, strict=True))
+        _require_finite(f"{what}'s own", mu, "the training has diverged: train again with a smaller --lr")
+        decoded = {
+            name: np.concatenate([reference.decode(values[each]) for each in rows])
+            for name, values in {"decode": mu, **latents, "edit": mu + steps}.items()
+        }
+        asked.answers.update({"mu": mu, "log_var": log_var, "edit_mu": mu, **decoded})
+        return asked
+
+    def compare(self, engine: Backend, what: str, tolerances: Tolerances, max_batch: int) -> Stage:
+        """Measures an engine in batches of every kind, one after the other and, where it overlaps them, at once.
+
+        Args:
+            engine: What is measured.
+            what: What it is, for the verdict.
+            tolerances: Kept for the verdict.
+            max_batch: Its largest batch, images.
+
+        Raises:
+            ParityError: its mu is not finite.
+        """
+        calls = [(rows, "") for rows in batches(len(self.images), batch_sizes(max_batch))]
+        found = [self._ask(engine, name, rows) for rows, _ in calls for name in _CALLS]
+        if at_once := engine.overlaps:
+            # Of the sizes that matter under load; neighbours differ in size and in kind.
+            beside = [rows for rows in batches(len(self.images), batch_sizes(max_batch)[-3:]) for _ in range(2)]
+            calls += [(rows, " beside another one") for rows in beside]
+            tasks = [partial(self._ask, engine, name, rows) for rows in beside for name in _CALLS]
+            with ThreadPoolExecutor(1 + at_once) as pool:
+                found += pool.map(lambda task: task(), tasks)
+        merged = {name: [part[name] for part in found if name in part] for name in (*LATENTS, *IMAGES)}
+        rows = np.concatenate([rows for rows, _ in calls])
+        names = [name for rows, how in calls for name in self._names(rows, how)]
+        _require_finite(f"the {what}'s", np.concatenate(merged["mu"]), f"{self.what}'s is: the engine is broken")
+        return Stage(
+            what=what,
+            tolerances=tolerances,
+            latents={
+                name: LatentError.between(np.concatenate(merged[name]), self.answers[name][rows], names)
+                for name in LATENTS
+            },
+            images={
+                name: ImageError.between(np.concatenate(merged[name]), self.answers[name][rows], names)
+                for name in IMAGES
+            },
+        )
+
+    def _ask(self, engine: Backend, call: str, rows: Rows) -> dict[str, Array]:
+        """One call of an engine: its results by name."""
+        if call == "encode":
+            mu, log_var = engine.encode(self.images[rows])
+            return {"mu": mu, "log_var": log_var}
+        if call == "edit":
+            edited, mu = engine.edit(self.images[rows], self.steps[rows])
+            return {"edit": edited, "edit_mu": mu}
+        latents = self.answers["mu"] if call == "decode" else self.latents[call]
+        return {call: engine.decode(latents[rows])}
+
+    def _names(self, rows: Rows, how: str) -> Iterator[str]:
+        """What the rows of a batch are called."""
+        for row in rows:
+            yield f"image {row} ({self.edits[row]}) in a batch of {len(rows)}{how}"
+
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file: the inputs under their names, the answers under `answer.` and theirs.
+
+        `edit_mu`, which is mu, is left out.
+        """
+        answers = {f"answer.{name}": values for name, values in self.answers.items() if name != "edit_mu"}
+        tensors = {"images": self.images, "steps": self.steps, **self.latents, **answers}
+        # As one text: safetensors writes several in any order, and the same run is to give the same bytes.
+        text = json.dumps({"what": self.what, "edits": self.edits, "model_sha256": self.model_sha256})
+        contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+        path.write_bytes(save(contiguous, {_METADATA: text}))
+
+    @classmethod
+    def load(cls, path: Path, image_size: int, latent_dim: int) -> Truth:
+        """Reads what `save` wrote.
+
+        Args:
+            path: The file.
+            image_size: Side S that its images must have.
+            latent_dim: Dimension D that its latents must have.
+
+        Raises:
+            BundleError: it is missing, damaged or no proof, or of graphs of other sizes; says which.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                metadata = json.loads((file.metadata() or {})[_METADATA])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            what, model_sha256 = str(metadata["what"]), str(metadata["model_sha256"])
+            edits = tuple(str(name) for name in metadata["edits"])
+            images, steps = tensors["images"], tensors["steps"]
+            latents = {name: tensors[name] for name in ("random", "sample")}
+            answers = {name: tensors[f"answer.{name}"] for name in (*LATENTS, *IMAGES) if name != "edit_mu"}
+        except FileNotFoundError:
+            raise BundleError(f"{path} does not exist") from None
+        except KeyError as error:
+            raise BundleError(f"{path} is no proof of a bundle: it lacks {error}") from None
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
+            raise BundleError(f"{path} can't be read as a proof ({error})") from None
+        count = len(edits)
+        floats = {"steps": steps, **latents, "mu": answers["mu"], "log_var": answers["log_var"]}
+        pixels = {"images": images, **{name: answers[name] for name in IMAGES}}
+        for name, values, shape, dtype in (
+            *((name, values, (count, latent_dim), np.float32) for name, values in floats.items()),
+            *((name, values, (count, image_size, image_size, 3), np.uint8) for name, values in pixels.items()),
+        ):
+            if values.shape != shape or values.dtype != dtype or count < 2:
+                raise BundleError(
+                    f"{path} doesn't fit the graphs: its {name} is {values.dtype} {list(values.shape)}, for {count} "
+                    f"edits, image_size {image_size} and latent_dim {latent_dim} it must be {np.dtype(dtype)} "
+                    f"{list(shape)}"
+                )
+        return cls(what, images, steps, edits, latents, {**answers, "edit_mu": answers["mu"]}, model_sha256)
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """1, 2, 4 ... and the largest, its half, and two that nothing is compiled for."""
+    powers = {2**power for power in range(largest.bit_length())}
+    return sorted({size for size in {*powers, 3, -(-largest // 2), largest - 1, largest} if 1 <= size <= largest})
+
+
+def batches(count: int, sizes: Sequence[int]) -> Iterator[Rows]:
+    """Rows 0 to `count` in turn, in one batch of each size and then in the largest, until all have been in one."""
+    used = sum(sizes)
+    more = range(used, count, sizes[-1])
+    bounds = [0, *np.cumsum(sizes).tolist(), *more[1:], *([count] if more else [])]
+    for start, stop in pairwise(bounds):
+        yield np.arange(start, stop) % count
+
+
+def _edits(directions: Directions, count: int) -> tuple[Floats, tuple[str, ...]]:
+    """Step float32 [N, D] and name by image: each attribute in turn to the one side, then each to the other."""
+    if not directions.names:
+        return np.zeros((count, directions.latent_dim), np.float32), ("no edit",) * count
+    both = np.concatenate([directions.vectors, -directions.vectors])
+    names = [f"{name} {sign}1" for sign in "+-" for name in directions.names]
+    order = np.arange(count) % len(names)
+    return both[order], tuple(names[edit] for edit in order)
+
+
+def _require_finite(whose: str, mu: Floats, mend: str) -> None:
+    if not np.isfinite(mu).all():
+        raise ParityError(f"{whose} mu of the images has values that are not finite; {mend}")

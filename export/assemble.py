@@ -1,0 +1,238 @@
+"""From FP32 graphs to a bundle: lower precisions, plans, the contest, the gate, and the manifest. It needs no torch.
+
+`build_engines` comes here with the graphs of a run, `retarget` with those of another bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.backends import BACKENDS, Backend, Bytes, kind_of, open_backend, tensor_rt, warm_up
+from engine.bundle import DECODER, ENCODER, MANIFEST, PROVEN, UNPROVEN, Bundle, Manifest, sha256_of
+from engine.errors import BackendError, ParityError
+from engine.latents import Directions
+from engine.proof.figures import Report
+from engine.proof.machine import cpu_model, machine_of
+from export.candidate import Candidate
+from export.contest import RULE, Entry, rank, table
+from export.errors import RewriteError
+from export.flags import EngineFlags
+from export.gate import Gate
+from export.precision import write_edit_plan, write_plans, write_reduced
+from export.support import Support
+from export.tensorrt_build import layers_of
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What INT8 is calibrated with.
+
+    Attributes:
+        model: The model in FP32.
+        images: uint8 [N, S, S, 3], none of those that parity is measured on.
+        directions: Directions of the edits.
+    """
+
+    model: Backend
+    images: Bytes
+    directions: Directions
+
+
+def assemble(
+    flags: EngineFlags,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    candidates: list[Candidate],
+    support: Support,
+    gate: Gate,
+    calibration: Calibration,
+    kept: Collection[str],
+    say: Say,
+) -> Bundle:
+    """Makes a folder with the graphs of a model a bundle, with the best of the candidates that pass the gate.
+
+    Args:
+        flags: What was asked for.
+        folder: Holds the candidates' graphs in FP32, and all of the bundle that doesn't depend on the engines.
+        manifest: What it is to say, but for backend, precision, engine, files, parity, tensorrt and proof.
+        candidates: What to choose from.
+        support: What runs here.
+        gate: What they must pass; the portable graphs already have.
+        calibration: For INT8.
+        kept: Names of graphs that stay though no engine is made from them.
+        say: Takes each line about the progress, and the tables of contest and parity.
+
+    Raises:
+        BackendError: no plan could be built.
+        ParityError: no candidate passes; likewise `RewriteError`.
+    """
+    images, directions = calibration.images, calibration.directions
+    write_reduced(
+        candidates, folder, model=calibration.model, calibration_images=images, directions=directions, say=say
+    )
+    building: dict[str, Any] = {
+        "max_batch": manifest.max_batch_size,
+        "timing_cache": flags.out.with_name(f"{flags.out.name}.timing.cache"),
+        "compute_capabilities": flags.compute_capability,
+        "compatibility": flags.hardware_compatibility,
+        "tactics": flags.tactics,
+        "say": say,
+    }
+    candidates, plans = write_plans(candidates, folder, **building)
+    runs = candidates[0].option in support.here  # what doesn't has no rival
+    entries = _contest(flags, manifest, candidates, folder, say)
+    for reason in support.why_not(flags.backend, flags.device, flags.precision) if entries else ():
+        say(f"not in the contest: {reason}")
+
+    def complete(candidate: Candidate) -> None:
+        plans.update(write_edit_plan(candidate, folder, **building))
+
+    winner, report, rejected = _first_exact(gate, entries, candidates, runs=runs, say=say, complete=complete)
+    _drop_others(folder, winner, kept)
+
+    chosen = _chosen(entries, rejected, flags.cores) if entries else {}
+    manifest = dataclasses.replace(
+        manifest,
+        backend=winner.backend,
+        device=kind_of(winner.device),
+        precision=winner.precision,
+        engine=dataclasses.replace(winner.engine, chosen=chosen),
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        parity=report.to_json(),
+        tensorrt=_tensorrt(flags, winner, plans),
+    )
+    proof: dict[str, Any] = {"tolerances": asdict(flags.tolerances(winner.precision))}
+    if runs:
+        proof |= {"status": PROVEN, "machine": machine_of(manifest, flags.cores, winner.device)}
+    else:
+        proof |= {"status": UNPROVEN, "reason": _why_not_run(winner)}
+    manifest = dataclasses.replace(manifest, proof=proof)
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    bundle = Bundle.load(folder)
+    if runs:
+        backend = open_backend(bundle, flags.cores, winner.device)
+        try:
+            warm_up(backend, manifest)
+        finally:
+            backend.close()
+    return bundle
+
+
+def outcome(bundle: Bundle, out: Path, say: Say) -> None:
+    """Says what was built, what is to be known of it, and what comes next."""
+    manifest = bundle.manifest
+    engine = f"{manifest.backend} {manifest.precision}, {manifest.engine.encoder} and {manifest.engine.decoder}"
+    say(f"bundle: {out} ({', '.join(sorted(manifest.files))}), {engine}")
+    if manifest.proof["status"] == UNPROVEN:
+        say(
+            f"unproven: {manifest.proof['reason']}; the graphs agree with PyTorch, the plans are proven where they load"
+        )
+        say(f"next: copy it to the machine with the GPU; there, python -m engine --bundle {out}")
+    else:
+        say(f"next: python -m engine --bundle {out}")
+
+
+def _contest(
+    flags: EngineFlags, manifest: Manifest, candidates: list[Candidate], folder: Path, say: Say
+) -> list[Entry]:
+    """The candidates with their times, best first; empty if there is nothing to choose."""
+    if len(candidates) == 1:
+        return []
+    say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
+    entries = rank(candidates, folder, manifest, max_batch=manifest.max_batch_size, threads=flags.cores)
+    say(table(entries))
+    return entries
+
+
+def _first_exact(
+    gate: Gate,
+    entries: list[Entry],
+    candidates: list[Candidate],
+    *,
+    runs: bool,
+    say: Say,
+    complete: Callable[[Candidate], None],
+) -> tuple[Candidate, Report, dict[Candidate, str]]:
+    """The first candidate that passes the gate, its report, and why those before it did not.
+
+    Args:
+        gate: What they must pass.
+        entries: The contest, best first; empty if there was none.
+        candidates: All of them.
+        runs: Whether they run here.
+        say: Takes why one is out.
+        complete: Builds what only a candidate that may win needs.
+
+    Raises:
+        RewriteError: a rewrite isn't exact, whatever else there is to choose from.
+        ParityError: none passes; says why the best one does not.
+        BackendError: the best one can't be completed, and no other passes.
+    """
+    first: ParityError | BackendError | None = None
+    rejected: dict[Candidate, str] = {}
+    for candidate in [entry.candidate for entry in entries] or candidates:
+        try:
+            complete(candidate)
+            report = gate.check(
+                candidate.backend, candidate.precision, candidate.engine, device=candidate.device, runs=runs
+            )
+            return candidate, report, rejected
+        except RewriteError:
+            raise
+        except (ParityError, BackendError) as error:
+            first = first or error
+            rejected[candidate] = str(error)
+            say(f"{candidate}: {error}")
+    assert first is not None, "there is a candidate"
+    raise first
+
+
+def _chosen(entries: list[Entry], rejected: dict[Candidate, str], threads: int) -> dict[str, Any]:
+    return {
+        "rule": RULE,
+        "cpu": cpu_model(),
+        "threads": threads,
+        "candidates": [{**entry.to_json(), "rejected": rejected.get(entry.candidate)} for entry in entries],
+    }
+
+
+def _drop_others(folder: Path, winner: Candidate, kept: Collection[str]) -> None:
+    """Removes the graphs and plans of other candidates; the portable graphs stay."""
+    files = [*winner.files, *([winner.edit] if winner.edit else [])]
+    layers = [layers_of(Path(name)).name for name in files]
+    used = {ENCODER, DECODER, *winner.portable, *winner.graphs, *files, *layers, *kept}
+    for path in (*folder.glob("*.onnx"), *folder.glob("*.plan"), *folder.glob("*.layers.json")):
+        if path.name not in used:
+            path.unlink()
+
+
+def _tensorrt(flags: EngineFlags, winner: Candidate, plans: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of plans: what they are bound to, and how they were built."""
+    if BACKENDS[winner.backend].plan is None:
+        return {}
+    device: dict[str, Any]
+    if winner.backend == "tensorrt-rtx":
+        targets = list(flags.compute_capability or tensor_rt.DEFAULT_TARGETS)
+        device = {
+            "tensorrt-rtx": str(tensor_rt.load_tensorrt("tensorrt-rtx").__version__),
+            "compute_capabilities": targets,
+        }
+    else:
+        compatibility = flags.hardware_compatibility
+        device = {**tensor_rt.require_device(winner.backend, winner.device), "hardware_compatibility": compatibility}
+    return {"device": device, "builder": {name: plans[name] for name in (*winner.files, winner.edit) if name}}
+
+
+def _why_not_run(winner: Candidate) -> str:
+    try:
+        tensor_rt.require_device(winner.backend, winner.device)
+    except BackendError as error:
+        return str(error).partition(";")[0]
+    return "no engine was run"

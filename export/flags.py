@@ -1,0 +1,154 @@
+"""The flags that all commands have which make engines, and the candidates that they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from engine.backends import DEVICE_RULE, is_device
+from engine.backends.tensor_rt import TARGETS
+from engine.proof.figures import TOLERANCES, Tolerances
+from export.candidate import Candidate
+from export.errors import InputError
+from export.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS, PLAIN, DecoderForm, EncoderForm
+from export.support import AUTO, Support
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags:
+    """What engines to make, and how exact they must be."""
+
+    out: Path
+    """Bundle folder to write; must not exist yet, unless with --force."""
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "auto"
+    """Runtime that will serve the bundle: onnxruntime (on the CPU fp32, int8; on a GPU fp32, fp16), openvino (CPU;
+    fp32, bf16, int8), tensorrt (GPU; fp32, fp16, int8; keeps its timing cache beside the bundle, in OUT.timing.cache)
+    or tensorrt-rtx (the same; by name it is built where no GPU is, too, and its bundle is then unproven)."""
+    device: str = AUTO
+    """Where the engines will compute: auto, cpu, cuda, or one of several GPUs of this machine, such as cuda:1."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    """Arithmetic of the engines: fp32 anywhere, bf16 where the CPU has units for it, fp16 on a GPU; int8 is calibrated
+    on half of a run's held-out images (parity is measured on the others), and auto never takes it."""
+    encoder: Literal["auto"] | EncoderForm = "auto"
+    """Exact form of the encoder; product: its last convolution as a matrix product."""
+    decoder: Literal["auto"] | DecoderForm = "auto"
+    """Exact form of the decoder; tail: first layers merged, last one on half the side; phases: the one before too."""
+    split: Literal["auto", "yes", "no"] = "auto"
+    """Whether each thread computes a share of a batch alone (OpenVINO), or all compute the whole batch together."""
+    compute_capability: tuple[str, ...] = ()
+    """GPUs that tensorrt-rtx builds for, such as 8.9 12.0; none: 8.0, 8.6, 8.9, 12.0 and newer."""
+    hardware_compatibility: Literal["none", "same-compute-capability", "ampere-plus"] = "none"
+    """Which other GPUs a plan of tensorrt is for, at the cost of some kernels."""
+    tactics: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """The only sources of kernels that tensorrt may use, where a machine lacks the libraries of others; none: all."""
+    max_batch: int | None = None
+    """Largest batch that the engines take, images."""
+    threads: int | None = None
+    """Compute threads of the engines while they are measured; None: all cores."""
+    latent_tolerance: float | None = None
+    """Largest error of mu and log_var against PyTorch FP32, as a share of their spread; None: the precision's."""
+    level_tolerance: int | None = None
+    """Largest difference of any pixel against PyTorch FP32, 8-bit levels; None: the precision's."""
+    psnr_tolerance: float | None = None
+    """Smallest PSNR of any image against PyTorch FP32, dB; None: the precision's."""
+    mean_tolerance: float | None = None
+    """Largest mean difference of images against PyTorch FP32, 8-bit levels; None: the precision's."""
+    bias_tolerance: float | None = None
+    """Largest mean of the signed difference, 8-bit levels; None: the precision's."""
+    logit_tolerance: float | None = None
+    """Largest shift of the mean logit of the run's classifier in edited images against PyTorch FP32, as a share of what
+    the edit itself shifts; None: the precision's."""
+    force: bool = False
+    """Replace the bundle that is at --out; only ever a bundle."""
+
+    def __post_init__(self) -> None:
+        if self.device != AUTO and not is_device(self.device):
+            raise InputError(f"--device {self.device}: {DEVICE_RULE}")
+        for flag, value, least in (
+            ("max-batch", self.max_batch, 1),
+            ("latent-tolerance", self.latent_tolerance, 0),
+            ("level-tolerance", self.level_tolerance, 0),
+            ("psnr-tolerance", self.psnr_tolerance, 0),
+            ("mean-tolerance", self.mean_tolerance, 0),
+            ("bias-tolerance", self.bias_tolerance, 0),
+            ("logit-tolerance", self.logit_tolerance, 0),
+            ("threads", self.threads, 1),
+        ):
+            if value is not None and not value >= least:
+                raise InputError(f"--{flag} {value}: must be at least {least}")
+        for target in self.compute_capability:
+            if target not in TARGETS:
+                raise InputError(
+                    f"--compute-capability {target}: TensorRT for RTX builds for {', '.join(TARGETS)}; "
+                    "other GPUs, such as H100 and H200 (9.0), are for --backend tensorrt, on that machine"
+                )
+        if self.compute_capability and self.backend not in ("auto", "tensorrt-rtx"):
+            raise InputError(
+                f"--compute-capability: --backend {self.backend} builds for this machine; take --backend tensorrt-rtx"
+            )
+
+        if self.hardware_compatibility != "none" and self.backend != "tensorrt":
+            raise InputError(
+                f"--hardware-compatibility {self.hardware_compatibility}: only --backend tensorrt has that choice; "
+                "tensorrt-rtx builds for several GPUs by itself (--compute-capability)"
+            )
+
+    @property
+    def cores(self) -> int:
+        """Compute threads: as asked, or all cores."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def tolerances(self, precision: str) -> Tolerances:
+        """How far engines in a precision may be from PyTorch."""
+        given: dict[str, Any] = {
+            "latents": self.latent_tolerance,
+            "levels": self.level_tolerance,
+            "psnr_db": self.psnr_tolerance,
+            "mean_levels": self.mean_tolerance,
+            "bias_levels": self.bias_tolerance,
+            "logits": self.logit_tolerance,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(TOLERANCES[precision], **changes)
+
+    def candidates(self, support: Support) -> list[Candidate]:
+        """Everything that the flags leave to choose from.
+
+        Raises:
+            InputError: nothing is left.
+        """
+        found = [
+            Candidate(*option, encoder, decoder, split)
+            for option in support.choose(self.backend, self.device, self.precision)
+            for split in self._splits(option.backend)
+            for encoder in self._encoders(option.precision, option in support.here)
+            for decoder in self._decoders(option in support.here)
+        ]
+        if not found:
+            if self.encoder != "auto" and self.precision == "int8":
+                raise InputError(f"--encoder {self.encoder}: int8 takes only {', '.join(INT8_ENCODERS)}")
+            raise InputError("--split yes: only openvino splits a batch over its threads; add --backend openvino")
+        return found
+
+    def _encoders(self, precision: str, runs: bool) -> tuple[EncoderForm, ...]:
+        if self.encoder == "auto" and not runs:
+            return (PLAIN,)  # no contest without a GPU
+        forms = INT8_ENCODERS if precision == "int8" else ENCODER_FORMS
+        return tuple(form for form in forms if self.encoder in ("auto", form))
+
+    def _decoders(self, runs: bool) -> tuple[DecoderForm, ...]:
+        if self.decoder != "auto":
+            return (self.decoder,)
+        return DECODER_FORMS if runs else (PLAIN,)
+
+    def _splits(self, backend: str) -> tuple[bool, ...]:
+        if backend != "openvino":
+            return () if self.split == "yes" else (False,)
+        if self.split == "auto":
+            return (False, True) if self.threads != 1 and self.max_batch != 1 else (False,)
+        return (self.split == "yes",)

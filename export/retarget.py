@@ -1,0 +1,165 @@
+"""Other engines from a bundle alone: from its portable graphs and the answers of PyTorch that it carries.
+
+It needs neither torch nor the run, so that a bundle becomes one for the GPU, or for another CPU, where that is. What it
+can make is what follows from the graphs of the bundle: fp32, bf16 and fp16 for every backend, in the exact forms that
+the bundle has (`build_engines --all-forms` keeps them all); int8 only where the bundle has int8 graphs of that kind, as
+those are calibrated on the run's images.
+"""
+
+from __future__ import annotations
+
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("retarget")  # before what needs it is imported
+
+import dataclasses
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from engine.backends import open_graphs
+from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle
+from engine.proof.opening import load_truth
+from engine.version import tell_version
+from export.assemble import Calibration, Say, assemble, outcome
+from export.candidate import Candidate
+from export.errors import FAILURES, InputError
+from export.errors import report as report_error
+from export.flags import EngineFlags
+from export.gate import Gate
+from export.interruption import interruptible
+from export.judgement import NO_RUN
+from export.place import check_apart, check_place, publish, require_space, staging
+from export.support import Support
+from export.versions import versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetargetConfig(EngineFlags):
+    """What to make from a bundle.
+
+    What is left at auto is decided by a contest of a few seconds on this machine.
+    """
+
+    bundle: Annotated[Path, tyro.conf.Positional]
+    """Bundle folder to start from; it is only read."""
+    max_batch: int | None = None
+    """Largest batch that the engines take, images; None: that of the bundle."""
+
+
+def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], bool] = lambda: False) -> Path:
+    """Makes a bundle with other engines.
+
+    Args:
+        config: What to make.
+        say: Takes each line about the progress, and the tables of contest and parity.
+        stopped: Asked once more before the bundle gets its name; True gives up.
+
+    Returns:
+        The new bundle folder.
+
+    Raises:
+        InputError: a flag or the place for the new bundle cannot be used, or the bundle lacks the graphs for it.
+        EngineError: the bundle is damaged or carries no proof, or a runtime is not installed or refuses the graphs.
+        ParityError: the engines are beyond their tolerances. Nothing is written.
+        KeyboardInterrupt: `stopped` said so. Nothing is written.
+    """
+    check_place(config.out, config.force)
+    check_apart(config.out, config.bundle, "BUNDLE")
+    bundle = Bundle.load(config.bundle)
+    truth = load_truth(bundle)
+    graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]
+    support = Support.find(config.device)
+    candidates = _possible(config, config.candidates(support), graphs)
+    others = [name for name in (DIRECTIONS, PRIOR, PROOF) if name in bundle.manifest.files]
+    require_space(config.out.parent, 3 * sum((bundle.path / name).stat().st_size for name in (*graphs, *others)))
+    manifest = dataclasses.replace(
+        bundle.manifest,
+        max_batch_size=config.max_batch or bundle.manifest.max_batch_size,
+        versions={**bundle.manifest.versions, **versions()},
+    )
+    with staging(config.out) as folder:
+        for name in (*graphs, *others):
+            shutil.copyfile(bundle.path / name, folder / name)
+        gate = Gate(
+            folder,
+            truth,
+            trial=NO_RUN,
+            max_batch=manifest.max_batch_size,
+            threads=config.cores,
+            tolerances=config.tolerances,
+            say=say,
+        )
+        gate.require_portable()
+        portable = (folder / ENCODER, folder / DECODER)
+        model = open_graphs("onnxruntime", "fp32", *portable, manifest.max_batch_size, threads=config.cores)
+        made = assemble(
+            config,
+            folder,
+            manifest,
+            candidates=candidates,
+            support=support,
+            gate=gate,
+            calibration=Calibration(model, truth.images[:0], bundle.directions),
+            kept=graphs,
+            say=say,
+        )
+        if stopped():
+            raise KeyboardInterrupt
+        publish(folder, config.out, force=config.force)
+    outcome(made, config.out, say)
+    return config.out
+
+
+def _possible(config: RetargetConfig, candidates: Sequence[Candidate], graphs: Sequence[str]) -> list[Candidate]:
+    """The candidates whose graphs are there, or follow from those that are.
+
+    Raises:
+        InputError: there are none; says which graphs are missing.
+    """
+
+    def missing(candidate: Candidate) -> list[str]:
+        needed = candidate.graphs if candidate.precision == "int8" else candidate.portable
+        return [name for name in needed if name not in graphs]
+
+    if found := [candidate for candidate in candidates if not missing(candidate)]:
+        return found
+    names = " and ".join(missing(candidates[0]))
+    why = (
+        "int8 is calibrated on the run's images"
+        if config.precision == "int8"
+        else "exact forms are traced from the run"
+    )
+    raise InputError(
+        f"{candidates[0]}: {config.bundle} has no {names}, and {why}; "
+        "make it from the run with: python -m export.build_engines --run RUN --out BUNDLE"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: 0 made, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
+    if tell_version(sys.argv[1:] if arguments is None else arguments):
+        return 0
+    received = interruptible()
+    try:
+        config = tyro.cli(
+            RetargetConfig,
+            args=arguments,
+            prog="python -m export.retarget",
+            description=__doc__,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        retarget(config, stopped=lambda: bool(received))
+    except FAILURES as error:
+        return report_error(error, "no bundle was written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
