@@ -307,9 +307,9 @@ def test_a_start_without_what_it_needs_is_one_line(
 
 def test_without_tls_the_log_says_who_can_connect(tiny_bundle: Path, tmp_path: Path) -> None:
     with engine(tiny_bundle, tmp_path) as server:
-        assert "no TLS: only this machine can connect" in server.log
+        until(lambda: "no TLS: only this machine can connect" in server.log)
     with engine(tiny_bundle, tmp_path, "--host", "0.0.0.0", "--insecure") as server:
-        assert "WARNING engine.server: no TLS (--insecure): whoever is on the way can read images" in server.log
+        until(lambda: "WARNING engine.server: no TLS (--insecure): whoever is on the way can read" in server.log)
 
 
 def test_a_stream_ends_when_its_token_is_withdrawn(tiny_bundle: Path, tmp_path: Path) -> None:
