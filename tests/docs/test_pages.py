@@ -9,9 +9,9 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from servers import ROOT
@@ -75,13 +75,17 @@ for _text in TEXTS.values():
         COMMANDS.setdefault(_command, set()).update(_flags)
 
 
-def module_of(target: str) -> Any:
-    """The module with a command's `main`."""
-    if target.endswith(".py"):
-        return importlib.import_module(Path(target).stem)
-    spec = importlib.util.find_spec(target)
-    assert spec is not None, f"there is no module {target}"
-    return importlib.import_module(f"{target}.__main__" if spec.submodule_search_locations else target)
+def main_of(target: str) -> Callable[[], object]:
+    """What a command runs."""
+    if target == "engine":  # whose module takes the signals of the process
+        return lambda: load_config(sys.argv[1:], {})
+    name = Path(target).stem if target.endswith(".py") else target
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, f"there is no {target}"
+    main: Callable[[], object] = importlib.import_module(
+        f"{name}.__main__" if spec.submodule_search_locations else name
+    ).main
+    return main
 
 
 @functools.cache
@@ -93,10 +97,7 @@ def help_of(command: Command) -> str:
         patch.setenv("COLUMNS", "200")
         patch.setattr(sys, "argv", [command.target, *arguments])
         with pytest.raises(SystemExit) as ended:
-            if command.target == "engine":  # whose module takes the signals of the process
-                load_config(arguments, {})
-            else:
-                module_of(command.target).main()
+            main_of(command.target)()
     assert ended.value.code in (0, None)
     return output.getvalue()
 
