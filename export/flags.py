@@ -6,17 +6,22 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from engine.backends import DEVICE_RULE, is_device
+from engine.backends import BACKENDS, DEVICE_RULE, is_device
 from engine.backends.tensor_rt import TARGETS
 from engine.proof.figures import TOLERANCES, Tolerances
 from export.candidate import Candidate
 from export.errors import InputError
 from export.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS, PLAIN, DecoderForm, EncoderForm
 from export.support import AUTO, Support
+
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal[(AUTO, *BACKENDS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,7 @@ class EngineFlags:
 
     out: Path
     """Bundle folder to write; must not exist yet, unless with --force."""
-    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"] = "auto"
+    backend: BackendName = AUTO
     """Runtime that will serve the bundle: onnxruntime (on the CPU fp32, int8; on a GPU fp32, fp16), openvino (CPU;
     fp32, bf16, int8), tensorrt (GPU; fp32, fp16, int8; keeps its timing cache beside the bundle, in OUT.timing.cache)
     or tensorrt-rtx (the same; by name it is built where no GPU is, too, and its bundle is then unproven)."""

@@ -3,18 +3,16 @@
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+
+from engine.backends import BACKENDS
 
 _PACKAGES = (
     "dfc-vae",
     "torch",
     "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
+    *chain.from_iterable(row.packages for row in BACKENDS.values()),
     "nncf",
-    "tensorrt",
-    "tensorrt-rtx-cu12-bindings",
-    "tensorrt-rtx-cu13-bindings",
     "cuda-bindings",
     "numpy",
 )

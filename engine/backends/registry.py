@@ -23,6 +23,7 @@ class Row:
         class_name: A `Backend`, made with the files of encoder and decoder and `Options`.
         precisions: Those that it can compute in where the hardware has them, by device.
         extras: What pip installs for it, by device.
+        packages: Those of its runtime, one of which is installed where it is; their versions decide what it computes.
         plan: Ending of the names of its plans, which are built for some GPUs and one version; None: it runs the graphs.
         built_anywhere: Whether its plans can be built where they don't run.
     """
@@ -33,6 +34,7 @@ class Row:
     class_name: str
     precisions: Mapping[str, tuple[str, ...]]
     extras: Mapping[str, str]
+    packages: tuple[str, ...]
     plan: str | None = None
     built_anywhere: bool = False
 
@@ -85,6 +87,7 @@ BACKENDS: dict[str, Row] = {
             "OnnxRuntimeBackend",
             {CPU: ("fp32", "fp16", "int8"), CUDA: ("fp32", "fp16")},
             {CPU: "cpu", CUDA: "gpu"},
+            ("onnxruntime", "onnxruntime-gpu"),
         ),
         Row(
             "openvino",
@@ -93,6 +96,7 @@ BACKENDS: dict[str, Row] = {
             "OpenVinoBackend",
             {CPU: ("fp32", "bf16", "int8")},
             {CPU: "openvino"},
+            ("openvino",),
         ),
         Row(
             "tensorrt",
@@ -101,6 +105,7 @@ BACKENDS: dict[str, Row] = {
             "TensorRtBackend",
             _TENSORRT,
             {CUDA: "tensorrt"},
+            ("tensorrt",),
             plan=".plan",
         ),
         Row(
@@ -110,6 +115,7 @@ BACKENDS: dict[str, Row] = {
             "TensorRtBackend",
             _TENSORRT,
             {CUDA: "tensorrt-rtx"},
+            ("tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings"),
             plan=".rtx.plan",
             built_anywhere=True,
         ),

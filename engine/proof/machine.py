@@ -13,8 +13,6 @@ from engine.backends import BACKENDS, CUDA, kind_of
 from engine.backends.base import gpu_of
 from engine.bundle import Manifest
 
-_PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
-
 
 def machine_of(manifest: Manifest, threads: int | None = None, device: str | None = None) -> dict[str, str]:
     """What decides, beside the engines themselves, what a bundle's engines compute here.
@@ -31,12 +29,12 @@ def machine_of(manifest: Manifest, threads: int | None = None, device: str | Non
     Raises:
         BackendError: the backend needs a GPU, and there is none.
     """
-    device = device or manifest.device
-    if BACKENDS[manifest.backend].plan:
+    device, row = device or manifest.device, BACKENDS[manifest.backend]
+    if row.plan:
         from engine.backends.tensor_rt import require_device  # noqa: PLC0415
 
         return {**require_device(manifest.backend, device), "max_batch": str(manifest.max_batch_size)}
-    found = {**_versions(_PACKAGES[manifest.backend]), "cpu": _cpu()}
+    found = {**_versions(row.packages), "cpu": _cpu()}
     if kind_of(device) == CUDA:
         from engine.backends.cuda import Cuda  # noqa: PLC0415
 

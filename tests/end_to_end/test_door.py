@@ -260,7 +260,7 @@ async def test_watches_of_health_are_bounded_and_checks_are_answered(tiny_bundle
 
 
 @in_loop
-async def test_memory_stays_below_what_the_readme_says(tiny_bundle: Path, tmp_path: Path) -> None:
+async def test_memory_stays_below_what_docs_operating_says(tiny_bundle: Path, tmp_path: Path) -> None:
     streams, pixels = 8, 4_000_000
     options = (
         *("--max-message-bytes", str(MESSAGE_BYTES), "--max-bytes-in-flight", str(8 * MESSAGE_BYTES)),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gates import constant, gated_server, until
 from prometheus_client.parser import text_string_to_metric_families
-from servers import ServerProcess, run_python
+from servers import ROOT, ServerProcess, run_python
 from tiny_model import LATENT_DIM, random_images
 
 from engine.client import Client, ClientError
@@ -130,6 +130,10 @@ def test_all_figures_are_in_prometheus_form_and_have_help(measured: ServerProces
     assert all(family.documentation for family in ours)
     build = next(family for family in ours if family.name.startswith("dfcvae_build"))
     assert build.samples[0].labels["grpc"] == grpc.__version__
+    page = (ROOT / "docs" / "operating.md").read_text()
+    assert set(re.findall(r"^# HELP (dfcvae_\w+)", measured.scrape(), re.MULTILINE)) == set(
+        re.findall(r"dfcvae_\w+", page)
+    )
 
 
 def test_a_metrics_port_in_use_is_one_line(measured: ServerProcess, tiny_bundle: Path, tmp_path: Path) -> None:
