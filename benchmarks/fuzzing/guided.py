@@ -37,7 +37,7 @@ with atheris.instrument_imports(include=["PIL", "engine"]):
     from engine.bundle import Bundle
     from engine.errors import EngineError
     from engine.images import decode_file
-    from engine.serving.wire import Files, Reader, read_form, read_output, read_priority
+    from engine.service.request_parser import Files, Reader, read_form, read_output, read_priority
     from framing import Frame
 
 from google.protobuf.message import DecodeError

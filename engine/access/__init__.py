@@ -1,1 +1,1 @@
-"""What every call passes on its way in and out: who may come in, what is refused, and what is written down."""
+"""Who may come in, and with how much: tokens and certificates, the rate of each client, admission."""

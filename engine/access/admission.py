@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from engine.calls.access import RateLimit, Tokens
+from engine.access.auth import RateLimit, Tokens
 from engine.errors import EngineError, NotReady, Overloaded, ShuttingDown
 
 logger = logging.getLogger(__name__)

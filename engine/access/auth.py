@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import RateLimited, StartupError, Unauthenticated
-from engine.files import read_text
+from engine.process.files import read_text
 
 logger = logging.getLogger(__name__)
 

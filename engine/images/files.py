@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from engine.calls.call import current
 from engine.errors import InvalidRequest
+from engine.service.call import current
 from framing import Frame, TooLongError, TooSmallError, prepare, upright
 
 Bytes = npt.NDArray[np.uint8]

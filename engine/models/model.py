@@ -17,9 +17,8 @@ from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS, Codec, PixelBudget
-from engine.latents import Move, shift, steps_of
-from engine.sampling import Gaussian
-from engine.serving.wire import Images, Reader, Source, latents_of
+from engine.latents import Gaussian, Move, shift, steps_of
+from engine.service.request_parser import Images, Reader, Source, latents_of
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]

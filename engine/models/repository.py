@@ -11,9 +11,9 @@ from engine.backends import Backend, first_calls
 from engine.batching.batcher import Device, Watch
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel, release_frames
-from engine.files import read_bytes
-from engine.job import in_thread
-from engine.serving.model import Model, Settings
+from engine.models.model import Model, Settings
+from engine.process.files import read_bytes
+from engine.process.threads import in_thread
 
 logger = logging.getLogger(__name__)
 

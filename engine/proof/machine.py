@@ -33,7 +33,7 @@ def machine_of(manifest: Manifest, threads: int | None = None, device: str | Non
     """
     device = device or manifest.device
     if BACKENDS[manifest.backend].plan:
-        from engine.backends.tensor_rt import require_device  # noqa: PLC0415
+        from engine.backends.tensorrt import require_device  # noqa: PLC0415
 
         return {**require_device(manifest.backend, device), "max_batch": str(manifest.max_batch_size)}
     found = {**_versions(_PACKAGES[manifest.backend]), "cpu": _cpu()}

@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 
 import grpc
 
-from engine.calls.admission import Admission
-from engine.calls.call import Account, Call, enter
-from engine.calls.details import Refusal, domain_error, refusal
+from engine.access.admission import Admission
 from engine.errors import Overloaded, release_frames
+from engine.service.call import Account, Call, enter
+from engine.service.status import Refusal, domain_error, refusal
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures
 from engine.telemetry.tracing import Tracing

@@ -10,13 +10,13 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from engine.calls.call import current
-from engine.calls.details import domain_error, shortened
 from engine.errors import InvalidRequest, UnknownModel, release_frames
-from engine.serving.answer import Answer, StreamAnswer, answer
-from engine.serving.catalog import Catalog
-from engine.serving.model import Model, Terms
-from engine.serving.wire import Files, Source, count_of, count_sent, latents_of, read_output, size_sent
+from engine.models.model import Model, Terms
+from engine.models.repository import Catalog
+from engine.service.call import current
+from engine.service.request_parser import Files, Source, count_of, count_sent, latents_of, read_output, size_sent
+from engine.service.response import Answer, StreamAnswer, answer
+from engine.service.status import domain_error, shortened
 from framing import Frame
 from protos import dfcvae_pb2 as pb
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import grpc
 
-from engine.calls.access import RateLimit, name_in_certificate
-from engine.calls.admission import Admission, CallPermit, Guards
-from engine.calls.details import Refusal, refusal
-from engine.calls.messages import Messages
-from engine.calls.scope import CallScope, CallServices
+from engine.access.admission import Admission, CallPermit, Guards
+from engine.access.auth import RateLimit, name_in_certificate
 from engine.errors import EngineError, ShuttingDown
+from engine.service.call_scope import CallScope, CallServices
+from engine.service.request_stream import Messages
+from engine.service.status import Refusal, refusal
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
 from engine.telemetry.tracing import Tracing
@@ -63,10 +63,10 @@ class CallInterceptor:
         self._probes.open()
         self._methods: dict[str, MethodFigures] = {}  # those that aren't probes, by path
         self._streaming: set[str] = set()  # their paths, where they are streams
-        self._refusals = CallLog(logging.getLogger("engine.calls"))  # used by who takes core's events only
+        self._refusals = CallLog(logging.getLogger("engine.service"))  # used by who takes core's events only
         self.metrics = metrics
         self._max_stream_idle_s = max_stream_idle_s
-        self._services = CallServices(self.admission, CallLog(logging.getLogger("engine.calls")), tracing)
+        self._services = CallServices(self.admission, CallLog(logging.getLogger("engine.service")), tracing)
         self._streams: set[Messages] = set()
         metrics.gauge("calls_in_flight", "Calls whose answer has not left.", lambda: self.admission.total.calls)
         metrics.gauge(
@@ -204,7 +204,7 @@ class CallInterceptor:
 
 
 class _Account:
-    """As `engine.calls.call.Account` says, for the calls of a method."""
+    """As `engine.service.call.Account` says, for the calls of a method."""
 
     def __init__(self, rate: RateLimit | None, method: MethodFigures) -> None:
         self._rate = rate

@@ -15,15 +15,24 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from engine.bundle import Preprocessing
-from engine.calls.call import current
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS
-from engine.sampling import linear, spherical
-from engine.serving.answer import Answer, StreamAnswer, answer, serialize
-from engine.serving.catalog import Catalog
-from engine.serving.model import MAX_MESSAGE_BYTES, Model, Terms
-from engine.serving.stream import EditStream
-from engine.serving.wire import Output, Source, count_of, latent_batch, parser, read_form, read_output, read_priority
+from engine.latents import linear, spherical
+from engine.models.model import MAX_MESSAGE_BYTES, Model, Terms
+from engine.models.repository import Catalog
+from engine.service.call import current
+from engine.service.edit_stream import EditStream
+from engine.service.request_parser import (
+    Output,
+    Source,
+    count_of,
+    latent_batch,
+    parser,
+    read_form,
+    read_output,
+    read_priority,
+)
+from engine.service.response import Answer, StreamAnswer, answer, serialize
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]

@@ -16,7 +16,7 @@ from engine.bundle import Manifest
 from engine.errors import InvalidRequest
 from engine.images import FILE_FORMATS, from_raw
 from engine.latents import Directions, Move
-from engine.serving.lift import Lifted, lift, tree_of
+from engine.service.zero_copy import Lifted, lift, tree_of
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]

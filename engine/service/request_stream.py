@@ -94,11 +94,11 @@ class Messages:
             self._last = self._loop.time()
 
     def hold(self, size: int) -> None:
-        """As `engine.calls.call.Stream` says."""
+        """As `engine.service.call.Stream` says."""
         self._context.permit.hold(size)
 
     def replied(self, code: str, error: str) -> None:
-        """As `engine.calls.call.Stream` says."""
+        """As `engine.service.call.Stream` says."""
         self._method.answered(code)
         if error:
             self._failed(code, error)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from google.protobuf.message import Message
 
 from engine.images import DEFAULT_QUALITY
-from engine.serving.lift import to_varint
-from engine.serving.model import Model
-from engine.serving.wire import Output, latent_batch
+from engine.models.model import Model
+from engine.service.request_parser import Output, latent_batch
+from engine.service.zero_copy import to_varint
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]

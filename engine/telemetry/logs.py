@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Literal, TextIO
 
-from engine.calls.call import current
+from engine.service.call import current
 
 logger = logging.getLogger(__name__)
 

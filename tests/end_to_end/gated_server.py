@@ -19,10 +19,10 @@ from google.protobuf.message import Message
 
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.fair_queue import Request
-from engine.calls.call import Call
-from engine.calls.scope import CallScope
 from engine.config import load_config
 from engine.server import serve
+from engine.service.call import Call
+from engine.service.call_scope import CallScope
 from engine.telemetry import logs
 from engine.transport.call import ServerCall
 

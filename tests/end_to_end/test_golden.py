@@ -25,7 +25,7 @@ from servers import ServerProcess, run_python
 from tiny_model import LATENT_DIM, latents_of, random_images
 
 from engine.bundle import MANIFEST, PRIOR
-from engine.sampling import Gaussian
+from engine.latents import Gaussian
 from protos import dfcvae_pb2 as pb
 
 GOLDEN = Path(__file__).with_name("golden") / "server.json"
@@ -161,7 +161,7 @@ def flags(folder: Path) -> list[str]:
 def metrics(server: ServerProcess) -> list[str]:
     families = text_string_to_metric_families(server.scrape())
     return sorted(
-        f"{family.type} {family.name} {' '.join(sorted({label for sample in family.samples for label in sample.labels}))}"
+        " ".join([family.type, family.name, *sorted({label for sample in family.samples for label in sample.labels})])
         for family in families
         if family.name.startswith("dfcvae")
     )

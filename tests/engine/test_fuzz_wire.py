@@ -11,7 +11,7 @@ from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, tiny_directions
 
 from engine.bundle import FORMAT_VERSION, Engine, Manifest, Preprocessing
 from engine.errors import InvalidRequest
-from engine.serving.wire import Reader, parser
+from engine.service.request_parser import Reader, parser
 from protos import dfcvae_pb2 as pb
 
 EMPTY_EDIT, EMPTY_GROUP = b"\x1a\x00", b"\x0b\x0c"

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from engine.calls.call import Call, enter
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS, Codec, PixelBudget, decode_file, encode_file, from_raw
+from engine.service.call import Call, enter
 from framing import Frame, prepare, to_rgb
 
 

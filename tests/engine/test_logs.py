@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.calls.call import Call, enter
+from engine.service.call import Call, enter
 from engine.telemetry import logs
 from engine.telemetry.logs import CallLog
 
@@ -65,7 +65,7 @@ def test_a_flood_of_failures_is_counted_and_not_written(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs.set_up("info", "text")
-    log = CallLog(logging.getLogger("engine.calls"))
+    log = CallLog(logging.getLogger("engine.service"))
     now = 1000.0
     monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: now)
     for _ in range(5000):
@@ -81,16 +81,18 @@ def test_a_flood_of_failures_is_counted_and_not_written(
 def test_answered_calls_are_lines_for_debugging_only(capsys: pytest.CaptureFixture[str]) -> None:
     for level, lines in (("info", 0), ("debug", 1)):
         logs.set_up(level, "text")
-        CallLog(logging.getLogger("engine.calls")).answered("Edit", "anna", 0.0025)
+        CallLog(logging.getLogger("engine.service")).answered("Edit", "anna", 0.0025)
         found = written(capsys).splitlines()
         assert len(found) == lines
-    assert found[0].endswith("DEBUG engine.calls: Edit OK for anna in 2.500 ms")
+    assert found[0].endswith("DEBUG engine.service: Edit OK for anna in 2.500 ms")
 
 
 def test_a_failed_answer_of_a_stream_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("info", "json")
     enter(Call(request_id="id-3"))
-    CallLog(logging.getLogger("engine.calls")).failed_in_stream("EditStream", "NOT_FOUND", "anna", "no such attribute")
+    CallLog(logging.getLogger("engine.service")).failed_in_stream(
+        "EditStream", "NOT_FOUND", "anna", "no such attribute"
+    )
     line = json.loads(written(capsys))
     assert line["message"] == "EditStream answered NOT_FOUND to anna: no such attribute"
     expected = {"request_id": "id-3", "method": "EditStream", "code": "NOT_FOUND", "client": "anna"}
@@ -101,7 +103,7 @@ def test_failures_within_streams_and_of_calls_are_limited_together(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs.set_up("info", "text")
-    log = CallLog(logging.getLogger("engine.calls"))
+    log = CallLog(logging.getLogger("engine.service"))
     monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: 1000.0)
     for _ in range(80):
         log.failed("Edit", "NOT_FOUND", "anna", 0.001, "no such attribute")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.client import arguments
+from engine.client.cli.outputs import UsageError
 from engine.client.connection import is_word
-from engine.client.outputs import UsageError
 from engine.client.synchronous import Client
 from engine.client.target import fault_of, is_local
 

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
 from engine.client.arguments import finite, shown
-from engine.client.command import Command
-from engine.client.errors import ClientError
-from engine.client.outputs import (
+from engine.client.cli.command import Command
+from engine.client.cli.outputs import (
     FORMATS,
     Output,
     Overwrite,
@@ -31,7 +30,8 @@ from engine.client.outputs import (
     say_written,
     write,
 )
-from engine.client.photos import Align, Read, reader
+from engine.client.cli.photos import Align, Read, reader
+from engine.client.errors import ClientError
 from engine.client.synchronous import Client
 from engine.client.values import Distribution, FileFormat, Floats, Images, Model, Walk
 from framing import FramingError

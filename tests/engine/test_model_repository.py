@@ -14,8 +14,8 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.batcher import NO_WATCH
 from engine.errors import BundleError, UnknownModel
-from engine.serving.catalog import Catalog, Opener
-from engine.serving.model import Model, Settings, Terms
+from engine.models.model import Model, Settings, Terms
+from engine.models.repository import Catalog, Opener
 
 
 def run(

@@ -99,7 +99,7 @@ def test_a_precision_without_units_for_it_is_refused(
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32", "FP16"]
 
-    monkeypatch.setattr("engine.backends.open_vino.openvino.Core", Old)
+    monkeypatch.setattr("engine.backends.openvino.openvino.Core", Old)
     with pytest.raises(
         BackendError, match=rf"no units for {precision} \(OpenVINO finds FP32, FP16\).*--precision fp32"
     ):
@@ -115,7 +115,7 @@ def test_what_int8_leaves_in_float_takes_the_fastest_units(
     path = _matrix_graphs(tmp_path)
     images = random_images(4, seed=0)
     expected, _ = open_tiny(path, floats).encode(images)
-    monkeypatch.setattr("engine.backends.open_vino._capabilities", lambda: units)
+    monkeypatch.setattr("engine.backends.openvino._capabilities", lambda: units)
     np.testing.assert_array_equal(open_tiny(path, "int8").encode(images)[0], expected)
 
 
@@ -125,21 +125,21 @@ def test_where_bf16_fails_beside_int8_the_log_says_what_is_served(
 ) -> None:
     path, images = _matrix_graphs(tmp_path), random_images(4, seed=0)
     expected, _ = open_tiny(path, "fp32").encode(images)
-    graph = importlib.import_module("engine.backends.open_vino")._Graph
+    graph = importlib.import_module("engine.backends.openvino")._Graph
 
     def no_bf16(core: Any, model: Any, settings: dict[str, Any], *given: Any, **named: Any) -> Any:
         if settings["INFERENCE_PRECISION_HINT"] == "bf16":
             raise RuntimeError("Check failed at gemm.cpp:1\nno kernel")
         return graph(core, model, settings, *given, **named)
 
-    monkeypatch.setattr("engine.backends.open_vino._Graph", no_bf16)
+    monkeypatch.setattr("engine.backends.openvino._Graph", no_bf16)
     np.testing.assert_array_equal(open_tiny(path, "int8").encode(images)[0], expected)
     assert "computed in fp32: OpenVINO has no bf16 for it (no kernel)" in caplog.text
 
 
 def test_without_openvino_the_extra_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.delitem(sys.modules, "engine.backends.open_vino", raising=False)
+    monkeypatch.delitem(sys.modules, "engine.backends.openvino", raising=False)
     with pytest.raises(BackendError, match=r"OpenVINO can't be imported \(.+\); pip install 'dfc-vae\[openvino\]'"):
         open_tiny(tiny_bundle)
 
@@ -235,7 +235,7 @@ def test_shares_are_waited_for_when_another_one_fails(
 
         return call
 
-    compiled = importlib.import_module("engine.backends.open_vino")._Compiled
+    compiled = importlib.import_module("engine.backends.openvino")._Compiled
     with monkeypatch.context() as patch:
         for name in ("start", "wait"):
             patch.setattr(compiled, name, noted(name))

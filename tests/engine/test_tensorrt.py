@@ -17,8 +17,8 @@ from tiny_model import images_of, latents_of, random_images
 
 from engine.backends import Options
 from engine.backends.buckets import bucket_sizes
-from engine.backends.onnx_runtime import OnnxRuntimeBackend
-from engine.backends.tensor_rt import TensorRtBackend, fits, require_device
+from engine.backends.onnxruntime import OnnxRuntimeBackend
+from engine.backends.tensorrt import TensorRtBackend, fits, require_device
 from engine.errors import BackendError, BundleError
 from engine.proof.figures import ImageError, LatentError
 from export.editing import write_edit_by_steps
@@ -295,7 +295,7 @@ def test_the_module_itself_needs_neither() -> None:
     """In a process of its own: a module loaded anew beside the old one would split every later test's patches."""
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('tensorrt', 'cuda')));"
-        "from engine.backends.tensor_rt import bucket_sizes; print(bucket_sizes(3))"
+        "from engine.backends.tensorrt import bucket_sizes; print(bucket_sizes(3))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[1, 2, 3]\n"

@@ -14,7 +14,7 @@ from servers import ServerProcess
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.errors import InvalidRequest
-from engine.serving.lift import Lifted, lift, to_varint, tree_of
+from engine.service.zero_copy import Lifted, lift, to_varint, tree_of
 from protos import dfcvae_pb2 as pb
 
 PIXELS = bytes(range(256)) * 48

@@ -12,13 +12,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_model import LATENT_DIM
 
-from engine import sampling
 from engine.backends import open_backend
 from engine.batching.batcher import NO_WATCH
-from engine.sampling import Gaussian
-from engine.serving.catalog import Catalog
-from engine.serving.model import Settings
-from engine.serving.service import LatentEngine, Limits, handlers_of
+from engine.latents import Gaussian, sampling
+from engine.models.model import Settings
+from engine.models.repository import Catalog
+from engine.service.latent_engine import LatentEngine, Limits, handlers_of
 from protos import dfcvae_pb2 as pb
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engine.serving.answer import Answer, StreamAnswer
-from engine.serving.wire import latent_batch
+from engine.service.request_parser import latent_batch
+from engine.service.response import Answer, StreamAnswer
 from protos import dfcvae_pb2 as pb
 
 
