@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -19,7 +20,6 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from engine.errors import InvalidRequest
-from engine.service.call import current
 from framing import Frame, TooLongError, TooSmallError, prepare, upright
 
 Bytes = npt.NDArray[np.uint8]
@@ -106,6 +106,24 @@ class PixelBudget:
 
 
 _UNLIMITED = PixelBudget()
+
+
+@dataclass(slots=True)
+class EncodedFiles:
+    """Image files of a request.
+
+    Attributes:
+        contents: The files.
+        field: Where they came in.
+        pixels: What they show, uint8 [N, S, S, 3], once they are decoded.
+    """
+
+    contents: Sequence[bytes]
+    field: str
+    pixels: Bytes | None = None
+
+    def __len__(self) -> int:
+        return len(self.contents)
 
 
 def decode_file(
@@ -283,8 +301,8 @@ class Codec:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of clients with work here
 
-    async def decode(self, files: Sequence[bytes], field: str = "images.files") -> Bytes:
-        """Decodes files and brings them to the frame, uint8 [N, S, S, 3]; `field` is what errors call them.
+    async def decode(self, files: Sequence[bytes], field: str = "images.files", client: str = "") -> Bytes:
+        """Decodes a client's files and brings them to the frame, uint8 [N, S, S, 3]; `field` is what errors call them.
 
         Raises:
             InvalidRequest: Naming, by its index, a file that can't be used.
@@ -299,26 +317,26 @@ class Codec:
             except InvalidRequest as error:
                 raise InvalidRequest(f"{field}[{index}] {error}", f"{field}[{index}]") from error
 
-        await self._map(decode_into, range(len(files)))
+        await self._map(client, decode_into, range(len(files)))
         return images
 
-    async def encode(self, images: Bytes, file_format: str, quality: int) -> list[bytes]:
-        """Encodes images, uint8 [N, S, S, 3], to one file each."""
-        return await self._map(lambda image: encode_file(image, file_format, quality), list(images))
+    async def encode(self, images: Bytes, file_format: str, quality: int, client: str = "") -> list[bytes]:
+        """Encodes images, uint8 [N, S, S, 3], for a client to one file each."""
+        return await self._map(client, lambda image: encode_file(image, file_format, quality), list(images))
 
-    async def work(self, function: Callable[[], R]) -> R:
+    async def work(self, function: Callable[[], R], client: str = "") -> R:
         """Calls a function that would hold up the event loop, when it is the client's turn; it counts as a file."""
-        (result,) = await self._map(lambda _: function(), (None,))
+        (result,) = await self._map(client, lambda _: function(), (None,))
         return result
 
     def close(self) -> None:
         """Ends the threads after what they are working on, for clients that have gone; doesn't wait for that."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    async def _map(self, client: str, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         # A few files of each client are in the pool, and each request of it waits for one turn at a time. So nobody
         # waits long, and a request that was cancelled or failed leaves no queue behind it.
-        turns = self._turns.setdefault(current().client, asyncio.Semaphore(self._threads))
+        turns = self._turns.setdefault(client, asyncio.Semaphore(self._threads))
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[R]] = []
         failed = False

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,19 @@ import numpy.typing as npt
 from engine.backends import Backend
 from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
 from engine.bundle import PRIOR, Bundle, Manifest
-from engine.errors import InvalidRequest
-from engine.images import MAX_FILE_PIXELS, Codec, PixelBudget
+from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
 from engine.latents import Gaussian, Move, shift, steps_of
-from engine.service.request_parser import Images, Reader, Source, latents_of
-from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+
+Images: TypeAlias = Bytes | EncodedFiles
+"""Pixels, uint8 [N, S, S, 3], or files."""
+Source: TypeAlias = Images | Floats
+"""Images, or latents, float32 [N, D]."""
+
+STANDARD, FITTED = "standard", "fitted"
+"""Names of the Gaussians that samples are drawn from."""
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 
@@ -59,11 +64,13 @@ class Terms(NamedTuple):
         deadline: When it is of no use any more, on the event loop's clock; None: never.
         client: Who asks; clients take turns.
         priority: -1, 0 or 1, as `engine.batching.fair_queue` says.
+        room: Held for decoding what is computed first; None: there is room when it is asked for, or none.
     """
 
     deadline: float | None = None
     client: str = ""
     priority: int = 0
+    room: Reservation | None = None
 
 
 class Model:
@@ -79,6 +86,11 @@ class Model:
         device: Where batches are computed; shared with other models.
         settings: The operator's choices.
         watch: Gives what watches the queue of a graph: "encode", "decode" or "edit".
+
+    Attributes:
+        max_images: Most images or latents of a request.
+        gaussians: What samples are drawn from, by name, the default first.
+        codec: Decodes and encodes image files.
     """
 
     def __init__(
@@ -98,9 +110,8 @@ class Model:
         self.fingerprint = fingerprint
         self.settings = settings
         self.max_images = _max_images_per_request(manifest, settings)
-        self.reader = Reader(manifest, bundle.directions, self.max_images)
-        self.standard = Gaussian.standard(manifest.latent_dim)
-        self.fitted = Gaussian.load(bundle.path / PRIOR) if PRIOR in manifest.files else None
+        fitted = {FITTED: Gaussian.load(bundle.path / PRIOR)} if PRIOR in manifest.files else {}
+        self.gaussians = {**fitted, STANDARD: Gaussian.standard(manifest.latent_dim)}
         self.codec = Codec(manifest.frame, settings.codec_threads, settings.max_pixels_per_file, settings.pixels)
         self.backend = backend
         pixels = (manifest.image_size, manifest.image_size, 3)
@@ -155,11 +166,9 @@ class Model:
         mu, log_var = await self._submit_images(self._encoder, images, None, terms)
         return mu, log_var
 
-    async def decode(
-        self, latents: Floats, terms: Terms, move: Move | None = None, room: Reservation | None = None
-    ) -> Bytes:
+    async def decode(self, latents: Floats, terms: Terms, move: Move | None = None) -> Bytes:
         """Latents, float32 [N, D], moved, to images, uint8 [N, S, S, 3]."""
-        deadline, client, priority = terms
+        deadline, client, priority, room = terms
         images: Bytes
         (images,) = await self._decoder.submit(
             latents, deadline, tag=move, client=client, priority=priority, reserved=room
@@ -183,47 +192,19 @@ class Model:
         edited, mu = await self._submit_images(self._editor, images, move, terms)
         return edited, mu
 
-    def gaussian(self, distribution: int) -> Gaussian:
-        """What samples are drawn from.
-
-        Raises:
-            InvalidRequest: this bundle hasn't got it.
-        """
-        known = pb.Distribution.values()
-        if distribution not in known:
-            raise InvalidRequest(
-                f"distribution is {distribution}, which is none of Distribution's values", "distribution"
-            )
-        if distribution == pb.DISTRIBUTION_STANDARD or (
-            distribution == pb.DISTRIBUTION_UNSPECIFIED and not self.fitted
-        ):
-            return self.standard
-        if self.fitted is None:
-            raise InvalidRequest(
-                "distribution: this bundle has no fitted one; use DISTRIBUTION_STANDARD, or build the bundle again",
-                "distribution",
-            )
-        return self.fitted
-
-    @property
-    def distributions(self) -> list[pb.Distribution]:
-        """What samples can be drawn from, the default first."""
-        standard = [pb.DISTRIBUTION_STANDARD]
-        return standard if self.fitted is None else [pb.DISTRIBUTION_FITTED, *standard]
-
-    def room(self, count: int, terms: Terms) -> Reservation:
+    def room(self, count: int, client: str) -> Reservation:
         """Holds room for decoding that many latents, for requests that decode what they compute first."""
-        return self._decoder.reserve(count, client=terms.client)
+        return self._decoder.reserve(count, client=client)
 
     async def _submit_images(
         self, batcher: Batcher, images: Images, move: Move | None, terms: Terms
     ) -> tuple[Any, ...]:
-        deadline, client, priority = terms
+        deadline, client, priority, _ = terms
         if isinstance(images, np.ndarray):
             return await batcher.submit(images, deadline, tag=move, client=client, priority=priority)
         # Room is held while files are decoded: that work must not be for nothing.
-        with batcher.reserve(len(images.contents), client=client) as room:
-            images.pixels = pixels = await self.codec.decode(images.contents, images.field)
+        with batcher.reserve(len(images), client=client) as room:
+            images.pixels = pixels = await self.codec.decode(images.contents, images.field, client)
             return await batcher.submit(pixels, deadline, tag=move, client=client, priority=priority, reserved=room)
 
     def _run_encode(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
@@ -235,6 +216,11 @@ class Model:
     def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
         steps = steps_of(parts, len(images), self.bundle.manifest.latent_dim)
         return self.backend.edit(images, steps)
+
+
+def latents_of(source: Source) -> Floats | None:
+    """The latents, if it is latents rather than images."""
+    return cast(Floats, source) if isinstance(source, np.ndarray) and source.dtype == np.float32 else None
 
 
 def _max_images_per_request(manifest: Manifest, settings: Settings) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import grpc
@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InvalidRequest, UnknownModel, release_frames
-from engine.models.model import Model, Terms
+from engine.images import EncodedFiles
+from engine.models.model import Model, Source, latents_of
 from engine.models.repository import Catalog
-from engine.service.call import current
-from engine.service.request_parser import Files, Source, count_of, count_sent, latents_of, read_output, size_sent
-from engine.service.response import Answer, StreamAnswer, answer
+from engine.service.request_parser import count_sent, read_output, size_sent
+from engine.service.request_scope import Call, RequestScope
+from engine.service.response import Answer, StreamAnswer
 from engine.service.status import domain_error, shortened
 from framing import Frame
 from protos import dfcvae_pb2 as pb
@@ -58,8 +59,8 @@ class _Source:
         mu = 0 if self.encoded is None else self.encoded[1].nbytes
         return mu + (self._given.nbytes if isinstance(self._given, np.ndarray) else 0) + self._size
 
-    def read(self, model: Model) -> Source:
-        """Its images or latents, for a model.
+    def read(self, scope: RequestScope) -> Source:
+        """Its images or latents, for the model of a request.
 
         Raises:
             InvalidRequest: When they can't be used.
@@ -68,19 +69,19 @@ class _Source:
             raise InvalidRequest(self._fault, "source")
         if self._request is None:
             assert self._given is not None
-            if latents_of(self._given) is None and self._frame != model.bundle.manifest.frame:
+            if latents_of(self._given) is None and self._frame != scope.model.bundle.manifest.frame:
                 raise InvalidRequest("the stream's last source was framed for another model; send it again", "source")
             return self._given
-        source = model.reader.source(self._request)
+        source = scope.parser.source(self._request)
         assert source is not None, "a request is a source only if it has one"
         return source
 
     def take(self, given: Source, model: Model) -> None:
         """Keeps what was read, in place of the request, once it is decoded."""
-        pixels = given.pixels if isinstance(given, Files) else given
+        pixels = given.pixels if isinstance(given, EncodedFiles) else given
         if self._request is not None and pixels is not None:
             # A copy: raw pixels and latents are a part of the request's bytes.
-            self._given = pixels if isinstance(given, Files) else pixels.copy()
+            self._given = pixels if isinstance(given, EncodedFiles) else pixels.copy()
             self._frame, self._request, self._size = model.bundle.manifest.frame, None, 0
 
     def refuse(self, error: InvalidRequest) -> None:
@@ -145,12 +146,12 @@ class EditStream:
 
     Args:
         catalog: What is served.
-        terms: Gives the terms of a request.
+        call: Which the stream is.
     """
 
-    def __init__(self, catalog: Catalog, terms: Callable[[pb.EditStreamRequest], Terms]) -> None:
+    def __init__(self, catalog: Catalog, call: Call) -> None:
         self._catalog = catalog
-        self._terms = terms
+        self._call = call
 
     async def answers(self, requests: AsyncIterator[pb.EditStreamRequest], ahead: int) -> AsyncIterator[Response]:
         """One answer for each request, in their order.
@@ -158,14 +159,10 @@ class EditStream:
         At most `ahead` requests, and no more images than one request may have, are read before their answers are
         taken: a client that doesn't read is not read.
         """
-        loop, stream = asyncio.get_running_loop(), current().stream
+        loop, hold = asyncio.get_running_loop(), self._call.hold
         started: asyncio.Queue[_Work | None] = asyncio.Queue()
         room = _Room(ahead)
         source: _Source | None = None
-
-        def hold(size: int) -> None:
-            if stream is not None:
-                stream.hold(size)
 
         async def read() -> None:
             nonlocal source
@@ -216,22 +213,22 @@ class EditStream:
             if source is None:
                 raise InvalidRequest("the stream has no source yet; set images or latents", "source")
             edited = await (self._edit(request, source) if new else self._edit_again(request, source))
-            _tell("OK", "")
+            self._call.replied("OK", "")
             return StreamAnswer(edited, request.id)
         except Exception as error:
             told = domain_error(error, "a request of a stream")
             code, message, wait_s = grpc.StatusCode[told.status], shortened(str(told)), told.retry_after_s or 0.0
             release_frames(error)
-        _tell(code.name, message)
+        self._call.replied(code.name, message)
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
         return pb.EditStreamResponse(error=wrong, id=request.id)
 
     async def _edit(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
         """Edits a source that has just come."""
         try:
-            with self._catalog.get(request.model).lease() as model:
+            with RequestScope(self._catalog, self._call, request, request.model) as scope:
                 try:
-                    return await self._edited(request, model, source.read(model), source)
+                    return await self._edited(request, scope, source.read(scope), source)
                 except InvalidRequest as error:
                     source.refuse(error)
                     raise
@@ -241,29 +238,26 @@ class EditStream:
     async def _edit_again(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
         """Edits the latents of a source that came before."""
         await source.answered.wait()
-        with self._catalog.get(request.model or source.model).lease() as model:
+        with RequestScope(self._catalog, self._call, request, request.model or source.model) as scope:
             # Another model, perhaps loaded meanwhile, has other latents.
-            if source.encoded is not None and source.encoded[0]() is model:
-                return await self._edited(request, model, source.encoded[1], source)
+            if source.encoded is not None and source.encoded[0]() is scope.model:
+                return await self._edited(request, scope, source.encoded[1], source)
             try:
-                return await self._edited(request, model, source.read(model), source)
+                return await self._edited(request, scope, source.read(scope), source)
             except InvalidRequest as error:
                 if error.field.startswith(("images", "latents")):
                     raise InvalidRequest(f"the stream's last source was refused: {error}", "source") from None
                 raise
 
-    async def _edited(self, request: pb.EditStreamRequest, model: Model, given: Source, source: _Source) -> Answer:
-        terms, output = self._terms(request), read_output(request)
-        move = model.reader.move(request.edits, request.keep)
+    async def _edited(
+        self, request: pb.EditStreamRequest, scope: RequestScope, given: Source, source: _Source
+    ) -> Answer:
+        output, model = read_output(request), scope.model
+        move = scope.parser.move(request.edits, request.keep)
         try:
-            with current().spending(count_of(given)):
+            with scope.admit(len(given)) as terms:
                 images, mu = await model.edit(given, move, terms, decode=output.images)
         finally:
             source.take(given, model)
         source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
-        return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
-
-
-def _tell(code: str, error: str) -> None:
-    if (stream := current().stream) is not None:
-        stream.replied(code, error)
+        return await scope.respond(pb.EditResponse(), output, images, mu + move.step if output.latents else None)

@@ -16,10 +16,10 @@ from typing import Any
 import grpc
 
 from engine.access.admission import Admission, CallPermit, Guards
-from engine.access.auth import RateLimit, name_in_certificate
+from engine.access.auth import name_in_certificate
 from engine.errors import EngineError, ShuttingDown
 from engine.service.call_scope import CallScope, CallServices
-from engine.service.request_stream import Messages
+from engine.service.request_stream import RequestStream
 from engine.service.status import Refusal, refusal
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
@@ -67,7 +67,7 @@ class CallInterceptor:
         self.metrics = metrics
         self._max_stream_idle_s = max_stream_idle_s
         self._services = CallServices(self.admission, CallLog(logging.getLogger("engine.service")), tracing)
-        self._streams: set[Messages] = set()
+        self._streams: set[RequestStream] = set()
         metrics.gauge("calls_in_flight", "Calls whose answer has not left.", lambda: self.admission.total.calls)
         metrics.gauge(
             "bytes_in_flight",
@@ -153,13 +153,13 @@ class CallInterceptor:
 
     def _answering(self, method: MethodFigures, handler: Any) -> Callable[[bytes, Any], Any]:
         decode, encode, answer = handler.request_deserializer, handler.response_serializer, handler.unary_unary
-        services, account = self._services, _Account(self.admission.guards.rate, method)
+        services = self._services
 
         async def call(request: bytes, context: Any) -> bytes:
             with CallScope(services, method, context) as scope:
-                scope.begin(account)
+                scope.begin()
                 method.received(len(request))
-                response: bytes = encode(await answer(decode(request), context))
+                response: bytes = encode(await answer(decode(request), scope))
                 method.sent_bytes += len(response)
                 context.permit.answered(len(request), len(response))
                 return response
@@ -169,30 +169,20 @@ class CallInterceptor:
 
     def _conversing(self, method: MethodFigures, handler: Any) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         decode, encode, answers = handler.request_deserializer, handler.response_serializer, handler.stream_stream
-        account = _Account(self.admission.guards.rate, method)
 
         async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
             with CallScope(self._services, method, context) as scope:
-                scope.begin(account)
-                messages = Messages(
-                    context,
-                    decode,
-                    method,
-                    check=scope.check,
-                    failed=scope.failed_inside,
-                    max_idle_s=self._max_stream_idle_s,
-                )
-                scope.call.stream = messages
+                scope.begin()
+                messages = RequestStream(context, decode, method, check=scope.check, max_idle_s=self._max_stream_idle_s)
                 self._streams.add(messages)
                 try:
-                    async with aclosing(answers(messages, context)) as responses:
+                    async with aclosing(answers(messages, scope)) as responses:
                         async for response in responses:
                             data = encode(response)
                             method.sent_bytes += len(data)
                             yield data
                             messages.answered()
                 finally:
-                    scope.call.stream = None  # they know each other, and so would stay until Python looks for such
                     messages.close()
                     self._streams.discard(messages)
                 if messages.cut_off:
@@ -201,25 +191,6 @@ class CallInterceptor:
             await scope.refuse()
 
         return call
-
-
-class _Account:
-    """As `engine.service.call.Account` says, for the calls of a method."""
-
-    def __init__(self, rate: RateLimit | None, method: MethodFigures) -> None:
-        self._rate = rate
-        self._method = method
-
-    def spend(self, client: str, images: int) -> None:
-        if self._rate is not None:
-            self._rate.spend(client, images)
-
-    def give_back(self, client: str, images: int) -> None:
-        if self._rate is not None:
-            self._rate.give_back(client, images)
-
-    def count(self, images: int) -> None:
-        self._method.images += images
 
 
 class _Registrar:

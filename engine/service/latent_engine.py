@@ -3,9 +3,9 @@
 Shapes: N images of side S, latents of dimension D.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,21 +18,19 @@ from engine.bundle import Preprocessing
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS
 from engine.latents import linear, spherical
-from engine.models.model import MAX_MESSAGE_BYTES, Model, Terms
+from engine.models.model import MAX_MESSAGE_BYTES, Model, Source, Terms
 from engine.models.repository import Catalog
-from engine.service.call import current
 from engine.service.edit_stream import EditStream
 from engine.service.request_parser import (
     Output,
-    Source,
-    count_of,
     latent_batch,
     parser,
     read_form,
+    read_gaussian,
     read_output,
-    read_priority,
 )
-from engine.service.response import Answer, StreamAnswer, answer, serialize
+from engine.service.request_scope import Call, RequestScope
+from engine.service.response import Answer, StreamAnswer, serialize
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
@@ -87,91 +85,81 @@ class LatentEngine:
         self._catalog = catalog
         self._limits = limits
 
-    async def Encode(self, request: pb.EncodeRequest, context: Any) -> pb.EncodeResponse:  # noqa: N802
+    async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
         """Images to mu and log_var."""
-        terms = _terms(request, context)
-        with self._catalog.get(request.model).lease() as model:
-            images = model.reader.images(request.images)
-            with current().spending(count_of(images)):
-                mu, log_var = await model.encode(images, terms)
+        with self._scope(request, call) as scope:
+            images = scope.parser.images(request.images)
+            with scope.admit(len(images)) as terms:
+                mu, log_var = await scope.model.encode(images, terms)
         return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
 
-    async def Decode(self, request: pb.DecodeRequest, context: Any) -> Answer:  # noqa: N802
+    async def Decode(self, request: pb.DecodeRequest, call: Call) -> Answer:  # noqa: N802
         """Latents to images."""
-        terms = _terms(request, context)
-        output = Output(True, False, *read_form(request.output))
-        with self._catalog.get(request.model).lease() as model:
-            latents = model.reader.latents(request.latents)
-            with current().spending(len(latents)):
-                images = await model.decode(latents, terms)
-            return await answer(pb.DecodeResponse(), model, output, images)
+        with self._scope(request, call) as scope:
+            output = Output(True, False, *read_form(request.output))
+            latents = scope.parser.latents(request.latents)
+            with scope.admit(len(latents)) as terms:
+                images = await scope.model.decode(latents, terms)
+            return await scope.respond(pb.DecodeResponse(), output, images)
 
-    async def Edit(self, request: pb.EditRequest, context: Any) -> Answer:  # noqa: N802
+    async def Edit(self, request: pb.EditRequest, call: Call) -> Answer:  # noqa: N802
         """Images or latents, moved along directions."""
-        terms = _terms(request, context)
-        output = read_output(request)
-        if not request.edits:
-            raise InvalidRequest("edits is empty; name at least one attribute or direction", "edits")
-        with self._catalog.get(request.model).lease() as model:
-            move = model.reader.move(request.edits, request.keep)
-            source = model.reader.source(request)
+        with self._scope(request, call) as scope:
+            output = read_output(request)
+            if not request.edits:
+                raise InvalidRequest("edits is empty; name at least one attribute or direction", "edits")
+            move = scope.parser.move(request.edits, request.keep)
+            source = scope.parser.source(request)
             if source is None:
                 raise InvalidRequest("the request has no source; set images or latents", "source")
-            with current().spending(count_of(source)):
-                images, mu = await model.edit(source, move, terms, decode=output.images)
-            return await answer(pb.EditResponse(), model, output, images, mu + move.step if output.latents else None)
+            with scope.admit(len(source)) as terms:
+                images, mu = await scope.model.edit(source, move, terms, decode=output.images)
+            return await scope.respond(pb.EditResponse(), output, images, mu + move.step if output.latents else None)
 
     async def EditStream(  # noqa: N802
-        self, requests: AsyncIterator[pb.EditStreamRequest], context: Any
+        self, requests: AsyncIterator[pb.EditStreamRequest], call: Call
     ) -> AsyncIterator[StreamAnswer | pb.EditStreamResponse]:
         """Edits one after the other."""
-        stream = EditStream(self._catalog, lambda request: _terms(request, context))
-        async for response in stream.answers(requests, _REQUESTS_AHEAD):
+        async for response in EditStream(self._catalog, call).answers(requests, _REQUESTS_AHEAD):
             yield response
 
-    async def Interpolate(  # noqa: N802
-        self, request: pb.InterpolateRequest, context: Any
-    ) -> Answer:
+    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> Answer:  # noqa: N802
         """Walks between images or latents."""
-        terms = _terms(request, context)
-        output = read_output(request)
-        if request.walk not in _WALKS:
-            raise InvalidRequest(f"walk is {request.walk}, which is none of Walk's values", "walk")
-        if request.steps < 2:
-            raise InvalidRequest(f"steps is {request.steps}; a walk has at least 2 points, its ends", "steps")
-        with self._catalog.get(request.model).lease() as model:
-            start, end = _read_end(model, request, "start"), _read_end(model, request, "end")
-            count = count_of(start)
-            if count != count_of(end):
-                raise InvalidRequest(f"start has {count} images or latents, end has {count_of(end)}; send pairs", "end")
+        with self._scope(request, call) as scope:
+            output = read_output(request)
+            if request.walk not in _WALKS:
+                raise InvalidRequest(f"walk is {request.walk}, which is none of Walk's values", "walk")
+            if request.steps < 2:
+                raise InvalidRequest(f"steps is {request.steps}; a walk has at least 2 points, its ends", "steps")
+            start, end = _read_end(scope, request, "start"), _read_end(scope, request, "end")
+            count = len(start)
+            if count != len(end):
+                raise InvalidRequest(f"start has {count} images or latents, end has {len(end)}; send pairs", "end")
             points = count * request.steps
-            model.reader.check_count(points, "steps", "ask for")
-            with current().spending(points), model.room(points, terms) as room:
-                ends = await _encode_ends(model, start, end, terms)
-                latents = await _compute(model, points, lambda: _WALKS[request.walk](*ends, request.steps))
-                images = await model.decode(latents, terms, room=room) if output.images else None
-            return await answer(pb.InterpolateResponse(), model, output, images, latents)
+            with scope.admit(points, "steps", "ask for", decodes=True) as terms:
+                ends = await _encode_ends(scope.model, start, end, terms)
+                walk = partial(_WALKS[request.walk], *ends, request.steps)
+                latents = await _compute(scope.model, points, walk, terms)
+                images = await scope.model.decode(latents, terms) if output.images else None
+            return await scope.respond(pb.InterpolateResponse(), output, images, latents)
 
-    async def Sample(self, request: pb.SampleRequest, context: Any) -> Answer:  # noqa: N802
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> Answer:  # noqa: N802
         """Draws latents and decodes them."""
-        terms = _terms(request, context)
-        output = read_output(request)
-        temperature = request.temperature if request.HasField("temperature") else 1.0
-        if not 0 <= temperature <= _MAX_TEMPERATURE:
-            raise InvalidRequest(
-                f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
-            )
-        with self._catalog.get(request.model).lease() as model:
-            model.reader.check_count(request.count, "count", "ask for")
-            gaussian = model.gaussian(request.distribution)
-            with current().spending(request.count), model.room(request.count, terms) as room:
-                latents = await _compute(
-                    model, request.count, lambda: gaussian.draw(request.count, request.seed, temperature)
+        with self._scope(request, call) as scope:
+            output = read_output(request)
+            temperature = request.temperature if request.HasField("temperature") else 1.0
+            if not 0 <= temperature <= _MAX_TEMPERATURE:
+                raise InvalidRequest(
+                    f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
                 )
-                images = await model.decode(latents, terms, room=room) if output.images else None
-            return await answer(pb.SampleResponse(), model, output, images, latents)
+            gaussian = read_gaussian(request, scope.model.gaussians)
+            with scope.admit(request.count, "count", "ask for", decodes=True) as terms:
+                draw = partial(gaussian.draw, request.count, request.seed, temperature)
+                latents = await _compute(scope.model, request.count, draw, terms)
+                images = await scope.model.decode(latents, terms) if output.images else None
+            return await scope.respond(pb.SampleResponse(), output, images, latents)
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:  # noqa: N802
+    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
         """What is served."""
         model = self._catalog.get(request.model)
         manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
@@ -200,9 +188,12 @@ class LatentEngine:
             model=model.name,
             models=self._catalog.names,
             fingerprint=model.fingerprint,
-            distributions=model.distributions,
+            distributions=[pb.Distribution.Value(f"DISTRIBUTION_{name.upper()}") for name in model.gaussians],
             max_delay_ms=model.settings.max_delay * 1000,
         )
+
+    def _scope(self, request: Any, call: Call) -> RequestScope:
+        return RequestScope(self._catalog, call, request, request.model)
 
 
 def add_to_server(engine: LatentEngine, server: Any) -> None:
@@ -235,23 +226,17 @@ def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
     )
 
 
-def _terms(request: Any, context: Any) -> Terms:
-    remaining = context.time_remaining()
-    deadline = None if remaining is None else asyncio.get_running_loop().time() + float(remaining)
-    return Terms(deadline, current().client, read_priority(request))
-
-
-def _read_end(model: Model, request: pb.InterpolateRequest, name: str) -> Source:
-    source = model.reader.source(getattr(request, name), f"{name}.")
+def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) -> Source:
+    source = scope.parser.source(getattr(request, name), f"{name}.")
     if source is None:
         raise InvalidRequest(f"{name} has no source; set {name}.images or {name}.latents", name)
     return source
 
 
-async def _compute(model: Model, count: int, latents: Callable[[], Floats]) -> Floats:
+async def _compute(model: Model, count: int, latents: Callable[[], Floats], terms: Terms) -> Floats:
     """Computes that many latents, off the event loop where it would be held up by them."""
     few = count * model.bundle.manifest.latent_dim**2 <= _FEW
-    return latents() if few else await model.codec.work(latents)
+    return latents() if few else await model.codec.work(latents, terms.client)
 
 
 async def _encode_ends(model: Model, start: Source, end: Source, terms: Terms) -> tuple[Floats, Floats]:

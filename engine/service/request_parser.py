@@ -4,9 +4,8 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,9 @@ from google.protobuf.message import Message
 
 from engine.bundle import Manifest
 from engine.errors import InvalidRequest
-from engine.images import FILE_FORMATS, from_raw
-from engine.latents import Directions, Move
+from engine.images import FILE_FORMATS, EncodedFiles, from_raw
+from engine.latents import Directions, Gaussian, Move
+from engine.models.model import FITTED, STANDARD, Images, Source
 from engine.service.zero_copy import Lifted, lift, tree_of
 from protos import dfcvae_pb2 as pb
 
@@ -30,6 +30,11 @@ _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: None,
     pb.IMAGE_FORMAT_RAW: None,
     **{pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}"): name for name in FILE_FORMATS},
+}
+_DISTRIBUTIONS: dict[int, str] = {
+    pb.DISTRIBUTION_UNSPECIFIED: "",
+    pb.DISTRIBUTION_STANDARD: STANDARD,
+    pb.DISTRIBUTION_FITTED: FITTED,
 }
 _PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: 0,
@@ -57,27 +62,6 @@ def parser(kind: type[Message]) -> Callable[[bytes], Any]:
     return parse
 
 
-@dataclass(slots=True)
-class Files:
-    """Image files.
-
-    Attributes:
-        contents: The files.
-        field: Where they came in.
-        pixels: What they show, uint8 [N, S, S, 3], once they are decoded.
-    """
-
-    contents: Sequence[bytes]
-    field: str
-    pixels: Bytes | None = None
-
-
-Images: TypeAlias = Bytes | Files
-"""Pixels, uint8 [N, S, S, 3], or files."""
-Source: TypeAlias = Images | Floats
-"""Images, or latents, float32 [N, D]."""
-
-
 class Output(NamedTuple):
     """What is to come back.
 
@@ -94,7 +78,7 @@ class Output(NamedTuple):
     quality: int
 
 
-class Reader:
+class RequestParser:
     """Reads the requests for one model. Its methods raise InvalidRequest, or UnknownAttribute for a name.
 
     Args:
@@ -129,7 +113,7 @@ class Reader:
         if not files:
             raise InvalidRequest(f"{field}.files is empty; send at least one image", f"{field}.files")
         self.check_count(len(files), f"{field}.files")
-        return Files(files, f"{field}.files")
+        return EncodedFiles(files, f"{field}.files")
 
     def latents(self, batch: pb.LatentBatch, field: str = "latents") -> Floats:
         """Latents of a request, float32 [N, D]."""
@@ -188,11 +172,6 @@ class Reader:
         return _floats(one.direction)
 
 
-def count_of(source: Source) -> int:
-    """Number N of images or latents."""
-    return len(source) if isinstance(source, np.ndarray) else len(source.contents)
-
-
 def count_sent(message: Any) -> int:
     """Images or latents that a message with a source says that it has, true or not."""
     if message.WhichOneof("source") == "latents":
@@ -207,11 +186,6 @@ def size_sent(message: Any) -> int:
     return int(message.ByteSize()) + len(raw)
 
 
-def latents_of(source: Source) -> Floats | None:
-    """The latents, if it is latents rather than images."""
-    return cast(Floats, source) if isinstance(source, np.ndarray) and source.dtype == np.float32 else None
-
-
 def read_priority(request: Any) -> int:
     """Priority of a request: -1, 0 or 1."""
     try:
@@ -220,6 +194,21 @@ def read_priority(request: Any) -> int:
         raise InvalidRequest(
             f"priority is {request.priority}, which is none of Priority's values", "priority"
         ) from None
+
+
+def read_gaussian(request: Any, known: Mapping[str, Gaussian]) -> Gaussian:
+    """What a request with `distribution` draws from, of what its model has by name, the default first."""
+    if request.distribution not in _DISTRIBUTIONS:
+        raise InvalidRequest(
+            f"distribution is {request.distribution}, which is none of Distribution's values", "distribution"
+        )
+    name = _DISTRIBUTIONS[request.distribution] or next(iter(known))
+    if name not in known:
+        raise InvalidRequest(
+            "distribution: this bundle has no fitted one; use DISTRIBUTION_STANDARD, or build the bundle again",
+            "distribution",
+        )
+    return known[name]
 
 
 def read_output(request: Any) -> Output:

@@ -18,7 +18,7 @@ _LOOK_S = 0.01
 _NOBODYS = Context()
 
 
-class Messages:
+class RequestStream:
     """The messages of a stream, to its end or until the server's; each has one answer, in their order.
 
     Args:
@@ -26,7 +26,6 @@ class Messages:
         decode: Makes a message of bytes.
         method: Counts them.
         check: Is called for each message, and by `recheck`; raises what ends the stream instead.
-        failed: Takes status and sentence of an answer that is an error.
         max_idle_s: How long the client may be silent.
     """
 
@@ -37,14 +36,12 @@ class Messages:
         method: MethodFigures,
         *,
         check: Callable[[], None],
-        failed: Callable[[str, str], None],
         max_idle_s: float,
     ) -> None:
         self._context = context
         self._decode = decode
         self._method = method
         self._check = check
-        self._failed = failed
         self._max_idle_s = max_idle_s
         self._sizes: deque[int] = deque()  # of the messages without an answer
         self._interrupted = False
@@ -60,7 +57,7 @@ class Messages:
         """Whether the client may have had more to say."""
         return self._interrupted and not self._complete
 
-    def __aiter__(self) -> "Messages":
+    def __aiter__(self) -> "RequestStream":
         return self
 
     async def __anext__(self) -> Any:
@@ -92,16 +89,6 @@ class Messages:
         if self._sizes:
             self._context.permit.answered(self._sizes.popleft())
             self._last = self._loop.time()
-
-    def hold(self, size: int) -> None:
-        """As `engine.service.call.Stream` says."""
-        self._context.permit.hold(size)
-
-    def replied(self, code: str, error: str) -> None:
-        """As `engine.service.call.Stream` says."""
-        self._method.answered(code)
-        if error:
-            self._failed(code, error)
 
     def close(self) -> None:
         """Nobody reads any more."""

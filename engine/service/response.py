@@ -81,7 +81,13 @@ def serialize(response: Any) -> bytes:
 
 
 async def answer(
-    message: Any, model: Model, output: Output, images: Bytes | None, latents: Floats | None = None
+    message: Any,
+    model: Model,
+    output: Output,
+    images: Bytes | None,
+    latents: Floats | None = None,
+    *,
+    client: str = "",
 ) -> Answer:
     """What is to come back.
 
@@ -91,12 +97,13 @@ async def answer(
         output: What is wanted.
         images: Resulting images, uint8 [N, S, S, 3], if there are any.
         latents: Resulting latents, float32 [N, D].
+        client: Whose they are to be.
     """
     if output.latents and latents is not None:
         message.latents.CopyFrom(latent_batch(latents))
     if images is None or output.file_format is None:
         return Answer(message, images)
-    files = await model.codec.encode(images, output.file_format, output.quality or DEFAULT_QUALITY)
+    files = await model.codec.encode(images, output.file_format, output.quality or DEFAULT_QUALITY, client)
     message.images.files.files.extend(files)
     return Answer(message)
 

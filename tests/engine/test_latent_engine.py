@@ -21,11 +21,18 @@ from engine.service.latent_engine import LatentEngine, Limits, handlers_of
 from protos import dfcvae_pb2 as pb
 
 
-class NoDeadline:
-    """What the service asks of gRPC's context."""
+class LocalCall:
+    """What the service asks of a call: it has no deadline, and nobody counts."""
+
+    client = "local"
 
     def time_remaining(self) -> None:
         return None
+
+    def spend(self, images: int) -> None:
+        pass
+
+    give_back = count = spend
 
 
 def serve(bundle: Path, scenario: Callable[[LatentEngine], Awaitable[None]]) -> None:
@@ -69,9 +76,9 @@ def test_others_are_answered_while_much_is_sampled(
         request = pb.InterpolateRequest(start=END, end=END, steps=1024, result=result)
 
     async def scenario(engine: LatentEngine) -> None:
-        call = asyncio.ensure_future(getattr(engine, method)(request, NoDeadline()))
+        call = asyncio.ensure_future(getattr(engine, method)(request, LocalCall()))
         await asyncio.to_thread(slow.began.wait)
-        assert (await engine.GetModel(pb.GetModelRequest(), NoDeadline())).latent_dim == LATENT_DIM
+        assert (await engine.GetModel(pb.GetModelRequest(), LocalCall())).latent_dim == LATENT_DIM
         slow.go.set()
         await call
 

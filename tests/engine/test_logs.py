@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.service.call import Call, enter
 from engine.telemetry import logs
-from engine.telemetry.logs import CallLog
+from engine.telemetry.logs import CallLog, request_id
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +19,7 @@ def _leave_logging_as_it_was() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    enter(Call())
+    request_id.set("")
 
 
 def written(capsys: pytest.CaptureFixture[str]) -> str:
@@ -33,7 +32,7 @@ def test_lines_for_people_name_the_call(capsys: pytest.CaptureFixture[str]) -> N
     logs.set_up("info", "text")
     logger = logging.getLogger("engine.somewhere")
     logger.info("outside of calls")
-    enter(Call(request_id="id-1"))
+    request_id.set("id-1")
     logger.warning("%d inside", 1)
     logger.debug("not shown")
     outside, inside = written(capsys).splitlines()
@@ -43,7 +42,7 @@ def test_lines_for_people_name_the_call(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_json_has_one_object_a_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("debug", "json")
-    enter(Call(request_id="id-2"))
+    request_id.set("id-2")
     logger = logging.getLogger("engine.somewhere")
     logger.info('line\nbreak, "quotes" and ü')
     try:
@@ -89,7 +88,7 @@ def test_answered_calls_are_lines_for_debugging_only(capsys: pytest.CaptureFixtu
 
 def test_a_failed_answer_of_a_stream_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("info", "json")
-    enter(Call(request_id="id-3"))
+    request_id.set("id-3")
     CallLog(logging.getLogger("engine.service")).failed_in_stream(
         "EditStream", "NOT_FOUND", "anna", "no such attribute"
     )
