@@ -4,7 +4,7 @@ import asyncio
 import math
 import weakref
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import grpc
 import numpy as np
@@ -26,6 +26,16 @@ Response = StreamAnswer | pb.EditStreamResponse
 
 # As many images as one request may have, whatever the model; so requests for several models can be added up.
 _WHOLE = 2**32
+
+
+class StreamCall(Call, Protocol):
+    """The call that a stream is."""
+
+    def hold(self, size: int) -> None:
+        """It holds `size` bytes more until its end, or fewer where that is negative."""
+
+    def replied(self, code: str, error: str) -> None:
+        """A request was answered: "OK", or the gRPC status of the error in its answer and the sentence."""
 
 
 class _Source:
@@ -149,7 +159,7 @@ class EditStream:
         call: Which the stream is.
     """
 
-    def __init__(self, catalog: Catalog, call: Call) -> None:
+    def __init__(self, catalog: Catalog, call: StreamCall) -> None:
         self._catalog = catalog
         self._call = call
 

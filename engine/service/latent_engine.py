@@ -20,8 +20,9 @@ from engine.images import MAX_FILE_PIXELS
 from engine.latents import linear, spherical
 from engine.models.model import MAX_MESSAGE_BYTES, Model, Source, Terms
 from engine.models.repository import Catalog
-from engine.service.edit_stream import EditStream
+from engine.service.edit_stream import EditStream, StreamCall
 from engine.service.request_parser import (
+    DISTRIBUTIONS,
     Output,
     latent_batch,
     parser,
@@ -117,7 +118,7 @@ class LatentEngine:
             return await scope.respond(pb.EditResponse(), output, images, mu + move.step if output.latents else None)
 
     async def EditStream(  # noqa: N802
-        self, requests: AsyncIterator[pb.EditStreamRequest], call: Call
+        self, requests: AsyncIterator[pb.EditStreamRequest], call: StreamCall
     ) -> AsyncIterator[StreamAnswer | pb.EditStreamResponse]:
         """Edits one after the other."""
         async for response in EditStream(self._catalog, call).answers(requests, _REQUESTS_AHEAD):
@@ -188,7 +189,7 @@ class LatentEngine:
             model=model.name,
             models=self._catalog.names,
             fingerprint=model.fingerprint,
-            distributions=[pb.Distribution.Value(f"DISTRIBUTION_{name.upper()}") for name in model.gaussians],
+            distributions=[DISTRIBUTIONS[name] for name in model.gaussians],
             max_delay_ms=model.settings.max_delay * 1000,
         )
 

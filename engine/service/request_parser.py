@@ -31,11 +31,9 @@ _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_RAW: None,
     **{pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}"): name for name in FILE_FORMATS},
 }
-_DISTRIBUTIONS: dict[int, str] = {
-    pb.DISTRIBUTION_UNSPECIFIED: "",
-    pb.DISTRIBUTION_STANDARD: STANDARD,
-    pb.DISTRIBUTION_FITTED: FITTED,
-}
+DISTRIBUTIONS = {STANDARD: pb.DISTRIBUTION_STANDARD, FITTED: pb.DISTRIBUTION_FITTED}
+"""What a model's Gaussians are on the wire."""
+
 _PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: 0,
     pb.PRIORITY_NORMAL: 0,
@@ -198,11 +196,11 @@ def read_priority(request: Any) -> int:
 
 def read_gaussian(request: Any, known: Mapping[str, Gaussian]) -> Gaussian:
     """What a request with `distribution` draws from, of what its model has by name, the default first."""
-    if request.distribution not in _DISTRIBUTIONS:
+    names = {pb.DISTRIBUTION_UNSPECIFIED: next(iter(known)), **{value: name for name, value in DISTRIBUTIONS.items()}}
+    if (name := names.get(request.distribution)) is None:
         raise InvalidRequest(
             f"distribution is {request.distribution}, which is none of Distribution's values", "distribution"
         )
-    name = _DISTRIBUTIONS[request.distribution] or next(iter(known))
     if name not in known:
         raise InvalidRequest(
             "distribution: this bundle has no fitted one; use DISTRIBUTION_STANDARD, or build the bundle again",

@@ -46,12 +46,6 @@ class Call(Protocol):
     def count(self, images: int) -> None:
         """Counts what was spent and stays so."""
 
-    def hold(self, size: int) -> None:
-        """A stream holds `size` bytes more until its end, or fewer where that is negative."""
-
-    def replied(self, code: str, error: str) -> None:
-        """A stream's request was answered: "OK", or the gRPC status of the error in its answer and the sentence."""
-
 
 class RequestScope:
     """A request while it is worked on, as a context that leases its model.
