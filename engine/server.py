@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from engine.access.admission import WINDOW_BYTES, Guards
-from engine.access.auth import RateLimit, Tokens
+from engine.access.auth import Tokens
+from engine.access.rate_limit import RateLimit
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.config import ServerConfig

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from engine.access.auth import RateLimit, Tokens
+from engine.access.auth import Tokens
+from engine.access.rate_limit import RateLimit
 from engine.errors import EngineError, NotReady, Overloaded, ShuttingDown
 
 logger = logging.getLogger(__name__)
