@@ -26,7 +26,7 @@ from typing import Any
 from gpu_speed import Timing, measure, table
 
 from engine.backends import CPU, CUDA, Backend, open_backend, open_graphs
-from engine.backends.tensor_rt import require_device
+from engine.backends.tensorrt import require_device
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.proof.figures import Report

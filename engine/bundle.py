@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import BundleError, DirectionsError
-from engine.files import open_regular, read_text
 from engine.latents import Directions
+from engine.process.files import open_regular, read_text
 from framing import Frame, Landmarks
 
 FORMAT_VERSION = 4

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import tyro
 
-from engine.address import is_local
 from engine.backends.base import DEVICE_RULE, is_device
 from engine.errors import StartupError
+from engine.transport.address import is_local
 
 if sys.version_info >= (3, 11):
     import tomllib

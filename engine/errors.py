@@ -1,7 +1,7 @@
 """The domain errors of the engine: one small tree, no transport in it.
 
 Every error carries a sentence for the person who reads it: what was wrong, with which value, and how to
-mend it; some say more to programs: the field of the request, or when to try again. `engine.calls.details` turns them
+mend it; some say more to programs: the field of the request, or when to try again. `engine.service.status` turns them
 into gRPC statuses.
 """
 

@@ -8,25 +8,25 @@ from typing import Any
 
 import grpc
 
-from engine import address
-from engine.allocator import share_freed_memory
+from engine.access.admission import WINDOW_BYTES, Guards
+from engine.access.auth import Tokens
+from engine.access.rate_limit import RateLimit
 from engine.backends import Backend
 from engine.bundle import Bundle
-from engine.calls.access import RateLimit, Tokens
-from engine.calls.admission import WINDOW_BYTES, Guards
-from engine.calls.interceptor import CallInterceptor
 from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.images import PixelBudget
-from engine.job import in_thread
-from engine.serving import health, reflection
-from engine.serving.catalog import Catalog
-from engine.serving.model import Settings
-from engine.serving.service import SERVICE_NAME, LatentEngine, Limits, add_to_server
-from engine.signals import Signals, listening
+from engine.models.model import Settings
+from engine.models.repository import Catalog
+from engine.process.allocator import share_freed_memory
+from engine.process.signals import Signals, listening
+from engine.process.threads import in_thread
+from engine.service import health, reflection
+from engine.service.interceptor import CallInterceptor
+from engine.service.latent_engine import SERVICE_NAME, LatentEngine, Limits, add_to_server
 from engine.telemetry.metrics import Metrics
 from engine.telemetry.tracing import Tracing
-from engine.transport import Server, prove
+from engine.transport import Server, address, prove
 from engine.transport.tls import server_credentials
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.backends import BACKENDS, Backend, Bytes, kind_of, open_backend, tensor_rt, warm_up
+from engine.backends import BACKENDS, Backend, Bytes, kind_of, open_backend, tensorrt, warm_up
 from engine.bundle import DECODER, ENCODER, MANIFEST, PROVEN, UNPROVEN, Bundle, Manifest, sha256_of
 from engine.errors import BackendError, ParityError
 from engine.latents import Directions
@@ -219,20 +219,20 @@ def _tensorrt(flags: EngineFlags, winner: Candidate, plans: dict[str, Any]) -> d
         return {}
     device: dict[str, Any]
     if winner.backend == "tensorrt-rtx":
-        targets = list(flags.compute_capability or tensor_rt.DEFAULT_TARGETS)
+        targets = list(flags.compute_capability or tensorrt.DEFAULT_TARGETS)
         device = {
-            "tensorrt-rtx": str(tensor_rt.load_tensorrt("tensorrt-rtx").__version__),
+            "tensorrt-rtx": str(tensorrt.load_tensorrt("tensorrt-rtx").__version__),
             "compute_capabilities": targets,
         }
     else:
         compatibility = flags.hardware_compatibility
-        device = {**tensor_rt.require_device(winner.backend, winner.device), "hardware_compatibility": compatibility}
+        device = {**tensorrt.require_device(winner.backend, winner.device), "hardware_compatibility": compatibility}
     return {"device": device, "builder": {name: plans[name] for name in (*winner.files, winner.edit) if name}}
 
 
 def _why_not_run(winner: Candidate) -> str:
     try:
-        tensor_rt.require_device(winner.backend, winner.device)
+        tensorrt.require_device(winner.backend, winner.device)
     except BackendError as error:
         return str(error).partition(";")[0]
     return "no engine was run"

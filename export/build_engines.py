@@ -33,8 +33,8 @@ from engine.bundle import (
     Manifest,
     Preprocessing,
 )
+from engine.latents import Gaussian
 from engine.proof.truth import Truth
-from engine.sampling import Gaussian
 from engine.version import tell_version
 from export.assemble import Calibration, Say, assemble, outcome
 from export.candidate import Candidate

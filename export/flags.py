@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from engine.backends import BACKENDS, DEVICE_RULE, is_device
-from engine.backends.tensor_rt import TARGETS
+from engine.backends.tensorrt import TARGETS
 from engine.proof.figures import TOLERANCES, Tolerances
 from export.candidate import Candidate
 from export.errors import InputError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.bundle import PRIOR
 from engine.errors import BundleError
-from engine.sampling import Gaussian
+from engine.latents import Gaussian
 from export.errors import InputError
 from export.run import Run, anew
 from trainer.run_folder import belongs

@@ -112,10 +112,10 @@ def _require(option: Option) -> None:
 
 def _can_build(option: Option) -> bool:
     """Whether plans that don't run here can be built here."""
-    from engine.backends import tensor_rt  # noqa: PLC0415
+    from engine.backends import tensorrt  # noqa: PLC0415
 
     try:
-        tensor_rt.load_tensorrt(option.backend)
+        tensorrt.load_tensorrt(option.backend)
         if option.precision == "int8":
             require_nncf()
     except BackendError:

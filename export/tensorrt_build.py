@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.backends.base import CUDA, gpu_of
 from engine.backends.cuda import Cuda
-from engine.backends.tensor_rt import (
+from engine.backends.tensorrt import (
     COMPATIBILITIES,
     DEFAULT_TARGETS,
     TARGETS,

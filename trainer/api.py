@@ -1,6 +1,6 @@
 """The trainer from Python: `from trainer import VAE, presets, train`.
 
-Edits and samples are made by `engine.latents` and `engine.sampling`, pure numpy, so that they are what a server of the
+Edits and samples are made by `engine.latents`, pure numpy, so that they are what a server of the
 same run answers. Training itself never imports this module.
 
 Shapes: N images, S image side, D latent_dim.
@@ -17,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.errors import BundleError, DirectionsError
-from engine.latents import Directions
-from engine.sampling import Gaussian
+from engine.latents import Directions, Gaussian
 from framing import Aligner
 from trainer import model, run_folder, training
 from trainer.artifacts.encode import encode

@@ -36,8 +36,8 @@ with atheris.instrument_imports(include=["PIL", "engine"]):
 
     from engine.bundle import Bundle
     from engine.errors import EngineError
-    from engine.images import decode_file
-    from engine.serving.wire import Files, Reader, read_form, read_output, read_priority
+    from engine.images import EncodedFiles, decode_file
+    from engine.service.request_parser import RequestParser, read_form, read_output, read_priority
     from framing import Frame
 
 from google.protobuf.message import DecodeError
@@ -78,7 +78,7 @@ def read_image(data: bytes) -> None:
                     raise Leak(secret) from error
 
 
-def read_request(reader: Reader, data: bytes) -> None:
+def read_request(reader: RequestParser, data: bytes) -> None:
     """Reads a request all the way to arrays; its first byte says of which method."""
     with suppress(DecodeError):
         kind = GetMessageClass(METHODS[_PATHS[data[0] % len(_PATHS) if data else 0]].input_type)
@@ -87,10 +87,10 @@ def read_request(reader: Reader, data: bytes) -> None:
                 step()
 
 
-def _steps(request: Any, reader: Reader) -> Iterator[Callable[[], object]]:
+def _steps(request: Any, reader: RequestParser) -> Iterator[Callable[[], object]]:
     def source(message: Any) -> None:
         given = reader.source(message)
-        if isinstance(given, Files):
+        if isinstance(given, EncodedFiles):
             for file in given.contents[:2]:
                 decode_file(file, Frame(_SIDE), MAX_PIXELS)
 
@@ -139,7 +139,7 @@ def main() -> None:
         seeds = [*picture_files(24), *bomb_files(200)]
     else:
         bundle = Bundle.load(Path(folder))
-        read = partial(read_request, Reader(bundle.manifest, bundle.directions, _MAX_IMAGES))
+        read = partial(read_request, RequestParser(bundle.manifest, bundle.directions, _MAX_IMAGES))
         seeds = message_seeds(bundle)
     for number, data in enumerate(one for one in seeds if len(one) <= MAX_BYTES):
         Path(corpus, f"seed-{number}").write_bytes(data)

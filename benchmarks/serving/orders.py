@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.bundle import Bundle
-from engine.sampling import Gaussian, linear, spherical
+from engine.latents import Gaussian, linear, spherical
 from export.errors import InputError
 from protos import dfcvae_pb2 as pb
 from serving.reference import Moves, Reference

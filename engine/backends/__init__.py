@@ -111,7 +111,7 @@ def open_graphs(
 
 
 def _require_device_of(manifest: Manifest, device: str) -> None:
-    from engine.backends.tensor_rt import fits, require_device  # noqa: PLC0415
+    from engine.backends.tensorrt import fits, require_device  # noqa: PLC0415
 
     here, built = require_device(manifest.backend, device), manifest.tensorrt.get("device", {})
     if not fits(built, here):

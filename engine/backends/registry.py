@@ -83,7 +83,7 @@ BACKENDS: dict[str, Row] = {
         Row(
             "onnxruntime",
             "ONNX Runtime",
-            "engine.backends.onnx_runtime",
+            "engine.backends.onnxruntime",
             "OnnxRuntimeBackend",
             {CPU: ("fp32", "fp16", "int8"), CUDA: ("fp32", "fp16")},
             {CPU: "cpu", CUDA: "gpu"},
@@ -92,7 +92,7 @@ BACKENDS: dict[str, Row] = {
         Row(
             "openvino",
             "OpenVINO",
-            "engine.backends.open_vino",
+            "engine.backends.openvino",
             "OpenVinoBackend",
             {CPU: ("fp32", "bf16", "int8")},
             {CPU: "openvino"},
@@ -101,7 +101,7 @@ BACKENDS: dict[str, Row] = {
         Row(
             "tensorrt",
             "TensorRT",
-            "engine.backends.tensor_rt",
+            "engine.backends.tensorrt",
             "TensorRtBackend",
             _TENSORRT,
             {CUDA: "tensorrt"},
@@ -111,7 +111,7 @@ BACKENDS: dict[str, Row] = {
         Row(
             "tensorrt-rtx",
             "TensorRT for RTX",
-            "engine.backends.tensor_rt",
+            "engine.backends.tensorrt",
             "TensorRtBackend",
             _TENSORRT,
             {CUDA: "tensorrt-rtx"},

@@ -8,7 +8,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from engine.job import Job
+from engine.process.threads import Job
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, subcommand
 
-from engine.client import commands
-from engine.client.command import Command
+from engine.client.cli import commands
+from engine.client.cli.command import Command
+from engine.client.cli.outputs import UsageError
 from engine.client.errors import ClientError
-from engine.client.outputs import UsageError
 from engine.version import tell_version
 
 Commands = (

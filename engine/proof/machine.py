@@ -31,7 +31,7 @@ def machine_of(manifest: Manifest, threads: int | None = None, device: str | Non
     """
     device, row = device or manifest.device, BACKENDS[manifest.backend]
     if row.plan:
-        from engine.backends.tensor_rt import require_device  # noqa: PLC0415
+        from engine.backends.tensorrt import require_device  # noqa: PLC0415
 
         return {**require_device(manifest.backend, device), "max_batch": str(manifest.max_batch_size)}
     found = {**_versions(row.packages), "cpu": _cpu()}

@@ -26,9 +26,8 @@ from safetensors.numpy import save
 
 from engine.backends import Backend, Bytes, Floats
 from engine.errors import BundleError, ParityError
-from engine.latents import Directions
+from engine.latents import Directions, Gaussian
 from engine.proof.figures import ImageError, LatentError, Stage, Tolerances
-from engine.sampling import Gaussian
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.intp]

@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import Literal, TextIO
 
-from engine.calls.call import current
-
 logger = logging.getLogger(__name__)
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Name of the call that this task answers; empty outside of any."""
 
 FIELDS = ("method", "code", "client", "milliseconds", "error")
 """Extra attributes of log records that become keys of the JSON objects."""
@@ -111,9 +113,9 @@ class BackgroundHandler(logging.Handler):
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:
-    request_id = current().request_id
-    record.request_id = request_id
-    record.tag = f"[{request_id}] " if request_id else ""
+    name = request_id.get()
+    record.request_id = name
+    record.tag = f"[{name}] " if name else ""
     return True
 
 
@@ -128,8 +130,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if request_id := getattr(record, "request_id", ""):
-            entry["request_id"] = request_id
+        if name := getattr(record, "request_id", ""):
+            entry["request_id"] = name
         entry.update({name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
         if record.exc_info:
             entry["trace"] = self.formatException(record.exc_info)

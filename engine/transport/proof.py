@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from engine.errors import StartupError
-from engine.job import in_thread
+from engine.process.threads import in_thread
 from engine.transport.server import Server
 
 _LIMIT_S = 10.0

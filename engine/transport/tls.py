@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from engine.errors import StartupError
-from engine.files import read_bytes
+from engine.process.files import read_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import gpu_stand_in
 import pytest
 from runs import write_run
 
-from engine.backends.tensor_rt import TensorRtBackend
+from engine.backends.tensorrt import TensorRtBackend
 from engine.bundle import Bundle
 from export.build_engines import BuildConfig, build
 

@@ -19,10 +19,10 @@ from google.protobuf.message import Message
 
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.fair_queue import Request
-from engine.calls.call import Call
-from engine.calls.scope import CallScope
 from engine.config import load_config
 from engine.server import serve
+from engine.service.call_scope import CallScope
+from engine.service.request_scope import RequestScope
 from engine.telemetry import logs
 from engine.transport.call import ServerCall
 
@@ -74,7 +74,7 @@ def _is_telling(kind: type) -> bool:
 
 
 def _belongs_to_a_call(kind: type) -> bool:
-    return kind in (Call, Request, ServerCall, CallScope) or (
+    return kind in (Request, ServerCall, CallScope, RequestScope) or (
         kind.__name__.endswith("Request") and issubclass(kind, Message)
     )
 

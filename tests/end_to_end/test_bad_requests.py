@@ -12,7 +12,7 @@ from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of, random_images
 
 from engine.client import Client
-from engine.serving.model import MAX_MESSAGE_BYTES
+from engine.models.model import MAX_MESSAGE_BYTES
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 

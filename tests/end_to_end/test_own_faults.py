@@ -12,12 +12,12 @@ from protos import dfcvae_pb2 as pb
 # The real server, in which what brings decoded pictures to the frame fails.
 FAULTY = """
 import runpy
-import engine.images
+import engine.images.files
 
 def prepare(image, frame):
     raise {error}
 
-engine.images.prepare = prepare
+engine.images.files.prepare = prepare
 runpy.run_module("engine", run_name="__main__", alter_sys=True)
 """
 

@@ -15,7 +15,7 @@ from PIL import Image
 from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
-from engine.sampling import Gaussian, linear, spherical
+from engine.latents import Gaussian, linear, spherical
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 

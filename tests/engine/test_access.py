@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.calls.access import RateLimit, Tokens, name_in_certificate
-from engine.calls.details import refusal
+from engine.access.auth import Tokens, name_in_certificate
+from engine.access.rate_limit import RateLimit
 from engine.errors import RateLimited, StartupError, Unauthenticated
+from engine.service.status import refusal
 from protos import dfcvae_pb2 as pb
 
 ANNA = "a" * 32

@@ -209,7 +209,7 @@ HERE = {"tensorrt": "10.3.0", "gpu": "NVIDIA H100", "compute_capability": "9.0"}
 def test_plans_of_another_gpu_or_tensorrt_are_refused(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, str], message: str
 ) -> None:
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: HERE)
+    monkeypatch.setattr("engine.backends.tensorrt.require_device", lambda *_: HERE)
     change_manifest(bundle, backend="tensorrt", device="cuda", precision="fp16", tensorrt={"device": built})
     expected = (
         rf"{message}.*, this machine has tensorrt 10\.3\.0.*{REBUILD} --force --backend tensorrt --precision fp16"
@@ -220,8 +220,8 @@ def test_plans_of_another_gpu_or_tensorrt_are_refused(
 
 def test_plans_of_this_gpu_are_taken_to_tensorrt(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: HERE)
-    monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *given: opened.append(given[2]))
+    monkeypatch.setattr("engine.backends.tensorrt.require_device", lambda *_: HERE)
+    monkeypatch.setattr("engine.backends.tensorrt.TensorRtBackend", lambda *given: opened.append(given[2]))
     changes = {"device": "cuda", "precision": "fp16", "engine": {**ENGINE, "edit": "decoder.onnx"}}
     change_manifest(bundle, backend="tensorrt", **changes, tensorrt={"device": HERE})
     open_backend(Bundle.load(bundle))
@@ -238,8 +238,8 @@ def test_plans_for_several_kinds_of_gpu_are_taken_to_tensorrt_for_rtx(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Any] = []
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: RTX_HERE)
-    monkeypatch.setattr("engine.backends.tensor_rt.TensorRtBackend", lambda *given: opened.append(given[2].backend))
+    monkeypatch.setattr("engine.backends.tensorrt.require_device", lambda *_: RTX_HERE)
+    monkeypatch.setattr("engine.backends.tensorrt.TensorRtBackend", lambda *given: opened.append(given[2].backend))
     change_manifest(bundle, backend="tensorrt-rtx", device="cuda", precision="fp16", tensorrt={"device": RTX_BUILT})
     open_backend(Bundle.load(bundle))
     assert opened == ["tensorrt-rtx"]
@@ -255,7 +255,7 @@ def test_plans_for_several_kinds_of_gpu_are_taken_to_tensorrt_for_rtx(
 def test_plans_of_tensorrt_for_rtx_for_other_gpus_are_refused(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", lambda *_: RTX_HERE)
+    monkeypatch.setattr("engine.backends.tensorrt.require_device", lambda *_: RTX_HERE)
     change_manifest(bundle, backend="tensorrt-rtx", device="cuda", precision="fp16", tensorrt={"device": built})
     with pytest.raises(BackendError, match=rf"{message}.*{REBUILD} --force --backend tensorrt-rtx"):
         open_backend(Bundle.load(bundle))

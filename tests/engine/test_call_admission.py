@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.calls.admission import Admission, CallPermit, Guards
+from engine.access.admission import Admission, CallPermit, Guards
 from engine.errors import Overloaded
 
 MESSAGE_BYTES = 1_000_000

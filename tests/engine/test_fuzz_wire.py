@@ -11,14 +11,14 @@ from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, tiny_directions
 
 from engine.bundle import FORMAT_VERSION, Engine, Manifest, Preprocessing
 from engine.errors import InvalidRequest
-from engine.serving.wire import Reader, parser
+from engine.service.request_parser import RequestParser, parser
 from protos import dfcvae_pb2 as pb
 
 EMPTY_EDIT, EMPTY_GROUP = b"\x1a\x00", b"\x0b\x0c"
 parse = parser(pb.EditRequest)
 
 
-def reader() -> Reader:
+def reader() -> RequestParser:
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         image_size=IMAGE_SIZE,
@@ -36,7 +36,7 @@ def reader() -> Reader:
         versions={},
         run={},
     )
-    return Reader(manifest, tiny_directions(), 1024)
+    return RequestParser(manifest, tiny_directions(), 1024)
 
 
 @pytest.mark.parametrize("start", [b"", EMPTY_GROUP, b"\x08\x80\x00", b"\x09" + bytes(8), b"\x0d" + bytes(4)])

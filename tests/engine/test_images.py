@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from engine.calls.call import Call, enter
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS, Codec, PixelBudget, decode_file, encode_file, from_raw
 from framing import Frame, prepare, to_rgb
@@ -262,8 +261,7 @@ def with_codec(threads: int, steps: Callable[[Callable[..., "asyncio.Task[Any]"]
         codec = Codec(Frame(16, 20), threads)
 
         async def decode(client: str, name: str, count: int, file: bytes) -> Any:
-            enter(Call(client=client))
-            return await codec.decode(table.files(name, count, file))
+            return await codec.decode(table.files(name, count, file), client=client)
 
         def ask(client: str, name: str, count: int = 1, file: bytes = GOOD) -> "asyncio.Task[Any]":
             return asyncio.get_running_loop().create_task(decode(client, name, count, file))

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.calls.call import Call, enter
 from engine.telemetry import logs
-from engine.telemetry.logs import CallLog
+from engine.telemetry.logs import CallLog, request_id
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +19,7 @@ def _leave_logging_as_it_was() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    enter(Call())
+    request_id.set("")
 
 
 def written(capsys: pytest.CaptureFixture[str]) -> str:
@@ -33,7 +32,7 @@ def test_lines_for_people_name_the_call(capsys: pytest.CaptureFixture[str]) -> N
     logs.set_up("info", "text")
     logger = logging.getLogger("engine.somewhere")
     logger.info("outside of calls")
-    enter(Call(request_id="id-1"))
+    request_id.set("id-1")
     logger.warning("%d inside", 1)
     logger.debug("not shown")
     outside, inside = written(capsys).splitlines()
@@ -43,7 +42,7 @@ def test_lines_for_people_name_the_call(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_json_has_one_object_a_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("debug", "json")
-    enter(Call(request_id="id-2"))
+    request_id.set("id-2")
     logger = logging.getLogger("engine.somewhere")
     logger.info('line\nbreak, "quotes" and ü')
     try:
@@ -65,7 +64,7 @@ def test_a_flood_of_failures_is_counted_and_not_written(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs.set_up("info", "text")
-    log = CallLog(logging.getLogger("engine.calls"))
+    log = CallLog(logging.getLogger("engine.service"))
     now = 1000.0
     monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: now)
     for _ in range(5000):
@@ -81,16 +80,18 @@ def test_a_flood_of_failures_is_counted_and_not_written(
 def test_answered_calls_are_lines_for_debugging_only(capsys: pytest.CaptureFixture[str]) -> None:
     for level, lines in (("info", 0), ("debug", 1)):
         logs.set_up(level, "text")
-        CallLog(logging.getLogger("engine.calls")).answered("Edit", "anna", 0.0025)
+        CallLog(logging.getLogger("engine.service")).answered("Edit", "anna", 0.0025)
         found = written(capsys).splitlines()
         assert len(found) == lines
-    assert found[0].endswith("DEBUG engine.calls: Edit OK for anna in 2.500 ms")
+    assert found[0].endswith("DEBUG engine.service: Edit OK for anna in 2.500 ms")
 
 
 def test_a_failed_answer_of_a_stream_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("info", "json")
-    enter(Call(request_id="id-3"))
-    CallLog(logging.getLogger("engine.calls")).failed_in_stream("EditStream", "NOT_FOUND", "anna", "no such attribute")
+    request_id.set("id-3")
+    CallLog(logging.getLogger("engine.service")).failed_in_stream(
+        "EditStream", "NOT_FOUND", "anna", "no such attribute"
+    )
     line = json.loads(written(capsys))
     assert line["message"] == "EditStream answered NOT_FOUND to anna: no such attribute"
     expected = {"request_id": "id-3", "method": "EditStream", "code": "NOT_FOUND", "client": "anna"}
@@ -101,7 +102,7 @@ def test_failures_within_streams_and_of_calls_are_limited_together(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs.set_up("info", "text")
-    log = CallLog(logging.getLogger("engine.calls"))
+    log = CallLog(logging.getLogger("engine.service"))
     monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: 1000.0)
     for _ in range(80):
         log.failed("Edit", "NOT_FOUND", "anna", 0.001, "no such attribute")

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from engine.errors import BundleError, InvalidRequest
-from engine.sampling import Floats, Gaussian, linear, spherical
+from engine.latents import Floats, Gaussian, linear, spherical
 
 Between = Callable[[Floats, Floats, int], Floats]
 

@@ -14,10 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from engine.backends import Backend
 from engine.errors import BundleError, ParityError
-from engine.latents import Directions
+from engine.latents import Directions, Gaussian
 from engine.proof.figures import TOLERANCES, ImageError, LatentError, Report, Stage, Tolerances
 from engine.proof.truth import Truth, batch_sizes, batches
-from engine.sampling import Gaussian
 from export.reference import EagerBackend
 
 Bytes = npt.NDArray[np.uint8]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from runs import write_run
 
-from engine.sampling import Gaussian
+from engine.latents import Gaussian
 from export.errors import InputError
 from export.prior import load_prior
 from export.run import Run

@@ -10,10 +10,9 @@ from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 
 from engine.bundle import Engine
 from engine.errors import ParityError
-from engine.latents import Directions
+from engine.latents import Directions, Gaussian
 from engine.proof.figures import TOLERANCES
 from engine.proof.truth import Truth
-from engine.sampling import Gaussian
 from export.errors import RewriteError
 from export.gate import Gate
 from export.graphs import write_decoder, write_encoder, write_graphs

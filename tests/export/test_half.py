@@ -9,7 +9,7 @@ from onnx import TensorProto, numpy_helper
 from runs import FORMS, small_vae, smooth_images
 
 from engine.backends import Options
-from engine.backends.onnx_runtime import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.proof.figures import ImageError, LatentError
 from export.errors import InputError
 from export.graphs import write_decoder, write_encoder

@@ -13,7 +13,7 @@ from runs import ATTRIBUTES, LATENT_DIM, smooth_images, write_run
 
 import export.tensorrt_build
 from engine.backends import Options, open_backend
-from engine.backends.onnx_runtime import OnnxRuntimeBackend
+from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import Bundle, Engine
 from engine.errors import BackendError, ParityError
 from export import verify
@@ -196,10 +196,10 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             if options.backend == "tensorrt-rtx":
                 raise BackendError("not here")
 
-    monkeypatch.setattr("engine.backends.tensor_rt.require_device", require_device)
+    monkeypatch.setattr("engine.backends.tensorrt.require_device", require_device)
     monkeypatch.setattr("export.tensorrt_build.build_plan", build_plan)
     monkeypatch.setattr(
-        "engine.backends.tensor_rt.TensorRtBackend",
+        "engine.backends.tensorrt.TensorRtBackend",
         StandIn,
     )
     return built

@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images, write_run
 
-import engine.backends.tensor_rt
+import engine.backends.tensorrt
 import export.tensorrt_8
 import export.tensorrt_build
-from engine.backends.tensor_rt import COMPATIBILITIES, TARGETS
+from engine.backends.tensorrt import COMPATIBILITIES, TARGETS
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.latents import Directions
@@ -228,7 +228,7 @@ WORDS = {
     "TacticSource": {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"},
 }
 """Names that our code has as words."""
-MODULES = (engine.backends.tensor_rt, export.tensorrt_8, export.tensorrt_build)
+MODULES = (engine.backends.tensorrt, export.tensorrt_8, export.tensorrt_build)
 
 
 def names_used() -> set[str]:

@@ -146,7 +146,7 @@ def test_what_is_missing_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         if options.precision == "bf16":
             raise BackendError("no units for bf16")
 
-    monkeypatch.setattr("engine.backends.open_vino.OpenVinoBackend.check", classmethod(refuse))
+    monkeypatch.setattr("engine.backends.openvino.OpenVinoBackend.check", classmethod(refuse))
     support = Support.find()
     assert VINO16 not in support.here
     assert support.missing[VINO16] == "no units for bf16"

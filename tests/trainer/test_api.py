@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from engine.errors import InvalidRequest, UnknownAttribute
-from engine.latents import Directions
-from engine.sampling import Gaussian
+from engine.latents import Directions, Gaussian
 from export.reference import EagerBackend
 from trainer import VAE, presets, train
 from trainer.config import TrainConfig

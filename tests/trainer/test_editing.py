@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.latents import Directions
-from engine.sampling import Gaussian
+from engine.latents import Directions, Gaussian
 from trainer.artifacts.directions import mean_differences
 from trainer.config import ModelConfig
 from trainer.data import FaceData, Index

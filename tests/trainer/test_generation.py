@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from engine.sampling import Gaussian
+from engine.latents import Gaussian
 from trainer.data import FaceData
 from trainer.evaluation import networks
 from trainer.evaluation.encoded_run import EncodedRun

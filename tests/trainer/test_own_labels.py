@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from engine.latents import Directions
-from engine.sampling import Gaussian
+from engine.latents import Directions, Gaussian
 from trainer.__main__ import main
 from trainer.config import TrainConfig
 from trainer.data import FaceData

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from engine.sampling import Gaussian
+from engine.latents import Gaussian
 from trainer.artifacts.prior import Floats, fit_prior, save_prior
 from trainer.errors import RunError
 

@@ -18,7 +18,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "trainer").rglob("*.py")
 }
-ENGINE = {"engine.errors", "engine.latents", "engine.sampling", "engine.version"}
+ENGINE = {"engine.errors", "engine.latents", "engine.version"}
 """What is measured and offered from Python is what is served: the same functions, pure numpy."""
 
 

@@ -8,7 +8,7 @@ trained on. By the law of total covariance it has
     mean = mean_i mu_i,        covariance = cov_i(mu_i) + diag(mean_i sigma_i^2).
 
 The run folder keeps it in prior.safetensors, export copies the file, and the server and the measures draw from it with
-`engine.sampling.Gaussian`.
+`engine.latents.Gaussian`.
 
 Shapes: N images, D latent_dim.
 """
@@ -60,7 +60,7 @@ def fit_prior(mu: Floats, log_var: Floats) -> tuple[Floats, Floats]:
 
 
 def save_prior(path: Path, mean: Floats, root: Floats, images: int, model_sha256: str) -> None:
-    """Writes prior.safetensors, which `engine.sampling.Gaussian` reads.
+    """Writes prior.safetensors, which `engine.latents.Gaussian` reads.
 
     Tensors `mean` (D,) and `factor` (D, D) float32, covariance = factor @ factor.T; metadata `split`, the images that
     it was fitted to, `images`, their number, and `model_sha256`, the weights whose latents these are.

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.errors import BundleError, DirectionsError
-from engine.latents import Directions
-from engine.sampling import Gaussian
+from engine.latents import Directions, Gaussian
 from trainer import run_folder
 from trainer.artifacts.directions import directions_of, save_directions
 from trainer.artifacts.prior import fit_prior

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
-from engine.sampling import Gaussian
+from engine.latents import Gaussian
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
 from trainer.evaluation.networks import Features, MetricNetwork
 from trainer.evaluation.skipped import SkippedError, attempt

@@ -1,0 +1,411 @@
+"""Admission control: how many calls are inside, how much of the server each client has, and room for messages."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from engine.access.auth import Tokens
+from engine.access.rate_limit import RateLimit
+from engine.errors import EngineError, NotReady, Overloaded, ShuttingDown
+
+logger = logging.getLogger(__name__)
+
+WINDOW_BYTES = 65_535
+"""What core receives of a message before it is asked for one: HTTP/2's first window."""
+
+_RETRY_AFTER_S = 0.1
+# Of everything, this part is kept for clients that have less than such a part themselves.
+_KEPT_PART = 8
+# This part of the bytes is for the windows of calls that wait for room, the rest for messages and answers.
+_WINDOWS_PART = 4
+# Calls that may wait for the event loop. Behind more of them even a refusal would take long.
+_MAX_WAITING_FOR_LOOP = 512
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What calls are held to.
+
+    Attributes:
+        tokens: Who may call; None: everyone.
+        certificates: Whether clients show certificates, by whose name they then go.
+        rate: Images a second of each client; None: any number.
+        max_calls: Calls that are answered at once.
+        max_streams: Of these, streams.
+        max_bytes: Bytes of requests and answers that are held at once; streams are not read while there are so many.
+        max_message_bytes: Largest message, bytes: so much may come when core is asked for one.
+    """
+
+    tokens: Tokens | None = None
+    certificates: bool = False
+    rate: RateLimit | None = None
+    max_calls: int = 16384
+    max_streams: int = 256
+    max_bytes: int = 512 * 2**20
+    max_message_bytes: int = 16 * 2**20
+
+
+class Usage:
+    """What a client has of the server, or all clients together.
+
+    Attributes:
+        calls: That are inside, streams among them.
+        streams: That are inside.
+        bytes: Of requests, answers, sources of streams, and room that is reserved for messages.
+        reserved: Calls that have room reserved for a message.
+        windows: Bytes that may have come of messages without such room.
+        waiting: Calls whose message has come, and which the event loop has not started.
+        overloaded: By method, what raises as long as the queue that last refused its call has no room for another.
+    """
+
+    __slots__ = ("bytes", "calls", "overloaded", "reserved", "streams", "waiting", "windows")
+
+    def __init__(self) -> None:
+        self.calls = self.streams = self.bytes = self.reserved = self.windows = self.waiting = 0
+        self.overloaded: dict[str, Callable[[], None]] = {}
+
+
+class CallPermit:
+    """What one call has, from its arrival until its answer has left; see `Admission`. Methods are for any thread.
+
+    Attributes:
+        client: The name that its client goes by.
+        usage: Of the client.
+        stream: Whether it is a stream.
+        request_id: Name of the call in logs and traces.
+        authorization: What the client sent as such.
+        version: Of the tokens that knew it.
+        refusal: Why its message is refused, which has come.
+    """
+
+    def __init__(self, admission: "Admission", client: str, usage: Usage, *, stream: bool) -> None:
+        self._admission = admission
+        self.client = client
+        self.usage = usage
+        self.stream = stream
+        self.request_id = ""
+        self.authorization: str | bytes | None = None
+        self.version = 0
+        self.refusal: EngineError | None = None
+        # For `Admission`, under its lock.
+        self.bytes = 0
+        self.unanswered = 0  # bytes of messages
+        self.reserved = 0  # bytes for a message that is to come
+        self.window = 0  # bytes
+        self.receive: Callable[[], None] | None = None  # waits for room
+        self.waiting = False  # for the event loop
+        self.released = False
+
+    def receive_when_room(self, receive: Callable[[], None]) -> None:
+        """Calls `receive`, which asks core for the next message, as soon as there is room for one."""
+        self._admission.receive_when_room(self, receive)
+
+    def received(self, size: int) -> None:
+        """The message has come, of `size` bytes; or none will."""
+        self._admission.received(self, size)
+
+    def started(self) -> None:
+        """The event loop begins to answer the call."""
+        self._admission.started(self)
+
+    def answered(self, size: int, answer: int = 0) -> None:
+        """Messages of `size` bytes give way to an answer of `answer` bytes."""
+        self._admission.hold(self, answer - size, answered=size)
+
+    def hold(self, size: int) -> None:
+        """Holds `size` bytes more, or fewer where that is negative."""
+        self._admission.hold(self, size)
+
+    def has_room(self) -> bool:
+        """Whether more of its client should be held."""
+        return self._admission.has_room(self.usage)
+
+    async def wait_for_room(self) -> None:
+        """Returns when there may be room again. On the event loop."""
+        await self._admission.wait_for_room(self.usage)
+
+    def abandon(self) -> bool:
+        """Releases the permit if the call still waits for room for its message; whether it did."""
+        return self._admission.release(self, only_waiting=True)
+
+    def release(self) -> None:
+        """The call is over."""
+        self._admission.release(self)
+
+
+class Admission:
+    """Admits calls, and counts them out. Construct it inside a running event loop; calls are refused until `open`.
+
+    A call is inside until its answer has left, however slowly the client reads. No client can shut out the others: the
+    last eighth of calls, streams and bytes is for those that have less than an eighth.
+
+    Core can't be told how much of a message to receive: once it is asked for one, as much may come as a message may
+    have. So room for the largest is reserved before core is asked, and exchanged for the real size when it is there.
+    Where there is no room the message waits, and stays with its client but for the first window. A stream waits for a
+    message most of the time. It may ask without room, unless messages are unanswered: `max_streams` bounds that.
+
+    Args:
+        guards: What calls are held to.
+
+    Attributes:
+        guards: What calls are held to.
+        total: What all clients have.
+    """
+
+    def __init__(self, guards: Guards) -> None:
+        self.guards = guards
+        self.total = Usage()
+        self._max_windows = guards.max_bytes // _WINDOWS_PART
+        self._max_bytes = guards.max_bytes - self._max_windows
+        # Reservations leave more: an eighth that is smaller than a message would be of no use.
+        self._kept_for_messages = max(
+            self._max_bytes // _KEPT_PART, min(2 * guards.max_message_bytes, self._max_bytes // 2)
+        )
+        self._lock = threading.Lock()
+        self._clients: dict[str, Usage] = {}
+        self._queues: dict[str, dict[CallPermit, None]] = {}  # who waits for room, by client; the next client first
+        self._readers: list[asyncio.Future[None]] = []  # streams that wait for room
+        self._ready = False
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._idle = asyncio.Event()
+
+    def open(self) -> None:
+        """Admits calls from now on; before, they are refused with UNAVAILABLE."""
+        self._ready = True
+
+    def close(self) -> None:
+        """Admits no more calls."""
+        self._closing = True
+
+    async def wait_until_idle(self, timeout: float) -> None:
+        """Returns when no call is inside, or after `timeout` seconds."""
+        try:
+            await asyncio.wait_for(self._all_released(), timeout)
+        except asyncio.TimeoutError:
+            logger.warning("%d calls are cut off: the grace is over", self.total.calls)
+
+    def admit(self, client: str, method: str = "", *, stream: bool = False) -> CallPermit:
+        """Admits a call. On any thread.
+
+        A client that was refused because a queue is full is refused here while it is: before its message is asked for
+        and parsed, and beside the event loop.
+
+        Raises:
+            EngineError: When the server can't take it now.
+        """
+        if self._closing:
+            raise ShuttingDown("the server is shutting down; send the request to another one")
+        if not self._ready:
+            raise NotReady("the server is warming up; send the request again when its health says SERVING")
+        if (known := self._clients.get(client)) and (recheck := known.overloaded.get(method)):
+            recheck()
+            known.overloaded.pop(method, None)
+        with self._lock:
+            usage = self._clients.get(client) or Usage()
+            self._require_room(usage, stream=stream)
+            self._clients[client] = usage
+            permit = CallPermit(self, client, usage, stream=stream)
+            for one in (self.total, usage):
+                one.calls += 1
+                one.streams += stream
+            self._reserve(permit, 0, window=WINDOW_BYTES)
+        return permit
+
+    # For permits.
+
+    def receive_when_room(self, permit: CallPermit, receive: Callable[[], None]) -> None:
+        """As `CallPermit.receive_when_room` says."""
+        with self._lock:
+            if permit.released:
+                return
+            if not self._reserve_message(permit):
+                permit.receive = receive
+                self._queues.setdefault(permit.client, {})[permit] = None
+                return
+        receive()
+
+    def received(self, permit: CallPermit, size: int) -> None:
+        """As `CallPermit.received` says."""
+        with self._lock:
+            if permit.released:
+                return
+            self._reserve(permit, 0)
+            if not permit.stream:
+                self._wait_for_loop(permit, True)
+                if not self._bytes_fit(permit.usage, size):
+                    permit.refusal = self._too_many_bytes(size)
+            self._hold(permit, size)
+            permit.unanswered += size
+        self._freed()
+
+    def started(self, permit: CallPermit) -> None:
+        """As `CallPermit.started` says."""
+        with self._lock:
+            self._wait_for_loop(permit, False)
+
+    def hold(self, permit: CallPermit, size: int, answered: int = 0) -> None:
+        """As `CallPermit.hold` and `CallPermit.answered` say."""
+        with self._lock:
+            if permit.released:  # a handler that was cancelled may clean up later
+                return
+            permit.unanswered -= answered
+            self._hold(permit, size)
+            if permit.stream and permit.reserved and permit.unanswered <= WINDOW_BYTES:
+                self._reserve(permit, 0, window=WINDOW_BYTES)  # its next message may never come
+        if size < 0:
+            self._freed()
+
+    def has_room(self, usage: Usage) -> bool:
+        """As `CallPermit.has_room` says."""
+        return self._bytes_fit(usage, 1)
+
+    async def wait_for_room(self, usage: Usage) -> None:
+        """As `CallPermit.wait_for_room` says."""
+        reader: asyncio.Future[None] = self._loop.create_future()
+        self._readers.append(reader)
+        if not self.has_room(usage):  # looked at last: what other threads free from here on, they tell
+            await reader
+
+    def release(self, permit: CallPermit, *, only_waiting: bool = False) -> bool:
+        """Counts a call out; whether it was inside."""
+        with self._lock:
+            if permit.released or (only_waiting and permit.receive is None):
+                return False
+            permit.released = True
+            if permit.receive is not None:
+                self._take_from_queue(permit)
+            self._wait_for_loop(permit, False)
+            self._reserve(permit, 0)
+            self._hold(permit, -permit.bytes)
+            for one in (self.total, permit.usage):
+                one.calls -= 1
+                one.streams -= permit.stream
+            if not permit.usage.calls:
+                self._clients.pop(permit.client, None)
+            idle = self._closing and not self.total.calls
+        self._freed()
+        if idle:
+            with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+                self._loop.call_soon_threadsafe(self._idle.set)
+        return True
+
+    # With the lock held.
+
+    def _require_room(self, usage: Usage, *, stream: bool) -> None:
+        total, guards = self.total, self.guards
+        if not _fits(total.waiting, usage.waiting, 1, _MAX_WAITING_FOR_LOOP):
+            raise _overloaded("more calls come than the server can look at", 0.5)
+        if not _fits(total.calls, usage.calls, 1, guards.max_calls):
+            raise _overloaded(f"the server is answering {total.calls} calls, {_at_most(guards.max_calls)}")
+        if stream and not _fits(total.streams, usage.streams, 1, guards.max_streams):
+            raise _overloaded(f"the server has {total.streams} streams open, {_at_most(guards.max_streams)}")
+        size = guards.max_message_bytes  # what is reserved for messages is free again soon
+        held, own = total.bytes - total.reserved * size, usage.bytes - usage.reserved * size
+        if not _fits(held, own, 1, self._max_bytes):
+            raise self._too_many_bytes(1)
+        if not _fits(total.windows, usage.windows, WINDOW_BYTES, self._max_windows):
+            raise _overloaded(f"{total.calls} calls wait for room for their messages")
+
+    def _bytes_fit(self, usage: Usage, size: int, kept: int | None = None) -> bool:
+        return _fits(self.total.bytes, usage.bytes, size, self._max_bytes, kept)
+
+    def _reserve_message(self, permit: CallPermit) -> bool:
+        """Reserves room for a message, if there is any."""
+        if permit.stream and permit.unanswered <= WINDOW_BYTES:
+            self._reserve(permit, 0, window=WINDOW_BYTES)
+            return True
+        size, total = self.guards.max_message_bytes, self.total
+        # One message is on its way in any case, or nobody would go on while much is held for clients that don't read.
+        first = not total.reserved or (not permit.usage.reserved and total.bytes + size <= self._max_bytes)
+        if not first and not self._bytes_fit(permit.usage, size, self._kept_for_messages):
+            return False
+        self._reserve(permit, size)
+        return True
+
+    def _reserve(self, permit: CallPermit, size: int, window: int = 0) -> None:
+        """Reserves `size` bytes for a message to come, or its window, in place of what was reserved for it."""
+        self._hold(permit, size - permit.reserved)
+        for one in (self.total, permit.usage):
+            one.reserved += (size > 0) - (permit.reserved > 0)
+            one.windows += window - permit.window
+        permit.reserved, permit.window = size, window
+
+    def _hold(self, permit: CallPermit, size: int) -> None:
+        self.total.bytes += size
+        permit.usage.bytes += size
+        permit.bytes += size
+
+    def _wait_for_loop(self, permit: CallPermit, waiting: bool) -> None:
+        change = waiting - permit.waiting
+        permit.waiting = waiting
+        self.total.waiting += change
+        permit.usage.waiting += change
+
+    def _take_from_queue(self, permit: CallPermit) -> None:
+        queue = self._queues[permit.client]
+        del queue[permit]
+        permit.receive = None
+        if not queue:
+            del self._queues[permit.client]
+
+    def _next(self) -> list[Callable[[], None]]:
+        """Reserves room for calls that wait for it, clients in turn; who asks core for their messages."""
+        found: list[Callable[[], None]] = []
+        for client in list(self._queues):
+            permit = next(iter(self._queues[client]))
+            if self._reserve_message(permit):
+                assert permit.receive is not None
+                found.append(permit.receive)
+                self._take_from_queue(permit)
+                if client in self._queues:
+                    self._queues[client] = self._queues.pop(client)
+        return found
+
+    def _too_many_bytes(self, size: int) -> Overloaded:
+        most = _at_most(self._max_bytes)
+        return _overloaded(f"the server holds {self.total.bytes} bytes of requests, {most}, and {size} more don't fit")
+
+    # Without the lock.
+
+    def _freed(self) -> None:
+        """Who waits for room goes on."""
+        while self._queues:
+            with self._lock:
+                found = self._next()
+            for receive in found:
+                receive()
+            if not found:
+                break
+        if self._readers:
+            with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+                self._loop.call_soon_threadsafe(self._wake_readers)
+
+    def _wake_readers(self) -> None:
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            if not reader.done():
+                reader.set_result(None)
+
+    async def _all_released(self) -> None:
+        while self.total.calls:
+            self._idle.clear()
+            if self.total.calls:
+                await self._idle.wait()
+
+
+def _fits(total: int, own: int, more: int, most: int, kept: int | None = None) -> bool:
+    """Whether a client that has `own` of the `total` may have `more`, where there are `most`, and `kept` for others."""
+    kept = most // _KEPT_PART if kept is None else kept
+    return total + more <= most - kept or (total + more <= most and own + more <= kept) or not total
+
+
+def _at_most(number: int) -> str:
+    return f"at most {number}, the last eighth for clients that have less"
+
+
+def _overloaded(reason: str, retry_after_s: float = _RETRY_AFTER_S) -> Overloaded:
+    return Overloaded(f"{reason}; send again after a pause, or to another one", retry_after_s)

@@ -1,0 +1,18 @@
+"""Images as they come and go: raw pixels, and files that are brought to the model's frame as in training."""
+
+from engine.images.codec import Codec, EncodedFiles
+from engine.images.files import DEFAULT_QUALITY, FILE_FORMATS, MAX_FILE_PIXELS, decode_file, encode_file
+from engine.images.pixel_budget import PixelBudget
+from engine.images.raw import from_raw
+
+__all__ = [
+    "DEFAULT_QUALITY",
+    "FILE_FORMATS",
+    "MAX_FILE_PIXELS",
+    "Codec",
+    "EncodedFiles",
+    "PixelBudget",
+    "decode_file",
+    "encode_file",
+    "from_raw",
+]

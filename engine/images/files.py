@@ -1,0 +1,94 @@
+"""Image files, decoded and brought to the frame as in training, and encoded.
+
+Shapes: images of side S.
+"""
+
+import io
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from engine.errors import InvalidRequest
+from engine.images.containers import MAX_EXIF_BYTES, check_number, check_parts, fault_of, webp_size
+from engine.images.pixel_budget import PixelBudget
+from framing import Frame, TooLongError, TooSmallError, prepare, upright
+
+Bytes = npt.NDArray[np.uint8]
+
+FILE_FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_FILE_PIXELS = 64_000_000
+DEFAULT_QUALITY = 95
+
+UNLIMITED = PixelBudget()
+
+
+def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudget = UNLIMITED) -> Bytes:
+    """Decodes a JPEG, PNG or WebP file and brings it to the frame, uint8 [S, S, 3].
+
+    `max_pixels` is held against the file's header, before anything is decoded. Pillow has a limit of its own, one for
+    the whole process, which would come first and can be lower: it is lifted here, where another takes its place, and
+    not for those who only import this module.
+
+    `budget` is what it takes its pixels from.
+
+    Raises:
+        InvalidRequest: When it is of another format, damaged, truncated, too large, or can't be brought to the frame.
+        MemoryError: When this machine hasn't enough memory for it.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    check_parts(data)
+    if size := webp_size(data):
+        _check_pixels(*size, max_pixels)
+    decoded = False
+    try:
+        with ExitStack() as stack:
+            if size:
+                stack.enter_context(budget.taken(size[0] * size[1]))
+            image = stack.enter_context(Image.open(io.BytesIO(data), formats=FILE_FORMATS))
+            _check_pixels(*image.size, max_pixels)
+            if not size:
+                stack.enter_context(budget.taken(image.width * image.height))
+            image.load()
+            check_number(len(image.info.get("exif", b"")), MAX_EXIF_BYTES, "bytes of EXIF data")
+            upright(image)  # EXIF data may be damaged, too
+            decoded = True
+            return prepare(image, frame)
+    except (InvalidRequest, MemoryError):
+        raise
+    except TooSmallError as error:
+        raise InvalidRequest(
+            f"{error} that this model takes out of a picture; send a larger one, or one of {frame.size}x{frame.size} "
+            "that is framed already"
+        ) from None
+    except TooLongError as error:
+        raise InvalidRequest(f"{error}; cut the face out first") from None
+    except UnidentifiedImageError:
+        raise InvalidRequest(fault_of(data)) from None
+    except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
+        if decoded:
+            raise  # that isn't the file's fault
+        if "out of memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
+
+
+def _check_pixels(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise InvalidRequest(f"is {width}x{height} pixels, more than the accepted {limit}; make it smaller")
+
+
+def encode_file(pixels: Bytes, file_format: str, quality: int = DEFAULT_QUALITY) -> bytes:
+    """Encodes one image.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        file_format: One of `FILE_FORMATS`.
+        quality: Of JPEG and WebP, 1 to 100.
+    """
+    file = io.BytesIO()
+    options: dict[str, Any] = {} if file_format == "PNG" else {"quality": quality}
+    Image.fromarray(pixels).save(file, file_format, **options)
+    return file.getvalue()

@@ -1,0 +1,230 @@
+"""One model that is served: a bundle, its opened graphs, and their queues.
+
+Shapes: N images of side S, latents of dimension D.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.backends import Backend
+from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
+from engine.bundle import PRIOR, Bundle, Manifest
+from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
+from engine.latents import Gaussian, Move, shift, steps_of
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+Images: TypeAlias = Bytes | EncodedFiles
+"""Pixels, uint8 [N, S, S, 3], or files."""
+Source: TypeAlias = Images | Floats
+"""Images, or latents, float32 [N, D]."""
+
+STANDARD, FITTED = "standard", "fitted"
+"""Names of the Gaussians that samples are drawn from."""
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator may choose about the service of a model.
+
+    Attributes:
+        max_batch: Largest batch; None: what the bundle was built for.
+        max_delay: How long a batch may wait to fill while the device is free, seconds.
+        max_queue: Images that may wait for each of encode, decode and edit.
+        codec_threads: Image files of this model that are decoded or encoded at once.
+        max_pixels_per_file: Largest image file, pixels.
+        pixels: What the files of all models take their pixels from while they are decoded.
+        max_message_bytes: Largest message in either direction, bytes.
+        max_images_per_request: Most images or latents of a request.
+    """
+
+    max_batch: int | None = None
+    max_delay: float = 0.0
+    max_queue: int = 4096
+    codec_threads: int = 2
+    max_pixels_per_file: int = MAX_FILE_PIXELS
+    pixels: PixelBudget = field(default_factory=PixelBudget)
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_images_per_request: int = 1024
+
+
+class Terms(NamedTuple):
+    """For whom something is computed.
+
+    Attributes:
+        deadline: When it is of no use any more, on the event loop's clock; None: never.
+        client: Who asks; clients take turns.
+        priority: -1, 0 or 1, as `engine.batching.fair_queue` says.
+        room: Held for decoding what is computed first; None: there is room when it is asked for, or none.
+    """
+
+    deadline: float | None = None
+    client: str = ""
+    priority: int = 0
+    room: Reservation | None = None
+
+
+class Model:
+    """Computes for all clients of a bundle. Construct it inside a running event loop.
+
+    `encode`, `decode` and `edit` raise what `Batcher.submit` and, for files, `Codec.decode` raise.
+
+    Args:
+        name: Its name on this server.
+        bundle: What is served.
+        backend: The bundle's graphs, opened.
+        fingerprint: Of the bundle.
+        device: Where batches are computed; shared with other models.
+        settings: The operator's choices.
+        watch: Gives what watches the queue of a graph: "encode", "decode" or "edit".
+
+    Attributes:
+        max_images: Most images or latents of a request.
+        gaussians: What samples are drawn from, by name, the default first.
+        codec: Decodes and encodes image files.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bundle: Bundle,
+        backend: Backend,
+        fingerprint: str,
+        *,
+        device: Device,
+        settings: Settings,
+        watch: Callable[[str], Watch],
+    ) -> None:
+        manifest = bundle.manifest
+        self.name = name
+        self.bundle = bundle
+        self.fingerprint = fingerprint
+        self.settings = settings
+        self.max_images = _max_images_per_request(manifest, settings)
+        fitted = {FITTED: Gaussian.load(bundle.path / PRIOR)} if PRIOR in manifest.files else {}
+        self.gaussians = {**fitted, STANDARD: Gaussian.standard(manifest.latent_dim)}
+        self.codec = Codec(manifest.frame, settings.codec_threads, settings.max_pixels_per_file, settings.pixels)
+        self.backend = backend
+        pixels = (manifest.image_size, manifest.image_size, 3)
+        queues: dict[str, tuple[Callable[..., tuple[Any, ...]], tuple[int, ...], npt.DTypeLike]] = {
+            "encode": (self._run_encode, pixels, np.uint8),
+            "decode": (self._run_decode, (manifest.latent_dim,), np.float32),
+            "edit": (self._run_edit, pixels, np.uint8),
+        }
+        self._encoder, self._decoder, self._editor = (
+            Batcher(
+                run,
+                shape,
+                dtype,
+                device,
+                max_batch_size=manifest.max_batch_size,
+                max_delay=settings.max_delay,
+                max_queue=settings.max_queue,
+                overlaps=backend.overlaps,
+                watch=watch(graph),
+            )
+            for graph, (run, shape, dtype) in queues.items()
+        )
+        self._device = device
+        self._leases = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextmanager
+    def lease(self) -> Iterator["Model"]:
+        """Keeps the model open for a request."""
+        self._leases += 1
+        self._unused.clear()
+        try:
+            yield self
+        finally:
+            self._leases -= 1
+            if not self._leases:
+                self._unused.set()
+
+    async def close(self) -> None:
+        """Waits for the requests that hold a lease, then ends the queues and threads, and frees the backend."""
+        await self._unused.wait()
+        for batcher in (self._encoder, self._decoder, self._editor):
+            await batcher.close()
+        self.codec.close()
+        # Not before a batch of the warm-up has ended, which nobody waits for any more.
+        await self._device.run(self.backend.close)
+        del self.backend  # calls that have just ended may know this model yet, and graphs are large
+
+    async def encode(self, images: Images, terms: Terms) -> tuple[Floats, Floats]:
+        """Images to mu and log_var, float32 [N, D] each."""
+        mu, log_var = await self._submit_images(self._encoder, images, None, terms)
+        return mu, log_var
+
+    async def decode(self, latents: Floats, terms: Terms, move: Move | None = None) -> Bytes:
+        """Latents, float32 [N, D], moved, to images, uint8 [N, S, S, 3]."""
+        deadline, client, priority, room = terms
+        images: Bytes
+        (images,) = await self._decoder.submit(
+            latents, deadline, tag=move, client=client, priority=priority, reserved=room
+        )
+        return images
+
+    async def edit(
+        self, source: Source, move: Move | None, terms: Terms, *, decode: bool = True
+    ) -> tuple[Bytes | None, Floats]:
+        """Edits images or latents.
+
+        Returns:
+            The edited images, uint8 [N, S, S, 3], if `decode`; and mu before the move, float32 [N, D].
+        """
+        if (mu := latents_of(source)) is not None:
+            return await self.decode(mu, terms, move) if decode else None, mu
+        images = cast(Images, source)
+        if not decode:
+            mu, _ = await self.encode(images, terms)
+            return None, mu
+        edited, mu = await self._submit_images(self._editor, images, move, terms)
+        return edited, mu
+
+    def room(self, count: int, client: str) -> Reservation:
+        """Holds room for decoding that many latents, for requests that decode what they compute first."""
+        return self._decoder.reserve(count, client=client)
+
+    async def _submit_images(
+        self, batcher: Batcher, images: Images, move: Move | None, terms: Terms
+    ) -> tuple[Any, ...]:
+        deadline, client, priority, _ = terms
+        if isinstance(images, np.ndarray):
+            return await batcher.submit(images, deadline, tag=move, client=client, priority=priority)
+        # Room is held while files are decoded: that work must not be for nothing.
+        with batcher.reserve(len(images), client=client) as room:
+            images.pixels = pixels = await self.codec.decode(images.contents, images.field, client)
+            return await batcher.submit(pixels, deadline, tag=move, client=client, priority=priority, reserved=room)
+
+    def _run_encode(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
+        return self.backend.encode(images)
+
+    def _run_decode(self, latents: Floats, parts: Sequence[Part]) -> tuple[Any, ...]:
+        return (self.backend.decode(shift(latents, parts)),)
+
+    def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
+        steps = steps_of(parts, len(images), self.bundle.manifest.latent_dim)
+        return self.backend.edit(images, steps)
+
+
+def latents_of(source: Source) -> Floats | None:
+    """The latents, if it is latents rather than images."""
+    return cast(Floats, source) if isinstance(source, np.ndarray) and source.dtype == np.float32 else None
+
+
+def _max_images_per_request(manifest: Manifest, settings: Settings) -> int:
+    # The largest answer, images as PNG of noise plus latents, must fit into one message.
+    bytes_per_image = manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
+    fitting = settings.max_message_bytes // bytes_per_image
+    return max(1, min(settings.max_images_per_request, settings.max_queue, fitting))

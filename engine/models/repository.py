@@ -1,0 +1,208 @@
+"""The models that are served, by name, and how one is replaced without a pause."""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from engine.backends import Backend, first_calls
+from engine.batching.batcher import Device, Watch
+from engine.bundle import MANIFEST, Bundle
+from engine.errors import EngineError, UnknownModel, release_frames
+from engine.models.model import Model, Settings
+from engine.process.files import read_bytes
+from engine.process.threads import in_thread
+
+logger = logging.getLogger(__name__)
+
+Opener = Callable[[Bundle], Backend]
+Stamp = frozenset[tuple[str, int, int, int]]
+
+
+class Catalog:
+    """Models by name. Make it with `open`, inside a running event loop.
+
+    Args:
+        bundles: Bundle folders by name, the default first.
+        opener: Opens the graphs of a bundle.
+        settings: The operator's choices.
+        watch: Gives what watches a queue, by model and graph.
+        reloaded: Is told (model, whether it was taken) for every new bundle.
+    """
+
+    def __init__(
+        self,
+        bundles: Mapping[str, Path],
+        opener: Opener,
+        settings: Settings,
+        watch: Callable[[str, str], Watch],
+        reloaded: Callable[[str, bool], None],
+    ) -> None:
+        self.names = tuple(bundles)
+        self._bundles = dict(bundles)
+        self._opener = opener
+        self._settings = settings
+        self._watch = watch
+        self._reloaded = reloaded
+        self._device = Device()
+        self._models: dict[str, Model] = {}
+        self._stamps: dict[str, Stamp | None] = {}
+        self._loading = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._closing: dict[str, asyncio.Task[None]] = {}
+
+    @classmethod
+    async def open(
+        cls,
+        bundles: Mapping[str, Path],
+        opener: Opener,
+        settings: Settings,
+        watch: Callable[[str, str], Watch],
+        reloaded: Callable[[str, bool], None] = lambda model, taken: None,
+    ) -> "Catalog":
+        """Opens all bundles; they are served from then on, and `warm_up` makes their first calls.
+
+        Raises:
+            StartupError: a bundle can't be used.
+        """
+        catalog = cls(bundles, opener, settings, watch, reloaded)
+        try:
+            for name, path in bundles.items():
+                catalog._stamps[name] = _stamp(path)
+                catalog._models[name] = await catalog._open(name)
+        except BaseException:
+            await catalog.close()
+            raise
+        return catalog
+
+    def get(self, name: str) -> Model:
+        """The model of that name; the default one for "".
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        try:
+            return self._models[name or self.names[0]]
+        except KeyError:
+            raise UnknownModel(f"no model {name!r} is served here; there is: {', '.join(self.names)}") from None
+
+    async def warm_up(self) -> None:
+        """Runs all graphs once per batch size.
+
+        Raises:
+            BundleError: graphs and manifest contradict each other.
+        """
+        for model in self._models.values():
+            await self._warm_up(model)
+
+    async def reload(self) -> None:
+        """Replaces the models whose bundles have changed; one that can't be used leaves the old one in service."""
+        for name in self.names:
+            await self._reload(name)
+
+    async def follow(self, every_s: float) -> None:
+        """Looks for changed bundles from time to time, until cancelled."""
+        seen: dict[str, Stamp | None] = {}
+        while True:
+            await asyncio.sleep(every_s)
+            for name, path in self._bundles.items():
+                stamp = _stamp(path)
+                # Files that have changed since the last look are still on their way into the folder.
+                at_rest = stamp is not None and stamp == seen.get(name)
+                seen[name] = stamp
+                if at_rest and stamp != self._stamps[name]:
+                    await self._reload(name)
+
+    @property
+    def busy(self) -> list[str]:
+        """The models that `close` is waiting for."""
+        return [name for name, closing in self._closing.items() if not closing.done()]
+
+    async def close(self) -> None:
+        """Answers what was accepted, then ends all queues and threads."""
+        self._closing = {name: asyncio.ensure_future(model.close()) for name, model in self._models.items()}
+        await asyncio.gather(*self._closing.values(), *self._retiring)
+        await in_thread(self._device.close)
+
+    async def _reload(self, name: str) -> None:
+        """Takes a bundle, if it isn't the one that is served and can be used."""
+        async with self._loading:
+            path, old = self._bundles[name], self._models[name]
+            self._stamps[name] = _stamp(path)
+            try:
+                new = await self._successor(name, old)
+            except Exception as error:
+                self._refuse(name, error)
+                release_frames(error)  # or what was opened in vain would stay, on a GPU too
+                return
+            if new is None:
+                return
+            self._models[name] = new
+            logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
+            self._reloaded(name, True)
+            retiring = asyncio.get_running_loop().create_task(old.close())
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def _successor(self, name: str, old: Model) -> Model | None:
+        """The model of a changed bundle, warmed up; None where nothing has changed."""
+        if await in_thread(_fingerprint, self._bundles[name]) == old.fingerprint:
+            return None
+        new = await self._open(name)
+        try:
+            await self._warm_up(new)
+        except BaseException:
+            await new.close()
+            raise
+        return new
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        expected = isinstance(error, (EngineError, OSError))
+        logger.error(
+            "model %s: the bundle at %s is refused, the old one stays: %s",
+            name,
+            self._bundles[name],
+            error,
+            exc_info=None if expected else error,
+        )
+        self._reloaded(name, False)
+
+    async def _open(self, name: str) -> Model:
+        """Verifies and compiles beside what is served."""
+
+        def load(path: Path) -> tuple[Bundle, Backend, str]:
+            fingerprint = _fingerprint(path)  # first: a bundle that comes meanwhile must look like a change
+            bundle = Bundle.load(path)
+            if self._settings.max_batch is not None:
+                bundle = bundle.in_batches_of(self._settings.max_batch)
+            return bundle, self._opener(bundle), fingerprint
+
+        opened = await in_thread(load, self._bundles[name])
+        return Model(
+            name, *opened, device=self._device, settings=self._settings, watch=lambda graph: self._watch(name, graph)
+        )
+
+    async def _warm_up(self, model: Model) -> None:
+        # One batch at a time, so that those of clients go in between.
+        for call in first_calls(model.backend, model.bundle.manifest):
+            async with self._device.free:
+                await self._device.run(call)
+
+
+def _fingerprint(path: Path) -> str:
+    """Of the manifest, which has the hashes of all other files; "" where there is none."""
+    try:
+        return hashlib.sha256(read_bytes(path / MANIFEST)).hexdigest()[:16]
+    except OSError:  # loading the bundle says what is wrong with it
+        return ""
+
+
+def _stamp(folder: Path) -> Stamp | None:
+    """Changes when a file of the folder does; None where there is no folder."""
+    try:
+        found = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
+    except OSError:
+        return None
+    return frozenset((name, status.st_mtime_ns, status.st_ino, status.st_size) for name, status in found)

@@ -1,0 +1,273 @@
+"""One EditStream: requests are worked on side by side, answered in order, and the last source is remembered."""
+
+import asyncio
+import math
+import weakref
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Protocol
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InvalidRequest, UnknownModel, release_frames
+from engine.images import EncodedFiles
+from engine.models.model import Model, Source, latents_of
+from engine.models.repository import Catalog
+from engine.service.request_parser import count_sent, read_output, size_sent
+from engine.service.request_scope import Call, RequestScope
+from engine.service.response import Answer, StreamAnswer
+from engine.service.status import domain_error, shortened
+from framing import Frame
+from protos import dfcvae_pb2 as pb
+
+Floats = npt.NDArray[np.float32]
+Response = StreamAnswer | pb.EditStreamResponse
+
+# As many images as one request may have, whatever the model; so requests for several models can be added up.
+_WHOLE = 2**32
+
+
+class StreamCall(Call, Protocol):
+    """The call that a stream is."""
+
+    def hold(self, size: int) -> None:
+        """It holds `size` bytes more until its end, or fewer where that is negative."""
+
+    def replied(self, code: str, error: str) -> None:
+        """A request was answered: "OK", or the gRPC status of the error in its answer and the sentence."""
+
+
+class _Source:
+    """A source that requests go back to.
+
+    The request that brought it is dropped as soon as its images are decoded or refused. Its pixels stay, since a model
+    that takes the place of another has other latents.
+
+    Attributes:
+        model: The name that its request asks for.
+        images: Images or latents that it is said to have.
+        answered: Set when its request is.
+        encoded: The model that encoded it, and mu, float32 [N, D]; None before, and where encoding failed. A model that
+            was replaced meanwhile isn't kept alive by this.
+    """
+
+    def __init__(self, request: pb.EditStreamRequest) -> None:
+        self.model = request.model
+        self.images = count_sent(request)
+        self.answered = asyncio.Event()
+        self.encoded: tuple[weakref.ref[Model], Floats] | None = None
+        self._size = size_sent(request)
+        self._request: pb.EditStreamRequest | None = request
+        self._given: Source | None = None
+        self._frame: Frame | None = None
+        self._fault = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        mu = 0 if self.encoded is None else self.encoded[1].nbytes
+        return mu + (self._given.nbytes if isinstance(self._given, np.ndarray) else 0) + self._size
+
+    def read(self, scope: RequestScope) -> Source:
+        """Its images or latents, for the model of a request.
+
+        Raises:
+            InvalidRequest: When they can't be used.
+        """
+        if self._fault:
+            raise InvalidRequest(self._fault, "source")
+        if self._request is None:
+            assert self._given is not None
+            if latents_of(self._given) is None and self._frame != scope.model.bundle.manifest.frame:
+                raise InvalidRequest("the stream's last source was framed for another model; send it again", "source")
+            return self._given
+        source = scope.parser.source(self._request)
+        assert source is not None, "a request is a source only if it has one"
+        return source
+
+    def take(self, given: Source, model: Model) -> None:
+        """Keeps what was read, in place of the request, once it is decoded."""
+        pixels = given.pixels if isinstance(given, EncodedFiles) else given
+        if self._request is not None and pixels is not None:
+            # A copy: raw pixels and latents are a part of the request's bytes.
+            self._given = pixels if isinstance(given, EncodedFiles) else pixels.copy()
+            self._frame, self._request, self._size = model.bundle.manifest.frame, None, 0
+
+    def refuse(self, error: InvalidRequest) -> None:
+        """Drops the request when the error is that its images or latents can't be used."""
+        if error.field.startswith(("images", "latents")):
+            self._fault = f"the stream's last source was refused: {error}"
+            self._request, self._size = None, 0
+
+
+class _Work(NamedTuple):
+    """A request that is being answered.
+
+    Attributes:
+        task: Gives the answer.
+        size: Bytes of the images that the answer has at most.
+        share: Of the images that one request may have, see `_Room`.
+        source: What it edits.
+    """
+
+    task: "asyncio.Task[Response]"
+    size: int
+    share: int
+    source: _Source | None
+
+
+class _Room:
+    """How far a stream is read ahead of the answers that were taken.
+
+    Args:
+        requests: At most so many requests; none further, either, once they have as many images as one may have.
+    """
+
+    def __init__(self, requests: int) -> None:
+        self._requests = requests
+        self._share = _WHOLE
+        self._free = asyncio.Event()
+        self._free.set()
+
+    def take(self, share: int) -> None:
+        """A request was read that needs such a share of the images of the largest one; all of them are `_WHOLE`."""
+        self._change(-1, -share)
+
+    def give(self, share: int) -> None:
+        """Its answer was taken."""
+        self._change(1, share)
+
+    async def wait(self) -> None:
+        """Returns when there is room for a request."""
+        await self._free.wait()
+
+    def _change(self, requests: int, share: int) -> None:
+        self._requests += requests
+        self._share += share
+        if self._requests > 0 and self._share > 0:
+            self._free.set()
+        else:
+            self._free.clear()
+
+
+class EditStream:
+    """Answers the requests of one stream.
+
+    Args:
+        catalog: What is served.
+        call: Which the stream is.
+    """
+
+    def __init__(self, catalog: Catalog, call: StreamCall) -> None:
+        self._catalog = catalog
+        self._call = call
+
+    async def answers(self, requests: AsyncIterator[pb.EditStreamRequest], ahead: int) -> AsyncIterator[Response]:
+        """One answer for each request, in their order.
+
+        At most `ahead` requests, and no more images than one request may have, are read before their answers are
+        taken: a client that doesn't read is not read.
+        """
+        loop, hold = asyncio.get_running_loop(), self._call.hold
+        started: asyncio.Queue[_Work | None] = asyncio.Queue()
+        room = _Room(ahead)
+        source: _Source | None = None
+
+        async def read() -> None:
+            nonlocal source
+            try:
+                async for request in requests:
+                    if new := request.WhichOneof("source") is not None:
+                        source = _Source(request)
+                    size, share = self._measure(request, source)
+                    room.take(share)
+                    hold(size)
+                    task = loop.create_task(self._answer(request, source, new))
+                    started.put_nowait(_Work(task, size, share, source))
+                    await room.wait()
+            finally:
+                started.put_nowait(None)
+
+        reader = loop.create_task(read())
+        work: _Work | None = None
+        kept = 0
+        try:
+            while (work := await started.get()) is not None:
+                yield await work.task
+                # What the message held is let go of with its answer; what is remembered of it is held from then on.
+                now = work.source.size if work.source is not None and work.source is source else 0
+                hold(now - kept - work.size)
+                kept = now
+                room.give(work.share)
+            await reader
+        finally:  # also when the client has gone
+            reader.cancel()
+            while work is not None or not started.empty():
+                if work is not None:
+                    work.task.cancel()
+                work = started.get_nowait() if not started.empty() else None
+
+    def _measure(self, request: pb.EditStreamRequest, source: _Source | None) -> tuple[int, int]:
+        """Bytes of the images that a request's answer has at most, and its share of those that one request may have."""
+        try:
+            model = self._catalog.get(request.model or (source.model if source else ""))
+        except UnknownModel:  # the answer will say so
+            return 0, 0
+        images = min(source.images, model.max_images) if source else 0
+        return images * model.bundle.manifest.image_size**2 * 3, -(-images * _WHOLE // model.max_images)
+
+    async def _answer(self, request: pb.EditStreamRequest, source: _Source | None, new: bool) -> Response:
+        """Answers one request; what is wrong with it goes into the answer."""
+        try:
+            if source is None:
+                raise InvalidRequest("the stream has no source yet; set images or latents", "source")
+            edited = await (self._edit(request, source) if new else self._edit_again(request, source))
+            self._call.replied("OK", "")
+            return StreamAnswer(edited, request.id)
+        except Exception as error:
+            told = domain_error(error, "a request of a stream")
+            code, message, wait_s = grpc.StatusCode[told.status], shortened(str(told)), told.retry_after_s or 0.0
+            release_frames(error)
+        self._call.replied(code.name, message)
+        wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
+        return pb.EditStreamResponse(error=wrong, id=request.id)
+
+    async def _edit(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
+        """Edits a source that has just come."""
+        try:
+            with RequestScope(self._catalog, self._call, request, request.model) as scope:
+                try:
+                    return await self._edited(request, scope, source.read(scope), source)
+                except InvalidRequest as error:
+                    source.refuse(error)
+                    raise
+        finally:
+            source.answered.set()
+
+    async def _edit_again(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
+        """Edits the latents of a source that came before."""
+        await source.answered.wait()
+        with RequestScope(self._catalog, self._call, request, request.model or source.model) as scope:
+            # Another model, perhaps loaded meanwhile, has other latents.
+            if source.encoded is not None and source.encoded[0]() is scope.model:
+                return await self._edited(request, scope, source.encoded[1], source)
+            try:
+                return await self._edited(request, scope, source.read(scope), source)
+            except InvalidRequest as error:
+                if error.field.startswith(("images", "latents")):
+                    raise InvalidRequest(f"the stream's last source was refused: {error}", "source") from None
+                raise
+
+    async def _edited(
+        self, request: pb.EditStreamRequest, scope: RequestScope, given: Source, source: _Source
+    ) -> Answer:
+        output, model = read_output(request), scope.model
+        move = scope.parser.move(request.edits, request.keep)
+        try:
+            with scope.admit(len(given)) as terms:
+                images, mu = await model.edit(given, move, terms, decode=output.images)
+        finally:
+            source.take(given, model)
+        source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
+        return await scope.respond(pb.EditResponse(), output, images, mu + move.step if output.latents else None)

@@ -1,0 +1,250 @@
+"""The gRPC service: what each method does with what the wire brought.
+
+Shapes: N images of side S, latents of dimension D.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
+
+from engine.bundle import Preprocessing
+from engine.errors import InvalidRequest
+from engine.images import MAX_FILE_PIXELS
+from engine.latents import linear, spherical
+from engine.models.model import MAX_MESSAGE_BYTES, Model, Source, Terms
+from engine.models.repository import Catalog
+from engine.service.edit_stream import EditStream, StreamCall
+from engine.service.request_parser import (
+    DISTRIBUTIONS,
+    Output,
+    latent_batch,
+    parser,
+    read_form,
+    read_gaussian,
+    read_output,
+)
+from engine.service.request_scope import Call, RequestScope
+from engine.service.response import Answer, StreamAnswer, serialize
+from protos import dfcvae_pb2 as pb
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"]
+SERVICE_NAME: str = _SERVICE.full_name
+# By whether clients stream, and whether the server does.
+_KINDS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+_MAX_TEMPERATURE = 10.0
+
+# Multiplications that sampling may take on the event loop, about a millisecond's. Most requests are small, and a thread
+# would cost them more than it saves.
+_FEW = 2**19
+_WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL: spherical}
+
+# Requests of one EditStream that are read ahead of its answers; fewer once they have as many images as one may have.
+_REQUESTS_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The server's limits; the fields are those of `Limits` in protos/dfcvae.proto.
+
+    Attributes:
+        max_message_bytes: Largest message.
+        max_pixels_per_file: Largest image file.
+        max_concurrent_streams: Calls that one connection may have open; 0: no limit.
+        max_images_per_second: Images and latents a second that one client may have worked on; 0: no limit.
+    """
+
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_pixels_per_file: int = MAX_FILE_PIXELS
+    max_concurrent_streams: int = 0
+    max_images_per_second: float = 0.0
+
+
+class LatentEngine:
+    """Serves the models of a catalog.
+
+    Args:
+        catalog: What is served.
+        limits: The server's limits.
+    """
+
+    def __init__(self, catalog: Catalog, limits: Limits) -> None:
+        self._catalog = catalog
+        self._limits = limits
+
+    async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
+        """Images to mu and log_var."""
+        with self._scope(request, call) as scope:
+            images = scope.parser.images(request.images)
+            with scope.admit(len(images)) as terms:
+                mu, log_var = await scope.model.encode(images, terms)
+        return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
+
+    async def Decode(self, request: pb.DecodeRequest, call: Call) -> Answer:  # noqa: N802
+        """Latents to images."""
+        with self._scope(request, call) as scope:
+            output = Output(True, False, *read_form(request.output))
+            latents = scope.parser.latents(request.latents)
+            with scope.admit(len(latents)) as terms:
+                images = await scope.model.decode(latents, terms)
+            return await scope.respond(pb.DecodeResponse(), output, images)
+
+    async def Edit(self, request: pb.EditRequest, call: Call) -> Answer:  # noqa: N802
+        """Images or latents, moved along directions."""
+        with self._scope(request, call) as scope:
+            output = read_output(request)
+            if not request.edits:
+                raise InvalidRequest("edits is empty; name at least one attribute or direction", "edits")
+            move = scope.parser.move(request.edits, request.keep)
+            source = scope.parser.source(request)
+            if source is None:
+                raise InvalidRequest("the request has no source; set images or latents", "source")
+            with scope.admit(len(source)) as terms:
+                images, mu = await scope.model.edit(source, move, terms, decode=output.images)
+            return await scope.respond(pb.EditResponse(), output, images, mu + move.step if output.latents else None)
+
+    async def EditStream(  # noqa: N802
+        self, requests: AsyncIterator[pb.EditStreamRequest], call: StreamCall
+    ) -> AsyncIterator[StreamAnswer | pb.EditStreamResponse]:
+        """Edits one after the other."""
+        async for response in EditStream(self._catalog, call).answers(requests, _REQUESTS_AHEAD):
+            yield response
+
+    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> Answer:  # noqa: N802
+        """Walks between images or latents."""
+        with self._scope(request, call) as scope:
+            output = read_output(request)
+            if request.walk not in _WALKS:
+                raise InvalidRequest(f"walk is {request.walk}, which is none of Walk's values", "walk")
+            if request.steps < 2:
+                raise InvalidRequest(f"steps is {request.steps}; a walk has at least 2 points, its ends", "steps")
+            start, end = _read_end(scope, request, "start"), _read_end(scope, request, "end")
+            count = len(start)
+            if count != len(end):
+                raise InvalidRequest(f"start has {count} images or latents, end has {len(end)}; send pairs", "end")
+            points = count * request.steps
+            with scope.admit(points, "steps", "ask for", decodes=True) as terms:
+                ends = await _encode_ends(scope.model, start, end, terms)
+                walk = partial(_WALKS[request.walk], *ends, request.steps)
+                latents = await _compute(scope.model, points, walk, terms)
+                images = await scope.model.decode(latents, terms) if output.images else None
+            return await scope.respond(pb.InterpolateResponse(), output, images, latents)
+
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> Answer:  # noqa: N802
+        """Draws latents and decodes them."""
+        with self._scope(request, call) as scope:
+            output = read_output(request)
+            temperature = request.temperature if request.HasField("temperature") else 1.0
+            if not 0 <= temperature <= _MAX_TEMPERATURE:
+                raise InvalidRequest(
+                    f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
+                )
+            gaussian = read_gaussian(request, scope.model.gaussians)
+            with scope.admit(request.count, "count", "ask for", decodes=True) as terms:
+                draw = partial(gaussian.draw, request.count, request.seed, temperature)
+                latents = await _compute(scope.model, request.count, draw, terms)
+                images = await scope.model.decode(latents, terms) if output.images else None
+            return await scope.respond(pb.SampleResponse(), output, images, latents)
+
+    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
+        """What is served."""
+        model = self._catalog.get(request.model)
+        manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
+        columns = (directions.names, directions.positives, directions.negatives, directions.kinds)
+        return pb.GetModelResponse(
+            image_size=manifest.image_size,
+            latent_dim=manifest.latent_dim,
+            attributes=[
+                pb.Attribute(name=name, positives=positives, negatives=negatives, kind=kind)
+                for name, positives, negatives, kind in zip(*columns, strict=True)
+            ],
+            backend=manifest.backend,
+            precision=manifest.precision,
+            max_batch_size=manifest.max_batch_size,
+            limits=pb.Limits(
+                max_images_per_request=model.max_images,
+                max_message_bytes=limits.max_message_bytes,
+                max_queued_images=model.settings.max_queue,
+                max_pixels_per_file=limits.max_pixels_per_file,
+                max_concurrent_streams=limits.max_concurrent_streams,
+                max_images_per_second=limits.max_images_per_second,
+                max_requests_ahead=_REQUESTS_AHEAD,
+            ),
+            preprocessing=_preprocessing(manifest.preprocessing),
+            versions=manifest.versions,
+            model=model.name,
+            models=self._catalog.names,
+            fingerprint=model.fingerprint,
+            distributions=[DISTRIBUTIONS[name] for name in model.gaussians],
+            max_delay_ms=model.settings.max_delay * 1000,
+        )
+
+    def _scope(self, request: Any, call: Call) -> RequestScope:
+        return RequestScope(self._catalog, call, request, request.model)
+
+
+def add_to_server(engine: LatentEngine, server: Any) -> None:
+    """Adds the service to a server, as the generated function does, but for how responses become bytes."""
+    handlers = handlers_of(_SERVICE, engine)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+    server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+
+def handlers_of(service: ServiceDescriptor, servicer: Any) -> dict[str, Any]:
+    """The handlers of a service by method, each of the kind that its definition says.
+
+    Args:
+        service: The definition.
+        servicer: Has a method of the same name for each.
+    """
+    return {
+        method.name: _KINDS[method.client_streaming, method.server_streaming](
+            getattr(servicer, method.name), parser(GetMessageClass(method.input_type)), serialize
+        )
+        for method in service.methods
+    }
+
+
+def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
+    width, height = made.source or (0, 0)
+    landmarks = [pb.Point(x=x, y=y) for x, y in made.landmarks or ()]
+    return pb.Preprocessing(
+        crop=made.crop or 0, resize=made.resize, source_width=width, source_height=height, landmarks=landmarks
+    )
+
+
+def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) -> Source:
+    source = scope.parser.source(getattr(request, name), f"{name}.")
+    if source is None:
+        raise InvalidRequest(f"{name} has no source; set {name}.images or {name}.latents", name)
+    return source
+
+
+async def _compute(model: Model, count: int, latents: Callable[[], Floats], terms: Terms) -> Floats:
+    """Computes that many latents, off the event loop where it would be held up by them."""
+    few = count * model.bundle.manifest.latent_dim**2 <= _FEW
+    return latents() if few else await model.codec.work(latents, terms.client)
+
+
+async def _encode_ends(model: Model, start: Source, end: Source, terms: Terms) -> tuple[Floats, Floats]:
+    """Latents of both ends; pixels of both go through the encoder together."""
+    if isinstance(start, np.ndarray) and isinstance(end, np.ndarray) and start.dtype == end.dtype == np.uint8:
+        mu, _ = await model.encode(np.concatenate((start, end)), terms)
+        return mu[: len(start)], mu[len(start) :]
+    _, first = await model.edit(start, None, terms, decode=False)
+    _, last = await model.edit(end, None, terms, decode=False)
+    return first, last

@@ -1,0 +1,247 @@
+"""Fields of the wire's messages to numpy and back; every refusal names the field, the value and the mend.
+
+Shapes: N images of side S, latents of dimension D.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import Message
+
+from engine.bundle import Manifest
+from engine.errors import InvalidRequest
+from engine.images import FILE_FORMATS, EncodedFiles, from_raw
+from engine.latents import Directions, Gaussian, Move
+from engine.models.model import FITTED, STANDARD, Images, Source
+from engine.service.zero_copy import Lifted, lift, tree_of
+from protos import dfcvae_pb2 as pb
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+_MAX_EDITS = 1024
+
+# So few bytes hold no pixels to speak of, and make no large message.
+_SMALL_BYTES = 2_048
+_RESULTS = frozenset(pb.EditResult.values())
+_FORMATS: dict[int, str | None] = {
+    pb.IMAGE_FORMAT_UNSPECIFIED: None,
+    pb.IMAGE_FORMAT_RAW: None,
+    **{pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}"): name for name in FILE_FORMATS},
+}
+DISTRIBUTIONS = {STANDARD: pb.DISTRIBUTION_STANDARD, FITTED: pb.DISTRIBUTION_FITTED}
+"""What a model's Gaussians are on the wire."""
+
+_PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: 0,
+    pb.PRIORITY_NORMAL: 0,
+    pb.PRIORITY_BACKGROUND: -1,
+    pb.PRIORITY_INTERACTIVE: 1,
+}
+
+
+def parser(kind: type[Message]) -> Callable[[bytes], Any]:
+    """What turns bytes into requests of a kind; raw pixels stay where they are, see `Lifted`.
+
+    It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
+    are no message.
+    """
+    tree = tree_of(kind.DESCRIPTOR)
+
+    def parse(data: bytes) -> Any:
+        if len(data) <= _SMALL_BYTES:
+            return kind.FromString(data)
+        rest, found = lift(data, tree)
+        request = kind.FromString(rest)
+        return Lifted(request, found) if found else request
+
+    return parse
+
+
+class Output(NamedTuple):
+    """What is to come back.
+
+    Attributes:
+        images: Whether images are.
+        latents: Whether latents are.
+        file_format: Format of the images, one of `engine.images.FILE_FORMATS`; None: raw.
+        quality: Of JPEG and WebP, 1 to 100; 0: the default.
+    """
+
+    images: bool
+    latents: bool
+    file_format: str | None
+    quality: int
+
+
+class RequestParser:
+    """Reads the requests for one model. Its methods raise InvalidRequest, or UnknownAttribute for a name.
+
+    Args:
+        manifest: The sizes of the model.
+        directions: Its attributes.
+        max_images: Most images or latents of a request.
+    """
+
+    def __init__(self, manifest: Manifest, directions: Directions, max_images: int) -> None:
+        self._image_size = manifest.image_size
+        self._latent_dim = manifest.latent_dim
+        self._directions = directions
+        self._max_images = max_images
+
+    def source(self, message: Any, field: str = "") -> Source | None:
+        """What stands in `images` or `latents` of a message; None where neither is set."""
+        name = message.WhichOneof("source")
+        if name == "images":
+            return self.images(message.images, f"{field}images")
+        return self.latents(message.latents, f"{field}latents") if name else None
+
+    def images(self, batch: pb.ImageBatch, field: str = "images") -> Images:
+        """Images of a request: pixels, which share the request's memory, or files, not yet decoded."""
+        form = batch.WhichOneof("images")
+        if form == "raw":
+            raw = batch.raw
+            self.check_count(raw.count, f"{field}.raw.count")
+            return from_raw(raw.data, (raw.count, raw.height, raw.width), self._image_size, f"{field}.raw")
+        if form is None:
+            raise InvalidRequest(f"{field} has no images; set {field}.raw or {field}.files", field)
+        files = batch.files.files
+        if not files:
+            raise InvalidRequest(f"{field}.files is empty; send at least one image", f"{field}.files")
+        self.check_count(len(files), f"{field}.files")
+        return EncodedFiles(files, f"{field}.files")
+
+    def latents(self, batch: pb.LatentBatch, field: str = "latents") -> Floats:
+        """Latents of a request, float32 [N, D]."""
+        self.check_count(batch.count, f"{field}.count")
+        if batch.dim != self._latent_dim:
+            raise InvalidRequest(
+                f"{field}.dim is {batch.dim}; this model's latents have {self._latent_dim} values", f"{field}.dim"
+            )
+        data = batch.data
+        expected = batch.count * batch.dim * 4
+        if len(data) != expected:
+            raise InvalidRequest(
+                f"{field}.data has {len(data)} bytes; {batch.count} latents of {batch.dim} float32 are {expected}",
+                f"{field}.data",
+            )
+        latents = _floats(data).reshape(batch.count, batch.dim)
+        finite = np.isfinite(latents).all(axis=1)
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise InvalidRequest(f"{field}[{index}] has values that are NaN or infinite", f"{field}.data")
+        return latents
+
+    def move(self, edits: Sequence[pb.Edit], keep: Sequence[str]) -> Move:
+        """The edits of a request, summed up."""
+        if len(edits) > _MAX_EDITS:
+            raise InvalidRequest(f"edits has {len(edits)} entries; at most {_MAX_EDITS} are accepted", "edits")
+        if len(keep) > _MAX_EDITS:
+            raise InvalidRequest(f"keep has {len(keep)} names; at most {_MAX_EDITS} are accepted", "keep")
+        moves = [(self._target(index, one), one.strength) for index, one in enumerate(edits)]
+        return self._directions.move(moves, keep)
+
+    def check_count(self, count: int, field: str, verb: str = "send") -> None:
+        """Lets 1 to `max_images` images or latents pass; `verb` says what a request does with them."""
+        if count < 1:
+            raise InvalidRequest(f"{field} is 0; {verb} at least one image or latent", field)
+        if count > self._max_images:
+            raise InvalidRequest(
+                f"{count} images or latents ({field}); a request may {verb} at most {self._max_images}: "
+                "send several requests",
+                field,
+            )
+
+    def _target(self, index: int, one: pb.Edit) -> str | Floats:
+        target = one.WhichOneof("target")
+        field = f"edits[{index}]"
+        if target == "attribute":
+            return one.attribute
+        if target is None:
+            raise InvalidRequest(f"{field} has no target; set attribute or direction", field)
+        expected = self._latent_dim * 4
+        if len(one.direction) != expected:
+            raise InvalidRequest(
+                f"{field}.direction has {len(one.direction)} bytes; {self._latent_dim} float32 are {expected}",
+                f"{field}.direction",
+            )
+        return _floats(one.direction)
+
+
+def count_sent(message: Any) -> int:
+    """Images or latents that a message with a source says that it has, true or not."""
+    if message.WhichOneof("source") == "latents":
+        return int(message.latents.count)
+    images = message.images
+    return int(images.raw.count) if images.WhichOneof("images") == "raw" else len(images.files.files)
+
+
+def size_sent(message: Any) -> int:
+    """Bytes of a message with a source, and more rather than fewer."""
+    raw = message.images.raw.data if message.WhichOneof("source") == "images" else b""
+    return int(message.ByteSize()) + len(raw)
+
+
+def read_priority(request: Any) -> int:
+    """Priority of a request: -1, 0 or 1."""
+    try:
+        return _PRIORITIES[request.priority]
+    except KeyError:
+        raise InvalidRequest(
+            f"priority is {request.priority}, which is none of Priority's values", "priority"
+        ) from None
+
+
+def read_gaussian(request: Any, known: Mapping[str, Gaussian]) -> Gaussian:
+    """What a request with `distribution` draws from, of what its model has by name, the default first."""
+    names = {pb.DISTRIBUTION_UNSPECIFIED: next(iter(known)), **{value: name for name, value in DISTRIBUTIONS.items()}}
+    if (name := names.get(request.distribution)) is None:
+        raise InvalidRequest(
+            f"distribution is {request.distribution}, which is none of Distribution's values", "distribution"
+        )
+    if name not in known:
+        raise InvalidRequest(
+            "distribution: this bundle has no fitted one; use DISTRIBUTION_STANDARD, or build the bundle again",
+            "distribution",
+        )
+    return known[name]
+
+
+def read_output(request: Any) -> Output:
+    """What a request with `result` and `output` wants back."""
+    if request.result not in _RESULTS:
+        raise InvalidRequest(f"result is {request.result}, which is none of EditResult's values", "result")
+    if request.result == pb.EDIT_RESULT_LATENTS:
+        if request.HasField("output"):
+            raise InvalidRequest(
+                "output is set, but only latents are asked for; ask for images, or leave it out", "output"
+            )
+        return Output(False, True, None, 0)
+    return Output(True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS, *read_form(request.output))
+
+
+def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
+    """Format of the images that are to come back, None for raw, and quality, 0 for the default."""
+    if output.format not in _FORMATS:
+        raise InvalidRequest(
+            f"output.format is {output.format}, which is none of ImageFormat's values", "output.format"
+        )
+    if output.quality > 100:
+        raise InvalidRequest(f"output.quality is {output.quality}; it goes from 1 to 100", "output.quality")
+    file_format = _FORMATS[output.format]
+    if output.quality and file_format not in ("JPEG", "WEBP"):
+        raise InvalidRequest("output.quality is for JPEG and WebP; choose one of them, or leave it out", "output")
+    return file_format, output.quality
+
+
+def latent_batch(latents: Floats) -> pb.LatentBatch:
+    """Latents, float32 [N, D], as a message."""
+    count, dim = latents.shape
+    return pb.LatentBatch(count=count, dim=dim, data=latents.astype("<f4", copy=False).tobytes())
+
+
+def _floats(data: bytes) -> Floats:
+    values = np.frombuffer(data, "<f4")
+    return values if sys.byteorder == "little" else values.astype(np.float32)

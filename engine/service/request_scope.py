@@ -1,0 +1,124 @@
+"""One request: what must be done for every one of them, in one place that no method gets past.
+
+A model computes for `Terms`, and only `RequestScope.admit` gives them: when the model is leased, the deadline read, the
+size checked, the client's rate spent, and the room held.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import Overloaded
+from engine.models.model import Terms
+from engine.models.repository import Catalog
+from engine.service.request_parser import Output, RequestParser, read_priority
+from engine.service.response import Answer, answer
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+class Call(Protocol):
+    """The call that a request came in; `engine.service.call_scope.CallScope` is one."""
+
+    @property
+    def client(self) -> str:
+        """Whose call it is."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the deadline; None without one."""
+
+    def spend(self, images: int) -> None:
+        """Takes images and latents out of the client's share.
+
+        Raises:
+            RateLimited: When it has used that up.
+        """
+
+    def give_back(self, images: int) -> None:
+        """Puts back what was spent on a request that the server then had no room for."""
+
+    def count(self, images: int) -> None:
+        """Counts what was spent and stays so."""
+
+
+class RequestScope:
+    """A request while it is worked on, as a context that leases its model.
+
+    Args:
+        catalog: The models that are served.
+        call: Which the request came in.
+        request: With a priority.
+        model: Name of its model; "" for the default.
+
+    Attributes:
+        model: Stays open until the scope's end.
+        parser: Reads the request for this model.
+
+    Raises:
+        InvalidRequest: When the priority isn't known.
+        UnknownModel: When there is no such model.
+    """
+
+    def __init__(self, catalog: Catalog, call: Call, request: Any, model: str) -> None:
+        remaining = call.time_remaining()
+        deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
+        self._call = call
+        self._terms = Terms(deadline, call.client, read_priority(request))
+        self.model = catalog.get(model)
+        bundle = self.model.bundle
+        self.parser = RequestParser(bundle.manifest, bundle.directions, self.model.max_images)
+        self._lease = self.model.lease()
+
+    def __enter__(self) -> "RequestScope":
+        self._lease.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lease.__exit__(kind, error, trace)
+
+    @contextmanager
+    def admit(self, count: int, field: str = "", verb: str = "send", *, decodes: bool = False) -> Iterator[Terms]:
+        """To be entered around all work on so many images or latents; gives the terms that a model computes for.
+
+        What the server then has no room for costs the client nothing.
+
+        Args:
+            count: How many.
+            field: Which field says so.
+            verb: What the request does with them.
+            decodes: Whether room is held for decoding them, for a request that computes something else first.
+
+        Raises:
+            InvalidRequest: When they are none, or more than a request may have.
+            RateLimited: When the client has used up its share.
+            Overloaded: When there is no room for decoding them.
+        """
+        self.parser.check_count(count, field, verb)
+        self._call.spend(count)
+        try:
+            if decodes:
+                with self.model.room(count, self._terms.client) as room:
+                    yield self._terms._replace(room=room)
+            else:
+                yield self._terms
+        except Overloaded:
+            self._call.give_back(count)
+            raise
+        except BaseException:
+            self._call.count(count)
+            raise
+        self._call.count(count)
+
+    async def respond(
+        self, message: Any, output: Output, images: Bytes | None, latents: Floats | None = None
+    ) -> Answer:
+        """What is to come back; the arguments are those of `engine.service.response.answer`."""
+        return await answer(message, self.model, output, images, latents, client=self._terms.client)

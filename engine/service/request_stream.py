@@ -1,0 +1,131 @@
+"""The messages of one stream, as its handler reads them."""
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, NoReturn
+
+import grpc
+
+from engine.errors import EngineError, StreamIdle
+from engine.telemetry.metrics import MethodFigures
+
+# Who is not idle yet is looked at again after this time or more.
+_LOOK_S = 0.01
+# The event loop keeps cancelled timers for a while, with their context, in which the call would be.
+_NOBODYS = Context()
+
+
+class RequestStream:
+    """The messages of a stream, to its end or until the server's; each has one answer, in their order.
+
+    Args:
+        context: Of the call; its permit counts their bytes, and says when there are too many.
+        decode: Makes a message of bytes.
+        method: Counts them.
+        check: Is called for each message, and by `recheck`; raises what ends the stream instead.
+        max_idle_s: How long the client may be silent.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        decode: Callable[[bytes], Any],
+        method: MethodFigures,
+        *,
+        check: Callable[[], None],
+        max_idle_s: float,
+    ) -> None:
+        self._context = context
+        self._decode = decode
+        self._method = method
+        self._check = check
+        self._max_idle_s = max_idle_s
+        self._sizes: deque[int] = deque()  # of the messages without an answer
+        self._interrupted = False
+        self._complete = False
+        self._refusal: EngineError | None = None
+        self._reader: asyncio.Task[Any] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(max_idle_s, self._look, context=_NOBODYS)
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the client may have had more to say."""
+        return self._interrupted and not self._complete
+
+    def __aiter__(self) -> "RequestStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._interrupted:
+            self._stop()
+        self._reader = task = asyncio.current_task()
+        try:
+            # One message of each stream is read in any case, so that every stream goes on.
+            while self._sizes and not self._context.permit.has_room():
+                await self._context.permit.wait_for_room()
+            data = await self._context.read()
+        except asyncio.CancelledError:
+            if not self._takes_back(task):
+                raise
+            self._stop()
+        finally:
+            self._reader = task = None  # a task that was cancelled holds the error, whose frame is this one
+        if data is grpc.aio.EOF:
+            self._complete = True
+            raise StopAsyncIteration
+        self._check()
+        self._method.received(len(data))
+        self._sizes.append(len(data))
+        self._last = self._loop.time()
+        return self._decode(data)
+
+    def answered(self) -> None:
+        """The first of the messages without an answer has got it."""
+        if self._sizes:
+            self._context.permit.answered(self._sizes.popleft())
+            self._last = self._loop.time()
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+        self._timer.cancel()
+
+    def interrupt(self) -> None:
+        """Ends the iteration, also where somebody waits for the next message."""
+        self._interrupted = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def recheck(self) -> None:
+        """Ends the iteration with what the check has against it now, if anything."""
+        try:
+            self._check()
+        except EngineError as error:
+            self._end(error)
+
+    def _look(self) -> None:
+        """Ends the iteration when the client has been silent for too long, and waits for no answer."""
+        silent = self._loop.time() - self._last
+        if silent >= self._max_idle_s and not self._sizes and self._reader is not None:
+            self._end(StreamIdle(f"the stream had no request for {self._max_idle_s:g} s; open another one"))
+        else:
+            self._timer = self._loop.call_later(max(self._max_idle_s - silent, _LOOK_S), self._look, context=_NOBODYS)
+
+    def _end(self, refusal: EngineError) -> None:
+        self._refusal = refusal
+        self.interrupt()
+
+    def _stop(self) -> NoReturn:
+        if self._refusal is not None:
+            raise self._refusal
+        raise StopAsyncIteration
+
+    def _takes_back(self, task: "asyncio.Task[Any] | None") -> bool:
+        """Whether a cancellation was this object's own, and nobody else's; before Python 3.11 nobody can tell."""
+        if not self._interrupted:
+            return False
+        return sys.version_info < (3, 11) or task is None or task.uncancel() == 0

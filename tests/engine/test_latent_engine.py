@@ -1,0 +1,93 @@
+"""The service in this process, to see what its event loop does meanwhile."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tiny_model import LATENT_DIM
+
+from engine.backends import open_backend
+from engine.batching.batcher import NO_WATCH
+from engine.latents import Gaussian, sampling
+from engine.models.model import Settings
+from engine.models.repository import Catalog
+from engine.service.latent_engine import LatentEngine, Limits, handlers_of
+from protos import dfcvae_pb2 as pb
+
+
+class LocalCall:
+    """What the service asks of a call: it has no deadline, and nobody counts."""
+
+    client = "local"
+
+    def time_remaining(self) -> None:
+        return None
+
+    def spend(self, images: int) -> None:
+        pass
+
+    give_back = count = spend
+
+
+def serve(bundle: Path, scenario: Callable[[LatentEngine], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        catalog = await Catalog.open({"tiny": bundle}, open_backend, Settings(), lambda *_: NO_WATCH, lambda *_: None)
+        await scenario(LatentEngine(catalog, Limits()))
+        await catalog.close()
+
+    asyncio.run(whole())
+
+
+class HoldUp:
+    """A computation that goes on only when the event loop says so; where it is on the loop itself, it fails."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self.began = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.began.set()
+        assert self.go.wait(10), "the event loop is held up"
+        return self._function(*arguments)
+
+
+END = pb.WalkEnd(latents=pb.LatentBatch(count=1, dim=LATENT_DIM, data=np.zeros(LATENT_DIM, "<f4").tobytes()))
+
+
+@pytest.mark.parametrize("result", [pb.EDIT_RESULT_UNSPECIFIED, pb.EDIT_RESULT_LATENTS])
+@pytest.mark.parametrize("method", ["Sample", "Interpolate"])
+def test_others_are_answered_while_much_is_sampled(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, method: str, result: Any
+) -> None:
+    if method == "Sample":
+        slow = HoldUp(Gaussian.draw)
+        monkeypatch.setattr(Gaussian, "draw", partialmethod(slow))
+        request: Any = pb.SampleRequest(count=1024, result=result)
+    else:
+        slow = HoldUp(sampling._on_line)
+        monkeypatch.setattr(sampling, "_on_line", slow)
+        request = pb.InterpolateRequest(start=END, end=END, steps=1024, result=result)
+
+    async def scenario(engine: LatentEngine) -> None:
+        call = asyncio.ensure_future(getattr(engine, method)(request, LocalCall()))
+        await asyncio.to_thread(slow.began.wait)
+        assert (await engine.GetModel(pb.GetModelRequest(), LocalCall())).latent_dim == LATENT_DIM
+        slow.go.set()
+        await call
+
+    serve(tiny_bundle, scenario)
+
+
+def test_methods_get_the_kind_of_handler_that_their_definition_says() -> None:
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    handlers = handlers_of(health, health_pb2_grpc.HealthServicer())
+    assert handlers["Check"].unary_unary
+    assert handlers["Watch"].unary_stream
+    assert not handlers["Watch"].unary_unary

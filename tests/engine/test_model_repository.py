@@ -1,0 +1,192 @@
+"""Models by name, and their replacement: with real graphs, and a bundle folder that changes underneath."""
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import smile_more, write_tiny_bundle
+from tiny_model import images_of, latents_of, random_images, tiny_directions
+
+from engine.backends import Backend, Bytes, Floats, open_backend
+from engine.batching.batcher import NO_WATCH
+from engine.errors import BundleError, UnknownModel
+from engine.models.model import Model, Settings, Terms
+from engine.models.repository import Catalog, Opener
+
+
+def run(
+    scenario: Callable[[Catalog], Awaitable[None]],
+    told: list[tuple[str, bool]] | None = None,
+    opener: Opener = open_backend,
+    **bundles: Path,
+) -> None:
+    async def whole() -> None:
+        taken = [] if told is None else told
+        catalog = await Catalog.open(
+            bundles, opener, Settings(), lambda *_: NO_WATCH, lambda name, good: taken.append((name, good))
+        )
+        await catalog.warm_up()
+        await scenario(catalog)
+        await catalog.close()
+
+    asyncio.run(whole())
+
+
+async def smile(model: Model) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    images = random_images(3, seed=1) // 2
+    with model.lease():
+        move = model.bundle.directions.move([("Smiling", 1.0)])
+        edited, mu = await model.edit(images, move, Terms())
+    np.testing.assert_array_equal(mu, latents_of(images))
+    assert edited is not None
+    return edited
+
+
+async def gone(what: weakref.ref[Any]) -> None:
+    """Waits until something is freed (or else for the test's time limit); a thread may have used it last."""
+    while what() is not None:
+        await asyncio.sleep(0.01)
+
+
+def expected(factor: float) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return images_of(latents_of(random_images(3, seed=1) // 2) + np.float32(factor) * tiny_directions()["Smiling"])
+
+
+def test_models_are_found_by_name_and_the_first_is_the_default(tmp_path: Path) -> None:
+    one, two = (write_tiny_bundle(tmp_path / name) for name in ("one", "two"))
+    smile_more(two, 2)
+
+    async def scenario(catalog: Catalog) -> None:
+        assert catalog.names == ("faces", "cats")
+        assert catalog.get("") is catalog.get("faces")
+        np.testing.assert_array_equal(await smile(catalog.get("faces")), expected(1))
+        np.testing.assert_array_equal(await smile(catalog.get("cats")), expected(2))
+        with pytest.raises(UnknownModel, match="no model 'dogs' is served here; there is: faces, cats"):
+            catalog.get("dogs")
+
+    run(scenario, faces=one, cats=two)
+
+
+def test_a_changed_bundle_takes_over_and_requests_on_the_way_end_with_the_old_one(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    told: list[tuple[str, bool]] = []
+
+    async def scenario(catalog: Catalog) -> None:
+        old = catalog.get("")
+        await catalog.reload()
+        assert catalog.get("") is old, "nothing has changed"
+        smile_more(bundle, 3)
+        with old.lease():
+            await catalog.reload()
+            assert catalog.get("") is not old
+            np.testing.assert_array_equal(await smile(catalog.get("")), expected(3))
+            np.testing.assert_array_equal(await smile(old), expected(1))
+        assert catalog.get("").fingerprint != old.fingerprint
+
+    run(scenario, told, faces=bundle)
+    assert told == [("faces", True)]
+
+
+def test_the_graphs_of_a_model_that_has_retired_are_gone(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+
+    async def scenario(catalog: Catalog) -> None:
+        old = weakref.ref(catalog.get("").backend)
+        smile_more(bundle, 3)
+        await catalog.reload()
+        await gone(old)
+
+    run(scenario, faces=bundle)
+
+
+@pytest.mark.parametrize("harm", ["torn graph", "no manifest", "graph of another size"])
+def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
+    tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    told: list[tuple[str, bool]] = []
+
+    async def scenario(catalog: Catalog) -> None:
+        old = catalog.get("")
+        if harm == "torn graph":
+            smile_more(bundle, 2)
+            (bundle / "decoder.onnx").write_bytes(b"torn")
+        elif harm == "no manifest":
+            (bundle / "manifest.json").unlink()
+        else:
+            # It opens, and only its first call shows that the sizes are wrong.
+            manifest = (bundle / "manifest.json").read_text()
+            (bundle / "manifest.json").write_text(manifest.replace('"image_size": 8', '"image_size": 16'))
+        await catalog.reload()
+        assert catalog.get("") is old
+        np.testing.assert_array_equal(await smile(old), expected(1))
+
+    run(scenario, told, faces=bundle)
+    assert told == [("faces", False)]
+    assert "the old one stays" in caplog.text
+
+
+def test_a_backend_is_freed_with_its_model_and_when_its_bundle_is_refused(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+
+    class Closing(Backend):
+        def __init__(self, inner: Backend) -> None:
+            self._inner = inner
+            self.number = len(opened)
+            opened.append(weakref.ref(self))
+
+        def encode(self, images: Bytes) -> tuple[Floats, Floats]:
+            return self._inner.encode(images)
+
+        def decode(self, latents: Floats) -> Bytes:
+            return self._inner.decode(latents)
+
+        def close(self) -> None:
+            closed.append(self.number)
+
+    opened: list[weakref.ref[Closing]] = []
+    closed: list[int] = []
+
+    async def scenario(catalog: Catalog) -> None:
+        manifest = (bundle / "manifest.json").read_text()
+        (bundle / "manifest.json").write_text(manifest.replace('"image_size": 8', '"image_size": 16'))
+        await catalog.reload()
+        assert (len(opened), closed) == (2, [1])
+        await gone(opened[1])
+        np.testing.assert_array_equal(await smile(catalog.get("")), expected(1))
+
+    run(scenario, opener=lambda bundle: Closing(open_backend(bundle)), faces=bundle)
+    assert closed == [1, 0]
+
+
+def test_a_followed_folder_is_reloaded_when_it_changes_and_only_then(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    told: list[tuple[str, bool]] = []
+
+    async def scenario(catalog: Catalog) -> None:
+        old = catalog.get("")
+        following = asyncio.get_running_loop().create_task(catalog.follow(0.01))
+        smile_more(bundle, 2)
+        while catalog.get("") is old:
+            await asyncio.sleep(0.01)
+        np.testing.assert_array_equal(await smile(catalog.get("")), expected(2))
+        (bundle / "manifest.json").write_text("{}")
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        following.cancel()
+
+    run(scenario, told, faces=bundle)
+    assert told == [("faces", True), ("faces", False)], "a bad bundle is tried once, not again and again"
+
+
+def test_a_bundle_that_cannot_be_opened_at_the_start_is_an_error(tmp_path: Path) -> None:
+    async def nothing(_: Catalog) -> None:
+        raise AssertionError
+
+    with pytest.raises(BundleError, match="no bundle folder"):
+        run(nothing, faces=write_tiny_bundle(tmp_path / "bundle"), cats=tmp_path / "missing")
