@@ -131,10 +131,12 @@ def _quantise(
         logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also silences handlers of others
         ((name, values),) = inputs.items()
         ranges = RangeEstimatorParametersSet.MINMAX
+        # Of one size: NNCF corrects biases by the mean of the batches' means.
+        batches = [{name: part} for part in np.array_split(values, -(-len(values) // _BATCH))]
         quantised: onnx.ModelProto = nncf.quantize(
             model,
-            nncf.Dataset([{name: values[at : at + 1]} for at in range(len(values))]),
-            subset_size=len(values),
+            nncf.Dataset(batches),
+            subset_size=len(batches),
             preset=nncf.QuantizationPreset.PERFORMANCE if symmetric else nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=kept),
             advanced_parameters=AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
