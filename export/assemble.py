@@ -22,6 +22,7 @@ from export.contest import RULE, Entry, rank, table
 from export.errors import RewriteError
 from export.flags import EngineFlags
 from export.gate import Gate
+from export.layers import table as layers_table
 from export.precision import write_edit_plan, write_plans, write_reduced
 from export.support import Support
 from export.tensorrt_build import layers_of
@@ -88,13 +89,24 @@ def assemble(
     candidates, plans = write_plans(candidates, folder, **building)
     runs = candidates[0].option in support.here  # what doesn't has no rival
     entries = _contest(flags, manifest, candidates, folder, say)
-    for reason in support.why_not(flags.backend, flags.device, flags.precision) if entries else ():
+    for reason in flags.why_not(support) if entries else ():
         say(f"not in the contest: {reason}")
 
     def complete(candidate: Candidate) -> None:
         plans.update(write_edit_plan(candidate, folder, **building))
 
-    winner, report, rejected = _first_exact(gate, entries, candidates, runs=runs, say=say, complete=complete)
+    explained: set[str] = set()
+
+    def explain(candidate: Candidate) -> None:
+        if candidate.graphs != candidate.portable and candidate.precision not in explained:
+            explained.add(candidate.precision)
+            say(layers_table(folder, candidate, gate.truth))
+
+    winner, report, rejected = _first_exact(
+        gate, entries, candidates, runs=runs, say=say, complete=complete, explain=explain
+    )
+    if flags.explain:
+        explain(winner)
     _drop_others(folder, winner, kept)
 
     chosen = _chosen(entries, rejected, flags.cores) if entries else {}
@@ -159,6 +171,7 @@ def _first_exact(
     runs: bool,
     say: Say,
     complete: Callable[[Candidate], None],
+    explain: Callable[[Candidate], None],
 ) -> tuple[Candidate, Report, dict[Candidate, str]]:
     """The first candidate that passes the gate, its report, and why those before it did not.
 
@@ -169,6 +182,7 @@ def _first_exact(
         runs: Whether they run here.
         say: Takes why one is out.
         complete: Builds what only a candidate that may win needs.
+        explain: Says which layers make a candidate inexact.
 
     Raises:
         RewriteError: a rewrite isn't exact, whatever else there is to choose from.
@@ -190,6 +204,8 @@ def _first_exact(
             first = first or error
             rejected[candidate] = str(error)
             say(f"{candidate}: {error}")
+            if isinstance(error, ParityError):
+                explain(candidate)
     assert first is not None, "there is a candidate"
     raise first
 

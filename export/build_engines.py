@@ -125,7 +125,7 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
             shutil.copyfile(config.run / name, folder / name)
         kept = {path.name for path in folder.glob("*.onnx")} if config.all_forms else set()
 
-        samples, calibration_images = split_samples(run.samples, config.precision)
+        samples, calibration_images = split_samples(run.samples, calibrates=_calibrates(candidates))
         say(f"measuring parity on {len(samples)} images")
         model, prior = EagerBackend(run.model), load_prior(run)
         truth = Truth.of(NAME, model, samples, run.directions, prior, model_sha256=run.model_sha256)
@@ -176,9 +176,10 @@ def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
     candidates = config.candidates(support)
     run = Run.load(config.run)
     load_prior(run)
-    if config.precision == "int8" and len(run.samples) < 4:
+    if _calibrates(candidates) and len(run.samples) < 4:
         raise InputError(
-            f"{config.run} holds {len(run.samples)} images: --precision int8 needs 4 to calibrate and measure"
+            f"{config.run} holds {len(run.samples)} images: int8 needs 4 to calibrate and measure; "
+            "name another --precision"
         )
     names = {name for each in candidates for name in (*each.portable, *each.graphs, *each.files)}
     if config.all_forms:
@@ -187,6 +188,10 @@ def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
     # A graph holds about half of the weights; the proof's images are small beside them.
     require_space(config.out.parent, len({ENCODER, DECODER, *names}) * (config.run / MODEL).stat().st_size // 2)
     return support, candidates, run
+
+
+def _calibrates(candidates: Sequence[Candidate]) -> bool:
+    return any(candidate.precision == "int8" for candidate in candidates)
 
 
 def _proof(config: BuildConfig, truth: Truth, run: Run, prior: Gaussian) -> Truth:

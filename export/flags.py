@@ -38,7 +38,7 @@ class EngineFlags:
     """Where the engines will compute: auto, cpu, cuda, or one of several GPUs of this machine, such as cuda:1."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     """Arithmetic of the engines: fp32 anywhere, bf16 where the CPU has units for it, fp16 on a GPU; int8 is calibrated
-    on half of a run's held-out images (parity is measured on the others), and auto never takes it."""
+    on half of a run's held-out images (parity is measured on the others), and auto takes it only with --min-psnr."""
     encoder: Literal["auto"] | EncoderForm = "auto"
     """Exact form of the encoder; product: its last convolution as a matrix product."""
     decoder: Literal["auto"] | DecoderForm = "auto"
@@ -55,12 +55,15 @@ class EngineFlags:
     """Largest batch that the engines take, images."""
     threads: int | None = None
     """Compute threads of the engines while they are measured; None: all cores."""
+    min_psnr: float | None = None
+    """Quality budget: smallest PSNR of any image against PyTorch FP32, dB; None: the precision's. With --precision
+    auto, int8 joins the contest, which then takes minutes, and the fastest engine within the budget wins."""
+    explain: bool = False
+    """Say what fp16 or int8 costs single layers of an engine that passes, too; one that fails is explained anyway."""
     latent_tolerance: float | None = None
     """Largest error of mu and log_var against PyTorch FP32, as a share of their spread; None: the precision's."""
     level_tolerance: int | None = None
     """Largest difference of any pixel against PyTorch FP32, 8-bit levels; None: the precision's."""
-    psnr_tolerance: float | None = None
-    """Smallest PSNR of any image against PyTorch FP32, dB; None: the precision's."""
     mean_tolerance: float | None = None
     """Largest mean difference of images against PyTorch FP32, 8-bit levels; None: the precision's."""
     bias_tolerance: float | None = None
@@ -78,7 +81,7 @@ class EngineFlags:
             ("max-batch", self.max_batch, 1),
             ("latent-tolerance", self.latent_tolerance, 0),
             ("level-tolerance", self.level_tolerance, 0),
-            ("psnr-tolerance", self.psnr_tolerance, 0),
+            ("min-psnr", self.min_psnr, 0),
             ("mean-tolerance", self.mean_tolerance, 0),
             ("bias-tolerance", self.bias_tolerance, 0),
             ("logit-tolerance", self.logit_tolerance, 0),
@@ -113,13 +116,17 @@ class EngineFlags:
         given: dict[str, Any] = {
             "latents": self.latent_tolerance,
             "levels": self.level_tolerance,
-            "psnr_db": self.psnr_tolerance,
+            "psnr_db": self.min_psnr,
             "mean_levels": self.mean_tolerance,
             "bias_levels": self.bias_tolerance,
             "logits": self.logit_tolerance,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         return dataclasses.replace(TOLERANCES[precision], **changes)
+
+    def why_not(self, support: Support) -> list[str]:
+        """Why some of what the flags mean can't be among the candidates, one sentence each."""
+        return support.why_not(self.backend, self.device, self.precision, budget=self.min_psnr is not None)
 
     def candidates(self, support: Support) -> list[Candidate]:
         """Everything that the flags leave to choose from.
@@ -129,7 +136,7 @@ class EngineFlags:
         """
         found = [
             Candidate(*option, encoder, decoder, split)
-            for option in support.choose(self.backend, self.device, self.precision)
+            for option in support.choose(self.backend, self.device, self.precision, budget=self.min_psnr is not None)
             for split in self._splits(option.backend)
             for encoder in self._encoders(option.precision, option in support.here)
             for decoder in self._decoders(option in support.here)

@@ -50,7 +50,7 @@ class Gate:
         proof: Truth | None = None,
     ) -> None:
         self._folder = folder
-        self._truth = truth
+        self.truth = truth
         self._trial = trial
         self._proof = proof
         self._max_batch = max_batch
@@ -100,7 +100,7 @@ class Gate:
         return self._report(measured)
 
     def _report(self, stages: dict[str, Stage]) -> Report:
-        return Report(self._truth.what, len(self._truth.images), describe(self._trial), stages)
+        return Report(self.truth.what, len(self.truth.images), describe(self._trial), stages)
 
     def _measure(self, name: str, subject: _Subject) -> Stage:
         backend, device, precision, engine = subject
@@ -118,10 +118,10 @@ class Gate:
                 threads=self._threads,
             )
             what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision} on {device}"
-            truth = self._proof if name == "proof" and self._proof else self._truth
+            truth = self._proof if name == "proof" and self._proof else self.truth
             try:
                 stage = truth.compare(opened, what, self._tolerances(precision), self._max_batch)
-                if truth is self._truth and not isinstance(self._trial, str):
+                if truth is self.truth and not isinstance(self._trial, str):
                     stage = replace(stage, judged=self._trial.judge(opened, self._max_batch))
             except ParityError as error:
                 raise ParityError(f"stage {name}: {error}") from None

@@ -41,7 +41,7 @@ from export.tensorrt_8 import KEPT
 _FULL, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _SUFFIXES = {_FULL: "float32", _HALF: "float16"}
 _QUANTISED_OPSET = 19
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def write_half(source: Path, target: Path) -> None:
@@ -112,7 +112,7 @@ def _halves(graph: onnx.GraphProto) -> set[str]:
     read: set[str] = set()  # by nodes in FP16
     found: set[str] = set()
     for node in reversed(graph.node):
-        if not read.isdisjoint(node.output) or (node.op_type in _WEIGHTED and results.isdisjoint(node.output)):
+        if not read.isdisjoint(node.output) or (node.op_type in WEIGHTED and results.isdisjoint(node.output)):
             read.update(node.input)
             found.update(node.output)
     return found

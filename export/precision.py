@@ -22,17 +22,17 @@ from export.quantize import Calibration, write_int8
 Say = Callable[[str], None]
 
 
-def split_samples(samples: Bytes, precision: str) -> tuple[Bytes, Bytes]:
+def split_samples(samples: Bytes, *, calibrates: bool) -> tuple[Bytes, Bytes]:
     """A run's held-out images as those that parity is measured on and those that INT8 is calibrated on.
 
-    A run holds no images of the train split. So with int8 they are halved, in turns; all other precisions are measured
-    on all of them.
+    A run holds no images of the train split. So where INT8 takes part they are halved, in turns; without it everything
+    is measured on all of them.
 
     Args:
         samples: uint8 [N, S, S, 3].
-        precision: Of the engines.
+        calibrates: Whether INT8 takes part.
     """
-    if precision != "int8":
+    if not calibrates:
         return samples, samples[:0]
     return np.ascontiguousarray(samples[1::2]), np.ascontiguousarray(samples[::2])
 

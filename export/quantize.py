@@ -15,11 +15,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import onnxruntime
+from onnx import numpy_helper
 
 from engine.backends import Backend, Bytes, Floats
 from engine.errors import BackendError
 from engine.latents import Directions
+from export.half import WEIGHTED
 
 _BATCH = 32
 _REACH = 1.5
@@ -89,6 +93,8 @@ def write_int8(source: Path, target: Path, calibration: Calibration, *, symmetri
     | symmetric, all but the first           | 35.9, 28, 100.0 % | 40.3, 17, 99.7 %  |
     | symmetric, all but first and last      | 39.3, 27, 100.0 % | 42.4, 15, 99.2 %  |
 
+    The biases of the last layers are corrected besides (`_centre`); the table was measured without that.
+
     On the CPU nothing is kept in float: only the last convolution would gain more than 0.2 dB, and decoding would take
     a seventh longer.
 
@@ -111,6 +117,7 @@ def write_int8(source: Path, target: Path, calibration: Calibration, *, symmetri
     kept += [node.name for node in model.graph.node if encodes and node.op_type == "Div"]
     values = calibration.images if encodes else calibration.latents
     quantised = _quantise(model, {name: values}, symmetric, kept)
+    _centre(model, quantised, name, values)
 
     properties = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(quantised, {**properties, "precision": "int8"})
@@ -131,15 +138,64 @@ def _quantise(
         logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also silences handlers of others
         ((name, values),) = inputs.items()
         ranges = RangeEstimatorParametersSet.MINMAX
+        # Of one size: NNCF corrects biases by the mean of the batches' means.
+        batches = [{name: part} for part in np.array_split(values, -(-len(values) // _BATCH))]
         quantised: onnx.ModelProto = nncf.quantize(
             model,
-            nncf.Dataset([{name: values[at : at + 1]} for at in range(len(values))]),
-            subset_size=len(values),
+            nncf.Dataset(batches),
+            subset_size=len(batches),
             preset=nncf.QuantizationPreset.PERFORMANCE if symmetric else nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=kept),
             advanced_parameters=AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
         )
     return quantised
+
+
+def _centre(model: onnx.ModelProto, quantised: onnx.ModelProto, name: str, values: Bytes | Floats) -> None:
+    """Takes from the biases of the last layers what rounding, in all layers together, adds to their results' means.
+
+    NNCF corrects single layers. A network trained on real faces, on latents that were not calibrated on: the signed
+    mean of decoded images goes from -0.99 to -0.04 levels, the worst image from 41.5 to 44.5 dB.
+    """
+    last = _last_layers(model.graph)
+    means, rounded = (_means(each, last, name, values) for each in (model, quantised))
+    biases = {node.output[0]: node.input[2] for node in quantised.graph.node if node.output[0] in last}
+    tensors = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    for output, bias in biases.items():
+        corrected = numpy_helper.to_array(tensors[bias]) - (rounded[output] - means[output])
+        tensors[bias].CopyFrom(numpy_helper.from_array(corrected.astype(np.float32), bias))
+
+
+def _last_layers(graph: onnx.GraphProto) -> list[str]:
+    """What those layers give that no other layer comes behind."""
+    read: set[str] = set()  # by a layer, or by what leads to one
+    last = []
+    for node in reversed(graph.node):
+        leads = not read.isdisjoint(node.output)
+        if node.op_type in WEIGHTED and not leads:
+            last.append(node.output[0])
+        if node.op_type in WEIGHTED or leads:
+            read.update(node.input)
+    return last
+
+
+def _means(
+    model: onnx.ModelProto, outputs: list[str], name: str, values: Bytes | Floats
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Mean of each channel of some tensors, float64 [C]."""
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    opened.graph.ClearField("output")
+    opened.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # so that sums are the same each time
+    session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    sums = [np.zeros(1) for _ in outputs]
+    for at in range(0, len(values), _BATCH):
+        for index, result in enumerate(session.run(None, {name: values[at : at + _BATCH]})):
+            pixels = tuple(range(2, result.ndim))
+            sums[index] = sums[index] + result.astype(np.float64).mean(axis=pixels).sum(axis=0)
+    return {output: total / len(values) for output, total in zip(outputs, sums, strict=True)}
 
 
 @contextmanager

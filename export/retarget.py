@@ -76,7 +76,7 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
     truth = load_truth(bundle)
     graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]
     support = Support.find(config.device)
-    candidates = _possible(config, config.candidates(support), graphs)
+    candidates = _possible(config, config.candidates(support), graphs, say)
     others = [name for name in (DIRECTIONS, PRIOR, PROOF) if name in bundle.manifest.files]
     require_space(config.out.parent, 3 * sum((bundle.path / name).stat().st_size for name in (*graphs, *others)))
     manifest = dataclasses.replace(
@@ -117,7 +117,9 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
     return config.out
 
 
-def _possible(config: RetargetConfig, candidates: Sequence[Candidate], graphs: Sequence[str]) -> list[Candidate]:
+def _possible(
+    config: RetargetConfig, candidates: Sequence[Candidate], graphs: Sequence[str], say: Say
+) -> list[Candidate]:
     """The candidates whose graphs are there, or follow from those that are.
 
     Raises:
@@ -129,6 +131,8 @@ def _possible(config: RetargetConfig, candidates: Sequence[Candidate], graphs: S
         return [name for name in needed if name not in graphs]
 
     if found := [candidate for candidate in candidates if not missing(candidate)]:
+        if "int8" in {candidate.precision for candidate in candidates} - {candidate.precision for candidate in found}:
+            say(f"not in the contest: int8, as {config.bundle} has no int8 graphs; build_engines calibrates them")
         return found
     names = " and ".join(missing(candidates[0]))
     why = (

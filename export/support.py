@@ -51,37 +51,38 @@ class Support:
                             elsewhere.append(option)
         return cls(here, missing, elsewhere)
 
-    def choose(self, backend: str, device: str, precision: str) -> list[Option]:
+    def choose(self, backend: str, device: str, precision: str, *, budget: bool = False) -> list[Option]:
         """What three flags leave, "auto" for any.
 
-        Auto never means int8, which changes what is seen, if little, nor FP16 on a CPU, which computes it as FP32.
+        Auto means int8, which changes what is seen, if little, only within a budget for that (`--min-psnr`), and never
+        FP16 on a CPU, which computes it as FP32.
 
         Raises:
             InputError: nothing is left; names what is supported here and why the rest is not.
         """
         flags = Option(backend, device, precision)
-        left = [option for option in self.here if _means(flags, option)]
+        left = [option for option in self.here if _means(flags, option, budget)]
         # Where nothing can be measured, nothing can be chosen: fp16 is what these GPUs are for.
         wanted = flags._replace(precision="fp16" if precision == AUTO else precision)
         if not left and backend != AUTO:
-            left = [option for option in self.elsewhere if _means(wanted, option)]
+            left = [option for option in self.elsewhere if _means(wanted, option, budget)]
         if not left:
             where = "" if device == AUTO else f" --device {device}"
             asked = f"--backend {backend}{where} --precision {precision}"
             supported = _listed(self.here) or "nothing"
             if self.elsewhere:
                 supported += f"; built here for other machines, by name: {_listed(self.elsewhere)}"
-            reasons = self.why_not(backend, device, precision)
+            reasons = self.why_not(backend, device, precision, budget=budget)
             because = f" ({'; '.join(reasons)})" if reasons else ""
             raise InputError(f"{asked}: not supported{because}; supported here: {supported}")
         return left
 
-    def why_not(self, backend: str, device: str, precision: str) -> list[str]:
+    def why_not(self, backend: str, device: str, precision: str, *, budget: bool = False) -> list[str]:
         """Of what three flags mean, why some is not there."""
         flags = Option(backend, device, precision)
         precisions: dict[tuple[str, str, str], list[str]] = {}
         for option, reason in self.missing.items():
-            if _means(flags, option):
+            if _means(flags, option, budget):
                 precisions.setdefault((option.backend, option.device, reason), []).append(option.precision)
         return [
             f"{backend} {', '.join(values)} on {device}: {reason}"
@@ -97,8 +98,8 @@ def _listed(options: Sequence[Option]) -> str:
     )
 
 
-def _means(flags: Option, option: Option) -> bool:
-    by_name = option.precision == "int8" and flags.precision == AUTO
+def _means(flags: Option, option: Option, budget: bool) -> bool:
+    by_name = option.precision == "int8" and flags.precision == AUTO and not budget
     by_name = by_name or (option[1:] == (CPU, "fp16") and flags.device == AUTO)
     return not by_name and all(flag in (AUTO, value) for flag, value in zip(flags, option, strict=True))
 

@@ -118,7 +118,7 @@ def run_truth(bundle: Bundle, path: Path) -> tuple[Truth, Trial | str]:
 
     run = Run.load(path)
     require_run(bundle, path, run.model_sha256)
-    samples, _ = split_samples(run.samples, bundle.manifest.precision)
+    samples, _ = split_samples(run.samples, calibrates=bundle.manifest.precision == "int8")
     model = EagerBackend(run.model)
     judge = judge_of(path, run.resolved.get("data_fingerprint"))
     trial = Trial.of(judge, model, samples, run.directions)

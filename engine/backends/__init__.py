@@ -52,10 +52,10 @@ def open_backend(bundle: Bundle, threads: int | None = None, device: str | None 
     if kind_of(device) != manifest.device:
         raise BackendError(
             f"the engines of {bundle.path} were built and proven for {manifest.device}, not for {device}; leave "
-            f"--device out, or build the bundle again with: {_rebuild(manifest, kind_of(device))}"
+            f"--device out, or make another bundle with: {_retarget(bundle, f'--device {kind_of(device)}')}"
         )
     if find(manifest.backend).plan:
-        _require_device_of(manifest, device)
+        _require_device_of(bundle, device)
     return open_graphs(
         manifest.backend,
         manifest.precision,
@@ -110,21 +110,20 @@ def open_graphs(
     return row.open(encoder, decoder, replace(options, threads=threads) if threads else options)
 
 
-def _require_device_of(manifest: Manifest, device: str) -> None:
+def _require_device_of(bundle: Bundle, device: str) -> None:
     from engine.backends.tensorrt import fits, require_device  # noqa: PLC0415
 
+    manifest = bundle.manifest
     here, built = require_device(manifest.backend, device), manifest.tensorrt.get("device", {})
     if not fits(built, here):
         raise BackendError(
-            f"the bundle's plans were built for {_device(built)}, this machine has {_device(here)}; rebuild them here "
-            f"with: {_rebuild(manifest)}"
+            f"the plans of {bundle.path} were built for {_device(built)}, this machine has {_device(here)}; make "
+            f"others here with: {_retarget(bundle, f'--backend {manifest.backend} --precision {manifest.precision}')}"
         )
 
 
-def _rebuild(manifest: Manifest, device: str | None = None) -> str:
-    flags = f"--device {device}" if device else f"--backend {manifest.backend} --precision {manifest.precision}"
-    size = manifest.max_batch_size
-    return f"python -m export.build_engines --run RUN --out BUNDLE --force {flags} --max-batch {size}"
+def _retarget(bundle: Bundle, flags: str) -> str:
+    return f"python -m export.retarget {bundle.path} {flags} --out BUNDLE2"
 
 
 def _device(values: object) -> str:

@@ -57,7 +57,7 @@ def test_a_report_of_builds_parity_and_speed(
     assert "FAIL" not in text
     for batch in (1, 2, 4, 6):
         assert f"| {batch} | edit | " in text
-    assert "| batch | | TensorRT fp16 | TensorRT fp32 | PyTorch |" in text
+    assert "| batch | | tensorrt fp16 | tensorrt fp32 | PyTorch |" in text
     for precision in ("fp16", "fp32"):
         manifest = Bundle.load(tmp_path / "made" / precision).manifest
         assert (manifest.backend, manifest.precision) == ("tensorrt", precision)

@@ -18,6 +18,7 @@ from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame
 FRAMED = {"crop": 148, "resize": "bilinear", "source": [178, 218], "landmarks": None}
 ENGINE = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "split": False, "chosen": {}, "stages": {}}
 REBUILD = r"python -m export\.build_engines --run RUN --out BUNDLE"
+RETARGET = r"python -m export\.retarget \S+/bundle"
 
 
 @pytest.fixture
@@ -211,9 +212,7 @@ def test_plans_of_another_gpu_or_tensorrt_are_refused(
 ) -> None:
     monkeypatch.setattr("engine.backends.tensorrt.require_device", lambda *_: HERE)
     change_manifest(bundle, backend="tensorrt", device="cuda", precision="fp16", tensorrt={"device": built})
-    expected = (
-        rf"{message}.*, this machine has tensorrt 10\.3\.0.*{REBUILD} --force --backend tensorrt --precision fp16"
-    )
+    expected = rf"{message}.*, this machine has tensorrt 10\.3\.0.*{RETARGET} --backend tensorrt --precision fp16 --out"
     with pytest.raises(BackendError, match=expected):
         open_backend(Bundle.load(bundle))
 
@@ -257,14 +256,16 @@ def test_plans_of_tensorrt_for_rtx_for_other_gpus_are_refused(
 ) -> None:
     monkeypatch.setattr("engine.backends.tensorrt.require_device", lambda *_: RTX_HERE)
     change_manifest(bundle, backend="tensorrt-rtx", device="cuda", precision="fp16", tensorrt={"device": built})
-    with pytest.raises(BackendError, match=rf"{message}.*{REBUILD} --force --backend tensorrt-rtx"):
+    with pytest.raises(BackendError, match=rf"{message}.*{RETARGET} --backend tensorrt-rtx --precision fp16 --out"):
         open_backend(Bundle.load(bundle))
 
 
 def test_engines_are_opened_only_where_they_were_proven(bundle: Path) -> None:
     loaded = Bundle.load(bundle)
     open_backend(loaded, device="cpu")
-    with pytest.raises(BackendError, match=r"built and proven for cpu, not for cuda:1; .*--device cuda --max-batch 32"):
+    with pytest.raises(
+        BackendError, match=rf"built and proven for cpu, not for cuda:1; .*{RETARGET} --device cuda --out"
+    ):
         open_backend(loaded, device="cuda:1")
 
 

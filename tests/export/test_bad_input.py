@@ -244,6 +244,9 @@ def test_a_small_disk(shared_run: Path, tmp_path: Path, kilobytes: int) -> None:
         (("--threads", "0"), "--threads 0: must be at least 1"),
         (("--precision", "bf16"), "--backend onnxruntime --precision bf16: not supported"),
         (("--backend", "openvino", "--precision", "fp16"), "--backend openvino --precision fp16: not supported"),
+        (("--min-psnr", "-1"), "--min-psnr -1.0: must be at least 0"),
+        (("--backend", "tensorrt-rtx", "--compute-capability", "9.0"), "--compute-capability 9.0: TensorRT for RTX bu"),
+        (("--compute-capability", "8.9"), "--compute-capability: --backend onnxruntime builds for this machine; take"),
         (("--split", "yes"), "--split yes: only openvino splits a batch"),
     ],
 )

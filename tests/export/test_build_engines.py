@@ -21,7 +21,7 @@ from engine.backends import open_backend
 from engine.bundle import Bundle, Engine, sha256_of
 from engine.errors import ParityError
 from engine.latents import Directions
-from engine.proof.figures import TOLERANCES
+from engine.proof.figures import TOLERANCES, Tolerances
 from engine.proof.machine import machine_of
 from export import build_engines
 from export.build_engines import BuildConfig, build
@@ -239,7 +239,7 @@ def test_wider_tolerances_are_the_users_choice_and_recorded(
     shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corrupt_decoder(monkeypatch)
-    wide = {"level_tolerance": 255, "psnr_tolerance": 1.0, "mean_tolerance": 99.0, "bias_tolerance": 98.0}
+    wide = {"level_tolerance": 255, "min_psnr": 1.0, "mean_tolerance": 99.0, "bias_tolerance": 98.0}
     config = plain(run=shared_run, out=tmp_path / "bundle", latent_tolerance=0.5, logit_tolerance=0.2, **wide)
     manifest = Bundle.load(build(config, silent)).manifest
     parity = manifest.parity
@@ -326,9 +326,8 @@ def test_the_fastest_that_passes_the_gate_is_built(
         "max_batch": 1,
     }
     # Random weights lose more to bf16 than trained ones.
-    wide: dict[str, Any] = {"latent_tolerance": 1.0, "level_tolerance": 255, "psnr_tolerance": 0.0}
-    wide |= {"mean_tolerance": 20.0, "bias_tolerance": 5.0}
-    manifest = Bundle.load(build(BuildConfig(out=tmp_path / "first", **named, **wide), silent)).manifest
+    monkeypatch.setitem(TOLERANCES, "bf16", Tolerances(1.0, 255, 0.0, 20.0, 5.0, 1.0))
+    manifest = Bundle.load(build(BuildConfig(out=tmp_path / "first", **named), silent)).manifest
     assert (manifest.backend, manifest.precision) == ("openvino", "bf16")
 
     # What bf16 cannot keep: it is refused, and the next one taken.
@@ -558,7 +557,7 @@ def test_missing_run_is_one_line_and_exit_code_2(command: Command, tmp_path: Pat
         ("threads", 0, "--threads 0: must be at least 1"),
         ("latent_tolerance", float("nan"), "--latent-tolerance nan: must be at least 0"),
         ("level_tolerance", -1, "--level-tolerance -1: must be at least 0"),
-        ("psnr_tolerance", -1.0, "--psnr-tolerance -1.0: must be at least 0"),
+        ("min_psnr", -1.0, "--min-psnr -1.0: must be at least 0"),
         ("mean_tolerance", -0.5, "--mean-tolerance -0.5: must be at least 0"),
         ("bias_tolerance", -0.5, "--bias-tolerance -0.5: must be at least 0"),
         ("logit_tolerance", -0.5, "--logit-tolerance -0.5: must be at least 0"),

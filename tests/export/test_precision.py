@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,22 @@ from engine.backends import Options, open_backend
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import Bundle, Engine
 from engine.errors import BackendError, ParityError
+from engine.proof.opening import tolerances_of
 from export import verify
 from export.build_engines import BuildConfig, build
+from export.candidate import Candidate
+from export.contest import Entry
 from export.errors import InputError
 from export.precision import split_samples
 from export.quantize import Calibration, write_int8
+from export.retarget import RetargetConfig, retarget
 from trainer.evaluation.classifier import Classifier, Network
 from trainer.hardware.device import Placement
 
 WIDE: dict[str, Any] = {
     "latent_tolerance": 9.0,
     "level_tolerance": 255,
-    "psnr_tolerance": 15.0,
+    "min_psnr": 15.0,
     "mean_tolerance": 20.0,
     "bias_tolerance": 5.0,
     "logit_tolerance": 9.0,
@@ -51,12 +57,12 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("shared") / "run")
 
 
-def test_int8_halves_the_images_and_nothing_else_does() -> None:
+def test_calibrating_halves_the_images_and_nothing_else_does() -> None:
     images = smooth_images(5, 64)
-    measured, calibrated = split_samples(images, "int8")
+    measured, calibrated = split_samples(images, calibrates=True)
     np.testing.assert_array_equal(measured, images[[1, 3]])
     np.testing.assert_array_equal(calibrated, images[[0, 2, 4]])
-    measured, calibrated = split_samples(images, "bf16")
+    measured, calibrated = split_samples(images, calibrates=False)
     assert measured is images
     assert len(calibrated) == 0
 
@@ -166,9 +172,46 @@ def test_int8_by_openvino(int8_run: Path, tmp_path: Path) -> None:
 def test_too_few_images_for_int8(tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     run = write_run(tmp_path / "run", samples=3)
-    with pytest.raises(InputError, match=r"holds 3 images: --precision int8 needs 4"):
+    with pytest.raises(InputError, match=r"holds 3 images: int8 needs 4 .*; name another --precision"):
         build(plain(run=run, out=tmp_path / "bundle"), silent)
+    with pytest.raises(InputError, match="holds 3 images: int8 needs 4"):
+        build(plain(run=run, out=tmp_path / "bundle", precision="auto", min_psnr=40.0), silent)
     assert list(tmp_path.iterdir()) == [run]
+
+
+def int8_first(candidates: Sequence[Candidate], *_: object, **__: object) -> list[Entry]:
+    return [Entry(each, {1: 1.0}) for each in sorted(candidates, key=lambda each: each.precision != "int8")]
+
+
+def test_an_engine_below_the_budget_is_out_with_its_figure(
+    int8_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.assemble.rank", int8_first)
+    said: list[str] = []
+    config = plain(run=int8_run, out=tmp_path / "bundle", precision="auto", **{**WIDE, "min_psnr": 70.0})
+    bundle = Bundle.load(build(config, said.append))
+    first, second = bundle.manifest.engine.chosen["candidates"]
+    assert (first["precision"], second["precision"], bundle.manifest.precision) == ("int8", "fp32", "fp32")
+    assert re.search(r" has \d\d\.\d dB PSNR in image \d+ .*\(tolerance 70\)", first["rejected"])
+    assert second["rejected"] is None
+    assert tolerances_of(bundle).psnr_db == 70
+    assert bundle.manifest.parity["samples"] == 24
+    (layers,) = [text.splitlines() for text in said if text.startswith("what int8 costs single layers")]
+    assert layers[0].endswith("; the worst 5 of 14")
+    assert len(layers) == 1 + 5
+
+
+def test_the_fastest_engine_within_the_budget_wins(
+    int8_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.assemble.rank", int8_first)
+    named: dict[str, Any] = {"backend": "onnxruntime", "encoder": "plain", "decoder": "phases", "threads": 1}
+    config = RetargetConfig(bundle=int8_bundle, out=tmp_path / "bundle", explain=True, **named, **WIDE)
+    said: list[str] = []
+    bundle = Bundle.load(retarget(config, said.append))
+    assert bundle.manifest.precision == "int8"
+    assert tolerances_of(bundle).psnr_db == WIDE["min_psnr"]
+    assert sum(text.startswith("what int8 costs single layers") for text in said) == 1
 
 
 @pytest.fixture

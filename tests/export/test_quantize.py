@@ -53,6 +53,18 @@ def zero_points(path: Path) -> Counter[tuple[str, bool]]:
     return Counter((str(point.dtype), not point.any()) for point in points)
 
 
+def test_rounding_moves_no_mean_of_what_was_calibrated_on(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    model, images = EagerBackend(small_vae()), smooth_images(24, 64)
+    calibration = Calibration(images, model.encode(images)[0])
+    write_encoder(small_vae(), "plain", tmp_path, "ab")
+    write_int8(tmp_path / "encoder.onnx", tmp_path / "encoder.int8.onnx", calibration, symmetric=False)
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.int8.onnx", providers=["CPUExecutionProvider"])
+    for values, reference in zip(session.run(None, {"images": images}), model.encode(images), strict=True):
+        error = values - reference
+        assert np.abs(error.mean(axis=0)).max() < 0.05 * error.std()
+
+
 def test_calibration_covers_what_the_decoder_will_be_given() -> None:
     model = EagerBackend(small_vae())
     images = smooth_images(40, 64)

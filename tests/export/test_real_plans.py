@@ -39,7 +39,7 @@ DIRECTIONS = Directions(ATTRIBUTES, 2 * np.eye(3, LATENT_DIM, dtype=np.float32),
 WIDE: dict[str, Any] = {
     "latent_tolerance": 9.0,
     "level_tolerance": 255,
-    "psnr_tolerance": 12.0,
+    "min_psnr": 12.0,
     "mean_tolerance": 20.0,
     "bias_tolerance": 5.0,
 }

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 WIDE: dict[str, Any] = {
     "latent_tolerance": 9.0,
     "level_tolerance": 255,
-    "psnr_tolerance": 12.0,
+    "min_psnr": 12.0,
     "mean_tolerance": 20.0,
     "bias_tolerance": 5.0,
 }
@@ -109,6 +109,11 @@ def test_int8_needs_int8_graphs(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no encoder\.int8\.onnx and decoder\.int8\.onnx, and int8 is "):
         make(source, tmp_path / "new", backend="onnxruntime", precision="int8", decoder="plain")
     assert not list(tmp_path.iterdir())
+    said: list[str] = []
+    named: dict[str, Any] = {"backend": "onnxruntime", "encoder": "plain", "decoder": "plain", "min_psnr": 40.0}
+    made = retarget.retarget(RetargetConfig(bundle=source, out=tmp_path / "new", threads=1, **named), said.append)
+    assert Bundle.load(made).manifest.precision == "fp32"
+    assert any(line.startswith("not in the contest: int8, as ") for line in said)
 
 
 def test_a_form_that_the_bundle_lacks(spoilt: Path, tmp_path: Path) -> None:
@@ -133,8 +138,15 @@ def test_bundles_that_cannot_be_started_from(spoilt: Path, tmp_path: Path) -> No
     with pytest.raises(BundleError, match="no bundle folder at"):
         make(tmp_path / "nowhere", tmp_path / "new")
     (spoilt / "proof.safetensors").write_bytes(b"torn")
+    with pytest.raises(BundleError, match=r"proof\.safetensors was changed after it was built: its SHA-256 is "):
+        make(spoilt, tmp_path / "new")
     reseal(spoilt)
     with pytest.raises(BundleError, match=r"proof\.safetensors can't be read as a proof .*; build it again"):
+        make(spoilt, tmp_path / "new")
+    values = json.loads((spoilt / "manifest.json").read_text())
+    del values["files"]["proof.safetensors"]
+    (spoilt / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=r"carries no proof \(proof\.safetensors\) .*; build it again"):
         make(spoilt, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

@@ -88,14 +88,17 @@ def test_anything_else_is_refused_with_what_there_is(
     assert str(refusal.value) == message
 
 
-def test_auto_never_means_int8() -> None:
+def test_auto_means_int8_only_within_a_budget() -> None:
     assert WITH_INT8.choose("auto", "auto", "auto") == [ORT32, VINO32]
+    assert WITH_INT8.choose("auto", "auto", "auto", budget=True) == [ORT32, ORT8, VINO32, VINO8]
+    assert WITH_INT8.choose("openvino", "auto", "fp32", budget=True) == [VINO32]
     assert WITH_INT8.choose("auto", "auto", "int8") == [ORT8, VINO8]
     assert WITH_INT8.choose("openvino", "auto", "int8") == [VINO8]
     assert NO_GPU.why_not("auto", "auto", "auto") == [
         "onnxruntime fp16 on cuda: no CUDA",
         "tensorrt fp16 on cuda: not installed",
     ]
+    assert NO_GPU.why_not("auto", "auto", "auto", budget=True)[1:] == ["tensorrt fp16, int8 on cuda: not installed"]
 
 
 def test_one_reason_is_given_once() -> None:
