@@ -86,11 +86,8 @@ def symmetric_curve(
 ) -> Array:
     """Smooth outline that is its own mirror image, then shifted along x.
 
-    Args:
-        top: y of a point on the axis, where the outline begins.
-        right: control points of the right half, from there on.
-        bottom: y of a point on the axis between the halves; none by default.
-        shift: of the whole, along x.
+    It begins at the height `top` on the axis and goes on through the control points of the right half, the height
+    `bottom` on the axis if there is one, and the left half.
     """
     axis = [] if bottom is None else [(0.0, bottom)]
     points = np.array([(0.0, top), *right, *axis, *((-x, y) for x, y in reversed(right))], np.float32)
@@ -162,15 +159,9 @@ class Canvas:
         light: Light | None = None,
         inside: Mask | None = None,
     ) -> None:
-        """Blends a colour into one or several outlines.
+        """Blends a colour, RGB in 0 ... 255, into one or several outlines, each float32 [N, 2] in subject coordinates.
 
-        Args:
-            outlines: each float32 [N, 2], in subject coordinates.
-            colour: RGB in 0 ... 255.
-            opacity: 0 ... 1.
-            feather: radius in pixels by which the edge is softened.
-            light: on the colour.
-            inside: what may be painted at all.
+        The edge is softened by `feather` pixels; nothing is painted that is not `inside`.
         """
         self.paint(self.mask(outlines, feather, inside), colour, opacity=opacity, light=light)
 
@@ -225,11 +216,7 @@ class Canvas:
         self.paint(self._gaussian(centre, radii, opacity, inside), colour)
 
     def shade(
-        self,
-        centre: tuple[float, float],
-        radii: tuple[float, float],
-        tint: Colour,
-        inside: Mask | None = None,
+        self, centre: tuple[float, float], radii: tuple[float, float], tint: Colour, inside: Mask | None = None
     ) -> None:
         """Multiplies the picture by `tint` (1 leaves a channel as it is) with gaussian strength."""
         spot = self._gaussian(centre, radii, 1.0, inside)
