@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceDa
     assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES - {"interpolations", "tsne"}
     encoded = EncodedRun.of(run, one, CPU)
     features = networks.Features(load_backbone(("relu1_1",), short_vgg, seed=0), CPU)
-    none = MetricNetwork(None, "none")
+    none: MetricNetwork[Any] = MetricNetwork(None, "none")
     measured = generation.measure(encoded, MetricNetworks(MetricNetwork(features, "made up"), none, none, none), seed=0)
     assert "needs two test images, and there is 1" in measured["frechet_vgg19"]["skipped"]
 

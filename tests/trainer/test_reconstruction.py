@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from torchvision.models import alexnet, vgg19
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
 from trainer.evaluation import networks
-from trainer.evaluation.networks import MetricNetworks
+from trainer.evaluation.networks import MetricNetwork, MetricNetworks
 from trainer.evaluation.options import Options
 from trainer.evaluation.reconstruction import feature_distance, lpips_distance, pixel_metrics
 from trainer.evaluation.skipped import SkippedError
@@ -133,8 +134,12 @@ def test_relative_feature_distances_do_not_depend_on_the_scale_of_the_weights(vg
 @pytest.mark.usefixtures("offline")
 def test_without_weights_and_network_the_reason_and_the_mend_are_given() -> None:
     found = MetricNetworks.of(Options(), None, CPU)
-    flags = {"--vgg-weights": found.vgg, "--lpips-weights": found.lpips, "--inception-weights": found.inception}
-    for flag, metric_network in flags.items():
+    networks_of: dict[str, MetricNetwork[Any]] = {
+        "--vgg-weights": found.vgg,
+        "--lpips-weights": found.lpips,
+        "--inception-weights": found.inception,
+    }
+    for flag, metric_network in networks_of.items():
         assert metric_network.network is None
         with pytest.raises(SkippedError, match=f"does not exist and .* does not answer; .*{flag}"):
             metric_network.get()
@@ -148,7 +153,8 @@ def test_a_damaged_file_in_the_cache_is_the_reason_why_a_measure_is_skipped() ->
     for path in paths:
         path.write_bytes(b"torn")
     looked = MetricNetworks.of(Options(), None, CPU)
-    for path, found in zip(paths, (looked.vgg, looked.lpips, looked.inception), strict=True):
+    networks_found: list[MetricNetwork[Any]] = [looked.vgg, looked.lpips, looked.inception]
+    for path, found in zip(paths, networks_found, strict=True):
         assert found.network is None
         assert f"{path} is damaged" in found.description
         assert "delete it" in found.description

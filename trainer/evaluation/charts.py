@@ -70,29 +70,24 @@ def save_encoding_distribution(path: Path, mu: NDArray[np.float32], latents: NDA
     """
     shown = np.sort(np.argsort(mu.var(0))[::-1][:NUM_HISTOGRAMS])
     x = np.linspace(-5, 5, 200)
+    options: dict[str, Any] = {"bins": 40, "range": (-5, 5), "density": True}
+    title = (
+        f"Encoding distribution of {len(mu):,} held-out images: the {len(shown)} most used of {mu.shape[1]} dimensions"
+    )
     with canvas(path, 12, 8, 4, 5, sharex=True, sharey=True, layout="none") as (figure, axes):
         for axis, dimension in zip(axes.flat, shown, strict=False):
-            options: dict[str, Any] = {"bins": 40, "range": (-5, 5), "density": True}
             axis.hist(latents[:, dimension], histtype="stepfilled", color=BLUE, alpha=0.55, label="z", **options)
             axis.hist(mu[:, dimension], histtype="step", color=ORANGE, lw=1.3, label="mu", **options)
             axis.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), "k-", lw=1, label="N(0, 1)")
             axis.set_title(f"dimension {dimension}", fontsize=9)
             axis.set_yticks([])
-            if axis.get_subplotspec().is_last_row():
-                axis.set_xlabel("value", fontsize=8)
-            if axis.get_subplotspec().is_first_col():
-                axis.set_ylabel("density", fontsize=8)
         for axis in axes.flat[len(shown) :]:
             axis.axis("off")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper right", ncols=3, frameon=False)
-        figure.suptitle(
-            f"Encoding distribution of {len(mu):,} held-out images: the {len(shown)} most used of {mu.shape[1]} "
-            "dimensions",
-            x=0.01,
-            ha="left",
-        )
-        figure.subplots_adjust(left=0.02, right=0.99, bottom=0.06, top=0.92, wspace=0.04, hspace=0.22)
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper right", ncols=3, frameon=False)
+        figure.suptitle(title, x=0.01, ha="left")
+        figure.supxlabel("value", fontsize=8)
+        figure.supylabel("density", fontsize=8)
+        figure.subplots_adjust(left=0.03, right=0.99, bottom=0.06, top=0.92, wspace=0.04, hspace=0.22)
 
 
 def save_kl_bars(path: Path, kl: Sequence[float], active: int) -> None:

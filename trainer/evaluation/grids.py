@@ -37,15 +37,7 @@ class Figure:
 def save_grid(
     path: Path, title: str, rows: Sequence[Images], *, down: Sequence[str] = (), across: Sequence[str] = ()
 ) -> None:
-    """Writes rows of images as PNG.
-
-    Args:
-        path: the PNG file.
-        title: stands above.
-        rows: of images.
-        down: one label a row, at its left; none for no labels.
-        across: one label a column, above it; none for no labels.
-    """
+    """Writes rows of images as PNG, with labels `down` the rows and `across` the columns, or none."""
     sheet = grid(rows)
     zoom = CELL / rows[0].shape[1]
     width, height = (zoom * pixels / DPI for pixels in (sheet.shape[1], sheet.shape[0]))

@@ -32,15 +32,9 @@ _LARGE_AREA = 3_000  # pixels
 _STEPS = 4  # curve points per control point
 
 
-def _catmull_rom_basis(steps: int) -> Array:
-    t = np.arange(steps) / steps
-    basis = 0.5 * np.stack(
-        [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], axis=1
-    )
-    return basis.astype(np.float32)
-
-
-_BASIS = _catmull_rom_basis(_STEPS)
+_T = np.arange(_STEPS) / _STEPS
+_CATMULL_ROM = [-_T + 2 * _T**2 - _T**3, 2 - 5 * _T**2 + 3 * _T**3, _T + 4 * _T**2 - 3 * _T**3, _T**3 - _T**2]
+_BASIS: Array = (0.5 * np.stack(_CATMULL_ROM, axis=1)).astype(np.float32)
 _ANGLE = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 _CIRCLE: Array = np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], axis=1).astype(np.float32)
 

@@ -127,8 +127,9 @@ def mouth_of(face: Face) -> Mouth:
     upper, lower = line - 0.3 * gap * _BULGE, line + 0.7 * gap * _BULGE
     x = half * _ACROSS + 2 * face.yaw
 
-    heights = (upper - thick * _UPPER_LIP + _CUPIDS_BOW, upper, lower, lower + thick * _LOWER_LIP)
-    return Mouth(*(np.stack([x, y], axis=1) for y in heights), gap > 0)
+    top, bottom = upper - thick * _UPPER_LIP + _CUPIDS_BOW, lower + thick * _LOWER_LIP
+    lines = [np.stack([x, y], axis=1) for y in (top, upper, lower, bottom)]
+    return Mouth(lines[0], lines[1], lines[2], lines[3], gap > 0)
 
 
 def draw_mouth(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) -> None:

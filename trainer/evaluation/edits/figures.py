@@ -94,10 +94,8 @@ def _curves(measured: dict[str, Any], folder: Path) -> list[Figure]:
         return []
     share = measured["kept_share"]
     width = 4.2 * len(SIDES)
-    with charts.canvas(folder / "edit_curves.png", width, 3.4 * len(attributes) + 0.5, len(attributes), len(SIDES)) as (
-        figure,
-        axes,
-    ):
+    file, height = folder / "edit_curves.png", 3.4 * len(attributes) + 0.5
+    with charts.canvas(file, width, height, len(attributes), len(SIDES)) as (figure, axes):
         for row, (name, sides) in zip(axes, attributes.items(), strict=True):
             for axis, (side, kinds) in zip(row, sides.items(), strict=True):
                 _curve(axis, kinds, measured["served"], share)
