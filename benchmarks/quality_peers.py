@@ -39,7 +39,7 @@ from trainer.data import FaceData, load_data
 from trainer.errors import ConfigError, NonFiniteLossError, TrainerError
 from trainer.evaluation.encoded_run import Autoencoder, Floats, Images
 from trainer.evaluation.evaluate import evaluate_autoencoder
-from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.networks import MetricNetworks
 from trainer.evaluation.options import Measure, Options
 from trainer.hardware.device import Placement
 from trainer.loss import pretrained

@@ -32,7 +32,7 @@ from trainer.data.index import ImageFile
 from trainer.errors import DataError, RunError, TrainerError
 from trainer.evaluation.classifier import classifier_of
 from trainer.evaluation.edits.curves import JUDGED_ATTRIBUTES
-from trainer.evaluation.edits.faces import rows_to_edit
+from trainer.evaluation.edits.faces import MAX_EDITED
 from trainer.evaluation.evaluate import REPORT, digests, made_with
 from trainer.faces import FACES_VERSION
 from trainer.hardware.device import Placement
@@ -223,7 +223,9 @@ def write_order(config: Quickstart, data: FaceData, attributes: list[str], path:
         for strength in (config.strength, -config.strength):
             if attribute not in attributes:
                 continue
-            rows = rows_to_edit(data, attribute, strength)
+            test = data.rows("test")
+            has = data.index.labels[test, data.index.attributes.index(attribute)]
+            rows = test[has != (strength > 0)][:MAX_EDITED]
             if len(rows):
                 files = [str(_file(data.index.image(row), path.parent / "asked" / f"{row}.image")) for row in rows]
                 jobs.append({"attribute": attribute, "strength": strength, "files": files})

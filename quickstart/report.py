@@ -11,7 +11,7 @@ import numpy as np
 from quickstart.client import STRIP_STRENGTHS, Job
 from trainer.evaluation import grids
 from trainer.evaluation.classifier import Classifier
-from trainer.evaluation.edits.quality import judge_edit
+from trainer.evaluation.edits.quality import quality
 
 
 def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) -> list[dict[str, Any]]:
@@ -30,11 +30,12 @@ def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) 
     with np.load(answers) as arrays:
         for job in jobs:
             before, after, strips = (arrays[f"{job.name}/{key}"] for key in ("before", "after", "strips"))
-            results.append(asdict(judge_edit(classifier, job.attribute, job.strength, before, after)))
+            logits = classifier.logits(before), classifier.logits(after)
+            results.append(asdict(quality(classifier.attributes, job.attribute, job.strength, *logits)))
             sign = 1 if job.strength > 0 else -1
             columns = [f"{sign * strength:+.1f}" if strength else "unedited" for strength in STRIP_STRENGTHS]
             title = f"{job.name.replace('_', ' ')}: strength in lengths of the mean difference"
-            grids.save_strips(folder / f"{job.name}.png", title, columns, list(strips))
+            grids.save_grid(folder / f"{job.name}.png", title, list(strips), across=columns)
     return results
 
 

@@ -17,11 +17,10 @@ from trainer.evaluation.classifier import Classifier, Network
 from trainer.evaluation.edits import curves, matrix
 from trainer.evaluation.edits import figures as edit_figures
 from trainer.evaluation.edits import judge as edit_judge
-from trainer.evaluation.edits.faces import EditedFaces, rows_to_edit
-from trainer.evaluation.edits.quality import Change, EditQuality, best_strength, judge_edit, quality
+from trainer.evaluation.edits.faces import EditedFaces
+from trainer.evaluation.edits.quality import EditQuality, best_strength, quality
 from trainer.evaluation.encoded_run import Autoencoder, EncodedRun
-from trainer.evaluation.metric_networks import MetricNetworks
-from trainer.evaluation.networks import MetricNetwork
+from trainer.evaluation.networks import MetricNetwork, MetricNetworks
 from trainer.evaluation.options import Options
 from trainer.evaluation.skipped import SkippedError
 from trainer.hardware.device import Placement
@@ -119,11 +118,12 @@ def colour(red: int, green: int, blue: int = 0) -> np.ndarray:
 def test_flips_and_kept_predictions_are_counted_on_faces_that_need_the_edit() -> None:
     before = np.concatenate([colour(0, 0), colour(0, 0), colour(0, 255), colour(0, 255), colour(255, 0)])
     after = np.concatenate([colour(255, 0), colour(0, 0), colour(255, 255), colour(255, 0), colour(255, 255)])
-    found = judge_edit(seer(), "Smiling", 1.5, before, after)
+    seen, seen_after = seer().logits(before), seer().logits(after)
+    found = quality(NAMES, "Smiling", 1.5, seen, seen_after)
     assert found.faces == 4  # the last one is red before
     assert found.flipped == pytest.approx(3 / 4)
     assert found.kept == pytest.approx(7 / 8)  # green goes away in the fourth
-    removed = judge_edit(seer(), "Smiling", -1.5, after, before)
+    removed = quality(NAMES, "Smiling", -1.5, seen_after, seen)
     assert removed.faces == 4
     assert removed.flipped == pytest.approx(3 / 4)
 
@@ -136,11 +136,7 @@ def test_where_no_face_needs_the_edit_there_is_no_share() -> None:
 def test_a_change_is_in_sigmas_and_positive_for_what_goes_along_with_the_edit() -> None:
     before = np.zeros((2, 3), np.float32)
     after = np.array([[-4, 1, 5], [-8, 3, 5]], np.float32)
-    change = Change.of(before, after, np.array([2.0, 4.0, 0.0]), strength=-1.5)
-    assert np.allclose(change.mean, [3.0, -0.5, 0.0])
-    assert np.allclose(change.size, [3.0, 0.5, 0.0])
-    assert change.dependency(0) == pytest.approx((0.5 + 0.0) / 2 / 3.0)
-    assert change.dependency(2) is None
+    assert np.allclose(matrix.change(before, after, np.array([2.0, 4.0, 0.0]), strength=-1.5), [3.0, -0.5, 0.0])
 
 
 def test_the_best_flip_is_found_between_two_strengths() -> None:
@@ -154,14 +150,6 @@ def test_the_best_flip_is_found_between_two_strengths() -> None:
     assert best_strength([EditQuality("a", 1.0, 0, None, None)], 0.9) is None
     useless = [EditQuality("a", strength, 10, 0.0, kept) for strength, kept in ((-1.0, 0.95), (-2.0, 0.8))]
     assert best_strength(useless, 0.9) == -1.0  # of the side that was asked for, not 0, which is of none
-
-
-def test_rows_to_edit_are_test_faces_on_the_other_side(data: FaceData) -> None:
-    column = data.index.attributes.index("Smiling")
-    adding, removing = (rows_to_edit(data, "Smiling", strength) for strength in (1.5, -1.5))
-    assert not data.index.labels[adding, column].any()
-    assert data.index.labels[removing, column].all()
-    assert sorted([*adding, *removing]) == data.rows("test").tolist()
 
 
 def test_the_judge_is_measured_on_reconstructions_too(encoded: EncodedRun) -> None:
@@ -189,7 +177,6 @@ def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
     assert found["plain"]["others"] > found["keep"]["others"]
     assert found["plain"]["target"] == pytest.approx(np.diag(plain).mean(), abs=1e-3)
     assert found["plain"]["attributes"]["Male"]["adding"]["flipped"] > 0.7
-    assert found["plain"]["attributes"]["Smiling"]["dependency"] > found["plain"]["attributes"]["Male"]["dependency"]
 
 
 def test_every_kind_of_direction_is_compared(encoded: EncodedRun) -> None:
@@ -219,7 +206,7 @@ def test_directions_of_no_one_kind_are_compared_beside_all_kinds(encoded: Encode
     turned = replace(encoded.directions, vectors=-encoded.directions.vectors, kinds=kinds)
     other = replace(encoded, directions=turned)
     found = curves.curves(EditedFaces.test(other, seer()), EditedFaces.val(other, seer()))
-    assert found["served"] is None
+    assert found["served"] == "served"
     assert found["attributes"]["Smiling"]["adding"]["served"]["points"][-1]["flipped"] == 0.0
 
 
@@ -255,7 +242,6 @@ def test_everything_about_edits_is_measured_and_drawn(encoded: EncodedRun, tmp_p
         ("Eyeglasses", 1.5),
         ("Eyeglasses", -1.5),
     ]
-    assert found["distances"]["vgg19"] == {"skipped": "no weights here"}
     seen = found["distances"]["lpips"]
     assert 0 < seen["edits"]["adding Smiling"] < 1
     assert set(seen["edits"]) == {f"{side} {name}" for side in ("adding", "removing") for name in NAMES[:2]}

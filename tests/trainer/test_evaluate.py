@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,7 @@ from trainer.evaluation import generation, networks
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, Network
 from trainer.evaluation.encoded_run import Autoencoder, EncodedRun, Floats, Images
 from trainer.evaluation.evaluate import evaluate, evaluate_autoencoder, write_metrics
-from trainer.evaluation.metric_networks import MetricNetworks
-from trainer.evaluation.networks import MetricNetwork
+from trainer.evaluation.networks import MetricNetwork, MetricNetworks
 from trainer.evaluation.options import Options
 from trainer.hardware.device import Placement
 from trainer.loss.vgg import load_backbone
@@ -126,7 +126,8 @@ def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceDa
     assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES - {"interpolations", "tsne"}
     encoded = EncodedRun.of(run, one, CPU)
     features = networks.Features(load_backbone(("relu1_1",), short_vgg, seed=0), CPU)
-    measured = generation.measure(encoded, MetricNetwork(features, "made up"), MetricNetwork(None, "none"), seed=0)
+    none: MetricNetwork[Any] = MetricNetwork(None, "none")
+    measured = generation.measure(encoded, MetricNetworks(MetricNetwork(features, "made up"), none, none, none), seed=0)
     assert "needs two test images, and there is 1" in measured["frechet_vgg19"]["skipped"]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.data.contact_sheet import grid
 from trainer.evaluation import charts, grids
 
 
@@ -13,7 +14,7 @@ def numbered(count: int, size: int = 4) -> np.ndarray:
 
 
 def test_a_grid_puts_every_image_in_its_place() -> None:
-    sheet = grids.grid([numbered(3), numbered(3) + 10], gap=1)
+    sheet = grid([numbered(3), numbered(3) + 10], gap=1)
     assert sheet.shape == (11, 16, 3)
     assert sheet[1, 6, 0] == 1
     assert sheet[6, 11, 0] == 12
@@ -35,7 +36,9 @@ def test_a_map_puts_faces_at_their_places_and_none_on_another() -> None:
 @pytest.mark.parametrize("names", [("Bald", "Hat"), tuple(f"A_long_attribute_{number}" for number in range(40))])
 def test_heat_maps_of_any_size_are_written(tmp_path: Path, names: "tuple[str, ...]") -> None:
     values = np.random.default_rng(0).uniform(-1, 1, (len(names), len(names)))
-    charts.save_heat_map(tmp_path / "map.png", "A title", values, rows=names, columns=names, unit="correlation")
+    charts.save_heat_map(
+        tmp_path / "map.png", "A title", values, rows=names, columns=names, unit="correlation", limit=1.0
+    )
     with Image.open(tmp_path / "map.png") as image:
         assert min(image.size) > 300
         pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -49,7 +52,7 @@ def test_few_latent_dimensions_and_few_images_can_be_drawn(tmp_path: Path) -> No
     charts.save_kl_bars(tmp_path / "kl.png", [0.0, 1.0, 2.0], 2)
     charts.save_accuracy_bars(tmp_path / "accuracy.png", "title", {"Bald": 0.3}, {"Bald": 0.4})
     grids.save_reconstructions(tmp_path / "pairs.png", numbered(3, 32), numbered(3, 32))
-    grids.save_strips(tmp_path / "strips.png", "title", ["a", "b"], [numbered(2, 32)])
+    grids.save_grid(tmp_path / "strips.png", "title", [numbered(2, 32)], across=["a", "b"])
     for name in ("encoding", "kl", "accuracy", "pairs", "strips"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert min(image.size) > 50

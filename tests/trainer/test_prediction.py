@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.evaluation.prediction import Split, average_precision, balanced_accuracy, least_squares, measure, svm
+from trainer.evaluation.prediction import Split, average_precision, balanced_accuracy, measure, svm
 from trainer.evaluation.skipped import SkippedError
 
 NAMES = ("known", "noise", "fine", "never")
@@ -32,7 +32,6 @@ def test_what_mu_knows_is_read_off_it_and_what_it_does_not_is_not() -> None:
     assert set(values["accuracy"]) == {"known", "noise", "fine"}
     assert values["accuracy_mean"] == pytest.approx(np.mean(list(values["accuracy"].values())))
     assert values["images"] == {"train": 1500, "test": 800}
-    assert 0.4 < values["least_squares"]["accuracy"]["noise"] < 0.6
 
 
 def test_the_svm_does_not_depend_on_the_scale_of_mu() -> None:
@@ -40,12 +39,6 @@ def test_the_svm_does_not_depend_on_the_scale_of_mu() -> None:
     fine = slice(2, 3)
     scores = svm(Split(TRAIN.mu, TRAIN.labels[:, fine]), TEST)
     assert balanced_accuracy(scores > 0, TEST.labels[:, fine]) == [pytest.approx(1, abs=0.05)]
-
-
-def test_least_squares_beats_the_majority_where_mu_knows() -> None:
-    right = (least_squares(TRAIN, TEST) == TEST.labels).mean(0)
-    assert right[0] > 0.9
-    assert 0.4 < right[1] < 0.6
 
 
 def test_balanced_accuracy_of_known_predictions() -> None:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from torchvision.models import alexnet, vgg19
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
 from trainer.evaluation import networks
-from trainer.evaluation.networks import MetricNetwork
+from trainer.evaluation.networks import MetricNetwork, MetricNetworks
+from trainer.evaluation.options import Options
 from trainer.evaluation.reconstruction import feature_distance, lpips_distance, pixel_metrics
 from trainer.evaluation.skipped import SkippedError
 from trainer.hardware.device import Placement
@@ -131,12 +133,13 @@ def test_relative_feature_distances_do_not_depend_on_the_scale_of_the_weights(vg
 
 @pytest.mark.usefixtures("offline")
 def test_without_weights_and_network_the_reason_and_the_mend_are_given() -> None:
-    for load, flag in (
-        (lambda _: networks.vgg19(None, CPU), "--vgg-weights"),
-        (networks.lpips, "--lpips-weights"),
-        (networks.inception, "--inception-weights"),
-    ):
-        metric_network = MetricNetwork.of(load, None)
+    found = MetricNetworks.of(Options(), None, CPU)
+    networks_of: dict[str, MetricNetwork[Any]] = {
+        "--vgg-weights": found.vgg,
+        "--lpips-weights": found.lpips,
+        "--inception-weights": found.inception,
+    }
+    for flag, metric_network in networks_of.items():
         assert metric_network.network is None
         with pytest.raises(SkippedError, match=f"does not exist and .* does not answer; .*{flag}"):
             metric_network.get()
@@ -144,15 +147,14 @@ def test_without_weights_and_network_the_reason_and_the_mend_are_given() -> None
 
 @pytest.mark.usefixtures("offline")
 def test_a_damaged_file_in_the_cache_is_the_reason_why_a_measure_is_skipped() -> None:
-    for load, name in (
-        (lambda _: networks.vgg19(None, CPU), "vgg19-dcbb9e9d.pth"),
-        (networks.lpips, "alexnet-owt-7be5be79.pth"),
-        (networks.inception, "weights-inception-2015-12-05-6726825d.pth"),
-    ):
-        path = Path(torch.hub.get_dir()) / "checkpoints" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+    names = ("vgg19-dcbb9e9d.pth", "alexnet-owt-7be5be79.pth", "weights-inception-2015-12-05-6726825d.pth")
+    paths = [Path(torch.hub.get_dir()) / "checkpoints" / name for name in names]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path in paths:
         path.write_bytes(b"torn")
-        found = MetricNetwork.of(load, None)
+    looked = MetricNetworks.of(Options(), None, CPU)
+    networks_found: list[MetricNetwork[Any]] = [looked.vgg, looked.lpips, looked.inception]
+    for path, found in zip(paths, networks_found, strict=True):
         assert found.network is None
         assert f"{path} is damaged" in found.description
         assert "delete it" in found.description

@@ -53,15 +53,15 @@ def load_data(
     per batch, on the device.
 
     Args:
-        directory: see `read_index`, as for the following ones.
-        image_size: side S of the packed images, pixels.
-        crop: side of the centre crop, pixels; 0 takes the whole image (and the centre of one that is not square).
-        source: width and height of the images that `crop` is cut out of, pixels.
-        align: find the face in each image and align it with the frame first.
-        labels: a CSV of labels.
-        split_by: what splits are drawn by.
-        skip_damaged: how many absent or damaged images may be left out.
-        unlabelled: what to do about images that `labels` doesn't list.
+        directory: see `read_index`, as for labels, split_by, skip_damaged and unlabelled.
+        image_size: see `Pack.of`, as for crop, source and align.
+        crop: pixels.
+        source: width and height, pixels.
+        align: whether faces are found and aligned.
+        labels: a CSV.
+        split_by: name or folder.
+        skip_damaged: a number of images.
+        unlabelled: refuse or leave out.
 
     Raises:
         ConfigError: faces are to be aligned, and the frame or this environment can't.

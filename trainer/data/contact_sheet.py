@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = 8
 IMAGES = COLUMNS**2
-_GAP = 4  # pixels of white between two images
 _MARK = ("Software", "dfc-vae contact sheet")  # by which a sheet of ours is known, and may be replaced
 
 
@@ -38,8 +38,8 @@ def write(path: Path, pack: Pack) -> None:
         raise RunError(
             f"{path} is no contact sheet and would be replaced by one; move it away, or choose another --out"
         )
-    rows = pack.index.rows("train")
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, IMAGES).round().astype(int))]
+    train = pack.index.rows("train")
+    chosen = train[np.unique(np.linspace(0, len(train) - 1, IMAGES).round().astype(int))]
     images, unusable = [], []
     for result in pack.decode(chosen):
         if isinstance(result, DataError):
@@ -50,12 +50,13 @@ def write(path: Path, pack: Pack) -> None:
         raise DataError(f"none of {len(chosen)} training images can be used; the first: {unusable[0]}")
     for fault in unusable:
         logger.warning("not on the contact sheet: %s", fault)
+    rows = [np.stack(images[start : start + COLUMNS]) for start in range(0, len(images), COLUMNS)]
     info = PngImagePlugin.PngInfo()
     info.add_text(*_MARK)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_grid(images)).save(temporary, "PNG", pnginfo=info)
+        Image.fromarray(grid(rows, gap=4)).save(temporary, "PNG", pnginfo=info)
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
@@ -72,12 +73,13 @@ def _is_sheet(path: Path) -> bool:
         return False
 
 
-def _grid(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Images (S, S, 3) row by row in one, (height, width, 3) uint8."""
-    step = len(images[0]) + _GAP
-    rows, columns = -(-len(images) // COLUMNS), min(len(images), COLUMNS)
-    sheet = np.full((rows * step + _GAP, columns * step + _GAP, 3), 255, np.uint8)
-    for number, image in enumerate(images):
-        top, left = number // COLUMNS * step + _GAP, number % COLUMNS * step + _GAP
-        sheet[top : top + len(image), left : left + len(image)] = image
+def grid(rows: Sequence[NDArray[np.uint8]], gap: int = 2) -> NDArray[np.uint8]:
+    """Lays rows of images out on white: (R rows of N images of side S) to (R*(S+gap)+gap, N*(S+gap)+gap, 3)."""
+    count, size = max(len(row) for row in rows), rows[0].shape[1]
+    pitch = size + gap
+    sheet = np.full((len(rows) * pitch + gap, count * pitch + gap, 3), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            top, left = gap + y * pitch, gap + x * pitch
+            sheet[top : top + size, left : left + size] = image
     return sheet

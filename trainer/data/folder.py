@@ -19,13 +19,7 @@ MASKS = "CelebAMask-HQ-mask-anno"
 
 
 def read(directory: Path, files: Sequence[str], split_by: SplitBy, skip_damaged: int) -> Index:
-    """The data set that some images in a folder and its folders are.
-
-    Args:
-        directory: the folder.
-        files: the paths of the images relative to it, as of `find`.
-        split_by: what the splits are drawn by.
-        skip_damaged: see `Index`.
+    """The data set that some images in a folder and its folders are: `files` are paths relative to it, as of `find`.
 
     Raises:
         DataError: there are too few images, or they are no faces.
@@ -38,17 +32,8 @@ def read(directory: Path, files: Sequence[str], split_by: SplitBy, skip_damaged:
             f"{directory} holds no images; give a folder of images ({' '.join(SUFFIXES)}) or one in CelebA's layout, "
             "or draw faces with `python -m trainer faces DIR`"
         )
-    labels = np.zeros((len(files), 0), np.bool_)
-    splits = draw(directory, files, split_by)
-    return Index(
-        directory,
-        directory,
-        tuple(files),
-        (),
-        labels,
-        splits,
-        skip_damaged=skip_damaged,
-    )
+    labels, splits = np.zeros((len(files), 0), np.bool_), draw(directory, files, split_by)
+    return Index(directory, directory, tuple(files), (), labels, splits, skip_damaged=skip_damaged)
 
 
 def find(directory: Path, suffixes: tuple[str, ...]) -> Iterator[str]:

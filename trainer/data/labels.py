@@ -15,13 +15,7 @@ Unlabelled = Literal["refuse", "leave out"]
 
 
 def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
-    """The same images with the labels of a CSV instead of their own.
-
-    Args:
-        index: the images.
-        path: a CSV with the header `file,Smiling,...` and a row an image: its name relative to `index.folder`, or its
-            base name where only one image has it; then 1 and 0, or 1 and -1.
-        unlabelled: what to do about images that the CSV doesn't list.
+    """The same images with the labels of a CSV instead of their own, see `read_index`.
 
     Raises:
         DataError: the CSV is missing or malformed, or its images are not those of the data set; names the line or the

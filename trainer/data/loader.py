@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +50,7 @@ class Batch(NamedTuple):
     total: int
 
 
-@dataclass(frozen=True)
-class _HostBatch:
+class _HostBatch(NamedTuple):
     """A batch in host memory, pinned where there is a GPU; `images` is None when the device holds them all."""
 
     images: Tensor | None
@@ -137,25 +135,17 @@ class BatchLoader:
         flips, noise = flips[self._part], noise[self._part]
         return _HostBatch(images, self._pin(ours), self._pin(flips), self._pin(noise), self._pin(labels), len(chosen))
 
-    def _settle(self) -> None:
-        """A new thread would touch the first GPU, which may be another process's."""
-        if self._place.device.type == "cuda":
-            torch.cuda.set_device(self._place.device)
-
     def _pin(self, array: NDArray[np.generic]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory() if self._place.device.type == "cuda" else tensor
 
     def _unpack(self, host: _HostBatch) -> Batch:
-        device = self._place.device
-        if host.images is None:
-            packed = self._on_device[host.rows.to(device, non_blocking=True)]
-        else:
-            packed = host.images.to(device, non_blocking=True)
-        flips = host.flips.to(device, non_blocking=True).view(-1, 1, 1, 1)
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(self._place.device, non_blocking=True)
+
+        packed = self._on_device[moved(host.rows)] if host.images is None else moved(host.images)
+        flips, noise, labels = moved(host.flips).view(-1, 1, 1, 1), moved(host.noise), moved(host.labels)
         packed = torch.where(flips, packed.flip(2), packed)  # (b, S, S, 3) uint8
-        noise = host.noise.to(device, non_blocking=True)
-        labels = host.labels.to(device, non_blocking=True)
         return Batch(packed.permute(0, 3, 1, 2).float() / 255, noise, labels, host.total)
 
     def sample(self, count: int) -> NDArray[np.int64]:
@@ -172,7 +162,12 @@ class BatchLoader:
 
         Whatever goes wrong in the thread is raised here. Close the iterator to end the thread before its time.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=self._settle) as pool:
+
+        def settle() -> None:  # a new thread would touch the first GPU, which may be another process's
+            if self._place.device.type == "cuda":
+                torch.cuda.set_device(self._place.device)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=settle) as pool:
             try:
                 ahead: deque[Future[_HostBatch]] = deque()
                 for step in range(first, last):

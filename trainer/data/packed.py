@@ -9,9 +9,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from framing import CELEBA_SOURCE, Aligner, Frame, FramingError
 from trainer.data import pixels
-from trainer.data.index import LEFT_OUT, REPORTED, ImageFile, Index
+from trainer.data.index import LEFT_OUT, REPORTED, Index
 from trainer.data.pixels import Reading
 from trainer.errors import ConfigError, DataError
 from trainer.signals import held_back
@@ -37,6 +37,8 @@ PROBED = 100
 """Images whose size is looked at before all are decoded."""
 BLOCK = 512
 """Images in memory at once while packing."""
+REPORT = "unusable-images.txt"
+"""Beside the packed images: all that are damaged, where a message names but some."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Pack:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that are still to be written: those of the pixels, or none."""
+        """Bytes of the pixels that are still to be written."""
         return 0 if self.path.is_file() else int(np.prod(self.shape))
 
     def free_bytes(self) -> int:
@@ -117,15 +119,17 @@ class Pack:
                 f"packing {len(self.index.files):,} images of {self.frame.size} pixels needs {needed:,.1f} MB, but "
                 f"{self.path.parent} has {free:,.1f} MB free; free some space, or move the data to another disk"
             )
-        if self.align:
-            return
         faults = []
-        for path, size in self._probe():
+        for row in () if self.align else np.linspace(0, len(self.index.files) - 1, PROBED).round().astype(int):
+            source = self.index.image(row)
             try:
-                pixels.check_size(path, size, self.frame)
+                with source.open("rb") as file, Image.open(file) as image:
+                    pixels.check_size(source, image.size, self.frame)
                 return
             except DataError as error:
                 faults.append(error)
+            except (OSError, SyntaxError, Image.DecompressionBombError):
+                continue  # packing names all that are unusable together
         if faults:
             raise faults[0]
 
@@ -139,16 +143,6 @@ class Pack:
             return Aligner(self.frame) if self.align else None
         except FramingError as error:
             raise ConfigError(str(error)) from error
-
-    def _probe(self) -> Iterator[tuple[ImageFile, tuple[int, int]]]:
-        """Width and height of some images, from their headers."""
-        for row in np.linspace(0, len(self.index.files) - 1, PROBED).round().astype(int):
-            source = self.index.image(row)
-            try:
-                with source.open("rb") as file, Image.open(file) as image:
-                    yield source, image.size
-            except (OSError, SyntaxError, Image.DecompressionBombError):
-                continue  # packing names all that are unusable together
 
     def data(self) -> FaceData:
         """The packed images and their index, in which those that are damaged and may be left out are in no split.
@@ -177,25 +171,31 @@ class Pack:
         with contextlib.suppress(OSError):  # where only reading is allowed
             temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
             temporary.write_text(digest.hexdigest())
-            os.replace(temporary, kept)
+            temporary.replace(kept)
         return digest.hexdigest()
 
     def images(self) -> NDArray[np.uint8]:
         """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
 
-        Damaged images that may be left out are black.
-
-        Of several processes that ask at once, one packs and the others wait.
+        Damaged images that may be left out are black. Of several processes that ask at once, one packs.
 
         Raises:
             DataError: an image is unusable (the message names all), the disk is too full, or the packed file is torn.
         """
         if not self.path.is_file():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _one_process(self.path.with_name(f".{self.path.name}.lock")):
+            lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.info("another process is packing these images; waiting for it")
+                lock.acquire()
+            try:
                 if not self.path.is_file():
                     self.check()
                     self._write()
+            finally:
+                lock.release()
         try:
             images: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
         except (OSError, ValueError) as error:
@@ -226,17 +226,14 @@ class Pack:
     def _write_pixels(self, file: BinaryIO) -> None:
         damaged: dict[int, str] = {}
         brought, several = 0, []
-        rows = np.arange(len(self.index.files))
-        black = np.zeros(self.shape[1:], np.uint8)
-        with held_back() as signals, closing(self.decode(rows)) as results:
-            for row, result in zip(
-                rows, tqdm(results, "packing images", len(rows), unit="image", disable=None), strict=False
-            ):
+        count = len(self.index.files)
+        with held_back() as signals, closing(self.decode(np.arange(count))) as results:
+            for row, result in enumerate(tqdm(results, "packing images", count, unit="image", disable=None)):
                 if signals.received:
                     break
                 if isinstance(result, DataError):
-                    damaged[int(row)] = str(result).removeprefix(f"{self.index.folder}/")
-                    file.write(black.data)
+                    damaged[row] = str(result).removeprefix(f"{self.index.folder}/")
+                    file.write(bytes(int(np.prod(self.shape[1:]))))  # black
                     continue
                 brought += result.brought
                 if result.faces > 1:
@@ -244,7 +241,7 @@ class Pack:
                 file.write(result.image.data)
         self._refuse_damaged(damaged)
         self._tell(brought, several)
-        self._report.unlink(missing_ok=True)
+        self.path.with_name(REPORT).unlink(missing_ok=True)
         self._damaged_list.unlink(missing_ok=True)
         if damaged:
             self._damaged_list.write_text(json.dumps(damaged, indent=2) + "\n")
@@ -253,10 +250,10 @@ class Pack:
         """Logs what was done to pictures that were not in the frame already."""
         count = len(self.index.files)
         if several:
-            more = f" and {len(several) - REPORTED} more" if len(several) > REPORTED else ""
-            listed = ", ".join(several[:REPORTED])
+            more = [f"and {len(several) - REPORTED} more"] if len(several) > REPORTED else []
+            listed = ", ".join(several[:REPORTED] + more)
             logger.warning(
-                "%d of %d pictures show several faces, the largest is taken: %s%s", len(several), count, listed, more
+                "%d of %d pictures show several faces, the largest is taken: %s", len(several), count, listed
             )
         if self.align:
             logger.info("%d of %d pictures were aligned; %d were framed already", brought, count, count - brought)
@@ -291,10 +288,6 @@ class Pack:
                 pool.shutdown(cancel_futures=True)
 
     @property
-    def _report(self) -> Path:
-        return self.path.with_name("unusable-images.txt")
-
-    @property
     def _damaged_list(self) -> Path:
         return self.path.with_suffix(".damaged.json")
 
@@ -317,8 +310,9 @@ class Pack:
             raise DataError(f"{said[0]}; {mend}, or leave it out {skip}")
         lines = said[:REPORTED]
         if len(said) > REPORTED:
-            self._report.write_text("".join(f"{line}\n" for line in said))
-            lines = [*lines, f"... and {len(said) - REPORTED} more, all in {self._report}"]
+            report = self.path.with_name(REPORT)
+            report.write_text("".join(f"{line}\n" for line in said))
+            lines = [*lines, f"... and {len(said) - REPORTED} more, all in {report}"]
         listed = "".join(f"\n  {line}" for line in lines)
         raise DataError(
             f"{len(said)} of {len(self.index.files)} images cannot be used; for each, {mend}; or leave them out {skip}:"
@@ -350,21 +344,6 @@ class FaceData:
     def known_as(self, fingerprint: str | None) -> bool:
         """Whether a run that was trained on data of this fingerprint was trained on these."""
         return fingerprint in (self.fingerprint, self.stamp)
-
-
-@contextmanager
-def _one_process(path: Path) -> Iterator[None]:
-    """Holds a lock on a file; says so when it has to wait for another process."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("another process is packing these images; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _fingerprint(index: Index, pixels_digest: str) -> str:

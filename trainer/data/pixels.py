@@ -36,14 +36,11 @@ def read(path: ImageFile, frame: Frame, aligner: Aligner | None = None) -> Readi
     image is turned upright as its EXIF orientation says, and becomes RGB: transparent parts show a white ground, 16-bit
     grey is scaled to 8 bits, an animation counts as its first frame, and colour profiles are ignored.
 
-    Args:
-        path: the file.
-        frame: what to bring it to.
-        aligner: aligns its face with the frame first, whatever the size of the picture.
+    An aligner aligns its face with the frame first, whatever the size of the picture.
 
     Raises:
         DataError: the file is no image, damaged, too large, too long, smaller than the crop, or shows no face. The
-            message names the file, what is wrong with it and, where it is not replacing the file, the mend.
+            message names the file, what is wrong with it and how to mend it, if not by replacing it.
     """
     try:
         with path.open("rb") as file, Image.open(file) as image:

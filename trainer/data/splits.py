@@ -23,12 +23,7 @@ HELD_OUT = 0.05
 
 
 def draw(root: Path, files: Sequence[str], split_by: SplitBy) -> NDArray[np.int8]:
-    """Draws the splits of N images, (N,) int8.
-
-    Args:
-        root: the data set, for messages.
-        files: the N names, with `/` between folders.
-        split_by: see `split_by_name` and `split_by_folder`.
+    """Draws the splits of the N images of a data set, (N,) int8, by their names with `/` between folders.
 
     Raises:
         DataError: there are too few images or folders.

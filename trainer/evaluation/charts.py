@@ -41,7 +41,7 @@ def readable(name: str) -> str:
 def canvas(
     path: Path, width: float, height: float, rows: int = 1, columns: int = 1, *, trim: bool = False, **kwargs: Any
 ) -> Iterator[Any]:
-    """A figure to draw on, written to `path` and closed at the end.
+    """A figure of `width` x `height` inches with (rows, columns) axes, written to `path` and closed at the end.
 
     Args:
         path: the PNG file.
@@ -51,9 +51,6 @@ def canvas(
         columns: of axes.
         trim: fit the picture to what was drawn, whatever its size; takes twice as long.
         kwargs: for `matplotlib.pyplot.subplots`.
-
-    Yields:
-        The figure, and its axes, (rows, columns).
     """
     with plt.rc_context(_STYLE):
         kwargs.setdefault("layout", "constrained")
@@ -68,48 +65,33 @@ def canvas(
 def save_encoding_distribution(path: Path, mu: NDArray[np.float32], latents: NDArray[np.float32]) -> None:
     """Writes histograms of latent dimensions against N(0, 1): the seed's encoding distribution.
 
-    The 20 dimensions whose mu varies most are shown; those are the ones that the model uses.
-
-    Args:
-        path: the PNG file.
-        mu: (N, D) posterior means.
-        latents: (N, D) one sample each of q(z|x), whose mixture over images the KL term pulls towards N(0, 1).
+    The 20 dimensions whose mu (N, D) varies most are shown; those are the ones that the model uses. `latents` (N, D)
+    are one sample each of q(z|x), whose mixture over images the KL term pulls towards N(0, 1).
     """
     shown = np.sort(np.argsort(mu.var(0))[::-1][:NUM_HISTOGRAMS])
     x = np.linspace(-5, 5, 200)
+    options: dict[str, Any] = {"bins": 40, "range": (-5, 5), "density": True}
+    title = (
+        f"Encoding distribution of {len(mu):,} held-out images: the {len(shown)} most used of {mu.shape[1]} dimensions"
+    )
     with canvas(path, 12, 8, 4, 5, sharex=True, sharey=True, layout="none") as (figure, axes):
         for axis, dimension in zip(axes.flat, shown, strict=False):
-            options: dict[str, Any] = {"bins": 40, "range": (-5, 5), "density": True}
             axis.hist(latents[:, dimension], histtype="stepfilled", color=BLUE, alpha=0.55, label="z", **options)
             axis.hist(mu[:, dimension], histtype="step", color=ORANGE, lw=1.3, label="mu", **options)
             axis.plot(x, np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), "k-", lw=1, label="N(0, 1)")
             axis.set_title(f"dimension {dimension}", fontsize=9)
             axis.set_yticks([])
-            if axis.get_subplotspec().is_last_row():
-                axis.set_xlabel("value", fontsize=8)
-            if axis.get_subplotspec().is_first_col():
-                axis.set_ylabel("density", fontsize=8)
         for axis in axes.flat[len(shown) :]:
             axis.axis("off")
-        handles, labels = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="upper right", ncols=3, frameon=False)
-        figure.suptitle(
-            f"Encoding distribution of {len(mu):,} held-out images: the {len(shown)} most used of {mu.shape[1]} "
-            "dimensions",
-            x=0.01,
-            ha="left",
-        )
-        figure.subplots_adjust(left=0.02, right=0.99, bottom=0.06, top=0.92, wspace=0.04, hspace=0.22)
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper right", ncols=3, frameon=False)
+        figure.suptitle(title, x=0.01, ha="left")
+        figure.supxlabel("value", fontsize=8)
+        figure.supylabel("density", fontsize=8)
+        figure.subplots_adjust(left=0.03, right=0.99, bottom=0.06, top=0.92, wspace=0.04, hspace=0.22)
 
 
 def save_kl_bars(path: Path, kl: Sequence[float], active: int) -> None:
-    """Writes the KL of each dimension, in nats, the largest first.
-
-    Args:
-        path: the PNG file.
-        kl: (D,) nats, averaged over images.
-        active: number of active units, for the title.
-    """
+    """Writes the KL of each dimension (D,), in nats, the largest first; `active` of them are active units."""
     values = np.sort(np.asarray(kl))[::-1]
     with canvas(path, 10, 3.2) as (_, axes):
         axis = axes[0, 0]
@@ -129,24 +111,23 @@ def save_heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     unit: str,
-    limit: float | None = None,
+    limit: float,
     across: str = "",
     down: str = "",
 ) -> None:
-    """Writes a matrix as colours, blue below zero and red above, with names on both sides.
+    """Writes a matrix (R, C) as colours, blue below zero and red above, with R and C names at its sides.
 
     Args:
         path: the PNG file.
         title: stands above.
-        values: (R, C).
+        values: the matrix.
         rows: R names.
         columns: C names.
         unit: of the values, beside the scale of colours.
-        limit: absolute value of the strongest colour; default: the largest in the matrix.
+        limit: absolute value of the strongest colour.
         across: what the columns are.
         down: what the rows are.
     """
-    limit = limit or float(np.nanmax(np.abs(values))) or 1.0
     width, height = (max(3.5, 0.215 * len(names)) for names in (columns, rows))
     with canvas(path, width + 3.0, height + 2.3, trim=True) as (figure, axes):
         axis = axes[0, 0]
@@ -163,26 +144,17 @@ def save_heat_map(
         figure.colorbar(image, ax=axis, label=unit, shrink=min(1.0, 4 / height), pad=0.02, aspect=25)
 
 
-def save_accuracy_bars(
-    path: Path, title: str, accuracy: Mapping[str, float], majority: Mapping[str, float], floor: float = 0.5
-) -> None:
-    """Writes one bar an attribute, the best first, with a mark where always predicting the majority would end.
-
-    Args:
-        path: the PNG file.
-        title: stands above.
-        accuracy: share of right predictions, by attribute.
-        majority: the same for always predicting the more frequent side.
-        floor: where the axis begins.
-    """
+def save_accuracy_bars(path: Path, title: str, accuracy: Mapping[str, float], majority: Mapping[str, float]) -> None:
+    """Writes one bar an attribute, the best first, with a mark where always predicting the majority would end."""
     names = sorted(accuracy, key=lambda name: accuracy[name])
     places = np.arange(len(names))
-    floor = min(floor, *accuracy.values(), *majority.values())
+    floor = min(0.5, *accuracy.values(), *majority.values())
     with canvas(path, 7.5, 1.4 + 0.2 * len(names)) as (_, axes):
         axis: Axes = axes[0, 0]
         axis.barh(places, [accuracy[name] - floor for name in names], left=floor, height=0.7, color=BLUE)
-        marks = [majority[name] for name in names]
-        axis.plot(marks, places, "|", color=ORANGE, ms=9, mew=2.2, label="always the majority")
+        axis.plot(
+            [majority[name] for name in names], places, "|", color=ORANGE, ms=9, mew=2.2, label="always the majority"
+        )
         for place, name in zip(places, names, strict=True):
             axis.text(1.003, float(place), f"{accuracy[name]:.1%}", va="center", fontsize=8)
         axis.set_yticks(places, [readable(name) for name in names])
@@ -190,5 +162,4 @@ def save_accuracy_bars(
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axis.tick_params(axis="y", length=0)
         axis.set_title(title, loc="left")
-
         axis.legend(loc="lower right", framealpha=0.9)

@@ -76,14 +76,7 @@ class Classifier:
 
     @torch.no_grad()
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Averages over each image and its mirror image.
-
-        Args:
-            images: (N, S, S, 3) uint8.
-
-        Returns:
-            (N, A) float32; above 0 where it sees the attribute.
-        """
+        """Of images (N, S, S, 3), averaged over each and its mirror image: (N, A), above 0 where it sees it."""
         logits = np.empty((len(images), len(self.attributes)), np.float32)
         for start in range(0, len(images), BATCH_SIZE):
             batch = self.place.images(images[start : start + BATCH_SIZE])
@@ -137,14 +130,7 @@ def classifier_of(folder: Path, data: FaceData, place: Placement) -> Classifier:
 
 
 def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 0) -> Classifier:
-    """Trains on the train split and measures the accuracy on the test split.
-
-    Args:
-        data: packed images and their labels.
-        place: device and arithmetic.
-        epochs: passes over the train split.
-        seed: of the weights, the order and the augmentation.
-    """
+    """Trains on the train split and measures the accuracy on the test split."""
     labels, rows, random = data.index.labels, data.rows("train"), np.random.default_rng(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -165,7 +151,13 @@ def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return _measured(Classifier(network.eval(), data.index.attributes, {}, {}, place), data)
+    classifier = Classifier(network.eval(), data.index.attributes, {}, {}, place)
+    test = data.rows("test")
+    right = (classifier.predict(data.images[test]) == labels[test]).mean(0).tolist()
+    share = labels[test].mean(0)
+    accuracy = dict(zip(classifier.attributes, right, strict=True))
+    majority = dict(zip(classifier.attributes, np.maximum(share, 1 - share).tolist(), strict=True))
+    return replace(classifier, accuracy=accuracy, majority=majority)
 
 
 def _augment(images: Tensor, random: np.random.Generator) -> Tensor:
@@ -181,16 +173,3 @@ def _augment(images: Tensor, random: np.random.Generator) -> Tensor:
     small_size = max(8, round(size * random.uniform(MIN_BLUR_SCALE, 1.0)))
     small = F.interpolate(images[:half], size=small_size, mode="bilinear", antialias=True)
     return torch.cat([F.interpolate(small, size=size, mode="bilinear"), images[half:]])
-
-
-def _measured(classifier: Classifier, data: FaceData) -> Classifier:
-    rows = data.rows("test")
-    truth = data.index.labels[rows]
-    right = (classifier.predict(data.images[rows]) == truth).mean(0)
-    share = truth.mean(0)
-    names = classifier.attributes
-    return replace(
-        classifier,
-        accuracy=dict(zip(names, map(float, right), strict=True)),
-        majority=dict(zip(names, map(float, np.maximum(share, 1 - share)), strict=True)),
-    )

@@ -5,7 +5,7 @@ Shapes: N test images, M train images, V val images, D latent_dim, A attributes,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,12 @@ Floats = NDArray[np.float32]
 BATCH_IMAGES = 128
 
 
+def batches(count: int, size: int, what: str) -> Iterator[slice]:
+    """Slices of `size` at most that cover `count` things, with a progress bar where it takes a few seconds."""
+    for start in tqdm(range(0, count, size), what, unit="batch", delay=3, leave=False, disable=None):
+        yield slice(start, start + size)
+
+
 @dataclass(frozen=True)
 class Autoencoder:
     """A trained network as functions of arrays, whoever wrote it. They are given `BATCH_IMAGES` at most at a time.
@@ -50,11 +56,9 @@ class Autoencoder:
 
     @classmethod
     def of(cls, model: VAE, place: Placement) -> Autoencoder:
-        """This project's: encodes and decodes in FP32, as served; fast is as trained, so bf16 where there are units.
+        """This project's, in evaluation mode on the device of `place`.
 
-        Args:
-            model: in evaluation mode, on the device of `place`.
-            place: where to compute.
+        It encodes and decodes in FP32, as served; fast is as trained, so bf16 where there are units.
         """
 
         @torch.no_grad()
@@ -105,12 +109,7 @@ class EncodedRun:
 
     @classmethod
     def of(cls, run: Path, data: FaceData, place: Placement | None = None) -> EncodedRun:
-        """Reads a run and encodes both splits.
-
-        Args:
-            run: a finished run folder.
-            data: the data set, packed at the model's size.
-            place: where to compute; default: the GPU if there is one.
+        """Reads a finished run and encodes both splits; by default on the GPU if there is one.
 
         Raises:
             RunError: the run has no weights, or no directions or prior of them.
@@ -126,25 +125,20 @@ class EncodedRun:
             if not belongs(run / name, sha256_of(run / MODEL)):
                 raise RunError(f"{run / name} is of other weights than {run / MODEL}; {anew}")
         rows, train_rows = data.rows("test"), data.rows("train")
-        mu, log_var = _encode(autoencoder, data, rows)
         train_mu, _ = _encode(autoencoder, data, train_rows)
-        return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
+        return cls(
+            autoencoder, data, place, rows, train_rows, *_encode(autoencoder, data, rows), train_mu, directions, prior
+        )
 
     @classmethod
     def of_autoencoder(
         cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement | None = None
     ) -> EncodedRun:
-        """Encodes both splits, and computes what a run has in its folder: directions and prior.
+        """Encodes both splits, and computes what a run has in its folder: a prior, and directions of `kind`.
 
-        Args:
-            autoencoder: the network.
-            data: the data set, of the network's image size.
-            folder: exists; the directions are kept there.
-            kind: of directions, see `trainer.artifacts.directions`.
-            place: where the measuring networks compute; default: the GPU if there is one.
+        The directions are kept in `folder`, which exists.
         """
         rows, train_rows = data.rows("test"), data.rows("train")
-        mu, log_var = _encode(autoencoder, data, rows)
         train_mu, train_log_var = _encode(autoencoder, data, train_rows)
         point = np.full_like(train_mu, -np.inf)  # of no width
         prior = Gaussian(*fit_prior(train_mu, point if train_log_var is None else train_log_var))
@@ -152,7 +146,9 @@ class EncodedRun:
         path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
         run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
         directions, place = Directions.load(path), place or Placement.of()
-        return cls(autoencoder, data, place, rows, train_rows, mu, log_var, train_mu, directions, prior)
+        return cls(
+            autoencoder, data, place, rows, train_rows, *_encode(autoencoder, data, rows), train_mu, directions, prior
+        )
 
     @cached_property
     def images(self) -> Images:
@@ -170,19 +166,9 @@ class EncodedRun:
         return self.data.index.labels[self.train_rows]
 
     @cached_property
-    def val_rows(self) -> NDArray[np.int64]:
-        """The rows of `data.images` in the val split: for choices that must not see the test split."""
-        return self.data.rows("val")
-
-    @cached_property
     def val_mu(self) -> Floats:
-        """Posterior means of the val split, (V, D)."""
-        return _encode(self.autoencoder, self.data, self.val_rows)[0]
-
-    @cached_property
-    def val_labels(self) -> NDArray[np.bool_]:
-        """(V, A) which val image has which attribute."""
-        return self.data.index.labels[self.val_rows]
+        """Posterior means of the val split, (V, D): for choices that must not see the test split."""
+        return _encode(self.autoencoder, self.data, self.data.rows("val"))[0]
 
     @cached_property
     def reconstructions(self) -> Images:
@@ -195,34 +181,23 @@ class EncodedRun:
         return self.data.index.attributes
 
     def decode(self, latents: Floats, fast: bool = False) -> Images:
-        """Decodes.
+        """Decodes any number of latents (L, D) to images (L, S, S, 3).
 
         Args:
-            latents: (L, D), any number of them.
+            latents: to decode.
             fast: in the arithmetic of training rather than as served; pixels differ by a level or so.
-
-        Returns:
-            (L, S, S, 3).
         """
-        decode = self.autoencoder.decode_fast if fast else None
-        decode = decode or self.autoencoder.decode
+        decode = (self.autoencoder.decode_fast if fast else None) or self.autoencoder.decode
         images = np.empty((len(latents), *self.data.images.shape[1:]), np.uint8)
-        for start in tqdm(
-            range(0, len(latents), BATCH_IMAGES), "decoding", unit="batch", delay=3, leave=False, disable=None
-        ):
-            images[start : start + BATCH_IMAGES] = decode(latents[start : start + BATCH_IMAGES])
+        for some in batches(len(latents), BATCH_IMAGES, "decoding"):
+            images[some] = decode(latents[some])
         return images
 
 
 def _encode(autoencoder: Autoencoder, data: FaceData, rows: NDArray[np.int64]) -> tuple[Floats, Floats | None]:
     """Posteriors of some rows (R,) of the packed array: mu (R, D), and log variances (R, D) where there are."""
-    means, log_vars = [], []
-    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False, disable=None):
-        mu, log_var = autoencoder.encode(data.images[rows[start : start + BATCH_IMAGES]])
-        means.append(mu)
-        log_vars += [] if log_var is None else [log_var]
-    return _joined(means), _joined(log_vars) if log_vars else None
-
-
-def _joined(parts: list[Floats]) -> Floats:
-    return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+    encoded = [autoencoder.encode(data.images[rows[some]]) for some in batches(len(rows), BATCH_IMAGES, "encoding")]
+    if not encoded:
+        return np.empty((0, 0), np.float32), None
+    log_vars = [log_var for _, log_var in encoded if log_var is not None]
+    return np.concatenate([mu for mu, _ in encoded]), np.concatenate(log_vars) if log_vars else None

@@ -28,8 +28,8 @@ from trainer.evaluation.edits import curves
 from trainer.evaluation.edits import figures as edit_figures
 from trainer.evaluation.edits import judge as edit_judge
 from trainer.evaluation.encoded_run import Autoencoder, EncodedRun
-from trainer.evaluation.figure import Figure
-from trainer.evaluation.metric_networks import MetricNetworks
+from trainer.evaluation.grids import Figure
+from trainer.evaluation.networks import MetricNetworks
 from trainer.evaluation.options import Options
 from trainer.evaluation.prediction import NO_ATTRIBUTES, Split
 from trainer.evaluation.skipped import attempt
@@ -54,6 +54,7 @@ class Occasion:
         configuration: of the network, for the report.
         training: `images` seen, `epochs` and `images_per_second` of a network that this project did not train, as far
             as they are known.
+        files: SHA-256 of the files of a run that are judged, by name.
     """
 
     name: str
@@ -63,22 +64,10 @@ class Occasion:
     options: Options
     configuration: dict[str, Any]
     training: dict[str, Any]
-
-    def about_data(self) -> dict[str, Any]:
-        """Which data set it is."""
-        return {
-            "name": self.data.index.root.resolve().name,
-            "fingerprint": self.data.fingerprint,
-            "runs_own": self.own,
-            "images": {split: len(self.data.rows(split)) for split in SPLITS},
-        }
+    files: dict[str, str]
 
     def check(self) -> None:
-        """Keeps the report of another data set from being replaced unasked.
-
-        Raises:
-            RunError: there is one.
-        """
+        """Keeps the report of another data set from being replaced unasked: raises RunError if there is one."""
         root = self.data.index.root
         if self.own is False:
             logger.warning("%s is not the data that %s was trained on; the report will say so", root, self.name)
@@ -90,6 +79,43 @@ class Occasion:
                 f"{self.out} holds the report of another data set ({judged.get('name', 'name unknown')}) than {root}; "
                 "write this one elsewhere with --out FOLDER, or replace that with --force"
             )
+
+    def judge(self) -> Classifier | None:
+        """The classifier that the options name, if they name one; raises ConfigError if it is of other data."""
+        given, data = self.options.judge, self.data
+        if given is None or "edits" in self.options.skip:
+            return None
+        for fingerprint in (data.fingerprint, data.stamp):
+            if judge := Classifier.load(given, fingerprint, Placement.of()):
+                return judge
+        raise ConfigError(
+            f"--judge {given}: is missing, torn or of other data than {data.index.root}; give the {CLASSIFIER} of an "
+            "evaluation on these data, or leave it out"
+        )
+
+    def about(self, seconds: float, place: Placement) -> dict[str, Any]:
+        """What was judged, on what, and how: `evaluation` of metrics.json.
+
+        Returns:
+            `date`, `seconds`, `device`; `data`: `name` of its folder, `fingerprint`, `runs_own` (whether the network
+            was trained on it; null where that is not known) and `images` by split; `files`; `strength`, `seed` and
+            `skip` as in `Options`.
+        """
+        return {
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "seconds": round(seconds, 1),
+            "device": str(place.device),
+            "data": {
+                "name": self.data.index.root.resolve().name,
+                "fingerprint": self.data.fingerprint,
+                "runs_own": self.own,
+                "images": {split: len(self.data.rows(split)) for split in SPLITS},
+            },
+            "files": self.files,
+            "strength": self.options.strength,
+            "seed": self.options.seed,
+            "skip": list(self.options.skip),
+        }
 
 
 def made_with(folder: Path) -> dict[str, Any]:
@@ -110,9 +136,7 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
         options: how; default: `Options()`.
 
     Returns:
-        What metrics.json holds. `evaluation`: what `about` gives. The other parts are described where they are
-        measured, in `trainer.evaluation`: `reconstruction`, `generation`, `encoding.summary`, `attribute_prediction` in
-        `prediction`, `vectors` in `vectors.correlation`, `classifier` in `edit_judge` and `edits` in `editing`.
+        What metrics.json holds; each part is described where it is measured.
 
     Raises:
         RunError: the run has no weights or no directions, or a report of another data set would be replaced.
@@ -126,11 +150,9 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
         data = replace(data, fingerprint=trained_on)
     name = f"{run.resolve().name}, preset {config.preset}"
     configuration = {**config.to_json(), "resolved": resolved}
-    occasion = Occasion(name, data, own, options.out or run, options, configuration, {})
-    occasion.check()
+    occasion = Occasion(name, data, own, options.out or run, options, configuration, {}, digests(run))
     place = Placement.of()
-    metric_networks = MetricNetworks.of(options, config.vgg_weights, place)
-    metrics = _judge(occasion, lambda: EncodedRun.of(run, data, place), metric_networks, digests(run))
+    metrics = _judge(occasion, lambda: EncodedRun.of(run, data, place), config.vgg_weights, place)
     if occasion.out == run:
         write_card(run)
     return metrics
@@ -169,32 +191,24 @@ def evaluate_autoencoder(
         options: how; default: `Options()`.
         name: of the network, for the report.
         kind: of the attribute directions that are computed for it from the train split.
-        training: `images` that it saw, `epochs` and `images_per_second`, as far as they are known; go into
-            metrics.json.
+        training: `images` that it saw, `epochs` and `images_per_second`, as far as they are known, for metrics.json.
 
-    Returns:
-        What metrics.json holds, as of `evaluate`.
-
-    Raises:
-        RunError: a report of another data set would be replaced.
-        ConfigError: a file of weights is missing or does not fit.
+    Returns and raises what `evaluate` does.
     """
     options = options or Options()
     out = options.out or out
-    out.mkdir(parents=True, exist_ok=True)
-    occasion = Occasion(name, data, None, out, options, {"name": name, "directions": kind}, training or {})
-    occasion.check()
+    occasion = Occasion(name, data, None, out, options, {"name": name, "directions": kind}, training or {}, {})
     place = Placement.of()
-    metric_networks = MetricNetworks.of(options, None, place)
-    return _judge(occasion, lambda: EncodedRun.of_autoencoder(autoencoder, data, out, kind, place), metric_networks, {})
+    return _judge(occasion, lambda: EncodedRun.of_autoencoder(autoencoder, data, out, kind, place), None, place)
 
 
 def _judge(
-    occasion: Occasion, encode: Callable[[], EncodedRun], metric_networks: MetricNetworks, files: dict[str, str]
+    occasion: Occasion, encode: Callable[[], EncodedRun], own_vgg: Path | None, place: Placement
 ) -> dict[str, Any]:
     began = time.monotonic()
     options, out = occasion.options, occasion.out
-    given = _given_judge(occasion)
+    occasion.check()
+    networks, judge = MetricNetworks.of(options, own_vgg, place), occasion.judge()
     out.mkdir(parents=True, exist_ok=True)
     encoded = encode()
     samples = encoding.posterior_samples(encoded.mu, encoded.log_var, options.seed)
@@ -202,20 +216,18 @@ def _judge(
 
     metrics: dict[str, Any] = {"evaluation": {}}
     logger.info("reconstruction and generation")
-    metrics["reconstruction"] = reconstruction.measure(
-        encoded, metric_networks.vgg, metric_networks.lpips, metric_networks.recogniser
-    )
-    metrics["generation"] = generation.measure(encoded, metric_networks.vgg, metric_networks.inception, options.seed)
+    metrics["reconstruction"] = reconstruction.measure(encoded, networks)
+    metrics["generation"] = generation.measure(encoded, networks, options.seed)
     logger.info("encoding and attributes")
     metrics["encoding"] = {"split": "test", **encoding.summary(encoded.mu, encoded.log_var, samples)}
     metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))
     metrics["vectors"] = attempt(lambda: vectors.correlation(encoded.directions))
     logger.info("edits")
-    metrics |= edits(encoded, occasion, metric_networks, given)
+    metrics |= edits(encoded, occasion, networks, judge)
     logger.info("figures")
     folder = out / FIGURES
     drawn = draw(encoded, metrics, folder, options)
-    metrics["evaluation"] = about(occasion, files, encoded, time.monotonic() - began)
+    metrics["evaluation"] = occasion.about(time.monotonic() - began, place)
     if occasion.training:
         metrics["training"] = occasion.training
     write_metrics(out / EVALUATION, metrics)
@@ -225,42 +237,20 @@ def _judge(
 
 
 def edits(
-    encoded: EncodedRun, occasion: Occasion, metric_networks: MetricNetworks, given: Classifier | None
+    encoded: EncodedRun, occasion: Occasion, networks: MetricNetworks, given: Classifier | None
 ) -> dict[str, Any]:
     """The parts `classifier` and `edits`, by the given classifier, or one that is trained if there is none yet."""
     options = occasion.options
-    if not encoded.attributes:
-        reason = NO_ATTRIBUTES
-    elif "edits" in options.skip:
-        reason = "left out by --skip edits"
-    else:
-        if given is not None:
-            given.save(occasion.out / CLASSIFIER, occasion.data.fingerprint)
-        judge = given or classifier_of(occasion.out, occasion.data, encoded.place)
-        return {
-            "classifier": edit_judge.measure(encoded, judge),
-            "edits": attempt(lambda: curves.measure(encoded, judge, options, metric_networks)),
-        }
-    return {"classifier": {"skipped": reason}, "edits": {"skipped": reason}}
-
-
-def _given_judge(occasion: Occasion) -> Classifier | None:
-    """The classifier that the options name, if they name one.
-
-    Raises:
-        ConfigError: it is missing or of other data.
-    """
-    given, data = occasion.options.judge, occasion.data
-    if given is None or "edits" in occasion.options.skip:
-        return None
-    place = Placement.of()
-    judge = next(filter(None, (Classifier.load(given, name, place) for name in (data.fingerprint, data.stamp))), None)
-    if judge is None:
-        raise ConfigError(
-            f"--judge {given}: is missing, torn or of other data than {data.index.root}; give the {CLASSIFIER} of an "
-            "evaluation on these data, or leave it out"
-        )
-    return judge
+    if not encoded.attributes or "edits" in options.skip:
+        skipped = {"skipped": "left out by --skip edits" if encoded.attributes else NO_ATTRIBUTES}
+        return {"classifier": skipped, "edits": skipped}
+    if given is not None:
+        given.save(occasion.out / CLASSIFIER, occasion.data.fingerprint)
+    judge = given or classifier_of(occasion.out, occasion.data, encoded.place)
+    return {
+        "classifier": edit_judge.measure(encoded, judge),
+        "edits": attempt(lambda: curves.measure(encoded, judge, options, networks)),
+    }
 
 
 def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Options) -> list[Figure]:
@@ -271,31 +261,7 @@ def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Op
     drawn: list[Figure] = []
     if "skipped" not in metrics["edits"]:
         drawn += edit_figures.draw(encoded, metrics["edits"], metrics["classifier"]["unsure"], folder)
-    drawn += figures.draw(encoded, metrics, folder, options.seed)
-    if "tsne" not in options.skip:
-        drawn += figures.draw_map(encoded, folder, options.seed)
-    return drawn
-
-
-def about(occasion: Occasion, files: dict[str, str], encoded: EncodedRun, seconds: float) -> dict[str, Any]:
-    """What was judged, on what, and how.
-
-    Returns:
-        `date`, `seconds`, `device`; `data`: `name` of its folder, `fingerprint`, `runs_own` (whether the network was
-        trained on it; null where that is not known) and `images` by split; `files`: SHA-256 of those of the run that
-        were judged; `strength`, `seed`, `skip` as in `Options`.
-    """
-    options = occasion.options
-    return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "seconds": round(seconds, 1),
-        "device": str(encoded.place.device),
-        "data": occasion.about_data(),
-        "files": files,
-        "strength": options.strength,
-        "seed": options.seed,
-        "skip": list(options.skip),
-    }
+    return drawn + figures.draw(encoded, metrics, folder, options)
 
 
 def digests(run: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """How much decoded samples look like the data as a whole: Fréchet distances between sets of images.
 
-Shapes: N images, M latents, D latent_dim, S image side.
+A set of images is (N, S, S, 3) uint8.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
-from tqdm import tqdm
 
 from engine.latents import Gaussian
-from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
-from trainer.evaluation.networks import Features, MetricNetwork
+from trainer.evaluation.encoded_run import EncodedRun, Floats, Images, batches
+from trainer.evaluation.networks import Features, MetricNetworks
 from trainer.evaluation.skipped import SkippedError, attempt
 from trainer.hardware.device import Placement
 
@@ -25,39 +24,33 @@ MIN_FID_IMAGES = 2048
 """As many as Inception's features: of fewer images the covariance is singular, and the distance means nothing."""
 
 
-def measure(
-    encoded: EncodedRun, vgg: MetricNetwork[Features], inception: MetricNetwork[FrechetInceptionDistance], seed: int
-) -> dict[str, Any]:
+def measure(encoded: EncodedRun, networks: MetricNetworks, seed: int) -> dict[str, Any]:
     """Fréchet distances of four sets of images (`image_sets`) to the test split.
 
     Returns:
         `split`, `seed`, and under `fid` and `frechet_vgg19` what `fid` and `frechet_on_features` give, or why they are
         skipped.
     """
-    found = vgg.network is not None or (inception.network is not None and len(encoded.rows) >= MIN_FID_IMAGES)
-    sets = image_sets(encoded, seed) if found else {}
+    vgg, inception = networks.vgg, networks.inception
     real, place = encoded.images, encoded.place
+    enough = len(real) >= MIN_FID_IMAGES
+    sets = image_sets(encoded, seed) if vgg.network is not None or (inception.network is not None and enough) else {}
+
+    def measure_fid() -> dict[str, Any]:
+        metric = inception.get()
+        if not enough:
+            raise SkippedError(
+                f"needs {MIN_FID_IMAGES:,} test images, and there are {len(real):,}: of fewer, its covariance is "
+                "singular; judge on a data set with more"
+            )
+        return fid(metric, inception.description, real, sets, place)
+
     return {
         "split": "test",
         "seed": seed,
-        "fid": attempt(lambda: fid(_of_enough(inception, real), inception.description, real, sets, place)),
+        "fid": attempt(measure_fid),
         "frechet_vgg19": attempt(lambda: frechet_on_features(vgg.get(), vgg.description, real, sets, place)),
     }
-
-
-def _of_enough(inception: MetricNetwork[FrechetInceptionDistance], real: Images) -> FrechetInceptionDistance:
-    """The network, if there are images enough for its features.
-
-    Raises:
-        SkippedError: there is no network, or there are too few images.
-    """
-    network = inception.get()
-    if len(real) < MIN_FID_IMAGES:
-        raise SkippedError(
-            f"needs {MIN_FID_IMAGES:,} test images, and there are {len(real):,}: of fewer, its covariance is singular; "
-            "judge on a data set with more"
-        )
-    return network
 
 
 def prior_latents(count: int, latent_dim: int, seed: int) -> Floats:
@@ -75,11 +68,10 @@ def image_sets(encoded: EncodedRun, seed: int) -> dict[str, Images]:
         `reconstructions`: of the test split. `train`: images of the train split, drawn without repetition: the floor,
         what real faces of other people score.
     """
-    count, latent_dim = len(encoded.rows), encoded.mu.shape[1]
-    random = np.random.default_rng(seed)
-    train = np.sort(random.permutation(encoded.train_rows)[:count])
+    count = len(encoded.rows)
+    train = np.sort(np.random.default_rng(seed).permutation(encoded.train_rows)[:count])
     return {
-        "prior": encoded.decode(prior_latents(count, latent_dim, seed)),
+        "prior": encoded.decode(prior_latents(count, encoded.mu.shape[1], seed)),
         "fitted": encoded.decode(encoded.prior.draw(count, seed)),
         "reconstructions": encoded.reconstructions,
         "train": encoded.data.images[train],
@@ -91,27 +83,16 @@ def frechet_on_features(
 ) -> dict[str, Any]:
     """Fréchet distances on VGG19's deepest tap, averaged over the picture. Not FID, and not comparable with it.
 
-    Args:
-        features: the network.
-        source: of its weights.
-        real: (N, S, S, 3) uint8.
-        sets: other images, by name.
-        place: where to compute.
-
     Returns:
-        `distance` by set, `images` by set and of `real`, `network`, `arithmetic`.
+        `distance` by set, `images` by set and of `test`, `network`, `arithmetic`.
     """
-    metric = FrechetInceptionDistance(features, reset_real_features=False).to(place.device)
-
-    def update(images: Images, is_real: bool) -> None:
-        metric.update(place.images(images), real=is_real)
-
+    metric = FrechetInceptionDistance(features, reset_real_features=False)
     network = (
         f"VGG19 at {features.taps[-1]}, averaged over the picture to {features.num_features} features; {source}; "
         "not comparable with FID"
     )
     arithmetic = str(place.dtype).removeprefix("torch.")
-    return _distances(metric, update, real, sets) | {"network": network, "arithmetic": arithmetic}
+    return _distances(metric, place.images, real, sets, place) | {"network": network, "arithmetic": arithmetic}
 
 
 def fid(
@@ -122,40 +103,30 @@ def fid(
     It falls with the number of images, so that only values of equal counts are comparable; it is usually given for
     10,000 to 50,000.
 
-    Args:
-        metric: what `networks.inception` gives.
-        description: of its network.
-        real: (N, S, S, 3) uint8.
-        sets: other images, by name.
-        place: where to compute.
-
     Returns:
-        `distance` by set, `images` by set and of `real`, `network`.
+        `distance` by set, `images` by set and of `test`, `network`.
     """
-    metric = metric.to(place.device)
 
-    def update(images: Images, is_real: bool) -> None:
-        metric.update(_bytes(images).to(place.device), real=is_real)
+    def levels(images: Images) -> Tensor:  # (B, 3, S, S) uint8
+        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(place.device)
 
-    return _distances(metric, update, real, sets) | {"network": description}
-
-
-def _bytes(images: Images) -> Tensor:
-    """(B, S, S, 3) to (B, 3, S, S), both uint8."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return _distances(metric, levels, real, sets, place) | {"network": description}
 
 
 def _distances(
-    metric: FrechetInceptionDistance, update: Callable[[Images, bool], None], real: Images, sets: dict[str, Images]
+    metric: FrechetInceptionDistance,
+    prepare: Callable[[Images], Tensor],
+    real: Images,
+    sets: dict[str, Images],
+    place: Placement,
 ) -> dict[str, Any]:
     def feed(name: str, images: Images) -> None:
-        for start in tqdm(
-            range(0, len(images), BATCH_IMAGES), f"features of {name}", delay=3, leave=False, disable=None
-        ):
-            update(images[start : start + BATCH_IMAGES], name == "test")
+        for some in batches(len(images), BATCH_IMAGES, f"features of {name}"):
+            metric.update(prepare(images[some]), real=name == "test")
 
     if len(real) < 2:
         raise SkippedError(f"needs two test images, and there is {len(real)}; move more into the test split")
+    metric = metric.to(place.device)
     feed("test", real)
     distance: dict[str, float] = {}
     for name, images in sets.items():

@@ -1,55 +1,45 @@
-"""Pictures that a person looks at: grids, labelled strips of faces, a map of faces. Charts are in `charts`."""
+"""Pictures that a person looks at: grids of faces with labels, a map of faces. Charts are in `charts`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trainer.data.contact_sheet import grid
 from trainer.evaluation.charts import DPI, canvas
 
 Images = NDArray[np.uint8]
 """(N, S, S, 3) uint8 RGB."""
 CELL = 110
-"""Pixels across a face in the larger drawings."""
+"""Pixels across a face in a grid's drawing."""
 
 
-def grid(rows: Sequence[Images], gap: int = 2) -> Images:
-    """Lays rows of images out on white: (R rows of N images of side S) to (R*(S+gap)+gap, N*(S+gap)+gap, 3)."""
-    count, size = max(len(row) for row in rows), rows[0].shape[1]
-    pitch = size + gap
-    sheet = np.full((len(rows) * pitch + gap, count * pitch + gap, 3), 255, np.uint8)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            top, left = gap + y * pitch, gap + x * pitch
-            sheet[top : top + size, left : left + size] = image
-    return sheet
+@dataclass(frozen=True)
+class Figure:
+    """A figure in a run's report.
+
+    Attributes:
+        file: its name in the run's figures folder.
+        title: a few words.
+        look_for: one sentence: what to look for.
+    """
+
+    file: str
+    title: str
+    look_for: str
 
 
 def save_grid(
-    path: Path,
-    title: str,
-    rows: Sequence[Images],
-    *,
-    down: Sequence[str] = (),
-    across: Sequence[str] = (),
-    cell: int = CELL,
+    path: Path, title: str, rows: Sequence[Images], *, down: Sequence[str] = (), across: Sequence[str] = ()
 ) -> None:
-    """Writes a grid as PNG.
-
-    Args:
-        path: the PNG file.
-        title: stands above.
-        rows: of images.
-        down: one label a row, at its left; none for no labels.
-        across: one label a column, above it; none for no labels.
-        cell: pixels across an image in the drawing.
-    """
+    """Writes rows of images as PNG, with labels `down` the rows and `across` the columns, or none."""
     sheet = grid(rows)
-    zoom = cell / rows[0].shape[1]
+    zoom = CELL / rows[0].shape[1]
     width, height = (zoom * pixels / DPI for pixels in (sheet.shape[1], sheet.shape[0]))
     with canvas(path, width + (0.9 if down else 0.1), height + (0.55 if across else 0.35)) as (_, axes):
         axis = axes[0, 0]
@@ -71,32 +61,17 @@ def save_reconstructions(path: Path, originals: Images, reconstructions: Images,
     save_grid(path, "Held-out images and their reconstructions", rows, down=labels)
 
 
-def save_strips(path: Path, title: str, columns: Sequence[str], strips: Sequence[Images]) -> None:
-    """Writes one strip a face, each column headed by its label (a strength, say).
-
-    Args:
-        path: the PNG file.
-        title: stands above everything.
-        columns: C labels.
-        strips: one (C, S, S, 3) array a face.
-    """
-    save_grid(path, title, strips, across=columns)
-
-
-def face_map(places: NDArray[np.float32], images: Images, cells: int = 50, thumbnail: int = 36) -> Images:
-    """Draws faces at their places on a plane, side by side.
+def face_map(places: NDArray[np.float32], images: Images, cells: int, thumbnail: int) -> Images:
+    """Draws N faces at their places (N, 2) on a plane, of any scale: (cells * thumbnail, cells * thumbnail, 3) uint8.
 
     The plane is laid out in square cells; a face goes to the free one that is nearest to its place, so that none covers
-    another.
+    another. It is white where there is no face.
 
     Args:
-        places: (N, 2) of any scale, N at most `cells` squared.
+        places: N at most `cells` squared.
         images: (N, S, S, 3), their faces.
         cells: how many there are across and down.
         thumbnail: side of a cell, pixels.
-
-    Returns:
-        (cells * thumbnail, cells * thumbnail, 3) uint8, white where there is no face.
     """
     low, high = places.min(0), places.max(0)
     wanted = (places - low) / np.maximum(high - low, 1e-12) * (cells - 1)  # (N, 2): column, row

@@ -15,9 +15,8 @@ Shapes: N images, S image side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,21 +24,16 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from trainer.errors import ConfigError
-from trainer.evaluation.encoded_run import Floats, Images
+from trainer.evaluation.encoded_run import Floats, Images, batches
 from trainer.evaluation.skipped import SkippedError
 
 BATCH_IMAGES = 32
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a network wants its faces.
+class Layout(NamedTuple):
+    """How a network wants its faces: the side of its input, and the piece of the image that it sees.
 
-    Attributes:
-        name: of the network.
-        side: of its input, pixels.
-        left, top, right, bottom: the piece of the image that it sees, as shares of the image's side. Beyond the edge
-            the outermost pixels go on.
+    That is given as fractions of the image's side; beyond the edge the outermost pixels go on.
     """
 
     name: str
@@ -58,51 +52,38 @@ LAYOUTS = (
 
 
 class Recogniser:
-    """A face recognition network.
-
-    Args:
-        session: of ONNX Runtime.
-        layout: of its input.
-    """
+    """A face recognition network: a session of ONNX Runtime, and the layout of its input."""
 
     def __init__(self, session: Any, layout: Layout) -> None:
         self._session, self.layout = session, layout
         (described,) = session.get_inputs()
-        self._name = described.name
-        self._batch = BATCH_IMAGES if not isinstance(described.shape[0], int) else described.shape[0]
+        self._name, count = described.name, described.shape[0]
+        self._batch = count if isinstance(count, int) else BATCH_IMAGES
 
     def describe(self, images: Images) -> Floats:
         """Descriptors (N, 128) of length 1 of images (N, S, S, 3)."""
         parts = []
-        for start in range(0, len(images), self._batch):
-            chips = self._chips(images[start : start + self._batch])
-            missing = self._batch - len(chips) if self._batch != BATCH_IMAGES else 0
-            padded = np.concatenate([chips, np.zeros((missing, *chips.shape[1:]), np.float32)])
-            parts.append(self._session.run(None, {self._name: padded})[0][: len(chips)])
+        for some in batches(len(images), self._batch, "recognising faces"):
+            chips = self._chips(images[some])
+            filled = np.zeros((self._batch, *chips.shape[1:]), np.float32)  # as some networks take one size of batch
+            filled[: len(chips)] = chips
+            parts.append(self._session.run(None, {self._name: filled})[0][: len(chips)])
         descriptors = np.concatenate(parts).reshape(len(images), -1).astype(np.float32)
-        lengths = np.linalg.norm(descriptors, axis=1, keepdims=True)
-        unit: Floats = descriptors / np.maximum(lengths, 1e-12)
+        unit: Floats = descriptors / np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
         return unit
 
     def _chips(self, images: Images) -> Floats:
         """The piece that the network sees, at its size: (N, 3, side, side)."""
-        layout = self.layout
+        _, side, left, top, right, bottom = self.layout
         whole = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
-        scale, shift = (
-            (layout.right - layout.left, layout.bottom - layout.top),
-            (layout.left + layout.right - 1, layout.top + layout.bottom - 1),
-        )
-        theta = torch.tensor([[[scale[0], 0.0, shift[0]], [0.0, scale[1], shift[1]]]]).expand(len(images), -1, -1)
-        places = F.affine_grid(theta, [len(images), 3, layout.side, layout.side], align_corners=False)
+        theta = torch.tensor([[[right - left, 0.0, left + right - 1], [0.0, bottom - top, top + bottom - 1]]])
+        places = F.affine_grid(theta.expand(len(images), -1, -1), [len(images), 3, side, side], align_corners=False)
         chips: Floats = F.grid_sample(whole, places, padding_mode="border", align_corners=False).numpy()
         return chips
 
 
 def recogniser(weights: Path | None) -> tuple[Recogniser, str]:
-    """The network of a file.
-
-    Returns:
-        The network, and a description of it.
+    """The network of a file, and a description of it.
 
     Raises:
         SkippedError: no file is given, or ONNX Runtime is not installed.

@@ -5,10 +5,11 @@ Random weights never stand in for trained ones here: without those, the measure 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
@@ -17,6 +18,9 @@ from torchvision.models import AlexNet_Weights
 
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
+from trainer.evaluation import identity
+from trainer.evaluation.identity import Recogniser
+from trainer.evaluation.options import Options
 from trainer.evaluation.skipped import SkippedError
 from trainer.hardware.device import Placement
 from trainer.loss import pretrained
@@ -27,7 +31,6 @@ VGG_TAPS = ("relu1_1", "relu2_1", "relu3_1")
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
-
 BACKBONES: dict[tuple[int, ...], tuple[Literal["alex", "vgg"], str]] = {
     (64, 3, 11, 11): ("alex", "AlexNet"),
     (64, 3, 3, 3): ("vgg", "VGG16"),
@@ -48,24 +51,8 @@ class MetricNetwork(Generic[NetworkT]):
     network: NetworkT | None
     description: str
 
-    @classmethod
-    def of(cls, load: Callable[[Path | None], tuple[NetworkT, str]], weights: Path | None) -> MetricNetwork[NetworkT]:
-        """What a loader of this module finds.
-
-        Raises:
-            ConfigError: the file of weights is missing or does not fit.
-        """
-        try:
-            return cls(*load(weights))
-        except SkippedError as reason:
-            return cls(None, str(reason))
-
     def get(self) -> NetworkT:
-        """The network.
-
-        Raises:
-            SkippedError: there is none.
-        """
+        """The network; raises SkippedError where there is none."""
         if self.network is None:
             raise SkippedError(self.description)
         return self.network
@@ -94,64 +81,79 @@ class Features(nn.Module):
         return self.maps(images)[-1].mean((2, 3))
 
 
-def _fetch(url: str, network: str, flag: str) -> dict[str, Any]:
-    """Published weights, from the hub cache or a download.
+@dataclass(frozen=True)
+class MetricNetworks:
+    """The networks that are measured with."""
 
-    Raises:
-        SkippedError: they cannot be had.
-    """
+    vgg: MetricNetwork[Features]
+    lpips: MetricNetwork[nn.Module]
+    inception: MetricNetwork[FrechetInceptionDistance]
+    recogniser: MetricNetwork[Recogniser]
+
+    @classmethod
+    def of(cls, options: Options, own_vgg: Path | None, place: Placement) -> MetricNetworks:
+        """Finds them, in the files that the options name or that the run was trained with (`own_vgg`, VGG19 weights).
+
+        Raises:
+            ConfigError: a file of weights is missing or does not fit.
+        """
+
+        def find(name: str, load: Callable[[], tuple[NetworkT, str]]) -> MetricNetwork[NetworkT]:
+            try:
+                if name in options.skip:
+                    raise SkippedError(f"left out by --skip {name}")
+                return MetricNetwork(*load())
+            except SkippedError as reason:
+                return MetricNetwork(None, str(reason))
+
+        def vgg() -> tuple[Features, str]:
+            if options.vgg_weights is not None or own_vgg is None or not own_vgg.is_file():
+                return vgg19(options.vgg_weights, place)
+            try:
+                return vgg19(own_vgg, place)
+            except ConfigError as error:
+                raise SkippedError(f"the file that the run was trained with will not do ({error})") from error
+
+        return cls(
+            find("vgg", vgg),
+            find("lpips", lambda: lpips(options.lpips_weights)),
+            find("fid", lambda: inception(options.inception_weights)),
+            find("identity", lambda: identity.recogniser(options.identity_weights)),
+        )
+
+
+# The loaders give a network and a description of it. They raise SkippedError where no weights can be had, and
+# ConfigError where a file of weights is missing or does not fit.
+
+
+@contextmanager
+def _needed(network: str, flag: str) -> Iterator[None]:
     try:
-        return pretrained.fetch(url)
+        yield
     except pretrained.UnavailableError as error:
-        raise _without(network, error, flag) from error
-
-
-def _without(network: str, error: pretrained.UnavailableError, flag: str) -> SkippedError:
-    return SkippedError(f"needs trained {network} weights: {error.reason}; or give a file of them with {flag}")
+        reason = f"needs trained {network} weights: {error.reason}; or give a file of them with {flag}"
+        raise SkippedError(reason) from error
 
 
 def vgg19(weights: Path | None, place: Placement) -> tuple[Features, str]:
-    """VGG19 up to relu3_1.
-
-    Args:
-        weights: a file in torchvision's layout; default: torchvision's ImageNet weights.
-        place: where to compute, and in which arithmetic.
-
-    Returns:
-        The network, and where its weights are from.
-
-    Raises:
-        SkippedError: there are none.
-        ConfigError: the file is missing or does not fit.
-    """
+    """VGG19 up to relu3_1, from a file in torchvision's layout or with torchvision's ImageNet weights."""
     if weights == RANDOM:
         raise ConfigError("--vgg-weights random: measures nothing that could be compared; give a file, or --skip vgg")
-    try:
+    with _needed("VGG19", "--vgg-weights (torchvision's layout, up to relu3_1 will do)"):
         backbone = load_backbone(VGG_TAPS, weights, seed=0)
-    except pretrained.UnavailableError as error:
-        raise _without("VGG19", error, "--vgg-weights (torchvision's layout, up to relu3_1 will do)") from error
     return Features(backbone, place), backbone.source
 
 
 def lpips(weights: Path | None) -> tuple[nn.Module, str]:
     """LPIPS (Zhang et al., arXiv 1801.03924): its linear heads come with torchmetrics, its backbone is found here.
 
-    Args:
-        weights: a file with the backbone's weights, AlexNet or VGG16 in torchvision's layout; default: torchvision's
-            AlexNet.
-
-    Returns:
-        The network, in evaluation mode, and a description of it.
-
-    Raises:
-        SkippedError: there are no weights.
-        ConfigError: the file is missing or holds neither network.
+    The backbone is AlexNet or VGG16 from a file in torchvision's layout, by default torchvision's AlexNet.
     """
     if weights is not None:
-        state = pretrained.read(weights, "--lpips-weights")
-        source = f"the file {weights.name}"
+        state, source = pretrained.read(weights, "--lpips-weights"), f"the file {weights.name}"
     else:
-        state = _fetch(AlexNet_Weights.IMAGENET1K_V1.url, "AlexNet", "--lpips-weights (AlexNet or VGG16)")
+        with _needed("AlexNet", "--lpips-weights (AlexNet or VGG16)"):
+            state = pretrained.fetch(AlexNet_Weights.IMAGENET1K_V1.url)
         source = "torchvision, ImageNet (IMAGENET1K_V1)"
     first = state.get("features.0.weight")
     shape = tuple(first.shape) if isinstance(first, Tensor) else ()
@@ -170,18 +172,11 @@ def lpips(weights: Path | None) -> tuple[nn.Module, str]:
 def inception(weights: Path | None) -> tuple[FrechetInceptionDistance, str]:
     """An empty FID (Heusel et al., arXiv 1706.08500) over the TensorFlow Inception's 2048 pooled features.
 
-    Args:
-        weights: torch-fidelity's file, pt_inception or weights-inception-2015-12-05; default: the same, downloaded.
-
-    Returns:
-        The metric, and a description of its network.
-
-    Raises:
-        SkippedError: there are no weights.
-        ConfigError: the file is missing or does not fit.
+    Its weights are torch-fidelity's, weights-inception-2015-12-05, from a file or downloaded.
     """
     if weights is None:
-        _fetch(INCEPTION_URL, "torch-fidelity's Inception", "--inception-weights")
+        with _needed("torch-fidelity's Inception", "--inception-weights"):
+            pretrained.fetch(INCEPTION_URL)
     else:
         pretrained.read(weights, "--inception-weights")  # refuses anything but tensors, which torch-fidelity would not
     path = weights or pretrained.cached(INCEPTION_URL)

@@ -1,6 +1,6 @@
-"""How close reconstructions come to the images: pixels, structure, LPIPS, and distances of VGG19's activations.
+"""How close reconstructions come to the images: pixels, structure, LPIPS, VGG19's activations, identity.
 
-Shapes: N images, S image side.
+Originals and reconstructions are (N, S, S, 3) uint8 everywhere here, and all means are over the N images.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from tqdm import tqdm
 
-from trainer.evaluation.encoded_run import EncodedRun, Images
+from trainer.evaluation.encoded_run import EncodedRun, Images, batches
 from trainer.evaluation.identity import Recogniser, similarity
-from trainer.evaluation.networks import Features, MetricNetwork
+from trainer.evaluation.networks import Features, MetricNetworks
 from trainer.evaluation.skipped import attempt
 from trainer.hardware.device import Placement
 
@@ -26,12 +25,7 @@ LPIPS_SIDE = 64
 """AlexNet's poolings leave nothing of smaller images."""
 
 
-def measure(
-    encoded: EncodedRun,
-    vgg: MetricNetwork[Features],
-    lpips: MetricNetwork[nn.Module],
-    recogniser: MetricNetwork[Recogniser],
-) -> dict[str, Any]:
+def measure(encoded: EncodedRun, networks: MetricNetworks) -> dict[str, Any]:
     """Compares the test split with its reconstructions from mu.
 
     Returns:
@@ -39,6 +33,7 @@ def measure(
         `feature_distance` and `identity_kept` give, or why they are skipped.
     """
     pair = (encoded.images, encoded.reconstructions)
+    lpips, vgg, recogniser = networks.lpips, networks.vgg, networks.recogniser
     return {
         "split": "test",
         **pixel_metrics(*pair, encoded.place),
@@ -48,10 +43,10 @@ def measure(
     }
 
 
-def _batches(place: Placement, what: str, *sets: Images) -> Iterator[tuple[Tensor, ...]]:
+def _pairs(place: Placement, what: str, *sets: Images) -> Iterator[tuple[Tensor, ...]]:
     """Some of each set in turn, (B, 3, S, S) in [0, 1] on the device."""
-    for start in tqdm(range(0, len(sets[0]), BATCH_IMAGES), what, unit="batch", delay=3, leave=False, disable=None):
-        yield tuple(place.images(images[start : start + BATCH_IMAGES]) for images in sets)
+    for some in batches(len(sets[0]), BATCH_IMAGES, what):
+        yield tuple(place.images(images[some]) for images in sets)
 
 
 def pixel_metrics(originals: Images, reconstructions: Images, place: Placement) -> dict[str, Any]:
@@ -59,27 +54,22 @@ def pixel_metrics(originals: Images, reconstructions: Images, place: Placement) 
 
     SSIM is that of Wang et al. (2004): an 11x11 Gaussian window of sigma 1.5, over the colour channels alike.
 
-    Args:
-        originals: (N, S, S, 3) uint8.
-        reconstructions: the same shape.
-        place: where to compute.
-
     Returns:
         `images`; `psnr_db`, capped at 99 for images that are the same; `psnr_db_quantiles` (`p5`, `median`, `p95` over
         images); `ssim`.
     """
     psnr, ssim = [], []
-    for truth, ours in _batches(place, "comparing pixels", originals, reconstructions):
+    for truth, ours in _pairs(place, "comparing pixels", originals, reconstructions):
         psnr.append(peak_signal_noise_ratio(ours, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)))
-        similarity = structural_similarity_index_measure(ours, truth, data_range=1.0, reduction="none")
-        assert isinstance(similarity, torch.Tensor)  # a pair where more is asked for
-        ssim.append(similarity.reshape(-1))
+        similar = structural_similarity_index_measure(ours, truth, data_range=1.0, reduction="none")
+        assert isinstance(similar, torch.Tensor)  # a pair where more is asked for
+        ssim.append(similar.reshape(-1))
     decibels = torch.cat(psnr).clamp(max=99.0).cpu().numpy()
-    low, median, high = np.percentile(decibels, [5, 50, 95])
+    quantiles = zip(("p5", "median", "p95"), np.percentile(decibels, [5, 50, 95]), strict=True)
     return {
         "images": len(originals),
         "psnr_db": float(decibels.mean()),
-        "psnr_db_quantiles": {"p5": float(low), "median": float(median), "p95": float(high)},
+        "psnr_db_quantiles": {name: float(value) for name, value in quantiles},
         "ssim": float(torch.cat(ssim).mean()),
     }
 
@@ -88,45 +78,26 @@ def pixel_metrics(originals: Images, reconstructions: Images, place: Placement) 
 def lpips_distance(
     network: nn.Module, description: str, originals: Images, reconstructions: Images, place: Placement
 ) -> dict[str, Any]:
-    """LPIPS (Zhang et al., arXiv 1801.03924), averaged over images; 0 for images that are the same.
-
-    Images smaller than AlexNet's poolings can take are enlarged to 64 pixels first, which is said.
-
-    Args:
-        network: what `networks.lpips` gives.
-        description: of its weights.
-        originals: (N, S, S, 3) uint8.
-        reconstructions: the same shape.
-        place: where to compute.
+    """LPIPS (Zhang et al., arXiv 1801.03924); 0 for images that are the same.
 
     Returns:
-        `lpips`, `network`, `images`, `image_size` at which they were compared.
+        `lpips`, `network`, `images`, and `image_size` at which they were compared: smaller ones are enlarged first.
     """
     network = network.to(place.device)
     distances, side = [], max(LPIPS_SIDE, originals.shape[1])
-    for pair in _batches(place, "LPIPS", originals, reconstructions):
+    for pair in _pairs(place, "LPIPS", originals, reconstructions):
         truth, ours = (nn.functional.interpolate(images, size=side, mode="bilinear") for images in pair)
         distances.append(network(ours, truth, normalize=True).reshape(-1))
-    return {
-        "lpips": float(torch.cat(distances).mean()),
-        "network": description,
-        "images": len(originals),
-        "image_size": side,
-    }
+    mean = float(torch.cat(distances).mean())
+    return {"lpips": mean, "network": description, "images": len(originals), "image_size": side}
 
 
 def identity_kept(network: Recogniser, description: str, originals: Images, reconstructions: Images) -> dict[str, Any]:
     """How much a face recognition network finds reconstructions to be the same persons.
 
-    Args:
-        network: what `identity.recogniser` gives.
-        description: of it.
-        originals: (N, S, S, 3) uint8; the first `IDENTITY_IMAGES` are compared.
-        reconstructions: the same shape.
-
     Returns:
-        `similarity`: mean cosine similarity of an image and its reconstruction; `different_faces`: of an image and the
-        next one, to compare with; `network`, `images`.
+        `similarity`: mean cosine similarity of an image and its reconstruction, of the first `IDENTITY_IMAGES`;
+        `different_faces`: of an image and the next one, to compare with; `network`, `images`.
     """
     originals, reconstructions = originals[:IDENTITY_IMAGES], reconstructions[:IDENTITY_IMAGES]
     return {
@@ -142,23 +113,16 @@ def feature_distance(
 ) -> dict[str, Any]:
     """Mean squared distances of VGG19 activations: the paper's perceptual loss as a measure (section 3.2).
 
-    Args:
-        features: the network, as trained, its activations not scaled.
-        source: of its weights.
-        originals: (N, S, S, 3) uint8.
-        reconstructions: the same shape.
-        place: where to compute.
-
     Returns:
         `mse`, by tap, on the activations' own scale; `relative`, by tap: that over the mean square of the originals'
         activations, which another set of weights of another scale leaves alike; `network`, `images`, `arithmetic`.
     """
     errors, squares = (torch.zeros(len(features.taps), dtype=torch.float64) for _ in range(2))
-    for truth, ours in _batches(place, "VGG19 distances", originals, reconstructions):
-        share = len(truth) / len(originals)
+    for truth, ours in _pairs(place, "VGG19 distances", originals, reconstructions):
+        fraction = len(truth) / len(originals)
         pairs = list(zip(features.maps(truth), features.maps(ours), strict=True))
-        errors += share * torch.tensor([float((a - b).square().mean()) for a, b in pairs])
-        squares += share * torch.tensor([float(a.square().mean()) for a, _ in pairs])
+        errors += fraction * torch.tensor([float((a - b).square().mean()) for a, b in pairs])
+        squares += fraction * torch.tensor([float(a.square().mean()) for a, _ in pairs])
     return {
         "mse": dict(zip(features.taps, errors.tolist(), strict=True)),
         "relative": dict(zip(features.taps, (errors / squares.clamp(min=1e-12)).tolist(), strict=True)),

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from trainer.evaluation.charts import readable
-from trainer.evaluation.figure import Figure
+from trainer.evaluation.grids import Figure
+from trainer.evaluation.prediction import mean_of
 
 TEMPLATE = "report.html.jinja"
 
 
-@dataclass(frozen=True)
-class Headline:
+class Headline(NamedTuple):
     """A number that a run is known by.
 
     Attributes:
@@ -34,8 +33,7 @@ class Headline:
     known: bool = True
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What is known of one attribute: texts, empty where something was not measured."""
 
     name: str
@@ -49,7 +47,7 @@ def headlines(metrics: dict[str, Any]) -> list[Headline]:
         *_reconstruction(metrics["reconstruction"]),
         *_generation(metrics["generation"]),
         *_encoding(metrics["encoding"]),
-        *_attributes(metrics),
+        *_attributes(metrics["attribute_prediction"], metrics["classifier"]),
     ]
 
 
@@ -67,119 +65,90 @@ def _edit_name(made: dict[str, Any]) -> str:
     return f"{readable(made['attribute'])} {'added' if made['strength'] > 0 else 'removed'}"
 
 
+def _percent(value: float | None, missing: str = "") -> str:
+    return missing if value is None else f"{value:.1%}"
+
+
 def _or_skipped(name: str, part: dict[str, Any], value: str, meaning: str) -> Headline:
     """A headline of `part`; `value` is formatted with it where it was not skipped."""
     if "skipped" in part:
         return Headline(name, f"skipped: {part['skipped']}", meaning, known=False)
-    return Headline(name, value.format(**part), meaning)
+    return Headline(name, value.format(**part), f"{meaning} {part.get('network', '')}".rstrip())
 
 
 def _reconstruction(part: dict[str, Any]) -> list[Headline]:
-    quantiles = part["psnr_db_quantiles"]
-    spread = f"{quantiles['p5']:.1f} to {quantiles['p95']:.1f} for nine in ten"
-    count = f"{part['images']:,} {part['split']} images"
-    found = [
-        Headline("PSNR", f"{part['psnr_db']:.2f} dB ({spread})", f"Pixel error of {count}; higher is closer."),
+    quantiles, count = part["psnr_db_quantiles"], f"{part['images']:,} {part['split']} images"
+    psnr = f"{part['psnr_db']:.2f} dB ({quantiles['p5']:.1f} to {quantiles['p95']:.1f} for nine in ten)"
+    taps = ", ".join(f"{tap} {value:.1%}" for tap, value in part["features"].get("relative", {}).items())
+    return [
+        Headline("PSNR", psnr, f"Pixel error of {count}; higher is closer."),
         Headline("SSIM", f"{part['ssim']:.3f}", f"Structural similarity of {count}, at most 1; higher is closer."),
-        _or_skipped(
-            "LPIPS",
-            part["lpips"],
-            "{lpips:.3f}",
-            f"Difference of {count} as people see it; lower is closer. {part['lpips'].get('network', '')}",
-        ),
-    ]
-    features = part["features"]
-    found.append(
+        _or_skipped("LPIPS", part["lpips"], "{lpips:.3f}", f"Difference of {count} as people see it; lower is closer."),
         _or_skipped(
             "Same person",
             part["identity"],
             "{similarity:.3f}; different faces {different_faces:.3f}",
-            "Cosine similarity that a face recognition network gives an image and its reconstruction. "
-            f"{part['identity'].get('network', '')}",
-        )
-    )
-    if "skipped" in features:
-        return [
-            *found,
-            _or_skipped("VGG19 distance", features, "", "What the perceptual loss compares; lower is closer."),
-        ]
-    taps = ", ".join(f"{tap} {value:.1%}" for tap, value in features["relative"].items())
-    meaning = f"Error of the activations over their mean square, {count}; lower is closer. {features['network']}"
-    return [*found, Headline("VGG19 distance", taps, meaning)]
-
-
-def _generation(part: dict[str, Any]) -> list[Headline]:
-    found = []
-    value = (
-        "{distance[prior]:.3g} from N(0, I), {distance[fitted]:.3g} from the fitted Gaussian; reconstructions "
-        "{distance[reconstructions]:.3g}, training images {distance[train]:.3g}"
-    )
-    for name, key in (("FID", "fid"), ("Fréchet distance on VGG19", "frechet_vgg19")):
-        measured = part[key]
-        meaning = "Distance of sets of images to the test split as a whole; training images are the floor. "
-        if "skipped" not in measured:
-            meaning += f"{_counts(measured['images'])}. {measured['network']}"
-        found.append(_or_skipped(name, measured, value, meaning))
-    return found
-
-
-def _counts(images: dict[str, int]) -> str:
-    """How many images each set has."""
-    if len(set(images.values())) == 1:
-        return f"{images['test']:,} images in each set"
-    return "Images: " + ", ".join(f"{count:,} {name}" for name, count in images.items())
-
-
-def _encoding(part: dict[str, Any]) -> list[Headline]:
-    return [
-        Headline(
-            "KL",
-            "none: the encoder gives points" if part["kl_nats"] is None else f"{part['kl_nats']:.1f} nats an image",
-            "Information that the latents carry.",
-            known=part["kl_nats"] is not None,
+            "Cosine similarity that a face recognition network gives an image and its reconstruction.",
         ),
-        Headline(
-            "Active units",
-            f"{part['active_units']} of {part['latent_dim']}",
-            "Dimensions whose mu varies over images by more than 0.01.",
-        ),
-        Headline(
-            "Distance from the prior",
-            f"{part['ks_mean']:.3f}",
-            "Kolmogorov and Smirnov's distance of z from N(0, 1), averaged over dimensions; 0 is a perfect fit.",
+        _or_skipped(
+            "VGG19 distance",
+            part["features"],
+            taps,
+            f"Error of the activations, which the perceptual loss compares, over their mean square, {count}; lower is "
+            "closer.",
         ),
     ]
 
 
-def _attributes(metrics: dict[str, Any]) -> list[Headline]:
-    linear, classifier = metrics["attribute_prediction"], metrics["classifier"]
-    if "skipped" not in linear:
-        balanced, precision = (_percent(linear[f"{name}_mean"]) for name in ("balanced_accuracy", "average_precision"))
-        linear = {
-            **linear,
-            "balanced": f"balanced accuracy {balanced or 'unknown'}",
-            "precision": f"average precision {precision or 'unknown'}",
-        }
-    if "skipped" not in classifier:
-        classifier = {**classifier, "seen": classifier["reconstructions"]["accuracy_mean"]}
+def _generation(part: dict[str, Any]) -> list[Headline]:
+    value = (
+        "{distance[prior]:.3g} from N(0, I), {distance[fitted]:.3g} from the fitted Gaussian; reconstructions "
+        "{distance[reconstructions]:.3g}, training images {distance[train]:.3g}"
+    )
+    found = []
+    for name, key in (("FID", "fid"), ("Fréchet distance on VGG19", "frechet_vgg19")):
+        counts = part[key].get("images", {})
+        images = ", ".join(f"{count:,} {images}" for images, count in counts.items())
+        meaning = "Distance of sets of images to the test split as a whole; training images are the floor."
+        found.append(_or_skipped(name, part[key], value, meaning + (f" Images: {images}." if images else "")))
+    return found
+
+
+def _encoding(part: dict[str, Any]) -> list[Headline]:
+    kl = part["kl_nats"]
+    nats = "none: the encoder gives points" if kl is None else f"{kl:.1f} nats an image"
+    active = f"{part['active_units']} of {part['latent_dim']}"
+    distance = "Kolmogorov and Smirnov's distance of z from N(0, 1), averaged over dimensions; 0 is a perfect fit."
+    return [
+        Headline("KL", nats, "Information that the latents carry.", known=kl is not None),
+        Headline("Active units", active, "Dimensions whose mu varies over images by more than 0.01."),
+        Headline("Distance from the prior", f"{part['ks_mean']:.3f}", distance),
+    ]
+
+
+def _attributes(linear: dict[str, Any], classifier: dict[str, Any]) -> list[Headline]:
+    balanced, precision = (
+        _percent(linear.get(f"{name}_mean"), "unknown") for name in ("balanced_accuracy", "average_precision")
+    )
     return [
         _or_skipped(
             "Attributes read off mu",
-            metrics["attribute_prediction"],
+            linear,
             "{accuracy_mean:.2%} (always the majority: {majority_mean:.2%})",
             "Mean accuracy of a linear SVM for each attribute, on the test split, as in the paper.",
         ),
         _or_skipped(
             "The same, rare ones weighing alike",
             linear,
-            "{balanced}; {precision}",
+            f"balanced accuracy {balanced}; average precision {precision}",
             "Of the same SVMs: the mean over images with and without the attribute, 50% for always the majority, and "
             "how well the SVM ranks the images that have it.",
         ),
         _or_skipped(
             "Image classifier",
             classifier,
-            "{accuracy_mean:.2%}; on reconstructions {seen:.2%} (always the majority: {majority_mean:.2%})",
+            "{accuracy_mean:.2%}; on reconstructions {reconstructions[accuracy_mean]:.2%} (always the majority: "
+            "{majority_mean:.2%})",
             "Mean accuracy, on the test split, of the network that judges edits; it never saw a latent.",
         ),
     ]
@@ -202,14 +171,9 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
     rescoring = part["rescoring"]
     modes = (("plain", "Side effects of edits"), ("keep", "The same with keep"))
     for mode, name in modes if "skipped" not in rescoring else ():
-        means = rescoring[mode]
-        found.append(
-            Headline(
-                name,
-                f"{means['target']:.2f} sigma wanted, {means['others']:.2f} elsewhere",
-                f"Change of the classifier's logits, averaged over {len(rescoring['edited'])} attributes.",
-            )
-        )
+        value = "{target:.2f} sigma wanted, {others:.2f} elsewhere".format(**rescoring[mode])
+        meaning = f"Change of the classifier's logits, averaged over {len(rescoring['edited'])} attributes."
+        found.append(Headline(name, value, meaning))
     return [*found, *_best_strengths(part["curves"]), *_distances(part["distances"])]
 
 
@@ -217,8 +181,7 @@ def _best_strengths(part: dict[str, Any]) -> list[Headline]:
     """For every judged attribute and side, what each kind of direction can do."""
     meaning = (
         f"Test faces flipped, and other predictions kept, at the strength that flips most val faces while "
-        f"{part['kept_share']:.0%} of the others stay, by kind of direction; the run's own: "
-        f"{part['served'] or 'none of these kinds'}."
+        f"{part['kept_share']:.0%} of the others stay, by kind of direction; the run's own: {part['served']}."
     )
     found = []
     for attribute, sides in part["attributes"].items():
@@ -233,23 +196,20 @@ def _best_strengths(part: dict[str, Any]) -> list[Headline]:
 
 
 def _distances(part: dict[str, Any]) -> list[Headline]:
+    compared = "different people are there to compare with."
+    meanings = {
+        "lpips": ("LPIPS of edits", f"How different faces are before and after an edit; {compared}"),
+        "identity": (
+            "Same person after edits",
+            "Cosine similarity that a face recognition network gives an edited face and its unedited reconstruction; "
+            + compared,
+        ),
+    }
     found = []
-    different = "How different faces are before and after an edit; different people are there to compare with."
-    same = (
-        "Cosine similarity that a face recognition network gives an edited face and its unedited reconstruction; "
-        "different people are there to compare with."
-    )
-    for key, name, meaning in (
-        ("vgg19", "VGG19 distance of edits", different),
-        ("lpips", "LPIPS of edits", different),
-        ("identity", "Same person after edits", same),
-    ):
-        measured = part[key]
-        value = ""
-        if "skipped" not in measured:
-            edits = ", ".join(f"{readable(edit)} {distance:.3g}" for edit, distance in measured["edits"].items())
-            value = f"{edits}; different faces {measured['different_faces']:.3g}"
-        found.append(_or_skipped(name, measured, value, meaning))
+    for key, (name, meaning) in meanings.items():
+        edits = ", ".join(f"{readable(edit)} {value:.3g}" for edit, value in part[key].get("edits", {}).items())
+        value = "{edited}; different faces {different_faces:.3g}"
+        found.append(_or_skipped(name, {**part[key], "edited": edits}, value, meaning))
     return found
 
 
@@ -258,50 +218,29 @@ def summary(metrics: dict[str, Any]) -> str:
     return "\n".join(f"{line.name + ':':<28}{line.value}" for line in headlines(metrics))
 
 
-COLUMNS = (
-    "linear SVM on mu",
-    "balanced",
-    "average precision",
-    "least squares",
-    "always the majority",
-    "image classifier",
-    "on reconstructions",
-    "flipped by its edit",
-    "kept by its edit",
-)
-
-
-def attribute_rows(metrics: dict[str, Any]) -> list[Row]:
-    """One row an attribute, the names of its cells being `COLUMNS`."""
+def attribute_table(metrics: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """The names of the columns, and one row an attribute."""
     linear, judge, edits = metrics["attribute_prediction"], metrics["classifier"], metrics["edits"]
     rescored = edits.get("rescoring", {}).get("plain", {}).get("attributes", {})
-    columns: tuple[dict[str, float | None], ...] = (
-        linear.get("accuracy", {}),
-        linear.get("balanced_accuracy", {}),
-        linear.get("average_precision", {}),
-        linear.get("least_squares", {}).get("accuracy", {}),
-        linear.get("majority", {}) or judge.get("majority", {}),
-        judge.get("accuracy", {}),
-        judge.get("reconstructions", {}).get("accuracy", {}),
-        {name: _both_ways(found, "flipped") for name, found in rescored.items()},
-        {name: _both_ways(found, "kept") for name, found in rescored.items()},
-    )
-    names = sorted({name for column in columns for name in column})
+    columns: dict[str, dict[str, float | None]] = {
+        "linear SVM on mu": linear.get("accuracy", {}),
+        "balanced": linear.get("balanced_accuracy", {}),
+        "average precision": linear.get("average_precision", {}),
+        "always the majority": linear.get("majority", {}) or judge.get("majority", {}),
+        "image classifier": judge.get("accuracy", {}),
+        "on reconstructions": judge.get("reconstructions", {}).get("accuracy", {}),
+    }
+    for part in ("flipped", "kept"):  # the mean of adding and removing
+        columns[f"{part} by its edit"] = {
+            name: mean_of(found[side][part] for side in ("adding", "removing") if found[side])
+            for name, found in rescored.items()
+        }
     marks = dict.fromkeys(judge.get("unsure", []), " *")
-    return [
-        Row(readable(name) + marks.get(name, ""), tuple(_percent(column.get(name)) for column in columns))
+    names = sorted({name for column in columns.values() for name in column})
+    return list(columns), [
+        Row(readable(name) + marks.get(name, ""), tuple(_percent(column.get(name)) for column in columns.values()))
         for name in names
     ]
-
-
-def _both_ways(found: dict[str, Any], share: str) -> float | None:
-    """The mean over adding and removing, where both are known."""
-    known = [made[share] for made in (found["adding"], found["removing"]) if made and made[share] is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -339,14 +278,15 @@ def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]],
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    columns, rows = attribute_table(metrics)
     return environment.get_template(TEMPLATE).render(
         name=name,
         evaluation=metrics["evaluation"],
         verdict=verdict(metrics),
         headlines=headlines(metrics),
         pictures=pictures,
-        columns=COLUMNS,
-        rows=attribute_rows(metrics),
+        columns=columns,
+        rows=rows,
         left_out=metrics["attribute_prediction"].get("left_out", []),
         unsure=bool(metrics["classifier"].get("unsure")),
         strength=metrics["edits"].get("strength"),

@@ -39,39 +39,24 @@ def correlation(directions: Directions) -> dict[str, Any]:
             "20 images on either side of each"
         )
     matrix = np.corrcoef(directions.vectors[varied].astype(np.float64))
-    order = _clustered(matrix)
+    distance = squareform(np.clip(1 - matrix, 0, 2), checks=False)
+    order = leaves_list(linkage(distance, "average", optimal_ordering=True))  # rows that correlate are neighbours
     names = [directions.names[index] for index in np.flatnonzero(varied)[order]]
     matrix = matrix[np.ix_(order, order)]
     rows, columns = np.triu_indices(len(names), k=1)
     strongest = np.argsort(-np.abs(matrix[rows, columns]))[:10]
+    pairs = [(rows[k], columns[k]) for k in strongest]
     return {
         "attributes": names,
-        "matrix": [[round(float(value), 4) for value in row] for row in matrix],
-        "strongest": [
-            {"pair": [names[rows[k]], names[columns[k]]], "correlation": round(float(matrix[rows[k], columns[k]]), 4)}
-            for k in strongest
-        ],
+        "matrix": matrix.round(4).tolist(),
+        "strongest": [{"pair": [names[i], names[j]], "correlation": round(float(matrix[i, j]), 4)} for i, j in pairs],
     }
-
-
-def _clustered(matrix: NDArray[np.float64]) -> NDArray[np.int32]:
-    """An order in which rows that correlate are neighbours."""
-    distances = squareform(np.clip(1 - matrix, 0, 2), checks=False)
-    order: NDArray[np.int32] = leaves_list(linkage(distances, "average", optimal_ordering=True))
-    return order
 
 
 def tsne(mu: Floats, seed: int) -> NDArray[np.float32]:
     """Places of images on a plane such that neighbours in the latent space stay neighbours (paper, section 4.3).
 
-    Barnes and Hut's approximation of t-SNE (van der Maaten, 2014).
-
-    Args:
-        mu: (N, D) posterior means; the first `MAX_MAPPED` are placed.
-        seed: of the optimisation.
-
-    Returns:
-        (min(N, `MAX_MAPPED`), 2).
+    Barnes and Hut's approximation of t-SNE (van der Maaten, 2014): mu (N, D) to (min(N, `MAX_MAPPED`), 2).
 
     Raises:
         SkippedError: there are too few images for neighbourhoods.
@@ -85,16 +70,10 @@ def tsne(mu: Floats, seed: int) -> NDArray[np.float32]:
 
 
 def interpolations(mu: Floats, pairs: int, steps: int, seed: int) -> tuple[NDArray[np.int64], Floats]:
-    """Straight lines between the latents of pairs of faces (paper, section 4.2).
-
-    Args:
-        mu: (N, D) posterior means, two at least.
-        pairs: how many lines, at most N / 2.
-        steps: points on each, both ends among them.
-        seed: of the choice of pairs.
+    """Straight lines between the latents of P pairs of faces (paper, section 4.2), drawn from mu (N, D), P <= N / 2.
 
     Returns:
-        The indices of both ends (P, 2), and the points (P, steps, D).
+        The indices of both ends (P, 2), and the points (P, steps, D), both ends among them.
     """
     chosen = np.random.default_rng(seed).permutation(len(mu))[: 2 * min(pairs, len(mu) // 2)].reshape(-1, 2)
     start, end = mu[chosen[:, 0], None], mu[chosen[:, 1], None]  # (P, 1, D)

@@ -32,15 +32,9 @@ _LARGE_AREA = 3_000  # pixels
 _STEPS = 4  # curve points per control point
 
 
-def _catmull_rom_basis(steps: int) -> Array:
-    t = np.arange(steps) / steps
-    basis = 0.5 * np.stack(
-        [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], axis=1
-    )
-    return basis.astype(np.float32)
-
-
-_BASIS = _catmull_rom_basis(_STEPS)
+_T = np.arange(_STEPS) / _STEPS
+_CATMULL_ROM = [-_T + 2 * _T**2 - _T**3, 2 - 5 * _T**2 + 3 * _T**3, _T + 4 * _T**2 - 3 * _T**3, _T**3 - _T**2]
+_BASIS: Array = (0.5 * np.stack(_CATMULL_ROM, axis=1)).astype(np.float32)
 _ANGLE = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 _CIRCLE: Array = np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], axis=1).astype(np.float32)
 
@@ -86,11 +80,8 @@ def symmetric_curve(
 ) -> Array:
     """Smooth outline that is its own mirror image, then shifted along x.
 
-    Args:
-        top: y of a point on the axis, where the outline begins.
-        right: control points of the right half, from there on.
-        bottom: y of a point on the axis between the halves; none by default.
-        shift: of the whole, along x.
+    It begins at the height `top` on the axis and goes on through the control points of the right half, the height
+    `bottom` on the axis if there is one, and the left half.
     """
     axis = [] if bottom is None else [(0.0, bottom)]
     points = np.array([(0.0, top), *right, *axis, *((-x, y) for x, y in reversed(right))], np.float32)
@@ -162,15 +153,9 @@ class Canvas:
         light: Light | None = None,
         inside: Mask | None = None,
     ) -> None:
-        """Blends a colour into one or several outlines.
+        """Blends a colour, RGB in 0 ... 255, into one or several outlines, each float32 [N, 2] in subject coordinates.
 
-        Args:
-            outlines: each float32 [N, 2], in subject coordinates.
-            colour: RGB in 0 ... 255.
-            opacity: 0 ... 1.
-            feather: radius in pixels by which the edge is softened.
-            light: on the colour.
-            inside: what may be painted at all.
+        The edge is softened by `feather` pixels; nothing is painted that is not `inside`.
         """
         self.paint(self.mask(outlines, feather, inside), colour, opacity=opacity, light=light)
 
@@ -225,11 +210,7 @@ class Canvas:
         self.paint(self._gaussian(centre, radii, opacity, inside), colour)
 
     def shade(
-        self,
-        centre: tuple[float, float],
-        radii: tuple[float, float],
-        tint: Colour,
-        inside: Mask | None = None,
+        self, centre: tuple[float, float], radii: tuple[float, float], tint: Colour, inside: Mask | None = None
     ) -> None:
         """Multiplies the picture by `tint` (1 leaves a channel as it is) with gaussian strength."""
         spot = self._gaussian(centre, radii, 1.0, inside)

@@ -76,26 +76,17 @@ def draw_hat(canvas: Canvas, face: Face) -> None:
     turn = -3 * face.yaw
     canvas.shade((turn, -36), (40, 5), (0.7, 0.64, 0.62))
     wide = 55 + 7 * face.hair_volume  # hair lies under it
-    if face.hat_style == 0:
-        dome = [(wide, -44.0), (wide - 2, -66.0), (0.75 * wide, -88.0), (0.36 * wide, -99.0)]
-        cuff = [(0.7 * wide, -38.5), (wide + 1, -36.0), (wide + 2, -46.0), (wide, -56.0), (0.7 * wide, -58.5)]
-        canvas.fill(symmetric_curve(-44, dome, -102, turn), base, light=light)
-        canvas.fill(symmetric_curve(-39, cuff, -59, turn), dark, light=light)
-    elif face.hat_style == 1:
-        dome = [
-            (0.6 * wide, -42.0),
-            (wide, -40.0),
-            (wide - 1, -62.0),
-            (0.75 * wide, -85.0),
-            (0.36 * wide, -96.0),
-        ]
-        visor = [(28.0, -36.0), (48.0, -41.0), (44.0, -49.0), (24.0, -54.0)]
-        canvas.fill(symmetric_curve(-44, dome, -99, turn), base, light=light)
-        canvas.fill(symmetric_curve(-35, visor, -56, turn), dark, light=light)
-    else:
-        crown = [(50.0, -44.0), (48.0, -70.0), (38.0, -92.0), (16.0, -99.0)]
-        band = [(50.0, -43.0), (51.0, -46.0), (49.5, -58.0), (46.0, -60.0)]
-        brim = [(50.0, -37.0), (88.0, -44.0), (86.0, -49.0), (50.0, -47.0)]
-        canvas.fill(symmetric_curve(-44, crown, -95, turn), base, light=light)
-        canvas.fill(symmetric_curve(-42, band, -60, turn), dark, light=light)
-        canvas.fill(symmetric_curve(-35, brim, -46, turn), base, light=light)
+    dome = [(wide, -44.0), (wide - 2, -66.0), (0.75 * wide, -88.0), (0.36 * wide, -99.0)]
+    cuff = [(0.7 * wide, -38.5), (wide + 1, -36.0), (wide + 2, -46.0), (wide, -56.0), (0.7 * wide, -58.5)]
+    cap = [(0.6 * wide, -42.0), (wide, -40.0), (wide - 1, -62.0), (0.75 * wide, -85.0), (0.36 * wide, -96.0)]
+    visor = [(28.0, -36.0), (48.0, -41.0), (44.0, -49.0), (24.0, -54.0)]
+    crown = [(50.0, -44.0), (48.0, -70.0), (38.0, -92.0), (16.0, -99.0)]
+    band = [(50.0, -43.0), (51.0, -46.0), (49.5, -58.0), (46.0, -60.0)]
+    brim = [(50.0, -37.0), (88.0, -44.0), (86.0, -49.0), (50.0, -47.0)]
+    parts = (
+        [(-44, dome, -102, base), (-39, cuff, -59, dark)],
+        [(-44, cap, -99, base), (-35, visor, -56, dark)],
+        [(-44, crown, -95, base), (-42, band, -60, dark), (-35, brim, -46, base)],
+    )
+    for top, right, bottom, colour in parts[face.hat_style]:
+        canvas.fill(symmetric_curve(top, right, bottom, turn), colour, light=light)

@@ -46,11 +46,7 @@ def draw_eyes(canvas: Canvas, face: Face, palette: Palette) -> None:
 
     opening = canvas.mask(both_sides(np.concatenate([lid, rim[1:-1]]), face.yaw))
     canvas.paint(opening, (238, 234, 230))
-    for radius, colour in (
-        (5.6, times(palette.iris, (0.55, 0.55, 0.55))),
-        (4.6, palette.iris),
-        (2.3, (14, 10, 10)),
-    ):
+    for radius, colour in ((5.6, times(palette.iris, (0.55, 0.55, 0.55))), (4.6, palette.iris), (2.3, (14, 10, 10))):
         canvas.fill(both_sides(ellipse((centre, -0.6), (radius, radius)), face.yaw), colour, inside=opening)
     glint_x = 1.8 if face.light_side > 0 else -1.8
     glints = [ellipse((side * centre + face.yaw + glint_x, -2.4), (1.4, 1.4)) for side in (-1, 1)]
@@ -131,16 +127,9 @@ def mouth_of(face: Face) -> Mouth:
     upper, lower = line - 0.3 * gap * _BULGE, line + 0.7 * gap * _BULGE
     x = half * _ACROSS + 2 * face.yaw
 
-    def at(y: Array) -> Array:
-        return np.stack([x, y], axis=1)
-
-    return Mouth(
-        at(upper - thick * _UPPER_LIP + _CUPIDS_BOW),
-        at(upper),
-        at(lower),
-        at(lower + thick * _LOWER_LIP),
-        gap > 0,
-    )
+    top, bottom = upper - thick * _UPPER_LIP + _CUPIDS_BOW, lower + thick * _LOWER_LIP
+    lines = [np.stack([x, y], axis=1) for y in (top, upper, lower, bottom)]
+    return Mouth(lines[0], lines[1], lines[2], lines[3], gap > 0)
 
 
 def draw_mouth(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) -> None:

@@ -27,13 +27,7 @@ def draw_hair(canvas: Canvas, face: Face, palette: Palette, head: Head) -> None:
         return
     if face.has("Male"):
         wide, high = between(52, 56, face.hair_volume), between(77, 87, face.hair_volume)
-        outer = [
-            (45.0, 9.0),
-            (wide - 2, 2.0),
-            (wide, -14.0),
-            (0.93 * wide, -46.0),
-            (0.62 * wide, -0.9 * high),
-        ]
+        outer = [(45.0, 9.0), (wide - 2, 2), (wide, -14), (0.93 * wide, -46), (0.62 * wide, -0.9 * high)]
         inner = [(42.0, 6.0), (43.5, -10.0), (41.0, -26.0), (30.0, -42.0)]
     else:
         wide, high = between(56, 63, face.hair_volume), between(79, 88, face.hair_volume)
@@ -66,13 +60,7 @@ def draw_beard(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth, head:
     corner_x, corner_y = mouth.corner
     corner_x += 4 - 2 * face.yaw
     rise = between(-4, 3, face.beard_degree)
-    upper = [
-        (46.0, 6.0),
-        (42, 24 - rise),
-        (33, 38 - rise),
-        (corner_x, max(corner_y + 5, 41)),
-        (10, mouth.bottom + 3.5),
-    ]
+    upper = [(46.0, 6.0), (42, 24 - rise), (33, 38 - rise), (corner_x, max(corner_y + 5, 41)), (10, mouth.bottom + 3.5)]
     # Beyond the head the outline is arbitrary: the head's mask cuts it.
     right = [(30.0, 86.0), (55, 60), (60, 20), (58, 2), *upper]
     area = symmetric_curve(90, right, mouth.bottom + 4, 2 * face.yaw)
@@ -86,13 +74,7 @@ def draw_mustache(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) ->
         return
     thick, middle, (corner_x, corner_y) = between(7.5, 9.5, face.mustache_degree), mouth.top, mouth.corner
     tip = (corner_x - 2 * face.yaw + 2.5, corner_y + 2)
-    right = [
-        (7, middle - 0.78 * thick),
-        (14, middle - 0.3 * thick),
-        tip,
-        (13, middle + 2.8),
-        (6, middle + 2.2),
-    ]
+    right = [(7, middle - 0.78 * thick), (14, middle - 0.3 * thick), tip, (13, middle + 2.8), (6, middle + 2.2)]
     outline = symmetric_curve(middle - 0.72 * thick, right, middle + 1.2, 2 * face.yaw)
     canvas.fill(outline, palette.beard, opacity=0.95, feather=0.8)
 

@@ -76,11 +76,8 @@ def between(low: float, high: float, share: float) -> float:
 def mix(first: Colour, second: Colour, share: float) -> Colour:
     """The colour at `share` 0 ... 1 of the way from the first to the second."""
     rest = 1 - share
-    return (
-        rest * first[0] + share * second[0],
-        rest * first[1] + share * second[1],
-        rest * first[2] + share * second[2],
-    )
+    red, green, blue = (rest * a + share * b for a, b in zip(first, second, strict=True))
+    return red, green, blue
 
 
 def times(colour: Colour, factor: Colour) -> Colour:

@@ -10,13 +10,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +55,7 @@ def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None 
         ConfigError: `count`, `seed` or `workers` is too small, or the folder cannot be made.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    for flag, value, least in (
-        ("--count", count, _MIN_COUNT),
-        ("--seed", seed, 0),
-        ("--workers", workers, 1),
-    ):
+    for flag, value, least in (("--count", count, _MIN_COUNT), ("--seed", seed, 0), ("--workers", workers, 1)):
         if value < least:
             raise ConfigError(f"{flag} is {value}, but must be at least {least}; give {flag} {least} or more")
     directory = Path(directory).absolute()
@@ -94,33 +91,28 @@ def _appearing(directory: Path) -> Iterator[Path]:
 def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozenset[str]]:
     """Draws faces 0 ... count - 1 into a folder and returns their attributes, in order."""
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    labels: list[frozenset[str]] = [frozenset()] * count
-    with tqdm(total=count, unit="face", desc="Drawing faces", disable=None) as progress:
-        if workers == 1:
-            for chunk in chunks:
-                labels[chunk.start : chunk.stop] = _draw_chunk(images, seed, chunk)
-                progress.update(len(chunk))
-            return labels
-        # Spawned, so that workers inherit neither threads nor locks of whoever calls.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, len(chunks)), context, initializer=_leave_interrupts_to_parent)
-        with held_back() as signals:
-            try:
-                futures = {pool.submit(_draw_chunk, images, seed, chunk): chunk for chunk in chunks}
-                for future in as_completed(futures):
-                    chunk = futures[future]
-                    labels[chunk.start : chunk.stop] = future.result()
-                    progress.update(len(chunk))
-                    if signals.received:
-                        break
-            except BrokenProcessPool as error:
-                if not signals.received:  # one that ended a process before it had learned to leave them to this one
-                    raise ConfigError(
-                        f"--workers {workers}: a process that drew faces was killed, perhaps for want of memory; give "
-                        "fewer"
-                    ) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
+    draw = functools.partial(_draw_chunk, images, seed)
+    labels: list[frozenset[str]] = []
+    # Spawned, so that workers inherit neither threads nor locks of whoever calls.
+    context = multiprocessing.get_context("spawn")
+    with (
+        tqdm(total=count, unit="face", desc="Drawing faces", disable=None) as progress,
+        ProcessPoolExecutor(min(workers, len(chunks)), context, initializer=_leave_interrupts_to_parent) as pool,
+        held_back() as signals,
+    ):
+        try:
+            for drawn in map(draw, chunks) if workers == 1 else pool.map(draw, chunks):
+                labels += drawn
+                progress.update(len(drawn))
+                if signals.received:
+                    break
+        except BrokenProcessPool as error:
+            if not signals.received:  # one that ended a process before it had learned to leave them to this one
+                raise ConfigError(
+                    f"--workers {workers}: a process that drew faces was killed, perhaps for want of memory; give fewer"
+                ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
     return labels
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from trainer.artifacts.directions import KINDS
@@ -20,9 +19,7 @@ from trainer.evaluation.edits import matrix
 from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, EditedFaces
 from trainer.evaluation.edits.quality import EditQuality, best_strength
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
-from trainer.evaluation.identity import Recogniser
-from trainer.evaluation.metric_networks import MetricNetworks
-from trainer.evaluation.networks import Features, MetricNetwork
+from trainer.evaluation.networks import MetricNetwork, MetricNetworks
 from trainer.evaluation.options import Options
 from trainer.evaluation.prediction import NO_ATTRIBUTES
 from trainer.evaluation.skipped import SkippedError, attempt
@@ -36,24 +33,19 @@ KEPT_SHARE = 0.9
 """Share of the other predictions that an edit must leave alone for its strength to count as usable."""
 
 
-Compare = Callable[[MetricNetwork[Any], Images, Images, EncodedRun], float]
-
-
-def measure(
-    encoded: EncodedRun, judge: Classifier, options: Options, metric_networks: MetricNetworks
-) -> dict[str, Any]:
+def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: MetricNetworks) -> dict[str, Any]:
     """Edits the test split along every direction of the run.
 
     Args:
         encoded: what is judged.
         judge: of its data set.
         options: the strength of the edits, in lengths of the mean difference; also that of the matrix.
-        metric_networks: for distances between a face before and after.
+        networks: for distances between a face before and after.
 
     Returns:
         `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `judged`;
-        `curves`: what `curves` gives; `rescoring`: what `matrix.rescoring` gives; `distances`: under `vgg19`,
-        `lpips` and `identity` what `distances` gives, or why they are skipped. Identity is a cosine similarity.
+        `curves`: what `curves` gives; `rescoring`: what `matrix.rescoring` gives; `distances`: under `lpips` and
+        `identity` what `distances` gives, or why they are skipped. Identity is a cosine similarity.
 
     Raises:
         SkippedError: there are no attributes, or the run has no directions of them.
@@ -67,26 +59,31 @@ def measure(
             "20 images on either side of each"
         )
     val, strength = EditedFaces.val(encoded, judge), options.strength
+
+    def rescoring() -> dict[str, Any]:
+        if "rescoring" in options.skip:
+            raise SkippedError("left out by --skip rescoring")
+        if len(judge.attributes) < 2:
+            raise SkippedError(f"{test.names[0]} is the data set's only attribute, so there are no others to look at")
+        return matrix.rescoring(test, val, strength)
+
+    def lpips(network: Any, before: Images, after: Images) -> float:
+        return float(reconstruction.lpips_distance(network, "", before, after, encoded.place)["lpips"])
+
+    def same_person(network: Any, before: Images, after: Images) -> float:
+        return float(identity.similarity(network, before, after).mean())
+
     return {
         "strength": strength,
         "split": "test",
         "edits": [asdict(found) for found in _edits(test, strength)],
         "curves": curves(test, val, compare="kinds" not in options.skip),
-        "rescoring": attempt(lambda: _rescoring(test, val, options)),
+        "rescoring": attempt(rescoring),
         "distances": {
-            "vgg19": attempt(lambda: distances(test, strength, metric_networks.vgg, _vgg_distance)),
-            "lpips": attempt(lambda: distances(test, strength, metric_networks.lpips, _lpips_distance)),
-            "identity": attempt(lambda: distances(test, strength, metric_networks.recogniser, _identity_kept)),
+            "lpips": attempt(lambda: distances(test, strength, networks.lpips, lpips)),
+            "identity": attempt(lambda: distances(test, strength, networks.recogniser, same_person)),
         },
     }
-
-
-def _rescoring(test: EditedFaces, val: EditedFaces, options: Options) -> dict[str, Any]:
-    if "rescoring" in options.skip:
-        raise SkippedError("left out by --skip rescoring")
-    if len(test.judge.attributes) < 2:
-        raise SkippedError(f"{test.names[0]} is the data set's only attribute, so there are no others to look at")
-    return matrix.rescoring(test, val, options.strength)
 
 
 def judged(test: EditedFaces) -> list[str]:
@@ -100,38 +97,31 @@ def _edits(test: EditedFaces, strength: float) -> list[EditQuality]:
     for name in judged(test):
         for signed in (strength, -strength):
             faces = test.lacking(name, signed, MAX_EDITED)
-            after = test.after(faces, name, signed)
-            found.append(test.quality(faces, name, signed, after))
+            found.append(test.quality(faces, name, signed, test.after(faces, name, signed)))
     return found
 
 
 def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[str, Any]:
-    """Flips against kept predictions at `STRENGTHS`, for every kind of direction, and at the best strength.
+    """Flips against kept predictions at `STRENGTHS`, and at the best strength, for every kind of direction.
 
     With `compare` off, for the run's own kind alone.
 
-    That is the one that flips most val faces while `KEPT_SHARE` of the other predictions stay. What it does is measured
-    on test faces, where a little more or less may stay.
+    The best strength is the one that flips most val faces while `KEPT_SHARE` of the other predictions stay. What it
+    does is measured on test faces, where a little more or less may stay.
 
     Returns:
-        `served`: the kind of the run's own directions, as their file says; None where it does not say or they are of
-        several, and then they are measured as the kind "served". `kept_share`. `attributes`: by attribute, side
-        (`adding`, `removing`) and kind, `points` (an `EditQuality` each, of test faces), `best`, the `EditQuality` of
-        test faces at the best strength, and `chosen`, that of val faces there; both None where a split has no faces to
-        judge.
+        `served`: the kind of the run's own directions; "served" where their file does not say it or they are of
+        several. `kept_share`. `attributes`: by attribute, side (`adding`, `removing`) and kind, `points` (an
+        `EditQuality` each, of test faces), `best`, the `EditQuality` of test faces at the best strength, and `chosen`,
+        that of val faces there; both None where a split has no faces to judge.
     """
-    names = judged(test)
-    if not names:
-        return {"served": None, "kept_share": KEPT_SHARE, "attributes": {}}
-    kinds = _kinds(test.encoded, test.names, names)
-    directions = test.encoded.directions
-    own = {name: directions[name] for name in names}
+    names, directions = judged(test), test.encoded.directions
     stored = {kind for name, kind in zip(directions.names, directions.kinds, strict=True) if name in names}
-    served = stored.pop() if len(stored) == 1 and stored <= set(kinds) else None
-    kinds[served or "served"] = own
+    served = stored.pop() if len(stored) == 1 and stored <= set(KINDS) else "served"
+    kinds = _kinds(test.encoded, test.names, names) if compare else {}
+    kinds[served] = {name: directions[name] for name in names}
     found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
-    compared = list(kinds) if compare else [served or "served"]
-    work = [(name, side, kind) for name in names for side in SIDES for kind in compared]
+    work = [(name, side, kind) for name in names for side in SIDES for kind in kinds]
     for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False, disable=None):
         vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
         points, tried = (_curve(split, name, vector, strengths) for split in (test, val))
@@ -161,14 +151,14 @@ def _kinds(encoded: EncodedRun, names: Sequence[str], wanted: Sequence[str]) -> 
 
 
 def distances(
-    test: EditedFaces, strength: float, metric_network: MetricNetwork[Any], compare: Compare
+    test: EditedFaces, strength: float, network: MetricNetwork[Any], compare: Callable[[Any, Images, Images], float]
 ) -> dict[str, Any]:
     """How different a network finds faces before and after edits of `JUDGED_ATTRIBUTES`.
 
     Args:
         test: the faces; `DISTANCE_FACES` an edit at most.
         strength: of the edits.
-        metric_network: the network.
+        network: sees them.
         compare: gives the mean distance of two sets of images (N, S, S, 3), as the network sees it.
 
     Returns:
@@ -178,35 +168,17 @@ def distances(
     Raises:
         SkippedError: there is no network.
     """
-    metric_network.get()
-    encoded = test.encoded
-    edits = {}
+    sees, edits = network.get(), {}
     for name in judged(test):
         for side, sign in SIDES.items():
             faces = test.lacking(name, sign, DISTANCE_FACES)
             if len(faces):
                 before, after = (test.draw(faces, name, size) for size in (0.0, sign * strength))
-                edits[f"{side} {name}"] = compare(metric_network, before, after, encoded)
-    some = encoded.decode(test.mu[:DISTANCE_FACES], fast=True)
+                edits[f"{side} {name}"] = compare(sees, before, after)
+    some = test.encoded.decode(test.mu[:DISTANCE_FACES], fast=True)
     return {
-        "network": metric_network.description,
+        "network": network.description,
         "edits": edits,
-        "different_faces": compare(metric_network, some, np.roll(some, 1, axis=0), encoded),
+        "different_faces": compare(sees, some, np.roll(some, 1, axis=0)),
         "images": DISTANCE_FACES,
     }
-
-
-def _vgg_distance(vgg: MetricNetwork[Features], before: Images, after: Images, encoded: EncodedRun) -> float:
-    """Squared errors over mean squares of VGG19's activations, averaged over the taps."""
-    found = reconstruction.feature_distance(vgg.get(), vgg.description, before, after, encoded.place)
-    return float(np.mean(list(found["relative"].values())))
-
-
-def _identity_kept(recogniser: MetricNetwork[Recogniser], before: Images, after: Images, encoded: EncodedRun) -> float:
-    """Mean cosine similarity of descriptors; `encoded` plays no part."""
-    return float(identity.similarity(recogniser.get(), before, after).mean())
-
-
-def _lpips_distance(lpips: MetricNetwork[nn.Module], before: Images, after: Images, encoded: EncodedRun) -> float:
-    found = reconstruction.lpips_distance(lpips.get(), lpips.description, before, after, encoded.place)
-    return float(found["lpips"])

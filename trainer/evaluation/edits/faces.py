@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data import FaceData
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits.quality import EditQuality, Logits, quality
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
@@ -56,7 +55,7 @@ class EditedFaces:
     @classmethod
     def val(cls, encoded: EncodedRun, judge: Classifier) -> EditedFaces:
         """The val split's: for choices that must not see the test split."""
-        return cls.of(encoded, judge, encoded.val_mu, encoded.data.index.labels[encoded.val_rows])
+        return cls.of(encoded, judge, encoded.val_mu, encoded.data.index.labels[encoded.data.rows("val")])
 
     @property
     def names(self) -> list[str]:
@@ -71,11 +70,8 @@ class EditedFaces:
     def draw(self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()) -> Images:
         """Some of the faces (n,), edited: (n, S, S, 3).
 
-        Args:
-            faces: which of them.
-            target: an attribute, or a direction (D,) of another kind than the run's own.
-            strength: of the edit.
-            keep: attributes that must stay.
+        The target is an attribute, or a direction (D,) of another kind than the run's own; `keep` are attributes that
+        must stay.
         """
         move = self.encoded.directions.move([(target, strength)], keep)
         return self.encoded.decode(self.mu[faces] + move.step, fast=True)
@@ -89,11 +85,3 @@ class EditedFaces:
     def quality(self, faces: NDArray[np.int64], attribute: str, strength: float, after: Logits) -> EditQuality:
         """What an edit of some of the faces flipped and kept."""
         return quality(self.judge.attributes, attribute, strength, self.before[faces], after)
-
-
-def rows_to_edit(data: FaceData, attribute: str, strength: float) -> NDArray[np.int64]:
-    """Test rows whose label lacks what the edit adds, or has what it removes; `MAX_EDITED` at most."""
-    labels = data.index.labels[:, data.index.attributes.index(attribute)]
-    rows = data.rows("test")
-    lacking: NDArray[np.int64] = rows[labels[rows] != (strength > 0)]
-    return lacking[:MAX_EDITED]

@@ -12,7 +12,7 @@ from trainer.evaluation import charts, grids
 from trainer.evaluation.charts import readable
 from trainer.evaluation.edits.faces import SIDES
 from trainer.evaluation.encoded_run import EncodedRun, Images
-from trainer.evaluation.figure import Figure
+from trainer.evaluation.grids import Figure
 
 STRIP_FACES = 8
 STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
@@ -30,13 +30,13 @@ MATRIX_LIMIT = 2.0
 
 
 def draw(encoded: EncodedRun, measured: dict[str, Any], unsure: list[str], folder: Path) -> list[Figure]:
-    """Draws every figure of edits.
+    """Draws every figure of edits into a folder that exists.
 
     Args:
         encoded: what is judged.
         measured: what `curves.measure` gave.
         unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
-        folder: exists; PNG files are written to it.
+        folder: for the PNG files.
     """
     rescoring = measured["rescoring"]
     return [
@@ -67,7 +67,7 @@ def _strips(encoded: EncodedRun, names: list[str], folder: Path) -> list[Figure]
             labels = ["image", "unedited", *(f"{sign * strength:+.1f}" for strength in STRIP_STRENGTHS[1:])]
             title = f"{side.capitalize()} {readable(name)}: strength in lengths of the mean difference"
             file = f"edit_{side}_{name}.png"
-            grids.save_strips(folder / file, title, labels, strips)
+            grids.save_grid(folder / file, title, strips, across=labels)
             look_for = "The attribute should change from left to right, and the person should stay who they are."
             drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for))
     return drawn
@@ -94,10 +94,8 @@ def _curves(measured: dict[str, Any], folder: Path) -> list[Figure]:
         return []
     share = measured["kept_share"]
     width = 4.2 * len(SIDES)
-    with charts.canvas(folder / "edit_curves.png", width, 3.4 * len(attributes) + 0.5, len(attributes), len(SIDES)) as (
-        figure,
-        axes,
-    ):
+    file, height = folder / "edit_curves.png", 3.4 * len(attributes) + 0.5
+    with charts.canvas(file, width, height, len(attributes), len(SIDES)) as (figure, axes):
         for row, (name, sides) in zip(axes, attributes.items(), strict=True):
             for axis, (side, kinds) in zip(row, sides.items(), strict=True):
                 _curve(axis, kinds, measured["served"], share)
@@ -119,13 +117,13 @@ def _curves(measured: dict[str, Any], folder: Path) -> list[Figure]:
     ]
 
 
-def _curve(axis: Axes, kinds: dict[str, Any], served: str | None, share: float) -> None:
+def _curve(axis: Axes, kinds: dict[str, Any], served: str, share: float) -> None:
     """One attribute and side: a line a kind, with the strengths written beside the kind that is served."""
     axis.axvline(share, color="#bbbbbb", lw=1)
     for kind, found in kinds.items():
         points = [point for point in found["points"] if point["kept"] is not None]
         label, color = KINDS[kind]
-        is_served = kind == (served or "served")
+        is_served = kind == served
         x, y = [point["kept"] for point in points], [point["flipped"] for point in points]
         axis.plot(x, y, "o-", color=color, ms=3.5, lw=2 if is_served else 1.2, label=label + " (served)" * is_served)
         for point in points[1::2] if is_served else []:  # every other one, so that they do not overlap
@@ -139,38 +137,40 @@ def _curve(axis: Axes, kinds: dict[str, Any], served: str | None, share: float) 
         scale.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], folder: Path) -> list[Figure]:
-    def marked(names: list[str]) -> list[str]:
-        return [f"{name} *" if name in unsure else name for name in names]
+MATRICES = {
+    "plain": (
+        "What edits change",
+        "The diagonal is what was asked for; everything else is a side effect, or part of the same thing (cheeks rise "
+        "in a smile).",
+    ),
+    "keep": (
+        "What edits change, the worst side effects projected out",
+        "The same with `keep` naming the attributes that each plain edit moves most: the diagonal should stay, the "
+        "rest fade.",
+    ),
+}
+"""Title and what to look for, by mode."""
 
+
+def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], folder: Path) -> list[Figure]:
+    rows, columns = (
+        [f"{name} *" if name in unsure else name for name in measured[names]] for names in ("edited", "judged")
+    )
+    note = "\n* the classifier is no better than the majority" if unsure else ""
     drawn = []
-    for mode, title, look_for in (
-        (
-            "plain",
-            "What edits change",
-            "The diagonal is what was asked for; everything else is a side effect, or part of the same thing (cheeks "
-            "rise in a smile).",
-        ),
-        (
-            "keep",
-            "What edits change, the worst side effects projected out",
-            "The same with `keep` naming the attributes that each plain edit moves most: the diagonal should stay, the "
-            "rest fade.",
-        ),
-    ):
-        found = measured[mode]
-        note = "\n* the classifier is no better than the majority" if unsure else ""
+    for mode, (title, look_for) in MATRICES.items():
+        found, file = measured[mode], f"edit_matrix_{mode}.png"
         charts.save_heat_map(
-            folder / f"edit_matrix_{mode}.png",
+            folder / file,
             f"{title}, strength {strength:g}: {found['target']:.2f} sigma on the diagonal, {found['others']:.2f} off "
             f"it{note}",
             np.array(found["matrix"]),
-            rows=marked(measured["edited"]),
-            columns=marked(measured["judged"]),
+            rows=rows,
+            columns=columns,
             unit="change of the logit, sigmas",
             limit=MATRIX_LIMIT,
             across="what the classifier sees",
             down="what is edited",
         )
-        drawn.append(Figure(f"edit_matrix_{mode}.png", title, look_for))
+        drawn.append(Figure(file, title, look_for))
     return drawn

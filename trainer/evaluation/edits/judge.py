@@ -17,10 +17,6 @@ def measure(encoded: EncodedRun, judge: Classifier) -> dict[str, Any]:
     A judge that is blind on reconstructions, smoother than photographs, would make everything that it says of edits
     void. It cannot see there what the latents do not hold: `attribute_prediction` says what they do.
 
-    Args:
-        encoded: its test images and their reconstructions are seen.
-        judge: of the same data set.
-
     Returns:
         `accuracy_mean`, `majority_mean`, and by attribute `accuracy` and `majority`;
         `reconstructions`: `accuracy_mean`, `balanced_accuracy_mean`, and by attribute `accuracy` and

@@ -1,6 +1,6 @@
 """The re-scoring matrix (InterFaceGAN, arXiv 2005.09635): what editing each attribute does to every attribute.
 
-Shapes: E edited attributes, A attributes that the classifier judges, D latent_dim.
+Shapes: E edited attributes, A attributes that the classifier judges.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from trainer.evaluation.edits.faces import SIDES, EditedFaces
-from trainer.evaluation.edits.quality import Change, EditQuality
+from trainer.evaluation.edits.quality import EditQuality, Logits
 from trainer.evaluation.encoded_run import EncodedRun
 from trainer.evaluation.prediction import mean_of
 
@@ -25,7 +25,8 @@ RELATED = 0.5
 """Attributes whose labels correlate with the edited one's more than this are no side effects of it, but part of it, as
 high cheekbones are of a smile: `keep` does not name them."""
 
-Result = tuple[Change, list[EditQuality]]
+Result = tuple[NDArray[np.float64], dict[str, EditQuality]]
+"""The change of every logit (A,), and the quality of the edit by side."""
 
 
 def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str, Any]:
@@ -33,8 +34,7 @@ def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str,
 
     Twice: `plain`, and `keep`, where the directions of the `NUM_KEPT` attributes that the plain edit moves most on the
     val split are projected out, those `RELATED` to the edited one aside. To keep all others would leave an edit little
-    room. Even so a kept edit is a smaller one, as directions overlap: on real faces it moved its target 0.26 sigma and
-    the others 0.07, where the plain one moved them 1.27 and 0.49 (mean differences, strength 1.5).
+    room. Even so a kept edit moves its target less, too, as directions overlap.
 
     Args:
         test: the faces that are measured.
@@ -45,9 +45,8 @@ def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str,
         `edited` (E names), `judged` (A names), `faces` an edit at most, `kept_directions` (names, by name). Under
         `plain` and `keep`: `matrix` (E lists of A numbers: mean change of a logit, towards having what is added, in
         that logit's standard deviations over unedited reconstructions); `attributes`: by name, `adding` and `removing`
-        (an `EditQuality` each; None if no face needs it) and `dependency` (`Change.dependency`); and means over the
-        attributes: `target` and `others` (absolute changes in the matrix), `flipped`, `kept`, `kept_balanced`,
-        `dependency`.
+        (an `EditQuality` each; None if no face needs it); and means over the attributes: `target` and `others`
+        (absolute changes in the matrix), `flipped`, `kept`, `kept_balanced`.
     """
     names = test.names
     sigma, val_sigma = (split.before.std(0, dtype=np.float64) for split in (test, val))
@@ -55,8 +54,8 @@ def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str,
     results: dict[str, list[Result]] = {"plain": [], "keep": []}
     kept_directions: dict[str, list[str]] = {}
     for name in tqdm(names, "re-scoring", unit="attribute", delay=3, leave=False, disable=None):
-        chosen, _ = _edit_both_ways(val, name, strength, val_sigma, limit=SELECTION_FACES)
-        by_size = [test.judge.attributes[column] for column in np.argsort(-np.abs(chosen.mean))]
+        moved, _ = _edit_both_ways(val, name, strength, val_sigma, limit=SELECTION_FACES)
+        by_size = [test.judge.attributes[column] for column in np.argsort(-np.abs(moved))]
         kept = [other for other in by_size if other in names and other not in related[name]][:NUM_KEPT]
         kept_directions[name] = kept
         for mode, names_kept in (("plain", []), ("keep", kept)):
@@ -82,6 +81,17 @@ def _related(encoded: EncodedRun, names: Sequence[str]) -> dict[str, set[str]]:
     }
 
 
+def change(before: Logits, after: Logits, sigma: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
+    """How far an edit moves every logit, (A,), in units of that logit's standard deviation over unedited faces.
+
+    What goes along with the edited attribute is positive, whether it is added or removed, as the sign of `strength`
+    says. Where sigma (A,) is 0, the change counts as 0.
+    """
+    moved = np.divide(after.astype(np.float64) - before, sigma, out=np.zeros(after.shape), where=sigma > 0)
+    mean: NDArray[np.float64] = np.sign(strength) * moved.mean(0)
+    return mean
+
+
 def _edit_both_ways(
     split: EditedFaces,
     name: str,
@@ -92,33 +102,30 @@ def _edit_both_ways(
     keep: Sequence[str] = (),
 ) -> Result:
     """Adds an attribute to faces that lack it and removes it from those that have it, where there are such faces."""
-    changes, qualities = [], []
-    for signed in (strength, -strength):
-        faces = split.lacking(name, signed, limit)
+    changes, qualities = [], {}
+    for side, sign in SIDES.items():
+        faces = split.lacking(name, sign, limit)
         if len(faces):
-            after = split.after(faces, name, signed, keep)
-            changes.append(Change.of(split.before[faces], after, sigma, signed))
-            qualities.append(split.quality(faces, name, signed, after))
-    return Change.average(changes), qualities
+            after = split.after(faces, name, sign * strength, keep)
+            changes.append(change(split.before[faces], after, sigma, sign))
+            qualities[side] = split.quality(faces, name, sign * strength, after)
+    return np.mean(changes, axis=0), qualities
 
 
 def _summary(names: Sequence[str], columns: Sequence[int], results: Sequence[Result]) -> dict[str, Any]:
     """One mode as JSON; `columns` are those of the edited attributes among the judged ones."""
-    attributes: dict[str, Any] = {}
-    targets, others = [], []
-    for name, column, (change, qualities) in zip(names, columns, results, strict=True):
-        by_sign = {np.sign(found.strength): asdict(found) for found in qualities}
-        sides = {side: by_sign.get(sign) for side, sign in SIDES.items()}
-        attributes[name] = {**sides, "dependency": change.dependency(column)}
-        targets.append(abs(float(change.mean[column])))
-        others += np.abs(np.delete(change.mean, column)).tolist()
+    matrix = np.array([moved for moved, _ in results])  # (E, A)
+    target = np.zeros(matrix.shape, np.bool_)
+    target[range(len(names)), columns] = True
+    qualities = [[found.get(side) for side in SIDES] for _, found in results]
+    known = [found for sides in qualities for found in sides if found]
     return {
-        "target": mean_of(targets),
-        "others": mean_of(others),
-        "flipped": mean_of(found.flipped for _, qualities in results for found in qualities),
-        "kept": mean_of(found.kept for _, qualities in results for found in qualities),
-        "kept_balanced": mean_of(found.kept_balanced for _, qualities in results for found in qualities),
-        "dependency": mean_of(found["dependency"] for found in attributes.values()),
-        "attributes": attributes,
-        "matrix": [[round(float(value), 3) for value in change.mean] for change, _ in results],
+        "target": float(np.abs(matrix[target]).mean()),
+        "others": float(np.abs(matrix[~target]).mean()),
+        **{part: mean_of(getattr(found, part) for found in known) for part in ("flipped", "kept", "kept_balanced")},
+        "attributes": {
+            name: {side: found and asdict(found) for side, found in zip(SIDES, sides, strict=True)}
+            for name, sides in zip(names, qualities, strict=True)
+        },
+        "matrix": matrix.round(3).tolist(),
     }

@@ -12,9 +12,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.evaluation.classifier import Classifier
-from trainer.evaluation.encoded_run import Images
-
 Logits = NDArray[np.float32]
 """(N, A)."""
 
@@ -49,7 +46,7 @@ def quality(attributes: Sequence[str], attribute: str, strength: float, before: 
         attributes: the A names.
         attribute: the edited one.
         strength: of the edit; its sign says which side is wanted.
-        before: logits of faces decoded without an edit.
+        before: (N, A) logits of faces decoded without an edit.
         after: of the same faces, edited.
     """
     column, wanted = attributes.index(attribute), strength > 0
@@ -74,63 +71,6 @@ def _balanced(same: NDArray[np.bool_], seen: NDArray[np.bool_]) -> float | None:
         if has.any() and not has.all()
     ]
     return float(np.mean(shares)) if shares else None
-
-
-def judge_edit(classifier: Classifier, attribute: str, strength: float, before: Images, after: Images) -> EditQuality:
-    """Compares reconstructions with the same faces edited.
-
-    Args:
-        classifier: sees both.
-        attribute: the edited one; must be among the classifier's.
-        strength: of the edit; its sign says which side is wanted.
-        before: (N, S, S, 3) uint8, decoded without an edit.
-        after: the same faces, edited.
-    """
-    return quality(classifier.attributes, attribute, strength, classifier.logits(before), classifier.logits(after))
-
-
-@dataclass(frozen=True)
-class Change:
-    """How far an edit moves every logit, in units of that logit's standard deviation over unedited faces.
-
-    Attributes:
-        mean: (A,) change towards the attribute where it is added, away from it where it is removed: what goes along
-            with the edited attribute is positive either way.
-        size: (A,) mean of the absolute changes of single faces.
-    """
-
-    mean: NDArray[np.float64]
-    size: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, before: Logits, after: Logits, sigma: NDArray[np.float64], strength: float) -> Change:
-        """Measures it.
-
-        Args:
-            before: logits of faces decoded without an edit.
-            after: of the same faces, edited.
-            sigma: (A,) standard deviations; where one is 0, the change counts as 0.
-            strength: of the edit; only its sign matters.
-        """
-        moved = np.divide(after.astype(np.float64) - before, sigma, out=np.zeros(after.shape), where=sigma > 0)
-        return cls(np.sign(strength) * moved.mean(0), np.abs(moved).mean(0))
-
-    @classmethod
-    def average(cls, changes: Sequence[Change]) -> Change:
-        """Of adding and removing, each weighing the same."""
-        return cls(
-            np.mean([change.mean for change in changes], axis=0), np.mean([change.size for change in changes], axis=0)
-        )
-
-    def dependency(self, column: int) -> float | None:
-        """StyleSpace's attribute dependency (arXiv 2011.12799): how far the others move for one sigma of the target.
-
-        The mean over the other attributes of `size`, over that of the target; None where the target does not move. What
-        single faces do at random counts as well, so it favours large edits: compare those that move a target alike.
-        """
-        others = float(np.delete(self.size, column).mean()) if len(self.size) > 1 else 0.0
-        target = float(self.size[column])
-        return others / target if target > 0 else None
 
 
 def best_strength(curve: Sequence[EditQuality], kept: float) -> float | None:
