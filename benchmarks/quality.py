@@ -123,7 +123,7 @@ def train_and_judge(config: QualityConfig, variant: str) -> None:
     preset, *flags = shlex.split(variant)
     trainer, data = [sys.executable, "-m", "trainer"], ["--data", str(config.data)]
     weights = [] if config.vgg_weights is None else ["--vgg-weights", str(config.vgg_weights)]
-    featureless = preset == "plain" or "--taps" in flags
+    featureless = preset == "plain" or re.search(r"--taps(?! *[^-\s])", " ".join(flags)) is not None
     budget = ["--crop", str(config.crop), *_budget(config, preset)]
     command = [*trainer, "train", "--preset", preset, *data, "--out", str(run), "--resume", *budget]
     subprocess.run([*command, *([] if featureless else weights), *flags], check=True)

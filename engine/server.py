@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
+import grpc
+
 from engine.access.admission import WINDOW_BYTES, Guards
 from engine.access.auth import Tokens
 from engine.access.rate_limit import RateLimit
@@ -87,6 +89,7 @@ async def _start(
         max_message_bytes=config.max_message_bytes,
     )
     calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
+    credentials = _credentials(config)  # before bundles are proven, which takes longer
     repository = await ModelRepository.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, repository, signals)
 
@@ -94,7 +97,7 @@ async def _start(
     engine = LatentEngine(repository, _limits(config))
     server = Server(_options(config), calls.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s)
     _add_services(server, calls, healths, engine)
-    target = _listen(server, config)
+    target = _listen(server, config, credentials)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await repository.warm_up()
     calls.admission.open()
@@ -165,15 +168,17 @@ def _add_services(server: Server, calls: CallInterceptor, healths: health.Health
     health.add_to_server(healths, server)
 
 
-def _listen(server: Server, config: ServerConfig) -> str:
+def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
+    if config.tls_cert and config.tls_key:
+        return server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+    return None
+
+
+def _listen(server: Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> str:
     """Takes the port, and gives the address that clients are to use."""
     target = address.target_of(config.host, config.port)
     try:
-        if config.tls_cert and config.tls_key:
-            credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
-            port = server.add_secure_port(target, credentials)
-        else:
-            port = server.add_insecure_port(target)
+        port = server.add_secure_port(target, credentials) if credentials else server.add_insecure_port(target)
     except RuntimeError as error:
         raise StartupError(f"can't listen on {target}: {error}") from None
     if config.insecure:

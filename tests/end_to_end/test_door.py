@@ -102,7 +102,7 @@ async def test_nothing_is_taken_of_calls_without_a_token(tiny_bundle: Path, tmp_
             await uploads.go_on()
         assert uploads.sent < 2 * MESSAGE_BYTES
         assert server.memory() - before < 30
-        assert "Encode UNAUTHENTICATED for 127.0.0.1" in server.log
+        await until(lambda: "Encode UNAUTHENTICATED for 127.0.0.1" in server.log)
         wire.drop()
 
 
@@ -138,7 +138,8 @@ async def test_a_message_has_a_time_limit(tiny_bundle: Path, tmp_path: Path) -> 
         ((_, _, _, block),) = await wire.until_answered(1)
         assert b"the message did not come within 0.3 s" in block
         await until(lambda: server.metric("dfcvae_calls_in_flight") == 0)
-        assert "Encode CANCELLED for 127.0.0.1 in 0.000 ms: the call ended before its message had come" in server.log
+        ended = "Encode CANCELLED for 127.0.0.1 in 0.000 ms: the call ended before its message had come"
+        await until(lambda: ended in server.log)
         wire.drop()
 
 

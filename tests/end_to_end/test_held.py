@@ -116,7 +116,7 @@ def test_failures_within_a_stream_are_seen(tiny_bundle: Path, tmp_path: Path) ->
             ],
             [1, 1, 1],
         )
-        assert "EditStream answered NOT_FOUND" in server.log
+        wait_until(lambda: "EditStream answered NOT_FOUND" in server.log)
 
 
 def test_streams_are_measured_by_the_model_that_they_name(tmp_path: Path) -> None:

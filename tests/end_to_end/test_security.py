@@ -156,7 +156,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
         cert.write_text("nonsense")
         with grpc.secure_channel(server.target, trusting(other)) as channel:
             assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
-        assert "connections go on with the old certificate" in server.log
+        until(lambda: "connections go on with the old certificate" in server.log)
         # Python's TLS can use this key, gRPC's can't.
         for new, old in zip(self_signed(tmp_path, "secp256k1"), (cert, key), strict=True):
             old.write_bytes(new.read_bytes())
@@ -307,9 +307,9 @@ def test_a_start_without_what_it_needs_is_one_line(
 
 def test_without_tls_the_log_says_who_can_connect(tiny_bundle: Path, tmp_path: Path) -> None:
     with engine(tiny_bundle, tmp_path) as server:
-        assert "no TLS: only this machine can connect" in server.log
+        until(lambda: "no TLS: only this machine can connect" in server.log)
     with engine(tiny_bundle, tmp_path, "--host", "0.0.0.0", "--insecure") as server:
-        assert "WARNING engine.server: no TLS (--insecure): whoever is on the way can read images" in server.log
+        until(lambda: "WARNING engine.server: no TLS (--insecure): whoever is on the way can read" in server.log)
 
 
 def test_a_stream_ends_when_its_token_is_withdrawn(tiny_bundle: Path, tmp_path: Path) -> None:

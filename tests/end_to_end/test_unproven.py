@@ -34,7 +34,7 @@ def test_a_server_does_not_start_with_engines_that_fail_their_proof(tmp_path: Pa
 def test_a_reloaded_bundle_is_proven_before_it_takes_over(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     with ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server, Client(server.target) as client:
-        assert "proven on this machine" in server.log
+        server.wait_for_log("proven on this machine")
         lose_rounding(bundle)
         server.hang_up()
         log = server.wait_for_log("is refused, the old one stays")
