@@ -240,7 +240,7 @@ class Bundle:
             )
         return cls(folder, manifest, directions)
 
-    def in_batches_of(self, max_batch_size: int) -> "Bundle":
+    def with_max_batch_size(self, max_batch_size: int) -> "Bundle":
         """The same, to be served in smaller batches than it was built for.
 
         Raises:

@@ -17,9 +17,9 @@ from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.images import PixelBudget
 from engine.models.model import Settings
-from engine.models.repository import Catalog
+from engine.models.repository import ModelRepository
 from engine.process.allocator import share_freed_memory
-from engine.process.signals import Signals, listening
+from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread
 from engine.service import health, reflection
 from engine.service.interceptor import CallInterceptor
@@ -57,11 +57,11 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
         StartupError: When something that the configuration names can't be used, or graphs don't fit their manifest.
         StuckError: When the grace is over, and the backend still computes.
     """
-    with listening(config.grace_s) as signals:
+    with signal_events(config.grace_s) as signals:
         address.check(config.host, config.port)
         async with AsyncExitStack() as stack:
-            if await _unless(signals.end, _start(stack, config, opener, signals)):
-                await signals.end.wait()
+            if await _unless(signals.stop, _start(stack, config, opener, signals)):
+                await signals.stop.wait()
 
 
 async def _start(
@@ -75,7 +75,7 @@ async def _start(
     tracing = Tracing(config.traces) if config.traces else None
     if tracing:
         # It may wait for a collector, and another signal must be heard meanwhile.
-        stack.push_async_callback(lambda: _unless(signals.hurry, in_thread(tracing.close)))
+        stack.push_async_callback(lambda: _unless(signals.force_stop, in_thread(tracing.close)))
     if config.metrics_port is not None:
         stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
     rate = config.max_images_per_second
@@ -90,19 +90,19 @@ async def _start(
     )
     calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
     credentials = _credentials(config)  # before bundles are proven, which takes longer
-    catalog = await Catalog.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
-    stack.push_async_callback(_close, catalog, signals)
+    repository = await ModelRepository.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
+    stack.push_async_callback(_close, repository, signals)
 
     healths = health.Health((SERVICE_NAME, *reflection.NAMES))
-    engine = LatentEngine(catalog, _limits(config))
+    engine = LatentEngine(repository, _limits(config))
     server = Server(_options(config), calls.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s)
     _add_services(server, calls, healths, engine)
     target = _listen(server, config, credentials)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
-    await catalog.warm_up()
+    await repository.warm_up()
     calls.admission.open()
     healths.set_serving()
-    await stack.enter_async_context(_reloads(catalog, tokens, calls, signals, config.reload_every_s))
+    await stack.enter_async_context(_reloads(repository, tokens, calls, signals, config.reload_every_s))
     _announce(f"serving {SERVICE_NAME} on {target}")
 
 
@@ -199,27 +199,27 @@ async def _running(
     finally:
         logger.info("stopping: clients are sent away; calls being answered: %d", calls.admission.total.calls)
         healths.set_not_serving()
-        await _unless(signals.hurry, asyncio.sleep(min(_LEAVING_S, grace_s)))
+        await _unless(signals.force_stop, asyncio.sleep(min(_LEAVING_S, grace_s)))
         await server.go_away()
         healths.end_watches()
-        if not await _unless(signals.hurry, calls.drain(signals.grace_left_s)):
+        if not await _unless(signals.force_stop, calls.drain(signals.grace_left_s)):
             logger.warning("asked again to end: %d calls are cut off", calls.admission.total.calls)
         # What is still open was never accepted, for example a request that was sent by half.
         await server.stop(max(_LEAVING_S, min(_UNACCEPTED_S, signals.grace_left_s)))
         logger.info("stopped")
 
 
-async def _close(catalog: Catalog, signals: Signals) -> None:
+async def _close(repository: ModelRepository, signals: Signals) -> None:
     """Ends the models.
 
     Raises:
         StuckError: When the grace is over, and the backend still computes.
     """
-    closing = asyncio.ensure_future(catalog.close())
-    await _unless(signals.hurry, asyncio.wait({closing}, timeout=signals.grace_left_s))
+    closing = asyncio.ensure_future(repository.close())
+    await _unless(signals.force_stop, asyncio.wait({closing}, timeout=signals.grace_left_s))
     await asyncio.wait({closing}, timeout=_LAST_BATCH_S)
     if not closing.done():
-        message = f"the backend is stuck in a batch of {', '.join(catalog.busy) or 'the warm-up'}"
+        message = f"the backend is stuck in a batch of {', '.join(repository.busy) or 'the warm-up'}"
         logger.error("%s; the process ends without it", message)
         raise StuckError(message)
     await closing
@@ -227,7 +227,7 @@ async def _close(catalog: Catalog, signals: Signals) -> None:
 
 @asynccontextmanager
 async def _reloads(
-    catalog: Catalog, tokens: Tokens | None, calls: CallInterceptor, signals: Signals, every_s: float
+    repository: ModelRepository, tokens: Tokens | None, calls: CallInterceptor, signals: Signals, every_s: float
 ) -> AsyncIterator[None]:
     """Looks for new bundles and tokens on SIGHUP, also one that came before, and for new bundles from time to time."""
     tasks: set[asyncio.Task[None]] = set()
@@ -242,19 +242,19 @@ async def _reloads(
         tasks.add(task)
         task.add_done_callback(ended)
 
-    async def heed() -> None:
+    async def on_reload() -> None:
         while True:
-            await signals.hang_up.wait()
-            signals.hang_up.clear()
+            await signals.reload.wait()
+            signals.reload.clear()
             logger.info("SIGHUP: reading bundles and tokens again")
             if tokens:
                 tokens.reload()
                 calls.recheck()
-            start(catalog.reload())
+            start(repository.reload())
 
-    start(heed())
+    start(on_reload())
     if every_s:
-        start(catalog.follow(every_s))
+        start(repository.watch_for_changes(every_s))
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.batching.batcher import NO_WATCH, Array, Batcher, Device, Part, Watch
+from engine.batching.batcher import NULL_OBSERVER, Array, Batcher, BatchObserver, Device, Part
 from engine.errors import EngineError
 
 MAX_BATCH_SIZE = 8
@@ -54,7 +54,7 @@ class Gated:
 
 
 class Notes:
-    """A watch that remembers."""
+    """An observer that remembers."""
 
     def __init__(self) -> None:
         self.depths: list[int] = []
@@ -79,7 +79,7 @@ def play(
     scene: Callable[[Batcher, Gated], Awaitable[None]],
     max_queue: int = 100,
     max_delay: float = 0.0,
-    watch: Watch = NO_WATCH,
+    observer: BatchObserver = NULL_OBSERVER,
 ) -> Gated:
     """Runs a scene with a batcher whose device computes only what the scene releases."""
     gated = Gated()
@@ -94,7 +94,7 @@ def play(
             max_batch_size=MAX_BATCH_SIZE,
             max_queue=max_queue,
             max_delay=max_delay,
-            watch=watch,
+            observer=observer,
         )
         try:
             await scene(batcher, gated)

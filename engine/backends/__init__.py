@@ -23,12 +23,12 @@ __all__ = [
     "Bytes",
     "Floats",
     "Options",
-    "first_calls",
     "is_device",
     "kind_of",
     "open_backend",
     "open_graphs",
     "warm_up",
+    "warmup_calls",
 ]
 
 switch_off_usage_reports()
@@ -142,11 +142,11 @@ def warm_up(backend: Backend, manifest: Manifest) -> None:
     Raises:
         BundleError: When a graph's results don't have the shapes that the manifest promises.
     """
-    for call in first_calls(backend, manifest):
+    for call in warmup_calls(backend, manifest):
         call()
 
 
-def first_calls(backend: Backend, manifest: Manifest) -> Iterator[Callable[[], None]]:
+def warmup_calls(backend: Backend, manifest: Manifest) -> Iterator[Callable[[], None]]:
     """The calls of `warm_up`, one per batch size, for those who have something to do in between."""
     for count in bucket_sizes(manifest.max_batch_size):
         yield partial(_call, backend, manifest, count)

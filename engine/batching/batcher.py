@@ -29,7 +29,7 @@ from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
 from engine.batching.rate import Rate
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
-__all__ = ["NO_WATCH", "Array", "Batcher", "Device", "Part", "Reservation", "Watch"]
+__all__ = ["NULL_OBSERVER", "Array", "BatchObserver", "Batcher", "Device", "Part", "Reservation"]
 
 Array = npt.NDArray[Any]
 
@@ -44,7 +44,7 @@ class Part(NamedTuple):
     stop: int
 
 
-class Watch(Protocol):
+class BatchObserver(Protocol):
     """Listens to a batcher; every call comes from the event loop."""
 
     def waiting(self, items: int) -> None:
@@ -57,7 +57,7 @@ class Watch(Protocol):
         """The backend failed on a batch."""
 
 
-class _NoWatch:
+class _NullObserver:
     def waiting(self, items: int) -> None:
         pass
 
@@ -68,7 +68,7 @@ class _NoWatch:
         pass
 
 
-NO_WATCH: Watch = _NoWatch()
+NULL_OBSERVER: BatchObserver = _NullObserver()
 """Listens to nothing."""
 
 
@@ -105,7 +105,7 @@ class Batcher:
         max_delay: How long the first item of a batch may wait for others while the device is free, seconds.
         max_queue: Most items that may wait; a request beyond is refused at once.
         overlaps: How many other batches may be computed while `run` is at one.
-        watch: Is told what happens.
+        observer: Is told what happens.
     """
 
     def __init__(
@@ -119,14 +119,14 @@ class Batcher:
         max_delay: float = 0.0,
         max_queue: int = 4096,
         overlaps: int = 0,
-        watch: Watch = NO_WATCH,
+        observer: BatchObserver = NULL_OBSERVER,
     ) -> None:
         self._run = run
         self._device = device
         self._max_batch_size = max_batch_size
         self._max_delay = max_delay
         self._max_queue = max_queue
-        self._watch = watch
+        self._observer = observer
         self.overlaps = overlaps
         self._item_shape, self._dtype = tuple(item_shape), np.dtype(dtype)
         self._buffers = deque(np.empty((max_batch_size, *item_shape), dtype) for _ in range(1 + overlaps))
@@ -194,7 +194,7 @@ class Batcher:
             self._release(reserved, request.size)
         self._push(request, client, priority)
         try:
-            self._watch.waiting(self._queue.waiting)
+            self._observer.waiting(self._queue.waiting)
             return await request.future
         finally:
             if request.taken < request.size:
@@ -312,7 +312,7 @@ class Batcher:
     def _drop(self, request: Request) -> None:
         with self._device.lock:
             self._queue.drop(request)
-        self._watch.waiting(self._queue.waiting)
+        self._observer.waiting(self._queue.waiting)
         self._quiet.set()
 
     def _compute(self, pieces: list[Piece]) -> None:
@@ -367,10 +367,10 @@ class Batcher:
         self._loop.call_soon(self._settle)  # after those who were waiting for these results
         self._rate.add(count, min(piece.request.arrived for piece in pieces), ended)
         if outputs is None:
-            self._watch.failed()
+            self._observer.failed()
         else:
-            self._watch.batch(count, [started - piece.request.arrived for piece in pieces], ended - started)
-        self._watch.waiting(self._queue.waiting)
+            self._observer.batch(count, [started - piece.request.arrived for piece in pieces], ended - started)
+        self._observer.waiting(self._queue.waiting)
 
     def _hand_out(self, piece: Piece, outputs: tuple[Array, ...] | None) -> None:
         request, start, stop = piece
@@ -386,7 +386,7 @@ class Batcher:
         for request in expired:
             request.fail(DeadlinePassed("the deadline passed in the queue; allow more time"))
         self._loop.call_soon(self._settle)
-        self._watch.waiting(self._queue.waiting)
+        self._observer.waiting(self._queue.waiting)
 
     def _settle(self) -> None:
         with self._device.lock:

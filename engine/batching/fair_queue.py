@@ -125,9 +125,9 @@ class FairQueue:
         self._max_batch_size = max_batch_size
         self._flows: dict[tuple[str, int], _Flow] = {}
         self._heap: list[tuple[float, int, _Flow]] = []  # place, order of arrival, flow
-        self._reached = 0.0
+        self._virtual_time = 0.0
         self._arrivals = 0
-        self._tidy_at = 64  # flows and entries
+        self._compact_at = 64  # flows and entries
 
     def push(self, request: Request, client: str = "", priority: int = 0) -> None:
         """Queues a request; `priority` is a key of `PRICES`."""
@@ -141,7 +141,7 @@ class FairQueue:
         self.waiting += request.size
         self.requests += 1
         if not flow.order:
-            self._arrive(flow)
+            self._activate(flow)
 
     def waiting_of(self, client: str) -> int:
         """Items of one client in the queue."""
@@ -153,7 +153,7 @@ class FairQueue:
         pieces: list[Piece] = []
         expired: list[Request] = []
         if self._first(now, expired):
-            self._reached = max(self._reached, min(self._reached + 1, self._heap[0][0]))
+            self._virtual_time = max(self._virtual_time, min(self._virtual_time + 1, self._heap[0][0]))
         while room and (request := self._first(now, expired)):
             _, order, flow = heappop(self._heap)
             start = request.taken
@@ -164,7 +164,7 @@ class FairQueue:
             flow.waiting -= count
             self.waiting -= count
             if not start or request.size > self._max_batch_size:  # the rest of a cut request has its place already
-                self._reached = max(self._reached, flow.account)
+                self._virtual_time = max(self._virtual_time, flow.account)
             flow.account += count * flow.price
             if request.taken == request.size:
                 del flow.requests[request]
@@ -172,14 +172,14 @@ class FairQueue:
             elif request.size > self._max_batch_size:
                 flow.requests.move_to_end(request)
             cut = request.taken < request.size <= self._max_batch_size
-            self._line_up(flow, order if cut else None)
-        self._tidy()
+            self._enqueue(flow, order if cut else None)
+        self._compact()
         return pieces, expired
 
     def drop(self, request: Request) -> None:
         """Takes what is left of a request out of the queue."""
         self._remove(request)
-        self._tidy()
+        self._compact()
 
     def _remove(self, request: Request) -> None:
         flow = request.flow
@@ -193,7 +193,7 @@ class FairQueue:
         self.requests -= 1
         request.taken = request.size
         if first:
-            self._arrive(flow)
+            self._activate(flow)
 
     def _first(self, now: float, expired: list[Request]) -> Request | None:
         """The request with the lowest place, which is that of the first entry; what expired before it goes."""
@@ -209,11 +209,11 @@ class FairQueue:
             self._remove(request)
         return None
 
-    def _arrive(self, flow: _Flow) -> None:
-        flow.account = max(flow.account, self._reached)
-        self._line_up(flow)
+    def _activate(self, flow: _Flow) -> None:
+        flow.account = max(flow.account, self._virtual_time)
+        self._enqueue(flow)
 
-    def _line_up(self, flow: _Flow, order: int | None = None) -> None:
+    def _enqueue(self, flow: _Flow, order: int | None = None) -> None:
         """Gives a flow the place of its first request, if there is one; its last entry becomes stale."""
         if not flow.requests:
             flow.order = 0
@@ -224,14 +224,16 @@ class FairQueue:
         items = min(request.size - request.taken, self._max_batch_size)
         heappush(self._heap, (flow.account + items * flow.price, flow.order, flow))
 
-    def _tidy(self) -> None:
+    def _compact(self) -> None:
         """Forgets clients that have nothing waiting and owe nothing, and stale entries."""
         if not self.waiting:
             self._flows.clear()
             self._heap.clear()
-            self._reached = 0.0
-        elif len(self._flows) + len(self._heap) > self._tidy_at:
-            self._flows = {key: flow for key, flow in self._flows.items() if flow.order or flow.account > self._reached}
+            self._virtual_time = 0.0
+        elif len(self._flows) + len(self._heap) > self._compact_at:
+            self._flows = {
+                key: flow for key, flow in self._flows.items() if flow.order or flow.account > self._virtual_time
+            }
             self._heap = [entry for entry in self._heap if entry[1] == entry[2].order]
             heapify(self._heap)
-            self._tidy_at = 2 * (len(self._flows) + len(self._heap)) + 64
+            self._compact_at = 2 * (len(self._flows) + len(self._heap)) + 64

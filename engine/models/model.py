@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends import Backend
-from engine.batching.batcher import Batcher, Device, Part, Reservation, Watch
+from engine.batching.batcher import Batcher, BatchObserver, Device, Part, Reservation
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
 from engine.latents import Gaussian, Move, shift, steps_of
@@ -85,7 +85,7 @@ class Model:
         fingerprint: Of the bundle.
         device: Where batches are computed; shared with other models.
         settings: The operator's choices.
-        watch: Gives what watches the queue of a graph: "encode", "decode" or "edit".
+        observer: Gives what watches the queue of a graph: "encode", "decode" or "edit".
 
     Attributes:
         max_images: Most images or latents of a request.
@@ -102,7 +102,7 @@ class Model:
         *,
         device: Device,
         settings: Settings,
-        watch: Callable[[str], Watch],
+        observer: Callable[[str], BatchObserver],
     ) -> None:
         manifest = bundle.manifest
         self.name = name
@@ -130,7 +130,7 @@ class Model:
                 max_delay=settings.max_delay,
                 max_queue=settings.max_queue,
                 overlaps=backend.overlaps,
-                watch=watch(graph),
+                observer=observer(graph),
             )
             for graph, (run, shape, dtype) in queues.items()
         )

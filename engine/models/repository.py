@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from engine.backends import Backend, first_calls
-from engine.batching.batcher import Device, Watch
+from engine.backends import Backend, warmup_calls
+from engine.batching.batcher import BatchObserver, Device
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel, release_frames
 from engine.models.model import Model, Settings
@@ -18,17 +18,17 @@ from engine.process.threads import in_thread
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[Bundle], Backend]
-Stamp = frozenset[tuple[str, int, int, int]]
+FileVersions = frozenset[tuple[str, int, int, int]]
 
 
-class Catalog:
+class ModelRepository:
     """Models by name. Make it with `open`, inside a running event loop.
 
     Args:
         bundles: Bundle folders by name, the default first.
         opener: Opens the graphs of a bundle.
         settings: The operator's choices.
-        watch: Gives what watches a queue, by model and graph.
+        observer: Gives what watches a queue, by model and graph.
         reloaded: Is told (model, whether it was taken) for every new bundle.
     """
 
@@ -37,18 +37,18 @@ class Catalog:
         bundles: Mapping[str, Path],
         opener: Opener,
         settings: Settings,
-        watch: Callable[[str, str], Watch],
+        observer: Callable[[str, str], BatchObserver],
         reloaded: Callable[[str, bool], None],
     ) -> None:
         self.names = tuple(bundles)
         self._bundles = dict(bundles)
         self._opener = opener
         self._settings = settings
-        self._watch = watch
+        self._observer = observer
         self._reloaded = reloaded
         self._device = Device()
         self._models: dict[str, Model] = {}
-        self._stamps: dict[str, Stamp | None] = {}
+        self._versions: dict[str, FileVersions | None] = {}
         self._loading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._closing: dict[str, asyncio.Task[None]] = {}
@@ -59,23 +59,23 @@ class Catalog:
         bundles: Mapping[str, Path],
         opener: Opener,
         settings: Settings,
-        watch: Callable[[str, str], Watch],
+        observer: Callable[[str, str], BatchObserver],
         reloaded: Callable[[str, bool], None] = lambda model, taken: None,
-    ) -> "Catalog":
+    ) -> "ModelRepository":
         """Opens all bundles; they are served from then on, and `warm_up` makes their first calls.
 
         Raises:
             StartupError: a bundle can't be used.
         """
-        catalog = cls(bundles, opener, settings, watch, reloaded)
+        repository = cls(bundles, opener, settings, observer, reloaded)
         try:
             for name, path in bundles.items():
-                catalog._stamps[name] = _stamp(path)
-                catalog._models[name] = await catalog._open(name)
+                repository._versions[name] = _file_versions(path)
+                repository._models[name] = await repository._open(name)
         except BaseException:
-            await catalog.close()
+            await repository.close()
             raise
-        return catalog
+        return repository
 
     def get(self, name: str) -> Model:
         """The model of that name; the default one for "".
@@ -102,17 +102,17 @@ class Catalog:
         for name in self.names:
             await self._reload(name)
 
-    async def follow(self, every_s: float) -> None:
+    async def watch_for_changes(self, every_s: float) -> None:
         """Looks for changed bundles from time to time, until cancelled."""
-        seen: dict[str, Stamp | None] = {}
+        seen: dict[str, FileVersions | None] = {}
         while True:
             await asyncio.sleep(every_s)
             for name, path in self._bundles.items():
-                stamp = _stamp(path)
+                versions = _file_versions(path)
                 # Files that have changed since the last look are still on their way into the folder.
-                at_rest = stamp is not None and stamp == seen.get(name)
-                seen[name] = stamp
-                if at_rest and stamp != self._stamps[name]:
+                at_rest = versions is not None and versions == seen.get(name)
+                seen[name] = versions
+                if at_rest and versions != self._versions[name]:
                     await self._reload(name)
 
     @property
@@ -130,7 +130,7 @@ class Catalog:
         """Takes a bundle, if it isn't the one that is served and can be used."""
         async with self._loading:
             path, old = self._bundles[name], self._models[name]
-            self._stamps[name] = _stamp(path)
+            self._versions[name] = _file_versions(path)
             try:
                 new = await self._successor(name, old)
             except Exception as error:
@@ -176,17 +176,21 @@ class Catalog:
             fingerprint = _fingerprint(path)  # first: a bundle that comes meanwhile must look like a change
             bundle = Bundle.load(path)
             if self._settings.max_batch is not None:
-                bundle = bundle.in_batches_of(self._settings.max_batch)
+                bundle = bundle.with_max_batch_size(self._settings.max_batch)
             return bundle, self._opener(bundle), fingerprint
 
         opened = await in_thread(load, self._bundles[name])
         return Model(
-            name, *opened, device=self._device, settings=self._settings, watch=lambda graph: self._watch(name, graph)
+            name,
+            *opened,
+            device=self._device,
+            settings=self._settings,
+            observer=lambda graph: self._observer(name, graph),
         )
 
     async def _warm_up(self, model: Model) -> None:
         # One batch at a time, so that those of clients go in between.
-        for call in first_calls(model.backend, model.bundle.manifest):
+        for call in warmup_calls(model.backend, model.bundle.manifest):
             async with self._device.free:
                 await self._device.run(call)
 
@@ -199,7 +203,7 @@ def _fingerprint(path: Path) -> str:
         return ""
 
 
-def _stamp(folder: Path) -> Stamp | None:
+def _file_versions(folder: Path) -> FileVersions | None:
     """Changes when a file of the folder does; None where there is no folder."""
     try:
         found = [(entry.name, entry.stat()) for entry in os.scandir(folder)]

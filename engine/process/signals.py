@@ -24,15 +24,15 @@ class Signals:
         grace_s: How long the end may take.
 
     Attributes:
-        end: SIGTERM or SIGINT came.
-        hurry: And then another.
-        hang_up: SIGHUP came; whoever heeds it clears this.
+        stop: SIGTERM or SIGINT came.
+        force_stop: And then another.
+        reload: SIGHUP came; whoever acts on it clears this.
     """
 
     def __init__(self, grace_s: float) -> None:
-        self.end = asyncio.Event()
-        self.hurry = asyncio.Event()
-        self.hang_up = asyncio.Event()
+        self.stop = asyncio.Event()
+        self.force_stop = asyncio.Event()
+        self.reload = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._grace_s = grace_s
         self._since = -math.inf
@@ -40,23 +40,23 @@ class Signals:
     @property
     def grace_left_s(self) -> float:
         """What is left of the grace, seconds."""
-        if self.hurry.is_set():
+        if self.force_stop.is_set():
             return 0.0
         return max(0.0, self._since + self._grace_s - self._loop.time())
 
-    def take(self, number: int) -> None:
+    def dispatch(self, number: int) -> None:
         """Takes a signal by its number."""
         if number == signal.SIGHUP:
-            self.hang_up.set()
-        elif not self.end.is_set():
+            self.reload.set()
+        elif not self.stop.is_set():
             self._since = self._loop.time()
-            self.end.set()
+            self.stop.set()
         elif self._loop.time() - self._since > _ECHO_S:
-            self.hurry.set()
+            self.force_stop.set()
 
 
 @contextmanager
-def listening(grace_s: float) -> Iterator[Signals]:
+def signal_events(grace_s: float) -> Iterator[Signals]:
     """Listens to signals, and ignores them afterwards.
 
     The event loop's own way would bring their deadly defaults back when the loop is closed, before the process ends.
@@ -69,7 +69,7 @@ def listening(grace_s: float) -> Iterator[Signals]:
     def take() -> None:
         inbox.recv(1024)
         while _received:
-            asked.take(_received.popleft())
+            asked.dispatch(_received.popleft())
 
     loop.add_reader(inbox, take)
     # Only wakes the loop up: a fork inherits it, so a number that is written here may be of a signal to the fork.

@@ -9,7 +9,7 @@ import grpc
 
 from engine.access.admission import Admission
 from engine.errors import Overloaded, release_frames
-from engine.service.status import Refusal, domain_error, refusal
+from engine.service.status import RpcStatus, domain_error, rpc_status_of
 from engine.telemetry.logs import CallLog, request_id
 from engine.telemetry.metrics import MethodFigures
 from engine.telemetry.tracing import Tracing
@@ -50,7 +50,7 @@ class CallScope:
     client = ""
     _request_id = ""
     _images = 0  # that there was room for
-    _refusal: Refusal | None = None
+    _refusal: RpcStatus | None = None
     _span: Any = None
     _version = 0
 
@@ -141,7 +141,7 @@ class CallScope:
             if log.verbose:
                 log.answered(method, client, seconds)
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
-            self._refusal = refusal(domain_error(error, method), self._request_id)
+            self._refusal = rpc_status_of(domain_error(error, method), self._request_id)
             code, message = self._refusal.code, self._refusal.message
             log.failed(method, code.name, client, seconds, message)
             if isinstance(error, Overloaded) and error.recheck is not None:

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from engine.errors import InvalidRequest, UnknownModel, release_frames
 from engine.images import EncodedFiles
 from engine.models.model import Model, Source, latents_of
-from engine.models.repository import Catalog
+from engine.models.repository import ModelRepository
 from engine.service.request_parser import count_sent, read_output, size_sent
 from engine.service.request_scope import Call, RequestScope
 from engine.service.response import Answer, StreamAnswer
-from engine.service.status import domain_error, shortened
+from engine.service.status import domain_error, truncated
 from framing import Frame
 from protos import dfcvae_pb2 as pb
 
@@ -155,12 +155,12 @@ class EditStream:
     """Answers the requests of one stream.
 
     Args:
-        catalog: What is served.
+        repository: What is served.
         call: Which the stream is.
     """
 
-    def __init__(self, catalog: Catalog, call: StreamCall) -> None:
-        self._catalog = catalog
+    def __init__(self, repository: ModelRepository, call: StreamCall) -> None:
+        self._repository = repository
         self._call = call
 
     async def answers(self, requests: AsyncIterator[pb.EditStreamRequest], ahead: int) -> AsyncIterator[Response]:
@@ -211,7 +211,7 @@ class EditStream:
     def _measure(self, request: pb.EditStreamRequest, source: _Source | None) -> tuple[int, int]:
         """Bytes of the images that a request's answer has at most, and its share of those that one request may have."""
         try:
-            model = self._catalog.get(request.model or (source.model if source else ""))
+            model = self._repository.get(request.model or (source.model if source else ""))
         except UnknownModel:  # the answer will say so
             return 0, 0
         images = min(source.images, model.max_images) if source else 0
@@ -227,7 +227,7 @@ class EditStream:
             return StreamAnswer(edited, request.id)
         except Exception as error:
             told = domain_error(error, "a request of a stream")
-            code, message, wait_s = grpc.StatusCode[told.status], shortened(str(told)), told.retry_after_s or 0.0
+            code, message, wait_s = grpc.StatusCode[told.status], truncated(str(told)), told.retry_after_s or 0.0
             release_frames(error)
         self._call.replied(code.name, message)
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
@@ -236,7 +236,7 @@ class EditStream:
     async def _edit(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
         """Edits a source that has just come."""
         try:
-            with RequestScope(self._catalog, self._call, request, request.model) as scope:
+            with RequestScope(self._repository, self._call, request, request.model) as scope:
                 try:
                     return await self._edited(request, scope, source.read(scope), source)
                 except InvalidRequest as error:
@@ -248,7 +248,7 @@ class EditStream:
     async def _edit_again(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
         """Edits the latents of a source that came before."""
         await source.answered.wait()
-        with RequestScope(self._catalog, self._call, request, request.model or source.model) as scope:
+        with RequestScope(self._repository, self._call, request, request.model or source.model) as scope:
             # Another model, perhaps loaded meanwhile, has other latents.
             if source.encoded is not None and source.encoded[0]() is scope.model:
                 return await self._edited(request, scope, source.encoded[1], source)

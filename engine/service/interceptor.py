@@ -20,7 +20,7 @@ from engine.access.auth import name_in_certificate
 from engine.errors import EngineError, ShuttingDown
 from engine.service.call_scope import CallScope, CallServices
 from engine.service.request_stream import RequestStream
-from engine.service.status import Refusal, refusal
+from engine.service.status import RpcStatus, rpc_status_of
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
 from engine.telemetry.tracing import Tracing
@@ -85,14 +85,14 @@ class CallInterceptor:
         """
         add(servicer, _Registrar(self, server))
 
-    def admit(self, call: CoreCall) -> CallPermit | Refusal:
+    def admit(self, call: CoreCall) -> CallPermit | RpcStatus:
         """What a call has from now on, or what it is ended with; for `engine.transport.Server`."""
         client, method = host_of(call.peer()), self._methods.get(call.path)
         if method is None:
             try:
                 return self._probes.admit(client)
             except EngineError as error:
-                return refusal(error, "")
+                return rpc_status_of(error, "")
         guards, request_id, authorization = self.admission.guards, "", None
         for key, value in call.metadata:
             if key == "x-request-id" and isinstance(value, str) and _SANE_ID.fullmatch(value):
@@ -107,7 +107,7 @@ class CallInterceptor:
                 client = name
             permit = self.admission.admit(client, call.path, stream=call.path in self._streaming)
         except EngineError as error:
-            found = refusal(error, request_id)
+            found = rpc_status_of(error, request_id)
             method.refused(found.code.name)
             self._refusals.failed(method.name, found.code.name, client, 0.0, found.message)
             return found

@@ -19,11 +19,11 @@ from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS
 from engine.latents import linear, spherical
 from engine.models.model import MAX_MESSAGE_BYTES, Model, Source, Terms
-from engine.models.repository import Catalog
+from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream, StreamCall
 from engine.service.request_parser import (
     DISTRIBUTIONS,
-    Output,
+    OutputSpec,
     latent_batch,
     parser,
     read_form,
@@ -75,15 +75,15 @@ class Limits:
 
 
 class LatentEngine:
-    """Serves the models of a catalog.
+    """Serves the models of a repository.
 
     Args:
-        catalog: What is served.
+        repository: What is served.
         limits: The server's limits.
     """
 
-    def __init__(self, catalog: Catalog, limits: Limits) -> None:
-        self._catalog = catalog
+    def __init__(self, repository: ModelRepository, limits: Limits) -> None:
+        self._repository = repository
         self._limits = limits
 
     async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
@@ -97,7 +97,7 @@ class LatentEngine:
     async def Decode(self, request: pb.DecodeRequest, call: Call) -> Answer:  # noqa: N802
         """Latents to images."""
         with self._scope(request, call) as scope:
-            output = Output(True, False, *read_form(request.output))
+            output = OutputSpec(True, False, *read_form(request.output))
             latents = scope.parser.latents(request.latents)
             with scope.admit(len(latents)) as terms:
                 images = await scope.model.decode(latents, terms)
@@ -121,7 +121,7 @@ class LatentEngine:
         self, requests: AsyncIterator[pb.EditStreamRequest], call: StreamCall
     ) -> AsyncIterator[StreamAnswer | pb.EditStreamResponse]:
         """Edits one after the other."""
-        async for response in EditStream(self._catalog, call).answers(requests, _REQUESTS_AHEAD):
+        async for response in EditStream(self._repository, call).answers(requests, _REQUESTS_AHEAD):
             yield response
 
     async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> Answer:  # noqa: N802
@@ -162,7 +162,7 @@ class LatentEngine:
 
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
         """What is served."""
-        model = self._catalog.get(request.model)
+        model = self._repository.get(request.model)
         manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
         columns = (directions.names, directions.positives, directions.negatives, directions.kinds)
         return pb.GetModelResponse(
@@ -187,14 +187,14 @@ class LatentEngine:
             preprocessing=_preprocessing(manifest.preprocessing),
             versions=manifest.versions,
             model=model.name,
-            models=self._catalog.names,
+            models=self._repository.names,
             fingerprint=model.fingerprint,
             distributions=[DISTRIBUTIONS[name] for name in model.gaussians],
             max_delay_ms=model.settings.max_delay * 1000,
         )
 
     def _scope(self, request: Any, call: Call) -> RequestScope:
-        return RequestScope(self._catalog, call, request, request.model)
+        return RequestScope(self._repository, call, request, request.model)
 
 
 def add_to_server(engine: LatentEngine, server: Any) -> None:

@@ -16,7 +16,7 @@ from engine.errors import InvalidRequest
 from engine.images import FILE_FORMATS, EncodedFiles, from_raw
 from engine.latents import Directions, Gaussian, Move
 from engine.models.model import FITTED, STANDARD, Images, Source
-from engine.service.zero_copy import Lifted, lift, tree_of
+from engine.service.zero_copy import ZeroCopyMessage, field_tree, split_pixels
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
@@ -43,24 +43,24 @@ _PRIORITIES = {
 
 
 def parser(kind: type[Message]) -> Callable[[bytes], Any]:
-    """What turns bytes into requests of a kind; raw pixels stay where they are, see `Lifted`.
+    """What turns bytes into requests of a kind; raw pixels stay where they are, see `ZeroCopyMessage`.
 
     It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
     are no message.
     """
-    tree = tree_of(kind.DESCRIPTOR)
+    tree = field_tree(kind.DESCRIPTOR)
 
     def parse(data: bytes) -> Any:
         if len(data) <= _SMALL_BYTES:
             return kind.FromString(data)
-        rest, found = lift(data, tree)
+        rest, found = split_pixels(data, tree)
         request = kind.FromString(rest)
-        return Lifted(request, found) if found else request
+        return ZeroCopyMessage(request, found) if found else request
 
     return parse
 
 
-class Output(NamedTuple):
+class OutputSpec(NamedTuple):
     """What is to come back.
 
     Attributes:
@@ -209,7 +209,7 @@ def read_gaussian(request: Any, known: Mapping[str, Gaussian]) -> Gaussian:
     return known[name]
 
 
-def read_output(request: Any) -> Output:
+def read_output(request: Any) -> OutputSpec:
     """What a request with `result` and `output` wants back."""
     if request.result not in _RESULTS:
         raise InvalidRequest(f"result is {request.result}, which is none of EditResult's values", "result")
@@ -218,8 +218,8 @@ def read_output(request: Any) -> Output:
             raise InvalidRequest(
                 "output is set, but only latents are asked for; ask for images, or leave it out", "output"
             )
-        return Output(False, True, None, 0)
-    return Output(True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS, *read_form(request.output))
+        return OutputSpec(False, True, None, 0)
+    return OutputSpec(True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS, *read_form(request.output))
 
 
 def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:

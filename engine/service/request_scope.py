@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from engine.errors import Overloaded
 from engine.models.model import Terms
-from engine.models.repository import Catalog
-from engine.service.request_parser import Output, RequestParser, read_priority
+from engine.models.repository import ModelRepository
+from engine.service.request_parser import OutputSpec, RequestParser, read_priority
 from engine.service.response import Answer, answer
 
 Bytes = npt.NDArray[np.uint8]
@@ -51,7 +51,7 @@ class RequestScope:
     """A request while it is worked on, as a context that leases its model.
 
     Args:
-        catalog: The models that are served.
+        repository: The models that are served.
         call: Which the request came in.
         request: With a priority.
         model: Name of its model; "" for the default.
@@ -65,12 +65,12 @@ class RequestScope:
         UnknownModel: When there is no such model.
     """
 
-    def __init__(self, catalog: Catalog, call: Call, request: Any, model: str) -> None:
+    def __init__(self, repository: ModelRepository, call: Call, request: Any, model: str) -> None:
         remaining = call.time_remaining()
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         self._call = call
         self._terms = Terms(deadline, call.client, read_priority(request))
-        self.model = catalog.get(model)
+        self.model = repository.get(model)
         bundle = self.model.bundle
         self.parser = RequestParser(bundle.manifest, bundle.directions, self.model.max_images)
         self._lease = self.model.lease()
@@ -118,7 +118,7 @@ class RequestScope:
         self._call.count(count)
 
     async def respond(
-        self, message: Any, output: Output, images: Bytes | None, latents: Floats | None = None
+        self, message: Any, output: OutputSpec, images: Bytes | None, latents: Floats | None = None
     ) -> Answer:
         """What is to come back; the arguments are those of `engine.service.response.answer`."""
         return await answer(message, self.model, output, images, latents, client=self._terms.client)

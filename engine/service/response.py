@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from engine.images import DEFAULT_QUALITY
 from engine.models.model import Model
-from engine.service.request_parser import Output, latent_batch
+from engine.service.request_parser import OutputSpec, latent_batch
 from engine.service.zero_copy import to_varint
 from protos import dfcvae_pb2 as pb
 
@@ -83,7 +83,7 @@ def serialize(response: Any) -> bytes:
 async def answer(
     message: Any,
     model: Model,
-    output: Output,
+    output: OutputSpec,
     images: Bytes | None,
     latents: Floats | None = None,
     *,

@@ -20,7 +20,7 @@ DOMAIN = "dfcvae.v1"
 _MAX_SENTENCE_BYTES = 1000
 
 
-class Refusal(NamedTuple):
+class RpcStatus(NamedTuple):
     """What a call is ended with.
 
     Attributes:
@@ -34,16 +34,16 @@ class Refusal(NamedTuple):
     trailing: tuple[tuple[str, bytes | str], ...]
 
 
-def refusal(error: EngineError, request_id: str) -> Refusal:
+def rpc_status_of(error: EngineError, request_id: str) -> RpcStatus:
     """The status of an error, with its details.
 
     These are what is wrong where (BadRequest), when to try again (RetryInfo), why (ErrorInfo), and the id of the
     request (RequestInfo).
     """
-    message = shortened(str(error))
+    message = truncated(str(error))
     status = status_pb2.Status(code=code_pb2.Code.Value(error.status), message=message)
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=shortened(error.field), description=message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=truncated(error.field), description=message)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         delay = Duration()
@@ -52,7 +52,7 @@ def refusal(error: EngineError, request_id: str) -> Refusal:
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
     whole = rpc_status.to_status(status)
-    return Refusal(whole.code, whole.details, (*whole.trailing_metadata, ("x-request-id", request_id)))
+    return RpcStatus(whole.code, whole.details, (*whole.trailing_metadata, ("x-request-id", request_id)))
 
 
 def domain_error(error: Exception, method: str) -> EngineError:
@@ -67,7 +67,7 @@ def domain_error(error: Exception, method: str) -> EngineError:
     return EngineError("the server failed on this request; its log has the reason")
 
 
-def shortened(sentence: str) -> str:
+def truncated(sentence: str) -> str:
     """A sentence of at most a thousand bytes, without its middle where it is longer."""
     data = sentence.encode("utf-8", "replace")
     if len(data) <= _MAX_SENTENCE_BYTES:

@@ -29,7 +29,7 @@ _LONGEST_LENGTH = 4  # bytes; enough for 256 MiB
 _LENGTH, _GROUP, _END_OF_GROUP = 2, 3, 4
 
 
-class Lifted:
+class ZeroCopyMessage:
     """A message, some of whose fields lie beside it; they are read as its other fields are.
 
     Args:
@@ -40,14 +40,14 @@ class Lifted:
     def __init__(self, message: Message, found: Found) -> None:
         self._message = message
         for name, value in found.items():
-            own = value if isinstance(value, memoryview) else Lifted(getattr(message, name), value)
+            own = value if isinstance(value, memoryview) else ZeroCopyMessage(getattr(message, name), value)
             setattr(self, name, own)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._message, name)
 
 
-def tree_of(descriptor: Any) -> Tree:
+def field_tree(descriptor: Any) -> Tree:
     """Where pixels may be in messages of a kind: all fields that hold one message each, and `RawImages.data`.
 
     Args:
@@ -57,13 +57,13 @@ def tree_of(descriptor: Any) -> Tree:
     for field in descriptor.fields:
         tag = field.number << 3 | _LENGTH
         if field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated:
-            tree[tag] = (field.name, tree_of(field.message_type))
+            tree[tag] = (field.name, field_tree(field.message_type))
         elif descriptor is pb.RawImages.DESCRIPTOR and field.name == "data":
             tree[tag] = (field.name, None)
     return tree
 
 
-def lift(data: bytes, tree: Tree) -> tuple[bytes, Found]:
+def split_pixels(data: bytes, tree: Tree) -> tuple[bytes, Found]:
     """Cuts the pixels out of a serialised message.
 
     Args:
@@ -98,7 +98,7 @@ class _Walk:
         self._fields = 0
 
     def cut(self, start: int, stop: int, tree: Tree) -> tuple[bytes, Found]:
-        """As `lift`, for the message that lies from start to stop; b"" where nothing is found in it."""
+        """As `split_pixels`, for the message that lies from start to stop; b"" where nothing is found in it."""
         data = self._data
         found: Found = {}
         seen: set[int] = set()

@@ -129,7 +129,7 @@ class MethodFigures:
 
 
 class QueueFigures:
-    """The figures of one graph's queue; an `engine.batching.batcher.Watch`.
+    """The figures of one graph's queue; an `engine.batching.batcher.BatchObserver`.
 
     Attributes:
         images: That wait now.

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import grpc
 
 from engine.transport.core import CoreCall, CoreError, Metadata, message_of, was_cancelled
-from engine.transport.flow import Inbox, Outbox
 from engine.transport.permit import Permit
+from engine.transport.stream_buffers import ReceiveBuffer, SendBuffer
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ class ServerCall:
         self._details = ""
         self._trailing: Metadata = None
         self._callbacks: list[Callable[[ServerCall], None]] = []
-        self._inbox = Inbox(call, permit, post)
-        self._outbox = Outbox(call, post)
+        self._inbox = ReceiveBuffer(call, permit, post)
+        self._outbox = SendBuffer(call, post)
 
     # On the queue's thread; `_receive` on that of whoever makes room.
 

@@ -7,7 +7,7 @@ import pytest
 from engine.access.auth import Tokens, name_in_certificate
 from engine.access.rate_limit import RateLimit
 from engine.errors import RateLimited, StartupError, Unauthenticated
-from engine.service.status import refusal
+from engine.service.status import rpc_status_of
 from protos import dfcvae_pb2 as pb
 
 ANNA = "a" * 32
@@ -194,6 +194,6 @@ def test_no_pause_is_longer_than_the_wire_can_say() -> None:
     limit.spend("anna", 10**9)
     with pytest.raises(RateLimited) as limited:
         limit.spend("anna", 10**9)
-    trailing = dict(refusal(limited.value, "id").trailing)
+    trailing = dict(rpc_status_of(limited.value, "id").trailing)
     assert "grpc-status-details-bin" in trailing
     assert pb.StreamError(retry_after_ms=round((limited.value.retry_after_s or 0) * 1000)).retry_after_ms > 10**9

@@ -246,7 +246,7 @@ def test_clients_and_priorities_reach_the_queue() -> None:
     assert play(scene).batches[1] == [5, 4, *[2] * 6]
 
 
-def test_a_watch_is_told_what_happens() -> None:
+def test_an_observer_is_told_what_happens() -> None:
     notes = Notes()
 
     async def scene(batcher: Batcher, gated: Gated) -> None:
@@ -259,7 +259,7 @@ def test_a_watch_is_told_what_happens() -> None:
         await asyncio.gather(*tasks)
         await check_error(submit(batcher, 13), ComputeFailed, "log")
 
-    play(scene, watch=notes)
+    play(scene, observer=notes)
     assert [(size, len(waits)) for size, waits, _ in notes.batches] == [(1, 1), (3, 2)]
     assert all(wait >= 0 for _, waits, seconds in notes.batches for wait in [*waits, seconds])
     assert notes.failures == 1

@@ -13,10 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_model import LATENT_DIM
 
 from engine.backends import open_backend
-from engine.batching.batcher import NO_WATCH
+from engine.batching.batcher import NULL_OBSERVER
 from engine.latents import Gaussian, sampling
 from engine.models.model import Settings
-from engine.models.repository import Catalog
+from engine.models.repository import ModelRepository
 from engine.service.latent_engine import LatentEngine, Limits, handlers_of
 from protos import dfcvae_pb2 as pb
 
@@ -37,9 +37,9 @@ class LocalCall:
 
 def serve(bundle: Path, scenario: Callable[[LatentEngine], Awaitable[None]]) -> None:
     async def whole() -> None:
-        catalog = await Catalog.open({"tiny": bundle}, open_backend, Settings(), lambda *_: NO_WATCH, lambda *_: None)
-        await scenario(LatentEngine(catalog, Limits()))
-        await catalog.close()
+        repository = await ModelRepository.open({"tiny": bundle}, open_backend, Settings(), lambda *_: NULL_OBSERVER)
+        await scenario(LatentEngine(repository, Limits()))
+        await repository.close()
 
     asyncio.run(whole())
 

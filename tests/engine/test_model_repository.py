@@ -12,26 +12,26 @@ from bundles import smile_more, write_tiny_bundle
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.backends import Backend, Bytes, Floats, open_backend
-from engine.batching.batcher import NO_WATCH
+from engine.batching.batcher import NULL_OBSERVER
 from engine.errors import BundleError, UnknownModel
 from engine.models.model import Model, Settings, Terms
-from engine.models.repository import Catalog, Opener
+from engine.models.repository import ModelRepository, Opener
 
 
 def run(
-    scenario: Callable[[Catalog], Awaitable[None]],
+    scenario: Callable[[ModelRepository], Awaitable[None]],
     told: list[tuple[str, bool]] | None = None,
     opener: Opener = open_backend,
     **bundles: Path,
 ) -> None:
     async def whole() -> None:
         taken = [] if told is None else told
-        catalog = await Catalog.open(
-            bundles, opener, Settings(), lambda *_: NO_WATCH, lambda name, good: taken.append((name, good))
+        repository = await ModelRepository.open(
+            bundles, opener, Settings(), lambda *_: NULL_OBSERVER, lambda name, good: taken.append((name, good))
         )
-        await catalog.warm_up()
-        await scenario(catalog)
-        await catalog.close()
+        await repository.warm_up()
+        await scenario(repository)
+        await repository.close()
 
     asyncio.run(whole())
 
@@ -60,13 +60,13 @@ def test_models_are_found_by_name_and_the_first_is_the_default(tmp_path: Path) -
     one, two = (write_tiny_bundle(tmp_path / name) for name in ("one", "two"))
     smile_more(two, 2)
 
-    async def scenario(catalog: Catalog) -> None:
-        assert catalog.names == ("faces", "cats")
-        assert catalog.get("") is catalog.get("faces")
-        np.testing.assert_array_equal(await smile(catalog.get("faces")), expected(1))
-        np.testing.assert_array_equal(await smile(catalog.get("cats")), expected(2))
+    async def scenario(repository: ModelRepository) -> None:
+        assert repository.names == ("faces", "cats")
+        assert repository.get("") is repository.get("faces")
+        np.testing.assert_array_equal(await smile(repository.get("faces")), expected(1))
+        np.testing.assert_array_equal(await smile(repository.get("cats")), expected(2))
         with pytest.raises(UnknownModel, match="no model 'dogs' is served here; there is: faces, cats"):
-            catalog.get("dogs")
+            repository.get("dogs")
 
     run(scenario, faces=one, cats=two)
 
@@ -75,17 +75,17 @@ def test_a_changed_bundle_takes_over_and_requests_on_the_way_end_with_the_old_on
     bundle = write_tiny_bundle(tmp_path / "bundle")
     told: list[tuple[str, bool]] = []
 
-    async def scenario(catalog: Catalog) -> None:
-        old = catalog.get("")
-        await catalog.reload()
-        assert catalog.get("") is old, "nothing has changed"
+    async def scenario(repository: ModelRepository) -> None:
+        old = repository.get("")
+        await repository.reload()
+        assert repository.get("") is old, "nothing has changed"
         smile_more(bundle, 3)
         with old.lease():
-            await catalog.reload()
-            assert catalog.get("") is not old
-            np.testing.assert_array_equal(await smile(catalog.get("")), expected(3))
+            await repository.reload()
+            assert repository.get("") is not old
+            np.testing.assert_array_equal(await smile(repository.get("")), expected(3))
             np.testing.assert_array_equal(await smile(old), expected(1))
-        assert catalog.get("").fingerprint != old.fingerprint
+        assert repository.get("").fingerprint != old.fingerprint
 
     run(scenario, told, faces=bundle)
     assert told == [("faces", True)]
@@ -94,10 +94,10 @@ def test_a_changed_bundle_takes_over_and_requests_on_the_way_end_with_the_old_on
 def test_the_graphs_of_a_model_that_has_retired_are_gone(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
 
-    async def scenario(catalog: Catalog) -> None:
-        old = weakref.ref(catalog.get("").backend)
+    async def scenario(repository: ModelRepository) -> None:
+        old = weakref.ref(repository.get("").backend)
         smile_more(bundle, 3)
-        await catalog.reload()
+        await repository.reload()
         await gone(old)
 
     run(scenario, faces=bundle)
@@ -110,8 +110,8 @@ def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
     bundle = write_tiny_bundle(tmp_path / "bundle")
     told: list[tuple[str, bool]] = []
 
-    async def scenario(catalog: Catalog) -> None:
-        old = catalog.get("")
+    async def scenario(repository: ModelRepository) -> None:
+        old = repository.get("")
         if harm == "torn graph":
             smile_more(bundle, 2)
             (bundle / "decoder.onnx").write_bytes(b"torn")
@@ -121,8 +121,8 @@ def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
             # It opens, and only its first call shows that the sizes are wrong.
             manifest = (bundle / "manifest.json").read_text()
             (bundle / "manifest.json").write_text(manifest.replace('"image_size": 8', '"image_size": 16'))
-        await catalog.reload()
-        assert catalog.get("") is old
+        await repository.reload()
+        assert repository.get("") is old
         np.testing.assert_array_equal(await smile(old), expected(1))
 
     run(scenario, told, faces=bundle)
@@ -151,13 +151,13 @@ def test_a_backend_is_freed_with_its_model_and_when_its_bundle_is_refused(tmp_pa
     opened: list[weakref.ref[Closing]] = []
     closed: list[int] = []
 
-    async def scenario(catalog: Catalog) -> None:
+    async def scenario(repository: ModelRepository) -> None:
         manifest = (bundle / "manifest.json").read_text()
         (bundle / "manifest.json").write_text(manifest.replace('"image_size": 8', '"image_size": 16'))
-        await catalog.reload()
+        await repository.reload()
         assert (len(opened), closed) == (2, [1])
         await gone(opened[1])
-        np.testing.assert_array_equal(await smile(catalog.get("")), expected(1))
+        np.testing.assert_array_equal(await smile(repository.get("")), expected(1))
 
     run(scenario, opener=lambda bundle: Closing(open_backend(bundle)), faces=bundle)
     assert closed == [1, 0]
@@ -167,13 +167,13 @@ def test_a_followed_folder_is_reloaded_when_it_changes_and_only_then(tmp_path: P
     bundle = write_tiny_bundle(tmp_path / "bundle")
     told: list[tuple[str, bool]] = []
 
-    async def scenario(catalog: Catalog) -> None:
-        old = catalog.get("")
-        following = asyncio.get_running_loop().create_task(catalog.follow(0.01))
+    async def scenario(repository: ModelRepository) -> None:
+        old = repository.get("")
+        following = asyncio.get_running_loop().create_task(repository.watch_for_changes(0.01))
         smile_more(bundle, 2)
-        while catalog.get("") is old:
+        while repository.get("") is old:
             await asyncio.sleep(0.01)
-        np.testing.assert_array_equal(await smile(catalog.get("")), expected(2))
+        np.testing.assert_array_equal(await smile(repository.get("")), expected(2))
         (bundle / "manifest.json").write_text("{}")
         while len(told) < 2:
             await asyncio.sleep(0.01)
@@ -185,7 +185,7 @@ def test_a_followed_folder_is_reloaded_when_it_changes_and_only_then(tmp_path: P
 
 
 def test_a_bundle_that_cannot_be_opened_at_the_start_is_an_error(tmp_path: Path) -> None:
-    async def nothing(_: Catalog) -> None:
+    async def nothing(_: ModelRepository) -> None:
         raise AssertionError
 
     with pytest.raises(BundleError, match="no bundle folder"):

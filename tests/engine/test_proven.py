@@ -81,7 +81,7 @@ def test_what_was_proven_elsewhere_is_proven_again(
     caplog.set_level(logging.INFO)
     here = machine_of(Bundle.load(bundle).manifest, 1)
     say_proven(bundle, machine={**here, **machine})
-    open_proven(Bundle.load(bundle).in_batches_of(max_batch), threads)
+    open_proven(Bundle.load(bundle).with_max_batch_size(max_batch), threads)
     assert f"its engines were proven elsewhere: {reason}" in caplog.text
     assert "proven on this machine in " in caplog.text
 

@@ -24,7 +24,7 @@ from wires import (
     until,
 )
 
-from engine.transport.flow import MAX_BYTES
+from engine.transport.stream_buffers import MAX_BYTES
 
 
 @in_loop

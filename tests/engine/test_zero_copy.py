@@ -14,19 +14,19 @@ from servers import ServerProcess
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.errors import InvalidRequest
-from engine.service.zero_copy import Lifted, lift, to_varint, tree_of
+from engine.service.zero_copy import ZeroCopyMessage, field_tree, split_pixels, to_varint
 from protos import dfcvae_pb2 as pb
 
 PIXELS = bytes(range(256)) * 48
 KINDS: list[Any] = [pb.EncodeRequest, pb.EditRequest, pb.EditStreamRequest, pb.InterpolateRequest, pb.DecodeRequest]
-EDIT = tree_of(pb.EditRequest.DESCRIPTOR)
+EDIT = field_tree(pb.EditRequest.DESCRIPTOR)
 RAW = pb.RawImages(count=4, height=32, width=32, data=PIXELS)
 IMAGES = pb.ImageBatch(raw=RAW)
 
 
 def parsed(kind: Any, data: bytes) -> Message:
     """The message with its pixels put back."""
-    rest, found = lift(data, tree_of(kind.DESCRIPTOR))
+    rest, found = split_pixels(data, field_tree(kind.DESCRIPTOR))
     message: Message = kind.FromString(rest)
     put_back(message, found)
     return message
@@ -67,9 +67,9 @@ def field(number: int, content: bytes) -> bytes:
 )
 def test_pixels_are_views_of_the_request_and_the_rest_is_small(request_: Any, paths: list[str]) -> None:
     data = request_.SerializeToString()
-    rest, found = lift(data, tree_of(request_.DESCRIPTOR))
+    rest, found = split_pixels(data, field_tree(request_.DESCRIPTOR))
     assert len(rest) < 100
-    lifted: Any = Lifted(type(request_).FromString(rest), found)
+    lifted: Any = ZeroCopyMessage(type(request_).FromString(rest), found)
     for path in paths:
         end = lifted if path == "images" else getattr(lifted, path)
         assert end.HasField("images")
@@ -93,7 +93,7 @@ def test_pixels_are_views_of_the_request_and_the_rest_is_small(request_: Any, pa
 )
 def test_what_is_no_pixels_is_left_alone(request_: Any) -> None:
     data = request_.SerializeToString()
-    rest, found = lift(data, tree_of(request_.DESCRIPTOR))
+    rest, found = split_pixels(data, field_tree(request_.DESCRIPTOR))
     assert rest is data
     assert not found
 
@@ -111,14 +111,14 @@ def test_what_is_no_pixels_is_left_alone(request_: Any) -> None:
     ],
 )
 def test_what_is_not_plain_is_left_to_protobuf(odd: bytes) -> None:
-    assert lift(odd, EDIT) == (odd, {})
+    assert split_pixels(odd, EDIT) == (odd, {})
     pb.EditRequest.FromString(odd)
 
 
 def test_the_last_field_of_a_oneof_counts() -> None:
     images, latents = field(1, IMAGES.SerializeToString()), field(2, pb.LatentBatch(count=1).SerializeToString())
     for data in (images + latents, latents + images):
-        rest, found = lift(data, EDIT)
+        rest, found = split_pixels(data, EDIT)
         assert found
         assert len(rest) < 100
         assert_read_as_protobuf_does(pb.EditRequest, data)
@@ -169,7 +169,7 @@ def test_millions_of_fields_are_refused_before_they_become_objects(way: Any) -> 
     data = way(b"\x0a\x00" * 5_000_000)
     started = time.process_time()
     with pytest.raises(InvalidRequest, match="more than 16384 fields"):
-        lift(data, EDIT)
+        split_pixels(data, EDIT)
     assert time.process_time() - started < 1
 
 

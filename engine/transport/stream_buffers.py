@@ -25,7 +25,7 @@ Post = Callable[..., None]
 _Waiting = list["asyncio.Future[None]"]
 
 
-class Inbox:
+class ReceiveBuffer:
     """Messages that have come, to the last; nothing is read before somebody asks for the first.
 
     Args:
@@ -102,7 +102,7 @@ class Inbox:
         return True
 
 
-class Outbox:
+class SendBuffer:
     """Messages that are to go, in their order.
 
     Args:
