@@ -1,7 +1,8 @@
 """What a lower precision costs in single layers: every convolution and matrix product beside its FP32 form.
 
 A layer of the reduced graph is given what the FP32 graph's layers give, not what the layers before it make of that in
-the lower precision: so its error is its own. With Q/DQ, rounding a layer's inputs counts as the layer's.
+the lower precision: so its error is its own. With Q/DQ, rounding a layer's inputs counts as the layer's, and so does
+the correction for all layers in the biases of the last ones.
 """
 
 from __future__ import annotations
