@@ -1,7 +1,7 @@
 """Golden figures of the server: the bytes of its answers, its flags, the names of its metrics.
 
 What other programs rely on stands in golden/server.json; a change there is a change for users. To write it anew, after
-a look at what has changed: GOLDEN=write python -m pytest tests/end_to_end/test_golden.py.
+a look at what has changed: GOLDEN=write python -m pytest tests/end_to_end/test_server_golden.py.
 """
 
 import base64
