@@ -3,7 +3,8 @@
 In int8 the quantised layers are those of the graph; what it leaves in float is computed in bfloat16 where the CPU has
 units and OpenVINO kernels for it, which is faster, else in float32.
 
-Each graph is compiled for one image, for a share of a full batch, and for any count: known shapes are faster.
+Each graph is compiled for one image, for a share of a full batch and of half of one, and for any count: known shapes
+are faster.
 """
 
 import logging
@@ -124,10 +125,10 @@ class _Graph:
         # Threads are not pinned to cores: the server's own threads need those too.
         common = {**settings, "ENABLE_CPU_PINNING": False, "PERFORMANCE_HINT": "LATENCY"}
         spread = {**common, "NUM_STREAMS": shares}
-        self._full = -(-max_batch_size // shares)
+        full = -(-max_batch_size // shares)
         requests = batches * shares
         self._single = _Compiled(core, model, 1, {**common, "NUM_STREAMS": 1}, requests)
-        self._whole = _Compiled(core, model, self._full, spread, requests)
+        self._known = {size: _Compiled(core, model, size, spread, requests) for size in {full, -(-full // 2)}}
         self._any = _Compiled(core, model, None, spread, requests)
 
     def run(self, *batches: Array) -> list[Array]:
@@ -157,7 +158,7 @@ class _Graph:
     def _choose(self, count: int, share: int) -> "_Compiled":
         if count == 1:
             return self._single
-        return self._whole if share == self._full else self._any
+        return self._known.get(share, self._any)
 
 
 class _Compiled:

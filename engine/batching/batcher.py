@@ -2,10 +2,10 @@
 
 A `Batcher` serves one graph. Several of them share one `Device`, whose threads compute their batches in turn. A batch
 is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the order that
-`engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with; a smaller one when the
-loop has handed out the batcher's own last results, and after the wait that `engine.batching.batch_window` describes, so
-that the next requests of the same clients can be in it. Per request there is one future and a few steps under a lock;
-per batch one message from a thread to the loop.
+`engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with, and where batches
+overlap so does half of one; a smaller one when the loop has handed out the batcher's own last results, and after the
+wait that `engine.batching.batch_window` describes, so that the next requests of the same clients can be in it. Per
+request there is one future and a few steps under a lock; per batch one message from a thread to the loop.
 
 Threads: `due` and `take` run on the device's threads, with `device.lock` held, and `_compute` without it. All else runs
 on the event loop, which takes that lock to touch the queue. Nobody who holds it takes another lock.
@@ -34,6 +34,11 @@ __all__ = ["NULL_OBSERVER", "Array", "BatchObserver", "Batcher", "Device", "Part
 Array = npt.NDArray[Any]
 
 logger = logging.getLogger(__name__)
+
+# Half batches have this many items at least; smaller ones take too long an item.
+_LEAST_HALF = 12
+# As many times the largest batch must be under way for the next batch to fill while one is computed.
+_ENOUGH_TO_FILL = 1.5
 
 
 class Part(NamedTuple):
@@ -133,6 +138,10 @@ class Batcher:
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
         self._window = BatchWindow()
+        half = max_batch_size // 2
+        self._half = half if overlaps and half >= _LEAST_HALF else 0  # items of half a batch; 0: there are none
+        self._computing = 0  # items of batches that are being computed
+        self._crowd = 0.0  # items under way, of late
         self._reserved: Counter[str] = Counter()  # items by client
         # What was taken from the queue, a batch or expired requests, until those who wait for it have seen the outcome.
         self._unsettled = 0
@@ -257,13 +266,13 @@ class Batcher:
         self._buffers.clear()
 
     def ripe(self) -> bool:
-        """For the device, on its threads: whether a full batch waits, which can start beside another, and at once."""
-        return self._queue.waiting >= self._max_batch_size
+        """For the device, on its threads: whether a batch can start beside another, or at once."""
+        return bool(self._ready())
 
     def due(self) -> float:
         """For the device, on its threads: when the next batch should start."""
-        if self.ripe():
-            return 0.0
+        if ready := self._ready():
+            return 0.0 if ready == self._max_batch_size else self._since + self._max_delay
         if not self._queue.waiting or self._unsettled:
             return float("inf")
         if self._closing:
@@ -272,16 +281,31 @@ class Batcher:
 
     def take(self, now: float) -> Callable[[], None] | None:
         """For the device, on its threads: puts a batch together."""
-        requests, full = self._queue.requests, self.ripe()
-        pieces, expired = self._queue.take(self._max_batch_size, now)
+        requests, ready = self._queue.requests, self._ready()
+        pieces, expired = self._queue.take(ready or self._max_batch_size, now)
         if expired:
             self._unsettled += 1
             self._call(self._expire, expired)
         if not pieces:
             return None
-        self._window.taken(requests, full)
+        self._window.taken(requests, ready > 0)
         self._unsettled += 1
+        self._computing += _count(pieces)
         return lambda: self._compute(pieces)
+
+    def _ready(self) -> int:
+        """Items of the batch that has nothing to wait for: a full one, or half of one; 0 where there is none.
+
+        Of a crowd that is too small to fill a batch while another is computed, one half is computed while the other is
+        on the wire, and no core is idle. Not of large
+        requests, which would be cut in two.
+        """
+        waiting = self._queue.waiting
+        if waiting >= self._max_batch_size:
+            return self._max_batch_size
+        halves = self._half and self._crowd < _ENOUGH_TO_FILL * self._max_batch_size
+        small = waiting <= self._queue.requests * self._half // 4
+        return self._half if halves and small and waiting >= self._half else 0
 
     def _has_work(self) -> bool:
         with self._device.lock:  # or what a thread has just taken is neither here nor there
@@ -358,6 +382,8 @@ class Batcher:
     def _deliver(self, pieces: list[Piece], outputs: tuple[Array, ...] | None, started: float, ended: float) -> None:
         answered = sum(request.size == stop and not request.future.done() for request, _, stop in pieces)
         with self._device.lock:
+            self._crowd = max(self._computing + self._queue.waiting, 0.9 * self._crowd)
+            self._computing -= _count(pieces)
             self._window.computed(answered, self._queue.requests, ended - started, monotonic())
         count = 0
         for piece in pieces:
@@ -399,3 +425,7 @@ class Batcher:
 def _recheck(batcher: "weakref.ref[Batcher]", client: str) -> None:
     if (found := batcher()) is not None:  # one of a model that was replaced isn't kept alive by this
         found.require_room(1, client)
+
+
+def _count(pieces: Sequence[Piece]) -> int:
+    return sum(stop - start for _, start, stop in pieces)

@@ -1,0 +1,97 @@
+"""Where batches overlap, a crowd that fits one batch is computed in two halves, one beside the other's way home."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+from gated import queued, submit
+
+from engine.batching.batcher import Array, Batcher, Device, Part
+
+LARGEST = 32
+
+
+class Held:
+    """Computes batches that are let through one by one."""
+
+    def __init__(self) -> None:
+        self.started: queue.Queue[int] = queue.Queue()
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, batch: Array, parts: Sequence[Part]) -> tuple[Array, ...]:
+        self.started.put(len(batch))
+        assert self.go.acquire(timeout=60)
+        return (batch,)
+
+    def next(self) -> int:
+        """Size of the next batch that is started, however long it takes."""
+        return self.started.get(timeout=60)
+
+
+def play(scene: Callable[[Batcher, Device, Held], Awaitable[None]], overlaps: int = 1) -> None:
+    """Runs a scene, and lets all batches through at its end."""
+
+    async def whole() -> None:
+        held, device = Held(), Device()
+        batcher = Batcher(held, (2,), np.float32, device, max_batch_size=LARGEST, overlaps=overlaps)
+        await scene(batcher, device, held)
+        held.go.release(100)
+        await batcher.close()
+        device.close()
+
+    asyncio.run(whole())
+
+
+def test_half_a_batch_starts_and_another_beside_it() -> None:
+    async def scene(batcher: Batcher, device: Device, held: Held) -> None:
+        async with device.free:
+            tasks = [submit(batcher, value) for value in range(20)]
+            await queued()
+        assert held.next() == 16
+        tasks += [submit(batcher, value) for value in range(12)]
+        await queued()
+        assert held.next() == 16
+        held.go.release(2)
+        await asyncio.gather(*tasks)
+
+    play(scene)
+
+
+def test_a_batch_of_a_backend_that_wants_one_at_a_time_is_not_cut() -> None:
+    async def scene(batcher: Batcher, device: Device, held: Held) -> None:
+        async with device.free:
+            for value in range(20):
+                submit(batcher, value)
+            await queued()
+        assert held.next() == 20
+
+    play(scene, overlaps=0)
+
+
+def test_a_large_request_is_not_cut() -> None:
+    async def scene(batcher: Batcher, device: Device, held: Held) -> None:
+        async with device.free:
+            submit(batcher, *range(20))
+            await queued()
+        assert held.next() == 20
+
+    play(scene)
+
+
+def test_a_crowd_that_fills_whole_batches_is_not_halved() -> None:
+    async def scene(batcher: Batcher, device: Device, held: Held) -> None:
+        async with device.free:
+            tasks = [submit(batcher, value) for value in range(2 * LARGEST)]
+            await queued()
+        assert [held.next(), held.next()] == [LARGEST, LARGEST]
+        held.go.release()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        tasks += [submit(batcher, value) for value in range(20)]
+        await queued()
+        held.go.release(3)
+        await asyncio.gather(*tasks)
+        assert held.next() == 20
+
+    play(scene)
