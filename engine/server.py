@@ -19,6 +19,7 @@ from engine.images import PixelBudget
 from engine.models.model import Settings
 from engine.models.repository import ModelRepository
 from engine.process.allocator import share_freed_memory
+from engine.process.garbage import collect_rarely
 from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread
 from engine.service import health, reflection
@@ -100,6 +101,7 @@ async def _start(
     target = _listen(server, config, credentials)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await repository.warm_up()
+    collect_rarely()
     calls.admission.open()
     healths.set_serving()
     await stack.enter_async_context(_reloads(repository, tokens, calls, signals, config.reload_every_s))
