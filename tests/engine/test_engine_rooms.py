@@ -1,15 +1,9 @@
 """Which of the engine's rooms may import which; read from the source, so imports inside functions count as well."""
 
-import ast
-from functools import cache
-
 import pytest
-from servers import ROOT
+from rooms import Rooms, room
 
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in (ROOT / "engine").rglob("*.py")
-}
+ENGINE = Rooms("engine")
 TOP = {
     "engine",
     "engine.__main__",
@@ -22,44 +16,21 @@ TOP = {
 """Modules that stand in no room."""
 
 
-@cache
-def imports(module: str) -> frozenset[str]:
-    """The modules that one imports, of this project as well as others."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{node.module}.{name.name}" for name in node.names}
-            found |= {name if name in MODULES else node.module for name in names}
-    return frozenset(found)
-
-
-def room(module: str) -> str:
-    return ".".join(module.split(".")[:2])
-
-
 def reached_by(name: str) -> set[str]:
     """Modules, also of others, that a room needs, without those of the room itself."""
-    seen: set[str] = set()
-    waiting = {module for module in MODULES if room(module) == name}
-    while waiting:
-        seen |= waiting
-        waiting = {other for module in waiting if module in MODULES for other in imports(module)} - seen
-    return {module for module in seen if room(module) != name}
+    needed = ENGINE.closure({module for module in ENGINE.modules if room(module) == name})
+    return {module for module in needed if room(module) != name}
 
 
 def test_no_room_reaches_itself() -> None:
-    arrows = {(room(module), room(other)) for module in MODULES for other in imports(module) if other in MODULES}
-    reached = {(a, b) for a, b in arrows if a not in (b, "engine") and b != "engine"}
-    while more := {(a, d) for a, b in reached for c, d in reached if b == c} - reached:
-        reached |= more
-    assert not [a for a, b in reached if a == b]
+    assert not ENGINE.circles()
 
 
 def test_every_module_stands_in_a_room() -> None:
-    assert {name for name in MODULES if name.count(".") < 2 and MODULES[name].name != "__init__.py"} | {"engine"} == TOP
-    sizes = {folder: len([*folder.glob("*.py")]) for folder in {path.parent for path in MODULES.values()}}
+    assert {name for name in ENGINE.modules if name.count(".") < 2 and ENGINE.modules[name].name != "__init__.py"} | {
+        "engine"
+    } == TOP
+    sizes = {folder: len([*folder.glob("*.py")]) for folder in {path.parent for path in ENGINE.modules.values()}}
     assert max(sizes.values()) <= 15, sizes
 
 
@@ -88,5 +59,5 @@ def test_rooms_know_nothing_of_what_is_above_them(name: str, strangers: tuple[st
 
 
 def test_the_engine_needs_neither_trainer_nor_torch() -> None:
-    known = {other.partition(".")[0] for module in MODULES for other in imports(module)}
+    known = {other.partition(".")[0] for module in ENGINE.modules for other in ENGINE.imports(module)}
     assert not known & {"torch", "torchvision", "trainer", "export", "benchmarks", "tests"}

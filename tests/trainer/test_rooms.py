@@ -1,11 +1,11 @@
 """Which of the trainer's rooms may import which; read from the source, so imports inside functions count as well."""
 
-import ast
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from rooms import Rooms
 from servers import ROOT
 
 from trainer.config import RANDOM, ModelConfig
@@ -14,56 +14,26 @@ from trainer.loss.vae_loss import VAELoss
 from trainer.presets import best
 from trainer.train_state import TrainState
 
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in (ROOT / "trainer").rglob("*.py")
-}
+TRAINER = Rooms("trainer")
 ENGINE = {"engine.errors", "engine.latents", "engine.version"}
 """What is measured and offered from Python is what is served: the same functions, pure numpy."""
 
 
-def imports(module: str) -> set[str]:
-    """The modules that one imports, of this project as well as others."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{node.module}.{name.name}" for name in node.names}
-            found |= {name if name in MODULES else node.module for name in names}
-    return found
-
-
-def closure(module: str) -> set[str]:
-    seen: set[str] = set()
-    waiting = {module}
-    while waiting:
-        seen |= waiting
-        waiting = {name for found in waiting if found in MODULES for name in imports(found)} - seen
-    return seen
-
-
-def room(module: str) -> str:
-    return ".".join(module.split(".")[:2])
-
-
 def test_no_room_imports_one_that_imports_it() -> None:
-    arrows = {(room(module), room(other)) for module in MODULES for other in imports(module) if other in MODULES}
-    reached = {(a, b) for a, b in arrows if a not in (b, "trainer")}
-    while more := {(a, d) for a, b in reached for c, d in reached if b == c} - reached:
-        reached |= more
-    assert not [a for a, b in reached if a == b]
+    assert not TRAINER.circles()
 
 
 def test_training_knows_no_evaluation_and_draws_no_charts() -> None:
-    known = closure("trainer.training")
+    known = TRAINER.closure({"trainer.training"})
     assert not [
         name for name in known if name.startswith(("trainer.evaluation", "trainer.faces", "matplotlib", "engine"))
     ]
 
 
 def test_of_the_server_only_its_arithmetic_is_imported() -> None:
-    assert {name for module in MODULES for name in imports(module) if name.startswith("engine")} <= ENGINE
+    assert {
+        name for module in TRAINER.modules for name in TRAINER.imports(module) if name.startswith("engine")
+    } <= ENGINE
 
 
 def test_help_needs_no_torch() -> None:
