@@ -129,7 +129,7 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         say(f"measuring parity on {len(samples)} images")
         model, prior = EagerBackend(run.model), load_prior(run)
         truth = Truth.of(NAME, model, samples, run.directions, prior, model_sha256=run.model_sha256)
-        proof = _proof(config, truth, run, prior)
+        proof = _proof(config, truth, model, run, prior)
         proof.save(folder / PROOF)
         judge = judge_of(config.run, run.resolved.get("data_fingerprint"))
         trial = Trial.of(judge, model, samples, run.directions)
@@ -194,9 +194,8 @@ def _calibrates(candidates: Sequence[Candidate]) -> bool:
     return any(candidate.precision == "int8" for candidate in candidates)
 
 
-def _proof(config: BuildConfig, truth: Truth, run: Run, prior: Gaussian) -> Truth:
+def _proof(config: BuildConfig, truth: Truth, model: EagerBackend, run: Run, prior: Gaussian) -> Truth:
     """The answers that travel with the bundle."""
-    model = EagerBackend(run.model)
     if config.proof_images == "run":
         images = truth.images[:PROOF_IMAGES]
     else:
