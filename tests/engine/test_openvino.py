@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import reseal
+from exactness import check_a_batch, check_parts_of_a_larger_buffer, check_results_belong_to_the_caller
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
 from engine.backends import open_backend, open_graphs, warm_up
@@ -28,30 +29,15 @@ def open_tiny(folder: Path, precision: str = "fp32", **options: Any) -> Any:
 def test_both_graphs_take_any_batch(tiny_bundle: Path, split: bool, threads: int) -> None:
     backend = open_tiny(tiny_bundle, split=split, threads=threads)
     for count in (1, 2, 3, 7, 8, 40):
-        images = random_images(count, seed=count)
-        images.flags.writeable = False  # as arrays over the bytes of a message are
-        mu, log_var = backend.encode(images)
-        np.testing.assert_array_equal(mu, latents_of(images))
-        np.testing.assert_array_equal(log_var, latents_of(images) / -2)
-        np.testing.assert_array_equal(backend.decode(mu + 3.3), images_of(mu + 3.3))
+        check_a_batch(backend, count)
 
 
 def test_results_belong_to_the_caller(tiny_bundle: Path) -> None:
-    backend = open_tiny(tiny_bundle)
-    first, second = random_images(8, seed=1), random_images(8, seed=2)
-    mu, _ = backend.encode(first)
-    images = backend.decode(mu)
-    backend.decode(backend.encode(second)[0])
-    np.testing.assert_array_equal(mu, latents_of(first))
-    np.testing.assert_array_equal(images, first)
-    mu += 1  # and may be written to
+    check_results_belong_to_the_caller(open_tiny(tiny_bundle), 8)
 
 
 def test_inputs_may_be_parts_of_a_larger_buffer(tiny_bundle: Path) -> None:
-    backend = open_tiny(tiny_bundle)
-    images = random_images(8, seed=3)
-    np.testing.assert_array_equal(backend.encode(images[2:5])[0], latents_of(images[2:5]))
-    np.testing.assert_array_equal(backend.encode(images[::2])[0], latents_of(images[::2]))
+    check_parts_of_a_larger_buffer(open_tiny(tiny_bundle), 8)
 
 
 def test_a_bundle_names_it(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import gpu_stand_in
 import numpy as np
 import pytest
+from exactness import check_a_batch, check_parts_of_a_larger_buffer, check_results_belong_to_the_caller
 from runs import LATENT_DIM, small_vae, smooth_images
 from tiny_model import LATENT_DIM as TINY_DIM
 from tiny_model import images_of, latents_of, random_images
@@ -69,12 +70,7 @@ def test_buckets_are_powers_of_two_and_the_largest() -> None:
 def test_both_graphs_take_any_batch(plans: Path, cuda_graphs: bool) -> None:
     backend = open_plans(plans, 6, cuda_graphs=cuda_graphs)
     for count in (6, 1, 2, 3, 5, 13, 1, 6):
-        images = random_images(count, seed=count)
-        images.flags.writeable = False  # as arrays over the bytes of a message are
-        mu, log_var = backend.encode(images)
-        np.testing.assert_array_equal(mu, latents_of(images))
-        np.testing.assert_array_equal(log_var, latents_of(images) / -2)
-        np.testing.assert_array_equal(backend.decode(mu + 3.3), images_of(mu + 3.3))
+        check_a_batch(backend, count)
 
 
 def test_no_images_give_no_results(plans: Path) -> None:
@@ -83,21 +79,11 @@ def test_no_images_give_no_results(plans: Path) -> None:
 
 
 def test_results_belong_to_the_caller(plans: Path) -> None:
-    backend = open_plans(plans, 6)
-    first, second = random_images(6, seed=1), random_images(6, seed=2)
-    mu, _ = backend.encode(first)
-    images = backend.decode(mu)
-    backend.decode(backend.encode(second)[0])
-    np.testing.assert_array_equal(mu, latents_of(first))
-    np.testing.assert_array_equal(images, first)
-    mu += 1  # and may be written to
+    check_results_belong_to_the_caller(open_plans(plans, 6), 6)
 
 
 def test_inputs_may_be_parts_of_a_larger_buffer(plans: Path) -> None:
-    backend = open_plans(plans, 6)
-    images = random_images(12, seed=3)
-    np.testing.assert_array_equal(backend.encode(images[2:5])[0], latents_of(images[2:5]))
-    np.testing.assert_array_equal(backend.encode(images[::2])[0], latents_of(images[::2]))
+    check_parts_of_a_larger_buffer(open_plans(plans, 6), 12)
 
 
 def test_a_call_is_one_launch_of_a_graph_captured_beforehand(plans: Path, trt: gpu_stand_in.TensorRt) -> None:
