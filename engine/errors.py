@@ -88,13 +88,14 @@ class Overloaded(EngineError):  # noqa: N818
     """Raise at once when there is no room for a request; sending it again later helps.
 
     Attributes:
-        recheck: Raises again while not even the smallest request of the same client would fit; None: nobody knows.
+        recheck: Raises again while the smallest request of the same client, behind a number of others, would not fit;
+            None: nobody knows.
     """
 
     status = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
 
-    def __init__(self, message: str, retry_after_s: float = 0.1, recheck: Callable[[], None] | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float = 0.1, recheck: Callable[[int], None] | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = min(retry_after_s, _LONGEST_PAUSE_S)
         self.recheck = recheck

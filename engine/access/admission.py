@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ _RETRY_AFTER_S = 0.1
 _KEPT_PART = 8
 # This part of the bytes is for the windows of calls that wait for room, the rest for messages and answers.
 _WINDOWS_PART = 4
-# Calls that may wait for the event loop. Behind more of them even a refusal would take long.
-_MAX_WAITING_FOR_LOOP = 512
+# Calls wait no longer than about this for the event loop before others are refused: behind a longer line even a refusal
+# would take long.
+_MAX_WAIT_FOR_LOOP_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,15 @@ class Usage:
         reserved: Calls that have room reserved for a message.
         windows: Bytes that may have come of messages without such room.
         waiting: Calls whose message has come, and which the event loop has not started.
-        overloaded: By method, what raises as long as the queue that last refused its call has no room for another.
+        overloaded: By method, what raises while the queue that once refused its call has no room for another one behind
+            so many that wait for the event loop.
     """
 
     __slots__ = ("bytes", "calls", "overloaded", "reserved", "streams", "waiting", "windows")
 
     def __init__(self) -> None:
         self.calls = self.streams = self.bytes = self.reserved = self.windows = self.waiting = 0
-        self.overloaded: dict[str, Callable[[], None]] = {}
+        self.overloaded: dict[str, Callable[[int], None]] = {}
 
 
 class CallPermit:
@@ -96,7 +99,6 @@ class CallPermit:
         self.reserved = 0  # bytes for a message that is to come
         self.window = 0  # bytes
         self.receive: Callable[[], None] | None = None  # waits for room
-        self.waiting = False  # for the event loop
         self.released = False
 
     def receive_when_room(self, receive: Callable[[], None]) -> None:
@@ -149,14 +151,16 @@ class Admission:
 
     Args:
         guards: What calls are held to.
+        clock: Seconds, from any moment on.
 
     Attributes:
         guards: What calls are held to.
         total: What all clients have.
     """
 
-    def __init__(self, guards: Guards) -> None:
+    def __init__(self, guards: Guards, clock: Callable[[], float] = time.monotonic) -> None:
         self.guards = guards
+        self._clock = clock
         self.total = Usage()
         self._max_windows = guards.max_bytes // _WINDOWS_PART
         self._max_bytes = guards.max_bytes - self._max_windows
@@ -167,6 +171,7 @@ class Admission:
         self._lock = threading.Lock()
         self._clients: dict[str, Usage] = {}
         self._queues: dict[str, dict[CallPermit, None]] = {}  # who waits for room, by client; the next client first
+        self._waiting: dict[CallPermit, float] = {}  # for the event loop, since when; the oldest first
         self._readers: list[asyncio.Future[None]] = []  # streams that wait for room
         self._ready = False
         self._closing = False
@@ -191,7 +196,7 @@ class Admission:
     def admit(self, client: str, method: str = "", *, stream: bool = False) -> CallPermit:
         """Admits a call. On any thread.
 
-        A client that was refused because a queue is full is refused here while it is: before its message is asked for
+        A client that was refused because a queue is full is refused here from then on: before its message is asked for
         and parsed, and beside the event loop.
 
         Raises:
@@ -202,8 +207,7 @@ class Admission:
         if not self._ready:
             raise NotReady("the server is warming up; send the request again when its health says SERVING")
         if (known := self._clients.get(client)) and (recheck := known.overloaded.get(method)):
-            recheck()
-            known.overloaded.pop(method, None)
+            recheck(known.waiting)
         with self._lock:
             usage = self._clients.get(client) or Usage()
             self._require_room(usage, stream=stream)
@@ -297,7 +301,7 @@ class Admission:
 
     def _require_room(self, usage: Usage, *, stream: bool) -> None:
         total, guards = self.total, self.guards
-        if not _fits(total.waiting, usage.waiting, 1, _MAX_WAITING_FOR_LOOP):
+        if self._loop_is_late() and (usage.waiting + 1) * _KEPT_PART > total.waiting:
             raise _overloaded("more calls come than the server can look at", 0.5)
         if not _fits(total.calls, usage.calls, 1, guards.max_calls):
             raise _overloaded(f"the server is answering {total.calls} calls, {_at_most(guards.max_calls)}")
@@ -339,9 +343,14 @@ class Admission:
         permit.usage.bytes += size
         permit.bytes += size
 
+    def _loop_is_late(self) -> bool:
+        oldest = next(iter(self._waiting.values()), None)
+        return oldest is not None and self._clock() - oldest > _MAX_WAIT_FOR_LOOP_S
+
     def _wait_for_loop(self, permit: CallPermit, waiting: bool) -> None:
-        change = waiting - permit.waiting
-        permit.waiting = waiting
+        change = waiting - (self._waiting.pop(permit, None) is not None)
+        if waiting:
+            self._waiting[permit] = self._clock()
         self.total.waiting += change
         permit.usage.waiting += change
 

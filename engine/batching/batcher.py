@@ -422,9 +422,9 @@ class Batcher:
         self._quiet.set()
 
 
-def _recheck(batcher: "weakref.ref[Batcher]", client: str) -> None:
+def _recheck(batcher: "weakref.ref[Batcher]", client: str, before: int) -> None:
     if (found := batcher()) is not None:  # one of a model that was replaced isn't kept alive by this
-        found.require_room(1, client)
+        found.require_room(min(before + 1, found._max_queue), client)
 
 
 def _count(pieces: Sequence[Piece]) -> int:

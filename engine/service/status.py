@@ -6,8 +6,7 @@ from typing import NamedTuple
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from grpc_status import rpc_status  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 
 from engine.errors import EngineError, InvalidRequest, OutOfMemory
 
@@ -41,7 +40,8 @@ def rpc_status_of(error: EngineError, request_id: str) -> RpcStatus:
     request (RequestInfo).
     """
     message = truncated(str(error))
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.status), message=message)
+    code = grpc.StatusCode[error.status]
+    status = status_pb2.Status(code=code.value[0], message=message)
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=truncated(error.field), description=message)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -51,8 +51,8 @@ def rpc_status_of(error: EngineError, request_id: str) -> RpcStatus:
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))
     status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
-    whole = rpc_status.to_status(status)
-    return RpcStatus(whole.code, whole.details, (*whole.trailing_metadata, ("x-request-id", request_id)))
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    return RpcStatus(code, message, (details, ("x-request-id", request_id)))
 
 
 def domain_error(error: Exception, method: str) -> EngineError:

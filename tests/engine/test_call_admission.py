@@ -9,6 +9,7 @@ from engine.access.admission import Admission, CallPermit, Guards
 from engine.errors import Overloaded
 
 MESSAGE_BYTES = 1_000_000
+METHOD = "/dfcvae.v1.LatentEngine/Edit"
 GUARDS = Guards(max_message_bytes=MESSAGE_BYTES, max_bytes=8 * MESSAGE_BYTES)  # 6 of them for messages
 
 
@@ -16,7 +17,8 @@ class Calls:
     """Calls of an admission, which remembers whose messages core was asked for."""
 
     def __init__(self, guards: Guards) -> None:
-        self.admission = Admission(guards)
+        self.now = 0.0
+        self.admission = Admission(guards, lambda: self.now)
         self.admission.open()
         self.asked: list[str] = []
 
@@ -74,16 +76,44 @@ def test_who_waits_for_room_gets_it_by_turns() -> None:
     play(scene)
 
 
-def test_calls_that_wait_for_the_event_loop_are_bounded() -> None:
+def test_where_the_event_loop_is_late_calls_are_refused_but_for_clients_with_few() -> None:
     def scene(calls: Calls) -> None:
-        permits = [calls.enter("greedy") for _ in range(512 * 7 // 8)]
+        permits = [calls.enter("greedy") for _ in range(16)]
         for permit in permits:
             permit.received(1)
+        calls.now += 0.2
+        permits.append(calls.enter("greedy"))
+        calls.now += 0.1
         with pytest.raises(Overloaded, match="more calls come than the server can look at"):
             calls.enter("greedy")
         permits.append(calls.enter("other"))
-        permits[0].started()
+        for permit in permits:
+            permit.started()
         permits.append(calls.enter("greedy"))
+        release(*permits)
+
+    play(scene, Guards())
+
+
+def test_a_client_whose_queue_was_full_is_refused_while_what_it_has_under_way_fills_it() -> None:
+    def scene(calls: Calls) -> None:
+        room = 3
+
+        def recheck(before: int) -> None:
+            if before >= room:
+                raise Overloaded("the queue is full")
+
+        permits = [calls.enter("a") for _ in range(4)]
+        permits[0].usage.overloaded[METHOD] = recheck
+        for permit in permits[:2]:
+            permit.received(1)
+        permits.append(calls.admission.admit("a", METHOD))
+        permits[2].received(1)
+        with pytest.raises(Overloaded, match="the queue is full"):
+            calls.admission.admit("a", METHOD)
+        permits += [calls.admission.admit("a", "/of/another/queue"), calls.admission.admit("b", METHOD)]
+        permits[0].started()
+        permits.append(calls.admission.admit("a", METHOD))
         release(*permits)
 
     play(scene, Guards())
