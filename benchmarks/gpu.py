@@ -99,8 +99,8 @@ def time_pytorch(options: argparse.Namespace) -> None:
 
 
 def _onnx_runtime(run: Any, options: argparse.Namespace) -> Backend:
-    from export.graphs import write_decoder, write_encoder  # noqa: PLC0415
-    from export.half import write_half  # noqa: PLC0415
+    from export.graphs.fp16 import write_half  # noqa: PLC0415
+    from export.graphs.trace import write_decoder, write_encoder  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

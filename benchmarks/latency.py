@@ -27,7 +27,7 @@ from engine.proof.figures import Report
 from engine.proof.opening import tolerances_of
 from engine.proof.truth import Truth
 from export.errors import InputError
-from export.judgement import NO_RUN, Trial, describe
+from export.proof.judge import NO_RUN, Trial, describe
 from export.verify import built_parity, require_run, run_truth
 from trainer.extras import require
 
@@ -168,7 +168,7 @@ class Contest:
         # Engines can be measured alone where there is no torch.
         import torch  # noqa: PLC0415
 
-        from export.reference import NAME, CompiledBackend, EagerBackend  # noqa: PLC0415
+        from export.proof.reference import NAME, CompiledBackend, EagerBackend  # noqa: PLC0415
         from export.run import Run  # noqa: PLC0415
 
         torch.set_num_threads(threads)

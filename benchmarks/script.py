@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import tyro
 
 from engine.proof.machine import cpu_model
+from export.bundle.provenance import versions
 from export.errors import FAILURES, InputError, report
-from export.versions import versions
 
 Config = TypeVar("Config")
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 
+from engine.backends import Bytes
 from engine.bundle import (
     DECODER,
     DIRECTIONS,
@@ -33,28 +33,22 @@ from engine.bundle import (
     Manifest,
     Preprocessing,
 )
-from engine.latents import Gaussian
-from engine.proof.truth import Truth
-from engine.version import tell_version
-from export.assemble import Calibration, Say, assemble, outcome
-from export.candidate import Candidate
-from export.errors import FAILURES, InputError
-from export.errors import report as report_error
+from export import command
+from export.bundle.assembly import Say, assemble, outcome
+from export.bundle.output import check_apart, check_free, check_place, publish, require_space, staging
+from export.bundle.provenance import versions
+from export.bundle.triton import FLAG as TRITON_FLAG
+from export.bundle.triton import write_triton
+from export.engines.candidate import Candidate
+from export.engines.support import Support
+from export.errors import InputError
 from export.flags import EngineFlags
-from export.gate import Gate
-from export.interruption import interruptible
-from export.judgement import Trial, describe, judge_of
-from export.names import DECODER_FORMS, ENCODER_FORMS, file_name
-from export.place import check_apart, check_free, check_place, publish, require_space, staging
-from export.portable import write_portable
-from export.precision import split_samples
-from export.prior import load_prior
-from export.reference import NAME, EagerBackend
+from export.graphs.int8 import Calibration
+from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, PLAIN, DecoderForm, EncoderForm, file_name
+from export.graphs.trace import write_graphs
+from export.proof.judge import describe
+from export.proof.reference import Reference, answers
 from export.run import Run
-from export.support import Support
-from export.triton import FLAG as TRITON_FLAG
-from export.triton import write_triton
-from export.versions import versions
 from trainer.run_folder import MODEL
 
 PROOF_IMAGES = 64
@@ -120,42 +114,28 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
     support, candidates, run = _check(config)
     with staging(config.out) as folder:
         say(f"writing ONNX graphs of {config.run} ({run.config.model.image_size} pixels)")
-        write_portable(run, candidates, folder, all_forms=config.all_forms)
+        write_graphs(run.model, folder, run.model_sha256, *_forms(config, candidates))
         for name in (DIRECTIONS, PRIOR):
             shutil.copyfile(config.run / name, folder / name)
         kept = {path.name for path in folder.glob("*.onnx")} if config.all_forms else set()
 
-        samples, calibration_images = split_samples(run.samples, calibrates=_calibrates(candidates))
-        say(f"measuring parity on {len(samples)} images")
-        model, prior = EagerBackend(run.model), load_prior(run)
-        truth = Truth.of(NAME, model, samples, run.directions, prior, model_sha256=run.model_sha256)
-        proof = _proof(config, truth, model, run, prior)
+        reference = Reference.of(run, calibrates=_calibrates(candidates))
+        say(f"parity is measured on {len(reference.truth.images)} images")
+        say(f"edits judged: {describe(reference.trial)}")
+        proof = answers(run, reference.model, _proof_images(config, run, reference))
         proof.save(folder / PROOF)
-        judge = judge_of(config.run, run.resolved.get("data_fingerprint"))
-        trial = Trial.of(judge, model, samples, run.directions)
-        say(f"edits judged: {describe(trial)}")
-        gate = Gate(
-            folder,
-            truth,
-            trial=trial,
-            proof=proof,
-            max_batch=config.max_batch,
-            threads=config.cores,
-            tolerances=config.tolerances,
-            say=say,
-        )
-        gate.require_portable()
-
         bundle = assemble(
             config,
             folder,
             _manifest(config, run),
             candidates=candidates,
             support=support,
-            gate=gate,
-            calibration=Calibration(model, calibration_images, run.directions),
+            truth=reference.truth,
+            proof=proof,
+            trial=reference.trial,
             kept=kept,
             say=say,
+            calibrate=lambda: Calibration.of(reference.model, reference.calibration_images, run.directions),
         )
         if stopped():
             raise KeyboardInterrupt
@@ -175,18 +155,16 @@ def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
     support = Support.find(config.device)
     candidates = config.candidates(support)
     run = Run.load(config.run)
-    load_prior(run)
     if _calibrates(candidates) and len(run.samples) < 4:
         raise InputError(
             f"{config.run} holds {len(run.samples)} images: int8 needs 4 to calibrate and measure; "
             "name another --precision"
         )
     names = {name for each in candidates for name in (*each.portable, *each.graphs, *each.files)}
-    if config.all_forms:
-        names |= {file_name(ENCODER, form) for form in ENCODER_FORMS}
-        names |= {file_name(DECODER, form) for form in DECODER_FORMS}
+    encoders, decoders = _forms(config, candidates)
+    names |= {*(file_name(ENCODER, form) for form in encoders), *(file_name(DECODER, form) for form in decoders)}
     # A graph holds about half of the weights; the proof's images are small beside them.
-    require_space(config.out.parent, len({ENCODER, DECODER, *names}) * (config.run / MODEL).stat().st_size // 2)
+    require_space(config.out.parent, len(names) * (config.run / MODEL).stat().st_size // 2)
     return support, candidates, run
 
 
@@ -194,14 +172,22 @@ def _calibrates(candidates: Sequence[Candidate]) -> bool:
     return any(candidate.precision == "int8" for candidate in candidates)
 
 
-def _proof(config: BuildConfig, truth: Truth, model: EagerBackend, run: Run, prior: Gaussian) -> Truth:
-    """The answers that travel with the bundle."""
+def _forms(config: BuildConfig, candidates: Sequence[Candidate]) -> tuple[list[EncoderForm], list[DecoderForm]]:
+    """The forms of both graphs that are written: the portable ones, those of candidates, or all that there are."""
+    encoders = {PLAIN, *(candidate.encoder for candidate in candidates)}
+    decoders = {PLAIN, *(candidate.decoder for candidate in candidates)}
+    return (
+        [form for form in ENCODER_FORMS if config.all_forms or form in encoders],
+        [form for form in DECODER_FORMS if config.all_forms or form in decoders],
+    )
+
+
+def _proof_images(config: BuildConfig, run: Run, reference: Reference) -> Bytes:
+    """The images that travel with the bundle."""
     if config.proof_images == "run":
-        images = truth.images[:PROOF_IMAGES]
-    else:
-        latents = prior.draw(PROOF_IMAGES, _GENERATED_SEED)
-        images = np.concatenate([model.decode(part) for part in np.array_split(latents, 4)])
-    return Truth.of(NAME, model, images, run.directions, prior, model_sha256=run.model_sha256)
+        return reference.truth.images[:PROOF_IMAGES]
+    latents = run.prior.draw(PROOF_IMAGES, _GENERATED_SEED)
+    return np.concatenate([reference.model.decode(part) for part in np.array_split(latents, 4)])
 
 
 def _manifest(config: BuildConfig, run: Run) -> Manifest:
@@ -249,24 +235,22 @@ def _dry_run(config: BuildConfig) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 built, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
-    if tell_version(sys.argv[1:] if arguments is None else arguments):
-        return 0
-    received = interruptible()
-    try:
-        config = tyro.cli(
-            BuildConfig,
-            args=arguments,
-            prog="python -m export.build_engines",
-            description="Exports a run to ONNX and writes a bundle of engines that agree with PyTorch.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+    stopped = command.interruptible()
+
+    def work(config: BuildConfig) -> None:
         if config.dry_run:
             print(json.dumps(_dry_run(config), indent=2, default=str))
         else:
-            build(config, stopped=lambda: bool(received))
-    except FAILURES as error:
-        return report_error(error, "no bundle was written")
-    return 0
+            build(config, stopped=stopped)
+
+    return command.run(
+        BuildConfig,
+        work,
+        prog="python -m export.build_engines",
+        doc=__doc__,
+        arguments=arguments,
+        outcome="no bundle was written",
+    )
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ import tyro
 from engine.backends import BACKENDS, DEVICE_RULE, is_device
 from engine.backends.tensorrt import TARGETS
 from engine.proof.figures import TOLERANCES, Tolerances
-from export.candidate import Candidate
+from export.engines.candidate import Candidate
+from export.engines.support import AUTO, Support
 from export.errors import InputError
-from export.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS, PLAIN, DecoderForm, EncoderForm
-from export.support import AUTO, Support
+from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS, PLAIN, DecoderForm, EncoderForm
 
 if TYPE_CHECKING:
     BackendName = str

@@ -23,21 +23,17 @@ from typing import Annotated
 
 import tyro
 
-from engine.backends import open_graphs
-from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle
+from engine.bundle import DIRECTIONS, PRIOR, PROOF, Bundle
 from engine.proof.opening import load_truth
-from engine.version import tell_version
-from export.assemble import Calibration, Say, assemble, outcome
-from export.candidate import Candidate
-from export.errors import FAILURES, InputError
-from export.errors import report as report_error
+from export import command
+from export.bundle.assembly import Say, assemble, outcome
+from export.bundle.output import check_apart, check_place, publish, require_space, staging
+from export.bundle.provenance import versions
+from export.engines.candidate import Candidate
+from export.engines.support import Support
+from export.errors import InputError
 from export.flags import EngineFlags
-from export.gate import Gate
-from export.interruption import interruptible
-from export.judgement import NO_RUN
-from export.place import check_apart, check_place, publish, require_space, staging
-from export.support import Support
-from export.versions import versions
+from export.proof.judge import NO_RUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +83,15 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
     with staging(config.out) as folder:
         for name in (*graphs, *others):
             shutil.copyfile(bundle.path / name, folder / name)
-        gate = Gate(
-            folder,
-            truth,
-            trial=NO_RUN,
-            max_batch=manifest.max_batch_size,
-            threads=config.cores,
-            tolerances=config.tolerances,
-            say=say,
-        )
-        gate.require_portable()
-        portable = (folder / ENCODER, folder / DECODER)
-        model = open_graphs("onnxruntime", "fp32", *portable, manifest.max_batch_size, threads=config.cores)
         made = assemble(
             config,
             folder,
             manifest,
             candidates=candidates,
             support=support,
-            gate=gate,
-            calibration=Calibration(model, truth.images[:0], bundle.directions),
+            truth=truth,
+            proof=truth,
+            trial=NO_RUN,
             kept=graphs,
             say=say,
         )
@@ -148,21 +133,15 @@ def _possible(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 made, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
-    if tell_version(sys.argv[1:] if arguments is None else arguments):
-        return 0
-    received = interruptible()
-    try:
-        config = tyro.cli(
-            RetargetConfig,
-            args=arguments,
-            prog="python -m export.retarget",
-            description=__doc__,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        retarget(config, stopped=lambda: bool(received))
-    except FAILURES as error:
-        return report_error(error, "no bundle was written")
-    return 0
+    stopped = command.interruptible()
+    return command.run(
+        RetargetConfig,
+        lambda config: retarget(config, stopped=stopped),
+        prog="python -m export.retarget",
+        doc=__doc__,
+        arguments=arguments,
+        outcome="no bundle was written",
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from engine.bundle import DIRECTIONS, PRIOR, sha256_of
-from engine.errors import DirectionsError
-from engine.latents import Directions
+from engine.errors import BundleError, DirectionsError
+from engine.latents import Directions, Gaussian
 from export.errors import InputError
 from trainer.config import TrainConfig
 from trainer.model import VAE
@@ -36,6 +36,7 @@ class Run:
         model: The VAE in evaluation mode, on the CPU, float32.
         model_sha256: SHA-256 of its file of weights, hex.
         directions: Its attribute directions.
+        prior: Its prior, which random faces are drawn from.
         samples: Held-out real images, uint8 [N, S, S, 3] RGB, N at least 2.
     """
 
@@ -45,14 +46,25 @@ class Run:
     model: VAE
     model_sha256: str
     directions: Directions
+    prior: Gaussian
     samples: npt.NDArray[np.uint8]
+
+    def split_samples(self, *, calibrates: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """The samples that parity is measured on, and those that INT8 is calibrated on.
+
+        A run holds no images of the train split. So where INT8 takes part they are halved, in turns; without it
+        everything is measured on all of them.
+        """
+        if not calibrates:
+            return self.samples, self.samples[:0]
+        return np.ascontiguousarray(self.samples[1::2]), np.ascontiguousarray(self.samples[::2])
 
     @classmethod
     def load(cls, path: Path) -> Run:
         """Reads a run folder.
 
         Raises:
-            InputError: directions or samples are missing, torn, of other weights, or do not fit the model; or a
+            InputError: directions, prior or samples are missing, torn, of other weights, or do not fit the model; or a
                 file may not be read.
             RunError: there is no run, or its configuration or weights cannot be read.
         """
@@ -64,7 +76,7 @@ class Run:
         model_sha256 = sha256_of(path / MODEL)
         directions = _load_directions(path / DIRECTIONS, config.model.latent_dim)
         if not belongs(path / DIRECTIONS, model_sha256):
-            raise InputError(f"{path / DIRECTIONS} is of other weights than {path / MODEL}; {anew(path)}")
+            raise InputError(f"{path / DIRECTIONS} is of other weights than {path / MODEL}; {_anew(path)}")
         return cls(
             path=path,
             config=config,
@@ -72,13 +84,9 @@ class Run:
             model=model,
             model_sha256=model_sha256,
             directions=directions,
+            prior=_load_prior(path / PRIOR, config.model.latent_dim, model_sha256),
             samples=_load_samples(path / SAMPLES, config.model.image_size),
         )
-
-
-def anew(run: Path) -> str:
-    """How to make a run's directions and prior again."""
-    return f"make it anew with `python -m trainer directions {run} --data DIR`"
 
 
 def _require_readable(run: Path) -> None:
@@ -101,6 +109,24 @@ def _load_directions(path: Path, latent_dim: int) -> Directions:
             f"they are of another run: {_RESUME}"
         )
     return directions
+
+
+def _load_prior(path: Path, latent_dim: int, model_sha256: str) -> Gaussian:
+    run = path.parent
+    if not path.is_file():  # as in runs of before the trainer fitted it
+        raise InputError(f"{run} has no {PRIOR}, which new faces are drawn from; {_anew(run)}")
+    try:
+        prior = Gaussian.load(path)
+    except BundleError as error:
+        raise InputError(f"{error}; {_anew(run)}") from error
+    if prior.latent_dim != latent_dim or not belongs(path, model_sha256):
+        raise InputError(f"{path} is of other weights than those of the run; {_anew(run)}")
+    return prior
+
+
+def _anew(run: Path) -> str:
+    """How to make a run's directions and prior again."""
+    return f"make it anew with `python -m trainer directions {run} --data DIR`"
 
 
 def _load_samples(path: Path, image_size: int) -> npt.NDArray[np.uint8]:

@@ -21,11 +21,10 @@ from engine.bundle import PROOF, Bundle
 from engine.proof.figures import TOLERANCES, Report
 from engine.proof.opening import load_truth, tolerances_of
 from engine.proof.truth import Truth
-from engine.version import tell_version
-from export.errors import FAILURES, InputError
-from export.errors import report as report_error
-from export.gate import Gate
-from export.judgement import NO_RUN, Trial, describe
+from export import command
+from export.errors import InputError
+from export.proof.gate import Gate
+from export.proof.judge import NO_RUN, Trial, describe
 from trainer.extras import require
 
 
@@ -110,19 +109,13 @@ def run_truth(bundle: Bundle, path: Path) -> tuple[Truth, Trial | str]:
         InputError: it was built from another one, or the run cannot be used; likewise RunError.
     """
     # Bundles can be verified by themselves where there is no torch.
-    from export.judgement import judge_of  # noqa: PLC0415
-    from export.precision import split_samples  # noqa: PLC0415
-    from export.prior import load_prior  # noqa: PLC0415
-    from export.reference import NAME, EagerBackend  # noqa: PLC0415
+    from export.proof.reference import Reference  # noqa: PLC0415
     from export.run import Run  # noqa: PLC0415
 
     run = Run.load(path)
     require_run(bundle, path, run.model_sha256)
-    samples, _ = split_samples(run.samples, calibrates=bundle.manifest.precision == "int8")
-    model = EagerBackend(run.model)
-    judge = judge_of(path, run.resolved.get("data_fingerprint"))
-    trial = Trial.of(judge, model, samples, run.directions)
-    return Truth.of(NAME, model, samples, run.directions, load_prior(run), model_sha256=run.model_sha256), trial
+    reference = Reference.of(run, calibrates=bundle.manifest.precision == "int8")
+    return reference.truth, reference.trial
 
 
 def require_run(bundle: Bundle, path: Path, model_sha256: str | None) -> None:
@@ -137,17 +130,14 @@ def require_run(bundle: Bundle, path: Path, model_sha256: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 within the tolerances, 1 beyond them, 2 unusable input, 130 interrupted."""
-    if tell_version(sys.argv[1:] if arguments is None else arguments):
-        return 0
-    try:
-        config = tyro.cli(VerifyConfig, args=arguments, prog="python -m export.verify", description=__doc__)
+
+    def work(config: VerifyConfig) -> None:
         if config.run is not None:
             require("train")
         report = verify(config)
         print(f"{config.bundle} agrees with {report.truth} on {report.samples} images and as many random latents")
-    except FAILURES as error:
-        return report_error(error)
-    return 0
+
+    return command.run(VerifyConfig, work, prog="python -m export.verify", doc=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ class Rooms:
         modules: Files by the names of their modules.
     """
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, root: Path = ROOT) -> None:
         self._package = package
         self.modules: dict[str, Path] = {
-            ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-            for path in (ROOT / package).rglob("*.py")
+            ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+            for path in (root / package).rglob("*.py")
         }
         self.imports = cache(self._imports)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runs import LATENT_DIM, small_vae, smooth_images
 
-from export.reference import EagerBackend
+from export.proof.reference import EagerBackend
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

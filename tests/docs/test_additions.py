@@ -17,8 +17,8 @@ from engine.backends.registry import Row
 from engine.bundle import Bundle
 from engine.proof.machine import machine_of
 from engine.proof.opening import open_proven
+from export.engines.support import Support
 from export.flags import EngineFlags
-from export.support import Support
 from trainer.__main__ import main
 from trainer.config import TrainConfig
 from trainer.presets import PRESETS, plain

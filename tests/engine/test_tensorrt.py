@@ -22,10 +22,10 @@ from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.tensorrt import TensorRtBackend, fits, require_device
 from engine.errors import BackendError, BundleError
 from engine.proof.figures import ImageError, LatentError
-from export.editing import write_edit_by_steps
-from export.graphs import write_graphs
-from export.half import write_half
-from export.tensorrt_build import build_plan
+from export.engines.plans import build_plan
+from export.graphs.edit import write_edit_by_steps
+from export.graphs.fp16 import write_half
+from export.graphs.trace import write_graphs
 
 GRAPHS = ("encoder", "decoder")
 

@@ -17,7 +17,7 @@ from engine.errors import BundleError, ParityError
 from engine.latents import Directions, Gaussian
 from engine.proof.figures import TOLERANCES, ImageError, LatentError, Report, Stage, Tolerances
 from engine.proof.truth import Truth, batch_sizes, batches
-from export.reference import EagerBackend
+from export.proof.reference import EagerBackend
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

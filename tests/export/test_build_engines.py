@@ -25,12 +25,12 @@ from engine.proof.figures import TOLERANCES, Tolerances
 from engine.proof.machine import machine_of
 from export import build_engines
 from export.build_engines import BuildConfig, build
-from export.candidate import Candidate, Option
-from export.contest import Entry
+from export.engines.candidate import Candidate, Option
+from export.engines.contest import Entry
+from export.engines.support import Support
 from export.errors import InputError
-from export.graphs import write_decoder
-from export.names import DecoderForm
-from export.support import Support
+from export.graphs.names import DecoderForm
+from export.graphs.trace import write_decoder
 from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame
 from trainer.errors import RunError
 from trainer.model import VAE
@@ -109,7 +109,7 @@ def corrupt_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
         onnx.save(graph, folder / name)
         return name
 
-    monkeypatch.setattr("export.portable.write_decoder", write_then_corrupt)
+    monkeypatch.setattr("export.graphs.trace.write_decoder", write_then_corrupt)
 
 
 # What is built
@@ -317,7 +317,7 @@ def test_the_fastest_that_passes_the_gate_is_built(
     def bf16_first(candidates: Sequence[Candidate], *_: object, **__: object) -> list[Entry]:
         return [Entry(candidate, {1: 1.0}) for candidate in sorted(candidates, key=lambda each: each.precision)]
 
-    monkeypatch.setattr("export.assemble.rank", bf16_first)
+    monkeypatch.setattr("export.bundle.assembly.rank", bf16_first)
     named: dict[str, Any] = {
         "run": shared_run,
         "encoder": "plain",
@@ -594,7 +594,7 @@ def test_dry_run_prints_the_resolved_configuration_and_writes_nothing(
 def test_ctrl_c_leaves_nothing(
     command: Command, shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.build_engines.Truth.of", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("export.proof.reference.Truth.of", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     result = command("--run", shared_run, "--out", tmp_path / "bundle")
     assert (result.code, result.stderr) == (130, "error: interrupted; no bundle was written\n")
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from engine.bundle import Engine
-from export.candidate import Candidate
+from export.engines.candidate import Candidate
 
 FAST = Candidate("openvino", "cpu", "bf16", "product", "phases", True)
 SLOW = Candidate("onnxruntime", "cpu", "fp32", "plain", "tail", False)

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from runs import SEED_FORM, small_vae
 
-from export import contest
-from export.candidate import Candidate
-from export.contest import Entry, rank, table
-from export.graphs import write_decoder, write_encoder
-from export.names import DECODER_FORMS, ENCODER_FORMS
+from export.engines import contest
+from export.engines.candidate import Candidate
+from export.engines.contest import Entry, rank, table
+from export.graphs.names import DECODER_FORMS, ENCODER_FORMS
+from export.graphs.trace import write_decoder, write_encoder
 
 FAST = Candidate("openvino", "cpu", "bf16", "product", "phases", True)
 SLOW = Candidate("onnxruntime", "cpu", "fp32", "plain", "tail", False)

@@ -9,7 +9,6 @@ from runs import write_run
 
 from engine.latents import Gaussian
 from export.errors import InputError
-from export.prior import load_prior
 from export.run import Run
 from trainer.artifacts.prior import save_prior
 
@@ -28,9 +27,8 @@ def save(latent_dim: int, model_sha256: str) -> Callable[[Path], None]:
 
 def test_the_prior_is_the_trainers(shared_run: Path) -> None:
     run = Run.load(shared_run)
-    prior = load_prior(run)
-    assert prior.latent_dim == run.config.model.latent_dim
-    np.testing.assert_array_equal(prior.mean, Gaussian.load(shared_run / "prior.safetensors").mean)
+    assert run.prior.latent_dim == run.config.model.latent_dim
+    np.testing.assert_array_equal(run.prior.mean, Gaussian.load(shared_run / "prior.safetensors").mean)
 
 
 @pytest.mark.parametrize(
@@ -48,4 +46,4 @@ def test_runs_without_one_of_their_own_are_refused(
     folder = Path(shutil.copytree(shared_run, tmp_path / "run"))
     spoil(folder / "prior.safetensors")
     with pytest.raises(InputError, match=message + ".*" + ANEW):
-        load_prior(Run.load(folder))
+        Run.load(folder)

@@ -46,5 +46,5 @@ def test_a_fault_of_the_program_is_no_failure() -> None:
 
 
 def test_neither_needs_torch() -> None:
-    code = "import sys, export.errors, export.place; sys.exit('torch' in sys.modules)"
+    code = "import sys, export.errors, export.bundle.output; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

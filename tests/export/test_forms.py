@@ -8,9 +8,9 @@ import torch
 from runs import FORMS, LATENT_DIM, small_vae, smooth_images
 from torch import nn
 
-from export.forms import decoder_graph, encoder_graph
-from export.graphs import write_decoder, write_encoder
-from export.names import DECODER_FORMS, ENCODER_FORMS, DecoderForm, EncoderForm, file_name
+from export.graphs.forms import decoder_graph, encoder_graph
+from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, DecoderForm, EncoderForm, file_name
+from export.graphs.trace import write_decoder, write_encoder
 from trainer.config import ModelConfig
 
 NETWORKS = pytest.mark.parametrize("network", list(FORMS.values()), ids=list(FORMS))

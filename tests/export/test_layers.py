@@ -5,9 +5,9 @@ import pytest
 from onnx import numpy_helper
 from runs import small_vae, smooth_images
 
-from export.graphs import write_encoder
-from export.half import write_half
-from export.layers import costs
+from export.graphs.fp16 import write_half
+from export.graphs.trace import write_encoder
+from export.proof.layers import costs
 
 IMAGES = smooth_images(3, 64)
 

@@ -13,21 +13,21 @@ from onnx import TensorProto, helper
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images, write_run
 
 import engine.backends.tensorrt
-import export.tensorrt_8
-import export.tensorrt_build
+import export.engines.plans
+import export.engines.tensorrt_8
 from engine.backends.tensorrt import COMPATIBILITIES, TARGETS
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.latents import Directions
 from export.build_engines import BuildConfig, build
-from export.editing import write_edit_by_steps
+from export.engines.plans import build_plan
 from export.errors import InputError
-from export.graphs import write_decoder, write_encoder
-from export.half import write_half
-from export.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS
-from export.quantize import Calibration, write_int8
-from export.reference import EagerBackend
-from export.tensorrt_build import build_plan
+from export.graphs.edit import write_edit_by_steps
+from export.graphs.fp16 import write_half
+from export.graphs.int8 import Calibration, write_int8
+from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS
+from export.graphs.trace import write_decoder, write_encoder
+from export.proof.reference import EagerBackend
 
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     pytest.skip("TensorRT for RTX has wheels for x86-64 Linux", allow_module_level=True)
@@ -228,7 +228,7 @@ WORDS = {
     "TacticSource": {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"},
 }
 """Names that our code has as words."""
-MODULES = (engine.backends.tensorrt, export.tensorrt_8, export.tensorrt_build)
+MODULES = (engine.backends.tensorrt, export.engines.tensorrt_8, export.engines.plans)
 
 
 def names_used() -> set[str]:

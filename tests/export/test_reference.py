@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from runs import LATENT_DIM, small_vae, smooth_images
 
-from export.reference import CompiledBackend, EagerBackend
+from export.proof.reference import CompiledBackend, EagerBackend
 
 
 def test_the_rival_computes_what_the_truth_computes_in_bfloat16() -> None:

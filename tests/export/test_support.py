@@ -5,9 +5,9 @@ import pytest
 
 from engine.backends import Options
 from engine.errors import BackendError
-from export.candidate import Option
+from export.engines.candidate import Option
+from export.engines.support import Support
 from export.errors import InputError
-from export.support import Support
 
 
 def options(*pairs: tuple[str, str], device: str = "cpu") -> list[Option]:

@@ -23,8 +23,8 @@ from tiny_model import (
 
 from engine.bundle import Bundle
 from engine.latents import Directions
+from export.bundle.triton import SIGNATURES, Word, to_text, write_triton
 from export.errors import InputError
-from export.triton import SIGNATURES, Word, to_text, write_triton
 
 KIND_GPU, KIND_CPU = 1, 2
 """Members of Triton's enumeration."""
@@ -199,7 +199,7 @@ def test_half_a_repository_never_stays(tiny_bundle: Path, tmp_path: Path, monkey
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("export.triton.write_move", fail)
+    monkeypatch.setattr("export.bundle.triton.write_move", fail)
     with pytest.raises(InputError, match=r"--triton .*: the disk is full \(No space left on device\)"):
         write_triton(Bundle.load(tiny_bundle), tmp_path / "new" / "models")
     assert list(tmp_path.iterdir()) == []

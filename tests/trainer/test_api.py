@@ -11,7 +11,7 @@ import torch
 
 from engine.errors import InvalidRequest, UnknownAttribute
 from engine.latents import Directions, Gaussian
-from export.reference import EagerBackend
+from export.proof.reference import EagerBackend
 from trainer import VAE, presets, train
 from trainer.config import TrainConfig
 from trainer.data import FaceData

@@ -1,0 +1,253 @@
+"""From FP32 graphs to a bundle: lower precisions, plans, the contest, the gate, and the manifest. It needs no torch.
+
+`build_engines` comes here with the graphs of a run, `retarget` with those of another bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine.backends import BACKENDS, kind_of, open_backend, tensorrt, warm_up
+from engine.bundle import DECODER, ENCODER, MANIFEST, PROVEN, UNPROVEN, Bundle, Manifest, sha256_of
+from engine.errors import BackendError, ParityError
+from engine.proof.figures import Report
+from engine.proof.machine import cpu_model, machine_of
+from engine.proof.truth import Truth
+from export.engines.candidate import Candidate
+from export.engines.contest import RULE, Entry, rank, table
+from export.engines.files import write_edit_plan, write_plans, write_reduced
+from export.engines.plans import layers_of
+from export.engines.support import Support
+from export.errors import RewriteError
+from export.flags import EngineFlags
+from export.graphs.int8 import Calibration
+from export.proof.gate import Gate
+from export.proof.judge import Trial
+from export.proof.layers import table as layers_table
+
+Say = Callable[[str], None]
+
+
+def assemble(
+    flags: EngineFlags,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    candidates: list[Candidate],
+    support: Support,
+    truth: Truth,
+    proof: Truth,
+    trial: Trial | str,
+    kept: Collection[str],
+    say: Say,
+    calibrate: Callable[[], Calibration] | None = None,
+) -> Bundle:
+    """Makes a folder with the graphs of a model a bundle, with the best of the candidates that pass the gate.
+
+    Args:
+        flags: What was asked for.
+        folder: Holds the candidates' graphs in FP32, and all of the bundle that doesn't depend on the engines.
+        manifest: What it is to say, but for backend, precision, engine, files, parity, tensorrt and proof.
+        candidates: What to choose from.
+        support: What runs here.
+        truth: What they are held against.
+        proof: The answers that travel with the bundle.
+        trial: Edits to be judged, or why there are none.
+        kept: Names of graphs that stay though no engine is made from them.
+        say: Takes each line about the progress, and the tables of contest and parity.
+        calibrate: Gives what INT8 is calibrated on; None where all int8 graphs are there.
+
+    Raises:
+        BackendError: no plan could be built.
+        ParityError: the portable graphs or all candidates are beyond their tolerances; likewise `RewriteError`.
+    """
+    gate = Gate(
+        folder,
+        truth,
+        trial=trial,
+        proof=None if proof is truth else proof,
+        max_batch=manifest.max_batch_size,
+        threads=flags.cores,
+        tolerances=flags.tolerances,
+        say=say,
+    )
+    gate.require_portable()
+    write_reduced(candidates, folder, calibrate, say)
+    building: dict[str, Any] = {
+        "max_batch": manifest.max_batch_size,
+        "timing_cache": flags.out.with_name(f"{flags.out.name}.timing.cache"),
+        "compute_capabilities": flags.compute_capability,
+        "compatibility": flags.hardware_compatibility,
+        "tactics": flags.tactics,
+        "say": say,
+    }
+    candidates, plans = write_plans(candidates, folder, **building)
+    runs = candidates[0].option in support.here  # what doesn't has no rival
+    entries = _contest(flags, manifest, candidates, folder, say)
+    for reason in flags.why_not(support) if entries else ():
+        say(f"not in the contest: {reason}")
+
+    def complete(candidate: Candidate) -> None:
+        plans.update(write_edit_plan(candidate, folder, **building))
+
+    explained: set[str] = set()
+
+    def explain(candidate: Candidate) -> None:
+        if candidate.graphs != candidate.portable and candidate.precision not in explained:
+            explained.add(candidate.precision)
+            say(layers_table(folder, candidate, truth))
+
+    winner, report, rejected = _first_exact(
+        gate, entries, candidates, runs=runs, say=say, complete=complete, explain=explain
+    )
+    if flags.explain:
+        explain(winner)
+    _drop_others(folder, winner, kept)
+
+    chosen = _chosen(entries, rejected, flags.cores) if entries else {}
+    manifest = dataclasses.replace(
+        manifest,
+        backend=winner.backend,
+        device=kind_of(winner.device),
+        precision=winner.precision,
+        engine=dataclasses.replace(winner.engine, chosen=chosen),
+        files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
+        parity=report.to_json(),
+        tensorrt=_tensorrt(flags, winner, plans),
+    )
+    proven: dict[str, Any] = {"tolerances": asdict(flags.tolerances(winner.precision))}
+    if runs:
+        proven |= {"status": PROVEN, "machine": machine_of(manifest, flags.cores, winner.device)}
+    else:
+        proven |= {"status": UNPROVEN, "reason": _why_not_run(winner)}
+    manifest = dataclasses.replace(manifest, proof=proven)
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    bundle = Bundle.load(folder)
+    if runs:
+        backend = open_backend(bundle, flags.cores, winner.device)
+        try:
+            warm_up(backend, manifest)
+        finally:
+            backend.close()
+    return bundle
+
+
+def outcome(bundle: Bundle, out: Path, say: Say) -> None:
+    """Says what was built, what is to be known of it, and what comes next."""
+    manifest = bundle.manifest
+    engine = f"{manifest.backend} {manifest.precision}, {manifest.engine.encoder} and {manifest.engine.decoder}"
+    say(f"bundle: {out} ({', '.join(sorted(manifest.files))}), {engine}")
+    if manifest.proof["status"] == UNPROVEN:
+        say(
+            f"unproven: {manifest.proof['reason']}; the graphs agree with PyTorch, the plans are proven where they load"
+        )
+        say(f"next: copy it to the machine with the GPU; there, python -m engine --bundle {out}")
+    else:
+        say(f"next: python -m engine --bundle {out}")
+
+
+def _contest(
+    flags: EngineFlags, manifest: Manifest, candidates: list[Candidate], folder: Path, say: Say
+) -> list[Entry]:
+    """The candidates with their times, best first; empty if there is nothing to choose."""
+    if len(candidates) == 1:
+        return []
+    say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
+    entries = rank(candidates, folder, manifest, max_batch=manifest.max_batch_size, threads=flags.cores)
+    say(table(entries))
+    return entries
+
+
+def _first_exact(
+    gate: Gate,
+    entries: list[Entry],
+    candidates: list[Candidate],
+    *,
+    runs: bool,
+    say: Say,
+    complete: Callable[[Candidate], None],
+    explain: Callable[[Candidate], None],
+) -> tuple[Candidate, Report, dict[Candidate, str]]:
+    """The first candidate that passes the gate, its report, and why those before it did not.
+
+    Args:
+        gate: What they must pass.
+        entries: The contest, best first; empty if there was none.
+        candidates: All of them.
+        runs: Whether they run here.
+        say: Takes why one is out.
+        complete: Builds what only a candidate that may win needs.
+        explain: Says which layers make a candidate inexact.
+
+    Raises:
+        RewriteError: a rewrite isn't exact, whatever else there is to choose from.
+        ParityError: none passes; says why the best one does not.
+        BackendError: the best one can't be completed, and no other passes.
+    """
+    first: ParityError | BackendError | None = None
+    rejected: dict[Candidate, str] = {}
+    for candidate in [entry.candidate for entry in entries] or candidates:
+        try:
+            complete(candidate)
+            report = gate.check(
+                candidate.backend, candidate.precision, candidate.engine, device=candidate.device, runs=runs
+            )
+            return candidate, report, rejected
+        except RewriteError:
+            raise
+        except (ParityError, BackendError) as error:
+            first = first or error
+            rejected[candidate] = str(error)
+            say(f"{candidate}: {error}")
+            if isinstance(error, ParityError):
+                explain(candidate)
+    assert first is not None, "there is a candidate"
+    raise first
+
+
+def _chosen(entries: list[Entry], rejected: dict[Candidate, str], threads: int) -> dict[str, Any]:
+    return {
+        "rule": RULE,
+        "cpu": cpu_model(),
+        "threads": threads,
+        "candidates": [{**entry.to_json(), "rejected": rejected.get(entry.candidate)} for entry in entries],
+    }
+
+
+def _drop_others(folder: Path, winner: Candidate, kept: Collection[str]) -> None:
+    """Removes the graphs and plans of other candidates; the portable graphs stay."""
+    files = [*winner.files, *([winner.edit] if winner.edit else [])]
+    layers = [layers_of(Path(name)).name for name in files]
+    used = {ENCODER, DECODER, *winner.portable, *winner.graphs, *files, *layers, *kept}
+    for path in (*folder.glob("*.onnx"), *folder.glob("*.plan"), *folder.glob("*.layers.json")):
+        if path.name not in used:
+            path.unlink()
+
+
+def _tensorrt(flags: EngineFlags, winner: Candidate, plans: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of plans: what they are bound to, and how they were built."""
+    if BACKENDS[winner.backend].plan is None:
+        return {}
+    device: dict[str, Any]
+    if winner.backend == "tensorrt-rtx":
+        targets = list(flags.compute_capability or tensorrt.DEFAULT_TARGETS)
+        device = {
+            "tensorrt-rtx": str(tensorrt.load_tensorrt("tensorrt-rtx").__version__),
+            "compute_capabilities": targets,
+        }
+    else:
+        compatibility = flags.hardware_compatibility
+        device = {**tensorrt.require_device(winner.backend, winner.device), "hardware_compatibility": compatibility}
+    return {"device": device, "builder": {name: plans[name] for name in (*winner.files, winner.edit) if name}}
+
+
+def _why_not_run(winner: Candidate) -> str:
+    try:
+        tensorrt.require_device(winner.backend, winner.device)
+    except BackendError as error:
+        return str(error).partition(";")[0]
+    return "no engine was run"

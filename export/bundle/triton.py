@@ -1,0 +1,210 @@
+"""A model repository for NVIDIA's Triton Inference Server, for those who outgrow one server.
+
+| model        | inputs             | outputs       | what runs                                                   |
+|--------------|--------------------|---------------|-------------------------------------------------------------|
+| `encoder`    | `images`           | `mu, log_var` | the bundle's engine                                         |
+| `decoder`    | `latents`          | `images`      | the bundle's engine                                         |
+| `edit`       | `images, strengths`| `edited`      | both as one graph; not for plans, which are built one by one|
+| `arithmetic` | `mu, strengths`    | `latents`     | mu + strengths @ directions, a tiny graph                   |
+| `ensemble`   | `images, strengths`| `edited`      | encoder, arithmetic and decoder, each batched by itself     |
+
+Every name begins with the repository's own, `dfcvae_`. Per image, `strengths` has one value per attribute, in the
+order that the parameter `attributes` of the configuration gives.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.backends import CUDA
+from engine.bundle import ENCODER, Bundle
+from export.bundle.output import check_free, publish, require_space, staging
+from export.graphs.edit import write_edit, write_move
+
+NAME = "dfcvae"
+"""What the names of all models begin with."""
+FLAG = "--triton"
+CONFIG, VERSION, PLAN = "config.pbtxt", "1", ".plan"
+
+SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "encoder": (("images",), ("mu", "log_var")),
+    "decoder": (("latents",), ("images",)),
+    "edit": (("images", "strengths"), ("edited",)),
+    "arithmetic": (("mu", "strengths"), ("latents",)),
+    "ensemble": (("images", "strengths"), ("edited",)),
+}
+"""Names of the inputs and outputs of each model."""
+
+
+class Word(str):
+    """A value that stands in a configuration without quotes: the name of an enumeration's member."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Who runs a model's file, and where.
+
+    Attributes:
+        backend: Triton's name of it.
+        platform: Its older name, where it has one.
+        file: Name of the model's file.
+        kind: Where its instances are.
+        parameters: Settings of the backend.
+    """
+
+    backend: str
+    platform: str | None
+    file: str
+    kind: Word
+    parameters: dict[str, str]
+
+
+def write_triton(bundle: Bundle, folder: Path) -> None:
+    """Writes the model repository of a bundle, whole or not at all.
+
+    Args:
+        bundle: A verified bundle. Without attributes, there are only `encoder` and `decoder`.
+        folder: The repository; must not exist yet.
+
+    Raises:
+        InputError: something is at `folder`, it cannot be written to, or its disk is too full.
+    """
+    check_free(folder, FLAG)
+    engine = bundle.manifest.engine
+    files = {"encoder": bundle.path / engine.encoder, "decoder": bundle.path / engine.decoder}
+    require_space(folder, 3 * sum(path.stat().st_size for path in files.values()))
+    with staging(folder, FLAG) as place:
+        for model, file in files.items():
+            runtime = _runtime(bundle, file)
+            shutil.copyfile(file, _add(place, model, bundle, runtime))
+        if bundle.directions.names:
+            _add_edits(place, bundle, files["encoder"], files["decoder"])
+        publish(place, folder, force=False, flag=FLAG)
+
+
+def _add_edits(place: Path, bundle: Bundle, encoder: Path, decoder: Path) -> None:
+    if PLAN not in (encoder.suffix, decoder.suffix):
+        target = _add(place, "edit", bundle, _runtime(bundle, encoder))
+        write_edit(encoder, decoder, bundle.directions, target)
+    on_gpu = _runtime(bundle, encoder).kind
+    target = _add(place, "arithmetic", bundle, _onnx_runtime(on_gpu))
+    write_move(bundle.path / ENCODER, bundle.directions, target)
+    _add(place, "ensemble", bundle, None)
+
+
+def _add(place: Path, model: str, bundle: Bundle, runtime: Runtime | None) -> Path:
+    """Writes a model's configuration; returns where its file goes."""
+    folder = place / f"{NAME}_{model}"
+    (folder / VERSION).mkdir(parents=True)  # of an ensemble too: Triton asks for it
+    (folder / CONFIG).write_text(to_text(_config(model, bundle, runtime)), encoding="ascii")
+    return folder / VERSION / (runtime.file if runtime else "")
+
+
+def _runtime(bundle: Bundle, file: Path) -> Runtime:
+    """What runs an encoder's or decoder's file as the bundle's own backend does."""
+    backend, precision = bundle.manifest.backend, bundle.manifest.precision
+    if file.suffix == PLAN:
+        return Runtime("tensorrt", "tensorrt_plan", "model.plan", Word("KIND_GPU"), {})
+    # On a CPU with units for bf16 OpenVINO takes them unless told not to, and Triton's backend has no way to tell it:
+    # a bundle in fp32 keeps its accuracy with ONNX Runtime.
+    if backend == "openvino" and precision != "fp32":
+        parameters = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+        if precision == "bf16":
+            parameters["HINT_BF16"] = "YES"
+        return Runtime("openvino", None, "model.onnx", Word("KIND_CPU"), parameters)
+    return _onnx_runtime(Word("KIND_GPU" if bundle.manifest.device == CUDA else "KIND_CPU"))
+
+
+def _onnx_runtime(kind: Word) -> Runtime:
+    return Runtime("onnxruntime", "onnxruntime_onnx", "model.onnx", kind, {})
+
+
+def _config(model: str, bundle: Bundle, runtime: Runtime | None) -> dict[str, Any]:
+    """The configuration of one model, a ModelConfig of Triton; without a runtime, of the ensemble."""
+    manifest, (inputs, outputs) = bundle.manifest, SIGNATURES[model]
+    parameters = {"attributes": ",".join(bundle.directions.names)} if "strengths" in inputs else {}
+    config: dict[str, Any] = {"name": f"{NAME}_{model}"}
+    if runtime is None:
+        config["platform"] = "ensemble"
+    else:
+        parameters |= runtime.parameters
+        config |= {"platform": runtime.platform} if runtime.platform else {}
+        config |= {"backend": runtime.backend, "default_model_filename": runtime.file}
+    config |= {
+        "max_batch_size": manifest.max_batch_size,
+        "input": [{"name": name, **_tensor(name, bundle)} for name in inputs],
+        "output": [{"name": name, **_tensor(name, bundle)} for name in outputs],
+    }
+    if runtime is None:
+        config["ensemble_scheduling"] = {"step": _steps()}
+    else:
+        config |= {
+            "instance_group": [{"count": 1, "kind": runtime.kind}],
+            # What waits is taken at once, at most a full batch: an idle engine makes nobody wait.
+            "dynamic_batching": {
+                "preferred_batch_size": [manifest.max_batch_size],
+                "max_queue_delay_microseconds": 0,
+            },
+            "model_warmup": [
+                {
+                    "name": f"batch of {size}",
+                    "batch_size": size,
+                    "inputs": [{"key": name, "value": {**_tensor(name, bundle), "zero_data": True}} for name in inputs],
+                }
+                for size in sorted({1, manifest.max_batch_size})
+            ],
+        }
+    config["parameters"] = [{"key": key, "value": {"string_value": text}} for key, text in parameters.items()]
+    return config
+
+
+def _tensor(name: str, bundle: Bundle) -> dict[str, Any]:
+    """Type and shape, without the batch."""
+    size = bundle.manifest.image_size
+    if name in ("images", "edited"):
+        return {"data_type": Word("TYPE_UINT8"), "dims": [size, size, 3]}
+    width = len(bundle.directions.names) if name == "strengths" else bundle.manifest.latent_dim
+    return {"data_type": Word("TYPE_FP32"), "dims": [width]}
+
+
+def _steps() -> list[dict[str, Any]]:
+    """Which tensor of the ensemble (`value`) is which of each model (`key`)."""
+
+    def step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            "model_name": f"{NAME}_{model}",
+            "model_version": -1,
+            "input_map": [{"key": key, "value": value} for key, value in inputs.items()],
+            "output_map": [{"key": key, "value": value} for key, value in outputs.items()],
+        }
+
+    return [
+        step("encoder", {"images": "images"}, {"mu": "mu"}),
+        step("arithmetic", {"mu": "mu", "strengths": "strengths"}, {"latents": "latents"}),
+        step("decoder", {"latents": "latents"}, {"images": "edited"}),
+    ]
+
+
+def to_text(message: Mapping[str, Any], indent: str = "") -> str:
+    """A message in protobuf's text format.
+
+    Args:
+        message: Fields by name. A mapping is a message, a list a repeated field; text is quoted unless a `Word`.
+        indent: What each line begins with.
+    """
+    lines = []
+    for name, value in message.items():
+        for each in value if isinstance(value, list) and any(isinstance(part, Mapping) for part in value) else [value]:
+            if isinstance(each, Mapping):
+                lines.append(f"{indent}{name} {{\n{to_text(each, indent + '  ')}{indent}}}\n")
+            elif each != []:
+                # JSON's numbers, truth values, lists of numbers and quoted ASCII are the text format's too.
+                lines.append(f"{indent}{name}: {each if isinstance(each, Word) else json.dumps(each)}\n")
+    return "".join(lines)

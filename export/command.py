@@ -1,0 +1,65 @@
+"""How a command runs: its flags, how it is interrupted, errors as one line, exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import TypeVar
+
+import tyro
+
+from engine.version import tell_version
+from export.errors import FAILURES, report
+
+Config = TypeVar("Config")
+
+
+def run(
+    config: type[Config],
+    work: Callable[[Config], object],
+    *,
+    prog: str,
+    doc: str | None,
+    arguments: Sequence[str] | None,
+    outcome: str = "",
+) -> int:
+    """Runs a command.
+
+    Args:
+        config: Dataclass of the flags.
+        work: What is done with them; False: something that it checked didn't hold.
+        prog: How the command is called, for `--help`, which says `doc` as well.
+        doc: What it does.
+        arguments: Of the command line; None: this process's own.
+        outcome: What follows from a failure, as `export.errors.report` takes it.
+
+    Returns:
+        Exit code: 0 done, 1 something didn't hold or is beyond the tolerances, 2 unusable input, 130 interrupted.
+    """
+    if tell_version(sys.argv[1:] if arguments is None else arguments):
+        return 0
+    try:
+        given = tyro.cli(config, args=arguments, prog=prog, description=doc, config=(tyro.conf.FlagCreatePairsOff,))
+        return 1 if work(given) is False else 0
+    except FAILURES as error:
+        return report(error, outcome)
+
+
+def interruptible() -> Callable[[], bool]:
+    """Makes SIGINT and SIGTERM raise KeyboardInterrupt in the main thread.
+
+    Returns:
+        Whether one came; to be asked again at the end, since the exception is lost if the signal meets a finaliser of
+        a library.
+    """
+    received: list[int] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        raise KeyboardInterrupt
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, interrupt)
+    return lambda: bool(received)

@@ -1,0 +1,129 @@
+"""The two ONNX graphs of a model: uint8 images outside, all scaling and layout inside, any batch size.
+
+Shapes: N batch (dynamic), S image_size, D latent_dim, C channels[-1], s side of the deepest features.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from engine.bundle import DECODER, ENCODER, FORMAT_VERSION
+from export.graphs.forms import decoder_graph, encoder_graph
+from export.graphs.names import PLAIN, DecoderForm, EncoderForm, file_name
+from trainer.model import VAE
+
+OPSET = 17
+"""The newest ONNX opset that every supported TensorRT parser reads."""
+
+
+def write_graphs(
+    model: VAE,
+    folder: Path,
+    model_sha256: str,
+    encoders: Iterable[EncoderForm] = (PLAIN,),
+    decoders: Iterable[DecoderForm] = (PLAIN,),
+) -> None:
+    """Writes encoder.onnx and decoder.onnx, float32, and their other forms: the same model gives the same bytes.
+
+    Args:
+        model: The VAE in evaluation mode, on the CPU.
+        folder: Where to write; must exist.
+        model_sha256: SHA-256 of the run's weights, hex; recorded in the graphs' metadata.
+        encoders: Forms of the encoder.
+        decoders: Forms of the decoder.
+    """
+    for encoder in encoders:
+        write_encoder(model, encoder, folder, model_sha256)
+    for decoder in decoders:
+        write_decoder(model, decoder, folder, model_sha256)
+
+
+def write_encoder(model: VAE, form: EncoderForm, folder: Path, model_sha256: str) -> str:
+    """Writes the encoder in one form; otherwise as `write_graphs`. Returns the file's name."""
+    size = model.config.image_size
+    # An exporter may take a batch of one for a constant; two stays dynamic.
+    images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    name = file_name(ENCODER, form)
+    _trace(encoder_graph(model.encoder, form), images, folder / name, ["images"], ["mu", "log_var"])
+    _finish(folder / name, model_sha256)
+    return name
+
+
+def write_decoder(model: VAE, form: DecoderForm, folder: Path, model_sha256: str) -> str:
+    """Writes the decoder in one form; otherwise as `write_graphs`. Returns the file's name."""
+    latents = torch.zeros(2, model.config.latent_dim)
+    name = file_name(DECODER, form)
+    _trace(decoder_graph(model.decoder, form), latents, folder / name, ["latents"], ["images"])
+    _finish(folder / name, model_sha256)
+    return name
+
+
+def _trace(graph: nn.Module, sample: Tensor, path: Path, inputs: list[str], outputs: list[str]) -> None:
+    with warnings.catch_warnings():
+        # The TorchScript exporter is deprecated, but it alone writes opset 17 itself, with no more packages.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="Constant folding")  # what it leaves, _fold_constants folds
+        # Sizes of images are constants: a runtime would compute them anew, and on a GPU that means on the host.
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python integer")
+        torch.onnx.export(
+            graph,
+            (sample,),
+            path,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
+        )
+
+
+def _finish(path: Path, model_sha256: str) -> None:
+    """Simplifies, labels and checks a traced graph."""
+    traced = onnx.load(path)
+    _fold_constants(traced.graph)
+    # The tracer loses height and width behind the Reshape; ONNX's own inference finds them.
+    traced = onnx.shape_inference.infer_shapes(traced, strict_mode=True)
+    traced.graph.ClearField("value_info")
+    _label(traced, path.stem, model_sha256)
+    onnx.checker.check_model(traced, full_check=True)
+    path.write_bytes(traced.SerializeToString(deterministic=True))
+
+
+def _fold_constants(graph: onnx.GraphProto) -> None:
+    """Replaces nodes that depend on no input by their values: the tracer spells out how a padding is computed."""
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    computed: dict[str, npt.NDArray[Any]] = {}
+    nodes = list(graph.node)
+    for node in nodes:
+        if all(not name or name in known for name in node.input):
+            inputs = {name: known[name] for name in node.input if name}
+            values = list(ReferenceEvaluator(node).run(None, inputs))
+            computed |= dict(zip(node.output, values, strict=True))
+            known |= computed
+            graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    kept += [numpy_helper.from_array(np.asarray(computed[name]), name) for name in computed if name in used]
+    graph.ClearField("initializer")
+    graph.initializer.extend(kept)
+
+
+def _label(traced: onnx.ModelProto, name: str, model_sha256: str) -> None:
+    """Says what the graph is and where it comes from; leaves nothing of the machine that traced it."""
+    traced.producer_name, traced.producer_version = "dfc-vae", version("dfc-vae")
+    traced.graph.name = name
+    for part in (traced, traced.graph, *traced.graph.node):
+        part.ClearField("doc_string")
+    onnx.helper.set_model_props(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256})

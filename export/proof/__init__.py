@@ -1,0 +1,1 @@
+"""Whether engines compute what PyTorch computes: its answers, the judge of edits, the parity gate."""
