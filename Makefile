@@ -23,8 +23,11 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# Messages of the Open Inference Protocol get a pool of their own: its clients have others of the same names in the same process.
 protos: $(VENV)/oldest
 	PYTHONPATH="$(VENV)/oldest" $(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/dfcvae.proto
+	PYTHONPATH="$(VENV)/oldest" $(RUN) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. protos/open_inference.proto
+	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' protos/open_inference_pb2.py
 
 # The oldest gRPC and protobuf that pyproject.toml allows, beside those of the lock.
 $(VENV)/oldest: $(VENV)/installed

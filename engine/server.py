@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 
 from engine.access.admission import WINDOW_BYTES, Guards
 from engine.access.auth import Tokens
@@ -22,9 +24,11 @@ from engine.process.allocator import share_freed_memory
 from engine.process.garbage import collect_rarely
 from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread
-from engine.service import health, reflection
+from engine.service import health, latent_engine, reflection
 from engine.service.interceptor import CallInterceptor
-from engine.service.latent_engine import SERVICE_NAME, LatentEngine, Limits, add_to_server
+from engine.service.latent_engine import LatentEngine, Limits, add_to_server
+from engine.service.open_inference import service as open_inference
+from engine.service.open_inference.service import OpenInference
 from engine.telemetry.metrics import Metrics
 from engine.telemetry.tracing import Tracing
 from engine.transport import Server, address, prove
@@ -94,10 +98,14 @@ async def _start(
     repository = await ModelRepository.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, repository, signals)
 
-    healths = health.Health((SERVICE_NAME, *reflection.NAMES))
     engine = LatentEngine(repository, _limits(config))
+    served = (
+        (latent_engine.SERVICE, engine),
+        (open_inference.SERVICE, OpenInference(repository, engine)),
+    )
+    healths = health.Health((*(service.full_name for service, _ in served), *reflection.NAMES))
     server = Server(_options(config), calls.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s)
-    _add_services(server, calls, healths, engine)
+    _add_services(server, calls, healths, served)
     target = _listen(server, config, credentials)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await repository.warm_up()
@@ -105,7 +113,7 @@ async def _start(
     calls.admission.open()
     healths.set_serving()
     await stack.enter_async_context(_reloads(repository, tokens, calls, signals, config.reload_every_s))
-    _announce(f"serving {SERVICE_NAME} on {target}")
+    _announce(f"serving {latent_engine.SERVICE.full_name} on {target}")
 
 
 def _announce(line: str) -> None:
@@ -163,9 +171,16 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
     ]
 
 
-def _add_services(server: Server, calls: CallInterceptor, healths: health.Health, engine: LatentEngine) -> None:
-    calls.register(add_to_server, engine, server)
-    calls.register(reflection.add_to_server, reflection.servicer_of((SERVICE_NAME, health.NAME)), server)
+def _add_services(
+    server: Server,
+    calls: CallInterceptor,
+    healths: health.Health,
+    served: Sequence[tuple[ServiceDescriptor, Any]],
+) -> None:
+    for service, servicer in served:
+        calls.register(partial(add_to_server, service), servicer, server)
+    files = (health.FILE, *(service.file for service, _ in served))
+    calls.register(reflection.add_to_server, reflection.servicer_of(files), server)
     # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
     health.add_to_server(healths, server)
 

@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from engine.transport import Server
 
 NAME: str = health.SERVICE_NAME
+FILE: FileDescriptor = health_pb2.DESCRIPTOR
 
 _Answer = health_pb2.HealthCheckResponse
 

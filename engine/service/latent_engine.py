@@ -37,8 +37,7 @@ from protos import dfcvae_pb2 as pb
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-_SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"]
-SERVICE_NAME: str = _SERVICE.full_name
+SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 # By whether clients stream, and whether the server does.
 _KINDS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -197,11 +196,11 @@ class LatentEngine:
         return RequestScope(self._repository, call, request, request.model)
 
 
-def add_to_server(engine: LatentEngine, server: Any) -> None:
-    """Adds the service to a server, as the generated function does, but for how responses become bytes."""
-    handlers = handlers_of(_SERVICE, engine)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-    server.add_registered_method_handlers(SERVICE_NAME, handlers)
+def add_to_server(service: ServiceDescriptor, servicer: Any, server: Any) -> None:
+    """Adds a service to a server, as the generated function does, but for how requests and responses are bytes."""
+    handlers = handlers_of(service, servicer)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+    server.add_registered_method_handlers(service.full_name, handlers)
 
 
 def handlers_of(service: ServiceDescriptor, servicer: Any) -> dict[str, Any]:

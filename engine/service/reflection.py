@@ -4,20 +4,25 @@ from collections.abc import Iterable
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from google.protobuf import text_format
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 NAMES = ("grpc.reflection.v1.ServerReflection", str(reflection.SERVICE_NAME))
 
 
-def servicer_of(services: Iterable[str]) -> Any:
-    """What tells clients of these services, by their full names, and of itself."""
-    pool = descriptor_pool.Default()
-    try:
-        pool.FindServiceByName(NAMES[0])
-    except KeyError:  # grpcio-reflection has v1alpha only
-        pool.Add(_version_1())
-    return reflection.aio.ReflectionServicer((*services, *NAMES))
+def servicer_of(files: Iterable[FileDescriptor]) -> Any:
+    """What tells clients of the services that these files define, and of itself."""
+    pool, names = DescriptorPool(), list(NAMES)
+    alpha = _copy(reflection_pb2.DESCRIPTOR)
+    for own in (alpha, _version_1(alpha)):  # grpcio-reflection has v1alpha only
+        pool.Add(own)
+    for file in files:
+        pool.Add(_copy(file))
+        names += [service.full_name for service in file.services_by_name.values()]
+    return reflection.aio.ReflectionServicer(names, pool)
 
 
 def add_to_server(servicer: Any, server: Any) -> None:
@@ -31,8 +36,11 @@ def add_to_server(servicer: Any, server: Any) -> None:
         server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
 
-def _version_1() -> descriptor_pb2.FileDescriptorProto:
-    alpha = descriptor_pb2.FileDescriptorProto()
-    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
-    text = text_format.MessageToString(alpha).replace("v1alpha", "v1")
-    return text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
+def _copy(file: FileDescriptor) -> FileDescriptorProto:
+    copy = FileDescriptorProto()
+    file.CopyToProto(copy)
+    return copy
+
+
+def _version_1(alpha: FileDescriptorProto) -> FileDescriptorProto:
+    return text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto())

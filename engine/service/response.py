@@ -31,24 +31,24 @@ _COUNT, _HEIGHT, _WIDTH, _DATA = b"\x08", b"\x10", b"\x18", b"\x22"
 class Answer:
     """A response message, and the raw pixels that belong into its field `images`, uint8 [N, S, S, 3].
 
-    Args:
+    Attributes:
         message: A response whose field 1 is `images`; holds everything but raw pixels.
         pixels: The pixels, or None.
     """
 
-    __slots__ = ("_message", "_pixels")
+    __slots__ = ("message", "pixels")
 
     def __init__(self, message: Message, pixels: Bytes | None = None) -> None:
-        self._message = message
-        self._pixels = pixels
+        self.message = message
+        self.pixels = pixels
 
     def parts(self) -> list[bytes | memoryview]:
         """The serialised message, piece by piece."""
-        rest = self._message.SerializeToString()
-        if self._pixels is None:
+        rest = self.message.SerializeToString()
+        if self.pixels is None:
             return [rest]
-        count, height, width, _ = self._pixels.shape
-        return [_before_pixels(count, height, width), np.ascontiguousarray(self._pixels).data.cast("B"), rest]
+        count, height, width, _ = self.pixels.shape
+        return [_before_pixels(count, height, width), np.ascontiguousarray(self.pixels).data.cast("B"), rest]
 
     def SerializeToString(self) -> bytes:  # noqa: N802 - the name that messages have
         """The bytes of the whole message."""

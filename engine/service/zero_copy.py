@@ -1,28 +1,49 @@
 """Requests whose pixels are not copied when they are read: a request is in memory once, and not three times.
 
 Protobuf copies bytes twice: into the message when it parses, and out of it when they are asked for. Here the pixels of
-raw images are cut out of the serialised request as a view, and protobuf parses what is left, some dozens of bytes.
+raw images, and the raw contents of tensors, are cut out of the serialised request as views, and protobuf parses what is
+left, some dozens of bytes.
 
 Only plain requests are cut; others are parsed whole, so that meaning and errors are always protobuf's. Writers of
-protobuf produce plain requests: each field on the way to the pixels occurs once, and numbers are as short as they can
-be.
+protobuf produce plain requests: each single field on the way to the pixels occurs once, and numbers are as short as
+they can be.
 """
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from engine.errors import InvalidRequest
-from protos import dfcvae_pb2 as pb
 
-Tree: TypeAlias = "dict[int, tuple[str, Tree | None]]"
-"""Names by the tag that protobuf writes before a field: messages with their own trees, pixels without."""
-Found: TypeAlias = "dict[str, memoryview | Found]"
-"""Pixels by the names of the fields that lead to them."""
+
+class Field(NamedTuple):
+    """A field that is looked into.
+
+    Attributes:
+        name: Its name.
+        repeated: Whether it may occur many times.
+        inner: What to look for in a message; None for the pixels themselves, and for numbers.
+        numbers: Whether it is a list of numbers.
+    """
+
+    name: str
+    repeated: bool
+    inner: "Tree | None" = None
+    numbers: bool = False
+
+
+Tree: TypeAlias = dict[int, Field]
+"""Fields by the tag that protobuf writes before them."""
+Found: TypeAlias = "dict[str, memoryview | list[memoryview] | Found]"
+"""Pixels by the names of the fields that lead to them; lists of those of repeated fields."""
+
+_PIXELS = frozenset(("dfcvae.v1.RawImages.data", "inference.ModelInferRequest.raw_input_contents"))
 
 # Thirty million empty edits are 60 MB on the wire, 1.7 GB as a message, and nine seconds of parsing.
 _MAX_FIELDS = 16_384
+# A number that is a byte on the wire may be eight in a message, and takes a hundred times as long as a raw one.
+_MAX_NUMBERS_BYTES = 2**20
 _LONGEST_LENGTH = 4  # bytes; enough for 256 MiB
 
 # Kinds of fields: the last three bits of a tag.
@@ -40,15 +61,14 @@ class ZeroCopyMessage:
     def __init__(self, message: Message, found: Found) -> None:
         self._message = message
         for name, value in found.items():
-            own = value if isinstance(value, memoryview) else ZeroCopyMessage(getattr(message, name), value)
-            setattr(self, name, own)
+            setattr(self, name, ZeroCopyMessage(getattr(message, name), value) if isinstance(value, dict) else value)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._message, name)
 
 
 def field_tree(descriptor: Any) -> Tree:
-    """Where pixels may be in messages of a kind: all fields that hold one message each, and `RawImages.data`.
+    """Where pixels may be in messages of a kind, and what is to be counted there.
 
     Args:
         descriptor: Of the kind; its messages must not contain each other without end.
@@ -56,10 +76,12 @@ def field_tree(descriptor: Any) -> Tree:
     tree: Tree = {}
     for field in descriptor.fields:
         tag = field.number << 3 | _LENGTH
-        if field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated:
-            tree[tag] = (field.name, field_tree(field.message_type))
-        elif descriptor is pb.RawImages.DESCRIPTOR and field.name == "data":
-            tree[tag] = (field.name, None)
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            tree[tag] = Field(field.name, field.is_repeated, field_tree(field.message_type))
+        elif field.full_name in _PIXELS:
+            tree[tag] = Field(field.name, field.is_repeated)
+        elif field.is_packed:
+            tree[tag] = Field(field.name, True, numbers=True)
     return tree
 
 
@@ -96,11 +118,12 @@ class _Walk:
         self.plain = True
         self._data = data
         self._fields = 0
+        self._numbers = 0  # bytes
 
     def cut(self, start: int, stop: int, tree: Tree) -> tuple[bytes, Found]:
         """As `split_pixels`, for the message that lies from start to stop; b"" where nothing is found in it."""
         data = self._data
-        found: Found = {}
+        found: dict[str, Any] = {}
         seen: set[int] = set()
         rest: list[bytes] = []
         groups = 0  # that are open
@@ -130,23 +153,39 @@ class _Walk:
             if end > stop:
                 raise DecodeError("a field doesn't end")
             if tag in tree and not groups:  # what is in a group may look like anything
-                name, inner_tree = tree[tag]
-                self.plain = self.plain and tag not in seen  # protobuf merges them
+                field = tree[tag]
+                self.plain = self.plain and (field.repeated or tag not in seen)  # protobuf merges them
                 seen.add(tag)
-                if inner_tree is None:
-                    found[name] = memoryview(data)[content:end]
-                    rest.append(data[kept:position])
+                value, left = self._look_into(field, tag, content, end)
+                if value is not None:
+                    if field.repeated:
+                        found.setdefault(field.name, []).append(value)
+                    else:
+                        found[field.name] = value
+                    rest += (data[kept:position], left)
                     kept = end
-                else:
-                    inner, inner_found = self.cut(content, end, inner_tree)
-                    if inner_found:
-                        found[name] = inner_found
-                        rest += (data[kept:length_at], to_varint(len(inner)), inner)
-                        kept = end
             position = end
         if position > stop:
             raise DecodeError("a number doesn't end")
         return b"".join((*rest, data[kept:stop])) if found else b"", found
+
+    def _look_into(self, field: Field, tag: int, start: int, stop: int) -> "tuple[memoryview | Found | None, bytes]":
+        """What is found in a field of the tree, None for nothing, and what is left of the field for protobuf."""
+        if field.numbers:
+            self._numbers += stop - start
+            if self._numbers > _MAX_NUMBERS_BYTES:
+                raise InvalidRequest(
+                    f"the request has more than {_MAX_NUMBERS_BYTES} bytes of numbers in {field.name}; send them as "
+                    "raw_input_contents"
+                )
+            return None, b""
+        if field.inner is None:
+            return memoryview(self._data)[start:stop], b""
+        inner, found = self.cut(start, stop, field.inner)
+        if not found:
+            return None, b""
+        self.plain = self.plain and not field.repeated
+        return found, b"".join((to_varint(tag), to_varint(len(inner)), inner))
 
     def _after(self, kind: int, position: int) -> int:
         """Where a field ends that has no length."""

@@ -159,7 +159,7 @@ def test_a_client_and_a_call_choose_their_model(tiny_bundle: Path, tmp_path: Pat
 def test_health_and_reflection(server: ServerProcess) -> None:
     with grpc.insecure_channel(server.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        for name in ("", "dfcvae.v1.LatentEngine"):
+        for name in ("", "dfcvae.v1.LatentEngine", "inference.GRPCInferenceService"):
             answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
             first = next(iter(stub.Watch(health_pb2.HealthCheckRequest(service=name))))
@@ -208,4 +208,10 @@ def test_reflection_of_version_1_tells_of_everything(server: ServerProcess) -> N
                 file = descriptor_pb2.FileDescriptorProto.FromString(data)
                 files.update(f"{file.package}.{service.name}" for service in file.service)
     assert set(names) == files
-    assert {"dfcvae.v1.LatentEngine", "grpc.reflection.v1.ServerReflection"} < files
+    assert set(names) == {
+        "dfcvae.v1.LatentEngine",
+        "inference.GRPCInferenceService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }

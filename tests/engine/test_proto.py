@@ -1,8 +1,10 @@
+import importlib
 import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from oldest import environment_with_oldest, needs_oldest
@@ -10,26 +12,48 @@ from servers import ROOT, run_python
 
 from engine.errors import EngineError
 from protos import dfcvae_pb2 as pb
+from protos import open_inference_pb2
 
 
 @needs_oldest
-def test_the_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
+def test_the_generated_code_is_that_of_the_protos(tmp_path: Path) -> None:
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", *outputs, "protos/dfcvae.proto"]
+    protos = ["protos/dfcvae.proto", "protos/open_inference.proto"]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", *outputs, *protos]
     subprocess.run(command, cwd=ROOT, env=environment_with_oldest(os.environ), check=True)
-    for name in ("dfcvae_pb2.py", "dfcvae_pb2.pyi", "dfcvae_pb2_grpc.py"):
-        fresh, committed = ((folder / "protos" / name).read_text() for folder in (tmp_path, ROOT))
-        assert fresh == committed, f"{name} is out of date: run `make protos`"
+    for path in (ROOT / "protos").glob("*_pb2*"):
+        fresh, committed = (tmp_path / "protos" / path.name).read_text(), path.read_text()
+        if path.name == "open_inference_pb2.py":
+            fresh = fresh.replace("_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()")
+        assert fresh == committed, f"{path.name} is out of date: run `make protos`"
 
 
-def test_every_message_and_field_is_documented() -> None:
-    lines = (ROOT / "protos" / "dfcvae.proto").read_text().splitlines()
+@pytest.mark.parametrize("proto", ["dfcvae", "open_inference"])
+def test_every_message_and_field_is_documented(proto: str) -> None:
+    lines = (ROOT / "protos" / f"{proto}.proto").read_text().splitlines()
     undocumented = [
         line
         for before, line in itertools.pairwise(lines)
-        if " = " in line and not line.startswith("syntax") and "//" not in before
+        if line.lstrip().startswith(("message", "oneof", "rpc")) or " = " in line
+        if not line.startswith("syntax") and "//" not in before
     ]
     assert undocumented == []
+
+
+def test_the_protocols_messages_are_those_of_others_on_the_wire() -> None:
+    """Beside theirs in one process: each has its messages in a pool of its own."""
+    theirs = importlib.import_module("tritonclient.grpc.service_pb2").DESCRIPTOR.message_types_by_name
+    assert len(open_inference_pb2.DESCRIPTOR.message_types_by_name) == 14
+
+    def fields(message: Any) -> Any:
+        inner = {one.name: fields(one) for one in message.nested_types}
+        return {one.number: (one.name, one.type, one.is_repeated) for one in message.fields}, inner
+
+    for name, message in open_inference_pb2.DESCRIPTOR.message_types_by_name.items():
+        assert fields(message) == fields(theirs[name])
+
+
+def test_the_methods_of_latent_engine() -> None:
     methods = {"Encode", "Decode", "Edit", "EditStream", "Interpolate", "Sample", "GetModel"}
     assert set(pb.DESCRIPTOR.services_by_name["LatentEngine"].methods_by_name) == methods
 

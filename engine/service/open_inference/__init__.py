@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: LatentEngine's methods as models that take and give tensors."""

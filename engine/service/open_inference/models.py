@@ -1,0 +1,206 @@
+"""The protocol's models: each is a method of LatentEngine, its request made of tensors, its answer read as tensors.
+
+To add one: what makes a request of what is given, a line in `MODELS`, and in `tensors` those that are new.
+
+Shapes: N images of side S, latents of dimension D, A attributes, K kept ones.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engine.bundle import Manifest
+from engine.errors import InvalidRequest
+from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
+from engine.service.response import Answer
+from engine.service.zero_copy import ZeroCopyMessage
+from protos import dfcvae_pb2 as pb
+
+_ANY = -1
+_IMAGES_AND_LATENTS = ("images", "latents")
+_RESULTS = {
+    ("images",): pb.EDIT_RESULT_IMAGES,
+    ("latents",): pb.EDIT_RESULT_LATENTS,
+    _IMAGES_AND_LATENTS: pb.EDIT_RESULT_IMAGES_AND_LATENTS,
+}
+# As Triton has them: 1 goes first, 0 is the default.
+_PRIORITIES = (pb.PRIORITY_NORMAL, pb.PRIORITY_INTERACTIVE, pb.PRIORITY_NORMAL, pb.PRIORITY_BACKGROUND)
+
+
+def tensors(manifest: Manifest) -> dict[str, Tensor]:
+    """All tensors of the models of a bundle, by name."""
+    size, dim = manifest.image_size, manifest.latent_dim
+    forms: dict[str, dict[str, Shape]] = {
+        "images": {UINT8: (_ANY, size, size, 3), BYTES: (_ANY,)},
+        "latents": {FP32: (_ANY, dim)},
+        "mu": {FP32: (_ANY, dim)},
+        "log_var": {FP32: (_ANY, dim)},
+        "attributes": {BYTES: (_ANY,)},
+        "strengths": {FP32: (_ANY,)},
+        "offsets": {FP32: (dim,)},
+        "keep": {BYTES: (_ANY,)},
+        "count": {INT64: (1,)},
+        "seed": {UINT64: (1,)},
+        "temperature": {FP32: (1,)},
+        "distribution": {BYTES: (1,)},
+    }
+    return {name: Tensor(name, form) for name, form in forms.items()}
+
+
+def _encode(given: Mapping[str, Any]) -> pb.EncodeRequest:
+    return pb.EncodeRequest(images=_images(given))
+
+
+def _decode(given: Mapping[str, Any]) -> pb.DecodeRequest:
+    return pb.DecodeRequest(latents=_latents(given))
+
+
+def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
+    names, strengths = _strings(given, "attributes"), given.get("strengths", ())
+    if len(names) != len(strengths):
+        raise InvalidRequest(
+            f"attributes has {len(names)} names, and strengths {len(strengths)} values; send one for each", "strengths"
+        )
+    if ("images" in given) == ("latents" in given):
+        raise InvalidRequest("send either images or latents", "images")
+    edits = [pb.Edit(attribute=name, strength=by) for name, by in zip(names, strengths, strict=True)]
+    if "offsets" in given:
+        edits.append(pb.Edit(direction=given["offsets"].tobytes(), strength=1))
+    request = pb.EditRequest(edits=edits, keep=_strings(given, "keep"))
+    if "images" in given:
+        request.images.CopyFrom(_images(given))
+    else:
+        request.latents.CopyFrom(_latents(given))
+    return request
+
+
+def _sample(given: Mapping[str, Any]) -> pb.SampleRequest:
+    request = pb.SampleRequest()
+    for name in ("count", "seed", "temperature"):
+        if name in given:
+            _set(request, name, given[name])
+    if "distribution" in given:
+        request.distribution = _member(pb.Distribution, "DISTRIBUTION", given["distribution"], "distribution")
+    return request
+
+
+class Function(NamedTuple):
+    """A model of the protocol.
+
+    Attributes:
+        method: Of LatentEngine.
+        inputs: Names of the tensors that it takes.
+        outputs: Names of those that it gives.
+        request: Makes the method's request of tensors by name; without the pixels of raw images.
+    """
+
+    method: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    request: Callable[[Mapping[str, Any]], Any]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Parameters of requests, beside tensors of one value."""
+        return ("priority", "format", "quality") if "images" in self.outputs else ("priority",)
+
+    def fill(self, given: Mapping[str, Any], outputs: tuple[str, ...], model: str) -> Any:
+        """The method's request, of tensors and parameters by name; raw pixels lie beside it.
+
+        Args:
+            given: Tensors and parameters.
+            outputs: What is to come back, in the order of `self.outputs`.
+            model: Which of the repository's.
+
+        Raises:
+            InvalidRequest: When a value can't be used.
+        """
+        request = self.request(given)
+        request.model = model
+        if (priority := given.get("priority", 0)) not in range(len(_PRIORITIES)):
+            raise InvalidRequest(f"priority is {priority!r}; it goes from 1, the first, to 3, or is 0", "priority")
+        request.priority = _PRIORITIES[priority]
+        if self.outputs == _IMAGES_AND_LATENTS:
+            request.result = _RESULTS[outputs]
+        if "format" in given:
+            request.output.format = _member(pb.ImageFormat, "IMAGE_FORMAT", given["format"], "format")
+        if "quality" in given:
+            _set(request.output, "quality", given["quality"])
+        pixels = given.get("images")
+        if isinstance(pixels, np.ndarray):
+            return ZeroCopyMessage(request, {"images": {"raw": {"data": pixels.reshape(-1).data}}})
+        return request
+
+
+MODELS = {
+    "encoder": Function("Encode", ("images",), ("mu", "log_var"), _encode),
+    "decoder": Function("Decode", ("latents",), ("images",), _decode),
+    "edit": Function(
+        "Edit", ("images", "latents", "attributes", "strengths", "offsets", "keep"), _IMAGES_AND_LATENTS, _edit
+    ),
+    "sample": Function("Sample", ("count", "seed", "temperature", "distribution"), _IMAGES_AND_LATENTS, _sample),
+}
+"""By the name that requests ask for: as it is for the default bundle, after `NAME.` for the bundle of that name."""
+
+
+def value_of(answer: Any, name: str) -> Value:
+    """A tensor of what a method of LatentEngine answered."""
+    message = answer
+    if isinstance(answer, Answer):
+        if name == "images" and answer.pixels is not None:
+            return answer.pixels
+        message = answer.message
+    field = getattr(message, name)
+    if name == "images":
+        return list(field.files.files)
+    return np.frombuffer(field.data, "<f4").reshape(field.count, field.dim)
+
+
+def _images(given: Mapping[str, Any]) -> pb.ImageBatch:
+    """Files, or what belongs to pixels that lie beside the message."""
+    images = _needed(given, "images")
+    if isinstance(images, list):
+        return pb.ImageBatch(files=pb.EncodedImages(files=images))
+    count, height, width, _ = images.shape
+    return pb.ImageBatch(raw=pb.RawImages(count=count, height=height, width=width))
+
+
+def _latents(given: Mapping[str, Any]) -> pb.LatentBatch:
+    latents = _needed(given, "latents")
+    count, dim = latents.shape
+    return pb.LatentBatch(count=count, dim=dim, data=latents.tobytes())
+
+
+def _needed(given: Mapping[str, Any], name: str) -> Any:
+    if name not in given:
+        raise InvalidRequest(f"input {name} is missing; send it", name)
+    return given[name]
+
+
+def _strings(given: Mapping[str, Any], name: str) -> list[str]:
+    return [_text(value, name) for value in given.get(name, ())]
+
+
+def _text(value: Any, name: str) -> str:
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{name} has {value[:40]!r}, which is not UTF-8", name) from None
+
+
+def _member(enum: Any, prefix: str, value: Any, name: str) -> Any:
+    """Member of an enumeration, by the end of its name in any case."""
+    text = _text(value, name)
+    try:
+        return enum.Value(f"{prefix}_{text.upper()}")
+    except ValueError:
+        known = (one.removeprefix(f"{prefix}_").lower() for one in enum.keys()[1:])
+        raise InvalidRequest(f"{name} is {text!r}; it must be one of {', '.join(known)}", name) from None
+
+
+def _set(message: Any, name: str, value: Any) -> None:
+    try:
+        setattr(message, name, value.item() if isinstance(value, np.generic) else value)
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"{name} is {value!r}, which is no number in its range", name) from None

@@ -1,0 +1,231 @@
+"""Tensors of the Open Inference Protocol: what requests have as numpy arrays, and arrays as what answers have.
+
+Numbers are arrays of the tensor's shape; of BYTES there is a list, of one dimension.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InvalidRequest
+from engine.service.zero_copy import to_varint
+from protos import open_inference_pb2 as pb
+
+Value: TypeAlias = "npt.NDArray[Any] | list[bytes]"
+Shape: TypeAlias = tuple[int, ...]
+"""-1 stands for any number."""
+_Input: TypeAlias = pb.ModelInferRequest.InferInputTensor
+
+BYTES, UINT8, INT64, UINT64, FP32 = "BYTES", "UINT8", "INT64", "UINT64", "FP32"
+
+MAX_TYPED = 2**18
+"""Most values of a tensor that doesn't travel raw: each takes a hundred times as long as a raw one."""
+_MAX_STRINGS = 2**14
+_RAW_CONTENTS = b"\x32"  # the tag of ModelInferResponse.raw_output_contents
+
+
+class Tensor(NamedTuple):
+    """A tensor that models take or give.
+
+    Attributes:
+        name: Its name.
+        forms: The datatypes that it may have, each with its shape; metadata tell the first.
+    """
+
+    name: str
+    forms: Mapping[str, Shape]
+
+    @property
+    def datatype(self) -> str:
+        """The first."""
+        return next(iter(self.forms))
+
+    @property
+    def shape(self) -> Shape:
+        """That of the first datatype."""
+        return self.forms[self.datatype]
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one value."""
+        return self.shape == (1,)
+
+
+class _Number(NamedTuple):
+    """How values of a datatype travel.
+
+    Attributes:
+        raw: Little-endian, in raw contents.
+        field: Of InferTensorContents.
+        typed: In that field.
+    """
+
+    raw: str
+    field: str
+    typed: str
+
+
+_NUMBERS = {
+    UINT8: _Number("u1", "uint_contents", "u4"),
+    INT64: _Number("<i8", "int64_contents", "i8"),
+    UINT64: _Number("<u8", "uint64_contents", "u8"),
+    FP32: _Number("<f4", "fp32_contents", "f4"),
+}
+
+
+def read_given(request: Any, tensors: Iterable[Tensor], parameters: Iterable[str]) -> dict[str, Any]:
+    """What a ModelInferRequest has, by name: tensors, those of one value as that value, and parameters.
+
+    Args:
+        request: The request, or a `ZeroCopyMessage` of one, whose memory the arrays share then.
+        tensors: Those that its model takes; those of one value may come as parameters.
+        parameters: The others.
+
+    Raises:
+        InvalidRequest: When something isn't one of these, or not what it says.
+    """
+    inputs, raw, known = request.inputs, request.raw_input_contents, {one.name: one for one in tensors}
+    if raw and len(raw) != len(inputs):
+        raise InvalidRequest(
+            f"raw_input_contents has {len(raw)} entries for {len(inputs)} inputs; send one for each, in their order",
+            "raw_input_contents",
+        )
+    found: dict[str, Any] = {}
+    for index, tensor in enumerate(inputs):
+        name = tensor.name
+        if name not in known:
+            raise InvalidRequest(f"the model has no input {name!r}; it takes: {', '.join(known)}", f"inputs[{index}]")
+        if name in found:
+            raise InvalidRequest(f"input {name} is there twice; send it once", name)
+        value = _read(tensor, known[name].forms, raw[index] if raw else None)
+        found[name] = value[0] if known[name].single else value
+    names = [*(one.name for one in known.values() if one.single), *parameters]
+    for name, parameter in request.parameters.items():
+        if name not in names or name in found:
+            why = "is there as an input, too" if name in found else f"is not known; there is: {', '.join(names)}"
+            raise InvalidRequest(f"parameter {name!r} {why}", "parameters")
+        found[name] = getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
+    return found
+
+
+def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | memoryview | None) -> Value:
+    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+    if (expected := forms.get(datatype)) is None:
+        raise InvalidRequest(f"input {name} is of datatype {datatype!r}; it must be {' or '.join(forms)}", name)
+    if len(shape) != len(expected) or any(
+        size != wanted if wanted >= 0 else size < 0 for size, wanted in zip(shape, expected, strict=True)
+    ):
+        raise InvalidRequest(
+            f"input {name} has the shape {list(shape)}; {datatype} must be {list(expected)} (-1: any number)", name
+        )
+    refuse_extensions(tensor, f"input {name}")
+    count = math.prod(shape)
+    if raw is None:
+        return _read_typed(tensor, count).reshape(shape) if datatype != BYTES else _read_strings(tensor, count)
+    if tensor.HasField("contents"):
+        raise InvalidRequest(f"input {name} has contents beside raw_input_contents; send one of them", name)
+    if datatype == BYTES:
+        return _split(name, raw, count)
+    dtype = np.dtype(_NUMBERS[datatype].raw)
+    if len(raw) != count * dtype.itemsize:
+        raise InvalidRequest(
+            f"input {name} has {len(raw)} bytes of raw_input_contents; {datatype} {list(shape)} has "
+            f"{count * dtype.itemsize}",
+            name,
+        )
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def _read_typed(tensor: _Input, count: int) -> npt.NDArray[Any]:
+    name, kind = tensor.name, _NUMBERS[tensor.datatype]
+    values = getattr(tensor.contents, kind.field)
+    _check_count(name, f"contents.{kind.field}", len(values), count, MAX_TYPED)
+    array = np.array(values, kind.typed)
+    if tensor.datatype == UINT8 and array.max(initial=0) > 255:
+        raise InvalidRequest(f"input {name} has the value {array.max()}; UINT8 goes up to 255", name)
+    return array.astype(kind.raw, copy=False)
+
+
+def _read_strings(tensor: _Input, count: int) -> list[bytes]:
+    values = tensor.contents.bytes_contents
+    _check_count(tensor.name, "contents.bytes_contents", len(values), count, _MAX_STRINGS)
+    return list(values)
+
+
+def _check_count(name: str, where: str, found: int, count: int, most: int) -> None:
+    if found != count:
+        raise InvalidRequest(f"input {name} has {found} values in {where}; its shape has {count}", name)
+    if found > most:
+        raise InvalidRequest(
+            f"input {name} has {found} values in {where}, where at most {most} are accepted; send it in "
+            "raw_input_contents",
+            name,
+        )
+
+
+def _split(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
+    """Strings, each with four bytes before it that say how long it is."""
+    found: list[bytes] = []
+    if count > _MAX_STRINGS:
+        raise InvalidRequest(f"input {name} has {count} values; at most {_MAX_STRINGS} are accepted", name)
+    start = 0
+    while start + 4 <= len(raw) and len(found) < count:
+        end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
+        if end > len(raw):
+            break
+        found.append(bytes(raw[start + 4 : end]))
+        start = end
+    if len(found) != count or start != len(raw):
+        raise InvalidRequest(
+            f"input {name}: its raw_input_contents of {len(raw)} bytes are not {count} values of BYTES, each with its "
+            "length before it, as four bytes, little-endian",
+            name,
+        )
+    return found
+
+
+def refuse_extensions(tensor: Any, what: str) -> None:
+    """Raises InvalidRequest where a tensor's parameters ask for what would change its values."""
+    for key in tensor.parameters:
+        if key.startswith("shared_memory") or key == "classification":
+            raise InvalidRequest(f"{what} asks for {key}, which this server doesn't offer; leave it out")
+
+
+class TensorAnswer:
+    """A ModelInferResponse; the numbers of raw tensors are sent from their own memory.
+
+    Args:
+        message: The response, without tensors.
+        tensors: Its tensors by name: bytes, uint8 or float32.
+        raw: Whether they travel raw.
+    """
+
+    __slots__ = ("_message", "_raw")
+
+    def __init__(self, message: pb.ModelInferResponse, tensors: Mapping[str, Value], *, raw: bool) -> None:
+        self._message = message
+        self._raw = [_pack(value) for value in tensors.values()] if raw else []
+        for name, value in tensors.items():
+            shape = value.shape if isinstance(value, np.ndarray) else (len(value),)
+            datatype = BYTES if isinstance(value, list) else UINT8 if value.dtype == np.uint8 else FP32
+            tensor = message.outputs.add(name=name, datatype=datatype, shape=shape)
+            if not raw:
+                field = "bytes_contents" if datatype == BYTES else _NUMBERS[datatype].field
+                getattr(tensor.contents, field).extend(value if isinstance(value, list) else value.ravel().tolist())
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - the name that messages have
+        """The bytes of the whole message."""
+        parts: list[bytes | memoryview] = [self._message.SerializeToString()]
+        for content in self._raw:
+            parts += (_RAW_CONTENTS, to_varint(len(content)), content)
+        return b"".join(parts)
+
+
+def _pack(value: Value) -> bytes | memoryview:
+    """A value as it travels raw."""
+    if isinstance(value, list):
+        return b"".join(part for one in value for part in (len(one).to_bytes(4, "little"), one))
+    return np.ascontiguousarray(value, value.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
