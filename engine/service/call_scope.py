@@ -152,7 +152,7 @@ class CallScope:
             log.failed(method, code.name, client, seconds, message)
         self._method.ended("OK" if code is _OK else code.name, seconds)
         if self._span is not None and self._services.tracing is not None:
-            self._services.tracing.end(self._span, code.value[0], message, self._images)
+            self._services.tracing.end(self._span, code.name, message, self._images)
         return self._refusal is not None
 
     def _code_of_the_end(self, error: BaseException) -> grpc.StatusCode:

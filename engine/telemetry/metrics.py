@@ -47,6 +47,11 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    @property
+    def count(self) -> int:
+        """Values so far."""
+        return sum(self._counts)
+
     def show(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         """Adds itself to what Prometheus is told."""
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
@@ -67,17 +72,15 @@ class MethodFigures:
         received_messages: Messages that came in.
         received_bytes: Their bytes.
         sent_bytes: Bytes of the messages that went out.
-        codes: Calls that have ended, by gRPC status.
+        seconds: From a call's arrival to its end, by gRPC status.
         answers: Requests within streams that were answered, by "OK" or the gRPC status of the error in the answer.
-        seconds: From a call's arrival to its end.
-        refusals: Calls that were refused before their message was received, by gRPC status, beside those in `codes`;
+        refusals: Calls that were refused before their message was received, by gRPC status, beside those in `seconds`;
             who takes core's events writes them.
-        unheard: Calls that ended before their message had come, which are not in `codes`.
+        unheard: Calls that ended before their message had come, which are not in `seconds`.
     """
 
     __slots__ = (
         "answers",
-        "codes",
         "images",
         "name",
         "path",
@@ -96,9 +99,8 @@ class MethodFigures:
         self.received_messages = 0
         self.received_bytes = 0
         self.sent_bytes = 0
-        self.codes: dict[str, int] = {}
+        self.seconds: dict[str, Histogram] = {}
         self.answers: dict[str, int] = {}
-        self.seconds = Histogram(_SECONDS)
         self.refusals: dict[str, int] = {}
         self.unheard = 0
 
@@ -117,12 +119,13 @@ class MethodFigures:
 
     def ended(self, code: str, seconds: float) -> None:
         """A call has ended, `seconds` after it came, with a gRPC status."""
-        self.codes[code] = self.codes.get(code, 0) + 1
-        self.seconds.observe(seconds)
+        if (histogram := self.seconds.get(code)) is None:
+            histogram = self.seconds[code] = Histogram(_SECONDS)
+        histogram.observe(seconds)
 
     def ends(self) -> list[tuple[str, int]]:
         """Calls that have ended, by gRPC status; from any thread."""
-        codes = dict(self.codes)
+        codes = {code: histogram.count for code, histogram in dict(self.seconds).items()}
         for code, count in dict(self.refusals).items():
             codes[code] = codes.get(code, 0) + count
         return list(codes.items())
@@ -253,10 +256,14 @@ class Metrics:
         text = "Requests within streams that were answered, by the gRPC status of the error in the answer, or OK."
         yield _counter("stream_answers", text, ["method", "code"], answers)
         yield _histogram(
-            "request_seconds",
+            "rpc_server_call_duration_seconds",  # and its labels: OpenTelemetry's rpc.server.call.duration
             "From a call's arrival to its end.",
-            label,
-            [((one.name,), one.seconds) for one in methods],
+            ["rpc_system_name", "rpc_method", "rpc_response_status_code"],
+            [
+                (("grpc", one.path.lstrip("/"), code), histogram)
+                for one in methods
+                for code, histogram in dict(one.seconds).items()
+            ],
         )
         texts = {
             "images": "Images and latents that calls asked for.",
@@ -277,9 +284,9 @@ class Metrics:
         failures = [(key, queue.failures) for key, queue in queues]
         yield _counter("failed_batches", "Batches that the backend failed on.", labels, failures)
         texts = {
-            "queue_wait_seconds": ("waits", "From queue to batch, for each request."),
-            "batch_images": ("batches", "Images in a batch."),
-            "compute_seconds": ("compute", "Compute time of a batch."),
+            "dfcvae_queue_wait_seconds": ("waits", "From queue to batch, for each request."),
+            "dfcvae_batch_images": ("batches", "Images in a batch."),
+            "dfcvae_compute_seconds": ("compute", "Compute time of a batch."),
         }
         for name, (attribute, text) in texts.items():
             yield _histogram(name, text, labels, [(key, getattr(queue, attribute)) for key, queue in queues])
@@ -297,7 +304,7 @@ def _counter(
 def _histogram(
     name: str, text: str, labels: list[str], histograms: Iterable[tuple[tuple[str, ...], Histogram]]
 ) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(f"dfcvae_{name}", text, labels=labels)
+    family = HistogramMetricFamily(name, text, labels=labels)
     for key, histogram in histograms:
         histogram.show(family, key)
     return family

@@ -6,9 +6,14 @@ from urllib.parse import urlsplit
 
 from engine.errors import StartupError
 
+# Statuses that say that the server has failed, and not its client, by OpenTelemetry's conventions for gRPC.
+_FAILURES = frozenset(("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"))
+
 
 class Tracing:
     """Makes a span for each call, below the one that the client names (W3C `traceparent` metadata).
+
+    Names and attributes are those of OpenTelemetry's stable RPC conventions (1.45), and our own `dfcvae.` ones.
 
     Args:
         destination: "console", or the URL of a collector (OTLP over HTTP); one without a path means /v1/traces.
@@ -48,32 +53,34 @@ class Tracing:
             request_id: Of the call.
             metadata: That came with the call.
         """
-        service, _, method = method.lstrip("/").rpartition("/")
+        name = method.lstrip("/")
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
         return self._tracer.start_span(
-            f"{service}/{method}",
+            name,
             context=self._extract(carrier),
             kind=self._trace.SpanKind.SERVER,
             attributes={
-                "rpc.system": "grpc",
-                "rpc.service": service,
-                "rpc.method": method,
+                "rpc.system.name": "grpc",
+                "rpc.method": name,
                 "dfcvae.request_id": request_id,
             },
         )
 
-    def end(self, span: Any, status: int, message: str, images: int) -> None:
+    def end(self, span: Any, status: str, message: str, images: int) -> None:
         """Ends a call's span.
 
         Args:
             span: From `start`.
-            status: The number of the gRPC status.
+            status: Name of the gRPC status.
             message: What went wrong; "" where nothing did.
             images: Images and latents that the call asked for.
         """
-        span.set_attribute("rpc.grpc.status_code", status)
+        span.set_attribute("rpc.response.status_code", status)
         span.set_attribute("dfcvae.images", images)
         if message:
+            span.set_attribute("dfcvae.error", message)
+        if status in _FAILURES:
+            span.set_attribute("error.type", status)
             span.set_status(self._trace.StatusCode.ERROR, message)
         span.end()
 

@@ -42,8 +42,15 @@ def test_calls_are_counted_and_timed(measured: ServerProcess) -> None:
     assert metric("dfcvae_requests_total", method="Edit", code="NOT_FOUND") == 2
     assert metric("dfcvae_images_total", method="Encode") == 15
     assert metric("dfcvae_images_total", method="Edit") == 2
-    assert metric("dfcvae_request_seconds_count", method="Encode") == 3
-    assert 0 < metric("dfcvae_request_seconds_sum", method="Encode") < 30
+    labels = {
+        "rpc_system_name": "grpc",
+        "rpc_method": "dfcvae.v1.LatentEngine/Encode",
+        "rpc_response_status_code": "OK",
+    }
+    assert metric("rpc_server_call_duration_seconds_count", **labels) == 3
+    assert 0 < metric("rpc_server_call_duration_seconds_sum", **labels) < 30
+    failed = {"rpc_method": "dfcvae.v1.LatentEngine/Edit", "rpc_response_status_code": "NOT_FOUND"}
+    assert metric("rpc_server_call_duration_seconds_count", **{**labels, **failed}) == 2
     assert metric("dfcvae_received_messages_total", method="Encode") == 3
     # The pixels that came and the latents that went, and a few bytes around each.
     assert 15 * 192 < metric("dfcvae_received_bytes_total", method="Encode") < 15 * 192 + 200
@@ -125,15 +132,14 @@ def test_the_number_of_figures_does_not_grow_with_what_clients_send(measured: Se
 
 def test_all_figures_are_in_prometheus_form_and_have_help(measured: ServerProcess) -> None:
     families = list(text_string_to_metric_families(measured.scrape()))
-    ours = [family for family in families if family.name.startswith("dfcvae_")]
+    ours = [family for family in families if family.name.startswith(("dfcvae_", "rpc_"))]
     assert len(ours) >= 14
     assert all(family.documentation for family in ours)
     build = next(family for family in ours if family.name.startswith("dfcvae_build"))
     assert build.samples[0].labels["grpc"] == grpc.__version__
     page = (ROOT / "docs" / "operating.md").read_text()
-    assert set(re.findall(r"^# HELP (dfcvae_\w+)", measured.scrape(), re.MULTILINE)) == set(
-        re.findall(r"dfcvae_\w+", page)
-    )
+    told = set(re.findall(r"^# HELP ((?:dfcvae|rpc)_\w+)", measured.scrape(), re.MULTILINE))
+    assert told == set(re.findall(r"\b(?:dfcvae_\w+|rpc_server_call_duration_seconds)", page))
 
 
 def test_a_metrics_port_in_use_is_one_line(measured: ServerProcess, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -153,12 +159,12 @@ def test_latencies_are_in_buckets_that_add_up(measured: ServerProcess) -> None:
     family = next(
         family
         for family in text_string_to_metric_families(measured.scrape())
-        if family.name == "dfcvae_request_seconds"
+        if family.name == "rpc_server_call_duration_seconds"
     )
     buckets = [
         (float(sample.labels["le"]), sample.value)
         for sample in family.samples
-        if sample.name.endswith("_bucket") and sample.labels["method"] == "Encode"
+        if sample.name.endswith("_bucket") and sample.labels["rpc_method"].endswith("/Encode")
     ]
     bounds, counts = np.array(buckets).T
     assert bounds[0] <= 0.001

@@ -163,7 +163,7 @@ def metrics(server: ServerProcess) -> list[str]:
     return sorted(
         " ".join([family.type, family.name, *sorted({label for sample in family.samples for label in sample.labels})])
         for family in families
-        if family.name.startswith("dfcvae")
+        if family.name.startswith(("dfcvae", "rpc"))
     )
 
 

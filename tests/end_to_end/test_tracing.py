@@ -11,12 +11,20 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from gates import constant, gated_server
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
+    RPC_METHOD,
+    RPC_RESPONSE_STATUS_CODE,
+    RPC_SYSTEM_NAME,
+)
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from servers import ServerProcess, run_python
 from tiny_model import LATENT_DIM
 
+from engine.client import Client, ClientError
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 
@@ -109,19 +117,32 @@ def test_every_call_is_a_span_below_that_of_the_client(tiny_bundle: Path, tmp_pa
     assert good.name == "dfcvae.v1.LatentEngine/Decode"
     assert good.kind == Span.SPAN_KIND_SERVER
     expected = {
-        "rpc.system": "grpc",
-        "rpc.service": "dfcvae.v1.LatentEngine",
-        "rpc.method": "Decode",
-        "rpc.grpc.status_code": 0,
+        RPC_SYSTEM_NAME: "grpc",
+        RPC_METHOD: "dfcvae.v1.LatentEngine/Decode",
+        RPC_RESPONSE_STATUS_CODE: "OK",
         "dfcvae.request_id": "traced-1",
         "dfcvae.images": 3,
     }
     assert expected.items() <= attributes(good).items()
     assert good.end_time_unix_nano > good.start_time_unix_nano
     assert bad.trace_id.hex() != TRACE
-    assert attributes(bad)["rpc.grpc.status_code"] == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    assert "latents" in bad.status.message
-    assert (attributes(stream)["rpc.method"], attributes(stream)["dfcvae.images"]) == ("EditStream", 3)
+    assert attributes(bad)[RPC_RESPONSE_STATUS_CODE] == "INVALID_ARGUMENT"
+    assert "latents" in str(attributes(bad)["dfcvae.error"])
+    assert attributes(stream)[RPC_METHOD] == "dfcvae.v1.LatentEngine/EditStream"
+    assert attributes(stream)["dfcvae.images"] == 3
+    # What a client does wrong is no failure of the server.
+    assert {span.status.code for span in (good, bad, stream)} == {Status.STATUS_CODE_UNSET}
+
+
+def test_a_failure_of_the_server_is_one_of_its_span(tiny_bundle: Path, tmp_path: Path) -> None:
+    with collector() as taking, gated_server(tiny_bundle, tmp_path, "--traces", taking.url) as gate:
+        with Client(gate.server.target) as client, pytest.raises(ClientError, match="INTERNAL"):
+            client.encode(constant(13))
+        gate.server.terminate()
+        assert gate.server.wait() == 0
+        (span,) = taking.spans
+    assert span.status.code == Status.STATUS_CODE_ERROR
+    assert attributes(span)[ERROR_TYPE] == attributes(span)[RPC_RESPONSE_STATUS_CODE] == "INTERNAL"
 
 
 def test_a_span_has_the_service_that_was_called(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -135,8 +156,7 @@ def test_a_span_has_the_service_that_was_called(tiny_bundle: Path, tmp_path: Pat
         server.terminate()
         (span,) = spans_on_the_console(server)
     assert span["name"] == "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    assert span["attributes"]["rpc.service"] == "grpc.reflection.v1alpha.ServerReflection"
-    assert span["attributes"]["rpc.method"] == "ServerReflectionInfo"
+    assert span["attributes"][RPC_METHOD] == span["name"]
 
 
 def test_spans_can_go_to_the_console(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -144,7 +164,8 @@ def test_spans_can_go_to_the_console(tiny_bundle: Path, tmp_path: Path) -> None:
         make_calls(server)
         server.terminate()
         spans = spans_on_the_console(server)
-    assert [span["attributes"]["rpc.method"] for span in spans] == ["Decode", "Decode", "EditStream"]
+    names = [span["attributes"][RPC_METHOD].rpartition("/")[2] for span in spans]
+    assert names == ["Decode", "Decode", "EditStream"]
 
 
 def test_a_collector_that_is_away_holds_nothing_up(tiny_bundle: Path, tmp_path: Path) -> None:
