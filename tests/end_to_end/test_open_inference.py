@@ -6,6 +6,7 @@ its Python: KSERVE_PYTHON=/path/to/python python -m pytest tests/end_to_end/test
 
 import io
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from bundles import smile_more, write_tiny_bundle
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 from PIL import Image
-from servers import ServerProcess
+from servers import ROOT, ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -347,6 +348,19 @@ def test_tokens_rates_models_and_figures_are_those_of_every_rpc(guarded: ServerP
     assert guarded.metric("dfcvae_requests_total", method="ModelInfer", code="OK") == 3
     assert guarded.metric("dfcvae_requests_total", method="ModelInfer", code="RESOURCE_EXHAUSTED") == 1
     assert guarded.metric("dfcvae_batch_images_sum", model="two", graph="edit") == 4
+
+
+def test_the_example_of_the_documentation(
+    server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "serving.md").read_text()
+    (example,) = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "tritonclient" in one]
+    monkeypatch.chdir(tmp_path)
+    face = random_images(1, seed=5)
+    Path("face.jpg").write_bytes(png(face[0]))
+    found: dict[str, Any] = {}
+    exec(example.replace("localhost:50051", server.target), found)
+    np.testing.assert_array_equal(found["images"], images_of(latents_of(face) + 1.5 * SMILE - 1.5 * GLASSES))
 
 
 KSERVE = """
