@@ -55,6 +55,8 @@ class LoadConfig:
     """Operations of unary calls."""
     stream_operations: tuple[Literal["edit", "slide"], ...] = ("edit", "slide")
     """Operations on EditStream; slide moves the last image again, which costs only a decode."""
+    infer_operations: tuple[Literal["encode", "edit", "decode"], ...] = ()
+    """Operations of ModelInfer, the Open Inference Protocol's method, with raw contents."""
     forms: tuple[Form, ...] = ("raw", "jpeg")
     """Images as pixels, or as JPEG files, both ways."""
     in_flight: tuple[int, ...] = (1, 8, 32, 64)
@@ -73,7 +75,11 @@ class LoadConfig:
     def cases(self) -> Iterator[Case]:
         """Closed-loop cases, those that share an in-process rate beside each other."""
         for form in self.forms:
-            for transport, operations in (("unary", self.operations), ("stream", self.stream_operations)):
+            for transport, operations in (
+                ("unary", self.operations),
+                ("infer", self.infer_operations if form == "raw" else ()),
+                ("stream", self.stream_operations),
+            ):
                 for operation in operations:
                     for images in self.images:
                         for in_flight in self.in_flight:

@@ -18,10 +18,11 @@ from engine.images import DEFAULT_QUALITY
 from export.errors import InputError
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
+from protos import open_inference_pb2 as infer
 
 Operation = Literal["encode", "edit", "decode", "slide"]
 Form = Literal["raw", "jpeg"]
-Transport = Literal["unary", "stream"]
+Transport = Literal["unary", "infer", "stream"]
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -30,6 +31,7 @@ SEED = 0
 TIMEOUT_S = 120.0
 """What isn't answered by then hangs."""
 SERVICE = "/dfcvae.v1.LatentEngine/"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -44,7 +46,7 @@ class Case:
     Attributes:
         operation: encode, edit or decode; or slide: an edit without a source on a stream, which costs only a decode.
         form: Raw pixels both ways, or JPEG files both ways. (Encode answers, and Decode takes, latents.)
-        transport: Unary calls, or EditStream.
+        transport: Unary calls; ModelInfer, unary calls of the Open Inference Protocol; or EditStream.
         images: Images or latents in a request.
         in_flight: Requests whose answers are awaited at any time.
     """
@@ -111,6 +113,8 @@ def ask(target: str, prepared: Prepared) -> bytes:
 def prepare(case: Case, model: pb.GetModelResponse) -> Prepared:
     """Makes the messages of a case: edit and slide on a stream, or encode, edit and decode in calls."""
     output = pb.ImageOutput(format=pb.IMAGE_FORMAT_JPEG if case.form == "jpeg" else pb.IMAGE_FORMAT_RAW)
+    if case.transport == "infer":
+        return _prepare_infer(case, model)
     if case.operation == "decode":
         latents = latent_batch(random_latents(case.images, model.latent_dim))
         return Prepared(f"{SERVICE}Decode", pb.DecodeRequest(latents=latents, output=output).SerializeToString())
@@ -133,12 +137,44 @@ def prepare(case: Case, model: pb.GetModelResponse) -> Prepared:
     return Prepared(f"{SERVICE}EditStream", slide, opening=whole, stream=True)
 
 
+def _prepare_infer(case: Case, model: pb.GetModelResponse) -> Prepared:
+    """The same request as tensors with raw contents; the answer has the same values."""
+    tensors: dict[str, tuple[str, npt.NDArray[Any] | list[bytes]]] = {}
+    if case.operation == "decode":
+        tensors["latents"] = "FP32", random_latents(case.images, model.latent_dim)
+    else:
+        tensors["images"] = "UINT8", pictures(case.images, model.image_size, SEED)
+    if case.operation == "edit" and model.attributes:
+        tensors["attributes"] = "BYTES", [model.attributes[0].name.encode()]
+        tensors["strengths"] = "FP32", np.array([STRENGTH], "<f4")
+    elif case.operation == "edit":
+        tensors["offsets"] = "FP32", np.full(model.latent_dim, 0.1 * STRENGTH, "<f4")
+    name, output = {"encode": ("encoder", "mu"), "decode": ("decoder", "images"), "edit": ("edit", "images")}[
+        case.operation
+    ]
+    request = infer.ModelInferRequest(model_name=name)
+    if case.operation != "encode":  # whose answer has both of its outputs
+        request.outputs.add(name=output)
+    for tensor, (datatype, values) in tensors.items():
+        shape = [len(values)] if isinstance(values, list) else values.shape
+        request.inputs.add(name=tensor, datatype=datatype, shape=shape)
+        if isinstance(values, list):
+            request.raw_input_contents.append(b"".join(len(one).to_bytes(4, "little") + one for one in values))
+        else:
+            request.raw_input_contents.append(values.tobytes())
+    return Prepared(INFER, request.SerializeToString())
+
+
 def read_answer(case: Case, answer: bytes) -> npt.NDArray[Any]:
     """What an answer holds: latents float32 [N, D] of an encode, else images uint8 [N, S, S, 3].
 
     Raises:
         InputError: A stream answered with an error.
     """
+    if case.transport == "infer":
+        response = infer.ModelInferResponse.FromString(answer)
+        shape, values = response.outputs[0].shape, response.raw_output_contents[0]
+        return np.frombuffer(values, "<f4" if case.operation == "encode" else np.uint8).reshape(shape)
     if case.operation == "encode":
         return floats_of(pb.EncodeResponse.FromString(answer).mu)
     if case.operation == "decode":

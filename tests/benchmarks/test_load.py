@@ -35,14 +35,16 @@ def check_row(row: dict[str, Any]) -> None:
 
 def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "load.json"
+    operations = ("encode", "edit", "decode")
     chosen = ("--in-flight", 1, 4, "--images", 1, 8, "--arrivals", 0.5, "--seconds", 0.1)
-    result = load(server, "--bundle", tiny_bundle, *chosen, "--json", record)
+    result = load(server, "--bundle", tiny_bundle, *chosen, "--infer-operations", *operations, "--json", record)
     assert result.returncode == 0, result.stderr
     figures = json.loads(record.read_text())
     cases = [row["case"] for row in figures["closed_loop"]]
-    unary = [(form, name) for form in ("raw", "jpeg") for name in ("encode", "edit", "decode")]
+    unary = [(form, name) for form in ("raw", "jpeg") for name in operations]
+    inferred = [("raw", name) for name in operations]
     streams = [(form, name) for form in ("raw", "jpeg") for name in ("edit", "slide")]
-    for transport, kinds in (("unary", unary), ("stream", streams)):
+    for transport, kinds in (("unary", unary), ("infer", inferred), ("stream", streams)):
         expected = [(*kind, images, flight) for kind in kinds for images in (1, 8) for flight in (1, 4)]
         found = [case for case in cases if case["transport"] == transport]
         assert [tuple(case[key] for key in ("form", "operation", "images", "in_flight")) for case in found] == expected
