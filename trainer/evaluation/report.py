@@ -171,6 +171,8 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
     rescoring = part["rescoring"]
     modes = (("plain", "Side effects of edits"), ("keep", "The same with keep"))
     for mode, name in modes if "skipped" not in rescoring else ():
+        if rescoring[mode]["target"] is None:
+            continue
         value = "{target:.2f} sigma wanted, {others:.2f} elsewhere".format(**rescoring[mode])
         meaning = f"Change of the classifier's logits, averaged over {len(rescoring['edited'])} attributes."
         found.append(Headline(name, value, meaning))

@@ -145,8 +145,8 @@ MATRICES = {
     ),
     "keep": (
         "What edits change, the worst side effects projected out",
-        "The same with `keep` naming the attributes that each plain edit moves most: the diagonal should stay, the "
-        "rest fade.",
+        "The same when the attributes that each plain edit moves most are kept: the rest should fade, and the diagonal "
+        "stay, less what the edit shares with them.",
     ),
 }
 """Title and what to look for, by mode."""
@@ -160,6 +160,11 @@ def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], fold
     drawn = []
     for mode, (title, look_for) in MATRICES.items():
         found, file = measured[mode], f"edit_matrix_{mode}.png"
+        if found["target"] is None:
+            continue
+        if mode == "keep" and measured["nothing_left"]:
+            empty = ", ".join(map(readable, measured["nothing_left"]))
+            look_for += f" Rows without colour: with the others kept, nothing is left of {empty}."
         charts.save_heat_map(
             folder / file,
             f"{title}, strength {strength:g}: {found['target']:.2f} sigma on the diagonal, {found['others']:.2f} off "
