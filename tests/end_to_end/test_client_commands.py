@@ -234,7 +234,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         (["edit", "--set", "smile=1", "IN", "OUT"], 2, "unknown attribute 'smile'; did you mean 'Smiling'?"),
         (["edit", "--set", "Smiling=1", "--keep", "MALE", "IN", "OUT"], 2, "'MALE'; did you mean 'Male'?"),
         (["edit", "--set", "Smiling=1", "IN", "IN", "-"], 2, "2 inputs need a folder to write to, and stdout"),
-        (["edit", "--set", "Smiling=1", "-", "-", "FOLDER"], 2, "- is empty; send an image file"),
+        (["edit", "--set", "Smiling=1", "-", "FOLDER"], 2, "INVALID_ARGUMENT: images.files[0] "),
         (
             ["edit", "--set", "Smiling=1:2", "IN", "OUT"],
             2,
@@ -248,7 +248,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         (
             ["edit", "--set", "Smiling=1e39", "IN", "OUT"],
             2,
-            "finite float32 number, for example Smiling=1.5, not 'Smili",
+            "a finite float32 number, for example Smiling=1.5, or a range of 2 to 100",
         ),
         (["edit", "--set", "Smiling=nan", "IN", "OUT"], 2, "not 'Smiling=nan'"),
         (["edit", "IN", "OUT"], 2, "--set"),

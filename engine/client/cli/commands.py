@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import math
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
-from engine.client.cli.command import Command
+from engine.client.cli.command import Command, report
 from engine.client.cli.inputs import (
     Setting,
     inputs_and_output,
@@ -47,7 +46,6 @@ from framing import FramingError
 T = TypeVar("T")
 
 _IN_FLIGHT = 8
-_CALLERS_FAULT = ("INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,15 +256,6 @@ class Health(Command):
         return 0 if status == "SERVING" else 1
 
 
-def report(error: Exception, about: str = "") -> int:
-    """Says what went wrong, on one line of stderr; the exit code."""
-    text = f"{about}{error}"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        text = f"{error.filename} can't be used: {error.strerror[0].lower()}{error.strerror[1:]}"
-    tqdm.write(f"error: {text}", file=sys.stderr)
-    return 1 if isinstance(error, ClientError) and error.status not in _CALLERS_FAULT else 2
-
-
 def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[int, list[T]]:
     """Does something with every file, several at a time, past the bad files but not past a server's failure.
 
@@ -305,7 +294,7 @@ def _outputs(inputs: list[Path], place: Output) -> dict[Path, Path]:
     for path in inputs:
         outputs[path] = file = place.path / f"{'stdin' if path == PIPE else path.stem}{suffix}"
         if sources.setdefault(file, path) != path:
-            raise UsageError(f"{path} and {sources[file]} would both be written to {file}; rename one")
+            raise UsageError(f"{sources[file]} and {path} would both be written to {file}; rename one")
     require_new(sources, place.overwrite)
     return outputs
 
