@@ -281,12 +281,15 @@ def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]],
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     columns, rows = attribute_table(metrics)
+    lines = headlines(metrics)
     return environment.get_template(TEMPLATE).render(
         name=name,
         evaluation=metrics["evaluation"],
         verdict=verdict(metrics),
-        headlines=headlines(metrics),
-        pictures=pictures,
+        headlines=[line for line in lines if line.known],
+        missing=[line for line in lines if not line.known],
+        leading=[picture for picture in pictures if picture[0].leads],
+        pictures=[picture for picture in pictures if not picture[0].leads],
         columns=columns,
         rows=rows,
         left_out=metrics["attribute_prediction"].get("left_out", []),
