@@ -23,6 +23,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import asyncio
 import logging
 from contextlib import suppress
+from typing import NoReturn
 
 from engine.config import load_config
 from engine.errors import StartupError
@@ -65,8 +66,13 @@ def _print(text: str) -> None:
         raise StartupError(f"stdout can't be written ({error})") from None
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Runs the server, and ends the process with its exit code."""
     code = main()
     logging.shutdown()
     # Python's own end would tear down native libraries under the threads that still load or compute with them.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run()

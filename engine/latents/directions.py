@@ -25,6 +25,9 @@ UNKNOWN_KIND = "unknown"
 # Stored directions are float32: parts of a kept span below this share of the largest one are rounding noise.
 _SPAN_TOLERANCE = 1e-5
 
+# With so small a share of its length left, an edit of any useful strength changes no picture.
+_LEAST_SHARE = 0.01
+
 # Below half the distance of the two largest float32 (1e31): a finite latent plus such a step rounds to a finite one.
 _LARGEST_STEP = 1e30
 
@@ -147,7 +150,8 @@ class Directions:
 
         Raises:
             InvalidRequest: When a strength or direction isn't finite, a direction has another size, an attribute
-                is both moved and kept, or the sum is too large for any use.
+                is both moved and kept, nothing is left of an edit beside what is kept, or the sum is too large for any
+                use.
             UnknownAttribute: When this model has no direction of a name.
         """
         edits, kept = tuple(moves), tuple(keep)
@@ -159,10 +163,21 @@ class Directions:
         step, kept = np.zeros(self.latent_dim, np.float64), frozenset(keep)
         with np.errstate(over="ignore", invalid="ignore"):  # Move refuses what comes of it
             for index, (target, strength) in enumerate(moves):
-                step += float(strength) * self._vector(f"edits[{index}]", target, strength, kept)
+                vector = self._vector(f"edits[{index}]", target, strength, kept)
+                step += float(strength) * vector
+                if kept and strength:
+                    self._require_rest(f"edits[{index}]", target, vector, kept)
             if kept:
                 step = _remove(step, self._basis_of(kept))
             return Move(step.astype(np.float32))
+
+    def _require_rest(self, field: str, target: Floats | str, vector: Doubles, kept: frozenset[str]) -> None:
+        """Refuses an edit that what is kept leaves nothing of, rather than give back the unedited picture."""
+        if np.linalg.norm(_remove(vector, self._basis_of(kept))) < _LEAST_SHARE * np.linalg.norm(vector):
+            what = repr(target) if isinstance(target, str) else "the direction"
+            raise InvalidRequest(
+                f"{field}: nothing is left of {what} when {', '.join(sorted(kept))} must stay; keep fewer", field
+            )
 
     def _vector(self, field: str, target: Floats | str, strength: float, kept: frozenset[str]) -> Doubles:
         """Direction [D] of one edit."""

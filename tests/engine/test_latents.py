@@ -54,6 +54,19 @@ def test_keep_takes_dependent_and_zero_directions(scale: float) -> None:
     np.testing.assert_allclose(more, plain, atol=1e-4)
 
 
+def test_an_edit_that_keep_leaves_nothing_of_is_refused() -> None:
+    first, second, third = floats(3, 16)
+    directions = directions_of(np.stack([first, second, third, first - 3 * second]).astype(np.float32))
+    with pytest.raises(InvalidRequest) as refused:
+        directions.move([("a2", 1.0), ("a3", 0.5)], ["a1", "a0"])
+    assert str(refused.value) == "edits[1]: nothing is left of 'a3' when a0, a1 must stay; keep fewer"
+    assert refused.value.field == "edits[1]"
+    with pytest.raises(InvalidRequest, match="nothing is left of the direction when a0 must stay"):
+        directions.move([(2 * first, 1.0)], ["a0"])
+    assert not directions.move([("a3", 0.0)], ["a1", "a0"]).step.any()
+    assert np.linalg.norm(directions.move([("a3", 1.0)], ["a0"]).step) > 1
+
+
 def test_directions_survive_their_file(tmp_path: Path) -> None:
     directions = dataclasses.replace(tiny_directions(), kinds=("mean", "svm", "adjusted"), model_sha256="ab" * 32)
     directions.save(tmp_path / "directions.safetensors")
@@ -163,7 +176,7 @@ _REQUEST = st.tuples(
 
 
 @settings(deadline=None)
-@given(st.integers(1, 9), st.integers(0, 2**31), st.lists(_REQUEST, min_size=1, max_size=6))
+@given(st.integers(8, 12), st.integers(0, 2**31), st.lists(_REQUEST, min_size=1, max_size=6))
 def test_each_request_of_a_batch_is_shifted_by_its_own_move(
     size: int, seed: int, requests: list[tuple[int, list[tuple[str | int, float]], set[str]]]
 ) -> None:

@@ -179,6 +179,22 @@ def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
     assert found["plain"]["attributes"]["Male"]["adding"]["flipped"] > 0.7
 
 
+def test_edits_that_keep_leaves_nothing_of_are_named_and_count_in_no_mean(
+    encoded: EncodedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix, "NUM_KEPT", 1)
+    vectors = encoded.directions.vectors.copy()
+    vectors[0] = vectors[1]  # a smile that is nothing but glasses
+    same = replace(encoded, directions=replace(encoded.directions, vectors=vectors))
+    found = matrix.rescoring(EditedFaces.test(same, seer()), EditedFaces.val(same, seer()), 1.0)
+    assert found["nothing_left"] == ["Smiling", "Eyeglasses"]
+    assert found["keep"]["attributes"]["Smiling"] == {"adding": None, "removing": None}
+    assert found["keep"]["target"] == pytest.approx(found["keep"]["matrix"][2][2], abs=1e-3)
+    measured = {"rescoring": found, "strength": 1.0, "curves": {"attributes": {}}}
+    *_, last = edit_figures.draw(same, measured, [], tmp_path)
+    assert "nothing is left of Smiling, Eyeglasses" in last.look_for
+
+
 def test_every_kind_of_direction_is_compared(encoded: EncodedRun) -> None:
     found = curves.curves(EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer()))
     assert found["served"] == "mean"

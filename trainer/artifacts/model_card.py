@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +38,68 @@ def write_card(run: Path) -> None:
         return
     config, resolved = run_folder.load_config(run)
     directions = load_directions(run / DIRECTIONS)[0] if (run / DIRECTIONS).exists() else []
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    text = environment.get_template("model_card.md.jinja").render(
-        marker=MARKER,
+    text = Card(
         name=run.resolve().name,
         preset=config.preset,
         size=config.model.image_size,
         latent_dim=config.model.latent_dim,
-        data=Path(resolved.get("data", "unknown data")).name,  # not where it lies: a card travels
+        data=data_name(resolved),
         images=f"{resolved.get('images', {}).get('train', 0):,}",
-        attributes=[direction.name for direction in directions],
-        results=_results(run / EVALUATION),
-    )
+        attributes=tuple(direction.name for direction in directions),
+        results=results(run / EVALUATION),
+        marker=MARKER,
+    ).text()
     run_folder.write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
-def _results(path: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a card says.
+
+    Attributes:
+        name: of the model.
+        preset: that it was trained with.
+        size: side of its images, pixels.
+        latent_dim: of its latents.
+        data: name of the data set; empty where it isn't known.
+        images: how many it was trained on.
+        attributes: that can be edited.
+        results: what `results` gives.
+        weights: whether the trainer's weights lie beside the card.
+        onnx: whether ONNX graphs do, in `onnx/`.
+        parity: how well these agree with PyTorch; empty where it isn't known.
+        license: Hugging Face's name of the weights' license; empty where it is still to be chosen.
+        marker: a comment above the text.
+    """
+
+    name: str
+    preset: str
+    size: int
+    latent_dim: int
+    data: str
+    images: str
+    attributes: tuple[str, ...]
+    results: list[dict[str, Any]]
+    weights: bool = True
+    onnx: bool = False
+    parity: str = ""
+    license: str = ""
+    marker: str = ""
+
+    def text(self) -> str:
+        """The text of README.md."""
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+        )
+        return environment.get_template("model_card.md.jinja").render(asdict(self))
+
+
+def data_name(resolved: dict[str, Any]) -> str:
+    """Name of a run's data set, not where it lies: a card travels."""
+    return Path(resolved.get("data", "unknown data")).name
+
+
+def results(path: Path) -> list[dict[str, Any]]:
     """The figures that were measured, of a metrics.json that may be missing."""
     try:
         metrics = json.loads(path.read_text())

@@ -22,7 +22,16 @@ from trainer.artifacts.model_card import write_card
 from trainer.config import Kind
 from trainer.data import SPLITS, FaceData
 from trainer.errors import ConfigError, RunError
-from trainer.evaluation import encoding, figures, generation, prediction, reconstruction, report, vectors
+from trainer.evaluation import (
+    encoding,
+    figures,
+    generation,
+    prediction,
+    reconstruction,
+    report,
+    training_curves,
+    vectors,
+)
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, classifier_of
 from trainer.evaluation.edits import curves
 from trainer.evaluation.edits import figures as edit_figures
@@ -34,7 +43,7 @@ from trainer.evaluation.options import Options
 from trainer.evaluation.prediction import NO_ATTRIBUTES, Split
 from trainer.evaluation.skipped import attempt
 from trainer.hardware.device import Placement
-from trainer.run_folder import EVALUATION
+from trainer.run_folder import EVALUATION, METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +64,7 @@ class Occasion:
         training: `images` seen, `epochs` and `images_per_second` of a network that this project did not train, as far
             as they are known.
         files: SHA-256 of the files of a run that are judged, by name.
+        log: what the network's training logged; None where it isn't known.
     """
 
     name: str
@@ -65,6 +75,7 @@ class Occasion:
     configuration: dict[str, Any]
     training: dict[str, Any]
     files: dict[str, str]
+    log: Path | None = None
 
     def check(self) -> None:
         """Keeps the report of another data set from being replaced unasked: raises RunError if there is one."""
@@ -150,7 +161,7 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
         data = replace(data, fingerprint=trained_on)
     name = f"{run.resolve().name}, preset {config.preset}"
     configuration = {**config.to_json(), "resolved": resolved}
-    occasion = Occasion(name, data, own, options.out or run, options, configuration, {}, digests(run))
+    occasion = Occasion(name, data, own, options.out or run, options, configuration, {}, digests(run), run / METRICS)
     place = Placement.of()
     metrics = _judge(occasion, lambda: EncodedRun.of(run, data, place), config.vgg_weights, place)
     if occasion.out == run:
@@ -227,6 +238,8 @@ def _judge(
     logger.info("figures")
     folder = out / FIGURES
     drawn = draw(encoded, metrics, folder, options)
+    if occasion.log is not None:
+        drawn += training_curves.draw(occasion.log, folder)
     metrics["evaluation"] = occasion.about(time.monotonic() - began, place)
     if occasion.training:
         metrics["training"] = occasion.training

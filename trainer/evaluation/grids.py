@@ -27,11 +27,13 @@ class Figure:
         file: its name in the run's figures folder.
         title: a few words.
         look_for: one sentence: what to look for.
+        leads: whether it stands above the numbers.
     """
 
     file: str
     title: str
     look_for: str
+    leads: bool = False
 
 
 def save_grid(

@@ -171,6 +171,8 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
     rescoring = part["rescoring"]
     modes = (("plain", "Side effects of edits"), ("keep", "The same with keep"))
     for mode, name in modes if "skipped" not in rescoring else ():
+        if rescoring[mode]["target"] is None:
+            continue
         value = "{target:.2f} sigma wanted, {others:.2f} elsewhere".format(**rescoring[mode])
         meaning = f"Change of the classifier's logits, averaged over {len(rescoring['edited'])} attributes."
         found.append(Headline(name, value, meaning))
@@ -279,12 +281,15 @@ def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]],
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     columns, rows = attribute_table(metrics)
+    lines = headlines(metrics)
     return environment.get_template(TEMPLATE).render(
         name=name,
         evaluation=metrics["evaluation"],
         verdict=verdict(metrics),
-        headlines=headlines(metrics),
-        pictures=pictures,
+        headlines=[line for line in lines if line.known],
+        missing=[line for line in lines if not line.known],
+        leading=[picture for picture in pictures if picture[0].leads],
+        pictures=[picture for picture in pictures if not picture[0].leads],
         columns=columns,
         rows=rows,
         left_out=metrics["attribute_prediction"].get("left_out", []),

@@ -1,20 +1,32 @@
-"""What every command of `python -m engine.client` has: where the server is, and who asks."""
+"""What every command of a client has: where the server is, who asks, and how failures are told."""
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from tqdm import tqdm
 
 from engine.client import arguments
 from engine.client.cli.outputs import UsageError
 from engine.client.connection import is_word
+from engine.client.errors import ClientError
 from engine.client.synchronous import Client
 from engine.client.target import fault_of, is_local
 
-_OVERLOAD_RETRIES = 10
+_CALLERS_FAULT = ("INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """A command with the options of its connection."""
+
+    retries: ClassVar[int] = 4
+    """Times that a call is sent again while no server can be reached."""
+
+    retry_overload: ClassVar[int] = 10
+    """Times that a call is sent again that a busy server refused."""
 
     target: str = "127.0.0.1:50051"
     """HOST:PORT of the server."""
@@ -47,6 +59,25 @@ class Command:
         """Does it; the exit code."""
         raise NotImplementedError
 
+    def execute(self) -> int:
+        """Runs it with a client, and says on stderr what went wrong.
+
+        Returns:
+            0 when it worked, 2 for bad input, 1 when the server failed or can't be reached, 130 after Ctrl-C.
+        """
+        try:
+            with self.client() as client:
+                code = self.run(client)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (ClientError, UsageError, ValueError, OSError) as error:
+            return report(error)
+        except KeyboardInterrupt:
+            return 130
+
     def client(self) -> Client:
         """The client that the options ask for.
 
@@ -62,7 +93,8 @@ class Command:
             self.target,
             self.timeout_s,
             model=self.model,
-            retry_overload=_OVERLOAD_RETRIES,
+            retries=self.retries,
+            retry_overload=self.retry_overload,
             tls=self.tls_ca or self.tls,
             certificate=self._certificate(),
             token=token,
@@ -93,3 +125,12 @@ class Command:
         if not (self.tls or self.tls_ca or is_local(self.target)):
             raise UsageError(f"the token would travel to {self.target} unencrypted; give --tls or --tls-ca as well")
         return token
+
+
+def report(error: Exception, about: str = "") -> int:
+    """Says what went wrong, on one line of stderr; the exit code."""
+    text = f"{about}{error}"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename} can't be used: {error.strerror[0].lower()}{error.strerror[1:]}"
+    tqdm.write(f"error: {text}", file=sys.stderr)
+    return 1 if isinstance(error, ClientError) and error.status not in _CALLERS_FAULT else 2

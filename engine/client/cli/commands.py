@@ -1,10 +1,9 @@
 """The commands of `python -m engine.client`: each is its options, and what it does with a client."""
 
-import difflib
 import io
+import itertools
 import json
 import math
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,31 +14,38 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
-from engine.client.arguments import finite, shown
-from engine.client.cli.command import Command
+from engine.client.cli.command import Command, report
+from engine.client.cli.inputs import (
+    Setting,
+    inputs_and_output,
+    load_latents,
+    load_source,
+    parse_setting,
+    require_known,
+)
 from engine.client.cli.outputs import (
-    FORMATS,
+    PIPE,
     Output,
     Overwrite,
+    PictureFormat,
     UsageError,
     array_output,
-    format_of,
     image_output,
+    picture,
     require_new,
     save,
     say_written,
     write,
 )
-from engine.client.cli.photos import Align, Read, reader
+from engine.client.cli.photos import Align, reader
 from engine.client.errors import ClientError
 from engine.client.synchronous import Client
-from engine.client.values import Distribution, FileFormat, Floats, Images, Model, Walk
+from engine.client.values import Bytes, Distribution, Walk
 from framing import FramingError
 
 T = TypeVar("T")
 
 _IN_FLIGHT = 8
-_CALLERS_FAULT = ("INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,63 +55,73 @@ class Edit(Command):
     A face is expected where the training images had it, CelebA's in the middle of 178x218 pixels. A picture of another
     size is taken by its middle, and one of the model's own size as it is; --align finds the face.
 
-    OUT is a folder when it ends in a slash, is one already, or has no suffix.
+    With a range of strengths, what comes of a face is a grid of pictures (.png, .jpg), or an animation (.gif, .webp).
+    With two, the first goes down the grid and the second across.
+
+    OUT is a folder when it ends in a slash, is one already, or has no suffix. A hyphen is stdin as IN, stdout as OUT.
     """
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IN... OUT", help_behavior_hint="(required)")]
-    """Image files, or folders of such, then the file to write (.png, .jpg, .webp), or a folder for files named as the
-    inputs."""
+    """Image files, or folders of such, then the file to write (.png, .jpg, .webp, .gif), or a folder for files named as
+    the inputs."""
 
     settings: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=STRENGTH")]
-    """Attribute and strength in lengths of the mean difference, for example Smiling=1.5; negative takes it away. Repeat
-    for several."""
+    """Attribute and strength in lengths of the mean difference, for example Smiling=1.5; negative takes it away. Or a
+    range, FROM:TO:COUNT, for example Smiling=-2:2:5. Repeat for several."""
 
     keep: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
     """Attribute that must stay as it is. Repeat for several."""
 
     align: Align = False
 
-    folder_format: FileFormat = "PNG"
-    """Format of the files in a folder."""
+    file_format: Annotated[PictureFormat, arg(name="format")] = "PNG"
+    """Format of the files in a folder, and of stdout."""
 
     overwrite: Overwrite = False
 
     def run(self, client: Client) -> int:
         """Sends the files and writes the results; a bad one doesn't keep the others from it."""
-        edits = [_parse_setting(setting) for setting in self.settings]
-        if not edits:
+        settings = [parse_setting(setting) for setting in self.settings]
+        if not settings:
             raise UsageError("nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5")
-        inputs, out = _inputs_and_output(self.paths)
-        place = image_output(out, self.overwrite)
-        outputs = self._outputs(inputs, place)
+        inputs, out = inputs_and_output(self.paths)
+        place = image_output(out, self.overwrite, self.file_format)
+        ranges = sum(len(strengths) > 1 for _, strengths in settings)
+        if ranges > 2:
+            raise UsageError(f"--set: {ranges} ranges of strengths; a grid has room for two")
+        if place.file_format == "GIF" and not ranges:
+            raise UsageError("a GIF shows a range of strengths, for example --set Smiling=-2:2:9; one has no room here")
+        outputs = _outputs(inputs, place)
         model = client.model()
-        _require_known([name for name, _ in edits] + list(self.keep), model)
+        require_known([name for name, _ in settings] + list(self.keep), model)
         read = reader(model.frame, self.align)
 
         def edit(path: Path) -> None:
-            output, file_format = outputs[path]
-            (file,) = client.edit_files([read(path)], edits, self.keep, file_format)
-            output.parent.mkdir(exist_ok=True)
-            write(output, file)
+            file = self._edited(client, read(path), settings, place.file_format)
+            if place.is_folder:
+                place.path.mkdir(exist_ok=True)
+            write(outputs[path], file)
 
         code, done = _for_each(edit, inputs, "edit")
         if done:
             say_written(place.path, len(done) if place.is_folder else None)
         return code
 
-    def _outputs(self, inputs: list[Path], output: Output) -> dict[Path, tuple[Path, FileFormat]]:
-        if not output.is_folder:
-            if len(inputs) > 1:
-                raise UsageError(f"{len(inputs)} inputs need a folder to write to, and {output.path} is a file")
-            return {inputs[0]: (output.path, format_of(output.path))}
-        suffix = {"JPEG": ".jpg"}.get(self.folder_format, f".{self.folder_format.lower()}")
-        outputs = {path: (output.path / f"{path.stem}{suffix}", self.folder_format) for path in inputs}
-        sources = {file: path for path, (file, _) in outputs.items()}
-        for path, (file, _) in outputs.items():
-            if sources[file] != path:
-                raise UsageError(f"{path} and {sources[file]} would both be written to {file}; rename one")
-        require_new(sources, output.overwrite)
-        return outputs
+    def _edited(self, client: Client, file: bytes, settings: list[Setting], file_format: PictureFormat) -> bytes:
+        columns = next((len(strengths) for _, strengths in reversed(settings) if len(strengths) > 1), 1)
+        if columns > 1:
+            walks = self._walks(client, file, settings)
+            return picture(walks.reshape(-1, columns, *walks.shape[1:]), columns, file_format)
+        assert file_format != "GIF"
+        edits = [(name, strength) for name, (strength,) in settings]
+        return client.edit_files([file], edits, self.keep, file_format)[0]
+
+    def _walks(self, client: Client, file: bytes, settings: list[Setting]) -> Bytes:
+        """A picture for every combination of strengths, the last range's next to each other, uint8 [N, S, S, 3]."""
+        names, latents = [name for name, _ in settings], client.encode([file]).mu
+        combinations = itertools.product(*(strengths for _, strengths in settings))
+        edits = [list(zip(names, strengths, strict=True)) for strengths in combinations]
+        return np.concatenate([client.edit(latents, edit, self.keep) for edit in edits])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +130,7 @@ class Encode(Command):
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="IN... OUT", help_behavior_hint="(required)")]
     """Image files with a face each, or folders of such, then the .npy file to write: float32 [N, latent_dim], in their
-    order."""
+    order. A hyphen is stdin as IN, stdout as OUT."""
 
     align: Align = False
 
@@ -122,7 +138,7 @@ class Encode(Command):
 
     def run(self, client: Client) -> int:
         """Sends the files and writes their latents, if all could be encoded."""
-        inputs, out = _inputs_and_output(self.paths)
+        inputs, out = inputs_and_output(self.paths)
         output = array_output(out, self.overwrite)
         read = reader(client.model().frame, self.align)
         code, latents = _for_each(lambda path: client.encode([read(path)]).mu, inputs, "encode")
@@ -139,18 +155,19 @@ class Decode(Command):
     """Writes the images of latents."""
 
     input: Annotated[Positional[Path], arg(metavar="IN")]
-    """.npy file, float32 [N, latent_dim]."""
+    """.npy file, float32 [N, latent_dim]; a hyphen for stdin."""
 
     output: Annotated[Positional[str], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ..."""
+    """Image file: the image, or of several a grid (.png, .jpg) or an animation (.gif, .webp). Or a folder: 000.png,
+    001.png, ... Or a hyphen for stdout."""
 
     overwrite: Overwrite = False
 
     def run(self, client: Client) -> int:
         """Sends the latents and writes their images."""
         output = image_output(self.output, self.overwrite)
-        images = client.decode(_load_latents(self.input))
-        save(images, output, _columns(len(images)))
+        images = client.decode(load_latents(self.input))
+        save(images[np.newaxis], output, _columns(len(images)))
         return 0
 
 
@@ -159,13 +176,14 @@ class Interpolate(Command):
     """Writes the images on the way from one face to another."""
 
     start: Annotated[Positional[Path], arg(metavar="START")]
-    """Where to begin: an image file, or a .npy file of N latents for N walks."""
+    """Where to begin: an image file, or a .npy file of N latents for N walks; a hyphen for stdin."""
 
     end: Annotated[Positional[Path], arg(metavar="END")]
-    """Where to end: an image file, or a .npy file of as many latents."""
+    """Where to end: an image file, or a .npy file of as many latents; a hyphen for stdin."""
 
     output: Annotated[Positional[str], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): a grid, a row per walk. Or a folder: 000.png, 001.png, ..., walk by walk."""
+    """Image file: a grid, a row per walk (.png, .jpg), or an animation (.gif, .webp). Or a folder: 000.png, 001.png,
+    ..., walk by walk. Or a hyphen for stdout."""
 
     steps: int = 8
     """Images on each walk, both ends included."""
@@ -181,9 +199,9 @@ class Interpolate(Command):
         """Sends both ends and writes the images."""
         output = image_output(self.output, self.overwrite)
         read = reader(client.model().frame, self.align)
-        start, end = _load_source(self.start, read), _load_source(self.end, read)
+        start, end = load_source(self.start, read), load_source(self.end, read)
         walks = client.interpolate(start, end, self.steps, self.walk)
-        save(walks.reshape(-1, *walks.shape[2:]), output, self.steps)
+        save(walks, output, self.steps)
         return 0
 
 
@@ -192,7 +210,8 @@ class Sample(Command):
     """Writes new faces."""
 
     output: Annotated[Positional[str], arg(metavar="OUT")]
-    """Image file (.png, .jpg, .webp): the image, or a grid of several. Or a folder: 000.png, 001.png, ..."""
+    """Image file: the image, or of several a grid (.png, .jpg) or an animation (.gif, .webp). Or a folder: 000.png,
+    001.png, ... Or a hyphen for stdout."""
 
     count: int = 16
     """Faces to draw."""
@@ -212,7 +231,7 @@ class Sample(Command):
         """Draws and writes."""
         output = image_output(self.output, self.overwrite)
         images = client.sample(self.count, self.seed, self.temperature, self.distribution)
-        save(images, output, _columns(self.count))
+        save(images[np.newaxis], output, _columns(self.count))
         return 0
 
 
@@ -235,15 +254,6 @@ class Health(Command):
         status = client.health()
         print(status)
         return 0 if status == "SERVING" else 1
-
-
-def report(error: Exception, about: str = "") -> int:
-    """Says what went wrong, on one line of stderr; the exit code."""
-    text = f"{about}{error}"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        text = f"{error.filename} can't be used: {error.strerror[0].lower()}{error.strerror[1:]}"
-    tqdm.write(f"error: {text}", file=sys.stderr)
-    return 1 if isinstance(error, ClientError) and error.status not in _CALLERS_FAULT else 2
 
 
 def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[int, list[T]]:
@@ -271,59 +281,22 @@ def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[in
     return code, results
 
 
-def _inputs_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
-    if not paths:
-        raise UsageError("no input and no output: give at least one image file, and then OUT")
-    *inputs, output = paths
-    if not inputs:
-        raise UsageError(f"no input: give at least one image file before OUT {output}")
-    return [file for name in inputs for file in _files_of(Path(name))], output
-
-
-def _files_of(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS and not file.name.startswith("."))
-    if not files:
-        raise UsageError(f"{path} is a folder without image files ({', '.join(FORMATS)})")
-    return files
-
-
-def _require_known(names: list[str], model: Model) -> None:
-    """Refuses names that are nearly those of attributes; the server says what is wrong with others."""
-    known = {attribute.name.lower(): attribute.name for attribute in model.attributes}
-    for name in names:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        if near and known[near[0]] != name:
-            raise UsageError(f"unknown attribute {name!r}; did you mean {known[near[0]]!r}?")
-
-
-def _parse_setting(setting: str) -> tuple[str, float]:
-    name, equals, strength = map(str.strip, setting.partition("="))
-    try:
-        if name and equals:
-            return name, finite("strength", float(strength))
-    except ValueError:
-        pass
-    raise UsageError(
-        f"--set takes NAME=STRENGTH, the strength a finite float32 number, for example Smiling=1.5, not {setting!r}"
-    )
-
-
-def _load_latents(path: Path) -> Floats:
-    try:
-        latents = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UsageError(f"{path} is not a .npy file: {error}") from None
-    if not isinstance(latents, np.ndarray):
-        raise UsageError(f"{path} holds several arrays; give a .npy file with one")
-    if latents.ndim != 2 or not np.issubdtype(latents.dtype, np.floating):
-        raise UsageError(f"{path} must hold latents, float32 [N, latent_dim], not {shown(latents)}")
-    return latents
-
-
-def _load_source(path: Path, read: Read) -> Images | Floats:
-    return _load_latents(path) if path.suffix == ".npy" else [read(path)]
+def _outputs(inputs: list[Path], place: Output) -> dict[Path, Path]:
+    """The file to write for each input."""
+    if not place.is_folder:
+        if len(inputs) > 1:
+            what = "stdout" if place.path == PIPE else f"{place.path} is a file"
+            raise UsageError(f"{len(inputs)} inputs need a folder to write to, and {what}")
+        return {inputs[0]: place.path}
+    suffix = {"JPEG": ".jpg"}.get(place.file_format, f".{place.file_format.lower()}")
+    outputs: dict[Path, Path] = {}
+    sources: dict[Path, Path] = {}
+    for path in inputs:
+        outputs[path] = file = place.path / f"{'stdin' if path == PIPE else path.stem}{suffix}"
+        if sources.setdefault(file, path) != path:
+            raise UsageError(f"{sources[file]} and {path} would both be written to {file}; rename one")
+    require_new(sources, place.overwrite)
+    return outputs
 
 
 def _columns(count: int) -> int:

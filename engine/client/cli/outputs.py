@@ -1,13 +1,16 @@
-"""Results on disk, whole or not at all: one image file, a grid, or a folder of numbered files.
+"""Results on disk, whole or not at all: one image file, a grid, an animation, or a folder of numbered files; or stdout.
 
 What exists is replaced only where that was asked for: it may be somebody's only photo.
+
+Shapes: W walks of N images of side S.
 """
 
 import io
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,57 +18,66 @@ from tyro.conf import arg
 
 from engine.client.values import Bytes, FileFormat
 
+PictureFormat = Literal["JPEG", "PNG", "WEBP", "GIF"]
 FORMATS: dict[str, FileFormat] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""What the server reads and writes, by suffix."""
+
+PIPE = Path("-")
+"""What stands for stdin and stdout."""
 
 Overwrite = Annotated[bool, arg(help="Replace files that exist.")]
 
+_PICTURES: dict[str, PictureFormat] = {**FORMATS, ".gif": "GIF"}
+_ANIMATED = ("GIF", "WEBP")
 _GAP = 2  # pixels of white between the images of a grid
 _QUALITY = 95
+_FRAME_MS = 120
 
 
 class UsageError(Exception):
     """Raise when the command line asks for something that can't be done."""
 
 
-def format_of(path: Path) -> FileFormat:
-    """Format of an image file by its suffix.
-
-    Raises:
-        UsageError: When no format has that suffix.
-    """
-    try:
-        return FORMATS[path.suffix.lower()]
-    except KeyError:
-        raise UsageError(f"{path} must end in one of {', '.join(FORMATS)}") from None
-
-
 class Output(NamedTuple):
-    """A place for images, which `save` can write to, and whether files that exist there may be replaced."""
+    """A place for images, which `save` can write to, and whether files that exist there may be replaced.
+
+    Attributes:
+        path: Of a file or folder, or `PIPE`.
+        is_folder: Which of them.
+        overwrite: Whether what exists may be replaced.
+        file_format: Of the file, or of the files in the folder.
+    """
 
     path: Path
     is_folder: bool
     overwrite: bool
+    file_format: PictureFormat
 
 
-def image_output(name: str, overwrite: bool) -> Output:
+def image_output(name: str, overwrite: bool, file_format: PictureFormat = "PNG") -> Output:
     """The place for images that a name means, before there is anything to write.
 
-    It is a folder when it ends in a slash, when that is what is there, and when it has no suffix.
+    It is stdout when it is a hyphen, and a folder when it ends in a slash, when that is what is there, and when it has
+    no suffix; these get the format that is given.
 
     Raises:
         UsageError: When its suffix is that of no image, it is a file where a folder is meant, the folder that it lies
             in doesn't exist, or it would have to be replaced.
     """
     path = _path(name)
+    if path == PIPE:
+        return Output(path, False, overwrite, file_format)
     slash = name.endswith(os.sep)
     is_folder = slash or path.is_dir() or not path.suffix
     if not is_folder:
-        format_of(path)
+        if path.suffix.lower() not in _PICTURES:
+            raise UsageError(f"{path} must end in one of {', '.join(_PICTURES)}")
+        file_format = _PICTURES[path.suffix.lower()]
         require_new([path], overwrite)
     elif path.exists() and not path.is_dir():
         why = "ends in a slash" if slash else "has no suffix"
         raise UsageError(f"{name} {why}, so a folder is meant, and it is a file; remove it, or give another name")
-    return Output(_in_a_folder(path), is_folder, overwrite)
+    return Output(_in_a_folder(path), is_folder, overwrite, file_format)
 
 
 def array_output(name: str, overwrite: bool) -> Path:
@@ -75,6 +87,8 @@ def array_output(name: str, overwrite: bool) -> Path:
         UsageError: When it is none, the folder that it lies in doesn't exist, or it would have to be replaced.
     """
     path = _path(name)
+    if path == PIPE:
+        return path
     if path.suffix != ".npy":
         raise UsageError(f"{name} must end in .npy")
     if name.endswith(os.sep) or path.is_dir():
@@ -95,39 +109,54 @@ def require_new(paths: Iterable[Path], overwrite: bool) -> None:
         raise UsageError(f"{there[0]} exists{others}; name another OUT, at the end, or give --overwrite to replace it")
 
 
-def save(images: Bytes, output: Output, columns: int) -> None:
-    """Writes images, uint8 [N, S, S, 3], and says so.
+def save(walks: Bytes, output: Output, columns: int) -> None:
+    """Writes images, uint8 [W, N, S, S, 3], and says so.
 
     Args:
-        images: What to write.
-        output: Image file: the image, or a grid of several. Folder: 000.png, 001.png, ...
-        columns: Width of the grid, images.
+        walks: What to write.
+        output: File or stdout: what `picture` makes of them. Folder: 000.png, 001.png, ...
+        columns: Width of a grid, images.
 
     Raises:
         UsageError: When files in a folder would have to be replaced; nothing is written then.
     """
     path = output.path
     if output.is_folder:
+        images = walks.reshape(-1, *walks.shape[2:])
         digits = max(3, len(str(len(images) - 1)))
         files = [path / f"{index:0{digits}}.png" for index in range(len(images))]
         require_new(files, output.overwrite)
         path.mkdir(exist_ok=True)
         for file, image in zip(files, images, strict=True):
-            write(file, _file_of(image, "PNG"))
+            write(file, _file_of([image], "PNG"))
         say_written(path, len(files))
     else:
-        picture = images[0] if len(images) == 1 else grid(images, columns)
-        write(path, _file_of(picture, format_of(path)))
+        write(path, picture(walks, columns, output.file_format))
         say_written(path)
 
 
+def picture(walks: Bytes, columns: int, file_format: PictureFormat) -> bytes:
+    """One image file of images, uint8 [W, N, S, S, 3]: a grid of them all, so many columns wide.
+
+    Of a format that can move it is an animation along all walks at once, which stand below each other, there and back.
+    """
+    if file_format not in _ANIMATED:
+        return _file_of([grid(walks.reshape(-1, *walks.shape[2:]), columns)], file_format)
+    frames = [grid(images, 1) for images in np.swapaxes(walks, 0, 1)]
+    return _file_of([*frames, *frames[-2:0:-1]], file_format)
+
+
 def say_written(path: Path, files: int | None = None) -> None:
-    """Says what was written: a file, or so many files in a folder."""
-    print(f"wrote {path}" if files is None else f"wrote {files} {'file' if files == 1 else 'files'} to {path}")
+    """Says what was written: a file, or so many files in a folder; of stdout it says nothing."""
+    if path != PIPE:
+        print(f"wrote {path}" if files is None else f"wrote {files} {'file' if files == 1 else 'files'} to {path}")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file that is there with all of its content, or as it was before."""
+    """Writes a file that is there with all of its content, or as it was before; or writes to stdout."""
+    if path == PIPE:
+        sys.stdout.buffer.write(content)
+        return
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(content)
@@ -149,9 +178,10 @@ def grid(images: Bytes, columns: int) -> Bytes:
 
 
 def _path(name: str) -> Path:
-    if name == "-":
-        raise UsageError("- as OUT: results go to files only; give the name of one")
-    return Path(name)
+    path = Path(name)
+    if path == PIPE and sys.stdout.isatty():
+        raise UsageError("- as OUT: stdout is a terminal; give it a file or a command: ... - > face.png")
+    return path
 
 
 def _in_a_folder(path: Path) -> Path:
@@ -160,7 +190,9 @@ def _in_a_folder(path: Path) -> Path:
     return path
 
 
-def _file_of(picture: Bytes, file_format: FileFormat) -> bytes:
+def _file_of(frames: list[Bytes], file_format: PictureFormat) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, file_format, quality=_QUALITY)
+    first, *others = map(Image.fromarray, frames)
+    moving = {"save_all": True, "append_images": others, "duration": _FRAME_MS, "loop": 0} if others else {}
+    first.save(file, file_format, quality=_QUALITY, **moving)
     return file.getvalue()

@@ -1,5 +1,6 @@
-"""Image files on their way to a server: as they are, or with their faces aligned first."""
+"""Image files, or stdin, on their way to a server: as they are, or with their faces aligned first."""
 
+import functools
 import io
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from PIL.ExifTags import Base
 from tqdm import tqdm
 from tyro.conf import arg
 
+from engine.client.cli.outputs import PIPE
 from framing import Aligner, Frame, FramingError, to_rgb, upright
 
 _LYING = 5  # EXIF orientations from here on swap width and height
@@ -38,25 +40,36 @@ def reader(frame: Frame, align: bool) -> Read:
     return _aligned(Aligner(frame)) if align else _as_it_is(frame)
 
 
+def bytes_of(path: Path) -> bytes:
+    """Content of a file, or of stdin."""
+    return _stdin() if path == PIPE else path.read_bytes()
+
+
+@functools.cache
+def _stdin() -> bytes:
+    return sys.stdin.buffer.read()
+
+
 def _as_it_is(frame: Frame) -> Read:
     first = iter([True])
 
     def read(path: Path) -> bytes:
-        size = _size(path)
+        data = bytes_of(path)
+        size = _size(data)
         if size and frame.source and frame.brings(*size) and next(first, False):
             _note(
                 f"{path} is {size[0]}x{size[1]} pixels, the model knows faces in {frame.source[0]}x{frame.source[1]}: "
                 "the middle is taken for the face; --align finds it"
             )
-        return path.read_bytes()
+        return data
 
     return read
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _size(data: bytes) -> tuple[int, int] | None:
     """Width and height of a picture that stands upright; None where the server must say what is wrong with it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(Base.Orientation, 1) >= _LYING else (width, height)
     except Exception:  # Pillow raises many unrelated types for damaged files
@@ -69,7 +82,7 @@ def _note(text: str) -> None:
 
 def _aligned(aligner: Aligner) -> Read:
     def read(path: Path) -> bytes:
-        data = path.read_bytes()
+        data = bytes_of(path)
         try:
             with Image.open(io.BytesIO(data)) as image:
                 upright(image)

@@ -69,7 +69,7 @@ def _strips(encoded: EncodedRun, names: list[str], folder: Path) -> list[Figure]
             file = f"edit_{side}_{name}.png"
             grids.save_grid(folder / file, title, strips, across=labels)
             look_for = "The attribute should change from left to right, and the person should stay who they are."
-            drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for))
+            drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for, leads=True))
     return drawn
 
 
@@ -85,6 +85,7 @@ def _walks(encoded: EncodedRun, folder: Path) -> Figure:
         "edit_walks.png",
         "Walks along attribute vectors",
         "One face, the unedited one in the middle: each row should change in one way only.",
+        leads=True,
     )
 
 
@@ -145,8 +146,8 @@ MATRICES = {
     ),
     "keep": (
         "What edits change, the worst side effects projected out",
-        "The same with `keep` naming the attributes that each plain edit moves most: the diagonal should stay, the "
-        "rest fade.",
+        "The same when the attributes that each plain edit moves most are kept: the rest should fade, and the diagonal "
+        "stay, less what the edit shares with them.",
     ),
 }
 """Title and what to look for, by mode."""
@@ -157,9 +158,12 @@ def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], fold
         [f"{name} *" if name in unsure else name for name in measured[names]] for names in ("edited", "judged")
     )
     note = "\n* the classifier is no better than the majority" if unsure else ""
+    empty = ", ".join(map(readable, measured["nothing_left"]))
     drawn = []
     for mode, (title, look_for) in MATRICES.items():
         found, file = measured[mode], f"edit_matrix_{mode}.png"
+        if found["target"] is None:
+            continue
         charts.save_heat_map(
             folder / file,
             f"{title}, strength {strength:g}: {found['target']:.2f} sigma on the diagonal, {found['others']:.2f} off "
@@ -172,5 +176,6 @@ def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], fold
             across="what the classifier sees",
             down="what is edited",
         )
-        drawn.append(Figure(file, title, look_for))
+        nothing = f" Rows without colour: with the others kept, nothing is left of {empty}."
+        drawn.append(Figure(file, title, look_for + nothing if mode == "keep" and empty else look_for))
     return drawn

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from engine.errors import InvalidRequest
 from trainer.evaluation.edits.faces import SIDES, EditedFaces
 from trainer.evaluation.edits.quality import EditQuality, Logits
 from trainer.evaluation.encoded_run import EncodedRun
@@ -42,7 +43,8 @@ def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str,
         strength: of the edits.
 
     Returns:
-        `edited` (E names), `judged` (A names), `faces` an edit at most, `kept_directions` (names, by name). Under
+        `edited` (E names), `judged` (A names), `faces` an edit at most, `kept_directions` (names, by name),
+        `nothing_left` (names of edits that `keep` leaves nothing of: zeros in its matrix, not in its means). Under
         `plain` and `keep`: `matrix` (E lists of A numbers: mean change of a logit, towards having what is added, in
         that logit's standard deviations over unedited reconstructions); `attributes`: by name, `adding` and `removing`
         (an `EditQuality` each; None if no face needs it); and means over the attributes: `target` and `others`
@@ -53,19 +55,25 @@ def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str,
     related = _related(test.encoded, names)
     results: dict[str, list[Result]] = {"plain": [], "keep": []}
     kept_directions: dict[str, list[str]] = {}
+    nothing_left: list[str] = []
     for name in tqdm(names, "re-scoring", unit="attribute", delay=3, leave=False, disable=None):
         moved, _ = _edit_both_ways(val, name, strength, val_sigma, limit=SELECTION_FACES)
         by_size = [test.judge.attributes[column] for column in np.argsort(-np.abs(moved))]
         kept = [other for other in by_size if other in names and other not in related[name]][:NUM_KEPT]
         kept_directions[name] = kept
-        for mode, names_kept in (("plain", []), ("keep", kept)):
-            results[mode].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES, keep=names_kept))
+        results["plain"].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES))
+        try:
+            results["keep"].append(_edit_both_ways(test, name, strength, sigma, limit=MATRIX_FACES, keep=kept))
+        except InvalidRequest:
+            results["keep"].append((np.zeros(sigma.shape), {}))
+            nothing_left.append(name)
     columns = [test.judge.attributes.index(name) for name in names]
     return {
         "edited": names,
         "judged": list(test.judge.attributes),
         "faces": MATRIX_FACES,
         "kept_directions": kept_directions,
+        "nothing_left": nothing_left,
         **{mode: _summary(names, columns, found) for mode, found in results.items()},
     }
 
@@ -117,11 +125,12 @@ def _summary(names: Sequence[str], columns: Sequence[int], results: Sequence[Res
     matrix = np.array([moved for moved, _ in results])  # (E, A)
     target = np.zeros(matrix.shape, np.bool_)
     target[range(len(names)), columns] = True
+    made = np.array([[bool(found)] for _, found in results])
     qualities = [[found.get(side) for side in SIDES] for _, found in results]
     known = [found for sides in qualities for found in sides if found]
     return {
-        "target": float(np.abs(matrix[target]).mean()),
-        "others": float(np.abs(matrix[~target]).mean()),
+        "target": mean_of(np.abs(matrix[target & made])),
+        "others": mean_of(np.abs(matrix[~target & made])),
         **{part: mean_of(getattr(found, part) for found in known) for part in ("flipped", "kept", "kept_balanced")},
         "attributes": {
             name: {side: found and asdict(found) for side, found in zip(SIDES, sides, strict=True)}

@@ -1,0 +1,64 @@
+"""The job of `python -m engine.batch` as a Ray Data pipeline: images in any storage that Ray reads, latents to Parquet.
+
+    pip install . "ray[data]"
+    python deploy/ray_data.py IMAGES OUT.parquet 10.0.0.1:50051,10.0.0.2:50051
+
+Ray reads, retries and writes; the servers encode. Unlike `engine.batch` it starts from the beginning each time.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import ray
+
+from engine.client import Client, ClientError
+
+_IMAGES_PER_REQUEST = 32
+_CLIENTS = 4
+
+
+class Encode:
+    """A client of the servers, one to each of Ray's actors.
+
+    Args:
+        servers: HOST:PORT of each, with commas between.
+    """
+
+    def __init__(self, servers: str) -> None:
+        self._client = Client(f"ipv4:{servers}" if "," in servers else servers, retry_overload=1000)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """From `path` and `bytes` of image files to `path`, `mu` (float32 [D]; NaN without one) and `error`."""
+        files = [bytes(file) for file in batch["bytes"]]
+        try:
+            mu, errors = self._client.encode(files, priority="background").mu, [""] * len(files)
+        except ClientError as error:
+            if error.status != "INVALID_ARGUMENT":
+                raise
+            mu, errors = self._one_by_one(files)
+        return {"path": batch["path"], "mu": mu, "error": np.array(errors, object)}
+
+    def _one_by_one(self, files: list[bytes]) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[str]]:
+        """One of the files is damaged: which?"""
+        mu = np.full((len(files), self._client.model().latent_dim), np.nan, np.float32)
+        errors = [""] * len(files)
+        for index, file in enumerate(files):
+            try:
+                mu[index] = self._client.encode([file], priority="background").mu[0]
+            except ClientError as error:
+                errors[index] = error.message
+        return mu, errors
+
+
+def main(images: str, out: str, servers: str) -> None:
+    """Encodes every image under a folder or address."""
+    files = ray.data.read_binary_files(images, include_paths=True, file_extensions=["jpg", "jpeg", "png", "webp"])
+    latents = files.map_batches(
+        Encode, fn_constructor_args=(servers,), batch_size=_IMAGES_PER_REQUEST, concurrency=_CLIENTS, num_cpus=0.1
+    )
+    latents.write_parquet(out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

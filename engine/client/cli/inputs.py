@@ -1,0 +1,90 @@
+"""What a command line names: files, folders and stdin to read, and attributes with their strengths."""
+
+import difflib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from engine.client.arguments import finite, shown, whole
+from engine.client.cli.outputs import FORMATS, PIPE, UsageError
+from engine.client.cli.photos import Read, bytes_of
+from engine.client.values import Floats, Images, Model
+
+Setting = tuple[str, list[float]]
+"""An attribute, and its strength; or several, of which each gets a picture."""
+
+_NPY = b"\x93NUMPY"  # the first bytes of a .npy file
+_MOST_STEPS = 100
+
+
+def inputs_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
+    """The files to read, folders among them opened, and the name of what to write."""
+    if not paths:
+        raise UsageError("no input and no output: give at least one image file, and then OUT")
+    *inputs, output = paths
+    if not inputs:
+        raise UsageError(f"no input: give at least one image file before OUT {output}")
+    return [file for name in inputs for file in _files_of(Path(name))], output
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path == PIPE or not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS and not file.name.startswith("."))
+    if not files:
+        raise UsageError(f"{path} is a folder without image files ({', '.join(FORMATS)})")
+    return files
+
+
+def require_known(names: list[str], model: Model) -> None:
+    """Refuses names that are nearly those of attributes; the server says what is wrong with others."""
+    known = {attribute.name.lower(): attribute.name for attribute in model.attributes}
+    for name in names:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        if near and known[near[0]] != name:
+            raise UsageError(f"unknown attribute {name!r}; did you mean {known[near[0]]!r}?")
+
+
+def parse_setting(setting: str) -> Setting:
+    """An attribute and its strengths, from NAME=STRENGTH or NAME=FROM:TO:COUNT."""
+    name, equals, value = map(str.strip, setting.partition("="))
+    try:
+        if name and equals:
+            return name, _strengths(value)
+    except ValueError:
+        pass
+    raise UsageError(
+        "--set takes NAME=STRENGTH, the strength a finite float32 number, for example Smiling=1.5, or a range of 2 to "
+        f"{_MOST_STEPS} strengths, FROM:TO:COUNT, for example Smiling=-2:2:5, not {setting!r}"
+    )
+
+
+def _strengths(value: str) -> list[float]:
+    """One number, or those of FROM:TO:COUNT; ValueError where it is neither."""
+    start, *rest = value.split(":")
+    if not rest:
+        return [finite("strength", float(start))]
+    stop, count = rest
+    first, last = (finite("strength", float(end)) for end in (start, stop))
+    strengths: list[float] = np.linspace(first, last, whole("count", int(count), 2, _MOST_STEPS)).tolist()
+    return strengths
+
+
+def load_latents(path: Path) -> Floats:
+    """Latents of a .npy file, float32 [N, D], or of stdin."""
+    try:
+        latents = np.load(io.BytesIO(bytes_of(path)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UsageError(f"{path} is not a .npy file: {error}") from None
+    if not isinstance(latents, np.ndarray):
+        raise UsageError(f"{path} holds several arrays; give a .npy file with one")
+    if latents.ndim != 2 or not np.issubdtype(latents.dtype, np.floating):
+        raise UsageError(f"{path} must hold latents, float32 [N, latent_dim], not {shown(latents)}")
+    return latents
+
+
+def load_source(path: Path, read: Read) -> Images | Floats:
+    """Latents, or a picture."""
+    is_array = bytes_of(path).startswith(_NPY) if path == PIPE else path.suffix == ".npy"
+    return load_latents(path) if is_array else [read(path)]

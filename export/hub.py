@@ -1,0 +1,155 @@
+"""A bundle in the layout of the Hugging Face Hub: model card, config.json, safetensors, and ONNX graphs in `onnx/`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle, Manifest, sha256_of
+from engine.version import tell_version
+from export.errors import FAILURES, InputError, report
+from trainer.extras import require
+
+CONFIG, MODEL, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+GRAPHS = "onnx"
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    """What to publish, and where to put it."""
+
+    bundle: Annotated[Path, tyro.conf.Positional]
+    """Bundle folder."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder to write; must not exist yet. Its name is the model's."""
+    run: Path | None = None
+    """Run folder that the bundle was built from: adds PyTorch's weights, and what `trainer evaluate` measured."""
+    license: str = ""
+    """License of the weights, by the Hub's name for it, such as apache-2.0; empty: still to be chosen."""
+
+
+def write(config: HubConfig) -> None:
+    """Writes the folder, as a whole or not at all.
+
+    Raises:
+        InputError: a flag, or the run, cannot be used.
+        EngineError: the bundle is damaged.
+    """
+    bundle, out = Bundle.load(config.bundle), config.out
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists already; choose another place")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out} lies in a folder that doesn't exist; make it first")
+    if config.license and not _LICENSE.fullmatch(config.license):
+        raise InputError(
+            f"--license {config.license}: must be one of the Hub's names, such as apache-2.0 or cc-by-nc-4.0"
+        )
+    if config.run is not None and not _is_run_of(config.run, bundle.manifest):
+        raise InputError(f"--run {config.run}: {bundle.path} was built from another model; name its own run")
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as place:
+        folder = Path(place) / out.name
+        (folder / GRAPHS).mkdir(parents=True)
+        for name in (ENCODER, DECODER):
+            shutil.copyfile(bundle.path / name, folder / GRAPHS / name)
+        for name in (DIRECTIONS, PRIOR, PROOF):
+            if name in bundle.manifest.files:
+                shutil.copyfile(bundle.path / name, folder / name)
+        settings = _settings(bundle.manifest)
+        if config.run is not None:
+            shutil.copyfile(config.run / MODEL, folder / MODEL)
+            settings |= _run_settings(config.run)
+        (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(_card(config, bundle.manifest), encoding="utf-8")
+        os.rename(folder, out)
+
+
+def _is_run_of(run: Path, manifest: Manifest) -> bool:
+    try:
+        return sha256_of(run / MODEL) == manifest.run.get("model_sha256")
+    except OSError as error:
+        raise InputError(f"--run {run}: {MODEL} cannot be read ({error.strerror}); name a run folder") from error
+
+
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    """What whoever runs the graphs has to know."""
+    return {
+        "model_type": "dfc-vae",
+        "image_size": manifest.image_size,
+        "latent_dim": manifest.latent_dim,
+        "attributes": manifest.attributes,
+        "preprocessing": asdict(manifest.preprocessing),
+    }
+
+
+def _run_settings(run: Path) -> dict[str, Any]:
+    """The run's own config.json, which `VAE.from_pretrained` reads, without the places of this machine."""
+    from trainer.artifacts.model_card import data_name  # noqa: PLC0415 - needs the extra
+
+    values: dict[str, Any] = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    resolved = values["resolved"]
+    config = {name: Path(value).name if _is_path(value) else value for name, value in values["config"].items()}
+    return {**values, "config": config, "resolved": {**resolved, "data": data_name(resolved)}}
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and os.sep in value
+
+
+def _card(config: HubConfig, manifest: Manifest) -> str:
+    from trainer.artifacts.model_card import Card, data_name, results  # noqa: PLC0415 - needs the extra
+
+    run, images = config.run, manifest.run.get("data", {}).get("images", {}).get("train", 0)
+    resolved = json.loads((run / CONFIG).read_text(encoding="utf-8"))["resolved"] if run else {}
+    return Card(
+        name=config.out.name,
+        preset=manifest.run.get("preset", "unknown"),
+        size=manifest.image_size,
+        latent_dim=manifest.latent_dim,
+        data=data_name(resolved) if run else "",
+        images=f"{images:,}",
+        attributes=manifest.attributes,
+        results=results(run / METRICS) if run else [],
+        weights=run is not None,
+        onnx=True,
+        parity=_parity(manifest),
+        license=config.license,
+    ).text()
+
+
+def _parity(manifest: Manifest) -> str:
+    """How well the graphs agree with PyTorch, of a manifest that may not say."""
+    found = manifest.parity.get("stages", {}).get("portable", {}).get("images", {})
+    levels = [figures["max_levels"] for figures in found.values()]
+    if not levels:
+        return ""
+    apart = "is the same" if not max(levels) else f"differs by at most {max(levels)} of 255"
+    return f"on {manifest.parity['samples']} images and as many random latents, every pixel {apart}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Exit codes: 0 written, 2 unusable input, 130 interrupted."""
+    if tell_version(sys.argv[1:] if arguments is None else arguments):
+        return 0
+    try:
+        config = tyro.cli(HubConfig, args=arguments, prog="python -m export.hub", description=__doc__)
+        require("train")
+        write(config)
+    except FAILURES as error:
+        return report(error, "nothing was written")
+    print(f"wrote {config.out}; look through its {CARD}, then: hf upload USER/{config.out.name} {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

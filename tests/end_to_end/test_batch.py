@@ -1,0 +1,158 @@
+"""Folders encoded at scale, as a process against real servers; read back as anybody reads Parquet."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from bundles import smile_more, write_tiny_bundle
+from PIL import Image
+from servers import ROOT, ServerProcess, environment_without_torch, run_python
+from tiny_model import IMAGE_SIZE, latents_of, random_images
+
+COUNT = 300
+
+
+def command_of(target: str, images: Path, out: Path, *options: str) -> list[str]:
+    return ["-m", "engine.batch", str(images), str(out), "--target", target, *options]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures, some within other folders."""
+    folder = tmp_path_factory.mktemp("images")
+    for index, pixels in enumerate(random_images(COUNT, seed=9)):
+        path = folder / f"person {index % 3}" / f"{index}.png" if index % 2 else folder / f"{index}.PNG"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_text("no image")
+    return folder
+
+
+def check_all_there(images: Path, out: Path) -> None:
+    table = pq.read_table(out)
+    assert table.column_names == ["path", "mu"]
+    paths = table["path"].to_pylist()
+    assert len(paths) == len(set(paths)) == COUNT, "each once"
+    mu = np.stack(table["mu"].to_numpy())
+    pixels = np.stack([np.asarray(Image.open(images / path)) for path in paths])
+    np.testing.assert_array_equal(mu, latents_of(pixels))
+
+
+def test_several_servers_encode_a_folder(
+    server: ServerProcess, tiny_bundle: Path, images: Path, tmp_path: Path
+) -> None:
+    other = ["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"]
+    out, target = tmp_path / "latents.parquet", f"ipv4:{server.target},"
+    with ServerProcess(other, tmp_path) as second:
+        options = ("--images-per-request", "8", "--images-per-part", "100")
+        result = run_python(command_of(target + second.target, images, out, *options), tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"wrote {COUNT} latents to {out}, which has {COUNT} now\n"
+        share = second.metric("dfcvae_images_total", method="Encode")
+        assert 0 < share < COUNT
+    check_all_there(images, out)
+    assert pq.read_table(out)["path"].to_pylist() == sorted(pq.read_table(out)["path"].to_pylist())
+    again = run_python(command_of(server.target, images, out), tmp_path)
+    assert again.stdout == f"wrote 0 latents to {out}, which has {COUNT} now\n"
+
+
+def test_a_killed_run_goes_on_and_each_file_is_there_once(
+    server: ServerProcess, tiny_bundle: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "latents.parquet"
+    slow = ["-m", "engine", "--bundle", str(tiny_bundle), "--max-images-per-second", "30", "--burst", "30"]
+    with ServerProcess(slow, tmp_path) as busy:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                *command_of(busy.target, images, out, "--images-per-request", "2", "--images-per-part", "5"),
+            ],
+            cwd=ROOT,
+            env=environment_without_torch(tmp_path / "site"),
+        )
+        while len(list(out.glob("part-*.parquet"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+    refused = run_python(command_of(server.target, images, out), tmp_path)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was to be killed in the middle"
+    (out / ".part-000099.parquet").write_bytes(b"what a kill in the middle of a write leaves")
+    assert refused.returncode == 2
+    assert f"error: another process is writing to {out}; wait for it, or name another OUT" in refused.stderr
+    there = pq.read_table(out).num_rows
+    assert 0 < there < COUNT
+    result = run_python(command_of(server.target, images, out), tmp_path)
+    assert result.stdout == f"wrote {COUNT - there} latents to {out}, which has {COUNT} now\n"
+    check_all_there(images, out)
+
+
+def test_damaged_files_are_listed_and_tried_again(server: ServerProcess, tmp_path: Path) -> None:
+    album, out = tmp_path / "album", tmp_path / "latents.parquet"
+    album.mkdir()
+    for name, pixels in zip("abcd", random_images(4, seed=1), strict=True):
+        Image.fromarray(pixels).save(album / f"{name}.png")
+    whole = (album / "b.png").read_bytes()
+    (album / "b.png").write_bytes(whole[:60])
+    (album / "d.png").write_bytes(b"")
+    (album / "huge.png").write_bytes(bytes(17 << 20))
+    (album / "link.png").symlink_to("nowhere")
+    result = run_python(command_of(server.target, album, out), tmp_path)
+    assert result.returncode == 0
+    assert result.stdout == f"wrote 2 latents to {out}, which has 2 now\n"
+    assert f"4 can't be encoded; all are in {out / '_damaged.csv'}" in result.stderr
+    rows = list(csv.reader((out / "_damaged.csv").open()))
+    assert [row[0] for row in rows] == ["path", "b.png", "d.png", "huge.png", "link.png"]
+    assert rows[1][1].startswith("is damaged or truncated")
+    assert rows[3][1].startswith(f"has {17 << 20} bytes; the server takes ")
+    assert rows[4][1] == "can't be read: No such file or directory"
+    (album / "b.png").write_bytes(whole)
+    for name in ("d.png", "huge.png", "link.png"):
+        (album / name).unlink()
+    result = run_python(command_of(server.target, album, out), tmp_path)
+    assert (result.stdout, result.stderr) == (f"wrote 1 latents to {out}, which has 3 now\n", "")
+    assert pq.read_table(out)["path"].to_pylist() == ["a.png", "c.png", "b.png"]
+    assert not (out / "_damaged.csv").exists()
+
+
+def test_what_is_wrong_is_said(server: ServerProcess, images: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    for arguments, code, message in (
+        ((server.target, tmp_path / "absent", other), 2, "absent is no folder; give one with images"),
+        ((server.target, images, other), 2, f"{other} has files of something else, mine.txt for example; name another"),
+        ((server.target, images, tmp_path / "no" / "such"), 2, "can't be used: no such file or directory"),
+        (
+            (server.target, images, other, "--images-per-part", "0"),
+            2,
+            "--images-per-part must be from 1 to 1048576, not",
+        ),
+        (("localhost:1", images, tmp_path / "out"), 1, "error: UNAVAILABLE: localhost:1: "),
+    ):
+        target, *rest = arguments
+        result = run_python(command_of(str(target), *rest), tmp_path)
+        assert result.returncode == code
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_latents_of_two_models_are_not_mixed(server: ServerProcess, tmp_path: Path) -> None:
+    album, out = tmp_path / "album", tmp_path / "latents.parquet"
+    album.mkdir()
+    Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE)).save(album / "black.png")
+    assert run_python(command_of(server.target, album, out), tmp_path).returncode == 0
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    smile_more(bundle, 2)
+    with ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as second:
+        result = run_python(command_of(second.target, album, out), tmp_path)
+    assert result.returncode == 2
+    assert f"error: {out} has latents of another model; name another OUT, or remove {out}" in result.stderr

@@ -1,0 +1,70 @@
+"""The curves of a run's training, from its log of metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.evaluation import charts
+from trainer.evaluation.grids import Figure
+
+FILE, TITLE = "training_curves.png", "Training"
+
+
+def draw(log: Path, folder: Path) -> list[Figure]:
+    """Draws the loss and the PSNR of validation by step.
+
+    Args:
+        log: the run's metrics.jsonl.
+        folder: for the PNG file.
+
+    Returns:
+        One figure, or none where the log is missing or says nothing of either.
+    """
+    records = _read(log)
+    losses = _points(records, lambda record: record.get("loss", {}).get("total"))
+    validation, psnr = (
+        _points(records, lambda record, name=name: record.get(name)) for name in ("val_loss", "val_psnr")
+    )
+    if not losses and not psnr:
+        return []
+    with charts.canvas(folder / FILE, 10, 3.2, 1, 2) as (_, axes):
+        left, right = axes[0]
+        left.plot(*_columns(losses), color=charts.BLUE, lw=1.2, label="training")
+        left.plot(*_columns(validation), "o-", color=charts.ORANGE, ms=3.5, label="validation")
+        left.set(xlabel="step", ylabel="loss", yscale="log" if _are_positive(losses + validation) else "linear")
+        left.set_title("Loss", loc="left")
+        left.legend(frameon=False)
+        right.plot(*_columns(psnr), "o-", color=charts.ORANGE, ms=3.5)
+        right.set(xlabel="step", ylabel="PSNR of val images, dB")
+        right.set_title("Reconstruction", loc="left")
+    look_for = (
+        "The loss should fall and the PSNR rise until both are flat: where they still move at the end, longer training "
+        "helps; where validation turns back, it has been too long."
+    )
+    return [Figure(FILE, TITLE, look_for)]
+
+
+def _read(log: Path) -> list[dict[str, Any]]:
+    """The records of a log, up to a line that an interruption tore."""
+    records: list[dict[str, Any]] = []
+    try:
+        for line in log.read_text().splitlines():
+            records.append(json.loads(line))
+    except (OSError, ValueError):
+        pass
+    return records
+
+
+def _points(records: Sequence[dict[str, Any]], value_of: Any) -> list[tuple[int, float]]:
+    return [(record["step"], value) for record in records if (value := value_of(record)) is not None]
+
+
+def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _are_positive(points: Sequence[tuple[int, float]]) -> bool:
+    return all(value > 0 for _, value in points)
