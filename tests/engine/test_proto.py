@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from oldest import environment_with_oldest, needs_oldest
+from environments import environment_with_oldest, needs_oldest
 from servers import ROOT, run_python
 
 from engine.errors import EngineError
