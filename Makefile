@@ -15,7 +15,7 @@ quickstart: $(VENV)/installed
 	$(RUN) -m quickstart --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(VGG),--vgg "$(VGG)") \
 	  $(if $(CROP),--crop $(CROP)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
-test: lint $(VENV)/oldest
+test: lint $(VENV)/oldest $(VENV)/python3.10 $(VENV)/python3.13
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
@@ -34,6 +34,15 @@ $(VENV)/oldest: $(VENV)/installed
 	rm -rf "$@"
 	$(RUN) -m pip install --quiet --no-deps --target "$@" \
 	  $$(sed -nE 's/^ *"((grpcio|protobuf|googleapis)[a-z-]*)>=([0-9.]+).*/\1==\3/p' pyproject.toml)
+
+# What a server and a client need, for the oldest and the newest Python, where this machine has them.
+$(VENV)/python3.%: $(VENV)/installed
+	rm -rf "$@"
+	for python in python3.$* "$$HOME"/.pyenv/versions/3.$*.*/bin/python; do \
+	  "$$python" -m venv "$@" 2>/dev/null && break; done || { rm -rf "$@"; mkdir -p "$@"; }
+	[ ! -x "$@/bin/python" ] || \
+	  "$@/bin/python" -m pip install --quiet --constraint requirements.lock --editable ".[cpu]" || \
+	  { rm -rf "$@"; exit 1; }
 
 # The lock holds for every Python from 3.10 on, and for all that is needed; torch and torchvision are pinned as a pair.
 lock: $(VENV)/installed

@@ -58,16 +58,22 @@ class ServerProcess:
         folder: Where its log goes.
         port: TCP port; 0 lets the server choose.
         variables: Environment variables beside those of the tests.
+        python: The interpreter.
     """
 
     def __init__(
-        self, command: Sequence[str], folder: Path, port: int = 0, variables: Mapping[str, str] | None = None
+        self,
+        command: Sequence[str],
+        folder: Path,
+        port: int = 0,
+        variables: Mapping[str, str] | None = None,
+        python: str = sys.executable,
     ) -> None:
         self.target = f"127.0.0.1:{port}"
         self._log = folder / "server.log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *command, "--port", str(port)],
+                [python, *command, "--port", str(port)],
                 cwd=ROOT,
                 env={**environment_without_torch(folder / "site"), **(variables or {})},
                 stdout=subprocess.PIPE,

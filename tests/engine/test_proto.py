@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oldest import environment_with_oldest, needs_oldest
+from environments import environment_with_oldest, needs_oldest
 from servers import ROOT, run_python
 
 from engine.errors import EngineError
