@@ -1,20 +1,23 @@
-"""What every command of `python -m engine.client` has: where the server is, and who asks."""
+"""What every command that asks a server has: where it is, and who asks."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from engine.client import arguments
 from engine.client.cli.outputs import UsageError
-from engine.client.connection import is_word
+from engine.client.connection import Connection, is_word
 from engine.client.synchronous import Client
 from engine.client.target import fault_of, is_local
+
+C = TypeVar("C", bound=Connection)
 
 _OVERLOAD_RETRIES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
-    """A command with the options of its connection."""
+class ServerOptions:
+    """Which server is asked, and as whom."""
 
     target: str = "127.0.0.1:50051"
     """HOST:PORT of the server."""
@@ -43,12 +46,8 @@ class Command:
     token_file: Path | None = None
     """File with the token."""
 
-    def run(self, client: Client) -> int:
-        """Does it; the exit code."""
-        raise NotImplementedError
-
-    def client(self) -> Client:
-        """The client that the options ask for.
+    def connect(self, kind: type[C], **options: Any) -> C:
+        """A client of one kind that these options ask for; `options` are others of its own.
 
         Raises:
             UsageError: When one of them can't be, or they don't fit together.
@@ -58,14 +57,14 @@ class Command:
         if not 0 < self.timeout_s <= arguments.LONGEST_S:
             raise UsageError(f"--timeout-s must be above 0 and at most {arguments.LONGEST_S:g}, not {self.timeout_s:g}")
         token = self._token()
-        return Client(
+        return kind(
             self.target,
             self.timeout_s,
             model=self.model,
-            retry_overload=_OVERLOAD_RETRIES,
             tls=self.tls_ca or self.tls,
             certificate=self._certificate(),
             token=token,
+            **options,
         )
 
     def _certificate(self) -> tuple[Path, Path] | None:
@@ -93,3 +92,20 @@ class Command:
         if not (self.tls or self.tls_ca or is_local(self.target)):
             raise UsageError(f"the token would travel to {self.target} unencrypted; give --tls or --tls-ca as well")
         return token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(ServerOptions):
+    """A command of `python -m engine.client`."""
+
+    def run(self, client: Client) -> int:
+        """Does it; the exit code."""
+        raise NotImplementedError
+
+    def client(self) -> Client:
+        """The client that the options ask for.
+
+        Raises:
+            UsageError: When one of them can't be, or they don't fit together.
+        """
+        return self.connect(Client, retry_overload=_OVERLOAD_RETRIES)
