@@ -77,13 +77,13 @@ function knowModel(model) {
   document.title = `Faces · ${model.name}`;
   at("about").textContent = `${model.name} · ${model.size} × ${model.size} pixels · ${model.engine} · ${model.target}`;
   attributes.build(model.attributes);
-  for (const slot of SLOTS) if (state.faces[slot]) take(slot, state.faces[slot]);
+  for (const slot of SLOTS) if (state.faces[slot]) take(slot, state.faces[slot], { again: true });
   askSamples();
   askEdit();
 }
 
-// Makes a face that of a slot, once the server has it.
-function take(slot, face, align = true) {
+// Makes a face that of a slot, once the server has it. `again`: it is so already, on this side.
+function take(slot, face, { align = true, again = false } = {}) {
   const drawn = face.photo === undefined;
   session.want(slot, {
     make: () => (drawn ? { ask: "sample", slot, ...face } : { ask: "photo", slot, align, file: face.photo }),
@@ -91,15 +91,17 @@ function take(slot, face, align = true) {
       const isNew = slot === "other" && !state.faces.other;
       state.faces[slot] = face;
       if (isNew && state.mix === 0) state.mix = 0.5;
-      quiet("photo");
-      if (answer.note) notice("photo", answer.note);
+      if (!again) {
+        quiet("photo");
+        save();
+      }
+      if (answer.note && !again) notice("photo", answer.note);
       if (slot === "face") picture.show("original", pixels, state.size);
       showTile(slot, pixels);
       askEdit();
-      save();
     },
     failed: (answer) => {
-      const middle = { label: "Take its middle", act: () => take(slot, face, false) };
+      const middle = { label: "Take its middle", act: () => take(slot, face, { align: false }) };
       notice("photo", answer.error, answer.align === false ? middle : {});
     },
   });
