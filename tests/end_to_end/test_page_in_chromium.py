@@ -166,7 +166,7 @@ def test_two_faces_blend(visit: Callable[..., Page]) -> None:
     wait_for_colour(page, (100, 100, 100))
 
 
-def test_photos_are_dropped_taken_and_made_smaller(visit: Callable[..., Page], tmp_path: Path) -> None:
+def test_photos_are_dropped_taken_and_made_smaller(visit: Callable[..., Page]) -> None:
     page = visit()
     page.evaluate(
         """async (bytes) => {
@@ -184,14 +184,8 @@ def test_photos_are_dropped_taken_and_made_smaller(visit: Callable[..., Page], t
     page.get_by_role("button", name="Take the photo").click()
     page.wait_for_function(f"argument => ({READ})(argument).some(level => level > 150)", arg=["canvas.original", SIDE])
     assert not page.locator("dialog").is_visible()
-    sent: list[int] = []
-    page.on("websocket", lambda opened: opened.on("framesent", lambda frame: sent.append(len(frame))))
-    page.reload()
-    wait_until_ready(page)
-    noise = np.random.default_rng(0).integers(0, 60, (3000, 3000, 3), np.uint8) + np.uint8(140)
-    page.set_input_files("#file", photo(noise))
-    page.wait_for_function(f"argument => ({READ})(argument).every(level => level > 120)", arg=["canvas.original", SIDE])
-    assert 2**16 < max(sent) < 2**23
+    page.set_input_files("#file", photo(np.full((4950, 4950), 140, np.uint8)))  # more pixels than the page accepts
+    wait_for_colour(page, (140, 140, 140), "canvas.original")
 
 
 def test_the_edited_face_can_be_downloaded(visit: Callable[..., Page], tmp_path: Path) -> None:
