@@ -48,7 +48,7 @@ $(VENV)/python3.%: $(VENV)/installed
 lock: $(VENV)/installed
 	$(RUN) -m pip install --quiet uv
 	printf 'torch==2.12.1\ntorchvision==0.27.1\n' | $(RUN) -m uv pip compile pyproject.toml --quiet \
-	  --extra cpu --extra openvino --extra int8 --extra parquet --extra traces --extra train --extra align --extra dev --constraint - --universal --python-version 3.10 \
+	  --extra cpu --extra openvino --extra int8 --extra parquet --extra traces --extra page --extra train --extra align --extra dev --constraint - --universal --python-version 3.10 \
 	  --no-annotate --no-emit-index-url --no-emit-find-links --no-header --output-file requirements.lock
 	sed -i "1i # Exact versions of everything that make installs (Python 3.10 and newer). Renew with: make lock" requirements.lock
 

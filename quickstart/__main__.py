@@ -303,6 +303,9 @@ def main() -> int:
     print(f"figures, {EVALUATION} and {REPORT}: {config.out}/")
     for figure in sorted(config.out.glob("*.png")):
         print(f"  {figure}")
+    print("to move the sliders yourself, in a browser:")
+    print(f"  {shlex.join([sys.executable, '-m', 'engine', '--bundle', str(bundle)])} &")
+    print(f"  {shlex.join([sys.executable, '-m', 'engine.page'])}")
     return 0
 
 

@@ -1,7 +1,15 @@
 """Images as they come and go: raw pixels, and files that are brought to the model's frame as in training."""
 
 from engine.images.codec import Codec, EncodedFiles
-from engine.images.files import DEFAULT_QUALITY, FILE_FORMATS, MAX_FILE_PIXELS, decode_file, encode_file
+from engine.images.files import (
+    DEFAULT_QUALITY,
+    FILE_FORMATS,
+    MAX_FILE_PIXELS,
+    decode_file,
+    encode_file,
+    frame_picture,
+    open_file,
+)
 from engine.images.pixel_budget import PixelBudget
 from engine.images.raw import from_raw
 
@@ -14,5 +22,7 @@ __all__ = [
     "PixelBudget",
     "decode_file",
     "encode_file",
+    "frame_picture",
     "from_raw",
+    "open_file",
 ]

@@ -4,7 +4,8 @@ Shapes: images of side S.
 """
 
 import io
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,9 @@ DEFAULT_QUALITY = 95
 UNLIMITED = PixelBudget()
 
 
-def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudget = UNLIMITED) -> Bytes:
-    """Decodes a JPEG, PNG or WebP file and brings it to the frame, uint8 [S, S, 3].
+@contextmanager
+def open_file(data: bytes, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudget = UNLIMITED) -> Iterator[Image.Image]:
+    """Decodes a JPEG, PNG or WebP file and turns it upright; the picture is there for the time of the context.
 
     `max_pixels` is held against the file's header, before anything is decoded. Pillow has a limit of its own, one for
     the whole process, which would come first and can be lower: it is lifted here, where another takes its place, and
@@ -35,16 +37,15 @@ def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS, bu
     `budget` is what it takes its pixels from.
 
     Raises:
-        InvalidRequest: When it is of another format, damaged, truncated, too large, or can't be brought to the frame.
+        InvalidRequest: When it is of another format, damaged, truncated or too large.
         MemoryError: When this machine hasn't enough memory for it.
     """
     Image.MAX_IMAGE_PIXELS = None
     check_parts(data)
     if size := webp_size(data):
         _check_pixels(*size, max_pixels)
-    decoded = False
-    try:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        try:
             if size:
                 stack.enter_context(budget.taken(size[0] * size[1]))
             image = stack.enter_context(Image.open(io.BytesIO(data), formats=FILE_FORMATS))
@@ -54,10 +55,36 @@ def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS, bu
             image.load()
             check_number(len(image.info.get("exif", b"")), MAX_EXIF_BYTES, "bytes of EXIF data")
             upright(image)  # EXIF data may be damaged, too
-            decoded = True
-            return prepare(image, frame)
-    except (InvalidRequest, MemoryError):
-        raise
+        except (InvalidRequest, MemoryError):
+            raise
+        except UnidentifiedImageError:
+            raise InvalidRequest(fault_of(data)) from None
+        except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
+            if "out of memory" in str(error):
+                raise MemoryError(str(error)) from error
+            raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
+        yield image
+
+
+def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudget = UNLIMITED) -> Bytes:
+    """Decodes a file, see `open_file`, and brings it to the frame, uint8 [S, S, 3].
+
+    Raises:
+        InvalidRequest: When it can't be decoded, or brought to the frame.
+        MemoryError: When this machine hasn't enough memory for it.
+    """
+    with open_file(data, max_pixels, budget) as image:
+        return frame_picture(image, frame)
+
+
+def frame_picture(image: Image.Image, frame: Frame) -> Bytes:
+    """Brings a picture to the frame, uint8 [S, S, 3].
+
+    Raises:
+        InvalidRequest: When it can't be.
+    """
+    try:
+        return prepare(image, frame)
     except TooSmallError as error:
         raise InvalidRequest(
             f"{error} that this model takes out of a picture; send a larger one, or one of {frame.size}x{frame.size} "
@@ -65,14 +92,6 @@ def decode_file(data: bytes, frame: Frame, max_pixels: int = MAX_FILE_PIXELS, bu
         ) from None
     except TooLongError as error:
         raise InvalidRequest(f"{error}; cut the face out first") from None
-    except UnidentifiedImageError:
-        raise InvalidRequest(fault_of(data)) from None
-    except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
-        if decoded:
-            raise  # that isn't the file's fault
-        if "out of memory" in str(error):
-            raise MemoryError(str(error)) from error
-        raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
 
 
 def _check_pixels(width: int, height: int, limit: int) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from servers import ROOT
 
-COMMANDS = ("engine", "engine.client", "export.verify", "trainer")  # those that start fast
+COMMANDS = ("engine", "engine.client", "engine.page", "export.verify", "trainer")  # those that start fast
 
 
 @pytest.mark.parametrize("command", COMMANDS)

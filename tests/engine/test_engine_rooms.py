@@ -49,6 +49,7 @@ def test_every_module_stands_in_a_room() -> None:
         ("engine.telemetry", ("protos", "numpy", "engine.access", "engine.service", "engine.transport")),
         # A client is no server.
         ("engine.client", ("engine.server", "engine.service", "engine.transport", "engine.bundle", "engine.backends")),
+        ("engine.page", ("engine.server", "engine.service", "engine.transport", "engine.bundle", "engine.backends")),
         ("engine.proof", ("protos", "grpc", "google", "engine.models", "engine.service")),
     ],
 )

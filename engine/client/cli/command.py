@@ -4,29 +4,25 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tqdm import tqdm
 
 from engine.client import arguments
 from engine.client.cli.outputs import UsageError
-from engine.client.connection import is_word
+from engine.client.connection import Connection, is_word
 from engine.client.errors import ClientError
 from engine.client.synchronous import Client
 from engine.client.target import fault_of, is_local
+
+C = TypeVar("C", bound=Connection)
 
 _CALLERS_FAULT = ("INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
-    """A command with the options of its connection."""
-
-    retries: ClassVar[int] = 4
-    """Times that a call is sent again while no server can be reached."""
-
-    retry_overload: ClassVar[int] = 10
-    """Times that a call is sent again that a busy server refused."""
+class ServerOptions:
+    """Which server is asked, and as whom."""
 
     target: str = "127.0.0.1:50051"
     """HOST:PORT of the server."""
@@ -54,6 +50,64 @@ class Command:
 
     token_file: Path | None = None
     """File with the token."""
+
+    def connect(self, kind: type[C], **options: Any) -> C:
+        """A client of one kind that these options ask for; `options` are others of its own.
+
+        Raises:
+            UsageError: When one of them can't be, or they don't fit together.
+        """
+        if fault := fault_of(self.target):
+            raise UsageError(f"--target {self.target!r}: {fault}")
+        if not 0 < self.timeout_s <= arguments.LONGEST_S:
+            raise UsageError(f"--timeout-s must be above 0 and at most {arguments.LONGEST_S:g}, not {self.timeout_s:g}")
+        token = self._token()
+        return kind(
+            self.target,
+            self.timeout_s,
+            model=self.model,
+            tls=self.tls_ca or self.tls,
+            certificate=self._certificate(),
+            token=token,
+            **options,
+        )
+
+    def _certificate(self) -> tuple[Path, Path] | None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("--tls-cert and --tls-key go together; give both")
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        if not (self.tls or self.tls_ca):
+            raise UsageError("--tls-cert needs TLS; give --tls or --tls-ca as well")
+        return self.tls_cert, self.tls_key
+
+    def _token(self) -> str | None:
+        if self.token is not None and self.token_file is not None:
+            raise UsageError("give --token or --token-file, not both")
+        if self.token_file is not None:
+            source = f"the content of --token-file {self.token_file}"
+            token = self.token_file.read_text(errors="replace")
+        elif self.token is not None:
+            source, token = "--token", self.token
+        else:
+            return None
+        token = token.strip()
+        if not is_word(token):
+            raise UsageError(f"{source} must be one word of printable ASCII")
+        if not (self.tls or self.tls_ca or is_local(self.target)):
+            raise UsageError(f"the token would travel to {self.target} unencrypted; give --tls or --tls-ca as well")
+        return token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(ServerOptions):
+    """A command with the options of its connection."""
+
+    retries: ClassVar[int] = 4
+    """Times that a call is sent again while no server can be reached."""
+
+    retry_overload: ClassVar[int] = 10
+    """Times that a call is sent again that a busy server refused."""
 
     def run(self, client: Client) -> int:
         """Does it; the exit code."""
@@ -84,47 +138,7 @@ class Command:
         Raises:
             UsageError: When one of them can't be, or they don't fit together.
         """
-        if fault := fault_of(self.target):
-            raise UsageError(f"--target {self.target!r}: {fault}")
-        if not 0 < self.timeout_s <= arguments.LONGEST_S:
-            raise UsageError(f"--timeout-s must be above 0 and at most {arguments.LONGEST_S:g}, not {self.timeout_s:g}")
-        token = self._token()
-        return Client(
-            self.target,
-            self.timeout_s,
-            model=self.model,
-            retries=self.retries,
-            retry_overload=self.retry_overload,
-            tls=self.tls_ca or self.tls,
-            certificate=self._certificate(),
-            token=token,
-        )
-
-    def _certificate(self) -> tuple[Path, Path] | None:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise UsageError("--tls-cert and --tls-key go together; give both")
-        if self.tls_cert is None or self.tls_key is None:
-            return None
-        if not (self.tls or self.tls_ca):
-            raise UsageError("--tls-cert needs TLS; give --tls or --tls-ca as well")
-        return self.tls_cert, self.tls_key
-
-    def _token(self) -> str | None:
-        if self.token is not None and self.token_file is not None:
-            raise UsageError("give --token or --token-file, not both")
-        if self.token_file is not None:
-            source = f"the content of --token-file {self.token_file}"
-            token = self.token_file.read_text(errors="replace")
-        elif self.token is not None:
-            source, token = "--token", self.token
-        else:
-            return None
-        token = token.strip()
-        if not is_word(token):
-            raise UsageError(f"{source} must be one word of printable ASCII")
-        if not (self.tls or self.tls_ca or is_local(self.target)):
-            raise UsageError(f"the token would travel to {self.target} unencrypted; give --tls or --tls-ca as well")
-        return token
+        return self.connect(Client, retries=self.retries, retry_overload=self.retry_overload)
 
 
 def report(error: Exception, about: str = "") -> int:

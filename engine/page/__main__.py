@@ -1,0 +1,123 @@
+"""`python -m engine.page --target HOST:PORT`: a page with sliders, for browsers."""
+
+import asyncio
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
+
+from engine.client import AsyncClient
+from engine.client.cli.command import ServerOptions
+from engine.client.cli.outputs import UsageError
+from engine.version import tell_version
+
+try:
+    import uvicorn
+
+    from engine.page.app import MAX_HEADER_BYTES, create_app
+    from engine.page.session import Server
+except ImportError as error:
+    if error.name is None or error.name.partition(".")[0] not in ("starlette", "uvicorn", "websockets"):
+        raise
+    print(f"error: the page needs {error.name}, which is not installed; pip install 'dfc-vae[page]'", file=sys.stderr)
+    raise SystemExit(2) from None
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_FAREWELL_S = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page(ServerOptions):
+    """A page for browsers: a photo goes in, and every attribute of the model has a slider.
+
+    The page asks the server that `python -m engine` runs. Example: python -m engine.page --target localhost:50051
+    """
+
+    timeout_s: float = 10.0
+    """Deadline of each call, seconds, above 0."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface. The page asks nobody who they are, and is not encrypted."""
+
+    port: int = 8080
+    """TCP port; 0 picks a free one."""
+
+    allow_host: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
+    """Name that browsers reach the page by, for example behind a proxy. Repeat for several. Addresses, localhost and
+    this machine's name are known."""
+
+    max_visitors: int = 64
+    """Pages that may be open at once."""
+
+    max_photo_bytes: int = 16 * 2**20
+    """Largest file of a photo, bytes; pages make large photos smaller before they send them."""
+
+    def check(self) -> None:
+        """Refuses what can't be.
+
+        Raises:
+            UsageError: Naming the flag, its value and the mend.
+        """
+        bounds = {"port": (0, 65535), "max_visitors": (1, 65536), "max_photo_bytes": (65536, 2**28)}
+        for name, (least, most) in bounds.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise UsageError(f"--{name.replace('_', '-')} must be from {least} to {most}, not {value}")
+
+
+def main() -> int:
+    """Serves the page; 0 after its end, 2 for bad input."""
+    if tell_version(sys.argv[1:]):
+        return 0
+    page = tyro.cli(Page, prog="python -m engine.page", config=(FlagCreatePairsOff,))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        page.check()
+        asyncio.run(_serve(page))
+    except (UsageError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+async def _serve(page: Page) -> None:
+    client = page.connect(AsyncClient, retries=0)  # pages ask again themselves
+    server = Server(client, page.timeout_s, page.max_photo_bytes)
+    app = create_app(server, (page.host, *page.allow_host), page.max_visitors)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_max_size=page.max_photo_bytes + MAX_HEADER_BYTES,
+        ws_per_message_deflate=False,  # pixels of one face are compressed for longer than they travel
+        timeout_graceful_shutdown=_FAREWELL_S,
+    )
+    with _listening(page.host, page.port) as listener:
+        port = listener.getsockname()[1]
+        host = f"[{page.host}]" if ":" in page.host else page.host
+        if page.host not in _LOOPBACK:
+            print(
+                f"note: --host {page.host}: whoever reaches this machine can use the page, and photos travel to it "
+                "unencrypted; it has no login",
+                file=sys.stderr,
+            )
+        print(f"page on http://{host}:{port}/ for the server at {page.target}", flush=True)
+        await uvicorn.Server(config).serve([listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", None) or "no name of a host").partition(" (")[0]
+        raise UsageError(f"can't listen on {host}:{port} ({reason}); choose another --host or --port") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The page's own web server: its files, and a socket for each visitor.
+
+A message of a page is JSON; one with a photo is bytes: a line of JSON, then the file. An answer is bytes: a line of
+JSON, then pixels, uint8 [N, S, S, 3], if it has some.
+"""
+
+import ipaddress
+import json
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from engine.page.session import Answer, Server, Session
+
+STATIC = Path(__file__).with_name("static")
+MAX_HEADER_BYTES = 65_536
+
+_UNREADABLE = 1007
+_TRY_LATER = 1013
+
+_HEADERS = {
+    # Nothing comes from elsewhere, and nobody frames the page.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self)",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app(server: Server, hosts: Iterable[str], max_visitors: int) -> Starlette:
+    """The page as an ASGI application.
+
+    Args:
+        server: Whom pages ask; its connection ends with the application.
+        hosts: Names that the page is called by, beside addresses, localhost and this machine's name.
+        max_visitors: Pages that may be open at once.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with server.client:
+            app.state.server = server
+            yield
+
+    return Starlette(
+        routes=[
+            WebSocketRoute("/session", Visits(max_visitors).visit),
+            Mount("/", StaticFiles(directory=STATIC, html=True)),
+        ],
+        middleware=[Middleware(Door, hosts={"localhost", socket.gethostname(), *hosts})],
+        lifespan=lifespan,
+    )
+
+
+class Visits:
+    """Visitors, of whom each is forgotten when their socket closes.
+
+    Args:
+        most: Visitors at once.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._now = 0
+
+    async def visit(self, visitor: WebSocket) -> None:
+        """Answers one page, until it closes."""
+        await visitor.accept()
+        if self._now >= self._most:
+            await visitor.close(_TRY_LATER, f"{self._most} pages are open, which is the most at once.")
+            return
+        self._now += 1
+        session = Session(visitor.app.state.server)
+        try:
+            while True:
+                ask, file = _read(await visitor.receive())
+                await visitor.send_bytes(_written(await session.answer(ask, file)))
+        except WebSocketDisconnect:
+            pass
+        except _UnreadableError as error:
+            await visitor.close(_UNREADABLE, str(error))
+        finally:
+            self._now -= 1
+            await session.close()
+
+
+class Door:
+    """Answers only those who call the page by a name of its own, and lets sockets be opened by the page itself only.
+
+    A site elsewhere could otherwise have a visitor's browser open a socket here, or, once its own name leads to this
+    address, read the answers.
+
+    Args:
+        app: What is behind it.
+        hosts: The names; addresses are names, too.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: set[str]) -> None:
+        self._app = app
+        self._hosts = {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request through, or answers it with 403."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+        elif fault := self._fault(scope):
+            refusal = PlainTextResponse(f"{fault}\n", 403)
+            if scope["type"] == "http":
+                await refusal(scope, receive, send)
+            else:
+                await WebSocket(scope, receive, send).send_denial_response(refusal)
+        else:
+            await self._app(scope, receive, _with_headers(send))
+
+    def _fault(self, scope: Scope) -> str | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not self._knows(_name_of(f"//{host}")):
+            return f"This page is not called {host!r}; --allow-host allows the name."
+        if scope["type"] == "websocket":
+            origin = headers.get("origin", "")
+            if urlsplit(origin).netloc.lower() != host.lower():
+                return f"Only the page itself may open its socket, not {origin!r}."
+        return None
+
+    def _knows(self, name: str) -> bool:
+        if name in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+class _UnreadableError(ValueError):
+    """Raise when a message isn't one of a page."""
+
+
+def _name_of(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(_HEADERS)
+        await send(message)
+
+    return sending
+
+
+def _read(message: Message) -> tuple[dict[str, Any], bytes]:
+    """What is asked, and the photo that comes with it."""
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1000))
+    text, data = message.get("text"), message.get("bytes") or b""
+    header, _, file = (text.encode(), b"", b"") if text is not None else data.partition(b"\n")
+    if len(header) > MAX_HEADER_BYTES:
+        raise _UnreadableError(f"An ask has more than {MAX_HEADER_BYTES} bytes beside its photo.")
+    try:
+        ask = json.loads(header)
+    except (ValueError, RecursionError):
+        raise _UnreadableError("An ask is not JSON.") from None
+    if not isinstance(ask, dict):
+        raise _UnreadableError("An ask is not an object.")
+    return ask, file
+
+
+def _written(answer: Answer) -> bytes:
+    header = json.dumps(answer.header, separators=(",", ":")).encode()
+    return header + b"\n" + (b"" if answer.images is None else answer.images.tobytes())

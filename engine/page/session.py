@@ -1,0 +1,231 @@
+"""What one visitor's page asks for, and the faces that it is about.
+
+Shapes: N images of side S, latents of dimension D.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine.client import AsyncClient, ClientError, Model, arguments
+from engine.client.slider import AsyncSlider
+from engine.client.values import Bytes, Edits, Floats
+from engine.errors import InvalidRequest
+from engine.page.photos import NoFaceError, Photos
+
+SLOTS = ("face", "other")
+"""The face that is edited, and the one that it may be blended with."""
+MAX_SAMPLES = 24
+MAX_SEED = 2**32 - 1
+MAX_TEMPERATURE = 10.0
+_MODEL_AGE_S = 2.0
+_RETRY_S = 1.0
+
+# With these the stream goes on: they say what is wrong with one request.
+_REFUSALS = ("INVALID_ARGUMENT", "NOT_FOUND")
+_UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
+
+
+class Server:
+    """The server as all sessions see it.
+
+    Args:
+        client: Connected to it, with retries switched off: pages ask again themselves.
+        timeout: Of an edit, seconds.
+        max_photo_bytes: Largest message of a page.
+    """
+
+    def __init__(self, client: AsyncClient, timeout: float, max_photo_bytes: int) -> None:
+        self.client = client
+        self.timeout = timeout
+        self.max_photo_bytes = max_photo_bytes
+        self._photos: Photos | None = None
+        self._model: Model | None = None
+        self._asked = -_MODEL_AGE_S
+
+    async def model(self) -> Model:
+        """What it serves, as it said lately."""
+        if self._model is None or time.monotonic() - self._asked >= _MODEL_AGE_S:
+            self._model = await self.client.model()
+            self._asked = time.monotonic()
+        return self._model
+
+    async def photos(self) -> Photos:
+        """What frames photos for its model."""
+        frame = (await self.model()).frame
+        if self._photos is None or self._photos.frame != frame:
+            self._photos = await asyncio.to_thread(Photos, frame)
+        return self._photos
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the page is told.
+
+    Attributes:
+        header: What is to be written as JSON.
+        images: uint8 [N, S, S, 3].
+    """
+
+    header: dict[str, Any] = field(default_factory=dict)
+    images: Bytes | None = None
+
+
+class Session:
+    """One visitor: the latents of their faces, and a stream for their edits. Whatever is asked is asked in turn.
+
+    Args:
+        server: Whom to ask.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._fingerprint = ""
+        self._faces: dict[str, Floats] = {}
+        self._stream: AsyncSlider | None = None
+        self._source: Floats | None = None  # that the stream has
+        self._asks: dict[Any, Callable[[dict[str, Any], bytes], Awaitable[Answer]]] = {
+            "model": self._model,
+            "photo": self._photo,
+            "sample": self._sample,
+            "forget": self._forget,
+            "samples": self._samples,
+            "edit": self._edit,
+        }
+
+    async def close(self) -> None:
+        """Forgets everything."""
+        self._faces.clear()
+        await self._end_stream()
+
+    async def answer(self, ask: dict[str, Any], file: bytes = b"") -> Answer:
+        """Does what a page asks for, or says in a sentence why not.
+
+        Args:
+            ask: `ask` names it, the other fields say what of it.
+            file: The photo, where the ask brings one.
+
+        Returns:
+            With the ask's `id` in its header. Where it failed, the header has `error`, a sentence; `retry_s`, after
+            which the same may go well; `reload`, when the page must begin anew; or `align`, when it may do without.
+        """
+        try:
+            what = self._asks.get(arguments.text("ask", ask.get("ask")))
+            if what is None:
+                raise ValueError(f"ask must be one of {', '.join(self._asks)}, not {ask['ask']!r}")
+            if what != self._model and (await self._server.model()).fingerprint != self._fingerprint:
+                answer = Answer({"error": "The server has another model now.", "reload": True})
+            else:
+                answer = await what(ask, file)
+        except ClientError as error:
+            answer = Answer(self._told(error))
+        except NoFaceError as error:
+            answer = Answer({"error": f"The photo {error}.", "align": False})
+        except InvalidRequest as error:
+            answer = Answer({"error": f"The photo {error}."})
+        except (ValueError, TypeError) as error:
+            answer = Answer({"error": str(error)})
+        except MemoryError:
+            answer = Answer({"error": "There is not enough memory for this photo; make it smaller."})
+        return Answer({"id": ask.get("id"), **answer.header}, answer.images)
+
+    async def _model(self, _ask: dict[str, Any], _file: bytes) -> Answer:
+        model = await self._server.model()
+        if model.fingerprint != self._fingerprint:
+            await self.close()
+            self._fingerprint = model.fingerprint
+        return Answer(
+            {
+                "name": model.name,
+                "size": model.image_size,
+                "attributes": [attribute.name for attribute in model.attributes],
+                "engine": f"{model.backend} {model.precision}",
+                "target": self._server.client.target,
+                "max_photo_bytes": self._server.max_photo_bytes,
+            }
+        )
+
+    async def _photo(self, ask: dict[str, Any], file: bytes) -> Answer:
+        slot = arguments.choice("slot", ask.get("slot"), SLOTS)
+        photos = await self._server.photos()
+        pixels, note = await photos.framed(file, align=bool(ask.get("align", True)))
+        self._faces[slot] = (await self._server.client.encode(pixels[np.newaxis])).mu
+        return Answer({"note": note}, pixels[np.newaxis])
+
+    async def _sample(self, ask: dict[str, Any], _file: bytes) -> Answer:
+        slot = arguments.choice("slot", ask.get("slot"), SLOTS)
+        pick = arguments.whole("pick", ask.get("pick"), 0, MAX_SAMPLES - 1)
+        drawn = await self._server.client.sample_latents(pick + 1, *_draw(ask))
+        self._faces[slot] = drawn[pick:]
+        return Answer({}, await self._server.client.decode(self._faces[slot], priority="interactive"))
+
+    async def _forget(self, ask: dict[str, Any], _file: bytes) -> Answer:
+        self._faces.pop(arguments.choice("slot", ask.get("slot"), SLOTS), None)
+        return Answer()
+
+    async def _samples(self, ask: dict[str, Any], _file: bytes) -> Answer:
+        count = arguments.whole("count", ask.get("count"), 1, MAX_SAMPLES)
+        return Answer({}, await self._server.client.sample(count, *_draw(ask)))
+
+    async def _edit(self, ask: dict[str, Any], _file: bytes) -> Answer:
+        mix = arguments.between("mix", ask.get("mix", 0.0), 0, 1)
+        strengths, keep = ask.get("strengths", {}), ask.get("keep", [])
+        if "face" not in self._faces:
+            raise ValueError("there is no face yet: add a photo, or take one that the model draws")
+        face = self._faces["face"]
+        if mix and "other" in self._faces:
+            face = (1 - np.float32(mix)) * face + np.float32(mix) * self._faces["other"]
+        return Answer({}, await self._slide(face, strengths, keep))
+
+    async def _slide(self, face: Floats, strengths: Edits, keep: list[str]) -> Bytes:
+        """Edits a face on the stream; one that has ended meanwhile, having been silent for long, is opened again."""
+        fresh = self._stream is None
+        try:
+            return await self._slide_once(face, strengths, keep)
+        except ClientError as error:
+            if error.status in _REFUSALS:
+                raise
+            await self._end_stream()
+            if fresh or error.status not in _UNREACHABLE:
+                raise
+        return await self._slide_once(face, strengths, keep)
+
+    async def _slide_once(self, face: Floats, strengths: Edits, keep: list[str]) -> Bytes:
+        if self._stream is None:
+            self._stream = self._server.client.stream(priority="interactive")
+        known = self._source is not None and np.array_equal(face, self._source)
+        edit = self._stream.edit(None if known else face, strengths, keep)
+        try:
+            images = await asyncio.wait_for(edit, self._server.timeout)
+        except asyncio.TimeoutError:
+            raise ClientError("DEADLINE_EXCEEDED", f"no answer within {self._server.timeout:g} s") from None
+        self._source = face
+        return images
+
+    async def _end_stream(self) -> None:
+        stream, self._stream, self._source = self._stream, None, None
+        if stream is not None:
+            await stream.close()
+
+    def _told(self, error: ClientError) -> dict[str, Any]:
+        """A failed call, to somebody who didn't make it."""
+        target = self._server.client.target
+        if error.status in _UNREACHABLE:
+            return {"error": f"The server at {target} can't be reached.", "detail": error.message, "retry_s": _RETRY_S}
+        if error.status == "RESOURCE_EXHAUSTED":
+            return {"error": "The server is busy.", "detail": error.message, "retry_s": error.retry_after_s or _RETRY_S}
+        if error.status == "UNAUTHENTICATED":
+            return {"error": f"The server at {target} wants another token than this page has.", "retry_s": 5 * _RETRY_S}
+        return {"error": error.message}
+
+
+def _draw(ask: dict[str, Any]) -> tuple[int, float]:
+    """Seed and temperature."""
+    return (
+        arguments.whole("seed", ask.get("seed"), 0, MAX_SEED),
+        arguments.between("temperature", ask.get("temperature", 1.0), 0, MAX_TEMPERATURE),
+    )

@@ -1,0 +1,381 @@
+"""The page as its visitors have it: a real browser without a screen, a real page, a real server."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from pages import PageProcess
+from PIL import Image
+from servers import ServerProcess
+from tiny_model import images_of, latents_of, tiny_directions
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+GREY = np.full((8, 8, 3), 100, np.uint8)
+SIDE = 64
+"""Pixels of each side that canvases are read at."""
+
+TIMEOUT_MS = 60_000
+CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+READ = """([selector, side]) => {
+  const canvas = document.querySelector(selector), copy = document.createElement("canvas");
+  copy.width = copy.height = side;
+  copy.getContext("2d").drawImage(canvas, 0, 0, side, side);
+  return [...copy.getContext("2d").getImageData(0, 0, side, side).data];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"there is no Chromium here (none of {', '.join(BROWSERS)}); apt-get install chromium")
+    options = [*CAMERA, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, args=options)
+
+
+@pytest.fixture(scope="module")
+def site(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageProcess]:
+    with PageProcess(server.target, tmp_path_factory.mktemp("site")) as process:
+        yield process
+
+
+@pytest.fixture
+def visit(browser: Browser, site: PageProcess) -> Iterator[Callable[..., Page]]:
+    """Opens the page, in a browser of its own, and waits until it is ready; nothing may go wrong in it unseen."""
+    contexts, faults = [], []
+
+    def open_page(link: str = "", url: str = site.url, ready: bool = True, **options: Any) -> Page:
+        context = browser.new_context(**options)
+        context.set_default_timeout(TIMEOUT_MS)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: request.url.startswith((url, "blob:")) or faults.append(request.url))
+        page.goto(url + link)
+        if ready:
+            wait_until_ready(page)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults
+
+
+def wait_until_ready(page: Page) -> None:
+    page.wait_for_selector("#status[data-state=ready]")
+    page.wait_for_selector("#samples [aria-pressed]")
+
+
+def photo(pixels: np.ndarray, name: str = "photo.png") -> Any:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return {"name": name, "mimeType": "image/png", "buffer": file.getvalue()}
+
+
+def pixels_of(page: Page, which: str) -> np.ndarray:
+    return np.array(page.evaluate(READ, [which, SIDE]), np.uint8).reshape(SIDE, SIDE, 4)[..., :3]
+
+
+def wait_for_colour(page: Page, colour: tuple[int, int, int], which: str = "canvas.edited") -> None:
+    """Waits until a canvas has one colour all over."""
+    page.wait_for_function(
+        f"([argument, colour]) => ({READ})(argument).every((level, index) => index % 4 === 3 || "
+        "Math.abs(level - colour[index % 4]) <= 1)",
+        arg=[[which, SIDE], colour],
+    )
+
+
+def slider(page: Page, name: str) -> Any:
+    return page.get_by_role("slider", name=name, exact=True)
+
+
+def test_a_photo_goes_in_a_slider_moves_and_the_picture_changes(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.set_input_files("#file", photo(GREY))
+    wait_for_colour(page, (100, 100, 100), "canvas.original")
+    wait_for_colour(page, (100, 100, 100))
+    slider(page, "Smiling").focus()
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    wait_for_colour(page, (110, 100, 100))
+    assert slider(page, "Smiling").get_attribute("aria-valuetext") == "+1.00"
+    slider(page, "Smiling").fill("-3")
+    wait_for_colour(page, (70, 100, 100))
+    wait_for_colour(page, (100, 100, 100), "canvas.original")
+    page.get_by_role("button", name="Smiling back to 0").click()
+    wait_for_colour(page, (100, 100, 100))
+
+
+def test_a_kept_attribute_stays(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.set_input_files("#file", photo(GREY))
+    slider(page, "Smiling").fill("3")
+    wait_for_colour(page, (130, 100, 100))
+    page.get_by_role("button", name="Keep: Male").click()
+    assert slider(page, "Male").is_disabled()
+    page.wait_for_function(f"argument => ({READ})(argument).some(level => level < 95)", arg=["canvas.edited", SIDE])
+    page.get_by_role("button", name="Reset").click()
+    wait_for_colour(page, (100, 100, 100))
+    assert slider(page, "Male").is_enabled()
+
+
+def test_original_and_edited_stand_side_by_side(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.set_input_files("#file", photo(GREY))
+    slider(page, "Smiling").fill("3")
+    wait_for_colour(page, (130, 100, 100))
+    seen = lambda x: Image.open(io.BytesIO(page.locator("#picture").screenshot())).convert("RGB").getpixel((x, 40))  # noqa: E731
+    assert (seen(60), seen(300)) == ((130, 100, 100), (130, 100, 100))
+    page.get_by_text("Compare").click()
+    assert (seen(60), seen(300)) == ((100, 100, 100), (130, 100, 100))
+    slider(page, "Where the original ends and the edited face begins").fill("950")
+    assert (seen(60), seen(300)) == ((100, 100, 100), (100, 100, 100))
+    page.locator("#views").get_by_text("Edited").click()
+    page.locator("#picture").hover()
+    page.mouse.down()
+    assert seen(300) == (100, 100, 100)
+    page.mouse.up()
+    assert seen(300) == (130, 100, 100)
+
+
+def test_two_faces_blend(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.set_input_files("#file", photo(GREY))
+    wait_for_colour(page, (100, 100, 100))
+    page.get_by_role("button", name="Second face", exact=True).click()
+    page.set_input_files("#file", photo(GREY + np.uint8(100)))
+    wait_for_colour(page, (150, 150, 150))
+    slider(page, "Blend").fill("0.2")
+    wait_for_colour(page, (120, 120, 120))
+    page.get_by_role("button", name="Remove the second face").click()
+    wait_for_colour(page, (100, 100, 100))
+
+
+def test_photos_are_dropped_taken_and_made_smaller(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.evaluate(
+        """async (bytes) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type: "image/png" }));
+          for (const name of ["dragenter", "dragover", "drop"]) {
+            document.body.dispatchEvent(new DragEvent(name, { dataTransfer: data, bubbles: true, cancelable: true }));
+          }
+        }""",
+        list(photo(GREY + np.uint8(20))["buffer"]),
+    )
+    wait_for_colour(page, (120, 120, 120))
+    page.get_by_role("button", name="Camera").click()
+    page.wait_for_function("() => document.querySelector('video').videoWidth > 0")
+    page.get_by_role("button", name="Take the photo").click()
+    page.wait_for_function(f"argument => ({READ})(argument).some(level => level > 150)", arg=["canvas.original", SIDE])
+    assert not page.locator("dialog").is_visible()
+    page.set_input_files("#file", photo(np.full((4950, 4950), 140, np.uint8)))  # more pixels than the page accepts
+    wait_for_colour(page, (140, 140, 140), "canvas.original")
+
+
+def test_the_edited_face_can_be_downloaded(visit: Callable[..., Page], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(50, 200, (8, 8, 3), np.uint8)
+    page = visit()
+    page.set_input_files("#file", photo(pixels))
+    page.wait_for_function(f"argument => ({READ})(argument).some(level => level > 150)", arg=["canvas.edited", SIDE])
+    slider(page, "Smiling").fill("1.5")
+    page.wait_for_function("() => document.getElementById('status').textContent.includes('ms')")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the edited face").click()
+    assert download.value.suggested_filename == "face_Smiling+1.5.png"
+    download.value.save_as(tmp_path / "face.png")
+    wanted = images_of(latents_of(pixels[np.newaxis]) + np.float32(1.5) * tiny_directions()["Smiling"])[0]
+    assert (np.asarray(Image.open(tmp_path / "face.png").convert("RGB")) == wanted).all()
+
+
+def test_a_link_restores_what_was_set(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.get_by_role("button", name="Draw others").click()
+    page.get_by_role("button", name="Drawn face 3").click()
+    slider(page, "Variety").fill("1.5")
+    slider(page, "Eyeglasses").fill("2.4")
+    page.get_by_role("button", name="Keep: Male").click()
+    page.get_by_role("button", name="Second face", exact=True).click()
+    page.get_by_role("button", name="Drawn face 5").click()
+    page.wait_for_selector("#mix:not([disabled])")
+    slider(page, "Blend").fill("0.3")
+    page.wait_for_function("() => location.hash.includes('mix=0.3')")
+    page.wait_for_timeout(500)
+    link = "#" + page.url.partition("#")[2]
+    assert re.fullmatch(
+        r"#set=Eyeglasses:2.4&keep=Male&face=\d+:2:1.5&other=\d+:4:1.5&mix=0.3&seed=\d+&temperature=1.5", link
+    )
+    again = visit(link)
+    again.wait_for_selector("#mix:not([disabled])")
+    again.wait_for_timeout(500)
+    for which in ("canvas.original", "canvas.edited", "#other canvas", "#samples button:last-child canvas"):
+        assert (pixels_of(again, which) == pixels_of(page, which)).all()
+    for name in ("Eyeglasses", "Male", "Smiling", "Blend", "Variety"):
+        assert slider(again, name).input_value() == slider(page, name).input_value()
+    assert slider(again, "Male").is_disabled()
+
+
+def test_a_link_of_a_photo_says_what_is_missing(visit: Callable[..., Page]) -> None:
+    page = visit("#set=Smiling:1&set=Unknown:2&set=:&keep=Nobody&face=photo&mix=7&seed=x&temperature=")
+    page.get_by_text("which a link doesn't hold").wait_for()
+    page.set_input_files("#file", photo(GREY))
+    wait_for_colour(page, (110, 100, 100))
+    assert page.locator("#notices").inner_text() == ""
+    page.wait_for_function("() => location.hash === '#set=Smiling:1&face=photo&seed=7&temperature=0.8'")
+
+
+def test_what_is_no_picture_is_said_and_the_face_stays(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.set_input_files("#file", photo(GREY))
+    wait_for_colour(page, (100, 100, 100))
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
+    page.get_by_text("The photo is not a JPEG, PNG or WebP file").wait_for()
+    page.get_by_role("button", name="OK").click()
+    slider(page, "Smiling").fill("1")
+    wait_for_colour(page, (110, 100, 100))
+
+
+def test_it_recovers_by_itself(visit: Callable[..., Page], tiny_bundle: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = ["-m", "engine", "--bundle", str(tiny_bundle)]
+    with PageProcess(f"127.0.0.1:{port}", tmp_path) as site:
+        page = visit(url=site.url, ready=False)
+        page.get_by_text(f"The server at 127.0.0.1:{port} can't be reached.").wait_for()
+        with ServerProcess(command, tmp_path, port):
+            wait_until_ready(page)
+            assert page.locator("#notices").inner_text() == ""
+            page.set_input_files("#file", photo(GREY))
+            wait_for_colour(page, (100, 100, 100))
+        slider(page, "Smiling").fill("2")
+        page.get_by_text("can't be reached").wait_for()
+        assert page.locator("#status").inner_text() == "trying again"
+        with ServerProcess(command, tmp_path, port):
+            wait_for_colour(page, (120, 100, 100))
+            page.wait_for_selector("#status[data-state=ready]")
+            place = site.place.rpartition(":")[2]
+            site.__exit__()
+            page.get_by_text("The page's own server can't be reached.").wait_for()
+            with PageProcess(f"127.0.0.1:{port}", tmp_path, ["--port", place]):
+                wait_until_ready(page)
+                slider(page, "Smiling").fill("3")
+                wait_for_colour(page, (130, 100, 100))
+
+
+def test_a_fast_drag_never_queues(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.set_input_files("#file", photo(GREY))
+    wait_for_colour(page, (100, 100, 100))
+    frames: list[str] = []
+
+    def watch(opened: Any) -> None:
+        opened.on("framesent", lambda _: frames.append("sent"))
+        opened.on("framereceived", lambda _: frames.append("received"))
+
+    page.on("websocket", watch)
+    page.reload()
+    wait_until_ready(page)
+    page.set_input_files("#file", photo(GREY))
+    wait_for_colour(page, (100, 100, 100))
+    page.wait_for_timeout(300)
+    frames.clear()
+    page.evaluate(
+        """() => {
+          const slider = document.querySelector(".attribute input");
+          for (let value = -3; value <= 3; value += 0.05) {
+            slider.value = value;
+            slider.dispatchEvent(new InputEvent("input", { bubbles: true }));
+          }
+        }"""
+    )
+    wait_for_colour(page, (130, 100, 100))
+    assert frames == ["sent", "received", "sent", "received"]
+
+
+@pytest.mark.parametrize("width", [360, 820, 1000])
+def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> None:
+    page = visit(viewport={"width": width, "height": 740}, has_touch=True, is_mobile=width < 800)
+    page.set_input_files("#file", photo(GREY))
+    page.get_by_role("button", name="Second face", exact=True).tap()
+    page.get_by_role("button", name="Drawn face 2").tap()
+    slider(page, "Smiling").fill("3")
+    page.locator("#views").get_by_text("Compare").tap()
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture" * 9})
+    page.get_by_text("The photo is not").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    wide = page.evaluate(
+        "[...document.querySelectorAll('body *:not(#samples *)')].filter(one => one.getBoundingClientRect().right > "
+        "innerWidth + 0.5).map(one => one.outerHTML)"
+    )
+    assert not wide
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_dark(visit: Callable[..., Page], scheme: str) -> None:
+    page = visit(color_scheme=scheme)
+    colours = "[...document.querySelectorAll('h1, h2, .soft, .attribute label, button:enabled, #status, .choice span')]"
+    pairs = page.evaluate(
+        colours
+        + """.map(one => {
+          const clear = (element) => getComputedStyle(element).backgroundColor === "rgba(0, 0, 0, 0)";
+          let ground = one;
+          while (ground && clear(ground)) ground = ground.parentElement;
+          return [getComputedStyle(one).color, getComputedStyle(ground ?? document.body).backgroundColor];
+        })"""
+    )
+    assert len(pairs) > 20
+    for pair in pairs:
+        lighter, darker = sorted((luminance(colour) for colour in pair), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, pair
+    dark = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.1
+    assert dark == (scheme == "dark")
+
+
+def luminance(colour: str) -> float:
+    """Of "rgb(...)", as WCAG defines it."""
+    levels = np.array([int(level) for level in re.findall(r"\d+", colour)[:3]]) / 255
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_everything_has_a_name_and_is_reached_by_keys(visit: Callable[..., Page]) -> None:
+    page = visit()
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input:not([hidden])")].filter(one => one.checkVisibility() &&
+          !(one.ariaLabel || one.labels?.length || one.textContent.trim())).map(one => one.outerHTML)"""
+    )
+    assert not nameless
+    name = "(one => one.ariaLabel || one.labels?.[0]?.textContent || one.textContent.trim())(document.activeElement)"
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate(name))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        shadow = page.evaluate("document.activeElement.type === 'range' || document.activeElement.type === 'radio'")
+        assert outline != "none" or shadow or page.evaluate("document.activeElement === document.body")
+    wanted = {
+        "Copy link",
+        "Add a photo",
+        "Camera",
+        "Second face",
+        "Drawn face 8",
+        "Smiling",
+        "Keep: Male",
+        "Draw others",
+    }
+    assert wanted <= reached
