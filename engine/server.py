@@ -91,11 +91,12 @@ async def _start(
     )
     calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
     credentials = _credentials(config)  # before bundles are proven, which takes longer
-    repository = await ModelRepository.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
+    settings = settings_of(config)
+    repository = await ModelRepository.open(config.bundles, opener, settings, metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, repository, signals)
 
     healths = health.Health((SERVICE_NAME, *reflection.NAMES))
-    engine = LatentEngine(repository, _limits(config))
+    engine = LatentEngine(repository, limits_of(config))
     server = Server(_options(config), calls.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s)
     _add_services(server, calls, healths, engine)
     target = _listen(server, config, credentials)
@@ -116,7 +117,8 @@ def _announce(line: str) -> None:
         logger.warning("stdout can't be written (%s); %s", error, line)
 
 
-def _settings(config: ServerConfig) -> Settings:
+def settings_of(config: ServerConfig) -> Settings:
+    """What the configuration says of each model."""
     return Settings(
         max_batch=config.max_batch,
         max_delay=config.max_delay_ms / 1000,
@@ -129,7 +131,8 @@ def _settings(config: ServerConfig) -> Settings:
     )
 
 
-def _limits(config: ServerConfig) -> Limits:
+def limits_of(config: ServerConfig) -> Limits:
+    """What the configuration says that clients are told of."""
     return Limits(
         max_message_bytes=config.max_message_bytes,
         max_pixels_per_file=config.max_pixels_per_file,
