@@ -106,7 +106,7 @@ def main() -> int:
         app, serve = application(config), _serve()
         _ray().init(config.address, **({} if config.address else {"include_dashboard": False}), log_to_driver=False)
         serve.start(grpc_options={"port": config.port, "grpc_servicer_functions": [*FUNCTIONS]})
-        serve.run(app, name=config.name, route_prefix=None)
+        serve.run(app, name=config.name)
     except (StartupError, ConnectionError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

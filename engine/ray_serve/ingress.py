@@ -6,13 +6,13 @@ retry policies would send such a call again. Every call may be sent twice, so th
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from engine.ray_serve.replica import REQUEST_ID
+from engine.ray_serve.replica import REQUEST_ID, SERVING
 from protos.dfcvae_pb2_grpc import add_LatentEngineServicer_to_server
 
 FUNCTIONS = tuple(f"{__name__}.{name}" for name in ("add_latent_engine", "add_health"))
@@ -35,18 +35,24 @@ def add_health(servicer: Any, server: Any) -> None:
 
 
 def _add(add: Callable[[Any, Any], None], servicer: Any, server: Any) -> None:
-    """Adds a service whose unary handlers, as Ray's server makes them, are wrapped."""
+    """Adds a service whose unary handlers, as Ray's server makes them, are wrapped; of Watch no replica is asked."""
     make = server.service_handler_factory
 
     def factory(*, service_method: str, streaming_type: Any) -> Any:
         handler = make(service_method=service_method, streaming_type=streaming_type)
-        return answering(handler) if streaming_type.value == "unary_unary" else handler
+        return {"unary_unary": answering(handler), "unary_stream": watch}.get(streaming_type.value, handler)
 
     server.service_handler_factory = factory
     try:
         add(servicer, server)
     finally:
         server.service_handler_factory = make
+
+
+async def watch(request: Any, context: Any) -> AsyncIterator[bytes]:
+    """Of grpc.health.v1: an ingress that is there serves, by the replicas of other nodes too."""
+    yield SERVING.SerializeToString()
+    await asyncio.Event().wait()
 
 
 def answering(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-import grpc
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2
 
@@ -23,7 +22,8 @@ from protos import dfcvae_pb2 as pb
 REQUEST_ID = "x-request-id"
 """Metadata that every answer of a replica has, refusals too; what Ray answers by itself has it not."""
 
-_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+"""What grpc.health.v1 says."""
 
 
 class RayCall:
@@ -132,9 +132,4 @@ class Replica:
     async def Check(self, request: Any, grpc_context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
         """Of grpc.health.v1: whom Ray brings a call serves."""
         RayCall(grpc_context)
-        return _SERVING
-
-    async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Empty]:  # noqa: N802
-        """Of grpc.health.v1: not here, which clients take for serving."""
-        grpc_context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        yield Empty()
+        return SERVING

@@ -20,6 +20,7 @@ from unittest.mock import Mock
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import ROOT
 from tiny_model import ATTRIBUTES, images_of, latents_of, random_images, tiny_directions
 
@@ -67,7 +68,7 @@ class Context:
 
 
 class Kind(str, Enum):
-    UNARY, STREAM = "unary_unary", "stream_stream"
+    UNARY, WATCH, STREAM = "unary_unary", "unary_stream", "stream_stream"
 
 
 class Ingress:
@@ -165,6 +166,16 @@ def test_every_method_answers_as_the_server_does(place: tuple[str, Ingress]) -> 
             client.sample(2, seed=3).shape
             == client.interpolate(images[:1], images[1:2], 2).reshape(2, *images.shape[1:]).shape
         )
+
+
+def test_clients_that_watch_health_are_told(place: tuple[str, Ingress]) -> None:
+    images = random_images(1, seed=6)
+    with Client(f"ipv4:{place[0]},{place[0]}") as client:
+        np.testing.assert_array_equal(client.edit(images, {ATTRIBUTES[0]: 1.0}), edited(images))
+    with grpc.insecure_channel(place[0]) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
 
 
 def test_streams_pass(place: tuple[str, Ingress]) -> None:
