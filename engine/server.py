@@ -95,10 +95,11 @@ async def _start(
     )
     calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
     credentials = _credentials(config)  # before bundles are proven, which takes longer
-    repository = await ModelRepository.open(config.bundles, opener, _settings(config), metrics.watch, metrics.reloaded)
+    settings = settings_of(config)
+    repository = await ModelRepository.open(config.bundles, opener, settings, metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, repository, signals)
 
-    engine = LatentEngine(repository, _limits(config))
+    engine = LatentEngine(repository, limits_of(config))
     served = (
         (latent_engine.SERVICE, engine),
         (open_inference.SERVICE, OpenInference(repository, engine)),
@@ -124,7 +125,8 @@ def _announce(line: str) -> None:
         logger.warning("stdout can't be written (%s); %s", error, line)
 
 
-def _settings(config: ServerConfig) -> Settings:
+def settings_of(config: ServerConfig) -> Settings:
+    """What the configuration says of each model."""
     return Settings(
         max_batch=config.max_batch,
         max_delay=config.max_delay_ms / 1000,
@@ -137,7 +139,8 @@ def _settings(config: ServerConfig) -> Settings:
     )
 
 
-def _limits(config: ServerConfig) -> Limits:
+def limits_of(config: ServerConfig) -> Limits:
+    """What the configuration says that clients are told of."""
     return Limits(
         max_message_bytes=config.max_message_bytes,
         max_pixels_per_file=config.max_pixels_per_file,

@@ -25,7 +25,7 @@ else:
 
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 TEXTS = {name: path.read_text() for name, path in PAGES.items()}
-FOLDERS = "trainer|export|engine|framing|protos|quickstart|benchmarks|tests|docs"
+FOLDERS = "trainer|export|engine|framing|protos|quickstart|benchmarks|tests|docs|deploy"
 HAVE_SUBCOMMANDS = ("trainer", "engine.client", "benchmarks/gpu.py")
 OTHERS = {"--no-deps"}
 """Flags of other people's commands."""

@@ -1,0 +1,82 @@
+"""What Ray Serve's ingress is given: the services, with statuses as our own server has them.
+
+Ray's ingress loads these functions into its process on each node, by name. It answers INTERNAL where a replica has
+ended in the middle of a call, and sends a header before any status, so that neither this project's clients nor gRPC's
+retry policies would send such a call again. Every call may be sent twice, so the ingress does so itself.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+from engine.ray_serve.replica import REQUEST_ID, SERVING
+from protos.dfcvae_pb2_grpc import add_LatentEngineServicer_to_server
+
+FUNCTIONS = tuple(f"{__name__}.{name}" for name in ("add_latent_engine", "add_health"))
+"""Names of the functions, for `gRPCOptions`."""
+
+_ATTEMPTS = 4
+_PAUSE_S = 0.1
+_OK = (None, 0, grpc.StatusCode.OK)
+_INTERNAL = (grpc.StatusCode.INTERNAL, grpc.StatusCode.INTERNAL.value[0])
+
+
+def add_latent_engine(servicer: Any, server: Any) -> None:
+    """Adds LatentEngine; the arguments are Ray's."""
+    _add(add_LatentEngineServicer_to_server, servicer, server)
+
+
+def add_health(servicer: Any, server: Any) -> None:
+    """Adds grpc.health.v1: it is SERVING where a replica can be reached."""
+    _add(add_HealthServicer_to_server, servicer, server)
+
+
+def _add(add: Callable[[Any, Any], None], servicer: Any, server: Any) -> None:
+    """Adds a service whose unary handlers, as Ray's server makes them, are wrapped; of Watch no replica is asked."""
+    make = server.service_handler_factory
+
+    def factory(*, service_method: str, streaming_type: Any) -> Any:
+        handler = make(service_method=service_method, streaming_type=streaming_type)
+        return {"unary_unary": answering(handler), "unary_stream": watch}.get(streaming_type.value, handler)
+
+    server.service_handler_factory = factory
+    try:
+        add(servicer, server)
+    finally:
+        server.service_handler_factory = make
+
+
+async def watch(request: Any, context: Any) -> AsyncIterator[bytes]:
+    """Of grpc.health.v1: an ingress that is there serves, by the replicas of other nodes too."""
+    yield SERVING.SerializeToString()
+    await asyncio.Event().wait()
+
+
+def answering(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A handler that asks again where a replica has ended, and ends calls that failed with nothing but a status."""
+
+    async def call(request: Any, context: Any) -> bytes:
+        for attempt in range(1, _ATTEMPTS + 1):
+            response: bytes = await handler(request, context)
+            code, trailing = context.code(), tuple(context.trailing_metadata())
+            if code in _OK:
+                return response
+            lost = code in _INTERNAL and not any(key == REQUEST_ID for key, _ in trailing)
+            if not lost:
+                await context.abort(_status(code), context.details(), trailing)
+            if attempt < _ATTEMPTS:
+                context.set_code(grpc.StatusCode.OK)
+                context.set_details("")
+                await asyncio.sleep(_PAUSE_S * attempt)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the replica ended before it answered; send again", trailing)
+        raise AssertionError("abort raises")
+
+    return call
+
+
+def _status(code: Any) -> grpc.StatusCode:
+    """The status that a context has, as it was set or as gRPC's core counts it."""
+    return code if isinstance(code, grpc.StatusCode) else next(one for one in grpc.StatusCode if one.value[0] == code)

@@ -1,0 +1,135 @@
+"""One replica: the models of a server, and its service, for calls that Ray brings."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpc_health.v1 import health_pb2
+
+from engine.config import ServerConfig
+from engine.errors import EngineError, release_frames
+from engine.models.repository import ModelRepository
+from engine.proof.opening import open_proven
+from engine.server import limits_of, settings_of
+from engine.service.interceptor import host_of
+from engine.service.latent_engine import LatentEngine
+from engine.service.response import StreamAnswer
+from engine.service.status import domain_error, rpc_status_of
+from engine.telemetry.metrics import Metrics
+from protos import dfcvae_pb2 as pb
+
+REQUEST_ID = "x-request-id"
+"""Metadata that every answer of a replica has, refusals too; what Ray answers by itself has it not."""
+
+SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+"""What grpc.health.v1 says."""
+
+
+class RayCall:
+    """A call that Ray brought; an `engine.service.edit_stream.StreamCall`.
+
+    Limits that count calls and bytes are Ray's here. A deadline reaches the replica as its cancellation.
+
+    Args:
+        context: Ray's own, made from gRPC's.
+
+    Attributes:
+        client: The peer's host: clients take turns.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        metadata = dict(context.invocation_metadata())
+        self.client = host_of(context.peer())
+        self.request_id: str = metadata.get(REQUEST_ID) or context.request_id() or ""
+        context.set_trailing_metadata([(REQUEST_ID, self.request_id)])
+
+    def time_remaining(self) -> None:
+        """As `Call` says; Ray doesn't tell."""
+
+    def spend(self, images: int) -> None:
+        """As `Call` says."""
+
+    def give_back(self, images: int) -> None:
+        """As `Call` says."""
+
+    def count(self, images: int) -> None:
+        """As `Call` says."""
+
+    def hold(self, size: int) -> None:
+        """As `StreamCall` says."""
+
+    def replied(self, code: str, error: str) -> None:
+        """As `StreamCall` says."""
+
+    def refuse(self, error: Exception, method: str) -> Empty:
+        """Sets the status that the call ends with; gives what is to be returned beside it.
+
+        To Ray it is an answer: an exception would have lost the status' details, and written a trace to the log.
+        """
+        status = rpc_status_of(domain_error(error, method), self.request_id)
+        release_frames(error)
+        self._context.set_code(status.code)
+        self._context.set_details(status.message)
+        self._context.set_trailing_metadata([*status.trailing])
+        return Empty()
+
+
+def _unary(name: str) -> Callable[["Replica", Any, Any], Coroutine[Any, Any, Any]]:
+    async def answer(self: "Replica", request: Any, grpc_context: Any) -> Any:
+        call = RayCall(grpc_context)
+        try:
+            return await getattr(self.engine, name)(request, call)
+        except Exception as error:
+            return call.refuse(error, name)
+
+    answer.__name__ = name
+    return answer
+
+
+class Replica:
+    """Serves the bundles of a configuration. Its methods are those of the services, with Ray's context as argument.
+
+    Args:
+        config: As for a server of its own; of its settings those of models and batches hold here.
+
+    Attributes:
+        engine: The service.
+
+    Raises:
+        StartupError: When a bundle can't be used on this node.
+    """
+
+    engine: LatentEngine
+
+    async def __init__(self, config: ServerConfig) -> None:  # type: ignore[misc]  # Ray awaits it
+        repository = await ModelRepository.open(
+            config.bundles,
+            lambda bundle: open_proven(bundle, config.threads, config.device),
+            settings_of(config),
+            Metrics().watch,
+        )
+        await repository.warm_up()
+        self.engine = LatentEngine(repository, limits_of(config))
+        if config.reload_every_s:
+            self._reloads = asyncio.create_task(repository.watch_for_changes(config.reload_every_s))
+
+    Encode, Decode, Edit = _unary("Encode"), _unary("Decode"), _unary("Edit")
+    Interpolate, Sample, GetModel = _unary("Interpolate"), _unary("Sample"), _unary("GetModel")
+
+    async def EditStream(  # noqa: N802
+        self, requests: AsyncIterator[pb.EditStreamRequest], grpc_context: Any
+    ) -> AsyncIterator[StreamAnswer | pb.EditStreamResponse | Empty]:
+        """Edits one after the other, all in this replica."""
+        call = RayCall(grpc_context)
+        try:
+            async for response in self.engine.EditStream(requests, call):
+                yield response
+        except EngineError as error:
+            yield call.refuse(error, "EditStream")
+
+    async def Check(self, request: Any, grpc_context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
+        """Of grpc.health.v1: whom Ray brings a call serves."""
+        RayCall(grpc_context)
+        return SERVING

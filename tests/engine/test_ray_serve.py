@@ -1,0 +1,270 @@
+"""A replica behind an ingress as Ray's: its handlers, status and context are as Ray Serve's gRPC proxy has them.
+
+Where Ray is installed, the last test has Ray itself.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from servers import ROOT
+from tiny_model import ATTRIBUTES, images_of, latents_of, random_images, tiny_directions
+
+from engine.client import Client, ClientError
+from engine.config import load_config
+from engine.errors import StartupError
+from engine.ray_serve import ingress
+from engine.ray_serve.__main__ import ClusterConfig
+from engine.ray_serve.replica import Replica
+
+
+class Context:
+    """Of a call, as a replica gets it."""
+
+    def __init__(self, context: Any) -> None:
+        self._context, self.code, self.details = context, None, None
+        self.trailing: list[tuple[str, Any]] = []
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [*self._context.invocation_metadata()]
+
+    def peer(self) -> str:
+        return str(self._context.peer())
+
+    def request_id(self) -> str:
+        return "an-id"
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code  # type: ignore[assignment]
+
+    def set_details(self, details: str) -> None:
+        self.details = details  # type: ignore[assignment]
+
+    def set_trailing_metadata(self, metadata: list[tuple[str, Any]]) -> None:
+        assert isinstance(metadata, list)  # Ray puts its own before it
+        self.trailing = [("request_id", self.request_id()), *metadata]
+
+    def tell(self, context: Any) -> None:
+        """Ray's ingress does so with what came back from the replica."""
+        if self.code:
+            context.set_code(self.code)
+        if self.details:
+            context.set_details(self.details)
+        context.set_trailing_metadata(tuple(self.trailing))
+
+
+class Kind(str, Enum):
+    UNARY, WATCH, STREAM = "unary_unary", "unary_stream", "stream_stream"
+
+
+class Ingress:
+    """What Ray's server is to the functions that add services, with one replica in this process.
+
+    Attributes:
+        losses: How many calls the replica doesn't survive.
+    """
+
+    def __init__(self, replica: Replica, server: Any) -> None:
+        self._replica, self._server, self.losses = replica, server, 0
+
+    def service_handler_factory(self, *, service_method: str, streaming_type: Kind) -> Any:
+        method = getattr(self._replica, service_method.rpartition("/")[2], None)
+
+        async def unary(request: Any, context: Any) -> bytes:
+            if self.losses:
+                self.losses -= 1
+                context.set_code(grpc.StatusCode.INTERNAL)
+                context.set_details("The actor died unexpectedly before finishing this task.")
+                return b""
+            own = Context(context)
+            response: bytes = (await method(request, own)).SerializeToString()
+            own.tell(context)
+            return response
+
+        async def stream(requests: Any, context: Any) -> AsyncIterator[bytes]:
+            own = Context(context)
+            async for response in method(requests, own):
+                yield response.SerializeToString()
+            own.tell(context)
+
+        return unary if streaming_type is Kind.UNARY else stream
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        (generic,) = handlers
+        generic._method_handlers = {
+            path: handler._replace(
+                response_serializer=None,
+                **{kind.value: self.service_handler_factory(service_method=path, streaming_type=kind) for kind in Kind},
+            )
+            for path, handler in generic._method_handlers.items()
+        }
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, *_: Any) -> None: ...
+
+
+@contextmanager
+def serving(bundle: Path) -> Iterator[tuple[str, Ingress]]:
+    """A replica behind an ingress, on an event loop of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def start() -> tuple[Any, int, Ingress]:
+        replica = Replica.__new__(Replica)
+        await replica.__init__(load_config([f"--bundle={bundle}", "--threads=1"], {}))  # type: ignore[misc]
+        server = grpc.aio.server()
+        door = Ingress(replica, server)
+        ingress.add_latent_engine(Mock(), door)
+        ingress.add_health(Mock(), door)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port, door
+
+    try:
+        server, port, door = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+        yield f"127.0.0.1:{port}", door
+        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def place(tiny_bundle: Path) -> Iterator[tuple[str, Ingress]]:
+    with serving(tiny_bundle) as found:
+        yield found
+
+
+def edited(images: Any, strength: float = 1.0) -> Any:
+    return images_of(latents_of(images) + strength * tiny_directions().vectors[0])
+
+
+def test_every_method_answers_as_the_server_does(place: tuple[str, Ingress]) -> None:
+    images = random_images(3, seed=1)
+    with Client(place[0]) as client:
+        assert client.health() == "SERVING"
+        assert [attribute.name for attribute in client.model().attributes] == list(ATTRIBUTES)
+        np.testing.assert_array_equal(client.edit(images, {ATTRIBUTES[0]: 1.0}), edited(images))
+        mu = client.encode(images).mu
+        np.testing.assert_array_equal(client.decode(mu), images_of(latents_of(images)))
+        assert (
+            client.sample(2, seed=3).shape
+            == client.interpolate(images[:1], images[1:2], 2).reshape(2, *images.shape[1:]).shape
+        )
+
+
+def test_clients_that_watch_health_are_told(place: tuple[str, Ingress]) -> None:
+    images = random_images(1, seed=6)
+    with Client(f"ipv4:{place[0]},{place[0]}") as client:
+        np.testing.assert_array_equal(client.edit(images, {ATTRIBUTES[0]: 1.0}), edited(images))
+    with grpc.insecure_channel(place[0]) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+
+
+def test_streams_pass(place: tuple[str, Ingress]) -> None:
+    images = random_images(1, seed=2)
+    with Client(place[0]) as client, client.stream() as slider:
+        np.testing.assert_array_equal(slider.edit(images, {ATTRIBUTES[0]: 1.0}), edited(images))
+        np.testing.assert_array_equal(slider.edit(None, {ATTRIBUTES[0]: 2.0}), edited(images, 2.0))
+
+
+def test_refusals_keep_status_and_sentence(place: tuple[str, Ingress]) -> None:
+    with Client(place[0]) as client, pytest.raises(ClientError, match="Grin") as refused:
+        client.edit(random_images(1, seed=0), {"Grin": 1.0})
+    assert refused.value.status == "NOT_FOUND"
+
+
+def test_another_replica_answers_where_one_has_ended(place: tuple[str, Ingress]) -> None:
+    target, door = place
+    images = random_images(1, seed=4)
+    door.losses = 2
+    with Client(target) as client:
+        np.testing.assert_array_equal(client.edit(images, {ATTRIBUTES[0]: 1.0}), edited(images))
+    assert door.losses == 0
+
+
+def test_without_replicas_clients_are_told_to_send_again(place: tuple[str, Ingress]) -> None:
+    target, door = place
+    door.losses = 10**6
+    try:
+        with Client(target) as client, pytest.raises(ClientError, match="ended before it answered") as refused:
+            client.edit(random_images(1, seed=4), {ATTRIBUTES[0]: 1.0})
+    finally:
+        door.losses = 0
+    assert refused.value.status == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"cores": 0}, "--cores 0"),
+        ({"min_replicas": 3, "max_replicas": 2}, "--max-replicas 2"),
+        ({"waiting": 0.5}, "--waiting must be 1 or more, not 0.5"),
+        ({"config": Path("nothing.toml")}, "nothing.toml can't be read"),
+    ],
+)
+def test_bad_settings_are_named(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StartupError, match=sentence):
+        ClusterConfig(bundle="bundle", **values).server()
+
+
+def test_settings_of_a_replica() -> None:
+    server = ClusterConfig(bundle="bundle", cores=3).server()
+    assert (server.bundle, server.threads) == (("bundle",), 3)
+
+
+@pytest.mark.timeout(600)
+def test_ray_itself(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path / "log").open("w")
+    command = [
+        sys.executable,
+        "-m",
+        "engine.ray_serve",
+        "--bundle",
+        str(tiny_bundle),
+        "--cores",
+        "1",
+        "--port",
+        str(port),
+    ]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    with subprocess.Popen(
+        [*command, "--min-replicas", "2", "--max-replicas", "2"],
+        cwd=tmp_path,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith("serving"), (tmp_path / "log").read_text()
+            images = random_images(2, seed=5)
+            with Client(f"127.0.0.1:{port}") as client:
+                np.testing.assert_array_equal(client.edit(images, {ATTRIBUTES[0]: 1.0}), edited(images))
+                test_refusals_keep_status_and_sentence((f"127.0.0.1:{port}", None))  # type: ignore[arg-type]
+                test_streams_pass((f"127.0.0.1:{port}", None))  # type: ignore[arg-type]
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(120)
