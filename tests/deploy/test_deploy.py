@@ -15,7 +15,7 @@ from servers import ROOT
 
 from engine.config import PREFIX, ServerConfig, load_config
 from engine.service.health import NAME as HEALTH
-from engine.service.latent_engine import SERVICE_NAME
+from engine.service.latent_engine import SERVICE
 from engine.telemetry.metrics import Metrics
 
 if sys.version_info >= (3, 11):
@@ -79,7 +79,7 @@ def test_ports_and_probes_are_the_server_s() -> None:
     for kind in ("startup", "readiness", "liveness"):
         probe = CONTAINER[f"{kind}Probe"]["grpc"]
         assert probe["port"] == CONFIG.port
-        assert probe.get("service", "") in ("", SERVICE_NAME, HEALTH)
+        assert probe.get("service", "") in ("", SERVICE.full_name, HEALTH)
     service = read(BASE / "service.yaml")["spec"]
     assert service["clusterIP"] == "None"
     assert [(port["port"], port["targetPort"]) for port in service["ports"]] == [(CONFIG.port, "grpc")]
@@ -176,7 +176,7 @@ def test_proxies_allow_what_the_server_does() -> None:
     }
     (cluster,), (listener,) = envoy["static_resources"]["clusters"], envoy["static_resources"]["listeners"]
     assert cluster["per_connection_buffer_limit_bytes"] == DEFAULTS.max_message_bytes
-    assert [check["grpc_health_check"]["service_name"] for check in cluster["health_checks"]] == [SERVICE_NAME]
+    assert [check["grpc_health_check"]["service_name"] for check in cluster["health_checks"]] == [SERVICE.full_name]
     (manager,) = (each for each in dicts(listener) if "stream_idle_timeout" in each)
     assert seconds(manager["stream_idle_timeout"]) == DEFAULTS.max_stream_idle_s
     assert manager["http2_protocol_options"]["max_concurrent_streams"] == DEFAULTS.max_concurrent_streams
