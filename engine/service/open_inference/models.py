@@ -6,11 +6,11 @@ Shapes: N images of side S, latents of dimension D, A attributes, K kept ones.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.bundle import Manifest
 from engine.errors import InvalidRequest
 from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
 from engine.service.response import Answer
@@ -28,9 +28,14 @@ _RESULTS = {
 _PRIORITIES = (pb.PRIORITY_NORMAL, pb.PRIORITY_INTERACTIVE, pb.PRIORITY_NORMAL, pb.PRIORITY_BACKGROUND)
 
 
-def tensors(manifest: Manifest) -> dict[str, Tensor]:
-    """All tensors of the models of a bundle, by name."""
-    size, dim = manifest.image_size, manifest.latent_dim
+@lru_cache(maxsize=16)
+def tensors(size: int, dim: int) -> dict[str, Tensor]:
+    """All tensors of the models of a bundle, by name.
+
+    Args:
+        size: Side S of its images, pixels.
+        dim: Dimension D of its latents.
+    """
     forms: dict[str, dict[str, Shape]] = {
         "images": {UINT8: (_ANY, size, size, 3), BYTES: (_ANY,)},
         "latents": {FP32: (_ANY, dim)},
@@ -45,7 +50,7 @@ def tensors(manifest: Manifest) -> dict[str, Tensor]:
         "temperature": {FP32: (1,)},
         "distribution": {BYTES: (1,)},
     }
-    return {name: Tensor(name, form) for name, form in forms.items()}
+    return {name: Tensor(name, form, single=(1,) in form.values()) for name, form in forms.items()}
 
 
 def _encode(given: Mapping[str, Any]) -> pb.EncodeRequest:

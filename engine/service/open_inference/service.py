@@ -56,7 +56,7 @@ class OpenInference:
         """A model's tensors."""
         function, model = self._find(request.name, request.version)
         manifest = model.bundle.manifest
-        known = tensors(manifest)
+        known = tensors(manifest.image_size, manifest.latent_dim)
 
         def tell(names: Sequence[str]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
             told = [known[name] for name in names]
@@ -77,7 +77,8 @@ class OpenInference:
         """Tensors to tensors."""
         function, model = self._find(request.model_name, request.model_version)
         outputs = _read_outputs(request, function)
-        known = tensors(model.bundle.manifest)
+        manifest = model.bundle.manifest
+        known = tensors(manifest.image_size, manifest.latent_dim)
         given = read_given(request, [known[name] for name in function.inputs], function.parameters)
         wanted = function.fill(given, tuple(name for name in function.outputs if name in outputs), model.name)
         raw = bool(request.raw_input_contents) or not request.inputs

@@ -4,7 +4,7 @@ Numbers are arrays of the tensor's shape; of BYTES there is a list, of one dimen
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from protos import open_inference_pb2 as pb
 
 Value: TypeAlias = "npt.NDArray[Any] | list[bytes]"
 Shape: TypeAlias = tuple[int, ...]
-"""-1 stands for any number."""
+"""-1, which only the first may be, stands for any number."""
 _Input: TypeAlias = pb.ModelInferRequest.InferInputTensor
 
 BYTES, UINT8, INT64, UINT64, FP32 = "BYTES", "UINT8", "INT64", "UINT64", "FP32"
@@ -33,10 +33,12 @@ class Tensor(NamedTuple):
     Attributes:
         name: Its name.
         forms: The datatypes that it may have, each with its shape; metadata tell the first.
+        single: Whether it is one value, which may come as a parameter of the request.
     """
 
     name: str
     forms: Mapping[str, Shape]
+    single: bool
 
     @property
     def datatype(self) -> str:
@@ -48,41 +50,36 @@ class Tensor(NamedTuple):
         """That of the first datatype."""
         return self.forms[self.datatype]
 
-    @property
-    def single(self) -> bool:
-        """Whether it is one value."""
-        return self.shape == (1,)
-
 
 class _Number(NamedTuple):
     """How values of a datatype travel.
 
     Attributes:
-        raw: Little-endian, in raw contents.
+        raw: In raw contents.
         field: Of InferTensorContents.
         typed: In that field.
     """
 
-    raw: str
+    raw: np.dtype[Any]
     field: str
     typed: str
 
 
 _NUMBERS = {
-    UINT8: _Number("u1", "uint_contents", "u4"),
-    INT64: _Number("<i8", "int64_contents", "i8"),
-    UINT64: _Number("<u8", "uint64_contents", "u8"),
-    FP32: _Number("<f4", "fp32_contents", "f4"),
+    UINT8: _Number(np.dtype("u1"), "uint_contents", "u4"),
+    INT64: _Number(np.dtype("<i8"), "int64_contents", "i8"),
+    UINT64: _Number(np.dtype("<u8"), "uint64_contents", "u8"),
+    FP32: _Number(np.dtype("<f4"), "fp32_contents", "f4"),
 }
 
 
-def read_given(request: Any, tensors: Iterable[Tensor], parameters: Iterable[str]) -> dict[str, Any]:
+def read_given(request: Any, tensors: Sequence[Tensor], parameters: Iterable[str]) -> dict[str, Any]:
     """What a ModelInferRequest has, by name: tensors, those of one value as that value, and parameters.
 
     Args:
         request: The request, or a `ZeroCopyMessage` of one, whose memory the arrays share then.
-        tensors: Those that its model takes; those of one value may come as parameters.
-        parameters: The others.
+        tensors: Those that its model takes.
+        parameters: Its parameters, beside tensors of one value.
 
     Raises:
         InvalidRequest: When something isn't one of these, or not what it says.
@@ -102,12 +99,13 @@ def read_given(request: Any, tensors: Iterable[Tensor], parameters: Iterable[str
             raise InvalidRequest(f"input {name} is there twice; send it once", name)
         value = _read(tensor, known[name].forms, raw[index] if raw else None)
         found[name] = value[0] if known[name].single else value
-    names = [*(one.name for one in known.values() if one.single), *parameters]
-    for name, parameter in request.parameters.items():
-        if name not in names or name in found:
-            why = "is there as an input, too" if name in found else f"is not known; there is: {', '.join(names)}"
-            raise InvalidRequest(f"parameter {name!r} {why}", "parameters")
-        found[name] = getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
+    if request.parameters:
+        names = [*(one.name for one in tensors if one.single), *parameters]
+        for name, parameter in request.parameters.items():
+            if name not in names or name in found:
+                why = "is there as an input, too" if name in found else f"is not known; there is: {', '.join(names)}"
+                raise InvalidRequest(f"parameter {name!r} {why}", "parameters")
+            found[name] = getattr(parameter, parameter.WhichOneof("parameter_choice") or "string_param")
     return found
 
 
@@ -115,9 +113,8 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | memoryview | 
     name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
     if (expected := forms.get(datatype)) is None:
         raise InvalidRequest(f"input {name} is of datatype {datatype!r}; it must be {' or '.join(forms)}", name)
-    if len(shape) != len(expected) or any(
-        size != wanted if wanted >= 0 else size < 0 for size, wanted in zip(shape, expected, strict=True)
-    ):
+    rows = shape[:1] if shape and expected[0] < 0 <= shape[0] else expected[:1]
+    if shape != rows + expected[1:]:
         raise InvalidRequest(
             f"input {name} has the shape {list(shape)}; {datatype} must be {list(expected)} (-1: any number)", name
         )
@@ -129,7 +126,7 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | memoryview | 
         raise InvalidRequest(f"input {name} has contents beside raw_input_contents; send one of them", name)
     if datatype == BYTES:
         return _split(name, raw, count)
-    dtype = np.dtype(_NUMBERS[datatype].raw)
+    dtype = _NUMBERS[datatype].raw
     if len(raw) != count * dtype.itemsize:
         raise InvalidRequest(
             f"input {name} has {len(raw)} bytes of raw_input_contents; {datatype} {list(shape)} has "
