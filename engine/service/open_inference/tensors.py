@@ -113,8 +113,8 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | memoryview | 
     name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
     if (expected := forms.get(datatype)) is None:
         raise InvalidRequest(f"input {name} is of datatype {datatype!r}; it must be {' or '.join(forms)}", name)
-    rows = shape[:1] if shape and expected[0] < 0 <= shape[0] else expected[:1]
-    if shape != rows + expected[1:]:
+    rows_fit = bool(shape) and (shape[0] == expected[0] or expected[0] < 0) and shape[0] >= 0
+    if not rows_fit or shape[1:] != expected[1:]:
         raise InvalidRequest(
             f"input {name} has the shape {list(shape)}; {datatype} must be {list(expected)} (-1: any number)", name
         )
