@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpu_speed import Timing, measure, table
+from timing import Timing, doublings, measure, table
 
 from engine.backends import CPU, CUDA, Backend, open_backend, open_graphs
 from engine.backends.tensorrt import require_device
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
         made[precision] = Bundle.load(retarget(RetargetConfig(bundle=options.bundle, out=out, force=True, **flags)))
     sides: dict[str, Backend] = {f"{options.backend} {name}": open_backend(bundle) for name, bundle in made.items()}
     largest = options.max_batch or source.manifest.max_batch_size
-    timings = measure(sides, truth.images, source.directions, _doublings(largest), options.seconds) + timings
+    timings = measure(sides, truth.images, source.directions, doublings(largest), options.seconds) + timings
     text = _report(options, device, made, timings)
     options.report.write_text(text, encoding="utf-8")
     print(text)
@@ -119,10 +119,6 @@ def _read_timings(path: Path | None) -> list[Timing]:
         return [Timing(**timing) for timing in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--pytorch {path}: {error}; make it with: gpu.py pytorch --run RUN --json FILE") from None
-
-
-def _doublings(largest: int) -> list[int]:
-    return sorted({2**power for power in range(largest.bit_length())} | {largest})
 
 
 def _report(

@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from gpu_speed import take_turns
 from serving.process import Server
+from timing import take_turns
 
 from engine.backends import open_backend
 from engine.bundle import Bundle

@@ -9,17 +9,15 @@ tolerances.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from script import cores, machine, require_positive, run, summary, write_json
-from tqdm import tqdm
+from timing import Timing, by_case, doublings, measure
 
 from engine.backends import Backend, open_backend, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
@@ -30,13 +28,6 @@ from export.errors import InputError
 from export.proof.judge import NO_RUN, Trial, describe
 from export.verify import built_parity, require_run, run_truth
 from trainer.extras import require
-
-OPERATIONS = ("encode", "edit", "decode")
-
-BLOCK_SECONDS = 0.1
-"""Length of a side's turn: long beside a call, short beside changes of a machine's clock and load."""
-MIN_CALLS = 20
-"""Fewest calls that percentiles are taken of, however slow they are."""
 
 Images = npt.NDArray[np.uint8]
 Latents = npt.NDArray[np.float32]
@@ -62,41 +53,6 @@ class LatencyConfig:
     """Time measured per batch size, operation and side, seconds."""
     threads: int | None = None
     """Compute threads of each side; None: all cores."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What one side took for one operation at one batch size.
-
-    Attributes:
-        calls: Calls that were timed; with fewer than 100, `p99_ms` is little else than the slowest.
-        images_per_s: Images of all timed calls by the time that they took.
-        mean_ms: Mean duration of a call, ms; likewise the shortest, and percentiles 50, 90 and 99.
-    """
-
-    calls: int
-    images_per_s: float
-    mean_ms: float
-    min_ms: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-
-    @classmethod
-    def of(cls, seconds: Sequence[float], batch_size: int) -> Timing:
-        """Sums up the durations of calls."""
-        ms = np.asarray(seconds) * 1e3
-        figures = [ms.mean(), ms.min(), *np.percentile(ms, [50, 90, 99])]
-        return cls(len(ms), batch_size * len(ms) / float(ms.sum()) * 1e3, *map(float, figures))
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One operation at one batch size: what each side took, by its name."""
-
-    batch_size: int
-    operation: str
-    timings: dict[str, Timing]
 
 
 class DefaultRuntime(Backend):
@@ -201,68 +157,19 @@ class Contest:
             reports[name] = Report(self.truth.what, len(self.samples), describe(self.trial), {"engine": stage})
         return reports
 
-    def measure(self, operation: str, batch_size: int, seconds: float) -> Measurement:
-        """Times one operation on all sides.
-
-        Args:
-            operation: One of `OPERATIONS`.
-            batch_size: Images per call.
-            seconds: Time of the measurement, per side.
-        """
-        images = np.resize(self.samples, (batch_size, *self.samples.shape[1:]))
-        directions = next(iter(self.bundles.values())).directions
-        shape = (batch_size, directions.latent_dim)
-        latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], shape).astype(np.float32)
-
-        def call(side: Backend) -> object:
-            if operation == "encode":
-                return side.encode(images)
-            if operation == "decode":
-                return side.decode(latents)
-            return side.edit(images, steps)
-
-        taken = take_turns([partial(call, side) for side in self.sides.values()], seconds)
-        timings = {name: Timing.of(durations, batch_size) for name, durations in zip(self.sides, taken, strict=True)}
-        return Measurement(batch_size, operation, timings)
-
 
 def _describe(bundle: Bundle) -> str:
     manifest = bundle.manifest
     return f"{manifest.backend} {manifest.precision} on {manifest.device}"
 
 
-def take_turns(calls: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Makes calls in turn, in blocks, until each was timed for `seconds` and `MIN_CALLS` times.
-
-    Returns:
-        Durations of each one's calls, seconds.
-    """
-    taken: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    while any(sum(durations) < seconds or len(durations) < MIN_CALLS for durations in taken):
-        for call, durations in zip(calls, taken, strict=True):
-            call()  # not timed: the other side's data fills the caches, and its threads may still be spinning
-            until = time.perf_counter() + BLOCK_SECONDS
-            while (start := time.perf_counter()) < until:
-                call()
-                durations.append(time.perf_counter() - start)
-    return taken
-
-
-def doublings(largest: int) -> list[int]:
-    """1, 2, 4 ... and `largest`."""
-    return [*(2**power for power in range((largest - 1).bit_length())), largest]
-
-
-def table(results: Sequence[Measurement]) -> str:
-    """The measurements as text for a screen; the last column compares throughput with the last side's."""
+def table(timings: Sequence[Timing]) -> str:
+    """The timings as text for a screen; the last column compares throughput with the last side's."""
     lines = [f"{'batch':>5}  {'':<8}{'p50 ms':>10}{'p99 ms':>10}{'images/s':>10}{'ratio':>9}"]
-    for result in results:
-        *_, last = result.timings.values()
-        for index, (name, timing) in enumerate(result.timings.items()):
-            case = f"{result.batch_size:>5}  {result.operation:<8}" if index == 0 else " " * 15
+    for (size, operation), sides in by_case(timings).items():
+        *_, last = sides.values()
+        for index, (name, timing) in enumerate(sides.items()):
+            case = f"{size:>5}  {operation:<8}" if index == 0 else " " * 15
             figures = f"{timing.p50_ms:>10.2f}{timing.p99_ms:>10.2f}{timing.images_per_s:>10.0f}"
             lines.append(f"{case}{figures}{timing.images_per_s / last.images_per_s:>8.2f}x  {name}")
     return "\n".join(lines)
@@ -290,16 +197,12 @@ def benchmark(config: LatencyConfig) -> bool:
     here = {**machine(), "threads": config.threads or cores()}
     contest = Contest.of(config, bundles, here["threads"])
     reports = contest.parity()
-    cases = [(size, operation) for size in batch_sizes for operation in OPERATIONS]
-    results = [
-        contest.measure(operation, size, config.seconds)
-        for size, operation in tqdm(cases, desc="measuring", unit="case", leave=False, disable=None)
-    ]
+    timings = measure(contest.sides, contest.samples, bundles[0].directions, batch_sizes, config.seconds)
 
     print(f"{summary(here)}\n{here['threads']} threads")
     if here["load"] > here["cores"] / 2:
         print("this machine was busy: PyTorch's threads suffer more from that than the engine's, so measure again")
-    print(f"\n{table(results)}")
+    print(f"\n{table(timings)}")
     if contest.truth is None:
         print("PyTorch was not measured (give --run); parity is quoted from the export")
     for name, parity in reports.items():
@@ -311,7 +214,14 @@ def benchmark(config: LatencyConfig) -> bool:
             for name, bundle in contest.bundles.items()
         },
         "seconds": config.seconds,
-        "results": [asdict(result) for result in results],
+        "results": [
+            {
+                "batch_size": size,
+                "operation": operation,
+                "timings": {name: asdict(timing) for name, timing in sides.items()},
+            }
+            for (size, operation), sides in by_case(timings).items()
+        ],
         "parity_measured": "now" if contest.truth else "at export",
         "parity_holds": not any(stage.failures() for parity in reports.values() for stage in parity.stages.values()),
     }

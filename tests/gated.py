@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.batching.batcher import NULL_OBSERVER, Array, Batcher, BatchObserver, Device, Part
+from engine.batching.batcher import NULL_OBSERVER, Array, Batcher, BatchObserver, Part, Scheduler
 from engine.errors import EngineError
 
 MAX_BATCH_SIZE = 8
@@ -17,7 +17,7 @@ MAX_BATCH_SIZE = 8
 class Gated:
     """Doubles and negates its items, one batch for each `release`; remembers every batch it was given."""
 
-    device: Device
+    scheduler: Scheduler
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -85,12 +85,12 @@ def play(
     gated = Gated()
 
     async def run() -> None:
-        device = gated.device = Device()
+        scheduler = gated.scheduler = Scheduler()
         batcher = Batcher(
             gated,
             (2,),
             np.float32,
-            device,
+            scheduler,
             max_batch_size=MAX_BATCH_SIZE,
             max_queue=max_queue,
             max_delay=max_delay,
@@ -101,7 +101,7 @@ def play(
         finally:
             gated.release()
             await batcher.close()
-            device.close()
+            scheduler.close()
 
     asyncio.run(run())
     return gated

@@ -1,13 +1,13 @@
 """Dynamic batching: requests of all clients share batches.
 
-A `Batcher` serves one graph. Several of them share one `Device`, whose threads compute their batches in turn. A batch
+A `Batcher` serves one graph. Several share one `Scheduler`, whose threads compute their batches in turn. A batch
 is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the order that
 `engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with, and where batches
 overlap so does half of one; a smaller one when the loop has handed out the batcher's own last results, and after the
 wait that `engine.batching.batch_window` describes, so that the next requests of the same clients can be in it. Per
 request there is one future and a few steps under a lock; per batch one message from a thread to the loop.
 
-Threads: `due` and `take` run on the device's threads, with `device.lock` held, and `_compute` without it. All else runs
+Threads: `due` and `take` run on the scheduler's threads, with its lock held, and `_compute` without it. All else runs
 on the event loop, which takes that lock to touch the queue. Nobody who holds it takes another lock.
 """
 
@@ -24,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.batching.batch_window import BatchWindow
-from engine.batching.device import Device
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
 from engine.batching.rate import Rate
+from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
-__all__ = ["NULL_OBSERVER", "Array", "BatchObserver", "Batcher", "Device", "Part", "Reservation"]
+__all__ = ["NULL_OBSERVER", "Array", "BatchObserver", "Batcher", "Part", "Reservation", "Scheduler"]
 
 Array = npt.NDArray[Any]
 
@@ -101,11 +101,11 @@ class Batcher:
 
     Args:
         run: Computes a batch, [n, *item_shape], to a tuple of arrays [n, ...] that are the caller's, on a thread
-            of the device; the parts say, in order, which rows belong to which tag. An exception fails the
+            of the scheduler; the parts say, in order, which rows belong to which tag. An exception fails the
             requests in that batch and no others.
         item_shape: Shape of one item.
         dtype: Type of the items.
-        device: Where `run` runs, shared with other batchers.
+        scheduler: Where `run` runs, shared with other batchers.
         max_batch_size: Largest batch, items.
         max_delay: How long the first item of a batch may wait for others while the device is free, seconds.
         max_queue: Most items that may wait; a request beyond is refused at once.
@@ -118,7 +118,7 @@ class Batcher:
         run: Callable[[Array, Sequence[Part]], tuple[Array, ...]],
         item_shape: Sequence[int],
         dtype: npt.DTypeLike,
-        device: Device,
+        scheduler: Scheduler,
         *,
         max_batch_size: int,
         max_delay: float = 0.0,
@@ -127,7 +127,7 @@ class Batcher:
         observer: BatchObserver = NULL_OBSERVER,
     ) -> None:
         self._run = run
-        self._device = device
+        self._scheduler = scheduler
         self._max_batch_size = max_batch_size
         self._max_delay = max_delay
         self._max_queue = max_queue
@@ -149,7 +149,7 @@ class Batcher:
         self._closing = False
         self._quiet = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        device.attach(self)
+        scheduler.attach(self)
 
     async def submit(
         self,
@@ -256,21 +256,21 @@ class Batcher:
 
     async def close(self) -> None:
         """Refuses new requests, and returns when all accepted ones are answered and no reservation is held."""
-        with self._device.lock:
+        with self._scheduler.lock:
             self._closing = True
-            self._device.wake()
+            self._scheduler.wake()
         while self._has_work():
             self._quiet.clear()
             await self._quiet.wait()
-        self._device.detach(self)
+        self._scheduler.detach(self)
         self._buffers.clear()
 
     def ripe(self) -> bool:
-        """For the device, on its threads: whether a batch can start beside another, or at once."""
+        """For the scheduler, on its threads: whether a batch can start beside another, or at once."""
         return bool(self._ready())
 
     def due(self) -> float:
-        """For the device, on its threads: when the next batch should start."""
+        """For the scheduler, on its threads: when the next batch should start."""
         if ready := self._ready():
             return 0.0 if ready == self._max_batch_size else self._since + self._max_delay
         if not self._queue.waiting or self._unsettled:
@@ -280,7 +280,7 @@ class Batcher:
         return max(self._since + self._max_delay, self._window.until(self._queue.requests))
 
     def take(self, now: float) -> Callable[[], None] | None:
-        """For the device, on its threads: puts a batch together."""
+        """For the scheduler, on its threads: puts a batch together."""
         requests, ready = self._queue.requests, self._ready()
         pieces, expired = self._queue.take(ready or self._max_batch_size, now)
         if expired:
@@ -308,17 +308,17 @@ class Batcher:
         return self._half if halves and small and waiting >= self._half else 0
 
     def _has_work(self) -> bool:
-        with self._device.lock:  # or what a thread has just taken is neither here nor there
+        with self._scheduler.lock:  # or what a thread has just taken is neither here nor there
             return bool(self._unsettled or self._queue.waiting or self._reserved)
 
     def _push(self, request: Request, client: str, priority: int) -> None:
-        with self._device.lock:
+        with self._scheduler.lock:
             empty, ripe = not self._queue.waiting, self.ripe()
             if empty:
                 self._since = request.arrived
             self._queue.push(request, client, priority)
             if empty or (self.ripe() and not ripe) or self._queue.requests == self._window.expected:
-                self._device.wake()
+                self._scheduler.wake()
 
     def _require_open(self) -> None:
         if self._closing:
@@ -334,7 +334,7 @@ class Batcher:
         self._quiet.set()
 
     def _drop(self, request: Request) -> None:
-        with self._device.lock:
+        with self._scheduler.lock:
             self._queue.drop(request)
         self._observer.waiting(self._queue.waiting)
         self._quiet.set()
@@ -346,7 +346,7 @@ class Batcher:
             outputs = self._run_batch(pieces)
         except BaseException:  # a backend may raise anything; the thread and the other requests live on
             logger.exception("a batch of %d requests failed", len(pieces))
-            with self._device.lock:
+            with self._scheduler.lock:
                 for piece in pieces:
                     self._queue.drop(piece.request)
         self._call(self._deliver, pieces, outputs, started, monotonic())
@@ -381,7 +381,7 @@ class Batcher:
 
     def _deliver(self, pieces: list[Piece], outputs: tuple[Array, ...] | None, started: float, ended: float) -> None:
         answered = sum(request.size == stop and not request.future.done() for request, _, stop in pieces)
-        with self._device.lock:
+        with self._scheduler.lock:
             self._crowd = max(self._computing + self._queue.waiting, 0.9 * self._crowd)
             self._computing -= _count(pieces)
             self._window.computed(answered, self._queue.requests, ended - started, monotonic())
@@ -415,10 +415,10 @@ class Batcher:
         self._observer.waiting(self._queue.waiting)
 
     def _settle(self) -> None:
-        with self._device.lock:
+        with self._scheduler.lock:
             self._unsettled -= 1
             if self._queue.waiting:
-                self._device.wake()
+                self._scheduler.wake()
         self._quiet.set()
 
 

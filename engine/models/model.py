@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends import Backend
-from engine.batching.batcher import Batcher, BatchObserver, Device, Part, Reservation
+from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
 from engine.latents import Gaussian, Move, shift, steps_of
@@ -83,7 +83,7 @@ class Model:
         bundle: What is served.
         backend: The bundle's graphs, opened.
         fingerprint: Of the bundle.
-        device: Where batches are computed; shared with other models.
+        scheduler: Where batches are computed; shared with other models.
         settings: The operator's choices.
         observer: Gives what watches the queue of a graph: "encode", "decode" or "edit".
 
@@ -100,7 +100,7 @@ class Model:
         backend: Backend,
         fingerprint: str,
         *,
-        device: Device,
+        scheduler: Scheduler,
         settings: Settings,
         observer: Callable[[str], BatchObserver],
     ) -> None:
@@ -125,7 +125,7 @@ class Model:
                 run,
                 shape,
                 dtype,
-                device,
+                scheduler,
                 max_batch_size=manifest.max_batch_size,
                 max_delay=settings.max_delay,
                 max_queue=settings.max_queue,
@@ -134,7 +134,7 @@ class Model:
             )
             for graph, (run, shape, dtype) in queues.items()
         )
-        self._device = device
+        self._scheduler = scheduler
         self._leases = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -158,7 +158,7 @@ class Model:
             await batcher.close()
         self.codec.close()
         # Not before a batch of the warm-up has ended, which nobody waits for any more.
-        await self._device.run(self.backend.close)
+        await self._scheduler.run(self.backend.close)
         del self.backend  # calls that have just ended may know this model yet, and graphs are large
 
     async def encode(self, images: Images, terms: Terms) -> tuple[Floats, Floats]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.backends import Backend, warmup_calls
-from engine.batching.batcher import BatchObserver, Device
+from engine.batching.batcher import BatchObserver, Scheduler
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel, release_frames
 from engine.models.model import Model, Settings
@@ -46,7 +46,7 @@ class ModelRepository:
         self._settings = settings
         self._observer = observer
         self._reloaded = reloaded
-        self._device = Device()
+        self._scheduler = Scheduler()
         self._models: dict[str, Model] = {}
         self._versions: dict[str, FileVersions | None] = {}
         self._loading = asyncio.Lock()
@@ -124,7 +124,7 @@ class ModelRepository:
         """Answers what was accepted, then ends all queues and threads."""
         self._closing = {name: asyncio.ensure_future(model.close()) for name, model in self._models.items()}
         await asyncio.gather(*self._closing.values(), *self._retiring)
-        await in_thread(self._device.close)
+        await in_thread(self._scheduler.close)
 
     async def _reload(self, name: str) -> None:
         """Takes a bundle, if it isn't the one that is served and can be used."""
@@ -183,7 +183,7 @@ class ModelRepository:
         return Model(
             name,
             *opened,
-            device=self._device,
+            scheduler=self._scheduler,
             settings=self._settings,
             observer=lambda graph: self._observer(name, graph),
         )
@@ -191,8 +191,8 @@ class ModelRepository:
     async def _warm_up(self, model: Model) -> None:
         # One batch at a time, so that those of clients go in between.
         for call in warmup_calls(model.backend, model.bundle.manifest):
-            async with self._device.free:
-                await self._device.run(call)
+            async with self._scheduler.free:
+                await self._scheduler.run(call)
 
 
 def _fingerprint(path: Path) -> str:

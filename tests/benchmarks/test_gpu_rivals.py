@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a benchmark's module; turns are as short as can be."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    speed = importlib.import_module("gpu_speed")
+    speed = importlib.import_module("timing")
     monkeypatch.setattr(speed, "BLOCK_SECONDS", 0.001)
     monkeypatch.setattr(speed, "MIN_CALLS", 1)
     return importlib.import_module

@@ -172,7 +172,7 @@ def test_close_waits_for_a_batch_that_a_thread_takes_at_that_moment(monkeypatch:
 
 def test_close_waits_until_those_who_came_too_late_are_told() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
-        async with gated.device.free:
+        async with gated.scheduler.free:
             deadline = asyncio.get_running_loop().time() + 0.02
             late = submit(batcher, *range(8), deadline=deadline)
             while asyncio.get_running_loop().time() <= deadline:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gated import MAX_BATCH_SIZE, Gated, Notes, check, check_error, items, play, queued, submit
 
-from engine.batching.batcher import Array, Batcher, Device, Part
+from engine.batching.batcher import Array, Batcher, Part, Scheduler
 from engine.errors import ComputeFailed, Overloaded
 
 
@@ -108,7 +108,7 @@ def test_a_delay_lets_a_batch_fill_and_ends_when_it_is_full() -> None:
         gated.release()
         tasks = [submit(batcher, value, value) for value in range(3)]
         await queued()
-        await gated.device.run(lambda: None)  # the device has seen that there is no full batch
+        await gated.scheduler.run(lambda: None)  # the device has seen that there is no full batch
         await asyncio.gather(*tasks, submit(batcher, 3, 3))
 
     # An hour of delay: the test ends only because a full batch doesn't wait.
@@ -183,7 +183,7 @@ def test_a_crowd_is_counted_by_its_requests_and_not_by_their_items() -> None:
                     await queued()
 
         gated.release()
-        async with gated.device.free:
+        async with gated.scheduler.free:
             clients = asyncio.gather(client(1, 1, 3, 1, 2), client(2, 1, 4, 1, 2))
             await queued()
         await asyncio.wait_for(clients, 10)
@@ -196,13 +196,13 @@ def test_results_that_do_not_fit_together_fail_their_request_only(caplog: pytest
         return (np.zeros((len(batch), len(batch))),)  # another shape for every size of a batch
 
     async def scene() -> None:
-        device = Device()
-        batcher = Batcher(run, (2,), np.float32, device, max_batch_size=MAX_BATCH_SIZE)
+        scheduler = Scheduler()
+        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE)
         await check_error(submit(batcher, *range(12)), ComputeFailed, "log")
         (result,) = await batcher.submit(items(1, 2))
         assert result.shape == (2, 2)
         await batcher.close()
-        device.close()
+        scheduler.close()
 
     asyncio.run(scene())
     assert "results of 12 items can't be put together" in caplog.text
@@ -275,8 +275,8 @@ def test_nothing_keeps_arrays_of_finished_requests_alive() -> None:
         return (result,)
 
     async def scene() -> None:
-        device = Device()
-        batcher = Batcher(run, (2,), np.float32, device, max_batch_size=MAX_BATCH_SIZE)
+        scheduler = Scheduler()
+        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE)
 
         async def request(count: int) -> None:
             array = items(*range(count))
@@ -292,7 +292,7 @@ def test_nothing_keeps_arrays_of_finished_requests_alive() -> None:
         else:
             pytest.fail("arrays of finished requests are alive")
         await batcher.close()
-        device.close()
+        scheduler.close()
 
     asyncio.run(scene())
     assert len(arrays) > 4
@@ -307,8 +307,8 @@ def test_a_storm_of_cancelled_requests_mixes_nothing_up() -> None:
         return (batch + 1,)
 
     async def scene() -> int:
-        device = Device()
-        batcher = Batcher(run, (2,), np.float32, device, max_batch_size=MAX_BATCH_SIZE, max_queue=1000)
+        scheduler = Scheduler()
+        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, max_queue=1000)
         answered = 0
 
         async def client(name: int) -> None:
@@ -332,7 +332,7 @@ def test_a_storm_of_cancelled_requests_mixes_nothing_up() -> None:
         await asyncio.gather(*map(client, range(30)))
         batcher.require_room(1000)
         await batcher.close()
-        device.close()
+        scheduler.close()
         return answered
 
     assert asyncio.run(scene()) > 30 * 60 / 2

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 from gated import queued, submit
 
-from engine.batching.batcher import Array, Batcher, Device, Part
+from engine.batching.batcher import Array, Batcher, Part, Scheduler
 
 LARGEST = 32
 
@@ -30,23 +30,23 @@ class Held:
         return self.started.get(timeout=60)
 
 
-def play(scene: Callable[[Batcher, Device, Held], Awaitable[None]], overlaps: int = 1) -> None:
+def play(scene: Callable[[Batcher, Scheduler, Held], Awaitable[None]], overlaps: int = 1) -> None:
     """Runs a scene, and lets all batches through at its end."""
 
     async def whole() -> None:
-        held, device = Held(), Device()
-        batcher = Batcher(held, (2,), np.float32, device, max_batch_size=LARGEST, overlaps=overlaps)
-        await scene(batcher, device, held)
+        held, scheduler = Held(), Scheduler()
+        batcher = Batcher(held, (2,), np.float32, scheduler, max_batch_size=LARGEST, overlaps=overlaps)
+        await scene(batcher, scheduler, held)
         held.go.release(100)
         await batcher.close()
-        device.close()
+        scheduler.close()
 
     asyncio.run(whole())
 
 
 def test_half_a_batch_starts_and_another_beside_it() -> None:
-    async def scene(batcher: Batcher, device: Device, held: Held) -> None:
-        async with device.free:
+    async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
+        async with scheduler.free:
             tasks = [submit(batcher, value) for value in range(20)]
             await queued()
         assert held.next() == 16
@@ -60,8 +60,8 @@ def test_half_a_batch_starts_and_another_beside_it() -> None:
 
 
 def test_a_batch_of_a_backend_that_wants_one_at_a_time_is_not_cut() -> None:
-    async def scene(batcher: Batcher, device: Device, held: Held) -> None:
-        async with device.free:
+    async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
+        async with scheduler.free:
             for value in range(20):
                 submit(batcher, value)
             await queued()
@@ -71,8 +71,8 @@ def test_a_batch_of_a_backend_that_wants_one_at_a_time_is_not_cut() -> None:
 
 
 def test_a_large_request_is_not_cut() -> None:
-    async def scene(batcher: Batcher, device: Device, held: Held) -> None:
-        async with device.free:
+    async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
+        async with scheduler.free:
             submit(batcher, *range(20))
             await queued()
         assert held.next() == 20
@@ -81,8 +81,8 @@ def test_a_large_request_is_not_cut() -> None:
 
 
 def test_a_crowd_that_fills_whole_batches_is_not_halved() -> None:
-    async def scene(batcher: Batcher, device: Device, held: Held) -> None:
-        async with device.free:
+    async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
+        async with scheduler.free:
             tasks = [submit(batcher, value) for value in range(2 * LARGEST)]
             await queued()
         assert [held.next(), held.next()] == [LARGEST, LARGEST]

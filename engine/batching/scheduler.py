@@ -1,4 +1,4 @@
-"""The compute device: threads that serve several batchers in turn."""
+"""The scheduler: threads that compute the batches of several batchers in turn."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ _NEVER = float("inf")
 
 
 class Source(Protocol):
-    """What a device serves; the device calls its methods on its threads with its lock held."""
+    """What a scheduler serves; it calls these methods on its threads, with its lock held."""
 
     @property
     def overlaps(self) -> int:
@@ -34,7 +34,7 @@ class Source(Protocol):
         """Puts a batch together; None when nothing is left to compute."""
 
 
-class Device:
+class Scheduler:
     """Compute threads: one, and as many more as the batches of a source like beside them.
 
     A thread fetches its next batch when it becomes free, whatever the event loop is busy with. Mostly one of them
@@ -43,8 +43,8 @@ class Device:
     them. So do functions that are `run`, which have the device to themselves.
 
     Attributes:
-        lock: Guards the queues of all batchers of this device.
-        free: `async with device.free` takes a turn that lasts until its end: batches wait, `run` goes on.
+        lock: Guards the queues of all batchers of this scheduler.
+        free: `async with scheduler.free` takes a turn that lasts until its end: batches wait, `run` goes on.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Device:
         job = Job(function, *arguments)
         with self.lock:
             if self._closing:
-                raise RuntimeError("the device is closed")
+                raise RuntimeError("the scheduler is closed")
             self._jobs.append(job)
             self.lock.notify()
         return await job.result()
@@ -118,7 +118,7 @@ class Device:
                     self._alone = False
 
     def _next(self) -> Work | None:
-        """Waits for something to run; None when the device was closed."""
+        """Waits for something to run; None when the scheduler was closed."""
         with self.lock:
             while True:
                 due = _NEVER
@@ -159,10 +159,10 @@ class Device:
 
 
 class _Hold:
-    """`Device.free`."""
+    """`Scheduler.free`."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self._turn = asyncio.Lock()
         self._wanted = False
 
@@ -170,7 +170,7 @@ class _Hold:
         await self._turn.acquire()
         self._wanted = True
         try:
-            await self._device.run(self._take)
+            await self._scheduler.run(self._take)
         except BaseException:
             self._release()
             raise
@@ -181,11 +181,11 @@ class _Hold:
         self._release()
 
     def _take(self) -> None:
-        self._device.hold(True)
+        self._scheduler.hold(True)
         if not self._wanted:  # the wait for this turn was cancelled meanwhile
-            self._device.hold(False)
+            self._scheduler.hold(False)
 
     def _release(self) -> None:
         self._wanted = False
-        self._device.hold(False)
+        self._scheduler.hold(False)
         self._turn.release()

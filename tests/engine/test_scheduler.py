@@ -1,4 +1,4 @@
-"""How batchers and others share a device, and a device its time."""
+"""How batchers and others share a scheduler, and it its time."""
 
 import asyncio
 import threading
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gated import MAX_BATCH_SIZE, Gated, check, items, play, queued, submit
 
-from engine.batching.batcher import Array, Batcher, Device, Part
-from engine.batching.device import Work
+from engine.batching.batcher import Array, Batcher, Part, Scheduler
+from engine.batching.scheduler import Work
 
 
 def test_two_batchers_share_a_device_in_turn() -> None:
@@ -27,17 +27,17 @@ def test_two_batchers_share_a_device_in_turn() -> None:
         return run
 
     async def scene() -> None:
-        device = Device()
+        scheduler = Scheduler()
         first, second = (
-            Batcher(compute(name), (2,), np.float32, device, max_batch_size=MAX_BATCH_SIZE) for name in "ab"
+            Batcher(compute(name), (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE) for name in "ab"
         )
-        async with device.free:
+        async with scheduler.free:
             tasks = [submit(first, *range(24)), submit(second, *range(24))]
             await queued()
         await asyncio.gather(*tasks)
         await first.close()
         await second.close()
-        device.close()
+        scheduler.close()
 
     asyncio.run(scene())
     assert order == list("ababab")
@@ -49,9 +49,9 @@ def test_a_device_runs_functions_between_batches_and_raises_what_they_raise() ->
         await gated.busy()
         tasks += [submit(batcher, 2)]
         await queued()
-        seen = asyncio.ensure_future(gated.device.run(lambda: list(gated.batches)))
-        failed = asyncio.ensure_future(gated.device.run(int, "x"))
-        unwanted = asyncio.ensure_future(gated.device.run(gated.batches.clear))
+        seen = asyncio.ensure_future(gated.scheduler.run(lambda: list(gated.batches)))
+        failed = asyncio.ensure_future(gated.scheduler.run(int, "x"))
+        unwanted = asyncio.ensure_future(gated.scheduler.run(gated.batches.clear))
         await queued()
         unwanted.cancel()
         await queued()
@@ -67,9 +67,9 @@ def test_a_device_runs_functions_between_batches_and_raises_what_they_raise() ->
 def test_a_device_that_is_held_starts_no_batch() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         gated.release()
-        async with gated.device.free:
+        async with gated.scheduler.free:
             task = submit(batcher, 1)
-            assert await gated.device.run(lambda: 7) == 7
+            assert await gated.scheduler.run(lambda: 7) == 7
             assert gated.batches == []
         await check(task, 1)
 
@@ -86,8 +86,8 @@ def test_turns_of_a_device_and_batches_alternate() -> None:
 
         async def warm_up() -> None:
             for _ in range(4):
-                async with gated.device.free:
-                    seen.append(await gated.device.run(lambda: len(gated.batches)))
+                async with gated.scheduler.free:
+                    seen.append(await gated.scheduler.run(lambda: len(gated.batches)))
 
         warming = asyncio.ensure_future(warm_up())
         await queued()
@@ -154,14 +154,14 @@ class Counted:
 @pytest.mark.parametrize(("overlaps", "most"), [(True, 2), (False, 1)])
 def test_full_batches_are_computed_side_by_side_where_the_backend_likes_it(overlaps: bool, most: int) -> None:
     async def scene() -> Counted:
-        run, device = Counted(meet=most), Device()
-        batcher = Batcher(run, (2,), np.float32, device, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
+        run, scheduler = Counted(meet=most), Scheduler()
+        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
         for count in (2 * MAX_BATCH_SIZE, 2, 4 * MAX_BATCH_SIZE + 3, 1):
             sent = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
             (got,) = await batcher.submit(sent)
             np.testing.assert_array_equal(got, sent)
         await batcher.close()
-        device.close()
+        scheduler.close()
         return run
 
     run = asyncio.run(scene())
@@ -184,10 +184,10 @@ def test_who_wants_the_device_alone_gets_its_turn_among_full_batches() -> None:
         return run
 
     async def scene() -> None:
-        device = Device()
+        scheduler = Scheduler()
         many, alone = (
             Batcher(
-                compute(name), (2,), np.float32, device, max_batch_size=4, max_queue=10_000, overlaps=name == "many"
+                compute(name), (2,), np.float32, scheduler, max_batch_size=4, max_queue=10_000, overlaps=name == "many"
             )
             for name in ("many", "alone")
         )
@@ -195,12 +195,12 @@ def test_who_wants_the_device_alone_gets_its_turn_among_full_batches() -> None:
         await asyncio.sleep(0.01)
         await alone.submit(np.zeros((1, 2), np.float32))
         assert not flood.done()
-        await device.run(lambda: order.append("job" + "".join(inside)))
+        await scheduler.run(lambda: order.append("job" + "".join(inside)))
         assert not flood.done()
         await flood
         for batcher in (many, alone):
             await batcher.close()
-        device.close()
+        scheduler.close()
 
     asyncio.run(scene())
     assert order.count("alone") == 1
@@ -223,12 +223,12 @@ def test_a_small_batch_has_its_turn_among_full_ones_whose_results_the_event_loop
         return run
 
     async def scene() -> None:
-        device = Device()
+        scheduler = Scheduler()
         full, small = (
-            Batcher(compute(name), (2,), np.float32, device, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
+            Batcher(compute(name), (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
             for name in ("full", "small")
         )
-        async with device.free:
+        async with scheduler.free:
             tasks = [submit(full, *range(10 * MAX_BATCH_SIZE)), submit(small, 1)]
             await queued()
         for _ in range(10):
@@ -236,7 +236,7 @@ def test_a_small_batch_has_its_turn_among_full_ones_whose_results_the_event_loop
         await asyncio.gather(*tasks)
         for batcher in (full, small):
             await batcher.close()
-        device.close()
+        scheduler.close()
 
     asyncio.run(scene())
     assert order.index("small") <= 1 + overlaps
@@ -264,7 +264,7 @@ class Fickle:
 
 
 def test_a_source_that_becomes_due_during_a_look_is_not_started_beside_a_batch() -> None:
-    device, fickle = Device(), Fickle()
+    scheduler, fickle = Scheduler(), Fickle()
     inside, go = threading.Event(), threading.Event()
 
     class Busy(Fickle):
@@ -281,13 +281,13 @@ def test_a_source_that_becomes_due_during_a_look_is_not_started_beside_a_batch()
             inside.set()
             go.wait(60)
 
-    device.attach(Busy())
+    scheduler.attach(Busy())
     assert inside.wait(60)
-    device.attach(fickle)
+    scheduler.attach(fickle)
     while fickle.asked < 6:
-        with device.lock:
-            device.wake()
+        with scheduler.lock:
+            scheduler.wake()
         time.sleep(0.001)
     assert fickle.takes == 0
     go.set()
-    device.close()
+    scheduler.close()

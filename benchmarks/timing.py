@@ -1,0 +1,131 @@
+"""Timings of backends side by side: all take turns, so that a change of a machine's clock and load meets all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from engine.backends import Backend
+from engine.latents import Directions
+
+OPERATIONS = ("encode", "edit", "decode")
+BLOCK_SECONDS = 0.1
+"""Length of a side's turn: long beside a call, short beside changes of a machine's clock and load."""
+MIN_CALLS = 20
+"""Fewest calls that percentiles are taken of, however slow they are."""
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one side took for one operation at one batch size.
+
+    Attributes:
+        side: Its name.
+        operation: One of `OPERATIONS`.
+        batch_size: Images a call.
+        calls: Calls that were timed; with fewer than 100, `p99_ms` is little else than the slowest.
+        images_per_s: Images of all timed calls by the time that they took.
+        mean_ms: Mean duration of a call, ms; likewise the shortest, and percentiles 50, 90 and 99.
+    """
+
+    side: str
+    operation: str
+    batch_size: int
+    calls: int
+    images_per_s: float
+    mean_ms: float
+    min_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+
+    @classmethod
+    def of(cls, side: str, operation: str, batch_size: int, seconds: Sequence[float]) -> Timing:
+        """Sums up the durations of calls."""
+        ms = np.asarray(seconds) * 1e3
+        figures = [ms.mean(), ms.min(), *np.percentile(ms, [50, 90, 99])]
+        return cls(side, operation, batch_size, len(ms), batch_size * 1e3 / float(ms.mean()), *map(float, figures))
+
+
+def measure(
+    sides: Mapping[str, Backend], images: Array, directions: Directions, sizes: Sequence[int], seconds: float
+) -> list[Timing]:
+    """Times every operation at every batch size, all sides in turn, each for so many seconds.
+
+    Args:
+        sides: Who is timed, by name.
+        images: uint8 [N, S, S, 3], repeated where a batch is larger.
+        directions: Edits move along the first one, where there is any.
+        sizes: Images a call.
+        seconds: Time of each operation at each size, for each side.
+    """
+    shape = (max(sizes), directions.latent_dim)
+    latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], shape).astype(np.float32)
+    images = np.resize(images, (max(sizes), *images.shape[1:]))
+
+    def call(side: Backend, operation: str, size: int) -> object:
+        if operation == "encode":
+            return side.encode(images[:size])
+        if operation == "decode":
+            return side.decode(latents[:size])
+        return side.edit(images[:size], steps[:size])
+
+    timings = []
+    for size, operation in tqdm(
+        list(product(sizes, OPERATIONS)), desc="measuring", unit="case", leave=False, disable=None
+    ):
+        taken = take_turns({name: partial(call, side, operation, size) for name, side in sides.items()}, seconds)
+        timings += [Timing.of(name, operation, size, durations) for name, durations in taken.items()]
+    return timings
+
+
+def take_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Durations, seconds, of calls made in turns, in blocks, until each was timed so long and `MIN_CALLS` times."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    while any(sum(durations) < seconds or len(durations) < MIN_CALLS for durations in taken.values()):
+        for name, call in calls.items():
+            call()  # not timed: the other side's data fills the caches, and its threads may still be spinning
+            until = time.perf_counter() + BLOCK_SECONDS
+            while (start := time.perf_counter()) < until:
+                call()
+                taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+def doublings(largest: int) -> list[int]:
+    """1, 2, 4 ... and `largest`."""
+    return [*(2**power for power in range((largest - 1).bit_length())), largest]
+
+
+def by_case(timings: Sequence[Timing]) -> dict[tuple[int, str], dict[str, Timing]]:
+    """Timings by batch size and operation, and then by side."""
+    cases: dict[tuple[int, str], dict[str, Timing]] = {}
+    for timing in timings:
+        cases.setdefault((timing.batch_size, timing.operation), {})[timing.side] = timing
+    return cases
+
+
+def table(timings: Sequence[Timing]) -> list[str]:
+    """A table: a row for each batch size and operation, a column for each side."""
+    sides = list(dict.fromkeys(timing.side for timing in timings))
+    lines = [f"| batch | | {' | '.join(sides)} |", f"|---|---|{'---|' * len(sides)}"]
+    for (size, operation), found in sorted(by_case(timings).items(), key=lambda case: case[0][0]):
+        lines.append(f"| {size} | {operation} | {' | '.join(_cell(found.get(side)) for side in sides)} |")
+    return lines
+
+
+def _cell(timing: Timing | None) -> str:
+    return f"{timing.p50_ms:.3f}, {timing.p99_ms:.3f}, {timing.images_per_s:,.0f}" if timing else "-"
