@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from servers import ROOT, environment_without_torch
+from websockets import Origin
 from websockets.sync.client import ClientConnection, connect
 
 Bytes = npt.NDArray[np.uint8]
@@ -90,5 +91,5 @@ class Visitor:
 def visit(page: PageProcess, origin: str | None = None) -> Iterator[Visitor]:
     """Opens the socket as the page does, which asks for the model first."""
     url = f"ws://{page.place}/session"
-    with connect(url, origin=origin or f"http://{page.place}", compression=None, proxy=None) as socket:  # type: ignore[arg-type]
+    with connect(url, origin=Origin(origin or f"http://{page.place}"), compression=None, proxy=None) as socket:
         yield Visitor(socket)

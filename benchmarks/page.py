@@ -1,0 +1,163 @@
+"""How soon a page in headless Chromium shows what its sliders are moved to, and pictures of the page.
+
+A server of the bundle and a page are started; a mouse drags a slider to and fro. Each move counts, from its event to
+the first animation frame after a picture of it, or of a later move, was drawn. Needs dfc-vae[page], playwright and a
+Chromium.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from playwright.sync_api import Browser, Page, sync_playwright
+from script import ROOT, machine, require_positive, run, summary, write_json
+
+from export.errors import InputError
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+SHOWN = {"Smiling": 1.5, "Eyeglasses": 1.5}
+"""What pictures of the page show."""
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 360, "height": 740},
+    "device_scale_factor": 2,
+    "has_touch": True,
+    "is_mobile": True,
+}
+WATCH = """window.moves = [];
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntriesByName("move")) window.moves.push(entry.duration);
+}).observe({ entryTypes: ["measure"] });"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageConfig:
+    """What to serve, and how long to move."""
+
+    bundle: Path
+    """Bundle folder."""
+    seconds: float = 10.0
+    """Time that the slider is moved, seconds, after as long a time that doesn't count."""
+    visitors: int = 1
+    """Pages that are open; all are moved in turn."""
+    limit_ms: float = 50.0
+    """Largest 95th percentile, milliseconds."""
+    pictures: Path | None = None
+    """Folder to write pictures of the page to: page-light.png, page-dark.png, page-phone.png."""
+    photo: Path | None = None
+    """Photo for these pictures; None: a drawn face."""
+    json: Path | None = None
+    """File to write all figures to."""
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[str]:
+    """Runs a command of this project until the context ends; what it said first."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise InputError(f"{arguments[0]} has not started; what it said stands above")
+            yield line
+        finally:
+            process.terminate()
+
+
+def drag(pages: Sequence[Page], seconds: float) -> None:
+    """Moves the first slider of each page to and fro by the mouse."""
+    boxes = []
+    for page in pages:
+        box = page.locator(".attribute input").first.bounding_box()
+        assert box is not None
+        boxes.append(box)
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.down()
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < seconds:
+        share = 0.5 + 0.4 * float(np.sin(2 * passed))
+        for page, box in zip(pages, boxes, strict=True):
+            page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+    for page in pages:
+        page.mouse.up()
+
+
+def picture(browser: Browser, url: str, path: Path, photo: Path | None, options: dict[str, Any]) -> None:
+    """Writes what a visitor sees."""
+    page = browser.new_page(**options)
+    settings = "&".join(f"set={name}:{strength}" for name, strength in SHOWN.items())
+    page.goto(f"{url}#{settings}&keep=Male")
+    page.wait_for_selector("#samples [aria-pressed]")
+    if photo:
+        page.set_input_files("#file", photo)
+    page.get_by_text("Compare").click()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=path)
+    page.close()
+
+
+def measure(config: PageConfig) -> bool:
+    """Moves, prints and writes; whether the limit held."""
+    require_positive(config, "seconds", "visitors", "limit_ms")
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if chromium is None:
+        raise InputError(f"there is no Chromium here (none of {', '.join(BROWSERS)}); apt-get install chromium")
+    here = machine()
+    with (
+        started("engine", "--bundle", config.bundle, "--port", 0, "--log-level", "warning") as serving,
+        started("engine.page", "--target", serving.split()[-1], "--port", 0) as paging,
+        sync_playwright() as playwright,
+    ):
+        (url,) = re.findall(r"http://\S+", paging)
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        pages = [browser.new_page() for _ in range(config.visitors)]
+        for page in pages:
+            page.add_init_script(WATCH)
+            page.goto(url)
+            page.wait_for_selector("#samples [aria-pressed]")
+        drag(pages, config.seconds)
+        for page in pages:
+            page.evaluate("() => { window.moves = []; }")
+        drag(pages, config.seconds)
+        moves = np.array([duration for page in pages for duration in page.evaluate("() => window.moves")])
+        p95 = tell(config, here, moves)
+        if config.pictures:
+            config.pictures.mkdir(parents=True, exist_ok=True)
+            wide: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}}
+            for name, options in {"light": wide, "dark": {**wide, "color_scheme": "dark"}, "phone": PHONE}.items():
+                picture(browser, url, config.pictures / f"page-{name}.png", config.photo, options)
+        browser.close()
+    return p95 <= config.limit_ms
+
+
+def tell(config: PageConfig, here: dict[str, Any], moves: npt.NDArray[np.float64]) -> float:
+    """Prints and writes the figures; the 95th percentile of moves, ms."""
+    p50, p95, p99 = map(float, np.percentile(moves, [50, 95, 99]))
+    print(
+        f"{len(moves)} moves in {config.seconds:g} s on {config.visitors} page(s), each until the frame that shows it"
+    )
+    print(f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms, longest {moves.max():.1f} ms")
+    print(summary(here), flush=True)
+    figures = {"moves": len(moves), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "max_ms": float(moves.max())}
+    write_json(config.json, {"machine": here, "visitors": config.visitors, **figures})
+    return p95
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    return run(PageConfig, measure, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
