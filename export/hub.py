@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import tyro
 
 from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle, Manifest, sha256_of
-from engine.version import tell_version
-from export.errors import FAILURES, InputError, report
+from export import command
+from export.errors import InputError
 from trainer.extras import require
 
 CONFIG, MODEL, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
@@ -29,9 +29,9 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 class HubConfig:
     """What to publish, and where to put it."""
 
-    bundle: Annotated[Path, tyro.conf.Positional]
+    bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
     """Bundle folder."""
-    out: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write; must not exist yet. Its name is the model's."""
     run: Path | None = None
     """Run folder that the bundle was built from: adds PyTorch's weights, and what `trainer evaluate` measured."""
@@ -139,16 +139,13 @@ def _parity(manifest: Manifest) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 written, 2 unusable input, 130 interrupted."""
-    if tell_version(sys.argv[1:] if arguments is None else arguments):
-        return 0
-    try:
-        config = tyro.cli(HubConfig, args=arguments, prog="python -m export.hub", description=__doc__)
+
+    def work(config: HubConfig) -> None:
         require("train")
         write(config)
-    except FAILURES as error:
-        return report(error, "nothing was written")
-    print(f"wrote {config.out}; look through its {CARD}, then: hf upload USER/{config.out.name} {config.out}")
-    return 0
+        print(f"wrote {config.out}; look through its {CARD}, then: hf upload USER/{config.out.name} {config.out}")
+
+    return command.run(HubConfig, work, prog="python -m export.hub", doc=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

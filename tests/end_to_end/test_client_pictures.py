@@ -58,7 +58,8 @@ def face(tmp_path: Path) -> Path:
 
 def edited(path: Path, **strengths: float) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     step = tiny_directions().move(list(strengths.items())).step
-    return images_of(latents_of(np.asarray(Image.open(path))[np.newaxis]) + step)[0]
+    (image,) = images_of(latents_of(np.asarray(Image.open(path))[np.newaxis]) + step)
+    return np.asarray(image, np.uint8)
 
 
 def frames(file: Path | BytesIO) -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:

@@ -33,26 +33,19 @@ def test_the_commands_work_beside_a_folder_called_engine(installed: Path, tiny_b
     environment = {**os.environ, "PYTHONPATH": str(installed)}
 
     def client(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, installed / "bin" / "dfcvae", *arguments]
+        command = [sys.executable, str(installed / "bin" / "dfcvae"), *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     assert client("--version").stdout.startswith("dfc-vae ")
-    server = subprocess.Popen(
-        [sys.executable, installed / "bin" / "dfcvae-serve", "--bundle", tiny_bundle, "--port", "0"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        assert line.startswith("serving dfcvae.v1.LatentEngine on ")
-        found = client("health", "--target", line.split()[-1])
-        assert (found.stdout, found.returncode) == ("SERVING\n", 0), found.stderr
-        server.terminate()
-        assert server.wait(timeout=60) == 0
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
+    serve = [sys.executable, str(installed / "bin" / "dfcvae-serve"), "--bundle", str(tiny_bundle), "--port", "0"]
+    with subprocess.Popen(serve, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("serving dfcvae.v1.LatentEngine on ")
+            found = client("health", "--target", line.split()[-1])
+            assert (found.stdout, found.returncode) == ("SERVING\n", 0), found.stderr
+            server.terminate()
+            assert server.wait(timeout=60) == 0
+        finally:
+            server.kill()

@@ -32,6 +32,7 @@ FIGURES = {
     "reconstructions",
     "samples",
     "samples_fitted",
+    "training_curves",
     "tsne",
 }
 

@@ -1,4 +1,5 @@
 import base64
+import json
 import re
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.evaluation import training_curves
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.report import attribute_table, embed, headlines, page, summary
 
@@ -115,6 +117,25 @@ def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Fig
     for text in ("celeba", "01234567", "500 val", "not the one that the run was trained on"):
         assert text in html
     assert html.index("Bald added 91%") < html.index("Bald added</th>") < html.index("PSNR")
+
+
+def test_edits_stand_above_the_numbers_and_what_was_not_measured_is_folded(tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 30, 3), 77, np.uint8)).save(tmp_path / "a.png")
+    figures = [Figure("a.png", "Rest", "Below."), Figure("a.png", "Smiles", "Above.", leads=True)]
+    html = page("run", METRICS, embed(figures, tmp_path), {})
+    order = ("Bald added 91%", "Above.", "PSNR", "<summary>Not measured: ", "skipped: needs", "Below.")
+    assert sorted(order, key=html.index) == list(order)
+
+
+def test_the_training_is_drawn_from_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    losses = [{"step": step, "loss": {"total": 1 / step}} for step in (10, 20, 30)]
+    records = [*losses, {"step": 30, "val_psnr": 21.0, "val_loss": 0.04}]
+    log.write_text("".join(f"{json.dumps(record)}\n" for record in records) + '{"step": 40, "lo')
+    (figure,) = training_curves.draw(log, tmp_path)
+    assert Image.open(tmp_path / figure.file).width > 500
+    log.write_text('{"step": 10, "images_per_second": 7}\n')
+    assert training_curves.draw(log, tmp_path) == training_curves.draw(tmp_path / "absent", tmp_path) == []
 
 
 def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Figure, str]]") -> None:
