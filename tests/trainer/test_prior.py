@@ -81,6 +81,12 @@ def test_latents_of_several_kinds_are_fitted_by_a_mixture(tmp_path: Path) -> Non
         assert file.metadata() == {"split": "train", "images": "6000", "model_sha256": "ab" * 32}
 
 
+def test_points_that_leave_a_dimension_out_have_a_gaussian_only() -> None:
+    mu, _, _ = posteriors(200, 6)
+    mu[:, 2] = 0
+    assert set(fit_priors(mu, np.full_like(mu, -np.inf))) == {"mean", "factor"}
+
+
 @pytest.mark.parametrize("count", [30, 5000])
 def test_latents_of_one_kind_are_left_to_the_gaussian(count: int) -> None:
     mu, log_var, _ = posteriors(count, 6)

@@ -89,7 +89,11 @@ def fit_mixture(latents: NDArray[np.float64]) -> Tensors:
     components = min(MAX_COMPONENTS, len(seen) // latent_dim)
     if components < 2:
         return {}
-    mean, root = seen.mean(axis=0), np.linalg.cholesky(np.atleast_2d(np.cov(seen.T)))
+    mean = seen.mean(axis=0)
+    try:
+        root = np.linalg.cholesky(np.atleast_2d(np.cov(seen.T)))
+    except np.linalg.LinAlgError:  # an encoder without noise, of which some dimension follows from others
+        return {}
     white = np.linalg.solve(root, (seen - mean).T).T  # where no dimension decides alone what lies close together
     clusters = KMeans(components, n_init=1, random_state=0).fit(white)
     within = np.atleast_2d(np.cov((white - clusters.cluster_centers_[clusters.labels_]).T))
