@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from engine.bundle import DIRECTIONS, PRIOR, sha256_of
 from engine.errors import BundleError, DirectionsError
-from engine.latents import Directions, Gaussian
+from engine.latents import Directions, Prior, load_priors
 from export.errors import InputError
 from trainer.config import TrainConfig
 from trainer.model import VAE
@@ -46,7 +46,7 @@ class Run:
     model: VAE
     model_sha256: str
     directions: Directions
-    prior: Gaussian
+    prior: Prior
     samples: npt.NDArray[np.uint8]
 
     def split_samples(self, *, calibrates: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -111,12 +111,12 @@ def _load_directions(path: Path, latent_dim: int) -> Directions:
     return directions
 
 
-def _load_prior(path: Path, latent_dim: int, model_sha256: str) -> Gaussian:
+def _load_prior(path: Path, latent_dim: int, model_sha256: str) -> Prior:
     run = path.parent
     if not path.is_file():  # as in runs of before the trainer fitted it
         raise InputError(f"{run} has no {PRIOR}, which new faces are drawn from; {_anew(run)}")
     try:
-        prior = Gaussian.load(path)
+        prior = next(iter(load_priors(path).values()))
     except BundleError as error:
         raise InputError(f"{error}; {_anew(run)}") from error
     if prior.latent_dim != latent_dim or not belongs(path, model_sha256):

@@ -40,6 +40,7 @@ class Distribution(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DISTRIBUTION_UNSPECIFIED: _ClassVar[Distribution]
     DISTRIBUTION_STANDARD: _ClassVar[Distribution]
     DISTRIBUTION_FITTED: _ClassVar[Distribution]
+    DISTRIBUTION_MIXTURE: _ClassVar[Distribution]
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat
 IMAGE_FORMAT_RAW: ImageFormat
 IMAGE_FORMAT_JPEG: ImageFormat
@@ -59,6 +60,7 @@ WALK_SPHERICAL: Walk
 DISTRIBUTION_UNSPECIFIED: Distribution
 DISTRIBUTION_STANDARD: Distribution
 DISTRIBUTION_FITTED: Distribution
+DISTRIBUTION_MIXTURE: Distribution
 
 class RawImages(_message.Message):
     __slots__ = ("count", "height", "width", "data")

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
 from tiny_model import ATTRIBUTES, IMAGE_SIZE, MAX_BATCH_SIZE, TinyModel, tiny_directions
 
 from engine.bundle import (
@@ -16,12 +17,14 @@ from engine.bundle import (
     ENCODER,
     FORMAT_VERSION,
     MANIFEST,
+    PRIOR,
     PROOF,
     Engine,
     Manifest,
     Preprocessing,
     sha256_of,
 )
+from engine.latents import Gaussian, Mixture
 from engine.proof.truth import Truth
 from framing import Frame
 
@@ -80,6 +83,24 @@ def reseal(folder: Path) -> None:
     manifest = Manifest.from_json((folder / MANIFEST).read_text())
     files = {name: sha256_of(folder / name) for name in manifest.files}
     (folder / MANIFEST).write_text(replace(manifest, files=files).to_json())
+
+
+def save_prior(path: Path, fitted: Gaussian, mixture: Mixture | None = None) -> None:
+    """Writes what `engine.latents.load_priors` reads."""
+    tensors: dict[str, npt.NDArray[Any]] = {"mean": fitted.mean, "factor": fitted.factor}
+    if mixture is not None:
+        tensors["weights"] = mixture.weights
+        tensors["means"] = np.stack([one.mean for one in mixture.components])
+        tensors["factors"] = np.stack([one.factor for one in mixture.components])
+    save_file(tensors, path)
+
+
+def add_prior(bundle: Path, fitted: Gaussian, mixture: Mixture | None = None) -> None:
+    """Gives a bundle something to draw from."""
+    save_prior(bundle / PRIOR, fitted, mixture)
+    manifest = Manifest.from_json((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(replace(manifest, files={**manifest.files, PRIOR: ""}).to_json())
+    reseal(bundle)
 
 
 def spoil(path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from engine.latents import Directions
-from trainer.artifacts.prior import fit_prior, save_prior
+from trainer.artifacts.prior import fit_priors, save_priors
 from trainer.config import ModelConfig, TrainConfig
 from trainer.model import VAE
 from trainer.run_folder import save_config, save_model, sha256_of
@@ -88,6 +88,6 @@ def write_run(folder: Path, image_size: int = 64, samples: int = 11) -> Path:
     directions = Directions(ATTRIBUTES, vectors, (40, 41, 42), (50, 49, 48), "train", kinds, model_sha256)
     directions.save(folder / "directions.safetensors")
     mu, log_var = np.random.default_rng(1).standard_normal((2, 90, LATENT_DIM), dtype=np.float32)
-    save_prior(folder / "prior.safetensors", *fit_prior(mu, log_var), 90, model_sha256)
+    save_priors(folder / "prior.safetensors", fit_priors(mu, log_var), 90, model_sha256)
     save_file({"images": smooth_images(samples, image_size)}, folder / "samples.safetensors")
     return folder

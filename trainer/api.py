@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.errors import BundleError, DirectionsError
-from engine.latents import Directions, Gaussian
+from engine.latents import Directions, Prior, load_priors
 from framing import Aligner
 from trainer import model, run_folder, training
 from trainer.artifacts.encode import encode
@@ -117,14 +117,14 @@ class VAE:
             raise RunError(f"{error}; {self._anew}") from error
 
     @cached_property
-    def prior(self) -> Gaussian:
-        """The Gaussian that new faces are drawn from.
+    def priors(self) -> dict[str, Prior]:
+        """What new faces can be drawn from, by name, the default first.
 
         Raises:
             RunError: the run has none, or it cannot be read.
         """
         try:
-            return Gaussian.load(self.run / PRIOR)
+            return load_priors(self.run / PRIOR)
         except BundleError as error:
             raise RunError(f"{error}; {self._anew}") from error
 
@@ -205,16 +205,21 @@ class VAE:
         step = self.directions.move(list(edits.items()), list(keep)).step
         return self.decode(self.encode(images) + step)
 
-    def sample(self, count: int, seed: int = 0, temperature: float = 1.0) -> Images:
+    def sample(self, count: int, seed: int = 0, temperature: float = 1.0, distribution: str | None = None) -> Images:
         """New faces, (count, S, S, 3): those that a server draws for the same seed.
 
         Args:
             count: how many, at least 1.
             seed: any integer from 0 on; the same one gives the same faces.
             temperature: factor on the distance from the mean face; below 1 faces are more typical and less varied.
+            distribution: what they are drawn from, one of `priors`; None: the first of them.
 
         Raises:
-            RunError: as `prior`.
+            RunError: as `priors`.
             InvalidRequest: of `engine.errors`; an argument is out of its range.
+            ValueError: the run has no such distribution.
         """
-        return self.decode(self.prior.draw(count, seed, temperature))
+        name = next(iter(self.priors)) if distribution is None else distribution
+        if name not in self.priors:
+            raise ValueError(f"distribution must be one of {', '.join(self.priors)}, not {name!r}")
+        return self.decode(self.priors[name].draw(count, seed, temperature))

@@ -5,7 +5,7 @@ model.safetensors        the weights, float32
 checkpoint.pt            everything that an exact resume needs
 metrics.jsonl            losses per logged step, validation per epoch
 directions.safetensors   the attribute directions
-prior.safetensors        the Gaussian that new faces are drawn from
+prior.safetensors        the Gaussian and the mixture of some that new faces are drawn from
 README.md                the model card
 metrics.json             what `evaluate` measured, if it has
 samples.safetensors      held-out images, `images` (N, S, S, 3) uint8: what export's parity gate compares on, anywhere

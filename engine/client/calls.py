@@ -211,8 +211,8 @@ class Calls(Connection):
             seed: The same seed gives the same latents on every server of the same model, and the same images up to
                 the precision of the bundle's engine; a longer draw begins with the samples of a shorter one.
             temperature: Factor on the distance from the distribution's mean, 0 to 10.
-            distribution: "standard", N(0, I); "fitted", to the posteriors of real images; "auto", fitted where the
-                model has it.
+            distribution: "standard", N(0, I); "fitted", the Gaussian that fits the posteriors of real images;
+                "mixture", the mixture of Gaussians that does; "auto", the closest to them that the model has.
             options: Model, priority, timeout, request_id.
 
         Returns:

@@ -50,6 +50,7 @@ _DISTRIBUTIONS: dict[Distribution, Any] = {
     "auto": pb.DISTRIBUTION_UNSPECIFIED,
     "standard": pb.DISTRIBUTION_STANDARD,
     "fitted": pb.DISTRIBUTION_FITTED,
+    "mixture": pb.DISTRIBUTION_MIXTURE,
 }
 _DISTRIBUTION_NAMES = {number: name for name, number in _DISTRIBUTIONS.items()}
 

@@ -21,7 +21,7 @@ FileFormat = Literal["JPEG", "PNG", "WEBP"]
 Result = Literal["images", "latents", "both"]
 Priority = Literal["normal", "background", "interactive"]
 Walk = Literal["linear", "spherical"]
-Distribution = Literal["auto", "standard", "fitted"]
+Distribution = Literal["auto", "standard", "fitted", "mixture"]
 
 
 class Options(TypedDict, total=False):

@@ -1,6 +1,21 @@
 """Latent arithmetic: attribute directions and edits along them, walks between latents, samples. Pure numpy."""
 
 from engine.latents.directions import Directions, Floats, Move, shift, steps_of
-from engine.latents.sampling import Gaussian, linear, spherical
+from engine.latents.sampling import FITTED, MIXTURE, Gaussian, Mixture, Prior, load_priors
+from engine.latents.walks import linear, spherical
 
-__all__ = ["Directions", "Floats", "Gaussian", "Move", "linear", "shift", "spherical", "steps_of"]
+__all__ = [
+    "FITTED",
+    "MIXTURE",
+    "Directions",
+    "Floats",
+    "Gaussian",
+    "Mixture",
+    "Move",
+    "Prior",
+    "linear",
+    "load_priors",
+    "shift",
+    "spherical",
+    "steps_of",
+]

@@ -1,108 +1,23 @@
-"""New points of the latent space: on the way between two latents, and drawn from a Gaussian. Pure numpy.
+"""New latents, drawn from a Gaussian or a mixture of some. Pure numpy, the same to the last bit on every machine.
 
-Shapes: N latents or pairs of dimension D.
+Shapes: N latents of dimension D, K components of a mixture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from engine.errors import BundleError, InvalidRequest
 
 Floats = npt.NDArray[np.float32]
 _Doubles = npt.NDArray[np.float64]
-
-# Latents are float32: with less than this between two unit vectors and their being opposite, rounding picks the arc.
-_OPPOSITE = 1e-6
-
-_BLOCK = 128  # latents that are worked on at once: sums and products of a block stay in the processor's cache
-
-
-def linear(start: Floats, end: Floats, steps: int) -> Floats:
-    """Points on the straight lines between pairs of latents, at equal distances.
-
-    Args:
-        start: float32 [N, D].
-        end: float32 [N, D].
-        steps: Points per pair, both ends among them; at least 2.
-
-    Returns:
-        float32 [N * steps, D]: all points of the first pair, from start to end, then those of the next. Both ends
-        are the given values bit for bit.
-
-    Raises:
-        InvalidRequest: When steps are too few, or the pairs don't match.
-    """
-    return _between(start, end, steps, _on_line)
-
-
-def spherical(start: Floats, end: Floats, steps: int) -> Floats:
-    """Points on the arcs between pairs of latents, at equal angles; otherwise as `linear`.
-
-    The direction turns by Shoemake's slerp, (sin((1-t)w) u + sin(t w) v) / sin(w) with w the angle between the unit
-    vectors u and v, and the length changes linearly. So points of a Gaussian in many dimensions, which all lie at
-    about the same distance from its centre, stay there. A zero vector has no direction: it takes that of its partner.
-
-    Raises:
-        InvalidRequest: As `linear`, and when the two latents of a pair are opposite: all arcs are equally short.
-    """
-    return _between(start, end, steps, _on_arc)
-
-
-def _between(
-    start: Floats, end: Floats, steps: int, path: Callable[[_Doubles, _Doubles, _Doubles], _Doubles]
-) -> Floats:
-    if steps < 2:
-        raise InvalidRequest(f"steps must be at least 2 (both ends), not {steps}")
-    if start.ndim != 2 or start.shape != end.shape:
-        raise InvalidRequest(
-            f"start and end must be pairs of latents, [N, D] each, not {list(start.shape)} and {list(end.shape)}"
-        )
-    share = np.linspace(0, 1, steps)[:, None]
-    points = path(start[:, None].astype(np.float64), end[:, None].astype(np.float64), share).astype(np.float32)
-    points[:, 0], points[:, -1] = start, end
-    return points.reshape(len(start) * steps, start.shape[1])
-
-
-def _on_line(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
-    """Starts and ends, [N, 1, D], and shares of the way, [steps, 1], to points, [N, steps, D]."""
-    points: _Doubles = (1 - share) * start + share * end
-    return points
-
-
-def _on_arc(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
-    start_length, end_length = (np.linalg.norm(side, axis=2, keepdims=True) for side in (start, end))
-    length = _on_line(start_length, end_length, share)
-    start, end = _unit(start, start_length), _unit(end, end_length)
-    start, end = np.where(start_length > 0, start, end), np.where(end_length > 0, end, start)
-    apart, together = (np.linalg.norm(sides, axis=2, keepdims=True) for sides in (end - start, end + start))
-    opposite = (together < _OPPOSITE) & (length[:, :1] + length[:, -1:] > 0)
-    if opposite.any():
-        raise InvalidRequest(
-            f"pair {int(np.argmax(opposite))}: its two latents are opposite, so that no arc between them is the "
-            "shortest; interpolate linearly, or by way of a third latent"
-        )
-    angle = 2 * np.arctan2(apart, together)  # unlike the arccosine of a product, exact for small angles
-    # With no angle to turn by, slerp's factors 0/0 tend to those of the straight line.
-    turning = angle > 0
-    sine = np.where(turning, np.sin(angle), 1)
-    from_start = np.where(turning, np.sin((1 - share) * angle) / sine, 1 - share)
-    from_end = np.where(turning, np.sin(share * angle) / sine, share)
-    points: _Doubles = length * (from_start * start + from_end * end)
-    return points
-
-
-def _unit(vectors: _Doubles, length: _Doubles) -> _Doubles:
-    units: _Doubles = vectors / np.where(length > 0, length, 1)
-    return units
 
 
 @dataclass(frozen=True)
@@ -158,70 +73,147 @@ class Gaussian:
         Raises:
             InvalidRequest: When an argument is out of its range, or the result doesn't fit float32.
         """
-        if count < 1:
-            raise InvalidRequest(f"count must be at least 1, not {count}")
-        if seed < 0:
-            raise InvalidRequest(f"seed must be at least 0, not {seed}")
-        if not 0 <= temperature < np.inf:
-            raise InvalidRequest(f"temperature must be at least 0 and finite, not {temperature:g}")
-        noise = np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent_dim))
+        noise = _noise(count, seed, temperature, self.latent_dim)
         with np.errstate(over="ignore", invalid="ignore"):
-            latents = (self.mean + temperature * self._spread(noise)).astype(np.float32)
-        if not np.isfinite(latents).all():
-            raise InvalidRequest(
-                f"temperature {temperature:g} moves the latents out of float32's range; use a temperature of about 1"
-            )
-        return latents
+            return _float32(self.mean + temperature * self.spread(noise), temperature)
 
-    def _spread(self, noise: _Doubles) -> _Doubles:
+    def spread(self, noise: _Doubles) -> _Doubles:
         """`factor @ row` for each row of the noise, [N, D].
 
         Not a matrix product: how BLAS rounds depends on the machine, and on how many rows there are. Here every sum
-        goes from the factor's first column to its last.
+        goes from the factor's first column to its last, as NumPy adds along an axis that isn't the last one.
         """
-        spread = np.empty_like(noise)
-        for start in range(0, len(noise), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            given = np.ascontiguousarray(noise[rows].T)  # so that the innermost loop is over latents, which are many
-            sums, products = np.zeros_like(given), np.empty_like(given)
-            for values, (places, column) in zip(given, self._columns, strict=True):
-                sums[places] += np.multiply(column, values, out=products[places])
-            spread[rows] = sums.T
+        spread, products = np.empty_like(noise), np.empty_like(self._columns)
+        for row, values in zip(spread, noise, strict=True):
+            np.multiply(self._columns, values[:, None], out=products).sum(axis=0, out=row)
         return spread
 
     @cached_property
-    def _columns(self) -> list[tuple[slice, _Doubles]]:
-        """The factor's columns, [n, 1], from their first value that isn't 0 to their last, and the places of these.
+    def _columns(self) -> _Doubles:
+        """The factor's columns, one after the other in memory."""
+        return np.ascontiguousarray(self.factor.T, np.float64)
 
-        The zeros around change no sum, and N(0, I) has hardly anything else.
-        """
-        columns = []
-        for column in self.factor.T.astype(np.float64):
-            filled = column.nonzero()[0]
-            places = slice(filled[0], filled[-1] + 1) if filled.size else slice(0)
-            columns.append((places, np.ascontiguousarray(column[places, None])))
-        return columns
 
-    def save(self, path: str | Path) -> None:
-        """Writes a safetensors file: tensors `mean` [D] and `factor` [D, D]."""
-        tensors = {"mean": np.ascontiguousarray(self.mean), "factor": np.ascontiguousarray(self.factor)}
-        Path(path).write_bytes(save(tensors))
+@dataclass(frozen=True)
+class Mixture:
+    """Gaussians of which each latent is drawn from one, chosen by weight.
 
-    @classmethod
-    def load(cls, path: str | Path) -> Gaussian:
-        """Reads what `save` wrote.
+    Attributes:
+        weights: float64 [K], above 0.
+        components: The K Gaussians.
+
+    Raises:
+        BundleError: When the parts disagree in shape, or weights aren't finite numbers above 0.
+    """
+
+    weights: _Doubles
+    components: tuple[Gaussian, ...]
+
+    def __post_init__(self) -> None:
+        if self.weights.dtype != np.float64 or self.weights.shape != (len(self.components),) or not self.components:
+            raise BundleError(
+                f"a mixture of {len(self.components)} Gaussians needs as many weights, float64, not "
+                f"{self.weights.dtype} {list(self.weights.shape)}"
+            )
+        if not (np.isfinite(self.weights).all() and (self.weights > 0).all()):
+            raise BundleError("weights of a mixture must be finite numbers above 0")
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension D of the latent space."""
+        return self.components[0].latent_dim
+
+    @cached_property
+    def mean(self) -> _Doubles:
+        """The mean of the whole mixture, [D]."""
+        means = np.stack([one.mean for one in self.components]).astype(np.float64)
+        mean: _Doubles = np.cumsum(means * self.weights[:, None], axis=0)[-1] / self._bounds[-1]
+        return mean
+
+    @cached_property
+    def _bounds(self) -> _Doubles:
+        """The weights up to each component, [K]. Unlike those of a sum, its roundings are the same everywhere."""
+        bounds: _Doubles = np.cumsum(self.weights)
+        return bounds
+
+    def draw(self, count: int, seed: int, temperature: float = 1.0) -> Floats:
+        """Draws latents, as `Gaussian.draw` does and from the same noise.
+
+        Which component a latent is of comes from a stream of its own, one number each.
+
+        Args:
+            count: How many.
+            seed: Any integer from 0 on.
+            temperature: Factor on the distance from the mean of the whole mixture.
+
+        Returns:
+            float32 [count, D].
 
         Raises:
-            BundleError: When the file is missing, truncated, or holds no Gaussian.
+            InvalidRequest: As `Gaussian.draw`.
         """
-        try:
-            with safe_open(path, framework="np") as file:
-                if missing := {"mean", "factor"} - set(file.keys()):
-                    raise BundleError(f"it holds no Gaussian, for it lacks {' and '.join(sorted(missing))}")
-                return cls(file.get_tensor("mean"), file.get_tensor("factor"))
-        except FileNotFoundError:
-            raise BundleError(f"{path} does not exist") from None
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
-            raise BundleError(f"{path} can't be read as a Gaussian: {error}") from error
-        except BundleError as error:
-            raise BundleError(f"{path}: {error}") from None
+        noise = _noise(count, seed, temperature, self.latent_dim)
+        lots = np.random.Generator(np.random.Philox(seed).jumped()).random(count) * self._bounds[-1]
+        chosen = np.searchsorted(self._bounds[:-1], lots, side="right")
+        latents = np.empty_like(noise)
+        for number in np.unique(chosen):
+            rows, component = chosen == number, self.components[number]
+            latents[rows] = component.mean + component.spread(noise[rows])
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _float32(self.mean + temperature * (latents - self.mean), temperature)
+
+
+Prior: TypeAlias = Gaussian | Mixture
+
+FITTED, MIXTURE = "fitted", "mixture"
+"""Names of the priors that a file may hold."""
+
+
+def load_priors(path: str | Path) -> dict[str, Prior]:
+    """Reads the priors of a run or bundle: by name, the one to draw from unless told otherwise first.
+
+    The file is safetensors: `mean` [D] and `factor` [D, D] of a Gaussian, and where there is a mixture, too, its
+    `weights` [K], `means` [K, D] and `factors` [K, D, D].
+
+    Raises:
+        BundleError: When the file is missing, truncated, or holds no Gaussian.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        fitted = Gaussian(tensors["mean"], tensors["factor"])
+        if "weights" not in tensors:
+            return {FITTED: fitted}
+        components = tuple(map(Gaussian, tensors["means"], tensors["factors"]))
+        mixture = Mixture(tensors["weights"], components)
+        if mixture.latent_dim != fitted.latent_dim:
+            raise BundleError(f"its mixture has {mixture.latent_dim} dimensions, its Gaussian {fitted.latent_dim}")
+        return {MIXTURE: mixture, FITTED: fitted}
+    except FileNotFoundError:
+        raise BundleError(f"{path} does not exist") from None
+    except KeyError as error:
+        raise BundleError(f"{path} holds no prior, for it lacks {error}") from None
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise BundleError(f"{path} can't be read as a prior: {error}") from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+
+
+def _noise(count: int, seed: int, temperature: float, latent_dim: int) -> _Doubles:
+    """Noise of N(0, I), [count, D], once the arguments are known to be in their ranges."""
+    if count < 1:
+        raise InvalidRequest(f"count must be at least 1, not {count}")
+    if seed < 0:
+        raise InvalidRequest(f"seed must be at least 0, not {seed}")
+    if not 0 <= temperature < np.inf:
+        raise InvalidRequest(f"temperature must be at least 0 and finite, not {temperature:g}")
+    return np.random.Generator(np.random.Philox(seed)).standard_normal((count, latent_dim))
+
+
+def _float32(latents: _Doubles, temperature: float) -> Floats:
+    rounded = latents.astype(np.float32)
+    if not np.isfinite(rounded).all():
+        raise InvalidRequest(
+            f"temperature {temperature:g} moves the latents out of float32's range; use a temperature of about 1"
+        )
+    return rounded

@@ -16,7 +16,7 @@ from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
-from engine.latents import Gaussian, Move, shift, steps_of
+from engine.latents import Gaussian, Move, Prior, load_priors, shift, steps_of
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -26,8 +26,8 @@ Images: TypeAlias = Bytes | EncodedFiles
 Source: TypeAlias = Images | Floats
 """Images, or latents, float32 [N, D]."""
 
-STANDARD, FITTED = "standard", "fitted"
-"""Names of the Gaussians that samples are drawn from."""
+STANDARD = "standard"
+"""Name of N(0, I) among the priors that samples are drawn from."""
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 
@@ -89,7 +89,7 @@ class Model:
 
     Attributes:
         max_images: Most images or latents of a request.
-        gaussians: What samples are drawn from, by name, the default first.
+        priors: What samples are drawn from, by name, the default first.
         codec: Decodes and encodes image files.
     """
 
@@ -110,8 +110,8 @@ class Model:
         self.fingerprint = fingerprint
         self.settings = settings
         self.max_images = _max_images_per_request(manifest, settings)
-        fitted = {FITTED: Gaussian.load(bundle.path / PRIOR)} if PRIOR in manifest.files else {}
-        self.gaussians = {**fitted, STANDARD: Gaussian.standard(manifest.latent_dim)}
+        fitted = load_priors(bundle.path / PRIOR) if PRIOR in manifest.files else {}
+        self.priors: dict[str, Prior] = {**fitted, STANDARD: Gaussian.standard(manifest.latent_dim)}
         self.codec = Codec(manifest.frame, settings.codec_threads, settings.max_pixels_per_file, settings.pixels)
         self.backend = backend
         pixels = (manifest.image_size, manifest.image_size, 3)

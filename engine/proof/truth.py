@@ -26,7 +26,7 @@ from safetensors.numpy import save
 
 from engine.backends import Backend, Bytes, Floats
 from engine.errors import BundleError, ParityError
-from engine.latents import Directions, Gaussian
+from engine.latents import Directions, Prior
 from engine.proof.figures import ImageError, LatentError, Stage, Tolerances
 
 Array = npt.NDArray[Any]
@@ -69,7 +69,7 @@ class Truth:
         reference: Backend,
         images: Bytes,
         directions: Directions,
-        prior: Gaussian,
+        prior: Prior,
         *,
         model_sha256: str = "",
     ) -> Truth:

@@ -27,8 +27,8 @@ from engine.service.request_parser import (
     latent_batch,
     parser,
     read_form,
-    read_gaussian,
     read_output,
+    read_prior,
 )
 from engine.service.request_scope import Call, RequestScope
 from engine.service.response import Answer, StreamAnswer, serialize
@@ -152,9 +152,9 @@ class LatentEngine:
                 raise InvalidRequest(
                     f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
                 )
-            gaussian = read_gaussian(request, scope.model.gaussians)
+            prior = read_prior(request, scope.model.priors)
             with scope.admit(request.count, "count", "ask for", decodes=True) as terms:
-                draw = partial(gaussian.draw, request.count, request.seed, temperature)
+                draw = partial(prior.draw, request.count, request.seed, temperature)
                 latents = await _compute(scope.model, request.count, draw, terms)
                 images = await scope.model.decode(latents, terms) if output.images else None
             return await scope.respond(pb.SampleResponse(), output, images, latents)
@@ -188,7 +188,7 @@ class LatentEngine:
             model=model.name,
             models=self._repository.names,
             fingerprint=model.fingerprint,
-            distributions=[DISTRIBUTIONS[name] for name in model.gaussians],
+            distributions=[DISTRIBUTIONS[name] for name in model.priors],
             max_delay_ms=model.settings.max_delay * 1000,
         )
 

@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 from engine.bundle import Manifest
 from engine.errors import InvalidRequest
 from engine.images import FILE_FORMATS, EncodedFiles, from_raw
-from engine.latents import Directions, Gaussian, Move
-from engine.models.model import FITTED, STANDARD, Images, Source
+from engine.latents import FITTED, MIXTURE, Directions, Move, Prior
+from engine.models.model import STANDARD, Images, Source
 from engine.service.zero_copy import ZeroCopyMessage, field_tree, split_pixels
 from protos import dfcvae_pb2 as pb
 
@@ -31,7 +31,11 @@ _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_RAW: None,
     **{pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}"): name for name in FILE_FORMATS},
 }
-DISTRIBUTIONS = {STANDARD: pb.DISTRIBUTION_STANDARD, FITTED: pb.DISTRIBUTION_FITTED}
+DISTRIBUTIONS = {
+    STANDARD: pb.DISTRIBUTION_STANDARD,
+    FITTED: pb.DISTRIBUTION_FITTED,
+    MIXTURE: pb.DISTRIBUTION_MIXTURE,
+}
 """What a model's Gaussians are on the wire."""
 
 _PRIORITIES = {
@@ -194,7 +198,7 @@ def read_priority(request: Any) -> int:
         ) from None
 
 
-def read_gaussian(request: Any, known: Mapping[str, Gaussian]) -> Gaussian:
+def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
     """What a request with `distribution` draws from, of what its model has by name, the default first."""
     names = {pb.DISTRIBUTION_UNSPECIFIED: next(iter(known)), **{value: name for name, value in DISTRIBUTIONS.items()}}
     if (name := names.get(request.distribution)) is None:
@@ -203,7 +207,8 @@ def read_gaussian(request: Any, known: Mapping[str, Gaussian]) -> Gaussian:
         )
     if name not in known:
         raise InvalidRequest(
-            "distribution: this bundle has no fitted one; use DISTRIBUTION_STANDARD, or build the bundle again",
+            f"distribution: this bundle has no {name} one, only {', '.join(known)}; take one of these, or build the "
+            "bundle again",
             "distribution",
         )
     return known[name]

@@ -17,14 +17,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from bundles import reseal, write_tiny_bundle
+from bundles import add_prior, write_tiny_bundle
 from google.protobuf.message import Message
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import ServerProcess, run_python
 from tiny_model import LATENT_DIM, latents_of, random_images
 
-from engine.bundle import MANIFEST, PRIOR
 from engine.latents import Gaussian
 from protos import dfcvae_pb2 as pb
 
@@ -109,11 +108,7 @@ def golden_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
     folder = tmp_path_factory.mktemp("golden")
     bundle = write_tiny_bundle(folder / "bundle")
     levels = np.random.default_rng(0).uniform(0, 255, LATENT_DIM).astype(np.float32)
-    Gaussian(levels, np.diag(levels / 4)).save(bundle / PRIOR)
-    manifest = json.loads((bundle / MANIFEST).read_text())
-    manifest["files"][PRIOR] = ""
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
-    reseal(bundle)
+    add_prior(bundle, Gaussian(levels, np.diag(levels / 4)))
     with ServerProcess(["-m", "engine", "--bundle", f"golden={bundle}", "--metrics-port", "0"], folder) as server:
         yield server
 

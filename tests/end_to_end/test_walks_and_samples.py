@@ -9,13 +9,13 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
-from bundles import reseal, write_tiny_bundle
+from bundles import add_prior, write_tiny_bundle
 from gates import gated_server, raw_images, stub_of, until
 from PIL import Image
 from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
-from engine.latents import Gaussian, linear, spherical
+from engine.latents import Gaussian, Mixture, linear, spherical
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 
@@ -102,40 +102,32 @@ def test_large_requests_get_the_same_as_small_ones(stub: Any) -> None:
         stub.Interpolate(opposite, timeout=60)
 
 
-def write_fitted_bundle(folder: Path, fitted: Gaussian) -> Path:
-    """A tiny bundle with a Gaussian of its own."""
-    bundle = write_tiny_bundle(folder)
-    fitted.save(bundle / "prior.safetensors")
-    manifest = (bundle / "manifest.json").read_text()
-    (bundle / "manifest.json").write_text(manifest.replace('"files": {', '"files": {"prior.safetensors": "",'))
-    reseal(bundle)
-    return bundle
-
-
-def test_a_bundle_with_a_fitted_gaussian_draws_from_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixed", [True, False])
+def test_a_bundle_draws_from_the_priors_that_it_has(tmp_path: Path, mixed: bool) -> None:
     fitted = Gaussian(np.full(LATENT_DIM, 100, np.float32), 20 * np.eye(LATENT_DIM, dtype=np.float32))
-    bundle = write_fitted_bundle(tmp_path / "bundle", fitted)
+    mixture = Mixture(np.array([1.0, 2.0]), (fitted, Gaussian.standard(LATENT_DIM)))
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    add_prior(bundle, fitted, mixture if mixed else None)
+    priors: dict[Any, Gaussian | Mixture] = {pb.DISTRIBUTION_MIXTURE: mixture} if mixed else {}
+    priors |= {pb.DISTRIBUTION_FITTED: fitted, pb.DISTRIBUTION_STANDARD: Gaussian.standard(LATENT_DIM)}
     with (
         ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
         known = stub.GetModel(pb.GetModelRequest()).distributions
-        assert list(known) == [pb.DISTRIBUTION_FITTED, pb.DISTRIBUTION_STANDARD]
-        for distribution, gaussian in (
-            (pb.DISTRIBUTION_UNSPECIFIED, fitted),
-            (pb.DISTRIBUTION_FITTED, fitted),
-            (pb.DISTRIBUTION_STANDARD, Gaussian.standard(LATENT_DIM)),
-        ):
-            answer = stub.Sample(pb.SampleRequest(count=3, seed=1, distribution=distribution, result=LATENTS))
-            np.testing.assert_array_equal(floats(answer.latents), gaussian.draw(3, 1))
+        assert list(known) == list(priors)
+        for distribution, prior in {pb.DISTRIBUTION_UNSPECIFIED: priors[known[0]], **priors}.items():
+            answer = stub.Sample(pb.SampleRequest(count=9, seed=1, distribution=distribution, result=LATENTS))
+            np.testing.assert_array_equal(floats(answer.latents), prior.draw(9, 1))
 
 
 @pytest.mark.parametrize("result", [pb.EDIT_RESULT_UNSPECIFIED, LATENTS])
 def test_nothing_is_computed_for_a_request_that_a_full_queue_refuses(tmp_path: Path, result: Any) -> None:
     # What is drawn from this one doesn't fit float32, which is noticed as soon as it is drawn.
     endless = Gaussian(np.zeros(LATENT_DIM, np.float32), np.full((LATENT_DIM, LATENT_DIM), 3e38, np.float32))
-    bundle = write_fitted_bundle(tmp_path / "bundle", endless)
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    add_prior(bundle, endless)
     walk = pb.InterpolateRequest(start=END, end=OPPOSITE, steps=10, walk=pb.WALK_SPHERICAL, result=result)
     with (
         gated_server(bundle, tmp_path, "--max-queue", "20", "--metrics-port", "0") as gate,
@@ -190,7 +182,10 @@ BAD = {
     "negative temperature": (pb.SampleRequest(count=1, temperature=-1), "temperature is -1; it goes from 0 to 10"),
     "NaN temperature": (pb.SampleRequest(count=1, temperature=float("nan")), "temperature is nan"),
     "unknown distribution": (pb.SampleRequest(count=1, distribution=UNKNOWN), "distribution is 9"),
-    "no fitted distribution": (pb.SampleRequest(count=1, distribution=pb.DISTRIBUTION_FITTED), "has no fitted one"),
+    "no fitted distribution": (
+        pb.SampleRequest(count=1, distribution=pb.DISTRIBUTION_FITTED),
+        "has no fitted one, only standard",
+    ),
     "unknown priority": (pb.SampleRequest(count=1, priority=UNKNOWN), "priority is 9"),
     "unknown model": (pb.SampleRequest(count=1, model="nobody"), "no model 'nobody' is served here"),
 }

@@ -14,7 +14,7 @@ from tiny_model import LATENT_DIM
 
 from engine.backends import open_backend
 from engine.batching.batcher import NULL_OBSERVER
-from engine.latents import Gaussian, sampling
+from engine.latents import Gaussian, walks
 from engine.models.model import Settings
 from engine.models.repository import ModelRepository
 from engine.service.latent_engine import LatentEngine, Limits, handlers_of
@@ -71,8 +71,8 @@ def test_others_are_answered_while_much_is_sampled(
         monkeypatch.setattr(Gaussian, "draw", partialmethod(slow))
         request: Any = pb.SampleRequest(count=1024, result=result)
     else:
-        slow = HoldUp(sampling._on_line)
-        monkeypatch.setattr(sampling, "_on_line", slow)
+        slow = HoldUp(walks._on_line)
+        monkeypatch.setattr(walks, "_on_line", slow)
         request = pb.InterpolateRequest(start=END, end=END, steps=1024, result=result)
 
     async def scenario(engine: LatentEngine) -> None:

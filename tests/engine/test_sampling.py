@@ -1,17 +1,22 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from bundles import save_prior
 from safetensors.numpy import save_file
 
 from engine.errors import BundleError, InvalidRequest
-from engine.latents import Floats, Gaussian, linear, spherical
+from engine.latents import Floats, Gaussian, Mixture, Prior, linear, load_priors, spherical
 
 Between = Callable[[Floats, Floats, int], Floats]
 
 PINNED = [[0.252257288, 0.0617894381, -0.24763447], [0.785954297, 0.115192264, -0.801162481]]
 """Two draws from N(0, I) with seed 2026, on x86-64 with NumPy 2.4."""
+
+PINNED_MIXTURE = [[30.2522564, 30.0617886, 29.7523651], [30.7859535, 30.1151924, 29.1988373]]
+"""Two draws from a mixture of four, the means at 0, 10, 20 and 30, as the above."""
 
 
 def floats(*shape: int, seed: int = 0) -> Floats:
@@ -180,29 +185,92 @@ def test_bad_draws_are_refused(count: int, seed: int, temperature: float, messag
         wide.draw(count, seed, temperature)
 
 
-def test_a_gaussian_survives_its_file(tmp_path: Path) -> None:
-    source = gaussian()
-    source.save(tmp_path / "prior.safetensors")
-    loaded = Gaussian.load(tmp_path / "prior.safetensors")
-    np.testing.assert_array_equal(loaded.mean, source.mean)
-    np.testing.assert_array_equal(loaded.factor, source.factor)
-    assert loaded.latent_dim == 8
+def mixture(latent_dim: int = 8) -> Mixture:
+    parts = [Gaussian(floats(latent_dim, seed=k), floats(latent_dim, latent_dim, seed=10 + k)) for k in range(3)]
+    return Mixture(np.array([0.5, 0.1, 0.4]), tuple(parts))
+
+
+def test_a_mixture_draws_from_its_components_by_weight() -> None:
+    parts = tuple(Gaussian(np.full(2, 100 * k, np.float32), np.eye(2, dtype=np.float32)) for k in range(3))
+    drawn = Mixture(np.array([1.0, 0.5, 2.5]), parts).draw(40_000, seed=1)
+    nearest = (drawn[:, 0] / 100).round()
+    np.testing.assert_allclose([(nearest == k).mean() for k in range(3)], [0.25, 0.125, 0.625], atol=0.01)
+    for k in range(3):
+        np.testing.assert_allclose(np.cov(drawn[nearest == k].T), np.eye(2), atol=0.06)
+
+
+@pytest.mark.parametrize("latent_dim", [1, 8, 128])
+def test_the_first_of_many_of_a_mixture_are_the_few(latent_dim: int) -> None:
+    source = mixture(latent_dim)
+    many = source.draw(300, seed=7)
+    for count in (1, 2, 33, 129):
+        np.testing.assert_array_equal(source.draw(count, seed=7), many[:count])
+    assert not np.array_equal(source.draw(300, seed=8), many)
+
+
+def test_each_draw_of_a_mixture_is_that_of_a_component_for_the_same_seed() -> None:
+    source = mixture()
+    drawn, of_each = source.draw(50, 3), np.stack([one.draw(50, 3) for one in source.components])
+    assert np.abs(of_each - drawn).max(axis=2).min(axis=0).max() < 1e-6
+
+
+def test_the_stream_of_a_mixture_is_pinned() -> None:
+    parts = tuple(Gaussian(np.full(3, 10 * k, np.float32), np.eye(3, dtype=np.float32)) for k in range(4))
+    drawn = Mixture(np.ones(4), parts).draw(2, seed=2026)
+    np.testing.assert_array_equal(drawn, np.array(PINNED_MIXTURE, np.float32))
+
+
+def test_a_mixture_without_temperature_is_its_mean() -> None:
+    parts = (
+        Gaussian(np.zeros(2, np.float32), np.eye(2, dtype=np.float32)),
+        Gaussian(np.full(2, 4, np.float32), np.eye(2, dtype=np.float32)),
+    )
+    source = Mixture(np.array([3.0, 1.0]), parts)
+    np.testing.assert_array_equal(source.draw(3, 0, 0.0), np.ones((3, 2)))
+    full, half = source.draw(3, 0) - 1, source.draw(3, 0, 0.5) - 1
+    np.testing.assert_allclose(half, full / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0, 1.0], [1.0, np.nan, 1.0]])
+def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
+    with pytest.raises(BundleError, match=r"of 3 Gaussians needs as many weights|finite numbers above 0"):
+        Mixture(np.array(weights), mixture().components)
+
+
+def test_priors_survive_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "prior.safetensors"
+    save_prior(path, gaussian())
+    assert list(load_priors(path)) == ["fitted"]
+    save_prior(path, gaussian(), mixture())
+    loaded = load_priors(path)
+    assert list(loaded) == ["mixture", "fitted"]
+    sources: dict[str, Prior] = {"mixture": mixture(), "fitted": gaussian()}
+    for name, source in sources.items():
+        np.testing.assert_array_equal(loaded[name].draw(5, 2), source.draw(5, 2))
+        assert loaded[name].latent_dim == 8
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "prior.safetensors"
     with pytest.raises(BundleError, match=r"prior\.safetensors does not exist"):
-        Gaussian.load(path)
-    gaussian().save(path)
+        load_priors(path)
+    save_prior(path, gaussian())
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(BundleError, match=r"prior\.safetensors can't be read as a Gaussian"):
-        Gaussian.load(path)
-    save_file({"mean": floats(3)}, path)
-    with pytest.raises(BundleError, match=r"prior\.safetensors: it holds no Gaussian, for it lacks factor"):
-        Gaussian.load(path)
-    save_file({"mean": floats(3), "factor": floats(3, 4)}, path)
-    with pytest.raises(BundleError, match=r"prior\.safetensors: factor of a Gaussian must be float32 \[3, 3\]"):
-        Gaussian.load(path)
+    with pytest.raises(BundleError, match=r"prior\.safetensors can't be read as a prior"):
+        load_priors(path)
+    square, good = floats(3, 3), {"mean": floats(3), "factor": floats(3, 3)}
+    mixed: dict[str, Any] = {"weights": np.ones(2), "means": floats(2, 3), "factors": floats(2, 3, 3)}
+    for tensors, message in (
+        ({"mean": floats(3)}, "holds no prior, for it lacks 'factor'"),
+        ({"mean": floats(3), "factor": floats(3, 4)}, r"factor of a Gaussian must be float32 \[3, 3\]"),
+        ({**good, "weights": np.ones(2)}, "lacks 'means'"),
+        ({**good, **mixed, "weights": np.ones(3)}, "a mixture of 2 Gaussians needs as many weights"),
+        ({**good, **mixed, "means": floats(2, 2), "factors": floats(2, 2, 2)}, "has 2 dimensions, its Gaussian 3"),
+        ({**good, **mixed, "factors": square}, "must be float32"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(BundleError, match=r"prior\.safetensors.*" + message):
+            load_priors(path)
 
 
 def test_what_is_not_finite_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.errors import InvalidRequest, UnknownAttribute
-from engine.latents import Directions, Gaussian
+from engine.latents import Directions, load_priors
 from export.proof.reference import EagerBackend
 from trainer import VAE, presets, train
 from trainer.config import TrainConfig
@@ -55,7 +55,8 @@ def test_edits_are_those_of_a_server(vae: VAE, trained: Path, images: np.ndarray
 
 
 def test_samples_are_those_of_a_server(vae: VAE, trained: Path) -> None:
-    latents = Gaussian.load(trained / "prior.safetensors").draw(3, 7, 0.5)
+    priors = load_priors(trained / "prior.safetensors")
+    latents = next(iter(priors.values())).draw(3, 7, 0.5)
     np.testing.assert_array_equal(vae.sample(3, seed=7, temperature=0.5), vae.decode(latents))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.latents import Directions, Gaussian
+from engine.latents import FITTED, Directions, Gaussian
 from trainer.artifacts.directions import mean_differences
 from trainer.config import ModelConfig
 from trainer.data import FaceData, Index
@@ -101,7 +101,7 @@ def encoded(tmp_path: Path) -> EncodedRun:
         log_var,
         mu["train"],
         directions,
-        Gaussian.standard(3),
+        {FITTED: Gaussian.standard(3)},
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from engine.latents import Gaussian
+from engine.latents import Gaussian, load_priors
 from trainer.data import FaceData
 from trainer.evaluation import networks
 from trainer.evaluation.encoded_run import EncodedRun
@@ -43,9 +43,10 @@ def test_the_prior_is_standard_normal_and_seeded() -> None:
 def test_samples_are_drawn_from_the_runs_prior_as_the_server_draws(trained: Path, data: FaceData) -> None:
     encoded = EncodedRun.of(trained, data, CPU)
     sets = image_sets(encoded, seed=3)
-    latents = Gaussian.load(trained / "prior.safetensors").draw(len(encoded.rows), 3)
-    assert np.array_equal(sets["fitted"], encoded.decode(latents))
-    assert np.array_equal(sets["prior"], encoded.decode(Gaussian.standard(latents.shape[1]).draw(len(latents), 3)))
+    count = len(encoded.rows)
+    priors = load_priors(trained / "prior.safetensors")
+    for name, prior in {**priors, "prior": Gaussian.standard(encoded.mu.shape[1])}.items():
+        assert np.array_equal(sets[name], encoded.decode(prior.draw(count, 3)))
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
@@ -62,6 +63,8 @@ def test_frechet_distance_of_known_gaussians() -> None:
     expected = (levels[:, 1].std() - half[:, 1].std()) ** 2 + (levels[:, 1].mean() - half[:, 1].mean()) ** 2
     assert measured["distance"]["narrower"] == pytest.approx(expected, rel=0.05)
     assert measured["images"] == {"test": 400, "same": 400, "shifted": 400, "narrower": 400}
+    assert measured["precision"]["same"] == measured["recall"]["same"] == 1
+    assert measured["precision"]["narrower"] > 0.9 > measured["recall"]["narrower"]
     assert "not comparable with FID" in measured["network"]
 
 

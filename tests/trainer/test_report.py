@@ -37,8 +37,11 @@ METRICS = {
     },
     "generation": {
         "fid": SKIPPED,
+        "recognition": SKIPPED,
         "frechet_vgg19": {
-            "distance": {"prior": 168.2, "fitted": 70.4, "reconstructions": 60.1, "train": 1.06},
+            "distance": {"prior": 168.2, "fitted": 70.4, "mixture": 65.3, "reconstructions": 60.1, "train": 1.06},
+            "precision": {"mixture": 0.52},
+            "recall": {"mixture": 0.31},
             "images": {"test": 1500, "prior": 1400},
             "network": "VGG19 at relu3_1",
         },
@@ -108,6 +111,9 @@ def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Fig
             "120 of 128",
             "85.65%",
             "70.4 from the fitted",
+            "65.3 from the mixture",
+            "52% from the mixture",
+            "31% from the mixture",
             "91.2% flipped",
             "average precision unknown",
         ):
@@ -143,11 +149,12 @@ def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Figu
     assert {line.name for line in headlines(METRICS) if not line.known} == {
         "LPIPS",
         "FID",
+        "Fréchet distance of faces",
         "Image classifier",
         "Same person",
         "Same person after edits",
     }
-    assert html.count("skipped: needs trained weights; give a file of them with --some-weights") == 5
+    assert html.count("skipped: needs trained weights; give a file of them with --some-weights") == 6
 
 
 def test_figures_are_inside_the_file(pictures: "list[tuple[Figure, str]]") -> None:

@@ -21,7 +21,7 @@ from trainer import run_folder
 from trainer.artifacts.directions import Direction, directions_of, load_directions, save_directions
 from trainer.artifacts.encode import encode
 from trainer.artifacts.model_card import write_card
-from trainer.artifacts.prior import Floats, fit_prior, save_prior
+from trainer.artifacts.prior import Floats, fit_priors, save_priors
 from trainer.config import Kind
 from trainer.data import FaceData
 from trainer.hardware.device import Placement
@@ -109,15 +109,15 @@ def write_samples(folder: Path, data: FaceData) -> None:
 
 
 def write_prior(folder: Path, mu: Floats, log_var: Floats) -> None:
-    """Writes the Gaussian of a train split's posteriors, (N, D) each.
+    """Writes what fits a train split's posteriors, (N, D) each.
 
     Raises:
         RunError: latents are not finite, or the file cannot be written.
     """
-    mean, root = fit_prior(mu, log_var)
-    model_sha256 = sha256_of(folder / MODEL)
-    run_folder.write_atomically(folder / PRIOR, lambda file: save_prior(file, mean, root, len(mu), model_sha256))
-    logger.info("prior: fitted to the latents of %d training images", len(mu))
+    priors, model_sha256 = fit_priors(mu, log_var), sha256_of(folder / MODEL)
+    run_folder.write_atomically(folder / PRIOR, lambda file: save_priors(file, priors, len(mu), model_sha256))
+    kind = f"a mixture of {len(priors['weights'])} Gaussians" if "weights" in priors else "a Gaussian"
+    logger.info("prior: %s, fitted to the latents of %d training images", kind, len(mu))
 
 
 def write_directions(

@@ -19,7 +19,12 @@ FIGURES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "psnr": ("PSNR of reconstructions, dB", ("reconstruction", "psnr_db"), 2),
     "ssim": ("SSIM of reconstructions", ("reconstruction", "ssim"), 3),
     "lpips": ("LPIPS of reconstructions", ("reconstruction", "lpips", "lpips"), 3),
-    "fid": ("FID of samples", ("generation", "fid", "distance", "fitted"), 1),
+    "fid": ("FID of samples", ("generation", "fid", "distance", "mixture"), 1),
+    "frechet_vgg19": (
+        "Fréchet distance of samples on VGG19",
+        ("generation", "frechet_vgg19", "distance", "mixture"),
+        1,
+    ),
     "accuracy": ("Attributes read off the latents, mean accuracy", ("attribute_prediction", "accuracy_mean"), 4),
 }
 """Figures of metrics.json that the card shows: by Hugging Face's name of the metric, ours, the place and the digits."""

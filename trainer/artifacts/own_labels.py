@@ -30,7 +30,7 @@ from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha25
 
 logger = logging.getLogger(__name__)
 
-_FILE_BYTES = 1_000_000
+_FILE_BYTES = 4_000_000
 """About what directions and prior take on disk."""
 
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.errors import BundleError, DirectionsError
-from engine.latents import Directions, Gaussian
+from engine.latents import Directions, Prior, load_priors
 from trainer import run_folder
 from trainer.artifacts.directions import directions_of, save_directions
-from trainer.artifacts.prior import fit_prior
+from trainer.artifacts.prior import fit_priors, save_priors
 from trainer.config import Kind
 from trainer.data import FaceData
 from trainer.errors import RunError
@@ -93,7 +93,7 @@ class EncodedRun:
         log_var: (N, D) their log variances; None where the encoder gives points.
         train_mu: (M, D) posterior means of the train split.
         directions: one row an attribute; none at all for data without attributes.
-        prior: the Gaussian that new faces are drawn from; a run's is the one that the server will draw from.
+        priors: what new faces are drawn from, by name, the default first; a run's are those that the server draws from.
     """
 
     autoencoder: Autoencoder
@@ -105,7 +105,7 @@ class EncodedRun:
     log_var: Floats | None
     train_mu: Floats
     directions: Directions
-    prior: Gaussian
+    priors: dict[str, Prior]
 
     @classmethod
     def of(cls, run: Path, data: FaceData, place: Placement | None = None) -> EncodedRun:
@@ -118,7 +118,7 @@ class EncodedRun:
         autoencoder = Autoencoder.of(place.module(run_folder.load_model(run)), place)
         anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
         try:
-            directions, prior = Directions.load(run / DIRECTIONS), Gaussian.load(run / PRIOR)
+            directions, priors = Directions.load(run / DIRECTIONS), load_priors(run / PRIOR)
         except (BundleError, DirectionsError) as error:
             raise RunError(f"{error}; {anew}") from error
         for name in (DIRECTIONS, PRIOR):
@@ -127,7 +127,7 @@ class EncodedRun:
         rows, train_rows = data.rows("test"), data.rows("train")
         train_mu, _ = _encode(autoencoder, data, train_rows)
         return cls(
-            autoencoder, data, place, rows, train_rows, *_encode(autoencoder, data, rows), train_mu, directions, prior
+            autoencoder, data, place, rows, train_rows, *_encode(autoencoder, data, rows), train_mu, directions, priors
         )
 
     @classmethod
@@ -136,19 +136,19 @@ class EncodedRun:
     ) -> EncodedRun:
         """Encodes both splits, and computes what a run has in its folder: a prior, and directions of `kind`.
 
-        The directions are kept in `folder`, which exists.
+        Both are kept in `folder`, which exists.
         """
         rows, train_rows = data.rows("test"), data.rows("train")
         train_mu, train_log_var = _encode(autoencoder, data, train_rows)
         point = np.full_like(train_mu, -np.inf)  # of no width
-        prior = Gaussian(*fit_prior(train_mu, point if train_log_var is None else train_log_var))
+        priors = fit_priors(train_mu, point if train_log_var is None else train_log_var)
+        save_priors(folder / PRIOR, priors, len(train_mu))
         found = directions_of(train_mu, data.index.labels[train_rows], data.index.attributes, kind)
         path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
         run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
-        directions, place = Directions.load(path), place or Placement.of()
-        return cls(
-            autoencoder, data, place, rows, train_rows, *_encode(autoencoder, data, rows), train_mu, directions, prior
-        )
+        place, encoded = place or Placement.of(), _encode(autoencoder, data, rows)
+        directions, drawn = Directions.load(path), load_priors(folder / PRIOR)
+        return cls(autoencoder, data, place, rows, train_rows, *encoded, train_mu, directions, drawn)
 
     @cached_property
     def images(self) -> Images:

@@ -56,13 +56,13 @@ def _samples(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
     )
     fitted = Figure(
         "samples_fitted.png",
-        "Generated images, decoded from the Gaussian that fits the encodings",
+        "Generated images, decoded from what fits the encodings",
         "The same decoder on latents spread as the training images' are: where these are much better than those from "
         "N(0, I), the prior is at fault, not the decoder.",
     )
     for figure, latents in (
         (standard, generation.prior_latents(NUM_SAMPLES, encoded.mu.shape[1], seed)),
-        (fitted, encoded.prior.draw(NUM_SAMPLES, seed)),
+        (fitted, next(iter(encoded.priors.values())).draw(NUM_SAMPLES, seed)),
     ):
         rows = np.split(encoded.decode(latents), NUM_SAMPLES // NUM_COLUMNS)
         grids.save_grid(folder / figure.file, figure.title, rows)

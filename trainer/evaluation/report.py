@@ -101,17 +101,32 @@ def _reconstruction(part: dict[str, Any]) -> list[Headline]:
 
 
 def _generation(part: dict[str, Any]) -> list[Headline]:
-    value = (
-        "{distance[prior]:.3g} from N(0, I), {distance[fitted]:.3g} from the fitted Gaussian; reconstructions "
-        "{distance[reconstructions]:.3g}, training images {distance[train]:.3g}"
-    )
     found = []
-    for name, key in (("FID", "fid"), ("Fréchet distance on VGG19", "frechet_vgg19")):
-        counts = part[key].get("images", {})
+    for name, key in (
+        ("FID", "fid"),
+        ("Fréchet distance on VGG19", "frechet_vgg19"),
+        ("Fréchet distance of faces", "recognition"),
+    ):
+        measured = part[key]
+        counts = measured.get("images", {})
         images = ", ".join(f"{count:,} {images}" for images, count in counts.items())
         meaning = "Distance of sets of images to the test split as a whole; training images are the floor."
-        found.append(_or_skipped(name, part[key], value, meaning + (f" Images: {images}." if images else "")))
+        value = _by_set(measured, "distance", "{:.3g}")
+        found.append(_or_skipped(name, measured, value, meaning + (f" Images: {images}." if images else "")))
+        if "precision" in measured:
+            value = (
+                f"precision {_by_set(measured, 'precision', '{:.0%}')}; recall {_by_set(measured, 'recall', '{:.0%}')}"
+            )
+            found.append(
+                Headline("As real, as varied", value, "Shares of made images that could be real, and reverse.")
+            )
     return found
+
+
+def _by_set(measured: dict[str, Any], figure: str, form: str) -> str:
+    """A figure of each set of images."""
+    names = {"prior": "from N(0, I)", "fitted": "from the fitted Gaussian", "mixture": "from the mixture"}
+    return ", ".join(f"{form.format(value)} {names.get(key, key)}" for key, value in measured.get(figure, {}).items())
 
 
 def _encoding(part: dict[str, Any]) -> list[Headline]:

@@ -223,7 +223,7 @@ class Sample(Command):
     """Factor on the distance from the mean, 0 to 10: lower is more usual, higher more varied."""
 
     distribution: Distribution = "auto"
-    """N(0, I), the fit to the training faces, or (auto) the fit where the model has one."""
+    """N(0, I), a Gaussian or a mixture that fits the training faces, or (auto) the closest to them that there is."""
 
     overwrite: Overwrite = False
 

@@ -1,0 +1,98 @@
+"""Walks: points of the latent space on the way between two latents. Pure numpy.
+
+Shapes: N pairs of latents of dimension D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InvalidRequest
+
+Floats = npt.NDArray[np.float32]
+_Doubles = npt.NDArray[np.float64]
+
+# Latents are float32: with less than this between two unit vectors and their being opposite, rounding picks the arc.
+_OPPOSITE = 1e-6
+
+
+def linear(start: Floats, end: Floats, steps: int) -> Floats:
+    """Points on the straight lines between pairs of latents, at equal distances.
+
+    Args:
+        start: float32 [N, D].
+        end: float32 [N, D].
+        steps: Points per pair, both ends among them; at least 2.
+
+    Returns:
+        float32 [N * steps, D]: all points of the first pair, from start to end, then those of the next. Both ends
+        are the given values bit for bit.
+
+    Raises:
+        InvalidRequest: When steps are too few, or the pairs don't match.
+    """
+    return _between(start, end, steps, _on_line)
+
+
+def spherical(start: Floats, end: Floats, steps: int) -> Floats:
+    """Points on the arcs between pairs of latents, at equal angles; otherwise as `linear`.
+
+    The direction turns by Shoemake's slerp, (sin((1-t)w) u + sin(t w) v) / sin(w) with w the angle between the unit
+    vectors u and v, and the length changes linearly. So points of a Gaussian in many dimensions, which all lie at
+    about the same distance from its centre, stay there. A zero vector has no direction: it takes that of its partner.
+
+    Raises:
+        InvalidRequest: As `linear`, and when the two latents of a pair are opposite: all arcs are equally short.
+    """
+    return _between(start, end, steps, _on_arc)
+
+
+def _between(
+    start: Floats, end: Floats, steps: int, path: Callable[[_Doubles, _Doubles, _Doubles], _Doubles]
+) -> Floats:
+    if steps < 2:
+        raise InvalidRequest(f"steps must be at least 2 (both ends), not {steps}")
+    if start.ndim != 2 or start.shape != end.shape:
+        raise InvalidRequest(
+            f"start and end must be pairs of latents, [N, D] each, not {list(start.shape)} and {list(end.shape)}"
+        )
+    share = np.linspace(0, 1, steps)[:, None]
+    points = path(start[:, None].astype(np.float64), end[:, None].astype(np.float64), share).astype(np.float32)
+    points[:, 0], points[:, -1] = start, end
+    return points.reshape(len(start) * steps, start.shape[1])
+
+
+def _on_line(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
+    """Starts and ends, [N, 1, D], and shares of the way, [steps, 1], to points, [N, steps, D]."""
+    points: _Doubles = (1 - share) * start + share * end
+    return points
+
+
+def _on_arc(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
+    start_length, end_length = (np.linalg.norm(side, axis=2, keepdims=True) for side in (start, end))
+    length = _on_line(start_length, end_length, share)
+    start, end = _unit(start, start_length), _unit(end, end_length)
+    start, end = np.where(start_length > 0, start, end), np.where(end_length > 0, end, start)
+    apart, together = (np.linalg.norm(sides, axis=2, keepdims=True) for sides in (end - start, end + start))
+    opposite = (together < _OPPOSITE) & (length[:, :1] + length[:, -1:] > 0)
+    if opposite.any():
+        raise InvalidRequest(
+            f"pair {int(np.argmax(opposite))}: its two latents are opposite, so that no arc between them is the "
+            "shortest; interpolate linearly, or by way of a third latent"
+        )
+    angle = 2 * np.arctan2(apart, together)  # unlike the arccosine of a product, exact for small angles
+    # With no angle to turn by, slerp's factors 0/0 tend to those of the straight line.
+    turning = angle > 0
+    sine = np.where(turning, np.sin(angle), 1)
+    from_start = np.where(turning, np.sin((1 - share) * angle) / sine, 1 - share)
+    from_end = np.where(turning, np.sin(share * angle) / sine, share)
+    points: _Doubles = length * (from_start * start + from_end * end)
+    return points
+
+
+def _unit(vectors: _Doubles, length: _Doubles) -> _Doubles:
+    units: _Doubles = vectors / np.where(length > 0, length, 1)
+    return units
