@@ -181,11 +181,11 @@ def test_typed_contents_are_answered_in_kind(stub: Any) -> None:
     assert (mu.name, mu.datatype, list(mu.shape), answer.id) == ("mu", "FP32", [20, LATENT_DIM], "typed")
     np.testing.assert_array_equal(mu.contents.fp32_contents, latents_of(images).ravel())
     np.testing.assert_array_equal(log_var.contents.fp32_contents, latents_of(images).ravel() / -2)
-    request = typed("edit", latents=latents_of(images), attributes=[b"Smiling"], strengths=np.float32([2]))
+    request = typed("edit", latents=latents_of(images), attributes=[b"Smiling"], strengths=np.array([2], np.float32))
     request.outputs.add(name="images")
     (edited,) = stub.ModelInfer(request, timeout=30).outputs
     assert list(edited.contents.uint_contents) == images_of(latents_of(images) + 2 * SMILE).ravel().tolist()
-    request = typed("edit", images=[png(images[0])], attributes=[b"Smiling"], strengths=np.float32([0]))
+    request = typed("edit", images=[png(images[0])], attributes=[b"Smiling"], strengths=np.array([0], np.float32))
     request.parameters["format"].string_param = "PNG"
     (files, _) = stub.ModelInfer(request, timeout=30).outputs
     shown = np.asarray(Image.open(io.BytesIO(files.contents.bytes_contents[0])))
