@@ -8,7 +8,7 @@ from rooms import Rooms, room
 from servers import ROOT
 
 EXPORT = Rooms("export")
-TOP = {"build_engines", "command", "errors", "flags", "retarget", "run", "verify"}
+TOP = {"build_engines", "command", "errors", "flags", "hub", "retarget", "run", "verify"}
 """Modules that stand in no room."""
 
 
