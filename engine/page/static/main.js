@@ -17,6 +17,7 @@ const picture = new Picture();
 const attributes = new Attributes((event) => moved(event));
 // faces: of each slot a drawn one, {seed, pick, temperature}, or a {photo}, which links don't hold.
 const state = { size: 0, maxBytes: 0, faces: {}, active: "face", mix: 0, seed: START.seed, temperature: START.temperature };
+const wanted = {}; // the face that was asked for last, of each slot
 let moves = []; // times of those that no ask has taken along yet
 let saving = 0;
 
@@ -85,9 +86,11 @@ function knowModel(model) {
 // Makes a face that of a slot, once the server has it. `again`: it is so already, on this side.
 function take(slot, face, { align = true, again = false } = {}) {
   const drawn = face.photo === undefined;
+  wanted[slot] = face;
   session.want(slot, {
     make: () => (drawn ? { ask: "sample", slot, ...face } : { ask: "photo", slot, align, file: face.photo }),
     done: (answer, pixels) => {
+      if (!wanted[slot]) return; // removed meanwhile
       const isNew = slot === "other" && !state.faces.other;
       state.faces[slot] = face;
       if (isNew && state.mix === 0) state.mix = 0.5;
@@ -101,6 +104,7 @@ function take(slot, face, { align = true, again = false } = {}) {
       askEdit();
     },
     failed: (answer) => {
+      wanted[slot] = state.faces[slot];
       const middle = { label: "Take its middle", act: () => take(slot, face, { align: false }) };
       notice("photo", answer.error, answer.align === false ? middle : {});
     },
@@ -229,7 +233,7 @@ function warm() {
   state.temperature = Number(at("temperature").value);
   showTemperature();
   for (const slot of SLOTS) {
-    const face = state.faces[slot];
+    const face = wanted[slot];
     if (face?.seed === state.seed) take(slot, { ...face, temperature: state.temperature });
   }
   askSamples();
@@ -238,6 +242,7 @@ function warm() {
 
 function remove() {
   delete state.faces.other;
+  delete wanted.other;
   session.drop("other");
   Object.assign(state, { mix: 0 });
   activate("face");
