@@ -8,7 +8,7 @@
 A command trains a network and judges it; from then on it is a row of the table in --out. The other flags are those of
 quality.py: the same faces, as many of them, the same judge.
 
-The networks, and by which settings each is trained, are in `peer_networks`. Different from their own projects are: a plain
+Networks, and by which settings each is trained, are in `peer_networks`. Different from their own projects are: a plain
 loop, in FP32 unless --precision says otherwise, fewer epochs, our crop, one seed, the last weights instead of those of
 the best epoch. What is decoded is clipped to [0, 1], and a batch of a single image is left out.
 """

@@ -98,7 +98,9 @@ def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> Figures:
         try:
             _await(process, rival, job, port, log)
             start = time.perf_counter() - started
-            loads = tuple(_load(rival, job, port, count, config.seconds, Path(folder)) for count in config.concurrency)
+            loads = tuple(
+                _load(rival, job, port, count, Path(folder), seconds=config.seconds) for count in config.concurrency
+            )
             return Figures(start, _memory(process), loads)
         finally:
             _end(process)
@@ -124,7 +126,7 @@ def _await(process: subprocess.Popen[bytes], rival: rivals.Rival, job: jobs.Job,
         raise InputError(f"{rival.name} answers with another image: {difference.max()} of 255 apart")
 
 
-def _load(rival: rivals.Rival, job: jobs.Job, port: int, count: int, seconds: float, folder: Path) -> Load:
+def _load(rival: rivals.Rival, job: jobs.Job, port: int, count: int, folder: Path, *, seconds: float) -> Load:
     body, log = folder / "body", folder / "requests"
     body.write_bytes(rival.protocol.body(job))
     log.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The job that every server does: Edit of raw images, the bundle's first attribute by 1; plain or with our engine.
 
-A server is told what to serve by its environment: PEER_BUNDLE, PEER_PORT, PEER_THREADS, and PEER_ENGINE=1 for our engine.
+A server is told by its environment: PEER_BUNDLE, PEER_PORT, PEER_THREADS, and PEER_ENGINE=1 for our engine.
 """
 
 import os
