@@ -8,7 +8,7 @@
 A command trains a network and judges it; from then on it is a row of the table in --out. The other flags are those of
 quality.py: the same faces, as many of them, the same judge.
 
-The networks, and by which settings each is trained, are in `peers`. Different from their own projects are: a plain
+Networks, and by which settings each is trained, are in `peer_networks`. Different from their own projects are: a plain
 loop, in FP32 unless --precision says otherwise, fewer epochs, our crop, one seed, the last weights instead of those of
 the best epoch. What is decoded is clipped to [0, 1], and a batch of a single image is left out.
 """
@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import peers
+import peer_networks
 import quality
 import torch
 import tyro
-from peers import IMAGE_SIZE, SEED, Peer
+from peer_networks import IMAGE_SIZE, SEED, Peer
 from tqdm import tqdm
 
 from trainer.data import FaceData, load_data
@@ -52,7 +52,7 @@ WEIGHTS = "weights.pt"
 class PeerConfig:
     """Which network to train, on what, for how long."""
 
-    peer: peers.Name
+    peer: peer_networks.Name
     """The network; the name of its row."""
     data: Path
     """Data set in CelebA's layout."""
@@ -170,7 +170,7 @@ def train_and_judge(config: PeerConfig) -> None:
         raise ConfigError(f"--images {config.images}: must be at least 2")
     if (folder / EVALUATION).exists():
         return
-    peer = peers.load(config.peer, config.source, config.vgg_bn_weights)
+    peer = peer_networks.load(config.peer, config.source, config.vgg_bn_weights)
     data = load_data(config.data, IMAGE_SIZE, config.crop)
     weights: dict[str, Any] = {"vgg_weights": config.vgg_weights, "identity_weights": config.identity_weights}
     options = Options(**weights, skip=config.skip)

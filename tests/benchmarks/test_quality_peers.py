@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peers
+import peer_networks
 import pytest
 import quality_peers
 import torch
@@ -189,7 +189,7 @@ def test_a_peer_is_judged_by_the_classifier_of_the_table(
 
 
 def test_a_vae_of_pythae_gives_log_variances(source: Path) -> None:
-    mu, log_var = peers.load("pythae-vae", source, None).encode(torch.rand(5, 3, 64, 64))
+    mu, log_var = peer_networks.load("pythae-vae", source, None).encode(torch.rand(5, 3, 64, 64))
     assert mu.shape == log_var.shape == (5, 64)
 
 
@@ -197,7 +197,7 @@ def test_a_dfcvae_gets_the_vgg19_that_is_given(source: Path, tmp_path: Path) -> 
     weights = tmp_path / "vgg19.pth"
     plain = {f"features.{index}.weight": torch.randn(64, 3 if index == 0 else 64, 3, 3) for index in (0, 2)}
     torch.save({**plain, "features.0.bias": torch.ones(64), "features.2.bias": torch.zeros(64)}, weights)
-    peer = peers.load("antixk-dfc", source, weights)
+    peer = peer_networks.load("antixk-dfc", source, weights)
     assert peer.note.endswith("VGG19-BN with 2 of its 16 convolutions from vgg19.pth, the rest random")
     module: Any = peer.module
     features = module.feature_network.features
@@ -210,7 +210,7 @@ def test_a_dfcvae_gets_the_vgg19_that_is_given(source: Path, tmp_path: Path) -> 
 
 def test_an_epoch_shows_every_image_once_and_half_of_them_mirrored(faces: Path, source: Path) -> None:
     data = load_data(faces, 64, 148)
-    peer, random = peers.load("antixk-vanilla", source, None), np.random.default_rng(0)
+    peer, random = peer_networks.load("antixk-vanilla", source, None), np.random.default_rng(0)
     epochs = [np.concatenate([*quality_peers.batches(peer, data, 1000, random)]) for _ in range(2)]
     known = {image.tobytes(): row for row, image in enumerate(data.images)}
     mirrored = {image[:, ::-1].tobytes(): row for row, image in enumerate(data.images)}

@@ -79,7 +79,7 @@ def main_of(target: str) -> Callable[[], object]:
     """What a command runs."""
     if target == "engine":  # whose module takes the signals of the process
         return lambda: load_config(sys.argv[1:], {})
-    name = Path(target).stem if target.endswith(".py") else target
+    name = Path(target).stem if "/" in target else target
     spec = importlib.util.find_spec(name)
     assert spec is not None, f"there is no {target}"
     main: Callable[[], object] = importlib.import_module(

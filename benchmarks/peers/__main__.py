@@ -1,0 +1,226 @@
+"""The same Edit job behind other servers: requests a second, latency, memory and cold start, in one table.
+
+    benchmarks/peers/environments.sh out/peers
+    python benchmarks/peers --bundle bundle --environments out/peers --json peers.json
+
+Every server edits one raw image a request, by 1 along the bundle's first attribute, on the same weights: as its users
+would write it, with plain ONNX Runtime and the portable graphs, and then with this project's engine inside (`+engine`).
+Each has the whole machine in its turn, with the load generator: h2load (nghttp2), written in C, a connection for each
+request under way. Before it is measured, its answer is compared with ONNX Runtime's. Cold start is the time from the
+process's start to that first answer; memory is that of all its processes after the load, shared pages divided (PSS).
+"""
+# ruff: noqa: E402 - Python puts this folder on its path, and not the two above it.
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+from script import machine, require_positive, run, summary, write_json
+
+from engine.bundle import Bundle
+from export.errors import InputError
+from peers import jobs, rivals
+
+_START_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeersConfig:
+    """What to measure."""
+
+    bundle: Path
+    """Bundle folder."""
+    environments: Path
+    """Folder with an environment for each peer, as environments.sh makes it."""
+    peers: tuple[str, ...] = ()
+    """Only these, for example `ours mosec mosec+engine`; none: all whose environment is there."""
+    concurrency: tuple[int, ...] = (1, 8, 32)
+    """Requests under way."""
+    seconds: float = 4.0
+    """How long each is measured."""
+    json: Path | None = None
+    """File for all figures."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one load showed: requests a second, and latencies in milliseconds."""
+
+    rate: float
+    p50: float
+    p99: float
+    failed: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one peer: seconds to the first answer, MB, and a load for each concurrency."""
+
+    start: float
+    memory: float
+    loads: tuple[Load, ...]
+
+
+def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> Figures:
+    """Starts a server, checks its answer, loads it, and ends it.
+
+    Raises:
+        InputError: It doesn't start, or answers with something else.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        started = time.perf_counter()
+        command, environment = rival.command(config.environments, config.bundle, port)
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command, env={**os.environ, **environment}, cwd=folder, stdout=out, stderr=out, start_new_session=True
+            )
+        try:
+            _await(process, rival, job, port, log)
+            start = time.perf_counter() - started
+            loads = tuple(
+                _load(rival, job, port, count, Path(folder), seconds=config.seconds) for count in config.concurrency
+            )
+            return Figures(start, _memory(process), loads)
+        finally:
+            _end(process)
+
+
+def _await(process: subprocess.Popen[bytes], rival: rivals.Rival, job: jobs.Job, port: int, log: Path) -> None:
+    """Waits for the first answer, and compares it.
+
+    Raises:
+        InputError: None came, or another.
+    """
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            answer = rival.protocol.ask(port, job)
+            break
+        except rivals.NOT_YET as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise InputError(f"{rival.name} gave no answer ({error}):\n{log.read_text()[-2000:]}") from None
+            time.sleep(0.05)
+    difference = np.abs(answer.astype(int) - job.expected.astype(int))
+    if difference.max() > 2:
+        raise InputError(f"{rival.name} answers with another image: {difference.max()} of 255 apart")
+
+
+def _load(rival: rivals.Rival, job: jobs.Job, port: int, count: int, folder: Path, *, seconds: float) -> Load:
+    body, log = folder / "body", folder / "requests"
+    body.write_bytes(rival.protocol.body(job))
+    log.unlink(missing_ok=True)
+    output = subprocess.run(
+        [
+            *("h2load", "-c", str(count), "-m", "1", "-t", "1", "-D", f"{seconds:g}", "--warm-up-time", "1"),
+            *("-d", str(body), "--log-file", str(log), *rival.protocol.flags),
+            f"http://127.0.0.1:{port}{rival.protocol.path}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    rows = [line.split("\t") for line in log.read_text().splitlines()]
+    times = np.array([int(took) for _, status, took in rows if status == "200"]) / 1000
+    failed = len(rows) - len(times)
+    rate = re.search(r"finished in [^,]*, ([\d.]+) req/s", output)
+    if rate is None or not len(times):
+        raise InputError(f"h2load measured nothing at {rival.name}:\n{output}")
+    p50, p99 = np.percentile(times, (50, 99))
+    return Load(float(rate[1]), float(p50), float(p99), failed)
+
+
+def _memory(process: subprocess.Popen[bytes]) -> float:
+    total = 0
+    for one in (root := psutil.Process(process.pid), *root.children(recursive=True)):
+        with suppress(psutil.Error):
+            total += one.memory_full_info().pss
+    return total / 1e6
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a server with all its processes, also those that have left its session."""
+    with suppress(psutil.Error):
+        root = psutil.Process(process.pid)
+        found = [root, *root.children(recursive=True)]
+        root.send_signal(signal.SIGINT)
+        _, alive = psutil.wait_procs(found, timeout=8)
+        for one in alive:
+            with suppress(psutil.Error):
+                one.kill()
+    process.wait()
+
+
+def table(results: dict[str, Figures], concurrency: Sequence[int]) -> str:
+    """A row for each peer."""
+    heads = ["", "start, s", "MB", *(f"c = {count}: requests/s, p50, p99 (ms)" for count in concurrency)]
+    rows = [
+        [name, f"{one.start:.1f}", f"{one.memory:.0f}"]
+        + [
+            f"{load.rate:.0f}, {load.p50:.2f}, {load.p99:.2f}" + (f" ({load.failed} failed)" if load.failed else "")
+            for load in one.loads
+        ]
+        for name, one in results.items()
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def work(config: PeersConfig) -> bool:
+    """Measures all in turn, prints the table, writes the figures."""
+    require_positive(config, "concurrency", "seconds")
+    if not shutil.which("h2load"):
+        raise InputError("h2load is missing; install nghttp2's tools (Debian: nghttp2-client)")
+    if unknown := set(config.peers) - set(rivals.RIVALS):
+        raise InputError(f"--peers {' '.join(sorted(unknown))}: there are {', '.join(rivals.RIVALS)}")
+    job = jobs.Job.of(Bundle.load(config.bundle))
+    results, whole = {}, True
+    for name, rival in rivals.RIVALS.items():
+        if name in config.peers or (not config.peers and rival.there(config.environments)):
+            try:
+                results[name] = measure(rival, job, config)
+                print(table({name: results[name]}, config.concurrency).splitlines()[-1], flush=True)
+            except InputError as error:
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+                whole = False
+    print(summary(machine()), table(results, config.concurrency), sep="\n\n")
+    write_json(
+        config.json,
+        {
+            "machine": machine(),
+            "concurrency": config.concurrency,
+            "peers": {
+                name: {"start_s": one.start, "memory_mb": one.memory, "loads": [vars(load) for load in one.loads]}
+                for name, one in results.items()
+            },
+        },
+    )
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; the exit code."""
+    return run(PeersConfig, work, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
