@@ -36,7 +36,7 @@ DISTRIBUTIONS = {
     FITTED: pb.DISTRIBUTION_FITTED,
     MIXTURE: pb.DISTRIBUTION_MIXTURE,
 }
-"""What a model's Gaussians are on the wire."""
+"""What a model's priors are on the wire."""
 
 _PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: 0,
