@@ -36,7 +36,9 @@ class Context:
     """Of a call, as a replica gets it."""
 
     def __init__(self, context: Any) -> None:
-        self._context, self.code, self.details = context, None, None
+        self._context = context
+        self.code: grpc.StatusCode | None = None
+        self.details: str | None = None
         self.trailing: list[tuple[str, Any]] = []
 
     def invocation_metadata(self) -> list[tuple[str, str]]:
@@ -49,10 +51,10 @@ class Context:
         return "an-id"
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        self.code = code  # type: ignore[assignment]
+        self.code = code
 
     def set_details(self, details: str) -> None:
-        self.details = details  # type: ignore[assignment]
+        self.details = details
 
     def set_trailing_metadata(self, metadata: list[tuple[str, Any]]) -> None:
         assert isinstance(metadata, list)  # Ray puts its own before it
@@ -82,7 +84,7 @@ class Ingress:
         self._replica, self._server, self.losses = replica, server, 0
 
     def service_handler_factory(self, *, service_method: str, streaming_type: Kind) -> Any:
-        method = getattr(self._replica, service_method.rpartition("/")[2], None)
+        method: Any = getattr(self._replica, service_method.rpartition("/")[2], None)
 
         async def unary(request: Any, context: Any) -> bytes:
             if self.losses:

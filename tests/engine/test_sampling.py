@@ -258,7 +258,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(BundleError, match=r"prior\.safetensors can't be read as a prior"):
         load_priors(path)
-    square, good = floats(3, 3), {"mean": floats(3), "factor": floats(3, 3)}
+    square = floats(3, 3)
+    good: dict[str, Any] = {"mean": floats(3), "factor": floats(3, 3)}
     mixed: dict[str, Any] = {"weights": np.ones(2), "means": floats(2, 3), "factors": floats(2, 3, 3)}
     for tensors, message in (
         ({"mean": floats(3)}, "holds no prior, for it lacks 'factor'"),
