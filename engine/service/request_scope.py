@@ -70,6 +70,7 @@ class RequestScope:
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         self._call = call
         self._terms = Terms(deadline, call.client, read_priority(request))
+        self._one_of_several = len(repository.names) > 1
         self.model = repository.get(model)
         bundle = self.model.bundle
         self.parser = RequestParser(bundle.manifest, bundle.directions, self.model.max_images)
@@ -83,6 +84,8 @@ class RequestScope:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lease.__exit__(kind, error, trace)
+        if self._one_of_several and isinstance(error, Overloaded):
+            error.recheck = None  # whoever looks at calls before their messages can't tell for which model they are
 
     @contextmanager
     def admit(self, count: int, field: str = "", verb: str = "send", *, decodes: bool = False) -> Iterator[Terms]:

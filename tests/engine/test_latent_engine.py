@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tiny_model import LATENT_DIM
 
 from engine.backends import open_backend
 from engine.batching.batcher import NULL_OBSERVER
+from engine.errors import Overloaded
 from engine.latents import Gaussian, walks
 from engine.models.model import Settings
 from engine.models.repository import ModelRepository
@@ -35,9 +36,15 @@ class LocalCall:
     give_back = count = spend
 
 
-def serve(bundle: Path, scenario: Callable[[LatentEngine], Awaitable[None]]) -> None:
+def serve(
+    bundle: Path,
+    scenario: Callable[[LatentEngine], Awaitable[None]],
+    settings: Settings = Settings(),  # noqa: B008
+    names: Sequence[str] = ("tiny",),
+) -> None:
     async def whole() -> None:
-        repository = await ModelRepository.open({"tiny": bundle}, open_backend, Settings(), lambda *_: NULL_OBSERVER)
+        bundles = dict.fromkeys(names, bundle)
+        repository = await ModelRepository.open(bundles, open_backend, settings, lambda *_: NULL_OBSERVER)
         await scenario(LatentEngine(repository, Limits()))
         await repository.close()
 
@@ -83,6 +90,21 @@ def test_others_are_answered_while_much_is_sampled(
         await call
 
     serve(tiny_bundle, scenario)
+
+
+@pytest.mark.parametrize(("names", "known"), [(("one",), True), (("one", "other"), False)])
+def test_a_full_queue_is_told_of_to_the_door_only_where_there_is_no_other_model(
+    tiny_bundle: Path, names: tuple[str, ...], known: bool
+) -> None:
+    latents = pb.LatentBatch(count=2, dim=LATENT_DIM, data=np.zeros((2, LATENT_DIM), "<f4").tobytes())
+
+    async def scenario(engine: LatentEngine) -> None:
+        calls = [engine.Decode(pb.DecodeRequest(latents=latents), LocalCall()) for _ in range(16)]
+        refused = [end for end in await asyncio.gather(*calls, return_exceptions=True) if isinstance(end, Overloaded)]
+        assert refused
+        assert {error.recheck is not None for error in refused} == {known}
+
+    serve(tiny_bundle, scenario, Settings(max_queue=16), names)
 
 
 def test_methods_get_the_kind_of_handler_that_their_definition_says() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from engine.errors import InvalidRequest, UnknownModel
+from engine.errors import InvalidRequest, Overloaded, UnknownModel
 from engine.models.model import Model
 from engine.models.repository import ModelRepository
 from engine.service.latent_engine import LatentEngine
@@ -87,7 +87,11 @@ class OpenInference:
             _check_typed([known[name] for name in outputs], rows)
         answered = pb.ModelInferResponse(model_name=request.model_name, model_version=model.fingerprint, id=request.id)
         del request, given  # numbers that aren't raw take four times their room in it
-        answer = await getattr(self._engine, function.method)(wanted, call)
+        try:
+            answer = await getattr(self._engine, function.method)(wanted, call)
+        except Overloaded as error:
+            error.recheck = None  # the protocol's other models come by the same method, and have queues of their own
+            raise
         return TensorAnswer(answered, {name: value_of(answer, name) for name in outputs}, raw=raw)
 
     def _find(self, name: str, version: str) -> tuple[Function, Model]:
