@@ -259,13 +259,15 @@ class InterpolateResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("count", "seed", "temperature", "distribution", "result", "output", "model", "priority")
+    __slots__ = ("count", "seed", "temperature", "distribution", "result", "output", "having", "lacking", "model", "priority")
     COUNT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     DISTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    HAVING_FIELD_NUMBER: _ClassVar[int]
+    LACKING_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     count: int
@@ -274,9 +276,11 @@ class SampleRequest(_message.Message):
     distribution: Distribution
     result: EditResult
     output: ImageOutput
+    having: _containers.RepeatedScalarFieldContainer[str]
+    lacking: _containers.RepeatedScalarFieldContainer[str]
     model: str
     priority: Priority
-    def __init__(self, count: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., distribution: _Optional[_Union[Distribution, str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    def __init__(self, count: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., distribution: _Optional[_Union[Distribution, str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., having: _Optional[_Iterable[str]] = ..., lacking: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("images", "latents")

@@ -52,4 +52,5 @@ def tiny_directions(image_size: int = IMAGE_SIZE) -> Directions:
     vectors[1, : image_size * image_size // 2] = 20
     vectors[2, ::2] = 5
     flat, kinds = vectors.reshape(len(ATTRIBUTES), -1), ("mean", "adjusted", "svm")
-    return Directions(ATTRIBUTES, flat, (100, 60, 50), (90, 130, 140), "train", kinds)
+    sides = ((12.0, 13.0), (6.0, 7.0), (25.0, 26.0))
+    return Directions(ATTRIBUTES, flat, (100, 60, 50), (90, 130, 140), "train", kinds, sides=sides)

@@ -8,7 +8,7 @@ Shapes: N images, S image side, D latent_dim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from engine.errors import BundleError, DirectionsError
-from engine.latents import Directions, Prior, load_priors
+from engine.latents import Directions, Prior, Wishes, load_priors
 from framing import Aligner
 from trainer import model, run_folder, training
 from trainer.artifacts.encode import encode
@@ -205,7 +205,16 @@ class VAE:
         step = self.directions.move(list(edits.items()), list(keep)).step
         return self.decode(self.encode(images) + step)
 
-    def sample(self, count: int, seed: int = 0, temperature: float = 1.0, distribution: str | None = None) -> Images:
+    def sample(
+        self,
+        count: int,
+        seed: int = 0,
+        temperature: float = 1.0,
+        distribution: str | None = None,
+        *,
+        having: Sequence[str] = (),
+        lacking: Sequence[str] = (),
+    ) -> Images:
         """New faces, (count, S, S, 3): those that a server draws for the same seed.
 
         Args:
@@ -213,13 +222,19 @@ class VAE:
             seed: any integer from 0 on; the same one gives the same faces.
             temperature: factor on the distance from the mean face; below 1 faces are more typical and less varied.
             distribution: what they are drawn from, one of `priors`; None: the first of them.
+            having: attributes that every face is to have, as much as training faces with them on average, or more.
+            lacking: attributes that none is to have, no more than training faces without them on average.
 
         Raises:
-            RunError: as `priors`.
-            InvalidRequest: of `engine.errors`; an argument is out of its range.
+            RunError: as `priors`, and of attributes as `directions`.
+            UnknownAttribute: of `engine.errors`; the run has no direction of a name.
+            InvalidRequest: of `engine.errors`; an argument is out of its range, or attributes contradict each other.
             ValueError: the run has no such distribution.
         """
         name = next(iter(self.priors)) if distribution is None else distribution
         if name not in self.priors:
             raise ValueError(f"distribution must be one of {', '.join(self.priors)}, not {name!r}")
-        return self.decode(self.priors[name].draw(count, seed, temperature))
+        latents = self.priors[name].draw(count, seed, temperature)
+        if having or lacking:
+            latents = Wishes.of(self.directions, having, lacking).grant(latents)
+        return self.decode(latents)

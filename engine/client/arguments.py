@@ -160,12 +160,12 @@ def moves(edits: Any) -> Iterator[tuple[str | bytes, float]]:
             yield direction(f"edits[{index}]", target), finite(f"the strength of edits[{index}]", strength)
 
 
-def kept(keep: Any) -> list[str]:
-    """Names of attributes that must stay."""
-    if isinstance(keep, str) or not isinstance(keep, Iterable):
-        example = [keep if isinstance(keep, str) else "Male"]
-        raise TypeError(f"keep takes several names, for example {example}, not {shown(keep)}")
-    return [text(f"keep[{index}]", name) for index, name in enumerate(keep)]
+def names(name: str, value: Any) -> list[str]:
+    """Names of attributes."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        example = [value if isinstance(value, str) else "Male"]
+        raise TypeError(f"{name} takes several names, for example {example}, not {shown(value)}")
+    return [text(f"{name}[{index}]", one) for index, one in enumerate(value)]
 
 
 def shown(value: Any) -> str:

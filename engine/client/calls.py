@@ -201,6 +201,9 @@ class Calls(Connection):
         seed: int = 0,
         temperature: float = 1.0,
         distribution: Distribution = "auto",
+        *,
+        having: Iterable[str] = (),
+        lacking: Iterable[str] = (),
         **options: Unpack[Options],
     ) -> Call[Bytes]:
         """Draws new images.
@@ -213,12 +216,16 @@ class Calls(Connection):
             temperature: Factor on the distance from the distribution's mean, 0 to 10.
             distribution: "standard", N(0, I); "fitted", the Gaussian that fits the posteriors of real images;
                 "mixture", the mixture of Gaussians that does; "auto", the closest to them that the model has.
+            having: Attributes that every face is to have, as much as training faces with them do on average, or more.
+            lacking: Attributes that none is to have, no more than training faces without them do on average.
             options: Model, priority, timeout, request_id.
 
         Returns:
             Images, uint8 [count, S, S, 3].
         """
-        request = messages.sample_request(count, seed, temperature, distribution, "images")
+        request = messages.sample_request(
+            count, seed, temperature, distribution, having=having, lacking=lacking, result="images"
+        )
         return Call("Sample", request, options, messages.read_images)
 
     @Method
@@ -228,10 +235,15 @@ class Calls(Connection):
         seed: int = 0,
         temperature: float = 1.0,
         distribution: Distribution = "auto",
+        *,
+        having: Iterable[str] = (),
+        lacking: Iterable[str] = (),
         **options: Unpack[Options],
     ) -> Call[Floats]:
         """As `sample`, to latents float32 [count, D]; nothing is decoded."""
-        request = messages.sample_request(count, seed, temperature, distribution, "latents")
+        request = messages.sample_request(
+            count, seed, temperature, distribution, having=having, lacking=lacking, result="latents"
+        )
         return Call("Sample", request, options, messages.read_latents)
 
     def _prepare(self, call: Call[Any]) -> tuple[Callable[[float | None], Any], RetryBudget]:

@@ -158,7 +158,14 @@ def walk_request(
 
 
 def sample_request(
-    count: int, seed: int, temperature: float, distribution: Distribution, result: Result
+    count: int,
+    seed: int,
+    temperature: float,
+    distribution: Distribution,
+    *,
+    having: Iterable[str],
+    lacking: Iterable[str],
+    result: Result,
 ) -> pb.SampleRequest:
     """Draws."""
     return pb.SampleRequest(
@@ -166,6 +173,8 @@ def sample_request(
         seed=arguments.whole("seed", seed, 0, _UINT64),
         temperature=arguments.between("temperature", temperature, 0, 10),
         distribution=_DISTRIBUTIONS[arguments.choice("distribution", distribution, _DISTRIBUTIONS)],
+        having=arguments.names("having", having),
+        lacking=arguments.names("lacking", lacking),
         result=_RESULTS[result],
     )
 
@@ -179,7 +188,7 @@ def _write_edit(request: Any, step: StreamEdit) -> None:
             request.edits.add(attribute=target, strength=strength)
         else:
             request.edits.add(direction=target, strength=strength)
-    request.keep.extend(arguments.kept(step.keep))
+    request.keep.extend(arguments.names("keep", step.keep))
     request.result = _RESULTS[arguments.choice("result", step.result, _RESULTS)]
     if step.file_format is not None:
         _write_output(request.output, step.file_format, step.quality)

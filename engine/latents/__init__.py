@@ -1,8 +1,9 @@
-"""Latent arithmetic: attribute directions and edits along them, walks between latents, samples. Pure numpy."""
+"""Latent arithmetic: attribute directions and edits along them, walks between latents, samples, wishes. Pure numpy."""
 
 from engine.latents.directions import Directions, Floats, Move, shift, steps_of
 from engine.latents.sampling import FITTED, MIXTURE, Gaussian, Mixture, Prior, load_priors
 from engine.latents.walks import linear, spherical
+from engine.latents.wishes import Wishes
 
 __all__ = [
     "FITTED",
@@ -13,6 +14,7 @@ __all__ = [
     "Mixture",
     "Move",
     "Prior",
+    "Wishes",
     "linear",
     "load_priors",
     "shift",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+
+Sides: TypeAlias = tuple[float, float]
 
 UNKNOWN_KIND = "unknown"
 
@@ -92,6 +94,8 @@ class Directions:
         kinds: Per attribute, how its direction was found: "mean", "adjusted", "svm"; "unknown" in files that do not
             say, and for all attributes where none are given.
         model_sha256: SHA-256 of the file of weights whose latents they belong to; empty in files that do not say.
+        sides: Per attribute, where images without it and where those with it lie along its direction on average, as
+            multiples of the stored vector; None where the file does not say.
 
     Raises:
         DirectionsError: When the parts don't agree in length, or a vector isn't finite.
@@ -104,26 +108,31 @@ class Directions:
     split: str
     kinds: tuple[str, ...] = ()
     model_sha256: str = ""
+    sides: tuple[Sides | None, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.names)
         if not self.kinds:
             object.__setattr__(self, "kinds", (UNKNOWN_KIND,) * count)
+        if not self.sides:
+            object.__setattr__(self, "sides", (None,) * count)
         if self.vectors.ndim != 2 or self.vectors.dtype != np.float32:
             raise DirectionsError(
                 f"directions must be float32 [attributes, latent_dim], not {self.vectors.dtype} "
                 f"{list(self.vectors.shape)}"
             )
-        if not len(self.vectors) == len(self.positives) == len(self.negatives) == len(self.kinds) == count:
-            raise DirectionsError(
-                f"directions disagree: {count} names, {len(self.vectors)} vectors, "
-                f"{len(self.positives)} positives, {len(self.negatives)} negatives, {len(self.kinds)} kinds"
-            )
+        columns = ("vectors", "positives", "negatives", "kinds", "sides")
+        if any(len(getattr(self, name)) != count for name in columns):
+            found = ", ".join(f"{len(getattr(self, name))} {name}" for name in columns)
+            raise DirectionsError(f"directions disagree: {count} names, {found}")
         if len(set(self.names)) != count:
             raise DirectionsError(f"attribute names repeat: {', '.join(self.names)}")
         if not np.isfinite(self.vectors).all():
             bad = self.names[int(np.argmin(np.isfinite(self.vectors).all(axis=1)))]
             raise DirectionsError(f"the direction of {bad!r} has values that are not finite")
+        for name, sides in zip(self.names, self.sides, strict=True):
+            if sides is not None and not np.isfinite(sides).all():
+                raise DirectionsError(f"the sides of {name!r} are not finite: {sides[0]} and {sides[1]}")
 
     @property
     def latent_dim(self) -> int:
@@ -131,12 +140,8 @@ class Directions:
         return int(self.vectors.shape[1])
 
     def __getitem__(self, name: str) -> Floats:
-        """Direction of one attribute, float32 [D].
-
-        Raises:
-            UnknownAttribute: When this model has no direction of that name.
-        """
-        return self._named(name)
+        """Direction of one attribute, float32 [D]. Raises as `named`."""
+        return self.named(name)
 
     def move(self, moves: Sequence[tuple[Floats | str, float]], keep: Sequence[str] = ()) -> Move:
         """Sums up edits: every one adds `strength * vector`.
@@ -188,7 +193,7 @@ class Directions:
         if isinstance(target, str):
             if target in kept:
                 raise InvalidRequest(f"{field}: {target!r} is both edited and kept; take it out of one of them", field)
-            return self._named(target, field).astype(np.float64)
+            return self.named(target, field).astype(np.float64)
         if target.shape != (self.latent_dim,):
             raise InvalidRequest(
                 f"{field}: the direction has the shape {list(target.shape)}; this model's latents have "
@@ -199,7 +204,16 @@ class Directions:
             raise InvalidRequest(f"{field}: the direction has values that are NaN or infinite", field)
         return target.astype(np.float64)
 
-    def _named(self, name: str, field: str = "") -> Floats:
+    def named(self, name: str, field: str = "") -> Floats:
+        """Direction of one attribute, float32 [D].
+
+        Args:
+            name: The attribute.
+            field: Of the request that names it.
+
+        Raises:
+            UnknownAttribute: When this model has no direction of that name.
+        """
         vector = self._vector_of.get(name)
         if vector is None:
             known = ", ".join(self.names) or "none at all"
@@ -221,7 +235,7 @@ class Directions:
 
         @lru_cache(_REMEMBERED_SPANS)
         def basis(names: frozenset[str]) -> Doubles:
-            return _basis(np.stack([self._named(name, "keep") for name in sorted(names)]).astype(np.float64))
+            return _basis(np.stack([self.named(name, "keep") for name in sorted(names)]).astype(np.float64))
 
         return basis
 
@@ -234,6 +248,7 @@ class Directions:
             "split": self.split,
             "kinds": json.dumps(self.kinds),
             "model_sha256": self.model_sha256,
+            "sides": json.dumps(self.sides),
         }
         save_file({"directions": np.ascontiguousarray(self.vectors)}, path, metadata=metadata)
 
@@ -258,6 +273,7 @@ class Directions:
                     split=metadata["split"],
                     kinds=tuple(str(kind) for kind in json.loads(metadata.get("kinds", one_kind))),
                     model_sha256=metadata.get("model_sha256", ""),
+                    sides=tuple(map(_sides, json.loads(metadata.get("sides", "[]")))),
                 )
         except FileNotFoundError:
             raise DirectionsError(f"{path} does not exist") from None
@@ -267,6 +283,13 @@ class Directions:
             raise DirectionsError(f"{path} can't be read as a directions file: {error}") from error
         except DirectionsError as error:
             raise DirectionsError(f"{path}: {error}") from None
+
+
+def _sides(pair: Any) -> Sides | None:
+    if pair is None:
+        return None
+    without, having = pair
+    return float(without), float(having)
 
 
 def shift(latents: Floats, parts: Sequence[Rows]) -> Floats:

@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from engine.bundle import Preprocessing
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS
-from engine.latents import linear, spherical
+from engine.latents import Wishes, linear, spherical
 from engine.models.model import MAX_MESSAGE_BYTES, Model, Source, Terms
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream, StreamCall
@@ -153,9 +153,13 @@ class LatentEngine:
                     f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
                 )
             prior = read_prior(request, scope.model.priors)
+            wishes = Wishes.of(scope.model.bundle.directions, request.having, request.lacking)
             with scope.admit(request.count, "count", "ask for", decodes=True) as terms:
-                draw = partial(prior.draw, request.count, request.seed, temperature)
-                latents = await _compute(scope.model, request.count, draw, terms)
+
+                def draw() -> Floats:
+                    return wishes.grant(prior.draw(request.count, request.seed, temperature))
+
+                latents = await _compute(scope.model, request.count * (1 + len(wishes)), draw, terms)
                 images = await scope.model.decode(latents, terms) if output.images else None
             return await scope.respond(pb.SampleResponse(), output, images, latents)
 

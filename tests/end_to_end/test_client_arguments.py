@@ -90,6 +90,8 @@ CASES: list[tuple[Callable[[Any], object], type[Exception], str]] = [
     ),
     (lambda c: c.interpolate(Z, Z.astype(int), 3), ValueError, "end must be float32 [N, D], not int64 [2, 3]"),
     (lambda c: c.stream().send("Smiling"), TypeError, "must be StreamEdit, not the str 'Smiling'"),
+    (lambda c: c.sample(1, having="Smiling"), TypeError, "having takes several names, for example ['Smiling'], not t"),
+    (lambda c: c.sample(1, lacking=[3]), TypeError, "lacking[0] must be a string, not the int 3"),
     # Numbers
     (lambda c: c.sample(-1), ValueError, "count must be from 1 to 4294967295, not -1"),
     (lambda c: c.sample(2**32), ValueError, "count must be from 1 to 4294967295, not 4294967296"),

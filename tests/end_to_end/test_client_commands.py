@@ -196,9 +196,12 @@ def test_interpolate(server: ServerProcess, tmp_path: Path) -> None:
 
 def test_sample(server: ServerProcess, tmp_path: Path) -> None:
     options = ["--count", "5", "--seed", "3", "--temperature", "0.5", "--distribution", "standard"]
+    options += ["--with", "Smiling", "--with", "Male", "--without", "Eyeglasses"]
     check(run(server, tmp_path, "sample", *options, tmp_path / "faces"))
     with Client(server.target) as client:
-        expected = client.sample(5, seed=3, temperature=0.5, distribution="standard")
+        expected = client.sample(
+            5, seed=3, temperature=0.5, distribution="standard", having=["Smiling", "Male"], lacking=["Eyeglasses"]
+        )
     np.testing.assert_array_equal([read(file) for file in sorted((tmp_path / "faces").iterdir())], expected)
 
 
@@ -283,6 +286,8 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         (["sample", "--count", "-1", "OUT"], 2, "count must be from 1 to 4294967295, not -1"),
         (["sample", "--seed", "-1", "OUT"], 2, "seed must be from 0 to 18446744073709551615, not -1"),
         (["sample", "--temperature", "11", "OUT"], 2, "temperature must be from 0 to 10, not 11.0"),
+        (["sample", "--with", "smilin", "OUT"], 2, "unknown attribute 'smilin'; did you mean 'Smiling'?"),
+        (["sample", "--without", "Bald", "OUT"], 2, "NOT_FOUND: "),
         (["info", "--model", "absent"], 2, "NOT_FOUND: "),
         (["info", "--target", "localhost:1"], 1, "UNAVAILABLE: localhost:1: "),
         (["info", "--tls", "--target", "localhost:1"], 1, "; is a server running there, and does it use TLS?"),

@@ -154,6 +154,11 @@ def test_samples_are_those_of_the_same_seed(client: triton.InferenceServerClient
         tensor("distribution", ["standard"]),
     ]
     np.testing.assert_array_equal(client.infer("sample", inputs).as_numpy("latents"), expected)
+    wished = [tensor("having", ["Smiling", "Male"]), tensor("lacking", ["Eyeglasses"])]
+    with Client(server.target) as own:
+        expected = own.sample_latents(5, seed=7, having=["Smiling", "Male"], lacking=["Eyeglasses"])
+    drawn = client.infer("sample", wished, parameters={"count": 5, "seed": 7})
+    np.testing.assert_array_equal(drawn.as_numpy("latents"), expected)
 
 
 def test_calls_under_way_at_once(client: triton.InferenceServerClient) -> None:

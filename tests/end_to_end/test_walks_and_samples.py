@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
-from bundles import add_prior, write_tiny_bundle
+from bundles import add_prior, reseal, write_tiny_bundle
 from gates import gated_server, raw_images, stub_of, until
 from PIL import Image
 from servers import ServerProcess
-from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
+from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
-from engine.latents import Gaussian, Mixture, linear, spherical
+from engine.latents import Gaussian, Mixture, Wishes, linear, spherical
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 
@@ -122,6 +123,31 @@ def test_a_bundle_draws_from_the_priors_that_it_has(tmp_path: Path, mixed: bool)
             np.testing.assert_array_equal(floats(answer.latents), prior.draw(9, 1))
 
 
+def test_samples_have_what_is_wished(stub: Any) -> None:
+    def sample(count: int) -> Any:
+        return stub.Sample(pb.SampleRequest(count=count, seed=7, having=["Smiling"], lacking=["Male"], result=BOTH))
+
+    answer = sample(300)
+    drawn = Gaussian.standard(LATENT_DIM).draw(300, 7)
+    expected = Wishes.of(tiny_directions(), ["Smiling"], ["Male"]).grant(drawn)
+    np.testing.assert_array_equal(floats(answer.latents), expected)
+    np.testing.assert_array_equal(pixels(answer.images), images_of(expected))
+    np.testing.assert_array_equal(floats(sample(2).latents), expected[:2])
+    np.testing.assert_allclose(floats(answer.latents)[:, ::3].mean(axis=1), 130, rtol=1e-3)  # 13 times 10
+
+
+def test_a_bundle_of_before_there_were_wishes_says_what_it_needs(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    replace(tiny_directions(), sides=()).save(bundle / "directions.safetensors")
+    reseal(bundle)
+    with (
+        ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server,
+        grpc.insecure_channel(server.target) as channel,
+        pytest.raises(grpc.RpcError, match=r"'Smiling' lie is not known to this bundle.*python -m trainer directions"),
+    ):
+        stub_of(channel).Sample(pb.SampleRequest(count=1, having=["Smiling"]), timeout=60)
+
+
 @pytest.mark.parametrize("result", [pb.EDIT_RESULT_UNSPECIFIED, LATENTS])
 def test_nothing_is_computed_for_a_request_that_a_full_queue_refuses(tmp_path: Path, result: Any) -> None:
     # What is drawn from this one doesn't fit float32, which is noticed as soon as it is drawn.
@@ -186,6 +212,11 @@ BAD = {
         pb.SampleRequest(count=1, distribution=pb.DISTRIBUTION_FITTED),
         "has no fitted one, only standard",
     ),
+    "had and lacked": (
+        pb.SampleRequest(count=1, having=["Male", "Smiling"], lacking=["Smiling"]),
+        "'Smiling' is in having and in lacking",
+    ),
+    "attribute of no model": (pb.SampleRequest(count=1, lacking=["Bald"]), "unknown attribute 'Bald'"),
     "unknown priority": (pb.SampleRequest(count=1, priority=UNKNOWN), "priority is 9"),
     "unknown model": (pb.SampleRequest(count=1, model="nobody"), "no model 'nobody' is served here"),
 }

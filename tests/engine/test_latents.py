@@ -73,7 +73,7 @@ def test_directions_survive_their_file(tmp_path: Path) -> None:
     loaded = Directions.load(tmp_path / "directions.safetensors")
     np.testing.assert_array_equal(loaded.vectors, directions.vectors)
     assert loaded.vectors.dtype == np.float32
-    for field in ("names", "positives", "negatives", "split", "kinds", "model_sha256"):
+    for field in ("names", "positives", "negatives", "split", "kinds", "model_sha256", "sides"):
         assert getattr(loaded, field) == getattr(directions, field)
     np.testing.assert_array_equal(loaded["Male"], directions.vectors[2])
 
@@ -85,6 +85,7 @@ def test_files_of_before_every_attribute_had_a_kind_are_read(tmp_path: Path, sai
     loaded = Directions.load(tmp_path / "old.safetensors")
     assert loaded.kinds == (kind, kind)
     assert loaded.model_sha256 == ""
+    assert loaded.sides == (None, None)
 
 
 def test_an_unknown_attribute_is_named_beside_the_known_ones() -> None:

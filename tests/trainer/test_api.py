@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.errors import InvalidRequest, UnknownAttribute
-from engine.latents import Directions, load_priors
+from engine.latents import Directions, Wishes, load_priors
 from export.proof.reference import EagerBackend
 from trainer import VAE, presets, train
 from trainer.config import TrainConfig
@@ -58,6 +58,9 @@ def test_samples_are_those_of_a_server(vae: VAE, trained: Path) -> None:
     priors = load_priors(trained / "prior.safetensors")
     latents = next(iter(priors.values())).draw(3, 7, 0.5)
     np.testing.assert_array_equal(vae.sample(3, seed=7, temperature=0.5), vae.decode(latents))
+    wishes = Wishes.of(Directions.load(trained / "directions.safetensors"), ["Smiling"], ["Bald"])
+    wished = vae.sample(3, seed=7, temperature=0.5, having=["Smiling"], lacking=["Bald"])
+    np.testing.assert_array_equal(wished, vae.decode(wishes.grant(latents)))
 
 
 def test_files_are_read_as_in_training(vae: VAE, data: FaceData) -> None:

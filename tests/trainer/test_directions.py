@@ -90,8 +90,14 @@ def test_every_kind_is_kept_for_the_engine(
     assert directions.positives[0] == labels[:, 0].sum() == 4000 - directions.negatives[0]
     assert directions.kinds == (kind,) * 3
     assert directions.model_sha256 == "ab" * 32
+    along = mu @ directions.vectors.T / (directions.vectors**2).sum(axis=1)
+    for column, sides in enumerate(directions.sides):
+        has = labels[:, column]
+        assert sides == pytest.approx((along[~has, column].mean(), along[has, column].mean()), abs=1e-4)
     again, metadata = load_directions(tmp_path / "d.safetensors")
-    assert [(d.name, d.kind, d.positives) for d in again] == [(d.name, d.kind, d.positives) for d in found]
+    assert [(d.name, d.kind, d.positives, d.sides) for d in again] == [
+        (d.name, d.kind, d.positives, d.sides) for d in found
+    ]
     assert metadata["split"] == "train"
     assert any("no direction for Bald: 19 images have it and 3981 do not" in line for line in said)
 

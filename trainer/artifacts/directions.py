@@ -57,6 +57,8 @@ class Direction:
         positives: images that have the attribute.
         negatives: images that do not.
         kind: how it was found; "unknown" in files of before they said so.
+        sides: where images without it and those with it lie along the direction on average, as multiples of it; None
+            in files of before they said so, and where the direction has no length.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Direction:
     positives: int
     negatives: int
     kind: str
+    sides: tuple[float, float] | None = None
 
 
 def mean_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
@@ -175,10 +178,27 @@ def directions_of(
         return []
     vectors = KINDS[kind](mu, labels[:, used]).astype(np.float32)
     return [
-        Direction(attributes[column], vector, int(positives[column]), int(negatives[column]), kind)
+        Direction(
+            attributes[column],
+            vector,
+            int(positives[column]),
+            int(negatives[column]),
+            kind,
+            _sides(mu, labels[:, column], vector),
+        )
         for column, vector in zip(used, vectors, strict=True)
         if asked[column]
     ]
+
+
+def _sides(mu: NDArray[np.float32], has: NDArray[np.bool_], vector: NDArray[np.float32]) -> tuple[float, float] | None:
+    """`Direction.sides` of mu (N, D), of which `has` (N,) says which have the attribute."""
+    direction = vector.astype(np.float64)
+    square = direction @ direction
+    if not square:
+        return None
+    along = mu @ direction / square
+    return float(along[~has].mean()), float(along[has].mean())
 
 
 def save_directions(
@@ -186,8 +206,9 @@ def save_directions(
 ) -> None:
     """Writes directions.safetensors.
 
-    One tensor `directions` (A, D) float32; metadata `names`, `positives`, `negatives`, `kinds` (JSON lists, one entry a
-    row), `split`, the images that they were computed from, and `model_sha256`, the weights whose latents they are of.
+    One tensor `directions` (A, D) float32; metadata `names`, `positives`, `negatives`, `kinds`, `sides` (JSON lists,
+    one entry a row), `split`, the images that they were computed from, and `model_sha256`, the weights whose latents
+    they are of.
     `engine.latents.Directions` reads it.
     """
     vectors = np.array([d.vector for d in directions], np.float32).reshape(len(directions), latent_dim)
@@ -196,6 +217,7 @@ def save_directions(
         "positives": json.dumps([d.positives for d in directions]),
         "negatives": json.dumps([d.negatives for d in directions]),
         "kinds": json.dumps([d.kind for d in directions]),
+        "sides": json.dumps([d.sides for d in directions]),
         "split": split,
         "model_sha256": model_sha256,
     }
@@ -216,7 +238,8 @@ def load_directions(path: Path) -> tuple[list[Direction], dict[str, str]]:
             metadata: dict[str, str] = file.metadata() or {}
             names, positives, negatives = (json.loads(metadata[key]) for key in ("names", "positives", "negatives"))
             kinds = json.loads(metadata.get("kinds", "null")) or [metadata.get("kind", "unknown")] * len(names)
-            rows = zip(names, file.get_tensor("directions"), positives, negatives, kinds, strict=True)
+            sides = [pair and tuple(pair) for pair in json.loads(metadata.get("sides", "[]"))] or [None] * len(names)
+            rows = zip(names, file.get_tensor("directions"), positives, negatives, kinds, sides, strict=True)
             return [Direction(*row) for row in rows], metadata
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise RunError(f"{path} cannot be read as attribute directions ({error}); delete it, then go on") from error

@@ -225,12 +225,21 @@ class Sample(Command):
     distribution: Distribution = "auto"
     """N(0, I), a Gaussian or a mixture that fits the training faces, or (auto) the closest to them that there is."""
 
+    having: Annotated[UseAppendAction[tuple[str, ...]], arg(name="with", metavar="NAME")] = ()
+    """Attribute that all of them are to have, for example Smiling. Repeat for several."""
+
+    lacking: Annotated[UseAppendAction[tuple[str, ...]], arg(name="without", metavar="NAME")] = ()
+    """Attribute that none is to have, for example Eyeglasses. Repeat for several."""
+
     overwrite: Overwrite = False
 
     def run(self, client: Client) -> int:
         """Draws and writes."""
         output = image_output(self.output, self.overwrite)
-        images = client.sample(self.count, self.seed, self.temperature, self.distribution)
+        if wished := [*self.having, *self.lacking]:
+            require_known(wished, client.model())
+        drawn = self.count, self.seed, self.temperature, self.distribution
+        images = client.sample(*drawn, having=self.having, lacking=self.lacking)
         save(images[np.newaxis], output, _columns(self.count))
         return 0
 

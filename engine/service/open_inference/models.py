@@ -49,6 +49,8 @@ def tensors(size: int, dim: int) -> dict[str, Tensor]:
         "seed": {UINT64: (1,)},
         "temperature": {FP32: (1,)},
         "distribution": {BYTES: (1,)},
+        "having": {BYTES: (_ANY,)},
+        "lacking": {BYTES: (_ANY,)},
     }
     return {name: Tensor(name, form, single=(1,) in form.values()) for name, form in forms.items()}
 
@@ -81,7 +83,7 @@ def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
 
 
 def _sample(given: Mapping[str, Any]) -> pb.SampleRequest:
-    request = pb.SampleRequest()
+    request = pb.SampleRequest(having=_strings(given, "having"), lacking=_strings(given, "lacking"))
     for name in ("count", "seed", "temperature"):
         if name in given:
             _set(request, name, given[name])
@@ -144,7 +146,12 @@ MODELS = {
     "edit": Function(
         "Edit", ("images", "latents", "attributes", "strengths", "offsets", "keep"), _IMAGES_AND_LATENTS, _edit
     ),
-    "sample": Function("Sample", ("count", "seed", "temperature", "distribution"), _IMAGES_AND_LATENTS, _sample),
+    "sample": Function(
+        "Sample",
+        ("count", "seed", "temperature", "distribution", "having", "lacking"),
+        _IMAGES_AND_LATENTS,
+        _sample,
+    ),
 }
 """By the name that requests ask for: as it is for the default bundle, after `NAME.` for the bundle of that name."""
 
