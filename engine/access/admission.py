@@ -93,49 +93,137 @@ class CallPermit:
         self.authorization: str | bytes | None = None
         self.version = 0
         self.refusal: EngineError | None = None
-        # For `Admission`, under its lock.
-        self.bytes = 0
-        self.unanswered = 0  # bytes of messages
-        self.reserved = 0  # bytes for a message that is to come
-        self.window = 0  # bytes
-        self.receive: Callable[[], None] | None = None  # waits for room
-        self.released = False
+        # Changed under the admission's lock only.
+        self._counts = (admission.total, usage)
+        self._bytes = 0
+        self._unanswered = 0  # bytes of messages
+        self._reserved = 0  # bytes for a message that is to come
+        self._window = 0  # bytes
+        self._released = False
 
     def receive_when_room(self, receive: Callable[[], None]) -> None:
         """Calls `receive`, which asks core for the next message, as soon as there is room for one."""
-        self._admission.receive_when_room(self, receive)
+        with self._admission._lock:
+            if self._released:
+                return
+            if not self._reserve_message():
+                self._admission._queues.setdefault(self.client, {})[self] = receive
+                return
+        receive()
 
     def received(self, size: int) -> None:
         """The message has come, of `size` bytes; or none will."""
-        self._admission.received(self, size)
+        admission = self._admission
+        with admission._lock:
+            if self._released:
+                return
+            self._reserve(0)
+            if not self.stream:
+                self._wait_for_loop(True)
+                if not admission._bytes_fit(self.usage, size):
+                    self.refusal = admission._too_many_bytes(size)
+            self._hold(size)
+            self._unanswered += size
+        admission._freed()
 
     def started(self) -> None:
         """The event loop begins to answer the call."""
-        self._admission.started(self)
+        with self._admission._lock:
+            self._wait_for_loop(False)
 
     def answered(self, size: int, answer: int = 0) -> None:
         """Messages of `size` bytes give way to an answer of `answer` bytes."""
-        self._admission.hold(self, answer - size, answered=size)
+        with self._admission._lock:
+            if self._released:  # a handler that was cancelled may clean up later
+                return
+            self._unanswered -= size
+            self._hold(answer - size)
+            if self.stream and self._reserved and self._unanswered <= WINDOW_BYTES:
+                self._reserve(0, window=WINDOW_BYTES)  # its next message may never come
+        if answer < size:
+            self._admission._freed()
 
     def hold(self, size: int) -> None:
         """Holds `size` bytes more, or fewer where that is negative."""
-        self._admission.hold(self, size)
+        self.answered(0, size)
 
     def has_room(self) -> bool:
         """Whether more of its client should be held."""
-        return self._admission.has_room(self.usage)
+        return self._admission._bytes_fit(self.usage, 1)
 
     async def wait_for_room(self) -> None:
         """Returns when there may be room again. On the event loop."""
-        await self._admission.wait_for_room(self.usage)
+        await self._admission._wait_unless(self.has_room)
 
     def abandon(self) -> bool:
         """Releases the permit if the call still waits for room for its message; whether it did."""
-        return self._admission.release(self, only_waiting=True)
+        return self._release(only_waiting=True)
 
     def release(self) -> None:
-        """The call is over."""
-        self._admission.release(self)
+        """The call is over; it may be told so twice."""
+        self._release()
+
+    def _release(self, *, only_waiting: bool = False) -> bool:
+        with self._admission._lock:
+            waited = self._leave_queue()
+            if self._released or (only_waiting and not waited):
+                return False
+            self._released = True
+            self._wait_for_loop(False)
+            self._reserve(0)
+            self._hold(-self._bytes)
+            self._count(-1)
+            if not self.usage.calls:
+                self._admission._clients.pop(self.client, None)
+        self._admission._freed()
+        return True
+
+    # With the lock held.
+
+    def _count(self, calls: int) -> None:
+        for one in self._counts:
+            one.calls += calls
+            one.streams += calls * self.stream
+
+    def _hold(self, size: int) -> None:
+        self._bytes += size
+        for one in self._counts:
+            one.bytes += size
+
+    def _reserve(self, size: int, window: int = 0) -> None:
+        """Reserves `size` bytes for a message to come, or its window, in place of what was reserved for it."""
+        self._hold(size - self._reserved)
+        for one in self._counts:
+            one.reserved += (size > 0) - (self._reserved > 0)
+            one.windows += window - self._window
+        self._reserved, self._window = size, window
+
+    def _reserve_message(self) -> bool:
+        """Reserves room for a message, if there is any."""
+        if self.stream and self._unanswered <= WINDOW_BYTES:
+            self._reserve(0, window=WINDOW_BYTES)
+            return True
+        if not self._admission._message_fits(self.usage):
+            return False
+        self._reserve(self._admission.guards.max_message_bytes)
+        return True
+
+    def _wait_for_loop(self, waiting: bool) -> None:
+        times = self._admission._waiting
+        change = waiting - (times.pop(self, None) is not None)
+        if waiting:
+            times[self] = self._admission._clock()
+        for one in self._counts:
+            one.waiting += change
+
+    def _leave_queue(self) -> bool:
+        """Waits for room no longer; whether it did."""
+        queues = self._admission._queues
+        queue = queues.get(self.client, {})
+        waited = queue.pop(self, None) is not None
+        if waited and not queue:
+            del queues[self.client]
+        return waited
 
 
 class Admission:
@@ -170,13 +258,13 @@ class Admission:
         )
         self._lock = threading.Lock()
         self._clients: dict[str, Usage] = {}
-        self._queues: dict[str, dict[CallPermit, None]] = {}  # who waits for room, by client; the next client first
+        # Who waits for room, and asks core for its message, by client; the next client first.
+        self._queues: dict[str, dict[CallPermit, Callable[[], None]]] = {}
         self._waiting: dict[CallPermit, float] = {}  # for the event loop, since when; the oldest first
-        self._readers: list[asyncio.Future[None]] = []  # streams that wait for room
+        self._waiters: list[asyncio.Future[None]] = []  # for something to be given back
         self._ready = False
         self._closing = False
         self._loop = asyncio.get_running_loop()
-        self._idle = asyncio.Event()
 
     def open(self) -> None:
         """Admits calls from now on; before, they are refused with UNAVAILABLE."""
@@ -213,95 +301,17 @@ class Admission:
             self._require_room(usage, stream=stream)
             self._clients[client] = usage
             permit = CallPermit(self, client, usage, stream=stream)
-            for one in (self.total, usage):
-                one.calls += 1
-                one.streams += stream
-            self._reserve(permit, 0, window=WINDOW_BYTES)
+            permit._count(1)
+            permit._reserve(0, window=WINDOW_BYTES)
         return permit
-
-    # For permits.
-
-    def receive_when_room(self, permit: CallPermit, receive: Callable[[], None]) -> None:
-        """As `CallPermit.receive_when_room` says."""
-        with self._lock:
-            if permit.released:
-                return
-            if not self._reserve_message(permit):
-                permit.receive = receive
-                self._queues.setdefault(permit.client, {})[permit] = None
-                return
-        receive()
-
-    def received(self, permit: CallPermit, size: int) -> None:
-        """As `CallPermit.received` says."""
-        with self._lock:
-            if permit.released:
-                return
-            self._reserve(permit, 0)
-            if not permit.stream:
-                self._wait_for_loop(permit, True)
-                if not self._bytes_fit(permit.usage, size):
-                    permit.refusal = self._too_many_bytes(size)
-            self._hold(permit, size)
-            permit.unanswered += size
-        self._freed()
-
-    def started(self, permit: CallPermit) -> None:
-        """As `CallPermit.started` says."""
-        with self._lock:
-            self._wait_for_loop(permit, False)
-
-    def hold(self, permit: CallPermit, size: int, answered: int = 0) -> None:
-        """As `CallPermit.hold` and `CallPermit.answered` say."""
-        with self._lock:
-            if permit.released:  # a handler that was cancelled may clean up later
-                return
-            permit.unanswered -= answered
-            self._hold(permit, size)
-            if permit.stream and permit.reserved and permit.unanswered <= WINDOW_BYTES:
-                self._reserve(permit, 0, window=WINDOW_BYTES)  # its next message may never come
-        if size < 0:
-            self._freed()
-
-    def has_room(self, usage: Usage) -> bool:
-        """As `CallPermit.has_room` says."""
-        return self._bytes_fit(usage, 1)
-
-    async def wait_for_room(self, usage: Usage) -> None:
-        """As `CallPermit.wait_for_room` says."""
-        reader: asyncio.Future[None] = self._loop.create_future()
-        self._readers.append(reader)
-        if not self.has_room(usage):  # looked at last: what other threads free from here on, they tell
-            await reader
-
-    def release(self, permit: CallPermit, *, only_waiting: bool = False) -> bool:
-        """Counts a call out; whether it was inside."""
-        with self._lock:
-            if permit.released or (only_waiting and permit.receive is None):
-                return False
-            permit.released = True
-            if permit.receive is not None:
-                self._take_from_queue(permit)
-            self._wait_for_loop(permit, False)
-            self._reserve(permit, 0)
-            self._hold(permit, -permit.bytes)
-            for one in (self.total, permit.usage):
-                one.calls -= 1
-                one.streams -= permit.stream
-            if not permit.usage.calls:
-                self._clients.pop(permit.client, None)
-            idle = self._closing and not self.total.calls
-        self._freed()
-        if idle:
-            with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-                self._loop.call_soon_threadsafe(self._idle.set)
-        return True
 
     # With the lock held.
 
     def _require_room(self, usage: Usage, *, stream: bool) -> None:
         total, guards = self.total, self.guards
-        if self._loop_is_late() and (usage.waiting + 1) * _KEPT_PART > total.waiting:
+        now = self._clock()
+        late = now - next(iter(self._waiting.values()), now) > _MAX_WAIT_FOR_LOOP_S
+        if late and (usage.waiting + 1) * _KEPT_PART > total.waiting:
             raise _overloaded("more calls come than the server can look at", 0.5)
         if not _fits(total.calls, usage.calls, 1, guards.max_calls):
             raise _overloaded(f"the server is answering {total.calls} calls, {_at_most(guards.max_calls)}")
@@ -317,62 +327,11 @@ class Admission:
     def _bytes_fit(self, usage: Usage, size: int, kept: int | None = None) -> bool:
         return _fits(self.total.bytes, usage.bytes, size, self._max_bytes, kept)
 
-    def _reserve_message(self, permit: CallPermit) -> bool:
-        """Reserves room for a message, if there is any."""
-        if permit.stream and permit.unanswered <= WINDOW_BYTES:
-            self._reserve(permit, 0, window=WINDOW_BYTES)
-            return True
+    def _message_fits(self, usage: Usage) -> bool:
         size, total = self.guards.max_message_bytes, self.total
         # One message is on its way in any case, or nobody would go on while much is held for clients that don't read.
-        first = not total.reserved or (not permit.usage.reserved and total.bytes + size <= self._max_bytes)
-        if not first and not self._bytes_fit(permit.usage, size, self._kept_for_messages):
-            return False
-        self._reserve(permit, size)
-        return True
-
-    def _reserve(self, permit: CallPermit, size: int, window: int = 0) -> None:
-        """Reserves `size` bytes for a message to come, or its window, in place of what was reserved for it."""
-        self._hold(permit, size - permit.reserved)
-        for one in (self.total, permit.usage):
-            one.reserved += (size > 0) - (permit.reserved > 0)
-            one.windows += window - permit.window
-        permit.reserved, permit.window = size, window
-
-    def _hold(self, permit: CallPermit, size: int) -> None:
-        self.total.bytes += size
-        permit.usage.bytes += size
-        permit.bytes += size
-
-    def _loop_is_late(self) -> bool:
-        oldest = next(iter(self._waiting.values()), None)
-        return oldest is not None and self._clock() - oldest > _MAX_WAIT_FOR_LOOP_S
-
-    def _wait_for_loop(self, permit: CallPermit, waiting: bool) -> None:
-        change = waiting - (self._waiting.pop(permit, None) is not None)
-        if waiting:
-            self._waiting[permit] = self._clock()
-        self.total.waiting += change
-        permit.usage.waiting += change
-
-    def _take_from_queue(self, permit: CallPermit) -> None:
-        queue = self._queues[permit.client]
-        del queue[permit]
-        permit.receive = None
-        if not queue:
-            del self._queues[permit.client]
-
-    def _next(self) -> list[Callable[[], None]]:
-        """Reserves room for calls that wait for it, clients in turn; who asks core for their messages."""
-        found: list[Callable[[], None]] = []
-        for client in list(self._queues):
-            permit = next(iter(self._queues[client]))
-            if self._reserve_message(permit):
-                assert permit.receive is not None
-                found.append(permit.receive)
-                self._take_from_queue(permit)
-                if client in self._queues:
-                    self._queues[client] = self._queues.pop(client)
-        return found
+        first = not total.reserved or (not usage.reserved and total.bytes + size <= self._max_bytes)
+        return first or self._bytes_fit(usage, size, self._kept_for_messages)
 
     def _too_many_bytes(self, size: int) -> Overloaded:
         most = _at_most(self._max_bytes)
@@ -382,28 +341,42 @@ class Admission:
 
     def _freed(self) -> None:
         """Who waits for room goes on."""
-        while self._queues:
-            with self._lock:
-                found = self._next()
+        while self._queues and (found := self._next()):
             for receive in found:
                 receive()
-            if not found:
-                break
-        if self._readers:
+        if self._waiters:
             with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-                self._loop.call_soon_threadsafe(self._wake_readers)
+                self._loop.call_soon_threadsafe(self._wake)
 
-    def _wake_readers(self) -> None:
-        readers, self._readers = self._readers, []
-        for reader in readers:
-            if not reader.done():
-                reader.set_result(None)
+    def _next(self) -> list[Callable[[], None]]:
+        """Reserves room for calls that wait for it, clients in turn; who asks core for their messages."""
+        found: list[Callable[[], None]] = []
+        with self._lock:
+            for client, queue in list(self._queues.items()):
+                permit, receive = next(iter(queue.items()))
+                if permit._reserve_message():
+                    found.append(receive)
+                    permit._leave_queue()
+                    if queue:
+                        self._queues[client] = self._queues.pop(client)
+        return found
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _wait_unless(self, ready: Callable[[], bool]) -> None:
+        """Returns when something is given back, or at once where it is `ready`."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        if not ready():  # looked at last: what other threads give back from here on, they tell
+            await waiter
 
     async def _all_released(self) -> None:
         while self.total.calls:
-            self._idle.clear()
-            if self.total.calls:
-                await self._idle.wait()
+            await self._wait_unless(lambda: not self.total.calls)
 
 
 def _fits(total: int, own: int, more: int, most: int, kept: int | None = None) -> bool:
