@@ -105,7 +105,9 @@ async def _start(
         (open_inference.SERVICE, OpenInference(repository, engine)),
     )
     healths = health.Health((*(service.full_name for service, _ in served), *reflection.NAMES))
-    server = Server(_options(config), calls.admit, calls.unheard, metrics.unknown, message_limit_s=config.max_message_s)
+    server = Server(
+        _options(config), calls.admit, calls.incomplete, metrics.unknown, message_limit_s=config.max_message_s
+    )
     _add_services(server, calls, healths, served)
     target = _listen(server, config, credentials)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))

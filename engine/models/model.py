@@ -57,11 +57,11 @@ class Settings:
     max_images_per_request: int = 1024
 
 
-class Terms(NamedTuple):
-    """For whom something is computed.
+class RequestContext(NamedTuple):
+    """Of the request that something is computed for.
 
     Attributes:
-        deadline: When it is of no use any more, on the event loop's clock; None: never.
+        deadline: When the result is of no use any more, on the event loop's clock; None: never.
         client: Who asks; clients take turns.
         priority: -1, 0 or 1, as `engine.batching.fair_queue` says.
         room: Held for decoding what is computed first; None: there is room when it is asked for, or none.
@@ -161,14 +161,14 @@ class Model:
         await self._scheduler.run(self.backend.close)
         del self.backend  # calls that have just ended may know this model yet, and graphs are large
 
-    async def encode(self, images: Images, terms: Terms) -> tuple[Floats, Floats]:
+    async def encode(self, images: Images, context: RequestContext) -> tuple[Floats, Floats]:
         """Images to mu and log_var, float32 [N, D] each."""
-        mu, log_var = await self._submit_images(self._encoder, images, None, terms)
+        mu, log_var = await self._submit_images(self._encoder, images, None, context)
         return mu, log_var
 
-    async def decode(self, latents: Floats, terms: Terms, move: Move | None = None) -> Bytes:
+    async def decode(self, latents: Floats, context: RequestContext, move: Move | None = None) -> Bytes:
         """Latents, float32 [N, D], moved, to images, uint8 [N, S, S, 3]."""
-        deadline, client, priority, room = terms
+        deadline, client, priority, room = context
         images: Bytes
         (images,) = await self._decoder.submit(
             latents, deadline, tag=move, client=client, priority=priority, reserved=room
@@ -176,7 +176,7 @@ class Model:
         return images
 
     async def edit(
-        self, source: Source, move: Move | None, terms: Terms, *, decode: bool = True
+        self, source: Source, move: Move | None, context: RequestContext, *, decode: bool = True
     ) -> tuple[Bytes | None, Floats]:
         """Edits images or latents.
 
@@ -184,12 +184,12 @@ class Model:
             The edited images, uint8 [N, S, S, 3], if `decode`; and mu before the move, float32 [N, D].
         """
         if (mu := latents_of(source)) is not None:
-            return await self.decode(mu, terms, move) if decode else None, mu
+            return await self.decode(mu, context, move) if decode else None, mu
         images = cast(Images, source)
         if not decode:
-            mu, _ = await self.encode(images, terms)
+            mu, _ = await self.encode(images, context)
             return None, mu
-        edited, mu = await self._submit_images(self._editor, images, move, terms)
+        edited, mu = await self._submit_images(self._editor, images, move, context)
         return edited, mu
 
     def room(self, count: int, client: str) -> Reservation:
@@ -197,9 +197,9 @@ class Model:
         return self._decoder.reserve(count, client=client)
 
     async def _submit_images(
-        self, batcher: Batcher, images: Images, move: Move | None, terms: Terms
+        self, batcher: Batcher, images: Images, move: Move | None, context: RequestContext
     ) -> tuple[Any, ...]:
-        deadline, client, priority, _ = terms
+        deadline, client, priority, _ = context
         if isinstance(images, np.ndarray):
             return await batcher.submit(images, deadline, tag=move, client=client, priority=priority)
         # Room is held while files are decoded: that work must not be for nothing.

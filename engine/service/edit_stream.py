@@ -16,13 +16,13 @@ from engine.models.model import Model, Source, latents_of
 from engine.models.repository import ModelRepository
 from engine.service.request_parser import count_sent, read_output, size_sent
 from engine.service.request_scope import Call, RequestScope
-from engine.service.response import Answer, StreamAnswer
+from engine.service.response import ImageResponse, StreamResponse
 from engine.service.status import domain_error, truncated
 from framing import Frame
 from protos import dfcvae_pb2 as pb
 
 Floats = npt.NDArray[np.float32]
-Response = StreamAnswer | pb.EditStreamResponse
+Response = StreamResponse | pb.EditStreamResponse
 
 # As many images as one request may have, whatever the model; so requests for several models can be added up.
 _WHOLE = 2**32
@@ -224,7 +224,7 @@ class EditStream:
                 raise InvalidRequest("the stream has no source yet; set images or latents", "source")
             edited = await (self._edit(request, source) if new else self._edit_again(request, source))
             self._call.replied("OK", "")
-            return StreamAnswer(edited, request.id)
+            return StreamResponse(edited, request.id)
         except Exception as error:
             told = domain_error(error, "a request of a stream")
             code, message, wait_s = grpc.StatusCode[told.status], truncated(str(told)), told.retry_after_s or 0.0
@@ -233,7 +233,7 @@ class EditStream:
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
         return pb.EditStreamResponse(error=wrong, id=request.id)
 
-    async def _edit(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
+    async def _edit(self, request: pb.EditStreamRequest, source: _Source) -> ImageResponse:
         """Edits a source that has just come."""
         try:
             with RequestScope(self._repository, self._call, request, request.model) as scope:
@@ -245,7 +245,7 @@ class EditStream:
         finally:
             source.answered.set()
 
-    async def _edit_again(self, request: pb.EditStreamRequest, source: _Source) -> Answer:
+    async def _edit_again(self, request: pb.EditStreamRequest, source: _Source) -> ImageResponse:
         """Edits the latents of a source that came before."""
         await source.answered.wait()
         with RequestScope(self._repository, self._call, request, request.model or source.model) as scope:
@@ -261,12 +261,12 @@ class EditStream:
 
     async def _edited(
         self, request: pb.EditStreamRequest, scope: RequestScope, given: Source, source: _Source
-    ) -> Answer:
+    ) -> ImageResponse:
         output, model = read_output(request), scope.model
         move = scope.parser.move(request.edits, request.keep)
         try:
-            with scope.admit(len(given)) as terms:
-                images, mu = await model.edit(given, move, terms, decode=output.images)
+            with scope.admit(len(given)) as context:
+                images, mu = await model.edit(given, move, context, decode=output.images)
         finally:
             source.take(given, model)
         source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch

@@ -27,7 +27,7 @@ from engine.telemetry.tracing import Tracing
 from engine.transport import Server
 from engine.transport.core import CoreCall
 
-_UNHEARD = "the call ended before its message had come: it was too large or too late, or the client gave up"
+_INCOMPLETE = "the call ended before its message had come: it was too large or too late, or the client gave up"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
 
 # A name for calls that come without one, which no call of another server has.
@@ -116,11 +116,11 @@ class CallInterceptor:
             permit.authorization, permit.version = authorization, guards.tokens.version
         return permit
 
-    def unheard(self, path: str, client: str) -> None:
+    def incomplete(self, path: str, client: str) -> None:
         """A call ended before its message had come; for `engine.transport.Server`."""
         if method := self._methods.get(path):
-            method.unheard += 1
-            self._services.log.failed(method.name, "CANCELLED", client, 0.0, _UNHEARD)
+            method.incomplete += 1
+            self._services.log.failed(method.name, "CANCELLED", client, 0.0, _INCOMPLETE)
 
     async def drain(self, timeout: float) -> None:
         """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.

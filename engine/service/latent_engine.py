@@ -18,7 +18,7 @@ from engine.bundle import Preprocessing
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS
 from engine.latents import Wishes, linear, spherical
-from engine.models.model import MAX_MESSAGE_BYTES, Model, Source, Terms
+from engine.models.model import MAX_MESSAGE_BYTES, Model, RequestContext, Source
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream, StreamCall
 from engine.service.request_parser import (
@@ -31,7 +31,7 @@ from engine.service.request_parser import (
     read_prior,
 )
 from engine.service.request_scope import Call, RequestScope
-from engine.service.response import Answer, StreamAnswer, serialize
+from engine.service.response import ImageResponse, StreamResponse, serialize
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
@@ -89,20 +89,20 @@ class LatentEngine:
         """Images to mu and log_var."""
         with self._scope(request, call) as scope:
             images = scope.parser.images(request.images)
-            with scope.admit(len(images)) as terms:
-                mu, log_var = await scope.model.encode(images, terms)
+            with scope.admit(len(images)) as context:
+                mu, log_var = await scope.model.encode(images, context)
         return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
 
-    async def Decode(self, request: pb.DecodeRequest, call: Call) -> Answer:  # noqa: N802
+    async def Decode(self, request: pb.DecodeRequest, call: Call) -> ImageResponse:  # noqa: N802
         """Latents to images."""
         with self._scope(request, call) as scope:
             output = OutputSpec(True, False, *read_form(request.output))
             latents = scope.parser.latents(request.latents)
-            with scope.admit(len(latents)) as terms:
-                images = await scope.model.decode(latents, terms)
+            with scope.admit(len(latents)) as context:
+                images = await scope.model.decode(latents, context)
             return await scope.respond(pb.DecodeResponse(), output, images)
 
-    async def Edit(self, request: pb.EditRequest, call: Call) -> Answer:  # noqa: N802
+    async def Edit(self, request: pb.EditRequest, call: Call) -> ImageResponse:  # noqa: N802
         """Images or latents, moved along directions."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -112,18 +112,18 @@ class LatentEngine:
             source = scope.parser.source(request)
             if source is None:
                 raise InvalidRequest("the request has no source; set images or latents", "source")
-            with scope.admit(len(source)) as terms:
-                images, mu = await scope.model.edit(source, move, terms, decode=output.images)
+            with scope.admit(len(source)) as context:
+                images, mu = await scope.model.edit(source, move, context, decode=output.images)
             return await scope.respond(pb.EditResponse(), output, images, mu + move.step if output.latents else None)
 
     async def EditStream(  # noqa: N802
         self, requests: AsyncIterator[pb.EditStreamRequest], call: StreamCall
-    ) -> AsyncIterator[StreamAnswer | pb.EditStreamResponse]:
+    ) -> AsyncIterator[StreamResponse | pb.EditStreamResponse]:
         """Edits one after the other."""
         async for response in EditStream(self._repository, call).answers(requests, _REQUESTS_AHEAD):
             yield response
 
-    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> Answer:  # noqa: N802
+    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> ImageResponse:  # noqa: N802
         """Walks between images or latents."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -136,14 +136,14 @@ class LatentEngine:
             if count != len(end):
                 raise InvalidRequest(f"start has {count} images or latents, end has {len(end)}; send pairs", "end")
             points = count * request.steps
-            with scope.admit(points, "steps", "ask for", decodes=True) as terms:
-                ends = await _encode_ends(scope.model, start, end, terms)
+            with scope.admit(points, "steps", "ask for", decodes=True) as context:
+                ends = await _encode_ends(scope.model, start, end, context)
                 walk = partial(_WALKS[request.walk], *ends, request.steps)
-                latents = await _compute(scope.model, points, walk, terms)
-                images = await scope.model.decode(latents, terms) if output.images else None
+                latents = await _compute(scope.model, points, walk, context)
+                images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.InterpolateResponse(), output, images, latents)
 
-    async def Sample(self, request: pb.SampleRequest, call: Call) -> Answer:  # noqa: N802
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> ImageResponse:  # noqa: N802
         """Draws latents and decodes them."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -154,13 +154,13 @@ class LatentEngine:
                 )
             prior = read_prior(request, scope.model.priors)
             wishes = Wishes.of(scope.model.bundle.directions, request.having, request.lacking)
-            with scope.admit(request.count, "count", "ask for", decodes=True) as terms:
+            with scope.admit(request.count, "count", "ask for", decodes=True) as context:
 
                 def draw() -> Floats:
                     return wishes.grant(prior.draw(request.count, request.seed, temperature))
 
-                latents = await _compute(scope.model, request.count * (1 + len(wishes)), draw, terms)
-                images = await scope.model.decode(latents, terms) if output.images else None
+                latents = await _compute(scope.model, request.count * (1 + len(wishes)), draw, context)
+                images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.SampleResponse(), output, images, latents)
 
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
@@ -237,17 +237,17 @@ def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) ->
     return source
 
 
-async def _compute(model: Model, count: int, latents: Callable[[], Floats], terms: Terms) -> Floats:
+async def _compute(model: Model, count: int, latents: Callable[[], Floats], context: RequestContext) -> Floats:
     """Computes that many latents, off the event loop where it would be held up by them."""
     few = count * model.bundle.manifest.latent_dim**2 <= _FEW
-    return latents() if few else await model.codec.work(latents, terms.client)
+    return latents() if few else await model.codec.work(latents, context.client)
 
 
-async def _encode_ends(model: Model, start: Source, end: Source, terms: Terms) -> tuple[Floats, Floats]:
+async def _encode_ends(model: Model, start: Source, end: Source, context: RequestContext) -> tuple[Floats, Floats]:
     """Latents of both ends; pixels of both go through the encoder together."""
     if isinstance(start, np.ndarray) and isinstance(end, np.ndarray) and start.dtype == end.dtype == np.uint8:
-        mu, _ = await model.encode(np.concatenate((start, end)), terms)
+        mu, _ = await model.encode(np.concatenate((start, end)), context)
         return mu[: len(start)], mu[len(start) :]
-    _, first = await model.edit(start, None, terms, decode=False)
-    _, last = await model.edit(end, None, terms, decode=False)
+    _, first = await model.edit(start, None, context, decode=False)
+    _, last = await model.edit(end, None, context, decode=False)
     return first, last

@@ -1,7 +1,7 @@
 """One request: what must be done for every one of them, in one place that no method gets past.
 
-A model computes for `Terms`, and only `RequestScope.admit` gives them: when the model is leased, the deadline read, the
-size checked, the client's rate spent, and the room held.
+A model computes for a `RequestContext`, and only `RequestScope.admit` gives one: when the model is leased, the deadline
+read, the size checked, the client's rate spent, and the room held.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import Overloaded
-from engine.models.model import Terms
+from engine.models.model import RequestContext
 from engine.models.repository import ModelRepository
 from engine.service.request_parser import OutputSpec, RequestParser, read_priority
-from engine.service.response import Answer, answer
+from engine.service.response import ImageResponse, image_response
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -69,7 +69,7 @@ class RequestScope:
         remaining = call.time_remaining()
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         self._call = call
-        self._terms = Terms(deadline, call.client, read_priority(request))
+        self._context = RequestContext(deadline, call.client, read_priority(request))
         self._one_of_several = len(repository.names) > 1
         self.model = repository.get(model)
         bundle = self.model.bundle
@@ -88,8 +88,10 @@ class RequestScope:
             error.recheck = None  # whoever looks at calls before their messages can't tell for which model they are
 
     @contextmanager
-    def admit(self, count: int, field: str = "", verb: str = "send", *, decodes: bool = False) -> Iterator[Terms]:
-        """To be entered around all work on so many images or latents; gives the terms that a model computes for.
+    def admit(
+        self, count: int, field: str = "", verb: str = "send", *, decodes: bool = False
+    ) -> Iterator[RequestContext]:
+        """To be entered around all work on so many images or latents; gives the context that a model computes for.
 
         What the server then has no room for costs the client nothing.
 
@@ -108,10 +110,10 @@ class RequestScope:
         self._call.spend(count)
         try:
             if decodes:
-                with self.model.room(count, self._terms.client) as room:
-                    yield self._terms._replace(room=room)
+                with self.model.room(count, self._context.client) as room:
+                    yield self._context._replace(room=room)
             else:
-                yield self._terms
+                yield self._context
         except Overloaded:
             self._call.give_back(count)
             raise
@@ -122,6 +124,6 @@ class RequestScope:
 
     async def respond(
         self, message: Any, output: OutputSpec, images: Bytes | None, latents: Floats | None = None
-    ) -> Answer:
-        """What is to come back; the arguments are those of `engine.service.response.answer`."""
-        return await answer(message, self.model, output, images, latents, client=self._terms.client)
+    ) -> ImageResponse:
+        """What is to come back; the arguments are those of `engine.service.response.image_response`."""
+        return await image_response(message, self.model, output, images, latents, client=self._context.client)

@@ -28,7 +28,7 @@ _IMAGES = _RAW = _EDITED = b"\x0a"
 _COUNT, _HEIGHT, _WIDTH, _DATA = b"\x08", b"\x10", b"\x18", b"\x22"
 
 
-class Answer:
+class ImageResponse:
     """A response message, and the raw pixels that belong into its field `images`, uint8 [N, S, S, 3].
 
     Attributes:
@@ -55,8 +55,8 @@ class Answer:
         return b"".join(self.parts())
 
 
-class StreamAnswer:
-    """An EditStreamResponse around an answer; `id` as in the request.
+class StreamResponse:
+    """An EditStreamResponse around an ImageResponse; `id` as in the request.
 
     It is serialised when it is made: while it waits for its turn, it holds its own bytes, and not those of the whole
     batch that its pixels were computed in.
@@ -64,8 +64,8 @@ class StreamAnswer:
 
     __slots__ = ("_data",)
 
-    def __init__(self, answer: Answer, id: int) -> None:
-        parts = answer.parts()
+    def __init__(self, response: ImageResponse, id: int) -> None:
+        parts = response.parts()
         length = to_varint(sum(map(len, parts)))
         self._data = b"".join((_EDITED, length, *parts, pb.EditStreamResponse(id=id).SerializeToString()))
 
@@ -75,12 +75,12 @@ class StreamAnswer:
 
 
 def serialize(response: Any) -> bytes:
-    """The bytes of a message or an answer."""
+    """The bytes of a message, an ImageResponse or a StreamResponse."""
     data: bytes = response.SerializeToString()
     return data
 
 
-async def answer(
+async def image_response(
     message: Any,
     model: Model,
     output: OutputSpec,
@@ -88,7 +88,7 @@ async def answer(
     latents: Floats | None = None,
     *,
     client: str = "",
-) -> Answer:
+) -> ImageResponse:
     """What is to come back.
 
     Args:
@@ -102,10 +102,10 @@ async def answer(
     if output.latents and latents is not None:
         message.latents.CopyFrom(latent_batch(latents))
     if images is None or output.file_format is None:
-        return Answer(message, images)
+        return ImageResponse(message, images)
     files = await model.codec.encode(images, output.file_format, output.quality or DEFAULT_QUALITY, client)
     message.images.files.files.extend(files)
-    return Answer(message)
+    return ImageResponse(message)
 
 
 @lru_cache(maxsize=4096)

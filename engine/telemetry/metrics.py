@@ -76,12 +76,13 @@ class MethodFigures:
         answers: Requests within streams that were answered, by "OK" or the gRPC status of the error in the answer.
         refusals: Calls that were refused before their message was received, by gRPC status, beside those in `seconds`;
             who takes core's events writes them.
-        unheard: Calls that ended before their message had come, which are not in `seconds`.
+        incomplete: Calls that ended before their message had come, which are not in `seconds`.
     """
 
     __slots__ = (
         "answers",
         "images",
+        "incomplete",
         "name",
         "path",
         "received_bytes",
@@ -89,7 +90,6 @@ class MethodFigures:
         "refusals",
         "seconds",
         "sent_bytes",
-        "unheard",
     )
 
     def __init__(self, path: str) -> None:
@@ -102,7 +102,7 @@ class MethodFigures:
         self.seconds: dict[str, Histogram] = {}
         self.answers: dict[str, int] = {}
         self.refusals: dict[str, int] = {}
-        self.unheard = 0
+        self.incomplete = 0
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
@@ -270,10 +270,11 @@ class Metrics:
             "received_messages": "Messages that came in; one a call, streams have many.",
             "received_bytes": "Bytes of messages that came in.",
             "sent_bytes": "Bytes of messages that went out.",
-            "unheard": "Calls that ended before their message had come: too large, or given up. Not in requests.",
         }
         for name, text in texts.items():
             yield _counter(name, text, label, [((one.name,), getattr(one, name)) for one in methods])
+        text = "Calls that ended before their message had come: too large, or given up. Not in requests."
+        yield _counter("unheard", text, label, [((one.name,), one.incomplete) for one in methods])
 
     def _collect_queues(self) -> Iterator[Metric]:
         queues, labels = list(self._queues.items()), ["model", "graph"]

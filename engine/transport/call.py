@@ -31,7 +31,7 @@ class ServerCall:
         permit: What it holds.
         post: Has a function called on the event loop, from any thread.
         hand_over: Has a call started there, with its message.
-        unheard: Is told there (path, client) of a call whose message didn't come.
+        incomplete: Is told there (path, client) of a call whose message didn't come.
         may_end: Calls end while it is set.
 
     Attributes:
@@ -46,7 +46,7 @@ class ServerCall:
         post: Callable[..., None],
         *,
         hand_over: Callable[["ServerCall", bytes | None], None],
-        unheard: Callable[[str, str], None],
+        incomplete: Callable[[str, str], None],
         may_end: asyncio.Event,
     ) -> None:
         self._core = call
@@ -54,11 +54,11 @@ class ServerCall:
         self.permit = permit
         self._post = post
         self._hand_over = hand_over
-        self._unheard = unheard
+        self._incomplete = incomplete
         self._may_end = may_end
         self._task: asyncio.Task[None] | None = None
         self._gone = False
-        self._heard = handler.request_streaming  # its message is there, or nobody waits for it any more
+        self._awaits_message = not handler.request_streaming
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._trailing: Metadata = None
@@ -105,11 +105,11 @@ class ServerCall:
 
     def start(self, message: bytes | None) -> None:
         """The message has come, or won't; a stream's are yet to come."""
-        if message is None and not self._heard:
-            self._unheard(self._core.path, self.permit.client)
+        if message is None and self._awaits_message:
+            self._incomplete(self._core.path, self.permit.client)
         self.permit.started()
-        expired = self._heard and not self._handler.request_streaming
-        self._heard = True
+        expired = not self._awaits_message and not self._handler.request_streaming
+        self._awaits_message = False
         if self._gone:
             self._is_over(None)
         elif not expired:
@@ -117,10 +117,10 @@ class ServerCall:
 
     def expire(self, limit_s: float) -> None:
         """Ends the call if its message is not there, for which it had `limit_s` seconds."""
-        if self._heard or self._gone:
+        if not self._awaits_message or self._gone:
             return
-        self._heard = True
-        self._unheard(self._core.path, self.permit.client)
+        self._awaits_message = False
+        self._incomplete(self._core.path, self.permit.client)
         if self.permit.abandon():
             self._code, self._details = grpc.StatusCode.RESOURCE_EXHAUSTED, _NO_ROOM.format(limit_s)
         else:

@@ -51,8 +51,8 @@ class Server:
         options: Channel arguments of gRPC core.
         admit: Judges each call of a known method by what came before its message, which is not asked for earlier:
             what the call holds from then on, or what it is ended with. On the queue's thread.
-        unheard: Is told (path, client) of a call that ended before its message had come: it was too large or too late,
-            or the client gave up.
+        incomplete: Is told (path, client) of a call that ended before its message had come: it was too large or too
+            late, or the client gave up.
         unknown: Is told of each call of a method that nobody handles, on the queue's thread.
         message_limit_s: How long the message of a call may take, seconds.
     """
@@ -61,12 +61,12 @@ class Server:
         self,
         options: Sequence[tuple[str, int]] = (),
         admit: Callable[[CoreCall], Permit | Ending] = _let_in,
-        unheard: Callable[[str, str], None] = _ignore,
+        incomplete: Callable[[str, str], None] = _ignore,
         unknown: Callable[[], None] = lambda: None,
         message_limit_s: float = math.inf,
     ) -> None:
         self._admit = admit
-        self._unheard = unheard
+        self._incomplete = incomplete
         self._unknown = unknown
         self._message_limit_s = message_limit_s
         self._awaited: dict[ServerCall, float] = {}  # whose message is to come, by when they came
@@ -166,7 +166,7 @@ class Server:
                     permit,
                     self._post,
                     hand_over=self._hand_over,
-                    unheard=self._unheard,
+                    incomplete=self._incomplete,
                     may_end=self._may_end,
                 )
                 if not handler.request_streaming:

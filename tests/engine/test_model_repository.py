@@ -14,7 +14,7 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.batcher import NULL_OBSERVER
 from engine.errors import BundleError, UnknownModel
-from engine.models.model import Model, Settings, Terms
+from engine.models.model import Model, RequestContext, Settings
 from engine.models.repository import ModelRepository, Opener
 
 
@@ -40,7 +40,7 @@ async def smile(model: Model) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
     images = random_images(3, seed=1) // 2
     with model.lease():
         move = model.bundle.directions.move([("Smiling", 1.0)])
-        edited, mu = await model.edit(images, move, Terms())
+        edited, mu = await model.edit(images, move, RequestContext())
     np.testing.assert_array_equal(mu, latents_of(images))
     assert edited is not None
     return edited

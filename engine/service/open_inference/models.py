@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.errors import InvalidRequest
 from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
-from engine.service.response import Answer
+from engine.service.response import ImageResponse
 from engine.service.zero_copy import ZeroCopyMessage
 from protos import dfcvae_pb2 as pb
 
@@ -159,7 +159,7 @@ MODELS = {
 def value_of(answer: Any, name: str) -> Value:
     """A tensor of what a method of LatentEngine answered."""
     message = answer
-    if isinstance(answer, Answer):
+    if isinstance(answer, ImageResponse):
         if name == "images" and answer.pixels is not None:
             return answer.pixels
         message = answer.message
