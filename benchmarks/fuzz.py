@@ -33,6 +33,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 from script import ROOT, require_positive, run
 from serving.clients import Crowd
+from serving.figures import markdown
 from serving.orders import Orders
 from serving.process import Server, Usage
 from serving.requests import OPTIONS
@@ -175,11 +176,10 @@ def table(results: Results) -> str:
     """The statuses by method, Markdown."""
     found = results.statuses
     statuses, methods = (sorted({key[part] for key in found}) for part in (1, 0))
-    lines = ["| method | " + " | ".join(statuses) + " |", "|---|" + "---:|" * len(statuses)]
-    for method in methods:
-        lines.append(f"| {method} | " + " | ".join(f"{found[method, status]:,}" for status in statuses) + " |")
-    totals = (sum(found[method, status] for method in methods) for status in statuses)
-    return "\n".join([*lines, "| all | " + " | ".join(f"{total:,}" for total in totals) + " |"])
+    counts = {method: [found[method, status] for status in statuses] for method in methods}
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    cells = {method: [f"{count:,}" for count in row] for method, row in counts.items()}
+    return markdown([{"method": method, **dict(zip(statuses, row, strict=True))} for method, row in cells.items()])
 
 
 def guided(target: str, config: FuzzConfig) -> tuple[str, str]:

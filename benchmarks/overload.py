@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from script import cores, require_positive, run, write_json
+from script import cores, require_positive, run, show_checks, write_json
 from serving.bench import Bench, Row
 from serving.figures import Calls, markdown
 from serving.generator import REFUSED_STREAM, Outcome
@@ -148,13 +148,9 @@ def overload(config: OverloadConfig) -> bool:
         "every refusal says when to come again": all(one["refused"] == one["retries_told"] for one in found),
         "the server ends with exit code 0": code == 0,
     }
-    for what, holds in checks.items():
-        print(f"{'PASS' if holds else 'FAIL'}  {what}")
-    if said:
-        print(f"\nthe server's log:\n{said[-2000:]}")
     figures = {"capacity": asdict(capacity), "offers": found, "checks": checks}
     write_json(config.json, {"config": asdict(config), **figures})
-    return all(checks.values())
+    return show_checks(checks, said)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from trainer.data import FaceData, load_data
 from trainer.errors import ConfigError, NonFiniteLossError, TrainerError
-from trainer.evaluation.encoded_run import Autoencoder, Floats, Images
+from trainer.evaluation.encoded_run import Autoencoder, Images
 from trainer.evaluation.evaluate import evaluate_autoencoder
 from trainer.evaluation.networks import MetricNetworks
 from trainer.evaluation.options import Measure, Options
@@ -137,28 +137,6 @@ def trained(peer: Peer, config: PeerConfig, data: FaceData) -> dict[str, Any]:
     return dict(kept["training"])
 
 
-def autoencoder(peer: Peer, place: Placement) -> Autoencoder:
-    """The network as functions of arrays, in FP32; fast as ours is fast."""
-    peer.module.eval()
-
-    @torch.no_grad()
-    def encode(images: Images) -> tuple[Floats, Floats | None]:
-        mu, *log_var = (part.cpu().numpy() for part in peer.encode(place.images(images)))
-        return mu, log_var[0] if log_var else None
-
-    @torch.no_grad()
-    def decode(latents: Floats) -> Images:
-        images = peer.decode(torch.from_numpy(latents).to(place.device)).float().clamp(0, 1)
-        pixels: Images = images.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
-        return pixels
-
-    def decode_fast(latents: Floats) -> Images:
-        with place.autocast():
-            return decode(latents)
-
-    return Autoencoder(encode, decode, decode_fast)
-
-
 def train_and_judge(config: PeerConfig) -> None:
     """Makes the row, unless it is there.
 
@@ -178,7 +156,8 @@ def train_and_judge(config: PeerConfig) -> None:
     judge = None if "edits" in config.skip else quality.judge(config.out, data)
     peer.module.to(place.device)
     training = trained(peer, config, data)
-    judged = autoencoder(peer, place)
+    peer.module.eval()
+    judged = Autoencoder.of(peer.encode, lambda latents: peer.decode(latents).float().clamp(0, 1), place)
     evaluate_autoencoder(judged, data, folder, replace(options, judge=judge), name=config.peer, training=training)
 
 

@@ -82,6 +82,15 @@ def summary(here: dict[str, Any]) -> str:
     return f"{here['cpu']}, {here['cores']} cores, load {here['load']}, {here['date']}\n{known}"
 
 
+def show_checks(checks: dict[str, bool], log: str) -> bool:
+    """Prints whether each check held, and the end of a server's log if it said anything; whether all of them held."""
+    for what, holds in checks.items():
+        print(f"{'PASS' if holds else 'FAIL'}  {what}")
+    if log:
+        print(f"\nthe server's log:\n{log[-2000:]}")
+    return all(checks.values())
+
+
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
     """Writes figures as JSON, where a file is wanted; NaN, which JSON doesn't have, becomes null."""
     if path is not None:

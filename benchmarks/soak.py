@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from script import cores, require_positive, run, write_json
+from script import cores, require_positive, run, show_checks, write_json
 from serving.clients import Crowd, Tally
 from serving.figures import markdown
 from serving.orders import Orders
@@ -87,7 +87,7 @@ def verdicts(tally: Tally, grown: float | None, code: int | None) -> dict[str, b
     return checks if grown is None else {**checks, "memory grows by at most 10 % after 20 s": grown <= MAX_GROWTH}
 
 
-def report(orders: Orders, tally: Tally, usage: Usage, checks: dict[str, bool]) -> None:
+def report(orders: Orders, tally: Tally, usage: Usage) -> None:
     """Prints what happened."""
     tolerance, deviation, grown = orders.tolerance, orders.deviation, growth(usage)
     rows = [{"RPC": name, "sent": sent, "answered right": tally.answered[name]} for name, sent in tally.sent.items()]
@@ -103,8 +103,6 @@ def report(orders: Orders, tally: Tally, usage: Usage, checks: dict[str, bool]) 
     print("latency, ms: " + ", ".join(f"{name.replace('_', '.')} {value:.0f}" for name, value in ms.items()))
     said = "too short a run to judge growth" if grown is None else f"growth after {SETTLED_S:.0f} s {grown:+.1%}"
     print(f"server: {usage.cores:.2f} cores, peak memory {usage.peak_mib:.0f} MiB, {said}", end="\n\n")
-    for what, holds in checks.items():
-        print(f"{'PASS' if holds else 'FAIL'}  {what}")
 
 
 def soak(config: SoakConfig) -> bool:
@@ -128,9 +126,7 @@ def soak(config: SoakConfig) -> bool:
     tally = crowd.tally
     checks = verdicts(tally, growth(usage), code)
     print(f"{config.clients} clients, 1 to {config.max_images} images a request, {cores()} cores for both sides\n")
-    report(orders, tally, usage, checks)
-    if said:
-        print(f"\nthe server's log:\n{said[-2000:]}")
+    report(orders, tally, usage)
     figures = {
         "config": asdict(config),
         "sent": tally.sent,
@@ -146,7 +142,7 @@ def soak(config: SoakConfig) -> bool:
         "checks": checks,
     }
     write_json(config.json, figures)
-    return all(checks.values())
+    return show_checks(checks, said)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from engine.bundle import MANIFEST, sha256_of
+from engine.bundle import MANIFEST
 from engine.version import tell_version
 from quickstart import report
 from quickstart.client import Job, read_order
@@ -191,7 +191,7 @@ def evaluate(config: Quickstart, folder: Path, data: FaceData, run: Path, stages
 def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
     """The bundle of the run; its manifest. Built again if it was of other weights, directions or another prior."""
     manifest = bundle / MANIFEST
-    wanted = {name: sha256_of(run / name) for name in (run_folder.MODEL, run_folder.DIRECTIONS, run_folder.PRIOR)}
+    wanted = digests(run)
     try:
         built = json.loads(manifest.read_text())
         found = {run_folder.MODEL: built["run"]["model_sha256"], **built["files"]}

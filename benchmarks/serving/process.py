@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -74,12 +73,7 @@ class Server:
         self.process.stdout.close()
         raise InputError(f"the server ended with exit code {code}; it said: {self.log.strip()[-500:]}")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.terminate()
         if self.wait(40) is None:
             self.process.kill()
@@ -137,12 +131,7 @@ class Usage:
         self._sampler.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.wall_s = time.monotonic() - self._start
         self.cpu_s = _total(self._processes, _cpu_seconds) - self._before
         self._stop.set()

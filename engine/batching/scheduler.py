@@ -5,7 +5,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from engine.process.threads import Job
@@ -175,9 +174,7 @@ class _Hold:
             self._release()
             raise
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._release()
 
     def _take(self) -> None:

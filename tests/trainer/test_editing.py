@@ -92,7 +92,7 @@ def encoded(tmp_path: Path) -> EncodedRun:
     directions = Directions(NAMES, vectors, positives, negatives, "train", kinds=("mean",) * 3)
     log_var = np.full_like(mu["test"], -6.0)
     return EncodedRun(
-        Autoencoder.of(model.eval(), CPU),
+        Autoencoder.of(model.eval().encoder, model.decoder, CPU),
         data,
         CPU,
         rows["test"],

@@ -11,7 +11,7 @@ from engine.latents import Gaussian, load_priors
 from trainer.data import FaceData
 from trainer.evaluation import networks
 from trainer.evaluation.encoded_run import EncodedRun
-from trainer.evaluation.generation import fid, frechet_on_features, image_sets, prior_latents
+from trainer.evaluation.generation import fid, frechet_on_features, image_sets
 from trainer.hardware.device import Placement
 
 CPU = Placement.of("cpu", "fp32")
@@ -30,14 +30,6 @@ class MeanColour(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean((2, 3)) * 255
-
-
-def test_the_prior_is_standard_normal_and_seeded() -> None:
-    drawn = prior_latents(20_000, 3, seed=1)
-    assert np.abs(drawn.mean(0)).max() < 0.05
-    assert np.abs(np.cov(drawn.T) - np.eye(3)).max() < 0.05
-    assert np.array_equal(drawn, prior_latents(20_000, 3, seed=1))
-    assert not np.array_equal(drawn, prior_latents(20_000, 3, seed=2))
 
 
 def test_samples_are_drawn_from_the_runs_prior_as_the_server_draws(trained: Path, data: FaceData) -> None:

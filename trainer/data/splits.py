@@ -36,15 +36,6 @@ def draw(root: Path, files: Sequence[str], split_by: SplitBy) -> NDArray[np.int8
     return split_by_name(files) if split_by == "name" else split_by_folder(root, files)
 
 
-def split_by_name(files: Sequence[str]) -> NDArray[np.int8]:
-    """Splits of N images, (N,) int8: about 90 % train, 5 % val, 5 % test, whatever the machine or the order.
-
-    The images are ranked by a hash of their names; the lowest are val, the highest test. So when images are added,
-    all but a few of the others stay in their splits.
-    """
-    return _split(files)
-
-
 def split_by_folder(root: Path, files: Sequence[str]) -> NDArray[np.int8]:
     """As `split_by_name`, but all images of one folder, and of the folders in it, come into one split.
 
@@ -61,21 +52,25 @@ def split_by_folder(root: Path, files: Sequence[str]) -> NDArray[np.int8]:
             f"--split-by folder: {root} has {len(folders)} folder(s) to split by, and each split needs one; give a "
             "folder with a folder a person, or leave it out"
         )
-    return _split([path[depth] for path in parts])
+    return split_by_name([path[depth] for path in parts])
 
 
-def _split(keys: Sequence[str]) -> NDArray[np.int8]:
-    """Splits of N images, (N,) int8; those with one key stay together."""
-    sizes = Counter(keys)
-    ranked = sorted(sizes, key=lambda key: hashlib.sha256(os.fsencode(key)).digest())
-    wanted = max(1, round(HELD_OUT * len(keys)))
-    most = (len(ranked) - 1) // 2  # so that some are left to train on, however large the keys are
+def split_by_name(names: Sequence[str]) -> NDArray[np.int8]:
+    """Splits of N images, (N,) int8: about 90 % train, 5 % val, 5 % test, whatever the machine or the order.
+
+    The names are ranked by a hash; the lowest are val, the highest test. So when images are added, all but a few of the
+    others stay in their splits. Images of one name stay together.
+    """
+    sizes = Counter(names)
+    ranked = sorted(sizes, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+    wanted = max(1, round(HELD_OUT * len(names)))
+    most = (len(ranked) - 1) // 2  # so that some are left to train on, however many images have one name
     split_of = dict.fromkeys(ranked, SPLITS.index("train"))
     for split, order in (("val", ranked), ("test", ranked[::-1])):
         held = 0
-        for key in order[:most]:
+        for name in order[:most]:
             if held >= wanted:
                 break
-            split_of[key] = SPLITS.index(split)
-            held += sizes[key]
-    return np.array([split_of[key] for key in keys], np.int8)
+            split_of[name] = SPLITS.index(split)
+            held += sizes[name]
+    return np.array([split_of[name] for name in names], np.int8)

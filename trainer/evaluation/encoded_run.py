@@ -5,7 +5,7 @@ Shapes: N test images, M train images, V val images, D latent_dim, A attributes,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from engine.errors import BundleError, DirectionsError
@@ -24,7 +25,6 @@ from trainer.config import Kind
 from trainer.data import FaceData
 from trainer.errors import RunError
 from trainer.hardware.device import Placement
-from trainer.model import VAE
 from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 
 Images = NDArray[np.uint8]
@@ -55,20 +55,25 @@ class Autoencoder:
     decode_fast: Callable[[Floats], Images] | None = None
 
     @classmethod
-    def of(cls, model: VAE, place: Placement) -> Autoencoder:
-        """This project's, in evaluation mode on the device of `place`.
+    def of(
+        cls, encoder: Callable[[Tensor], Sequence[Tensor]], decoder: Callable[[Tensor], Tensor], place: Placement
+    ) -> Autoencoder:
+        """Networks in evaluation mode on the device of `place`, in FP32, as served; fast is as trained.
 
-        It encodes and decodes in FP32, as served; fast is as trained, so bf16 where there are units.
+        Args:
+            encoder: images (B, 3, S, S) float32 in [0, 1] to mu (B, D) and, unless it gives points, log variances.
+            decoder: latents (B, D) float32 to images (B, 3, S, S) in [0, 1].
+            place: where they compute.
         """
 
         @torch.no_grad()
-        def encode(images: Images) -> tuple[Floats, Floats]:
-            posterior = model.encoder(place.images(images))
-            return posterior.mu.cpu().numpy(), posterior.log_var.cpu().numpy()
+        def encode(images: Images) -> tuple[Floats, Floats | None]:
+            mu, *log_var = (part.cpu().numpy() for part in encoder(place.images(images)))
+            return mu, log_var[0] if log_var else None
 
         @torch.no_grad()
         def decode(latents: Floats) -> Images:
-            decoded = model.decoder(torch.from_numpy(latents).to(place.device))
+            decoded = decoder(torch.from_numpy(latents).to(place.device))
             pixels: Images = decoded.float().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
             return pixels
 
@@ -115,7 +120,8 @@ class EncodedRun:
             RunError: the run has no weights, or no directions or prior of them.
         """
         place = place or Placement.of()
-        autoencoder = Autoencoder.of(place.module(run_folder.load_model(run)), place)
+        model = place.module(run_folder.load_model(run))
+        autoencoder = Autoencoder.of(model.encoder, model.decoder, place)
         anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
         try:
             directions, priors = Directions.load(run / DIRECTIONS), load_priors(run / PRIOR)

@@ -6,7 +6,6 @@ and report.html, which shows all of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -280,7 +279,7 @@ def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Op
 def digests(run: Path) -> dict[str, str]:
     """SHA-256 of the files of a run that its evaluation depends on, by name."""
     files = [run / name for name in (run_folder.MODEL, run_folder.DIRECTIONS, run_folder.PRIOR)]
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    return {file.name: run_folder.sha256_of(file) for file in files if file.is_file()}
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.evaluation import charts, encoding, generation, grids, vectors
+from engine.latents import Gaussian
+from trainer.evaluation import charts, encoding, grids, vectors
 from trainer.evaluation.encoded_run import EncodedRun
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.options import Options
@@ -61,7 +62,7 @@ def _samples(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
         "N(0, I), the prior is at fault, not the decoder.",
     )
     for figure, latents in (
-        (standard, generation.prior_latents(NUM_SAMPLES, encoded.mu.shape[1], seed)),
+        (standard, Gaussian.standard(encoded.mu.shape[1]).draw(NUM_SAMPLES, seed)),
         (fitted, next(iter(encoded.priors.values())).draw(NUM_SAMPLES, seed)),
     ):
         rows = np.split(encoded.decode(latents), NUM_SAMPLES // NUM_COLUMNS)

@@ -59,25 +59,20 @@ def measure(encoded: EncodedRun, networks: MetricNetworks, seed: int) -> dict[st
     }
 
 
-def prior_latents(count: int, latent_dim: int, seed: int) -> Floats:
-    """Draws from N(0, I), (count, D): what the seed document and the paper decode."""
-    return Gaussian.standard(latent_dim).draw(count, seed)
-
-
 def image_sets(encoded: EncodedRun, seed: int) -> dict[str, Images]:
     """The sets that are compared with the test split's images, each of as many images as that has, or fewer.
 
     Returns:
-        `prior`: decoded from N(0, I). `fitted` and `mixture`: decoded from the run's own priors, fitted to the train
-        split's posteriors. All are drawn as the server draws them. Where the aggregate posterior is far from N(0, I),
-        their difference is what that costs.
+        `prior`: decoded from N(0, I), as the seed document and the paper do. `fitted` and `mixture`: decoded from the
+        run's own priors, fitted to the train split's posteriors. All are drawn as the server draws them. Where the
+        aggregate posterior is far from N(0, I), their difference is what that costs.
         `reconstructions`: of the test split. `train`: images of the train split, drawn without repetition: the floor,
         what real faces of other people score.
     """
     count = len(encoded.rows)
     train = np.sort(np.random.default_rng(seed).permutation(encoded.train_rows)[:count])
     return {
-        "prior": encoded.decode(prior_latents(count, encoded.mu.shape[1], seed)),
+        "prior": encoded.decode(Gaussian.standard(encoded.mu.shape[1]).draw(count, seed)),
         **{name: encoded.decode(prior.draw(count, seed)) for name, prior in encoded.priors.items()},
         "reconstructions": encoded.reconstructions,
         "train": encoded.data.images[train],
