@@ -265,13 +265,13 @@ class Batcher:
         self._scheduler.detach(self)
         self._buffers.clear()
 
-    def ripe(self) -> bool:
+    def is_ready(self) -> bool:
         """For the scheduler, on its threads: whether a batch can start beside another, or at once."""
-        return bool(self._ready())
+        return bool(self._ready_items())
 
     def due(self) -> float:
         """For the scheduler, on its threads: when the next batch should start."""
-        if ready := self._ready():
+        if ready := self._ready_items():
             return 0.0 if ready == self._max_batch_size else self._since + self._max_delay
         if not self._queue.waiting or self._unsettled:
             return float("inf")
@@ -281,7 +281,7 @@ class Batcher:
 
     def take(self, now: float) -> Callable[[], None] | None:
         """For the scheduler, on its threads: puts a batch together."""
-        requests, ready = self._queue.requests, self._ready()
+        requests, ready = self._queue.requests, self._ready_items()
         pieces, expired = self._queue.take(ready or self._max_batch_size, now)
         if expired:
             self._unsettled += 1
@@ -293,12 +293,11 @@ class Batcher:
         self._computing += _count(pieces)
         return lambda: self._compute(pieces)
 
-    def _ready(self) -> int:
+    def _ready_items(self) -> int:
         """Items of the batch that has nothing to wait for: a full one, or half of one; 0 where there is none.
 
         Of a crowd that is too small to fill a batch while another is computed, one half is computed while the other is
-        on the wire, and no core is idle. Not of large
-        requests, which would be cut in two.
+        on the wire, and no core is idle. Not of large requests, which would be cut in two.
         """
         waiting = self._queue.waiting
         if waiting >= self._max_batch_size:
@@ -313,11 +312,11 @@ class Batcher:
 
     def _push(self, request: Request, client: str, priority: int) -> None:
         with self._scheduler.lock:
-            empty, ripe = not self._queue.waiting, self.ripe()
+            empty, ready = not self._queue.waiting, self.is_ready()
             if empty:
                 self._since = request.arrived
             self._queue.push(request, client, priority)
-            if empty or (self.ripe() and not ripe) or self._queue.requests == self._window.expected:
+            if empty or (self.is_ready() and not ready) or self._queue.requests == self._window.expected:
                 self._scheduler.wake()
 
     def _require_open(self) -> None:

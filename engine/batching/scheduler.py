@@ -23,8 +23,8 @@ class Source(Protocol):
     def overlaps(self) -> int:
         """How many other batches may be computed while one of this source is."""
 
-    def ripe(self) -> bool:
-        """Whether so much waits that the next batch may be computed beside others, or needs to wait for nothing."""
+    def is_ready(self) -> bool:
+        """Whether the next batch needs to wait for nothing more, and may be computed beside others."""
 
     def due(self) -> float:
         """Time (`time.monotonic`) from which a batch may start; infinity while none may."""
@@ -37,7 +37,7 @@ class Scheduler:
     """Compute threads: one, and as many more as the batches of a source like beside them.
 
     A thread fetches its next batch when it becomes free, whatever the event loop is busy with. Mostly one of them
-    computes. A ripe batch of a source that `overlaps` starts while the one before is computed, so that no core is idle
+    computes. A ready batch of a source that `overlaps` starts while the one before is computed, so that no core is idle
     at the end of a batch or between two. Sources that have work take turns, a batch each, whatever the priorities in
     them. So do functions that are `run`, which have the device to themselves.
 
@@ -144,14 +144,14 @@ class Scheduler:
         for _ in range(len(self._sources)):
             source = self._sources[0]
             due = source.due()
-            if due <= now and self._busy and not (self._busy <= source.overlaps and source.ripe()):
+            if due <= now and self._busy and not (self._busy <= source.overlaps and source.is_ready()):
                 return None, _NEVER  # its turn comes when the device is free, and nobody goes before
             self._sources.rotate(-1)
             if due > now:
                 soonest = min(soonest, due)
             elif work := source.take(now):
                 self._alone = not source.overlaps
-                if not self._alone and any(other.ripe() for other in self._sources):
+                if not self._alone and any(other.is_ready() for other in self._sources):
                     self.wake()  # another thread, for the next one
                 return work, now
         return None, soonest

@@ -60,26 +60,26 @@ def create_app(server: Server, hosts: Iterable[str], max_visitors: int) -> Starl
 
     return Starlette(
         routes=[
-            WebSocketRoute("/session", Visits(max_visitors).visit),
+            WebSocketRoute("/session", Sessions(max_visitors).serve),
             Mount("/", StaticFiles(directory=STATIC, html=True)),
         ],
-        middleware=[Middleware(Door, hosts={"localhost", socket.gethostname(), *hosts})],
+        middleware=[Middleware(OriginCheck, hosts={"localhost", socket.gethostname(), *hosts})],
         lifespan=lifespan,
     )
 
 
-class Visits:
-    """Visitors, of whom each is forgotten when their socket closes.
+class Sessions:
+    """The sessions of all visitors; each is forgotten when its socket closes.
 
     Args:
-        most: Visitors at once.
+        most: Sessions at once.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._now = 0
 
-    async def visit(self, visitor: WebSocket) -> None:
+    async def serve(self, visitor: WebSocket) -> None:
         """Answers one page, until it closes."""
         await visitor.accept()
         if self._now >= self._most:
@@ -100,14 +100,14 @@ class Visits:
             await session.close()
 
 
-class Door:
+class OriginCheck:
     """Answers only those who call the page by a name of its own, and lets sockets be opened by the page itself only.
 
     A site elsewhere could otherwise have a visitor's browser open a socket here, or, once its own name leads to this
     address, read the answers.
 
     Args:
-        app: What is behind it.
+        app: What answers them.
         hosts: The names; addresses are names, too.
     """
 

@@ -251,7 +251,7 @@ class Fickle:
         self.asked = 0
         self.takes = 0
 
-    def ripe(self) -> bool:
+    def is_ready(self) -> bool:
         return False
 
     def due(self) -> float:
