@@ -50,7 +50,7 @@ REPORT, FIGURES = "report.html", "figures"
 
 
 @dataclass(frozen=True)
-class Occasion:
+class Evaluation:
     """What is judged, on what, and where the result goes.
 
     Attributes:
@@ -160,10 +160,12 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
         data = replace(data, fingerprint=trained_on)
     name = f"{run.resolve().name}, preset {config.preset}"
     configuration = {**config.to_json(), "resolved": resolved}
-    occasion = Occasion(name, data, own, options.out or run, options, configuration, {}, digests(run), run / METRICS)
+    evaluation = Evaluation(
+        name, data, own, options.out or run, options, configuration, {}, digests(run), run / METRICS
+    )
     place = Placement.of()
-    metrics = _judge(occasion, lambda: EncodedRun.of(run, data, place), config.vgg_weights, place)
-    if occasion.out == run:
+    metrics = _judge(evaluation, lambda: EncodedRun.of(run, data, place), config.vgg_weights, place)
+    if evaluation.out == run:
         write_card(run)
     return metrics
 
@@ -207,18 +209,18 @@ def evaluate_autoencoder(
     """
     options = options or Options()
     out = options.out or out
-    occasion = Occasion(name, data, None, out, options, {"name": name, "directions": kind}, training or {}, {})
+    evaluation = Evaluation(name, data, None, out, options, {"name": name, "directions": kind}, training or {}, {})
     place = Placement.of()
-    return _judge(occasion, lambda: EncodedRun.of_autoencoder(autoencoder, data, out, kind, place), None, place)
+    return _judge(evaluation, lambda: EncodedRun.of_autoencoder(autoencoder, data, out, kind, place), None, place)
 
 
 def _judge(
-    occasion: Occasion, encode: Callable[[], EncodedRun], own_vgg: Path | None, place: Placement
+    evaluation: Evaluation, encode: Callable[[], EncodedRun], own_vgg: Path | None, place: Placement
 ) -> dict[str, Any]:
     began = time.monotonic()
-    options, out = occasion.options, occasion.out
-    occasion.check()
-    networks, judge = MetricNetworks.of(options, own_vgg, place), occasion.judge()
+    options, out = evaluation.options, evaluation.out
+    evaluation.check()
+    networks, judge = MetricNetworks.of(options, own_vgg, place), evaluation.judge()
     out.mkdir(parents=True, exist_ok=True)
     encoded = encode()
     samples = encoding.posterior_samples(encoded.mu, encoded.log_var, options.seed)
@@ -233,47 +235,46 @@ def _judge(
     metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))
     metrics["vectors"] = attempt(lambda: vectors.correlation(encoded.directions))
     logger.info("edits")
-    metrics |= edits(encoded, occasion, networks, judge)
+    metrics |= edits(encoded, evaluation, networks, judge)
     logger.info("figures")
     folder = out / FIGURES
-    drawn = draw(encoded, metrics, folder, options)
-    if occasion.log is not None:
-        drawn += training_curves.draw(occasion.log, folder)
-    metrics["evaluation"] = occasion.about(time.monotonic() - began, place)
-    if occasion.training:
-        metrics["training"] = occasion.training
+    drawn = draw(encoded, metrics, folder, evaluation)
+    metrics["evaluation"] = evaluation.about(time.monotonic() - began, place)
+    if evaluation.training:
+        metrics["training"] = evaluation.training
     write_metrics(out / EVALUATION, metrics)
-    page = report.page(occasion.name, metrics, report.embed(drawn, folder), occasion.configuration)
+    page = report.page(evaluation.name, metrics, report.embed(drawn, folder), evaluation.configuration)
     run_folder.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
     return metrics
 
 
 def edits(
-    encoded: EncodedRun, occasion: Occasion, networks: MetricNetworks, given: Classifier | None
+    encoded: EncodedRun, evaluation: Evaluation, networks: MetricNetworks, given: Classifier | None
 ) -> dict[str, Any]:
     """The parts `classifier` and `edits`, by the given classifier, or one that is trained if there is none yet."""
-    options = occasion.options
+    options = evaluation.options
     if not encoded.attributes or "edits" in options.skip:
         skipped = {"skipped": "left out by --skip edits" if encoded.attributes else NO_ATTRIBUTES}
         return {"classifier": skipped, "edits": skipped}
     if given is not None:
-        given.save(occasion.out / CLASSIFIER, occasion.data.fingerprint)
-    judge = given or classifier_of(occasion.out, occasion.data, encoded.place)
+        given.save(evaluation.out / CLASSIFIER, evaluation.data.fingerprint)
+    judge = given or classifier_of(evaluation.out, evaluation.data, encoded.place)
     return {
         "classifier": edit_judge.measure(encoded, judge),
         "edits": attempt(lambda: curves.measure(encoded, judge, options, networks)),
     }
 
 
-def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Options) -> list[Figure]:
-    """Draws what was measured, into a folder that has no other figures then."""
+def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, evaluation: Evaluation) -> list[Figure]:
+    """Draws what was measured and logged, into a folder that has no other figures then."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.png"):
         old.unlink()
     drawn: list[Figure] = []
     if "skipped" not in metrics["edits"]:
         drawn += edit_figures.draw(encoded, metrics["edits"], metrics["classifier"]["unsure"], folder)
-    return drawn + figures.draw(encoded, metrics, folder, options)
+    drawn += figures.draw(encoded, metrics, folder, evaluation.options)
+    return drawn if evaluation.log is None else drawn + training_curves.draw(evaluation.log, folder)
 
 
 def digests(run: Path) -> dict[str, str]:
