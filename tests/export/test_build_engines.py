@@ -609,7 +609,7 @@ def test_a_terminated_process_leaves_nothing(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stdout is not None
-    while not process.stdout.readline().startswith("measuring parity"):
+    while not process.stdout.readline().startswith("parity is measured"):
         assert process.poll() is None
         time.sleep(0.01)
     assert any(path.name.endswith(".tmp") for path in tmp_path.iterdir())

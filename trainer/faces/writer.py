@@ -107,7 +107,7 @@ def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozens
                 if signals.received:
                     break
         except BrokenProcessPool as error:
-            if not signals.received:  # one that ended a process before it had learned to leave them to this one
+            if not signals.received:  # SIGTERM ends them too, and SIGINT one that hasn't learned yet to leave it
                 raise ConfigError(
                     f"--workers {workers}: a process that drew faces was killed, perhaps for want of memory; give fewer"
                 ) from error
@@ -117,8 +117,8 @@ def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozens
 
 
 def _leave_interrupts_to_parent() -> None:
-    for signum in (signal.SIGINT, signal.SIGTERM):  # a terminal and a supervisor send them to the whole group
-        signal.signal(signum, signal.SIG_IGN)
+    # A terminal sends them to the whole group. SIGTERM ends a worker: with it the pool ends them where one has died.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _draw_chunk(images: Path, seed: int, indices: range) -> list[frozenset[str]]:
