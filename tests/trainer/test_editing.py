@@ -294,7 +294,13 @@ class Contrast(nn.Module):
 
 def test_without_attributes_or_directions_the_reason_is_given(encoded: EncodedRun) -> None:
     none = replace(
-        encoded.directions, names=(), vectors=np.zeros((0, 3), np.float32), positives=(), negatives=(), kinds=()
+        encoded.directions,
+        names=(),
+        vectors=np.zeros((0, 3), np.float32),
+        positives=(),
+        negatives=(),
+        kinds=(),
+        sides=(),
     )
     with pytest.raises(SkippedError, match="needs directions"):
         curves.measure(replace(encoded, directions=none), seer(), Options(), metric_networks())

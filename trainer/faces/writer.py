@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -97,17 +97,17 @@ def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozens
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=count, unit="face", desc="Drawing faces", disable=None) as progress,
-        ProcessPoolExecutor(min(workers, len(chunks)), context, initializer=_leave_interrupts_to_parent) as pool,
+        ProcessPoolExecutor(min(workers, len(chunks)), context) as pool,
         held_back() as signals,
     ):
         try:
-            for drawn in map(draw, chunks) if workers == 1 else pool.map(draw, chunks):
+            for drawn in map(draw, chunks) if workers == 1 else _map_uninterrupted(pool, draw, chunks):
                 labels += drawn
                 progress.update(len(drawn))
                 if signals.received:
                     break
         except BrokenProcessPool as error:
-            if not signals.received:  # SIGTERM ends them too, and SIGINT one that hasn't learned yet to leave it
+            if not signals.received:  # a supervisor sends SIGTERM to the whole group
                 raise ConfigError(
                     f"--workers {workers}: a process that drew faces was killed, perhaps for want of memory; give fewer"
                 ) from error
@@ -116,9 +116,15 @@ def _draw_all(images: Path, count: int, seed: int, workers: int) -> list[frozens
     return labels
 
 
-def _leave_interrupts_to_parent() -> None:
-    # A terminal sends them to the whole group. SIGTERM ends a worker: with it the pool ends them where one has died.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _map_uninterrupted(
+    pool: ProcessPoolExecutor, draw: Callable[[range], list[frozenset[str]]], chunks: Iterable[range]
+) -> Iterator[list[frozenset[str]]]:
+    """`pool.map`, by processes that SIGINT doesn't reach: a terminal sends it to the whole group."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit that start now
+    try:
+        return pool.map(draw, chunks)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _draw_chunk(images: Path, seed: int, indices: range) -> list[frozenset[str]]:
