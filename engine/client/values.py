@@ -90,13 +90,15 @@ class Attribute:
     """An attribute that can be edited: its name, how many training images had it and had it not, and its direction.
 
     The kind of direction is "mean", "adjusted" or "svm", as protos/dfcvae.proto says; "unknown" where the model does
-    not say, empty where the server is older than this field.
+    not say, empty where the server is older than this field. `can_be_wished` says whether samples can be drawn with it
+    and without it (`Client.sample`).
     """
 
     name: str
     positives: int
     negatives: int
     kind: str
+    can_be_wished: bool
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from engine.latents.directions import Directions, Floats, Move, shift, steps_of
 from engine.latents.sampling import FITTED, MIXTURE, Gaussian, Mixture, Prior, load_priors
 from engine.latents.walks import linear, spherical
-from engine.latents.wishes import Wishes
+from engine.latents.wishes import Wishes, can_be_wished
 
 __all__ = [
     "FITTED",
@@ -15,6 +15,7 @@ __all__ = [
     "Move",
     "Prior",
     "Wishes",
+    "can_be_wished",
     "linear",
     "load_priors",
     "shift",

@@ -90,14 +90,18 @@ class Wishes:
         return granted
 
 
+def can_be_wished(directions: Directions, name: str) -> bool:
+    """Whether `Wishes.of` takes an attribute: its direction has a length, and two sides that are known."""
+    return directions.sides[directions.names.index(name)] is not None and bool(directions[name].any())
+
+
 def _wish(directions: Directions, name: str, field: str, sign: int) -> _Wish:
     vector = directions.named(name, field).astype(np.float64)
-    square = float(np.cumsum(vector**2)[-1])
     sides = directions.sides[directions.names.index(name)]
-    if sides is None or not square:
+    if sides is None or not can_be_wished(directions, name):
         raise InvalidRequest(
             f"{field}: where faces with and without {name!r} lie is not known to this bundle, so they can't be drawn; "
             "compute the run's directions again (python -m trainer directions) and export it again",
             field,
         )
-    return _Wish(name, vector, square, sides[sign > 0], sign)
+    return _Wish(name, vector, float(np.cumsum(vector**2)[-1]), sides[sign > 0], sign)

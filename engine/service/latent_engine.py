@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from engine.bundle import Preprocessing
 from engine.errors import InvalidRequest
 from engine.images import MAX_FILE_PIXELS
-from engine.latents import Wishes, linear, spherical
+from engine.latents import Wishes, can_be_wished, linear, spherical
 from engine.models.model import MAX_MESSAGE_BYTES, Model, RequestContext, Source
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream, StreamCall
@@ -167,13 +167,14 @@ class LatentEngine:
         """What is served."""
         model = self._repository.get(request.model)
         manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
-        columns = (directions.names, directions.positives, directions.negatives, directions.kinds)
+        can_be = [can_be_wished(directions, name) for name in directions.names]
+        columns = (directions.names, directions.positives, directions.negatives, directions.kinds, can_be)
         return pb.GetModelResponse(
             image_size=manifest.image_size,
             latent_dim=manifest.latent_dim,
             attributes=[
-                pb.Attribute(name=name, positives=positives, negatives=negatives, kind=kind)
-                for name, positives, negatives, kind in zip(*columns, strict=True)
+                pb.Attribute(name=name, positives=positives, negatives=negatives, kind=kind, can_be_wished=wished)
+                for name, positives, negatives, kind, wished in zip(*columns, strict=True)
             ],
             backend=manifest.backend,
             precision=manifest.precision,

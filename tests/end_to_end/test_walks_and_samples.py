@@ -143,9 +143,11 @@ def test_a_bundle_of_before_there_were_wishes_says_what_it_needs(tmp_path: Path)
     with (
         ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
-        pytest.raises(grpc.RpcError, match=r"'Smiling' lie is not known to this bundle.*python -m trainer directions"),
     ):
-        stub_of(channel).Sample(pb.SampleRequest(count=1, having=["Smiling"]), timeout=60)
+        stub = stub_of(channel)
+        assert not any(one.can_be_wished for one in stub.GetModel(pb.GetModelRequest(), timeout=60).attributes)
+        with pytest.raises(grpc.RpcError, match=r"'Smiling' lie is not known to this bundle.*python -m trainer direct"):
+            stub.Sample(pb.SampleRequest(count=1, having=["Smiling"]), timeout=60)
 
 
 @pytest.mark.parametrize("result", [pb.EDIT_RESULT_UNSPECIFIED, LATENTS])

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from engine.errors import InvalidRequest, UnknownAttribute
-from engine.latents import Directions, Gaussian, Wishes
+from engine.latents import Directions, Gaussian, Wishes, can_be_wished
 
 D = 16
 NAMES = ("Smiling", "Open", "Glasses", "Flat")
@@ -72,3 +72,4 @@ def test_sides_that_nobody_knows_are_told(name: str, sides: tuple[tuple[float, f
     known = dataclasses.replace(directions(), sides=sides)
     with pytest.raises(InvalidRequest, match=rf"having\[0\]: where .* {name!r} lie is not known .* trainer directions"):
         Wishes.of(known, [name], [])
+    assert not can_be_wished(known, name)
