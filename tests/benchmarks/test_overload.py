@@ -1,28 +1,10 @@
-"""Faults and overload, in short, against the tiny bundle."""
+"""Overload, in short, against the tiny bundle."""
 
 import json
 from pathlib import Path
 
 import pytest
 from scripts import benchmark, require_refused
-
-
-def test_faults(tiny_bundle: Path, tmp_path: Path) -> None:
-    chosen = ("killed-clients", "deadline-storm", "sigterm", "sighup", "backend-raises", "slow-readers")
-    record = tmp_path / "faults.json"
-    short = ("--clients", 4, "--settle-s", 0.3, "--scale", 0.1)
-    result = benchmark("faults", "--bundle", tiny_bundle, *short, "--scenarios", *chosen, "--json", record)
-    assert result.returncode == 0, result.stdout + result.stderr
-    results = json.loads(record.read_text())["results"]
-    assert [one["name"] for one in results] == list(chosen)
-    for one in results:
-        assert one["answered"] > 0
-        assert all(one["checks"].values())
-        assert f"PASS  {one['name']} (" in result.stdout
-    refused = {one["name"]: set(one["refused"]) for one in results}
-    assert refused["backend-raises"] == {"INTERNAL"}
-    assert refused["sigterm"]
-    assert refused["sighup"] == set()
 
 
 def test_overload(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -42,14 +24,12 @@ def test_overload(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "message"),
+    ("arguments", "message"),
     [
-        ("faults", ("--clients", "0"), "--clients 0: must be above 0"),
-        ("faults", ("--settle-s", "-1"), "--settle-s -1.0: must be above 0"),
-        ("overload", ("--max-queue", "16"), "--max-queue 16: must hold two requests of 16 images at least"),
-        ("overload", ("--times", "0"), "--times 0.0: must be above 0"),
-        ("overload", ("--json", "/nowhere/a.json"), "--json /nowhere/a.json: there is no folder /nowhere"),
+        (("--max-queue", "16"), "--max-queue 16: must hold two requests of 16 images at least"),
+        (("--times", "0"), "--times 0.0: must be above 0"),
+        (("--json", "/nowhere/a.json"), "--json /nowhere/a.json: there is no folder /nowhere"),
     ],
 )
-def test_bad_input(tiny_bundle: Path, name: str, arguments: tuple[str, str], message: str) -> None:
-    require_refused(benchmark(name, "--bundle", tiny_bundle, *arguments), message)
+def test_bad_input(tiny_bundle: Path, arguments: tuple[str, str], message: str) -> None:
+    require_refused(benchmark("overload", "--bundle", tiny_bundle, *arguments), message)
