@@ -2,8 +2,7 @@
 
 Starts a server of its own, and sends it requests that Hypothesis draws from the messages' descriptions, each also with
 its bytes spoilt; then connections that speak no proper HTTP/2 or gRPC, and bombs, while a well-behaved client goes on.
-Beside that, a coverage-guided fuzzer (atheris) reads files and requests in processes of its own. Exit code 1 if an
-answer wasn't clean, or the server or the other client took any harm.
+Exit code 1 if an answer wasn't clean, or the server or the other client took any harm.
 """
 
 from __future__ import annotations
@@ -14,15 +13,11 @@ if __name__ == "__main__":
     require("bench")  # before what needs it is imported
 
 import asyncio
-import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import grpc
@@ -31,7 +26,7 @@ from fuzzing.calls import Case, calls
 from fuzzing.connections import abuse_all, send_bombs, send_foreign_path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
-from script import ROOT, require_positive, run
+from script import require_positive, run
 from serving.clients import Crowd
 from serving.figures import markdown
 from serving.orders import Orders
@@ -40,13 +35,10 @@ from serving.requests import OPTIONS
 from tqdm import tqdm
 
 from engine.bundle import Bundle
-from export.errors import InputError
 
 MAX_GROWTH_MIB = 128.0
 """Of the server's resident memory, from half of the requests to their end: the allocator keeps what one of the largest
 files took."""
-GUIDED = ("images", "messages")
-GUIDED_FLAGS = ("-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=1")
 _EXAMPLES = 500
 _PICTURES = 50
 
@@ -67,8 +59,6 @@ class FuzzConfig:
     """Variants of every drawn request, with its bytes spoilt; they are sent at the same time."""
     seed: int = 0
     """The same seed draws the same requests, and the same connections."""
-    guided: int = 100_000
-    """Inputs for the coverage-guided fuzzer on image files, and as many on requests; 0: none, without atheris."""
     findings: Path | None = None
     """Folder where Hypothesis keeps what failed, in its smallest form; a later run begins with that."""
 
@@ -182,42 +172,13 @@ def table(results: Results) -> str:
     return markdown([{"method": method, **dict(zip(statuses, row, strict=True))} for method, row in cells.items()])
 
 
-def guided(target: str, config: FuzzConfig) -> tuple[str, str]:
-    """Runs the coverage-guided fuzzer; its last line of progress, and its last words where it found something."""
-    with tempfile.TemporaryDirectory() as folder:
-        script = ROOT / "benchmarks" / "fuzzing" / "guided.py"
-        # 0 stands for a random seed.
-        flags = (
-            *GUIDED_FLAGS,
-            f"-runs={config.guided}",
-            f"-seed={config.seed + 1}",
-            f"-artifact_prefix={folder}/found-",
-        )
-        corpus = Path(folder, "corpus")
-        corpus.mkdir()
-        command = (sys.executable, script, target, config.bundle, corpus, *flags)
-        done = subprocess.run(
-            [*map(str, command)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-    lines = done.stdout.splitlines()
-    progress = [line for line in lines if re.match(r"#\d+\s", line)]
-    return "".join(progress[-1:]), "\n".join(lines[-40:]) if done.returncode else ""
-
-
 def fuzz(config: FuzzConfig) -> bool:
     """Does everything and reports; whether all was clean.
 
     Raises:
-        InputError: Something that is needed isn't there; likewise EngineError.
+        InputError: A flag can't be used; likewise EngineError.
     """
     require_positive(config, "requests")
-    if config.guided and not find_spec("atheris"):
-        raise InputError("--guided needs atheris: pip install atheris (Linux), or --guided 0 to go without")
     with tempfile.TemporaryDirectory() as folder:
         with Server(["-m", "engine", "--bundle", config.bundle.resolve()], Path(folder, "log")) as server:
             results = asyncio.run(attack(server, config))
@@ -230,11 +191,6 @@ def fuzz(config: FuzzConfig) -> bool:
     print(f"- memory of the server: {usage.peak_between(0, results.seconds / 2):.0f} MiB in the first half, "
           f"{usage.peak_between(results.seconds - 2, results.seconds):.0f} MiB at the end, "
           f"at most {usage.peak_mib:.0f} MiB")  # fmt: skip
-    if config.guided:
-        with ThreadPoolExecutor() as pool:
-            for target, (progress, fault) in zip(GUIDED, pool.map(guided, GUIDED, [config] * 2), strict=True):
-                print(f"- coverage-guided, {target}: {progress}")
-                results.faults += [f"{target}:\n```\n{fault}\n```"] if fault else []
     for fault in results.faults:
         print(f"- FAIL: {fault}")
     print("\nFAIL" if results.faults else "\nPASS")

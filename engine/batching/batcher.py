@@ -4,7 +4,7 @@ A `Batcher` serves one graph. Several share one `Scheduler`, whose threads compu
 is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the order that
 `engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with, and where batches
 overlap so does half of one; a smaller one when the loop has handed out the batcher's own last results, and after the
-wait that `engine.batching.batch_window` describes, so that the next requests of the same clients can be in it. Per
+wait that `engine.batching.pace` describes, so that the next requests of the same clients can be in it. Per
 request there is one future and a few steps under a lock; per batch one message from a thread to the loop.
 
 Threads: `due` and `take` run on the scheduler's threads, with its lock held, and `_compute` without it. All else runs
@@ -23,9 +23,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.batching.batch_window import BatchWindow
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
-from engine.batching.rate import Rate
+from engine.batching.pace import BatchWindow, Rate
 from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 

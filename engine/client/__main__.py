@@ -1,6 +1,7 @@
 """`python -m engine.client edit|encode|decode|sample|interpolate|info|health`: one task from a shell."""
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -21,12 +22,14 @@ Commands = (
 )
 
 
-def main() -> int:
-    """Runs one command; its exit code."""
-    if tell_version(sys.argv[1:]):
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command, by default the process's own; its exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if tell_version(words):
         return 0
     command: Command = tyro.cli(
         Commands,
+        args=words,
         prog="python -m engine.client",
         description="One task for a server that `python -m engine` runs.",
         config=(OmitSubcommandPrefixes, FlagCreatePairsOff),

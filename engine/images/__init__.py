@@ -11,7 +11,6 @@ from engine.images.files import (
     open_file,
 )
 from engine.images.pixel_budget import PixelBudget
-from engine.images.raw import from_raw
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -23,6 +22,5 @@ __all__ = [
     "decode_file",
     "encode_file",
     "frame_picture",
-    "from_raw",
     "open_file",
 ]

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from engine.bundle import Manifest
 from engine.errors import InvalidRequest
-from engine.images import FILE_FORMATS, EncodedFiles, from_raw
+from engine.images import FILE_FORMATS, EncodedFiles
 from engine.latents import FITTED, MIXTURE, Directions, Move, Prior
 from engine.models.model import STANDARD, Images, Source
 from engine.service.zero_copy import ZeroCopyMessage, field_tree, split_pixels
@@ -106,9 +106,7 @@ class RequestParser:
         """Images of a request: pixels, which share the request's memory, or files, not yet decoded."""
         form = batch.WhichOneof("images")
         if form == "raw":
-            raw = batch.raw
-            self.check_count(raw.count, f"{field}.raw.count")
-            return from_raw(raw.data, (raw.count, raw.height, raw.width), self._image_size, f"{field}.raw")
+            return self._pixels(batch.raw, f"{field}.raw")
         if form is None:
             raise InvalidRequest(f"{field} has no images; set {field}.raw or {field}.files", field)
         files = batch.files.files
@@ -116,6 +114,26 @@ class RequestParser:
             raise InvalidRequest(f"{field}.files is empty; send at least one image", f"{field}.files")
         self.check_count(len(files), f"{field}.files")
         return EncodedFiles(files, f"{field}.files")
+
+    def _pixels(self, raw: pb.RawImages, field: str) -> Bytes:
+        """Raw pixels as an array that shares their memory, uint8 [N, S, S, 3]."""
+        count, height, width, data = raw.count, raw.height, raw.width, raw.data
+        size, expected = self._image_size, count * height * width * 3
+        self.check_count(count, f"{field}.count")
+        if count < 1:
+            raise InvalidRequest(f"{field}.count is 0; send at least one image", f"{field}.count")
+        if (height, width) != (size, size):
+            raise InvalidRequest(
+                f"raw images must be {size}x{size} for this model, not {height}x{width}; "
+                "resize them, or send them as files for the server to crop and resize",
+                field,
+            )
+        if len(data) != expected:
+            raise InvalidRequest(
+                f"{field}.data has {len(data)} bytes; {count} images of {height}x{width} RGB are {expected}",
+                f"{field}.data",
+            )
+        return np.frombuffer(data, np.uint8).reshape(count, height, width, 3)
 
     def latents(self, batch: pb.LatentBatch, field: str = "latents") -> Floats:
         """Latents of a request, float32 [N, D]."""

@@ -1,10 +1,13 @@
-"""The client's command line, run as a process against a real server."""
+"""The client's command line against a real server: some commands as processes, most without the time that one takes."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from servers import ROOT, ServerProcess, environment_without_torch, run_python
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
 from engine.client import Client
+from engine.client.__main__ import main
 from framing import Frame, prepare
 
 CROP = 12
@@ -42,11 +46,16 @@ def tiles(picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], columns: int
     return [picture[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE] for top, left in corners]
 
 
-def run(
-    server: ServerProcess, folder: Path, command: str, *arguments: str | Path
-) -> "subprocess.CompletedProcess[str]":
-    where = ["-m", "engine.client", command, "--target", server.target]
-    return run_python([*where, *map(str, arguments)], folder)
+def run(server: ServerProcess, command: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    """`python -m engine.client`, in this process and with nothing on stdin."""
+    words = [command, "--target", server.target, *map(str, arguments)]
+    nothing, said, errors = io.TextIOWrapper(io.BytesIO()), io.StringIO(), io.StringIO()
+    with patch("sys.stdin", nothing), contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        try:
+            code = main(words)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+    return subprocess.CompletedProcess(words, code, said.getvalue(), errors.getvalue())
 
 
 def check(result: "subprocess.CompletedProcess[str]") -> str:
@@ -56,7 +65,8 @@ def check(result: "subprocess.CompletedProcess[str]") -> str:
 
 def test_an_edit_of_one_file(server: ServerProcess, tmp_path: Path) -> None:
     face, edited = write_photo(tmp_path / "face.jpg", 7), tmp_path / "edited.png"
-    check(run(server, tmp_path, "edit", "--set", "Smiling=1.5", "--keep", "Male", face, edited))
+    where = ["--target", server.target, str(face), str(edited)]
+    check(run_python(["-m", "engine.client", "edit", "--set", "Smiling=1.5", "--keep", "Male", *where], tmp_path))
     with Client(server.target) as client:
         expected = client.edit([face.read_bytes()], {"Smiling": 1.5}, keep=["Male"])
     np.testing.assert_array_equal(read(edited), expected[0])
@@ -64,10 +74,9 @@ def test_an_edit_of_one_file(server: ServerProcess, tmp_path: Path) -> None:
 
 def test_options_may_come_after_the_files(server: ServerProcess, tmp_path: Path) -> None:
     face, edited, latents = write_photo(tmp_path / "face.png", 7), tmp_path / "edited.png", tmp_path / "z.npy"
-    where = ["--target", server.target]
-    check(run_python(["-m", "engine.client", "edit", str(face), str(edited), "--set", "Smiling=0", *where], tmp_path))
+    check(run(server, "edit", face, edited, "--set", "Smiling=0"))
     np.testing.assert_array_equal(read(edited), prepared(face))
-    check(run_python(["-m", "engine.client", "encode", str(face), str(latents), *where], tmp_path))
+    check(run(server, "encode", face, latents, "--timeout-s", "50"))
     np.testing.assert_array_equal(np.load(latents), latents_of(prepared(face)[np.newaxis]))
 
 
@@ -75,12 +84,12 @@ def test_a_slash_makes_a_folder_where_files_of_other_names_stay(server: ServerPr
     out = tmp_path / "faces.d"
     out.mkdir()
     (out / "002.png").write_text("older")
-    said = check(run(server, tmp_path, "sample", "--count", "2", f"{out}/"))
+    said = check(run(server, "sample", "--count", "2", f"{out}/"))
     assert said == f"wrote 2 files to {out}\n"
     assert sorted(file.name for file in out.iterdir()) == ["000.png", "001.png", "002.png"]
     assert read(out / "001.png").shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert (out / "002.png").read_text() == "older"
-    check(run(server, tmp_path, "sample", "--count", "1", f"{tmp_path}/new.d/"))
+    check(run(server, "sample", "--count", "1", f"{tmp_path}/new.d/"))
     assert [file.name for file in (tmp_path / "new.d").iterdir()] == ["000.png"]
 
 
@@ -97,18 +106,18 @@ def test_what_exists_is_replaced_only_if_that_was_asked_for(server: ServerProces
         ("encode", first, latents),
         ("sample", second),
     ):
-        refused = run(server, tmp_path, *map(str, command))
+        refused = run(server, *map(str, command))
         assert refused.returncode == 2
         assert "exists" in refused.stderr
         assert "give --overwrite to replace it" in refused.stderr
     assert {path: path.read_bytes() for path in before} == before
-    check(run(server, tmp_path, "sample", "--count", "2", tmp_path / "new"))
-    refused = run(server, tmp_path, "decode", latents, tmp_path / "new")
+    check(run(server, "sample", "--count", "2", tmp_path / "new"))
+    refused = run(server, "decode", latents, tmp_path / "new")
     assert f"error: {tmp_path / 'new' / '000.png'} exists, and so do 1 more" in refused.stderr
 
-    assert check(run(server, tmp_path, "edit", "--overwrite", "--set", "Smiling=0", first, second)).startswith("wrote ")
+    assert check(run(server, "edit", "--overwrite", "--set", "Smiling=0", first, second)).startswith("wrote ")
     np.testing.assert_array_equal(read(second), prepared(first))
-    check(run(server, tmp_path, "decode", "--overwrite", latents, tmp_path / "new"))
+    check(run(server, "decode", "--overwrite", latents, tmp_path / "new"))
     np.testing.assert_array_equal(read(tmp_path / "new" / "001.png"), random_images(2, seed=1)[1])
 
 
@@ -118,10 +127,10 @@ def test_a_folder_stands_for_its_images(server: ServerProcess, tmp_path: Path) -
     faces = [write_photo(album / name, seed) for seed, name in enumerate(("a.png", "b.PNG", "c.webp"))]
     for other in ("notes.txt", ".hidden.png"):
         (album / other).write_text("no image")
-    assert check(run(server, tmp_path, "edit", "--set", "Smiling = 0", album, out)) == f"wrote 3 files to {out}\n"
+    assert check(run(server, "edit", "--set", "Smiling = 0", album, out)) == f"wrote 3 files to {out}\n"
     assert sorted(file.name for file in out.iterdir()) == ["a.png", "b.png", "c.png"]
     np.testing.assert_array_equal(read(out / "b.png"), prepared(faces[1]))
-    check(run(server, tmp_path, "encode", album, tmp_path / "z.npy"))
+    check(run(server, "encode", album, tmp_path / "z.npy"))
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy")[:2], latents_of(np.stack(list(map(prepared, faces[:2])))))
 
 
@@ -129,7 +138,7 @@ def test_an_edit_of_many_files_goes_past_the_bad_ones(server: ServerProcess, tmp
     faces = [write_photo(tmp_path / f"face{seed}.png", seed) for seed in range(20)]
     damaged, out = tmp_path / "damaged.png", tmp_path / "out"
     damaged.write_bytes(faces[0].read_bytes()[:100])
-    result = run(server, tmp_path, "edit", "--set", "Smiling=0", faces[0], damaged, "absent.png", *faces[1:], out)
+    result = run(server, "edit", "--set", "Smiling=0", faces[0], damaged, "absent.png", *faces[1:], out)
     assert result.returncode == 2
     assert f"error: {damaged}: INVALID_ARGUMENT: images.files[0] is damaged or truncated" in result.stderr
     assert "error: absent.png can't be used: no such file or directory" in result.stderr
@@ -143,7 +152,7 @@ def test_an_edit_of_many_files_goes_past_the_bad_ones(server: ServerProcess, tmp
 
 def test_an_edit_of_many_files_stops_at_what_is_not_their_fault(server: ServerProcess, tmp_path: Path) -> None:
     faces = [write_photo(tmp_path / f"face{seed}.png", seed) for seed in range(20)]
-    result = run(server, tmp_path, "edit", "--set", "Bald=1", *faces, tmp_path / "out")
+    result = run(server, "edit", "--set", "Bald=1", *faces, tmp_path / "out")
     assert result.returncode == 2
     assert result.stderr.count("error: NOT_FOUND: unknown attribute 'Bald'") == 1
     assert not (tmp_path / "out").exists()
@@ -152,34 +161,34 @@ def test_an_edit_of_many_files_stops_at_what_is_not_their_fault(server: ServerPr
 def test_encode_and_decode(server: ServerProcess, tmp_path: Path) -> None:
     faces = [write_photo(tmp_path / f"face{seed}.png", seed) for seed in range(5)]
     latents = tmp_path / "latents.npy"
-    check(run(server, tmp_path, "encode", *faces, latents))
+    check(run(server, "encode", *faces, latents))
     np.testing.assert_array_equal(np.load(latents), latents_of(np.stack([prepared(face) for face in faces])))
 
-    check(run(server, tmp_path, "decode", latents, tmp_path / "grid.png"))
+    check(run(server, "decode", latents, tmp_path / "grid.png"))
     pictures = tiles(read(tmp_path / "grid.png"), columns=3)
     np.testing.assert_array_equal(pictures[:5], [prepared(face) for face in faces])
     assert np.all(np.asarray(pictures[5]) == 255)
 
-    check(run(server, tmp_path, "decode", latents, tmp_path / "folder"))
+    check(run(server, "decode", latents, tmp_path / "folder"))
     files = sorted((tmp_path / "folder").iterdir())
     assert [file.name for file in files] == [f"00{index}.png" for index in range(5)]
     np.testing.assert_array_equal([read(file) for file in files], [prepared(face) for face in faces])
 
     np.save(latents, np.load(latents)[3:4])
-    check(run(server, tmp_path, "decode", latents, tmp_path / "one.png"))
+    check(run(server, "decode", latents, tmp_path / "one.png"))
     np.testing.assert_array_equal(read(tmp_path / "one.png"), prepared(faces[3]))
 
 
 def test_encode_writes_all_or_nothing(server: ServerProcess, tmp_path: Path) -> None:
     face = write_photo(tmp_path / "face.png", 1)
-    result = run(server, tmp_path, "encode", face, "absent.png", tmp_path / "latents.npy")
+    result = run(server, "encode", face, "absent.png", tmp_path / "latents.npy")
     assert result.returncode == 2
     assert not (tmp_path / "latents.npy").exists()
 
 
 def test_interpolate(server: ServerProcess, tmp_path: Path) -> None:
     start, end = (write_photo(tmp_path / f"face{seed}.png", seed) for seed in range(2))
-    check(run(server, tmp_path, "interpolate", "--steps", "4", start, end, tmp_path / "walk.png"))
+    check(run(server, "interpolate", "--steps", "4", start, end, tmp_path / "walk.png"))
     first, *_, last = tiles(read(tmp_path / "walk.png"), columns=4)
     np.testing.assert_array_equal([first, last], [prepared(start), prepared(end)])
 
@@ -187,7 +196,7 @@ def test_interpolate(server: ServerProcess, tmp_path: Path) -> None:
     for name, images in zip(("start.npy", "end.npy"), ends, strict=True):
         np.save(tmp_path / name, latents_of(images))
     paths = tmp_path / "start.npy", tmp_path / "end.npy", tmp_path / "walks"
-    check(run(server, tmp_path, "interpolate", "--steps", "3", *paths))
+    check(run(server, "interpolate", "--steps", "3", *paths))
     middle = images_of((latents_of(ends[0]) + latents_of(ends[1])) / np.float32(2))
     expected = np.stack([ends[0], middle, ends[1]], axis=1).reshape(6, IMAGE_SIZE, IMAGE_SIZE, 3)
     files = [read(file) for file in sorted((tmp_path / "walks").iterdir())]
@@ -197,7 +206,7 @@ def test_interpolate(server: ServerProcess, tmp_path: Path) -> None:
 def test_sample(server: ServerProcess, tmp_path: Path) -> None:
     options = ["--count", "5", "--seed", "3", "--temperature", "0.5", "--distribution", "standard"]
     options += ["--with", "Smiling", "--with", "Male", "--without", "Eyeglasses"]
-    check(run(server, tmp_path, "sample", *options, tmp_path / "faces"))
+    check(run(server, "sample", *options, tmp_path / "faces"))
     with Client(server.target) as client:
         expected = client.sample(
             5, seed=3, temperature=0.5, distribution="standard", having=["Smiling", "Male"], lacking=["Eyeglasses"]
@@ -206,10 +215,10 @@ def test_sample(server: ServerProcess, tmp_path: Path) -> None:
 
 
 def test_info_and_health(server: ServerProcess, tmp_path: Path) -> None:
-    info = json.loads(check(run(server, tmp_path, "info")))
+    info = json.loads(check(run(server, "info")))
     assert (info["latent_dim"], info["models"]) == (LATENT_DIM, [info["name"]])
     assert list(info["versions"]) == sorted(info["versions"])
-    assert check(run(server, tmp_path, "health")) == "SERVING\n"
+    assert check(run(server, "health")) == "SERVING\n"
 
 
 def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_path: Path) -> None:
@@ -324,7 +333,7 @@ def test_what_is_wrong_is_said_in_one_line(
     Path(names["EMPTY"]).mkdir()
     Path(names["FILE"]).write_text("older")
     np.save(names["WHOLE"], np.zeros((2, LATENT_DIM), np.int64))
-    result = run(server, tmp_path, *(names.get(argument, argument) for argument in arguments))
+    result = run(server, *(names.get(argument, argument) for argument in arguments))
     assert result.returncode == code
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -334,7 +343,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 @pytest.mark.parametrize("command", ["edit", "encode", "decode", "interpolate", "sample"])
-def test_the_help_has_no_empty_defaults(tmp_path: Path, command: str) -> None:
-    text = check(run_python(["-m", "engine.client", command, "--help"], tmp_path))
+def test_the_help_has_no_empty_defaults(server: ServerProcess, command: str) -> None:
+    text = check(run(server, command, "--help"))
     assert "(default: )" not in text
     assert "OUT" in text

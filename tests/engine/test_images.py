@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import transforms
 
 from engine.errors import InvalidRequest
-from engine.images import MAX_FILE_PIXELS, Codec, PixelBudget, decode_file, encode_file, from_raw
+from engine.images import MAX_FILE_PIXELS, Codec, PixelBudget, decode_file, encode_file
 from framing import Frame, prepare, to_rgb
 
 
@@ -177,27 +177,6 @@ def test_it_is_the_operators_limit_that_counts(file_format: str, monkeypatch: py
     np.testing.assert_array_equal(decode_file(file, Frame(16), 61 * 47), expected)
     with pytest.raises(InvalidRequest, match="is 61x47 pixels, more than the accepted 2866"):
         decode_file(file, Frame(16), 61 * 47 - 1)
-
-
-def test_raw_pixels_are_not_copied() -> None:
-    data = picture(16, 16).tobytes() * 3
-    images = from_raw(data, (3, 16, 16), 16)
-    assert images.shape == (3, 16, 16, 3)
-    assert np.shares_memory(images, np.frombuffer(data, np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("count", "height", "width", "length", "message"),
-    [
-        (0, 16, 16, 0, "count is 0"),
-        (1, 15, 16, 720, "must be 16x16 for this model, not 15x16"),
-        (2, 16, 16, 1535, "1535 bytes; 2 images of 16x16 RGB are 1536"),
-        (2, 16, 16, 1537, "1537 bytes; 2 images of 16x16 RGB are 1536"),
-    ],
-)
-def test_raw_numbers_must_agree(count: int, height: int, width: int, length: int, message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        from_raw(bytes(length), (count, height, width), 16)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
