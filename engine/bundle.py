@@ -20,8 +20,10 @@ DIRECTIONS = "directions.safetensors"
 PRIOR = "prior.safetensors"
 PROOF = "proof.safetensors"
 
-PROVEN, UNPROVEN = "proven", "unproven"
+PROVEN, UNPROVEN, UNKNOWN = "proven", "unproven", "unknown"
 
+_READ_TOO = (3,)
+_NO_FRAME = {"source": None, "landmarks": None}  # what bundles of older versions don't say
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
 _REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
 
@@ -85,12 +87,13 @@ class Manifest:
     """Everything that `manifest.json` says, field by field.
 
     Attributes:
-        format_version: Version of the bundle format, `FORMAT_VERSION`.
+        format_version: Version of the bundle format, `FORMAT_VERSION`; those before it are read too, as this one.
         image_size: Side S of the model's square images, pixels.
         latent_dim: Dimension D of the latent space.
         preprocessing: How encoded files are cropped and resized.
         attributes: Names of the attributes that have a direction, in the order of the directions' rows.
-        kinds: How the direction of each was found, as `engine.latents.Directions` says.
+        kinds: How the direction of each was found, as `engine.latents.Directions` says; empty if an older export did
+            not write it.
         backend: Runtime that serves the bundle, for example "onnxruntime".
         device: Kind of device that it computes on, "cpu" or "cuda"; which of several GPUs is for the server to say.
         precision: Arithmetic of the engines, for example "fp32".
@@ -106,7 +109,7 @@ class Manifest:
         proof: `status` is "proven" where the engines ran and passed the parity gate, on `machine`, see
             `engine.proof.machine`; "unproven" where they were built on a machine that can't run them, with the
             `reason`; such a bundle's `parity` ends before them. `tolerances` hold on every machine, see
-            `engine.proof.figures`.
+            `engine.proof.figures`. Bundles of older versions carry no proof: "unknown".
 
     Raises:
         BundleError: When a value is out of its range.
@@ -163,22 +166,27 @@ class Manifest:
         if not isinstance(values, dict):
             raise BundleError(f"the manifest must be a JSON object, not {type(values).__name__}; {_REBUILD}")
         version = values.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in (*_READ_TOO, FORMAT_VERSION):
             raise BundleError(
-                f"the bundle has format version {version!r}, this engine reads {FORMAT_VERSION}; "
+                f"the bundle has format version {version!r}, this engine reads {_READ_TOO[0]} to {FORMAT_VERSION}; "
                 f"install the engine that matches, or {_REBUILD}"
             )
+        if version in _READ_TOO:
+            values = _from_version_3(values)
+        values = {"device": _device_of(values), **values}
         _check_keys("manifest", values, cls)
         _check_types(values)
-        _check_keys("preprocessing", values["preprocessing"], Preprocessing)
-        _check_preprocessing(values["preprocessing"])
-        _check_keys("engine", values["engine"], Engine)
-        _check_engine(values["engine"])
+        preprocessing = {**_NO_FRAME, **values["preprocessing"]}
+        _check_keys("preprocessing", preprocessing, Preprocessing)
+        _check_preprocessing(preprocessing)
+        engine = {"edit": None, **values["engine"]}  # which older manifests don't say
+        _check_keys("engine", engine, Engine)
+        _check_engine(engine)
         return cls(
             **{
                 **values,
-                "preprocessing": Preprocessing(**_as_tuples(values["preprocessing"])),
-                "engine": Engine(**values["engine"]),
+                "preprocessing": Preprocessing(**_as_tuples(preprocessing)),
+                "engine": Engine(**engine),
                 "attributes": tuple(values["attributes"]),
                 "kinds": tuple(values["kinds"]),
             }
@@ -220,7 +228,7 @@ class Bundle:
                 f"{folder / DIRECTIONS} has the attributes {list(directions.names)}, "
                 f"the manifest says {list(manifest.attributes)}; {_REBUILD}"
             )
-        if manifest.kinds != directions.kinds:
+        if manifest.kinds not in ((), directions.kinds):
             raise BundleError(
                 f"{folder / DIRECTIONS} has directions of the kinds {list(directions.kinds)}, "
                 f"the manifest says {list(manifest.kinds)}; {_REBUILD}"
@@ -289,6 +297,17 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
+def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as it was before kinds of directions, which their file may say, and before there was a proof."""
+    return {**values, "format_version": FORMAT_VERSION, "kinds": [], "proof": {"status": UNKNOWN}}
+
+
+def _device_of(values: dict[str, Any]) -> str:
+    """Where the engines compute, of a manifest that doesn't say: precision and backend decided it."""
+    on_gpu = values.get("backend") in ("tensorrt", "tensorrt-rtx") or values.get("precision") == "fp16"
+    return "cuda" if on_gpu else "cpu"
+
+
 def _check_keys(what: str, values: dict[str, Any], model: type[Any]) -> None:
     known = {value.name for value in fields(model)}
     if unknown := sorted(set(values) - known):
@@ -312,7 +331,7 @@ def _check_types(values: dict[str, Any]) -> None:
     for name in ("files", "versions"):
         if not all(isinstance(value, str) for value in values[name].values()):
             raise BundleError(f"{name} must map names to strings, not {values[name]!r}; {_REBUILD}")
-    if (status := values["proof"].get("status")) not in (PROVEN, UNPROVEN):
+    if (status := values["proof"].get("status")) not in (PROVEN, UNPROVEN, UNKNOWN):
         raise BundleError(f"proof.status must be {PROVEN!r} or {UNPROVEN!r}, not {status!r}; {_REBUILD}")
     for name in ("attributes", "kinds"):
         if not all(isinstance(value, str) for value in values[name]):

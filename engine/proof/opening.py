@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from engine.backends import Backend, open_backend
-from engine.bundle import PROOF, PROVEN, Bundle
+from engine.bundle import PROOF, PROVEN, UNKNOWN, Bundle
 from engine.errors import BundleError, ParityError
 from engine.proof.figures import TOLERANCES, Stage, Tolerances
 from engine.proof.machine import machine_of
@@ -108,6 +108,13 @@ def tolerances_of(bundle: Bundle) -> Tolerances:
 
 def _is_proven(bundle: Bundle, threads: int | None, device: str | None) -> bool:
     proof = bundle.manifest.proof
+    if proof["status"] == UNKNOWN:
+        logger.warning(
+            "%s was built before bundles carried their proof: nobody has compared its engines with PyTorch on this "
+            "machine; build it again to have that done",
+            bundle.path,
+        )
+        return True
     here = machine_of(bundle.manifest, threads, device)
     if proof["status"] == PROVEN and proof.get("machine") == here:
         return True

@@ -16,14 +16,7 @@ from engine.errors import BackendError, BundleError
 from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame
 
 FRAMED = {"crop": 148, "resize": "bilinear", "source": [178, 218], "landmarks": None}
-ENGINE = {
-    "encoder": "encoder.onnx",
-    "decoder": "decoder.onnx",
-    "split": False,
-    "chosen": {},
-    "stages": {},
-    "edit": None,
-}
+ENGINE = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "split": False, "chosen": {}, "stages": {}}
 REBUILD = r"python -m export\.build_engines --run RUN --out BUNDLE"
 RETARGET = r"python -m export\.retarget \S+/bundle"
 
@@ -108,13 +101,16 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 3}, "format version 3, this engine reads 4; .*build it with"),
+        ({"format_version": 2}, "format version 2, this engine reads 3 to 4.*build it with"),
         ({"format_version": None}, "format version None"),
         ({"colour": "red"}, "unknown keys in the manifest: colour"),
-        ({"preprocessing": {**FRAMED, "flip": True}}, "unknown keys in the preprocessing: flip"),
-        ({"preprocessing": {"resize": "bilinear"}}, "keys missing in the preprocessing: crop, landmarks, source"),
-        ({"preprocessing": {**FRAMED, "resize": "nearest"}}, "not 'nearest'"),
-        ({"preprocessing": {**FRAMED, "crop": "12"}}, "preprocessing.crop must be a number"),
+        (
+            {"preprocessing": {"crop": 12, "resize": "bilinear", "flip": True}},
+            "unknown keys in the preprocessing: flip",
+        ),
+        ({"preprocessing": {"resize": "bilinear"}}, "keys missing in the preprocessing: crop"),
+        ({"preprocessing": {"crop": 12, "resize": "nearest"}}, "not 'nearest'"),
+        ({"preprocessing": {"crop": "12", "resize": "bilinear"}}, "preprocessing.crop must be a number"),
         ({"preprocessing": {**FRAMED, "source": [178]}}, "preprocessing.source must be a width and a height"),
         ({"preprocessing": {**FRAMED, "source": [178, True]}}, "preprocessing.source must be a width and a height"),
         ({"preprocessing": {**FRAMED, "source": [100, 218]}}, r"that crop 148 fits into, or null, not \[100, 218\]"),
@@ -122,7 +118,7 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ({"preprocessing": {**FRAMED, "landmarks": [[1, "2"]] * 5}}, "preprocessing.landmarks must be five points"),
         ({"image_size": "64"}, "image_size must be int, not '64'"),
         ({"latent_dim": 0}, "latent_dim must be at least 1, not 0"),
-        ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, edit, split, stages"),
+        ({"engine": {"encoder": "encoder.onnx"}}, "keys missing in the engine: chosen, decoder, split, stages"),
         ({"engine": {**ENGINE, "decoder": "absent.onnx"}}, "does not list absent.onnx"),
         ({"engine": {**ENGINE, "split": 1}}, "engine.split must be bool, not 1"),
         ({"engine": {**ENGINE, "edit": 1}}, "engine.edit must be the name of a file or null, not 1"),
@@ -145,6 +141,13 @@ def test_a_manifest_that_does_not_fit_is_refused(bundle: Path, changes: dict[str
 def test_the_frame_is_read_as_it_was_written(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "framed", 148, CELEBA_SOURCE)
     assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE, 148, CELEBA_SOURCE, CELEBA_LANDMARKS)
+
+
+def test_a_manifest_of_an_older_version_has_a_crop_alone(bundle: Path) -> None:
+    change_manifest(bundle, preprocessing={"crop": 12, "resize": "bilinear"})
+    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE, 12)
+    change_manifest(bundle, preprocessing={"crop": None, "resize": "bilinear"})
+    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE)
 
 
 def test_a_manifest_without_a_key_or_no_json_is_refused(bundle: Path) -> None:
@@ -172,6 +175,19 @@ def test_a_precision_that_a_backend_does_not_have_is_named(bundle: Path) -> None
         match=r"onnxruntime on cpu in 'bf16'; this engine has it on cpu fp32, fp16, int8; on cuda fp32, fp16",
     ):
         open_backend(Bundle.load(bundle))
+
+
+def version_3(values: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as version 3 wrote it."""
+    return {**{name: value for name, value in values.items() if name not in ("kinds", "device")}, "format_version": 3}
+
+
+def test_the_format_before_is_read(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    new = Bundle.load(bundle).manifest
+    path.write_text(json.dumps(version_3(json.loads(path.read_text()))))
+    assert Bundle.load(bundle).manifest == replace(new, kinds=(), proof={"status": "unknown"})
+    assert Bundle.load(bundle).directions.kinds == new.kinds == ("mean", "adjusted", "svm")
 
 
 def test_a_manifest_and_directions_of_other_kinds_are_refused(bundle: Path) -> None:
@@ -253,10 +269,30 @@ def test_engines_are_opened_only_where_they_were_proven(bundle: Path) -> None:
         open_backend(loaded, device="cuda:1")
 
 
+@pytest.mark.parametrize(
+    ("backend", "precision", "device"),
+    [("onnxruntime", "fp16", "cuda"), ("onnxruntime", "int8", "cpu"), ("tensorrt-rtx", "int8", "cuda")],
+)
+def test_of_an_older_manifest_backend_and_precision_say_the_device(
+    bundle: Path, backend: str, precision: str, device: str
+) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps(version_3(json.loads(path.read_text()))))
+    change_manifest(bundle, backend=backend, precision=precision)
+    assert Bundle.load(bundle).manifest.device == device
+
+
 def test_the_proof_is_a_known_word(bundle: Path) -> None:
     change_manifest(bundle, proof={"status": "maybe"})
     with pytest.raises(BundleError, match=r"proof\.status must be 'proven' or 'unproven', not 'maybe'"):
         Bundle.load(bundle)
+
+
+def test_bundles_of_before_there_was_a_proof_are_read(bundle: Path) -> None:
+    values = json.loads((bundle / "manifest.json").read_text())
+    del values["proof"], values["kinds"]
+    (bundle / "manifest.json").write_text(json.dumps({**values, "format_version": 3}))
+    assert Bundle.load(bundle).manifest.proof == {"status": "unknown"}
 
 
 def test_graphs_that_do_not_fit_are_refused(bundle: Path) -> None:

@@ -178,6 +178,16 @@ def test_tolerances_that_are_none_are_refused(bundle: Path) -> None:
         open_proven(Bundle.load(bundle), 1)
 
 
+def test_bundles_of_before_there_was_a_proof_are_served_with_a_warning(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = json.loads((bundle / "manifest.json").read_text())
+    del values["proof"], values["kinds"], values["files"]["proof.safetensors"]
+    (bundle / "manifest.json").write_text(json.dumps({**values, "format_version": 3}))
+    open_proven(Bundle.load(bundle), 1)
+    assert "was built before bundles carried their proof" in caplog.text
+
+
 def test_what_fails_is_closed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         closed = False

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models import vgg19
 
 from trainer import run_folder
 from trainer.__main__ import main
@@ -70,7 +71,8 @@ def test_a_dry_run_says_where_vggs_weights_would_come_from(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     weights = tmp_path / "vgg.pth"
-    torch.save({"features.0.weight": torch.randn(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}, weights)
+    state = vgg19(weights=None).features[:2].state_dict()
+    torch.save({f"features.{name}": tensor for name, tensor in state.items()}, weights)
     flags = ["--data", faces, "--out", tmp_path / "run", "--taps", "relu1_1", "--dry-run"]
     for given, source in ((weights, f"the file {weights}"), ("random", "random ones")):
         assert train(*flags, "--vgg-weights", given) == 0
@@ -270,11 +272,15 @@ def test_faces_that_cannot_be_drawn_are_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_bad_run_ends_a_process_with_one_line(tmp_path: Path) -> None:
-    ended = run("evaluate", str(tmp_path), "--data", str(tmp_path))
-    assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith("error: ")
-    assert len(ended.stderr.strip().splitlines()) == 1
+def test_bad_data_and_bad_runs_end_a_process_with_one_line(tmp_path: Path) -> None:
+    for arguments in (
+        ["train", "--preset", "plain", "--data", str(tmp_path), "--out", str(tmp_path / "run")],
+        ["evaluate", str(tmp_path), "--data", str(tmp_path)],
+    ):
+        ended = run(*arguments)
+        assert ended.returncode == 2, ended.stderr
+        assert ended.stderr.startswith("error: ")
+        assert len(ended.stderr.strip().splitlines()) == 1
 
 
 def test_taps_and_weights_must_agree() -> None:
@@ -285,10 +291,10 @@ def test_taps_and_weights_must_agree() -> None:
 def test_the_whole_trainer_from_the_command_line(faces: Path, tmp_path: Path) -> None:
     """Train, then evaluate: figures, and metrics that hold together."""
     out = tmp_path / "run"
-    sizes = ["--image-size", "32", "--latent-dim", "16", "--channels", *["16"] * 5]
+    sizes = ["--image-size", "64", "--latent-dim", "16", "--channels", *["16"] * 5]
     trained = run("train", "--preset", "plain", "--data", str(faces), "--out", str(out), "--epochs", "2", *sizes)
     assert trained.returncode == 0, trained.stderr
-    judged = run("evaluate", str(out), "--data", str(faces), "--skip", "tsne", "rescoring")
+    judged = run("evaluate", str(out), "--data", str(faces))
     assert judged.returncode == 0, judged.stderr
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["reconstruction"]["images"] == 20

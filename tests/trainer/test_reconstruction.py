@@ -30,11 +30,8 @@ def alexnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """AlexNet's convolutions, with random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
-    with torch.device("meta"):
-        layers = alexnet(weights=None).features.to_empty(device="cpu")
-    for parameter in layers.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    torch.save({f"features.{name}": tensor for name, tensor in layers.state_dict().items()}, path)
+    state = alexnet(weights=None).features.state_dict()
+    torch.save({f"features.{name}": tensor for name, tensor in state.items()}, path)
     return path
 
 
