@@ -17,8 +17,10 @@ from serving.orders import Order, Orders, WrongAnswer
 from serving.requests import OPTIONS, TIMEOUT_S, pixels_of, stub_of
 
 STREAM_MESSAGES = 12
-STREAM_SHARE = 0.1
-"""Share of turns that are an EditStream of so many messages."""
+
+
+class GivenUp(Exception):  # noqa: N818
+    """Raise when a client has ended a request by itself."""
 
 
 @dataclass
@@ -54,12 +56,14 @@ class Tally:
         ended = self.answered.total() + self.statuses.total() + len(self.wrong)
         return self.sent.total() - ended
 
-    async def count(self, method: str, request: Any) -> None:
-        """Counts what comes of a request, which is an awaitable of the number of images."""
+    async def count(self, method: str, request: Any) -> bool:
+        """Counts what comes of a request, which is an awaitable of the number of images; whether it was right."""
         start = time.perf_counter()
         self.sent[method] += 1
         try:
             self.images += await request
+        except GivenUp:
+            self.statuses["CANCELLED"] += 1
         except grpc.RpcError as error:
             status = error.code().name
             self.statuses[status] += 1
@@ -69,6 +73,8 @@ class Tally:
         else:
             self.answered[method] += 1
             self.pairs.append((start, time.perf_counter() - start))
+            return True
+        return False
 
     def describe(self) -> str:
         """One line: sent, answered, refused by status, wrong, lost."""
@@ -84,19 +90,47 @@ def connect(target: str) -> Any:
     return grpc.aio.insecure_channel(target, options=OPTIONS)
 
 
-async def ask(stub: Any, orders: Orders, order: Order) -> int:
-    """Sends one request and checks its answer; the number of images that were answered.
+async def ask(
+    stub: Any, orders: Orders, order: Order, *, timeout: float = TIMEOUT_S, cancel_after: float | None = None
+) -> int:
+    """Sends one request and checks its answer.
+
+    Args:
+        stub: The service's methods.
+        orders: What checks.
+        order: What to send.
+        timeout: Deadline, seconds.
+        cancel_after: When to give up, seconds; None: never.
+
+    Returns:
+        Images that were answered.
 
     Raises:
         WrongAnswer: The answer isn't right.
+        GivenUp: It was given up.
         grpc.RpcError: The request failed.
     """
-    orders.check(order, await getattr(stub, order.method)(order.request, timeout=TIMEOUT_S))
+    call = getattr(stub, order.method)(order.request, timeout=timeout)
+    if cancel_after is not None:
+        asyncio.get_running_loop().call_later(cancel_after, call.cancel)
+    try:
+        orders.check(order, await call)
+    except asyncio.CancelledError:
+        if call.cancelled():
+            raise GivenUp from None
+        raise
     return order.count
 
 
-async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messages: int) -> int:
+async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messages: int, *, pause: float = 0.0) -> int:
     """Opens an EditStream, sends messages without waiting for answers, and checks that these come in order.
+
+    Args:
+        stub: The service's methods.
+        orders: What is sent, and what checks.
+        rng: What chooses.
+        messages: How many.
+        pause: How long the reader sleeps before it reads at all, seconds.
 
     Returns:
         Images that were answered.
@@ -115,6 +149,7 @@ async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messag
 
     sending = asyncio.ensure_future(send())
     try:
+        await asyncio.sleep(pause)
         for request, expected in plan:
             answer = await call.read()
             if answer is grpc.aio.EOF:
@@ -141,11 +176,15 @@ class Crowd:
         target: HOST:PORT.
         orders: What they send.
         number: How many.
+        streams: Share of turns that are an EditStream of `STREAM_MESSAGES` messages.
+        until_refused: Whether a client leaves when a request of its own fails.
     """
 
     target: str
     orders: Orders
     number: int
+    streams: float = 0.1
+    until_refused: bool = False
     tally: Tally = field(default_factory=Tally)
 
     async def run(self, stop: Callable[[], bool]) -> Tally:
@@ -158,8 +197,10 @@ class Crowd:
         async with connect(self.target) as channel:
             stub = stub_of(channel)
             while not stop():
-                if rng.random() < STREAM_SHARE:
-                    await self.tally.count("EditStream", ask_stream(stub, self.orders, rng, STREAM_MESSAGES))
+                if rng.random() < self.streams:
+                    right = await self.tally.count("EditStream", ask_stream(stub, self.orders, rng, STREAM_MESSAGES))
                 else:
                     order = self.orders.draw(rng)
-                    await self.tally.count(order.method, ask(stub, self.orders, order))
+                    right = await self.tally.count(order.method, ask(stub, self.orders, order))
+                if self.until_refused and not right:
+                    return

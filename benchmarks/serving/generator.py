@@ -154,6 +154,10 @@ class Connection(asyncio.Protocol):
         self._send()
         self._transport.close()
 
+    def abort(self) -> None:
+        """Closes the connection without a word."""
+        self._transport.abort()
+
     def connection_made(self, transport: Any) -> None:
         """Says what HTTP/2 begins with: answers needn't wait for credit."""
         self._transport = transport

@@ -128,7 +128,7 @@ class Orders:
     def draw(self, rng: np.random.Generator) -> Order:
         """A request of a random kind and size; small sizes are as frequent as large ones, octave by octave."""
         kinds: tuple[Callable[[slice, int], Order], ...] = (
-            self._encode, self._encode_files, self._decode, self._decode_png, self._edit, self._edit_latents,
+            self.encode, self._encode_files, self._decode, self._decode_png, self.edit, self._edit_latents,
             self._edit_files, self._prepared, self._prepared,
         )  # fmt: skip
         make = kinds[rng.integers(len(kinds))]
@@ -140,7 +140,7 @@ class Orders:
         rows = slice(0)
         for number in range(messages):
             edit = int(rng.integers(len(self.edits)))
-            request = pb.EditStreamRequest(id=number + 1, **self._moves(edit))
+            request = pb.EditStreamRequest(id=number + 1, **self.moves(edit))
             if number % 2 == 0:
                 rows = self._rows(int(rng.integers(1, 9)), rng)
                 request.images.CopyFrom(raw_batch(self.pictures[rows]))
@@ -181,7 +181,7 @@ class Orders:
         if not difference <= self.tolerance.latents:
             raise WrongAnswer(f"latents are off by {difference:g}")
 
-    def _moves(self, edit: int) -> dict[str, Any]:
+    def moves(self, edit: int) -> dict[str, Any]:
         """An edit as fields of a request."""
         pairs, keep = self.edits[edit]
         edits = [
@@ -192,12 +192,14 @@ class Orders:
         ]
         return {"edits": edits, "keep": keep}
 
-    def _encode(self, rows: slice, _: int) -> Order:
+    def encode(self, rows: slice, _: int = 0) -> Order:
+        """Encode of some pictures."""
         request = pb.EncodeRequest(images=raw_batch(self.pictures[rows]))
         return Order("Encode", request, latents=self._mu[rows], log_var=self._log_var[rows])
 
-    def _edit(self, rows: slice, edit: int) -> Order:
-        request = pb.EditRequest(images=raw_batch(self.pictures[rows]), **self._moves(edit))
+    def edit(self, rows: slice, edit: int = 0) -> Order:
+        """Edit of some pictures."""
+        request = pb.EditRequest(images=raw_batch(self.pictures[rows]), **self.moves(edit))
         return Order("Edit", request, self._edited[edit][rows])
 
     def _encode_files(self, rows: slice, _: int) -> Order:
@@ -214,12 +216,12 @@ class Orders:
         return Order("Decode", request, self._decoded[rows])
 
     def _edit_latents(self, rows: slice, edit: int) -> Order:
-        request = pb.EditRequest(latents=latent_batch(self._mu[rows]), result=_BOTH, **self._moves(edit))
+        request = pb.EditRequest(latents=latent_batch(self._mu[rows]), result=_BOTH, **self.moves(edit))
         return Order("Edit", request, self._edited[edit][rows], self._edited_mu[edit][rows])
 
     def _edit_files(self, rows: slice, _: int) -> Order:
         rows = _few(rows)
-        request = pb.EditRequest(images=file_batch(self._files[rows]), output=_PNG, **self._moves(0))
+        request = pb.EditRequest(images=file_batch(self._files[rows]), output=_PNG, **self.moves(0))
         return Order("Edit", request, self._file_edited[rows])
 
     def _prepared(self, rows: slice, _: int) -> Order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import subprocess
 import sys
 import threading
@@ -51,6 +52,17 @@ class Server:
         """What it wrote to stderr so far."""
         return self._log.read_text(errors="replace")
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal, without waiting."""
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float) -> int | None:
+        """Waits for its end; the exit code, or None when it still runs then."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def __enter__(self) -> Server:
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -63,9 +75,7 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        try:
-            self.process.wait(40)
-        except subprocess.TimeoutExpired:
+        if self.wait(40) is None:
             self.process.kill()
             self.process.wait()
         assert self.process.stdout is not None
