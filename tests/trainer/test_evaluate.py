@@ -128,8 +128,9 @@ def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceDa
     encoded = EncodedRun.of(run, one, CPU)
     features = networks.Features(load_backbone(("relu1_1",), short_vgg, seed=0), CPU)
     none: MetricNetwork[Any] = MetricNetwork(None, "none")
-    measured = generation.measure(encoded, MetricNetworks(MetricNetwork(features, "made up"), none, none, none), seed=0)
-    assert "needs two test images, and there is 1" in measured["frechet_vgg19"]["skipped"]
+    seen = MetricNetworks(MetricNetwork(features, "made up"), none, none, none)
+    measured = generation.measure(encoded, seen, Options())
+    assert "needs 2 images on both sides, and there are 1 samples" in measured["frechet_vgg19"]["skipped"]
 
 
 def test_the_file_that_a_run_was_trained_with_may_be_too_short(small: TrainConfig, short_vgg: Path) -> None:

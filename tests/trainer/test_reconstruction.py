@@ -1,3 +1,4 @@
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torchvision.models import alexnet, vgg19
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
 from trainer.evaluation import networks
+from trainer.evaluation.inception import inception
 from trainer.evaluation.networks import MetricNetwork, MetricNetworks
 from trainer.evaluation.options import Options
 from trainer.evaluation.reconstruction import feature_distance, lpips_distance, pixel_metrics
@@ -74,21 +76,33 @@ def test_ssim_falls_when_structure_is_lost() -> None:
 
 
 def test_lpips_through_a_file_of_weights(alexnet_file: Path) -> None:
-    network, description = networks.lpips(alexnet_file)
-    same = lpips_distance(network, description, images(), images(), CPU)
-    near = lpips_distance(network, description, images(), images() + 5, CPU)
-    far = lpips_distance(network, description, images(), images(seed=1), CPU)
+    network, description, path = networks.lpips(alexnet_file)
+    same = lpips_distance(network, images(), images(), CPU)
+    near = lpips_distance(network, images(), images() + 5, CPU)
+    far = lpips_distance(network, images(), images(seed=1), CPU)
     assert same["lpips"] == 0
     assert 0 < near["lpips"] < far["lpips"]
-    assert far["network"] == "LPIPS v0.1, AlexNet weights from the file alexnet.pth"
+    assert (description, path) == ("LPIPS v0.1, AlexNet weights from the file alexnet.pth", alexnet_file)
     assert far["images"] == 4
+
+
+def test_lpips_is_that_of_its_authors(alexnet_file: Path) -> None:
+    state = torch.load(alexnet_file, weights_only=True)
+    theirs = importlib.import_module("lpips").LPIPS(net="alex", pnet_rand=True, verbose=False)
+    theirs.net.load_state_dict({name: state["features." + name.split(".", 1)[1]] for name in theirs.net.state_dict()})
+    truth, ours = images(6).repeat(2, 1).repeat(2, 2), images(6, seed=1).repeat(2, 1).repeat(2, 2)  # 64 pixels
+    pair = (torch.from_numpy(one.transpose(0, 3, 1, 2) / np.float32(255)) for one in (ours, truth))
+    expected = theirs(*pair, normalize=True).mean().item()
+    measured = lpips_distance(networks.lpips(alexnet_file)[0], truth, ours, CPU)
+    assert measured["lpips"] == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-4
 
 
 def test_lpips_uses_the_weights_of_the_file(alexnet_file: Path, tmp_path: Path) -> None:
     state = torch.load(alexnet_file, weights_only=True)
     torch.save({name: -tensor for name, tensor in state.items()}, tmp_path / "other.pth")
     distances = [
-        lpips_distance(networks.lpips(path)[0], "", images(), images(seed=1), CPU)["lpips"]
+        lpips_distance(networks.lpips(path)[0], images(), images(seed=1), CPU)["lpips"]
         for path in (alexnet_file, tmp_path / "other.pth")
     ]
     assert distances[0] != pytest.approx(distances[1])
@@ -103,18 +117,19 @@ def test_weights_of_another_network_are_refused(vgg_file: Path, tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"--lpips-weights .*none\.pth: no such file"):
         networks.lpips(tmp_path / "none.pth")
     with pytest.raises(ConfigError, match=r"--inception-weights .*vgg19\.pth: does not fit"):
-        networks.inception(vgg_file)
+        inception(vgg_file, "clean", CPU)
 
 
 def test_feature_distances_are_zero_for_the_same_images_only(vgg_file: Path) -> None:
-    features, source = networks.vgg19(vgg_file, CPU)
-    same = feature_distance(features, source, images(), images(), CPU)
-    near = feature_distance(features, source, images(), images() + 5, CPU)
-    far = feature_distance(features, source, images(), images(seed=1), CPU)
+    features, description, path = networks.vgg19(vgg_file, CPU)
+    same = feature_distance(features, images(), images(), CPU)
+    near = feature_distance(features, images(), images() + 5, CPU)
+    far = feature_distance(features, images(), images(seed=1), CPU)
     for tap in networks.VGG_TAPS:
         assert same["mse"][tap] == 0
         assert 0 < near["mse"][tap] < far["mse"][tap]
-    assert "vgg19.pth" in far["network"]
+    assert "vgg19.pth" in description
+    assert path == vgg_file
 
 
 def test_relative_feature_distances_do_not_depend_on_the_scale_of_the_weights(vgg_file: Path, tmp_path: Path) -> None:
@@ -124,7 +139,8 @@ def test_relative_feature_distances_do_not_depend_on_the_scale_of_the_weights(vg
     distances = []
     for factor in (1, 10):
         torch.save(state | {"features.0.weight": factor * state["features.0.weight"]}, tmp_path / "vgg.pth")
-        distances.append(feature_distance(*networks.vgg19(tmp_path / "vgg.pth", CPU), images(), images(seed=1), CPU))
+        features, *_ = networks.vgg19(tmp_path / "vgg.pth", CPU)
+        distances.append(feature_distance(features, images(), images(seed=1), CPU))
     small, large = distances
     for tap in networks.VGG_TAPS:
         assert large["mse"][tap] == pytest.approx(100 * small["mse"][tap], rel=1e-3)

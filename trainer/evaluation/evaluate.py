@@ -229,7 +229,7 @@ def _judge(
     metrics: dict[str, Any] = {"evaluation": {}}
     logger.info("reconstruction and generation")
     metrics["reconstruction"] = reconstruction.measure(encoded, networks)
-    metrics["generation"] = generation.measure(encoded, networks, options.seed)
+    metrics["generation"] = generation.measure(encoded, networks, options)
     logger.info("encoding and attributes")
     metrics["encoding"] = {"split": "test", **encoding.summary(encoded.mu, encoded.log_var, samples)}
     metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))

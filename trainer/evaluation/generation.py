@@ -1,194 +1,155 @@
-"""How much decoded samples look like the data as a whole: Fréchet distances between sets of images.
+"""How much decoded samples look like the data as a whole: Fréchet distances, precision and recall of sets of images.
 
-A set of images is (N, S, S, 3) uint8.
+Each network sees the sets one after the other: of 50,000 images only the features of two sets are held at a time. What
+is made of the features is torch-fidelity's.
+
+A set of images is (N, S, S, 3) uint8, its features (N, F).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
-from engine.latents import Gaussian
-from trainer.evaluation.encoded_run import EncodedRun, Floats, Images, batches
-from trainer.evaluation.identity import Recogniser
-from trainer.evaluation.networks import Features, MetricNetworks
-from trainer.evaluation.skipped import SkippedError, attempt
-from trainer.hardware.device import Placement
+from engine.latents import Gaussian, Prior
+from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
+from trainer.evaluation.networks import MetricNetworks
+from trainer.evaluation.options import Options
+from trainer.evaluation.skipped import SkippedError
 
-BATCH_IMAGES = 32
 NEIGHBOURS = 3
 """Of the manifold that precision and recall are taken by; the paper's."""
 MIN_FID_IMAGES = 2048
 """As many as Inception's features: of fewer images the covariance is singular, and the distance means nothing."""
+ROWS = 2048
+"""Distances to all other images are taken of so many at a time."""
 
 
-def measure(encoded: EncodedRun, networks: MetricNetworks, seed: int) -> dict[str, Any]:
-    """How much sets of images (`image_sets`) are like the test split.
+class Network(Protocol):
+    """What sees images."""
+
+    def describe(self, images: Images) -> Floats:
+        """Features (N, F) of images (N, S, S, 3)."""
+
+
+def measure(encoded: EncodedRun, networks: MetricNetworks, options: Options) -> dict[str, Any]:
+    """How much sets of images (`image_sets`) are like the reference, some of the split that the options name.
 
     Returns:
-        `split`, `seed`, and under `fid`, `frechet_vgg19` and `recognition` what `fid`, `frechet_on_features` and
-        `compare_faces` give, or why they are skipped.
+        `split`, `seed`, and what `Comparison` found, with `network` and `network_sha256`, or why it is skipped: under
+        `fid` (Heusel et al., arXiv 1706.08500) through Inception, with `inception_score`, the `mean` and `deviation`
+        over ten parts by set (Salimans et al., arXiv 1606.03498); under `frechet_vgg19` on VGG19's deepest tap; under
+        `recognition` on a face recognition network's descriptors: are they people, and as varied as people are?
     """
-    vgg, inception, recogniser = networks.vgg, networks.inception, networks.recogniser
-    real, place = encoded.images, encoded.place
-    enough = len(real) >= MIN_FID_IMAGES
-    needed = vgg.network or recogniser.network or (inception.network if enough else None)
-    sets = image_sets(encoded, seed) if needed is not None else {}
+    count = options.samples or len(encoded.rows)
+    real = encoded.data.images[_some(encoded, options.reference, count, options.seed)]
+    found: dict[str, Any] = {"split": options.reference, "seed": options.seed}
+    comparisons: dict[str, Comparison] = {}
+    for key, seer, least in (
+        ("fid", networks.inception, MIN_FID_IMAGES),
+        ("frechet_vgg19", networks.vgg, 2),
+        ("recognition", networks.recogniser, 2),
+    ):
+        try:
+            network = seer.get()
+            if min(count, len(real)) < least:
+                raise SkippedError(
+                    f"needs {least:,} images on both sides, and there are {count:,} samples and {len(real):,} images "
+                    f"of the {options.reference} split: of fewer, the covariance is singular; give --samples 50000 and "
+                    "--reference train, or judge on more images"
+                )
+            comparisons[key] = Comparison(network, options.reference, real, least)
+            found[key] = comparisons[key].found | seer.about
+        except SkippedError as reason:
+            found[key] = {"skipped": str(reason)}
+    scores: dict[str, Any] = {}
+    for name, make in image_sets(encoded, options).items() if comparisons else ():
+        images = make()
+        features = {key: comparison.add(name, images) for key, comparison in comparisons.items()}
+        if (seen := features.get("fid")) is not None:
+            score = isc_features_to_metric(networks.inception.get().logits(seen))
+            mean, deviation = (score[f"inception_score_{part}"] for part in ("mean", "std"))
+            scores[name] = {"mean": mean, "deviation": deviation}
+    if scores:
+        found["fid"]["inception_score"] = scores
+    return found
 
-    def measure_fid() -> dict[str, Any]:
-        metric = inception.get()
-        if not enough:
-            raise SkippedError(
-                f"needs {MIN_FID_IMAGES:,} test images, and there are {len(real):,}: of fewer, its covariance is "
-                "singular; judge on a data set with more"
-            )
-        return fid(metric, inception.description, real, sets, place)
 
-    return {
-        "split": "test",
-        "seed": seed,
-        "fid": attempt(measure_fid),
-        "frechet_vgg19": attempt(lambda: frechet_on_features(vgg.get(), vgg.description, real, sets, place)),
-        "recognition": attempt(lambda: compare_faces(recogniser.get(), recogniser.description, real, sets)),
-    }
+def image_sets(encoded: EncodedRun, options: Options) -> dict[str, Callable[[], Images]]:
+    """The sets that are compared with the reference, each made when it is called for.
 
-
-def image_sets(encoded: EncodedRun, seed: int) -> dict[str, Images]:
-    """The sets that are compared with the test split's images, each of as many images as that has, or fewer.
+    They have as many images as the options say, or as there are test images.
 
     Returns:
         `prior`: decoded from N(0, I), as the seed document and the paper do. `fitted` and `mixture`: decoded from the
         run's own priors, fitted to the train split's posteriors. All are drawn as the server draws them. Where the
         aggregate posterior is far from N(0, I), their difference is what that costs.
-        `reconstructions`: of the test split. `train`: images of the train split, drawn without repetition: the floor,
-        what real faces of other people score.
+        `reconstructions`: of the test split. `train`, or `test` where the reference is of the train split: images of
+        that split, drawn without repetition: the floor, what real faces of other people score.
     """
-    count = len(encoded.rows)
-    train = np.sort(np.random.default_rng(seed).permutation(encoded.train_rows)[:count])
+    count = options.samples or len(encoded.rows)
+    priors: dict[str, Prior] = {"prior": Gaussian.standard(encoded.mu.shape[1]), **encoded.priors}
+
+    def drawn(prior: Prior) -> Images:
+        return encoded.decode(prior.draw(count, options.seed))
+
+    floor = "train" if options.reference == "test" else "test"
     return {
-        "prior": encoded.decode(Gaussian.standard(encoded.mu.shape[1]).draw(count, seed)),
-        **{name: encoded.decode(prior.draw(count, seed)) for name, prior in encoded.priors.items()},
-        "reconstructions": encoded.reconstructions,
-        "train": encoded.data.images[train],
+        **{name: lambda prior=prior: drawn(prior) for name, prior in priors.items()},  # type: ignore[misc]
+        "reconstructions": lambda: encoded.reconstructions[:count],
+        floor: lambda: encoded.data.images[_some(encoded, floor, count, options.seed)],
     }
 
 
-def frechet_on_features(
-    features: Features, source: str, real: Images, sets: dict[str, Images], place: Placement
-) -> dict[str, Any]:
-    """Distances on VGG19's deepest tap, averaged over the picture. Not FID, and not comparable with it.
+def _some(encoded: EncodedRun, split: str, count: int, seed: int) -> Any:
+    """Rows of a split, in order, as many as `count` at most: (R,)."""
+    rows = encoded.rows if split == "test" else encoded.train_rows
+    return rows if len(rows) <= count else np.sort(np.random.default_rng(seed).permutation(rows)[:count])
 
-    Returns:
-        What `compare` gives, `network`, `arithmetic`.
+
+class Comparison:
+    """Sets of images beside real ones, as one network sees them.
+
+    Attributes:
+        found: by set, `distance`, Fréchet's, of the Gaussians that fit its features and those of the real images;
+            `precision` and `recall` (Kynkäänniemi et al., arXiv 1904.06991), the share of its images that could be
+            real, and the reverse; and `images`, also of the real ones.
+
+    Args:
+        network: what sees.
+        reference: the real images' name.
+        real: (N, S, S, 3) themselves.
+        least: a set of fewer images is left out.
+
+    Raises:
+        SkippedError: there are fewer real images than that.
     """
 
-    @torch.no_grad()
-    def describe(name: str, images: Images) -> Floats:
-        some = batches(len(images), BATCH_IMAGES, f"features of {name}")
-        parts = [features(place.images(images[each])).float().cpu().numpy() for each in some]
-        return np.concatenate(parts) if parts else np.empty((0, features.num_features), np.float32)
+    def __init__(self, network: Network, reference: str, real: Images, least: int = 2) -> None:
+        self._network, self._least = network, least
+        self._real = torch.from_numpy(network.describe(real))
+        self._statistics = fid_features_to_statistics(self._real)
+        self.found: dict[str, dict[str, Any]] = {"distance": {}, "precision": {}, "recall": {}}
+        self.found["images"] = {reference: len(real)}
 
-    network = (
-        f"VGG19 at {features.taps[-1]}, averaged over the picture to {features.num_features} features; {source}; "
-        "not comparable with FID"
-    )
-    arithmetic = str(place.dtype).removeprefix("torch.")
-    found = compare(describe("test", real), {name: describe(name, images) for name, images in sets.items()})
-    return found | {"network": network, "arithmetic": arithmetic}
-
-
-def compare_faces(recogniser: Recogniser, source: str, real: Images, sets: dict[str, Images]) -> dict[str, Any]:
-    """The same on a face recognition network's descriptors: are they people, and as varied as people are?
-
-    Returns:
-        What `compare` gives, `network`.
-    """
-    found = compare(recogniser.describe(real), {name: recogniser.describe(images) for name, images in sets.items()})
-    return found | {"network": source}
-
-
-def compare(real: Floats, sets: dict[str, Floats]) -> dict[str, Any]:
-    """How much sets of features (N, F) are like those of real images.
-
-    Returns:
-        By set: `distance`, Fréchet's, of the Gaussians that fit; `precision` and `recall` as `precision_and_recall`;
-        and `images`, also of `test`, the real ones.
-    """
-    metric = FrechetInceptionDistance(_Given(real.shape[1]), reset_real_features=False)
-    found = _distances(metric, torch.from_numpy, real, sets, torch.device("cpu"))
-    both = {name: precision_and_recall(real, features) for name, features in sets.items()}
-    return found | {
-        "precision": {name: precision for name, (precision, _) in both.items()},
-        "recall": {name: recall for name, (_, recall) in both.items()},
-    }
-
-
-class _Given(nn.Identity):
-    """What torchmetrics takes for a network where features are there already."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-
-def precision_and_recall(real: Floats, made: Floats) -> tuple[float, float]:
-    """Kynkäänniemi et al., arXiv 1904.06991: the share of made images that could be real, and the reverse.
-
-    An image could be of a set if, as its features (N, F) say, it lies no further from some image of that set than this
-    one's third nearest neighbour in the set does.
-    """
-
-    def share(of: Tensor, within: Tensor) -> float:
-        radii = torch.cdist(within, within).kthvalue(min(NEIGHBOURS + 1, len(within)), dim=1).values
-        return float((torch.cdist(of, within) <= radii).any(1).float().mean())
-
-    first, second = torch.from_numpy(real), torch.from_numpy(made)
-    return share(second, first), share(first, second)
-
-
-def fid(
-    metric: FrechetInceptionDistance, description: str, real: Images, sets: dict[str, Images], place: Placement
-) -> dict[str, Any]:
-    """FID (Heusel et al., arXiv 1706.08500): Inception's features, images enlarged to 299 pixels.
-
-    It falls with the number of images, so that only values of equal counts are comparable; it is usually given for
-    10,000 to 50,000.
-
-    Returns:
-        `distance` by set, `images` by set and of `test`, `network`.
-    """
-
-    def levels(images: Images) -> Tensor:  # (B, 3, S, S) uint8
-        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(place.device)
-
-    return _distances(metric, levels, real, sets, place.device) | {"network": description}
-
-
-def _distances(
-    metric: FrechetInceptionDistance,
-    prepare: Callable[[NDArray[Any]], Tensor],
-    real: NDArray[Any],
-    sets: Mapping[str, NDArray[Any]],
-    device: torch.device,
-) -> dict[str, Any]:
-    def feed(name: str, images: NDArray[Any]) -> None:
-        for some in batches(len(images), BATCH_IMAGES, f"features of {name}"):
-            metric.update(prepare(images[some]), real=name == "test")
-
-    if len(real) < 2:
-        raise SkippedError(f"needs two test images, and there is {len(real)}; move more into the test split")
-    metric = metric.to(device)
-    feed("test", real)
-    distance: dict[str, float] = {}
-    for name, images in sets.items():
-        feed(name, images)
-        distance[name] = max(0.0, float(metric.compute()))  # rounding takes equal sets a little below zero
-        metric.reset()
-    counts = {"test": len(real)} | {name: len(images) for name, images in sets.items()}
-    return {"distance": distance, "images": counts}
+    def add(self, name: str, images: Images) -> Tensor | None:
+        """Compares one more set, and gives its features (N, F); None where it is left out."""
+        if len(images) < self._least:
+            return None
+        features = torch.from_numpy(self._network.describe(images))
+        fewest = min(len(features), len(self._real))
+        how = {"prc_neighborhood": min(NEIGHBOURS, fewest - 1), "prc_batch_size": ROWS, "save_cpu_ram": True}
+        shares = prc_features_to_metric(features, self._real, verbose=False, **how)
+        distance = fid_statistics_to_metric(fid_features_to_statistics(features), self._statistics, verbose=False)
+        # Rounding takes the distance of equal sets a little below zero.
+        self.found["distance"][name] = max(0.0, distance["frechet_inception_distance"])
+        self.found["precision"][name], self.found["recall"][name] = shares["precision"], shares["recall"]
+        self.found["images"][name] = len(images)
+        return features

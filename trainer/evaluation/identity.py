@@ -82,8 +82,8 @@ class Recogniser:
         return chips
 
 
-def recogniser(weights: Path | None) -> tuple[Recogniser, str]:
-    """The network of a file, and a description of it.
+def recogniser(weights: Path | None) -> tuple[Recogniser, str, Path]:
+    """The network of a file, a description of it, and the file.
 
     Raises:
         SkippedError: no file is given, or ONNX Runtime is not installed.
@@ -109,7 +109,7 @@ def recogniser(weights: Path | None) -> tuple[Recogniser, str]:
     outputs = [tuple(described.shape) for described in session.get_outputs()]
     for layout in LAYOUTS:
         if len(shapes) == 1 and shapes[0][1:] == (3, layout.side, layout.side) and outputs[0][1:] == (128,):
-            return Recogniser(session, layout), f"{layout.name}, {weights.name}"
+            return Recogniser(session, layout), f"{layout.name}, {weights.name}", weights
     raise ConfigError(
         f"--identity-weights {weights}: takes {shapes} and gives {outputs}; give a network in dlib's layout, "
         "(N, 3, 150, 150) to (N, 128), or SFace's, (N, 3, 112, 112) to (N, 128)"

@@ -11,6 +11,7 @@ import tyro
 from trainer.errors import ConfigError
 
 Measure = Literal["vgg", "lpips", "fid", "tsne", "kinds", "rescoring", "edits"]
+Resizing = Literal["clean", "tensorflow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,16 @@ class Options:
     lpips_weights: Path | None = None
     """File with AlexNet or VGG16 weights (torchvision's layout) for LPIPS; default: torchvision's AlexNet."""
     inception_weights: Path | None = None
-    """File with torch-fidelity's Inception weights for FID; default: downloaded."""
+    """File with Inception weights for FID, torch-fidelity's or clean-fid's; default: torch-fidelity's, from the hub
+    cache or downloaded."""
+    resizing: Resizing = "clean"
+    """How FID enlarges images: clean, bicubic with floats, as clean-fid does, or as TensorFlow did, with which
+    torch-fidelity counts and most published values were found."""
+    samples: int | None = None
+    """Images in each set that FID and the other distances of generation compare; default: as many as test images.
+    50,000 is usual for FID, which needs 2,048."""
+    reference: Literal["test", "train"] = "test"
+    """Split whose images, as many as --samples at most, generated ones are compared with."""
     identity_weights: Path | None = None
     """ONNX file with a face recognition network, in dlib's or SFace's layout (see trainer/evaluation/identity.py), for
     whether reconstructions and edits keep the person; without one, that is skipped."""
@@ -45,5 +55,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.strength <= 0:
             raise ConfigError(f"--strength {self.strength}: must be above 0; edits are judged in both directions")
+        if self.samples is not None and self.samples < 2:
+            raise ConfigError(f"--samples {self.samples}: must be at least 2; FID needs 2,048, and 50,000 are usual")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed {self.seed}: must lie between 0 and {2**32 - 1}")

@@ -30,16 +30,16 @@ def measure(encoded: EncodedRun, networks: MetricNetworks) -> dict[str, Any]:
 
     Returns:
         `split`, what `pixel_metrics` gives, and under `lpips`, `features` and `identity` what `lpips_distance`,
-        `feature_distance` and `identity_kept` give, or why they are skipped.
+        `feature_distance` and `identity_kept` give, with `network` and `network_sha256`, or why they are skipped.
     """
     pair = (encoded.images, encoded.reconstructions)
     lpips, vgg, recogniser = networks.lpips, networks.vgg, networks.recogniser
     return {
         "split": "test",
         **pixel_metrics(*pair, encoded.place),
-        "lpips": attempt(lambda: lpips_distance(lpips.get(), lpips.description, *pair, encoded.place)),
-        "features": attempt(lambda: feature_distance(vgg.get(), vgg.description, *pair, encoded.place)),
-        "identity": attempt(lambda: identity_kept(recogniser.get(), recogniser.description, *pair)),
+        "lpips": attempt(lambda: lpips_distance(lpips.get(), *pair, encoded.place) | lpips.about),
+        "features": attempt(lambda: feature_distance(vgg.get(), *pair, encoded.place) | vgg.about),
+        "identity": attempt(lambda: identity_kept(recogniser.get(), *pair) | recogniser.about),
     }
 
 
@@ -75,13 +75,11 @@ def pixel_metrics(originals: Images, reconstructions: Images, place: Placement) 
 
 
 @torch.no_grad()
-def lpips_distance(
-    network: nn.Module, description: str, originals: Images, reconstructions: Images, place: Placement
-) -> dict[str, Any]:
+def lpips_distance(network: nn.Module, originals: Images, reconstructions: Images, place: Placement) -> dict[str, Any]:
     """LPIPS (Zhang et al., arXiv 1801.03924); 0 for images that are the same.
 
     Returns:
-        `lpips`, `network`, `images`, and `image_size` at which they were compared: smaller ones are enlarged first.
+        `lpips`, `images`, and `image_size` at which they were compared: smaller ones are enlarged first.
     """
     network = network.to(place.device)
     distances, side = [], max(LPIPS_SIDE, originals.shape[1])
@@ -89,33 +87,32 @@ def lpips_distance(
         truth, ours = (nn.functional.interpolate(images, size=side, mode="bilinear") for images in pair)
         distances.append(network(ours, truth, normalize=True).reshape(-1))
     mean = float(torch.cat(distances).mean())
-    return {"lpips": mean, "network": description, "images": len(originals), "image_size": side}
+    return {"lpips": mean, "images": len(originals), "image_size": side}
 
 
-def identity_kept(network: Recogniser, description: str, originals: Images, reconstructions: Images) -> dict[str, Any]:
+def identity_kept(network: Recogniser, originals: Images, reconstructions: Images) -> dict[str, Any]:
     """How much a face recognition network finds reconstructions to be the same persons.
 
     Returns:
         `similarity`: mean cosine similarity of an image and its reconstruction, of the first `IDENTITY_IMAGES`;
-        `different_faces`: of an image and the next one, to compare with; `network`, `images`.
+        `different_faces`: of an image and the next one, to compare with; `images`.
     """
     originals, reconstructions = originals[:IDENTITY_IMAGES], reconstructions[:IDENTITY_IMAGES]
     return {
         "similarity": float(similarity(network, originals, reconstructions).mean()),
         "different_faces": float(similarity(network, originals, np.roll(originals, 1, axis=0)).mean()),
-        "network": description,
         "images": len(originals),
     }
 
 
 def feature_distance(
-    features: Features, source: str, originals: Images, reconstructions: Images, place: Placement
+    features: Features, originals: Images, reconstructions: Images, place: Placement
 ) -> dict[str, Any]:
     """Mean squared distances of VGG19 activations: the paper's perceptual loss as a measure (section 3.2).
 
     Returns:
         `mse`, by tap, on the activations' own scale; `relative`, by tap: that over the mean square of the originals'
-        activations, which another set of weights of another scale leaves alike; `network`, `images`, `arithmetic`.
+        activations, which another set of weights of another scale leaves alike; `images`, `arithmetic`.
     """
     errors, squares = (torch.zeros(len(features.taps), dtype=torch.float64) for _ in range(2))
     for truth, ours in _pairs(place, "VGG19 distances", originals, reconstructions):
@@ -126,7 +123,6 @@ def feature_distance(
     return {
         "mse": dict(zip(features.taps, errors.tolist(), strict=True)),
         "relative": dict(zip(features.taps, (errors / squares.clamp(min=1e-12)).tolist(), strict=True)),
-        "network": f"VGG19 at {', '.join(features.taps)}; {source}",
         "images": len(originals),
         "arithmetic": str(place.dtype).removeprefix("torch."),
     }

@@ -68,7 +68,7 @@ def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: 
         return matrix.rescoring(test, val, strength)
 
     def lpips(network: Any, before: Images, after: Images) -> float:
-        return float(reconstruction.lpips_distance(network, "", before, after, encoded.place)["lpips"])
+        return float(reconstruction.lpips_distance(network, before, after, encoded.place)["lpips"])
 
     def same_person(network: Any, before: Images, after: Images) -> float:
         return float(identity.similarity(network, before, after).mean())
@@ -162,8 +162,8 @@ def distances(
         compare: gives the mean distance of two sets of images (N, S, S, 3), as the network sees it.
 
     Returns:
-        `network`; `edits`: by edit, such as "adding Smiling"; `different_faces`: the same between unedited faces of
-        different images, to compare with; `images` an edit at most.
+        `network` and `network_sha256`; `edits`: by edit, such as "adding Smiling"; `different_faces`: the same between
+        unedited faces of different images, to compare with; `images` an edit at most.
 
     Raises:
         SkippedError: there is no network.
@@ -177,7 +177,7 @@ def distances(
                 edits[f"{side} {name}"] = compare(sees, before, after)
     some = test.encoded.decode(test.mu[:DISTANCE_FACES], fast=True)
     return {
-        "network": network.description,
+        **network.about,
         "edits": edits,
         "different_faces": compare(sees, some, np.roll(some, 1, axis=0)),
         "images": DISTANCE_FACES,
