@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out/quickstart
 RUN     = $(VENV)/bin/python
+# Python compiles what is imported, when it is; of all packages that is a small part.
+INSTALL = -m pip install --quiet --no-compile
 
 .PHONY: quickstart test lint protos lock
 .DELETE_ON_ERROR:
@@ -32,7 +34,7 @@ protos: $(VENV)/oldest
 # The oldest gRPC and protobuf that pyproject.toml allows, beside those of the lock.
 $(VENV)/oldest: $(VENV)/installed
 	rm -rf "$@"
-	$(RUN) -m pip install --quiet --no-deps --target "$@" \
+	$(RUN) $(INSTALL) --no-deps --target "$@" \
 	  $$(sed -nE 's/^ *"((grpcio|protobuf|googleapis)[a-z-]*)>=([0-9.]+).*/\1==\3/p' pyproject.toml)
 
 # What a server and a client need, for the oldest and the newest Python, where this machine has them.
@@ -41,8 +43,11 @@ $(VENV)/python3.%: $(VENV)/installed
 	for python in python3.$* "$$HOME"/.pyenv/versions/3.$*.*/bin/python; do \
 	  "$$python" -m venv "$@" 2>/dev/null && break; done || { rm -rf "$@"; mkdir -p "$@"; }
 	[ ! -x "$@/bin/python" ] || \
-	  "$@/bin/python" -m pip install --quiet --constraint requirements.lock --editable ".[cpu]" || \
+	  "$@/bin/python" $(INSTALL) --constraint requirements.lock --editable ".[cpu]" || \
 	  { rm -rf "$@"; exit 1; }
+
+# One after the other: both write the project's egg-info.
+$(VENV)/python3.13: | $(VENV)/python3.10
 
 # The lock holds for every Python from 3.10 on, and for all that is needed; torch and torchvision are pinned as a pair.
 lock: $(VENV)/installed
@@ -56,6 +61,6 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --no-deps --requirement requirements.lock
-	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(RUN) $(INSTALL) --no-deps --requirement requirements.lock
+	$(RUN) $(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@

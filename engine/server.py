@@ -20,8 +20,7 @@ from engine.errors import StartupError
 from engine.images import PixelBudget
 from engine.models.model import Settings
 from engine.models.repository import ModelRepository
-from engine.process.allocator import share_freed_memory
-from engine.process.garbage import collect_rarely
+from engine.process.memory import collect_rarely, share_freed_memory
 from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread
 from engine.service import health, latent_engine, reflection

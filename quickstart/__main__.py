@@ -149,7 +149,7 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> FaceData
     wanted = config.training(len(packed.rows("train")))
     try:
         found, resolved = run_folder.load_config(run)
-        same = found == wanted and packed.known_as(resolved["data_fingerprint"])
+        same = found == wanted and packed.fingerprint == resolved["data_fingerprint"]
     except RunError:
         same = False
     if not same:
@@ -178,7 +178,7 @@ SKIPPED = ("lpips", "fid")
 def evaluate(config: Quickstart, folder: Path, data: FaceData, run: Path, stages: Stages) -> dict[str, Any]:
     """What the trainer measures of the run; measured again if it was of other weights, data or settings."""
     path, made = run / EVALUATION, made_with(run)
-    same = data.known_as(made.get("data", {}).get("fingerprint")) and made.get("files") == digests(run)
+    same = data.fingerprint == made.get("data", {}).get("fingerprint") and made.get("files") == digests(run)
     if same and (made["strength"], made["skip"]) == (config.strength, list(SKIPPED)):
         stages.reuse("evaluation", path)
     else:

@@ -214,11 +214,7 @@ def initial_weights(config: TrainConfig) -> dict[str, Tensor]:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def belongs(path: Path, model_sha256: str) -> bool:

@@ -329,7 +329,7 @@ class TrainState:
                 f"{self.folder} was trained with another configuration ({'; '.join(differing)}); resume with the same "
                 "one, or train into a new folder"
             )
-        if not self.data.known_as(state["digests"]["data"]):
+        if self.data.fingerprint != state["digests"]["data"]:
             raise RunError(
                 f"the data in {self.data.index.root} is not what {self.folder} was trained on; restore it, or train "
                 "into a new folder"

@@ -1,7 +1,6 @@
 """The asyncio client: as the synchronous one, with `await`."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
-from types import TracebackType
 
 import grpc
 import grpc.aio
@@ -25,9 +24,7 @@ class AsyncClient(AwaitedCalls):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -42,9 +41,7 @@ class Slider:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -101,9 +98,7 @@ class AsyncSlider:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

@@ -4,7 +4,6 @@ Shapes: N images of side S, latents of dimension D; `Client.model()` says S and 
 """
 
 from collections.abc import Generator, Iterable
-from types import TracebackType
 
 import grpc
 from typing_extensions import Self, Unpack
@@ -35,9 +34,7 @@ class Client(BlockingCalls):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -12,10 +12,11 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
+from engine.process.files import reading
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -259,30 +260,22 @@ class Directions:
         Raises:
             DirectionsError: When the file is missing, truncated, or not a directions file.
         """
-        try:
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-                names = tuple(str(name) for name in json.loads(metadata["names"]))
-                # Before there were attributes of the user's own, all directions of a file were of one `kind`.
-                one_kind = json.dumps([metadata.get("kind", UNKNOWN_KIND)] * len(names))
-                return cls(
-                    names=names,
-                    vectors=file.get_tensor("directions"),
-                    positives=tuple(int(count) for count in json.loads(metadata["positives"])),
-                    negatives=tuple(int(count) for count in json.loads(metadata["negatives"])),
-                    split=metadata["split"],
-                    kinds=tuple(str(kind) for kind in json.loads(metadata.get("kinds", one_kind))),
-                    model_sha256=metadata.get("model_sha256", ""),
-                    sides=tuple(map(_sides, json.loads(metadata.get("sides", "[]")))),
-                )
-        except FileNotFoundError:
-            raise DirectionsError(f"{path} does not exist") from None
-        except KeyError as error:
-            raise DirectionsError(f"{path} is not a directions file: its metadata lacks {error}") from None
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
-            raise DirectionsError(f"{path} can't be read as a directions file: {error}") from error
-        except DirectionsError as error:
-            raise DirectionsError(f"{path}: {error}") from None
+        with reading(path, "a directions file", DirectionsError), safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            names = tuple(str(name) for name in json.loads(metadata["names"]))
+            # Before there were attributes of the user's own, all directions of a file were of one `kind`.
+            one_kind = json.dumps([metadata.get("kind", UNKNOWN_KIND)] * len(names))
+            found = cls(
+                names=names,
+                vectors=file.get_tensor("directions"),
+                positives=tuple(int(count) for count in json.loads(metadata["positives"])),
+                negatives=tuple(int(count) for count in json.loads(metadata["negatives"])),
+                split=metadata["split"],
+                kinds=tuple(str(kind) for kind in json.loads(metadata.get("kinds", one_kind))),
+                model_sha256=metadata.get("model_sha256", ""),
+                sides=tuple(map(_sides, json.loads(metadata.get("sides", "[]")))),
+            )
+        return found
 
 
 def _sides(pair: Any) -> Sides | None:

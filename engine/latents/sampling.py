@@ -12,9 +12,10 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from engine.errors import BundleError, InvalidRequest
+from engine.process.files import reading
 
 Floats = npt.NDArray[np.float32]
 _Doubles = npt.NDArray[np.float64]
@@ -178,7 +179,7 @@ def load_priors(path: str | Path) -> dict[str, Prior]:
     Raises:
         BundleError: When the file is missing, truncated, or holds no Gaussian.
     """
-    try:
+    with reading(path, "a prior", BundleError):
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         fitted = Gaussian(tensors["mean"], tensors["factor"])
@@ -188,15 +189,7 @@ def load_priors(path: str | Path) -> dict[str, Prior]:
         mixture = Mixture(tensors["weights"], components)
         if mixture.latent_dim != fitted.latent_dim:
             raise BundleError(f"its mixture has {mixture.latent_dim} dimensions, its Gaussian {fitted.latent_dim}")
-        return {MIXTURE: mixture, FITTED: fitted}
-    except FileNotFoundError:
-        raise BundleError(f"{path} does not exist") from None
-    except KeyError as error:
-        raise BundleError(f"{path} holds no prior, for it lacks {error}") from None
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise BundleError(f"{path} can't be read as a prior: {error}") from error
-    except BundleError as error:
-        raise BundleError(f"{path}: {error}") from None
+    return {MIXTURE: mixture, FITTED: fitted}
 
 
 def _noise(count: int, seed: int, temperature: float, latent_dim: int) -> _Doubles:

@@ -3,7 +3,11 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def open_regular(path: str | Path) -> int:
@@ -40,3 +44,24 @@ def read_text(path: str | Path) -> str:
         UnicodeDecodeError: When it is no UTF-8.
     """
     return read_bytes(path).decode("utf-8-sig")
+
+
+@contextmanager
+def reading(path: str | Path, what: str, failure: type[Exception]) -> Iterator[None]:
+    """To be entered around reading a safetensors file: what goes wrong becomes a sentence that names the file.
+
+    Args:
+        path: The file.
+        what: It should be, for example "a prior".
+        failure: What is raised; where it is raised inside, too, the file is put in front.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise failure(f"{path} does not exist") from None
+    except KeyError as error:
+        raise failure(f"{path} is not {what}: it lacks {error}") from None
+    except failure as error:
+        raise failure(f"{path}: {error}") from None
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise failure(f"{path} can't be read as {what}: {error}") from error

@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from engine.backends import Backend, Bytes, Floats
 from engine.errors import BundleError, ParityError
 from engine.latents import Directions, Prior
+from engine.process.files import reading
 from engine.proof.figures import ImageError, LatentError, Stage, Tolerances
 
 Array = npt.NDArray[Any]
@@ -181,21 +182,14 @@ class Truth:
         Raises:
             BundleError: it is missing, damaged or no proof, or of graphs of other sizes; says which.
         """
-        try:
-            with safe_open(path, "np") as file:
-                metadata = json.loads((file.metadata() or {})[_METADATA])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with reading(path, "a proof of a bundle", BundleError), safe_open(path, "np") as file:
+            metadata = json.loads((file.metadata() or {})[_METADATA])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             what, model_sha256 = str(metadata["what"]), str(metadata["model_sha256"])
             edits = tuple(str(name) for name in metadata["edits"])
             images, steps = tensors["images"], tensors["steps"]
             latents = {name: tensors[name] for name in ("random", "sample")}
             answers = {name: tensors[f"answer.{name}"] for name in (*LATENTS, *IMAGES) if name != "edit_mu"}
-        except FileNotFoundError:
-            raise BundleError(f"{path} does not exist") from None
-        except KeyError as error:
-            raise BundleError(f"{path} is no proof of a bundle: it lacks {error}") from None
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
-            raise BundleError(f"{path} can't be read as a proof ({error})") from None
         count = len(edits)
         floats = {"steps": steps, **latents, "mu": answers["mu"], "log_var": answers["log_var"]}
         pixels = {"images": images, **{name: answers[name] for name in IMAGES}}

@@ -9,7 +9,10 @@ import platform
 import socket
 import threading
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 
 import grpc
@@ -59,14 +62,12 @@ class Histogram:
         family.add_metric(labels, buckets, self._sum)
 
 
+@dataclass(slots=True, eq=False)
 class MethodFigures:
     """The figures of one RPC.
 
-    Args:
-        path: Of the RPC, for example "/dfcvae.v1.LatentEngine/Edit", or its name alone.
-
     Attributes:
-        path: As given.
+        path: Of the RPC, for example "/dfcvae.v1.LatentEngine/Edit", or its name alone.
         name: Of the RPC, for example "Edit".
         images: Images and latents that calls asked for.
         received_messages: Messages that came in.
@@ -79,30 +80,16 @@ class MethodFigures:
         incomplete: Calls that ended before their message had come, which are not in `seconds`.
     """
 
-    __slots__ = (
-        "answers",
-        "images",
-        "incomplete",
-        "name",
-        "path",
-        "received_bytes",
-        "received_messages",
-        "refusals",
-        "seconds",
-        "sent_bytes",
-    )
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.name = path.rpartition("/")[2]
-        self.images = 0
-        self.received_messages = 0
-        self.received_bytes = 0
-        self.sent_bytes = 0
-        self.seconds: dict[str, Histogram] = {}
-        self.answers: dict[str, int] = {}
-        self.refusals: dict[str, int] = {}
-        self.incomplete = 0
+    path: str
+    name: str
+    images: int = 0
+    received_messages: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    seconds: dict[str, Histogram] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    incomplete: int = 0
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
@@ -111,11 +98,11 @@ class MethodFigures:
 
     def answered(self, code: str) -> None:
         """A request of a stream was answered, with "OK" or the gRPC status of the error in its answer."""
-        self.answers[code] = self.answers.get(code, 0) + 1
+        self.answers[code] += 1
 
     def refused(self, code: str) -> None:
         """A call was refused before its message was received, with a gRPC status."""
-        self.refusals[code] = self.refusals.get(code, 0) + 1
+        self.refusals[code] += 1
 
     def ended(self, code: str, seconds: float) -> None:
         """A call has ended, `seconds` after it came, with a gRPC status."""
@@ -125,12 +112,12 @@ class MethodFigures:
 
     def ends(self) -> list[tuple[str, int]]:
         """Calls that have ended, by gRPC status; from any thread."""
-        codes = {code: histogram.count for code, histogram in dict(self.seconds).items()}
-        for code, count in dict(self.refusals).items():
-            codes[code] = codes.get(code, 0) + count
+        codes = Counter({code: histogram.count for code, histogram in dict(self.seconds).items()})
+        codes.update(dict(self.refusals))
         return list(codes.items())
 
 
+@dataclass(slots=True, eq=False)
 class QueueFigures:
     """The figures of one graph's queue; an `engine.batching.batcher.BatchObserver`.
 
@@ -142,12 +129,11 @@ class QueueFigures:
         failures: Batches that the backend failed on.
     """
 
-    def __init__(self) -> None:
-        self.images = 0
-        self.waits = Histogram(_SECONDS)
-        self.batches = Histogram(_IMAGES)
-        self.compute = Histogram(_SECONDS)
-        self.failures = 0
+    images: int = 0
+    waits: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    batches: Histogram = field(default_factory=partial(Histogram, _IMAGES))
+    compute: Histogram = field(default_factory=partial(Histogram, _SECONDS))
+    failures: int = 0
 
     def waiting(self, items: int) -> None:
         """Items in the queue now."""
@@ -171,7 +157,7 @@ class Metrics:
     def __init__(self) -> None:
         self._methods: list[MethodFigures] = []
         self._queues: dict[tuple[str, str], QueueFigures] = {}
-        self._reloads: dict[tuple[str, str], int] = {}
+        self._reloads: Counter[tuple[str, str]] = Counter()
         self._unknown = 0
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self.registry = CollectorRegistry()
@@ -180,9 +166,9 @@ class Metrics:
 
     def method(self, path: str) -> MethodFigures:
         """New figures of an RPC, by its path or its name; where another has that name, they go by the path."""
-        figures = MethodFigures(path)
-        if any(other.name == figures.name for other in self._methods):
-            figures.name = path
+        name = path.rpartition("/")[2]
+        taken = any(other.name == name for other in self._methods)
+        figures = MethodFigures(path, path if taken else name)
         self._methods.append(figures)
         return figures
 
@@ -196,8 +182,7 @@ class Metrics:
 
     def reloaded(self, model: str, taken: bool) -> None:
         """Counts a new bundle."""
-        key = (model, "taken" if taken else "refused")
-        self._reloads[key] = self._reloads.get(key, 0) + 1
+        self._reloads[model, "taken" if taken else "refused"] += 1
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Adds a figure that is asked for at each scrape, from another thread."""

@@ -35,18 +35,27 @@ asyncio.run(serve(load_config(sys.argv[1:]), lambda bundle: Mixing(open_backend(
 """
 
 
+RPCS = {"Encode", "Decode", "Edit", "EditStream", "Interpolate", "Sample"}
+
+
 def send(server: ServerProcess, bundle: Path, requests: int) -> Tally:
-    """What eight clients get that expect answers of `bundle`."""
+    """What eight clients get that expect answers of `bundle`, once they have asked so often, and by every RPC."""
     crowd = Crowd(server.target, Orders(Bundle.load(bundle), 50, 50, threads=1), 8)
-    return asyncio.run(crowd.run(lambda: sum(crowd.tally.sent.values()) >= requests))
+    return asyncio.run(crowd.run(lambda: crowd.tally.sent.total() >= requests and set(crowd.tally.sent) == RPCS))
 
 
-def test_every_rpc_is_answered_right(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_every_rpc_is_answered_right(server: ServerProcess, tiny_bundle: Path) -> None:
+    tally = send(server, tiny_bundle, 1)
+    assert tally.sent == tally.answered
+    assert not tally.wrong
+
+
+def test_a_soak_tells_what_it_sent_and_got(tiny_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "soak.json"
     result = benchmark("soak", "--bundle", tiny_bundle, "--clients", 8, "--minutes", 0.02, "--json", record)
     assert result.returncode == 0, result.stdout + result.stderr
     figures = json.loads(record.read_text())
-    assert set(figures["sent"]) == {"Encode", "Decode", "Edit", "EditStream", "Interpolate", "Sample"}
+    assert set(figures["sent"]) <= RPCS
     assert figures["sent"] == figures["answered"]
     assert figures["refused"] == {}
     assert figures["wrong"] == []

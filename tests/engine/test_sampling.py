@@ -262,7 +262,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     good: dict[str, Any] = {"mean": floats(3), "factor": floats(3, 3)}
     mixed: dict[str, Any] = {"weights": np.ones(2), "means": floats(2, 3), "factors": floats(2, 3, 3)}
     for tensors, message in (
-        ({"mean": floats(3)}, "holds no prior, for it lacks 'factor'"),
+        ({"mean": floats(3)}, "is not a prior: it lacks 'factor'"),
         ({"mean": floats(3), "factor": floats(3, 4)}, r"factor of a Gaussian must be float32 \[3, 3\]"),
         ({**good, "weights": np.ones(2)}, "lacks 'means'"),
         ({**good, **mixed, "weights": np.ones(3)}, "a mixture of 2 Gaussians needs as many weights"),

@@ -335,10 +335,10 @@ def test_files_that_are_no_proof_of_these_graphs(truth: Truth, tmp_path: Path) -
     with pytest.raises(BundleError, match=r"its mu is float32 \[3, 16\]"):
         Truth.load(path, 64, LATENT_DIM)
     save_file({name: values for name, values in tensors.items() if name != "sample"}, path, metadata)
-    with pytest.raises(BundleError, match=r"is no proof of a bundle: it lacks 'sample'"):
+    with pytest.raises(BundleError, match=r"is not a proof of a bundle: it lacks 'sample'"):
         Truth.load(path, 64, LATENT_DIM)
     save_file(tensors, path)
-    with pytest.raises(BundleError, match=r"is no proof of a bundle: it lacks 'proof'"):
+    with pytest.raises(BundleError, match=r"is not a proof of a bundle: it lacks 'proof'"):
         Truth.load(path, 64, LATENT_DIM)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BundleError, match=r"can't be read as a proof"):

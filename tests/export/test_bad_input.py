@@ -153,8 +153,9 @@ def test_weights_that_are_no_numbers_fail_the_gate(command: Command, run: Path, 
     assert list(tmp_path.iterdir()) == [run]
 
 
-def test_files_without_permission_are_named(shared_run: Path, tmp_path: Path) -> None:
+def test_files_and_folders_without_permission_are_named(shared_run: Path, tmp_path: Path) -> None:
     shutil.copytree(shared_run, tmp_path / "run")
+    (tmp_path / "locked").mkdir(0o555)
     code = f"""
 from pathlib import Path
 from export.build_engines import main
@@ -163,20 +164,26 @@ for name in {FILES}:
     path.chmod(0o000)
     print(main([*{FLAGS}, "--run", "run", "--out", "bundle"]))
     path.chmod(0o644)
+print(main([*{FLAGS}, "--run", "run", "--out", "locked/bundle"]))
 """
     result = as_nobody(tmp_path, [sys.executable, "-c", code])
-    assert result.stdout == "2\n" * len(FILES)
-    for name, line in zip(FILES, result.stderr.splitlines(keepends=True), strict=True):
+    assert result.stdout == "2\n" * (len(FILES) + 1)
+    *lines, last = result.stderr.splitlines(keepends=True)
+    assert last == (
+        "error: --out locked/bundle: locked cannot be written to (Permission denied); choose another place\n"
+    )
+    for name, line in zip(FILES, lines, strict=True):
         assert is_one_line(line)
         assert name in line
         assert "Permission denied" in line
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "locked"}
 
 
-def test_a_file_is_no_run(command: Command, shared_run: Path, tmp_path: Path) -> None:
-    code, errors = command("--run", shared_run / "config.json", "--out", tmp_path / "bundle")
-    assert (code, is_one_line(errors)) == (2, True)
-    assert "is not a run folder" in errors
+def test_what_is_no_run(command: Command, shared_run: Path, tmp_path: Path) -> None:
+    for run in (shared_run / "config.json", tmp_path / "nowhere"):
+        code, errors = command("--run", run, "--out", tmp_path / "bundle")
+        assert (code, is_one_line(errors)) == (2, True)
+        assert errors.startswith(f"error: {run} is not a run folder")
 
 
 # The place
@@ -201,15 +208,6 @@ def test_a_place_for_triton_that_is_taken(command: Command, shared_run: Path, tm
         assert (code, is_one_line(errors)) == (2, True)
         assert f"--triton {tmp_path / name}: {reason}" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
-
-
-def test_a_folder_without_permission(shared_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(0o555)
-    result = as_nobody(tmp_path, [*COMMAND, "--run", shared_run, "--out", "locked/bundle"])
-    assert (result.returncode, result.stderr) == (
-        2,
-        "error: --out locked/bundle: locked cannot be written to (Permission denied); choose another place\n",
-    )
 
 
 def test_a_read_only_disk(shared_run: Path, tmp_path: Path) -> None:
@@ -242,7 +240,9 @@ def test_a_small_disk(shared_run: Path, tmp_path: Path, kilobytes: int) -> None:
         (("--max-batch", "0"), "--max-batch 0: must be at least 1"),
         (("--max-batch", "-3"), "--max-batch -3: must be at least 1"),
         (("--threads", "0"), "--threads 0: must be at least 1"),
-        (("--precision", "bf16"), "--backend onnxruntime --precision bf16: not supported"),
+        (("--precision", "bf16"), "--backend onnxruntime --precision bf16: not supported; supported here: onnxruntime"),
+        (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported (tensorrt fp32 on cuda: "),
+        (("--precision", "int8", "--encoder", "product"), "--encoder product: int8 takes only plain"),
         (("--backend", "openvino", "--precision", "fp16"), "--backend openvino --precision fp16: not supported"),
         (("--min-psnr", "-1"), "--min-psnr -1.0: must be at least 0"),
         (("--backend", "tensorrt-rtx", "--compute-capability", "9.0"), "--compute-capability 9.0: TensorRT for RTX bu"),

@@ -150,7 +150,7 @@ def other(data: FaceData) -> FaceData:
     """The same faces, one label apart."""
     labels = data.index.labels.copy()
     labels[0, 0] ^= True
-    return replace(data, index=replace(data.index, labels=labels), fingerprint="f" * 64, stamp="")
+    return replace(data, index=replace(data.index, labels=labels), fingerprint="f" * 64)
 
 
 @pytest.fixture
@@ -189,15 +189,6 @@ def test_a_report_of_an_earlier_version_counts_as_of_the_runs_own_data(run: Path
     with pytest.raises(RunError, match="name unknown"):
         evaluate(run, other(data), QUICK)
     evaluate(run, data, QUICK)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_data_are_known_by_the_name_that_an_older_run_gave_them(run: Path, data: FaceData) -> None:
-    config = json.loads((run / "config.json").read_text())
-    config["resolved"]["data_fingerprint"] = data.stamp
-    (run / "config.json").write_text(json.dumps(config))
-    judged = evaluate(run, data, QUICK)["evaluation"]["data"]
-    assert (judged["runs_own"], judged["fingerprint"]) == (True, data.stamp)
 
 
 def test_any_encoder_and_decoder_can_be_judged(data: FaceData, tmp_path: Path) -> None:

@@ -268,10 +268,7 @@ def test_a_person_is_in_one_split_only(tmp_path: Path, above: str) -> None:
         splits_of.setdefault(Path(name).parent.name, set()).add(int(split))
     assert all(len(splits) == 1 for splits in splits_of.values())
     assert np.bincount(index.splits).tolist() == [104, 8, 8]
-    by_name = read_index(tmp_path / "set")
-    assert by_name.splits.tolist() != index.splits.tolist()
-    fingerprints = [Pack.of(one, 16, 0).stamp for one in (index, by_name)]
-    assert fingerprints[0] != fingerprints[1]
+    assert read_index(tmp_path / "set").splits.tolist() != index.splits.tolist()
 
 
 def test_one_crowded_folder_leaves_some_to_train_on(tmp_path: Path) -> None:
@@ -319,7 +316,6 @@ def test_a_csv_replaces_the_labels_of_celeba_and_keeps_its_splits_and_pixels(tmp
     assert np.array_equal(index.splits, SPLITS)
     before, after = (Pack.of(one, 16, 0) for one in (read_index(root), index))
     assert before.path == after.path
-    assert before.stamp != after.stamp
 
 
 def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def from_data(
     place = Placement.of()
     model = place.module(run_folder.load_model(run))
     data = load_data_as(config, directory, align=align)
-    own = data.known_as(resolved.get("data_fingerprint"))
+    own = data.fingerprint == resolved.get("data_fingerprint")
     data = replace(data, index=data.index.limited(config.limit_train))
     if not own:
         logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)

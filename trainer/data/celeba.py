@@ -84,7 +84,6 @@ def read(root: Path, split_by: SplitBy, skip_damaged: int) -> Index:
         labels.attributes,
         labels.values,
         splits,
-        lists=(attributes, partition) if partition else (attributes,),
         layout="CelebAMask-HQ's layout" if attributes.name == HQ_ATTRIBUTES else "CelebA's layout",
         removal=removal,
         skip_damaged=skip_damaged,

@@ -42,7 +42,6 @@ class Index:
         attributes: the A attribute names; none for images without labels.
         labels: (N, A) bool, True where the image has the attribute.
         splits: (N,) int8, 0 train, 1 val, 2 test, -1 left out.
-        lists: the files beside the images that the labels and splits come from; none for a plain folder.
         layout: how the folder was understood, for people.
         removal: how to take an image out of the data set, for people.
         skip_damaged: how many absent or damaged images may be left out.
@@ -55,7 +54,6 @@ class Index:
     attributes: tuple[str, ...]
     labels: NDArray[np.bool_]
     splits: NDArray[np.int8]
-    lists: tuple[Path, ...] = ()
     layout: str = "plain folder of images"
     removal: str = "delete it"
     skip_damaged: int = 0

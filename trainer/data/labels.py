@@ -34,9 +34,7 @@ def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
         )
     rows = sorted(row_of)
     values = labels.values[[row_of[row] for row in rows]]
-    return dataclasses.replace(
-        index.take(rows), attributes=labels.attributes, labels=values, lists=(*index.lists, labels.path)
-    )
+    return dataclasses.replace(index.take(rows), attributes=labels.attributes, labels=values)
 
 
 def _match(index: Index, labels: Labels) -> tuple[dict[int, int], list[int]]:

@@ -49,14 +49,12 @@ class Pack:
         index: the images.
         frame: what they are brought to; its `size` is the side S of the packed images.
         align: whether faces are found and aligned with the frame first.
-        stamp: hex digest of what the array is made from: names, sizes and times of files, which a copy changes.
         path: the file, in NumPy's format.
     """
 
     index: Index
     frame: Frame
     align: bool
-    stamp: str
     path: Path
 
     @classmethod
@@ -82,12 +80,11 @@ class Pack:
             DataError: an image cannot be looked at.
         """
         frame = Frame.of(image_size, crop, source)
-        pixels_stamp, stamp = _stamps(index, frame, align)
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
             cache = os.environ.get("XDG_CACHE_HOME", "")
             folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
-        return cls(index, frame, align, stamp, folder / f"{image_size}px-{pixels_stamp[:16]}.npy")
+        return cls(index, frame, align, folder / f"{image_size}px-{_digest(index, frame, align)[:16]}.npy")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -158,7 +155,7 @@ class Pack:
             splits[list(damaged)] = LEFT_OUT
             index = dataclasses.replace(index, splits=splits).leaving_out(tuple(damaged.values()))
             index.require_splits()
-        return FaceData(index, images, _fingerprint(self.index, self._pixels_digest(images)), self.stamp)
+        return FaceData(index, images, _fingerprint(self.index, self._pixels_digest(images)))
 
     def _pixels_digest(self, images: NDArray[np.uint8]) -> str:
         """Hex digest of the packed pixels; kept beside them, as it takes a second for each gigabyte or two."""
@@ -329,21 +326,15 @@ class FaceData:
         images: (N, S, S, 3) uint8 RGB, memory-mapped.
         fingerprint: hex digest of names, labels, splits and pixels, so that a copy has the same one; an exact resume
             asks for it.
-        stamp: what runs of earlier versions call these data (see `Pack`).
     """
 
     index: Index
     images: NDArray[np.uint8]
     fingerprint: str
-    stamp: str = ""
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """The rows of `images` that belong to a split: "train", "val" or "test"."""
         return self.index.rows(split)
-
-    def known_as(self, fingerprint: str | None) -> bool:
-        """Whether a run that was trained on data of this fingerprint was trained on these."""
-        return fingerprint in (self.fingerprint, self.stamp)
 
 
 def _fingerprint(index: Index, pixels_digest: str) -> str:
@@ -356,12 +347,8 @@ def _fingerprint(index: Index, pixels_digest: str) -> str:
     return digest.hexdigest()
 
 
-def _stamps(index: Index, frame: Frame, align: bool) -> tuple[str, str]:
-    """Hex digests of what the pixels are made from, and of what the whole data set is.
-
-    The former changes with the preparation, the list of images, and the size or time of any image; the latter also with
-    the splits and with the lists that they and the labels come from.
-    """
+def _digest(index: Index, frame: Frame, align: bool) -> str:
+    """Hex digest: changes with preparation, list of images, and size or time of any image, which a copy changes."""
     landmarks = frame.landmarks if align else None
     digest = hashlib.sha256(f"{PACK_VERSION} {frame.size} {frame.crop} {frame.source} {landmarks}\n".encode())
     for row, name in enumerate(index.files):
@@ -370,8 +357,4 @@ def _stamps(index: Index, frame: Frame, align: bool) -> tuple[str, str]:
         except OSError as error:
             raise DataError(f"{index.folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
         digest.update(b"%s %d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
-    pixels_stamp = digest.hexdigest()
-    for path in index.lists:
-        digest.update(path.read_bytes())
-    digest.update(index.splits.tobytes())
-    return pixels_stamp, digest.hexdigest()
+    return digest.hexdigest()

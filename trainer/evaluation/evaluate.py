@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,8 @@ class Evaluation:
         given, data = self.options.judge, self.data
         if given is None or "edits" in self.options.skip:
             return None
-        for fingerprint in (data.fingerprint, data.stamp):
-            if judge := Classifier.load(given, fingerprint, Placement.of()):
-                return judge
+        if judge := Classifier.load(given, data.fingerprint, Placement.of()):
+            return judge
         raise ConfigError(
             f"--judge {given}: is missing, torn or of other data than {data.index.root}; give the {CLASSIFIER} of an "
             "evaluation on these data, or leave it out"
@@ -154,10 +153,7 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
     """
     options = options or Options()
     config, resolved = run_folder.load_config(run)
-    trained_on = str(resolved.get("data_fingerprint"))
-    own = data.known_as(trained_on)
-    if own:  # what the run, and whoever asks for its classifier, calls these data
-        data = replace(data, fingerprint=trained_on)
+    own = data.fingerprint == resolved.get("data_fingerprint")
     name = f"{run.resolve().name}, preset {config.preset}"
     configuration = {**config.to_json(), "resolved": resolved}
     evaluation = Evaluation(
