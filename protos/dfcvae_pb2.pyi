@@ -153,13 +153,15 @@ class Edit(_message.Message):
     def __init__(self, attribute: _Optional[str] = ..., direction: _Optional[bytes] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class EditRequest(_message.Message):
-    __slots__ = ("images", "latents", "edits", "keep", "result", "output", "model", "priority")
+    __slots__ = ("images", "latents", "edits", "keep", "result", "output", "having", "lacking", "model", "priority")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    HAVING_FIELD_NUMBER: _ClassVar[int]
+    LACKING_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     images: ImageBatch
@@ -168,9 +170,11 @@ class EditRequest(_message.Message):
     keep: _containers.RepeatedScalarFieldContainer[str]
     result: EditResult
     output: ImageOutput
+    having: _containers.RepeatedScalarFieldContainer[str]
+    lacking: _containers.RepeatedScalarFieldContainer[str]
     model: str
     priority: Priority
-    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., having: _Optional[_Iterable[str]] = ..., lacking: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class EditResponse(_message.Message):
     __slots__ = ("images", "latents")
@@ -181,7 +185,7 @@ class EditResponse(_message.Message):
     def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ...) -> None: ...
 
 class EditStreamRequest(_message.Message):
-    __slots__ = ("images", "latents", "edits", "keep", "result", "output", "id", "model", "priority")
+    __slots__ = ("images", "latents", "edits", "keep", "result", "output", "id", "having", "lacking", "model", "priority")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +193,8 @@ class EditStreamRequest(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
+    HAVING_FIELD_NUMBER: _ClassVar[int]
+    LACKING_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     images: ImageBatch
@@ -198,9 +204,11 @@ class EditStreamRequest(_message.Message):
     result: EditResult
     output: ImageOutput
     id: int
+    having: _containers.RepeatedScalarFieldContainer[str]
+    lacking: _containers.RepeatedScalarFieldContainer[str]
     model: str
     priority: Priority
-    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., id: _Optional[int] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+    def __init__(self, images: _Optional[_Union[ImageBatch, _Mapping]] = ..., latents: _Optional[_Union[LatentBatch, _Mapping]] = ..., edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., result: _Optional[_Union[EditResult, str]] = ..., output: _Optional[_Union[ImageOutput, _Mapping]] = ..., id: _Optional[int] = ..., having: _Optional[_Iterable[str]] = ..., lacking: _Optional[_Iterable[str]] = ..., model: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class StreamError(_message.Message):
     __slots__ = ("code", "message", "retry_after_ms")

@@ -187,7 +187,15 @@ class VAE:
             images[batch] = decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
         return images
 
-    def edit(self, images: Images, edits: Mapping[str, float], keep: Iterable[str] = ()) -> Images:
+    def edit(
+        self,
+        images: Images,
+        edits: Mapping[str, float] | None = None,
+        keep: Iterable[str] = (),
+        *,
+        having: Sequence[str] = (),
+        lacking: Sequence[str] = (),
+    ) -> Images:
         """Images with attributes added or taken away, (N, S, S, 3).
 
         Args:
@@ -195,15 +203,21 @@ class VAE:
             edits: strengths by attribute, in lengths of the mean difference, as protos/dfcvae.proto defines it; a
                 negative one takes the attribute away.
             keep: attributes that must stay as they are.
+            having: attributes that every face is to have after that, as much as training faces with them on average, or
+                more: each is moved as little as it takes.
+            lacking: attributes that none is to have, no more than training faces without them on average.
 
         Raises:
             ValueError: the images have another type or shape.
             RunError: as `directions`.
             UnknownAttribute: of `engine.errors`; the run has no direction of a name.
-            InvalidRequest: of `engine.errors`; a strength is not finite, or an attribute is both edited and kept.
+            InvalidRequest: of `engine.errors`; a strength is not finite, an attribute is both edited and kept, or
+                attributes contradict each other.
         """
-        step = self.directions.move(list(edits.items()), list(keep)).step
-        return self.decode(self.encode(images) + step)
+        kept = list(keep)
+        step = self.directions.move(list((edits or {}).items()), kept).step
+        wishes = Wishes.of(self.directions, having, lacking, kept)
+        return self.decode(wishes.grant(self.encode(images) + step))
 
     def sample(
         self,

@@ -109,7 +109,14 @@ class Calls(Connection):
 
     @Method
     def edit(
-        self, source: Images | Floats, edits: Edits, keep: Iterable[str] = (), **options: Unpack[Options]
+        self,
+        source: Images | Floats,
+        edits: Edits = (),
+        keep: Iterable[str] = (),
+        *,
+        having: Iterable[str] = (),
+        lacking: Iterable[str] = (),
+        **options: Unpack[Options],
     ) -> Call[Bytes]:
         """Moves images or latents along directions.
 
@@ -119,41 +126,62 @@ class Calls(Connection):
             edits: Strengths by attribute name, or pairs of a name or an explicit direction float32 [D] and a
                 strength. The unit is the length of the attribute's mean difference, as protos/dfcvae.proto defines it.
             keep: Attributes that must stay as they are: their directions are projected out of the edits.
+            having: Attributes that every face is to have, as much as training faces with them do on average, or more:
+                each is moved as little as it takes, so that more of the person stays than with a strength for all.
+            lacking: Attributes that none is to have, no more than training faces without them do on average.
             options: Model, priority, timeout, request_id.
 
         Returns:
             Edited images, uint8 [N, S, S, 3].
         """
-        return Call("Edit", messages.edit_request(StreamEdit(source, edits, keep)), options, messages.read_images)
+        step = StreamEdit(source, edits, keep, having=having, lacking=lacking)
+        return Call("Edit", messages.edit_request(step), options, messages.read_images)
 
     @Method
     def edit_files(
         self,
         source: Images | Floats,
-        edits: Edits,
+        edits: Edits = (),
         keep: Iterable[str] = (),
         file_format: FileFormat = "PNG",
         quality: int = 0,
+        *,
+        having: Iterable[str] = (),
+        lacking: Iterable[str] = (),
         **options: Unpack[Options],
     ) -> Call[list[bytes]]:
         """As `edit`, to one image file each; quality 1 to 100, 0 for the server's default."""
-        step = StreamEdit(source, edits, keep, file_format=file_format, quality=quality)
+        step = StreamEdit(source, edits, keep, file_format=file_format, quality=quality, having=having, lacking=lacking)
         return Call("Edit", messages.edit_request(step), options, messages.read_files)
 
     @Method
     def edit_latents(
-        self, source: Images | Floats, edits: Edits, keep: Iterable[str] = (), **options: Unpack[Options]
+        self,
+        source: Images | Floats,
+        edits: Edits = (),
+        keep: Iterable[str] = (),
+        *,
+        having: Iterable[str] = (),
+        lacking: Iterable[str] = (),
+        **options: Unpack[Options],
     ) -> Call[Floats]:
         """As `edit`, to latents float32 [N, D]; nothing is decoded."""
-        request = messages.edit_request(StreamEdit(source, edits, keep, "latents"))
+        request = messages.edit_request(StreamEdit(source, edits, keep, "latents", having=having, lacking=lacking))
         return Call("Edit", request, options, messages.read_latents)
 
     @Method
     def edit_both(
-        self, source: Images | Floats, edits: Edits, keep: Iterable[str] = (), **options: Unpack[Options]
+        self,
+        source: Images | Floats,
+        edits: Edits = (),
+        keep: Iterable[str] = (),
+        *,
+        having: Iterable[str] = (),
+        lacking: Iterable[str] = (),
+        **options: Unpack[Options],
     ) -> Call[tuple[Bytes, Floats]]:
         """As `edit`, to images uint8 [N, S, S, 3] and latents float32 [N, D]."""
-        request = messages.edit_request(StreamEdit(source, edits, keep, "both"))
+        request = messages.edit_request(StreamEdit(source, edits, keep, "both", having=having, lacking=lacking))
         return Call("Edit", request, options, lambda got: (messages.read_images(got), messages.read_latents(got)))
 
     @Method

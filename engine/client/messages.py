@@ -188,7 +188,8 @@ def _write_edit(request: Any, step: StreamEdit) -> None:
             request.edits.add(attribute=target, strength=strength)
         else:
             request.edits.add(direction=target, strength=strength)
-    request.keep.extend(arguments.names("keep", step.keep))
+    for field in ("keep", "having", "lacking"):
+        getattr(request, field).extend(arguments.names(field, getattr(step, field)))
     request.result = _RESULTS[arguments.choice("result", step.result, _RESULTS)]
     if step.file_format is not None:
         _write_output(request.output, step.file_format, step.quality)

@@ -72,6 +72,8 @@ class StreamEdit:
             `Client.edit` gives, up to rounding.
         edits: As in `Client.edit`; none reconstructs.
         keep: As in `Client.edit`.
+        having: As in `Client.edit`.
+        lacking: As in `Client.edit`.
         result: What comes back.
         file_format: Images come back as files of this format; None: as pixels.
         quality: Of JPEG and WebP files, 1 to 100; 0 for the server's default.
@@ -83,6 +85,8 @@ class StreamEdit:
     result: Result = "images"
     file_format: FileFormat | None = None
     quality: int = 0
+    having: Iterable[str] = ()
+    lacking: Iterable[str] = ()
 
 
 @dataclass(frozen=True)

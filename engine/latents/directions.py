@@ -177,6 +177,20 @@ class Directions:
                 step = _remove(step, self._basis_of(kept))
             return Move(step.astype(np.float32))
 
+    def beside(self, name: str, keep: Sequence[str], field: str) -> Doubles:
+        """The part of an attribute's direction, [D], along which nothing of what is kept changes.
+
+        Raises:
+            InvalidRequest: When nothing is left of it, or the attribute is kept itself.
+            UnknownAttribute: When this model has no direction of a name.
+        """
+        kept = frozenset(keep)
+        vector = self._vector(field, name, 1.0, kept)
+        if not kept:
+            return vector
+        self._require_rest(field, name, vector, kept)
+        return _remove(vector, self._basis_of(kept))
+
     def _require_rest(self, field: str, target: Floats | str, vector: Doubles, kept: frozenset[str]) -> None:
         """Refuses an edit that what is kept leaves nothing of, rather than give back the unedited picture."""
         if np.linalg.norm(_remove(vector, self._basis_of(kept))) < _LEAST_SHARE * np.linalg.norm(vector):
@@ -285,21 +299,14 @@ def _sides(pair: Any) -> Sides | None:
     return float(without), float(having)
 
 
-def shift(latents: Floats, parts: Sequence[Rows]) -> Floats:
-    """Moves the latents of a batch, those of each request by its own step.
+def steps_of(parts: Sequence[Rows], count: int, latent_dim: int) -> Floats:
+    """What is added to the latents of a batch of `count`, those of each request by its own step: float32 [N, D].
 
     Args:
-        latents: float32 [N, D].
         parts: Rows with a `Move` or None as tag; rows that no part names stay where they are.
-
-    Returns:
-        float32 [N, D]; `latents` itself when nothing moves.
+        count: Of latents, N.
+        latent_dim: D.
     """
-    return latents + steps_of(parts, *latents.shape) if any(part.tag for part in parts) else latents
-
-
-def steps_of(parts: Sequence[Rows], count: int, latent_dim: int) -> Floats:
-    """What `shift` adds to the latents of a batch of `count`, float32 [N, D]."""
     steps = np.zeros((count, latent_dim), np.float32)
     if moved := [part for part in parts if part.tag is not None]:
         rows = np.concatenate([np.arange(part.start, part.stop) for part in moved])

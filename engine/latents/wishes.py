@@ -1,4 +1,4 @@
-"""What drawn faces are to have and to lack. Pure numpy, the same to the last bit on every machine.
+"""What faces are to have and to lack. Pure numpy, for drawn ones the same to the last bit on every machine.
 
 Shapes: N latents of dimension D.
 """
@@ -25,6 +25,7 @@ class _Wish(NamedTuple):
     square: float
     side: float
     sign: int
+    way: Doubles
 
     def lack(self, latents: Doubles) -> Doubles:
         """By how many vectors each latent falls short of the side, [N].
@@ -37,28 +38,32 @@ class _Wish(NamedTuple):
 
 @dataclass(frozen=True)
 class Wishes:
-    """Sides of attributes' directions that drawn latents are to lie on."""
+    """Sides of attributes' directions that latents are to lie on."""
 
-    wishes: tuple[_Wish, ...]
+    wishes: tuple[_Wish, ...] = ()
 
     @classmethod
-    def of(cls, directions: Directions, having: Sequence[str], lacking: Sequence[str]) -> "Wishes":
+    def of(
+        cls, directions: Directions, having: Sequence[str], lacking: Sequence[str], keep: Sequence[str] = ()
+    ) -> "Wishes":
         """Makes wishes of names.
 
         Args:
             directions: The model's.
             having: Attributes that latents are to have at least as much of as training images with them on average.
             lacking: Attributes that they are to have at most as much of as training images without them on average.
+            keep: Attributes along whose directions nothing may change.
 
         Raises:
-            InvalidRequest: When an attribute is to be had and lacked, or nobody knows where its sides are.
+            InvalidRequest: When an attribute is to be had and lacked, or kept, nothing is left of its direction beside
+                what is kept, or nobody knows where its sides are.
             UnknownAttribute: When this model has no direction of a name.
         """
         if both := set(having) & set(lacking):
             raise InvalidRequest(f"{min(both)!r} is in having and in lacking; take it out of one of them", "lacking")
         wished = {name: (f"having[{index}]", 1) for index, name in enumerate(having)}
         wished |= {name: (f"lacking[{index}]", -1) for index, name in enumerate(lacking)}
-        return cls(tuple(_wish(directions, name, *how) for name, how in wished.items()))
+        return cls(tuple(_wish(directions, name, *how, keep) for name, how in wished.items()))
 
     def __len__(self) -> int:
         return len(self.wishes)
@@ -80,7 +85,7 @@ class Wishes:
                 lack = wish.lack(moved)
                 lack[lack <= _SETTLED] = 0
                 settled &= not lack.any()
-                moved += (wish.sign * lack)[:, None] * wish.vector
+                moved += (wish.sign * lack)[:, None] * wish.way
             if settled:
                 break
         granted = moved.astype(np.float32)
@@ -95,13 +100,17 @@ def can_be_wished(directions: Directions, name: str) -> bool:
     return directions.sides[directions.names.index(name)] is not None and bool(directions[name].any())
 
 
-def _wish(directions: Directions, name: str, field: str, sign: int) -> _Wish:
+def _wish(directions: Directions, name: str, field: str, sign: int, keep: Sequence[str]) -> _Wish:
     vector = directions.named(name, field).astype(np.float64)
     sides = directions.sides[directions.names.index(name)]
     if sides is None or not can_be_wished(directions, name):
         raise InvalidRequest(
-            f"{field}: where faces with and without {name!r} lie is not known to this bundle, so they can't be drawn; "
+            f"{field}: where faces with and without {name!r} lie is not known to this bundle, so it can't be wished; "
             "compute the run's directions again (python -m trainer directions) and export it again",
             field,
         )
-    return _Wish(name, vector, float(np.cumsum(vector**2)[-1]), sides[sign > 0], sign)
+    square = float(np.cumsum(vector**2)[-1])
+    way = directions.beside(name, keep, field)
+    if keep:  # as far along the direction with every step as the direction itself
+        way = way * square / (way @ way)
+    return _Wish(name, vector, square, sides[sign > 0], sign, way)

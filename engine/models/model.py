@@ -16,7 +16,7 @@ from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
-from engine.latents import Gaussian, Move, Prior, load_priors, shift, steps_of
+from engine.latents import Gaussian, Move, Prior, Wishes, load_priors, steps_of
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -30,6 +30,10 @@ STANDARD = "standard"
 """Name of N(0, I) among the priors that samples are drawn from."""
 
 MAX_MESSAGE_BYTES = 16 * 2**20
+
+# Multiplications that latents may take on the event loop, about a millisecond's. Most requests are small, and a thread
+# would cost them more than it saves.
+_FEW = 2**19
 
 
 @dataclass(frozen=True)
@@ -166,31 +170,42 @@ class Model:
         mu, log_var = await self._submit_images(self._encoder, images, None, context)
         return mu, log_var
 
-    async def decode(self, latents: Floats, context: RequestContext, move: Move | None = None) -> Bytes:
-        """Latents, float32 [N, D], moved, to images, uint8 [N, S, S, 3]."""
+    async def decode(self, latents: Floats, context: RequestContext) -> Bytes:
+        """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
         deadline, client, priority, room = context
         images: Bytes
-        (images,) = await self._decoder.submit(
-            latents, deadline, tag=move, client=client, priority=priority, reserved=room
-        )
+        (images,) = await self._decoder.submit(latents, deadline, client=client, priority=priority, reserved=room)
         return images
 
+    async def mu(self, source: Source, context: RequestContext) -> Floats:
+        """Latents as they are, and the posterior means of images: float32 [N, D]."""
+        if (latents := latents_of(source)) is not None:
+            return latents
+        mu, _ = await self.encode(cast(Images, source), context)
+        return mu
+
     async def edit(
-        self, source: Source, move: Move | None, context: RequestContext, *, decode: bool = True
-    ) -> tuple[Bytes | None, Floats]:
+        self, source: Source, move: Move, wishes: Wishes, context: RequestContext, *, decode: bool = True
+    ) -> tuple[Bytes | None, Floats, Floats]:
         """Edits images or latents.
 
         Returns:
-            The edited images, uint8 [N, S, S, 3], if `decode`; and mu before the move, float32 [N, D].
+            The edited images, uint8 [N, S, S, 3], if `decode`; mu before the edit and after it, float32 [N, D].
         """
-        if (mu := latents_of(source)) is not None:
-            return await self.decode(mu, context, move) if decode else None, mu
-        images = cast(Images, source)
-        if not decode:
-            mu, _ = await self.encode(images, context)
-            return None, mu
-        edited, mu = await self._submit_images(self._editor, images, move, context)
-        return edited, mu
+        if decode and not wishes and latents_of(source) is None:
+            images, mu = await self._submit_images(self._editor, cast(Images, source), move, context)
+            return images, mu, mu + move.step
+        mu = await self.mu(source, context)
+        latents = mu + move.step
+        if wishes:
+            count = len(mu) * (1 + len(wishes))
+            latents = await self.compute(count, lambda: wishes.grant(latents), context)
+        return await self.decode(latents, context) if decode else None, mu, latents
+
+    async def compute(self, count: int, latents: Callable[[], Floats], context: RequestContext) -> Floats:
+        """Computes that many latents, off the event loop where it would be held up by them."""
+        few = count * self.bundle.manifest.latent_dim**2 <= _FEW
+        return latents() if few else await self.codec.work(latents, context.client)
 
     def room(self, count: int, client: str) -> Reservation:
         """Holds room for decoding that many latents, for requests that decode what they compute first."""
@@ -211,7 +226,7 @@ class Model:
         return self.backend.encode(images)
 
     def _run_decode(self, latents: Floats, parts: Sequence[Part]) -> tuple[Any, ...]:
-        return (self.backend.decode(shift(latents, parts)),)
+        return (self.backend.decode(latents),)
 
     def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
         steps = steps_of(parts, len(images), self.bundle.manifest.latent_dim)

@@ -263,11 +263,11 @@ class EditStream:
         self, request: pb.EditStreamRequest, scope: RequestScope, given: Source, source: _Source
     ) -> ImageResponse:
         output, model = read_output(request), scope.model
-        move = scope.parser.move(request.edits, request.keep)
+        move, wishes = scope.parser.move(request.edits, request.keep), scope.parser.wishes(request)
         try:
-            with scope.admit(len(given)) as context:
-                images, mu = await model.edit(given, move, context, decode=output.images)
+            with scope.admit(len(given), decodes=bool(wishes)) as context:
+                images, mu, latents = await model.edit(given, move, wishes, context, decode=output.images)
         finally:
             source.take(given, model)
         source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
-        return await scope.respond(pb.EditResponse(), output, images, mu + move.step if output.latents else None)
+        return await scope.respond(pb.EditResponse(), output, images, latents)

@@ -47,9 +47,6 @@ _KINDS: dict[tuple[bool, bool], Callable[..., Any]] = {
 }
 _MAX_TEMPERATURE = 10.0
 
-# Multiplications that sampling may take on the event loop, about a millisecond's. Most requests are small, and a thread
-# would cost them more than it saves.
-_FEW = 2**19
 _WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL: spherical}
 
 # Requests of one EditStream that are read ahead of its answers; fewer once they have as many images as one may have.
@@ -106,15 +103,15 @@ class LatentEngine:
         """Images or latents, moved along directions."""
         with self._scope(request, call) as scope:
             output = read_output(request)
-            if not request.edits:
+            if not (request.edits or request.having or request.lacking):
                 raise InvalidRequest("edits is empty; name at least one attribute or direction", "edits")
-            move = scope.parser.move(request.edits, request.keep)
+            move, wishes = scope.parser.move(request.edits, request.keep), scope.parser.wishes(request)
             source = scope.parser.source(request)
             if source is None:
                 raise InvalidRequest("the request has no source; set images or latents", "source")
-            with scope.admit(len(source)) as context:
-                images, mu = await scope.model.edit(source, move, context, decode=output.images)
-            return await scope.respond(pb.EditResponse(), output, images, mu + move.step if output.latents else None)
+            with scope.admit(len(source), decodes=bool(wishes)) as context:
+                images, _, latents = await scope.model.edit(source, move, wishes, context, decode=output.images)
+            return await scope.respond(pb.EditResponse(), output, images, latents)
 
     async def EditStream(  # noqa: N802
         self, requests: AsyncIterator[pb.EditStreamRequest], call: StreamCall
@@ -139,7 +136,7 @@ class LatentEngine:
             with scope.admit(points, "steps", "ask for", decodes=True) as context:
                 ends = await _encode_ends(scope.model, start, end, context)
                 walk = partial(_WALKS[request.walk], *ends, request.steps)
-                latents = await _compute(scope.model, points, walk, context)
+                latents = await scope.model.compute(points, walk, context)
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.InterpolateResponse(), output, images, latents)
 
@@ -159,7 +156,7 @@ class LatentEngine:
                 def draw() -> Floats:
                     return wishes.grant(prior.draw(request.count, request.seed, temperature))
 
-                latents = await _compute(scope.model, request.count * (1 + len(wishes)), draw, context)
+                latents = await scope.model.compute(request.count * (1 + len(wishes)), draw, context)
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.SampleResponse(), output, images, latents)
 
@@ -238,17 +235,9 @@ def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) ->
     return source
 
 
-async def _compute(model: Model, count: int, latents: Callable[[], Floats], context: RequestContext) -> Floats:
-    """Computes that many latents, off the event loop where it would be held up by them."""
-    few = count * model.bundle.manifest.latent_dim**2 <= _FEW
-    return latents() if few else await model.codec.work(latents, context.client)
-
-
 async def _encode_ends(model: Model, start: Source, end: Source, context: RequestContext) -> tuple[Floats, Floats]:
     """Latents of both ends; pixels of both go through the encoder together."""
     if isinstance(start, np.ndarray) and isinstance(end, np.ndarray) and start.dtype == end.dtype == np.uint8:
         mu, _ = await model.encode(np.concatenate((start, end)), context)
         return mu[: len(start)], mu[len(start) :]
-    _, first = await model.edit(start, None, context, decode=False)
-    _, last = await model.edit(end, None, context, decode=False)
-    return first, last
+    return await model.mu(start, context), await model.mu(end, context)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from engine.bundle import Manifest
 from engine.errors import InvalidRequest
 from engine.images import FILE_FORMATS, EncodedFiles
-from engine.latents import FITTED, MIXTURE, Directions, Move, Prior
+from engine.latents import FITTED, MIXTURE, Directions, Move, Prior, Wishes
 from engine.models.model import STANDARD, Images, Source
 from engine.service.zero_copy import ZeroCopyMessage, field_tree, split_pixels
 from protos import dfcvae_pb2 as pb
@@ -164,6 +164,10 @@ class RequestParser:
             raise InvalidRequest(f"keep has {len(keep)} names; at most {_MAX_EDITS} are accepted", "keep")
         moves = [(self._target(index, one), one.strength) for index, one in enumerate(edits)]
         return self._directions.move(moves, keep)
+
+    def wishes(self, request: Any) -> Wishes:
+        """What a request wants faces to have and to lack."""
+        return Wishes.of(self._directions, request.having, request.lacking, getattr(request, "keep", ()))
 
     def check_count(self, count: int, field: str, verb: str = "send") -> None:
         """Lets 1 to `max_images` images or latents pass; `verb` says what a request does with them."""

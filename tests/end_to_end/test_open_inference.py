@@ -28,6 +28,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from engine.client import Client
+from engine.latents import Wishes
 
 SMILE, GLASSES, _ = tiny_directions().vectors
 PIXELS = [-1, IMAGE_SIZE, IMAGE_SIZE, 3]
@@ -95,7 +96,16 @@ def test_the_server_tells_of_itself_and_its_models(client: triton.InferenceServe
     latents = [-1, LATENT_DIM]
     assert found == [("images", "UINT8", PIXELS), ("mu", "FP32", latents), ("log_var", "FP32", latents)]
     edit = client.get_model_metadata("edit", fingerprint)
-    assert [one.name for one in edit.inputs] == ["images", "latents", "attributes", "strengths", "offsets", "keep"]
+    assert [one.name for one in edit.inputs] == [
+        "images",
+        "latents",
+        "attributes",
+        "strengths",
+        "offsets",
+        "keep",
+        "having",
+        "lacking",
+    ]
     assert [one.name for one in edit.outputs] == ["images", "latents"]
 
 
@@ -120,6 +130,9 @@ def test_edits_by_name_and_by_offsets(client: triton.InferenceServerClient) -> N
         np.testing.assert_array_equal(edited.as_numpy("images"), images_of(expected))
     edited = client.infer("edit", [tensor("offsets", offsets), tensor("images", images), *named])
     np.testing.assert_array_equal(edited.as_numpy("images"), images_of(expected + offsets))
+    wishes = Wishes.of(tiny_directions(), ["Smiling"], ["Eyeglasses"])
+    wished = [tensor("images", images), tensor("having", ["Smiling"]), tensor("lacking", ["Eyeglasses"])]
+    np.testing.assert_array_equal(client.infer("edit", wished).as_numpy("latents"), wishes.grant(latents_of(images)))
     kept = [tensor("images", images), tensor("attributes", ["Smiling"]), strengths(3), tensor("keep", ["Male"])]
     only = client.infer("edit", kept, outputs=[triton.InferRequestedOutput("latents")])
     assert only.as_numpy("images") is None

@@ -1,4 +1,4 @@
-"""Interpolate and Sample of a real server."""
+"""Interpolate, Sample and wishes of a real server."""
 
 import io
 from collections.abc import Iterator
@@ -134,6 +134,34 @@ def test_samples_have_what_is_wished(stub: Any) -> None:
     np.testing.assert_array_equal(pixels(answer.images), images_of(expected))
     np.testing.assert_array_equal(floats(sample(2).latents), expected[:2])
     np.testing.assert_allclose(floats(answer.latents)[:, ::3].mean(axis=1), 130, rtol=1e-3)  # 13 times 10
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+@pytest.mark.parametrize("count", [3, 300])  # on the event loop, and off it
+def test_faces_are_moved_to_what_is_wished(stub: Any, encoded: bool, count: int) -> None:
+    images = random_images(count, seed=4)
+    source: Any = {"images": raw(images)} if encoded else {"latents": latent_batch(latents_of(images))}
+    wished: Any = {"having": ["Smiling"], "lacking": ["Male"], "keep": ["Eyeglasses"]}
+    directions = tiny_directions()
+    wishes = Wishes.of(directions, *wished.values())
+    moved = latents_of(images) + directions.move([("Smiling", -2.0)], ["Eyeglasses"]).step
+    for edits, latents in (([], latents_of(images)), ([pb.Edit(attribute="Smiling", strength=-2)], moved)):
+        answer = stub.Edit(pb.EditRequest(edits=edits, result=BOTH, **source, **wished))
+        np.testing.assert_array_equal(floats(answer.latents), wishes.grant(latents))
+        np.testing.assert_array_equal(pixels(answer.images), images_of(wishes.grant(latents)))
+        only = stub.Edit(pb.EditRequest(edits=edits, result=LATENTS, **source, **wished))
+        np.testing.assert_array_equal(floats(only.latents), wishes.grant(latents))
+
+
+def test_a_stream_grants_wishes_of_its_last_source(stub: Any) -> None:
+    images = random_images(2, seed=5)
+    first = pb.EditStreamRequest(images=raw(images), having=["Smiling"], id=1)
+    steps = [first, pb.EditStreamRequest(lacking=["Smiling"], id=2), pb.EditStreamRequest(having=["Bald"], id=3)]
+    *answers, refused = stub.EditStream(iter(steps), timeout=60)
+    for answer, sides in zip(answers, ((["Smiling"], []), ([], ["Smiling"])), strict=True):
+        expected = Wishes.of(tiny_directions(), *sides).grant(latents_of(images))
+        np.testing.assert_array_equal(pixels(answer.edited.images), images_of(expected))
+    assert "unknown attribute 'Bald'" in refused.error.message
 
 
 def test_a_bundle_of_before_there_were_wishes_says_what_it_needs(tmp_path: Path) -> None:

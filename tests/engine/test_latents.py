@@ -10,7 +10,7 @@ from tiny_model import tiny_directions
 
 from engine.batching.batcher import Part
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
-from engine.latents import Directions, Floats, Move, shift
+from engine.latents import Directions, Floats, Move, steps_of
 
 
 def floats(*shape: int, seed: int = 0) -> Floats:
@@ -32,7 +32,7 @@ def test_moves_add_up_with_their_strengths() -> None:
 
 def test_a_strength_of_0_leaves_latents_bit_for_bit() -> None:
     latents, move = floats(4, 7), directions_of(floats(3, 7)).move([("a0", 0.0)], ["a1", "a2"])
-    np.testing.assert_array_equal(shift(latents, [Part(move, 0, 4)]), latents)
+    np.testing.assert_array_equal(latents + move.step, latents)
 
 
 def test_keep_removes_the_span_of_all_kept_directions() -> None:
@@ -150,21 +150,7 @@ def test_a_move_that_could_overflow_is_refused(strength: float, keep: tuple[str,
 def test_the_largest_move_leaves_the_largest_latents_finite(sign: float) -> None:
     largest = np.full((1, 3), sign * np.finfo(np.float32).max, np.float32)
     move = Move(np.full(3, sign * 1e30, np.float32))
-    np.testing.assert_array_equal(shift(largest, [Part(move, 0, 1)]), largest)
-
-
-def test_a_batch_without_moves_is_not_touched() -> None:
-    latents = floats(4, 7)
-    assert shift(latents, [Part(None, 0, 3), Part(None, 3, 4)]) is latents
-
-
-def test_a_batch_is_shifted_in_a_copy() -> None:
-    latents = floats(4, 7)
-    before = latents.copy()
-    latents.flags.writeable = False
-    shifted = shift(latents, [Part(None, 0, 3), Part(Move(np.ones(7, np.float32)), 3, 4)])
-    np.testing.assert_array_equal(shifted[:3], before[:3])
-    np.testing.assert_array_equal(shifted[3:], before[3:] + 1)
+    np.testing.assert_array_equal(largest + move.step, largest)
 
 
 _ATTRIBUTES = [f"attribute {row}" for row in range(6)]
@@ -196,7 +182,7 @@ def test_each_request_of_a_batch_is_shifted_by_its_own_move(
         expected.append(before.astype(np.float64) + move.step)
         reach.append(np.abs(expected[-1]))  # one rounding of the sum, of half a unit in the last place of its result
         start += rows
-    error = np.abs(shift(latents, parts) - np.concatenate(expected))
+    error = np.abs(latents + steps_of(parts, *latents.shape) - np.concatenate(expected))
     assert (error <= np.finfo(np.float32).eps * np.concatenate(reach)).all()
 
 

@@ -44,6 +44,18 @@ def test_what_lies_there_already_stays_and_the_rest_goes_no_further() -> None:
     np.testing.assert_array_equal(Wishes.of(directions(), [], []).grant(DRAWN), DRAWN)
 
 
+def test_what_is_kept_stays_while_wishes_are_granted() -> None:
+    granted = Wishes.of(directions(), ["Open"], [], ["Smiling"]).grant(DRAWN)
+    np.testing.assert_allclose(along(granted, "Smiling"), along(DRAWN, "Smiling"), atol=1e-4)
+    assert (along(granted, "Open") > 0.6 - 1e-3).all()
+    assert (along(DRAWN, "Open") < 0.6).any()
+    with pytest.raises(InvalidRequest, match="'Open' is both edited and kept"):
+        Wishes.of(directions(), ["Open"], [], ["Open"])
+    same = dataclasses.replace(directions(), vectors=directions().vectors[[0, 0, 2, 3]])
+    with pytest.raises(InvalidRequest, match="nothing is left of 'Open' when Smiling must stay"):
+        Wishes.of(same, [], ["Open"], ["Smiling"])
+
+
 def test_what_becomes_of_a_latent_does_not_depend_on_the_others() -> None:
     wishes = Wishes.of(directions(), ["Smiling", "Glasses"], ["Open"])
     whole = wishes.grant(DRAWN)

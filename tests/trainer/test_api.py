@@ -48,6 +48,11 @@ def test_edits_are_those_of_a_server(vae: VAE, trained: Path, images: np.ndarray
     np.testing.assert_array_equal(
         vae.edit(images, {"Smiling": 1.5, "Male": -1.0}, keep=["Bald"]), vae.decode(vae.encode(images) + step)
     )
+    wishes = Wishes.of(directions, ["Smiling"], ["Male"], ["Bald"])
+    np.testing.assert_array_equal(
+        vae.edit(images, having=["Smiling"], lacking=["Male"], keep=["Bald"]),
+        vae.decode(wishes.grant(vae.encode(images))),
+    )
     with pytest.raises(UnknownAttribute, match="unknown attribute 'Wings'; this model has: "):
         vae.edit(images, {"Wings": 1.0})
     with pytest.raises(InvalidRequest, match="the strength is nan"):

@@ -65,9 +65,15 @@ class Edit(Command):
     """Image files, or folders of such, then the file to write (.png, .jpg, .webp, .gif), or a folder for files named as
     the inputs."""
 
-    settings: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=STRENGTH")]
+    settings: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=STRENGTH")] = ()
     """Attribute and strength in lengths of the mean difference, for example Smiling=1.5; negative takes it away. Or a
     range, FROM:TO:COUNT, for example Smiling=-2:2:5. Repeat for several."""
+
+    having: Annotated[UseAppendAction[tuple[str, ...]], arg(name="with", metavar="NAME")] = ()
+    """Attribute that every face is to have: those that lack it are moved as far as it takes. Repeat for several."""
+
+    lacking: Annotated[UseAppendAction[tuple[str, ...]], arg(name="without", metavar="NAME")] = ()
+    """Attribute that no face is to have. Repeat for several."""
 
     keep: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME")] = ()
     """Attribute that must stay as it is. Repeat for several."""
@@ -82,8 +88,11 @@ class Edit(Command):
     def run(self, client: Client) -> int:
         """Sends the files and writes the results; a bad one doesn't keep the others from it."""
         settings = [parse_setting(setting) for setting in self.settings]
-        if not settings:
-            raise UsageError("nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5")
+        wishes = (*self.having, *self.lacking)
+        if not settings and not wishes:
+            raise UsageError(
+                "nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5, or --with NAME"
+            )
         inputs, out = inputs_and_output(self.paths)
         place = image_output(out, self.overwrite, self.file_format)
         ranges = sum(len(strengths) > 1 for _, strengths in settings)
@@ -93,7 +102,7 @@ class Edit(Command):
             raise UsageError("a GIF shows a range of strengths, for example --set Smiling=-2:2:9; one has no room here")
         outputs = _outputs(inputs, place)
         model = client.model()
-        require_known([name for name, _ in settings] + list(self.keep), model)
+        require_known([*(name for name, _ in settings), *wishes, *self.keep], model)
         read = reader(model.frame, self.align)
 
         def edit(path: Path) -> None:
@@ -114,14 +123,17 @@ class Edit(Command):
             return picture(walks.reshape(-1, columns, *walks.shape[1:]), columns, file_format)
         assert file_format != "GIF"
         edits = [(name, strength) for name, (strength,) in settings]
-        return client.edit_files([file], edits, self.keep, file_format)[0]
+        wishes = {"having": self.having, "lacking": self.lacking}
+        return client.edit_files([file], edits, self.keep, file_format, **wishes)[0]
 
     def _walks(self, client: Client, file: bytes, settings: list[Setting]) -> Bytes:
         """A picture for every combination of strengths, the last range's next to each other, uint8 [N, S, S, 3]."""
         names, latents = [name for name, _ in settings], client.encode([file]).mu
         combinations = itertools.product(*(strengths for _, strengths in settings))
         edits = [list(zip(names, strengths, strict=True)) for strengths in combinations]
-        return np.concatenate([client.edit(latents, edit, self.keep) for edit in edits])
+        return np.concatenate(
+            [client.edit(latents, edit, self.keep, having=self.having, lacking=self.lacking) for edit in edits]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
     edits = [pb.Edit(attribute=name, strength=by) for name, by in zip(names, strengths, strict=True)]
     if "offsets" in given:
         edits.append(pb.Edit(direction=given["offsets"].tobytes(), strength=1))
-    request = pb.EditRequest(edits=edits, keep=_strings(given, "keep"))
+    request = pb.EditRequest(edits=edits, **{name: _strings(given, name) for name in ("keep", "having", "lacking")})
     if "images" in given:
         request.images.CopyFrom(_images(given))
     else:
@@ -144,7 +144,10 @@ MODELS = {
     "encoder": Function("Encode", ("images",), ("mu", "log_var"), _encode),
     "decoder": Function("Decode", ("latents",), ("images",), _decode),
     "edit": Function(
-        "Edit", ("images", "latents", "attributes", "strengths", "offsets", "keep"), _IMAGES_AND_LATENTS, _edit
+        "Edit",
+        ("images", "latents", "attributes", "strengths", "offsets", "keep", "having", "lacking"),
+        _IMAGES_AND_LATENTS,
+        _edit,
     ),
     "sample": Function(
         "Sample",
