@@ -75,6 +75,9 @@ class EncodeFolder(Command):
             whole(f"--{name.replace('_', '-')}", getattr(self, name), 1, 2**20)
         if not self.folder.is_dir():
             raise UsageError(f"{self.folder} is no folder; give one with images")
+        found = images_under(self.folder)
+        if not found:
+            raise UsageError(f"{self.folder} has no image files ({', '.join(FORMATS)}), nor have folders within it")
         model = client.model(timeout=min(_FIRST_ANSWER_S, self.timeout_s))
         room = model.max_message_bytes - _REST_OF_MESSAGE
         encoder = _Encoder(client, self.folder, room, reader(model.frame, self.align))
@@ -87,7 +90,7 @@ class EncodeFolder(Command):
             ) from None
         parts = Parts(self.output, model.latent_dim, model.fingerprint)
         try:
-            paths = [path for path in images_under(self.folder) if path not in parts.done]
+            paths = [path for path in found if path not in parts.done]
             damaged = self._encode(encoder, parts, paths, size)
             list_of_damaged = parts.list_damaged(damaged)
         finally:

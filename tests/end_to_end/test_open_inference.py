@@ -243,11 +243,18 @@ INVALID = {
     "has the shape [1, 7, 8, 3]; UINT8 must be [-1, 8, 8, 3]": encode(images_like(ONE[:, :7])),
     "has the shape [8, 8, 3]": encode(images_like(ONE[0])),
     "is of datatype 'FP32'; it must be UINT8 or BYTES": encode(images_like(latents_of(ONE))),
-    "at least one image": encode(images_like(ONE[:0])),
+    "the number of images is 0; send at least one image": encode(images_like(ONE[:0])),
     "at most 1024": encode(images_like(random_images(1025, 0))),
-    "images.files[0]": encode(images_like([b"no picture"])),
+    "images[0] is not a JPEG": encode(images_like([b"no picture"])),
     "NaN": edit(tensor("latents", NOT_A_NUMBER), model="decoder"),
-    "edits is empty": edit(IMAGE),
+    "latents[0] has values that are NaN": edit(tensor("latents", NOT_A_NUMBER), *NAMED),
+    "send attributes with their strengths, or offsets": edit(IMAGE),
+    "attributes[0]: the strength is nan": edit(IMAGE, NAMED[0], strengths(np.nan)),
+    "offsets: the direction has values": edit(*EDIT, tensor("offsets", NOT_A_NUMBER[0])),
+    "quality is 101; it goes": edit(*EDIT, parameters={"format": "jpeg", "quality": 101}),
+    "format or quality is set, but only": edit(
+        *EDIT, parameters={"format": "jpeg"}, outputs=[triton.InferRequestedOutput("latents")]
+    ),
     "send either images or latents": edit(*NAMED),
     "attributes has 1 names, and strengths 0 values": edit(IMAGE, NAMED[0]),
     "not UTF-8": edit(IMAGE, tensor("attributes", [b"\xff"]), strengths(1)),
@@ -271,6 +278,7 @@ def test_mistakes_are_told(client: triton.InferenceServerClient, sentence: str) 
     code, said = refusal(lambda: {**NOT_FOUND, **INVALID}[sentence](client))
     assert code == ("NOT_FOUND" if sentence in NOT_FOUND else "INVALID_ARGUMENT")
     assert sentence in said
+    assert not re.search(r"edits|\boutput\.|\.(files|raw|count)\b", said)  # fields of other requests
 
 
 def raw_request(*contents: bytes, datatype: str = "UINT8", shape: tuple[int, ...] = (1, 8, 8, 3)) -> Any:

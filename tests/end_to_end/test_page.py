@@ -112,6 +112,20 @@ def test_drawn_faces_come_back_by_their_seed(page: PageProcess, server: ServerPr
         assert (visitor.images("edit") == drawn[2:3]).all()
 
 
+def test_drawn_faces_have_what_is_wished(page: PageProcess, server: ServerProcess) -> None:
+    wishes = {"having": ["Smiling"], "lacking": ["Male"]}
+    with Client(server.target) as client:
+        drawn = client.sample(4, seed=3, having=["Smiling"], lacking=["Male"])
+        assert (drawn != client.sample(4, seed=3)).any()
+    with visit(page) as visitor:
+        assert visitor.ask("model")[0]["wishes"] == ["Smiling", "Eyeglasses", "Male"]
+        assert (visitor.images("samples", count=4, seed=3, **wishes) == drawn).all()
+        assert (visitor.images("sample", slot="face", seed=3, pick=2, **wishes) == drawn[2:3]).all()
+        for bad, said in (({"having": "Smiling"}, "having"), ({"lacking": [1]}, "lacking"), ({"having": ["x"]}, "'x'")):
+            told, _ = visitor.ask("samples", count=4, seed=3, **bad)
+            assert said in told["error"]
+
+
 def test_visitors_know_nothing_of_each_other_and_are_forgotten(page: PageProcess) -> None:
     with visit(page) as one, visit(page) as other:
         for index, visitor in enumerate((one, other)):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,6 +236,36 @@ def test_a_link_restores_what_was_set(visit: Callable[..., Page]) -> None:
     for name in ("Eyeglasses", "Male", "Smiling", "Blend", "Variety"):
         assert slider(again, name).input_value() == slider(page, name).input_value()
     assert slider(again, "Male").is_disabled()
+
+
+def test_faces_are_drawn_as_wished_also_from_a_link(visit: Callable[..., Page]) -> None:
+    def shown(page: Page) -> np.ndarray:
+        return np.array([pixels_of(page, which) for which in ("canvas.original", "#samples button:last-child canvas")])
+
+    page = visit("#seed=3&face=3:0:0.8")
+    unwished = shown(page)
+    page.get_by_text("Wishes").click()
+    for name in ("Smiling: either", "Male: either", "Male: with"):
+        page.get_by_role("button", name=name, exact=True).click()
+    page.get_by_text("with smiling, without male").wait_for()
+    page.wait_for_function("() => location.hash.includes('without=Male')")
+    link = "#" + page.url.partition("#")[2]
+    wishes = "with=Smiling&{0}without=Male"
+    assert link == f"#face=3:0:0.8&face-{wishes.format('face-')}&seed=3&temperature=0.8&{wishes.format('')}"
+    again = visit(link)
+    assert soon(lambda: np.array_equal(shown(again), shown(page)))
+    assert (shown(page) != unwished).any(axis=(1, 2, 3)).all()
+    for name in ("Smiling: with", "Smiling: without", "Male: without"):
+        page.get_by_role("button", name=name, exact=True).click()
+    assert soon(lambda: np.array_equal(shown(page), unwished))
+
+
+def soon(holds: Callable[[], bool]) -> bool:
+    """Whether something holds at last."""
+    end = time.monotonic() + TIMEOUT_MS / 1000
+    while not (held := holds()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return held
 
 
 def test_a_link_of_a_photo_says_what_is_missing(visit: Callable[..., Page]) -> None:

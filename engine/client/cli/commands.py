@@ -88,11 +88,14 @@ class Edit(Command):
     def run(self, client: Client) -> int:
         """Sends the files and writes the results; a bad one doesn't keep the others from it."""
         settings = [parse_setting(setting) for setting in self.settings]
+        names = [name for name, _ in settings]
         wishes = (*self.having, *self.lacking)
         if not settings and not wishes:
             raise UsageError(
                 "nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5, or --with NAME"
             )
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"--set gives {twice} several strengths; give one, or a range, for example {twice}=-2:2:5")
         inputs, out = inputs_and_output(self.paths)
         place = image_output(out, self.overwrite, self.file_format)
         ranges = sum(len(strengths) > 1 for _, strengths in settings)
@@ -102,7 +105,7 @@ class Edit(Command):
             raise UsageError("a GIF shows a range of strengths, for example --set Smiling=-2:2:9; one has no room here")
         outputs = _outputs(inputs, place)
         model = client.model()
-        require_known([*(name for name, _ in settings), *wishes, *self.keep], model)
+        require_known([*names, *wishes, *self.keep], model)
         read = reader(model.frame, self.align)
 
         def edit(path: Path) -> None:

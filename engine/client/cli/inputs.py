@@ -23,6 +23,8 @@ def inputs_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
     if not paths:
         raise UsageError("no input and no output: give at least one image file, and then OUT")
     *inputs, output = paths
+    if "" in inputs:
+        raise UsageError('an input is empty, ""; is a variable of your shell not set?')
     if not inputs:
         raise UsageError(f"no input: give at least one image file before OUT {output}")
     return [file for name in inputs for file in _files_of(Path(name))], output
@@ -31,7 +33,8 @@ def inputs_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
 def _files_of(path: Path) -> list[Path]:
     if path == PIPE or not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in FORMATS and not file.name.startswith("."))
+    images = (file for file in path.iterdir() if file.suffix.lower() in FORMATS and not file.is_dir())
+    files = sorted(file for file in images if not file.name.startswith("."))
     if not files:
         raise UsageError(f"{path} is a folder without image files ({', '.join(FORMATS)})")
     return files
@@ -73,12 +76,13 @@ def _strengths(value: str) -> list[float]:
 
 def load_latents(path: Path) -> Floats:
     """Latents of a .npy file, float32 [N, D], or of stdin."""
+    content = bytes_of(path)
+    if not content.startswith(_NPY):
+        raise UsageError(f"{path} is not a .npy file; `encode` writes one, and so does numpy.save")
     try:
-        latents = np.load(io.BytesIO(bytes_of(path)), allow_pickle=False)
+        latents = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise UsageError(f"{path} is not a .npy file: {error}") from None
-    if not isinstance(latents, np.ndarray):
-        raise UsageError(f"{path} holds several arrays; give a .npy file with one")
+        raise UsageError(f"{path} is damaged, or not an array of numbers: {error}") from None
     if latents.ndim != 2 or not np.issubdtype(latents.dtype, np.floating):
         raise UsageError(f"{path} must hold latents, float32 [N, latent_dim], not {shown(latents)}")
     return latents

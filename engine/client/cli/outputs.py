@@ -178,6 +178,8 @@ def grid(images: Bytes, columns: int) -> Bytes:
 
 
 def _path(name: str) -> Path:
+    if not name:
+        raise UsageError('OUT is empty, ""; is a variable of your shell not set?')
     path = Path(name)
     if path == PIPE and sys.stdout.isatty():
         raise UsageError("- as OUT: stdout is a terminal; give it a file or a command: ... - > face.png")

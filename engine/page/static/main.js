@@ -5,17 +5,19 @@ import { readLink, writeLink } from "./link.js";
 import { shrunk, watchPhotos } from "./photo.js";
 import { Picture, canvasOf, draw } from "./picture.js";
 import { Session } from "./session.js";
+import { Wishes } from "./wishes.js";
 
 const COUNT = 8; // drawn faces
 const SEEDS = 10_000; // of "Draw others"; short ones make short links
 const LIMITS = { strength: RANGE, seed: 2 ** 32 - 1, pick: COUNT - 1, temperature: 1.5 };
-const START = { seed: 7, pick: 0, temperature: 0.8 };
+const START = { seed: 7, pick: 0, temperature: 0.8, having: [], lacking: [] };
 const SLOTS = ["face", "other"];
 
 const at = (id) => document.getElementById(id);
 const picture = new Picture();
 const attributes = new Attributes((event) => moved(event));
-// faces: of each slot a drawn one, {seed, pick, temperature}, or a {photo}, which links don't hold.
+const wishes = new Wishes(() => redraw());
+// faces: of each slot a drawn one, {seed, pick, temperature, having, lacking}, or a {photo}, which links don't hold.
 const state = { size: 0, maxBytes: 0, faces: {}, active: "face", mix: 0, seed: START.seed, temperature: START.temperature };
 const wanted = {}; // the face that was asked for last, of each slot
 let moves = []; // times of those that no ask has taken along yet
@@ -78,6 +80,7 @@ function knowModel(model) {
   document.title = `Faces · ${model.name}`;
   at("about").textContent = `${model.name} · ${model.size} × ${model.size} pixels · ${model.engine} · ${model.target}`;
   attributes.build(model.attributes);
+  wishes.build(model.wishes);
   for (const slot of SLOTS) if (state.faces[slot]) take(slot, state.faces[slot], { again: true });
   askSamples();
   askEdit();
@@ -111,11 +114,16 @@ function take(slot, face, { align = true, again = false } = {}) {
   });
 }
 
+// How faces are drawn now.
+function drawing() {
+  return { seed: state.seed, temperature: state.temperature, having: wishes.having, lacking: wishes.lacking };
+}
+
 function askSamples() {
-  const { seed, temperature } = state;
+  const how = drawing();
   session.want("samples", {
-    make: () => ({ ask: "samples", count: COUNT, seed, temperature }),
-    done: (_, pixels) => showSamples(pixels, seed, temperature),
+    make: () => ({ ask: "samples", count: COUNT, ...how }),
+    done: (_, pixels) => showSamples(pixels),
     failed: tell("samples"),
   });
 }
@@ -181,7 +189,7 @@ function showTemperature() {
   fill(at("temperature"), 0);
 }
 
-function showSamples(pixels, seed, temperature) {
+function showSamples(pixels) {
   const list = at("samples");
   const length = pixels.length / COUNT;
   while (list.children.length < COUNT) {
@@ -190,7 +198,7 @@ function showSamples(pixels, seed, temperature) {
     button.type = "button";
     button.setAttribute("aria-label", `Drawn face ${pick + 1}`);
     button.append(document.createElement("canvas"));
-    button.addEventListener("click", () => take(state.active, { seed: state.seed, pick, temperature: state.temperature }));
+    button.addEventListener("click", () => take(state.active, { ...drawing(), pick }));
     list.append(button);
   }
   for (const [pick, button] of [...list.children].entries()) {
@@ -232,9 +240,14 @@ async function takePhoto(file, tile) {
 function warm() {
   state.temperature = Number(at("temperature").value);
   showTemperature();
+  redraw();
+}
+
+// Draws the same faces in another way, those that are edited among them.
+function redraw() {
   for (const slot of SLOTS) {
     const face = wanted[slot];
-    if (face?.seed === state.seed) take(slot, { ...face, temperature: state.temperature });
+    if (face?.seed === state.seed) take(slot, { ...face, ...drawing() });
   }
   askSamples();
   save();
@@ -258,8 +271,7 @@ function save() {
 
 function saveNow() {
   clearTimeout(saving);
-  const { faces, mix, seed, temperature } = state;
-  const link = writeLink({ ...attributes, ...faces, mix, seed, temperature });
+  const link = writeLink({ ...attributes, ...state.faces, mix: state.mix, ...drawing() });
   history.replaceState(null, "", `#${link}`);
 }
 
@@ -284,6 +296,8 @@ function restore() {
   state.mix = link.mix ?? 0;
   state.seed = link.seed ?? START.seed;
   state.temperature = link.temperature ?? START.temperature;
+  wishes.having = link.having;
+  wishes.lacking = link.lacking;
   attributes.strengths = link.strengths;
   attributes.keep = new Set(link.keep);
   for (const name of link.keep) delete attributes.strengths[name];

@@ -5,13 +5,14 @@ To add one: what makes a request of what is given, a line in `MODELS`, and in `t
 Shapes: N images of side S, latents of dimension D, A attributes, K kept ones.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, UnknownAttribute
 from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
 from engine.service.response import ImageResponse
 from engine.service.zero_copy import ZeroCopyMessage
@@ -74,7 +75,10 @@ def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
     edits = [pb.Edit(attribute=name, strength=by) for name, by in zip(names, strengths, strict=True)]
     if "offsets" in given:
         edits.append(pb.Edit(direction=given["offsets"].tobytes(), strength=1))
-    request = pb.EditRequest(edits=edits, **{name: _strings(given, name) for name in ("keep", "having", "lacking")})
+    wishes = {name: _strings(given, name) for name in ("having", "lacking")}
+    if not edits and not any(wishes.values()):
+        raise InvalidRequest("send attributes with their strengths, offsets, having or lacking", "attributes")
+    request = pb.EditRequest(edits=edits, keep=_strings(given, "keep"), **wishes)
     if "images" in given:
         request.images.CopyFrom(_images(given))
     else:
@@ -157,6 +161,33 @@ MODELS = {
     ),
 }
 """By the name that requests ask for: as it is for the default bundle, after `NAME.` for the bundle of that name."""
+
+
+_TENSORS = (
+    (re.compile(r"\b(images|latents)(\.raw)?\.count\b"), r"the number of \1"),
+    (re.compile(r"\b(images|latents)(\.raw|\.files)?(\.data)?\b"), r"\1"),
+    (re.compile(r"\bedits\[(\d+)\](\.\w+)?"), r"attributes[\1]"),
+    (re.compile(r"^edits\b"), "attributes"),
+    (re.compile(r"\boutput\.(?=format|quality)"), ""),
+    (re.compile(r"^output\b"), "format or quality"),
+)
+"""Fields of LatentEngine's requests, and what they were made of."""
+
+
+def of_tensors(error: InvalidRequest | UnknownAttribute, given: Collection[str]) -> InvalidRequest | UnknownAttribute:
+    """A refusal by LatentEngine, which names fields of its requests, with the names of tensors and parameters.
+
+    Args:
+        error: The refusal.
+        given: Attributes that are asked for; offsets are the edit behind theirs.
+    """
+    texts = []
+    for text in (str(error), error.field):
+        told = text.replace(f"edits[{len(given)}]", "offsets")
+        for field, tensor in _TENSORS:
+            told = field.sub(tensor, told)
+        texts.append(told)
+    return type(error)(texts[0], texts[1].removeprefix("the number of "))
 
 
 def value_of(answer: Any, name: str) -> Value:
