@@ -248,7 +248,7 @@ INVALID = {
     "images[0] is not a JPEG": encode(images_like([b"no picture"])),
     "NaN": edit(tensor("latents", NOT_A_NUMBER), model="decoder"),
     "latents[0] has values that are NaN": edit(tensor("latents", NOT_A_NUMBER), *NAMED),
-    "send attributes with their strengths, or offsets": edit(IMAGE),
+    "send attributes with their strengths, offsets, having or lacking": edit(IMAGE),
     "attributes[0]: the strength is nan": edit(IMAGE, NAMED[0], strengths(np.nan)),
     "offsets: the direction has values": edit(*EDIT, tensor("offsets", NOT_A_NUMBER[0])),
     "quality is 101; it goes": edit(*EDIT, parameters={"format": "jpeg", "quality": 101}),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_drawn_faces_come_back_by_their_seed(page: PageProcess, server: ServerPr
 
 
 def test_drawn_faces_have_what_is_wished(page: PageProcess, server: ServerProcess) -> None:
-    wishes = {"having": ["Smiling"], "lacking": ["Male"]}
+    wishes: dict[str, Any] = {"having": ["Smiling"], "lacking": ["Male"]}
     with Client(server.target) as client:
         drawn = client.sample(4, seed=3, having=["Smiling"], lacking=["Male"])
         assert (drawn != client.sample(4, seed=3)).any()

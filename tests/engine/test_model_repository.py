@@ -14,6 +14,7 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.batcher import NULL_OBSERVER
 from engine.errors import BundleError, UnknownModel
+from engine.latents import Wishes
 from engine.models.model import Model, RequestContext, Settings
 from engine.models.repository import ModelRepository, Opener
 
@@ -40,7 +41,7 @@ async def smile(model: Model) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
     images = random_images(3, seed=1) // 2
     with model.lease():
         move = model.bundle.directions.move([("Smiling", 1.0)])
-        edited, mu = await model.edit(images, move, RequestContext())
+        edited, mu, _ = await model.edit(images, move, Wishes(), RequestContext())
     np.testing.assert_array_equal(mu, latents_of(images))
     assert edited is not None
     return edited

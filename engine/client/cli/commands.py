@@ -126,8 +126,7 @@ class Edit(Command):
             return picture(walks.reshape(-1, columns, *walks.shape[1:]), columns, file_format)
         assert file_format != "GIF"
         edits = [(name, strength) for name, (strength,) in settings]
-        wishes = {"having": self.having, "lacking": self.lacking}
-        return client.edit_files([file], edits, self.keep, file_format, **wishes)[0]
+        return client.edit_files([file], edits, self.keep, file_format, having=self.having, lacking=self.lacking)[0]
 
     def _walks(self, client: Client, file: bytes, settings: list[Setting]) -> Bytes:
         """A picture for every combination of strengths, the last range's next to each other, uint8 [N, S, S, 3]."""

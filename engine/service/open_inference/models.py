@@ -75,10 +75,10 @@ def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
     edits = [pb.Edit(attribute=name, strength=by) for name, by in zip(names, strengths, strict=True)]
     if "offsets" in given:
         edits.append(pb.Edit(direction=given["offsets"].tobytes(), strength=1))
-    wishes = {name: _strings(given, name) for name in ("having", "lacking")}
-    if not edits and not any(wishes.values()):
+    having, lacking = _strings(given, "having"), _strings(given, "lacking")
+    if not (edits or having or lacking):
         raise InvalidRequest("send attributes with their strengths, offsets, having or lacking", "attributes")
-    request = pb.EditRequest(edits=edits, keep=_strings(given, "keep"), **wishes)
+    request = pb.EditRequest(edits=edits, keep=_strings(given, "keep"), having=having, lacking=lacking)
     if "images" in given:
         request.images.CopyFrom(_images(given))
     else:
