@@ -80,7 +80,7 @@ def load_latents(path: Path) -> Floats:
     if not content.startswith(_NPY):
         raise UsageError(f"{path} is not a .npy file; `encode` writes one, and so does numpy.save")
     try:
-        latents = np.load(io.BytesIO(content), allow_pickle=False)
+        latents: Floats = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UsageError(f"{path} is damaged, or not an array of numbers: {error}") from None
     if latents.ndim != 2 or not np.issubdtype(latents.dtype, np.floating):
