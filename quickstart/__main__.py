@@ -12,6 +12,7 @@ import resource
 import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ from trainer.run_folder import EVALUATION
 
 START_SECONDS, STOP_SECONDS = 300, 60
 """Time that the server has to start, on a slow and busy machine, and to stop."""
+MARK = ".quickstart"
+"""Says that a folder was made by this command."""
 PRESET_IMAGES = 6400
 """Size of the train split that the preset's number of epochs is meant for: 80 % of the default count of faces."""
 
@@ -91,6 +94,21 @@ class Quickstart:
                 )
         check_weights(wanted.taps, wanted.vgg_weights)
 
+    def occupy(self) -> None:
+        """Makes the folder, or takes that of an earlier quickstart, whose faces, run and bundle may be made anew.
+
+        Raises:
+            DataError: others have files there.
+        """
+        mark = self.out / MARK
+        others = [] if mark.exists() or not self.out.exists() else sorted(path.name for path in self.out.iterdir())
+        if others:
+            raise DataError(
+                f"--out {self.out}: has files of something else, {others[0]} for example; name a new or empty folder"
+            )
+        self.out.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
 
 class StageError(Exception):
     """A command of the quickstart failed; it has said why itself."""
@@ -110,7 +128,15 @@ class Stages:
         """
         began = time.monotonic()
         _show(name, arguments)
-        code = subprocess.run([sys.executable, "-m", *map(str, arguments)], check=False).returncode
+        with subprocess.Popen([sys.executable, "-m", *map(str, arguments)]) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:  # the terminal has told the command, too, which writes its checkpoint now
+                process.wait()
+                raise
+            except SystemExit:
+                process.terminate()
+                raise
         self.seconds[name] = round(time.monotonic() - began, 1)
         if code:
             raise StageError(f"the stage '{name}' ended with exit code {code}; what it said stands above")
@@ -270,10 +296,11 @@ def main() -> int:
         return 0
     began = time.monotonic()
     stages = Stages()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         config = tyro.cli(Quickstart, prog="python -m quickstart")
         config.check()
-        config.out.mkdir(parents=True, exist_ok=True)
+        config.occupy()
         run, bundle, order = config.out / "run", config.out / "bundle", config.out / "order.json"
         folder = draw(config, stages)
         data = train(config, folder, run, stages)
@@ -287,6 +314,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StageError) else 2
     except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     for figure in (run / "figures").glob("*.png"):
         shutil.copyfile(figure, config.out / figure.name)

@@ -1,8 +1,12 @@
 """The quickstart itself, on few faces: every stage is the real command, the server and the client are processes."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +85,25 @@ def test_a_second_run_reuses_everything_but_the_edits(
         assert f"{stage}: re-using" in again.stdout
 
 
+def test_an_interrupted_training_writes_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "quickstart", "--out", str(out), "--count", "300", "--epochs", "99"]
+    ends = []
+    for signum, told in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):  # a terminal tells the whole group
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            written = 0
+            while written <= len(ends):  # steps of this run
+                assert process.poll() is None
+                time.sleep(0.1)
+                written = len(list((out / "run").glob("events.out.tfevents.*")))
+            told(process.pid, signum)
+            _, said = process.communicate()
+        assert process.returncode == 128 + signum
+        (step,) = re.findall(rf"stopped by {signum.name} after step (\d+) of", said)
+        ends.append(int(step))
+    assert ends[0] < ends[1]
+
+
 class Recorder(Stages):
     """Remembers commands instead of running them."""
 
@@ -122,3 +145,14 @@ def test_bad_input_ends_with_one_clear_line(tmp_path: Path) -> None:
         assert ended.stderr.splitlines()[-1].startswith("error: ")
         assert said in ended.stderr
     assert not (tmp_path / "out" / "faces").exists()
+
+
+def test_a_folder_with_files_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("mine")
+    ended = quickstart(tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].endswith(
+        "has files of something else, run for example; name a new or empty folder"
+    )
+    assert (tmp_path / "run" / "config.json").read_text() == "mine"
