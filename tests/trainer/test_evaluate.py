@@ -28,12 +28,14 @@ FIGURES = {
     "attribute_correlation",
     "encoding_distribution",
     "interpolations",
+    "interpolations_along_the_prior",
     "kl_per_dimension",
     "reconstructions",
-    "samples",
     "samples_fitted",
+    "samples_standard",
     "training_curves",
     "tsne",
+    "wishes",
 }
 
 
@@ -91,7 +93,7 @@ def test_data_without_attributes_are_judged_as_far_as_they_go(faces: Path, tmp_p
     assert "this run has 0" in metrics["vectors"]["skipped"]
     assert metrics["reconstruction"]["psnr_db"] > 5
     drawn = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
-    assert drawn == FIGURES - {"attribute_accuracy", "attribute_correlation", "tsne"}
+    assert drawn == FIGURES - {"attribute_accuracy", "attribute_correlation", "tsne", "wishes"}
 
 
 def test_one_attribute_is_enough_to_edit(faces: Path, small: TrainConfig, tmp_path: Path) -> None:
@@ -124,7 +126,11 @@ def test_one_test_image_is_enough_for_what_needs_no_more(run: Path, data: FaceDa
     one = replace(data, index=replace(data.index, splits=splits))
     metrics = evaluate(run, one, Options(skip=("vgg", "lpips", "fid", "edits")))
     assert metrics["evaluation"]["data"]["images"]["test"] == 1
-    assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES - {"interpolations", "tsne"}
+    assert {path.stem for path in (run / "figures").glob("*.png")} == FIGURES - {
+        "interpolations",
+        "interpolations_along_the_prior",
+        "tsne",
+    }
     encoded = EncodedRun.of(run, one, CPU)
     features = networks.Features(load_backbone(("relu1_1",), short_vgg, seed=0), CPU)
     none: MetricNetwork[Any] = MetricNetwork(None, "none")

@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from engine.latents import Gaussian
+from engine.errors import InvalidRequest
+from engine.latents import FITTED, MIXTURE, Gaussian, Wishes, can_be_wished, linear, spherical
 from trainer.evaluation import charts, encoding, grids, vectors
-from trainer.evaluation.encoded_run import EncodedRun
+from trainer.evaluation.charts import readable
+from trainer.evaluation.edits.curves import JUDGED_ATTRIBUTES
+from trainer.evaluation.encoded_run import EncodedRun, Floats
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.options import Options
 from trainer.evaluation.skipped import SkippedError
 
 NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_COLUMNS = 30, 60, 10
-NUM_INTERPOLATIONS, INTERPOLATION_STEPS = 8, 11
+NUM_INTERPOLATIONS, INTERPOLATION_STEPS, NUM_ARCS = 8, 11, 4
 
 
 def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Options) -> list[Figure]:
@@ -31,6 +34,7 @@ def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Op
     return [
         *_reconstructions(encoded, folder),
         *_samples(encoded, folder, seed),
+        *_wishes(encoded, folder, seed),
         *_encoding(encoded, metrics["encoding"], folder, seed),
         *_interpolations(encoded, folder, seed),
         *([] if "skipped" in linear else _attribute_accuracy(linear, folder)),
@@ -50,24 +54,59 @@ def _reconstructions(encoded: EncodedRun, folder: Path) -> list[Figure]:
 
 
 def _samples(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
-    standard = Figure(
-        "samples.png",
-        "Generated images, decoded from N(0, I)",
-        "Are these faces? Broken ones mean that the encodings leave parts of N(0, I) empty: too little KL weight.",
+    drawn = []
+    for name, prior in {**encoded.priors, STANDARD: Gaussian.standard(encoded.mu.shape[1])}.items():
+        title, look_for = SAMPLES[name]
+        rows = np.split(encoded.decode(prior.draw(NUM_SAMPLES, seed)), NUM_SAMPLES // NUM_COLUMNS)
+        file = f"samples_{name}.png"
+        grids.save_grid(folder / file, f"New faces drawn from {title}", rows)
+        drawn.append(Figure(file, f"New faces drawn from {title}", look_for, "faces"))
+    return drawn
+
+
+STANDARD = "standard"
+SAMPLES = {
+    MIXTURE: (
+        "the mixture of Gaussians that fits the encodings",
+        "What the server draws unless told otherwise. Are these faces, and of as many kinds as the data?",
+    ),
+    FITTED: (
+        "the Gaussian that fits the encodings",
+        "The same decoder, on latents that are spread as the training images' are on the whole.",
+    ),
+    STANDARD: (
+        "N(0, I)",
+        "The prior of the training. Where these are much worse than those that are drawn from what fits the encodings, "
+        "the encodings leave parts of N(0, I) empty: too little KL weight.",
+    ),
+}
+"""What is drawn from, and what to look for, by name."""
+
+
+def _wishes(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
+    directions = encoded.directions
+    known = [name for name in directions.names if can_be_wished(directions, name)]
+    names = [name for name in JUDGED_ATTRIBUTES if name in known] or known[: len(JUDGED_ATTRIBUTES)]
+    if not names:
+        return []
+    latents = next(iter(encoded.priors.values())).draw(NUM_COLUMNS, seed)
+    rows, labels = [encoded.decode(latents)], ["as drawn"]
+    wished = [([name], []) for name in names] + [([], [name]) for name in names] + [(names, [])] * (len(names) > 1)
+    for having, lacking in wished:
+        try:
+            granted = Wishes.of(directions, having, lacking).grant(latents)
+        except InvalidRequest:  # they contradict each other
+            continue
+        rows.append(encoded.decode(granted))
+        labels.append(
+            "\n".join(["with " + readable(name) for name in having] + ["no " + readable(name) for name in lacking])
+        )
+    grids.save_grid(folder / "wishes.png", "New faces with attributes that are wished for", rows, down=labels)
+    look_for = (
+        "The same ten draws in each row: all should have, or lack, what is named beside it, and those that did so as "
+        "drawn stay as they were."
     )
-    fitted = Figure(
-        "samples_fitted.png",
-        "Generated images, decoded from what fits the encodings",
-        "The same decoder on latents spread as the training images' are: where these are much better than those from "
-        "N(0, I), the prior is at fault, not the decoder.",
-    )
-    for figure, latents in (
-        (standard, Gaussian.standard(encoded.mu.shape[1]).draw(NUM_SAMPLES, seed)),
-        (fitted, next(iter(encoded.priors.values())).draw(NUM_SAMPLES, seed)),
-    ):
-        rows = np.split(encoded.decode(latents), NUM_SAMPLES // NUM_COLUMNS)
-        grids.save_grid(folder / figure.file, figure.title, rows)
-    return [standard, fitted]
+    return [Figure("wishes.png", "Wishes", look_for, "faces")]
 
 
 def _encoding(encoded: EncodedRun, measured: dict[str, Any], folder: Path, seed: int) -> list[Figure]:
@@ -89,19 +128,44 @@ def _encoding(encoded: EncodedRun, measured: dict[str, Any], folder: Path, seed:
 def _interpolations(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
     if len(encoded.mu) < 2:
         return []
-    pairs, points = vectors.interpolations(encoded.mu, NUM_INTERPOLATIONS, INTERPOLATION_STEPS, seed)
+    pairs = vectors.pairs(len(encoded.mu), NUM_INTERPOLATIONS, seed)
+    start, end = encoded.mu[pairs[:, 0]], encoded.mu[pairs[:, 1]]
+    straight = encoded.decode(linear(start, end, INTERPOLATION_STEPS))
+    arcs = encoded.decode(_arcs(encoded, start[:NUM_ARCS], end[:NUM_ARCS]))
     strips = [
-        np.concatenate([encoded.images[[start]], encoded.decode(line), encoded.images[[end]]])
-        for (start, end), line in zip(pairs, points, strict=True)
+        [
+            np.concatenate([encoded.images[[first]], strip, encoded.images[[last]]])
+            for (first, last), strip in zip(pairs, np.split(images, len(images) // INTERPOLATION_STEPS), strict=False)
+        ]
+        for images in (straight, arcs)
     ]
-    fractions = [f"{fraction:.0%}" for fraction in np.linspace(0, 1, INTERPOLATION_STEPS)]
+    across = ["image", *(f"{fraction:.0%}" for fraction in np.linspace(0, 1, INTERPOLATION_STEPS)), "image"]
     title = "Straight lines in the latent space between test images"
-    grids.save_grid(folder / "interpolations.png", title, strips, across=["image", *fractions, "image"])
+    grids.save_grid(folder / "interpolations.png", title, strips[0], across=across)
+    both = [strip for pair in zip(*strips, strict=False) for strip in pair]
+    title, down = "Lines, and arcs along the Gaussian that fits the encodings", ("line", "arc") * len(strips[1])
+    grids.save_grid(folder / "interpolations_along_the_prior.png", title, both, across=across, down=down)
     look_for = (
         "From one face to another in equal steps of mu: every step should be a face, and none should look like two "
         "laid over each other."
     )
-    return [Figure("interpolations.png", "Interpolations", look_for)]
+    on_the_way = (
+        "Half-way, a straight line is nearer to the mean of all faces than faces are; an arc stays as far from it as "
+        "its ends. Is its middle sharper, or only more of a third person?"
+    )
+    return [
+        Figure("interpolations.png", "Interpolations", look_for),
+        Figure("interpolations_along_the_prior.png", "Interpolations along the prior", on_the_way),
+    ]
+
+
+def _arcs(encoded: EncodedRun, start: Floats, end: Floats) -> Floats:
+    """Points (P * INTERPOLATION_STEPS, D) between latents (P, D), on arcs around the fitted Gaussian made round."""
+    fitted = encoded.priors[FITTED]
+    assert isinstance(fitted, Gaussian)
+    noise = (np.linalg.lstsq(fitted.factor, (ends - fitted.mean).T)[0].T for ends in (start, end))
+    points: Floats = fitted.mean + spherical(*noise, INTERPOLATION_STEPS) @ fitted.factor.T
+    return points
 
 
 def _attribute_accuracy(measured: dict[str, Any], folder: Path) -> list[Figure]:

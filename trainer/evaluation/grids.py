@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,13 @@ class Figure:
         file: its name in the run's figures folder.
         title: a few words.
         look_for: one sentence: what to look for.
-        leads: whether it stands above the numbers.
+        section: of the report that it stands in.
     """
 
     file: str
     title: str
     look_for: str
-    leads: bool = False
+    section: Literal["edits", "faces", "figures"] = "figures"
 
 
 def save_grid(

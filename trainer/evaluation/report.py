@@ -41,11 +41,10 @@ class Row(NamedTuple):
 
 
 def headlines(metrics: dict[str, Any]) -> list[Headline]:
-    """The numbers that stand first, of what metrics.json holds."""
+    """The numbers that a run is known by, of what metrics.json holds; those of new faces have a table of their own."""
     return [
         *_edits(metrics["edits"]),
         *_reconstruction(metrics["reconstruction"]),
-        *_generation(metrics["generation"]),
         *_encoding(metrics["encoding"]),
         *_attributes(metrics["attribute_prediction"], metrics["classifier"]),
     ]
@@ -53,11 +52,16 @@ def headlines(metrics: dict[str, Any]) -> list[Headline]:
 
 def verdict(metrics: dict[str, Any]) -> str:
     """What the run can do, in a sentence or two."""
-    found = [f"Reconstructions: {metrics['reconstruction']['psnr_db']:.1f} dB."]
+    found = []
     made = [edit for edit in metrics["edits"].get("edits", []) if edit["flipped"] is not None]
     if made:
         done = ", ".join(f"{_edit_name(edit)} {edit['flipped']:.0%}" for edit in made)
-        found.append(f"Edits that an image classifier sees, at strength {metrics['edits']['strength']:g}: {done}.")
+        kept = mean_of(edit["kept"] for edit in made)
+        stay = "" if kept is None else f"; {kept:.0%} of its other predictions stay"
+        found.append(
+            f"Edits that an image classifier sees, at strength {metrics['edits']['strength']:g}: {done}{stay}."
+        )
+    found.append(f"Reconstructions: {metrics['reconstruction']['psnr_db']:.1f} dB.")
     return " ".join(found)
 
 
@@ -100,33 +104,53 @@ def _reconstruction(part: dict[str, Any]) -> list[Headline]:
     ]
 
 
+NETWORKS = {"fid": "FID", "frechet_vgg19": "Fréchet distance on VGG19", "recognition": "Fréchet distance of faces"}
+"""What sets of images are compared through, by its key in metrics.json."""
+SETS = {
+    "mixture": "drawn from the mixture",
+    "fitted": "drawn from the Gaussian",
+    "prior": "drawn from N(0, I)",
+    "reconstructions": "reconstructions",
+    "train": "real: training images",
+    "test": "real: test images",
+}
+"""Sets of images, by key."""
+PUBLISHED = {"RAE": 40.95, "BIVA": 33.58, "joint latent EBM": 32.15}
+"""FID of samples, CelebA at 64 pixels, from tables 2 and 4 of the joint latent EBM paper (ICCV 2023)."""
+
+
 def _generation(part: dict[str, Any]) -> list[Headline]:
+    meaning = "Distance of sets of images to real ones as a whole; real images of other people are the floor."
     found = []
-    for name, key in (
-        ("FID", "fid"),
-        ("Fréchet distance on VGG19", "frechet_vgg19"),
-        ("Fréchet distance of faces", "recognition"),
-    ):
-        measured = part[key]
-        counts = measured.get("images", {})
-        images = ", ".join(f"{count:,} {images}" for images, count in counts.items())
-        meaning = "Distance of sets of images to the test split as a whole; training images are the floor."
-        value = _by_set(measured, "distance", "{:.3g}")
-        found.append(_or_skipped(name, measured, value, meaning + (f" Images: {images}." if images else "")))
-        if "precision" in measured:
-            value = (
-                f"precision {_by_set(measured, 'precision', '{:.0%}')}; recall {_by_set(measured, 'recall', '{:.0%}')}"
-            )
-            found.append(
-                Headline("As real, as varied", value, "Shares of made images that could be real, and reverse.")
-            )
+    for key, name in NETWORKS.items():
+        distances = part[key].get("distance", {})
+        value = ", ".join(f"{distances[each]:.3g} {label}" for each, label in SETS.items() if each in distances)
+        found.append(_or_skipped(name, part[key], value, meaning))
     return found
 
 
-def _by_set(measured: dict[str, Any], figure: str, form: str) -> str:
-    """A figure of each set of images."""
-    names = {"prior": "from N(0, I)", "fitted": "from the fitted Gaussian", "mixture": "from the mixture"}
-    return ", ".join(f"{form.format(value)} {names.get(key, key)}" for key, value in measured.get(figure, {}).items())
+def new_faces_table(part: dict[str, Any]) -> tuple[list[str], list[Row]]:
+    """How like real images the sets are, and what others have published: the names of the columns, a row a set.
+
+    FID has a column even where it is not measured.
+    """
+    columns: dict[str, dict[str, str]] = {}
+    for key, name in NETWORKS.items():
+        found = part[key]
+        columns[name] = {each: f"{value:.3g}" for each, value in found.get("distance", {}).items()}
+        for share, meaning in (("precision", "as real"), ("recall", "as varied")):
+            columns[f"{meaning}, {NETWORKS[key].removeprefix('Fréchet distance ')}"] = {
+                each: f"{value:.0%}" for each, value in found.get(share, {}).items()
+            }
+    columns["Inception score"] = {
+        each: "{mean:.2f} ± {deviation:.2f}".format(**score)
+        for each, score in part["fid"].get("inception_score", {}).items()
+    }
+    columns = {name: column for name, column in columns.items() if column or name == "FID"}
+    sets = [each for each in SETS if any(each in column for column in columns.values())]
+    rows = [Row(SETS[each], tuple(column.get(each, "") for column in columns.values())) for each in sets]
+    others = [Row(name, (f"{fid:.2f}", *[""] * (len(columns) - 1))) for name, fid in PUBLISHED.items()]
+    return list(columns), rows + others
 
 
 def _encoding(part: dict[str, Any]) -> list[Headline]:
@@ -232,7 +256,8 @@ def _distances(part: dict[str, Any]) -> list[Headline]:
 
 def summary(metrics: dict[str, Any]) -> str:
     """The headlines as lines for the screen."""
-    return "\n".join(f"{line.name + ':':<28}{line.value}" for line in headlines(metrics))
+    lines = headlines(metrics) + _generation(metrics["generation"])
+    return "\n".join(f"{line.name + ':':<28}{line.value}" for line in lines)
 
 
 def attribute_table(metrics: dict[str, Any]) -> tuple[list[str], list[Row]]:
@@ -296,15 +321,31 @@ def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]],
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     columns, rows = attribute_table(metrics)
+    generation = metrics["generation"]
+    new_columns, new_rows = new_faces_table(generation)
     lines = headlines(metrics)
+    unknown = [line for line in lines + _generation(generation) if not line.known]
     return environment.get_template(TEMPLATE).render(
         name=name,
         evaluation=metrics["evaluation"],
         verdict=verdict(metrics),
         headlines=[line for line in lines if line.known],
-        missing=[line for line in lines if not line.known],
-        leading=[picture for picture in pictures if picture[0].leads],
-        pictures=[picture for picture in pictures if not picture[0].leads],
+        missing=unknown,
+        sections={
+            section: [picture for picture in pictures if picture[0].section == section]
+            for section in ("edits", "faces", "figures")
+        },
+        new_columns=new_columns,
+        new_rows=new_rows,
+        compared=[
+            {
+                **generation[key],
+                "name": name,
+                "images": {SETS[each]: count for each, count in generation[key]["images"].items()},
+            }
+            for key, name in NETWORKS.items()
+            if "skipped" not in generation[key]
+        ],
         columns=columns,
         rows=rows,
         left_out=metrics["attribute_prediction"].get("left_out", []),

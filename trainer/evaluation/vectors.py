@@ -69,13 +69,6 @@ def tsne(mu: Floats, seed: int) -> NDArray[np.float32]:
     return places
 
 
-def interpolations(mu: Floats, pairs: int, steps: int, seed: int) -> tuple[NDArray[np.int64], Floats]:
-    """Straight lines between the latents of P pairs of faces (paper, section 4.2), drawn from mu (N, D), P <= N / 2.
-
-    Returns:
-        The indices of both ends (P, 2), and the points (P, steps, D), both ends among them.
-    """
-    chosen = np.random.default_rng(seed).permutation(len(mu))[: 2 * min(pairs, len(mu) // 2)].reshape(-1, 2)
-    start, end = mu[chosen[:, 0], None], mu[chosen[:, 1], None]  # (P, 1, D)
-    share = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
-    return chosen, (1 - share) * start + share * end
+def pairs(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
+    """The indices of both ends of P pairs of some of `count` faces, each in one at most: (P, 2), P <= count / 2."""
+    return np.random.default_rng(seed).permutation(count)[: 2 * min(wanted, count // 2)].reshape(-1, 2)

@@ -69,7 +69,7 @@ def _strips(encoded: EncodedRun, names: list[str], folder: Path) -> list[Figure]
             file = f"edit_{side}_{name}.png"
             grids.save_grid(folder / file, title, strips, across=labels)
             look_for = "The attribute should change from left to right, and the person should stay who they are."
-            drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for, leads=True))
+            drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for, "edits"))
     return drawn
 
 
@@ -85,7 +85,7 @@ def _walks(encoded: EncodedRun, folder: Path) -> Figure:
         "edit_walks.png",
         "Walks along attribute vectors",
         "One face, the unedited one in the middle: each row should change in one way only.",
-        leads=True,
+        "edits",
     )
 
 
