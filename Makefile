@@ -7,7 +7,7 @@ RUN     = $(VENV)/bin/python
 # Python compiles what is imported, when it is; of all packages that is a small part.
 INSTALL = -m pip install --quiet --no-compile
 
-.PHONY: quickstart test lint protos lock
+.PHONY: quickstart test lint pytest protos lock
 .DELETE_ON_ERROR:
 
 # DATA=DIR your own CelebA folder, VGG=FILE VGG19 weights (default: random ones),
@@ -17,7 +17,9 @@ quickstart: $(VENV)/installed
 	$(RUN) -m quickstart --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(VGG),--vgg "$(VGG)") \
 	  $(if $(CROP),--crop $(CROP)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
-test: lint $(VENV)/oldest $(VENV)/python3.10 $(VENV)/python3.13
+test: lint pytest
+
+pytest: $(VENV)/installed $(VENV)/oldest $(VENV)/python3.10 $(VENV)/python3.13
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
