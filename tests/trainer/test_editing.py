@@ -14,7 +14,7 @@ from trainer.artifacts.directions import mean_differences
 from trainer.config import ModelConfig
 from trainer.data import FaceData, Index
 from trainer.evaluation.classifier import Classifier, Network
-from trainer.evaluation.edits import curves, matrix
+from trainer.evaluation.edits import curves, matrix, wishes
 from trainer.evaluation.edits import figures as edit_figures
 from trainer.evaluation.edits import judge as edit_judge
 from trainer.evaluation.edits.faces import EditedFaces
@@ -239,6 +239,23 @@ def test_the_strength_is_chosen_on_val_and_measured_on_test(encoded: EncodedRun)
     after = test.after(faces, encoded.directions["Smiling"], best["strength"])
     assert best == asdict(test.quality(faces, "Smiling", best["strength"], after))
     assert best["faces"] != chosen["faces"] > 0
+
+
+def test_faces_that_go_as_far_as_they_need_go_less_far_than_all_alike(encoded: EncodedRun) -> None:
+    sides = ((-0.5, 0.5),) * 3
+    known = replace(encoded, directions=replace(encoded.directions, sides=sides))
+    test, val = EditedFaces.test(known, seer()), EditedFaces.val(known, seer())
+    found = wishes.compare(test, val, NAMES[:2], MetricNetwork(None, "none"))
+    assert found["network"] == "none"
+    assert set(found["edits"]) == {f"{side} {name}" for side in ("adding", "removing") for name in NAMES[:2]}
+    for ways in found["edits"].values():
+        wished, alike = ways["wished"], ways["alike"]
+        assert wished["faces"] == alike["faces"] > 0
+        assert wished["identity"] is alike["identity"] is None
+        assert alike["flipped"] == pytest.approx(wished["flipped"], abs=0.1)
+        assert 0 < wished["strength"] / alike["strength"] < 0.95
+    with pytest.raises(SkippedError, match="'Smiling' lie is not known"):
+        wishes.compare(EditedFaces.test(encoded, seer()), val, NAMES, MetricNetwork(None, "none"))
 
 
 def test_kept_predictions_are_balanced_over_sides_and_attributes() -> None:

@@ -89,6 +89,14 @@ METRICS: dict[str, Any] = {
                 },
             },
         },
+        "wishes": {
+            "edits": {
+                "adding Bald": {
+                    "wished": {"strength": 0.8, "flipped": 0.99, "kept": 0.95, "identity": 0.977},
+                    "alike": {"strength": 1.4, "flipped": 0.98, "kept": 0.92, "identity": None},
+                }
+            }
+        },
         "distances": {
             "lpips": {"edits": {"adding Bald": 0.123}, "different_faces": 0.5},
             "identity": SKIPPED,
@@ -113,6 +121,7 @@ def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Fig
             "120 of 128",
             "85.65%",
             "91.2% flipped",
+            "each 99.0%, 95.0% kept, strength +0.8, identity 0.977; all alike 98.0%, 92.0% kept, strength +1.4",
             "average precision unknown",
         ):
             assert number in text

@@ -215,7 +215,23 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
         value = "{target:.2f} sigma wanted, {others:.2f} elsewhere".format(**rescoring[mode])
         meaning = f"Change of the classifier's logits, averaged over {len(rescoring['edited'])} attributes."
         found.append(Headline(name, value, meaning))
-    return [*found, *_best_strengths(part["curves"]), *_distances(part["distances"])]
+    return [*found, *_wishes(part["wishes"]), *_best_strengths(part["curves"]), *_distances(part["distances"])]
+
+
+def _wishes(part: dict[str, Any]) -> list[Headline]:
+    """Each face as far as it needs, beside one strength for all."""
+    meaning = "Test faces flipped, other predictions kept, and the person, where one strength for all flips as many."
+    if "skipped" in part:
+        return [_or_skipped("As far as each face needs", part, "", meaning)]
+    found = []
+    for edit, ways in part["edits"].items():
+        known = [
+            f"{name} {_percent(at['flipped'], 'no faces')}, {_percent(at['kept'], '-')} kept, strength "
+            f"{at['strength']:+.1f}" + ("" if at["identity"] is None else f", identity {at['identity']:.3f}")
+            for name, at in (("each", ways["wished"]), ("all alike", ways["alike"]))
+        ]
+        found.append(Headline(f"As far as needed: {readable(edit)}", "; ".join(known), meaning))
+    return found
 
 
 def _best_strengths(part: dict[str, Any]) -> list[Headline]:

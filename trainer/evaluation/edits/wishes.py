@@ -1,0 +1,94 @@
+"""Faces moved as far as each needs, beside faces that are all moved alike, where both ways flip as many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from engine.errors import InvalidRequest
+from engine.latents import Wishes
+from trainer.evaluation.edits.faces import SIDES, EditedFaces
+from trainer.evaluation.edits.quality import EditQuality
+from trainer.evaluation.encoded_run import Floats
+from trainer.evaluation.identity import Recogniser, similarity
+from trainer.evaluation.networks import MetricNetwork
+from trainer.evaluation.skipped import SkippedError
+
+FACES = 128
+"""Faces an edit at most."""
+STRONGEST, HALVINGS = 4.0, 8
+"""Largest strength that is tried for all alike, and how often the range is halved in looking for the right one."""
+
+Edit = Callable[[Floats], Floats]
+"""Latents (N, D) to edited ones."""
+
+
+def compare(
+    test: EditedFaces, val: EditedFaces, names: Sequence[str], network: MetricNetwork[Recogniser]
+) -> dict[str, Any]:
+    """Adds and removes attributes both ways: `Wishes` (each face as far as it needs), and one strength for all.
+
+    The strength is the least that flips as many val faces as wishes do.
+
+    Returns:
+        `faces` an edit at most, `network`; `edits`: by edit, such as "adding Smiling", `wished` and `alike`: an
+        `EditQuality` of test faces, whose strength is the mean distance, and `identity`, the mean cosine similarity of
+        faces before and after (None without a network).
+
+    Raises:
+        SkippedError: the run's directions do not say where their sides are.
+    """
+    work = [(name, side) for name in names for side in SIDES]
+    edits = {}
+    for name, side in tqdm(work, "edits both ways", unit="edit", delay=3, leave=False, disable=None):
+        sign = SIDES[side]
+        faces, tried = (split.lacking(name, sign, FACES) for split in (test, val))
+        if not len(faces) or not len(tried):
+            continue
+        wished = _wish(test, name, sign)
+        wanted = _quality(val, tried, name, sign, wished).flipped or 0.0
+        low, high = 0.0, STRONGEST
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            enough = (_quality(val, tried, name, sign, _move(test, name, sign * middle)).flipped or 0.0) >= wanted
+            low, high = (low, middle) if enough else (middle, high)
+        edits[f"{side} {name}"] = {
+            way: {
+                **asdict(_quality(test, faces, name, sign, edit)),
+                "identity": _identity(test, faces, edit, network.network),
+            }
+            for way, edit in (("wished", wished), ("alike", _move(test, name, sign * high)))
+        }
+    return {"faces": FACES, "network": network.description, "edits": edits}
+
+
+def _wish(split: EditedFaces, name: str, sign: int) -> Edit:
+    try:
+        return Wishes.of(split.encoded.directions, *(([name], []) if sign > 0 else ([], [name]))).grant
+    except InvalidRequest as error:
+        raise SkippedError(str(error)) from error
+
+
+def _move(split: EditedFaces, name: str, strength: float) -> Edit:
+    step = split.encoded.directions.move([(name, strength)]).step
+    return lambda latents: latents + step
+
+
+def _quality(split: EditedFaces, faces: NDArray[np.int64], name: str, sign: int, edit: Edit) -> EditQuality:
+    before = split.mu[faces]
+    after = edit(before)
+    length = np.linalg.norm(split.encoded.directions[name])
+    distance = sign * float(np.linalg.norm(after - before, axis=1).mean() / length)
+    return split.quality(faces, name, distance, split.judge.logits(split.encoded.decode(after, fast=True)))
+
+
+def _identity(split: EditedFaces, faces: NDArray[np.int64], edit: Edit, recogniser: Recogniser | None) -> float | None:
+    if recogniser is None:
+        return None
+    before, after = (split.encoded.decode(latents, fast=True) for latents in (split.mu[faces], edit(split.mu[faces])))
+    return float(similarity(recogniser, before, after).mean())
