@@ -28,6 +28,8 @@ from export.graphs.fp16 import WEIGHTED
 _BATCH = 32
 _REACH = 1.5
 """Strength of the edits that ranges are measured on."""
+_LEAKED = 32
+"""Most steps of 255 below 0 that are what LeakyReLU leaks."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def write_int8(source: Path, target: Path, calibration: Calibration, *, symmetri
     kept += [node.name for node in model.graph.node if encodes and node.op_type == "Div"]
     values = calibration.images if encodes else calibration.latents
     quantised = _quantise(model, {name: values}, symmetric, kept)
+    if not symmetric:
+        _drop_zero_points(quantised.graph)
     _centre(model, quantised, name, values)
 
     properties = {entry.key: entry.value for entry in model.metadata_props}
@@ -149,6 +153,30 @@ def _quantise(
             advanced_parameters=AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
         )
     return quantised
+
+
+def _drop_zero_points(graph: onnx.GraphProto) -> None:
+    """Gives what transposed convolutions read a range that starts at 0, or one about 0 where it has signs.
+
+    OpenVINO computes them in int8 only so, with the activation fused; else in bf16. What LeakyReLU leaves below 0 is
+    shorter than a few steps of the range: rounding it to 0 costs nothing that could be measured.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    made = {name: node for node in graph.node for name in node.output}
+    for layer in graph.node:
+        source = made.get(layer.input[0])
+        while source is not None and source.op_type == "Reshape":
+            source = made.get(source.input[0])
+        if layer.op_type != "ConvTranspose" or source is None or source.op_type != "DequantizeLinear":
+            continue
+        _, scale, zero = source.input
+        step, point = (numpy_helper.to_array(tensors[name]) for name in (scale, zero))
+        below = int(point) - int(np.iinfo(point.dtype).min)  # steps of the range that lie below 0
+        signed = below > _LEAKED
+        steps = max(below, 255 - below) / 127 if signed else (255 - below) / 255
+        tensors[scale].CopyFrom(numpy_helper.from_array(np.asarray(step * steps, step.dtype), scale))
+        tensors[zero].CopyFrom(numpy_helper.from_array(np.zeros_like(point, np.int8 if signed else np.uint8), zero))
+    graph.ClearField("value_info")  # of the old types
 
 
 def _centre(model: onnx.ModelProto, quantised: onnx.ModelProto, name: str, values: Bytes | Floats) -> None:

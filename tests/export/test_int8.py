@@ -16,6 +16,7 @@ from engine.latents import Directions
 from engine.proof.figures import ImageError
 from export.graphs.fp16 import write_half
 from export.graphs.int8 import Calibration, require_nncf, write_int8
+from export.graphs.names import DecoderForm
 from export.graphs.trace import write_decoder, write_encoder
 from export.proof.reference import EagerBackend
 
@@ -182,3 +183,27 @@ def test_small_sizes_are_no_special_case(tmp_path: Path) -> None:
     name = write_decoder(model, "plain", tmp_path, "ab")
     write_int8(tmp_path / name, tmp_path / "q.onnx", calibration, symmetric=False)
     assert (tmp_path / "q.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("form", ["plain", "tail", "phases"])
+def test_openvino_computes_every_layer_of_a_decoder_in_int8(tmp_path: Path, form: DecoderForm) -> None:
+    pytest.importorskip("nncf")
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    if "INT8" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no units for int8")
+    model = small_vae(replace(FORMS["seed-64"], channels=(16, 16, 16, 16, 16)))
+    source = tmp_path / write_decoder(model, form, tmp_path, "ab")
+    calibration = Calibration.of(EagerBackend(model), smooth_images(24, 64), DIRECTIONS)
+    write_int8(source, tmp_path / "int8.onnx", calibration, symmetric=False)
+    compiled = core.compile_model(tmp_path / "int8.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = {"Convolution", "ConvolutionBackpropData", "Deconvolution", "FullyConnected"}
+    computed = {}
+    for node in compiled.get_runtime_model().get_ops():
+        told = {
+            name: node.get_rt_info()[name].value for name in ("layerType", "originalLayersNames", "runtimePrecision")
+        }
+        if told["layerType"] in kinds:
+            computed[told["originalLayersNames"]] = told["runtimePrecision"]
+    assert len(computed) >= 5
+    assert set(computed.values()) <= {"i8", "u8"}, computed
