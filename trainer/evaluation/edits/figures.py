@@ -111,7 +111,7 @@ def _curves(measured: dict[str, Any], folder: Path) -> list[Figure]:
             "edit_curves.png",
             "What edits flip, and what they keep",
             "Faces that the classifier sees flipped rise with the strength, its other predictions that stay fall: the "
-            f"later and the less, the better. The star is the strength that flips most val faces while {share:.0%} stay.",
+            f"later and the less, the better. The star is the strength that flips most val faces at {share:.0%} kept.",
         )
     ]
 
