@@ -126,16 +126,9 @@ def _curve(axis: Axes, kinds: dict[str, Any], served: str, share: float) -> None
         label, color = KINDS[kind]
         width = 2.0 if kind == served else 1.2
         label += ", served" * (kind == served)
-        for what, style in (("flipped", "o-"), ("kept", "o:")):
-            axis.plot(
-                strengths,
-                [point[what] for point in points],
-                style,
-                color=color,
-                ms=3,
-                lw=width,
-                label=f"{label}: {what}",
-            )
+        for what, words, style in (("flipped", "faces flipped", "o-"), ("kept", "others kept", "o:")):
+            shares, name = [point[what] for point in points], f"{label}: {words}"
+            axis.plot(strengths, shares, style, color=color, ms=3, lw=width, label=name)
         best = found["best"]
         if kind == served and best:  # the strength that was chosen on val faces
             axis.plot([abs(best["strength"])], [best["flipped"]], "*", color=color, ms=12, mec="white", zorder=3)
