@@ -145,13 +145,13 @@ def test_new_faces_stand_beside_published_ones() -> None:
     columns, rows = new_faces_table(METRICS["generation"])
     cells = {row.name: dict(zip(columns, row.cells, strict=True)) for row in rows}
     assert cells["drawn from the mixture"] == {
-        "FID": "",
+        "FID": "–",
         "Fréchet distance on VGG19": "65.3",
         "as real, on VGG19": "52%",
         "as varied, on VGG19": "31%",
     }
-    assert cells["RAE"]["FID"] == "40.95"
-    assert [row.name for row in rows][-3:] == ["RAE", "BIVA", "joint latent EBM"]
+    assert cells["published: RAE"]["FID"] == "40.95"
+    assert [row.name for row in rows][-3:] == [f"published: {name}" for name in ("RAE", "BIVA", "joint latent EBM")]
     measured = {"distance": {"mixture": 51.26}, "inception_score": {"mixture": {"mean": 1.983, "deviation": 0.02}}}
     columns, rows = new_faces_table({**METRICS["generation"], "fid": measured})
     assert rows[0].cells[0] == "51.3"

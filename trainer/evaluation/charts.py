@@ -140,7 +140,8 @@ def save_heat_map(
         axis.tick_params(which="both", length=0)
         axis.spines[:].set_visible(False)
         axis.set(xlabel=across, ylabel=down)
-        axis.set_title(textwrap.fill(title, int(CHARACTERS_AN_INCH * width)), loc="left", pad=8)
+        lines = [textwrap.fill(line, int(CHARACTERS_AN_INCH * width)) for line in title.splitlines()]
+        axis.set_title("\n".join(lines), loc="left", pad=8)
         figure.colorbar(image, ax=axis, label=unit, shrink=min(1.0, 4 / height), pad=0.02, aspect=25)
 
 

@@ -150,8 +150,8 @@ def _interpolations(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure
         "laid over each other."
     )
     on_the_way = (
-        "Half-way, a straight line is nearer to the mean of all faces than faces are; an arc stays as far from it as "
-        "its ends. Is its middle sharper, or only more of a third person?"
+        "Half-way, a straight line is nearer to the mean of all faces than faces are, and its pictures are paler; an "
+        "arc stays as far from it as its ends, and should keep the contrast."
     )
     return [
         Figure("interpolations.png", "Interpolations", look_for),

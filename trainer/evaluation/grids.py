@@ -18,6 +18,8 @@ Images = NDArray[np.uint8]
 """(N, S, S, 3) uint8 RGB."""
 CELL = 110
 """Pixels across a face in a grid's drawing."""
+TITLE_SIZE, LABEL_SIZE = 14, 12
+"""Points, so large that a drawing that is a phone's width across can still be read."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ def save_grid(
     sheet = grid(rows)
     zoom = CELL / rows[0].shape[1]
     width, height = (zoom * pixels / DPI for pixels in (sheet.shape[1], sheet.shape[0]))
-    with canvas(path, width + (0.9 if down else 0.1), height + (0.55 if across else 0.35)) as (_, axes):
+    with canvas(path, width + (1.5 if down else 0.1), height + (0.75 if across else 0.45), trim=True) as (_, axes):
         axis = axes[0, 0]
         axis.imshow(sheet, interpolation="bicubic")
         pitch = sheet.shape[0] / len(rows)
-        axis.set_yticks([pitch * (row + 0.5) for row in range(len(down))], down, fontsize=8)
-        axis.set_xticks([pitch * (column + 0.5) for column in range(len(across))], across, fontsize=9)
+        axis.set_yticks([pitch * (row + 0.5) for row in range(len(down))], down, fontsize=LABEL_SIZE)
+        axis.set_xticks([pitch * (column + 0.5) for column in range(len(across))], across, fontsize=LABEL_SIZE)
         axis.tick_params(length=0, pad=2, labeltop=True, labelbottom=False)
         axis.spines[:].set_visible(False)
-        axis.set_title(title, loc="left")
+        axis.set_title(title, loc="left", fontsize=TITLE_SIZE)
 
 
 def save_reconstructions(path: Path, originals: Images, reconstructions: Images, columns: int = 10) -> None:
@@ -94,7 +96,7 @@ def save_face_map(path: Path, title: str, places: NDArray[np.float32], images: I
     """Writes a `face_map` as PNG."""
     cells = max(8, min(50, int(np.ceil(np.sqrt(1.5 * len(places))))))
     sheet = face_map(places, images, cells, 1800 // cells)
-    with canvas(path, 1800 / DPI, 1800 / DPI + 0.35) as (_, axes):
+    with canvas(path, 1800 / DPI, 1800 / DPI + 0.6) as (_, axes):
         axes[0, 0].imshow(sheet, interpolation="none")
         axes[0, 0].axis("off")
-        axes[0, 0].set_title(title, loc="left")
+        axes[0, 0].set_title(title, loc="left", fontsize=2 * TITLE_SIZE)

@@ -147,9 +147,9 @@ def new_faces_table(part: dict[str, Any]) -> tuple[list[str], list[Row]]:
         for each, score in part["fid"].get("inception_score", {}).items()
     }
     columns = {name: column for name, column in columns.items() if column or name == "FID"}
-    sets = [each for each in SETS if any(each in column for column in columns.values())]
-    rows = [Row(SETS[each], tuple(column.get(each, "") for column in columns.values())) for each in sets]
-    others = [Row(name, (f"{fid:.2f}", *[""] * (len(columns) - 1))) for name, fid in PUBLISHED.items()]
+    sets = [each for each in SETS if any(each in column for column in columns.values())] or list(SETS)[:3]
+    rows = [Row(SETS[each], tuple(column.get(each, "–") for column in columns.values())) for each in sets]
+    others = [Row(f"published: {name}", (f"{fid:.2f}", *["–"] * (len(columns) - 1))) for name, fid in PUBLISHED.items()]
     return list(columns), rows + others
 
 
@@ -193,6 +193,12 @@ def _attributes(linear: dict[str, Any], classifier: dict[str, Any]) -> list[Head
     ]
 
 
+FLIPPED_AND_KEPT = (
+    "Flipped: those that the classifier then sees on the wanted side; kept: its other predictions that stay; balanced: "
+    "attributes that are there and attributes that are not weigh alike."
+)
+
+
 def _edits(part: dict[str, Any]) -> list[Headline]:
     if "skipped" in part:
         return [_or_skipped("Edits", part, "", "What an image classifier sees of edited faces.")]
@@ -201,12 +207,8 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
         kept = "" if made["kept"] is None else f", {made['kept']:.1%} kept"
         kept += "" if made["kept_balanced"] is None else f" ({made['kept_balanced']:.1%} balanced)"
         shares = "no faces to judge" if made["flipped"] is None else f"{made['flipped']:.1%} flipped{kept}"
-        meaning = (
-            f"At strength {made['strength']:+g}, of {made['faces']} faces: those that the classifier sees on the "
-            "wanted side, and its other predictions that stay; balanced: those of attributes that are there and of "
-            "attributes that are not weigh alike."
-        )
-        found.append(Headline(_edit_name(made), shares, meaning))
+        meaning = f"At strength {made['strength']:+g}, of {made['faces']} faces."
+        found.append(Headline(_edit_name(made), shares, meaning if found else f"{meaning} {FLIPPED_AND_KEPT}"))
     rescoring = part["rescoring"]
     modes = (("plain", "Side effects of edits"), ("keep", "The same with keep"))
     for mode, name in modes if "skipped" not in rescoring else ():
@@ -249,6 +251,7 @@ def _best_strengths(part: dict[str, Any]) -> list[Headline]:
                 for kind, at in best.items()
             )
             found.append(Headline(f"Best: {side} {readable(attribute)}", value or "no faces to judge", meaning))
+            meaning = ""
     return found
 
 

@@ -33,7 +33,13 @@ def draw(log: Path, folder: Path) -> list[Figure]:
     with charts.canvas(folder / FILE, 10, 3.2, 1, 2) as (_, axes):
         left, right = axes[0]
         left.plot(*_columns(losses), color=charts.BLUE, lw=1.2, label="training")
-        left.plot(*_columns(validation), "o-", color=charts.ORANGE, ms=3.5, label="validation")
+        left.plot(
+            *_columns(validation),
+            "o-",
+            color=charts.ORANGE,
+            ms=3.5,
+            label="validation, at mu, without the attribute term",
+        )
         left.set(xlabel="step", ylabel="loss", yscale="log" if _are_positive(losses + validation) else "linear")
         left.set_title("Loss", loc="left")
         left.legend(frameon=False)

@@ -21,7 +21,7 @@ WALKED = ("Smiling", "Eyeglasses", "Male", "Young", "Bangs", "Blond_Hair", "Pale
 WALK_STRENGTHS = np.linspace(-2, 2, 9)
 KINDS = {
     "mean": ("mean difference", charts.BLUE),
-    "adjusted": ("adjusted for other attributes", charts.ORANGE),
+    "adjusted": ("adjusted", charts.ORANGE),
     "svm": ("SVM normal", charts.GREY),
     "served": ("as served", "black"),
 }
@@ -103,39 +103,37 @@ def _curves(measured: dict[str, Any], folder: Path) -> list[Figure]:
                 faces = next(iter(kinds.values()))["points"][0]["faces"]
                 axis.set_title(f"{side.capitalize()} {readable(name)} ({faces} faces)", loc="left")
         for axis in axes[-1]:
-            axis.set_xlabel("other predictions kept")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("faces flipped")
+            axis.set_xlabel("strength, in lengths of the mean difference")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(handles) // 2), frameon=False)
     return [
         Figure(
             "edit_curves.png",
             "What edits flip, and what they keep",
-            f"Strengths rise from the lower right; up and to the right is better. The grey line is at {share:.0%} "
-            f"kept; the star is the strength that flips most val faces at {share:.0%} kept, here on test faces.",
+            "Faces that the classifier sees flipped rise with the strength, its other predictions that stay fall: the "
+            f"later and the less, the better. The star is the strength that flips most val faces at {share:.0%} kept.",
         )
     ]
 
 
 def _curve(axis: Axes, kinds: dict[str, Any], served: str, share: float) -> None:
-    """One attribute and side: a line a kind, with the strengths written beside the kind that is served."""
-    axis.axvline(share, color="#bbbbbb", lw=1)
+    """One attribute and side: two lines a kind, faces flipped and other predictions kept by strength."""
+    axis.axhline(share, color="#bbbbbb", lw=1)
+    axis.text(0.02, share, f"{share:.0%}", transform=axis.get_yaxis_transform(), va="bottom", color="#777777")
     for kind, found in kinds.items():
         points = [point for point in found["points"] if point["kept"] is not None]
+        strengths = [abs(point["strength"]) for point in points]
         label, color = KINDS[kind]
-        is_served = kind == served
-        x, y = [point["kept"] for point in points], [point["flipped"] for point in points]
-        axis.plot(x, y, "o-", color=color, ms=3.5, lw=2 if is_served else 1.2, label=label + " (served)" * is_served)
-        for point in points[1::2] if is_served else []:  # every other one, so that they do not overlap
-            place = (point["kept"], point["flipped"])
-            axis.annotate(f"{abs(point['strength']):g}", place, xytext=(4, -9), textcoords="offset points", fontsize=7)
+        width = 2.0 if kind == served else 1.2
+        label += ", served" * (kind == served)
+        for what, words, style in (("flipped", "faces flipped", "o-"), ("kept", "others kept", "o:")):
+            shares, name = [point[what] for point in points], f"{label}: {words}"
+            axis.plot(strengths, shares, style, color=color, ms=3, lw=width, label=name)
         best = found["best"]
-        if is_served and best:  # the strength that was chosen on val faces
-            axis.plot([best["kept"]], [best["flipped"]], "*", color=color, ms=11, mec="white")
+        if kind == served and best:  # the strength that was chosen on val faces
+            axis.plot([abs(best["strength"])], [best["flipped"]], "*", color=color, ms=12, mec="white", zorder=3)
     axis.set(ylim=(-0.03, 1.05))
-    for scale in (axis.xaxis, axis.yaxis):
-        scale.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
 MATRICES = {
