@@ -18,7 +18,7 @@ part of what they are (`seed`, `paper-...`) keep them, on as few faces as that t
 
 All rows of one data set are judged by one classifier, trained on it once and kept in --out. A network of another
 project has a row, too, if `trainer.evaluation.evaluate.evaluate_autoencoder` has written its metrics.json into a folder
-in --out; `quality_peers.py` trains some that are well known, and does so.
+in --out; docs/benchmarks.md says how some that are well known are trained.
 """
 
 from __future__ import annotations

@@ -70,6 +70,10 @@ def test_everything_is_measured_drawn_and_shown(run: Path, data: FaceData) -> No
     assert (judged["name"], judged["fingerprint"], judged["runs_own"]) == ("faces", data.fingerprint, True)
     assert metrics["attribute_prediction"]["average_precision_mean"] > 0.2
     assert "--identity-weights" in metrics["edits"]["distances"]["identity"]["skipped"]
+    assert 5 < metrics["reconstruction"]["psnr_db"] < 40
+    assert 0 < metrics["reconstruction"]["ssim"] < 1
+    edits = {(edit["attribute"], edit["strength"]) for edit in metrics["edits"]["edits"]}
+    assert edits == {(name, sign * 1.0) for name in ("Smiling", "Eyeglasses") for sign in (1, -1)}
     assert metrics["encoding"]["latent_dim"] == len(metrics["encoding"]["per_dimension"]["kl_nats"]) == 16
     assert 0.5 < metrics["attribute_prediction"]["accuracy_mean"] <= 1
     assert 0.5 < metrics["classifier"]["accuracy_mean"] <= 1
