@@ -88,7 +88,7 @@ def test_a_second_run_reuses_everything_but_the_edits(
 def test_an_interrupted_training_writes_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "quickstart", "--out", str(out), "--count", "300", "--epochs", "99"]
-    ends = []
+    ends: list[int] = []
     for signum, told in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):  # a terminal tells the whole group
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
             written = 0
