@@ -38,7 +38,8 @@ class EngineFlags:
     """Where the engines will compute: auto, cpu, cuda, or one of several GPUs of this machine, such as cuda:1."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     """Arithmetic of the engines: fp32 anywhere, bf16 where the CPU has units for it, fp16 on a GPU; int8 is calibrated
-    on half of a run's held-out images (parity is measured on the others), and auto takes it only with --min-psnr."""
+    on half of a run's held-out images (parity is measured on the others), or without the run on images that the model
+    draws, and auto takes it only with --min-psnr."""
     encoder: Literal["auto"] | EncoderForm = "auto"
     """Exact form of the encoder; product: its last convolution as a matrix product."""
     decoder: Literal["auto"] | DecoderForm = "auto"

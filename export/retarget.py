@@ -1,9 +1,9 @@
 """Other engines from a bundle alone: from its portable graphs and the answers of PyTorch that it carries.
 
 It needs neither torch nor the run, so that a bundle becomes one for the GPU, or for another CPU, where that is. What it
-can make is what follows from the graphs of the bundle: fp32, bf16 and fp16 for every backend, in the exact forms that
-the bundle has (`build_engines --all-forms` keeps them all); int8 only where the bundle has int8 graphs of that kind, as
-those are calibrated on the run's images.
+can make is what follows from the graphs of the bundle: every precision for every backend, in the exact forms that the
+bundle has (`build_engines --all-forms` keeps them all). Int8 graphs that the bundle has are taken as they are; others
+are calibrated on images that the model draws.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from typing import Annotated
 
 import tyro
 
-from engine.bundle import DIRECTIONS, PRIOR, PROOF, Bundle
+from engine.backends import open_graphs
+from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle
+from engine.latents import load_priors
 from engine.proof.opening import load_truth
 from export import command
 from export.bundle.assembly import Say, assemble, outcome
@@ -33,6 +35,7 @@ from export.engines.candidate import Candidate
 from export.engines.support import Support
 from export.errors import InputError
 from export.flags import EngineFlags
+from export.graphs.int8 import Calibration
 from export.proof.judge import NO_RUN
 
 
@@ -72,7 +75,7 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
     truth = load_truth(bundle)
     graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]
     support = Support.find(config.device)
-    candidates = _possible(config, config.candidates(support), graphs, say)
+    candidates = _possible(config.bundle, config.candidates(support), graphs)
     others = [name for name in (DIRECTIONS, PRIOR, PROOF) if name in bundle.manifest.files]
     require_space(config.out.parent, 3 * sum((bundle.path / name).stat().st_size for name in (*graphs, *others)))
     manifest = dataclasses.replace(
@@ -94,6 +97,7 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
             trial=NO_RUN,
             kept=graphs,
             say=say,
+            calibrate=lambda: _calibration(bundle, config.cores),
         )
         if stopped():
             raise KeyboardInterrupt
@@ -102,31 +106,29 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
     return config.out
 
 
-def _possible(
-    config: RetargetConfig, candidates: Sequence[Candidate], graphs: Sequence[str], say: Say
-) -> list[Candidate]:
-    """The candidates whose graphs are there, or follow from those that are.
+def _calibration(bundle: Bundle, threads: int) -> Calibration:
+    """What INT8 is calibrated on without the run: its portable graphs in FP32, asked about images of their own."""
+    encoder, decoder = (bundle.path / name for name in (ENCODER, DECODER))
+    model = open_graphs("onnxruntime", "fp32", encoder, decoder, bundle.manifest.max_batch_size, threads=threads)
+    prior = next(iter(load_priors(bundle.path / PRIOR).values()))
+    return Calibration.drawn(model, prior, bundle.directions)
+
+
+def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[str]) -> list[Candidate]:
+    """The candidates whose graphs follow from those that are there.
 
     Raises:
         InputError: there are none; says which graphs are missing.
     """
 
     def missing(candidate: Candidate) -> list[str]:
-        needed = candidate.graphs if candidate.precision == "int8" else candidate.portable
-        return [name for name in needed if name not in graphs]
+        return [name for name in candidate.portable if name not in graphs]
 
     if found := [candidate for candidate in candidates if not missing(candidate)]:
-        if "int8" in {candidate.precision for candidate in candidates} - {candidate.precision for candidate in found}:
-            say(f"not in the contest: int8, as {config.bundle} has no int8 graphs; build_engines calibrates them")
         return found
     names = " and ".join(missing(candidates[0]))
-    why = (
-        "int8 is calibrated on the run's images"
-        if config.precision == "int8"
-        else "exact forms are traced from the run"
-    )
     raise InputError(
-        f"{candidates[0]}: {config.bundle} has no {names}, and {why}; "
+        f"{candidates[0]}: {bundle} has no {names}, and exact forms are traced from the run; "
         "make it from the run with: python -m export.build_engines --run RUN --out BUNDLE"
     )
 

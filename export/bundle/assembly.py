@@ -44,7 +44,7 @@ def assemble(
     trial: Trial | str,
     kept: Collection[str],
     say: Say,
-    calibrate: Callable[[], Calibration] | None = None,
+    calibrate: Callable[[], Calibration],
 ) -> Bundle:
     """Makes a folder with the graphs of a model a bundle, with the best of the candidates that pass the gate.
 
@@ -59,7 +59,7 @@ def assemble(
         trial: Edits to be judged, or why there are none.
         kept: Names of graphs that stay though no engine is made from them.
         say: Takes each line about the progress, and the tables of contest and parity.
-        calibrate: Gives what INT8 is calibrated on; None where all int8 graphs are there.
+        calibrate: Gives what INT8 is calibrated on.
 
     Raises:
         BackendError: no plan could be built.

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 def write_reduced(
     candidates: Sequence[Candidate],
     folder: Path,
-    calibrate: Callable[[], Calibration] | None,
+    calibrate: Callable[[], Calibration],
     say: Say,
 ) -> None:
     """Writes the graphs that have FP16 or INT8 inside.
@@ -30,7 +30,7 @@ def write_reduced(
     Args:
         candidates: Who needs them; their graphs in FP32 are there.
         folder: Where to write.
-        calibrate: Gives what INT8 is calibrated on, and is called once at most; None where all int8 graphs are there.
+        calibrate: Gives what INT8 is calibrated on, and is called once at most.
         say: Takes the progress.
 
     Raises:
@@ -45,7 +45,6 @@ def write_reduced(
             say(f"writing {target}")
             if candidate.precision == "int8":
                 if calibration is None:
-                    assert calibrate is not None, "only what can be made is a candidate"
                     calibration = calibrate()
                     say(f"calibrated on {len(calibration.images)} other images")
                 write_int8(folder / source, folder / target, calibration, symmetric=candidate.symmetric)

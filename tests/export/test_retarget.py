@@ -104,16 +104,20 @@ def test_auto_chooses_among_the_forms_that_are_there(source: Path, tmp_path: Pat
     assert sorted(decoders) == ["phases", "plain", "tail"]
 
 
-def test_int8_needs_int8_graphs(source: Path, tmp_path: Path) -> None:
+def test_int8_is_calibrated_on_what_the_model_draws(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
-    with pytest.raises(InputError, match=r"has no encoder\.int8\.onnx and decoder\.int8\.onnx, and int8 is "):
-        make(source, tmp_path / "new", backend="onnxruntime", precision="int8", decoder="plain")
-    assert not list(tmp_path.iterdir())
-    said: list[str] = []
-    named: dict[str, Any] = {"backend": "onnxruntime", "encoder": "plain", "decoder": "plain", "min_psnr": 40.0}
-    made = retarget.retarget(RetargetConfig(bundle=source, out=tmp_path / "new", threads=1, **named), said.append)
-    assert Bundle.load(made).manifest.precision == "fp32"
-    assert any(line.startswith("not in the contest: int8, as ") for line in said)
+    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "int8", "decoder": "tail"}
+    first, again = (make(source, tmp_path / name, **named, **WIDE) for name in ("first", "again"))
+    assert first.manifest.engine.stages["reduced"] == ["encoder.int8.onnx", "decoder.tail.int8.onnx"]
+    assert first.manifest.proof["status"] == "proven"
+    assert first.manifest.files == again.manifest.files
+
+
+def test_within_a_budget_int8_joins_the_contest(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    bundle = make(source, tmp_path / "new", backend="onnxruntime", encoder="plain", decoder="plain", **WIDE)
+    candidates = bundle.manifest.engine.chosen["candidates"]
+    assert sorted(entry["precision"] for entry in candidates) == ["fp32", "int8"]
 
 
 def test_a_form_that_the_bundle_lacks(spoilt: Path, tmp_path: Path) -> None:
