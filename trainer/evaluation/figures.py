@@ -91,7 +91,9 @@ def _wishes(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
         return []
     latents = next(iter(encoded.priors.values())).draw(NUM_COLUMNS, seed)
     rows, labels = [encoded.decode(latents)], ["as drawn"]
-    wished = [([name], []) for name in names] + [([], [name]) for name in names] + [(names, [])] * (len(names) > 1)
+    wished: list[tuple[list[str], list[str]]] = (
+        [([name], []) for name in names] + [([], [name]) for name in names] + [(names, [])] * (len(names) > 1)
+    )
     for having, lacking in wished:
         try:
             granted = Wishes.of(directions, having, lacking).grant(latents)
@@ -163,8 +165,8 @@ def _arcs(encoded: EncodedRun, start: Floats, end: Floats) -> Floats:
     """Points (P * INTERPOLATION_STEPS, D) between latents (P, D), on arcs around the fitted Gaussian made round."""
     fitted = encoded.priors[FITTED]
     assert isinstance(fitted, Gaussian)
-    noise = (np.linalg.lstsq(fitted.factor, (ends - fitted.mean).T)[0].T for ends in (start, end))
-    points: Floats = fitted.mean + spherical(*noise, INTERPOLATION_STEPS) @ fitted.factor.T
+    first, last = (np.linalg.lstsq(fitted.factor, (ends - fitted.mean).T)[0].T for ends in (start, end))
+    points: Floats = fitted.mean + spherical(first, last, INTERPOLATION_STEPS) @ fitted.factor.T
     return points
 
 

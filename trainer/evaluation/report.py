@@ -202,7 +202,7 @@ FLIPPED_AND_KEPT = (
 def _edits(part: dict[str, Any]) -> list[Headline]:
     if "skipped" in part:
         return [_or_skipped("Edits", part, "", "What an image classifier sees of edited faces.")]
-    found = []
+    found: list[Headline] = []
     for made in part["edits"]:
         kept = "" if made["kept"] is None else f", {made['kept']:.1%} kept"
         kept += "" if made["kept_balanced"] is None else f" ({made['kept_balanced']:.1%} balanced)"
