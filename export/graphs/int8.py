@@ -67,8 +67,7 @@ class Calibration:
     def drawn(cls, model: Backend, prior: Prior, directions: Directions) -> Calibration:
         """As `of`, with images that the model makes of draws from its prior.
 
-        They do no worse than the run's: 43.1 dB (worst image 40.2) against 42.5 (39.3) on held-out faces of CelebA, whose
-        edits were compared with PyTorch's.
+        These calibrate as well as the run's do: see the dated reports.
         """
         latents = np.split(prior.draw(_DRAWN, _DRAW_SEED), _DRAWN // _BATCH)
         return cls.of(model, np.concatenate([model.decode(part) for part in latents]), directions)
