@@ -106,7 +106,8 @@ def write_int8(source: Path, target: Path, calibration: Calibration, *, symmetri
     | symmetric, all but the first           | 35.9, 28, 100.0 % | 40.3, 17, 99.7 %  |
     | symmetric, all but first and last      | 39.3, 27, 100.0 % | 42.4, 15, 99.2 %  |
 
-    The biases of the last layers are corrected besides (`_centre`); the table was measured without that.
+    The biases of the last layers are corrected besides (`_centre`), and zero points dropped in front of transposed
+    convolutions (`_drop_zero_points`); the table was measured without both.
 
     On the CPU nothing is kept in float: only the last convolution would gain more than 0.2 dB, and decoding would take
     a seventh longer.
