@@ -88,6 +88,20 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
+_OTHERS = (
+    (4, b"ftypavif", "an AVIF file"),
+    (4, b"ftyphei", "a HEIC file"),  # as phones take them
+    (4, b"ftypmif1", "a HEIC file"),
+    (0, b"GIF8", "a GIF file"),
+    (0, b"II*\0", "a TIFF file"),
+    (0, b"MM\0*", "a TIFF file"),
+    (0, b"BM", "a BMP file"),
+    (0, b"%PDF", "a PDF file"),
+    (0, b"<", "text"),
+)
+"""Where other files have which bytes."""
+
+
 def fault_of(data: bytes) -> str:
     """What is wrong with a file that Pillow doesn't know."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
@@ -98,4 +112,6 @@ def fault_of(data: bytes) -> str:
     start = data[:4].hex(" ") or "nothing"
     if data.startswith(b"\xff\xd8\xff"):
         return "is a JPEG file, but damaged or truncated, or of a kind that can't be read here; save it again"
-    return f"is not a JPEG, PNG or WebP file (it starts with {start}); convert it to one"
+    kind = next((kind for at, magic, kind in _OTHERS if data.startswith(magic, at)), "")
+    what = f"is {kind}, not" if kind else "is not"
+    return f"{what} a JPEG, PNG or WebP file{'' if kind else f' (it starts with {start})'}; convert it to one"

@@ -104,7 +104,8 @@ def main() -> int:
     config = tyro.cli(ClusterConfig, prog="python -m engine.ray_serve")
     try:
         app, serve = application(config), _serve()
-        _ray().init(config.address, **({} if config.address else {"include_dashboard": False}), log_to_driver=False)
+        # Without an address Ray would look for the last cluster of this machine, also for one that has ended.
+        _ray().init(config.address or "local", include_dashboard=None if config.address else False, log_to_driver=False)
         serve.start(grpc_options={"port": config.port, "grpc_servicer_functions": [*FUNCTIONS]})
         serve.run(app, name=config.name)
     except (StartupError, ConnectionError, RuntimeError) as error:

@@ -112,9 +112,24 @@ def test_a_ribbon_is_refused_before_it_grows() -> None:
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF"])
-def test_other_formats_are_refused(file_format: str) -> None:
-    with pytest.raises(InvalidRequest, match="is not a JPEG, PNG or WebP file"):
+def test_other_formats_are_refused_by_name(file_format: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"is a {file_format} file, not a JPEG, PNG or WebP file; convert it"):
         decode_file(as_file(picture(20, 20), file_format), Frame(16))
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic", "a HEIC file"),
+        (b"\0\0\0\x18ftypmif1", "a HEIC file"),
+        (b"\0\0\0\x1cftypavif", "an AVIF file"),
+        (b"%PDF-1.7", "a PDF file"),
+        (b"<!doctype html>", "text"),
+    ],
+)
+def test_what_people_have_is_named(file: bytes, kind: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"is {kind}, not a JPEG, PNG or WebP file; convert it"):
+        decode_file(file + bytes(100), Frame(16))
 
 
 def test_garbage_and_nothing_are_refused() -> None:

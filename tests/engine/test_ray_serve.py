@@ -250,7 +250,8 @@ def test_ray_itself(tiny_bundle: Path, tmp_path: Path) -> None:
         "--port",
         str(port),
     ]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    # A cluster that has ended, which a command without --address must not look for.
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": "127.0.0.1:1"}
     with subprocess.Popen(
         [*command, "--min-replicas", "2", "--max-replicas", "2"],
         cwd=tmp_path,
