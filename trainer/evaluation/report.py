@@ -177,7 +177,7 @@ def _attributes(linear: dict[str, Any], classifier: dict[str, Any]) -> list[Head
             "Mean accuracy of a linear SVM for each attribute, on the test split, as in the paper.",
         ),
         _or_skipped(
-            "The same, rare ones weighing alike",
+            "Rare ones weighing alike",
             linear,
             f"balanced accuracy {balanced}; average precision {precision}",
             "Of the same SVMs: the mean over images with and without the attribute, 50% for always the majority, and "
