@@ -18,7 +18,7 @@ from PIL import Image
 from quickstart.__main__ import Quickstart, Stages, evaluate
 from trainer.data import load_data
 
-FIGURES = ("reconstructions", "samples", "encoding_distribution")
+FIGURES = ("reconstructions", "samples_standard", "encoding_distribution")
 STRIPS = ("adding_Smiling", "removing_Smiling", "adding_Eyeglasses", "removing_Eyeglasses")
 
 
