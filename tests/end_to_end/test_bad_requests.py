@@ -71,7 +71,7 @@ CASES = {
     ),
     "unknown file format": (
         pb.EncodeRequest(images=files(picture("PNG"), picture("GIF"))),
-        "images.files[1] is not a",
+        "images.files[1] is a GIF file, not a JPEG, PNG or WebP",
     ),
     "garbage file": (
         pb.EncodeRequest(images=files(b"garbage")),
