@@ -1,7 +1,9 @@
 """What every backend must do with the tiny model's graphs, whose arithmetic is exact."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
-from tiny_model import images_of, latents_of, random_images
+from tiny_model import LATENT_DIM, images_of, latents_of, random_images
 
 from engine.backends import Backend
 
@@ -32,3 +34,19 @@ def check_parts_of_a_larger_buffer(backend: Backend, count: int) -> None:
     images = random_images(count, seed=3)
     np.testing.assert_array_equal(backend.encode(images[2:5])[0], latents_of(images[2:5]))
     np.testing.assert_array_equal(backend.encode(images[::2])[0], latents_of(images[::2]))
+
+
+def check_batches_that_overlap(backend: Backend) -> None:
+    """Edits of several threads at once are those of each alone."""
+    assert backend.overlaps
+
+    def work(seed: int) -> None:
+        for turn in range(40):
+            images = random_images(1 + (seed + turn) % 9, seed=100 * seed + turn)
+            steps = np.full((len(images), LATENT_DIM), seed, np.float32)
+            edited, mu = backend.edit(images, steps)
+            np.testing.assert_array_equal(mu, latents_of(images))
+            np.testing.assert_array_equal(edited, images_of(latents_of(images) + steps))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))

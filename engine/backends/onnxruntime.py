@@ -74,6 +74,7 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
+        self.overlaps = int(kind_of(options.device) == CPU)
         self._encode = _open(encoder, options, ["images"], ["mu", "log_var"])
         self._decode = _open(decoder, options, ["latents"], ["images"])
 

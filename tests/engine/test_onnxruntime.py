@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from exactness import check_a_batch
+from exactness import check_a_batch, check_batches_that_overlap
 from onnx import TensorProto, helper
 from tiny_model import latents_of, random_images
 
@@ -21,6 +21,12 @@ HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 def test_both_graphs_take_any_batch(tiny_bundle: Path, count: int, options: Options) -> None:
     backend = OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", options)
     check_a_batch(backend, count)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_overlap_on_a_cpu(tiny_bundle: Path, threads: int) -> None:
+    graphs = tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx"
+    check_batches_that_overlap(OnnxRuntimeBackend(*graphs, Options(threads=threads)))
 
 
 def test_a_missing_graph_is_named(tiny_bundle: Path) -> None:
@@ -79,6 +85,10 @@ def test_on_a_gpu_batches_are_computed_in_their_buckets(
         np.testing.assert_array_equal(mu, latents_of(images))
         np.testing.assert_array_equal(log_var, latents_of(images) / -2)
     assert sizes == [6, 1, 2, 4]  # and none of them twice
+
+
+def test_bound_buffers_are_for_one_batch_at_a_time(bound: OnnxRuntimeBackend) -> None:
+    assert not bound.overlaps
 
 
 def test_results_of_a_bucket_belong_to_the_caller(bound: OnnxRuntimeBackend) -> None:

@@ -1,7 +1,6 @@
 import importlib
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from bundles import reseal
-from exactness import check_a_batch, check_parts_of_a_larger_buffer, check_results_belong_to_the_caller
+from exactness import (
+    check_a_batch,
+    check_batches_that_overlap,
+    check_parts_of_a_larger_buffer,
+    check_results_belong_to_the_caller,
+)
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
 from engine.backends import open_backend, open_graphs, warm_up
@@ -185,19 +189,7 @@ def test_an_edit_in_one_graph_is_what_two_graphs_make_of_it(tiny_bundle: Path, s
 
 @pytest.mark.parametrize(("split", "threads"), [(False, 1), (True, 2)])
 def test_batches_may_overlap(tiny_bundle: Path, split: bool, threads: int) -> None:
-    backend = open_tiny(tiny_bundle, split=split, threads=threads)
-    assert backend.overlaps
-
-    def work(seed: int) -> None:
-        for turn in range(40):
-            images = random_images(1 + (seed + turn) % 9, seed=100 * seed + turn)
-            steps = np.full((len(images), LATENT_DIM), seed, np.float32)
-            edited, mu = backend.edit(images, steps)
-            np.testing.assert_array_equal(mu, latents_of(images))
-            np.testing.assert_array_equal(edited, images_of(latents_of(images) + steps))
-
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(work, range(3)))
+    check_batches_that_overlap(open_tiny(tiny_bundle, split=split, threads=threads))
 
 
 @pytest.mark.parametrize("failing", ["start", "wait"])
