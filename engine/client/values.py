@@ -94,8 +94,8 @@ class Attribute:
     """An attribute that can be edited: its name, how many training images had it and had it not, and its direction.
 
     The kind of direction is "mean", "adjusted" or "svm", as protos/dfcvae.proto says; "unknown" where the model does
-    not say, empty where the server is older than this field. `can_be_wished` says whether samples can be drawn with it
-    and without it (`Client.sample`).
+    not say, empty where the server is older than this field. `can_be_wished` says whether it can be in having and
+    lacking of `Client.edit` and `Client.sample`.
     """
 
     name: str

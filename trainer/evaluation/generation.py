@@ -9,6 +9,7 @@ A set of images is (N, S, S, 3) uint8, its features (N, F).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -102,7 +103,7 @@ def image_sets(encoded: EncodedRun, options: Options) -> dict[str, Callable[[], 
 
     floor = "train" if options.reference == "test" else "test"
     return {
-        **{name: lambda prior=prior: drawn(prior) for name, prior in priors.items()},  # type: ignore[misc]
+        **{name: partial(drawn, prior) for name, prior in priors.items()},
         "reconstructions": lambda: encoded.reconstructions[:count],
         floor: lambda: encoded.data.images[_some(encoded, floor, count, options.seed)],
     }

@@ -14,7 +14,7 @@ from engine.errors import InvalidRequest
 from engine.latents import Wishes
 from trainer.evaluation.edits.faces import SIDES, EditedFaces
 from trainer.evaluation.edits.quality import EditQuality
-from trainer.evaluation.encoded_run import Floats
+from trainer.evaluation.encoded_run import Floats, Images
 from trainer.evaluation.identity import Recogniser, similarity
 from trainer.evaluation.networks import MetricNetwork
 from trainer.evaluation.skipped import SkippedError
@@ -51,17 +51,14 @@ def compare(
         if not len(faces) or not len(tried):
             continue
         wished = _wish(test, name, sign)
-        wanted = _quality(val, tried, name, sign, wished).flipped or 0.0
+        wanted = _flipped(val, tried, name, sign, wished)
         low, high = 0.0, STRONGEST
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            enough = (_quality(val, tried, name, sign, _move(test, name, sign * middle)).flipped or 0.0) >= wanted
+            enough = _flipped(val, tried, name, sign, _move(test, name, sign * middle)) >= wanted
             low, high = (low, middle) if enough else (middle, high)
         edits[f"{side} {name}"] = {
-            way: {
-                **asdict(_quality(test, faces, name, sign, edit)),
-                "identity": _identity(test, faces, edit, network.network),
-            }
+            way: _measure(test, faces, name, sign, edit, recogniser=network.network)
             for way, edit in (("wished", wished), ("alike", _move(test, name, sign * high)))
         }
     return {"faces": FACES, "network": network.description, "edits": edits}
@@ -79,16 +76,29 @@ def _move(split: EditedFaces, name: str, strength: float) -> Edit:
     return lambda latents: latents + step
 
 
-def _quality(split: EditedFaces, faces: NDArray[np.int64], name: str, sign: int, edit: Edit) -> EditQuality:
+def _flipped(split: EditedFaces, faces: NDArray[np.int64], name: str, sign: int, edit: Edit) -> float:
+    quality, _ = _judge(split, faces, name, sign, edit)
+    return quality.flipped or 0.0
+
+
+def _measure(
+    split: EditedFaces, faces: NDArray[np.int64], name: str, sign: int, edit: Edit, *, recogniser: Recogniser | None
+) -> dict[str, Any]:
+    quality, after = _judge(split, faces, name, sign, edit)
+    identity = None
+    if recogniser is not None:
+        before = split.encoded.decode(split.mu[faces], fast=True)
+        identity = float(similarity(recogniser, before, after).mean())
+    return {**asdict(quality), "identity": identity}
+
+
+def _judge(
+    split: EditedFaces, faces: NDArray[np.int64], name: str, sign: int, edit: Edit
+) -> tuple[EditQuality, Images]:
+    """The quality of an edit of some faces, and the edited images."""
     before = split.mu[faces]
     after = edit(before)
     length = np.linalg.norm(split.encoded.directions[name])
     distance = sign * float(np.linalg.norm(after - before, axis=1).mean() / length)
-    return split.quality(faces, name, distance, split.judge.logits(split.encoded.decode(after, fast=True)))
-
-
-def _identity(split: EditedFaces, faces: NDArray[np.int64], edit: Edit, recogniser: Recogniser | None) -> float | None:
-    if recogniser is None:
-        return None
-    before, after = (split.encoded.decode(latents, fast=True) for latents in (split.mu[faces], edit(split.mu[faces])))
-    return float(similarity(recogniser, before, after).mean())
+    images = split.encoded.decode(after, fast=True)
+    return split.quality(faces, name, distance, split.judge.logits(images)), images
