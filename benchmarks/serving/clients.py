@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from engine.client import ClientError
 from serving.figures import Calls
 from serving.orders import Order, Orders, WrongAnswer
 from serving.requests import OPTIONS, TIMEOUT_S, pixels_of, stub_of
@@ -68,6 +69,9 @@ class Tally:
             status = error.code().name
             self.statuses[status] += 1
             self.reasons[f"{status}: {(error.details() or '')[:160]}"] += 1
+        except ClientError as error:
+            self.statuses[error.status] += 1
+            self.reasons[str(error)[:160]] += 1
         except WrongAnswer as error:
             self.wrong.append(f"{method}: {error}")
         else:
@@ -85,9 +89,9 @@ class Tally:
         )
 
 
-def connect(target: str) -> Any:
-    """A connection of its own, for grpc.aio."""
-    return grpc.aio.insecure_channel(target, options=OPTIONS)
+def connect(target: str, *options: tuple[str, Any]) -> Any:
+    """A connection of its own, for grpc.aio, with gRPC's options."""
+    return grpc.aio.insecure_channel(target, options=(*OPTIONS, *options))
 
 
 async def ask(
@@ -173,9 +177,10 @@ class Crowd:
     """Clients that send requests until they are told to stop.
 
     Attributes:
-        target: HOST:PORT.
+        target: HOST:PORT, or several servers as gRPC writes them.
         orders: What they send.
         number: How many.
+        options: Of their connections, gRPC's.
         streams: Share of turns that are an EditStream of `STREAM_MESSAGES` messages.
         until_refused: Whether a client leaves when a request of its own fails.
     """
@@ -183,6 +188,7 @@ class Crowd:
     target: str
     orders: Orders
     number: int
+    options: tuple[tuple[str, Any], ...] = ()
     streams: float = 0.1
     until_refused: bool = False
     tally: Tally = field(default_factory=Tally)
@@ -194,7 +200,7 @@ class Crowd:
 
     async def _client(self, seed: int, stop: Callable[[], bool]) -> None:
         rng = np.random.default_rng([7, seed])
-        async with connect(self.target) as channel:
+        async with connect(self.target, *self.options) as channel:
             stub = stub_of(channel)
             while not stop():
                 if rng.random() < self.streams:

@@ -26,16 +26,17 @@ class Server:
     """A server process of this repository; entering its context waits until it serves, leaving it stops it.
 
     Args:
-        arguments: What Python is to run, for example ["-m", "engine", "--bundle", ...]; `--port 0` is added.
+        arguments: What Python is to run, for example ["-m", "engine", "--bundle", ...]; `--port` is added.
         log: File for what it says on stderr.
+        port: Where to listen; 0 takes a free one.
     """
 
-    def __init__(self, arguments: Sequence[object], log: Path) -> None:
+    def __init__(self, arguments: Sequence[object], log: Path, port: int = 0) -> None:
         self._log = log
         self.target = ""
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, *map(str, arguments), "--port", "0"],
+                [sys.executable, *map(str, arguments), "--port", str(port)],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=file,
