@@ -215,7 +215,8 @@ async def half_sent(scene: Scene) -> None:
     await scene.require_alive()
     code, seconds = await scene.end()
     scene.facts.append(f"with {len(hanging)} of them open, SIGTERM took {seconds:.1f} s")
-    scene.checks["nor do they keep it from ending, in half of its grace"] = code == 0 and seconds < GRACE_S / 2
+    # gRPC's core waits 20 s for connections that don't answer its ping before it lets them go.
+    scene.checks["nor do they keep it from ending before its grace is over"] = code == 0 and seconds < GRACE_S - 5
     for writer in hanging:
         writer.close()
 
