@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
-from engine.process.threads import Job
+from engine.process.threads import Job, give_way
 
 T = TypeVar("T")
 
@@ -107,6 +107,7 @@ class Scheduler:
             self._threads[-1].start()
 
     def _work(self) -> None:
+        give_way()
         while work := self._next():
             try:
                 work()

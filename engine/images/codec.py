@@ -16,6 +16,7 @@ import numpy.typing as npt
 from engine.errors import InvalidRequest
 from engine.images.files import MAX_FILE_PIXELS, UNLIMITED, decode_file, encode_file
 from engine.images.pixel_budget import PixelBudget
+from engine.process.threads import give_way
 from framing import Frame
 
 Bytes = npt.NDArray[np.uint8]
@@ -61,7 +62,7 @@ class Codec:
         self._budget = budget
         self._max_pixels = max_pixels
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
+        self._pool = ThreadPoolExecutor(threads, "codec", give_way)
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of clients with work here
 
     async def decode(self, files: Sequence[bytes], field: str = "images.files", client: str = "") -> Bytes:

@@ -13,7 +13,7 @@ from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel, release_frames
 from engine.models.model import Model, Settings
 from engine.process.files import read_bytes
-from engine.process.threads import in_thread
+from engine.process.threads import give_way, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +173,7 @@ class ModelRepository:
         """Verifies and compiles beside what is served."""
 
         def load(path: Path) -> tuple[Bundle, Backend, str]:
+            give_way()  # and so do the threads that the runtime starts
             fingerprint = _fingerprint(path)  # first: a bundle that comes meanwhile must look like a change
             bundle = Bundle.load(path)
             if self._settings.max_batch is not None:

@@ -1,12 +1,17 @@
-"""Functions that one thread runs and the event loop waits for."""
+"""Functions that one thread runs and the event loop waits for, and which threads go first."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+_WAY = 10
+_LEAST_PRIORITY = 19
 
 
 class Job(Generic[T]):
@@ -40,3 +45,15 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     job = Job(function, *arguments)
     threading.Thread(target=job, name=getattr(function, "__name__", "job"), daemon=True).start()
     return await job.result()
+
+
+def give_way() -> None:
+    """Lowers the priority of this thread, and of those that it starts, below that of the threads that take calls.
+
+    Whoever computes at full load would otherwise keep the calls waiting that are to be refused. Only Linux has a
+    priority for each thread.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _WAY
+        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _LEAST_PRIORITY))

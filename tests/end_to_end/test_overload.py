@@ -1,5 +1,8 @@
 """What a real server refuses, drops or leaves unread when there is too much of it; the tests hold up its compute."""
 
+import io
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +13,8 @@ from typing import Any
 import grpc
 import pytest
 from gates import constant, gated_server, list_of, raw_images, stub_of, until
+from PIL import Image
+from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of
 
 from engine.client import Client, ClientError
@@ -39,6 +44,21 @@ def test_a_full_queue_refuses_at_once(tiny_bundle: Path, tmp_path: Path) -> None
         assert len(accepted.result().mu) == 15
         assert len(running.result().mu) == 1
         assert len(client.encode(constant(5, 20)).mu) == 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
+def test_what_computes_gives_way_to_what_takes_calls(tiny_bundle: Path, tmp_path: Path) -> None:
+    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+        with Client(server.target) as client:
+            file = io.BytesIO()
+            Image.fromarray(constant(1)[0]).save(file, "PNG")
+            client.encode([file.getvalue()])
+        usual = os.getpriority(os.PRIO_PROCESS, 0)
+        threads = Path(f"/proc/{server.process.pid}/task").iterdir()
+        niceness = [os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads]
+        assert os.getpriority(os.PRIO_PROCESS, server.process.pid) == usual  # the main thread, and so the event loop
+        assert set(niceness) == {usual, min(usual + 10, 19)}
+        assert niceness.count(usual + 10) >= 2  # a compute thread, and one that decodes
 
 
 def test_who_sends_on_into_a_full_queue_is_refused_unread(tiny_bundle: Path, tmp_path: Path) -> None:
