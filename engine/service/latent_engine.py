@@ -3,16 +3,14 @@
 Shapes: N images of side S, latents of dimension D.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message_factory import GetMessageClass
 
 from engine.bundle import Preprocessing
 from engine.errors import InvalidRequest
@@ -25,26 +23,18 @@ from engine.service.request_parser import (
     DISTRIBUTIONS,
     OutputSpec,
     latent_batch,
-    parser,
     read_form,
     read_output,
     read_prior,
 )
 from engine.service.request_scope import Call, RequestScope
-from engine.service.response import ImageResponse, StreamResponse, serialize
+from engine.service.zero_copy import ImageResponse, StreamResponse
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
-# By whether clients stream, and whether the server does.
-_KINDS: dict[tuple[bool, bool], Callable[..., Any]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
 _MAX_TEMPERATURE = 10.0
 
 _WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL: spherical}
@@ -196,28 +186,6 @@ class LatentEngine:
 
     def _scope(self, request: Any, call: Call) -> RequestScope:
         return RequestScope(self._repository, call, request, request.model)
-
-
-def add_to_server(service: ServiceDescriptor, servicer: Any, server: Any) -> None:
-    """Adds a service to a server, as the generated function does, but for how requests and responses are bytes."""
-    handlers = handlers_of(service, servicer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
-    server.add_registered_method_handlers(service.full_name, handlers)
-
-
-def handlers_of(service: ServiceDescriptor, servicer: Any) -> dict[str, Any]:
-    """The handlers of a service by method, each of the kind that its definition says.
-
-    Args:
-        service: The definition.
-        servicer: Has a method of the same name for each.
-    """
-    return {
-        method.name: _KINDS[method.client_streaming, method.server_streaming](
-            getattr(servicer, method.name), parser(GetMessageClass(method.input_type)), serialize
-        )
-        for method in service.methods
-    }
 
 
 def _preprocessing(made: Preprocessing) -> pb.Preprocessing:

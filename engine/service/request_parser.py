@@ -4,27 +4,23 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import Message
 
 from engine.bundle import Manifest
 from engine.errors import InvalidRequest
 from engine.images import FILE_FORMATS, EncodedFiles
 from engine.latents import FITTED, MIXTURE, Directions, Move, Prior, Wishes
 from engine.models.model import STANDARD, Images, Source
-from engine.service.zero_copy import ZeroCopyMessage, field_tree, split_pixels
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 _MAX_EDITS = 1024
 
-# So few bytes hold no pixels to speak of, and make no large message.
-_SMALL_BYTES = 2_048
 _RESULTS = frozenset(pb.EditResult.values())
 _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: None,
@@ -44,24 +40,6 @@ _PRIORITIES = {
     pb.PRIORITY_BACKGROUND: -1,
     pb.PRIORITY_INTERACTIVE: 1,
 }
-
-
-def parser(kind: type[Message]) -> Callable[[bytes], Any]:
-    """What turns bytes into requests of a kind; raw pixels stay where they are, see `ZeroCopyMessage`.
-
-    It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
-    are no message.
-    """
-    tree = field_tree(kind.DESCRIPTOR)
-
-    def parse(data: bytes) -> Any:
-        if len(data) <= _SMALL_BYTES:
-            return kind.FromString(data)
-        rest, found = split_pixels(data, tree)
-        request = kind.FromString(rest)
-        return ZeroCopyMessage(request, found) if found else request
-
-    return parse
 
 
 class OutputSpec(NamedTuple):

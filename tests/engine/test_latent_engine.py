@@ -12,13 +12,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tiny_model import LATENT_DIM
 
+from engine.access.admission import Guards
 from engine.backends import open_backend
 from engine.batching.batcher import NULL_OBSERVER
 from engine.errors import Overloaded
 from engine.latents import Gaussian, walks
 from engine.models.model import Settings
 from engine.models.repository import ModelRepository
-from engine.service.latent_engine import LatentEngine, Limits, handlers_of
+from engine.service.interceptor import CallInterceptor
+from engine.service.latent_engine import LatentEngine, Limits
+from engine.telemetry.metrics import Metrics
+from engine.transport import Server
 from protos import dfcvae_pb2 as pb
 
 
@@ -107,9 +111,10 @@ def test_a_full_queue_is_told_of_to_the_door_only_where_there_is_no_other_model(
     serve(tiny_bundle, scenario, Settings(max_queue=16), names)
 
 
-def test_methods_get_the_kind_of_handler_that_their_definition_says() -> None:
-    health = health_pb2.DESCRIPTOR.services_by_name["Health"]
-    handlers = handlers_of(health, health_pb2_grpc.HealthServicer())
-    assert handlers["Check"].unary_unary
-    assert handlers["Watch"].unary_stream
-    assert not handlers["Watch"].unary_unary
+def test_a_service_with_a_kind_of_method_that_no_limit_covers_is_not_registered() -> None:
+    async def register() -> None:
+        calls = CallInterceptor(Metrics(), Guards())
+        with pytest.raises(NotImplementedError, match="Watch is neither unary nor a stream in both directions"):
+            calls.register(Server(), health_pb2.DESCRIPTOR.services_by_name["Health"], health_pb2_grpc.HealthServicer())
+
+    asyncio.run(register())

@@ -14,8 +14,7 @@ import numpy as np
 
 from engine.errors import InvalidRequest, UnknownAttribute
 from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
-from engine.service.response import ImageResponse
-from engine.service.zero_copy import ZeroCopyMessage
+from engine.service.zero_copy import ImageResponse, ZeroCopyMessage
 from protos import dfcvae_pb2 as pb
 
 _ANY = -1
