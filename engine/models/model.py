@@ -16,7 +16,7 @@ from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
-from engine.latents import Gaussian, Move, Prior, Wishes, load_priors, steps_of
+from engine.latents import Gaussian, Move, Prior, Wishes, load_priors
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -229,8 +229,8 @@ class Model:
         return (self.backend.decode(latents),)
 
     def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
-        steps = steps_of(parts, len(images), self.bundle.manifest.latent_dim)
-        return self.backend.edit(images, steps)
+        counts = [part.stop - part.start for part in parts]
+        return self.backend.edit(images, np.repeat(np.stack([part.tag.step for part in parts]), counts, axis=0))
 
 
 def latents_of(source: Source) -> Floats | None:
