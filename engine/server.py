@@ -140,10 +140,8 @@ def settings_of(config: ServerConfig) -> Settings:
 
 
 def limits_of(config: ServerConfig) -> Limits:
-    """What the configuration says that clients are told of."""
+    """What clients are told of beside that."""
     return Limits(
-        max_message_bytes=config.max_message_bytes,
-        max_pixels_per_file=config.max_pixels_per_file,
         max_concurrent_streams=config.max_concurrent_streams,
         max_images_per_second=config.max_images_per_second,
     )

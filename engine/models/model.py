@@ -29,8 +29,6 @@ Source: TypeAlias = Images | Floats
 STANDARD = "standard"
 """Name of N(0, I) among the priors that samples are drawn from."""
 
-MAX_MESSAGE_BYTES = 16 * 2**20
-
 # Multiplications that latents may take on the event loop, about a millisecond's. Most requests are small, and a thread
 # would cost them more than it saves.
 _FEW = 2**19
@@ -57,7 +55,7 @@ class Settings:
     codec_threads: int = 2
     max_pixels_per_file: int = MAX_FILE_PIXELS
     pixels: PixelBudget = field(default_factory=PixelBudget)
-    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_message_bytes: int = 16 * 2**20
     max_images_per_request: int = 1024
 
 

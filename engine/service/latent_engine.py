@@ -14,9 +14,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from engine.bundle import Preprocessing
 from engine.errors import InvalidRequest
-from engine.images import MAX_FILE_PIXELS
-from engine.latents import Wishes, can_be_wished, linear, spherical
-from engine.models.model import MAX_MESSAGE_BYTES, Model, RequestContext, Source
+from engine.latents import can_be_wished, linear, spherical
+from engine.models.model import Model, RequestContext, Source
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream, StreamCall
 from engine.service.request_parser import (
@@ -45,17 +44,13 @@ _REQUESTS_AHEAD = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """The server's limits; the fields are those of `Limits` in protos/dfcvae.proto.
+    """What clients are told of the server's limits beside those of a model's `Settings`.
 
     Attributes:
-        max_message_bytes: Largest message.
-        max_pixels_per_file: Largest image file.
         max_concurrent_streams: Calls that one connection may have open; 0: no limit.
         max_images_per_second: Images and latents a second that one client may have worked on; 0: no limit.
     """
 
-    max_message_bytes: int = MAX_MESSAGE_BYTES
-    max_pixels_per_file: int = MAX_FILE_PIXELS
     max_concurrent_streams: int = 0
     max_images_per_second: float = 0.0
 
@@ -140,7 +135,7 @@ class LatentEngine:
                     f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
                 )
             prior = read_prior(request, scope.model.priors)
-            wishes = Wishes.of(scope.model.bundle.directions, request.having, request.lacking)
+            wishes = scope.parser.wishes(request)
             with scope.admit(request.count, "count", "ask for", decodes=True) as context:
 
                 def draw() -> Floats:
@@ -153,7 +148,8 @@ class LatentEngine:
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
         """What is served."""
         model = self._repository.get(request.model)
-        manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
+        manifest, directions = model.bundle.manifest, model.bundle.directions
+        settings, limits = model.settings, self._limits
         can_be = [can_be_wished(directions, name) for name in directions.names]
         columns = (directions.names, directions.positives, directions.negatives, directions.kinds, can_be)
         return pb.GetModelResponse(
@@ -168,9 +164,9 @@ class LatentEngine:
             max_batch_size=manifest.max_batch_size,
             limits=pb.Limits(
                 max_images_per_request=model.max_images,
-                max_message_bytes=limits.max_message_bytes,
-                max_queued_images=model.settings.max_queue,
-                max_pixels_per_file=limits.max_pixels_per_file,
+                max_message_bytes=settings.max_message_bytes,
+                max_queued_images=settings.max_queue,
+                max_pixels_per_file=settings.max_pixels_per_file,
                 max_concurrent_streams=limits.max_concurrent_streams,
                 max_images_per_second=limits.max_images_per_second,
                 max_requests_ahead=_REQUESTS_AHEAD,
@@ -181,7 +177,7 @@ class LatentEngine:
             models=self._repository.names,
             fingerprint=model.fingerprint,
             distributions=[DISTRIBUTIONS[name] for name in model.priors],
-            max_delay_ms=model.settings.max_delay * 1000,
+            max_delay_ms=settings.max_delay * 1000,
         )
 
     def _scope(self, request: Any, call: Call) -> RequestScope:

@@ -98,8 +98,6 @@ class RequestParser:
         count, height, width, data = raw.count, raw.height, raw.width, raw.data
         size, expected = self._image_size, count * height * width * 3
         self.check_count(count, f"{field}.count")
-        if count < 1:
-            raise InvalidRequest(f"{field}.count is 0; send at least one image", f"{field}.count")
         if (height, width) != (size, size):
             raise InvalidRequest(
                 f"raw images must be {size}x{size} for this model, not {height}x{width}; "

@@ -12,7 +12,7 @@ from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of, random_images
 
 from engine.client import Client
-from engine.models.model import MAX_MESSAGE_BYTES
+from engine.config import ServerConfig
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 
@@ -187,10 +187,10 @@ def test_a_method_that_does_not_exist(server: ServerProcess) -> None:
 
 
 def test_a_message_beyond_the_limit(server: ServerProcess, stub: Any) -> None:
-    request = pb.EncodeRequest(images=files(bytes(MAX_MESSAGE_BYTES)))
+    request = pb.EncodeRequest(images=files(bytes(ServerConfig.max_message_bytes)))
     status, details = check_refusal(stub.Encode, request)
     assert status == "RESOURCE_EXHAUSTED"
-    assert str(MAX_MESSAGE_BYTES) in details
+    assert str(ServerConfig.max_message_bytes) in details
     check_it_still_serves(server)
 
 
