@@ -16,7 +16,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
+from engine.errors import DirectionsError, InvalidField, InvalidRequest, UnknownAttribute
 from engine.process.files import reading
 
 Floats = npt.NDArray[np.float32]
@@ -149,9 +149,7 @@ class Directions:
             for index, (target, strength) in enumerate(moves):
                 field = f"edits[{index}]"
                 if not math.isfinite(strength):
-                    raise InvalidRequest(
-                        f"{field}: the strength is {strength}; it must be a finite number", f"{field}.strength"
-                    )
+                    raise InvalidField(f"{field}.strength", f"is {strength}; it must be a finite number")
                 vector = self._vector(target, kept, field)
                 if strength:
                     step += float(strength) * self._beside(vector, kept, target, field)
@@ -181,8 +179,8 @@ class Directions:
         # Of an edit that comes to nothing the unedited picture would come back.
         if rest @ rest < _LEAST_SHARE**2 * (vector @ vector):
             what = repr(target) if isinstance(target, str) else "the direction"
-            raise InvalidRequest(
-                f"{field}: nothing is left of {what} when {', '.join(sorted(kept))} must stay; keep fewer", field
+            raise InvalidField(
+                field, f": nothing is left of {what} when {', '.join(sorted(kept))} must stay; keep fewer"
             )
         return rest
 
@@ -190,16 +188,15 @@ class Directions:
         """Direction [D] of one edit."""
         if isinstance(target, str):
             if target in kept:
-                raise InvalidRequest(f"{field}: {target!r} is both edited and kept; take it out of one of them", field)
+                raise InvalidField(field, f": {target!r} is both edited and kept; take it out of one of them")
             return self.named(target, field).astype(np.float64)
         if target.shape != (self.latent_dim,):
-            raise InvalidRequest(
-                f"{field}: the direction has the shape {list(target.shape)}; this model's latents have "
-                f"{self.latent_dim} values",
-                field,
+            raise InvalidField(
+                f"{field}.direction",
+                f"has the shape {list(target.shape)}; this model's latents have {self.latent_dim} values",
             )
         if not np.isfinite(target).all():
-            raise InvalidRequest(f"{field}: the direction has values that are NaN or infinite", field)
+            raise InvalidField(f"{field}.direction", "has values that are NaN or infinite")
         return target.astype(np.float64)
 
     def named(self, name: str, field: str = "") -> Floats:

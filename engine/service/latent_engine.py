@@ -13,7 +13,7 @@ import numpy.typing as npt
 from google.protobuf.descriptor import ServiceDescriptor
 
 from engine.bundle import Preprocessing
-from engine.errors import InvalidRequest
+from engine.errors import InvalidField, InvalidRequest
 from engine.latents import can_be_wished, linear, spherical
 from engine.models.model import Model, RequestContext, Source
 from engine.models.repository import ModelRepository
@@ -89,7 +89,9 @@ class LatentEngine:
         with self._scope(request, call) as scope:
             output = read_output(request)
             if not (request.edits or request.having or request.lacking):
-                raise InvalidRequest("edits is empty; name at least one attribute or direction", "edits")
+                raise InvalidField(
+                    "edits", "is empty, and so are having and lacking; name at least one attribute or direction"
+                )
             move, wishes = scope.parser.move(request.edits, request.keep), scope.parser.wishes(request)
             source = scope.parser.source(request)
             if source is None:
@@ -110,9 +112,9 @@ class LatentEngine:
         with self._scope(request, call) as scope:
             output = read_output(request)
             if request.walk not in _WALKS:
-                raise InvalidRequest(f"walk is {request.walk}, which is none of Walk's values", "walk")
+                raise InvalidField("walk", f"is {request.walk}, which is none of Walk's values")
             if request.steps < 2:
-                raise InvalidRequest(f"steps is {request.steps}; a walk has at least 2 points, its ends", "steps")
+                raise InvalidField("steps", f"is {request.steps}; a walk has at least 2 points, its ends")
             start, end = _read_end(scope, request, "start"), _read_end(scope, request, "end")
             count = len(start)
             if count != len(end):
@@ -131,9 +133,7 @@ class LatentEngine:
             output = read_output(request)
             temperature = request.temperature if request.HasField("temperature") else 1.0
             if not 0 <= temperature <= _MAX_TEMPERATURE:
-                raise InvalidRequest(
-                    f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
-                )
+                raise InvalidField("temperature", f"is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}")
             prior = read_prior(request, scope.model.priors)
             wishes = scope.parser.wishes(request)
             with scope.admit(request.count, "count", "ask for", decodes=True) as context:
@@ -195,7 +195,7 @@ def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
 def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) -> Source:
     source = scope.parser.source(getattr(request, name), f"{name}.")
     if source is None:
-        raise InvalidRequest(f"{name} has no source; set {name}.images or {name}.latents", name)
+        raise InvalidField(name, f"has no source; set {name}.images or {name}.latents")
     return source
 
 

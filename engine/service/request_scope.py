@@ -92,7 +92,7 @@ class RequestScope:
 
     @contextmanager
     def admit(
-        self, count: int, field: str = "", verb: str = "send", *, decodes: bool = False
+        self, count: int, field: str = "source", verb: str = "send", *, decodes: bool = False
     ) -> Iterator[RequestContext]:
         """To be entered around all work on so many images or latents; gives the context that a model computes for.
 

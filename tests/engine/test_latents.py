@@ -127,7 +127,7 @@ def test_a_move_is_checked_before_it_meets_a_batch() -> None:
     assert unknown.value.field == "keep"
     with pytest.raises(InvalidRequest, match=r"edits\[0\]: 'Male' is both edited and kept"):
         directions.move([("Male", 1.0)], keep=["Smiling", "Male"])
-    with pytest.raises(InvalidRequest, match=r"edits\[1\]: the strength is nan"):
+    with pytest.raises(InvalidRequest, match=r"edits\[1\]\.strength is nan"):
         directions.move([("Male", 1.0), ("Smiling", float("nan"))])
     with pytest.raises(InvalidRequest, match=rf"shape \[3\]; this model's latents have {size}"):
         directions.move([(np.ones(3, np.float32), 1.0)])
