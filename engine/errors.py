@@ -58,6 +58,25 @@ class InvalidRequest(EngineError):  # noqa: N818 - reads better without the suff
         self.field = field
 
 
+class InvalidField(InvalidRequest):
+    """Raise when one field of a request is wrong.
+
+    The sentence begins with the field, and isn't written before it is read: whoever made the request of something else
+    sets `field` to where the fault lies there.
+
+    Args:
+        field: Path of the field.
+        fault: What is wrong with it, for example "is 0; send at least one image" or ": the file is damaged".
+    """
+
+    def __init__(self, field: str, fault: str) -> None:
+        super().__init__(fault, field)
+
+    def __str__(self) -> str:
+        fault = super().__str__()
+        return f"{self.field}{fault}" if fault.startswith(":") else f"{self.field} {fault}"
+
+
 class UnknownAttribute(EngineError):  # noqa: N818
     """Raise when a request names an attribute that this model has no direction for."""
 

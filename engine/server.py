@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
 from typing import Any
 
 import grpc
@@ -25,7 +24,7 @@ from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread
 from engine.service import health, latent_engine, reflection
 from engine.service.interceptor import CallInterceptor
-from engine.service.latent_engine import LatentEngine, Limits, add_to_server
+from engine.service.latent_engine import LatentEngine, Limits
 from engine.service.open_inference import service as open_inference
 from engine.service.open_inference.service import OpenInference
 from engine.telemetry.metrics import Metrics
@@ -141,10 +140,8 @@ def settings_of(config: ServerConfig) -> Settings:
 
 
 def limits_of(config: ServerConfig) -> Limits:
-    """What the configuration says that clients are told of."""
+    """What clients are told of beside that."""
     return Limits(
-        max_message_bytes=config.max_message_bytes,
-        max_pixels_per_file=config.max_pixels_per_file,
         max_concurrent_streams=config.max_concurrent_streams,
         max_images_per_second=config.max_images_per_second,
     )
@@ -182,9 +179,10 @@ def _add_services(
     served: Sequence[tuple[ServiceDescriptor, Any]],
 ) -> None:
     for service, servicer in served:
-        calls.register(partial(add_to_server, service), servicer, server)
-    files = (health.FILE, *(service.file for service, _ in served))
-    calls.register(reflection.add_to_server, reflection.servicer_of(files), server)
+        calls.register(server, service, servicer)
+    reflects = reflection.servicer_of((health.FILE, *(service.file for service, _ in served)))
+    for name in reflection.NAMES:
+        calls.register(server, reflection.SERVICE, reflects, name)
     # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
     health.add_to_server(healths, server)
 

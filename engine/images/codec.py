@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidField, InvalidRequest
 from engine.images.files import MAX_FILE_PIXELS, UNLIMITED, decode_file, encode_file
 from engine.images.pixel_budget import PixelBudget
 from engine.process.threads import give_way
@@ -71,15 +71,13 @@ class Codec:
         Raises:
             InvalidRequest: Naming, by its index, a file that can't be used.
         """
-        if not files:
-            raise InvalidRequest(f"{field} is empty; send at least one image", field)
         images = np.empty((len(files), self._frame.size, self._frame.size, 3), np.uint8)
 
         def decode_into(index: int) -> None:
             try:
                 images[index] = decode_file(files[index], self._frame, self._max_pixels, self._budget)
             except InvalidRequest as error:
-                raise InvalidRequest(f"{field}[{index}] {error}", f"{field}[{index}]") from error
+                raise InvalidField(f"{field}[{index}]", str(error)) from error
 
         await self._map(client, decode_into, range(len(files)))
         return images

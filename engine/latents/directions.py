@@ -4,18 +4,19 @@ Shapes: N latents of dimension D, A attributes, K kept directions.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
+from engine.errors import DirectionsError, InvalidField, InvalidRequest, UnknownAttribute
 from engine.process.files import reading
 
 Floats = npt.NDArray[np.float32]
@@ -36,9 +37,6 @@ _LARGEST_STEP = 1e30
 
 # Sets of kept attributes are chosen by clients; this many are remembered.
 _REMEMBERED_SPANS = 256
-# So are edits. Of no more than so many names each: the memory is a few megabytes, whatever clients send.
-_REMEMBERED_MOVES = 1024
-_REMEMBERED_NAMES = 16
 
 
 @dataclass(frozen=True)
@@ -55,28 +53,12 @@ class Move:
     step: Floats
 
     def __post_init__(self) -> None:
-        if not (np.abs(self.step) <= _LARGEST_STEP).all():
+        if not np.abs(self.step).max() <= _LARGEST_STEP:
             raise InvalidRequest(
                 f"the edits add up to a step of {float(np.abs(self.step).max()):g}; at most {_LARGEST_STEP:g} is "
                 "accepted, and a few units are useful",
                 "edits",
             )
-
-
-class Rows(Protocol):
-    """Rows start to stop of a batch, and what is to be done with them."""
-
-    @property
-    def tag(self) -> Any:
-        """A `Move`, or None for none."""
-
-    @property
-    def start(self) -> int:
-        """First row."""
-
-    @property
-    def stop(self) -> int:
-        """Row after the last."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +129,7 @@ class Directions:
     def move(self, moves: Sequence[tuple[Floats | str, float]], keep: Sequence[str] = ()) -> Move:
         """Sums up edits: every one adds `strength * vector`.
 
-        With `keep`, only the part of the sum that is orthogonal to the span of all kept directions is applied
+        With `keep`, only the part of each that is orthogonal to the span of all kept directions is applied
         (InterFaceGAN's conditional manipulation, arXiv 1907.10786).
 
         Args:
@@ -160,63 +142,61 @@ class Directions:
                 use.
             UnknownAttribute: When this model has no direction of a name.
         """
-        edits, kept = tuple(moves), tuple(keep)
-        if len(edits) + len(kept) <= _REMEMBERED_NAMES and all(isinstance(target, str) for target, _ in edits):
-            return self._named_move_of(edits, kept)
-        return self._sum(edits, kept)
-
-    def _sum(self, moves: Sequence[tuple[Floats | str, float]], keep: Sequence[str]) -> Move:
-        step, kept = np.zeros(self.latent_dim, np.float64), frozenset(keep)
+        step, kept = np.zeros(self.latent_dim), frozenset(keep)
+        if kept:
+            self._basis_of(kept)  # names must be known, even where nothing is moved
         with np.errstate(over="ignore", invalid="ignore"):  # Move refuses what comes of it
             for index, (target, strength) in enumerate(moves):
-                vector = self._vector(f"edits[{index}]", target, strength, kept)
-                step += float(strength) * vector
-                if kept and strength:
-                    self._require_rest(f"edits[{index}]", target, vector, kept)
-            if kept:
-                step = _remove(step, self._basis_of(kept))
+                field = f"edits[{index}]"
+                if not math.isfinite(strength):
+                    raise InvalidField(f"{field}.strength", f"is {strength}; it must be a finite number")
+                vector = self._vector(target, kept, field)
+                if strength:
+                    step += float(strength) * self._beside(vector, kept, target, field)
             return Move(step.astype(np.float32))
 
     def beside(self, name: str, keep: Sequence[str], field: str) -> Doubles:
         """The part of an attribute's direction, [D], along which nothing of what is kept changes.
+
+        Args:
+            name: The attribute.
+            keep: Names of attributes along whose directions nothing may change.
+            field: Of the request, which names it.
 
         Raises:
             InvalidRequest: When nothing is left of it, or the attribute is kept itself.
             UnknownAttribute: When this model has no direction of a name.
         """
         kept = frozenset(keep)
-        vector = self._vector(field, name, 1.0, kept)
+        return self._beside(self._vector(name, kept, field), kept, name, field)
+
+    def _beside(self, vector: Doubles, kept: frozenset[str], target: Floats | str, field: str) -> Doubles:
+        """The part of a vector that is orthogonal to the span of what is kept, if there is one."""
         if not kept:
             return vector
-        self._require_rest(field, name, vector, kept)
-        return _remove(vector, self._basis_of(kept))
-
-    def _require_rest(self, field: str, target: Floats | str, vector: Doubles, kept: frozenset[str]) -> None:
-        """Refuses an edit that what is kept leaves nothing of, rather than give back the unedited picture."""
-        if np.linalg.norm(_remove(vector, self._basis_of(kept))) < _LEAST_SHARE * np.linalg.norm(vector):
+        basis = self._basis_of(kept)
+        rest: Doubles = vector - basis.T @ (basis @ vector)
+        # Of an edit that comes to nothing the unedited picture would come back.
+        if rest @ rest < _LEAST_SHARE**2 * (vector @ vector):
             what = repr(target) if isinstance(target, str) else "the direction"
-            raise InvalidRequest(
-                f"{field}: nothing is left of {what} when {', '.join(sorted(kept))} must stay; keep fewer", field
+            raise InvalidField(
+                field, f": nothing is left of {what} when {', '.join(sorted(kept))} must stay; keep fewer"
             )
+        return rest
 
-    def _vector(self, field: str, target: Floats | str, strength: float, kept: frozenset[str]) -> Doubles:
+    def _vector(self, target: Floats | str, kept: frozenset[str], field: str) -> Doubles:
         """Direction [D] of one edit."""
-        if not np.isfinite(strength):
-            raise InvalidRequest(
-                f"{field}: the strength is {strength}; it must be a finite number", f"{field}.strength"
-            )
         if isinstance(target, str):
             if target in kept:
-                raise InvalidRequest(f"{field}: {target!r} is both edited and kept; take it out of one of them", field)
+                raise InvalidField(field, f": {target!r} is both edited and kept; take it out of one of them")
             return self.named(target, field).astype(np.float64)
         if target.shape != (self.latent_dim,):
-            raise InvalidRequest(
-                f"{field}: the direction has the shape {list(target.shape)}; this model's latents have "
-                f"{self.latent_dim} values",
-                field,
+            raise InvalidField(
+                f"{field}.direction",
+                f"has the shape {list(target.shape)}; this model's latents have {self.latent_dim} values",
             )
         if not np.isfinite(target).all():
-            raise InvalidRequest(f"{field}: the direction has values that are NaN or infinite", field)
+            raise InvalidField(f"{field}.direction", "has values that are NaN or infinite")
         return target.astype(np.float64)
 
     def named(self, name: str, field: str = "") -> Floats:
@@ -238,11 +218,6 @@ class Directions:
     @cached_property
     def _vector_of(self) -> dict[str, Floats]:
         return dict(zip(self.names, self.vectors, strict=True))
-
-    @cached_property
-    def _named_move_of(self) -> Callable[[tuple[Any, ...], tuple[str, ...]], Move]:
-        """Clients ask for the same few edits again and again."""
-        return lru_cache(_REMEMBERED_MOVES)(self._sum)
 
     @cached_property
     def _basis_of(self) -> Callable[[frozenset[str]], Doubles]:
@@ -299,22 +274,6 @@ def _sides(pair: Any) -> Sides | None:
     return float(without), float(having)
 
 
-def steps_of(parts: Sequence[Rows], count: int, latent_dim: int) -> Floats:
-    """What is added to the latents of a batch of `count`, those of each request by its own step: float32 [N, D].
-
-    Args:
-        parts: Rows with a `Move` or None as tag; rows that no part names stay where they are.
-        count: Of latents, N.
-        latent_dim: D.
-    """
-    steps = np.zeros((count, latent_dim), np.float32)
-    if moved := [part for part in parts if part.tag is not None]:
-        rows = np.concatenate([np.arange(part.start, part.stop) for part in moved])
-        counts = [part.stop - part.start for part in moved]
-        steps[rows] = np.repeat(np.stack([part.tag.step for part in moved]), counts, axis=0)
-    return steps
-
-
 def _basis(vectors: Doubles) -> Doubles:
     """Orthonormal rows [at most K, D] that span the rows of `vectors` [K, D]."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -322,8 +281,3 @@ def _basis(vectors: Doubles) -> Doubles:
     _, sizes, basis = np.linalg.svd(units, full_matrices=False)
     found: Doubles = basis[sizes > _SPAN_TOLERANCE * max(float(sizes[0]), 1.0)]
     return found
-
-
-def _remove(step: Doubles, basis: Doubles) -> Doubles:
-    """Part of `step` [D] that is orthogonal to every row of `basis` [K, D]."""
-    return step - basis.T @ (basis @ step)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidField, InvalidRequest
 from engine.latents.directions import Directions, Doubles, Floats
 
 # Directions aren't orthogonal: where one wish moves a latent, another may move it back, each time by less. What so many
@@ -104,10 +104,10 @@ def _wish(directions: Directions, name: str, field: str, sign: int, keep: Sequen
     vector = directions.named(name, field).astype(np.float64)
     sides = directions.sides[directions.names.index(name)]
     if sides is None or not can_be_wished(directions, name):
-        raise InvalidRequest(
-            f"{field}: where faces with and without {name!r} lie is not known to this bundle, so it can't be wished; "
-            "compute the run's directions again (python -m trainer directions) and export it again",
+        raise InvalidField(
             field,
+            f": where faces with and without {name!r} lie is not known to this bundle, so it can't be wished; compute "
+            "the run's directions again (python -m trainer directions) and export it again",
         )
     square = float(np.cumsum(vector**2)[-1])
     way = directions.beside(name, keep, field)

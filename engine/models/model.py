@@ -16,7 +16,7 @@ from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
-from engine.latents import Gaussian, Move, Prior, Wishes, load_priors, steps_of
+from engine.latents import Gaussian, Move, Prior, Wishes, load_priors
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -28,8 +28,6 @@ Source: TypeAlias = Images | Floats
 
 STANDARD = "standard"
 """Name of N(0, I) among the priors that samples are drawn from."""
-
-MAX_MESSAGE_BYTES = 16 * 2**20
 
 # Multiplications that latents may take on the event loop, about a millisecond's. Most requests are small, and a thread
 # would cost them more than it saves.
@@ -57,7 +55,7 @@ class Settings:
     codec_threads: int = 2
     max_pixels_per_file: int = MAX_FILE_PIXELS
     pixels: PixelBudget = field(default_factory=PixelBudget)
-    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_message_bytes: int = 16 * 2**20
     max_images_per_request: int = 1024
 
 
@@ -229,8 +227,8 @@ class Model:
         return (self.backend.decode(latents),)
 
     def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
-        steps = steps_of(parts, len(images), self.bundle.manifest.latent_dim)
-        return self.backend.edit(images, steps)
+        counts = [part.stop - part.start for part in parts]
+        return self.backend.edit(images, np.repeat(np.stack([part.tag.step for part in parts]), counts, axis=0))
 
 
 def latents_of(source: Source) -> Floats | None:

@@ -14,8 +14,8 @@ from engine.proof.opening import open_proven
 from engine.server import limits_of, settings_of
 from engine.service.interceptor import host_of
 from engine.service.latent_engine import LatentEngine
-from engine.service.response import StreamResponse
 from engine.service.status import domain_error, rpc_status_of
+from engine.service.zero_copy import StreamResponse
 from engine.telemetry.metrics import Metrics
 from protos import dfcvae_pb2 as pb
 

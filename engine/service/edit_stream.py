@@ -16,8 +16,8 @@ from engine.models.model import Model, Source, latents_of
 from engine.models.repository import ModelRepository
 from engine.service.request_parser import count_sent, read_output, size_sent
 from engine.service.request_scope import Call, RequestScope
-from engine.service.response import ImageResponse, StreamResponse
 from engine.service.status import domain_error, truncated
+from engine.service.zero_copy import ImageResponse, StreamResponse
 from framing import Frame
 from protos import dfcvae_pb2 as pb
 

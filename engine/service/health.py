@@ -79,7 +79,7 @@ class Health:
 
 
 def add_to_server(healths: Health, server: Server) -> None:
-    """Adds the service, as the generated function does, but for bytes that are no message: they are told so."""
+    """Adds the service to a server; bytes that are no message are told so."""
     encode = _Answer.SerializeToString
     handlers = {
         "Check": grpc.unary_unary_rpc_method_handler(healths.Check, _read, encode),

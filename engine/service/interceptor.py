@@ -1,26 +1,30 @@
 """What every call passes on its way in and out: admission, limits, statuses, figures, log and traces.
 
 A call is judged by what comes before its message: client, token, room; of one that is refused no message is received.
-Handlers are wrapped once, when a servicer is registered, and see bytes also where they are no message.
+Handlers are wrapped once, when a service is registered, and see bytes also where they are no message.
 """
 
 import itertools
 import logging
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from functools import lru_cache
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
 
 from engine.access.admission import Admission, CallPermit, Guards
 from engine.access.auth import name_in_certificate
-from engine.errors import EngineError, ShuttingDown
-from engine.service.call_scope import CallScope, CallServices
+from engine.errors import EngineError, Overloaded, ShuttingDown, release_frames
 from engine.service.request_stream import RequestStream
-from engine.service.status import RpcStatus, rpc_status_of
+from engine.service.status import RpcStatus, domain_error, rpc_status_of
+from engine.service.zero_copy import parser
+from engine.telemetry import logs
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
 from engine.telemetry.tracing import Tracing
@@ -29,6 +33,8 @@ from engine.transport.core import CoreCall
 
 _INCOMPLETE = "the call ended before its message had come: it was too large or too late, or the client gave up"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
+
+_OK = grpc.StatusCode.OK
 
 # A name for calls that come without one, which no call of another server has.
 _ids = itertools.count(1)
@@ -52,6 +58,8 @@ class CallInterceptor:
     Attributes:
         admission: Counts calls; it is to be opened.
         metrics: What counts calls.
+        log: Has a line for each.
+        tracing: Makes a span for each; None: no spans.
     """
 
     def __init__(
@@ -64,9 +72,9 @@ class CallInterceptor:
         self._methods: dict[str, MethodFigures] = {}  # those that aren't probes, by path
         self._streaming: set[str] = set()  # their paths, where they are streams
         self._refusals = CallLog(logging.getLogger("engine.service"))  # used by who takes core's events only
-        self.metrics = metrics
+        self.metrics, self.tracing = metrics, tracing
         self._max_stream_idle_s = max_stream_idle_s
-        self._services = CallServices(self.admission, CallLog(logging.getLogger("engine.service")), tracing)
+        self.log = CallLog(logging.getLogger("engine.service"))
         self._streams: set[RequestStream] = set()
         metrics.gauge("calls_in_flight", "Calls whose answer has not left.", lambda: self.admission.total.calls)
         metrics.gauge(
@@ -75,15 +83,20 @@ class CallInterceptor:
             lambda: self.admission.total.bytes + self.admission.total.windows,
         )
 
-    def register(self, add: Callable[[Any, Any], None], servicer: Any, server: Server) -> None:
-        """Adds a servicer to a server, its handlers wrapped.
+    def register(self, server: Server, service: ServiceDescriptor, servicer: Any, name: str = "") -> None:
+        """Adds a service to a server, whose methods the servicer's of the same names answer.
 
         Args:
-            add: The generated function that adds it, for example `add_HealthServicer_to_server`.
-            servicer: What answers.
             server: Where to.
+            service: The definition.
+            servicer: Takes messages and a `CallScope`, gives what has `SerializeToString`.
+            name: What the service goes by; "" for the name in its definition.
         """
-        add(servicer, _Registrar(self, server))
+        name = name or service.full_name
+        handlers = {
+            method.name: self._handler(f"/{name}/{method.name}", method, servicer) for method in service.methods
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
 
     def admit(self, call: CoreCall) -> CallPermit | RpcStatus:
         """What a call has from now on, or what it is ended with; for `engine.transport.Server`."""
@@ -120,7 +133,7 @@ class CallInterceptor:
         """A call ended before its message had come; for `engine.transport.Server`."""
         if method := self._methods.get(path):
             method.incomplete += 1
-            self._services.log.failed(method.name, "CANCELLED", client, 0.0, _INCOMPLETE)
+            self.log.failed(method.name, "CANCELLED", client, 0.0, _INCOMPLETE)
 
     async def drain(self, timeout: float) -> None:
         """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.
@@ -140,26 +153,27 @@ class CallInterceptor:
         for messages in self._streams:
             messages.recheck()
 
-    def wrap(self, path: str, handler: Any) -> Any:
-        """A handler that takes and gives bytes, around one that takes and gives messages."""
-        method = self._methods[path] = self.metrics.method(path)
-        if handler.stream_stream:
-            self._streaming.add(path)
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._answering(method, handler))
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(self._conversing(method, handler))
+    def _handler(self, path: str, definition: MethodDescriptor, servicer: Any) -> Any:
+        """A handler that takes and gives bytes, around a method that takes and gives messages."""
+        method, decode = self.metrics.method(path), parser(GetMessageClass(definition.input_type))
+        answer = getattr(servicer, definition.name)
+        self._methods[path] = method
+        match definition.client_streaming, definition.server_streaming:
+            case False, False:
+                return grpc.unary_unary_rpc_method_handler(self._answering(method, decode, answer))
+            case True, True:
+                self._streaming.add(path)
+                return grpc.stream_stream_rpc_method_handler(self._conversing(method, decode, answer))
         raise NotImplementedError(f"{method.name} is neither unary nor a stream in both directions")
 
-    def _answering(self, method: MethodFigures, handler: Any) -> Callable[[bytes, Any], Any]:
-        decode, encode, answer = handler.request_deserializer, handler.response_serializer, handler.unary_unary
-        services = self._services
-
+    def _answering(
+        self, method: MethodFigures, decode: Callable[[bytes], Any], answer: Callable[..., Any]
+    ) -> Callable[[bytes, Any], Any]:
         async def call(request: bytes, context: Any) -> bytes:
-            with CallScope(services, method, context) as scope:
+            with CallScope(self, method, context) as scope:
                 scope.begin()
                 method.received(len(request))
-                response: bytes = encode(await answer(decode(request), scope))
+                response: bytes = (await answer(decode(request), scope)).SerializeToString()
                 method.sent_bytes += len(response)
                 context.permit.answered(len(request), len(response))
                 return response
@@ -167,18 +181,18 @@ class CallInterceptor:
 
         return call
 
-    def _conversing(self, method: MethodFigures, handler: Any) -> Callable[[Any, Any], AsyncIterator[bytes]]:
-        decode, encode, answers = handler.request_deserializer, handler.response_serializer, handler.stream_stream
-
+    def _conversing(
+        self, method: MethodFigures, decode: Callable[[bytes], Any], answers: Callable[..., Any]
+    ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
-            with CallScope(self._services, method, context) as scope:
+            with CallScope(self, method, context) as scope:
                 scope.begin()
                 messages = RequestStream(context, decode, method, check=scope.check, max_idle_s=self._max_stream_idle_s)
                 self._streams.add(messages)
                 try:
                     async with aclosing(answers(messages, scope)) as responses:
                         async for response in responses:
-                            data = encode(response)
+                            data: bytes = response.SerializeToString()
                             method.sent_bytes += len(data)
                             yield data
                             messages.answered()
@@ -193,22 +207,137 @@ class CallInterceptor:
         return call
 
 
-class _Registrar:
-    """What a generated `add_..._to_server` takes for a server."""
+class CallScope:
+    """A call, as a context around its answer; `refuse` ends it when the answer raised something.
 
-    def __init__(self, interceptor: CallInterceptor, server: Server) -> None:
-        self._interceptor = interceptor
-        self._server = server
+    Handlers get it in place of gRPC's context: it is a `Call` of `engine.service.request_scope`.
 
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """The same handlers come to `add_registered_method_handlers`, by name."""
+    Args:
+        calls: What all calls pass.
+        method: Its RPC.
+        context: Of gRPC.
 
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        wrapped = {name: self._interceptor.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+    Attributes:
+        client: Whose call it is, for fairness and limits: the name of the token, or of the certificate, else the
+            peer's host.
+    """
+
+    client = ""
+    _request_id = ""
+    _images = 0  # that there was room for
+    _refusal: RpcStatus | None = None
+    _span: Any = None
+    _version = 0
+
+    def __init__(self, calls: CallInterceptor, method: MethodFigures, context: Any) -> None:
+        self._arrived = time.perf_counter()
+        self._calls = calls
+        self._method = method
+        self._context = context
+
+    def begin(self) -> None:
+        """Begins to answer the call.
+
+        Raises:
+            EngineError: When there is no room for its message.
+        """
+        context, permit = self._context, self._context.permit
+        self.client, self._request_id = permit.client, permit.request_id
+        logs.request_id.set(self._request_id)
+        context.set_trailing_metadata((("x-request-id", self._request_id),))
+        if self._calls.tracing is not None:
+            metadata = context.invocation_metadata()
+            self._span = self._calls.tracing.start(self._method.path, self._request_id, metadata)
+        self._version = permit.version
+        if permit.refusal is not None:
+            raise permit.refusal
+
+    def time_remaining(self) -> float | None:
+        """As `Call` says."""
+        left: float | None = self._context.time_remaining()
+        return left
+
+    def spend(self, images: int) -> None:
+        """As `Call` says."""
+        if (rate := self._calls.admission.guards.rate) is not None:
+            rate.spend(self.client, images)
+
+    def give_back(self, images: int) -> None:
+        """As `Call` says."""
+        if (rate := self._calls.admission.guards.rate) is not None:
+            rate.give_back(self.client, images)
+
+    def count(self, images: int) -> None:
+        """As `Call` says."""
+        self._method.images += images
+        self._images += images
+
+    def hold(self, size: int) -> None:
+        """As `Call` says."""
+        self._context.permit.hold(size)
+
+    def replied(self, code: str, error: str) -> None:
+        """As `Call` says."""
+        self._method.answered(code)
+        if error:
+            self._calls.log.failed_in_stream(self._method.name, code, self.client, error)
+
+    def check(self) -> None:
+        """Lets a stream go on whose token has not been withdrawn meanwhile.
+
+        Raises:
+            Unauthenticated: When it has.
+        """
+        tokens = self._calls.admission.guards.tokens
+        if tokens is not None and tokens.version != self._version:
+            tokens.name_of(self._context.permit.authorization)
+            self._version = tokens.version
+
+    async def refuse(self) -> NoReturn:
+        """Ends the call with what it is refused with.
+
+        `abort` answers with nothing but a status, which is what lets clients' retry policies try again; setting code
+        and details would send a header first.
+        """
+        assert self._refusal is not None
+        await self._context.abort(*self._refusal)
+        raise AssertionError("abort raises")
+
+    def __enter__(self) -> "CallScope":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        seconds = time.perf_counter() - self._arrived
+        log, method, client = self._calls.log, self._method.name, self.client
+        if error is None:
+            code, message = _OK, ""
+            if log.verbose:
+                log.answered(method, client, seconds)
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            self._refusal = rpc_status_of(domain_error(error, method), self._request_id)
+            code, message = self._refusal.code, self._refusal.message
+            log.failed(method, code.name, client, seconds, message)
+            if isinstance(error, Overloaded) and error.recheck is not None:
+                self._context.permit.usage.overloaded[self._method.path] = error.recheck
+            release_frames(error)
+        else:
+            code, message = self._code_of_the_end(error), "given up"
+            log.failed(method, code.name, client, seconds, message)
+        self._method.ended("OK" if code is _OK else code.name, seconds)
+        if self._span is not None and self._calls.tracing is not None:
+            self._calls.tracing.end(self._span, code.name, message, self._images)
+        return self._refusal is not None
+
+    def _code_of_the_end(self, error: BaseException) -> grpc.StatusCode:
+        if isinstance(error, grpc.aio.AbortError):
+            return self._context.code() or grpc.StatusCode.UNKNOWN
+        left = self._context.time_remaining()
+        late = left is not None and left <= 0
+        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
 
 
-@lru_cache(maxsize=4096)
 def host_of(peer: str) -> str:
     """The host in gRPC's name of a peer, for example ipv4:127.0.0.1:50051 or ipv6:%5B::1%5D:50051."""
     kind, _, address = peer.partition(":")

@@ -3,48 +3,37 @@
 Shapes: N images of side S, latents of dimension D.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message_factory import GetMessageClass
 
 from engine.bundle import Preprocessing
-from engine.errors import InvalidRequest
-from engine.images import MAX_FILE_PIXELS
-from engine.latents import Wishes, can_be_wished, linear, spherical
-from engine.models.model import MAX_MESSAGE_BYTES, Model, RequestContext, Source
+from engine.errors import InvalidField, InvalidRequest
+from engine.latents import can_be_wished, linear, spherical
+from engine.models.model import Model, RequestContext, Source
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream, StreamCall
 from engine.service.request_parser import (
     DISTRIBUTIONS,
     OutputSpec,
     latent_batch,
-    parser,
     read_form,
     read_output,
     read_prior,
 )
 from engine.service.request_scope import Call, RequestScope
-from engine.service.response import ImageResponse, StreamResponse, serialize
+from engine.service.zero_copy import ImageResponse, StreamResponse
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
-# By whether clients stream, and whether the server does.
-_KINDS: dict[tuple[bool, bool], Callable[..., Any]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
 _MAX_TEMPERATURE = 10.0
 
 _WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL: spherical}
@@ -55,17 +44,13 @@ _REQUESTS_AHEAD = 64
 
 @dataclass(frozen=True)
 class Limits:
-    """The server's limits; the fields are those of `Limits` in protos/dfcvae.proto.
+    """What clients are told of the server's limits beside those of a model's `Settings`.
 
     Attributes:
-        max_message_bytes: Largest message.
-        max_pixels_per_file: Largest image file.
         max_concurrent_streams: Calls that one connection may have open; 0: no limit.
         max_images_per_second: Images and latents a second that one client may have worked on; 0: no limit.
     """
 
-    max_message_bytes: int = MAX_MESSAGE_BYTES
-    max_pixels_per_file: int = MAX_FILE_PIXELS
     max_concurrent_streams: int = 0
     max_images_per_second: float = 0.0
 
@@ -104,7 +89,9 @@ class LatentEngine:
         with self._scope(request, call) as scope:
             output = read_output(request)
             if not (request.edits or request.having or request.lacking):
-                raise InvalidRequest("edits is empty; name at least one attribute or direction", "edits")
+                raise InvalidField(
+                    "edits", "is empty, and so are having and lacking; name at least one attribute or direction"
+                )
             move, wishes = scope.parser.move(request.edits, request.keep), scope.parser.wishes(request)
             source = scope.parser.source(request)
             if source is None:
@@ -125,9 +112,9 @@ class LatentEngine:
         with self._scope(request, call) as scope:
             output = read_output(request)
             if request.walk not in _WALKS:
-                raise InvalidRequest(f"walk is {request.walk}, which is none of Walk's values", "walk")
+                raise InvalidField("walk", f"is {request.walk}, which is none of Walk's values")
             if request.steps < 2:
-                raise InvalidRequest(f"steps is {request.steps}; a walk has at least 2 points, its ends", "steps")
+                raise InvalidField("steps", f"is {request.steps}; a walk has at least 2 points, its ends")
             start, end = _read_end(scope, request, "start"), _read_end(scope, request, "end")
             count = len(start)
             if count != len(end):
@@ -146,11 +133,9 @@ class LatentEngine:
             output = read_output(request)
             temperature = request.temperature if request.HasField("temperature") else 1.0
             if not 0 <= temperature <= _MAX_TEMPERATURE:
-                raise InvalidRequest(
-                    f"temperature is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}", "temperature"
-                )
+                raise InvalidField("temperature", f"is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}")
             prior = read_prior(request, scope.model.priors)
-            wishes = Wishes.of(scope.model.bundle.directions, request.having, request.lacking)
+            wishes = scope.parser.wishes(request)
             with scope.admit(request.count, "count", "ask for", decodes=True) as context:
 
                 def draw() -> Floats:
@@ -163,7 +148,8 @@ class LatentEngine:
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
         """What is served."""
         model = self._repository.get(request.model)
-        manifest, directions, limits = model.bundle.manifest, model.bundle.directions, self._limits
+        manifest, directions = model.bundle.manifest, model.bundle.directions
+        settings, limits = model.settings, self._limits
         can_be = [can_be_wished(directions, name) for name in directions.names]
         columns = (directions.names, directions.positives, directions.negatives, directions.kinds, can_be)
         return pb.GetModelResponse(
@@ -178,9 +164,9 @@ class LatentEngine:
             max_batch_size=manifest.max_batch_size,
             limits=pb.Limits(
                 max_images_per_request=model.max_images,
-                max_message_bytes=limits.max_message_bytes,
-                max_queued_images=model.settings.max_queue,
-                max_pixels_per_file=limits.max_pixels_per_file,
+                max_message_bytes=settings.max_message_bytes,
+                max_queued_images=settings.max_queue,
+                max_pixels_per_file=settings.max_pixels_per_file,
                 max_concurrent_streams=limits.max_concurrent_streams,
                 max_images_per_second=limits.max_images_per_second,
                 max_requests_ahead=_REQUESTS_AHEAD,
@@ -191,33 +177,11 @@ class LatentEngine:
             models=self._repository.names,
             fingerprint=model.fingerprint,
             distributions=[DISTRIBUTIONS[name] for name in model.priors],
-            max_delay_ms=model.settings.max_delay * 1000,
+            max_delay_ms=settings.max_delay * 1000,
         )
 
     def _scope(self, request: Any, call: Call) -> RequestScope:
         return RequestScope(self._repository, call, request, request.model)
-
-
-def add_to_server(service: ServiceDescriptor, servicer: Any, server: Any) -> None:
-    """Adds a service to a server, as the generated function does, but for how requests and responses are bytes."""
-    handlers = handlers_of(service, servicer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
-    server.add_registered_method_handlers(service.full_name, handlers)
-
-
-def handlers_of(service: ServiceDescriptor, servicer: Any) -> dict[str, Any]:
-    """The handlers of a service by method, each of the kind that its definition says.
-
-    Args:
-        service: The definition.
-        servicer: Has a method of the same name for each.
-    """
-    return {
-        method.name: _KINDS[method.client_streaming, method.server_streaming](
-            getattr(servicer, method.name), parser(GetMessageClass(method.input_type)), serialize
-        )
-        for method in service.methods
-    }
 
 
 def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
@@ -231,7 +195,7 @@ def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
 def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) -> Source:
     source = scope.parser.source(getattr(request, name), f"{name}.")
     if source is None:
-        raise InvalidRequest(f"{name} has no source; set {name}.images or {name}.latents", name)
+        raise InvalidField(name, f"has no source; set {name}.images or {name}.latents")
     return source
 
 

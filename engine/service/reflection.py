@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
-import grpc
 from google.protobuf import text_format
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+SERVICE: ServiceDescriptor = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 NAMES = ("grpc.reflection.v1.ServerReflection", str(reflection.SERVICE_NAME))
 
 
@@ -23,17 +23,6 @@ def servicer_of(files: Iterable[FileDescriptor]) -> Any:
         pool.Add(_copy(file))
         names += [service.full_name for service in file.services_by_name.values()]
     return reflection.aio.ReflectionServicer(names, pool)
-
-
-def add_to_server(servicer: Any, server: Any) -> None:
-    """Adds the service to a server under both names, as generated code does for one."""
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    for name in NAMES:
-        server.add_registered_method_handlers(name, {"ServerReflectionInfo": handler})
 
 
 def _copy(file: FileDescriptor) -> FileDescriptorProto:

@@ -4,27 +4,23 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import Message
 
 from engine.bundle import Manifest
-from engine.errors import InvalidRequest
+from engine.errors import InvalidField, InvalidRequest
 from engine.images import FILE_FORMATS, EncodedFiles
 from engine.latents import FITTED, MIXTURE, Directions, Move, Prior, Wishes
 from engine.models.model import STANDARD, Images, Source
-from engine.service.zero_copy import ZeroCopyMessage, field_tree, split_pixels
 from protos import dfcvae_pb2 as pb
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 _MAX_EDITS = 1024
 
-# So few bytes hold no pixels to speak of, and make no large message.
-_SMALL_BYTES = 2_048
 _RESULTS = frozenset(pb.EditResult.values())
 _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: None,
@@ -44,24 +40,6 @@ _PRIORITIES = {
     pb.PRIORITY_BACKGROUND: -1,
     pb.PRIORITY_INTERACTIVE: 1,
 }
-
-
-def parser(kind: type[Message]) -> Callable[[bytes], Any]:
-    """What turns bytes into requests of a kind; raw pixels stay where they are, see `ZeroCopyMessage`.
-
-    It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
-    are no message.
-    """
-    tree = field_tree(kind.DESCRIPTOR)
-
-    def parse(data: bytes) -> Any:
-        if len(data) <= _SMALL_BYTES:
-            return kind.FromString(data)
-        rest, found = split_pixels(data, tree)
-        request = kind.FromString(rest)
-        return ZeroCopyMessage(request, found) if found else request
-
-    return parse
 
 
 class OutputSpec(NamedTuple):
@@ -108,10 +86,10 @@ class RequestParser:
         if form == "raw":
             return self._pixels(batch.raw, f"{field}.raw")
         if form is None:
-            raise InvalidRequest(f"{field} has no images; set {field}.raw or {field}.files", field)
+            raise InvalidField(field, f"has no images; set {field}.raw or {field}.files")
         files = batch.files.files
         if not files:
-            raise InvalidRequest(f"{field}.files is empty; send at least one image", f"{field}.files")
+            raise InvalidField(f"{field}.files", "is empty; send at least one image")
         self.check_count(len(files), f"{field}.files")
         return EncodedFiles(files, f"{field}.files")
 
@@ -120,8 +98,6 @@ class RequestParser:
         count, height, width, data = raw.count, raw.height, raw.width, raw.data
         size, expected = self._image_size, count * height * width * 3
         self.check_count(count, f"{field}.count")
-        if count < 1:
-            raise InvalidRequest(f"{field}.count is 0; send at least one image", f"{field}.count")
         if (height, width) != (size, size):
             raise InvalidRequest(
                 f"raw images must be {size}x{size} for this model, not {height}x{width}; "
@@ -129,9 +105,8 @@ class RequestParser:
                 field,
             )
         if len(data) != expected:
-            raise InvalidRequest(
-                f"{field}.data has {len(data)} bytes; {count} images of {height}x{width} RGB are {expected}",
-                f"{field}.data",
+            raise InvalidField(
+                f"{field}.data", f"has {len(data)} bytes; {count} images of {height}x{width} RGB are {expected}"
             )
         return np.frombuffer(data, np.uint8).reshape(count, height, width, 3)
 
@@ -139,29 +114,26 @@ class RequestParser:
         """Latents of a request, float32 [N, D]."""
         self.check_count(batch.count, f"{field}.count")
         if batch.dim != self._latent_dim:
-            raise InvalidRequest(
-                f"{field}.dim is {batch.dim}; this model's latents have {self._latent_dim} values", f"{field}.dim"
-            )
+            raise InvalidField(f"{field}.dim", f"is {batch.dim}; this model's latents have {self._latent_dim} values")
         data = batch.data
         expected = batch.count * batch.dim * 4
         if len(data) != expected:
-            raise InvalidRequest(
-                f"{field}.data has {len(data)} bytes; {batch.count} latents of {batch.dim} float32 are {expected}",
-                f"{field}.data",
+            raise InvalidField(
+                f"{field}.data", f"has {len(data)} bytes; {batch.count} latents of {batch.dim} float32 are {expected}"
             )
         latents = _floats(data).reshape(batch.count, batch.dim)
         finite = np.isfinite(latents).all(axis=1)
         if not finite.all():
             index = int(np.argmin(finite))
-            raise InvalidRequest(f"{field}[{index}] has values that are NaN or infinite", f"{field}.data")
+            raise InvalidField(f"{field}.data", f": latent {index} has values that are NaN or infinite")
         return latents
 
     def move(self, edits: Sequence[pb.Edit], keep: Sequence[str]) -> Move:
         """The edits of a request, summed up."""
         if len(edits) > _MAX_EDITS:
-            raise InvalidRequest(f"edits has {len(edits)} entries; at most {_MAX_EDITS} are accepted", "edits")
+            raise InvalidField("edits", f"has {len(edits)} entries; at most {_MAX_EDITS} are accepted")
         if len(keep) > _MAX_EDITS:
-            raise InvalidRequest(f"keep has {len(keep)} names; at most {_MAX_EDITS} are accepted", "keep")
+            raise InvalidField("keep", f"has {len(keep)} names; at most {_MAX_EDITS} are accepted")
         moves = [(self._target(index, one), one.strength) for index, one in enumerate(edits)]
         return self._directions.move(moves, keep)
 
@@ -172,12 +144,11 @@ class RequestParser:
     def check_count(self, count: int, field: str, verb: str = "send") -> None:
         """Lets 1 to `max_images` images or latents pass; `verb` says what a request does with them."""
         if count < 1:
-            raise InvalidRequest(f"{field} is 0; {verb} at least one image or latent", field)
+            raise InvalidField(field, f": {count} images or latents; {verb} at least one")
         if count > self._max_images:
-            raise InvalidRequest(
-                f"{count} images or latents ({field}); a request may {verb} at most {self._max_images}: "
-                "send several requests",
+            raise InvalidField(
                 field,
+                f": {count} images or latents; a request may {verb} at most {self._max_images}: send several requests",
             )
 
     def _target(self, index: int, one: pb.Edit) -> str | Floats:
@@ -186,12 +157,11 @@ class RequestParser:
         if target == "attribute":
             return one.attribute
         if target is None:
-            raise InvalidRequest(f"{field} has no target; set attribute or direction", field)
+            raise InvalidField(field, "has no target; set attribute or direction")
         expected = self._latent_dim * 4
         if len(one.direction) != expected:
-            raise InvalidRequest(
-                f"{field}.direction has {len(one.direction)} bytes; {self._latent_dim} float32 are {expected}",
-                f"{field}.direction",
+            raise InvalidField(
+                f"{field}.direction", f"has {len(one.direction)} bytes; {self._latent_dim} float32 are {expected}"
             )
         return _floats(one.direction)
 
@@ -215,23 +185,18 @@ def read_priority(request: Any) -> int:
     try:
         return _PRIORITIES[request.priority]
     except KeyError:
-        raise InvalidRequest(
-            f"priority is {request.priority}, which is none of Priority's values", "priority"
-        ) from None
+        raise InvalidField("priority", f"is {request.priority}, which is none of Priority's values") from None
 
 
 def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
     """What a request with `distribution` draws from, of what its model has by name, the default first."""
     names = {pb.DISTRIBUTION_UNSPECIFIED: next(iter(known)), **{value: name for name, value in DISTRIBUTIONS.items()}}
     if (name := names.get(request.distribution)) is None:
-        raise InvalidRequest(
-            f"distribution is {request.distribution}, which is none of Distribution's values", "distribution"
-        )
+        raise InvalidField("distribution", f"is {request.distribution}, which is none of Distribution's values")
     if name not in known:
-        raise InvalidRequest(
-            f"distribution: this bundle has no {name} one, only {', '.join(known)}; take one of these, or build the "
-            "bundle again",
+        raise InvalidField(
             "distribution",
+            f": this bundle has no {name} one, only {', '.join(known)}; take one of these, or build the bundle again",
         )
     return known[name]
 
@@ -239,12 +204,10 @@ def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
 def read_output(request: Any) -> OutputSpec:
     """What a request with `result` and `output` wants back."""
     if request.result not in _RESULTS:
-        raise InvalidRequest(f"result is {request.result}, which is none of EditResult's values", "result")
+        raise InvalidField("result", f"is {request.result}, which is none of EditResult's values")
     if request.result == pb.EDIT_RESULT_LATENTS:
         if request.HasField("output"):
-            raise InvalidRequest(
-                "output is set, but only latents are asked for; ask for images, or leave it out", "output"
-            )
+            raise InvalidField("output", "is set, but only latents are asked for; ask for images, or leave it out")
         return OutputSpec(False, True, None, 0)
     return OutputSpec(True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS, *read_form(request.output))
 
@@ -252,14 +215,12 @@ def read_output(request: Any) -> OutputSpec:
 def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
     """Format of the images that are to come back, None for raw, and quality, 0 for the default."""
     if output.format not in _FORMATS:
-        raise InvalidRequest(
-            f"output.format is {output.format}, which is none of ImageFormat's values", "output.format"
-        )
+        raise InvalidField("output.format", f"is {output.format}, which is none of ImageFormat's values")
     if output.quality > 100:
-        raise InvalidRequest(f"output.quality is {output.quality}; it goes from 1 to 100", "output.quality")
+        raise InvalidField("output.quality", f"is {output.quality}; it goes from 1 to 100")
     file_format = _FORMATS[output.format]
     if output.quality and file_format not in ("JPEG", "WEBP"):
-        raise InvalidRequest("output.quality is for JPEG and WebP; choose one of them, or leave it out", "output")
+        raise InvalidField("output.quality", "is for JPEG and WebP; choose one of them, or leave it out")
     return file_format, output.quality
 
 

@@ -2,6 +2,8 @@
 
 A model computes for a `RequestContext`, and only `RequestScope.admit` gives one: when the model is leased, the deadline
 read, the size checked, the client's rate spent, and the room held.
+
+Shapes: N images of side S, latents of dimension D.
 """
 
 import asyncio
@@ -14,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import Overloaded
+from engine.images import DEFAULT_QUALITY
 from engine.models.model import RequestContext
 from engine.models.repository import ModelRepository
-from engine.service.request_parser import OutputSpec, RequestParser, read_priority
-from engine.service.response import ImageResponse, image_response
+from engine.service.request_parser import OutputSpec, RequestParser, latent_batch, read_priority
+from engine.service.zero_copy import ImageResponse
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
 class Call(Protocol):
-    """The call that a request came in; `engine.service.call_scope.CallScope` is one."""
+    """The call that a request came in; `engine.service.interceptor.CallScope` is one."""
 
     @property
     def client(self) -> str:
@@ -89,7 +92,7 @@ class RequestScope:
 
     @contextmanager
     def admit(
-        self, count: int, field: str = "", verb: str = "send", *, decodes: bool = False
+        self, count: int, field: str = "source", verb: str = "send", *, decodes: bool = False
     ) -> Iterator[RequestContext]:
         """To be entered around all work on so many images or latents; gives the context that a model computes for.
 
@@ -125,5 +128,18 @@ class RequestScope:
     async def respond(
         self, message: Any, output: OutputSpec, images: Bytes | None, latents: Floats | None = None
     ) -> ImageResponse:
-        """What is to come back; the arguments are those of `engine.service.response.image_response`."""
-        return await image_response(message, self.model, output, images, latents, client=self._context.client)
+        """What is to come back.
+
+        Args:
+            message: An empty response, with the fields `images` and `latents`.
+            output: What is wanted.
+            images: Resulting images, uint8 [N, S, S, 3], if there are any.
+            latents: Resulting latents, float32 [N, D].
+        """
+        if output.latents and latents is not None:
+            message.latents.CopyFrom(latent_batch(latents))
+        if images is None or output.file_format is None:
+            return ImageResponse(message, images)
+        quality, client = output.quality or DEFAULT_QUALITY, self._context.client
+        message.images.files.files.extend(await self.model.codec.encode(images, output.file_format, quality, client))
+        return ImageResponse(message)

@@ -1,4 +1,4 @@
-"""Requests whose pixels are not copied when they are read: a request is in memory once, and not three times.
+"""Messages whose pixels are not copied: a request is in memory once, and not three times, and so is a response.
 
 Protobuf copies bytes twice: into the message when it parses, and out of it when they are asked for. Here the pixels of
 raw images, and the raw contents of tensors, are cut out of the serialised request as views, and protobuf parses what is
@@ -7,14 +7,25 @@ left, some dozens of bytes.
 Only plain requests are cut; others are parsed whole, so that meaning and errors are always protobuf's. Writers of
 protobuf produce plain requests: each single field on the way to the pixels occurs once, and numbers are as short as
 they can be.
+
+Pixels of a response go straight from the array that the backend filled into the bytes that gRPC sends: laid beside the
+rest of the message, with the few bytes in front of them that protobuf puts before a field.
+
+Shapes: N images of side S.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from engine.errors import InvalidRequest
+from protos import dfcvae_pb2 as pb
+
+Bytes = npt.NDArray[np.uint8]
 
 
 class Field(NamedTuple):
@@ -46,8 +57,33 @@ _MAX_FIELDS = 16_384
 _MAX_NUMBERS_BYTES = 2**20
 _LONGEST_LENGTH = 4  # bytes; enough for 256 MiB
 
+# So few bytes hold no pixels to speak of, and make no large message.
+_SMALL_BYTES = 2_048
+
 # Kinds of fields: the last three bits of a tag.
 _LENGTH, _GROUP, _END_OF_GROUP = 2, 3, 4
+
+# What protobuf writes before fields: (number << 3) | kind, kind 0 for integers and 2 for what has a length.
+_IMAGES = _RAW = _EDITED = b"\x0a"
+_COUNT, _HEIGHT, _WIDTH, _DATA = b"\x08", b"\x10", b"\x18", b"\x22"
+
+
+def parser(kind: type[Message]) -> Callable[[bytes], Any]:
+    """What turns bytes into requests of a kind; raw pixels stay where they are, see `ZeroCopyMessage`.
+
+    It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
+    are no message.
+    """
+    tree = field_tree(kind.DESCRIPTOR)
+
+    def parse(data: bytes) -> Any:
+        if len(data) <= _SMALL_BYTES:
+            return kind.FromString(data)
+        rest, found = split_pixels(data, tree)
+        request = kind.FromString(rest)
+        return ZeroCopyMessage(request, found) if found else request
+
+    return parse
 
 
 class ZeroCopyMessage:
@@ -221,3 +257,59 @@ def to_varint(value: int) -> bytes:
         value >>= 7
     digits.append(value)
     return bytes(digits)
+
+
+class ImageResponse:
+    """A response message, and the raw pixels that belong into its field `images`, uint8 [N, S, S, 3].
+
+    Attributes:
+        message: A response whose field 1 is `images`; holds everything but raw pixels.
+        pixels: The pixels, or None.
+    """
+
+    __slots__ = ("message", "pixels")
+
+    def __init__(self, message: Message, pixels: Bytes | None = None) -> None:
+        self.message = message
+        self.pixels = pixels
+
+    def parts(self) -> list[bytes | memoryview]:
+        """The serialised message, piece by piece."""
+        rest = self.message.SerializeToString()
+        if self.pixels is None:
+            return [rest]
+        count, height, width, _ = self.pixels.shape
+        return [_before_pixels(count, height, width), np.ascontiguousarray(self.pixels).data.cast("B"), rest]
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - the name that messages have
+        """The bytes of the whole message."""
+        return b"".join(self.parts())
+
+
+class StreamResponse:
+    """An EditStreamResponse around an ImageResponse; `id` as in the request.
+
+    It is serialised when it is made: while it waits for its turn, it holds its own bytes, and not those of the whole
+    batch that its pixels were computed in.
+    """
+
+    __slots__ = ("_data",)
+
+    def __init__(self, response: ImageResponse, id: int) -> None:
+        parts = response.parts()
+        length = to_varint(sum(map(len, parts)))
+        self._data = b"".join((_EDITED, length, *parts, pb.EditStreamResponse(id=id).SerializeToString()))
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        """The bytes of the whole message."""
+        return self._data
+
+
+def _before_pixels(count: int, height: int, width: int) -> bytes:
+    """What comes before the pixels in field `images`, of which they are the last bytes."""
+    size = count * height * width * 3
+    raw = b"".join(
+        (_COUNT, to_varint(count), _HEIGHT, to_varint(height), _WIDTH, to_varint(width), _DATA, to_varint(size))
+    )
+    batch = b"".join((_RAW, to_varint(len(raw) + size), raw))
+    return b"".join((_IMAGES, to_varint(len(batch) + size), batch))

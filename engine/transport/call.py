@@ -63,8 +63,8 @@ class ServerCall:
         self._details = ""
         self._trailing: Metadata = None
         self._callbacks: list[Callable[[ServerCall], None]] = []
-        self._inbox = ReceiveBuffer(call, permit, post)
-        self._outbox = SendBuffer(call, post)
+        self._inbox = ReceiveBuffer(call, permit, post) if handler.request_streaming else None
+        self._outbox = SendBuffer(call, post) if handler.response_streaming else None
 
     # On the queue's thread; `_receive` on that of whoever makes room.
 
@@ -138,7 +138,8 @@ class ServerCall:
     async def _serve(self, message: bytes | None) -> None:
         last = await self._handle(message)
         with suppress(asyncio.CancelledError):  # the client has gone meanwhile
-            await self._outbox.drain()
+            if self._outbox is not None:
+                await self._outbox.drain()
             await self._may_end.wait()
         if self._gone:
             self._is_over(None)
@@ -169,7 +170,7 @@ class ServerCall:
     def _end(self, last: bytes | None) -> None:
         code = self._code or grpc.StatusCode.OK
         message = last if code is grpc.StatusCode.OK else None
-        header = not self._outbox.is_used
+        header = self._outbox is None or not self._outbox.is_used
         try:
             self._core.end(self._is_over, code, self._details, self._trailing, header=header, message=message)
         except Exception:
@@ -216,6 +217,7 @@ class ServerCall:
         Raises:
             asyncio.CancelledError: When the client has gone before it had said all.
         """
+        assert self._inbox is not None, "only streams are read"
         self._check()
         message = await self._inbox.get()
         if message is not None:
@@ -229,6 +231,7 @@ class ServerCall:
         Raises:
             asyncio.CancelledError: When the client has gone.
         """
+        assert self._outbox is not None, "only streams are written"
         self._check()
         if not await self._outbox.put(self._encoded(answer)):
             raise asyncio.CancelledError

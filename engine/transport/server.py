@@ -87,9 +87,6 @@ class Server:
         """Adds services, before the start."""
         self._services.extend(services)
 
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Does nothing: generated code adds the same handlers as a generic one, too."""
-
     def add_insecure_port(self, address: str) -> int:
         """Listens without TLS; gives the port.
 

@@ -21,7 +21,7 @@ from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.fair_queue import Request
 from engine.config import load_config
 from engine.server import serve
-from engine.service.call_scope import CallScope
+from engine.service.interceptor import CallScope
 from engine.service.request_scope import RequestScope
 from engine.telemetry import logs
 from engine.transport.call import ServerCall

@@ -12,7 +12,7 @@ from servers import ServerProcess
 from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of, random_images
 
 from engine.client import Client
-from engine.models.model import MAX_MESSAGE_BYTES
+from engine.config import ServerConfig
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 
@@ -51,7 +51,7 @@ UNKNOWN: Any = 9  # a value of some later version
 CASES = {
     "no images": (pb.EncodeRequest(), "has no images; set images.raw or images.files"),
     "empty batch": (pb.EncodeRequest(images=pb.ImageBatch()), "has no images"),
-    "zero raw images": (pb.EncodeRequest(images=raw(0)), "images.raw.count is 0"),
+    "zero raw images": (pb.EncodeRequest(images=raw(0)), "images.raw.count: 0 images or latents; send at least one"),
     "zero files": (pb.EncodeRequest(images=files()), "images.files is empty"),
     "wrong height": (pb.EncodeRequest(images=raw(height=9)), "must be 8x8 for this model, not 9x8"),
     "wrong size": (
@@ -64,10 +64,10 @@ CASES = {
     ),
     "too many pixels": (pb.EncodeRequest(images=raw(2, size=385)), "has 385 bytes"),
     "huge count": (pb.EncodeRequest(images=raw(2**32 - 1, size=0)), "a request may send at most 1024: send several"),
-    "too many images": (pb.EncodeRequest(images=raw(1025)), "1025 images or latents ("),
+    "too many images": (pb.EncodeRequest(images=raw(1025)), ": 1025 images or latents; a request may send at most"),
     "too many files": (
         pb.EncodeRequest(images=files(*[b""] * 1025)),
-        "1025 images or latents (",
+        ": 1025 images or latents; a request may send at most",
     ),
     "unknown file format": (
         pb.EncodeRequest(images=files(picture("PNG"), picture("GIF"))),
@@ -86,7 +86,7 @@ CASES = {
         pb.EncodeRequest(images=files(picture("PNG", 11))),
         "11x11 pixels, smaller than the crop of 12",
     ),
-    "no latents": (pb.DecodeRequest(), "latents.count is 0"),
+    "no latents": (pb.DecodeRequest(), "latents.count: 0 images or latents; send at least one"),
     "wrong latent dim": (
         pb.DecodeRequest(latents=latents(dim=128)),
         "latents.dim is 128; this model's latents have 192",
@@ -96,7 +96,10 @@ CASES = {
         pb.DecodeRequest(latents=latents(count=1025)),
         "a request may send at most 1024: send several",
     ),
-    "NaN latents": (pb.DecodeRequest(latents=latents(NAN)), "latents[0] has values that are NaN or infinite"),
+    "NaN latents": (
+        pb.DecodeRequest(latents=latents(NAN)),
+        "latents.data: latent 0 has values that are NaN or infinite",
+    ),
     "infinite latents": (pb.DecodeRequest(latents=latents(-INFINITE)), "NaN or infinite"),
     "unknown output": (
         pb.DecodeRequest(latents=latents(), output=pb.ImageOutput(format=UNKNOWN)),
@@ -109,10 +112,10 @@ CASES = {
     "quality of PNG": (edit(SMILE, output=pb.ImageOutput(format=PNG, quality=9)), "is for JPEG and WebP"),
     "quality beyond": (edit(SMILE, output=pb.ImageOutput(format=JPEG, quality=101)), "output.quality is 101"),
     "no source": (pb.EditRequest(edits=[SMILE]), "has no source; set images or latents"),
-    "no edits": (edit(), "edits is empty"),
+    "no edits": (edit(), "edits is empty, and so are having and lacking"),
     "no target": (edit(SMILE, pb.Edit(strength=1)), "edits[1] has no target; set attribute or direction"),
-    "NaN strength": (edit(pb.Edit(attribute="Smiling", strength=NAN)), "edits[0]: the strength is nan"),
-    "infinite strength": (edit(pb.Edit(attribute="Smiling", strength=INFINITE)), "edits[0]: the strength is inf"),
+    "NaN strength": (edit(pb.Edit(attribute="Smiling", strength=NAN)), "edits[0].strength is nan"),
+    "infinite strength": (edit(pb.Edit(attribute="Smiling", strength=INFINITE)), "edits[0].strength is inf"),
     "strength beyond": (
         edit(pb.Edit(attribute="Smiling", strength=3e38)),
         "the edits add up to a step of inf; at most",
@@ -123,7 +126,7 @@ CASES = {
     ),
     "NaN direction": (
         edit(pb.Edit(direction=latents(NAN).data, strength=1)),
-        "edits[0]: the direction has values",
+        "edits[0].direction has values",
     ),
     "edited and kept": (edit(SMILE, keep=["Male", "Smiling"]), "'Smiling' is both edited and kept"),
     "too many edits": (edit(*[SMILE] * 1025), "edits has 1025 entries; at most 1024"),
@@ -187,10 +190,10 @@ def test_a_method_that_does_not_exist(server: ServerProcess) -> None:
 
 
 def test_a_message_beyond_the_limit(server: ServerProcess, stub: Any) -> None:
-    request = pb.EncodeRequest(images=files(bytes(MAX_MESSAGE_BYTES)))
+    request = pb.EncodeRequest(images=files(bytes(ServerConfig.max_message_bytes)))
     status, details = check_refusal(stub.Encode, request)
     assert status == "RESOURCE_EXHAUSTED"
-    assert str(MAX_MESSAGE_BYTES) in details
+    assert str(ServerConfig.max_message_bytes) in details
     check_it_still_serves(server)
 
 

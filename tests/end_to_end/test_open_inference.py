@@ -235,6 +235,7 @@ NOT_FOUND = {
     "no model 'other.encoder'": edit(IMAGE, model="other.encoder"),
     "not '3'; ask for that, or for none": encode(IMAGE, model_version="3"),
     "unknown attribute 'Bald'": edit(IMAGE, tensor("attributes", ["Bald"]), strengths(1)),
+    "unknown attribute 'latents.data'": edit(IMAGE, tensor("attributes", ["latents.data"]), strengths(1)),
 }
 INVALID = {
     "input images is missing": encode(),
@@ -243,14 +244,14 @@ INVALID = {
     "has the shape [1, 7, 8, 3]; UINT8 must be [-1, 8, 8, 3]": encode(images_like(ONE[:, :7])),
     "has the shape [8, 8, 3]": encode(images_like(ONE[0])),
     "is of datatype 'FP32'; it must be UINT8 or BYTES": encode(images_like(latents_of(ONE))),
-    "the number of images is 0; send at least one image": encode(images_like(ONE[:0])),
+    "images: 0 images or latents; send at least one": encode(images_like(ONE[:0])),
     "at most 1024": encode(images_like(random_images(1025, 0))),
     "images[0] is not a JPEG": encode(images_like([b"no picture"])),
     "NaN": edit(tensor("latents", NOT_A_NUMBER), model="decoder"),
-    "latents[0] has values that are NaN": edit(tensor("latents", NOT_A_NUMBER), *NAMED),
+    "latents: latent 0 has values that are NaN": edit(tensor("latents", NOT_A_NUMBER), *NAMED),
     "send attributes with their strengths, offsets, having or lacking": edit(IMAGE),
-    "attributes[0]: the strength is nan": edit(IMAGE, NAMED[0], strengths(np.nan)),
-    "offsets: the direction has values": edit(*EDIT, tensor("offsets", NOT_A_NUMBER[0])),
+    "strengths[0] is nan": edit(IMAGE, NAMED[0], strengths(np.nan)),
+    "offsets has values that are NaN": edit(*EDIT, tensor("offsets", NOT_A_NUMBER[0])),
     "quality is 101; it goes": edit(*EDIT, parameters={"format": "jpeg", "quality": 101}),
     "format or quality is set, but only": edit(
         *EDIT, parameters={"format": "jpeg"}, outputs=[triton.InferRequestedOutput("latents")]
@@ -264,7 +265,7 @@ INVALID = {
     "priority is 9; it goes from 1": edit(*EDIT, priority=9),
     "no output 'mu'; it gives: images, latents": edit(*EDIT, outputs=[triton.InferRequestedOutput("mu")]),
     "asks for classification": edit(*EDIT, outputs=[triton.InferRequestedOutput("images", class_count=3)]),
-    "count is 0": sample(),
+    "count: 0 images or latents; ask for at least one": sample(),
     "count is -1": sample(count=-1),
     "count is 'two'": sample(count="two"),
     "temperature is 11": sample(count=2, temperature=11.0),

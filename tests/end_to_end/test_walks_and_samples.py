@@ -218,7 +218,7 @@ BAD = {
     "one step": (pb.InterpolateRequest(start=END, end=END, steps=1), "steps is 1"),
     "too many points": (
         pb.InterpolateRequest(start=END, end=END, steps=1025),
-        "1025 images or latents (steps); a request may ask for",
+        "steps: 1025 images or latents; a request may ask for",
     ),
     "unequal ends": (
         pb.InterpolateRequest(start=END, end=pb.WalkEnd(images=raw(random_images(2, seed=1))), steps=2),
@@ -230,10 +230,10 @@ BAD = {
         pb.InterpolateRequest(start=END, end=pb.WalkEnd(latents=pb.LatentBatch(count=1, dim=3)), steps=2),
         "end.latents.dim is 3",
     ),
-    "no samples": (pb.SampleRequest(), "count is 0"),
+    "no samples": (pb.SampleRequest(), "count: 0 images or latents; ask for at least one"),
     "too many samples": (
         pb.SampleRequest(count=1025),
-        "1025 images or latents (count); a request may ask for at most 1024",
+        "count: 1025 images or latents; a request may ask for at most 1024",
     ),
     "negative temperature": (pb.SampleRequest(count=1, temperature=-1), "temperature is -1; it goes from 0 to 10"),
     "NaN temperature": (pb.SampleRequest(count=1, temperature=float("nan")), "temperature is nan"),

@@ -11,7 +11,8 @@ from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, tiny_directions
 
 from engine.bundle import FORMAT_VERSION, Engine, Manifest, Preprocessing
 from engine.errors import InvalidRequest
-from engine.service.request_parser import RequestParser, parser
+from engine.service.request_parser import RequestParser
+from engine.service.zero_copy import parser
 from protos import dfcvae_pb2 as pb
 
 EMPTY_EDIT, EMPTY_GROUP = b"\x1a\x00", b"\x0b\x0c"

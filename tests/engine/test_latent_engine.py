@@ -9,16 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gates import raw_images
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tiny_model import LATENT_DIM
+from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
+from engine.access.admission import Guards
 from engine.backends import open_backend
-from engine.batching.batcher import NULL_OBSERVER
+from engine.batching.batcher import NULL_OBSERVER, BatchObserver
 from engine.errors import Overloaded
 from engine.latents import Gaussian, walks
 from engine.models.model import Settings
 from engine.models.repository import ModelRepository
-from engine.service.latent_engine import LatentEngine, Limits, handlers_of
+from engine.service.interceptor import CallInterceptor
+from engine.service.latent_engine import LatentEngine, Limits
+from engine.telemetry.metrics import Metrics, QueueFigures
+from engine.transport import Server
 from protos import dfcvae_pb2 as pb
 
 
@@ -41,10 +46,11 @@ def serve(
     scenario: Callable[[LatentEngine], Awaitable[None]],
     settings: Settings = Settings(),  # noqa: B008
     names: Sequence[str] = ("tiny",),
+    observer: BatchObserver = NULL_OBSERVER,
 ) -> None:
     async def whole() -> None:
         bundles = dict.fromkeys(names, bundle)
-        repository = await ModelRepository.open(bundles, open_backend, settings, lambda *_: NULL_OBSERVER)
+        repository = await ModelRepository.open(bundles, open_backend, settings, lambda *_: observer)
         await scenario(LatentEngine(repository, Limits()))
         await repository.close()
 
@@ -107,9 +113,55 @@ def test_a_full_queue_is_told_of_to_the_door_only_where_there_is_no_other_model(
     serve(tiny_bundle, scenario, Settings(max_queue=16), names)
 
 
-def test_methods_get_the_kind_of_handler_that_their_definition_says() -> None:
-    health = health_pb2.DESCRIPTOR.services_by_name["Health"]
-    handlers = handlers_of(health, health_pb2_grpc.HealthServicer())
-    assert handlers["Check"].unary_unary
-    assert handlers["Watch"].unary_stream
-    assert not handlers["Watch"].unary_unary
+def test_a_service_with_a_kind_of_method_that_no_limit_covers_is_not_registered() -> None:
+    async def register() -> None:
+        calls = CallInterceptor(Metrics(), Guards())
+        with pytest.raises(NotImplementedError, match="Watch is neither unary nor a stream in both directions"):
+            calls.register(Server(), health_pb2.DESCRIPTOR.services_by_name["Health"], health_pb2_grpc.HealthServicer())
+
+    asyncio.run(register())
+
+
+class Batches(QueueFigures):
+    """Requests in each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[int] = []
+
+    def batch(self, items: int, waits: Sequence[float], seconds: float) -> None:
+        self.requests.append(len(waits))
+
+
+def test_each_request_of_a_batch_is_moved_by_its_own_edits(tiny_bundle: Path) -> None:
+    along = np.linspace(-9, 9, LATENT_DIM, dtype="<f4")
+    asked: list[tuple[list[tuple[Any, float]], list[str]]] = [
+        ([("Smiling", 1.5)], []),
+        ([("Smiling", -0.25), (along, 0.5)], ["Male"]),
+        ([("Eyeglasses", 1e6), ("Male", -1.0)], []),
+        ([("Male", 0.0)], ["Smiling"]),
+        ([(along, -2.0)], ["Smiling", "Eyeglasses", "Male"]),
+    ]
+    images = [random_images(1 + index, seed=index) for index in range(len(asked))]
+
+    def request(pixels: Any, edits: list[tuple[Any, float]], keep: list[str]) -> pb.EditRequest:
+        targets = [
+            pb.Edit(attribute=target, strength=strength)
+            if isinstance(target, str)
+            else pb.Edit(direction=target.tobytes(), strength=strength)
+            for target, strength in edits
+        ]
+        batch = pb.ImageBatch(raw=raw_images(pixels))
+        return pb.EditRequest(images=batch, edits=targets, keep=keep, result=pb.EDIT_RESULT_IMAGES_AND_LATENTS)
+
+    async def scenario(engine: LatentEngine) -> None:
+        calls = [engine.Edit(request(one, *what), LocalCall()) for one, what in zip(images, asked, strict=True)]
+        for answer, one, what in zip(await asyncio.gather(*calls), images, asked, strict=True):
+            found = pb.EditResponse.FromString(answer.SerializeToString())
+            expected = latents_of(one) + tiny_directions().move(*what).step
+            np.testing.assert_array_equal(np.frombuffer(found.latents.data, "<f4"), expected.ravel())
+            assert found.images.raw.data == images_of(expected).tobytes()
+
+    batches = Batches()
+    serve(tiny_bundle, scenario, Settings(max_delay=0.2), observer=batches)
+    assert max(batches.requests) > 1

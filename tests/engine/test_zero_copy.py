@@ -1,4 +1,4 @@
-"""Requests whose pixels stay where they are mean what protobuf says that they mean."""
+"""What is cut out of requests by hand, and laid out by hand for responses, must be what protobuf reads."""
 
 import time
 from typing import Any
@@ -14,7 +14,15 @@ from servers import ServerProcess
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.errors import InvalidRequest
-from engine.service.zero_copy import ZeroCopyMessage, field_tree, split_pixels, to_varint
+from engine.service.request_parser import latent_batch
+from engine.service.zero_copy import (
+    ImageResponse,
+    StreamResponse,
+    ZeroCopyMessage,
+    field_tree,
+    split_pixels,
+    to_varint,
+)
 from protos import dfcvae_pb2 as pb
 
 PIXELS = bytes(range(256)) * 48
@@ -248,3 +256,31 @@ def test_valid_and_damaged_requests_are_read_as_protobuf_does(request_: Any, dat
         assert_read_as_protobuf_does(kind, whole[:at] + bytes([byte]) + whole[at + 1 :])
         assert_read_as_protobuf_does(kind, whole[:at] + bytes([byte]) + whole[at:])
         assert_read_as_protobuf_does(kind, whole + whole[at:])
+
+
+@pytest.mark.parametrize("count", [1, 2, 127, 128, 300])
+@pytest.mark.parametrize("side", [1, 8, 64, 160])
+def test_pixels_are_the_field_of_the_message(count: int, side: int) -> None:
+    pixels = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    message = pb.EditResponse(latents=latent_batch(np.ones((count, 5), np.float32)))
+    data = ImageResponse(message, pixels).SerializeToString()
+    raw = pb.RawImages(count=count, height=side, width=side, data=pixels.tobytes())
+    expected = pb.EditResponse(images=pb.ImageBatch(raw=raw), latents=message.latents)
+    assert data == expected.SerializeToString()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2**63])
+@pytest.mark.parametrize("pixels", [None, np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)])
+def test_a_stream_response_is_its_message(
+    number: int, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None
+) -> None:
+    message = pb.EditResponse(latents=latent_batch(np.ones((2, 5), np.float32)))
+    read = pb.EditStreamResponse.FromString(StreamResponse(ImageResponse(message, pixels), number).SerializeToString())
+    assert (read.id, read.edited.latents) == (number, message.latents)
+    assert read.edited.images.raw.data == (b"" if pixels is None else pixels.tobytes())
+
+
+def test_a_slice_of_a_batch_is_laid_out_too() -> None:
+    batch = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
+    read = pb.DecodeResponse.FromString(ImageResponse(pb.DecodeResponse(), batch[1:3, ::-1]).SerializeToString())
+    assert read.images.raw.data == batch[1:3, ::-1].tobytes()

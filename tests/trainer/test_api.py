@@ -55,7 +55,7 @@ def test_edits_are_those_of_a_server(vae: VAE, trained: Path, images: np.ndarray
     )
     with pytest.raises(UnknownAttribute, match="unknown attribute 'Wings'; this model has: "):
         vae.edit(images, {"Wings": 1.0})
-    with pytest.raises(InvalidRequest, match="the strength is nan"):
+    with pytest.raises(InvalidRequest, match="strength is nan"):
         vae.edit(images, {"Smiling": float("nan")})
 
 

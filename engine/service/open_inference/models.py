@@ -5,17 +5,15 @@ To add one: what makes a request of what is given, a line in `MODELS`, and in `t
 Shapes: N images of side S, latents of dimension D, A attributes, K kept ones.
 """
 
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.errors import InvalidRequest, UnknownAttribute
+from engine.errors import InvalidRequest
 from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
-from engine.service.response import ImageResponse
-from engine.service.zero_copy import ZeroCopyMessage
+from engine.service.zero_copy import ImageResponse, ZeroCopyMessage
 from protos import dfcvae_pb2 as pb
 
 _ANY = -1
@@ -163,31 +161,24 @@ MODELS = {
 """By the name that requests ask for: as it is for the default bundle, after `NAME.` for the bundle of that name."""
 
 
-_TENSORS = (
-    (re.compile(r"\b(images|latents)(\.raw)?\.count\b"), r"the number of \1"),
-    (re.compile(r"\b(images|latents)(\.raw|\.files)?(\.data)?\b"), r"\1"),
-    (re.compile(r"\bedits\[(\d+)\](\.\w+)?"), r"attributes[\1]"),
-    (re.compile(r"^edits\b"), "attributes"),
-    (re.compile(r"\boutput\.(?=format|quality)"), ""),
-    (re.compile(r"^output\b"), "format or quality"),
-)
-"""Fields of LatentEngine's requests, and what they were made of."""
-
-
-def of_tensors(error: InvalidRequest | UnknownAttribute, given: Collection[str]) -> InvalidRequest | UnknownAttribute:
-    """A refusal by LatentEngine, which names fields of its requests, with the names of tensors and parameters.
+def tensor_of(field: str, attributes: int) -> str:
+    """What a field of a request of LatentEngine's was made of: the name of a tensor or parameter.
 
     Args:
-        error: The refusal.
-        given: Attributes that are asked for; offsets are the edit behind theirs.
+        field: Path of the field.
+        attributes: How many are asked for; offsets are the edit behind theirs.
     """
-    texts = []
-    for text in (str(error), error.field):
-        told = text.replace(f"edits[{len(given)}]", "offsets")
-        for field, tensor in _TENSORS:
-            told = field.sub(tensor, told)
-        texts.append(told)
-    return type(error)(texts[0], texts[1].removeprefix("the number of "))
+    name, _, inner = field.partition(".")
+    if name in ("images", "latents"):
+        return f"{name}{inner.removeprefix('files')}" if inner.startswith("files") else name
+    if name.startswith("edits["):
+        index = name.removeprefix("edits")
+        if index == f"[{attributes}]":
+            return "offsets"
+        return f"{'strengths' if inner == 'strength' else 'attributes'}{index}"
+    if name == "output":
+        return inner or "format or quality"
+    return "attributes" if name == "edits" else field
 
 
 def value_of(answer: Any, name: str) -> Value:

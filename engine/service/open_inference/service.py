@@ -12,7 +12,7 @@ from engine.errors import InvalidRequest, Overloaded, UnknownAttribute, UnknownM
 from engine.models.model import Model
 from engine.models.repository import ModelRepository
 from engine.service.latent_engine import LatentEngine
-from engine.service.open_inference.models import MODELS, Function, of_tensors, tensors, value_of
+from engine.service.open_inference.models import MODELS, Function, tensor_of, tensors, value_of
 from engine.service.open_inference.tensors import MAX_TYPED, Tensor, TensorAnswer, read_given, refuse_extensions
 from engine.service.request_scope import Call
 from engine.version import NAME, version_here
@@ -86,12 +86,13 @@ class OpenInference:
             rows = len(given.get("images", given.get("latents", ()))) or wanted.count
             _check_typed([known[name] for name in outputs], rows)
         answered = pb.ModelInferResponse(model_name=request.model_name, model_version=model.fingerprint, id=request.id)
-        attributes = given.get("attributes", ())
+        attributes = len(given.get("attributes", ()))
         del request, given  # numbers that aren't raw take four times their room in it
         try:
             answer = await getattr(self._engine, function.method)(wanted, call)
         except (InvalidRequest, UnknownAttribute) as error:
-            raise of_tensors(error, attributes) from error
+            error.field = tensor_of(error.field, attributes)
+            raise
         except Overloaded as error:
             error.recheck = None  # the protocol's other models come by the same method, and have queues of their own
             raise
