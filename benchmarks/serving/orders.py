@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.bundle import Bundle
-from engine.latents import Gaussian, linear, spherical
+from engine.bundle import PRIOR, Bundle
+from engine.latents import FITTED, Gaussian, linear, load_priors, spherical
 from export.errors import InputError
 from protos import dfcvae_pb2 as pb
 from serving.reference import Moves, Reference
@@ -114,6 +114,7 @@ class Orders:
         self._mu, self._log_var = reference.encode(self.pictures)
         self._file_mu, _ = reference.encode(reference.read(self._files))
         self.edits = _edits(bundle)
+        self._centre = load_priors(bundle.path / PRIOR)[FITTED].mean if PRIOR in bundle.manifest.files else None
         steps = [reference.step(moves, keep) for moves, keep in self.edits]
         self._edited_mu = [self._mu + step for step in steps]
         self._edited = [reference.decode(latents) for latents in self._edited_mu]
@@ -233,7 +234,7 @@ class Orders:
         steps = int(rng.integers(2, min(total, 16) + 1))
         first, last = (self._mu[rng.integers(len(self._mu), size=max(1, total // steps))] for _ in range(2))
         arc = bool(rng.integers(2))
-        points = (spherical if arc else linear)(first, last, steps)
+        points = spherical(first, last, steps, self._centre) if arc else linear(first, last, steps)
         request = pb.InterpolateRequest(
             start=pb.WalkEnd(latents=latent_batch(first)),
             end=pb.WalkEnd(latents=latent_batch(last)),

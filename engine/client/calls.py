@@ -200,7 +200,7 @@ class Calls(Connection):
             start: Where to begin: images, or latents float32 [N, D].
             end: Where to end, as many; image i of `start` goes with image i of `end`.
             steps: Points on each walk with both of its ends, at least 2.
-            walk: "linear", or "spherical": an arc around the origin.
+            walk: "linear", or "spherical": an arc around the mean of faces.
             options: Model, priority, timeout, request_id.
 
         Returns:

@@ -37,17 +37,30 @@ def linear(start: Floats, end: Floats, steps: int) -> Floats:
     return _between(start, end, steps, _on_line)
 
 
-def spherical(start: Floats, end: Floats, steps: int) -> Floats:
-    """Points on the arcs between pairs of latents, at equal angles; otherwise as `linear`.
+def spherical(start: Floats, end: Floats, steps: int, centre: Floats | _Doubles | None = None) -> Floats:
+    """Points on the arcs around a centre between pairs of latents, at equal angles; otherwise as `linear`.
 
-    The direction turns by Shoemake's slerp, (sin((1-t)w) u + sin(t w) v) / sin(w) with w the angle between the unit
-    vectors u and v, and the length changes linearly. So points of a Gaussian in many dimensions, which all lie at
-    about the same distance from its centre, stay there. A zero vector has no direction: it takes that of its partner.
+    The direction from the centre turns by Shoemake's slerp, (sin((1-t)w) u + sin(t w) v) / sin(w) with w the angle
+    between the unit vectors u and v, and the distance changes linearly. So points of a Gaussian in many dimensions,
+    which all lie at about the same distance from its mean, stay there. A latent that is the centre lies in no
+    direction: it takes that of its partner.
+
+    Args:
+        start: As of `linear`.
+        end: As of `linear`.
+        steps: As of `linear`.
+        centre: [D], such as the mean of what faces are encoded to; None: the origin.
 
     Raises:
         InvalidRequest: As `linear`, and when the two latents of a pair are opposite: all arcs are equally short.
     """
-    return _between(start, end, steps, _on_arc)
+    middle = np.zeros(start.shape[1:]) if centre is None else centre.astype(np.float64)
+
+    def on_arc(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
+        points: _Doubles = middle + _on_arc(start - middle, end - middle, share)
+        return points
+
+    return _between(start, end, steps, on_arc)
 
 
 def _between(

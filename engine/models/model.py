@@ -16,7 +16,7 @@ from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
-from engine.latents import Gaussian, Move, Prior, Wishes, load_priors
+from engine.latents import FITTED, Gaussian, Move, Prior, Wishes, load_priors
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -92,6 +92,7 @@ class Model:
     Attributes:
         max_images: Most images or latents of a request.
         priors: What samples are drawn from, by name, the default first.
+        centre: Mean of what training faces are encoded to, [D]; the origin where the bundle doesn't say.
         codec: Decodes and encodes image files.
     """
 
@@ -113,7 +114,9 @@ class Model:
         self.settings = settings
         self.max_images = _max_images_per_request(manifest, settings)
         fitted = load_priors(bundle.path / PRIOR) if PRIOR in manifest.files else {}
-        self.priors: dict[str, Prior] = {**fitted, STANDARD: Gaussian.standard(manifest.latent_dim)}
+        standard = Gaussian.standard(manifest.latent_dim)
+        self.priors: dict[str, Prior] = {**fitted, STANDARD: standard}
+        self.centre = fitted.get(FITTED, standard).mean
         self.codec = Codec(manifest.frame, settings.codec_threads, settings.max_pixels_per_file, settings.pixels)
         self.backend = backend
         pixels = (manifest.image_size, manifest.image_size, 3)

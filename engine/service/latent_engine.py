@@ -36,7 +36,7 @@ Floats = npt.NDArray[np.float32]
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 _MAX_TEMPERATURE = 10.0
 
-_WALKS = {pb.WALK_UNSPECIFIED: linear, pb.WALK_LINEAR: linear, pb.WALK_SPHERICAL: spherical}
+_WALKS = (pb.WALK_UNSPECIFIED, pb.WALK_LINEAR, pb.WALK_SPHERICAL)
 
 # Requests of one EditStream that are read ahead of its answers; fewer once they have as many images as one may have.
 _REQUESTS_AHEAD = 64
@@ -122,8 +122,9 @@ class LatentEngine:
             points = count * request.steps
             with scope.admit(points, "steps", "ask for", decodes=True) as context:
                 ends = await _encode_ends(scope.model, start, end, context)
-                walk = partial(_WALKS[request.walk], *ends, request.steps)
-                latents = await scope.model.compute(points, walk, context)
+                arc = request.walk == pb.WALK_SPHERICAL
+                walk = partial(spherical, centre=scope.model.centre) if arc else linear
+                latents = await scope.model.compute(points, partial(walk, *ends, request.steps), context)
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.InterpolateResponse(), output, images, latents)
 

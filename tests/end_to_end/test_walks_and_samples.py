@@ -121,6 +121,11 @@ def test_a_bundle_draws_from_the_priors_that_it_has(tmp_path: Path, mixed: bool)
         for distribution, prior in {pb.DISTRIBUTION_UNSPECIFIED: priors[known[0]], **priors}.items():
             answer = stub.Sample(pb.SampleRequest(count=9, seed=1, distribution=distribution, result=LATENTS))
             np.testing.assert_array_equal(floats(answer.latents), prior.draw(9, 1))
+        ends = floats(stub.Sample(pb.SampleRequest(count=2, result=LATENTS)).latents)
+        start, end = (pb.WalkEnd(latents=latent_batch(one[None])) for one in ends)
+        walk = pb.InterpolateRequest(start=start, end=end, steps=5, walk=pb.WALK_SPHERICAL, result=LATENTS)
+        points = floats(stub.Interpolate(walk).latents)
+        np.testing.assert_array_equal(points, spherical(ends[:1], ends[1:], 5, fitted.mean))
 
 
 def test_samples_have_what_is_wished(stub: Any) -> None:

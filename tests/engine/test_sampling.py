@@ -68,6 +68,15 @@ def test_spherical_keeps_the_length_that_the_line_loses() -> None:
     assert np.linalg.norm(linear(start, end, 3)[1]) < 0.8 * length
 
 
+def test_an_arc_around_a_centre_is_the_arc_that_was_moved_there() -> None:
+    start, end, centre = floats(3, 16), floats(3, 16, seed=1), floats(16, seed=2)
+    moved = spherical(start + centre, end + centre, 5, centre)
+    np.testing.assert_allclose(moved, spherical(start, end, 5) + centre, atol=1e-5)
+    np.testing.assert_array_equal(moved[::5], start + centre)
+    with pytest.raises(InvalidRequest, match="pair 0: its two latents are opposite"):
+        spherical(centre[None] - 1, centre[None] + 1, 3, centre)
+
+
 @pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-7, 1e-5])
 def test_nearly_parallel_latents_lie_on_a_line(angle: float) -> None:
     start = np.array([[3, 0]], np.float32)

@@ -12,7 +12,7 @@ from engine.latents import FITTED, MIXTURE, Gaussian, Wishes, can_be_wished, lin
 from trainer.evaluation import charts, encoding, grids, vectors
 from trainer.evaluation.charts import readable
 from trainer.evaluation.edits.curves import JUDGED_ATTRIBUTES
-from trainer.evaluation.encoded_run import EncodedRun, Floats
+from trainer.evaluation.encoded_run import EncodedRun
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.options import Options
 from trainer.evaluation.skipped import SkippedError
@@ -133,7 +133,7 @@ def _interpolations(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure
     pairs = vectors.pairs(len(encoded.mu), NUM_INTERPOLATIONS, seed)
     start, end = encoded.mu[pairs[:, 0]], encoded.mu[pairs[:, 1]]
     straight = encoded.decode(linear(start, end, INTERPOLATION_STEPS))
-    arcs = encoded.decode(_arcs(encoded, start[:NUM_ARCS], end[:NUM_ARCS]))
+    arcs = encoded.decode(spherical(start[:NUM_ARCS], end[:NUM_ARCS], INTERPOLATION_STEPS, encoded.priors[FITTED].mean))
     strips = [
         [
             np.concatenate([encoded.images[[first]], strip, encoded.images[[last]]])
@@ -145,7 +145,7 @@ def _interpolations(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure
     title = "Straight lines in the latent space between test images"
     grids.save_grid(folder / "interpolations.png", title, strips[0], across=across)
     both = [strip for pair in zip(*strips, strict=False) for strip in pair]
-    title, down = "Lines, and arcs along the Gaussian that fits the encodings", ("line", "arc") * len(strips[1])
+    title, down = "Lines, and arcs around the mean of the encodings", ("line", "arc") * len(strips[1])
     grids.save_grid(folder / "interpolations_along_the_prior.png", title, both, across=across, down=down)
     look_for = (
         "From one face to another in equal steps of mu: every step should be a face, and none should look like two "
@@ -159,15 +159,6 @@ def _interpolations(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure
         Figure("interpolations.png", "Interpolations", look_for),
         Figure("interpolations_along_the_prior.png", "Interpolations along the prior", on_the_way),
     ]
-
-
-def _arcs(encoded: EncodedRun, start: Floats, end: Floats) -> Floats:
-    """Points (P * INTERPOLATION_STEPS, D) between latents (P, D), on arcs around the fitted Gaussian made round."""
-    fitted = encoded.priors[FITTED]
-    assert isinstance(fitted, Gaussian)
-    first, last = (np.linalg.lstsq(fitted.factor, (ends - fitted.mean).T)[0].T for ends in (start, end))
-    points: Floats = fitted.mean + spherical(first, last, INTERPOLATION_STEPS) @ fitted.factor.T
-    return points
 
 
 def _attribute_accuracy(measured: dict[str, Any], folder: Path) -> list[Figure]:
