@@ -203,7 +203,7 @@ class Interpolate(Command):
     """Images on each walk, both ends included."""
 
     walk: Walk = "linear"
-    """A straight line, or an arc around the origin."""
+    """A straight line, or an arc around the mean of faces."""
 
     align: Align = False
 
