@@ -115,7 +115,9 @@ class Sender:
                 try:
                     seed(number)(some(given(strategy)(self.check)))()
                 except Exception as error:  # Hypothesis has several, with the calls in their notes
-                    self.failures.append("\n".join([repr(error), *getattr(error, "__notes__", ())])[:4000])
+                    causes = getattr(error, "exceptions", ())  # of a failure that didn't come again
+                    told = map(repr, (*causes, error))
+                    self.failures.append("\n".join([*told, *getattr(error, "__notes__", ())])[:4000])
 
 
 @dataclass

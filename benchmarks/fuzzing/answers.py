@@ -25,9 +25,9 @@ _DETAILS = {
     for name in ("BadRequest", "RetryInfo", "ErrorInfo", "RequestInfo")
 }
 _LONGEST = 1_100
-# Behind a digit, 0x may be the middle of an image's size, 24240x1195524376.
+# Behind a digit or another x, 0x may be the middle of sizes: 24240x1195524376, 128x0x100000.
 _SECRETS = re.compile(
-    r"Traceback|File \"|\.pyc?\b|site-packages|<class|object at 0x|(?<!\d)0x[0-9a-f]{6,}|(?:/[\w.@-]+){2,}|"
+    r"Traceback|File \"|\.pyc?\b|site-packages|<class|object at 0x|(?<![\dx])0x[0-9a-f]{6,}|(?:/[\w.@-]+){2,}|"
     r"\b(?:engine|google|PIL|numpy|grpc|asyncio|onnxruntime|openvino)\.\w+|\bself\b|\b[A-Z]\w+(?:Error|Exception)\b"
 )
 _TRACES = re.compile(r"^(.*)\nTraceback", re.MULTILINE)
