@@ -34,8 +34,9 @@ from serving.clients import Crowd, GivenUp, Tally, ask, ask_stream, connect
 from serving.generator import Connection, Outcome
 from serving.orders import Order, Orders
 from serving.poisoned_server import MARK, SECRET
-from serving.process import Server, Usage
+from serving.process import Server
 from serving.requests import Case, ask_model, prepare, raw_batch, stub_of
+from serving.usage import Usage
 
 from engine.bundle import MANIFEST, Bundle, Manifest
 from protos import dfcvae_pb2 as pb

@@ -30,8 +30,9 @@ from script import require_positive, run
 from serving.clients import Crowd
 from serving.figures import markdown
 from serving.orders import Orders
-from serving.process import Server, Usage
+from serving.process import Server
 from serving.requests import OPTIONS
+from serving.usage import Usage
 from tqdm import tqdm
 
 from engine.bundle import Bundle

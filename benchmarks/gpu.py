@@ -1,9 +1,9 @@
 """TensorRT engines on an NVIDIA GPU: made from a bundle, held against PyTorch FP32, timed, reported.
 
-Where the run is, one bundle with every form; then, on the GPU, PyTorch in a Python with torch (this step may be left
-out), and TensorRT 8.6 to 11 in a Python that needs no torch:
+Where the run is, one bundle; then, on the GPU, PyTorch in a Python with torch (this step may be left out), and TensorRT
+8.6 to 11 in a Python that needs no torch:
 
-    python -m export.build_engines --run RUN --out BUNDLE --all-forms --max-batch 256
+    python -m export.build_engines --run RUN --out BUNDLE --max-batch 256 --encoder plain --decoder plain
     python benchmarks/gpu.py pytorch --run RUN --json FILE
     python benchmarks/gpu.py run --bundle BUNDLE --out FOLDER --report FILE [--pytorch FILE]
 

@@ -4,10 +4,13 @@
 #
 #   benchmarks/gpu.sh RUN BUNDLE DATA OUT
 #
-# RUN is a finished training; BUNDLE was made from it (build_engines --all-forms --max-batch 256), on any machine; DATA is
-# what to train on. PYTHON has torch, TENSORRT_PYTHON (if it is another one) TensorRT and what export.retarget and the
-# server need. PRESET names the training, VGG the file of VGG19's weights. REHEARSE=1 goes through all of it on a CPU, with
-# ONNX Runtime in the place of TensorRT.
+# RUN is a finished training, of which config.json and the safetensors of model, directions, prior and samples are read.
+# BUNDLE was made from it, on any machine (build_engines --max-batch 256 --encoder plain --decoder plain). DATA is what to
+# train on; a thousand faces are enough. At 64 pixels all of it is some 60 MB with this repository; checkpoint.pt and
+# DATA/packed, the largest files, stay behind.
+# PYTHON has torch, TENSORRT_PYTHON (if it is another one) TensorRT and what export.retarget and the server need. PRESET
+# names the training, VGG the file of VGG19's weights. REHEARSE=1 goes through all of it on a CPU, with ONNX Runtime in the
+# place of TensorRT.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 [ $# = 4 ] || { sed -n 's/^# \{0,3\}//; 5p' "$0" >&2; exit 2; }

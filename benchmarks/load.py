@@ -25,9 +25,10 @@ from serving import generator
 from serving.bench import Bench, Row, percent
 from serving.echo import PATH as ECHO_PATH
 from serving.figures import markdown
-from serving.process import Server, listener
+from serving.process import Server
 from serving.reference import Reference
 from serving.requests import Case, Form, Prepared, ask_model
+from serving.usage import listener
 from tqdm import tqdm
 
 from engine.bundle import Bundle

@@ -25,7 +25,8 @@ from script import cores, require_positive, run, show_checks, write_json
 from serving.clients import Crowd, Tally
 from serving.figures import markdown
 from serving.orders import Orders
-from serving.process import Server, Usage
+from serving.process import Server
+from serving.usage import Usage
 from tqdm import tqdm
 
 from engine.bundle import Bundle

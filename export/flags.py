@@ -58,7 +58,8 @@ class EngineFlags:
     """Compute threads of the engines while they are measured; None: all cores."""
     min_psnr: float | None = None
     """Quality budget: smallest PSNR of any image against PyTorch FP32, dB; None: the precision's. With --precision
-    auto, int8 joins the contest, which then takes minutes, and the fastest engine within the budget wins."""
+    auto, int8 joins the contest, which then takes minutes, and the fastest engine within the budget wins. Single pixels
+    may then be off as far as int8's, whatever the precision below fp32."""
     explain: bool = False
     """Say what fp16 or int8 costs single layers of an engine that passes, too; one that fails is explained anyway."""
     latent_tolerance: float | None = None
@@ -123,6 +124,9 @@ class EngineFlags:
             "logits": self.logit_tolerance,
         }
         changes = {name: value for name, value in given.items() if value is not None}
+        if self.min_psnr is not None and precision != "fp32":
+            # The budget decides, not single pixels at edges, which bf16 is held to more tightly than int8.
+            changes.setdefault("levels", TOLERANCES["int8"].levels)
         return dataclasses.replace(TOLERANCES[precision], **changes)
 
     def why_not(self, support: Support) -> list[str]:

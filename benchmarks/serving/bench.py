@@ -13,9 +13,9 @@ from export.errors import InputError
 from protos import dfcvae_pb2 as pb
 from serving import generator
 from serving.generator import Outcome
-from serving.process import Usage
 from serving.reference import Pace, Reference
 from serving.requests import Case, Prepared, ask, prepare, read_answer
+from serving.usage import Usage
 
 
 @dataclass(frozen=True)

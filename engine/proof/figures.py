@@ -57,8 +57,9 @@ TOLERANCES = {
     # 80 dB where no pixel is off by more than a level; the worst image measured had 84 dB.
     "fp32": Tolerances(latents=2e-4, levels=1, psnr_db=75.0, mean_levels=6.5e-4, bias_levels=6.5e-4, logits=0.01),
     # Eight bits of every factor: 0.046 of the spread, 3 levels, 54 dB in the worst image, and signed means of 0.04
-    # levels are the worst measured on networks trained on real faces. A tenth of the spread is small beside an edit.
-    "bf16": Tolerances(latents=0.1, levels=4, psnr_db=45.0, mean_levels=0.5, bias_levels=0.2, logits=0.2),
+    # levels are the worst measured on networks trained on real faces; on one trained for a minute on procedural ones 8
+    # levels, in single pixels at edges, 53 dB and 0.08 levels. A tenth of the spread is small beside an edit.
+    "bf16": Tolerances(latents=0.1, levels=12, psnr_db=45.0, mean_levels=0.5, bias_levels=0.2, logits=0.2),
     # Three bits more than bf16 in every factor: 0.004 of the spread, 1 level, 65 dB in the worst image and signed means
     # of 0.007 levels, by ONNX Runtime's CPU, which adds up in float32. A GPU may not: with sums in FP16 it was 0.037.
     "fp16": Tolerances(latents=0.05, levels=4, psnr_db=50.0, mean_levels=0.2, bias_levels=0.1, logits=0.05),

@@ -157,7 +157,7 @@ def _contest(
     if len(candidates) == 1:
         return []
     say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
-    entries = rank(candidates, folder, manifest, max_batch=manifest.max_batch_size, threads=flags.cores)
+    entries = rank(candidates, folder, manifest, max_batch=manifest.max_batch_size, threads=flags.cores, say=say)
     say(table(entries))
     return entries
 

@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.backends import Backend, open_graphs
+from engine.errors import EngineError
 from export.engines.candidate import Candidate
 from export.graphs.names import DecoderForm, EncoderForm
 
@@ -66,7 +67,15 @@ class Sizes(Protocol):
         """Latent dimensions."""
 
 
-def rank(candidates: Sequence[Candidate], folder: Path, sizes: Sizes, *, max_batch: int, threads: int) -> list[Entry]:
+def rank(
+    candidates: Sequence[Candidate],
+    folder: Path,
+    sizes: Sizes,
+    *,
+    max_batch: int,
+    threads: int,
+    say: Callable[[str], None],
+) -> list[Entry]:
     """Measures candidates.
 
     Args:
@@ -75,9 +84,10 @@ def rank(candidates: Sequence[Candidate], folder: Path, sizes: Sizes, *, max_bat
         sizes: The model's.
         max_batch: The larger batch size of the contest, images.
         threads: Compute threads of each.
+        say: Takes why some are out.
 
     Returns:
-        The best one first.
+        The best one first, without those that their runtime refuses to open.
     """
     noise = np.random.default_rng(0)
     images = noise.integers(0, 256, (max_batch, sizes.image_size, sizes.image_size, 3), dtype=np.uint8)
@@ -85,8 +95,14 @@ def rank(candidates: Sequence[Candidate], folder: Path, sizes: Sizes, *, max_bat
     batch_sizes = sorted({1, max_batch})
 
     calls: dict[_Call, Callable[[], object]] = {}
+    refused: set[_Group] = set()
     for group, (encoders, decoders) in _groups(candidates).items():
-        engines = _open(folder, group, encoders, decoders, max_batch=max_batch, threads=threads)
+        try:
+            engines = _open(folder, group, encoders, decoders, max_batch=max_batch, threads=threads)
+        except EngineError as error:
+            refused.add(group)
+            say(f"{group.backend} {group.precision} on {group.device} is out: {error}")
+            continue
         for size in batch_sizes:
             for encoder, engine in zip(encoders, engines, strict=False):
                 calls[_Call(group, "encode", encoder, size)] = partial(engine.encode, images[:size])
@@ -99,7 +115,8 @@ def rank(candidates: Sequence[Candidate], folder: Path, sizes: Sizes, *, max_bat
         encode = _Call(group, "encode", candidate.encoder, size)
         return ms[encode] + ms[_Call(group, "decode", candidate.decoder, size)]
 
-    entries = [Entry(who, {size: edit_ms(who, size) for size in batch_sizes}) for who in candidates]
+    left = [candidate for candidate in candidates if _group(candidate) not in refused]
+    entries = [Entry(who, {size: edit_ms(who, size) for size in batch_sizes}) for who in left]
     return sorted(entries, key=lambda entry: entry.score)
 
 

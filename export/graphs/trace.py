@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from engine.bundle import DECODER, ENCODER, FORMAT_VERSION
+from engine.version import NAME, version_here
 from export.graphs.forms import decoder_graph, encoder_graph
 from export.graphs.names import PLAIN, DecoderForm, EncoderForm, file_name
 from trainer.model import VAE
@@ -122,7 +122,7 @@ def _fold_constants(graph: onnx.GraphProto) -> None:
 
 def _label(traced: onnx.ModelProto, name: str, model_sha256: str) -> None:
     """Says what the graph is and where it comes from; leaves nothing of the machine that traced it."""
-    traced.producer_name, traced.producer_version = "dfc-vae", version("dfc-vae")
+    traced.producer_name, traced.producer_version = NAME, version_here()
     traced.graph.name = name
     for part in (traced, traced.graph, *traced.graph.node):
         part.ClearField("doc_string")

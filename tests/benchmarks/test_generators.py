@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from servers import ServerProcess
 from serving.generator import Outcome, closed_loop, open_loop
-from serving.process import Server, Usage, listener
+from serving.process import Server
 from serving.requests import Case, Prepared, ask, ask_model, prepare
+from serving.usage import Usage, listener
 
 SLOW_SERVER = """
 import asyncio, sys

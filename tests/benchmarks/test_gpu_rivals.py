@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,14 @@ def test_a_server_is_asked_and_compared_with_its_engine(benchmarks: Any, tiny_bu
     options = ["--bundle", str(tiny_bundle), "--images", "1", "5", "--seconds", "0.001", "--json", str(report)]
     assert serve.main(options) == 0
     assert [row["images"] for row in json.loads(report.read_text())] == [1, 5]
+
+
+def test_a_python_with_tensorrt_needs_no_more_than_the_server_and_retarget() -> None:
+    others = ("torch", "torchvision", "psutil", "hpack", "hypothesis", "scipy", "sklearn", "matplotlib")
+    code = f"import sys; sys.modules.update(dict.fromkeys({others})); import gpu, gpu_serve, export.retarget"
+    paths = {"PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent}"}
+    done = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_server_that_answers_otherwise_is_reported(

@@ -1,6 +1,7 @@
 """deploy/ against the code: the flags, ports, names and metrics that its files say are the server's."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from prometheus_client import generate_latest
 from servers import ROOT
 
+from engine.backends import BACKENDS
 from engine.config import PREFIX, ServerConfig, load_config
 from engine.service.health import NAME as HEALTH
 from engine.service.latent_engine import SERVICE
@@ -164,6 +167,21 @@ def test_the_image_has_what_it_is_made_of() -> None:
     user = POD["spec"]["securityContext"]
     assert f"\nUSER {user['runAsUser']}:{user['runAsGroup']}\n" in CONTAINERFILE
     assert re.findall(rf"{PREFIX}(\w+)=", CONTAINERFILE) == ["BUNDLE"]
+
+
+@pytest.mark.parametrize("extra", sorted({extra for row in BACKENDS.values() for extra in row.extras.values()}))
+def test_the_lock_leaves_an_image_what_its_backend_needs(extra: str) -> None:
+    (filtering,) = re.findall(r"^RUN (grep .* requirements\.lock) > constraints\.txt", CONTAINERFILE, re.MULTILINE)
+    assert "--constraint constraints.txt" in CONTAINERFILE
+    kept = subprocess.run(shlex.split(filtering), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    locked = [Requirement(line) for line in kept.splitlines() if not line.startswith("#")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"][extra])]
+    for need in needed:
+        for lock in locked:
+            if (need.name, lock.marker is None or lock.marker.evaluate()) == (lock.name, True):
+                (pin,) = lock.specifier
+                assert need.specifier.contains(pin.version), f"{need} and {lock}"
 
 
 def test_proxies_allow_what_the_server_does() -> None:

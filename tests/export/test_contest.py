@@ -40,7 +40,7 @@ def test_all_candidates_are_measured_and_sorted(folder: Path, monkeypatch: pytes
         for encoder in ENCODER_FORMS
         for decoder in DECODER_FORMS
     ]
-    entries = rank(candidates, folder, SEED_FORM, max_batch=3, threads=1)
+    entries = rank(candidates, folder, SEED_FORM, max_batch=3, threads=1, say=print)
     assert {entry.candidate for entry in entries} == set(candidates)
     assert all(list(entry.edit_ms) == [1, 3] and min(entry.edit_ms.values()) > 0 for entry in entries)
     assert [entry.score for entry in entries] == sorted(entry.score for entry in entries)
@@ -56,8 +56,22 @@ def test_both_backends_and_both_ways_to_share_a_batch(folder: Path, monkeypatch:
         Candidate("openvino", "cpu", "fp32", "plain", "phases", False),
         Candidate("openvino", "cpu", "fp32", "plain", "phases", True),
     ]
-    entries = rank(candidates, folder, SEED_FORM, max_batch=4, threads=2)
+    entries = rank(candidates, folder, SEED_FORM, max_batch=4, threads=2, say=print)
     assert {entry.candidate for entry in entries} == set(candidates)
+
+
+def test_what_a_runtime_refuses_to_open_is_out_and_the_others_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(contest, "ROUNDS", 1)
+    nowhere = Candidate("onnxruntime", "cuda:99", "fp32", "plain", "tail", False)
+    said: list[str] = []
+    entries = rank([nowhere, SLOW], folder, SEED_FORM, max_batch=2, threads=1, say=said.append)
+    assert [entry.candidate for entry in entries] == [SLOW]
+    (reason,) = said
+    assert reason.startswith("onnxruntime fp32 on cuda:99 is out: ")
+    assert rank([nowhere], folder, SEED_FORM, max_batch=2, threads=1, say=said.append) == []
 
 
 def test_an_entry_survives_json() -> None:

@@ -18,6 +18,7 @@ from engine.backends import Options, open_backend
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import Bundle, Engine
 from engine.errors import BackendError, ParityError
+from engine.proof.figures import ImageError, Stage
 from engine.proof.opening import tolerances_of
 from export import verify
 from export.build_engines import BuildConfig, build
@@ -213,6 +214,23 @@ def test_the_fastest_engine_within_the_budget_wins(
     assert bundle.manifest.precision == "int8"
     assert tolerances_of(bundle).psnr_db == WIDE["min_psnr"]
     assert sum(text.startswith("what int8 costs single layers") for text in said) == 1
+
+
+def test_the_budget_decides_and_not_single_pixels(tmp_path: Path) -> None:
+    reference = np.full((2, 64, 64, 3), 100, np.uint8)
+    images = reference.copy()
+    images[0, :4, :4] += 24  # an edge: 44.6 dB
+    edit = {"edit": ImageError.between(images, reference)}
+
+    def failures(precision: str, **flags: Any) -> str:
+        tolerances = BuildConfig(run=tmp_path, out=tmp_path, **flags).tolerances(precision)
+        return "; ".join(Stage("it", tolerances, {}, edit).failures())
+
+    assert "is off by up to 24 of 255 levels (tolerance 12)" in failures("bf16")
+    assert failures("bf16", min_psnr=40.0) == failures("fp16", min_psnr=40.0) == ""
+    assert failures("bf16", min_psnr=45.0) == "edit has 44.6 dB PSNR in row 0 (tolerance 45)"
+    assert "(tolerance 8)" in failures("bf16", min_psnr=40.0, level_tolerance=8)
+    assert "is off by up to 24 of 255 levels (tolerance 1)" in failures("fp32", min_psnr=40.0)
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import importlib.metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,21 @@ def graphs(form: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
     write_graphs(small_vae(form), folder, "ab" * 32)
     return folder
+
+
+def test_graphs_can_be_written_where_the_project_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.metadata.distribution
+
+    def not_ours(name: str) -> importlib.metadata.Distribution:
+        if name == "dfc-vae":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", not_ours)
+    graph = onnx.load(tmp_path / write_encoder(small_vae(), "plain", tmp_path, "ab" * 32))
+    assert (graph.producer_name, graph.producer_version) == ("dfc-vae", "")
 
 
 def signature(values: Any) -> dict[str, tuple[int, list[str | int]]]:

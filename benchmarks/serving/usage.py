@@ -1,0 +1,99 @@
+"""What processes take of the machine, found by their id or by where they listen."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psutil
+
+_SAMPLE_S = 0.1
+
+
+def listener(target: str) -> int:
+    """Process id of what listens on HOST:PORT of this machine; 0 where none does that may be looked at."""
+    port = int(target.rsplit(":", 1)[-1])
+    for connection in psutil.net_connections("tcp"):
+        address = connection.laddr
+        if connection.status == psutil.CONN_LISTEN and address and address.port == port and connection.pid:
+            return int(connection.pid)
+    return 0
+
+
+@dataclass
+class Usage:
+    """What a process and its children took, measured over a `with` block.
+
+    Attributes:
+        pid: The process; 0 for none: then only the time is taken, and the rest is NaN.
+        cpu_s: Processor time, seconds.
+        wall_s: Length of the block, seconds.
+        rss_mib: Pairs of seconds since the start and resident memory then, MiB.
+    """
+
+    pid: int
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    rss_mib: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def cores(self) -> float:
+        """Cores that it kept busy, on average."""
+        return self.cpu_s / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def peak_mib(self) -> float:
+        """Largest resident memory that was seen, MiB."""
+        return max((rss for _, rss in self.rss_mib), default=float("nan"))
+
+    def peak_between(self, start: float, end: float) -> float:
+        """Largest resident memory between two times since the start of the block, MiB; NaN without a sample."""
+        return max((rss for at, rss in self.rss_mib if start <= at < end), default=float("nan"))
+
+    def __enter__(self) -> Usage:
+        self._processes = family(self.pid)
+        self._before = _total(self._processes, _cpu_seconds)
+        self._start = time.monotonic()
+        self._stop = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall_s = time.monotonic() - self._start
+        self.cpu_s = _total(self._processes, _cpu_seconds) - self._before
+        self._stop.set()
+        self._sampler.join()
+
+    def _sample(self) -> None:
+        while True:
+            self.rss_mib.append((time.monotonic() - self._start, _total(self._processes, _rss_mib)))
+            if self._stop.wait(_SAMPLE_S):
+                return
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and its children; none for 0."""
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
+
+
+def _total(processes: Sequence[psutil.Process], read: Callable[[psutil.Process], float]) -> float:
+    """A sum over those processes that still are; NaN without any."""
+    total = 0.0 if processes else math.nan
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            total += read(process)
+    return total
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _rss_mib(process: psutil.Process) -> float:
+    return float(process.memory_info().rss) / 2**20
