@@ -146,6 +146,22 @@ class VAE(nn.Module):
         latents = mu if noise is None else mu + torch.exp(0.5 * log_var) * noise
         return Output(self.decoder(latents).float(), mu, log_var, latents)
 
+    @torch.no_grad()
+    def shift_and_scale_latents(self, mean: Tensor, std: Tensor) -> None:
+        """Changes the weights so that what was the latent z is (z - mean) / std, and all images stay what they were.
+
+        Args:
+            mean: (D,) float64.
+            std: (D,) float64, above 0.
+        """
+        encoder, linear = self.encoder, self.decoder.linear
+        mean, std = mean.to(linear.weight.device), std.to(linear.weight.device)
+        linear.bias += (linear.weight.double() @ mean).to(linear.bias)
+        linear.weight *= std.to(linear.weight)
+        encoder.mu.bias.copy_((encoder.mu.bias.double() - mean) / std)
+        encoder.mu.weight /= std[:, None].to(encoder.mu.weight)
+        encoder.log_var.bias -= 2 * std.log().to(encoder.log_var.bias)
+
 
 class VAEWithHead(nn.Module):
     """All that is trained, as one module: a VAE and, where labels shape its latents, a linear attribute head.

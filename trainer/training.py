@@ -159,9 +159,7 @@ def _finish(state: TrainState) -> None:
     """Writes what follows from the weights, as far as the folder lacks it or has another kind of directions."""
     config, resolved = run_folder.load_config(state.folder)
     kind = state.config.directions
-    changes = derived.complete(
-        state.folder, state.model, state.place, state.data, kind, directions_anew=kind != config.directions
-    )
+    changes = derived.complete(state.folder, state.place, state.data, kind, directions_anew=kind != config.directions)
     if changes is None:
         logger.info("%s is complete: nothing left to train; --epochs N adds epochs", state.folder)
         return

@@ -1,8 +1,8 @@
 """What a run folder holds that follows from its weights and from faces: samples, prior and attribute directions.
 
-`trainer.training` writes them when training ends; `own_labels` computes directions anew, and adds some for labels of
-the user's own. Directions and prior belong to the weights whose latents they were computed from, so
-their files name these, and what belongs to other weights is never kept.
+`trainer.training` writes them when training ends, and standardises the latents first; `own_labels` computes directions
+anew, and adds some for labels of the user's own. Directions and prior belong to the weights whose latents they were
+computed from, so their files name these, and what belongs to other weights is never kept.
 
 Shapes: N images, D latent_dim, A attributes.
 """
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.numpy import save_file
 
 from trainer import run_folder
 from trainer.artifacts.directions import Direction, directions_of, load_directions, save_directions
 from trainer.artifacts.encode import encode
 from trainer.artifacts.model_card import write_card
-from trainer.artifacts.prior import Floats, fit_priors, save_priors
+from trainer.artifacts.prior import Floats, fit_priors, moments, save_priors
 from trainer.config import Kind
 from trainer.data import FaceData
 from trainer.hardware.device import Placement
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 512
 """Held-out images kept in the run folder."""
+_STANDARD = 1e-3
+"""Latents are standardised whose means and deviations are off by no more."""
 MAX_LISTED = 8
 """Attributes that a message names; of more, it gives the number."""
 
@@ -62,14 +65,13 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def complete(
-    folder: Path, model: VAE, place: Placement, data: FaceData, kind: Kind, *, directions_anew: bool = False
+    folder: Path, place: Placement, data: FaceData, kind: Kind, *, directions_anew: bool = False
 ) -> Changes | None:
     """Writes what a finished run lacks: all of it after training, the rest after an interruption or in an old run.
 
     Args:
         folder: the run folder, with the weights.
-        model: the run's.
-        place: the model's.
+        place: where to compute.
         data: what it was trained on.
         kind: of the directions.
         directions_anew: compute the data's directions again, as another kind is asked for.
@@ -89,12 +91,35 @@ def complete(
     if lacks_samples:
         write_samples(folder, data)
     rows = data.rows("train")
+    model = place.module(run_folder.load_model(folder))
     mu, log_var = encode(model, data.images, rows, place)
     if lacks_prior:
+        if standardise(folder, model, mu, log_var):
+            mu, log_var = encode(model, data.images, rows, place)
         write_prior(folder, mu, log_var)
     labels, attributes = data.index.labels[rows], data.index.attributes
     found = directions_of(mu, labels, attributes, kind) if lacks_directions else []
     return write_directions(folder, found, mu.shape[1])
+
+
+def standardise(folder: Path, model: VAE, mu: Floats, log_var: Floats) -> bool:
+    """Gives every latent mean 0 and variance 1 over the train split's posteriors, (N, D) each, and writes the weights.
+
+    Images and reconstructions stay what they are. Of all shifts and scales of the latents this one has the least KL to
+    N(0, I), which training with a small KL weight doesn't get to, and without which draws from N(0, I) are no faces.
+
+    Returns:
+        Whether there was anything to change.
+
+    Raises:
+        RunError: latents are not finite, or the file cannot be written.
+    """
+    mean, std = moments(mu, log_var)
+    if max(np.abs(mean).max(), np.abs(std - 1).max()) < _STANDARD:
+        return False
+    model.shift_and_scale_latents(torch.from_numpy(mean), torch.from_numpy(std))
+    run_folder.save_model(folder, model)
+    return True
 
 
 def write_samples(folder: Path, data: FaceData) -> None:

@@ -1,9 +1,9 @@
 """What new faces are drawn from: a Gaussian and a mixture of some, fitted to the latents of the whole train split.
 
-A VAE's latents are only about N(0, I). Drawn from a density that fits them, they decode to more typical faces (Ghosh
-et al., arXiv 1903.12436, fit the same two after training). What is fitted is the aggregate posterior, the mixture of
-the posteriors N(mu_i, diag(sigma_i^2)) of all N training images, because its draws are what the decoder was trained
-on. By the law of total covariance it has
+A VAE's latents are only about N(0, I), also where each by itself has been standardised. Drawn from a density that fits
+them, they decode to more typical faces (Ghosh et al., arXiv 1903.12436, fit the same two after training). What is
+fitted is the aggregate posterior, the mixture of the posteriors N(mu_i, diag(sigma_i^2)) of all N training images,
+because its draws are what the decoder was trained on. By the law of total covariance it has
 
     mean = mean_i mu_i,        covariance = cov_i(mu_i) + diag(mean_i sigma_i^2).
 
@@ -51,18 +51,33 @@ def fit_priors(mu: Floats, log_var: Floats) -> Tensors:
     Raises:
         RunError: values are not finite.
     """
-    with np.errstate(over="ignore"):
-        variance = np.exp(log_var.astype(np.float64))
-    if not (np.isfinite(mu).all() and np.isfinite(variance.mean(axis=0)).all()):
-        raise RunError(
-            "the encoder gives latents of training images that are not finite; the training has diverged: train again "
-            "with a smaller --lr"
-        )
+    variance = _variance(mu, log_var)
     mean, covariance = fit_gaussian(mu.astype(np.float64), variance.mean(axis=0))
     values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     gaussian = {"mean": mean.astype(np.float32), "factor": root.astype(np.float32)}
     return gaussian | fit_mixture(mu + np.sqrt(variance) * np.random.default_rng(0).standard_normal(mu.shape))
+
+
+def moments(mu: Floats, log_var: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each latent over N posteriors (N, D) together, (D,) each.
+
+    Raises:
+        RunError: values are not finite.
+    """
+    variance = mu.var(axis=0, dtype=np.float64) + _variance(mu, log_var).mean(axis=0)
+    return mu.mean(axis=0, dtype=np.float64), np.sqrt(variance)
+
+
+def _variance(mu: Floats, log_var: Floats) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        variance: NDArray[np.float64] = np.exp(log_var.astype(np.float64))
+    if not (np.isfinite(mu).all() and np.isfinite(variance.mean(axis=0)).all()):
+        raise RunError(
+            "the encoder gives latents of training images that are not finite; the training has diverged: train again "
+            "with a smaller --lr"
+        )
+    return variance
 
 
 def fit_gaussian(mu: NDArray[np.float64], variance: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
