@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.batching.batcher import NULL_OBSERVER, Array, Batcher, BatchObserver, Part, Scheduler
+from engine.arrays import Array
+from engine.batching.batcher import NULL_OBSERVER, Batcher, BatchObserver, Part
+from engine.batching.scheduler import Scheduler
 from engine.errors import EngineError
 
 MAX_BATCH_SIZE = 8

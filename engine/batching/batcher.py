@@ -23,14 +23,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.arrays import Array
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
 from engine.batching.pace import BatchWindow, Rate
 from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
-
-__all__ = ["NULL_OBSERVER", "Array", "BatchObserver", "Batcher", "Part", "Reservation", "Scheduler"]
-
-Array = npt.NDArray[Any]
 
 logger = logging.getLogger(__name__)
 

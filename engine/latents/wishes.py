@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.arrays import Doubles, Floats
 from engine.errors import InvalidField, InvalidRequest
-from engine.latents.directions import Directions, Doubles, Floats
+from engine.latents.directions import Directions
 
 # Directions aren't orthogonal: where one wish moves a latent, another may move it back, each time by less. What so many
 # rounds don't settle is a contradiction.

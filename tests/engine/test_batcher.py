@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from gated import MAX_BATCH_SIZE, Gated, Notes, check, check_error, items, play, queued, submit
 
-from engine.batching.batcher import Array, Batcher, Part, Scheduler
+from engine.arrays import Array
+from engine.batching.batcher import Batcher, Part
+from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, Overloaded
 
 

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 from gated import queued, submit
 
-from engine.batching.batcher import Array, Batcher, Part, Scheduler
+from engine.arrays import Array
+from engine.batching.batcher import Batcher, Part
+from engine.batching.scheduler import Scheduler
 
 LARGEST = 32
 

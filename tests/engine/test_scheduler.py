@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from gated import MAX_BATCH_SIZE, Gated, check, items, play, queued, submit
 
-from engine.batching.batcher import Array, Batcher, Part, Scheduler
-from engine.batching.scheduler import Work
+from engine.arrays import Array
+from engine.batching.batcher import Batcher, Part
+from engine.batching.scheduler import Scheduler, Work
 
 
 def test_two_batchers_share_a_device_in_turn() -> None:
