@@ -192,8 +192,7 @@ class ModelRepository:
     async def _warm_up(self, model: Model) -> None:
         # One batch at a time, so that those of clients go in between.
         for call in warmup_calls(model.backend, model.bundle.manifest):
-            async with self._scheduler.free:
-                await self._scheduler.run(call)
+            await self._scheduler.run(call)
 
 
 def _fingerprint(path: Path) -> str:
