@@ -33,7 +33,6 @@ from engine.transport.core import CoreCall
 
 _INCOMPLETE = "the call ended before its message had come: it was too large or too late, or the client gave up"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
-
 _OK = grpc.StatusCode.OK
 
 # A name for calls that come without one, which no call of another server has.
@@ -210,7 +209,7 @@ class CallInterceptor:
 class CallScope:
     """A call, as a context around its answer; `refuse` ends it when the answer raised something.
 
-    Handlers get it in place of gRPC's context: it is a `Call` of `engine.service.request_scope`.
+    Handlers get it in place of gRPC's context: it is a `StreamCall` of `engine.service.edit_stream`.
 
     Args:
         calls: What all calls pass.
@@ -273,11 +272,11 @@ class CallScope:
         self._images += images
 
     def hold(self, size: int) -> None:
-        """As `Call` says."""
+        """As `StreamCall` says."""
         self._context.permit.hold(size)
 
     def replied(self, code: str, error: str) -> None:
-        """As `Call` says."""
+        """As `StreamCall` says."""
         self._method.answered(code)
         if error:
             self._calls.log.failed_in_stream(self._method.name, code, self.client, error)
