@@ -221,18 +221,17 @@ class CallScope:
             peer's host.
     """
 
-    client = ""
-    _request_id = ""
-    _images = 0  # that there was room for
-    _refusal: RpcStatus | None = None
-    _span: Any = None
-    _version = 0
-
     def __init__(self, calls: CallInterceptor, method: MethodFigures, context: Any) -> None:
+        permit = context.permit
         self._arrived = time.perf_counter()
         self._calls = calls
         self._method = method
         self._context = context
+        self.client: str = permit.client
+        self._request_id, self._version = permit.request_id, permit.version
+        self._images = 0  # that there was room for
+        self._refusal: RpcStatus | None = None
+        self._span: Any = None
 
     def begin(self) -> None:
         """Begins to answer the call.
@@ -240,16 +239,13 @@ class CallScope:
         Raises:
             EngineError: When there is no room for its message.
         """
-        context, permit = self._context, self._context.permit
-        self.client, self._request_id = permit.client, permit.request_id
         logs.request_id.set(self._request_id)
-        context.set_trailing_metadata((("x-request-id", self._request_id),))
+        self._context.set_trailing_metadata((("x-request-id", self._request_id),))
         if self._calls.tracing is not None:
-            metadata = context.invocation_metadata()
+            metadata = self._context.invocation_metadata()
             self._span = self._calls.tracing.start(self._method.path, self._request_id, metadata)
-        self._version = permit.version
-        if permit.refusal is not None:
-            raise permit.refusal
+        if (refusal := self._context.permit.refusal) is not None:
+            raise refusal
 
     def time_remaining(self) -> float | None:
         """As `Call` says."""
