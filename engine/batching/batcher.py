@@ -299,7 +299,7 @@ class Batcher:
 
     def _require_open(self) -> None:
         if self._closing:
-            raise ShuttingDown("the server is shutting down; send the request to another one")
+            raise ShuttingDown()
 
     def _release(self, reservation: Reservation, count: int) -> None:
         if count > reservation.count:

@@ -199,7 +199,7 @@ class CallInterceptor:
                     messages.close()
                     self._streams.discard(messages)
                 if messages.cut_off:
-                    raise ShuttingDown("the server is shutting down; send what is unanswered to another one")
+                    raise ShuttingDown("what is unanswered")
                 return
             await scope.refuse()
 

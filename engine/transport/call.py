@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 
 import grpc
 
+from engine.errors import FAILED
 from engine.transport.core import CoreCall, CoreError, Metadata, message_of, was_cancelled
 from engine.transport.permit import Permit
 from engine.transport.stream_buffers import ReceiveBuffer, SendBuffer
 
 logger = logging.getLogger(__name__)
 
-_FAILED = "the server failed on this request; its log has the reason"
 _NO_MESSAGE = "the call ended without a message; send one"
 _LATE = "the message did not come within {:g} s; send it again, or a smaller one"
 _NO_ROOM = "there was no room for the message within {:g} s; send it again after a pause, or to another server"
@@ -163,7 +163,7 @@ class ServerCall:
             self._code, self._details = grpc.StatusCode.CANCELLED, "the call was given up"
         except Exception:
             logger.exception("%s failed", self._core.path)
-            self._code, self._details = grpc.StatusCode.INTERNAL, _FAILED
+            self._code, self._details = grpc.StatusCode.INTERNAL, FAILED
         return None
 
     def _end(self, last: bytes | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from servers import run_python
+from servers import ROOT, run_python
 from wires import (
     LIMIT_S,
     OWN_CONNECTION,
@@ -171,8 +171,10 @@ def test_another_core_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delattr("grpc._cython.cygrpc.ReceiveCloseOnServerOperation")
 
     async def scene() -> None:
-        with pytest.raises(StartupError, match="has no ReceiveCloseOnServerOperation in its core"):
+        with pytest.raises(StartupError, match="has no ReceiveCloseOnServerOperation in its core") as refused:
             Server()
+        allowed = str(refused.value).split("pip install ")[1].strip("'")
+        assert f'"{allowed}"' in (ROOT / "pyproject.toml").read_text()
 
     asyncio.run(scene())
 
