@@ -60,6 +60,8 @@ class Wishes:
                 what is kept, or nobody knows where its sides are.
             UnknownAttribute: When this model has no direction of a name.
         """
+        if not (having or lacking):
+            return cls()
         if both := set(having) & set(lacking):
             raise InvalidRequest(f"{min(both)!r} is in having and in lacking; take it out of one of them", "lacking")
         wished = {name: (f"having[{index}]", 1) for index, name in enumerate(having)}
