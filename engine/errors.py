@@ -8,6 +8,9 @@ into gRPC statuses.
 import traceback
 from collections.abc import Callable
 
+FAILED = "the server failed on this request; its log has the reason"
+"""What clients are told of faults that nobody raised on purpose."""
+
 _LONGEST_PAUSE_S = 30 * 86_400.0  # StreamError counts milliseconds in 32 bits
 
 
@@ -145,6 +148,9 @@ class ShuttingDown(EngineError):  # noqa: N818
     status = "UNAVAILABLE"
     reason = "SHUTTING_DOWN"
     retry_after_s = 1.0
+
+    def __init__(self, unanswered: str = "the request") -> None:
+        super().__init__(f"the server is shutting down; send {unanswered} to another one")
 
 
 class StreamIdle(EngineError):  # noqa: N818

@@ -2,13 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.batching.batcher import NULL_OBSERVER, Array, Batcher, BatchObserver, Part, Scheduler
+from engine.arrays import Array
+from engine.batching.batcher import NULL_OBSERVER, Batcher, BatchObserver, Part
+from engine.batching.scheduler import Scheduler
 from engine.errors import EngineError
 
 MAX_BATCH_SIZE = 8
@@ -69,6 +72,24 @@ class Notes:
 
     def failed(self) -> None:
         self.failures += 1
+
+
+@asynccontextmanager
+async def device_taken(scheduler: Scheduler) -> AsyncIterator[None]:
+    """Keeps batches from starting: something else is computed meanwhile."""
+    began, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        began.set()
+        go.wait()
+
+    job = asyncio.ensure_future(scheduler.run(wait))
+    await asyncio.to_thread(began.wait)
+    try:
+        yield
+    finally:
+        go.set()
+        job.cancel()  # nobody waits for it
 
 
 def items(*values: int) -> Array:

@@ -291,7 +291,7 @@ class Admission:
             EngineError: When the server can't take it now.
         """
         if self._closing:
-            raise ShuttingDown("the server is shutting down; send the request to another one")
+            raise ShuttingDown()
         if not self._ready:
             raise NotReady("the server is warming up; send the request again when its health says SERVING")
         if (known := self._clients.get(client)) and (recheck := known.overloaded.get(method)):

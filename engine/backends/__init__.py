@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Bytes, Floats, Options, is_device, kind_of
+from engine.arrays import Bytes, Floats
+from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, is_device, kind_of
 from engine.backends.buckets import bucket_sizes
 from engine.backends.registry import BACKENDS, find
 from engine.backends.reports import switch_off_usage_reports

@@ -6,11 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+from engine.arrays import Bytes, Floats
 
 CPU, CUDA = "cpu", "cuda"
 """Kinds of devices."""

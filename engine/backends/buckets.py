@@ -5,12 +5,10 @@ nobody reads.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from engine.arrays import Array
 
 
 def bucket_sizes(largest: int) -> list[int]:

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
-from engine.backends.base import CPU, CUDA, Backend, Bytes, Floats, Options, gpu_of, kind_of
+from engine.arrays import Array, Bytes, Floats
+from engine.backends.base import CPU, CUDA, Backend, Options, gpu_of, kind_of
 from engine.backends.buckets import bucket_sizes, in_parts
 from engine.errors import BackendError, BundleError
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,12 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino
 import openvino.opset13 as opset
 
-from engine.backends.base import Backend, Bytes, Floats, Options
+from engine.arrays import Array, Bytes, Floats
+from engine.backends.base import Backend, Options
 from engine.errors import BackendError, BundleError
-
-Array = npt.NDArray[Any]
 
 logger = logging.getLogger(__name__)
 

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.backends.base import CUDA, Backend, Bytes, Floats, Options, gpu_of
+from engine.arrays import Array, Bytes, Floats
+from engine.backends.base import CUDA, Backend, Options, gpu_of
 from engine.backends.buckets import bucket_sizes, in_parts
 from engine.backends.cuda import Cuda
 from engine.errors import BackendError, BundleError
-
-Array = npt.NDArray[Any]
 
 logger = logging.getLogger(__name__)
 

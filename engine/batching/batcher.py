@@ -23,21 +23,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.arrays import Array
 from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
-from engine.batching.pace import BatchWindow, Rate
+from engine.batching.pace import BatchWindow, HalfBatches, Rate
 from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
-__all__ = ["NULL_OBSERVER", "Array", "BatchObserver", "Batcher", "Part", "Reservation", "Scheduler"]
-
-Array = npt.NDArray[Any]
-
 logger = logging.getLogger(__name__)
-
-# Half batches have this many items at least; smaller ones take too long an item.
-_LEAST_HALF = 12
-# As many times the largest batch must be under way for the next batch to fill while one is computed.
-_ENOUGH_TO_FILL = 1.5
 
 
 class Part(NamedTuple):
@@ -137,10 +129,7 @@ class Batcher:
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
         self._window = BatchWindow()
-        half = max_batch_size // 2
-        self._half = half if overlaps and half >= _LEAST_HALF else 0  # items of half a batch; 0: there are none
-        self._computing = 0  # items of batches that are being computed
-        self._crowd = 0.0  # items under way, of late
+        self._halves = HalfBatches(max_batch_size, overlaps)
         self._reserved: Counter[str] = Counter()  # items by client
         # What was taken from the queue, a batch or expired requests, until those who wait for it have seen the outcome.
         self._unsettled = 0
@@ -289,21 +278,11 @@ class Batcher:
             return None
         self._window.taken(requests, ready > 0)
         self._unsettled += 1
-        self._computing += _count(pieces)
+        self._halves.taken(_count(pieces))
         return lambda: self._compute(pieces)
 
     def _ready_items(self) -> int:
-        """Items of the batch that has nothing to wait for: a full one, or half of one; 0 where there is none.
-
-        Of a crowd that is too small to fill a batch while another is computed, one half is computed while the other is
-        on the wire, and no core is idle. Not of large requests, which would be cut in two.
-        """
-        waiting = self._queue.waiting
-        if waiting >= self._max_batch_size:
-            return self._max_batch_size
-        halves = self._half and self._crowd < _ENOUGH_TO_FILL * self._max_batch_size
-        small = waiting <= self._queue.requests * self._half // 4
-        return self._half if halves and small and waiting >= self._half else 0
+        return self._halves.ready(self._queue.waiting, self._queue.requests)
 
     def _has_work(self) -> bool:
         with self._scheduler.lock:  # or what a thread has just taken is neither here nor there
@@ -320,7 +299,7 @@ class Batcher:
 
     def _require_open(self) -> None:
         if self._closing:
-            raise ShuttingDown("the server is shutting down; send the request to another one")
+            raise ShuttingDown()
 
     def _release(self, reservation: Reservation, count: int) -> None:
         if count > reservation.count:
@@ -380,8 +359,7 @@ class Batcher:
     def _deliver(self, pieces: list[Piece], outputs: tuple[Array, ...] | None, started: float, ended: float) -> None:
         answered = sum(request.size == stop and not request.future.done() for request, _, stop in pieces)
         with self._scheduler.lock:
-            self._crowd = max(self._computing + self._queue.waiting, 0.9 * self._crowd)
-            self._computing -= _count(pieces)
+            self._halves.computed(_count(pieces), self._queue.waiting)
             self._window.computed(answered, self._queue.requests, ended - started, monotonic())
         count = 0
         for piece in pieces:

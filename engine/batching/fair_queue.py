@@ -30,9 +30,8 @@ from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from engine.arrays import Array
 
 PRICES = {1: 1 / 8, 0: 1.0, -1: 8.0}
 """Price of an item by priority: 1 interactive, 0 normal, -1 background."""

@@ -1,6 +1,5 @@
 """The scheduler: threads that compute the batches of several batchers in turn."""
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -43,12 +42,10 @@ class Scheduler:
 
     Attributes:
         lock: Guards the queues of all batchers of this scheduler.
-        free: `async with scheduler.free` takes a turn that lasts until its end: batches wait, `run` goes on.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Condition(threading.Lock())
-        self.free = _Hold(self)
         self._sources: deque[Source] = deque()  # whose turn is next comes first
         self._jobs: deque[Work] = deque()
         self._batch_is_next = False  # even if a job waits
@@ -56,7 +53,6 @@ class Scheduler:
         # A thread that becomes free looks for its next work itself, so its end wakes no other thread.
         self._busy = 0  # threads that run something
         self._alone = False  # what runs wants nothing beside it
-        self._held = False  # no batch starts
         self._closing = False
         self._threads: list[threading.Thread] = []
         self._start_threads(1)
@@ -86,12 +82,6 @@ class Scheduler:
     def wake(self) -> None:
         """Tells the threads, with `lock` held, that a batch may be due."""
         self.lock.notify()
-
-    def hold(self, held: bool) -> None:
-        """Keeps batches from starting, or lets them."""
-        with self.lock:
-            self._held = held
-            self.lock.notify_all()
 
     def close(self) -> None:
         """Ends the threads, after what they are running; batchers are closed before."""
@@ -123,7 +113,7 @@ class Scheduler:
             while True:
                 due = _NEVER
                 if not self._alone:
-                    if not self._held and (self._batch_is_next or not self._jobs):
+                    if self._batch_is_next or not self._jobs:
                         work, due = self._next_batch()
                         if work:
                             self._batch_is_next = False
@@ -156,34 +146,3 @@ class Scheduler:
                     self.wake()  # another thread, for the next one
                 return work, now
         return None, soonest
-
-
-class _Hold:
-    """`Scheduler.free`."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self._turn = asyncio.Lock()
-        self._wanted = False
-
-    async def __aenter__(self) -> None:
-        await self._turn.acquire()
-        self._wanted = True
-        try:
-            await self._scheduler.run(self._take)
-        except BaseException:
-            self._release()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._release()
-
-    def _take(self) -> None:
-        self._scheduler.hold(True)
-        if not self._wanted:  # the wait for this turn was cancelled meanwhile
-            self._scheduler.hold(False)
-
-    def _release(self) -> None:
-        self._wanted = False
-        self._scheduler.hold(False)
-        self._turn.release()

@@ -11,15 +11,14 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.arrays import Bytes
 from engine.errors import InvalidField, InvalidRequest
 from engine.images.files import MAX_FILE_PIXELS, UNLIMITED, decode_file, encode_file
 from engine.images.pixel_budget import PixelBudget
 from engine.process.threads import give_way
 from framing import Frame
 
-Bytes = npt.NDArray[np.uint8]
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from engine.arrays import Bytes
 from engine.errors import InvalidRequest
 from engine.images.containers import MAX_EXIF_BYTES, check_number, check_parts, fault_of, webp_size
 from engine.images.pixel_budget import PixelBudget
 from framing import Frame, TooLongError, TooSmallError, prepare, upright
-
-Bytes = npt.NDArray[np.uint8]
 
 FILE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_FILE_PIXELS = 64_000_000

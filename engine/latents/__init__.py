@@ -1,6 +1,7 @@
 """Latent arithmetic: attribute directions and edits along them, walks between latents, samples, wishes. Pure numpy."""
 
-from engine.latents.directions import Directions, Floats, Move
+from engine.arrays import Floats
+from engine.latents.directions import Directions, Move
 from engine.latents.sampling import FITTED, MIXTURE, Gaussian, Mixture, Prior, load_priors
 from engine.latents.walks import linear, spherical
 from engine.latents.wishes import Wishes, can_be_wished

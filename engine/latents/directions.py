@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from engine.arrays import Doubles, Floats
 from engine.errors import DirectionsError, InvalidField, InvalidRequest, UnknownAttribute
 from engine.process.files import reading
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 Sides: TypeAlias = tuple[float, float]
 

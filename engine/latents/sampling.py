@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import safe_open
 
+from engine.arrays import Doubles, Floats
 from engine.errors import BundleError, InvalidRequest
 from engine.process.files import reading
-
-Floats = npt.NDArray[np.float32]
-_Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Gaussian:
         with np.errstate(over="ignore", invalid="ignore"):
             return _float32(self.mean + temperature * self.spread(noise), temperature)
 
-    def spread(self, noise: _Doubles) -> _Doubles:
+    def spread(self, noise: Doubles) -> Doubles:
         """`factor @ row` for each row of the noise, [N, D].
 
         Not a matrix product: how BLAS rounds depends on the machine, and on how many rows there are. Here every sum
@@ -90,7 +87,7 @@ class Gaussian:
         return spread
 
     @cached_property
-    def _columns(self) -> _Doubles:
+    def _columns(self) -> Doubles:
         """The factor's columns, one after the other in memory."""
         return np.ascontiguousarray(self.factor.T, np.float64)
 
@@ -107,7 +104,7 @@ class Mixture:
         BundleError: When the parts disagree in shape, or weights aren't finite numbers above 0.
     """
 
-    weights: _Doubles
+    weights: Doubles
     components: tuple[Gaussian, ...]
 
     def __post_init__(self) -> None:
@@ -125,16 +122,16 @@ class Mixture:
         return self.components[0].latent_dim
 
     @cached_property
-    def mean(self) -> _Doubles:
+    def mean(self) -> Doubles:
         """The mean of the whole mixture, [D]."""
         means = np.stack([one.mean for one in self.components]).astype(np.float64)
-        mean: _Doubles = np.cumsum(means * self.weights[:, None], axis=0)[-1] / self._bounds[-1]
+        mean: Doubles = np.cumsum(means * self.weights[:, None], axis=0)[-1] / self._bounds[-1]
         return mean
 
     @cached_property
-    def _bounds(self) -> _Doubles:
+    def _bounds(self) -> Doubles:
         """The weights up to each component, [K]. Unlike those of a sum, its roundings are the same everywhere."""
-        bounds: _Doubles = np.cumsum(self.weights)
+        bounds: Doubles = np.cumsum(self.weights)
         return bounds
 
     def draw(self, count: int, seed: int, temperature: float = 1.0) -> Floats:
@@ -192,7 +189,7 @@ def load_priors(path: str | Path) -> dict[str, Prior]:
     return {MIXTURE: mixture, FITTED: fitted}
 
 
-def _noise(count: int, seed: int, temperature: float, latent_dim: int) -> _Doubles:
+def _noise(count: int, seed: int, temperature: float, latent_dim: int) -> Doubles:
     """Noise of N(0, I), [count, D], once the arguments are known to be in their ranges."""
     if count < 1:
         raise InvalidRequest(f"count must be at least 1, not {count}")
@@ -203,7 +200,7 @@ def _noise(count: int, seed: int, temperature: float, latent_dim: int) -> _Doubl
     return np.random.Generator(np.random.Philox(seed)).standard_normal((count, latent_dim))
 
 
-def _float32(latents: _Doubles, temperature: float) -> Floats:
+def _float32(latents: Doubles, temperature: float) -> Floats:
     rounded = latents.astype(np.float32)
     if not np.isfinite(rounded).all():
         raise InvalidRequest(

@@ -8,12 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.arrays import Doubles, Floats
 from engine.errors import InvalidRequest
-
-Floats = npt.NDArray[np.float32]
-_Doubles = npt.NDArray[np.float64]
 
 # Latents are float32: with less than this between two unit vectors and their being opposite, rounding picks the arc.
 _OPPOSITE = 1e-6
@@ -63,9 +60,7 @@ def spherical(start: Floats, end: Floats, steps: int, centre: Floats | _Doubles 
     return _between(start, end, steps, on_arc)
 
 
-def _between(
-    start: Floats, end: Floats, steps: int, path: Callable[[_Doubles, _Doubles, _Doubles], _Doubles]
-) -> Floats:
+def _between(start: Floats, end: Floats, steps: int, path: Callable[[Doubles, Doubles, Doubles], Doubles]) -> Floats:
     if steps < 2:
         raise InvalidRequest(f"steps must be at least 2 (both ends), not {steps}")
     if start.ndim != 2 or start.shape != end.shape:
@@ -78,13 +73,13 @@ def _between(
     return points.reshape(len(start) * steps, start.shape[1])
 
 
-def _on_line(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
+def _on_line(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
     """Starts and ends, [N, 1, D], and shares of the way, [steps, 1], to points, [N, steps, D]."""
-    points: _Doubles = (1 - share) * start + share * end
+    points: Doubles = (1 - share) * start + share * end
     return points
 
 
-def _on_arc(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
+def _on_arc(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
     start_length, end_length = (np.linalg.norm(side, axis=2, keepdims=True) for side in (start, end))
     length = _on_line(start_length, end_length, share)
     start, end = _unit(start, start_length), _unit(end, end_length)
@@ -102,10 +97,10 @@ def _on_arc(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
     sine = np.where(turning, np.sin(angle), 1)
     from_start = np.where(turning, np.sin((1 - share) * angle) / sine, 1 - share)
     from_end = np.where(turning, np.sin(share * angle) / sine, share)
-    points: _Doubles = length * (from_start * start + from_end * end)
+    points: Doubles = length * (from_start * start + from_end * end)
     return points
 
 
-def _unit(vectors: _Doubles, length: _Doubles) -> _Doubles:
-    units: _Doubles = vectors / np.where(length > 0, length, 1)
+def _unit(vectors: Doubles, length: Doubles) -> Doubles:
+    units: Doubles = vectors / np.where(length > 0, length, 1)
     return units

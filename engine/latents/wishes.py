@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.arrays import Doubles, Floats
 from engine.errors import InvalidField, InvalidRequest
-from engine.latents.directions import Directions, Doubles, Floats
+from engine.latents.directions import Directions
 
 # Directions aren't orthogonal: where one wish moves a latent, another may move it back, each time by less. What so many
 # rounds don't settle is a contradiction.
@@ -59,6 +60,8 @@ class Wishes:
                 what is kept, or nobody knows where its sides are.
             UnknownAttribute: When this model has no direction of a name.
         """
+        if not (having or lacking):
+            return cls()
         if both := set(having) & set(lacking):
             raise InvalidRequest(f"{min(both)!r} is in having and in lacking; take it out of one of them", "lacking")
         wished = {name: (f"having[{index}]", 1) for index, name in enumerate(having)}

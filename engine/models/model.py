@@ -12,14 +12,13 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from engine.arrays import Bytes, Floats
 from engine.backends import Backend
-from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Scheduler
+from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation
+from engine.batching.scheduler import Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
 from engine.latents import FITTED, Gaussian, Move, Prior, Wishes, load_priors
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 Images: TypeAlias = Bytes | EncodedFiles
 """Pixels, uint8 [N, S, S, 3], or files."""

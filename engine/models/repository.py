@@ -8,17 +8,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.backends import Backend, warmup_calls
-from engine.batching.batcher import BatchObserver, Scheduler
+from engine.batching.batcher import BatchObserver
+from engine.batching.scheduler import Scheduler
 from engine.bundle import MANIFEST, Bundle
 from engine.errors import EngineError, UnknownModel, release_frames
 from engine.models.model import Model, Settings
-from engine.process.files import read_bytes
+from engine.process.files import read_bytes, version_of
 from engine.process.threads import give_way, in_thread
 
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[Bundle], Backend]
-FileVersions = frozenset[tuple[str, int, int, int]]
+FileVersions = frozenset[tuple[str, tuple[int, int, int] | None]]
 
 
 class ModelRepository:
@@ -192,8 +193,7 @@ class ModelRepository:
     async def _warm_up(self, model: Model) -> None:
         # One batch at a time, so that those of clients go in between.
         for call in warmup_calls(model.backend, model.bundle.manifest):
-            async with self._scheduler.free:
-                await self._scheduler.run(call)
+            await self._scheduler.run(call)
 
 
 def _fingerprint(path: Path) -> str:
@@ -207,7 +207,6 @@ def _fingerprint(path: Path) -> str:
 def _file_versions(folder: Path) -> FileVersions | None:
     """Changes when a file of the folder does; None where there is no folder."""
     try:
-        found = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
+        return frozenset((entry.name, version_of(entry)) for entry in os.scandir(folder))
     except OSError:
         return None
-    return frozenset((name, status.st_mtime_ns, status.st_ino, status.st_size) for name, status in found)

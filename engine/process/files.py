@@ -26,6 +26,15 @@ def open_regular(path: str | Path) -> int:
     return descriptor
 
 
+def version_of(path: Path | os.DirEntry[str]) -> tuple[int, int, int] | None:
+    """Changes when a file does; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
 def read_bytes(path: str | Path) -> bytes:
     """The contents of a regular file.
 

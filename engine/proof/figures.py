@@ -11,12 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.arrays import Bytes, Floats
 from engine.errors import ParityError
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 LEAST_SPREAD = 1e-2
 """Spread that values have at least, as a share of the largest; float32 rounds by some 1e-5 of that."""

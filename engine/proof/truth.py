@@ -17,20 +17,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from engine.arrays import Array
 from engine.backends import Backend, Bytes, Floats
 from engine.errors import BundleError, ParityError
 from engine.latents import Directions, Prior
 from engine.process.files import reading
 from engine.proof.figures import ImageError, LatentError, Stage, Tolerances
 
-Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.intp]
 
 LATENTS, IMAGES = ("mu", "log_var", "edit_mu"), ("decode", "random", "sample", "edit")

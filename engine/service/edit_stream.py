@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 
+from engine.arrays import Floats
 from engine.errors import InvalidRequest, UnknownModel, release_frames
 from engine.images import EncodedFiles
 from engine.models.model import Model, Source, latents_of
@@ -21,7 +21,6 @@ from engine.service.zero_copy import ImageResponse, StreamResponse
 from framing import Frame
 from protos import dfcvae_pb2 as pb
 
-Floats = npt.NDArray[np.float32]
 Response = StreamResponse | pb.EditStreamResponse
 
 # As many images as one request may have, whatever the model; so requests for several models can be added up.

@@ -33,7 +33,6 @@ from engine.transport.core import CoreCall
 
 _INCOMPLETE = "the call ended before its message had come: it was too large or too late, or the client gave up"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
-
 _OK = grpc.StatusCode.OK
 
 # A name for calls that come without one, which no call of another server has.
@@ -200,7 +199,7 @@ class CallInterceptor:
                     messages.close()
                     self._streams.discard(messages)
                 if messages.cut_off:
-                    raise ShuttingDown("the server is shutting down; send what is unanswered to another one")
+                    raise ShuttingDown("what is unanswered")
                 return
             await scope.refuse()
 
@@ -210,7 +209,7 @@ class CallInterceptor:
 class CallScope:
     """A call, as a context around its answer; `refuse` ends it when the answer raised something.
 
-    Handlers get it in place of gRPC's context: it is a `Call` of `engine.service.request_scope`.
+    Handlers get it in place of gRPC's context: it is a `StreamCall` of `engine.service.edit_stream`.
 
     Args:
         calls: What all calls pass.
@@ -222,18 +221,17 @@ class CallScope:
             peer's host.
     """
 
-    client = ""
-    _request_id = ""
-    _images = 0  # that there was room for
-    _refusal: RpcStatus | None = None
-    _span: Any = None
-    _version = 0
-
     def __init__(self, calls: CallInterceptor, method: MethodFigures, context: Any) -> None:
+        permit = context.permit
         self._arrived = time.perf_counter()
         self._calls = calls
         self._method = method
         self._context = context
+        self.client: str = permit.client
+        self._request_id, self._version = permit.request_id, permit.version
+        self._images = 0  # that there was room for
+        self._refusal: RpcStatus | None = None
+        self._span: Any = None
 
     def begin(self) -> None:
         """Begins to answer the call.
@@ -241,16 +239,13 @@ class CallScope:
         Raises:
             EngineError: When there is no room for its message.
         """
-        context, permit = self._context, self._context.permit
-        self.client, self._request_id = permit.client, permit.request_id
         logs.request_id.set(self._request_id)
-        context.set_trailing_metadata((("x-request-id", self._request_id),))
+        self._context.set_trailing_metadata((("x-request-id", self._request_id),))
         if self._calls.tracing is not None:
-            metadata = context.invocation_metadata()
+            metadata = self._context.invocation_metadata()
             self._span = self._calls.tracing.start(self._method.path, self._request_id, metadata)
-        self._version = permit.version
-        if permit.refusal is not None:
-            raise permit.refusal
+        if (refusal := self._context.permit.refusal) is not None:
+            raise refusal
 
     def time_remaining(self) -> float | None:
         """As `Call` says."""
@@ -273,11 +268,11 @@ class CallScope:
         self._images += images
 
     def hold(self, size: int) -> None:
-        """As `Call` says."""
+        """As `StreamCall` says."""
         self._context.permit.hold(size)
 
     def replied(self, code: str, error: str) -> None:
-        """As `Call` says."""
+        """As `StreamCall` says."""
         self._method.answered(code)
         if error:
             self._calls.log.failed_in_stream(self._method.name, code, self.client, error)

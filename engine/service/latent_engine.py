@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from google.protobuf.descriptor import ServiceDescriptor
 
+from engine.arrays import Floats
 from engine.bundle import Preprocessing
 from engine.errors import InvalidField, InvalidRequest
 from engine.latents import can_be_wished, linear, spherical
@@ -29,9 +29,6 @@ from engine.service.request_parser import (
 from engine.service.request_scope import Call, RequestScope
 from engine.service.zero_copy import ImageResponse, StreamResponse
 from protos import dfcvae_pb2 as pb
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 _MAX_TEMPERATURE = 10.0

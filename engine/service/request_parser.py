@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.arrays import Bytes, Floats
 from engine.bundle import Manifest
 from engine.errors import InvalidField, InvalidRequest
 from engine.images import FILE_FORMATS, EncodedFiles
@@ -17,8 +17,6 @@ from engine.latents import FITTED, MIXTURE, Directions, Move, Prior, Wishes
 from engine.models.model import STANDARD, Images, Source
 from protos import dfcvae_pb2 as pb
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 _MAX_EDITS = 1024
 
 _RESULTS = frozenset(pb.EditResult.values())

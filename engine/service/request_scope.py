@@ -12,18 +12,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from engine.arrays import Bytes, Floats
 from engine.errors import Overloaded
 from engine.images import DEFAULT_QUALITY
 from engine.models.model import RequestContext
 from engine.models.repository import ModelRepository
 from engine.service.request_parser import OutputSpec, RequestParser, latent_batch, read_priority
 from engine.service.zero_copy import ImageResponse
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 
 class Call(Protocol):

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from engine.errors import EngineError, InvalidRequest, OutOfMemory
+from engine.errors import FAILED, EngineError, InvalidRequest, OutOfMemory
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def domain_error(error: Exception, method: str) -> EngineError:
     logger.error("%s failed", method, exc_info=error)
     if isinstance(error, MemoryError):
         return OutOfMemory("the server has too little memory for this request; send again after a pause, or less", 1.0)
-    return EngineError("the server failed on this request; its log has the reason")
+    return EngineError(FAILED)
 
 
 def truncated(sentence: str) -> str:

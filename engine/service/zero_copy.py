@@ -18,14 +18,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
+from engine.arrays import Bytes
 from engine.errors import InvalidRequest
 from protos import dfcvae_pb2 as pb
-
-Bytes = npt.NDArray[np.uint8]
 
 
 class Field(NamedTuple):

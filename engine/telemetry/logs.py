@@ -215,9 +215,8 @@ class CallLog:
             self._logger.info("%s answered %s to %s: %s", *fields.values(), extra=fields)
 
     def answered(self, method: str, client: str, seconds: float) -> None:
-        """A call was answered."""
-        if self.verbose:
-            self._write(logging.DEBUG, (method, "OK", client, round(seconds * 1000, 3), ""))
+        """A call was answered; not worth asking unless `verbose`."""
+        self._write(logging.DEBUG, (method, "OK", client, round(seconds * 1000, 3), ""))
 
     def _write(self, level: int, values: tuple[str, str, str, float, str]) -> None:
         text = "%s %s for %s in %.3f ms: %s" if values[-1] else "%s %s for %s in %.3f ms%s"

@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 
 import grpc
 
+from engine.errors import FAILED
 from engine.transport.core import CoreCall, CoreError, Metadata, message_of, was_cancelled
 from engine.transport.permit import Permit
 from engine.transport.stream_buffers import ReceiveBuffer, SendBuffer
 
 logger = logging.getLogger(__name__)
 
-_FAILED = "the server failed on this request; its log has the reason"
 _NO_MESSAGE = "the call ended without a message; send one"
 _LATE = "the message did not come within {:g} s; send it again, or a smaller one"
 _NO_ROOM = "there was no room for the message within {:g} s; send it again after a pause, or to another server"
@@ -62,7 +62,6 @@ class ServerCall:
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._trailing: Metadata = None
-        self._callbacks: list[Callable[[ServerCall], None]] = []
         self._inbox = ReceiveBuffer(call, permit, post) if handler.request_streaming else None
         self._outbox = SendBuffer(call, post) if handler.response_streaming else None
 
@@ -164,7 +163,7 @@ class ServerCall:
             self._code, self._details = grpc.StatusCode.CANCELLED, "the call was given up"
         except Exception:
             logger.exception("%s failed", self._core.path)
-            self._code, self._details = grpc.StatusCode.INTERNAL, _FAILED
+            self._code, self._details = grpc.StatusCode.INTERNAL, FAILED
         return None
 
     def _end(self, last: bytes | None) -> None:
@@ -181,10 +180,6 @@ class ServerCall:
     def _is_over(self, _: Any) -> None:
         """On any thread."""
         self.permit.release()
-        # Forgotten, too: they know this call, and core counts one as open until nobody does.
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback(self)
 
     async def _stream(self, answers: Any) -> None:
         if hasattr(answers, "__aiter__"):
@@ -250,10 +245,6 @@ class ServerCall:
         self._trailing = trailing_metadata or self._trailing
         raise grpc.aio.AbortError
 
-    def add_done_callback(self, callback: "Callable[[ServerCall], None]") -> None:
-        """Has a function called when the call is over: its status has left, or nobody waits for it. On any thread."""
-        self._callbacks.append(callback)
-
     def set_trailing_metadata(self, metadata: Metadata) -> None:
         """Sets what goes with the status."""
         self._trailing = metadata
@@ -270,14 +261,6 @@ class ServerCall:
         """Seconds to the deadline, at least 0; None without one."""
         deadline = self._core.deadline
         return None if math.isinf(deadline) else max(0.0, deadline - time.time())
-
-    def peer(self) -> str:
-        """The client's address in gRPC's form."""
-        return self._core.peer()
-
-    def auth_context(self) -> dict[str, list[bytes]]:
-        """What TLS knows about the client."""
-        return self._core.auth_context()
 
 
 def ignore(_: Any) -> None:

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 Tag = Callable[[Any], None]
 Metadata = Sequence[tuple[str, str | bytes]] | None
 
+INSTALL = "pip install 'grpcio>=1.72.2,<1.86'"
+"""The versions that pyproject.toml allows."""
+
 # Calls that core may hand over before this process asks for more.
 _CALLS_ASKED_FOR = 64
 _NO_FLAGS = 0
@@ -61,11 +64,9 @@ class Core:
     """
 
     def __init__(self, options: Sequence[tuple[str, int]], arrived: Callable[["CoreCall"], None]) -> None:
-        missing = [name for name in _USED if not hasattr(cygrpc, name)]
-        if missing:
+        if missing := ", ".join(name for name in _USED if not hasattr(cygrpc, name)):
             raise StartupError(
-                f"grpcio {grpc.__version__} has no {', '.join(missing)} in its core, which this server is built on; "
-                "pip install 'grpcio>=1.72.2,<1.86'"
+                f"grpcio {grpc.__version__} has no {missing} in its core, which this server is built on; {INSTALL}"
             )
         self._arrived = arrived
         self._queue = cygrpc.CompletionQueue()

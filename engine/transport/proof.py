@@ -12,6 +12,7 @@ import grpc
 
 from engine.errors import StartupError
 from engine.process.threads import in_thread
+from engine.transport.core import INSTALL
 from engine.transport.server import Server
 
 _LIMIT_S = 10.0
@@ -36,8 +37,7 @@ async def prove() -> None:
         await asyncio.wait_for(server.stop(0), _LIMIT_S)
     except Exception as error:
         raise StartupError(
-            f"the server's transport fails with grpcio {grpc.__version__} ({_reason(error)}); "
-            "pip install 'grpcio>=1.72.2,<1.86'"
+            f"the server's transport fails with grpcio {grpc.__version__} ({_reason(error)}); {INSTALL}"
         ) from error
 
 

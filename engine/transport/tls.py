@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from engine.errors import StartupError
-from engine.process.files import read_bytes
+from engine.process.files import read_bytes, version_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
             them.
     """
     files = [path for path in (cert, key, client_ca) if path]
-    stamps = [_stamps(files)]
+    seen = [version_of(path) for path in files]
     validity = _Validity(cert, key)
 
     def read() -> Any:
@@ -44,9 +44,10 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
 
     def renewed() -> Any:
         """Called by gRPC for each connection; None keeps what there is."""
+        nonlocal seen
         validity.check()
-        now = _stamps(files)
-        if now == stamps[0]:
+        now = [version_of(path) for path in files]
+        if now == seen:
             return None
         try:
             configuration = read()
@@ -54,7 +55,7 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
             logger.error("%s; connections go on with the old certificate", error)
             return None
         finally:
-            stamps[0] = now
+            seen = now
         logger.info("new certificate from %s", cert)
         return configuration
 
@@ -140,16 +141,3 @@ def _check(cert: Path, key: Path, client_ca: Path | None) -> None:
         except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "reason", None) or error
             raise StartupError(f"--tls-client-ca {client_ca} has no certificates in PEM ({reason})") from None
-
-
-def _stamps(files: list[Path]) -> list[tuple[int, int, int] | None]:
-    """Change when a file does."""
-    return [_stamp(path) for path in files]
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size

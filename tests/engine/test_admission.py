@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from gated import Gated, check, check_error, items, play, queued, submit
+from gated import Gated, check, check_error, device_taken, items, play, queued, submit
 
 from engine.batching.batcher import Batcher
 from engine.batching.fair_queue import FairQueue, Piece, Request
@@ -172,7 +172,7 @@ def test_close_waits_for_a_batch_that_a_thread_takes_at_that_moment(monkeypatch:
 
 def test_close_waits_until_those_who_came_too_late_are_told() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
-        async with gated.scheduler.free:
+        async with device_taken(gated.scheduler):
             deadline = asyncio.get_running_loop().time() + 0.02
             late = submit(batcher, *range(8), deadline=deadline)
             while asyncio.get_running_loop().time() <= deadline:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from gated import MAX_BATCH_SIZE, Gated, Notes, check, check_error, items, play, queued, submit
+from gated import MAX_BATCH_SIZE, Gated, Notes, check, check_error, device_taken, items, play, queued, submit
 
-from engine.batching.batcher import Array, Batcher, Part, Scheduler
+from engine.arrays import Array
+from engine.batching.batcher import Batcher, Part
+from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, Overloaded
 
 
@@ -183,7 +185,7 @@ def test_a_crowd_is_counted_by_its_requests_and_not_by_their_items() -> None:
                     await queued()
 
         gated.release()
-        async with gated.scheduler.free:
+        async with device_taken(gated.scheduler):
             clients = asyncio.gather(client(1, 1, 3, 1, 2), client(2, 1, 4, 1, 2))
             await queued()
         await asyncio.wait_for(clients, 10)

@@ -7,6 +7,7 @@ ENGINE = Rooms("engine")
 TOP = {
     "engine",
     "engine.__main__",
+    "engine.arrays",
     "engine.bundle",
     "engine.config",
     "engine.errors",

@@ -6,9 +6,11 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
-from gated import queued, submit
+from gated import device_taken, queued, submit
 
-from engine.batching.batcher import Array, Batcher, Part, Scheduler
+from engine.arrays import Array
+from engine.batching.batcher import Batcher, Part
+from engine.batching.scheduler import Scheduler
 
 LARGEST = 32
 
@@ -46,7 +48,7 @@ def play(scene: Callable[[Batcher, Scheduler, Held], Awaitable[None]], overlaps:
 
 def test_half_a_batch_starts_and_another_beside_it() -> None:
     async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
-        async with scheduler.free:
+        async with device_taken(scheduler):
             tasks = [submit(batcher, value) for value in range(20)]
             await queued()
         assert held.next() == 16
@@ -61,7 +63,7 @@ def test_half_a_batch_starts_and_another_beside_it() -> None:
 
 def test_a_batch_of_a_backend_that_wants_one_at_a_time_is_not_cut() -> None:
     async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
-        async with scheduler.free:
+        async with device_taken(scheduler):
             for value in range(20):
                 submit(batcher, value)
             await queued()
@@ -72,7 +74,7 @@ def test_a_batch_of_a_backend_that_wants_one_at_a_time_is_not_cut() -> None:
 
 def test_a_large_request_is_not_cut() -> None:
     async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
-        async with scheduler.free:
+        async with device_taken(scheduler):
             submit(batcher, *range(20))
             await queued()
         assert held.next() == 20
@@ -82,7 +84,7 @@ def test_a_large_request_is_not_cut() -> None:
 
 def test_a_crowd_that_fills_whole_batches_is_not_halved() -> None:
     async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
-        async with scheduler.free:
+        async with device_taken(scheduler):
             tasks = [submit(batcher, value) for value in range(2 * LARGEST)]
             await queued()
         assert [held.next(), held.next()] == [LARGEST, LARGEST]

@@ -1,16 +1,20 @@
 """The service in this process, to see what its event loop does meanwhile."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partialmethod
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from gates import raw_images
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from servers import ROOT
 from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
 from engine.access.admission import Guards
@@ -21,7 +25,7 @@ from engine.latents import Gaussian, walks
 from engine.models.model import Settings
 from engine.models.repository import ModelRepository
 from engine.service.interceptor import CallInterceptor
-from engine.service.latent_engine import LatentEngine, Limits
+from engine.service.latent_engine import SERVICE, LatentEngine, Limits
 from engine.telemetry.metrics import Metrics, QueueFigures
 from engine.transport import Server
 from protos import dfcvae_pb2 as pb
@@ -165,3 +169,41 @@ def test_each_request_of_a_batch_is_moved_by_its_own_edits(tiny_bundle: Path) ->
     batches = Batches()
     serve(tiny_bundle, scenario, Settings(max_delay=0.2), observer=batches)
     assert max(batches.requests) > 1
+
+
+def test_an_edit_passes_few_files(tiny_bundle: Path) -> None:
+    request = pb.EditRequest(
+        images=pb.ImageBatch(raw=raw_images(random_images(32, seed=1))),
+        edits=[pb.Edit(attribute="Smiling", strength=1)],
+    ).SerializeToString()
+    files: set[str] = set()
+    passed: set[str] = set()
+
+    def watch(frame: FrameType, event: str, argument: Any) -> None:
+        files.add(frame.f_code.co_filename)
+
+    async def scenario(engine: LatentEngine) -> None:
+        calls = CallInterceptor(Metrics(), Guards())
+        server = Server([("grpc.so_reuseport", 0)], calls.admit)
+        calls.register(server, SERVICE, engine)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        calls.admission.open()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            edit = channel.unary_unary(f"/{SERVICE.full_name}/Edit")
+            await edit(request)
+            files.clear()
+            sys.setprofile(watch)
+            await edit(request)
+            sys.setprofile(None)
+            passed.update(files)
+        await server.stop(0)
+
+    threading.setprofile(watch)  # of the threads to come: the one that waits for core, and those that compute
+    try:
+        serve(tiny_bundle, scenario)
+    finally:
+        threading.setprofile(None)
+        sys.setprofile(None)
+    ours = {name for name in passed if name.startswith(str(ROOT / "engine"))}
+    assert 10 < len(ours) <= 20, ours

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from gated import MAX_BATCH_SIZE, Gated, check, items, play, queued, submit
+from gated import MAX_BATCH_SIZE, Gated, device_taken, items, play, queued, submit
 
-from engine.batching.batcher import Array, Batcher, Part, Scheduler
-from engine.batching.scheduler import Work
+from engine.arrays import Array
+from engine.batching.batcher import Batcher, Part
+from engine.batching.scheduler import Scheduler, Work
 
 
 def test_two_batchers_share_a_device_in_turn() -> None:
@@ -31,7 +32,7 @@ def test_two_batchers_share_a_device_in_turn() -> None:
         first, second = (
             Batcher(compute(name), (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE) for name in "ab"
         )
-        async with scheduler.free:
+        async with device_taken(scheduler):
             tasks = [submit(first, *range(24)), submit(second, *range(24))]
             await queued()
         await asyncio.gather(*tasks)
@@ -64,36 +65,17 @@ def test_a_device_runs_functions_between_batches_and_raises_what_they_raise() ->
     assert play(scene).batches == [[1], [2]]
 
 
-def test_a_device_that_is_held_starts_no_batch() -> None:
-    async def scene(batcher: Batcher, gated: Gated) -> None:
-        gated.release()
-        async with gated.scheduler.free:
-            task = submit(batcher, 1)
-            assert await gated.scheduler.run(lambda: 7) == 7
-            assert gated.batches == []
-        await check(task, 1)
-
-    play(scene)
-
-
 def test_turns_of_a_device_and_batches_alternate() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         tasks = [submit(batcher, 1)]
         await gated.busy()
         tasks += [submit(batcher, *[2] * 40)]
         await queued()
-        seen: list[int] = []
-
-        async def warm_up() -> None:
-            for _ in range(4):
-                async with gated.scheduler.free:
-                    seen.append(await gated.scheduler.run(lambda: len(gated.batches)))
-
-        warming = asyncio.ensure_future(warm_up())
+        seen = asyncio.gather(*(gated.scheduler.run(lambda: len(gated.batches)) for _ in range(4)))
         await queued()
         gated.release()
-        await asyncio.gather(*tasks, warming)
-        assert seen == [1, 2, 3, 4]
+        await asyncio.gather(*tasks)
+        assert await seen == [1, 2, 3, 4]
 
     play(scene)
 
@@ -228,7 +210,7 @@ def test_a_small_batch_has_its_turn_among_full_ones_whose_results_the_event_loop
             Batcher(compute(name), (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
             for name in ("full", "small")
         )
-        async with scheduler.free:
+        async with device_taken(scheduler):
             tasks = [submit(full, *range(10 * MAX_BATCH_SIZE)), submit(small, 1)]
             await queued()
         for _ in range(10):

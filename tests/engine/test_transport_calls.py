@@ -27,6 +27,9 @@ from wires import (
     unary,
 )
 
+from engine.transport.core import CoreCall
+from engine.transport.permit import Unlimited
+
 
 @in_loop
 async def test_a_call_is_answered_with_metadata_in_both_directions() -> None:
@@ -35,10 +38,14 @@ async def test_a_call_is_answered_with_metadata_in_both_directions() -> None:
     async def handle(request: bytes, context: Any) -> bytes:
         seen.update(context.invocation_metadata())
         context.set_trailing_metadata((("told", "yes"), ("told-bin", b"\xff\0")))
-        seen["peer"], seen["code"] = context.peer(), context.code()
+        seen["code"] = context.code()
         return request + b"!"
 
-    async with served(Ask=unary(handle)) as channel:
+    def look(call: CoreCall) -> Unlimited:
+        seen["peer"] = call.peer()
+        return Unlimited()
+
+    async with serving(Services(Ask=unary(handle)), admit=look) as target, connected(target) as channel:
         call = channel.unary_unary(path("Ask"))(b"hello", metadata=(("key", "value"), ("key-bin", b"\0\xfe")))
         assert await call == b"hello!"
         trailing = dict(iter(await call.trailing_metadata()))
@@ -301,14 +308,18 @@ async def test_a_call_without_a_message_is_refused(kind: str) -> None:
 @in_loop
 async def test_what_core_refuses_ends_the_call(log: pytest.LogCaptureFixture) -> None:
     over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Told(Unlimited):
+        def release(self) -> None:
+            loop.call_soon_threadsafe(over.set)
 
     async def handle(_: bytes, context: Any) -> AsyncIterator[bytes]:
-        context.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
         yield b"an answer"
         context._outbox.is_used = False  # so a second header goes out with the status, which core doesn't take
 
-    loop = asyncio.get_running_loop()
-    async with served(Answers=answers(handle)) as channel:
+    services = Services(Answers=answers(handle))
+    async with serving(services, admit=lambda _: Told()) as target, connected(target) as channel:
         call = channel.unary_stream(path("Answers"))(b"")
         assert await call.read() == b"an answer"
         with pytest.raises(grpc.aio.AioRpcError):

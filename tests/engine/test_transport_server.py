@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from servers import run_python
+from servers import ROOT, run_python
 from wires import (
     LIMIT_S,
     OWN_CONNECTION,
@@ -25,6 +25,8 @@ from wires import (
 
 from engine.errors import StartupError
 from engine.transport import Server
+from engine.transport.core import CoreCall
+from engine.transport.permit import Unlimited
 from engine.transport.tls import server_credentials
 
 # The end.
@@ -169,8 +171,10 @@ def test_another_core_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delattr("grpc._cython.cygrpc.ReceiveCloseOnServerOperation")
 
     async def scene() -> None:
-        with pytest.raises(StartupError, match="has no ReceiveCloseOnServerOperation in its core"):
+        with pytest.raises(StartupError, match="has no ReceiveCloseOnServerOperation in its core") as refused:
             Server()
+        allowed = str(refused.value).split("pip install ")[1].strip("'")
+        assert f'"{allowed}"' in (ROOT / "pyproject.toml").read_text()
 
     asyncio.run(scene())
 
@@ -187,12 +191,12 @@ async def test_a_secure_port_tells_who_the_client_is(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     seen: dict[str, Any] = {}
 
-    async def handle(request: bytes, context: Any) -> bytes:
-        seen.update(context.auth_context())
-        return request
+    def look(call: CoreCall) -> Unlimited:
+        seen.update(call.auth_context())
+        return Unlimited()
 
-    server = Server([("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((Services(Ask=unary(handle)),))
+    server = Server([("grpc.so_reuseport", 0)], look)
+    server.add_generic_rpc_handlers((Services(Ask=unary(echo)),))
     port = server.add_secure_port("127.0.0.1:0", server_credentials(cert, key, cert))
     await server.start()
     target = f"127.0.0.1:{port}"

@@ -1,6 +1,7 @@
 """Latents of a finished run: each has mean 0 and variance 1 over the train split, and images stay what they were."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ def test_what_was_done_is_not_done_again(trained: Path, data: FaceData, small: T
     run = shutil.copytree(trained, tmp_path / "run")
     weights, prior = (run / MODEL).read_bytes(), (run / PRIOR).read_bytes()
     (run / PRIOR).unlink()
-    train(small, data, run, resume=True)
-    assert ((run / MODEL).read_bytes(), (run / PRIOR).read_bytes()) == (weights, prior)
+    train(replace(small, epochs=1), data, run, resume=True)
+    assert (run / MODEL).read_bytes() == weights
+    assert (run / PRIOR).read_bytes() == prior
 
 
 def test_shifted_and_scaled_latents_make_the_same_images() -> None:
