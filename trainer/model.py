@@ -156,11 +156,11 @@ class VAE(nn.Module):
         """
         encoder, linear = self.encoder, self.decoder.linear
         mean, std = mean.to(linear.weight.device), std.to(linear.weight.device)
-        linear.bias += (linear.weight.double() @ mean).to(linear.bias)
-        linear.weight *= std.to(linear.weight)
+        linear.bias.add_(linear.weight.double() @ mean)
+        linear.weight.mul_(std)
         encoder.mu.bias.copy_((encoder.mu.bias.double() - mean) / std)
-        encoder.mu.weight /= std[:, None].to(encoder.mu.weight)
-        encoder.log_var.bias -= 2 * std.log().to(encoder.log_var.bias)
+        encoder.mu.weight.div_(std[:, None])
+        encoder.log_var.bias.sub_(2 * std.log())
 
 
 class VAEWithHead(nn.Module):

@@ -34,7 +34,7 @@ def linear(start: Floats, end: Floats, steps: int) -> Floats:
     return _between(start, end, steps, _on_line)
 
 
-def spherical(start: Floats, end: Floats, steps: int, centre: Floats | _Doubles | None = None) -> Floats:
+def spherical(start: Floats, end: Floats, steps: int, centre: Floats | Doubles | None = None) -> Floats:
     """Points on the arcs around a centre between pairs of latents, at equal angles; otherwise as `linear`.
 
     The direction from the centre turns by Shoemake's slerp, (sin((1-t)w) u + sin(t w) v) / sin(w) with w the angle
@@ -53,8 +53,8 @@ def spherical(start: Floats, end: Floats, steps: int, centre: Floats | _Doubles 
     """
     middle = np.zeros(start.shape[1:]) if centre is None else centre.astype(np.float64)
 
-    def on_arc(start: _Doubles, end: _Doubles, share: _Doubles) -> _Doubles:
-        points: _Doubles = middle + _on_arc(start - middle, end - middle, share)
+    def on_arc(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
+        points: Doubles = middle + _on_arc(start - middle, end - middle, share)
         return points
 
     return _between(start, end, steps, on_arc)
