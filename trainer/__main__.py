@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from engine.version import tell_version
+from engine.command_line import REAL_PATHS, tell_version
 from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.options import Options
@@ -257,15 +257,16 @@ def main(arguments: list[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, interrupt)  # so that it, like SIGINT, leaves no half-written file
     try:
         default = Train(data=tyro.MISSING, out=tyro.MISSING, config=_defaults(arguments))
-        command: Faces | Train | Directions | Evaluate = tyro.cli(
-            Annotated[Faces, tyro.conf.subcommand("faces")]
-            | Annotated[Train, tyro.conf.subcommand("train", default=default, description=_train_help())]
-            | Annotated[Directions, tyro.conf.subcommand("directions")]
-            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-            args=arguments,
-            prog="python -m trainer",
-            description=__doc__,
-        )
+        with REAL_PATHS:
+            command: Faces | Train | Directions | Evaluate = tyro.cli(
+                Annotated[Faces, tyro.conf.subcommand("faces")]
+                | Annotated[Train, tyro.conf.subcommand("train", default=default, description=_train_help())]
+                | Annotated[Directions, tyro.conf.subcommand("directions")]
+                | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+                args=arguments,
+                prog="python -m trainer",
+                description=__doc__,
+            )
         if not isinstance(command, Faces):
             require("train")
         if isinstance(command, Train):

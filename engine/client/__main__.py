@@ -9,7 +9,7 @@ from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, subcommand
 
 from engine.client.cli import commands
 from engine.client.cli.command import Command
-from engine.version import tell_version
+from engine.command_line import REAL_PATHS, tell_version
 
 Commands = (
     Annotated[commands.Edit, subcommand("edit")]
@@ -27,13 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     if tell_version(words):
         return 0
-    command: Command = tyro.cli(
-        Commands,
-        args=words,
-        prog="python -m engine.client",
-        description="One task for a server that `python -m engine` runs.",
-        config=(OmitSubcommandPrefixes, FlagCreatePairsOff),
-    )
+    with REAL_PATHS:
+        command: Command = tyro.cli(
+            Commands,
+            args=words,
+            prog="python -m engine.client",
+            description="One task for a server that `python -m engine` runs.",
+            config=(OmitSubcommandPrefixes, FlagCreatePairsOff),
+        )
     return command.execute()
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import tyro
 
+from engine.command_line import REAL_PATHS, tell_version
 from engine.config import ServerConfig, load_config
 from engine.errors import StartupError
 from engine.ray_serve.ingress import FUNCTIONS
 from engine.ray_serve.replica import Replica
-from engine.version import tell_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,8 @@ def main() -> int:
     """Deploys; 0 when it serves, or did until it was asked to end, 2 for bad input."""
     if tell_version(sys.argv[1:]):
         return 0
-    config = tyro.cli(ClusterConfig, prog="python -m engine.ray_serve")
+    with REAL_PATHS:
+        config = tyro.cli(ClusterConfig, prog="python -m engine.ray_serve")
     try:
         app, serve = application(config), _serve()
         # Without an address Ray would look for the last cluster of this machine, also for one that has ended.

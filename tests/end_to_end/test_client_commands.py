@@ -119,7 +119,7 @@ def test_what_exists_is_replaced_only_if_that_was_asked_for(server: ServerProces
     assert {path: path.read_bytes() for path in before} == before
     check(run(server, "sample", "--count", "2", tmp_path / "new"))
     refused = run(server, "decode", latents, tmp_path / "new")
-    assert f"error: {tmp_path / 'new' / '000.png'} exists, and so do 1 more" in refused.stderr
+    assert f"error: {tmp_path / 'new' / '000.png'} exists, and so does another one" in refused.stderr
 
     assert check(run(server, "edit", "--overwrite", "--set", "Smiling=0", first, second)).startswith("wrote ")
     np.testing.assert_array_equal(read(second), prepared(first))

@@ -8,6 +8,7 @@ TOP = {
     "engine",
     "engine.__main__",
     "engine.bundle",
+    "engine.command_line",
     "engine.config",
     "engine.errors",
     "engine.server",
