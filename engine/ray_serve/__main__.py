@@ -1,6 +1,7 @@
 """`python -m engine.ray_serve --bundle BUNDLE`: the engine on a Ray cluster."""
 
 import importlib
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -114,6 +115,9 @@ def main() -> int:
         return 2
     print(f"serving dfcvae.v1.LatentEngine on port {config.port} of every node with a replica", flush=True)
     if config.address is None:
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # Ray's own prints a stack and leaves
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
         serve.shutdown()
