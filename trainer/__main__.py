@@ -47,6 +47,8 @@ class Faces:
         from trainer.faces import write_faces  # noqa: PLC0415  (start-up: --help need not load it)
 
         write_faces(self.directory, self.count, self.seed, self.workers)
+        print(f"wrote {self.count} faces to {self.directory}")
+        print(f"next: python -m trainer train --data {self.directory} --out RUN")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Evaluate:
         with threads.limited(threads.choose(self.threads)):
             print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {(self.options.out or self.run) / REPORT}")
+        print(f"next: python -m export.build_engines --run {self.run} --out BUNDLE")
 
 
 @dataclasses.dataclass(frozen=True)

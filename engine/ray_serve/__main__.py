@@ -115,9 +115,7 @@ def main() -> int:
         return 2
     print(f"serving dfcvae.v1.LatentEngine on port {config.port} of every node with a replica", flush=True)
     if config.address is None:
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # Ray's own prints a stack and leaves
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a stack and leaves
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
         serve.shutdown()
