@@ -141,5 +141,5 @@ def test_processes_leave_each_other_however_late_their_threads_are() -> None:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(10)]
         ports = [str(one.getsockname()[1]) for one in sockets]
-    command = [*TORCHRUN, LEAVING, *ports]
+    command = [*TORCHRUN, str(LEAVING), *ports]
     subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=280)
