@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from engine.command_line import REAL_PATHS
 from engine.proof.machine import cpu_model
 from export.bundle.provenance import versions
 from export.errors import FAILURES, InputError, report
@@ -37,7 +38,8 @@ def run(config: type[Config], work: Callable[[Config], bool], doc: str | None, a
     """
     prog = f"python benchmarks/{Path(sys.argv[0]).name}"
     try:
-        given = tyro.cli(config, args=arguments, prog=prog, description=doc)
+        with REAL_PATHS:
+            given = tyro.cli(config, args=arguments, prog=prog, description=doc)
         path: Path | None = getattr(given, "json", None)
         if path is not None and not path.parent.is_dir():
             raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")

@@ -25,12 +25,12 @@ import logging
 from contextlib import suppress
 from typing import NoReturn
 
+from engine.command_line import tell_version
 from engine.config import load_config
 from engine.errors import StartupError
 from engine.proof.opening import open_proven
 from engine.server import StuckError, serve
 from engine.telemetry import logs
-from engine.version import tell_version
 
 # Between two batches a compute thread needs the interpreter. The event loop, which is never idle under load, gives it
 # up only when asked to, and Python asks after 5 ms: as long as a batch.

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from engine.backends.base import DEVICE_RULE, is_device
+from engine.command_line import REAL_PATHS
 from engine.errors import StartupError
 from engine.transport.address import is_local
 
@@ -271,7 +272,8 @@ def load_config(arguments: Sequence[str], environment: Mapping[str, str] | None 
     file = _config_flag(arguments) or from_environment.get("config")
     values = {**(_read_file(Path(file)) if file else {}), **from_environment}
     bundle = values.pop("bundle", ())
-    config = tyro.cli(ServerConfig, prog="python -m engine", args=arguments, default=ServerConfig(**values))
+    with REAL_PATHS:
+        config = tyro.cli(ServerConfig, prog="python -m engine", args=arguments, default=ServerConfig(**values))
     # The flag would be appended to a default.
     config = replace(config, bundle=config.bundle or bundle)
     config.check()

@@ -1,6 +1,5 @@
 """The version of this software: for the `--version` of every command, and for clients that ask."""
 
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 NAME = "dfc-vae"
@@ -12,12 +11,3 @@ def version_here() -> str:
         return version(NAME)
     except PackageNotFoundError:
         return ""
-
-
-def tell_version(arguments: Sequence[str]) -> bool:
-    """Prints the version where a command line asks for nothing else; whether it did."""
-    if list(arguments) != ["--version"]:
-        return False
-    known = version_here()
-    print(f"{NAME} {known}" if known else f"{NAME}, not installed: run from its sources")
-    return True

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import tyro
 
-from engine.version import tell_version
+from engine.command_line import REAL_PATHS, tell_version
 from export.errors import FAILURES, report
 
 Config = TypeVar("Config")
@@ -41,7 +41,8 @@ def run(
     if tell_version(sys.argv[1:] if arguments is None else arguments):
         return 0
     try:
-        given = tyro.cli(config, args=arguments, prog=prog, description=doc, config=(tyro.conf.FlagCreatePairsOff,))
+        with REAL_PATHS:
+            given = tyro.cli(config, args=arguments, prog=prog, description=doc, config=(tyro.conf.FlagCreatePairsOff,))
         return 1 if work(given) is False else 0
     except FAILURES as error:
         return report(error, outcome)

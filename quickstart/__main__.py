@@ -23,7 +23,7 @@ from typing import Any
 import tyro
 
 from engine.bundle import MANIFEST
-from engine.version import tell_version
+from engine.command_line import REAL_PATHS, tell_version
 from quickstart import report
 from quickstart.client import Job, read_order
 from trainer import run_folder
@@ -298,7 +298,8 @@ def main() -> int:
     stages = Stages()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        config = tyro.cli(Quickstart, prog="python -m quickstart")
+        with REAL_PATHS:
+            config = tyro.cli(Quickstart, prog="python -m quickstart")
         config.check()
         config.occupy()
         run, bundle, order = config.out / "run", config.out / "bundle", config.out / "order.json"

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from engine.version import tell_version
+from engine.command_line import REAL_PATHS, tell_version
 from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.options import Options
@@ -47,6 +47,8 @@ class Faces:
         from trainer.faces import write_faces  # noqa: PLC0415  (start-up: --help need not load it)
 
         write_faces(self.directory, self.count, self.seed, self.workers)
+        print(f"wrote {self.count} faces to {self.directory}")
+        print(f"next: python -m trainer train --data {self.directory} --out RUN")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Evaluate:
         with threads.limited(threads.choose(self.threads)):
             print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {(self.options.out or self.run) / REPORT}")
+        print(f"next: python -m export.build_engines --run {self.run} --out BUNDLE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,15 +260,16 @@ def main(arguments: list[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, interrupt)  # so that it, like SIGINT, leaves no half-written file
     try:
         default = Train(data=tyro.MISSING, out=tyro.MISSING, config=_defaults(arguments))
-        command: Faces | Train | Directions | Evaluate = tyro.cli(
-            Annotated[Faces, tyro.conf.subcommand("faces")]
-            | Annotated[Train, tyro.conf.subcommand("train", default=default, description=_train_help())]
-            | Annotated[Directions, tyro.conf.subcommand("directions")]
-            | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
-            args=arguments,
-            prog="python -m trainer",
-            description=__doc__,
-        )
+        with REAL_PATHS:
+            command: Faces | Train | Directions | Evaluate = tyro.cli(
+                Annotated[Faces, tyro.conf.subcommand("faces")]
+                | Annotated[Train, tyro.conf.subcommand("train", default=default, description=_train_help())]
+                | Annotated[Directions, tyro.conf.subcommand("directions")]
+                | Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+                args=arguments,
+                prog="python -m trainer",
+                description=__doc__,
+            )
         if not isinstance(command, Faces):
             require("train")
         if isinstance(command, Train):

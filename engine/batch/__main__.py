@@ -5,16 +5,15 @@ import sys
 import tyro
 
 from engine.batch.encode_folder import EncodeFolder
-from engine.version import tell_version
+from engine.command_line import REAL_PATHS, tell_version
 
 
 def main() -> int:
     """Runs the command; its exit code."""
     if tell_version(sys.argv[1:]):
         return 0
-    command: EncodeFolder = tyro.cli(
-        EncodeFolder, prog="python -m engine.batch", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    with REAL_PATHS:
+        command = tyro.cli(EncodeFolder, prog="python -m engine.batch", config=(tyro.conf.FlagCreatePairsOff,))
     return command.execute()
 
 

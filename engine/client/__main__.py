@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import tyro
@@ -9,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, subcommand
 
 from engine.client.cli import commands
 from engine.client.cli.command import Command
-from engine.version import tell_version
+from engine.command_line import REAL_PATHS, tell_version
 
 Commands = (
     Annotated[commands.Edit, subcommand("edit")]
@@ -27,14 +29,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     if tell_version(words):
         return 0
-    command: Command = tyro.cli(
+    with REAL_PATHS:
+        command = _parsed(words)
+    return command.execute()
+
+
+def _parsed(words: list[str]) -> Command:
+    """The command; its files may stand apart, before options and behind them, which tyro alone takes for unknown."""
+    parse = partial(
+        tyro.cli,
         Commands,
         args=words,
         prog="python -m engine.client",
         description="One task for a server that `python -m engine` runs.",
         config=(OmitSubcommandPrefixes, FlagCreatePairsOff),
     )
-    return command.execute()
+    command: Command
+    command, apart = parse(return_unknown_args=True)
+    if isinstance(command, commands.Edit | commands.Encode) and not any(map(_is_flag, apart)):
+        return replace(command, paths=(*command.paths, *apart))
+    if apart:
+        parse()  # says that it doesn't know them, and ends the process
+    return command
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and word != "-"
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def _question(target: str) -> str:
     """What a person may look for when a target can't be reached."""
     proxy = proxy_of(target)
     if proxy is None:
-        return "; is a server running there, and does it use TLS?"
+        return "; is a server running there, and does it use TLS, or ask for a certificate?"
     name, address = proxy
     return (
         f"; {name} in the environment sends the call through {address}: is a server to be reached from there? "

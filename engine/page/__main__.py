@@ -13,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 from engine.client import AsyncClient
 from engine.client.cli.command import ServerOptions
 from engine.client.cli.outputs import UsageError
-from engine.version import tell_version
+from engine.command_line import REAL_PATHS, tell_version
 
 try:
     import uvicorn
@@ -72,7 +72,8 @@ def main() -> int:
     """Serves the page; 0 after its end, 2 for bad input."""
     if tell_version(sys.argv[1:]):
         return 0
-    page = tyro.cli(Page, prog="python -m engine.page", config=(FlagCreatePairsOff,))
+    with REAL_PATHS:
+        page = tyro.cli(Page, prog="python -m engine.page", config=(FlagCreatePairsOff,))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         page.check()

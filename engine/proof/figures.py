@@ -332,7 +332,7 @@ def _decibels(psnr: float | None) -> str:
 
 
 def _row(label: str, *cells: str) -> str:
-    return f"  {label:<18}{''.join(f'{cell:>13}' for cell in cells)}".rstrip()
+    return f"  {label:<26}{''.join(f'{cell:>13}' for cell in cells)}".rstrip()
 
 
 def _verdict(holds: bool) -> str:

@@ -1,6 +1,7 @@
 """`python -m engine.ray_serve --bundle BUNDLE`: the engine on a Ray cluster."""
 
 import importlib
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -10,11 +11,11 @@ from typing import Any
 
 import tyro
 
+from engine.command_line import REAL_PATHS, tell_version
 from engine.config import ServerConfig, load_config
 from engine.errors import StartupError
 from engine.ray_serve.ingress import FUNCTIONS
 from engine.ray_serve.replica import Replica
-from engine.version import tell_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,8 @@ def main() -> int:
     """Deploys; 0 when it serves, or did until it was asked to end, 2 for bad input."""
     if tell_version(sys.argv[1:]):
         return 0
-    config = tyro.cli(ClusterConfig, prog="python -m engine.ray_serve")
+    with REAL_PATHS:
+        config = tyro.cli(ClusterConfig, prog="python -m engine.ray_serve")
     try:
         app, serve = application(config), _serve()
         # Without an address Ray would look for the last cluster of this machine, also for one that has ended.
@@ -113,6 +115,7 @@ def main() -> int:
         return 2
     print(f"serving dfcvae.v1.LatentEngine on port {config.port} of every node with a replica", flush=True)
     if config.address is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a stack and leaves
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
         serve.shutdown()

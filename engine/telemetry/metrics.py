@@ -23,6 +23,7 @@ from prometheus_client.utils import floatToGoString
 
 from engine.errors import StartupError
 from engine.telemetry.scrapes import ScrapeServer
+from engine.version import version_here
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ class Metrics:
         )
         for name, text, value in self._gauges:
             yield GaugeMetricFamily(name, text, value())
-        versions = {"python": platform.python_version(), "grpc": str(grpc.__version__)}
+        versions = {"version": version_here(), "python": platform.python_version(), "grpc": str(grpc.__version__)}
         yield InfoMetricFamily("dfcvae_build", "Versions of the server's software.", versions)
 
     def _collect_methods(self) -> Iterator[Metric]:

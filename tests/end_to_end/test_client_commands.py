@@ -78,11 +78,14 @@ def test_an_edit_of_one_file(server: ServerProcess, tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(edited), expected[0])
 
 
-def test_options_may_come_after_the_files(server: ServerProcess, tmp_path: Path) -> None:
+def test_options_may_come_after_the_files_and_among_them(server: ServerProcess, tmp_path: Path) -> None:
     face, edited, latents = write_photo(tmp_path / "face.png", 7), tmp_path / "edited.png", tmp_path / "z.npy"
+    other = write_photo(tmp_path / "other.png", 8)
     check(run(server, "edit", face, edited, "--set", "Smiling=0"))
     np.testing.assert_array_equal(read(edited), prepared(face))
-    check(run(server, "encode", face, latents, "--timeout-s", "50"))
+    check(run(server, "edit", face, "--set", "Smiling=0", other, "--timeout-s", "50", tmp_path / "out"))
+    np.testing.assert_array_equal(read(tmp_path / "out" / "other.png"), prepared(other))
+    check(run(server, "encode", face, "--timeout-s", "50", latents))
     np.testing.assert_array_equal(np.load(latents), latents_of(prepared(face)[np.newaxis]))
 
 
@@ -119,7 +122,7 @@ def test_what_exists_is_replaced_only_if_that_was_asked_for(server: ServerProces
     assert {path: path.read_bytes() for path in before} == before
     check(run(server, "sample", "--count", "2", tmp_path / "new"))
     refused = run(server, "decode", latents, tmp_path / "new")
-    assert f"error: {tmp_path / 'new' / '000.png'} exists, and so do 1 more" in refused.stderr
+    assert f"error: {tmp_path / 'new' / '000.png'} exists, and so does another one" in refused.stderr
 
     assert check(run(server, "edit", "--overwrite", "--set", "Smiling=0", first, second)).startswith("wrote ")
     np.testing.assert_array_equal(read(second), prepared(first))
@@ -249,6 +252,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
     ("arguments", "code", "message"),
     [
         (["edit", "--set", "Bald=1", "IN", "OUT"], 2, "NOT_FOUND: unknown attribute 'Bald'; this model has: Smiling"),
+        (["edit", "--set", "smile=1", "IN", "--wat", "OUT"], 2, "Unrecognized options: --wat"),
         (["edit", "--set", "smile=1", "IN", "OUT"], 2, "unknown attribute 'smile'; did you mean 'Smiling'?"),
         (["edit", "--set", "Smiling=1", "--keep", "MALE", "IN", "OUT"], 2, "'MALE'; did you mean 'Male'?"),
         (["edit", "--set", "Smiling=1", "IN", "IN", "-"], 2, "2 inputs need a folder to write to, and stdout"),
@@ -317,7 +321,11 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         (["sample", "--without", "Bald", "OUT"], 2, "NOT_FOUND: "),
         (["info", "--model", "absent"], 2, "NOT_FOUND: "),
         (["info", "--target", "localhost:1"], 1, "UNAVAILABLE: localhost:1: "),
-        (["info", "--tls", "--target", "localhost:1"], 1, "; is a server running there, and does it use TLS?"),
+        (
+            ["info", "--tls", "--target", "localhost:1"],
+            1,
+            "; is a server running there, and does it use TLS, or ask for a certificate?",
+        ),
         (["health", "--target", "127.0.0.1:1"], 1, "UNAVAILABLE: 127.0.0.1:1: "),
         (["info", "--target", "localhost"], 2, "--target 'localhost': it has no port; give HOST:PORT, for example loc"),
         (["info", "--target", ""], 2, "--target '': it takes HOST:PORT"),

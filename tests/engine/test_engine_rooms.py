@@ -9,6 +9,7 @@ TOP = {
     "engine.__main__",
     "engine.arrays",
     "engine.bundle",
+    "engine.command_line",
     "engine.config",
     "engine.errors",
     "engine.server",

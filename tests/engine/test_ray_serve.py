@@ -5,7 +5,6 @@ Where Ray is installed, the last test has Ray itself.
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -269,5 +268,6 @@ def test_ray_itself(tiny_bundle: Path, tmp_path: Path) -> None:
                 test_refusals_keep_status_and_sentence((f"127.0.0.1:{port}", None))  # type: ignore[arg-type]
                 test_streams_pass((f"127.0.0.1:{port}", None))  # type: ignore[arg-type]
         finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(120)
+            process.terminate()
+            code = process.wait(120)
+    assert code == 0, (tmp_path / "log").read_text()

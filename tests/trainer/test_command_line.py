@@ -26,6 +26,13 @@ def train(*arguments: object) -> int:
     return main(["train", *map(str, arguments)])
 
 
+def test_drawing_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["faces", str(tmp_path / "faces"), "--count", "10"]) == 0
+    wrote, following = capsys.readouterr().out.splitlines()
+    assert wrote == f"wrote 10 faces to {tmp_path / 'faces'}"
+    assert following == f"next: python -m trainer train --data {tmp_path / 'faces'} --out RUN"
+
+
 def test_help_lists_the_commands() -> None:
     said = run("--help").stdout
     for name in ("faces", "train", "evaluate"):

@@ -1,17 +1,21 @@
 """Two real processes on the CPU: torchrun starts them, SIGTERM stops them."""
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
+from servers import ROOT
 from torch import nn
 
 from trainer import run_folder
@@ -25,6 +29,7 @@ from trainer.train_state import TrainState
 SIZES = ["--image-size", "32", "--latent-dim", "16", "--channels", "16", "16", "32", "32"]
 COMMON = ["--preset", "plain", "--precision", "fp32", "--device", "cpu", "--log-every", "1", *SIZES]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LEAVING = Path(__file__).with_name("leaving_processes.py")
 MIN_STEPS = 10
 """Four steps an epoch, the last of them on a single image: so there are two of these."""
 
@@ -130,3 +135,11 @@ def test_whatever_ends_the_main_process_is_told_to_the_others(
     with pytest.raises(type(error)):
         Processes(0, 2).on_main(work)
     assert told == [None, code]
+
+
+def test_processes_leave_each_other_however_late_their_threads_are() -> None:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(10)]
+        ports = [str(one.getsockname()[1]) for one in sockets]
+    command = [*TORCHRUN, str(LEAVING), *ports]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=280)

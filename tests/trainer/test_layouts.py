@@ -199,7 +199,7 @@ def test_rows_without_an_image_are_left_out_up_to_a_number(tmp_path: Path, caplo
     for name in (NAMES[2], NAMES[20]):
         (root / "img_align_celeba" / "img_align_celeba" / name).unlink()
     for skip in (0, 1):
-        with pytest.raises(DataError, match=r"000003\.jpg is missing, and so is another, .*line 4.*--skip-damaged 2$"):
+        with pytest.raises(DataError, match=r"000003\.jpg is missing, and so is another, .*train's --skip-damaged 2$"):
             read_index(root, skip_damaged=skip)
     data = load_data(root, 16, 0, skip_damaged=2)
     kept = [row for row in range(COUNT) if row not in (2, 20)]
@@ -232,7 +232,7 @@ def test_damaged_images_are_in_no_split_and_are_recorded(tmp_path: Path) -> None
         load_data(root, 16, 0, skip_damaged=2)
     head, *lines = str(caught.value).splitlines()
     assert head.startswith("2 of 23 images cannot be used")
-    assert head.endswith("or leave them out with --skip-damaged 3:")
+    assert head.endswith("or leave them out with train's --skip-damaged 3:")
     assert lines[0].strip() == f"{images}/{NAMES[1]} is empty (0 bytes)"
     Image.new("RGB", (20, 20)).save(images / NAMES[1])
     assert len(load_data(root, 16, 0, skip_damaged=2).index.left_out) == 2
@@ -332,8 +332,8 @@ def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path)
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["a/1.png,yes"], r"labels\.csv, line 2 \(a/1\.png\): 'yes' is neither 1 nor -1"),
-        (["a/1.png,1", "a/2.png,"], r"line 3 \(a/2\.png\): '' is neither"),
+        (["a/1.png,yes"], r"labels\.csv, line 2 \(a/1\.png\): 'yes' is none of 1, 0 and -1"),
+        (["a/1.png,1", "a/2.png,"], r"line 3 \(a/2\.png\): '' is none of 1, 0 and -1"),
         (["a/1.png,1", "", "a/2.png,1,0"], r"line 4 \(a/2\.png\): 2 values, but line 1 names 1"),
         (
             ["a/9.png,1"],

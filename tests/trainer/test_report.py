@@ -130,6 +130,7 @@ def test_numbers_stand_in_the_report_and_on_the_screen(pictures: "list[tuple[Fig
     for text in ("celeba", "01234567", "500 val", "not the one that the run was trained on"):
         assert text in html
     assert "65.3 drawn from the mixture, 70.4 drawn from the Gaussian, 168 drawn from N(0, I)" in summary(METRICS)
+    assert re.search(r"As far as needed: [\w ]+: +each 99.0%", summary(METRICS))
     assert html.index("Bald added 91%") < html.index("Bald added</th>") < html.index("PSNR")
 
 

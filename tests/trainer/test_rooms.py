@@ -15,7 +15,7 @@ from trainer.presets import best
 from trainer.train_state import TrainState
 
 TRAINER = Rooms("trainer")
-ENGINE = {"engine.errors", "engine.latents", "engine.version"}
+ENGINE = {"engine.command_line", "engine.errors", "engine.latents"}
 """What is measured and offered from Python is what is served: the same functions, pure numpy."""
 
 

@@ -302,7 +302,7 @@ class Pack:
         if not damaged or allowed <= self.index.skip_damaged:
             return
         said = [f"{self.index.folder}/{sentence}" for sentence in damaged.values()]
-        mend, skip = f"replace it, or {self.index.removal}", f"with --skip-damaged {allowed}"
+        mend, skip = f"replace it, or {self.index.removal}", f"with train's --skip-damaged {allowed}"
         if len(said) == 1:
             raise DataError(f"{said[0]}; {mend}, or leave it out {skip}")
         lines = said[:REPORTED]

@@ -105,12 +105,13 @@ def _require_two_values(path: Path, lines: list[int], codes: NDArray[np.uint8]) 
     """Refuses what is neither 1 nor the list's own word for no, -1 or 0: names the first."""
     negative = codes[(codes == _VALUES["-1"]) | (codes == _VALUES["0"])]
     no = "0" if len(negative) and negative[0] == _VALUES["0"] else "-1"
+    known = f"neither 1 nor {no}" if len(negative) else "none of 1, 0 and -1"
     wrong = (codes != _VALUES["1"]) & (codes != _VALUES[no])
     if not wrong.any():
         return
     row, column = np.argwhere(wrong)[0]
     name, *cells = next(cells for number, cells in read_rows(path)[0] if number == lines[row])
-    raise DataError(f"{path}, line {lines[row]} ({name}): '{cells[column]}' is neither 1 nor {no}")
+    raise DataError(f"{path}, line {lines[row]} ({name}): '{cells[column]}' is {known}")
 
 
 def read_splits(path: Path) -> dict[str, int]:
@@ -184,6 +185,6 @@ def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: 
         others = {1: "", 2: ", and so is another"}.get(len(absent), f", and so are {len(absent) - 1} others")
         raise DataError(
             f"{index.folder / labels.files[first]} is missing{others}, though line {labels.lines[first]} of "
-            f"{labels.path.name} lists it; {mend}, or leave out what is missing with --skip-damaged {total}"
+            f"{labels.path.name} lists it; {mend}, or leave out what is missing with train's --skip-damaged {total}"
         )
     return index.leaving_out(new)

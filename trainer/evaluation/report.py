@@ -276,7 +276,8 @@ def _distances(part: dict[str, Any]) -> list[Headline]:
 def summary(metrics: dict[str, Any]) -> str:
     """The headlines as lines for the screen."""
     lines = headlines(metrics) + _generation(metrics["generation"])
-    return "\n".join(f"{line.name + ':':<28}{line.value}" for line in lines)
+    width = max(len(line.name) for line in lines) + 2
+    return "\n".join(f"{line.name + ':':<{width}}{line.value}" for line in lines)
 
 
 def attribute_table(metrics: dict[str, Any]) -> tuple[list[str], list[Row]]:

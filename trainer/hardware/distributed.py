@@ -23,6 +23,10 @@ from trainer.hardware.device import Placement
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
 
+# To the group that was joined last. Where data-parallel models alone hold a group, PyTorch ends it under Python's lock,
+# and a thread of the group may be waiting for that lock: a deadlock. Where Python lets go last, it gives the lock up.
+_last_reference: dist.ProcessGroup | None = None
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -46,10 +50,12 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             yield cls()
             return
+        global _last_reference  # noqa: PLW0603
         gpu = place.device.type == "cuda"
         if gpu:
             torch.cuda.set_device(place.device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        _last_reference = dist.group.WORLD
         processes = cls(dist.get_rank(), dist.get_world_size())
         try:
             yield processes

@@ -105,7 +105,7 @@ def require_new(paths: Iterable[Path], overwrite: bool) -> None:
     """
     there = [] if overwrite else [path for path in paths if path.exists()]
     if there:
-        others = f", and so do {len(there) - 1} more" if len(there) > 1 else ""
+        others = {1: "", 2: ", and so does another one"}.get(len(there), f", and so do {len(there) - 1} more")
         raise UsageError(f"{there[0]} exists{others}; name another OUT, at the end, or give --overwrite to replace it")
 
 

@@ -1,0 +1,39 @@
+"""What the command lines of all programs have in common."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from engine.version import NAME, version_here
+
+REAL_PATHS = ConstructorRegistry()
+"""`with REAL_PATHS:` around `tyro.cli` has it refuse "" for a path, which pathlib takes for the current folder."""
+
+
+def tell_version(arguments: Sequence[str]) -> bool:
+    """Prints the version where a command line asks for nothing else; whether it did."""
+    if list(arguments) != ["--version"]:
+        return False
+    known = version_here()
+    print(f"{NAME} {known}" if known else f"{NAME}, not installed: run from its sources")
+    return True
+
+
+@REAL_PATHS.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=_real_path,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def _real_path(words: list[str]) -> Path:
+    if not words[0]:
+        raise ValueError('the path is empty, ""; is a variable of your shell not set?')
+    return Path(words[0])

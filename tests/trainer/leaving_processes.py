@@ -1,0 +1,30 @@
+"""One of two processes that torchrun starts: joins the other and leaves it, on each of the ports that are named.
+
+Both share a core, so that the threads of a group come late.
+"""
+
+import os
+import sys
+
+import torch
+from torch import nn
+
+from trainer.hardware.device import Placement
+from trainer.hardware.distributed import Processes
+
+
+def join_and_leave() -> None:
+    """What a run does with the other processes: gradients are averaged, and the main process does something last."""
+    with Processes.join(Placement.of("cpu", "fp32")) as processes:
+        model = processes.data_parallel(nn.Linear(4, 4))
+        model(torch.ones(2, 4)).sum().backward()
+        processes.on_main(lambda: None)
+
+
+if __name__ == "__main__":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # it would remember the addresses of those that have left
+    for port in sys.argv[1:]:
+        os.environ["MASTER_PORT"] = port
+        join_and_leave()
