@@ -25,6 +25,8 @@ def seed() -> TrainConfig:
       faces. At 1 the terms, one a mean over pixels and the other a sum over latents, are out of proportion: nothing is
       reconstructed.
     - initialisation: as `trainer.model` says. Log variances start at -6 and need no bound.
+    - what is sampled: latents are standardised when training ends, which changes no image, so that "just sample from a
+      normal distribution" gives faces.
     - the sigmoid at the end, and LeakyReLU's slope, which is PyTorch's.
     """
     return TrainConfig(

@@ -1,7 +1,7 @@
 """The run folder: what training leaves behind, written so that an interruption never tears a file.
 
 config.json              the configuration, and what it resolved to on this machine
-model.safetensors        the weights, float32
+model.safetensors        the weights, float32; of a finished run with latents of mean 0 and variance 1
 checkpoint.pt            everything that an exact resume needs
 metrics.jsonl            losses per logged step, validation per epoch
 directions.safetensors   the attribute directions
