@@ -15,8 +15,13 @@ import numpy as np
 from engine.arrays import Bytes, Floats
 from engine.errors import ParityError
 
-LEAST_SPREAD = 1e-2
-"""Spread that values have at least, as a share of the largest; float32 rounds by some 1e-5 of that."""
+LEAST_SPREAD = 0.1
+"""Spread that values have at least: latents vary by about 1, and what differs less between images says hardly anything.
+
+After a short training that is most of log_var, and much of mu.
+"""
+LEAST_SHARE = 1e-2
+"""Likewise as a share of the largest value; float32 rounds by some 1e-5 of that."""
 _LABELS = {
     "mu": "mu",
     "log_var": "log_var",
@@ -84,7 +89,7 @@ class LatentError:
         bias: Mean of the signed error of the dimension where it is farthest from 0.
         spread: Standard deviation of the reference's values over the rows, per latent dimension, then the
             root mean square over the dimensions: those that carry nothing cannot shrink it to 0. At least
-            `LEAST_SPREAD` of the largest value, as after a short training log_var hardly differs between images.
+            `LEAST_SPREAD`, and `LEAST_SHARE` of the largest value.
         max_relative: `max_abs / spread`; likewise the other two.
         worst: Which row has the largest error.
     """
@@ -106,13 +111,9 @@ class LatentError:
         bias = float(np.abs(error.mean(axis=0)).max())
         largest, mean = float(np.abs(error).max()), float(np.abs(error).mean())
         deviation = math.sqrt(float(reference.astype(np.float64).var(axis=0).mean()))
-        spread = max(deviation, LEAST_SPREAD * float(np.abs(reference).max()))
-
-        def relative(value: float) -> float:
-            return value / spread if spread else (math.inf if value else 0.0)
-
+        spread = max(deviation, LEAST_SPREAD, LEAST_SHARE * float(np.abs(reference).max()))
         name = rows[worst] if rows else f"row {worst}"
-        return cls(largest, mean, bias, spread, relative(largest), relative(mean), relative(bias), worst=name)
+        return cls(largest, mean, bias, spread, largest / spread, mean / spread, bias / spread, worst=name)
 
 
 @dataclass(frozen=True)
