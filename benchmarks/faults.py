@@ -239,6 +239,9 @@ async def deadline_storm(scene: Scene) -> None:
 
     await scene.disturb(trouble)
     scene.facts.append(f"storm: {storm.describe()}")
+    scene.facts += [
+        f"{count} x {reason}" for reason, count in (storm.reasons + scene.crowd.tally.reasons).most_common(4)
+    ]
     given_up = {"DEADLINE_EXCEEDED", "CANCELLED"}
     scene.checks["the storm ends in answers, deadlines and cancellations only"] = set(storm.statuses) <= given_up
     scene.checks["none of its answers is wrong or lost"] = not storm.wrong and not storm.lost
@@ -405,7 +408,9 @@ def play(name: Name, config: FaultsConfig, orders: Orders) -> tuple[Scene, float
         command: list[object] = ["-m", "engine"]
         if name == "backend-raises":
             command = [ROOT / "benchmarks" / "serving" / "poisoned_server.py", folder / "failures"]
-        command += ["--bundle", bundle, "--max-queue", 65536, "--grace-s", GRACE_S]
+        # Refusals for want of room are not the subject here.
+        room = ("--max-queue", 65536, "--max-bytes-in-flight", 2**32)
+        command += ["--bundle", bundle, *room, "--grace-s", GRACE_S]
         with Server(command, folder / "log") as server:
             scene = Scene(server, bundle, Crowd(server.target, orders, config.clients), folder, config)
             asyncio.run(SCENARIOS[name](scene))
