@@ -42,6 +42,7 @@ from typing import Any
 import tyro
 from filelock import FileLock
 
+from engine.command_line import REAL_PATHS
 from trainer.data import FaceData, load_data, read_index
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.classifier import classifier_of
@@ -293,7 +294,8 @@ def notes(rows: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; the exit code is that of the first command that failed, else 0."""
-    config = tyro.cli(QualityConfig, args=arguments, prog="python benchmarks/quality.py", description=__doc__)
+    with REAL_PATHS:
+        config = tyro.cli(QualityConfig, args=arguments, prog="python benchmarks/quality.py", description=__doc__)
     try:
         config.check()
         for variant in config.variants:

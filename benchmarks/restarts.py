@@ -105,7 +105,7 @@ class Servers:
 
 
 async def own_clients(target: str, orders: Orders, number: int, tally: Tally, over: Callable[[], bool]) -> None:
-    """This project's clients: they encode and edit pictures until it is over."""
+    """This project's clients: they edit pictures until it is over."""
 
     async def one(seed: int) -> None:
         rng = np.random.default_rng([8, seed])

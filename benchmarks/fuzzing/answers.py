@@ -25,9 +25,10 @@ _DETAILS = {
     for name in ("BadRequest", "RetryInfo", "ErrorInfo", "RequestInfo")
 }
 _LONGEST = 1_100
-# Addresses have twelve digits; 0x with fewer may be of an image's size, 0x1195524376.
+# Digits alone may be of an image's size, 0x1195524376, unless there are as many as an address has.
 _SECRETS = re.compile(
-    r"Traceback|File \"|\.pyc?\b|site-packages|<class|object at 0x|0x[0-9a-f]{11,}|(?:/[\w.@-]+){2,}|"
+    r"Traceback|File \"|\.pyc?\b|site-packages|<class|object at 0x|0x(?=\d*[a-f])[0-9a-f]{6,}|0x\d{11,}|"
+    r"(?:/[\w.@-]+){2,}|"
     r"\b(?:engine|google|PIL|numpy|grpc|asyncio|onnxruntime|openvino)\.\w+|\bself\b|\b[A-Z]\w+(?:Error|Exception)\b"
 )
 _TRACES = re.compile(r"^(.*)\nTraceback", re.MULTILINE)

@@ -10,8 +10,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-_WAY = 10
-_LEAST_PRIORITY = 19
+_NICENESS = 10
 
 
 class Job(Generic[T]):
@@ -50,10 +49,8 @@ async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
 def give_way() -> None:
     """Lowers the priority of this thread, and of those that it starts, below that of the threads that take calls.
 
-    Whoever computes at full load would otherwise keep the calls waiting that are to be refused. Only Linux has a
-    priority for each thread.
+    Whoever computes at full load would otherwise keep the calls waiting that are to be refused. Only on Linux
+    is niceness that of a thread, and not of the process.
     """
     if sys.platform == "linux":
-        thread = threading.get_native_id()
-        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _WAY
-        os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _LEAST_PRIORITY))
+        os.nice(_NICENESS)

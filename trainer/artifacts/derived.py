@@ -95,6 +95,7 @@ def complete(
     mu, log_var = encode(model, data.images, rows, place)
     if lacks_prior:
         if standardise(folder, model, mu, log_var):
+            # Not shifted and scaled here: computed again from the weights, the prior is the same to the last bit.
             mu, log_var = encode(model, data.images, rows, place)
         write_prior(folder, mu, log_var)
     labels, attributes = data.index.labels[rows], data.index.attributes
