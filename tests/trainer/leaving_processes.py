@@ -1,4 +1,4 @@
-"""One of two processes that torchrun starts: joins the other and leaves it, on each of the ports that are named.
+"""One of two processes that torchrun starts: joins the other and leaves it, as often as is asked.
 
 Both share a core, so that the threads of a group come late.
 """
@@ -7,6 +7,7 @@ import os
 import sys
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from trainer.hardware.device import Placement
@@ -24,7 +25,14 @@ def join_and_leave() -> None:
 if __name__ == "__main__":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
+    main, address = os.environ["RANK"] == "0", os.environ["MASTER_ADDR"]
+    agent = dist.TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # it would remember the addresses of those that have left
-    for port in sys.argv[1:]:
-        os.environ["MASTER_PORT"] = port
+    for turn in range(int(sys.argv[1])):
+        if main:
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                address, 0, is_master=True, wait_for_workers=False, multi_tenant=True
+            )
+            agent.set(f"port {turn}", str(store.port))
+        os.environ["MASTER_PORT"] = agent.get(f"port {turn}").decode()
         join_and_leave()
