@@ -56,7 +56,7 @@ _MAX_NUMBERS_BYTES = 2**20
 _LONGEST_LENGTH = 4  # bytes; enough for 256 MiB
 
 # So few bytes hold no pixels to speak of, and make no large message.
-_SMALL_BYTES = 2_048
+_SMALL_BYTES = 2 * _MAX_FIELDS
 
 # Kinds of fields: the last three bits of a tag.
 _LENGTH, _GROUP, _END_OF_GROUP = 2, 3, 4
