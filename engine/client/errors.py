@@ -17,6 +17,9 @@ _BROKEN_WRITE = "Internal error from Core"
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 2.0
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+# What BoringSSL and gRPC say of a server's certificate.
+_UNTRUSTED = ("self signed certificate", "self-signed certificate", "unable to get local issuer certificate")
+_OTHER_NAME = ("Hostname Verification Check failed", "is not in peer certificate")
 
 
 class FieldViolation(NamedTuple):
@@ -67,7 +70,7 @@ class ClientError(Exception):
         elif status == "CANCELLED" and unasked:
             status, message = "UNAVAILABLE", f"the server, or a proxy, cancelled the call ({message})"
         if not trailer:  # The server says more than a status: it had no part in this.
-            message = f"{target}: {message}{_question(target) if status == 'UNAVAILABLE' else ''}"
+            message = f"{target}: {message}{_hint(target, message) if status == 'UNAVAILABLE' else ''}"
         return cls(status, message, violations, retry_after_s, trailer.get("x-request-id"))
 
     @classmethod
@@ -114,8 +117,12 @@ class RetryBudget:
         return pause
 
 
-def _question(target: str) -> str:
+def _hint(target: str, message: str) -> str:
     """What a person may look for when a target can't be reached."""
+    if any(reason in message for reason in _UNTRUSTED):
+        return "; give the certificates of the authorities that signed the server's: tls=FILE, or --tls-ca FILE"
+    if any(reason in message for reason in _OTHER_NAME):
+        return "; the server's certificate is for other names: call it by one of those"
     proxy = proxy_of(target)
     if proxy is None:
         return "; is a server running there, and does it use TLS, or ask for a certificate?"

@@ -17,6 +17,7 @@ from grpc_status import rpc_status  # type: ignore[import-untyped]
 from servers import ServerProcess, run_python
 from tiny_model import IMAGE_SIZE, random_images
 
+from engine.client import Client, ClientError
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
 
@@ -108,6 +109,21 @@ def test_tls_is_spoken_and_nothing_else(tiny_bundle: Path, tmp_path: Path, autho
             assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
         with grpc.insecure_channel(server.target) as channel:
             assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
+
+
+def test_a_client_says_what_is_the_matter_with_a_certificate(
+    tiny_bundle: Path, tmp_path: Path, authority: Authority
+) -> None:
+    cert, key = authority.sign("server")
+    with engine(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+        port = server.target.rpartition(":")[2]
+        untrusted = r"; give the certificates of the authorities that signed .* --tls-ca FILE$"
+        for target, tls, hint in (
+            (server.target, True, untrusted),
+            (f"localhost:{port}", authority.certificate, r"; the server's certificate is for other names: call it by"),
+        ):
+            with Client(target, tls=tls, retries=0) as client, pytest.raises(ClientError, match=hint):
+                client.model()
 
 
 def test_failed_handshakes_are_shown_to_who_asks_grpc_for_them(tiny_bundle: Path, tmp_path: Path) -> None:
