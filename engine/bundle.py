@@ -66,7 +66,7 @@ class Engine:
         encoder: File that it makes the encoder from: `encoder.onnx`, or an exact rewrite of it.
         decoder: File that it makes the decoder from.
         split: Whether a batch is split over the threads, each computing its share alone; otherwise all threads
-            compute the whole batch together. Only OpenVINO splits.
+            compute the whole batch together. Only on CPUs.
         chosen: How `--backend auto` and the like came to this choice: the rule, the candidates and their figures.
             Empty where everything was named.
         stages: The graphs on the way to those files, encoder and decoder by stage of the parity gate: `rewritten`, an

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from engine.backends import BACKENDS, DEVICE_RULE, is_device
+from engine.backends import BACKENDS, DEVICE_RULE, is_device, kind_of
 from engine.backends.tensorrt import TARGETS
 from engine.proof.figures import TOLERANCES, Tolerances
-from export.engines.candidate import Candidate
+from export.engines.candidate import Candidate, Option
 from export.engines.support import AUTO, Support
 from export.errors import InputError
 from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS, PLAIN, DecoderForm, EncoderForm
@@ -45,7 +45,7 @@ class EngineFlags:
     decoder: Literal["auto"] | DecoderForm = "auto"
     """Exact form of the decoder; tail: first layers merged, last one on half the side; phases: the one before too."""
     split: Literal["auto", "yes", "no"] = "auto"
-    """Whether each thread computes a share of a batch alone (OpenVINO), or all compute the whole batch together."""
+    """Whether each thread of a CPU computes a share of a batch alone, or all compute the whole batch together."""
     compute_capability: tuple[str, ...] = ()
     """GPUs that tensorrt-rtx builds for, such as 8.9 12.0; none: 8.0, 8.6, 8.9, 12.0 and newer."""
     hardware_compatibility: Literal["none", "same-compute-capability", "ampere-plus"] = "none"
@@ -142,14 +142,14 @@ class EngineFlags:
         found = [
             Candidate(*option, encoder, decoder, split)
             for option in support.choose(self.backend, self.device, self.precision, budget=self.min_psnr is not None)
-            for split in self._splits(option.backend)
+            for split in self._splits(option)
             for encoder in self._encoders(option.precision, option in support.here)
             for decoder in self._decoders(option in support.here)
         ]
         if not found:
             if self.encoder != "auto" and self.precision == "int8":
                 raise InputError(f"--encoder {self.encoder}: int8 takes only {', '.join(INT8_ENCODERS)}")
-            raise InputError("--split yes: only openvino splits a batch over its threads; add --backend openvino")
+            raise InputError(f"--split yes: batches are split over the threads of a CPU, and not by {self.backend}")
         return found
 
     def _encoders(self, precision: str, runs: bool) -> tuple[EncoderForm, ...]:
@@ -163,8 +163,8 @@ class EngineFlags:
             return (self.decoder,)
         return DECODER_FORMS if runs else (PLAIN,)
 
-    def _splits(self, backend: str) -> tuple[bool, ...]:
-        if backend != "openvino":
+    def _splits(self, option: Option) -> tuple[bool, ...]:
+        if kind_of(option.device) not in BACKENDS[option.backend].splits:
             return () if self.split == "yes" else (False,)
         if self.split == "auto":
             return (False, True) if self.threads != 1 and self.max_batch != 1 else (False,)

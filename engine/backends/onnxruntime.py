@@ -1,14 +1,17 @@
 """ONNX Runtime, on the CPU or an NVIDIA GPU: the device decides on its provider, and precision is in the graphs.
 
-On a GPU a batch is computed in its bucket, whose input lies at a fixed place on the GPU: cuDNN chooses its algorithms
-anew for every size that it meets, and the warm-up meets all buckets.
+On a CPU the threads may compute a batch together, layer by layer, or each a share of it from end to end, so that none
+waits for another in between. On a GPU a batch is computed in its bucket, whose input lies at a fixed place on the GPU:
+cuDNN chooses its algorithms anew for every size that it meets, and the warm-up meets all buckets.
 """
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +60,15 @@ PROVIDERS = {
 
 
 class OnnxRuntimeBackend(Backend):
-    """Encoder and decoder as two ONNX Runtime sessions.
+    """Encoder and decoder as ONNX Runtime sessions.
 
     Args:
         encoder: Graph with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
         decoder: Graph with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
-        options: Of these the device, the threads and, on a GPU, the largest batch: larger ones are computed in parts of
-            that size. What is FP16 in a graph is computed as FP32 on the CPU.
+        options: Of these the device, the threads, on a CPU whether to split batches, and on a GPU the largest batch:
+            larger ones are computed in parts of that size. What is FP16 in a graph is computed as FP32 on the CPU. With
+            `split` each thread computes a share of the batch alone, and all of them an image that comes by itself, in
+            sessions of its own; otherwise all compute the whole batch together.
 
     Raises:
         BundleError: When a graph is missing, damaged, or has other inputs and outputs.
@@ -73,8 +78,11 @@ class OnnxRuntimeBackend(Backend):
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
         self.overlaps = int(kind_of(options.device) == CPU)
-        self._encode = _open(encoder, options, ["images"], ["mu", "log_var"])
-        self._decode = _open(decoder, options, ["latents"], ["images"])
+        self._whole = _Graphs(encoder, decoder, options)
+        self._most_shares = options.threads if options.split else 1
+        if self._most_shares > 1:
+            self._alone = _Graphs(encoder, decoder, replace(options, threads=1))
+            self._pool = ThreadPoolExecutor(self._most_shares, "share")
 
     @classmethod
     def check(cls, options: Options) -> None:
@@ -84,13 +92,52 @@ class OnnxRuntimeBackend(Backend):
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
-        mu, log_var = self._encode(images)
+        mu, log_var = self._compute(_Graphs.encode, images)
         return mu, log_var
 
     def decode(self, latents: Floats) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, H, W, 3]."""
-        (images,) = self._decode(latents)
+        (images,) = self._compute(_Graphs.decode, latents)
         return images
+
+    def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
+        """Images, uint8 [N, H, W, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu.
+
+        Each thread takes its share of the batch from end to end.
+        """
+        edited, mu = self._compute(_Graphs.edit, images, steps)
+        return edited, mu
+
+    def _compute(self, function: Callable[..., Sequence[Array]], *batches: Array) -> Sequence[Array]:
+        count = len(batches[0])
+        shares = min(self._most_shares, count)
+        if shares <= 1:
+            return function(self._whole, *batches)
+        bounds = [count * share // shares for share in range(shares + 1)]
+        begun = [
+            self._pool.submit(function, self._alone, *(batch[start:stop] for batch in batches))
+            for start, stop in pairwise(bounds)
+        ]
+        wait(begun)  # also where one fails: the batch is the caller's again after this
+        return [np.concatenate(parts) for parts in zip(*(share.result() for share in begun), strict=True)]
+
+
+class _Graphs:
+    """The two graphs, opened in one way."""
+
+    def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
+        self._encoder = _open(encoder, options, ["images"], ["mu", "log_var"])
+        self._decoder = _open(decoder, options, ["latents"], ["images"])
+
+    def encode(self, images: Array) -> Sequence[Array]:
+        return self._encoder(images)
+
+    def decode(self, latents: Array) -> Sequence[Array]:
+        return self._decoder(latents)
+
+    def edit(self, images: Array, steps: Array) -> Sequence[Array]:
+        mu, _ = self._encoder(images)
+        return [*self._decoder(mu + steps), mu]
 
 
 class _Bound:

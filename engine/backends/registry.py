@@ -26,6 +26,7 @@ class Row:
         packages: Those of its runtime, one of which is installed where it is; their versions decide what it computes.
         plan: Ending of the names of its plans, which are built for some GPUs and one version; None: it runs the graphs.
         built_anywhere: Whether its plans can be built where they don't run.
+        splits: Kinds of devices on which it can split a batch over its threads.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     packages: tuple[str, ...]
     plan: str | None = None
     built_anywhere: bool = False
+    splits: tuple[str, ...] = ()
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -88,6 +90,7 @@ BACKENDS: dict[str, Row] = {
             {CPU: ("fp32", "fp16", "int8"), CUDA: ("fp32", "fp16")},
             {CPU: "cpu", CUDA: "gpu"},
             ("onnxruntime", "onnxruntime-gpu"),
+            splits=(CPU,),
         ),
         Row(
             "openvino",
@@ -97,6 +100,7 @@ BACKENDS: dict[str, Row] = {
             {CPU: ("fp32", "bf16", "int8")},
             {CPU: "openvino"},
             ("openvino",),
+            splits=(CPU,),
         ),
         Row(
             "tensorrt",

@@ -31,7 +31,13 @@ def gpu() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
-    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "fp32", "encoder": "plain", "decoder": "plain"}
+    named: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "encoder": "plain",
+        "decoder": "plain",
+        "split": "no",
+    }
     config = BuildConfig(run=write_run(folder / "run"), out=folder / "bundle", max_batch=6, all_forms=True, **named)
     return build(config, lambda _: None)
 

@@ -28,7 +28,13 @@ def rewritten(run: Path) -> Path:
 
 
 def make(run: Path, name: str, **forms: Any) -> Path:
-    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "fp32", "encoder": "plain", "decoder": "plain"}
+    named: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "encoder": "plain",
+        "decoder": "plain",
+        "split": "no",
+    }
     return build(BuildConfig(run=run, out=run.parent / name, max_batch=3, **{**named, **forms}), lambda _: None)
 
 

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from exactness import check_a_batch, check_batches_that_overlap
 from onnx import TensorProto, helper
-from tiny_model import latents_of, random_images
+from tiny_model import LATENT_DIM, latents_of, random_images
 
 from engine.backends import Options
 from engine.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, Provider
@@ -16,17 +16,26 @@ from engine.errors import BackendError, BundleError
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-@pytest.mark.parametrize("options", [Options(), Options(threads=1)])
-@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize(
+    "options", [Options(), Options(threads=1), Options(threads=3, split=True), Options(threads=1, split=True)]
+)
+@pytest.mark.parametrize("count", [1, 2, 3, 40])
 def test_both_graphs_take_any_batch(tiny_bundle: Path, count: int, options: Options) -> None:
     backend = OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", options)
     check_a_batch(backend, count)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_batches_overlap_on_a_cpu(tiny_bundle: Path, threads: int) -> None:
+@pytest.mark.parametrize("options", [Options(threads=1), Options(threads=2), Options(threads=2, split=True)])
+def test_batches_overlap_on_a_cpu(tiny_bundle: Path, options: Options) -> None:
+    check_batches_that_overlap(OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", options))
+
+
+def test_a_split_batch_that_fails_leaves_the_next_one_alone(tiny_bundle: Path) -> None:
     graphs = tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx"
-    check_batches_that_overlap(OnnxRuntimeBackend(*graphs, Options(threads=threads)))
+    backend = OnnxRuntimeBackend(*graphs, Options(threads=3, split=True))
+    with pytest.raises(Exception, match="invalid dimensions"):
+        backend.decode(np.zeros((7, LATENT_DIM + 1), np.float32))
+    check_a_batch(backend, 7)
 
 
 def test_a_missing_graph_is_named(tiny_bundle: Path) -> None:

@@ -19,7 +19,10 @@ from safetensors.numpy import load_file, save_file
 
 from export import build_engines
 
-FLAGS = ("--backend", "onnxruntime", "--precision", "fp32", "--encoder", "plain", "--decoder", "plain")
+FLAGS = (
+    *("--backend", "onnxruntime", "--precision", "fp32"),
+    *("--encoder", "plain", "--decoder", "plain", "--split", "no"),
+)
 COMMAND = (sys.executable, "-m", "export.build_engines", *FLAGS)
 FILES = ("config.json", "model.safetensors", "directions.safetensors", "prior.safetensors", "samples.safetensors")
 
@@ -247,7 +250,6 @@ def test_a_small_disk(shared_run: Path, tmp_path: Path, kilobytes: int) -> None:
         (("--min-psnr", "-1"), "--min-psnr -1.0: must be at least 0"),
         (("--backend", "tensorrt-rtx", "--compute-capability", "9.0"), "--compute-capability 9.0: TensorRT for RTX bu"),
         (("--compute-capability", "8.9"), "--compute-capability: --backend onnxruntime builds for this machine; take"),
-        (("--split", "yes"), "--split yes: only openvino splits a batch"),
     ],
 )
 def test_flags(command: Command, shared_run: Path, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:

@@ -35,14 +35,20 @@ from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame
 from trainer.errors import RunError
 from trainer.model import VAE
 
-FLAGS = ("--backend", "onnxruntime", "--precision", "fp32", "--encoder", "plain", "--decoder", "plain")
+NAMED: dict[str, Any] = {
+    "backend": "onnxruntime",
+    "precision": "fp32",
+    "encoder": "plain",
+    "decoder": "plain",
+    "split": "no",
+}
+FLAGS = tuple(word for name, value in NAMED.items() for word in (f"--{name}", value))
 """Everything named, so that there is no contest, and nothing rewritten."""
 
 
 def plain(**values: Any) -> BuildConfig:
     """A configuration with everything named, unless `values` name something else."""
-    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "fp32", "encoder": "plain", "decoder": "plain"}
-    return BuildConfig(**{**named, **values})
+    return BuildConfig(**{**NAMED, **values})
 
 
 def silent(_: str) -> None:
@@ -346,22 +352,22 @@ def test_the_fastest_that_passes_the_gate_is_built(
 
 
 def test_flags_leave_candidates() -> None:
-    offered = [("onnxruntime", "cpu", "fp32"), ("openvino", "cpu", "fp32"), ("openvino", "cpu", "bf16")]
+    offered = [("onnxruntime", "cpu", "fp32"), ("onnxruntime", "cuda", "fp32"), ("openvino", "cpu", "bf16")]
     support = Support([Option(*names) for names in offered])
 
     def candidates(**values: Any) -> list[str]:
         return [str(each) for each in BuildConfig(run=Path(), out=Path(), **values).candidates(support)]
 
     assert len(candidates(threads=1)) == 3 * 2 * 3
-    assert len(candidates(threads=2)) == (1 + 2 * 2) * 2 * 3
+    assert len(candidates(threads=2)) == (1 + 2 * 2) * 2 * 3  # not split on a GPU
     assert len(candidates(threads=2, max_batch=1)) == 3 * 2 * 3  # nothing to split
     named = {"backend": "openvino", "precision": "bf16", "encoder": "product", "decoder": "tail"}
     assert candidates(**named, split="no") == ["openvino bf16 on cpu, encoder product, decoder tail"]
     assert candidates(**named, split="yes") == [
         "openvino bf16 on cpu, encoder product, decoder tail, batches split over the threads"
     ]
-    with pytest.raises(InputError, match="--split yes: only openvino splits a batch"):
-        candidates(backend="onnxruntime", split="yes")
+    with pytest.raises(InputError, match="--split yes: batches are split over the threads of a CPU, and not by onnx"):
+        candidates(backend="onnxruntime", device="cuda", split="yes")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -44,7 +44,13 @@ WIDE: dict[str, Any] = {
 
 def plain(**values: Any) -> BuildConfig:
     """A configuration with everything named, unless `values` name something else."""
-    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "int8", "encoder": "plain", "decoder": "plain"}
+    named: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "precision": "int8",
+        "encoder": "plain",
+        "decoder": "plain",
+        "split": "no",
+    }
     return BuildConfig(**{**named, **values})
 
 

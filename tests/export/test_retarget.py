@@ -38,7 +38,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with every form, that no test changes; there is no run any more."""
     folder = tmp_path_factory.mktemp("retarget")
     run = write_run(folder / "run", samples=3)
-    named: dict[str, Any] = {"backend": "onnxruntime", "precision": "fp32", "encoder": "plain", "decoder": "plain"}
+    named: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "encoder": "plain",
+        "decoder": "plain",
+        "split": "no",
+    }
     built = build(BuildConfig(run=run, out=folder / "bundle", max_batch=3, all_forms=True, **named), silent)
     shutil.rmtree(run)
     return built
@@ -81,7 +87,7 @@ def test_another_backend_from_the_bundle_alone(source: Path, tmp_path: Path) -> 
 def test_what_was_retargeted_can_be_retargeted_again(source: Path, tmp_path: Path) -> None:
     named = {"backend": "onnxruntime", "precision": "fp32", "encoder": "product", "decoder": "phases"}
     first = make(source, tmp_path / "first", **named)
-    again = make(first.path, tmp_path / "again", **{**named, "encoder": "plain", "decoder": "plain"})
+    again = make(first.path, tmp_path / "again", **{**named, "encoder": "plain", "decoder": "plain", "split": "no"})
     assert again.manifest.files == Bundle.load(source).manifest.files
     assert again.manifest.engine.stages == {}
 
