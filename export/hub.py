@@ -20,7 +20,7 @@ from export import command
 from export.errors import InputError
 from trainer.extras import require
 
-CONFIG, MODEL, METRICS, CARD = "config.json", "model.safetensors", "metrics.json", "README.md"
+CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 GRAPHS = "onnx"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -107,10 +107,11 @@ def _is_path(value: Any) -> bool:
 
 
 def _card(config: HubConfig, manifest: Manifest) -> str:
-    from trainer.artifacts.model_card import Card, data_name, results  # noqa: PLC0415 - needs the extra
+    from trainer.artifacts.model_card import Card, Measured, data_name  # noqa: PLC0415 - needs the extra
 
     run, images = config.run, manifest.run.get("data", {}).get("images", {}).get("train", 0)
     resolved = json.loads((run / CONFIG).read_text(encoding="utf-8"))["resolved"] if run else {}
+    measured = Measured.of(run) if run else Measured("", [])
     return Card(
         name=config.out.name,
         preset=manifest.run.get("preset", "unknown"),
@@ -119,7 +120,8 @@ def _card(config: HubConfig, manifest: Manifest) -> str:
         data=data_name(resolved) if run else "",
         images=f"{images:,}",
         attributes=manifest.attributes,
-        results=results(run / METRICS) if run else [],
+        results=measured.results,
+        measured_on=measured.data,
         weights=run is not None,
         onnx=True,
         parity=_parity(manifest),

@@ -16,7 +16,7 @@ from trainer import VAE, presets, train
 from trainer.config import TrainConfig
 from trainer.data import FaceData
 from trainer.errors import RunError
-from trainer.run_folder import load_model
+from trainer.run_folder import load_model, sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,24 @@ def test_a_card_shows_what_was_measured_and_leaves_a_text_of_ones_own(trained: P
     assert "      value: 21.99\n" in text
     assert "| SSIM of reconstructions | 0.61 |" in text
     assert "lpips" not in text
+    about = {"files": {"model.safetensors": sha256_of(run / "model.safetensors")}, "data": {"name": "other-faces"}}
+    (run / "metrics.json").write_text(json.dumps(measured | {"evaluation": about}))
+    write_card(run)
+    text = (run / "README.md").read_text()
+    assert 'name: "other-faces"\n' in text
+    assert "| measured on held-out images of `other-faces` | |" in text
     (run / "README.md").write_text(text.replace(MARKER, "My own text."))
     write_card(run)
     assert "My own text." in (run / "README.md").read_text()
+
+
+def test_a_card_shows_nothing_of_other_weights(trained: Path, tmp_path: Path) -> None:
+    from trainer.artifacts.model_card import write_card
+
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    measured = {"evaluation": {"files": {"model.safetensors": "ab" * 32}}, "reconstruction": {"psnr_db": 21.987}}
+    (run / "metrics.json").write_text(json.dumps(measured))
+    write_card(run)
+    text = (run / "README.md").read_text()
+    assert "21.99" not in text
+    assert "It has not been measured yet" in text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -14,6 +15,8 @@ from engine.latents import FITTED, Directions, load_priors
 from trainer.__main__ import main
 from trainer.config import TrainConfig
 from trainer.data import FaceData
+from trainer.run_folder import load_model, save_model, sha256_of
+from trainer.train_state import TrainState
 from trainer.training import train
 
 
@@ -154,6 +157,43 @@ def test_resuming_a_finished_run_makes_what_is_missing_or_of_another_kind(
     train(config, data, run, resume=True)
     np.testing.assert_allclose(load(run).vectors, before.vectors, atol=1e-5)
     assert (run / "model.safetensors").read_bytes() == weights
+    card = (run / "README.md").read_text()
+    (run / "README.md").unlink()
+    train(config, data, run, resume=True)
+    assert (run / "README.md").read_text() == card
+
+
+def test_a_run_of_before_latents_were_standardised_keeps_its_directions(
+    run: Path, data: FaceData, small: TrainConfig
+) -> None:
+    raw = load_model(run)
+    raw.shift_and_scale_latents(torch.full((16,), 1.0).double(), torch.full((16,), 2.0).double())
+    save_model(run, raw)
+    weights = sha256_of(run / "model.safetensors")
+    before = replace(load(run), model_sha256=weights)
+    before.save(run / "directions.safetensors")
+    (run / "prior.safetensors").unlink()
+    train(replace(small, epochs=1), data, run, resume=True)
+    assert sha256_of(run / "model.safetensors") == weights
+    np.testing.assert_array_equal(load(run).vectors, before.vectors)
+    assert load_priors(run / "prior.safetensors")[FITTED].mean.mean() < -0.4  # of the latents as they are
+
+
+def test_an_unfinished_run_is_finished_by_directions_of_its_data(
+    run: Path, data: FaceData, small: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = load_model(run).state_dict()
+    stopped = TrainState(replace(small, epochs=1), data, run)
+    stopped.restore()
+    stopped.save()  # as training leaves the folder before its end
+    having, lacking = write_folders(tmp_path, data, 30)
+    assert directions(run, "--with", having, "--without", lacking, "--name", "Specs") == 2
+    assert "has no directions of its weights yet" in capsys.readouterr().err
+    for name in ("prior", "directions"):
+        (run / f"{name}.safetensors").unlink()
+    assert directions(run, "--data", data.index.root) == 0
+    found = load_model(run).state_dict()
+    assert all(torch.equal(found[name], values) for name, values in finished.items())
 
 
 def test_directions_of_other_weights_are_not_kept(run: Path, faces: Path, data: FaceData, tmp_path: Path) -> None:

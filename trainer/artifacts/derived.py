@@ -1,8 +1,9 @@
 """What a run folder holds that follows from its weights and from faces: samples, prior and attribute directions.
 
-`trainer.training` writes them when training ends, and standardises the latents first; `own_labels` computes directions
-anew, and adds some for labels of the user's own. Directions and prior belong to the weights whose latents they were
-computed from, so their files name these, and what belongs to other weights is never kept.
+`trainer.training` writes them when training ends; `own_labels` computes directions anew, and adds some for labels of
+the user's own. Before the prior of fresh weights is written, their latents are standardised. Directions and prior
+belong to the weights whose latents they were computed from, so their files name these, and what belongs to other
+weights is never kept.
 
 Shapes: N images, D latent_dim, A attributes.
 """
@@ -27,7 +28,7 @@ from trainer.config import Kind
 from trainer.data import FaceData
 from trainer.hardware.device import Placement
 from trainer.model import VAE
-from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
+from trainer.run_folder import CARD, DIRECTIONS, MODEL, PRIOR, SAMPLES, belongs, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,40 +88,16 @@ def complete(
     lacks_prior = not belongs(folder / PRIOR, model_sha256)
     lacks_directions = directions_anew or not belongs(folder / DIRECTIONS, model_sha256)
     if not (lacks_samples or lacks_prior or lacks_directions):
+        if not (folder / CARD).exists():
+            write_card(folder)
         return None
     if lacks_samples:
         write_samples(folder, data)
-    rows = data.rows("train")
-    model = place.module(run_folder.load_model(folder))
-    mu, log_var = encode(model, data.images, rows, place)
-    if lacks_prior:
-        if standardise(folder, model, mu, log_var):
-            # Not shifted and scaled here: computed again from the weights, the prior is the same to the last bit.
-            mu, log_var = encode(model, data.images, rows, place)
-        write_prior(folder, mu, log_var)
+    rows, model = data.rows("train"), place.module(run_folder.load_model(folder))
+    mu = write_prior(folder, model, place, data) if lacks_prior else encode(model, data.images, rows, place)[0]
     labels, attributes = data.index.labels[rows], data.index.attributes
     found = directions_of(mu, labels, attributes, kind) if lacks_directions else []
     return write_directions(folder, found, mu.shape[1])
-
-
-def standardise(folder: Path, model: VAE, mu: Floats, log_var: Floats) -> bool:
-    """Gives every latent mean 0 and variance 1 over the train split's posteriors, (N, D) each, and writes the weights.
-
-    Images and reconstructions stay what they are. Of all shifts and scales of the latents this one has the least KL to
-    N(0, I), which training with a small KL weight doesn't get to, and without which draws from N(0, I) are no faces.
-
-    Returns:
-        Whether there was anything to change.
-
-    Raises:
-        RunError: latents are not finite, or the file cannot be written.
-    """
-    mean, std = moments(mu, log_var)
-    if max(np.abs(mean).max(), np.abs(std - 1).max()) < _STANDARD:
-        return False
-    model.shift_and_scale_latents(torch.from_numpy(mean), torch.from_numpy(std))
-    run_folder.save_model(folder, model)
-    return True
 
 
 def write_samples(folder: Path, data: FaceData) -> None:
@@ -134,16 +111,56 @@ def write_samples(folder: Path, data: FaceData) -> None:
     run_folder.write_atomically(folder / SAMPLES, lambda file: save_file(images, file))
 
 
-def write_prior(folder: Path, mu: Floats, log_var: Floats) -> None:
-    """Writes what fits a train split's posteriors, (N, D) each.
+def write_prior(folder: Path, model: VAE, place: Placement, data: FaceData) -> Floats:
+    """Writes the prior that fits the train split's posteriors; fresh weights have their latents standardised first.
+
+    Weights are fresh that have neither prior nor directions yet. Directions, perhaps of the user's own labels, would be
+    of no use to other latents.
+
+    Args:
+        folder: the run folder.
+        model: its model, which changes with its weights.
+        place: the model's.
+        data: what it was trained on.
+
+    Returns:
+        mu of the train split, (N, D).
 
     Raises:
-        RunError: latents are not finite, or the file cannot be written.
+        RunError: latents are not finite, or a file cannot be written.
     """
-    priors, model_sha256 = fit_priors(mu, log_var), sha256_of(folder / MODEL)
+    rows, model_sha256 = data.rows("train"), sha256_of(folder / MODEL)
+    mu, log_var = encode(model, data.images, rows, place)
+    fresh = not any(belongs(folder / name, model_sha256) for name in (PRIOR, DIRECTIONS))
+    if fresh and _standardise(model, mu, log_var):
+        run_folder.save_model(folder, model)
+        model_sha256 = sha256_of(folder / MODEL)
+        # Not shifted and scaled here: computed again from the weights, the prior is the same to the last bit.
+        mu, log_var = encode(model, data.images, rows, place)
+    priors = fit_priors(mu, log_var)
     run_folder.write_atomically(folder / PRIOR, lambda file: save_priors(file, priors, len(mu), model_sha256))
     kind = f"a mixture of {len(priors['weights'])} Gaussians" if "weights" in priors else "a Gaussian"
     logger.info("prior: %s, fitted to the latents of %d training images", kind, len(mu))
+    return mu
+
+
+def _standardise(model: VAE, mu: Floats, log_var: Floats) -> bool:
+    """Gives every latent mean 0 and variance 1 over the train split's posteriors, (N, D) each.
+
+    Images and reconstructions stay what they are. Of all shifts and scales of the latents this one has the least KL to
+    N(0, I), which training with a small KL weight doesn't get to, and without which draws from N(0, I) are no faces.
+
+    Returns:
+        Whether there was anything to change.
+
+    Raises:
+        RunError: latents are not finite.
+    """
+    mean, std = moments(mu, log_var)
+    if max(np.abs(mean).max(), np.abs(std - 1).max()) < _STANDARD:
+        return False
+    model.shift_and_scale_latents(torch.from_numpy(mean), torch.from_numpy(std))
+    return True
 
 
 def write_directions(

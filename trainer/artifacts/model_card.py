@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import run_folder
 from trainer.artifacts.directions import load_directions
-from trainer.run_folder import CARD, DIRECTIONS, EVALUATION
+from trainer.run_folder import CARD, DIRECTIONS, EVALUATION, MODEL, sha256_of
 
 MARKER = "<!-- Written by the trainer, and renewed by it; delete this line to keep a text of your own. -->"
 
@@ -43,6 +43,7 @@ def write_card(run: Path) -> None:
         return
     config, resolved = run_folder.load_config(run)
     directions = load_directions(run / DIRECTIONS)[0] if (run / DIRECTIONS).exists() else []
+    measured = Measured.of(run)
     text = Card(
         name=run.resolve().name,
         preset=config.preset,
@@ -51,7 +52,8 @@ def write_card(run: Path) -> None:
         data=data_name(resolved),
         images=f"{resolved.get('images', {}).get('train', 0):,}",
         attributes=tuple(direction.name for direction in directions),
-        results=results(run / EVALUATION),
+        results=measured.results,
+        measured_on=measured.data,
         marker=MARKER,
     ).text()
     run_folder.write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
@@ -69,7 +71,8 @@ class Card:
         data: name of the data set; empty where it isn't known.
         images: how many it was trained on.
         attributes: that can be edited.
-        results: what `results` gives.
+        results: figures, as of `Measured`.
+        measured_on: name of the data set that they are of; empty where it isn't known.
         weights: whether the trainer's weights lie beside the card.
         onnx: whether ONNX graphs do, in `onnx/`.
         parity: how well these agree with PyTorch; empty where it isn't known.
@@ -85,6 +88,7 @@ class Card:
     images: str
     attributes: tuple[str, ...]
     results: list[dict[str, Any]]
+    measured_on: str = ""
     weights: bool = True
     onnx: bool = False
     parity: str = ""
@@ -104,17 +108,38 @@ def data_name(resolved: dict[str, Any]) -> str:
     return Path(resolved.get("data", "unknown data")).name
 
 
-def results(path: Path) -> list[dict[str, Any]]:
-    """The figures that were measured, of a metrics.json that may be missing."""
-    try:
-        metrics = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return []
-    found = []
-    for kind, (name, keys, digits) in FIGURES.items():
-        value: Any = metrics
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, (int, float)):
-            found.append({"type": kind, "name": name, "value": round(value, digits)})
-    return found
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a run's present weights.
+
+    Attributes:
+        data: name of the data set; empty where it isn't known.
+        results: the figures, by `type`, `name` and `value`; none if there are none.
+    """
+
+    data: str
+    results: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, run: Path) -> Measured:
+        """Reads a run's metrics.json, which may be missing, or of other weights, as far as it says."""
+        try:
+            metrics = json.loads((run / EVALUATION).read_text())
+        except (OSError, ValueError):
+            return cls("", [])
+        weights = _at(metrics, "evaluation", "files", MODEL)
+        if weights is not None and weights != sha256_of(run / MODEL):
+            return cls("", [])
+        found = []
+        for kind, (name, keys, digits) in FIGURES.items():
+            value = _at(metrics, *keys)
+            if isinstance(value, (int, float)):
+                found.append({"type": kind, "name": name, "value": round(value, digits)})
+        return cls(_at(metrics, "evaluation", "data", "name") or "", found)
+
+
+def _at(values: Any, *keys: str) -> Any:
+    """A value in nested dictionaries; None if there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values

@@ -98,11 +98,10 @@ def from_data(
         if not (run / SAMPLES).exists():
             derived.write_samples(run, data)
         needs_prior = (own and csv is None) or not belongs(run / PRIOR, sha256_of(run / MODEL))
-        train = data.rows("train")
-        mu, log_var = encode(model, data.images, train if needs_prior else labelled.rows, place)
         if needs_prior:
-            derived.write_prior(run, mu, log_var)
-            mu = mu[np.searchsorted(train, labelled.rows)]
+            mu = derived.write_prior(run, model, place, data)[np.searchsorted(data.rows("train"), labelled.rows)]
+        else:
+            mu, _ = encode(model, data.images, labelled.rows, place)
         found = directions_of(mu, labelled.labels, labelled.attributes, kind or config.directions, labelled.wanted)
         if labelled.wanted and not found:
             raise DataError(
@@ -127,7 +126,7 @@ def from_folders(
         align: find and align faces, as of a run that was trained so.
 
     Raises:
-        TrainerError: the run or a folder cannot be used, or a folder holds too few images.
+        TrainerError: the run isn't finished, or a folder cannot be used or holds too few images.
     """
     if kind == "adjusted":
         raise ConfigError(
@@ -141,6 +140,11 @@ def from_folders(
     kind = kind or ("mean" if config.directions == "adjusted" else config.directions)
     place = Placement.of()
     model = place.module(run_folder.load_model(run))
+    if not belongs(run / DIRECTIONS, sha256_of(run / MODEL)):
+        raise RunError(
+            f"{run} has no directions of its weights yet; first finish its training with `python -m trainer train "
+            f"--resume`, or make those of its data with `python -m trainer directions {run} --data DIR`"
+        )
     sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
     if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):
         logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)

@@ -67,6 +67,6 @@ def validate(model: VAE, place: Placement, loss: VAELoss, images: NDArray[np.uin
         psnr=float((-10 * torch.cat(errors).log10()).mean()),
         loss=total,
         kl=kl,
-        active=int((torch.cat(means).var(0) > ACTIVE_VARIANCE).sum()),
+        active=int((torch.cat(means).var(0, correction=0) > ACTIVE_VARIANCE).sum()),
         picture=(grid.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8),
     )
