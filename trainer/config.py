@@ -230,6 +230,10 @@ class TrainConfig:
             bool(self.taps) or self.vgg_weights is None,
             f"--vgg-weights {self.vgg_weights}: of no use without taps; give --taps or leave it out",
         )
+        for name in ("vgg_weights", "labels"):  # a run looks for them again, wherever it is gone on with or judged
+            path = getattr(self, name)
+            if path not in (None, RANDOM):
+                object.__setattr__(self, name, path.absolute())
         features = self.feature_weight if self.taps else 0.0
         _require(
             self.rec_weight * (self.pixel_weight + features) > 0,

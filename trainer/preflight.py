@@ -15,7 +15,7 @@ from trainer.errors import ConfigError, RunError
 from trainer.hardware.device import Placement
 from trainer.loss.vgg import check_weights
 from trainer.presets import PRESETS
-from trainer.run_folder import CONFIG, initial_weights
+from trainer.run_folder import CHECKPOINT, CONFIG, initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Plan:
         _require_apart(out, index)
         _require_batches(config, index)
         _require_labels(config, index)
-        if config.init_from is not None:
+        if config.init_from is not None and not (out / CHECKPOINT).exists():
             initial_weights(config)
         weights = check_weights(config.taps, config.vgg_weights) if config.taps else "none: no taps"
         pack = Pack.of(index, config.model.image_size, config.crop, config.source, config.align)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -460,7 +459,8 @@ def test_the_flags_reach_the_run_and_its_judgement(
     (root / names[0]).write_bytes(b"")
     run = tmp_path / "run"
     flags = ["train", "--preset", "plain", "--data", str(root), "--out", str(run), "--crop", "0", "--epochs", "1"]
-    flags += ["--labels", str(table), "--split-by", "folder", "--image-size", "32", "--channels", *["8"] * 3]
+    monkeypatch.chdir(tmp_path)
+    flags += ["--labels", table.name, "--split-by", "folder", "--image-size", "32", "--channels", *["8"] * 3]
     assert main([*flags, "--skip-damaged", "1"]) == 0
     config = json.loads((run / "config.json").read_text())
     assert (config["config"]["split_by"], config["config"]["labels"]) == ("folder", str(table))
@@ -469,7 +469,7 @@ def test_the_flags_reach_the_run_and_its_judgement(
     assert sum(config["resolved"]["images"].values()) == len(names) - 1
     assert main([*flags[:5], "--out", str(tmp_path / "b"), "--skip-damaged", "-1"]) == 2
     assert "--skip-damaged -1: must be 0 or a number of images" in capsys.readouterr().err
-    assert os.path.isfile(table)
+    monkeypatch.chdir(root)  # the run looks for its labels where they are
     read: dict[str, object] = {}
     monkeypatch.setattr("trainer.data.load_data", lambda *arguments, **options: read.update(options) or sys.exit())
     with pytest.raises(SystemExit):

@@ -5,16 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import load_file
 
 from trainer.artifacts.encode import encode
 from trainer.artifacts.prior import moments
-from trainer.config import ModelConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.data import FaceData
 from trainer.hardware.device import Placement
 from trainer.loss.vae_loss import kl_divergence
 from trainer.model import VAE
+from trainer.presets import PRESETS
 from trainer.run_folder import MODEL, PRIOR, load_model
 from trainer.training import train
 
@@ -36,9 +38,11 @@ def test_what_was_done_is_not_done_again(trained: Path, data: FaceData, small: T
         np.testing.assert_array_equal(again[name], values)
 
 
-def test_shifted_and_scaled_latents_make_the_same_images() -> None:
+@pytest.mark.parametrize("preset", ["seed", "paper-123", "best"])
+def test_shifted_and_scaled_latents_make_the_same_images(preset: str) -> None:
     torch.manual_seed(0)
-    model, images, noise = VAE(ModelConfig(latent_dim=16)).eval(), torch.rand(8, 3, 64, 64), torch.randn(8, 16)
+    sizes = PRESETS[preset]().model
+    model, images, noise = VAE(sizes).eval(), torch.rand(8, 3, 64, 64), torch.randn(8, sizes.latent_dim)
     model.encoder.log_var.weight.data.normal_(0, 0.01)
     with torch.no_grad():
         before = model(images, noise)

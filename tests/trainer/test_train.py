@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,16 @@ def test_training_starts_from_the_weights_of_another_run(
         train(replace(config, model=replace(config.model, latent_dim=8)), data, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"--init-from .*none: .* is not a run folder"):
         train(replace(config, init_from=tmp_path / "none"), data, tmp_path / "other")
+
+
+def test_a_run_goes_on_without_the_one_that_it_started_from(
+    small: TrainConfig, faces: Path, data: FaceData, trained: Path, tmp_path: Path
+) -> None:
+    base, run = Path(shutil.copytree(trained, tmp_path / "base")), tmp_path / "run"
+    train(replace(small, init_from=base, epochs=1), data, run)
+    shutil.rmtree(base)
+    assert main(["train", "--resume", "--data", str(faces), "--out", str(run), "--epochs", "2"]) == 0
+    assert len(legs(run)) == 2
 
 
 def test_a_checkpoint_of_another_version_is_refused(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ import pytest
 
 from trainer.config import TrainConfig
 from trainer.data import FaceData
+from trainer.hardware.device import Placement
+from trainer.loss.vae_loss import VAELoss
+from trainer.model import VAE
+from trainer.monitoring.validation import validate
 from trainer.monitoring.watchdog import Watchdog
 from trainer.run_folder import METRICS
 from trainer.training import train
@@ -93,3 +97,9 @@ def test_training_warns_by_itself(
         patch.setattr("trainer.monitoring.watchdog.logger.warning", lambda message, *_: warned.append(message))
         train(replace(small, epochs=14, schedule="constant", **changes), data, tmp_path / "run")
     assert said in " ".join(warned)
+
+
+def test_one_validation_image_is_enough(small: TrainConfig, data: FaceData, recwarn: pytest.WarningsRecorder) -> None:
+    found = validate(VAE(small.model), Placement.of("cpu", "fp32"), VAELoss(small, None), data.images[:1])
+    assert found.active == 0
+    assert not recwarn.list
