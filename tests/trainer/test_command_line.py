@@ -122,7 +122,7 @@ def test_every_preset_survives_json(preset: str) -> None:
         ("--rec-weight 0", ["--rec-weight 0.0", "more than 0"]),
         ("--pixel-weight 0", ["nothing would be reconstructed", "more than 0"]),
         # VGG's weights.
-        ("--taps relu1_1 --vgg-weights none.pth", ["--vgg-weights none.pth", "no such file"]),
+        ("--taps relu1_1 --vgg-weights none.pth", ["--vgg-weights /", "none.pth: no such file"]),
         (
             "--taps relu1_1 --vgg-weights pyproject.toml",
             ["pyproject.toml: not a file of PyTorch weights", "torch.save"],
