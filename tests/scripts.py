@@ -1,12 +1,16 @@
-"""Runs the scripts of benchmarks/."""
+"""Commands that run to their end: scripts of benchmarks/ as processes, others also within this one."""
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 
+import pytest
 from servers import ROOT
 
+Result = subprocess.CompletedProcess[str]
 
-def benchmark(name: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+
+def benchmark(name: str, *arguments: object) -> Result:
     """Runs one to its end, at the root; the result has its exit code and output."""
     return subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", *map(str, arguments)],
@@ -18,8 +22,14 @@ def benchmark(name: str, *arguments: object) -> "subprocess.CompletedProcess[str
     )
 
 
-def require_refused(result: "subprocess.CompletedProcess[str]", message: str) -> None:
+def call(main: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
+    """The result of a command's main function, without the seconds that a process takes to import torch."""
+    words = [str(argument) for argument in arguments]
+    return Result(words, main(words), *capsys.readouterr())
+
+
+def require_refused(result: Result, message: str = "") -> None:
     """Input that can't be used is exit code 2 and one line that begins like this."""
     assert result.returncode == 2, result.stdout + result.stderr
-    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.startswith(f"error: {message}"), result.stderr
     assert result.stderr.count("\n") == 1

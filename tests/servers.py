@@ -21,29 +21,30 @@ _BLOCKER = """
 import sys
 
 class Blocker:
-    names = {"torch", "torchvision", "onnx", "trainer", "export"}
-
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ImportError(f"{name} was made unimportable by a test")
+        if name.partition(".")[0] in NAMES:
+            raise ModuleNotFoundError(f"{name} was made unimportable by a test", name=name)
 
 sys.meta_path.insert(0, Blocker())
 """
+_STRANGERS = ("torch", "torchvision", "onnx", "trainer", "export")
 
 
-def environment_without_torch(folder: Path) -> dict[str, str]:
+def environment_without_torch(folder: Path, names: Sequence[str] = _STRANGERS) -> dict[str, str]:
     """Environment variables for a Python that can import the engine, but nothing that it mustn't need."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(_BLOCKER)
+    (folder / "sitecustomize.py").write_text(_BLOCKER.replace("NAMES", repr(names)))
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), str(ROOT / "tests")])}
 
 
-def run_python(arguments: Sequence[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Runs Python to its end, at the root, in that environment; the result has its exit code and output."""
+def run_python(
+    arguments: Sequence[str], folder: Path, without: Sequence[str] = _STRANGERS
+) -> "subprocess.CompletedProcess[str]":
+    """Runs Python to its end, at the root, where some packages can't be imported; gives its exit code and output."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment_without_torch(folder / "site"),
+        env=environment_without_torch(folder / "site", without),
         capture_output=True,
         text=True,
         check=False,

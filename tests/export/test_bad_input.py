@@ -5,64 +5,27 @@ Through the command line; what each part refuses is tested beside that part.
 
 import json
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from builds import FLAGS
 from machine import as_nobody, on_small_disk
-from runs import LATENT_DIM, own_derived, write_run
+from runs import LATENT_DIM, own_derived, smooth_images
 from safetensors.numpy import load_file, save_file
+from scripts import Result, require_refused
 
-from export import build_engines
+from engine.latents import Directions
 
-FLAGS = (
-    *("--backend", "onnxruntime", "--precision", "fp32"),
-    *("--encoder", "plain", "--decoder", "plain", "--split", "no"),
-)
 COMMAND = (sys.executable, "-m", "export.build_engines", *FLAGS)
 FILES = ("config.json", "model.safetensors", "directions.safetensors", "prior.safetensors", "samples.safetensors")
 
 Spoil = Callable[[Path], object]
-Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder that no test changes, and that anybody may read."""
-    run = write_run(tmp_path_factory.mktemp("shared") / "run", samples=2)
-    for path in run.iterdir():
-        path.chmod(0o644)
-    return run
-
-
-@pytest.fixture
-def run(shared_run: Path, tmp_path: Path) -> Path:
-    """A run folder for one test to spoil."""
-    return Path(shutil.copytree(shared_run, tmp_path / "run"))
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """The command line without the seconds that a process takes to import torch; gives exit code and stderr."""
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*arguments: object) -> tuple[int, str]:
-        code = build_engines.main([*FLAGS, *(str(argument) for argument in arguments)])
-        return code, capsys.readouterr().err
-
-    yield call
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-
-
-def is_one_line(errors: str) -> bool:
-    return errors.startswith("error: ") and errors.count("\n") == 1 and "Traceback" not in errors
-
-
+Command = Callable[..., Result]
 # The run
 
 
@@ -95,11 +58,10 @@ def folder_instead(path: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_torn_file_is_named(command: Command, run: Path, tmp_path: Path, name: str, spoil: Spoil) -> None:
     spoil(run / name)
-    code, errors = command("--run", run, "--out", tmp_path / "new" / "bundle")
-    assert code == 2
-    assert is_one_line(errors)
-    assert name in errors
-    assert str(run) in errors
+    result = command("--run", run, "--out", tmp_path / "new" / "bundle")
+    require_refused(result)
+    assert name in result.stderr
+    assert str(run) in result.stderr
     assert list(tmp_path.iterdir()) == [run]
 
 
@@ -127,13 +89,31 @@ def spoil_direction(run: Path) -> None:
     save_file({"directions": vectors}, run / "directions.safetensors", metadata=metadata)
 
 
+def other_directions(run: Path) -> None:
+    vectors = np.ones((1, 5), np.float32)
+    Directions(("Bald",), vectors, (20,), (20,), "train").save(run / "directions.safetensors")
+
+
+def save_samples(images: npt.NDArray[Any], name: str = "images") -> Spoil:
+    return lambda run: save_file({name: images}, run / "samples.safetensors")
+
+
 SPOILED: dict[str, tuple[Spoil, str]] = {
     "no object": (lambda run: (run / "config.json").write_text("[]"), "config.json cannot be read"),
     "another version": (change_config(format_version=9), "has format version 9, this version reads 1; train again"),
     "torn results": (change_config(resolved=[]), "`resolved` is [], must be an object"),
     "unknown field": (change_config(config={"wings": 2}), "config.json cannot be read"),
     "another model": (change_weights(lambda weight: weight[:, :-1]), "does not hold the weights of this run's model"),
+    "no directions": (
+        lambda run: (run / "directions.safetensors").unlink(),
+        "finish the training with `python -m trainer train --resume`",
+    ),
+    "other directions": (other_directions, "directions of 5 values, the model has 16 latents"),
     "a direction that is no number": (spoil_direction, "the direction of 'Bald' has values that are not finite"),
+    "samples without images": (save_samples(smooth_images(2, 64), "pictures"), "no tensor 'images'"),
+    "one sample": (save_samples(smooth_images(1, 64)), "is uint8 [1, 64, 64, 3], must be uint8 [2 or more, 64, 64, 3]"),
+    "samples of another size": (save_samples(smooth_images(2, 32)), "is uint8 [2, 32, 32, 3]"),
+    "samples of another type": (save_samples(np.zeros((2, 64, 64, 3), np.float32)), "is float32"),
 }
 
 
@@ -141,18 +121,17 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
 def test_a_run_that_does_not_fit(command: Command, run: Path, tmp_path: Path, case: str) -> None:
     spoil, message = SPOILED[case]
     spoil(run)
-    code, errors = command("--run", run, "--out", tmp_path / "bundle")
-    assert (code, is_one_line(errors)) == (2, True)
-    assert message in errors
+    result = command("--run", run, "--out", tmp_path / "bundle")
+    require_refused(result)
+    assert message in result.stderr
     assert list(tmp_path.iterdir()) == [run]
 
 
 def test_weights_that_are_no_numbers_fail_the_gate(command: Command, run: Path, tmp_path: Path) -> None:
     change_weights(lambda weight: np.full_like(weight, np.nan))(run)
-    code, errors = command("--run", run, "--out", tmp_path / "new" / "bundle")
-    assert code == 1
-    assert is_one_line(errors)
-    assert errors.endswith("; no bundle was written\n")
+    result = command("--run", run, "--out", tmp_path / "new" / "bundle")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.endswith("; no bundle was written\n")
     assert list(tmp_path.iterdir()) == [run]
 
 
@@ -171,12 +150,12 @@ print(main([*{FLAGS}, "--run", "run", "--out", "locked/bundle"]))
 """
     result = as_nobody(tmp_path, [sys.executable, "-c", code])
     assert result.stdout == "2\n" * (len(FILES) + 1)
-    *lines, last = result.stderr.splitlines(keepends=True)
-    assert last == (
-        "error: --out locked/bundle: locked cannot be written to (Permission denied); choose another place\n"
-    )
-    for name, line in zip(FILES, lines, strict=True):
-        assert is_one_line(line)
+    first, *lines, last = result.stderr.splitlines()
+    mend = "have its owner run `chmod a+r run/config.json`"
+    assert first == f"error: run/config.json cannot be read (Permission denied); {mend}"
+    assert last == "error: --out locked/bundle: locked cannot be written to (Permission denied); choose another place"
+    for name, line in zip(FILES[1:], lines, strict=True):
+        assert line.startswith("error: ")
         assert name in line
         assert "Permission denied" in line
     assert {path.name for path in tmp_path.iterdir()} == {"run", "locked"}
@@ -184,9 +163,7 @@ print(main([*{FLAGS}, "--run", "run", "--out", "locked/bundle"]))
 
 def test_what_is_no_run(command: Command, shared_run: Path, tmp_path: Path) -> None:
     for run in (shared_run / "config.json", tmp_path / "nowhere"):
-        code, errors = command("--run", run, "--out", tmp_path / "bundle")
-        assert (code, is_one_line(errors)) == (2, True)
-        assert errors.startswith(f"error: {run} is not a run folder")
+        require_refused(command("--run", run, "--out", tmp_path / "bundle"), f"{run} is not a run folder")
 
 
 # The place
@@ -197,9 +174,9 @@ def test_a_place_that_is_taken(command: Command, shared_run: Path, tmp_path: Pat
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("file", "folder", "link", "file/bundle"):
-        code, errors = command("--run", shared_run, "--out", tmp_path / name)
-        assert (code, is_one_line(errors)) == (2, True)
-        assert errors.endswith("choose another place\n")
+        result = command("--run", shared_run, "--out", tmp_path / name)
+        require_refused(result)
+        assert result.stderr.endswith("choose another place\n")
     assert (tmp_path / "file").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -207,9 +184,8 @@ def test_a_place_that_is_taken(command: Command, shared_run: Path, tmp_path: Pat
 def test_a_place_for_triton_that_is_taken(command: Command, shared_run: Path, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     for name, reason in (("models", "exists already"), ("models/../nowhere/..", "is not the name of a new folder")):
-        code, errors = command("--run", shared_run, "--out", tmp_path / "bundle", "--triton", tmp_path / name)
-        assert (code, is_one_line(errors)) == (2, True)
-        assert f"--triton {tmp_path / name}: {reason}" in errors
+        result = command("--run", shared_run, "--out", tmp_path / "bundle", "--triton", tmp_path / name)
+        require_refused(result, f"--triton {tmp_path / name}: {reason}")
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
@@ -218,8 +194,7 @@ def test_a_read_only_disk(shared_run: Path, tmp_path: Path) -> None:
     disk.mkdir()
     arguments = [*COMMAND, "--run", shared_run, "--out", "new/bundle"]
     result = on_small_disk(disk, 1000, arguments, read_only=True)
-    assert result.returncode == 2
-    assert is_one_line(result.stderr)
+    require_refused(result)
     assert "new/bundle: " in result.stderr
     assert "cannot be written to (Read-only file system); choose another place" in result.stderr
 
@@ -229,7 +204,7 @@ def test_a_small_disk(shared_run: Path, tmp_path: Path, kilobytes: int) -> None:
     script = '"$@"; echo "exit code $?"; ls -A'
     arguments = [*COMMAND, "--run", shared_run, "--out", "new/bundle"]
     result = on_small_disk(tmp_path, kilobytes, ["sh", "-c", script, "sh", *arguments])
-    assert is_one_line(result.stderr)
+    assert result.stderr.count("\n") == 1
     assert "free some space, or choose another place" in result.stderr
     assert result.stdout.endswith("exit code 2\n")  # and nothing on the disk
 
@@ -248,14 +223,17 @@ def test_a_small_disk(shared_run: Path, tmp_path: Path, kilobytes: int) -> None:
         (("--precision", "int8", "--encoder", "product"), "--encoder product: int8 takes only plain"),
         (("--backend", "openvino", "--precision", "fp16"), "--backend openvino --precision fp16: not supported"),
         (("--min-psnr", "-1"), "--min-psnr -1.0: must be at least 0"),
+        (("--latent-tolerance", "nan"), "--latent-tolerance nan: must be at least 0"),
+        (("--level-tolerance", "-1"), "--level-tolerance -1: must be at least 0"),
+        (("--mean-tolerance", "-0.5"), "--mean-tolerance -0.5: must be at least 0"),
+        (("--bias-tolerance", "-0.5"), "--bias-tolerance -0.5: must be at least 0"),
+        (("--logit-tolerance", "-0.5"), "--logit-tolerance -0.5: must be at least 0"),
         (("--backend", "tensorrt-rtx", "--compute-capability", "9.0"), "--compute-capability 9.0: TensorRT for RTX bu"),
         (("--compute-capability", "8.9"), "--compute-capability: --backend onnxruntime builds for this machine; take"),
     ],
 )
 def test_flags(command: Command, shared_run: Path, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
-    code, errors = command("--run", shared_run, "--out", tmp_path / "bundle", *flags)
-    assert (code, is_one_line(errors)) == (2, True)
-    assert errors.startswith(f"error: {message}")
+    require_refused(command("--run", shared_run, "--out", tmp_path / "bundle", *flags), message)
     assert list(tmp_path.iterdir()) == []
 
 

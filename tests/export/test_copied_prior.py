@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import write_run
 
 from engine.latents import load_priors
 from export.errors import InputError
@@ -13,11 +12,6 @@ from export.run import Run
 from trainer.artifacts.prior import save_priors
 
 ANEW = r"; make it anew with `python -m trainer directions \S+ --data DIR`"
-
-
-@pytest.fixture(scope="module")
-def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("shared") / "run", samples=2)
 
 
 def save(latent_dim: int, model_sha256: str) -> Callable[[Path], None]:

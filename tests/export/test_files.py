@@ -5,12 +5,15 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import builds
 import numpy as np
 import pytest
 import torch
+from builds import silent
 from runs import ATTRIBUTES, LATENT_DIM, smooth_images, write_run
 
 import export.engines.plans
@@ -31,37 +34,8 @@ from export.run import Run
 from trainer.evaluation.classifier import Classifier, Network
 from trainer.hardware.device import Placement
 
-WIDE: dict[str, Any] = {
-    "latent_tolerance": 9.0,
-    "level_tolerance": 255,
-    "min_psnr": 15.0,
-    "mean_tolerance": 20.0,
-    "bias_tolerance": 5.0,
-    "logit_tolerance": 9.0,
-}
-"""Random weights lose more to rounding than trained ones."""
-
-
-def plain(**values: Any) -> BuildConfig:
-    """A configuration with everything named, unless `values` name something else."""
-    named: dict[str, Any] = {
-        "backend": "onnxruntime",
-        "precision": "int8",
-        "encoder": "plain",
-        "decoder": "plain",
-        "split": "no",
-    }
-    return BuildConfig(**{**named, **values})
-
-
-def silent(_: str) -> None:
-    pass
-
-
-@pytest.fixture(scope="module")
-def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder that no test changes."""
-    return write_run(tmp_path_factory.mktemp("shared") / "run")
+WIDE: dict[str, Any] = {**builds.WIDE, "min_psnr": 15.0, "logit_tolerance": 9.0}
+plain = partial(builds.plain, precision="int8")
 
 
 def test_calibrating_halves_the_images_and_nothing_else_does(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builds import plain, silent
 from huggingface_hub import ModelCard, snapshot_download
 from onnxruntime import InferenceSession
 from runs import ATTRIBUTES, LATENT_DIM, PRIVATE_PATH, write_run
@@ -13,7 +14,8 @@ from safetensors.numpy import load_file
 
 from engine.bundle import PROOF, Bundle
 from engine.proof.truth import Truth
-from export import build_engines, hub
+from export import hub
+from export.build_engines import build
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("made")
     run, bundle = write_run(folder / "run"), folder / "bundle"
     (run / "metrics.json").write_text(json.dumps({"reconstruction": {"psnr_db": 21.987, "ssim": 0.61}}))
-    options = ("--backend", "onnxruntime", "--precision", "fp32", "--encoder", "plain", "--decoder", "plain")
-    assert build_engines.main(["--run", str(run), "--out", str(bundle), *options]) == 0
+    build(plain(run=run, out=bundle), silent)
     return run, bundle
 
 

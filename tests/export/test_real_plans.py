@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from builds import WIDE
 from onnx import TensorProto, helper
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images, write_run
 
@@ -36,14 +37,6 @@ from tensorrt_names import read_names
 
 NETWORKS = ("seed-64", "paper-64")
 DIRECTIONS = Directions(ATTRIBUTES, 2 * np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
-WIDE: dict[str, Any] = {
-    "latent_tolerance": 9.0,
-    "level_tolerance": 255,
-    "min_psnr": 12.0,
-    "mean_tolerance": 20.0,
-    "bias_tolerance": 5.0,
-}
-"""Random weights lose more to rounding than trained ones."""
 
 
 @pytest.fixture(scope="module", params=NETWORKS)

@@ -1,36 +1,22 @@
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from builds import FLAGS, WIDE, plain, silent
 from bundles import reseal, spoil
 from runs import write_run
+from servers import run_python
 
 from engine.backends import open_backend
 from engine.bundle import Bundle
 from engine.errors import BundleError, ParityError
 from engine.proof.figures import TOLERANCES
 from export import retarget
-from export.build_engines import BuildConfig, build
+from export.build_engines import build
 from export.errors import InputError
 from export.retarget import RetargetConfig
-
-ROOT = Path(__file__).parents[2]
-WIDE: dict[str, Any] = {
-    "latent_tolerance": 9.0,
-    "level_tolerance": 255,
-    "min_psnr": 12.0,
-    "mean_tolerance": 20.0,
-    "bias_tolerance": 5.0,
-}
-"""Random weights lose more to rounding than trained ones."""
-
-
-def silent(_: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +24,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with every form, that no test changes; there is no run any more."""
     folder = tmp_path_factory.mktemp("retarget")
     run = write_run(folder / "run", samples=3)
-    named: dict[str, Any] = {
-        "backend": "onnxruntime",
-        "precision": "fp32",
-        "encoder": "plain",
-        "decoder": "plain",
-        "split": "no",
-    }
-    built = build(BuildConfig(run=run, out=folder / "bundle", max_batch=3, all_forms=True, **named), silent)
+    built = build(plain(run=run, out=folder / "bundle", max_batch=3, all_forms=True), silent)
     shutil.rmtree(run)
     return built
 
@@ -161,28 +140,12 @@ def test_bundles_that_cannot_be_started_from(spoilt: Path, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-WITHOUT_TORCH = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "torchvision"}:
-            raise ImportError(f"{name} was made unimportable by a test")
-
-sys.meta_path.insert(0, Blocker())
-from export.retarget import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize("flags", [("onnxruntime", "fp32"), ("openvino", "bf16"), ("tensorrt-rtx", "fp16")])
 def test_no_torch_is_needed(source: Path, tmp_path: Path, flags: tuple[str, str]) -> None:
     wide = [part for name, value in WIDE.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     named = ["--backend", flags[0], "--precision", flags[1], "--encoder", "plain", "--decoder", "plain"]
-    arguments = [str(source), "--out", str(tmp_path / "new"), "--threads", "1", *named, *wide]
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    arguments = ["-m", "export.retarget", str(source), "--out", str(tmp_path / "new"), "--threads", "1", *named, *wide]
+    result = run_python(arguments, tmp_path, without=("torch", "torchvision"))
     if "not supported" in result.stderr:
         pytest.skip(result.stderr)
     assert result.returncode == 0, result.stderr
@@ -191,11 +154,10 @@ def test_no_torch_is_needed(source: Path, tmp_path: Path, flags: tuple[str, str]
 
 
 def test_the_command_serves_what_it_made(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    named = ["--backend", "onnxruntime", "--precision", "fp32", "--encoder", "plain", "--decoder", "plain"]
     out = tmp_path / "new"
-    assert retarget.main([str(source), "--out", str(out), *named]) == 0
+    assert retarget.main([str(source), "--out", str(out), *FLAGS]) == 0
     assert capsys.readouterr().out.endswith(f"next: python -m engine --bundle {out}\n")
     assert Bundle.load(out).manifest.proof["tolerances"]["psnr_db"] == TOLERANCES["fp32"].psnr_db
     open_backend(Bundle.load(out), 1)
-    assert retarget.main([str(source), "--out", str(out), *named]) == 2
+    assert retarget.main([str(source), "--out", str(out), *FLAGS]) == 2
     assert "holds a bundle already; add --force" in capsys.readouterr().err

@@ -1,19 +1,17 @@
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from builds import plain, silent
 from bundles import reseal, spoil
 from runs import write_run
+from scripts import Result, call, require_refused
+from servers import run_python
 
 from export import verify
-from export.build_engines import BuildConfig, build
-
-ROOT = Path(__file__).parents[2]
+from export.build_engines import build
 
 
 @pytest.fixture(scope="module")
@@ -23,39 +21,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Path:
-    config = BuildConfig(
-        run=run,
-        out=run.parent / "bundle",
-        max_batch=3,
-        backend="onnxruntime",
-        encoder="product",
-        decoder="phases",
-    )
-    return build(config, lambda _: None)
+    return build(plain(run=run, out=run.parent / "bundle", max_batch=3, encoder="product", decoder="phases"), silent)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    stdout: str
-    stderr: str
-
-
-Command = Callable[..., Outcome]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    def call(*arguments: object) -> Outcome:
-        code = verify.main([*map(str, arguments), "--threads", "1"])
-        return Outcome(code, *capsys.readouterr())
-
-    return call
+    return lambda *arguments: call(verify.main, capsys, *arguments, "--threads", "1")
 
 
 def test_with_the_run_everything_is_measured_again(command: Command, run: Path, bundle: Path, tmp_path: Path) -> None:
     result = command(bundle, "--run", run, "--json", tmp_path / "parity.json")
-    assert result.code == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("agrees with PyTorch eager FP32 on 5 images and as many random latents\n")
     figures = json.loads((tmp_path / "parity.json").read_text())
     assert list(figures["stages"]) == ["portable", "rewritten", "engine", "proof"]
@@ -65,7 +44,7 @@ def test_with_the_run_everything_is_measured_again(command: Command, run: Path, 
 
 def test_without_the_run_the_bundle_proves_itself(command: Command, bundle: Path) -> None:
     result = command(bundle)
-    assert result.code == 0, result.stderr
+    assert result.returncode == 0, result.stderr
     for stage in ("portable", "rewritten"):
         assert f"stage {stage}: " in result.stdout
     assert "stage proof" not in result.stdout
@@ -80,7 +59,7 @@ def test_a_wrong_engine_is_exit_code_1(
     spoil(wrong / "decoder.phases.onnx")
     reseal(wrong)  # the manifest's blessing: only a new measurement can notice
     result = command(wrong, *(("--run", run) if with_run else ()))
-    assert result.code == 1
+    assert result.returncode == 1
     assert result.stderr.startswith("error: stage rewritten (encoder.product.onnx and decoder.phases.onnx by onnx")
     assert result.stderr.count("\n") == 1
     assert "FAIL" in result.stdout
@@ -103,27 +82,12 @@ def test_bad_input_is_one_line_and_exit_code_2(command: Command, bundle: Path, t
         ((silent,), "carries no proof (proof.safetensors) to hold its engines against; build it again"),
     ]:
         result = command(*arguments)
-        assert result.code == 2
+        require_refused(result)
         assert message in result.stderr
-        assert result.stderr.count("\n") == 1
 
 
-WITHOUT_TORCH = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "torchvision", "onnx"}:
-            raise ImportError(f"{name} was made unimportable by a test")
-
-sys.meta_path.insert(0, Blocker())
-from export.verify import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_without_the_run_no_torch_is_needed(bundle: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(bundle), "--threads", "1"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+def test_without_the_run_no_torch_is_needed(bundle: Path, tmp_path: Path) -> None:
+    command = ["-m", "export.verify", str(bundle), "--threads", "1"]
+    result = run_python(command, tmp_path, without=("torch", "torchvision", "onnx"))
     assert result.returncode == 0, result.stderr
     assert "agrees with PyTorch eager FP32 on 64 images" in result.stdout

@@ -1,43 +1,22 @@
 """Commands where optional packages are missing."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from servers import ROOT
+from servers import ROOT, run_python
 
-from trainer.extras import MODULES
+from trainer.extras import MODULES, Extra
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-BLOCKER = """
-import sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {names!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Blocker())
-"""
-
-
-def run_without(extra: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Runs Python, which imports a `sitecustomize` that it finds in PYTHONPATH at its start."""
-    (folder / "sitecustomize.py").write_text(BLOCKER.format(names=MODULES[extra]))  # type: ignore[index]
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run_without(extra: Extra, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return run_python(arguments, folder, MODULES[extra])
 
 
 @pytest.mark.parametrize(
@@ -94,8 +73,8 @@ def test_help_and_faces_need_no_extra(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", MODULES)
-def test_what_is_looked_for_is_what_pyproject_lists(extra: str) -> None:
+def test_what_is_looked_for_is_what_pyproject_lists(extra: Extra) -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
     distribution = {"sklearn": "scikit-learn", "torch_fidelity": "torch-fidelity"}
-    for name in MODULES[extra]:  # type: ignore[index]
+    for name in MODULES[extra]:
         assert any(line.startswith(distribution.get(name, name)) for line in listed)
