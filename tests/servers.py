@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,6 +50,27 @@ def run_python(
         text=True,
         check=False,
     )
+
+
+def start_python(arguments: Sequence[str], folder: Path, **streams: Any) -> "subprocess.Popen[str]":
+    """Starts Python, at the root, in the same environment; what it says goes into pipes, unless `streams` say where."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment_without_torch(folder / "site"),
+        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+    )
+
+
+def client_workers(target: str, folder: Path, number: int = 3, rounds: int = 0) -> "list[subprocess.Popen[str]]":
+    """Processes of end_to_end/client_worker.py, which have had their first answers."""
+    script = str(END_TO_END / "client_worker.py")
+    workers = [start_python([script, target, str(seed), str(rounds)], folder) for seed in range(number)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "started\n"
+    return workers
 
 
 class ServerProcess:

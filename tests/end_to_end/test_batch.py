@@ -2,8 +2,6 @@
 
 import csv
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from bundles import smile_more, write_tiny_bundle
 from PIL import Image
-from servers import ROOT, ServerProcess, environment_without_torch, run_python
+from servers import ServerProcess, run_python, start_python
 from tiny_model import IMAGE_SIZE, latents_of, random_images
 
 COUNT = 300
@@ -69,14 +67,8 @@ def test_a_killed_run_goes_on_and_each_file_is_there_once(
     out = tmp_path / "latents.parquet"
     slow = ["-m", "engine", "--bundle", str(tiny_bundle), "--max-images-per-second", "30", "--burst", "30"]
     with ServerProcess(slow, tmp_path) as busy:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                *command_of(busy.target, images, out, "--images-per-request", "2", "--images-per-part", "5"),
-            ],
-            cwd=ROOT,
-            env=environment_without_torch(tmp_path / "site"),
-        )
+        command = command_of(busy.target, images, out, "--images-per-request", "2", "--images-per-part", "5")
+        process = start_python(command, tmp_path)
         while len(list(out.glob("part-*.parquet"))) < 2:
             assert process.poll() is None
             time.sleep(0.01)

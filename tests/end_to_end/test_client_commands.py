@@ -4,15 +4,15 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
-from servers import ROOT, ServerProcess, environment_without_torch, run_python
+from servers import ServerProcess, run_python, start_python
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
 from engine.client import Client
@@ -234,119 +234,77 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", "engine.client", "info", "--target", server.target],
-            cwd=ROOT,
-            env=environment_without_torch(tmp_path / "site"),
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        process = start_python(["-m", "engine.client", "info", "--target", server.target], tmp_path, stdout=writing)
     finally:
         os.close(writing)
-    assert (process.returncode, process.stderr) == (0, "")
+    assert (process.communicate()[1], process.returncode) == ("", 0)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("command", "message"),
     [
-        (["edit", "--set", "Bald=1", "IN", "OUT"], 2, "NOT_FOUND: unknown attribute 'Bald'; this model has: Smiling"),
-        (["edit", "--set", "smile=1", "IN", "--wat", "OUT"], 2, "Unrecognized options: --wat"),
-        (["edit", "--set", "smile=1", "IN", "OUT"], 2, "unknown attribute 'smile'; did you mean 'Smiling'?"),
-        (["edit", "--set", "Smiling=1", "--keep", "MALE", "IN", "OUT"], 2, "'MALE'; did you mean 'Male'?"),
-        (["edit", "--set", "Smiling=1", "IN", "IN", "-"], 2, "2 inputs need a folder to write to, and stdout"),
-        (["edit", "--set", "Smiling=1", "-", "FOLDER"], 2, "INVALID_ARGUMENT: images.files[0] "),
+        ("edit --set Bald=1 IN OUT", "NOT_FOUND: unknown attribute 'Bald'; this model has: Smiling"),
+        ("edit --set smile=1 IN --wat OUT", "Unrecognized options: --wat"),
+        ("edit --set smile=1 IN OUT", "unknown attribute 'smile'; did you mean 'Smiling'?"),
+        ("edit --set Smiling=1 --keep MALE IN OUT", "'MALE'; did you mean 'Male'?"),
+        ("edit --set Smiling=1 IN IN -", "2 inputs need a folder to write to, and stdout"),
+        ("edit --set Smiling=1 - FOLDER", "INVALID_ARGUMENT: images.files[0] "),
+        ("edit --set Smiling=1:2 IN OUT", "2 to 100 strengths, FROM:TO:COUNT, for example Smiling=-2:2:"),
+        ("edit --set Smiling=1:2:101 IN OUT", "not 'Smiling=1:2:101'"),
+        ("edit --set Smiling=1:inf:3 IN OUT", "not 'Smiling=1:inf:3'"),
         (
-            ["edit", "--set", "Smiling=1:2", "IN", "OUT"],
-            2,
-            "2 to 100 strengths, FROM:TO:COUNT, for example Smiling=-2:2:",
-        ),
-        (["edit", "--set", "Smiling=1:2:101", "IN", "OUT"], 2, "not 'Smiling=1:2:101'"),
-        (["edit", "--set", "Smiling=1:inf:3", "IN", "OUT"], 2, "not 'Smiling=1:inf:3'"),
-        (
-            ["edit", "--set", "Smiling=0:1:2", "--set", "Male=0:1:2", "--set", "Eyeglasses=0:1:2", "IN", "OUT"],
-            2,
+            "edit --set Smiling=0:1:2 --set Male=0:1:2 --set Eyeglasses=0:1:2 IN OUT",
             "3 ranges of strengths; a grid has room for two",
         ),
-        (["edit", "--set", "Smiling=1", "EMPTY", "OUT"], 2, "empty is a folder without image files (.png, .jpg, .jp"),
-        (["edit", "--set", "Smiling", "IN", "OUT"], 2, "--set takes NAME=STRENGTH"),
-        (
-            ["edit", "--set", "Smiling=1e39", "IN", "OUT"],
-            2,
-            "a finite float32 number, for example Smiling=1.5, or a range of 2 to 100",
-        ),
-        (["edit", "--set", "Smiling=nan", "IN", "OUT"], 2, "not 'Smiling=nan'"),
-        (["edit", "IN", "OUT"], 2, "--set"),
-        (
-            ["edit", *["--set", "Smiling=1", "--set", "Smiling=2"], "IN", "OUT"],
-            2,
-            "--set gives Smiling several strengths;",
-        ),
-        (["edit", "--set", "Smiling=1", "", "OUT"], 2, 'an input is empty, ""; is a variable of your shell not set?'),
-        (["edit", "--set", "Smiling=1", "IN", ""], 2, 'OUT is empty, ""; is a variable of your shell not set?'),
-        (["encode", "IN", ""], 2, 'OUT is empty, ""'),
-        (["edit", "out.png", "--set", "Smiling=1"], 2, "no input: give at least one image file before OUT out.png"),
-        (["edit", "--set", "Smiling=1"], 2, "no input and no output: give at least one image file, and then OUT"),
-        (["encode", "z.npy"], 2, "no input: give at least one image file before OUT z.npy"),
-        (["edit", "--set", "Smiling=1", "absent.png", "OUT"], 2, "absent.png can't be used: no such file or directory"),
-        (
-            ["edit", "--set", "Smiling=1", "IN", "out.gif"],
-            2,
-            "a GIF shows a range of strengths, for example --set Smil",
-        ),
-        (
-            ["edit", "--set", "Smiling=1", "IN", "out.bmp"],
-            2,
-            "out.bmp must end in one of .png, .jpg, .jpeg, .webp, .gif",
-        ),
-        (["edit", "--set", "Smiling=1", "IN", "other.png", "OUT"], 2, "2 inputs need a folder to write to, and "),
-        (["edit", "--set", "Smiling=1", "a/x.png", "b/x.jpg", "FOLDER"], 2, "b/x.jpg would both be written to "),
-        (["edit", "--set", "Smiling=1", "IN", "no/such/folder/out.png"], 2, "lies in a folder that doesn't exist"),
-        (["edit", "--set", "Smiling=1", "IN", "FILE"], 2, "has no suffix, so a folder is meant, and it is a file; rem"),
-        (["edit", "--set", "Smiling=1", "IN", "IN/"], 2, "ends in a slash, so a folder is meant, and it is a file"),
-        (["sample", "FILE"], 2, "has no suffix, so a folder is meant, and it is a file"),
-        (["encode", "IN", "out.png"], 2, "out.png must end in .npy"),
-        (["encode", "IN", "absent/z.npy"], 2, "absent/z.npy lies in a folder that doesn't exist; make it first"),
-        (["encode", "IN", "z.npy/"], 2, "z.npy/ is a folder; give a .npy file, for example z.npy/latents.npy"),
-        (["decode", "IN", "OUT"], 2, "in.png is not a .npy file; `encode` writes one"),
-        (["decode", "WHOLE", "OUT"], 2, "whole.npy must hold latents, float32 [N, latent_dim], not int64 [2, 192]"),
-        (["interpolate", "IN", "WHOLE", "OUT"], 2, "must hold latents, float32 [N, latent_dim], not int64 [2, 192]"),
-        (["sample", "--count", "2000", "OUT"], 2, "INVALID_ARGUMENT: "),
-        (["interpolate", "--steps", "1", "IN", "IN", "OUT"], 2, "steps must be from 2 to 4294967295, not 1"),
-        (["sample", "--count", "-1", "OUT"], 2, "count must be from 1 to 4294967295, not -1"),
-        (["sample", "--seed", "-1", "OUT"], 2, "seed must be from 0 to 18446744073709551615, not -1"),
-        (["sample", "--temperature", "11", "OUT"], 2, "temperature must be from 0 to 10, not 11.0"),
-        (["sample", "--with", "smilin", "OUT"], 2, "unknown attribute 'smilin'; did you mean 'Smiling'?"),
-        (["sample", "--without", "Bald", "OUT"], 2, "NOT_FOUND: "),
-        (["info", "--model", "absent"], 2, "NOT_FOUND: "),
-        (["info", "--target", "localhost:1"], 1, "UNAVAILABLE: localhost:1: "),
-        (
-            ["info", "--tls", "--target", "localhost:1"],
-            1,
-            "; is a server running there, and does it use TLS, or ask for a certificate?",
-        ),
-        (["health", "--target", "127.0.0.1:1"], 1, "UNAVAILABLE: 127.0.0.1:1: "),
-        (["info", "--target", "localhost"], 2, "--target 'localhost': it has no port; give HOST:PORT, for example loc"),
-        (["info", "--target", ""], 2, "--target '': it takes HOST:PORT"),
-        (["info", "--timeout-s", "0"], 2, "--timeout-s must be above 0 and at most 1e+09, not 0"),
-        (["info", "--timeout-s", "nan"], 2, "--timeout-s must be above 0 and at most 1e+09, not nan"),
-        (["info", "--tls-ca", "IN"], 2, "in.png is no PEM file with certificates of authorities"),
-        (["info", "--token-file", "absent"], 2, "absent can't be used: no such file or directory"),
-        (["info", "--token", "two words"], 2, "--token must be one word"),
-        (["info", "--token-file", "IN"], 2, "in.png must be one word"),
-        (["info", "--tls-cert", "cert.pem"], 2, "--tls-cert and --tls-key go together; give both"),
-        (["info", "--tls-cert", "a", "--tls-key", "b"], 2, "--tls-cert needs TLS; give --tls or --tls-ca as well"),
-        (
-            ["info", "--target", "example.org:1", "--token", "t"],
-            2,
-            "example.org:1 unencrypted; give --tls or --tls-ca as",
-        ),
+        ("edit --set Smiling=1 EMPTY OUT", "empty is a folder without image files (.png, .jpg, .jp"),
+        ("edit --set Smiling IN OUT", "--set takes NAME=STRENGTH"),
+        ("edit --set Smiling=1e39 IN OUT", "a finite float32 number, for example Smiling=1.5, or a range of 2 to 100"),
+        ("edit --set Smiling=nan IN OUT", "not 'Smiling=nan'"),
+        ("edit IN OUT", "--set"),
+        ("edit --set Smiling=1 --set Smiling=2 IN OUT", "--set gives Smiling several strengths;"),
+        ("edit --set Smiling=1 '' OUT", 'an input is empty, ""; is a variable of your shell not set?'),
+        ("edit --set Smiling=1 IN ''", 'OUT is empty, ""; is a variable of your shell not set?'),
+        ("encode IN ''", 'OUT is empty, ""'),
+        ("edit out.png --set Smiling=1", "no input: give at least one image file before OUT out.png"),
+        ("edit --set Smiling=1", "no input and no output: give at least one image file, and then OUT"),
+        ("encode z.npy", "no input: give at least one image file before OUT z.npy"),
+        ("edit --set Smiling=1 absent.png OUT", "absent.png can't be used: no such file or directory"),
+        ("edit --set Smiling=1 IN out.gif", "a GIF shows a range of strengths, for example --set Smil"),
+        ("edit --set Smiling=1 IN out.bmp", "out.bmp must end in one of .png, .jpg, .jpeg, .webp, .gif"),
+        ("edit --set Smiling=1 IN other.png OUT", "2 inputs need a folder to write to, and "),
+        ("edit --set Smiling=1 a/x.png b/x.jpg FOLDER", "b/x.jpg would both be written to "),
+        ("edit --set Smiling=1 IN no/such/folder/out.png", "lies in a folder that doesn't exist"),
+        ("edit --set Smiling=1 IN FILE", "has no suffix, so a folder is meant, and it is a file; rem"),
+        ("edit --set Smiling=1 IN IN/", "ends in a slash, so a folder is meant, and it is a file"),
+        ("sample FILE", "has no suffix, so a folder is meant, and it is a file"),
+        ("encode IN out.png", "out.png must end in .npy"),
+        ("encode IN absent/z.npy", "absent/z.npy lies in a folder that doesn't exist; make it first"),
+        ("encode IN z.npy/", "z.npy/ is a folder; give a .npy file, for example z.npy/latents.npy"),
+        ("decode IN OUT", "in.png is not a .npy file; `encode` writes one"),
+        ("decode WHOLE OUT", "whole.npy must hold latents, float32 [N, latent_dim], not int64 [2, 192]"),
+        ("interpolate IN WHOLE OUT", "must hold latents, float32 [N, latent_dim], not int64 [2, 192]"),
+        ("sample --count 2000 OUT", "INVALID_ARGUMENT: "),
+        ("interpolate --steps 1 IN IN OUT", "steps must be from 2 to 4294967295, not 1"),
+        ("sample --count -1 OUT", "count must be from 1 to 4294967295, not -1"),
+        ("sample --seed -1 OUT", "seed must be from 0 to 18446744073709551615, not -1"),
+        ("sample --temperature 11 OUT", "temperature must be from 0 to 10, not 11.0"),
+        ("sample --with smilin OUT", "unknown attribute 'smilin'; did you mean 'Smiling'?"),
+        ("sample --without Bald OUT", "NOT_FOUND: "),
+        ("info --model absent", "NOT_FOUND: "),
+        ("info --target localhost", "--target 'localhost': it has no port; give HOST:PORT, for example loc"),
+        ("info --target ''", "--target '': it takes HOST:PORT"),
+        ("info --timeout-s 0", "--timeout-s must be above 0 and at most 1e+09, not 0"),
+        ("info --timeout-s nan", "--timeout-s must be above 0 and at most 1e+09, not nan"),
+        ("info --tls-ca IN", "in.png is no PEM file with certificates of authorities"),
+        ("info --token-file absent", "absent can't be used: no such file or directory"),
+        ("info --token 'two words'", "--token must be one word"),
+        ("info --token-file IN", "in.png must be one word"),
+        ("info --tls-cert cert.pem", "--tls-cert and --tls-key go together; give both"),
+        ("info --tls-cert a --tls-key b", "--tls-cert needs TLS; give --tls or --tls-ca as well"),
+        ("info --target example.org:1 --token t", "example.org:1 unencrypted; give --tls or --tls-ca as"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
-    server: ServerProcess, tmp_path: Path, arguments: list[str], code: int, message: str
-) -> None:
+def test_what_is_wrong_is_said_in_one_line(server: ServerProcess, tmp_path: Path, command: str, message: str) -> None:
     names = {
         "IN": str(write_photo(tmp_path / "in.png", 8)),
         "OUT": str(tmp_path / "out.png"),
@@ -359,13 +317,31 @@ def test_what_is_wrong_is_said_in_one_line(
     Path(names["EMPTY"]).mkdir()
     Path(names["FILE"]).write_text("older")
     np.save(names["WHOLE"], np.zeros((2, LATENT_DIM), np.int64))
-    result = run(server, *(names.get(argument, argument) for argument in arguments))
-    assert result.returncode == code
+    result = run(server, *(names.get(word, word) for word in shlex.split(command)))
+    assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out.png").exists()
     assert not (tmp_path / "folder").exists()
     assert Path(names["FILE"]).read_text() == "older"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("info --target localhost:1", "UNAVAILABLE: localhost:1: "),
+        (
+            "info --tls --target localhost:1",
+            "; is a server running there, and does it use TLS, or ask for a certificate?",
+        ),
+        ("health --target 127.0.0.1:1", "UNAVAILABLE: 127.0.0.1:1: "),
+    ],
+)
+def test_a_server_that_does_not_answer_is_exit_code_1(server: ServerProcess, command: str, message: str) -> None:
+    result = run(server, *command.split())
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("command", ["edit", "encode", "decode", "interpolate", "sample"])

@@ -1,8 +1,6 @@
 """Real clients of a real server, several processes at once; neither side can import torch."""
 
 import io
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
-from servers import END_TO_END, ServerProcess, environment_without_torch
+from servers import ServerProcess, client_workers
 from tiny_model import (
     ATTRIBUTES,
     IMAGE_SIZE,
@@ -46,21 +44,10 @@ def prepared(file: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 
 
 def test_several_processes_at_once_get_their_own_images_back(server: ServerProcess, tmp_path: Path) -> None:
-    environment = environment_without_torch(tmp_path)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(END_TO_END / "client_worker.py"), server.target, str(seed), "25"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in range(4)
-    ]
-    for worker in workers:
-        output, errors = worker.communicate()
+    for worker in client_workers(server.target, tmp_path, number=4, rounds=25):
+        answers, errors = worker.communicate()
         assert worker.returncode == 0, errors
-        assert output.split() == ["started", "100"]
+        assert answers == "100\n"
 
 
 @pytest.mark.parametrize("count", [1, MAX_BATCH_SIZE, MAX_BATCH_SIZE + 1, 1024])

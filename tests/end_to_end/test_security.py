@@ -300,27 +300,6 @@ def test_what_there_was_no_room_for_costs_nothing(tiny_bundle: Path, tmp_path: P
         assert stub.Encode(encode_request(4)).mu.count == 4
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--host", "0.0.0.0"], "error: --host 0.0.0.0 without TLS would send images and tokens"),
-        (["--tokens", "/no/such/tokens"], "error: --tokens /no/such/tokens can't be read"),
-        (["--tls-cert", "/no/cert", "--tls-key", "/no/key"], "error: --tls-cert /no/cert can't be read (No such file"),
-        (["--tls-cert", "EMPTY", "--tls-key", "EMPTY"], "error: --tls-cert EMPTY and --tls-key EMPTY can't be used"),
-    ],
-)
-def test_a_start_without_what_it_needs_is_one_line(
-    tiny_bundle: Path, tmp_path: Path, options: list[str], message: str
-) -> None:
-    empty = tmp_path / "empty"
-    empty.write_text("")
-    options = [option.replace("EMPTY", str(empty)) for option in options]
-    result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--port", "0", *options], tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith(message.replace("EMPTY", str(empty)))
-    assert result.stderr.count("\n") == 1
-
-
 def test_without_tls_the_log_says_who_can_connect(tiny_bundle: Path, tmp_path: Path) -> None:
     with engine(tiny_bundle, tmp_path) as server:
         until(lambda: "no TLS: only this machine can connect" in server.log)

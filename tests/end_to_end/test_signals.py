@@ -1,9 +1,7 @@
 """Signals at every moment of a server's life."""
 
-import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -12,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from gates import Gate, constant, gated_command, gated_server, until
-from servers import END_TO_END, ROOT, ServerProcess, environment_without_torch, run_python
+from servers import END_TO_END, ServerProcess, start_python
 
 from engine.client import Client, ClientError, Posterior
 
@@ -71,14 +69,8 @@ def test_a_second_signal_ends_the_grace(tiny_bundle: Path, tmp_path: Path) -> No
 def test_a_signal_at_any_moment_of_the_start_ends_it_well(tiny_bundle: Path, tmp_path: Path) -> None:
     """From the first line of `main` on; before, Python itself starts."""
     for turn in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-X", "importtime", "-m", "engine", "--bundle", str(tiny_bundle), "--port", "0"],
-            cwd=ROOT,
-            env=environment_without_torch(tmp_path / "site"),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        command = ["-X", "importtime", "-m", "engine", "--bundle", str(tiny_bundle), "--port", "0"]
+        process = start_python(command, tmp_path, stdout=subprocess.DEVNULL)
         assert process.stderr is not None
         moment = ("asyncio", "grpc._cython", "engine.server")[turn]
         while moment not in process.stderr.readline():
@@ -109,21 +101,3 @@ def test_a_signal_to_a_fork_ends_the_fork_and_nothing_else(tiny_bundle: Path, tm
         assert "SIGHUP" not in server.log
         server.terminate()
         assert server.wait() == 0
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "most"),
-    [
-        ("--max-connection-age-s", "2592000", "2147483"),
-        ("--keepalive-s", "3000000", "2147483"),
-        ("--min-ping-interval-s", "1e7", "2147483"),
-        ("--max-concurrent-streams", "5000000000", "2147483647"),
-        ("--max-message-bytes", "3000000000", "2147483647"),
-        ("--max-queue", "4294967296", "4294967295"),
-    ],
-)
-def test_what_the_wire_cannot_count_is_refused_at_the_start(tmp_path: Path, flag: str, value: str, most: str) -> None:
-    result = run_python(["-m", "engine", "--bundle", "anywhere", flag, value, "--dry-run"], tmp_path)
-    assert result.returncode == 2
-    assert re.match(rf"error: {flag} must be .* to {most}, not ", result.stderr)
-    assert result.stderr.count("\n") == 1

@@ -111,6 +111,19 @@ def test_what_is_wrong_in_the_environment_is_said_with_its_name(variable: str, v
         ("--bundle b --tls-cert c --tls-key k --insecure", "--insecure is for serving without TLS"),
         ("--bundle b --host 0.0.0.0", "--host 0.0.0.0 without TLS would send images and tokens over the network"),
         ("--bundle b --host ::", "--host :: without TLS"),
+        # Beyond what the wire can count.
+        (
+            "--bundle b --max-connection-age-s 2592000",
+            "--max-connection-age-s must be 0, or from 0.001 to 2147483, not ",
+        ),
+        ("--bundle b --keepalive-s 3000000", "--keepalive-s must be 0, or from 0.001 to 2147483, not 3"),
+        ("--bundle b --min-ping-interval-s 1e7", "--min-ping-interval-s must be from 0 to 2147483, not 1"),
+        (
+            "--bundle b --max-concurrent-streams 5000000000",
+            "--max-concurrent-streams must be from 1 to 2147483647, not 5",
+        ),
+        ("--bundle b --max-message-bytes 3000000000", "--max-message-bytes must be from 1024 to 2147483647, not 3"),
+        ("--bundle b --max-queue 4294967296", "--max-queue must be from 1 to 4294967295, not 4294967296"),
         ("--bundle b --max-bytes-in-flight 2000", "--max-bytes-in-flight 2000 would refuse messages that"),
     ],
 )
