@@ -120,7 +120,7 @@ def test_what_is_wrong_in_the_environment_is_said_with_its_name(variable: str, v
         ("--bundle b --min-ping-interval-s 1e7", "--min-ping-interval-s must be from 0 to 2147483, not 1"),
         (
             "--bundle b --max-concurrent-streams 5000000000",
-            "--max-concurrent-streams must be from 1 to 2147483647, not 5",
+            "--max-concurrent-streams must be from 0 to 2147483647, not 5",
         ),
         ("--bundle b --max-message-bytes 3000000000", "--max-message-bytes must be from 1024 to 2147483647, not 3"),
         ("--bundle b --max-queue 4294967296", "--max-queue must be from 1 to 4294967295, not 4294967296"),

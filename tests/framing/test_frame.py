@@ -1,13 +1,11 @@
 """What becomes of pictures of all sizes, in training and in serving."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from portraits import face
-from torchvision import transforms
 
 from engine.errors import InvalidRequest
 from engine.images import decode_file
@@ -20,12 +18,6 @@ FRAME = Frame.of(64, 148, CELEBA_SOURCE)
 
 def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def test_a_picture_of_the_frames_size_is_prepared_as_in_the_seed_document() -> None:
-    image = noise(*CELEBA_SOURCE)
-    seed = transforms.Compose([transforms.CenterCrop(148), transforms.Resize(64)])(image)
-    np.testing.assert_array_equal(prepare(image, FRAME), np.asarray(seed))
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -82,14 +74,6 @@ def test_what_cannot_be_framed_is_refused_with_the_mend(tmp_path: Path, size: tu
         pixels.read(path, FRAME)
     with pytest.raises(InvalidRequest, match=rf"^is {size[0]}x{size[1]} pixels, .*(64x64 that is framed|cut the face)"):
         decode_file(path.read_bytes(), FRAME)
-
-
-def test_a_turned_photograph_is_framed_as_it_stands() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    upright, file = noise(400, 300), io.BytesIO()
-    upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
-    np.testing.assert_array_equal(decode_file(file.getvalue(), FRAME), prepare(upright, FRAME))
 
 
 def test_without_a_crop_there_is_no_source_and_nothing_to_align_to() -> None:

@@ -37,18 +37,6 @@ def test_images_are_prepared_as_in_the_seed_document_and_as_the_server_does(face
         assert np.array_equal(data.images[row], prepare(image, Frame(32, 148)))
 
 
-def test_without_a_crop_the_whole_image_is_used_as_the_server_does(faces: Path) -> None:
-    data = load_data(faces, 64, 0)
-    image = Image.open(faces / IMAGES / data.index.files[3])
-    assert np.array_equal(data.images[3], prepare(image, Frame(64)))
-
-
-def test_a_folder_that_holds_celeba_is_accepted(broken: Path) -> None:
-    (broken.parent / "outer").mkdir()
-    broken.rename(broken.parent / "outer" / "celeba")
-    assert len(read_index(broken.parent / "outer").files) == 200
-
-
 def test_absent_attributes_are_fine(broken: Path) -> None:
     path = broken / ATTRIBUTES_FILE
     rows = path.read_text().splitlines()
@@ -143,11 +131,6 @@ def test_half_of_celebas_layout_is_no_plain_folder(broken: Path, name: str) -> N
     (broken / name).rename(broken.parent / name)
     with pytest.raises(DataError, match=f"{name}/? is missing; CelebA's layout is"):
         read_index(broken)
-
-
-def test_the_images_of_celebas_layout_are_no_plain_folder(faces: Path) -> None:
-    index = read_index(faces / IMAGES)
-    assert (index.root, index.attributes) == (faces, ATTRIBUTES)
 
 
 def test_what_is_no_folder_is_refused_with_the_mend(tmp_path: Path) -> None:
