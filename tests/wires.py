@@ -4,7 +4,6 @@ import asyncio
 import functools
 import gc
 import logging
-import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -150,11 +149,6 @@ async def until(condition: Callable[[], bool]) -> None:
 class Wire:
     """A connection that speaks HTTP/2 frame by frame."""
 
-    DATA, HEADERS, RST_STREAM = http2.DATA, http2.HEADERS, http2.RST_STREAM
-    SETTINGS, PING, WINDOW_UPDATE = http2.SETTINGS, http2.PING, http2.WINDOW_UPDATE
-    END_STREAM, END_HEADERS, ACK = http2.END_STREAM, http2.END_HEADERS, http2.ACK
-    frame, message = staticmethod(http2.frame), staticmethod(http2.message)
-
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
@@ -162,32 +156,8 @@ class Wire:
     @classmethod
     async def to(cls, target: str, source: str = "127.0.0.1") -> "Wire":
         wire = cls(*await asyncio.open_connection(*target.rsplit(":", 1), local_addr=(source, 0)))
-        wire.send(cls.start())
+        wire.send(http2.START)
         return wire
-
-    @staticmethod
-    def start() -> bytes:
-        return http2.START
-
-    @staticmethod
-    def call(
-        number: int, path: bytes, message: bytes | None = b"", more: tuple[tuple[bytes, bytes], ...] = ()
-    ) -> bytes:
-        """A call with a message, and the end of what the client says; None: only that it opens."""
-        return http2.opening(number, path, *more) if message is None else http2.call(number, path, message, *more)
-
-    @staticmethod
-    def block(headers: dict[bytes, bytes]) -> bytes:
-        return http2.block(*headers.items())
-
-    @classmethod
-    def reset(cls, number: int) -> bytes:
-        return cls.frame(cls.RST_STREAM, 0, number, struct.pack(">L", 8))
-
-    @classmethod
-    def more(cls, number: int, size: int) -> bytes:
-        """Leave to send so many bytes more; 0 is the connection as a whole."""
-        return cls.frame(cls.WINDOW_UPDATE, 0, number, struct.pack(">L", size))
 
     def send(self, data: bytes) -> None:
         self._writer.write(data)
@@ -201,17 +171,17 @@ class Wire:
     async def until_answered(self, number: int) -> list[tuple[int, int, int, bytes]]:
         """The frames of a stream, to its last."""
         frames: list[tuple[int, int, int, bytes]] = []
-        while not frames or not frames[-1][1] & self.END_STREAM:
+        while not frames or not frames[-1][1] & http2.END_STREAM:
             frame = await self.receive()
-            if frame[2] == number and frame[0] in (self.DATA, self.HEADERS):
+            if frame[2] == number and frame[0] in (http2.DATA, http2.HEADERS):
                 frames.append(frame)
         return frames
 
     async def until_pong(self) -> list[tuple[int, int, int, bytes]]:
         """Asks the server for a sign of life; what came before it."""
-        self.send(self.frame(self.PING, 0, 0, b"are you?"))
+        self.send(http2.frame(http2.PING, 0, 0, b"are you?"))
         frames = []
-        while (frame := await self.receive())[0] != self.PING or not frame[1]:
+        while (frame := await self.receive())[0] != http2.PING or not frame[1]:
             frames.append(frame)
         return frames
 

@@ -162,8 +162,7 @@ class Connection(asyncio.Protocol):
         """Says what HTTP/2 begins with: answers needn't wait for credit."""
         self._transport = transport
         settings = struct.pack(">HIHI", _HEADER_TABLE_SIZE, 0, _INITIAL_WINDOW, _CREDIT)
-        window = http2.frame(http2.WINDOW_UPDATE, 0, 0, struct.pack(">I", _CREDIT))
-        transport.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, settings) + window)
+        transport.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, settings) + http2.window(0, _CREDIT))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends what was under way."""
@@ -186,7 +185,7 @@ class Connection(asyncio.Protocol):
         if kind == http2.DATA:
             self._used += len(payload)
             if self._used > _CREDIT // 2:
-                self._write(http2.frame(http2.WINDOW_UPDATE, 0, 0, struct.pack(">I", self._used)))
+                self._write(http2.window(0, self._used))
                 self._used = 0
             if (call := self._calls.get(number)) is not None:
                 call.received += payload

@@ -74,9 +74,19 @@ def opening(
     )
 
 
-def call(stream: int, path: str | bytes, data: bytes, *fields: tuple[str | bytes, str | bytes]) -> bytes:
+def call(stream: int, path: str | bytes, data: bytes = b"", *fields: tuple[str | bytes, str | bytes]) -> bytes:
     """A whole call with one message, in a frame each."""
     return opening(stream, path, *fields) + frame(DATA, END_STREAM, stream, message(data))
+
+
+def cancel(stream: int) -> bytes:
+    """The frame that gives a call up."""
+    return frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
+
+
+def window(stream: int, size: int) -> bytes:
+    """The frame that lets the other side send so many bytes more: on a stream, or with 0 on the connection."""
+    return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", size))
 
 
 def _bytes(text: str | bytes) -> bytes:

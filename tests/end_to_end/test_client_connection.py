@@ -18,9 +18,9 @@ import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from servers import ServerProcess
+from serving import http2
 from serving.http2 import PREFACE
 from tiny_model import random_images
-from wires import Wire
 
 from engine.client import AsyncClient, Client, ClientError, FieldViolation
 from engine.client.target import fault_of, is_local
@@ -93,32 +93,32 @@ def proxy(answers: list[int]) -> Iterator[tuple[str, list[int]]]:
     With 200 comes a GetModelResponse with an image size of 7.
     """
     calls: list[int] = []
-    answer = Wire.message(pb.GetModelResponse(image_size=7).SerializeToString())
+    answer = http2.message(pb.GetModelResponse(image_size=7).SerializeToString())
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             self.rfile.read(len(PREFACE))
-            self.wfile.write(Wire.frame(Wire.SETTINGS, 0, 0))
+            self.wfile.write(http2.frame(http2.SETTINGS, 0, 0))
             while head := self.rfile.read(9):
                 kind, flags, number = head[3], head[4], int.from_bytes(head[5:], "big")
                 payload = self.rfile.read(int.from_bytes(head[:3], "big"))
-                if kind in (Wire.SETTINGS, Wire.PING) and not flags & Wire.ACK:
-                    self.wfile.write(Wire.frame(kind, Wire.ACK, 0, payload if kind == Wire.PING else b""))
-                elif kind == Wire.HEADERS:
+                if kind in (http2.SETTINGS, http2.PING) and not flags & http2.ACK:
+                    self.wfile.write(http2.frame(kind, http2.ACK, 0, payload if kind == http2.PING else b""))
+                elif kind == http2.HEADERS:
                     calls.append(number)
                     self._answer(number, answers.pop(0))
 
         def _answer(self, number: int, status: int) -> None:
             if status != 200:
-                block = Wire.block({b":status": b"%d" % status, b"content-type": b"text/html"})
-                self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS, number, block))
-                self.wfile.write(Wire.frame(Wire.DATA, Wire.END_STREAM, number, b"<html>no server</html>"))
+                block = http2.block((":status", str(status)), ("content-type", "text/html"))
+                self.wfile.write(http2.frame(http2.HEADERS, http2.END_HEADERS, number, block))
+                self.wfile.write(http2.frame(http2.DATA, http2.END_STREAM, number, b"<html>no server</html>"))
                 return
-            block = Wire.block({b":status": b"200", b"content-type": b"application/grpc"})
-            self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS, number, block))
-            self.wfile.write(Wire.frame(Wire.DATA, 0, number, answer))
-            block = Wire.block({b"grpc-status": b"0"})
-            self.wfile.write(Wire.frame(Wire.HEADERS, Wire.END_HEADERS | Wire.END_STREAM, number, block))
+            block = http2.block((":status", "200"), ("content-type", "application/grpc"))
+            self.wfile.write(http2.frame(http2.HEADERS, http2.END_HEADERS, number, block))
+            self.wfile.write(http2.frame(http2.DATA, 0, number, answer))
+            block = http2.block(("grpc-status", "0"))
+            self.wfile.write(http2.frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, number, block))
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True

@@ -15,6 +15,7 @@ from gates import until as wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from servers import ServerProcess
+from serving import http2
 from serving.http2 import WINDOW_BYTES
 from wires import OWN_CONNECTION, Wire, in_loop, refusal_of, until
 
@@ -58,7 +59,7 @@ class Uploads:
         self.sent = 0
         self.ended: Counter[bytes] = Counter()
         for number in self._rooms:
-            wire.send(Wire.call(number, path, None, headers))
+            wire.send(http2.opening(number, path, *headers))
 
     async def go_on(self, least: int = 0) -> None:
         """Sends as much as the server takes, `least` bytes and until it takes no more for a while."""
@@ -66,7 +67,7 @@ class Uploads:
             for number, position in self._positions.items():
                 size = min(len(self._data) - position, 16_384, self._rooms[number], self._room)
                 if size > 0:
-                    self._wire.send(Wire.frame(Wire.DATA, 0, number, bytes(self._data[position : position + size])))
+                    self._wire.send(http2.frame(http2.DATA, 0, number, bytes(self._data[position : position + size])))
                     self._positions[number] += size
                     self._rooms[number] -= size
                     self._room -= size
@@ -79,15 +80,15 @@ class Uploads:
 
     async def _take(self, frame: tuple[int, int, int, bytes]) -> None:
         kind, flags, number, payload = frame
-        if kind == Wire.WINDOW_UPDATE and number:
+        if kind == http2.WINDOW_UPDATE and number:
             self._rooms[number] += int.from_bytes(payload, "big")
-        elif kind == Wire.WINDOW_UPDATE:
+        elif kind == http2.WINDOW_UPDATE:
             self._room += int.from_bytes(payload, "big")
-        elif kind == Wire.SETTINGS and not flags:
-            self._wire.send(Wire.frame(Wire.SETTINGS, 1, 0))
-        elif kind == Wire.PING and not flags:
-            self._wire.send(Wire.frame(Wire.PING, 1, 0, payload))
-        elif kind == Wire.HEADERS:
+        elif kind == http2.SETTINGS and not flags:
+            self._wire.send(http2.frame(http2.SETTINGS, 1, 0))
+        elif kind == http2.PING and not flags:
+            self._wire.send(http2.frame(http2.PING, 1, 0, payload))
+        elif kind == http2.HEADERS:
             self._positions[number] = len(self._data)
             self.ended[payload] += 1
 
@@ -134,7 +135,7 @@ async def test_unfinished_uploads_count_and_others_go_on(tiny_bundle: Path, tmp_
 async def test_a_message_has_a_time_limit(tiny_bundle: Path, tmp_path: Path) -> None:
     with server_of(tiny_bundle, tmp_path, "--max-message-s", "0.3", "--metrics-port", "0") as server:
         wire = await Wire.to(server.target)
-        wire.send(Wire.call(1, ENCODE, None))
+        wire.send(http2.opening(1, ENCODE))
         ((_, _, _, block),) = await wire.until_answered(1)
         assert b"the message did not come within 0.3 s" in block
         await until(lambda: server.metric("dfcvae_calls_in_flight") == 0)
@@ -254,8 +255,8 @@ async def test_watches_of_health_are_bounded_and_checks_are_answered(tiny_bundle
             assert len(refused) == 1100 - 896
             assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
             probe = await Wire.to(server.target, "127.0.0.2")
-            probe.send(Wire.call(1, CHECK))
-            assert [frame[3][5:] for frame in await probe.until_answered(1) if frame[0] == Wire.DATA] == [b"\x08\x01"]
+            probe.send(http2.call(1, CHECK))
+            assert [frame[3][5:] for frame in await probe.until_answered(1) if frame[0] == http2.DATA] == [b"\x08\x01"]
             probe.drop()
 
 

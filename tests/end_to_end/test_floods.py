@@ -6,6 +6,7 @@ import grpc
 import pytest
 from gates import constant, raw_images, stub_of
 from servers import ServerProcess
+from serving import http2
 from wires import OWN_CONNECTION, Wire, in_loop, until
 
 from protos import dfcvae_pb2 as pb
@@ -19,10 +20,10 @@ def flood_of(name: str) -> bytes:
     """Some megabytes."""
     calls = range(1, 8_000, 2)
     return {
-        "resets of calls": b"".join(Wire.call(number, ENCODE, REQUEST) + Wire.reset(number) for number in calls),
-        "resets of halves": b"".join(Wire.call(number, ENCODE, None) + Wire.reset(number) for number in calls),
-        "settings": Wire.frame(Wire.SETTINGS, 0, 0) * 400_000,
-        "pings": Wire.frame(Wire.PING, 0, 0, bytes(8)) * 200_000,
+        "resets of calls": b"".join(http2.call(number, ENCODE, REQUEST) + http2.cancel(number) for number in calls),
+        "resets of halves": b"".join(http2.opening(number, ENCODE) + http2.cancel(number) for number in calls),
+        "settings": http2.frame(http2.SETTINGS, 0, 0) * 400_000,
+        "pings": http2.frame(http2.PING, 0, 0, bytes(8)) * 200_000,
     }[name]
 
 

@@ -8,6 +8,7 @@ import grpc
 from gates import gated_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import ServerProcess
+from serving import http2
 from wires import Wire, in_loop, refusal_of
 
 WATCH = b"/grpc.health.v1.Health/Watch"
@@ -17,9 +18,9 @@ STATUS = health_pb2.HealthCheckResponse
 async def deaf_watcher(target: str) -> Wire:
     """Watches, and takes not a byte of what it is told."""
     wire = await Wire.to(target)
-    wire.send(Wire.frame(Wire.SETTINGS, 0, 0, struct.pack(">HL", 4, 0)))
+    wire.send(http2.frame(http2.SETTINGS, 0, 0, struct.pack(">HL", 4, 0)))
     await wire.until_pong()
-    wire.send(Wire.call(1, WATCH))
+    wire.send(http2.call(1, WATCH))
     await wire.until_pong()
     return wire
 

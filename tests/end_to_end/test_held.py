@@ -10,6 +10,7 @@ from bundles import write_tiny_bundle
 from gates import constant, gated_server, list_of, raw_images, stub_of
 from gates import until as wait_until
 from servers import ServerProcess
+from serving import http2
 from serving.http2 import WINDOW_BYTES
 from tiny_model import LATENT_DIM
 from wires import Wire, in_loop, until
@@ -25,7 +26,7 @@ ANSWER_BYTES = COUNT * 8 * 8 * 3
 async def test_an_answer_that_is_still_travelling_counts_and_is_not_cut_off(tiny_bundle: Path, tmp_path: Path) -> None:
     with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server:
         wire = await Wire.to(server.target)
-        wire.send(Wire.call(1, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
+        wire.send(http2.call(1, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
         await wire.until_pong()
         # The answer is larger than the 65,535 bytes that this client takes at first.
         await until(lambda: server.metric("dfcvae_requests_total", method="Sample", code="OK") == 1)
@@ -33,9 +34,9 @@ async def test_an_answer_that_is_still_travelling_counts_and_is_not_cut_off(tiny
         assert server.metric("dfcvae_bytes_in_flight") >= ANSWER_BYTES
         server.terminate()
         await until(lambda: "stopping: clients are sent away; calls being answered: 1" in server.log)
-        wire.send(Wire.more(0, 2 * ANSWER_BYTES) + Wire.more(1, 2 * ANSWER_BYTES))
+        wire.send(http2.window(0, 2 * ANSWER_BYTES) + http2.window(1, 2 * ANSWER_BYTES))
         frames = await wire.until_answered(1)
-        data = b"".join(payload for kind, _, _, payload in frames if kind == Wire.DATA)
+        data = b"".join(payload for kind, _, _, payload in frames if kind == http2.DATA)
         assert pb.SampleResponse.FromString(data[5:]).images.raw.count == COUNT
         assert server.wait() == 0
         wire.drop()
@@ -47,7 +48,7 @@ async def test_what_nobody_takes_is_forgotten_when_the_client_goes(tiny_bundle: 
     with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), *options], tmp_path) as server:
         wire = await Wire.to(server.target)
         for number in range(1, 21, 2):
-            wire.send(Wire.call(number, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
+            wire.send(http2.call(number, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
         await wire.until_pong()
         await until(lambda: server.metric("dfcvae_bytes_in_flight") >= 10 * ANSWER_BYTES - 65_535)
         wire.drop()

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from serving import http2
 from wires import (
     LIMIT_S,
     OWN_CONNECTION,
@@ -179,9 +180,9 @@ async def test_a_refusal_is_one_frame() -> None:
     async with serving(Services(Ask=unary(handle))) as target:
         wire = await Wire.to(target)
         for number, method in ((1, "Ask"), (3, "Nothing")):
-            wire.send(Wire.call(number, path(method).encode()))
+            wire.send(http2.call(number, path(method)))
             frames = await wire.until_answered(number)
-            assert [frame[0] for frame in frames] == [Wire.HEADERS]
+            assert [frame[0] for frame in frames] == [http2.HEADERS]
         wire.drop()
 
 
@@ -261,10 +262,10 @@ async def test_a_path_that_is_not_utf8_is_refused_like_any_other() -> None:
     async with serving(Services(Echo=unary(echo))) as target:
         wire = await Wire.to(target)
         for number in range(1, 400, 2):  # more than core has been asked for
-            wire.send(Wire.call(number, b"/test.Serv\xd1ce/Echo"))
+            wire.send(http2.call(number, b"/test.Serv\xd1ce/Echo"))
             ((_, _, _, headers),) = await wire.until_answered(number)
             assert b"no such method" in headers
-        wire.send(Wire.call(401, path("Echo").encode()))
+        wire.send(http2.call(401, path("Echo")))
         assert len(await wire.until_answered(401)) == 3
         wire.drop()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from serving import http2
 from wires import (
     LIMIT_S,
     OWN_CONNECTION,
@@ -70,9 +71,9 @@ async def test_a_call_that_was_reset_gets_no_status() -> None:
     held = Held()
     async with serving(Services(Held=unary(held))) as target:
         wire = await Wire.to(target)
-        wire.send(Wire.call(1, path("Held").encode()))
+        wire.send(http2.call(1, path("Held")))
         await held.started.acquire()
-        wire.send(Wire.reset(1))
+        wire.send(http2.cancel(1))
         await held.cancelled.acquire()
         assert [frame for frame in await wire.until_pong() if frame[2] == 1] == []
         wire.drop()
@@ -83,7 +84,7 @@ async def test_a_connection_that_breaks_cancels_all_its_calls() -> None:
     held = Held()
     async with serving(Services(Held=unary(held))) as target:
         wire = await Wire.to(target)
-        wire.send(b"".join(Wire.call(number, path("Held").encode()) for number in range(1, 100, 2)))
+        wire.send(b"".join(http2.call(number, path("Held")) for number in range(1, 100, 2)))
         for _ in range(50):
             await held.started.acquire()
         wire.drop()
@@ -113,15 +114,15 @@ async def test_a_call_that_was_cancelled_before_its_first_step_is_not_begun_and_
     ):
         with closing(socket.create_connection(("127.0.0.1", int(target.rsplit(":", 1)[1])))) as wire:
             # The event loop stands still until the server has seen what was sent later on that connection.
-            wire.sendall(Wire.start())
+            wire.sendall(http2.START)
             numbers = itertools.count(1, 2)
             calls = list(itertools.islice(numbers, 50))
-            opened = b"".join(Wire.call(call, path("Held").encode()) for call in calls)
-            for frames in (opened, b"".join(map(Wire.reset, calls))):
+            opened = b"".join(http2.call(call, path("Held")) for call in calls)
+            for frames in (opened, b"".join(map(http2.cancel, calls))):
                 wire.sendall(frames)
                 for number in itertools.islice(numbers, 2):
                     seen = services.asked.setdefault(f"/{number}", threading.Event())
-                    wire.sendall(Wire.call(number, b"/%d" % number))
+                    wire.sendall(http2.call(number, b"/%d" % number))
                     assert seen.wait(LIMIT_S)
             assert await channel.unary_unary(path("Echo"))(b"a") == b"a"
             await until(lambda: not inside)
@@ -134,7 +135,7 @@ async def test_a_call_that_never_brings_its_message_ends_with_its_connection() -
     services = Services(Held=unary(held), Echo=unary(echo))
     async with serving(services) as target, connected(target) as channel:
         wire = await Wire.to(target)
-        wire.send(Wire.call(1, path("Held").encode(), None))
+        wire.send(http2.opening(1, path("Held")))
         await wire.until_pong()
         wire.drop()
         assert await channel.unary_unary(path("Echo"))(b"a") == b"a"

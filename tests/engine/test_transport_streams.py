@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from serving import http2
 from serving.http2 import WINDOW_BYTES
 from wires import (
     Services,
@@ -99,16 +100,16 @@ async def test_a_client_that_does_not_read_holds_up_the_answers() -> None:
     ahead = MAX_BYTES / 10_000 + 3  # on its way into core, and asked for by the next turn
     async with serving(Services(Flood=answers(handle)), ("grpc.http2.max_ping_strikes", 0)) as target:
         wire = await Wire.to(target)
-        wire.send(Wire.call(1, path("Flood").encode()))
+        wire.send(http2.call(1, path("Flood")))
         received, window = 0, WINDOW_BYTES
         for _ in range(5):
             while received < window:
                 kind, _, _, payload = await wire.receive()
-                received += len(payload) if kind == Wire.DATA else 0
+                received += len(payload) if kind == http2.DATA else 0
             for _ in range(20):  # time for a handler that isn't held up
                 await wire.until_pong()
             assert written <= window / 10_000 + ahead
-            wire.send(Wire.more(0, 50_000) + Wire.more(1, 50_000))
+            wire.send(http2.window(0, 50_000) + http2.window(1, 50_000))
             window += 50_000
         wire.drop()
 
@@ -177,12 +178,12 @@ async def test_a_writer_that_is_cancelled_harms_no_other() -> None:
 
     async with serving(Services(Ask=answers(handle))) as target:
         wire = await Wire.to(target)
-        wire.send(Wire.call(1, path("Ask").encode()))
+        wire.send(http2.call(1, path("Ask")))
         await cancelled.wait()
-        wire.send(Wire.more(0, 100_000) + Wire.more(1, 100_000))
+        wire.send(http2.window(0, 100_000) + http2.window(1, 100_000))
         frames = await wire.until_answered(1)
-        data = b"".join(payload for kind, _, _, payload in frames if kind == Wire.DATA)
-        assert data == Wire.message(bytes(100_000)) + Wire.message(b"last")
+        data = b"".join(payload for kind, _, _, payload in frames if kind == http2.DATA)
+        assert data == http2.message(bytes(100_000)) + http2.message(b"last")
         assert b"grpc-status\x010" in frames[-1][3]
         wire.drop()
 
@@ -265,7 +266,7 @@ async def test_the_generator_of_answers_is_closed_when_the_client_goes(waits: st
 
     async with serving(Services(Flood=answers(handle))) as target:
         wire = await Wire.to(target)  # and doesn't read
-        wire.send(Wire.call(1, path("Flood").encode()))
+        wire.send(http2.call(1, path("Flood")))
         await started.wait()
         await wire.until_pong()
         wire.drop()
