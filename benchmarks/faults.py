@@ -22,8 +22,9 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -411,7 +412,7 @@ def play(name: Name, config: FaultsConfig, orders: Orders) -> tuple[Scene, float
         # Refusals for want of room are not the subject here.
         room = ("--max-queue", 65536, "--max-bytes-in-flight", 2**32)
         command += ["--bundle", bundle, *room, "--grace-s", GRACE_S]
-        with Server(command, folder / "log") as server:
+        with Server(command) as server:
             scene = Scene(server, bundle, Crowd(server.target, orders, config.clients), folder, config)
             asyncio.run(SCENARIOS[name](scene))
         scene.checks["it ends with exit code 0"] = server.process.returncode == 0
@@ -458,10 +459,7 @@ def faults(config: FaultsConfig) -> bool:
     return not failed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    return run(FaultsConfig, faults, __doc__, arguments)
-
+main = partial(run, FaultsConfig, faults, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

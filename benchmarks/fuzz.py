@@ -14,10 +14,9 @@ if __name__ == "__main__":
 
 import asyncio
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -182,11 +181,10 @@ def fuzz(config: FuzzConfig) -> bool:
         InputError: A flag can't be used; likewise EngineError.
     """
     require_positive(config, "requests")
-    with tempfile.TemporaryDirectory() as folder:
-        with Server(["-m", "engine", "--bundle", config.bundle.resolve()], Path(folder, "log")) as server:
-            results = asyncio.run(attack(server, config))
-        if server.process.returncode:
-            results.faults.append(f"after SIGTERM the server ended with {server.process.returncode}")
+    with Server(["-m", "engine", "--bundle", config.bundle.resolve()]) as server:
+        results = asyncio.run(attack(server, config))
+    if server.process.returncode:
+        results.faults.append(f"after SIGTERM the server ended with {server.process.returncode}")
     sent, usage = results.statuses.total(), results.usage
     print(f"{table(results)}\n\n- {sent:,} requests in {results.seconds:.0f} s")
     print(f"- {results.connections:,} connections that speak no proper HTTP/2 or gRPC")
@@ -200,10 +198,7 @@ def fuzz(config: FuzzConfig) -> bool:
     return not results.faults
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    return run(FuzzConfig, fuzz, __doc__, arguments)
-
+main = partial(run, FuzzConfig, fuzz, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

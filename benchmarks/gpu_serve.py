@@ -40,7 +40,7 @@ def measure(bundle: Bundle, sizes: Sequence[int], seconds: float, log: Path) -> 
     backend = open_backend(bundle)
     step = directions.move([(name, 1.0)]).step
     rows = []
-    with Server(["-m", "engine", "--bundle", bundle.path], log) as server, Client(server.target) as client:
+    with Server(["-m", "engine", "--bundle", bundle.path], log=log) as server, Client(server.target) as client:
         for size in sizes:
             batch, steps = images[:size], np.tile(step, (size, 1))
             answered = client.edit(batch, [(name, 1.0)])

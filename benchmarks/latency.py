@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -231,10 +232,7 @@ def benchmark(config: LatencyConfig) -> bool:
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    return run(LatencyConfig, benchmark, __doc__, arguments)
-
+main = partial(run, LatencyConfig, benchmark, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,9 +14,9 @@ if __name__ == "__main__":
 
 import asyncio
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +141,7 @@ def open_loops(config: LoadConfig, bench: Bench, closed: Sequence[Row]) -> list[
 def echo_ms(seconds: float) -> float:
     """Median round trip of an empty call to a server that does nothing, with one in flight, ms."""
     script = ROOT / "benchmarks" / "serving" / "echo.py"
-    with tempfile.TemporaryDirectory() as folder, Server([script], Path(folder, "log")) as server:
+    with Server([script]) as server:
         outcome = asyncio.run(generator.closed_loop(server.target, Prepared(ECHO_PATH, b""), 0, 1, seconds))
     return outcome.calls.percentiles()["p50"]
 
@@ -209,10 +209,7 @@ def measure(config: LoadConfig) -> bool:
     return not failed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    return run(LoadConfig, measure, __doc__, arguments)
-
+main = partial(run, LoadConfig, measure, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

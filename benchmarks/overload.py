@@ -14,10 +14,9 @@ if __name__ == "__main__":
     require("bench")  # before what needs it is imported
 
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,10 +128,8 @@ def overload(config: OverloadConfig) -> bool:
         raise InputError(f"--max-queue {config.max_queue}: must hold two requests of {config.images} images at least")
     reference = Reference(Bundle.load(config.bundle))
     command = ["-m", "engine", "--bundle", config.bundle.resolve(), "--max-queue", config.max_queue]
-    with tempfile.TemporaryDirectory() as folder:
-        with Server([*command, "--log-level", "error"], Path(folder, "log")) as server:
-            capacity, found = offers(config, server, reference)
-        code, said = server.process.returncode, server.log
+    with Server([*command, "--log-level", "error"]) as server:
+        capacity, found = offers(config, server, reference)
     per_s = capacity.images_per_s
     print(
         f"capacity: {per_s:.0f} images/s ({capacity.share:.0%} of in process): {capacity.case.in_flight} requests of "
@@ -146,17 +143,14 @@ def overload(config: OverloadConfig) -> bool:
     checks = {
         f"every request gets its answer, {REFUSAL} or {REFUSED_STREAM}": not any(one["others"] for one in found),
         "every refusal says when to come again": all(one["refused"] == one["retries_told"] for one in found),
-        "the server ends with exit code 0": code == 0,
+        "the server ends with exit code 0": server.process.returncode == 0,
     }
     figures = {"capacity": asdict(capacity), "offers": found, "checks": checks}
     write_json(config.json, {"config": asdict(config), **figures})
-    return show_checks(checks, said)
+    return show_checks(checks, server.log)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    return run(OverloadConfig, overload, __doc__, arguments)
-
+main = partial(run, OverloadConfig, overload, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

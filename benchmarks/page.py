@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,7 @@ def tell(config: PageConfig, here: dict[str, Any], moves: npt.NDArray[np.float64
     return p95
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    return run(PageConfig, measure, __doc__, arguments)
-
+main = partial(run, PageConfig, measure, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,11 +16,11 @@ import asyncio
 import json
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,6 @@ class Servers:
 
     Args:
         bundle: What they serve.
-        folder: Scratch, for their logs.
         stack: Stops what still runs at its end.
 
     Attributes:
@@ -77,9 +76,9 @@ class Servers:
         end_s: How long each end took, seconds.
     """
 
-    def __init__(self, bundle: Path, folder: Path, stack: ExitStack) -> None:
-        self._bundle, self._folder, self._stack = bundle, folder, stack
-        self._logs: list[Path] = []
+    def __init__(self, bundle: Path, stack: ExitStack) -> None:
+        self._bundle, self._stack = bundle, stack
+        self._started: list[Server] = []
         self._running = [self._start(), self._start()]
         self.target = "ipv4:" + ",".join(server.target for server in self._running)
         self.codes: list[int | None] = []
@@ -94,14 +93,14 @@ class Servers:
         self._running[number] = self._start(int(server.target.rpartition(":")[2]))
 
     def _start(self, port: int = 0) -> Server:
-        self._logs.append(self._folder / f"log{len(self._logs)}")
         command = ["-m", "engine", "--bundle", self._bundle, "--max-queue", MAX_QUEUE]
-        return self._stack.enter_context(Server(command, self._logs[-1], port))
+        self._started.append(self._stack.enter_context(Server(command, port)))
+        return self._started[-1]
 
     @property
     def logs(self) -> str:
         """What all of them said."""
-        return "".join(log.read_text(errors="replace") for log in self._logs)
+        return "".join(server.log for server in self._started)
 
 
 async def own_clients(target: str, orders: Orders, number: int, tally: Tally, over: Callable[[], bool]) -> None:
@@ -151,14 +150,12 @@ def restarts(config: RestartsConfig) -> bool:
     """
     require_positive(config, "restarts", "clients", "settle_s")
     orders = Orders(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        servers = Servers(config.bundle.resolve(), Path(folder), stack)
+    with ExitStack() as stack:
+        servers = Servers(config.bundle.resolve(), stack)
         tallies = asyncio.run(restart_under_load(config, servers, orders))
-        stack.close()
-        logs = servers.logs
     checks = {
         "every server ends with exit code 0": servers.codes == [0] * config.restarts,
-        "no log has a trace": "Traceback" not in logs,
+        "no log has a trace": "Traceback" not in servers.logs,
     }
     here = machine()
     print(f"{summary(here)}\n\n{config.restarts} SIGTERMs; a server took {max(servers.end_s):.1f} s at most to end")
@@ -168,7 +165,7 @@ def restarts(config: RestartsConfig) -> bool:
             print(f"  {count} x {text}")
         failed = tally.statuses.total() + len(tally.wrong) + tally.lost
         checks[f"every call of {name} clients is answered, right"] = tally.answered.total() > 0 and not failed
-    passed = show_checks(checks, logs)
+    passed = show_checks(checks, servers.logs)
     calls = {
         name: {"sent": tally.sent.total(), "answered": tally.answered.total(), "refused": tally.statuses}
         for name, tally in zip(("own", "plain"), tallies, strict=True)
@@ -180,10 +177,7 @@ def restarts(config: RestartsConfig) -> bool:
     return passed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    return run(RestartsConfig, restarts, __doc__, arguments)
-
+main = partial(run, RestartsConfig, restarts, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,9 @@ Config = TypeVar("Config")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(config: type[Config], work: Callable[[Config], bool], doc: str | None, arguments: Sequence[str] | None) -> int:
+def run(
+    config: type[Config], work: Callable[[Config], bool], doc: str | None, arguments: Sequence[str] | None = None
+) -> int:
     """The command of a script: reads the flags, works, and reports what can't be used in one line.
 
     Args:

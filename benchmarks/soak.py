@@ -14,10 +14,9 @@ if __name__ == "__main__":
 
 import asyncio
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +118,11 @@ def soak(config: SoakConfig) -> bool:
     # Nothing may be refused here: overload is another script's business.
     room = 2 * config.clients * config.max_images
     command = ["-m", "engine", "--bundle", config.bundle.resolve(), "--max-queue", room, "--log-level", "warning"]
-    with tempfile.TemporaryDirectory() as folder:
-        with Server(command, Path(folder, "log")) as server, Usage(server.pid) as usage:
-            crowd = Crowd(server.target, orders, config.clients)
-            asyncio.run(send(crowd, config.minutes * 60))
-        code, said = server.process.returncode, server.log
+    with Server(command) as server, Usage(server.pid) as usage:
+        crowd = Crowd(server.target, orders, config.clients)
+        asyncio.run(send(crowd, config.minutes * 60))
     tally = crowd.tally
-    checks = verdicts(tally, growth(usage), code)
+    checks = verdicts(tally, growth(usage), server.process.returncode)
     print(f"{config.clients} clients, 1 to {config.max_images} images a request, {cores()} cores for both sides\n")
     report(orders, tally, usage)
     figures = {
@@ -143,13 +140,10 @@ def soak(config: SoakConfig) -> bool:
         "checks": checks,
     }
     write_json(config.json, figures)
-    return show_checks(checks, said)
+    return show_checks(checks, server.log)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    return run(SoakConfig, soak, __doc__, arguments)
-
+main = partial(run, SoakConfig, soak, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

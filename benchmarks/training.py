@@ -23,8 +23,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -343,10 +344,7 @@ def benchmark(config: SpeedConfig) -> bool:
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    return run(SpeedConfig, benchmark, __doc__, arguments)
-
+main = partial(run, SpeedConfig, benchmark, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

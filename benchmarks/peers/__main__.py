@@ -29,6 +29,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import psutil
@@ -217,10 +218,7 @@ def work(config: PeersConfig) -> bool:
     return whole
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; the exit code."""
-    return run(PeersConfig, work, __doc__, arguments)
-
+main = partial(run, PeersConfig, work, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

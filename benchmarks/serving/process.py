@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,21 +20,20 @@ class Server:
 
     Args:
         arguments: What Python is to run, for example ["-m", "engine", "--bundle", ...]; `--port` is added.
-        log: File for what it says on stderr.
         port: Where to listen; 0 takes a free one.
+        log: File for what it says on stderr; None: it can be asked for all the same.
     """
 
-    def __init__(self, arguments: Sequence[object], log: Path, port: int = 0) -> None:
-        self._log = log
+    def __init__(self, arguments: Sequence[object], port: int = 0, log: Path | None = None) -> None:
         self.target = ""
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *map(str, arguments), "--port", str(port)],
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-            )
+        self._log = log.open("w+b") if log else tempfile.TemporaryFile()  # noqa: SIM115 (read as long as there is a server)
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, arguments), "--port", str(port)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
 
     @property
     def pid(self) -> int:
@@ -42,7 +43,8 @@ class Server:
     @property
     def log(self) -> str:
         """What it wrote to stderr so far."""
-        return self._log.read_text(errors="replace")
+        said = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)  # leaves its place in the file
+        return said.decode(errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal, without waiting."""

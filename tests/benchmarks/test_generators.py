@@ -52,7 +52,7 @@ def kept_up(target: str, prepared: Prepared, size: int, in_flight: int, seconds:
 def test_open_loop_counts_waiting_from_the_intended_start(tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW_SERVER)
-    with Server([script], tmp_path / "log") as server:
+    with Server([script]) as server:
         outcome = offered(server.target, Prepared("/slow/Slow", b""), 0, rate=200, seconds=0.3)
     calls = outcome.calls
     assert len(calls) == 60
