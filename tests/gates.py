@@ -12,9 +12,6 @@ import numpy.typing as npt
 from servers import END_TO_END, ServerProcess
 from tiny_model import IMAGE_SIZE
 
-from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
-
 
 def constant(value: int, count: int = 1) -> npt.NDArray[np.uint8]:
     """Images [count, 8, 8, 3] that can be told from others in `Gate.batches`."""
@@ -58,16 +55,6 @@ def gated_server(bundle: Path, folder: Path, *options: str) -> Iterator[Gate]:
     """A gated server that serves; its gate is open."""
     with ServerProcess(gated_command(bundle, folder, *options), folder) as server:
         yield Gate(server, folder)
-
-
-def stub_of(channel: grpc.Channel) -> Any:
-    """Calls the methods as they are on the wire."""
-    return dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
-
-
-def raw_images(images: npt.NDArray[np.uint8]) -> pb.RawImages:
-    """Images [N, 8, 8, 3] as they are on the wire."""
-    return pb.RawImages(count=len(images), height=IMAGE_SIZE, width=IMAGE_SIZE, data=images.tobytes())
 
 
 def list_of(stream: Any) -> tuple[list[int], grpc.StatusCode]:

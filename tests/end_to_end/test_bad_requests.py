@@ -1,7 +1,6 @@
 """Every bad request gets its status and a message that helps, and the server goes on serving."""
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from servers import ServerProcess
+from serving.requests import file_batch
 from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of, random_images
 
 from engine.client import Client
 from engine.config import ServerConfig
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 
@@ -22,10 +21,6 @@ IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
 def raw(count: int = 1, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE, size: int | None = None) -> pb.ImageBatch:
     data = bytes(count * height * width * 3 if size is None else size)
     return pb.ImageBatch(raw=pb.RawImages(count=count, height=height, width=width, data=data))
-
-
-def files(*contents: bytes) -> pb.ImageBatch:
-    return pb.ImageBatch(files=pb.EncodedImages(files=contents))
 
 
 def picture(file_format: str, side: int = 20) -> bytes:
@@ -52,7 +47,7 @@ CASES = {
     "no images": (pb.EncodeRequest(), "has no images; set images.raw or images.files"),
     "empty batch": (pb.EncodeRequest(images=pb.ImageBatch()), "has no images"),
     "zero raw images": (pb.EncodeRequest(images=raw(0)), "images.raw.count: 0 images or latents; send at least one"),
-    "zero files": (pb.EncodeRequest(images=files()), "images.files is empty"),
+    "zero files": (pb.EncodeRequest(images=file_batch([])), "images.files is empty"),
     "wrong height": (pb.EncodeRequest(images=raw(height=9)), "must be 8x8 for this model, not 9x8"),
     "wrong size": (
         pb.EncodeRequest(images=raw(height=64, width=64)),
@@ -66,24 +61,24 @@ CASES = {
     "huge count": (pb.EncodeRequest(images=raw(2**32 - 1, size=0)), "a request may send at most 1024: send several"),
     "too many images": (pb.EncodeRequest(images=raw(1025)), ": 1025 images or latents; a request may send at most"),
     "too many files": (
-        pb.EncodeRequest(images=files(*[b""] * 1025)),
+        pb.EncodeRequest(images=file_batch([b""] * 1025)),
         ": 1025 images or latents; a request may send at most",
     ),
     "unknown file format": (
-        pb.EncodeRequest(images=files(picture("PNG"), picture("GIF"))),
+        pb.EncodeRequest(images=file_batch([picture("PNG"), picture("GIF")])),
         "images.files[1] is a GIF file, not a JPEG, PNG or WebP",
     ),
     "garbage file": (
-        pb.EncodeRequest(images=files(b"garbage")),
+        pb.EncodeRequest(images=file_batch([b"garbage"])),
         "images.files[0] is not a JPEG, PNG or WebP",
     ),
-    "empty file": (pb.EncodeRequest(images=files(b"")), "(it starts with nothing)"),
+    "empty file": (pb.EncodeRequest(images=file_batch([b""])), "(it starts with nothing)"),
     "truncated file": (
-        pb.EncodeRequest(images=files(picture("PNG")[:60])),
+        pb.EncodeRequest(images=file_batch([picture("PNG")[:60]])),
         "images.files[0] is damaged or truncated",
     ),
     "small file": (
-        pb.EncodeRequest(images=files(picture("PNG", 11))),
+        pb.EncodeRequest(images=file_batch([picture("PNG", 11)])),
         "11x11 pixels, smaller than the crop of 12",
     ),
     "no latents": (pb.DecodeRequest(), "latents.count: 0 images or latents; send at least one"),
@@ -145,13 +140,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def stub(server: ServerProcess) -> Iterator[Any]:
-    options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(server.target, options) as channel:
-        yield dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
-
-
 def check_refusal(call: Any, request: Any) -> tuple[str, str]:
     with pytest.raises(grpc.RpcError) as refusal:
         call(request, timeout=60)
@@ -190,7 +178,7 @@ def test_a_method_that_does_not_exist(server: ServerProcess) -> None:
 
 
 def test_a_message_beyond_the_limit(server: ServerProcess, stub: Any) -> None:
-    request = pb.EncodeRequest(images=files(bytes(ServerConfig.max_message_bytes)))
+    request = pb.EncodeRequest(images=file_batch([bytes(ServerConfig.max_message_bytes)]))
     status, details = check_refusal(stub.Encode, request)
     assert status == "RESOURCE_EXHAUSTED"
     assert str(ServerConfig.max_message_bytes) in details

@@ -12,11 +12,10 @@ from gates import constant, gated_server, until
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 from servers import ServerProcess
-from tiny_model import IMAGE_SIZE
+from serving.requests import raw_batch, stub_of
 
 from engine.client import Client
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def logged(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def stub(logged: ServerProcess) -> Iterator[Any]:
     with grpc.insecure_channel(logged.target) as channel:
-        yield dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        yield stub_of(channel)
 
 
 def refusal_of(call: Any, request: Any, **options: Any) -> grpc.RpcError:
@@ -85,9 +84,8 @@ def test_a_full_queue_says_when_to_try_again(tiny_bundle: Path, tmp_path: Path) 
         Client(gate.server.target, timeout=60) as client,
         grpc.insecure_channel(gate.server.target) as channel,
     ):
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
-        raw = pb.RawImages(count=20, height=IMAGE_SIZE, width=IMAGE_SIZE, data=constant(1, 20).tobytes())
-        request = pb.EncodeRequest(images=pb.ImageBatch(raw=raw))
+        stub = stub_of(channel)
+        request = pb.EncodeRequest(images=raw_batch(constant(1, 20)))
         gate.close()
         running = pool.submit(client.encode, constant(1))
         until(lambda: gate.batches() == ["encode 1"])

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gates import constant, gated_server, raw_images, stub_of
+from gates import constant, gated_server
 from gates import until as wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from servers import ServerProcess
 from serving import http2
 from serving.http2 import WINDOW_BYTES
+from serving.requests import file_batch, raw_batch, stub_of
 from wires import OWN_CONNECTION, Wire, in_loop, refusal_of, until
 
 from protos import dfcvae_pb2 as pb
@@ -114,7 +115,7 @@ async def test_unfinished_uploads_count_and_others_go_on(tiny_bundle: Path, tmp_
     options = ("--max-message-bytes", str(MESSAGE_BYTES), "--max-bytes-in-flight", str(most), "--metrics-port", "0")
     with server_of(tiny_bundle, tmp_path, *options, tokens=True) as server:
         async with grpc.aio.insecure_channel(server.target) as channel:
-            images = pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1))))
+            images = pb.EncodeRequest(images=raw_batch(constant(1)))
             encode = stub_of(channel).Encode
             await encode(images, metadata=metadata_of("bert"))
             before = server.memory()
@@ -150,13 +151,13 @@ def test_the_log_names_the_client_of_a_message_that_is_too_large(tiny_bundle: Pa
         grpc.insecure_channel(server.target) as channel,
     ):
         with pytest.raises(grpc.RpcError):
-            stub_of(channel).Encode(pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1, 20)))))
+            stub_of(channel).Encode(pb.EncodeRequest(images=raw_batch(constant(1, 20))))
         server.wait_for_log("Encode CANCELLED for 127.0.0.1 in 0.000 ms: the call ended before")
 
 
 def _source(size: int) -> pb.EditStreamRequest:
     """A source of files that are none."""
-    return pb.EditStreamRequest(images=pb.ImageBatch(files=pb.EncodedImages(files=[bytes(size)])))
+    return pb.EditStreamRequest(images=file_batch([bytes(size)]))
 
 
 def test_idle_streams_lock_nobody_out(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_idle_streams_lock_nobody_out(tiny_bundle: Path, tmp_path: Path) -> None
         wait_until(
             lambda: server.metric("dfcvae_bytes_in_flight") <= 10 * WINDOW_BYTES
         )  # nothing is left of the sources
-        images = pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1))))
+        images = pb.EncodeRequest(images=raw_batch(constant(1)))
         assert stub_of(channel).Encode(images, timeout=10).mu.count == 1
 
 
@@ -198,7 +199,7 @@ def test_a_stream_that_falls_silent_keeps_no_room_for_a_message(tiny_bundle: Pat
         requests: queue.Queue[pb.EditStreamRequest | None] = queue.Queue()
         stack.callback(requests.put, None)
         stream = stub_of(channel).EditStream(iter(requests.get, None))
-        source = pb.EditStreamRequest(images=pb.ImageBatch(raw=raw_images(constant(1, 500))))
+        source = pb.EditStreamRequest(images=raw_batch(constant(1, 500)))
         assert source.ByteSize() > WINDOW_BYTES
         requests.put(source)
         wait_until(lambda: held() > MESSAGE_BYTES)  # the server asks for the next while this one is unanswered
@@ -232,7 +233,7 @@ async def test_an_idle_stream_ends(tiny_bundle: Path, tmp_path: Path) -> None:
             stream = stub_of(channel).EditStream()
             for _ in range(4):  # longer than the limit, but never silent for so long
                 await asyncio.sleep(0.2)
-                await stream.write(pb.EditStreamRequest(images=pb.ImageBatch(raw=raw_images(constant(1)))))
+                await stream.write(pb.EditStreamRequest(images=raw_batch(constant(1))))
                 assert (await stream.read()).WhichOneof("outcome") == "edited"
             refusal = await refusal_of(stream.read())
             assert refusal.code() is grpc.StatusCode.ABORTED

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gates import constant, raw_images, stub_of
+from gates import constant
 from servers import ServerProcess
 from serving import http2
+from serving.requests import raw_batch, stub_of
 from wires import OWN_CONNECTION, Wire, in_loop, until
 
 from protos import dfcvae_pb2 as pb
 
 ENCODE = b"/dfcvae.v1.LatentEngine/Encode"
-IMAGES = pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1))))
+IMAGES = pb.EncodeRequest(images=raw_batch(constant(1)))
 REQUEST = IMAGES.SerializeToString()
 
 

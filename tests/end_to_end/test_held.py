@@ -7,11 +7,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 from bundles import write_tiny_bundle
-from gates import constant, gated_server, list_of, raw_images, stub_of
+from gates import constant, gated_server, list_of
 from gates import until as wait_until
 from servers import ServerProcess
 from serving import http2
 from serving.http2 import WINDOW_BYTES
+from serving.requests import file_batch, raw_batch, stub_of
 from tiny_model import LATENT_DIM
 from wires import Wire, in_loop, until
 
@@ -61,7 +62,7 @@ def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: 
 
     def requests() -> Iterator[pb.EditStreamRequest]:
         for value, count in ((1, 70), (2, 1)):
-            yield pb.EditStreamRequest(images=pb.ImageBatch(raw=raw_images(constant(value, count))))
+            yield pb.EditStreamRequest(images=raw_batch(constant(value, count)))
             turn.acquire()
 
     with (
@@ -83,7 +84,7 @@ def test_a_stream_is_read_ahead_by_no_more_images_than_a_request_may_have(tiny_b
     options = ["--max-images-per-request", "10", "--metrics-port", "0"]
     with gated_server(tiny_bundle, tmp_path, *options) as gate, grpc.insecure_channel(gate.server.target) as channel:
         gate.close()
-        images = pb.ImageBatch(raw=raw_images(constant(1, 4)))
+        images = raw_batch(constant(1, 4))
         stream = stub_of(channel).EditStream(pb.EditStreamRequest(images=images, id=number) for number in range(9))
 
         def received() -> float:
@@ -102,11 +103,11 @@ def test_failures_within_a_stream_are_seen(tiny_bundle: Path, tmp_path: Path) ->
         ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
-        images = pb.ImageBatch(raw=raw_images(constant(1)))
+        images = raw_batch(constant(1))
         steps = [
             pb.EditStreamRequest(images=images),
             pb.EditStreamRequest(edits=[pb.Edit(attribute="Halo", strength=1)]),
-            pb.EditStreamRequest(images=pb.ImageBatch(files=pb.EncodedImages(files=[b"xx"]))),
+            pb.EditStreamRequest(images=file_batch([b"xx"])),
         ]
         answers = list(stub_of(channel).EditStream(iter(steps)))
         assert [answer.WhichOneof("outcome") for answer in answers] == ["edited", "error", "error"]

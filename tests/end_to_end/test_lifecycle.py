@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
-from gates import constant, gated_command, gated_server, list_of, raw_images, stub_of, until
+from gates import constant, gated_command, gated_server, list_of, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripts import require_refused
 from servers import (
@@ -28,6 +28,7 @@ from servers import (
     run_python,
     start_python,
 )
+from serving.requests import raw_batch, stub_of
 from tiny_model import latents_of
 
 from engine.client import Client, ClientError
@@ -238,9 +239,7 @@ def test_sigterm_ends_streams_after_what_they_have_read(tiny_bundle: Path, tmp_p
         gated_server(tiny_bundle, tmp_path, "--grace-s", "3600", "--metrics-port", "0") as gate,
         grpc.insecure_channel(gate.server.target) as channel,
     ):
-        requests = [
-            pb.EditStreamRequest(images=pb.ImageBatch(raw=raw_images(constant(value))), id=value) for value in (1, 2, 3)
-        ]
+        requests = [pb.EditStreamRequest(images=raw_batch(constant(value)), id=value) for value in (1, 2, 3)]
         finished = threading.Event()
 
         def unfinished(first: list[pb.EditStreamRequest]) -> Iterator[pb.EditStreamRequest]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
-from gates import Gate, constant, gated_server, raw_images, stub_of, until
+from gates import Gate, constant, gated_server, until
 from servers import ServerProcess
+from serving.requests import file_batch, raw_batch, stub_of
 
 from protos import dfcvae_pb2 as pb
 
@@ -19,45 +20,38 @@ MIB = 2**20
 FAILING = 13  # see gated_server.py
 
 
-def files(*contents: bytes) -> pb.ImageBatch:
-    return pb.ImageBatch(files=pb.EncodedImages(files=contents))
-
-
-def raw(value: int = 1) -> pb.ImageBatch:
-    return pb.ImageBatch(raw=raw_images(constant(value)))
-
-
 SMILE = [pb.Edit(attribute="Smiling", strength=1)]
+ONE = raw_batch(constant(1))
 
 
 def answered(stub: Any, gate: Gate) -> None:
-    stub.Encode(pb.EncodeRequest(images=raw()))
-    stub.Edit(pb.EditRequest(images=raw(), edits=SMILE, output=pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)))
+    stub.Encode(pb.EncodeRequest(images=ONE))
+    stub.Edit(pb.EditRequest(images=ONE, edits=SMILE, output=pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)))
     stub.Sample(pb.SampleRequest(count=200))
 
 
 def refused(stub: Any, gate: Gate) -> None:
     for images in (
-        files(b"no image"),
-        files(b"no image", b"nor this"),
+        file_batch([b"no image"]),
+        file_batch([b"no image", b"nor this"]),
         pb.ImageBatch(),
         pb.ImageBatch(raw=pb.RawImages(count=1)),
     ):
         with pytest.raises(grpc.RpcError):
             stub.Edit(pb.EditRequest(images=images, edits=SMILE))
     with pytest.raises(grpc.RpcError):
-        stub.Encode(pb.EncodeRequest(images=raw(), model="Halo"))
+        stub.Encode(pb.EncodeRequest(images=ONE, model="Halo"))
 
 
 def failed(stub: Any, gate: Gate) -> None:
     with pytest.raises(grpc.RpcError) as error:
-        stub.Encode(pb.EncodeRequest(images=raw(FAILING)))
+        stub.Encode(pb.EncodeRequest(images=raw_batch(constant(FAILING))))
     assert error.value.code() is grpc.StatusCode.INTERNAL
 
 
 def cancelled(stub: Any, gate: Gate) -> None:
     gate.close()
-    calls = [stub.Encode.future(pb.EncodeRequest(images=raw())) for _ in range(3)]
+    calls = [stub.Encode.future(pb.EncodeRequest(images=ONE)) for _ in range(3)]
     until(lambda: bool(gate.batches()))
     for call in calls:
         call.cancel()
@@ -66,7 +60,7 @@ def cancelled(stub: Any, gate: Gate) -> None:
 
 def expired(stub: Any, gate: Gate) -> None:
     gate.close()
-    calls = [stub.Encode.future(pb.EncodeRequest(images=raw()), timeout=0.3) for _ in range(3)]
+    calls = [stub.Encode.future(pb.EncodeRequest(images=ONE), timeout=0.3) for _ in range(3)]
     for call in calls:
         with pytest.raises(grpc.RpcError):
             call.result()
@@ -75,12 +69,12 @@ def expired(stub: Any, gate: Gate) -> None:
 
 def streamed(stub: Any, gate: Gate) -> None:
     steps = [
-        (pb.EditStreamRequest(images=raw()), "edited"),
+        (pb.EditStreamRequest(images=ONE), "edited"),
         (pb.EditStreamRequest(edits=SMILE), "edited"),
-        (pb.EditStreamRequest(images=files(b"no image")), "error"),
+        (pb.EditStreamRequest(images=file_batch([b"no image"])), "error"),
         (pb.EditStreamRequest(edits=SMILE), "error"),
-        (pb.EditStreamRequest(images=raw(FAILING)), "error"),
-        (pb.EditStreamRequest(images=raw(), model="Halo"), "error"),
+        (pb.EditStreamRequest(images=raw_batch(constant(FAILING))), "error"),
+        (pb.EditStreamRequest(images=ONE, model="Halo"), "error"),
     ]
     turn = threading.Semaphore(1)  # one after the other, or the failing one would share its batch
 
@@ -97,7 +91,7 @@ def streamed(stub: Any, gate: Gate) -> None:
 def streamed_and_cancelled(stub: Any, gate: Gate) -> None:
     gate.close()
     calls = [
-        stub.EditStream(iter([pb.EditStreamRequest(images=raw()), pb.EditStreamRequest(edits=SMILE)])) for _ in range(3)
+        stub.EditStream(iter([pb.EditStreamRequest(images=ONE), pb.EditStreamRequest(edits=SMILE)])) for _ in range(3)
     ]
     until(lambda: bool(gate.batches()))
     for call in calls:
@@ -137,7 +131,7 @@ def garbage(gate: Gate, folder: Path) -> list[str]:
 
 def test_requests_that_are_refused_do_not_stay_in_memory(tiny_bundle: Path, tmp_path: Path) -> None:
     with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
-        request = pb.EditRequest(images=files(b"x" * 4 * MIB), edits=SMILE)
+        request = pb.EditRequest(images=file_batch([b"x" * 4 * MIB]), edits=SMILE)
         with grpc.insecure_channel(server.target) as channel:
             sizes = []
             for _ in range(60):

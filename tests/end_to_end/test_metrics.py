@@ -6,7 +6,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -15,11 +14,11 @@ from gates import constant, gated_server, until
 from prometheus_client.parser import text_string_to_metric_families
 from scripts import require_refused
 from servers import ROOT, ServerProcess, run_python
+from serving.requests import stub_of
 from tiny_model import LATENT_DIM, random_images
 
 from engine.client import Client, ClientError
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def test_the_figures_in_flight_are_those_of_the_moment(tiny_bundle: Path, tmp_pa
         gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate,
         grpc.insecure_channel(gate.server.target) as channel,
     ):
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         gate.close()
         request = pb.DecodeRequest(latents=pb.LatentBatch(count=1, dim=LATENT_DIM, data=bytes(4 * LATENT_DIM)))
         calls = [stub.Decode.future(request, timeout=60)]
@@ -101,7 +100,7 @@ def test_the_figures_in_flight_are_those_of_the_moment(tiny_bundle: Path, tmp_pa
 
 def test_streams_count_messages(measured: ServerProcess) -> None:
     with grpc.insecure_channel(measured.target) as channel:
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         latents = pb.LatentBatch(count=1, dim=LATENT_DIM, data=bytes(4 * LATENT_DIM))
         requests = [pb.EditStreamRequest(latents=latents), *[pb.EditStreamRequest()] * 9]
         answers = list(stub.EditStream(iter(requests), timeout=30))

@@ -12,10 +12,11 @@ from typing import Any
 
 import grpc
 import pytest
-from gates import constant, gated_server, list_of, raw_images, stub_of, until
+from gates import constant, gated_server, list_of, until
 from PIL import Image
 from servers import ServerProcess
-from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of
+from serving.requests import latent_batch, raw_batch, stub_of
+from tiny_model import IMAGE_SIZE, latents_of
 
 from engine.client import Client, ClientError
 from protos import dfcvae_pb2 as pb
@@ -69,7 +70,7 @@ def test_who_sends_on_into_a_full_queue_is_refused_unread(tiny_bundle: Path, tmp
         stub = stub_of(channel)
 
         def encode(count: int) -> Any:
-            return stub.Encode.future(pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(1, count)))))
+            return stub.Encode.future(pb.EncodeRequest(images=raw_batch(constant(1, count))))
 
         def received() -> float:
             return gate.server.metric("dfcvae_received_messages_total", method="Encode")
@@ -108,7 +109,7 @@ def test_what_is_held_at_once_is_limited(
     ):
         gate.close()
         latents = latents_of(constant(1, 60))
-        batch = pb.LatentBatch(count=60, dim=LATENT_DIM, data=latents.tobytes())
+        batch = latent_batch(latents)
         running = []
         for number in range(1, calls + 1):
             running.append(pool.submit(client.decode, latents))
@@ -134,7 +135,7 @@ def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path
         def received() -> float:
             return gate.server.metric("dfcvae_received_messages_total", method="EditStream")
 
-        images = pb.ImageBatch(raw=raw_images(constant(1, 70)))
+        images = raw_batch(constant(1, 70))
         begin = threading.Event()
 
         def requests() -> Iterator[pb.EditStreamRequest]:
@@ -167,7 +168,7 @@ def test_what_nobody_waits_for_is_not_computed(tiny_bundle: Path, tmp_path: Path
         gate.close()
         running = pool.submit(client.encode, constant(1))
         until(lambda: gate.batches() == ["encode 1"])
-        request = pb.EncodeRequest(images=pb.ImageBatch(raw=raw_images(constant(77, 20))))
+        request = pb.EncodeRequest(images=raw_batch(constant(77, 20)))
         if way == "deadline":
             with pytest.raises(grpc.RpcError) as late:
                 stub.Encode(request, timeout=1)

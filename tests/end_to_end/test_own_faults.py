@@ -4,8 +4,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gates import stub_of
 from servers import ServerProcess
+from serving.requests import file_batch, stub_of
 
 from protos import dfcvae_pb2 as pb
 
@@ -37,7 +37,7 @@ PICTURE = bytes.fromhex(
 def test_faults_beside_the_file_are_not_the_clients(
     tiny_bundle: Path, tmp_path: Path, error: str, code: grpc.StatusCode, message: str
 ) -> None:
-    images = pb.ImageBatch(files=pb.EncodedImages(files=[PICTURE]))
+    images = file_batch([PICTURE])
     command = ["-c", FAULTY.format(error=error), "--bundle", str(tiny_bundle)]
     with ServerProcess(command, tmp_path) as server, grpc.insecure_channel(server.target) as channel:
         with pytest.raises(grpc.RpcError) as refusal:

@@ -2,7 +2,6 @@
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -10,12 +9,12 @@ import pytest
 from bundles import write_tiny_bundle
 from gates import until
 from servers import ServerProcess
+from serving.requests import stub_of
 from tiny_model import latents_of, random_images
 
 from engine.bundle import MANIFEST
 from engine.client import Client
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 
 def replace_bundle(folder: Path, crop: int) -> None:
@@ -27,7 +26,7 @@ def replace_bundle(folder: Path, crop: int) -> None:
 
 def model_of(server: ServerProcess, name: str = "") -> pb.GetModelResponse:
     with grpc.insecure_channel(server.target) as channel:
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         answer: pb.GetModelResponse = stub.GetModel(pb.GetModelRequest(model=name), timeout=30)
     return answer
 

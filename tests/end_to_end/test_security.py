@@ -15,11 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 from servers import ServerProcess, run_python
+from serving.requests import raw_batch, stub_of
 from tiny_model import IMAGE_SIZE, random_images
 
 from engine.client import Client, ClientError
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 ANNA, BERT = "a" * 32, "b" * 32
 HEALTH = health_pb2.HealthCheckRequest()
@@ -30,13 +30,7 @@ def bearer(token: str) -> list[tuple[str, str]]:
 
 
 def encode_request(count: int = 1) -> pb.EncodeRequest:
-    data = random_images(count, seed=1).tobytes()
-    raw = pb.RawImages(count=count, height=IMAGE_SIZE, width=IMAGE_SIZE, data=data)
-    return pb.EncodeRequest(images=pb.ImageBatch(raw=raw))
-
-
-def stub_of(channel: grpc.Channel) -> Any:
-    return dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+    return pb.EncodeRequest(images=raw_batch(random_images(count, seed=1)))
 
 
 def refusal_of(call: Any, *arguments: Any, **options: Any) -> grpc.RpcError:

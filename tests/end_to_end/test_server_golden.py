@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import ServerProcess, run_python
+from serving.requests import file_batch, latent_batch, raw_batch
 from tiny_model import LATENT_DIM, latents_of, random_images
 
 from engine.latents import Gaussian
@@ -31,52 +32,58 @@ GOLDEN = Path(__file__).with_name("golden") / "server.json"
 SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"].full_name
 
 
-def raw(count: int, seed: int) -> pb.ImageBatch:
-    images = random_images(count, seed)
-    return pb.ImageBatch(raw=pb.RawImages(count=count, height=8, width=8, data=images.tobytes()))
-
-
 def png(seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(random_images(1, seed)[0]).save(file, "PNG")
     return file.getvalue()
 
 
-def latents(count: int, seed: int) -> pb.LatentBatch:
-    return pb.LatentBatch(count=count, dim=LATENT_DIM, data=latents_of(random_images(count, seed)).tobytes())
-
-
 SMILE = pb.Edit(attribute="Smiling", strength=1.5)
 ALONG = pb.Edit(direction=np.linspace(-9, 9, LATENT_DIM, dtype=np.float32).tobytes(), strength=-0.5)
-FILES = pb.ImageBatch(files=pb.EncodedImages(files=[png(5), png(6)]))
+FILES = file_batch([png(5), png(6)])
 AS_PNG = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)
 BOTH, LATENTS = pb.EDIT_RESULT_IMAGES_AND_LATENTS, pb.EDIT_RESULT_LATENTS
 
 REQUESTS: dict[str, tuple[str, Message | bytes]] = {
-    "encode raw": ("Encode", pb.EncodeRequest(images=raw(3, 1))),
+    "encode raw": ("Encode", pb.EncodeRequest(images=raw_batch(random_images(3, 1)))),
     "encode files": ("Encode", pb.EncodeRequest(images=FILES, priority=pb.PRIORITY_BACKGROUND)),
-    "decode": ("Decode", pb.DecodeRequest(latents=latents(2, 2))),
-    "decode to files": ("Decode", pb.DecodeRequest(latents=latents(2, 2), output=AS_PNG)),
-    "edit raw": ("Edit", pb.EditRequest(images=raw(2, 3), edits=[SMILE, ALONG], keep=["Male"], result=BOTH)),
+    "decode": ("Decode", pb.DecodeRequest(latents=latent_batch(latents_of(random_images(2, 2))))),
+    "decode to files": (
+        "Decode",
+        pb.DecodeRequest(latents=latent_batch(latents_of(random_images(2, 2))), output=AS_PNG),
+    ),
+    "edit raw": (
+        "Edit",
+        pb.EditRequest(images=raw_batch(random_images(2, 3)), edits=[SMILE, ALONG], keep=["Male"], result=BOTH),
+    ),
     "edit files": ("Edit", pb.EditRequest(images=FILES, edits=[SMILE], output=AS_PNG, model="golden")),
-    "edit latents": ("Edit", pb.EditRequest(latents=latents(1, 4), edits=[ALONG])),
-    "edit to latents": ("Edit", pb.EditRequest(images=raw(1, 3), edits=[SMILE], result=LATENTS)),
+    "edit latents": ("Edit", pb.EditRequest(latents=latent_batch(latents_of(random_images(1, 4))), edits=[ALONG])),
+    "edit to latents": ("Edit", pb.EditRequest(images=raw_batch(random_images(1, 3)), edits=[SMILE], result=LATENTS)),
     "walk": (
         "Interpolate",
         pb.InterpolateRequest(
-            start=pb.WalkEnd(images=raw(2, 7)), end=pb.WalkEnd(latents=latents(2, 8)), steps=4, result=BOTH
+            start=pb.WalkEnd(images=raw_batch(random_images(2, 7))),
+            end=pb.WalkEnd(latents=latent_batch(latents_of(random_images(2, 8)))),
+            steps=4,
+            result=BOTH,
         ),
     ),
     "walk along an arc": (
         "Interpolate",
         pb.InterpolateRequest(
-            start=pb.WalkEnd(images=raw(2, 7)), end=pb.WalkEnd(images=FILES), steps=3, walk=pb.WALK_SPHERICAL
+            start=pb.WalkEnd(images=raw_batch(random_images(2, 7))),
+            end=pb.WalkEnd(images=FILES),
+            steps=3,
+            walk=pb.WALK_SPHERICAL,
         ),
     ),
     "arc of one pair": (
         "Interpolate",
         pb.InterpolateRequest(
-            start=pb.WalkEnd(images=raw(1, 7)), end=pb.WalkEnd(images=raw(1, 8)), steps=3, walk=pb.WALK_SPHERICAL
+            start=pb.WalkEnd(images=raw_batch(random_images(1, 7))),
+            end=pb.WalkEnd(images=raw_batch(random_images(1, 8))),
+            steps=3,
+            walk=pb.WALK_SPHERICAL,
         ),
     ),
     "sample": ("Sample", pb.SampleRequest(count=3, seed=9, result=BOTH)),
@@ -88,21 +95,26 @@ REQUESTS: dict[str, tuple[str, Message | bytes]] = {
     ),
     "model": ("GetModel", pb.GetModelRequest()),
     "no image": ("Encode", pb.EncodeRequest()),
-    "no edits": ("Edit", pb.EditRequest(images=raw(1, 1))),
-    "no such attribute": ("Edit", pb.EditRequest(images=raw(1, 1), edits=[pb.Edit(attribute="Bald")])),
-    "no such model": ("Decode", pb.DecodeRequest(latents=latents(1, 1), model="none")),
-    "no picture": ("Encode", pb.EncodeRequest(images=pb.ImageBatch(files=pb.EncodedImages(files=[b"no picture"])))),
+    "no edits": ("Edit", pb.EditRequest(images=raw_batch(random_images(1, 1)))),
+    "no such attribute": (
+        "Edit",
+        pb.EditRequest(images=raw_batch(random_images(1, 1)), edits=[pb.Edit(attribute="Bald")]),
+    ),
+    "no such model": ("Decode", pb.DecodeRequest(latents=latent_batch(latents_of(random_images(1, 1))), model="none")),
+    "no picture": ("Encode", pb.EncodeRequest(images=file_batch([b"no picture"]))),
     "latents of another size": ("Decode", pb.DecodeRequest(latents=pb.LatentBatch(count=1, dim=3, data=b"0" * 12))),
     "too many samples": ("Sample", pb.SampleRequest(count=10**6)),
     "no message": ("Edit", b"\xff\xff"),
 }
 STREAM = [
     pb.EditStreamRequest(edits=[SMILE], id=1),
-    pb.EditStreamRequest(images=raw(1, 1), edits=[SMILE], id=2),
+    pb.EditStreamRequest(images=raw_batch(random_images(1, 1)), edits=[SMILE], id=2),
     pb.EditStreamRequest(edits=[ALONG], result=BOTH, id=3),
-    pb.EditStreamRequest(images=pb.ImageBatch(files=pb.EncodedImages(files=[b"no picture"])), id=4),
+    pb.EditStreamRequest(images=file_batch([b"no picture"]), id=4),
     pb.EditStreamRequest(edits=[SMILE], id=5),
-    pb.EditStreamRequest(latents=latents(2, 2), edits=[pb.Edit(attribute="Bald")], id=6),
+    pb.EditStreamRequest(
+        latents=latent_batch(latents_of(random_images(2, 2))), edits=[pb.Edit(attribute="Bald")], id=6
+    ),
     pb.EditStreamRequest(result=LATENTS, id=7),
 ]
 

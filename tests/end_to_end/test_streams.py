@@ -8,34 +8,21 @@ from typing import Any
 import grpc
 import numpy as np
 import numpy.typing as npt
-import pytest
 from bundles import smile_more, write_tiny_bundle
 from gates import constant, gated_server, until
 from servers import ServerProcess
-from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images, tiny_directions
+from serving.requests import floats_of, latent_batch, pixels_of, raw_batch, stub_of
+from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 SMILE = tiny_directions()["Smiling"]
-
-
-@pytest.fixture
-def stub(server: ServerProcess) -> Iterator[Any]:
-    with grpc.insecure_channel(server.target, [("grpc.max_receive_message_length", -1)]) as channel:
-        yield dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
-
-
-def raw(images: npt.NDArray[np.uint8]) -> pb.ImageBatch:
-    return pb.ImageBatch(
-        raw=pb.RawImages(count=len(images), height=IMAGE_SIZE, width=IMAGE_SIZE, data=images.tobytes())
-    )
 
 
 def step(images: npt.NDArray[np.uint8] | None = None, smile: float | None = None, **fields: Any) -> Any:
     request = pb.EditStreamRequest(**fields)
     if images is not None:
-        request.images.CopyFrom(raw(images))
+        request.images.CopyFrom(raw_batch(images))
     if smile is not None:
         request.edits.add(attribute="Smiling", strength=smile)
     return request
@@ -43,8 +30,7 @@ def step(images: npt.NDArray[np.uint8] | None = None, smile: float | None = None
 
 def pixels(answer: pb.EditStreamResponse) -> npt.NDArray[np.uint8]:
     assert answer.WhichOneof("outcome") == "edited", answer.error
-    batch = answer.edited.images.raw
-    return np.frombuffer(batch.data, np.uint8).reshape(batch.count, batch.height, batch.width, 3)
+    return pixels_of(answer.edited.images)
 
 
 def run(stub: Any, requests: Iterable[pb.EditStreamRequest]) -> list[pb.EditStreamResponse]:
@@ -69,7 +55,7 @@ def test_a_slider_edits_the_last_source_again(stub: Any) -> None:
 
 def test_a_slider_move_costs_only_a_decode(tiny_bundle: Path, tmp_path: Path) -> None:
     with gated_server(tiny_bundle, tmp_path) as gate, grpc.insecure_channel(gate.server.target) as channel:
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         gate.close()
         gate.open()
         run(stub, [step(constant(7), 1.0), step(smile=2.0), step(smile=3.0)])
@@ -80,15 +66,13 @@ def test_a_slider_move_costs_only_a_decode(tiny_bundle: Path, tmp_path: Path) ->
 
 def test_latents_are_a_source_too_and_come_back_when_asked_for(stub: Any) -> None:
     latents = latents_of(random_images(2, seed=3))
-    request = pb.EditStreamRequest(
-        latents=pb.LatentBatch(count=2, dim=LATENT_DIM, data=latents.tobytes()), result=pb.EDIT_RESULT_LATENTS
-    )
+    request = pb.EditStreamRequest(latents=latent_batch(latents), result=pb.EDIT_RESULT_LATENTS)
     both = pb.EDIT_RESULT_IMAGES_AND_LATENTS
     first, second = run(stub, [request, step(smile=1.0, result=both)])
     assert not first.edited.HasField("images")
-    np.testing.assert_array_equal(np.frombuffer(first.edited.latents.data, "<f4"), latents.ravel())
+    np.testing.assert_array_equal(floats_of(first.edited.latents), latents)
     moved = latents + SMILE
-    np.testing.assert_array_equal(np.frombuffer(second.edited.latents.data, "<f4"), moved.ravel())
+    np.testing.assert_array_equal(floats_of(second.edited.latents), moved)
     np.testing.assert_array_equal(pixels(second), images_of(moved))
 
 
@@ -146,7 +130,7 @@ def test_a_client_that_does_not_read_is_not_read(tiny_bundle: Path, tmp_path: Pa
         ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server,
         grpc.insecure_channel(server.target, [("grpc.max_receive_message_length", -1)]) as channel,
     ):
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         call = stub.EditStream(requests(), timeout=120)
         first = next(call)
         settled, before = threading.Event(), -1
@@ -160,7 +144,7 @@ def test_a_client_that_does_not_read_is_not_read(tiny_bundle: Path, tmp_path: Pa
 
 def test_a_cancelled_stream_leaves_the_server_well(tiny_bundle: Path, tmp_path: Path) -> None:
     with gated_server(tiny_bundle, tmp_path) as gate, grpc.insecure_channel(gate.server.target) as channel:
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         gate.close()
         call = stub.EditStream(iter([step(constant(value), 0.0) for value in (21, 22, 23, 24)]))
         until(lambda: len(gate.batches()) == 1)
@@ -185,7 +169,7 @@ def test_a_stream_outlives_a_reload_of_its_model(tmp_path: Path) -> None:
         ServerProcess(["-m", "engine", "--bundle", str(bundle), "--reload-every-s", "0.05"], tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         old = stub.GetModel(pb.GetModelRequest()).fingerprint
         call = stub.EditStream(requests(), timeout=60)
         np.testing.assert_array_equal(pixels(next(call)), images_of(latents_of(images) + SMILE))

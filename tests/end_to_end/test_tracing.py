@@ -23,11 +23,11 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from scripts import require_refused
 from servers import ServerProcess, run_python
+from serving.requests import stub_of
 from tiny_model import LATENT_DIM
 
 from engine.client import Client, ClientError
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = ("traceparent", f"00-{TRACE}-{PARENT}-01")
@@ -85,7 +85,7 @@ def attributes(span: Span) -> dict[str, str | int]:
 
 def make_calls(server: ServerProcess) -> None:
     with grpc.insecure_channel(server.target) as channel:
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         latents = pb.LatentBatch(count=3, dim=LATENT_DIM, data=np.zeros((3, LATENT_DIM), "<f4").tobytes())
         metadata = [TRACEPARENT, ("x-request-id", "traced-1")]
         stub.Decode(pb.DecodeRequest(latents=latents), metadata=metadata, timeout=30)

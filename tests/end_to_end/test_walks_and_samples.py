@@ -1,61 +1,41 @@
 """Interpolate, Sample and wishes of a real server."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 import pytest
 from bundles import add_prior, reseal, write_tiny_bundle
-from gates import gated_server, raw_images, stub_of, until
+from gates import gated_server, until
 from PIL import Image
 from servers import ServerProcess
-from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images, tiny_directions
+from serving.requests import file_batch, floats_of, latent_batch, pixels_of, raw_batch, stub_of
+from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
 from engine.latents import Gaussian, Mixture, Wishes, linear, spherical
 from protos import dfcvae_pb2 as pb
-from protos import dfcvae_pb2_grpc
 
 LATENTS, BOTH = pb.EDIT_RESULT_LATENTS, pb.EDIT_RESULT_IMAGES_AND_LATENTS
-
-
-@pytest.fixture
-def stub(server: ServerProcess) -> Iterator[Any]:
-    with grpc.insecure_channel(server.target, [("grpc.max_receive_message_length", -1)]) as channel:
-        yield dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
-
-
-def raw(images: npt.NDArray[np.uint8]) -> pb.ImageBatch:
-    return pb.ImageBatch(raw=raw_images(images))
-
-
-def latent_batch(latents: npt.NDArray[np.float32]) -> pb.LatentBatch:
-    return pb.LatentBatch(count=len(latents), dim=LATENT_DIM, data=latents.tobytes())
-
-
-def floats(batch: pb.LatentBatch) -> npt.NDArray[np.float32]:
-    return np.frombuffer(batch.data, "<f4").reshape(batch.count, batch.dim)
-
-
-def pixels(batch: pb.ImageBatch) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(batch.raw.data, np.uint8).reshape(batch.raw.count, IMAGE_SIZE, IMAGE_SIZE, 3)
 
 
 @pytest.mark.parametrize(("walk", "path"), [(pb.WALK_UNSPECIFIED, linear), (pb.WALK_SPHERICAL, spherical)])
 @pytest.mark.parametrize("ends", ["images", "latents", "mixed"])
 def test_walks_go_pair_by_pair_from_end_to_end(stub: Any, walk: Any, path: Any, ends: str) -> None:
     start, end = random_images(3, seed=1), random_images(3, seed=2)
-    first = pb.WalkEnd(images=raw(start)) if ends != "latents" else pb.WalkEnd(latents=latent_batch(latents_of(start)))
-    last = pb.WalkEnd(images=raw(end)) if ends == "images" else pb.WalkEnd(latents=latent_batch(latents_of(end)))
+    first = (
+        pb.WalkEnd(images=raw_batch(start))
+        if ends != "latents"
+        else pb.WalkEnd(latents=latent_batch(latents_of(start)))
+    )
+    last = pb.WalkEnd(images=raw_batch(end)) if ends == "images" else pb.WalkEnd(latents=latent_batch(latents_of(end)))
     answer = stub.Interpolate(pb.InterpolateRequest(start=first, end=last, steps=5, walk=walk, result=BOTH))
     expected = path(latents_of(start), latents_of(end), 5)
-    np.testing.assert_array_equal(floats(answer.latents), expected)
-    np.testing.assert_array_equal(pixels(answer.images), images_of(expected))
-    np.testing.assert_array_equal(pixels(answer.images)[::5], start)
+    np.testing.assert_array_equal(floats_of(answer.latents), expected)
+    np.testing.assert_array_equal(pixels_of(answer.images), images_of(expected))
+    np.testing.assert_array_equal(pixels_of(answer.images)[::5], start)
 
 
 def test_a_walk_between_files_comes_back_as_files(stub: Any) -> None:
@@ -64,9 +44,7 @@ def test_a_walk_between_files_comes_back_as_files(stub: Any) -> None:
         Image.new("RGB", (20, 20), colour).save(content, "PNG")
         return content.getvalue()
 
-    black, white = (
-        pb.WalkEnd(images=pb.ImageBatch(files=pb.EncodedImages(files=[file(colour)]))) for colour in ("black", "white")
-    )
+    black, white = (pb.WalkEnd(images=file_batch([file(colour)])) for colour in ("black", "white"))
     output = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)
     answer = stub.Interpolate(pb.InterpolateRequest(start=black, end=white, steps=3, output=output))
     levels = [np.asarray(Image.open(io.BytesIO(one)))[0, 0, 0] for one in answer.images.files.files]
@@ -79,25 +57,25 @@ def test_samples_are_those_of_their_seed(stub: Any) -> None:
 
     answer = sample(4, seed=7, result=BOTH)
     expected = Gaussian.standard(LATENT_DIM).draw(4, 7)
-    np.testing.assert_array_equal(floats(answer.latents), expected)
-    np.testing.assert_array_equal(pixels(answer.images), images_of(expected))
-    np.testing.assert_array_equal(floats(sample(2, seed=7, result=LATENTS).latents), expected[:2])
-    assert not np.array_equal(floats(sample(4, seed=8, result=LATENTS).latents), expected)
-    colder = floats(sample(4, seed=7, temperature=0.5, result=LATENTS).latents)
+    np.testing.assert_array_equal(floats_of(answer.latents), expected)
+    np.testing.assert_array_equal(pixels_of(answer.images), images_of(expected))
+    np.testing.assert_array_equal(floats_of(sample(2, seed=7, result=LATENTS).latents), expected[:2])
+    assert not np.array_equal(floats_of(sample(4, seed=8, result=LATENTS).latents), expected)
+    colder = floats_of(sample(4, seed=7, temperature=0.5, result=LATENTS).latents)
     np.testing.assert_allclose(colder, expected / 2, rtol=1e-6)
-    assert not floats(sample(1, seed=7, temperature=0, result=LATENTS).latents).any()
+    assert not floats_of(sample(1, seed=7, temperature=0, result=LATENTS).latents).any()
 
 
 def test_large_requests_get_the_same_as_small_ones(stub: Any) -> None:
     sampled = stub.Sample(pb.SampleRequest(count=1024, seed=7, result=BOTH))
     expected = Gaussian.standard(LATENT_DIM).draw(1024, 7)
-    np.testing.assert_array_equal(floats(sampled.latents), expected)
-    np.testing.assert_array_equal(pixels(sampled.images), images_of(expected))
+    np.testing.assert_array_equal(floats_of(sampled.latents), expected)
+    np.testing.assert_array_equal(pixels_of(sampled.images), images_of(expected))
     start, end = latents_of(random_images(32, seed=1)), latents_of(random_images(32, seed=2))
     first, last = pb.WalkEnd(latents=latent_batch(start)), pb.WalkEnd(latents=latent_batch(end))
     walk = pb.InterpolateRequest(start=first, end=last, steps=32, walk=pb.WALK_SPHERICAL, result=BOTH)
     walked = stub.Interpolate(walk)
-    np.testing.assert_array_equal(floats(walked.latents), spherical(start, end, 32))
+    np.testing.assert_array_equal(floats_of(walked.latents), spherical(start, end, 32))
     opposite = pb.InterpolateRequest(start=END, end=OPPOSITE, steps=1024, walk=pb.WALK_SPHERICAL)
     with pytest.raises(grpc.RpcError, match="opposite"):
         stub.Interpolate(opposite, timeout=60)
@@ -115,16 +93,16 @@ def test_a_bundle_draws_from_the_priors_that_it_has(tmp_path: Path, mixed: bool)
         ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
-        stub: Any = dfcvae_pb2_grpc.LatentEngineStub(channel)  # type: ignore[no-untyped-call]
+        stub = stub_of(channel)
         known = stub.GetModel(pb.GetModelRequest()).distributions
         assert list(known) == list(priors)
         for distribution, prior in {pb.DISTRIBUTION_UNSPECIFIED: priors[known[0]], **priors}.items():
             answer = stub.Sample(pb.SampleRequest(count=9, seed=1, distribution=distribution, result=LATENTS))
-            np.testing.assert_array_equal(floats(answer.latents), prior.draw(9, 1))
-        ends = floats(stub.Sample(pb.SampleRequest(count=2, result=LATENTS)).latents)
+            np.testing.assert_array_equal(floats_of(answer.latents), prior.draw(9, 1))
+        ends = floats_of(stub.Sample(pb.SampleRequest(count=2, result=LATENTS)).latents)
         start, end = (pb.WalkEnd(latents=latent_batch(one[None])) for one in ends)
         walk = pb.InterpolateRequest(start=start, end=end, steps=5, walk=pb.WALK_SPHERICAL, result=LATENTS)
-        points = floats(stub.Interpolate(walk).latents)
+        points = floats_of(stub.Interpolate(walk).latents)
         np.testing.assert_array_equal(points, spherical(ends[:1], ends[1:], 5, fitted.mean))
 
 
@@ -135,37 +113,37 @@ def test_samples_have_what_is_wished(stub: Any) -> None:
     answer = sample(300)
     drawn = Gaussian.standard(LATENT_DIM).draw(300, 7)
     expected = Wishes.of(tiny_directions(), ["Smiling"], ["Male"]).grant(drawn)
-    np.testing.assert_array_equal(floats(answer.latents), expected)
-    np.testing.assert_array_equal(pixels(answer.images), images_of(expected))
-    np.testing.assert_array_equal(floats(sample(2).latents), expected[:2])
-    np.testing.assert_allclose(floats(answer.latents)[:, ::3].mean(axis=1), 130, rtol=1e-3)  # 13 times 10
+    np.testing.assert_array_equal(floats_of(answer.latents), expected)
+    np.testing.assert_array_equal(pixels_of(answer.images), images_of(expected))
+    np.testing.assert_array_equal(floats_of(sample(2).latents), expected[:2])
+    np.testing.assert_allclose(floats_of(answer.latents)[:, ::3].mean(axis=1), 130, rtol=1e-3)  # 13 times 10
 
 
 @pytest.mark.parametrize("encoded", [True, False])
 @pytest.mark.parametrize("count", [3, 300])  # on the event loop, and off it
 def test_faces_are_moved_to_what_is_wished(stub: Any, encoded: bool, count: int) -> None:
     images = random_images(count, seed=4)
-    source: Any = {"images": raw(images)} if encoded else {"latents": latent_batch(latents_of(images))}
+    source: Any = {"images": raw_batch(images)} if encoded else {"latents": latent_batch(latents_of(images))}
     wished: Any = {"having": ["Smiling"], "lacking": ["Male"], "keep": ["Eyeglasses"]}
     directions = tiny_directions()
     wishes = Wishes.of(directions, *wished.values())
     moved = latents_of(images) + directions.move([("Smiling", -2.0)], ["Eyeglasses"]).step
     for edits, latents in (([], latents_of(images)), ([pb.Edit(attribute="Smiling", strength=-2)], moved)):
         answer = stub.Edit(pb.EditRequest(edits=edits, result=BOTH, **source, **wished))
-        np.testing.assert_array_equal(floats(answer.latents), wishes.grant(latents))
-        np.testing.assert_array_equal(pixels(answer.images), images_of(wishes.grant(latents)))
+        np.testing.assert_array_equal(floats_of(answer.latents), wishes.grant(latents))
+        np.testing.assert_array_equal(pixels_of(answer.images), images_of(wishes.grant(latents)))
         only = stub.Edit(pb.EditRequest(edits=edits, result=LATENTS, **source, **wished))
-        np.testing.assert_array_equal(floats(only.latents), wishes.grant(latents))
+        np.testing.assert_array_equal(floats_of(only.latents), wishes.grant(latents))
 
 
 def test_a_stream_grants_wishes_of_its_last_source(stub: Any) -> None:
     images = random_images(2, seed=5)
-    first = pb.EditStreamRequest(images=raw(images), having=["Smiling"], id=1)
+    first = pb.EditStreamRequest(images=raw_batch(images), having=["Smiling"], id=1)
     steps = [first, pb.EditStreamRequest(lacking=["Smiling"], id=2), pb.EditStreamRequest(having=["Bald"], id=3)]
     *answers, refused = stub.EditStream(iter(steps), timeout=60)
     for answer, sides in zip(answers, ((["Smiling"], []), ([], ["Smiling"])), strict=True):
         expected = Wishes.of(tiny_directions(), *sides).grant(latents_of(images))
-        np.testing.assert_array_equal(pixels(answer.edited.images), images_of(expected))
+        np.testing.assert_array_equal(pixels_of(answer.edited.images), images_of(expected))
     assert "unknown attribute 'Bald'" in refused.error.message
 
 
@@ -226,7 +204,7 @@ BAD = {
         "steps: 1025 images or latents; a request may ask for",
     ),
     "unequal ends": (
-        pb.InterpolateRequest(start=END, end=pb.WalkEnd(images=raw(random_images(2, seed=1))), steps=2),
+        pb.InterpolateRequest(start=END, end=pb.WalkEnd(images=raw_batch(random_images(2, seed=1))), steps=2),
         "start has 1 images or latents, end has 2",
     ),
     "unknown walk": (pb.InterpolateRequest(start=END, end=END, steps=2, walk=UNKNOWN), "walk is 9"),

@@ -6,6 +6,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving.requests import file_batch
 from tiny_model import LATENT_DIM
 
 from engine.bundle import Bundle
@@ -28,7 +29,7 @@ def test_large_requests_are_read_as_protobuf_does() -> None:
     found = parse(data)
     assert (found.edits, found.keep, found.output) == (request.edits, request.keep, request.output)
     assert (found.images.WhichOneof("images"), found.images.raw.data) == ("raw", request.images.raw.data)
-    files = pb.EditRequest(images=pb.ImageBatch(files=pb.EncodedImages(files=[bytes(500)] * 1024)))
+    files = pb.EditRequest(images=file_batch([bytes(500)] * 1024))
     assert parse(files.SerializeToString()) == files
 
 

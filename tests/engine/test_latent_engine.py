@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from gates import raw_images
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import ROOT
+from serving.requests import raw_batch
 from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
 from engine.access.admission import Guards
@@ -155,7 +155,7 @@ def test_each_request_of_a_batch_is_moved_by_its_own_edits(tiny_bundle: Path) ->
             else pb.Edit(direction=target.tobytes(), strength=strength)
             for target, strength in edits
         ]
-        batch = pb.ImageBatch(raw=raw_images(pixels))
+        batch = raw_batch(pixels)
         return pb.EditRequest(images=batch, edits=targets, keep=keep, result=pb.EDIT_RESULT_IMAGES_AND_LATENTS)
 
     async def scenario(engine: LatentEngine) -> None:
@@ -173,7 +173,7 @@ def test_each_request_of_a_batch_is_moved_by_its_own_edits(tiny_bundle: Path) ->
 
 def test_an_edit_passes_few_files(tiny_bundle: Path) -> None:
     request = pb.EditRequest(
-        images=pb.ImageBatch(raw=raw_images(random_images(32, seed=1))),
+        images=raw_batch(random_images(32, seed=1)),
         edits=[pb.Edit(attribute="Smiling", strength=1)],
     ).SerializeToString()
     files: set[str] = set()

@@ -6,11 +6,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from gates import raw_images, stub_of
 from google.protobuf.message import DecodeError, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import ServerProcess
+from serving.requests import file_batch, raw_batch, stub_of
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.errors import InvalidRequest
@@ -94,7 +94,7 @@ def test_pixels_are_views_of_the_request_and_the_rest_is_small(request_: Any, pa
     "request_",
     [
         pb.EditRequest(latents=pb.LatentBatch(count=4, dim=32, data=PIXELS)),
-        pb.EditRequest(images=pb.ImageBatch(files=pb.EncodedImages(files=[PIXELS]))),
+        pb.EditRequest(images=file_batch([PIXELS])),
         pb.EditRequest(edits=[pb.Edit(direction=PIXELS)]),
         pb.SampleRequest(model="m" * 5000),
         pb.GetModelRequest(),
@@ -138,7 +138,7 @@ def test_the_last_field_of_a_oneof_counts() -> None:
 
 def test_a_server_reads_large_requests_as_small_ones(server: ServerProcess) -> None:
     images, others = random_images(500, seed=1), random_images(500, seed=2)
-    source = pb.ImageBatch(raw=raw_images(images))
+    source = raw_batch(images)
     edits = [pb.Edit(attribute="Smiling", strength=2)]
     smiling = images_of(latents_of(images) + 2 * tiny_directions().vectors[0]).tobytes()
     with grpc.insecure_channel(server.target) as channel:
@@ -150,7 +150,7 @@ def test_a_server_reads_large_requests_as_small_ones(server: ServerProcess) -> N
             assert response.edited.images.raw.data == smiling
         walk = pb.InterpolateRequest(steps=2, result=pb.EDIT_RESULT_LATENTS)
         walk.start.images.CopyFrom(source)
-        walk.end.images.raw.CopyFrom(raw_images(others))
+        walk.end.images.CopyFrom(raw_batch(others))
         points = np.frombuffer(stub.Interpolate(walk).latents.data, "<f4")
         expected = np.stack((latents_of(images), latents_of(others)), axis=1)
         np.testing.assert_array_equal(points.reshape(expected.shape), expected)
