@@ -28,20 +28,20 @@ def picture_files(side: int) -> tuple[bytes, ...]:
     opaque.putalpha(128)
     frames = [picture, Image.new("RGB", picture.size, "red")]
     return (
-        _file(picture, "JPEG"),
-        _file(picture, "JPEG", progressive=True, exif=exif, comment=b"hello"),
-        _file(picture.convert("L"), "JPEG", quality=5),
-        _file(picture.convert("CMYK"), "JPEG", restart_marker_blocks=4),
-        _file(frames[0], "MPO", save_all=True, append_images=frames[1:]),
-        _file(picture, "PNG", exif=exif, icc_profile=b"profile"),
-        _file(opaque, "PNG"),
-        _file(picture.convert("P"), "PNG", transparency=0),
-        _file(picture.convert("1"), "PNG"),
-        _file(deep, "PNG"),
-        _file(frames[0], "PNG", save_all=True, append_images=frames[1:]),
-        _file(picture, "WEBP", exif=exif.tobytes(), icc_profile=b"profile"),
-        _file(opaque, "WEBP", lossless=True),
-        _file(frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=9),
+        file_of(picture, "JPEG"),
+        file_of(picture, "JPEG", progressive=True, exif=exif, comment=b"hello"),
+        file_of(picture.convert("L"), "JPEG", quality=5),
+        file_of(picture.convert("CMYK"), "JPEG", restart_marker_blocks=4),
+        file_of(frames[0], "MPO", save_all=True, append_images=frames[1:]),
+        file_of(picture, "PNG", exif=exif, icc_profile=b"profile"),
+        file_of(opaque, "PNG"),
+        file_of(picture.convert("P"), "PNG", transparency=0),
+        file_of(picture.convert("1"), "PNG"),
+        file_of(deep, "PNG"),
+        file_of(frames[0], "PNG", save_all=True, append_images=frames[1:]),
+        file_of(picture, "WEBP", exif=exif.tobytes(), icc_profile=b"profile"),
+        file_of(opaque, "WEBP", lossless=True),
+        file_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=9),
     )
 
 
@@ -52,8 +52,8 @@ def bomb_files(weight: int) -> tuple[bytes, ...]:
     Args:
         weight: How many parts they are made of; at 100,000 every limit is passed.
     """
-    jpeg = _file(Image.new("RGB", (64, 64)), "JPEG")
-    png = _file(Image.new("L", (64, 64)), "PNG")
+    jpeg = file_of(Image.new("RGB", (64, 64)), "JPEG")
+    png = file_of(Image.new("L", (64, 64)), "PNG")
     rationals = orientation(6, weight // 4)
     scan = jpeg.index(b"\xff\xda")
     pieces = [rationals[start : start + 65_000] for start in range(0, len(rationals), 65_000)]
@@ -97,7 +97,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += 12 + length
 
 
-def _file(image: Image.Image, file_format: str, **options: Any) -> bytes:
+def file_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    """An image as a file, with Pillow's options."""
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
@@ -129,7 +130,7 @@ def _wide_webp(width: int, height: int) -> bytes:
     def number(value: int) -> bytes:
         return struct.pack("<L", value)[:3]
 
-    pixels = _file(Image.new("RGB", (16, 16)), "WEBP")[12:]
+    pixels = file_of(Image.new("RGB", (16, 16)), "WEBP")[12:]
     frame = bytes(6) + number(15) + number(15) + number(9) + b"\0" + pixels
     canvas = part(b"VP8X", b"\2\0\0\0" + number(width - 1) + number(height - 1))
     body = b"WEBP" + canvas + part(b"ANIM", bytes(6)) + part(b"ANMF", frame)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engine.images import DEFAULT_QUALITY
+from engine.images import encode_file
 from export.errors import InputError
 from protos import dfcvae_pb2 as pb
 from protos import dfcvae_pb2_grpc
@@ -196,12 +196,7 @@ def pictures(count: int, size: int, seed: int) -> Bytes:
 
 def jpegs(images: Bytes) -> list[bytes]:
     """Images, uint8 [N, S, S, 3], as JPEG files of the server's default quality."""
-    files = []
-    for image in images:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=DEFAULT_QUALITY)
-        files.append(file.getvalue())
-    return files
+    return [encode_file(image, "JPEG") for image in images]
 
 
 def file_side(image_size: int, crop: int | None) -> int:

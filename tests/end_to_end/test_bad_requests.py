@@ -1,11 +1,11 @@
 """Every bad request gets its status and a message that helps, and the server goes on serving."""
 
-import io
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from fuzzing.files import file_of
 from PIL import Image
 from servers import ServerProcess
 from serving.requests import file_batch
@@ -24,9 +24,7 @@ def raw(count: int = 1, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE, size:
 
 
 def picture(file_format: str, side: int = 20) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (side, side), "red").save(file, file_format)
-    return file.getvalue()
+    return file_of(Image.new("RGB", (side, side), "red"), file_format)
 
 
 def latents(value: float = 0.0, count: int = 1, dim: int = LATENT_DIM, size: int | None = None) -> pb.LatentBatch:

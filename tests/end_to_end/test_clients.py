@@ -26,6 +26,7 @@ from tiny_model import (
 )
 
 from engine.client import Client, ClientError
+from engine.images import encode_file
 from framing import Frame, prepare
 
 CROP = 12
@@ -34,9 +35,7 @@ CROPS = {"first": CROP, "second": None}
 
 def photo(seed: int, file_format: str = "PNG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (16, 14, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, file_format)
-    return file.getvalue()
+    return encode_file(pixels, file_format)
 
 
 def prepared(file: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -1,7 +1,6 @@
 """What clients can take up of a real server: by uploads, streams and watches."""
 
 import asyncio
-import io
 import queue
 import struct
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from fuzzing.files import file_of
 from gates import constant, gated_server
 from gates import until as wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -268,12 +268,11 @@ async def test_memory_stays_below_what_docs_operating_says(tiny_bundle: Path, tm
         *("--max-message-bytes", str(MESSAGE_BYTES), "--max-bytes-in-flight", str(8 * MESSAGE_BYTES)),
         *("--max-streams-in-flight", str(streams), "--max-pixels-in-flight", str(pixels), "--codec-threads", "8"),
     )
-    picture = io.BytesIO()
-    Image.new("RGB", (2000, 2000)).save(picture, "WEBP", lossless=True)
+    picture = file_of(Image.new("RGB", (2000, 2000)), "WEBP", lossless=True)
     with server_of(tiny_bundle, tmp_path, *options) as server:
         before = server.memory()
         async with grpc.aio.insecure_channel(server.target) as channel:
-            files = pb.EncodedImages(files=[picture.getvalue()] * 4)
+            files = pb.EncodedImages(files=[picture] * 4)
             calls = [stub_of(channel).Encode(pb.EncodeRequest(images=pb.ImageBatch(files=files))) for _ in range(4)]
             decoding = asyncio.gather(*calls, return_exceptions=True)
             wires = []

@@ -1,6 +1,5 @@
 """Pictures of all sizes at a real server: framed as in training, or refused; and faces that the client aligns."""
 
-import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
+from fuzzing.files import file_of
 from PIL import Image
 from portraits import GROUND, face, scene
 from servers import ROOT, ServerProcess, run_python
@@ -28,12 +28,6 @@ def framed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     bundle = write_tiny_bundle(folder / "bundle", 148, CELEBA_SOURCE)
     with ServerProcess(["-m", "engine", "--bundle", str(bundle)], folder) as process:
         yield process
-
-
-def as_png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def client(server: ServerProcess, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -79,7 +73,7 @@ def test_an_edit_can_be_edited_again(framed: ServerProcess, tmp_path: Path) -> N
 )
 def test_what_cannot_be_framed_is_refused(framed: ServerProcess, size: tuple[int, int], said: str) -> None:
     with Client(framed.target) as asked, pytest.raises(ClientError, match=rf"INVALID_ARGUMENT: .*files\[0\] {said}"):
-        asked.encode([as_png(Image.new("RGB", size))])
+        asked.encode([file_of(Image.new("RGB", size))])
 
 
 def test_the_client_aligns_faces_and_says_what_it_cannot_align(framed: ServerProcess, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 import pytest
 import tritonclient.grpc as triton
 from bundles import smile_more, write_tiny_bundle
@@ -28,6 +27,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from engine.client import Client
+from engine.images import encode_file
 from engine.latents import Wishes
 
 SMILE, GLASSES, _ = tiny_directions().vectors
@@ -56,12 +56,6 @@ def typed(model: str, **tensors: Any) -> Any:
 
 def strengths(*values: float) -> triton.InferInput:
     return tensor("strengths", np.array(values, np.float32))
-
-
-def png(image: npt.NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def refusal(call: Any) -> tuple[str, str]:
@@ -140,7 +134,9 @@ def test_edits_by_name_and_by_offsets(client: triton.InferenceServerClient) -> N
 
 
 def test_files_go_in_and_come_out(client: triton.InferenceServerClient, server: ServerProcess) -> None:
-    files = [png(np.random.default_rng(seed).integers(0, 256, (16, 14, 3), np.uint8)) for seed in range(3)]
+    files = [
+        encode_file(np.random.default_rng(seed).integers(0, 256, (16, 14, 3), np.uint8), "PNG") for seed in range(3)
+    ]
     given = [tensor("images", files), tensor("attributes", ["Smiling"]), strengths(1)]
     wanted = [triton.InferRequestedOutput("images")]
     answer = client.infer("edit", given, outputs=wanted, parameters={"format": "png"})
@@ -203,7 +199,9 @@ def test_typed_contents_are_answered_in_kind(stub: Any) -> None:
     request.outputs.add(name="images")
     (edited,) = stub.ModelInfer(request, timeout=30).outputs
     assert list(edited.contents.uint_contents) == images_of(latents_of(images) + 2 * SMILE).ravel().tolist()
-    request = typed("edit", images=[png(images[0])], attributes=[b"Smiling"], strengths=np.array([0], np.float32))
+    request = typed(
+        "edit", images=[encode_file(images[0], "PNG")], attributes=[b"Smiling"], strengths=np.array([0], np.float32)
+    )
     request.parameters["format"].string_param = "PNG"
     (files, _) = stub.ModelInfer(request, timeout=30).outputs
     shown = np.asarray(Image.open(io.BytesIO(files.contents.bytes_contents[0])))
@@ -384,7 +382,7 @@ def test_the_example_of_the_documentation(
     (example,) = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "tritonclient" in one]
     monkeypatch.chdir(tmp_path)
     face = random_images(1, seed=5)
-    Path("face.jpg").write_bytes(png(face[0]))
+    Path("face.jpg").write_bytes(encode_file(face[0], "PNG"))
     found: dict[str, Any] = {}
     exec(example.replace("localhost:50051", server.target), found)
     np.testing.assert_array_equal(found["images"], images_of(latents_of(face) + 1.5 * SMILE - 1.5 * GLASSES))

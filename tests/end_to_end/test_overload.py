@@ -1,6 +1,5 @@
 """What a real server refuses, drops or leaves unread when there is too much of it; the tests hold up its compute."""
 
-import io
 import os
 import sys
 import threading
@@ -13,12 +12,12 @@ from typing import Any
 import grpc
 import pytest
 from gates import constant, gated_server, list_of, until
-from PIL import Image
 from servers import ServerProcess
 from serving.requests import latent_batch, raw_batch, stub_of
 from tiny_model import IMAGE_SIZE, latents_of
 
 from engine.client import Client, ClientError
+from engine.images import encode_file
 from protos import dfcvae_pb2 as pb
 
 
@@ -51,9 +50,7 @@ def test_a_full_queue_refuses_at_once(tiny_bundle: Path, tmp_path: Path) -> None
 def test_what_computes_gives_way_to_what_takes_calls(tiny_bundle: Path, tmp_path: Path) -> None:
     with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
         with Client(server.target) as client:
-            file = io.BytesIO()
-            Image.fromarray(constant(1)[0]).save(file, "PNG")
-            client.encode([file.getvalue()])
+            client.encode([encode_file(constant(1)[0], "PNG")])
         usual = os.getpriority(os.PRIO_PROCESS, 0)
         threads = Path(f"/proc/{server.process.pid}/task").iterdir()
         niceness = [os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads]

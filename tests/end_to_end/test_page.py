@@ -1,7 +1,6 @@
 """The page's files and socket: a real page between a real server and what stands for a browser."""
 
 import http.client
-import io
 import re
 import shutil
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import smile_more
+from fuzzing.files import file_of
 from pages import PageProcess, visit
 from PIL import Image
 from scripts import require_refused
@@ -23,6 +23,7 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from engine.client import Client
+from engine.images import encode_file
 
 PHOTOS = random_images(2, seed=4)
 
@@ -31,12 +32,6 @@ PHOTOS = random_images(2, seed=4)
 def page(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageProcess]:
     with PageProcess(server.target, tmp_path_factory.mktemp("page"), ["--max-visitors", "3"]) as process:
         yield process
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def get(page: PageProcess, path: str, host: str | None = None) -> tuple[int, dict[str, str], str]:
@@ -90,14 +85,14 @@ def test_a_photo_is_framed_edited_kept_and_blended(page: PageProcess) -> None:
     with visit(page) as visitor:
         model, _ = visitor.ask("model")
         assert (model["size"], model["attributes"]) == (8, ["Smiling", "Eyeglasses", "Male"])
-        assert (visitor.images("photo", png(PHOTOS[0]), slot="face") == PHOTOS[0]).all()
+        assert (visitor.images("photo", encode_file(PHOTOS[0], "PNG"), slot="face") == PHOTOS[0]).all()
         assert (visitor.images("edit") == PHOTOS[0]).all()
         edited = visitor.images("edit", strengths={"Smiling": 1.5, "Eyeglasses": -1})
         assert (edited == images_of(first + np.float32(1.5) * smile - glasses)).all()
         with Client(f"{model['target']}") as client:
             kept = client.edit(PHOTOS[:1], {"Smiling": 2}, keep=["Male"])
         assert (visitor.images("edit", strengths={"Smiling": 2}, keep=["Male"]) == kept).all()
-        assert (visitor.images("photo", png(PHOTOS[1]), slot="other") == PHOTOS[1]).all()
+        assert (visitor.images("photo", encode_file(PHOTOS[1], "PNG"), slot="other") == PHOTOS[1]).all()
         blended = visitor.images("edit", strengths={"Smiling": 1}, mix=0.25)
         assert (blended == images_of(np.float32(0.75) * first + np.float32(0.25) * second + smile)).all()
         visitor.ask("forget", slot="other")
@@ -132,7 +127,7 @@ def test_visitors_know_nothing_of_each_other_and_are_forgotten(page: PageProcess
     with visit(page) as one, visit(page) as other:
         for index, visitor in enumerate((one, other)):
             visitor.ask("model")
-            visitor.images("photo", png(PHOTOS[index]), slot="face")
+            visitor.images("photo", encode_file(PHOTOS[index], "PNG"), slot="face")
         assert (one.images("edit") == PHOTOS[0]).all()
         assert (other.images("edit") == PHOTOS[1]).all()
     with visit(page) as visitor:
@@ -172,7 +167,7 @@ def test_what_is_wrong_is_a_sentence_and_the_session_goes_on(
 ) -> None:
     with visit(page) as visitor:
         visitor.ask("model")
-        visitor.images("photo", png(PHOTOS[0]), slot="face")
+        visitor.images("photo", encode_file(PHOTOS[0], "PNG"), slot="face")
         told, pixels = visitor.ask(ask, b"no picture" if ask == "photo" else None, **fields)
         assert sentence in told["error"]
         assert not pixels.size
@@ -191,12 +186,13 @@ def test_a_message_that_is_none_ends_the_session(page: PageProcess, message: str
 
 
 def test_a_photo_is_bounded_in_bytes_and_pixels(server: ServerProcess, tmp_path: Path) -> None:
-    many = io.BytesIO()
-    Image.new("L", (6000, 4001)).save(many, "PNG")
     with PageProcess(server.target, tmp_path, ["--max-photo-bytes", "65536"]) as page:
         with visit(page) as visitor:
             assert visitor.ask("model")[0]["max_photo_bytes"] == 65536
-            assert "more than the accepted" in visitor.ask("photo", many.getvalue(), slot="face")[0]["error"]
+            assert (
+                "more than the accepted"
+                in visitor.ask("photo", file_of(Image.new("L", (6000, 4001))), slot="face")[0]["error"]
+            )
         with visit(page) as visitor, pytest.raises(ConnectionClosed):
             visitor.ask("photo", bytes(200_000), slot="face")
 
@@ -215,7 +211,7 @@ def test_it_recovers_from_a_server_that_goes_comes_and_changes(tiny_bundle: Path
         with ServerProcess(command, tmp_path, port) as server:
             while "error" in visitor.ask("model")[0]:
                 pass
-            visitor.images("photo", png(PHOTOS[0]), slot="face")
+            visitor.images("photo", encode_file(PHOTOS[0], "PNG"), slot="face")
             assert (visitor.images("edit") == PHOTOS[0]).all()
             server.kill()
             assert "can't be reached" in visitor.ask("edit")[0]["error"]

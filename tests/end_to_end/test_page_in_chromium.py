@@ -19,6 +19,8 @@ from PIL import Image
 from servers import ServerProcess
 from tiny_model import images_of, latents_of, tiny_directions
 
+from engine.images import encode_file
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -86,9 +88,7 @@ def wait_until_ready(page: Page) -> None:
 
 
 def photo(pixels: np.ndarray, name: str = "photo.png") -> Any:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return {"name": name, "mimeType": "image/png", "buffer": file.getvalue()}
+    return {"name": name, "mimeType": "image/png", "buffer": encode_file(pixels, "PNG")}
 
 
 def pixels_of(page: Page, which: str) -> np.ndarray:

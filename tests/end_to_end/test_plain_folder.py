@@ -1,6 +1,5 @@
 """Images without any labels, at 128 pixels: from a folder to a server that encodes, decodes and edits."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from runs import smooth_images
 from servers import ServerProcess
 
 from engine.client import Client, ClientError
+from engine.images import encode_file
 from engine.latents import Directions
 from export.build_engines import BuildConfig, build
 from trainer.__main__ import main
@@ -35,17 +35,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_bundle_without_attributes_is_served(bundle: Path, tmp_path: Path) -> None:
-    file = io.BytesIO()
-    Image.fromarray(smooth_images(1, 150)[0]).save(file, "JPEG")
+    file = encode_file(smooth_images(1, 150)[0], "JPEG")
     with ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server, Client(server.target) as client:
         assert client.model().attributes == ()
-        mu = client.encode([file.getvalue()]).mu
+        mu = client.encode([file]).mu
         assert mu.shape == (1, 6)
         assert client.decode(mu).shape == (1, SIZE, SIZE, 3)
         direction = np.arange(6, dtype=np.float32)
-        images, latents = client.edit_both([file.getvalue()], [(direction, -2.0)])
+        images, latents = client.edit_both([file], [(direction, -2.0)])
         np.testing.assert_allclose(latents, mu - 2 * direction, rtol=1e-6)
         # The edit is one graph from end to end, whose last bits need not be those of the decoder alone.
         np.testing.assert_allclose(images.astype(int), client.decode(latents), rtol=0, atol=1)
         with pytest.raises(ClientError, match="unknown attribute 'Smiling'; this model has: none at all"):
-            client.edit([file.getvalue()], {"Smiling": 1.0})
+            client.edit([file], {"Smiling": 1.0})

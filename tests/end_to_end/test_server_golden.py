@@ -25,6 +25,7 @@ from servers import ServerProcess, run_python
 from serving.requests import file_batch, latent_batch, raw_batch
 from tiny_model import LATENT_DIM, latents_of, random_images
 
+from engine.images import encode_file
 from engine.latents import Gaussian
 from protos import dfcvae_pb2 as pb
 
@@ -33,9 +34,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["LatentEngine"].full_name
 
 
 def png(seed: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(random_images(1, seed)[0]).save(file, "PNG")
-    return file.getvalue()
+    return encode_file(random_images(1, seed)[0], "PNG")
 
 
 SMILE = pb.Edit(attribute="Smiling", strength=1.5)

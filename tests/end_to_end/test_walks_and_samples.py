@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from bundles import add_prior, reseal, write_tiny_bundle
+from fuzzing.files import file_of
 from gates import gated_server, until
 from PIL import Image
 from servers import ServerProcess
@@ -39,12 +40,8 @@ def test_walks_go_pair_by_pair_from_end_to_end(stub: Any, walk: Any, path: Any, 
 
 
 def test_a_walk_between_files_comes_back_as_files(stub: Any) -> None:
-    def file(colour: str) -> bytes:
-        content = io.BytesIO()
-        Image.new("RGB", (20, 20), colour).save(content, "PNG")
-        return content.getvalue()
-
-    black, white = (pb.WalkEnd(images=file_batch([file(colour)])) for colour in ("black", "white"))
+    pictures = (Image.new("RGB", (20, 20), colour) for colour in ("black", "white"))
+    black, white = (pb.WalkEnd(images=file_batch([file_of(picture)])) for picture in pictures)
     output = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)
     answer = stub.Interpolate(pb.InterpolateRequest(start=black, end=white, steps=3, output=output))
     levels = [np.asarray(Image.open(io.BytesIO(one)))[0, 0, 0] for one in answer.images.files.files]

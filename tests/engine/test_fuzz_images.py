@@ -1,6 +1,5 @@
 """Damaged and malicious image files are refused in a sentence, at once, and nothing else happens."""
 
-import io
 import struct
 import time
 import zlib
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fuzzing.files import chunk, orientation, segment
+from fuzzing.files import chunk, file_of, orientation, segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,9 +23,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
 def picture(file_format: str, mode: str = "RGB", **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(NOISE).convert(mode).save(file, file_format, **options)
-    return file.getvalue()
+    return file_of(Image.fromarray(NOISE).convert(mode), file_format, **options)
 
 
 JPEG, PNG = picture("JPEG"), picture("PNG")

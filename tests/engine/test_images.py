@@ -1,14 +1,15 @@
 import asyncio
 import io
+import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+from fuzzing.files import file_of, mend_png
 from PIL import Image
 from torchvision import transforms
 
@@ -25,12 +26,6 @@ def _leave_pillow_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
     pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 4), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
-
-
-def as_file(image: Image.Image, file_format: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, file_format)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("crop", [148, 147, 149])
@@ -88,13 +83,13 @@ def test_a_small_image_is_refused_with_its_size_and_the_mend() -> None:
     with pytest.raises(
         InvalidRequest, match=r"is 100x160 pixels, smaller than the crop of 148 .* or one of 64x64 that"
     ):
-        decode_file(as_file(picture(100, 160), "PNG"), Frame(64, 148))
+        decode_file(file_of(picture(100, 160), "PNG"), Frame(64, 148))
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF"])
 def test_other_formats_are_refused_by_name(file_format: str) -> None:
     with pytest.raises(InvalidRequest, match=f"is a {file_format} file, not a JPEG, PNG or WebP file; convert it"):
-        decode_file(as_file(picture(20, 20), file_format), Frame(16))
+        decode_file(file_of(picture(20, 20), file_format), Frame(16))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +116,7 @@ def test_garbage_and_nothing_are_refused() -> None:
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_truncated_files_are_refused(file_format: str) -> None:
-    file = as_file(picture(60, 60), file_format)
+    file = file_of(picture(60, 60), file_format)
     with pytest.raises(InvalidRequest, match=r"is damaged or truncated|is not a JPEG, PNG or WebP file"):
         decode_file(file[: len(file) // 2], Frame(16))
 
@@ -129,11 +124,9 @@ def test_truncated_files_are_refused(file_format: str) -> None:
 def claiming(file_format: str, width: int, height: int) -> bytes:
     """A file of a few pixels whose header claims many."""
     if file_format.startswith("WEBP"):
-        image = Image.new("RGB", (16, 16))
-        buffer = io.BytesIO()
         profile = b"profile" if file_format == "WEBP VP8X" else b""
-        image.save(buffer, "WEBP", lossless=file_format == "WEBP VP8L", icc_profile=profile)
-        file = bytearray(buffer.getvalue())
+        options: dict[str, Any] = {"lossless": file_format == "WEBP VP8L", "icc_profile": profile}
+        file = bytearray(file_of(Image.new("RGB", (16, 16)), "WEBP", **options))
         assert file[12:16] == file_format[5:].ljust(4).encode()
         if file_format == "WEBP VP8X":
             file[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
@@ -142,14 +135,11 @@ def claiming(file_format: str, width: int, height: int) -> bytes:
         else:
             file[26:30] = width.to_bytes(2, "little") + height.to_bytes(2, "little")
         return bytes(file)
-    file = bytearray(as_file(Image.new("L", (1, 1)), file_format))
-    if file_format == "JPEG":
-        start = file.index(b"\xff\xc0") + 5
-        file[start : start + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-    else:
-        start = file.index(b"IHDR")
-        file[start + 4 : start + 12] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-        file[start + 17 : start + 21] = zlib.crc32(file[start : start + 17]).to_bytes(4, "big")
+    file = bytearray(file_of(Image.new("L", (1, 1)), file_format))
+    if file_format == "PNG":
+        return mend_png(file[:16] + struct.pack(">LL", width, height) + file[24:])
+    start = file.index(b"\xff\xc0") + 5
+    file[start : start + 4] = struct.pack(">HH", height, width)
     return bytes(file)
 
 
@@ -166,7 +156,7 @@ def test_decompression_bombs_are_refused_unread(file_format: str, limit: int) ->
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_it_is_the_operators_limit_that_counts(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = as_file(picture(61, 47), file_format)
+    file = file_of(picture(61, 47), file_format)
     expected = prepare(Image.open(io.BytesIO(file)), Frame(16))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     np.testing.assert_array_equal(decode_file(file, Frame(16), 61 * 47), expected)
@@ -178,7 +168,7 @@ def test_it_is_the_operators_limit_that_counts(file_format: str, monkeypatch: py
 def test_the_codec_keeps_order_and_names_the_bad_file(threads: int) -> None:
     async def run() -> None:
         codec = Codec(Frame(16, 20), threads)
-        files = [as_file(picture(20 + index, 30), "PNG") for index in range(7)]
+        files = [file_of(picture(20 + index, 30), "PNG") for index in range(7)]
         images = await codec.decode(files)
         np.testing.assert_array_equal(images, [decode_file(file, Frame(16, 20)) for file in files])
         encoded = await codec.encode(images, "PNG", 95)
@@ -222,7 +212,7 @@ class Table:
         return Files()
 
 
-GOOD, BAD = as_file(picture(20, 20), "PNG"), b"not an image"
+GOOD, BAD = file_of(picture(20, 20), "PNG"), b"not an image"
 
 
 def with_codec(threads: int, steps: Callable[[Callable[..., "asyncio.Task[Any]"], Table], Any]) -> Table:

@@ -1,10 +1,10 @@
 """What the page makes of photos: aligned where that can be, by their middle elsewhere, and said."""
 
 import asyncio
-import io
 
 import numpy as np
 import pytest
+from fuzzing.files import file_of
 from PIL import Image
 from portraits import GROUND, scene
 
@@ -12,12 +12,6 @@ from engine.page.photos import NoFaceError, Photos
 from framing import CELEBA_SOURCE, Frame
 
 FRAME = Frame.of(64, 148, CELEBA_SOURCE)
-
-
-def file_of(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def test_a_face_is_found_wherever_it_is() -> None:

@@ -1,13 +1,12 @@
 """What becomes of image files, in training and in serving: the same, pixel by pixel."""
 
-import io
 import struct
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fuzzing.files import mend_png
+from fuzzing.files import file_of, mend_png
 from PIL import Image
 
 from engine.errors import InvalidRequest
@@ -120,11 +119,9 @@ def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
 def test_what_training_refuses_for_its_size_serving_refuses(tmp_path: Path, size: tuple[int, int], crop: int) -> None:
     assert pixels.MAX_PIXELS == MAX_FILE_PIXELS
     path = tmp_path / "x.png"
-    file = io.BytesIO()
     fits = size[0] * size[1] < 1_000_000  # what is too large for memory only claims to be there
-    Image.new("L", size if fits else (1, 1)).save(file, "PNG")
-    header = struct.pack(">LL", *size)
-    path.write_bytes(mend_png(file.getvalue()[:16] + header + file.getvalue()[24:]))
+    file = file_of(Image.new("L", size if fits else (1, 1)))
+    path.write_bytes(mend_png(file[:16] + struct.pack(">LL", *size) + file[24:]))
     with pytest.raises(DataError, match=r"x\.png .*; (make it smaller|cut the face out|use --crop 0)"):
         pixels.read(path, Frame(16, crop or None))
     with pytest.raises(InvalidRequest, match=r"make it smaller|cut the face out|send at least"):
