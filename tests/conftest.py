@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bundles import write_tiny_bundle
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +17,5 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A real server of the tiny bundle, shared by all tests that leave it as it is."""
-    command = ["-m", "engine", "--bundle", str(tiny_bundle)]
-    with ServerProcess(command, tmp_path_factory.mktemp("server")) as process:
+    with server_of(tiny_bundle, tmp_path_factory.mktemp("server")) as process:
         yield process

@@ -9,7 +9,6 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -158,12 +157,7 @@ class ServerProcess:
         self.target = line.split()[-1]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
     def kill(self) -> None:
@@ -172,3 +166,8 @@ class ServerProcess:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def server_of(bundle: Path | str, folder: Path, *options: str, **settings: Any) -> ServerProcess:
+    """A server of a bundle, or of NAME=BUNDLE, with flags, and the settings that a `ServerProcess` has."""
+    return ServerProcess(["-m", "engine", "--bundle", str(bundle), *options], folder, **settings)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 from serving.generator import Outcome, closed_loop, open_loop
 from serving.process import Server
 from serving.requests import Case, Prepared, ask, ask_model, prepare
@@ -90,7 +90,7 @@ def test_whole_requests_are_sent_and_whole_answers_read(server: ServerProcess, c
 
 
 def test_open_loop_survives_the_server(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path) as server:
         prepared = prepare(Case("edit", "raw", "unary", 1, 1), ask_model(server.target))
         size = len(ask(server.target, prepared))
         with ThreadPoolExecutor() as pool:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from bundles import reseal, write_tiny_bundle
 from scripts import benchmark, require_refused
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 from serving.clients import Crowd, Tally
 from serving.orders import Orders
 
@@ -70,7 +70,7 @@ def test_wrong_edits_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
     known = Directions.load(path)
     Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split, known.kinds).save(path)
     reseal(other)
-    with ServerProcess(["-m", "engine", "--bundle", str(other)], tmp_path) as server:
+    with server_of(other, tmp_path) as server:
         tally = send(server, tiny_bundle, 200)
     assert {text.partition(":")[0] for text in tally.wrong} == {"Edit", "EditStream"}
     assert tally.answered["Encode"] == tally.sent["Encode"] > 0

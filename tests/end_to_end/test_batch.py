@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from bundles import smile_more, write_tiny_bundle
 from PIL import Image
-from servers import ServerProcess, run_python, start_python
+from servers import ServerProcess, run_python, server_of, start_python
 from tiny_model import IMAGE_SIZE, latents_of, random_images
 
 COUNT = 300
@@ -46,9 +46,8 @@ def check_all_there(images: Path, out: Path) -> None:
 def test_several_servers_encode_a_folder(
     server: ServerProcess, tiny_bundle: Path, images: Path, tmp_path: Path
 ) -> None:
-    other = ["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"]
     out, target = tmp_path / "latents.parquet", f"ipv4:{server.target},"
-    with ServerProcess(other, tmp_path) as second:
+    with server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as second:
         options = ("--images-per-request", "8", "--images-per-part", "100")
         result = run_python(command_of(target + second.target, images, out, *options), tmp_path)
         assert (result.returncode, result.stderr) == (0, "")
@@ -65,8 +64,7 @@ def test_a_killed_run_goes_on_and_each_file_is_there_once(
     server: ServerProcess, tiny_bundle: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "latents.parquet"
-    slow = ["-m", "engine", "--bundle", str(tiny_bundle), "--max-images-per-second", "30", "--burst", "30"]
-    with ServerProcess(slow, tmp_path) as busy:
+    with server_of(tiny_bundle, tmp_path, "--max-images-per-second", "30", "--burst", "30") as busy:
         command = command_of(busy.target, images, out, "--images-per-request", "2", "--images-per-part", "5")
         process = start_python(command, tmp_path)
         while len(list(out.glob("part-*.parquet"))) < 2:
@@ -145,7 +143,7 @@ def test_latents_of_two_models_are_not_mixed(server: ServerProcess, tmp_path: Pa
     assert run_python(command_of(server.target, album, out), tmp_path).returncode == 0
     bundle = write_tiny_bundle(tmp_path / "bundle")
     smile_more(bundle, 2)
-    with ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as second:
+    with server_of(bundle, tmp_path) as second:
         result = run_python(command_of(second.target, album, out), tmp_path)
     assert result.returncode == 2
     assert f"error: {out} has latents of another model; name another OUT, or remove {out}" in result.stderr

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from servers import ServerProcess
+from servers import server_of
 
 from engine.client import Client
 from engine.config import BOUNDS
@@ -20,7 +20,7 @@ def test_the_smallest_and_the_largest_numbers_are_served_with(tiny_bundle: Path,
         if name not in LEFT_OUT
     ]
     with (
-        ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), *options], tmp_path) as server,
+        server_of(tiny_bundle, tmp_path, *options) as server,
         Client(server.target) as client,  # comes again where an idle connection of a millisecond is closed under a call
     ):
         assert client.model().max_queued_images == BOUNDS["max_queue"]._asdict()[end]

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from servers import ServerProcess
+from servers import server_of
 from serving import http2
 from serving.http2 import PREFACE
 from tiny_model import random_images
@@ -246,7 +246,6 @@ def test_a_server_that_restarts_loses_nothing(tiny_bundle: Path, tmp_path: Path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["-m", "engine", "--bundle", str(tiny_bundle)]
     # 0.8 MB, more than gRPC would keep for another try unless it were told to.
     images = random_images(1000, seed=1)
     latents = images.reshape(1000, -1).astype(np.float32)
@@ -261,13 +260,13 @@ def test_a_server_that_restarts_loses_nothing(tiny_bundle: Path, tmp_path: Path)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
         try:
-            with ServerProcess(command, tmp_path, port) as server:
+            with server_of(tiny_bundle, tmp_path, port=port) as server:
                 while len(answers) < 3:
                     assert not running.done(), running.exception()
                     time.sleep(0.01)
                 server.terminate()
                 assert server.wait() == 0
-            with ServerProcess(command, tmp_path, port):
+            with server_of(tiny_bundle, tmp_path, port=port):
                 stop.set()
                 running.result()
         finally:

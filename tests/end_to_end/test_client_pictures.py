@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bundles import reseal
 from PIL import Image, ImageSequence
-from servers import ROOT, ServerProcess, environment_without_torch
+from servers import ROOT, ServerProcess, environment_without_torch, server_of
 from tiny_model import IMAGE_SIZE, images_of, latents_of, random_images, tiny_directions
 
 from engine.client import Client
@@ -158,8 +158,7 @@ def test_a_unix_socket_and_edits_that_keep_leaves_nothing_of(tiny_bundle: Path, 
     replace(directions, vectors=vectors).save(bundle / "directions.safetensors")
     reseal(bundle)
     where = f"unix:{short}/engine.sock"
-    command = ["-m", "engine", "--bundle", str(bundle), "--host", where]
-    with ServerProcess(command, tmp_path) as server:
+    with server_of(bundle, tmp_path, "--host", where) as server:
         assert server.target == where
         kept = ["--keep", "Smiling", "--keep", "Eyeglasses"]
         Image.fromarray(random_images(1, seed=5)[0]).save(short / "face.png")

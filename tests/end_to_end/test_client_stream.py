@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.client import AsyncClient, Client, ClientError, Edited, StreamEdit
@@ -198,8 +198,7 @@ def test_streams_of_a_server_that_dies_end(tiny_bundle: Path, tmp_path: Path) ->
                 with pytest.raises(ClientError, match="UNAVAILABLE"):
                     await slider.edit(None, {"Smiling": 2})
 
-    command = ["-m", "engine", "--bundle", str(tiny_bundle)]
-    with ServerProcess(command, tmp_path) as server, Client(server.target) as client, client.stream() as slider:
+    with server_of(tiny_bundle, tmp_path) as server, Client(server.target) as client, client.stream() as slider:
         slider.edit(IMAGES, {"Smiling": 1})
         asyncio.run(run(server.target))
         for _ in range(2):

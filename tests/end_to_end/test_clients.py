@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
-from servers import ServerProcess, client_workers
+from servers import ServerProcess, client_workers, server_of
 from tiny_model import (
     ATTRIBUTES,
     IMAGE_SIZE,
@@ -125,8 +125,10 @@ def test_the_model_describes_itself(server: ServerProcess) -> None:
 
 def test_a_client_and_a_call_choose_their_model(tiny_bundle: Path, tmp_path: Path) -> None:
     other = write_tiny_bundle(tmp_path / "other", crop=None)
-    command = ["-m", "engine", "--bundle", f"first={tiny_bundle}", "--bundle", f"second={other}"]
-    with ServerProcess(command, tmp_path) as server, Client(server.target, model="second") as client:
+    with (
+        server_of(f"first={tiny_bundle}", tmp_path, "--bundle", f"second={other}") as server,
+        Client(server.target, model="second") as client,
+    ):
         chosen, named = client.model(), client.model(model="first")
         assert (chosen.name, chosen.crop, chosen.models) == ("second", None, ("first", "second"))
         assert (named.name, named.crop, named.models) == ("first", CROP, ("first", "second"))

@@ -11,7 +11,7 @@ import pytest
 from gates import constant, gated_server, until
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 from serving.requests import raw_batch, stub_of
 
 from engine.client import Client
@@ -21,8 +21,8 @@ from protos import dfcvae_pb2 as pb
 @pytest.fixture(scope="module")
 def logged(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that logs every call, as JSON."""
-    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--log-level", "debug", "--log-format", "json"]
-    with ServerProcess(command, tmp_path_factory.mktemp("logged")) as process:
+    options = ("--log-level", "debug", "--log-format", "json")
+    with server_of(tiny_bundle, tmp_path_factory.mktemp("logged"), *options) as process:
         yield process
 
 

@@ -14,7 +14,7 @@ from gates import constant, gated_server
 from gates import until as wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 from serving import http2
 from serving.http2 import WINDOW_BYTES
 from serving.requests import file_batch, raw_batch, stub_of
@@ -29,12 +29,12 @@ MESSAGE_BYTES = 4 * 2**20
 TOKENS = {"anna": "0123456789abcdef-anna", "bert": "0123456789abcdef-bert"}
 
 
-def server_of(bundle: Path, folder: Path, *options: str, tokens: bool = False) -> ServerProcess:
+def serve(bundle: Path, folder: Path, *options: str, tokens: bool = False) -> ServerProcess:
     if tokens:
         file = folder / "tokens"
         file.write_text("".join(f"{name} {token}\n" for name, token in TOKENS.items()))
         options = (*options, "--tokens", str(file))
-    return ServerProcess(["-m", "engine", "--bundle", str(bundle), *options], folder)
+    return server_of(bundle, folder, *options)
 
 
 def metadata_of(name: str) -> tuple[tuple[str, str], ...]:
@@ -96,7 +96,7 @@ class Uploads:
 
 @in_loop
 async def test_nothing_is_taken_of_calls_without_a_token(tiny_bundle: Path, tmp_path: Path) -> None:
-    with server_of(tiny_bundle, tmp_path, tokens=True) as server:
+    with serve(tiny_bundle, tmp_path, tokens=True) as server:
         before = server.memory()
         wire = await Wire.to(server.target)
         uploads = Uploads(wire, ENCODE, 40)
@@ -113,7 +113,7 @@ async def test_nothing_is_taken_of_calls_without_a_token(tiny_bundle: Path, tmp_
 async def test_unfinished_uploads_count_and_others_go_on(tiny_bundle: Path, tmp_path: Path, path: bytes) -> None:
     most = 8 * MESSAGE_BYTES
     options = ("--max-message-bytes", str(MESSAGE_BYTES), "--max-bytes-in-flight", str(most), "--metrics-port", "0")
-    with server_of(tiny_bundle, tmp_path, *options, tokens=True) as server:
+    with serve(tiny_bundle, tmp_path, *options, tokens=True) as server:
         async with grpc.aio.insecure_channel(server.target) as channel:
             images = pb.EncodeRequest(images=raw_batch(constant(1)))
             encode = stub_of(channel).Encode
@@ -134,7 +134,7 @@ async def test_unfinished_uploads_count_and_others_go_on(tiny_bundle: Path, tmp_
 
 @in_loop
 async def test_a_message_has_a_time_limit(tiny_bundle: Path, tmp_path: Path) -> None:
-    with server_of(tiny_bundle, tmp_path, "--max-message-s", "0.3", "--metrics-port", "0") as server:
+    with serve(tiny_bundle, tmp_path, "--max-message-s", "0.3", "--metrics-port", "0") as server:
         wire = await Wire.to(server.target)
         wire.send(http2.opening(1, ENCODE))
         ((_, _, _, block),) = await wire.until_answered(1)
@@ -147,7 +147,7 @@ async def test_a_message_has_a_time_limit(tiny_bundle: Path, tmp_path: Path) -> 
 
 def test_the_log_names_the_client_of_a_message_that_is_too_large(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
-        server_of(tiny_bundle, tmp_path, "--max-message-bytes", "2000") as server,
+        serve(tiny_bundle, tmp_path, "--max-message-bytes", "2000") as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         with pytest.raises(grpc.RpcError):
@@ -163,7 +163,7 @@ def _source(size: int) -> pb.EditStreamRequest:
 def test_idle_streams_lock_nobody_out(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--max-bytes-in-flight", str(8 * MESSAGE_BYTES), "--max-message-bytes", str(MESSAGE_BYTES))
     with (
-        server_of(tiny_bundle, tmp_path, *options, "--metrics-port", "0") as server,
+        serve(tiny_bundle, tmp_path, *options, "--metrics-port", "0") as server,
         grpc.insecure_channel(server.target) as channel,
         ExitStack() as stack,
     ):
@@ -211,7 +211,7 @@ def test_a_stream_that_falls_silent_keeps_no_room_for_a_message(tiny_bundle: Pat
 @in_loop
 async def test_a_client_leaves_the_last_streams_to_others(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--max-streams-in-flight", "16", "--metrics-port", "0")
-    with server_of(tiny_bundle, tmp_path, *options, tokens=True) as server:
+    with serve(tiny_bundle, tmp_path, *options, tokens=True) as server:
         async with grpc.aio.insecure_channel(server.target, [OWN_CONNECTION]) as channel:
             stub = stub_of(channel)
             streams = [stub.EditStream(metadata=metadata_of("anna")) for _ in range(14)]
@@ -228,7 +228,7 @@ async def test_a_client_leaves_the_last_streams_to_others(tiny_bundle: Path, tmp
 
 @in_loop
 async def test_an_idle_stream_ends(tiny_bundle: Path, tmp_path: Path) -> None:
-    with server_of(tiny_bundle, tmp_path, "--max-stream-idle-s", "0.4") as server:
+    with serve(tiny_bundle, tmp_path, "--max-stream-idle-s", "0.4") as server:
         async with grpc.aio.insecure_channel(server.target) as channel:
             stream = stub_of(channel).EditStream()
             for _ in range(4):  # longer than the limit, but never silent for so long
@@ -243,7 +243,7 @@ async def test_an_idle_stream_ends(tiny_bundle: Path, tmp_path: Path) -> None:
 @in_loop
 async def test_watches_of_health_are_bounded_and_checks_are_answered(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--max-concurrent-streams", "0", "--max-calls-in-flight", "10")
-    with server_of(tiny_bundle, tmp_path, *options, tokens=True) as server:
+    with serve(tiny_bundle, tmp_path, *options, tokens=True) as server:
         async with grpc.aio.insecure_channel(server.target) as channel:
             request = health_pb2.HealthCheckRequest()
             answers: list[object] = []
@@ -269,7 +269,7 @@ async def test_memory_stays_below_what_docs_operating_says(tiny_bundle: Path, tm
         *("--max-streams-in-flight", str(streams), "--max-pixels-in-flight", str(pixels), "--codec-threads", "8"),
     )
     picture = file_of(Image.new("RGB", (2000, 2000)), "WEBP", lossless=True)
-    with server_of(tiny_bundle, tmp_path, *options) as server:
+    with serve(tiny_bundle, tmp_path, *options) as server:
         before = server.memory()
         async with grpc.aio.insecure_channel(server.target) as channel:
             files = pb.EncodedImages(files=[picture] * 4)

@@ -5,7 +5,7 @@ from pathlib import Path
 import grpc
 import pytest
 from gates import constant
-from servers import ServerProcess
+from servers import server_of
 from serving import http2
 from serving.requests import raw_batch, stub_of
 from wires import OWN_CONNECTION, Wire, in_loop, until
@@ -31,8 +31,7 @@ def flood_of(name: str) -> bytes:
 @pytest.mark.parametrize("name", ["resets of calls", "resets of halves", "settings", "pings"])
 @in_loop
 async def test_nothing_stays_of_a_flood_and_others_are_answered(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
-    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"]
-    with ServerProcess(command, tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server:
         async with grpc.aio.insecure_channel(server.target, [OWN_CONNECTION]) as channel:
             encode = stub_of(channel).Encode
             await encode(IMAGES)

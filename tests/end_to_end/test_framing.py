@@ -11,7 +11,7 @@ from bundles import write_tiny_bundle
 from fuzzing.files import file_of
 from PIL import Image
 from portraits import GROUND, face, scene
-from servers import ROOT, ServerProcess, run_python
+from servers import ROOT, ServerProcess, run_python, server_of
 from tiny_model import IMAGE_SIZE
 
 from engine.client import Client, ClientError
@@ -26,7 +26,7 @@ def framed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server of a model that was trained on CelebA's frame; its edits of nothing give back what it saw."""
     folder = tmp_path_factory.mktemp("framed")
     bundle = write_tiny_bundle(folder / "bundle", 148, CELEBA_SOURCE)
-    with ServerProcess(["-m", "engine", "--bundle", str(bundle)], folder) as process:
+    with server_of(bundle, folder) as process:
         yield process
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from gates import gated_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from servers import ServerProcess
+from servers import server_of
 from serving import http2
 from wires import Wire, in_loop, refusal_of
 
@@ -34,7 +34,7 @@ async def statuses_of(watch: Any) -> list[int]:
 
 @in_loop
 async def test_a_watcher_that_does_not_read_holds_up_nobody(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--grace-s", "3600"], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path, "--grace-s", "3600") as server:
         deaf = [await deaf_watcher(server.target) for _ in range(2)]
         async with grpc.aio.insecure_channel(server.target) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())

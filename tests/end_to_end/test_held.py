@@ -9,7 +9,7 @@ import numpy as np
 from bundles import write_tiny_bundle
 from gates import constant, gated_server, list_of
 from gates import until as wait_until
-from servers import ServerProcess
+from servers import server_of
 from serving import http2
 from serving.http2 import WINDOW_BYTES
 from serving.requests import file_batch, raw_batch, stub_of
@@ -25,7 +25,7 @@ ANSWER_BYTES = COUNT * 8 * 8 * 3
 
 @in_loop
 async def test_an_answer_that_is_still_travelling_counts_and_is_not_cut_off(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server:
         wire = await Wire.to(server.target)
         wire.send(http2.call(1, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
         await wire.until_pong()
@@ -46,7 +46,7 @@ async def test_an_answer_that_is_still_travelling_counts_and_is_not_cut_off(tiny
 @in_loop
 async def test_what_nobody_takes_is_forgotten_when_the_client_goes(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ["--metrics-port", "0", "--max-queue", str(20 * COUNT)]
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), *options], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path, *options) as server:
         wire = await Wire.to(server.target)
         for number in range(1, 21, 2):
             wire.send(http2.call(number, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
@@ -66,7 +66,7 @@ def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: 
             turn.acquire()
 
     with (
-        ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server,
+        server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stream = stub_of(channel).EditStream(requests())
@@ -100,7 +100,7 @@ def test_a_stream_is_read_ahead_by_no_more_images_than_a_request_may_have(tiny_b
 
 def test_failures_within_a_stream_are_seen(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
-        ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"], tmp_path) as server,
+        server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         images = raw_batch(constant(1))

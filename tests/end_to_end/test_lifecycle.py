@@ -26,6 +26,7 @@ from servers import (
     client_workers,
     environment_without_torch,
     run_python,
+    server_of,
     start_python,
 )
 from serving.requests import raw_batch, stub_of
@@ -158,9 +159,9 @@ def test_sigterm_answers_what_was_accepted(tiny_bundle: Path, tmp_path: Path) ->
 
 
 def test_a_long_end_keeps_no_client_from_another_server(tiny_bundle: Path, tmp_path: Path) -> None:
-    command, folder = ["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path / "other"
+    folder = tmp_path / "other"
     folder.mkdir()
-    with gated_server(tiny_bundle, tmp_path, "--grace-s", "3600") as gate, ServerProcess(command, folder) as other:
+    with gated_server(tiny_bundle, tmp_path, "--grace-s", "3600") as gate, server_of(tiny_bundle, folder) as other:
         both = f"ipv4:{gate.server.target},{other.target}"
         with (
             ThreadPoolExecutor(1) as pool,
@@ -266,7 +267,7 @@ def test_sigterm_ends_streams_after_what_they_have_read(tiny_bundle: Path, tmp_p
 
 
 def test_sigterm_under_load_breaks_no_answer(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path) as server:
         workers = client_workers(server.target, tmp_path)
         server.terminate()
         for worker in workers:
@@ -278,8 +279,7 @@ def test_sigterm_under_load_breaks_no_answer(tiny_bundle: Path, tmp_path: Path) 
 
 
 def test_clients_that_are_killed_leave_nothing_behind(tiny_bundle: Path, tmp_path: Path) -> None:
-    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--metrics-port", "0"]
-    with ServerProcess(command, tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server:
         for worker in client_workers(server.target, tmp_path):
             worker.kill()
             worker.communicate()
@@ -298,7 +298,7 @@ def test_clients_that_are_killed_leave_nothing_behind(tiny_bundle: Path, tmp_pat
 
 
 def test_sigint_ends_it_too(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path) as server:
         os.kill(server.process.pid, 2)
         assert server.wait() == 0
 

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from gates import Gate, constant, gated_server, until
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 from serving.requests import file_batch, raw_batch, stub_of
 
 from protos import dfcvae_pb2 as pb
@@ -130,7 +130,7 @@ def garbage(gate: Gate, folder: Path) -> list[str]:
 
 
 def test_requests_that_are_refused_do_not_stay_in_memory(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path) as server:
         request = pb.EditRequest(images=file_batch([b"x" * 4 * MIB]), edits=SMILE)
         with grpc.insecure_channel(server.target) as channel:
             sizes = []

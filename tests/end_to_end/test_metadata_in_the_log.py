@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from servers import ServerProcess
+from servers import server_of
 from serving import http2
 from wires import Wire, in_loop
 
@@ -17,7 +17,7 @@ TOKEN = b"Bearer s3cret-token"
 @pytest.mark.parametrize("form", ["text", "json"])
 @in_loop
 async def test_values_that_are_not_text_stay_out_of_the_log(form: str, tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle), "--log-format", form], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path, "--log-format", form) as server:
         wire = await Wire.to(server.target)
         for number in range(1, 40, 2):
             wire.send(http2.call(number, GET_MODEL, b"", (b"authorization", TOKEN + b"\xff"), *[(b"x", b"\xff")] * 50))

@@ -13,7 +13,7 @@ import pytest
 from gates import constant, gated_server, until
 from prometheus_client.parser import text_string_to_metric_families
 from scripts import require_refused
-from servers import ROOT, ServerProcess, run_python
+from servers import ROOT, ServerProcess, run_python, server_of
 from serving.requests import stub_of
 from tiny_model import LATENT_DIM, random_images
 
@@ -23,8 +23,7 @@ from protos import dfcvae_pb2 as pb
 
 @pytest.fixture
 def measured(tiny_bundle: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    command = ["-m", "engine", "--bundle", f"tiny={tiny_bundle}", "--metrics-port", "0"]
-    with ServerProcess(command, tmp_path) as server:
+    with server_of(f"tiny={tiny_bundle}", tmp_path, "--metrics-port", "0") as server:
         yield server
 
 

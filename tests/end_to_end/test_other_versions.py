@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from environments import environment_with_oldest, needs_oldest, other_python
-from servers import ROOT, ServerProcess, environment_without_torch
+from servers import ROOT, environment_without_torch, server_of
 from tiny_model import random_images
 
 from engine.client import Client
@@ -69,8 +69,7 @@ def serve_and_edit(bundle: Path, folder: Path, python: str, environment: dict[st
     """Has one environment serve, and both this one and that one ask it; what the client there said."""
     images, image_file, edited_file = random_images(3, seed=0), folder / "images.npy", folder / "edited.npy"
     np.save(image_file, images)
-    command = ["-m", "engine", "--bundle", str(bundle)]
-    with ServerProcess(command, folder, variables=environment, python=python) as server:
+    with server_of(bundle, folder, variables=environment, python=python) as server:
         result = subprocess.run(
             [python, "-c", _CLIENT, server.target, str(image_file), str(edited_file)],
             cwd=ROOT,

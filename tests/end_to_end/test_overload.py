@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from gates import constant, gated_server, list_of, until
-from servers import ServerProcess
+from servers import server_of
 from serving.requests import latent_batch, raw_batch, stub_of
 from tiny_model import IMAGE_SIZE, latents_of
 
@@ -48,7 +48,7 @@ def test_a_full_queue_refuses_at_once(tiny_bundle: Path, tmp_path: Path) -> None
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
 def test_what_computes_gives_way_to_what_takes_calls(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path) as server:
         with Client(server.target) as client:
             client.encode([encode_file(constant(1)[0], "PNG")])
         usual = os.getpriority(os.PRIO_PROCESS, 0)

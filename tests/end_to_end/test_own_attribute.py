@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from runs import ATTRIBUTES, smooth_images, write_run
-from servers import ServerProcess
+from servers import server_of
 
 from engine.client import Client
 from engine.latents import Directions
@@ -49,8 +49,7 @@ def test_a_new_attribute_is_learnt_exported_and_served(data: Path, tmp_path: Pat
     )
     build(config_of_build, say=lambda _: None)
     images = smooth_images(3, 64)
-    command = ["-m", "engine", "--bundle", str(tmp_path / "bundle")]
-    with ServerProcess(command, tmp_path) as server, Client(server.target) as client:
+    with server_of(tmp_path / "bundle", tmp_path) as server, Client(server.target) as client:
         assert [(one.name, one.kind) for one in client.model().attributes] == [
             *zip(ATTRIBUTES, ("mean", "adjusted", "svm"), strict=True),
             ("Bright", "mean"),

@@ -18,7 +18,7 @@ from fuzzing.files import file_of
 from pages import PageProcess, visit
 from PIL import Image
 from scripts import require_refused
-from servers import ROOT, ServerProcess, run_python
+from servers import ROOT, ServerProcess, run_python, server_of
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -203,19 +203,18 @@ def test_it_recovers_from_a_server_that_goes_comes_and_changes(tiny_bundle: Path
         port = probe.getsockname()[1]
     (tmp_path / "tokens").write_text("page 0123456789abcdef\n")
     (tmp_path / "token").write_text("0123456789abcdef\n")
-    command = ["-m", "engine", "--bundle", str(bundle), "--tokens", str(tmp_path / "tokens")]
     options = ["--token-file", str(tmp_path / "token")]
     with PageProcess(f"127.0.0.1:{port}", tmp_path, options) as page, visit(page) as visitor:
         told, _ = visitor.ask("model")
         assert (told["error"], told["retry_s"]) == (f"The server at 127.0.0.1:{port} can't be reached.", 1.0)
-        with ServerProcess(command, tmp_path, port) as server:
+        with server_of(bundle, tmp_path, "--tokens", str(tmp_path / "tokens"), port=port) as server:
             while "error" in visitor.ask("model")[0]:
                 pass
             visitor.images("photo", encode_file(PHOTOS[0], "PNG"), slot="face")
             assert (visitor.images("edit") == PHOTOS[0]).all()
             server.kill()
             assert "can't be reached" in visitor.ask("edit")[0]["error"]
-        with ServerProcess(command, tmp_path, port) as server:
+        with server_of(bundle, tmp_path, "--tokens", str(tmp_path / "tokens"), port=port) as server:
             while "error" in (told := visitor.ask("edit")[0]):
                 assert "retry_s" in told
             assert (visitor.images("edit") == PHOTOS[0]).all()
@@ -229,9 +228,8 @@ def test_it_recovers_from_a_server_that_goes_comes_and_changes(tiny_bundle: Path
 
 def test_a_busy_server_and_a_missing_token_are_told(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("page 0123456789abcdef\n")
-    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--max-images-per-second", "0.01"]
     with (
-        ServerProcess(command, tmp_path) as server,
+        server_of(tiny_bundle, tmp_path, "--max-images-per-second", "0.01") as server,
         PageProcess(server.target, tmp_path) as page,
         visit(page) as visitor,
     ):
@@ -239,9 +237,8 @@ def test_a_busy_server_and_a_missing_token_are_told(tiny_bundle: Path, tmp_path:
         visitor.images("samples", count=1, seed=1)
         told, _ = visitor.ask("samples", count=1, seed=1)
         assert (told["error"], told["retry_s"] > 1) == ("The server is busy.", True)
-    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--tokens", str(tmp_path / "tokens")]
     with (
-        ServerProcess(command, tmp_path) as server,
+        server_of(tiny_bundle, tmp_path, "--max-images-per-second", "0.01") as server,
         PageProcess(server.target, tmp_path) as page,
         visit(page) as visitor,
     ):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pages import PageProcess
 from PIL import Image
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 from tiny_model import images_of, latents_of, tiny_directions
 
 from engine.images import encode_file
@@ -291,11 +291,10 @@ def test_what_is_no_picture_is_said_and_the_face_stays(visit: Callable[..., Page
 def test_it_recovers_by_itself(visit: Callable[..., Page], tiny_bundle: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = ["-m", "engine", "--bundle", str(tiny_bundle)]
     with PageProcess(f"127.0.0.1:{port}", tmp_path) as site:
         page = visit(url=site.url, ready=False)
         page.get_by_text(f"The server at 127.0.0.1:{port} can't be reached.").wait_for()
-        with ServerProcess(command, tmp_path, port):
+        with server_of(tiny_bundle, tmp_path, port=port):
             wait_until_ready(page)
             assert page.locator("#notices").inner_text() == ""
             page.set_input_files("#file", photo(GREY))
@@ -303,7 +302,7 @@ def test_it_recovers_by_itself(visit: Callable[..., Page], tiny_bundle: Path, tm
         slider(page, "Smiling").fill("2")
         page.get_by_text("can't be reached").wait_for()
         assert page.locator("#status").inner_text() == "trying again"
-        with ServerProcess(command, tmp_path, port):
+        with server_of(tiny_bundle, tmp_path, port=port):
             wait_for_colour(page, (120, 100, 100))
             page.wait_for_selector("#status[data-state=ready]")
             place = site.place.rpartition(":")[2]

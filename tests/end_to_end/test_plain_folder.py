@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import smooth_images
-from servers import ServerProcess
+from servers import server_of
 
 from engine.client import Client, ClientError
 from engine.images import encode_file
@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bundle_without_attributes_is_served(bundle: Path, tmp_path: Path) -> None:
     file = encode_file(smooth_images(1, 150)[0], "JPEG")
-    with ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server, Client(server.target) as client:
+    with server_of(bundle, tmp_path) as server, Client(server.target) as client:
         assert client.model().attributes == ()
         mu = client.encode([file]).mu
         assert mu.shape == (1, 6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 from gates import until
-from servers import ServerProcess
+from servers import ServerProcess, server_of
 from serving.requests import stub_of
 from tiny_model import latents_of, random_images
 
@@ -37,8 +37,7 @@ def crop_of(server: ServerProcess, name: str = "") -> int:
 
 def test_hanging_up_swaps_bundles_and_loses_nothing(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", crop=12)
-    command = ["-m", "engine", "--bundle", str(bundle), "--metrics-port", "0"]
-    with ServerProcess(command, tmp_path) as server:
+    with server_of(bundle, tmp_path, "--metrics-port", "0") as server:
         end, counts = threading.Event(), []
 
         def work(seed: int) -> None:
@@ -72,8 +71,7 @@ def test_hanging_up_swaps_bundles_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", crop=12)
-    command = ["-m", "engine", "--bundle", str(bundle), "--metrics-port", "0"]
-    with ServerProcess(command, tmp_path) as server, Client(server.target) as client:
+    with server_of(bundle, tmp_path, "--metrics-port", "0") as server, Client(server.target) as client:
         (bundle / MANIFEST).write_text("{}")
         server.hang_up()
         server.wait_for_log("is refused, the old one stays")
@@ -88,8 +86,7 @@ def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(tmp_path: Path) -> None
 
 def test_a_watched_folder_is_followed_without_a_signal(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", crop=12)
-    command = ["-m", "engine", "--bundle", str(bundle), "--reload-every-s", "0.05"]
-    with ServerProcess(command, tmp_path) as server:
+    with server_of(bundle, tmp_path, "--reload-every-s", "0.05") as server:
         replace_bundle(bundle, 13)
         server.wait_for_log("takes over from")
         assert crop_of(server) == 13
@@ -100,8 +97,7 @@ def test_a_watched_folder_is_followed_without_a_signal(tmp_path: Path) -> None:
 def test_models_are_served_by_name_and_reloaded_one_by_one(tmp_path: Path) -> None:
     first = write_tiny_bundle(tmp_path / "first", crop=12)
     second = write_tiny_bundle(tmp_path / "second", crop=20)
-    command = ["-m", "engine", "--bundle", f"first={first}", "--bundle", f"second={second}"]
-    with ServerProcess(command, tmp_path) as server:
+    with server_of(f"first={first}", tmp_path, "--bundle", f"second={second}") as server:
         assert list(model_of(server).models) == ["first", "second"]
         assert (crop_of(server), crop_of(server, "first"), crop_of(server, "second")) == (12, 12, 20)
         replace_bundle(second, 21)
@@ -118,8 +114,7 @@ def test_models_are_served_by_name_and_reloaded_one_by_one(tmp_path: Path) -> No
 
 def test_a_bundle_that_is_copied_in_the_wrong_order_is_taken_when_it_is_complete(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle", crop=12)
-    command = ["-m", "engine", "--bundle", str(bundle), "--reload-every-s", "0.05"]
-    with ServerProcess(command, tmp_path) as server:
+    with server_of(bundle, tmp_path, "--reload-every-s", "0.05") as server:
         later = write_tiny_bundle(tmp_path / "later", crop=13)
         decoder = bundle / "decoder.onnx"
         whole = (later / decoder.name).read_bytes()

@@ -3,7 +3,6 @@
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status  # type: ignore[import-untyped]
-from servers import ServerProcess, run_python
+from servers import ServerProcess, run_python, server_of
 from serving.requests import raw_batch, stub_of
 from tiny_model import IMAGE_SIZE, random_images
 
@@ -44,12 +43,6 @@ def detail(error: grpc.RpcError, kind: Any) -> Any:
     found = kind()
     assert any(entry.Unpack(found) for entry in rpc_status.from_call(error).details), f"no {kind} in {error}"
     return found
-
-
-@contextmanager
-def engine(bundle: Path, folder: Path, *options: str) -> Iterator[ServerProcess]:
-    with ServerProcess(["-m", "engine", "--bundle", str(bundle), *options], folder) as server:
-        yield server
 
 
 def openssl(*arguments: str) -> None:
@@ -95,7 +88,7 @@ def trusting(authority: Authority, pair: tuple[Path, Path] | None = None) -> grp
 
 def test_tls_is_spoken_and_nothing_else(tiny_bundle: Path, tmp_path: Path, authority: Authority) -> None:
     cert, key = authority.sign("server")
-    with engine(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+    with server_of(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
         with grpc.secure_channel(server.target, trusting(authority)) as channel:
             assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
         stranger = Authority(tmp_path, "stranger")
@@ -122,9 +115,9 @@ def test_a_client_says_what_is_the_matter_with_a_certificate(
 
 def test_failed_handshakes_are_shown_to_who_asks_grpc_for_them(tiny_bundle: Path, tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path, "prime256v1")
-    command = ["-m", "engine", "--bundle", str(tiny_bundle), "--tls-cert", str(cert), "--tls-key", str(key)]
+    options = ("--tls-cert", str(cert), "--tls-key", str(key))
     with (
-        ServerProcess(command, tmp_path, variables={"GRPC_VERBOSITY": "INFO"}) as server,
+        server_of(tiny_bundle, tmp_path, *options, variables={"GRPC_VERBOSITY": "INFO"}) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
@@ -136,7 +129,7 @@ def test_mutual_tls_lets_in_who_shows_a_signed_certificate(
 ) -> None:
     cert, key = authority.sign("server")
     options = ["--tls-cert", str(cert), "--tls-key", str(key), "--tls-client-ca", str(authority.certificate)]
-    with engine(tiny_bundle, tmp_path, *options, "--log-level", "debug") as server:
+    with server_of(tiny_bundle, tmp_path, *options, "--log-level", "debug") as server:
         with grpc.secure_channel(server.target, trusting(authority, authority.sign("client"))) as channel:
             assert stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30).image_size == IMAGE_SIZE
         server.wait_for_log("GetModel OK for client in ")
@@ -154,7 +147,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
     tiny_bundle: Path, tmp_path: Path, authority: Authority
 ) -> None:
     cert, key = authority.sign("server")
-    with engine(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+    with server_of(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
         with grpc.secure_channel(server.target, trusting(authority)) as channel:
             stub_of(channel).GetModel(pb.GetModelRequest(), timeout=30)
         other = Authority(tmp_path, "other")
@@ -194,7 +187,7 @@ def test_a_key_that_grpc_does_not_know_is_named_at_the_start(tiny_bundle: Path, 
 
 def test_an_expired_certificate_is_in_the_log(tiny_bundle: Path, tmp_path: Path) -> None:
     cert, key = self_signed(tmp_path, "prime256v1", days=-1)
-    with engine(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+    with server_of(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
         server.wait_for_log(f"clients refuse --tls-cert {cert}: certificate has expired")
 
 
@@ -204,7 +197,7 @@ def guarded(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "tokens").write_text(f"anna {ANNA}\n")
     options = ["--tokens", str(folder / "tokens"), "--log-level", "debug", "--log-format", "json"]
-    with engine(tiny_bundle, folder, *options) as server:
+    with server_of(tiny_bundle, folder, *options) as server:
         yield server
 
 
@@ -246,7 +239,7 @@ def test_tokens_are_never_logged(guarded: ServerProcess) -> None:
 def test_hanging_up_reads_the_tokens_again(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"anna {ANNA}\n")
     with (
-        engine(tiny_bundle, tmp_path, "--tokens", str(tmp_path / "tokens")) as server,
+        server_of(tiny_bundle, tmp_path, "--tokens", str(tmp_path / "tokens")) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stub = stub_of(channel)
@@ -262,7 +255,7 @@ def test_hanging_up_reads_the_tokens_again(tiny_bundle: Path, tmp_path: Path) ->
 def test_each_client_has_its_own_rate(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"anna {ANNA}\nbert {BERT}\n")
     options = ["--tokens", str(tmp_path / "tokens"), "--max-images-per-second", "0.01", "--burst", "10"]
-    with engine(tiny_bundle, tmp_path, *options) as server, grpc.insecure_channel(server.target) as channel:
+    with server_of(tiny_bundle, tmp_path, *options) as server, grpc.insecure_channel(server.target) as channel:
         stub = stub_of(channel)
         stub.Encode(encode_request(9), metadata=bearer(ANNA), timeout=30)
         error = refusal_of(stub.Encode, encode_request(3), metadata=bearer(ANNA))
@@ -295,9 +288,9 @@ def test_what_there_was_no_room_for_costs_nothing(tiny_bundle: Path, tmp_path: P
 
 
 def test_without_tls_the_log_says_who_can_connect(tiny_bundle: Path, tmp_path: Path) -> None:
-    with engine(tiny_bundle, tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path) as server:
         until(lambda: "no TLS: only this machine can connect" in server.log)
-    with engine(tiny_bundle, tmp_path, "--host", "0.0.0.0", "--insecure") as server:
+    with server_of(tiny_bundle, tmp_path, "--host", "0.0.0.0", "--insecure") as server:
         until(lambda: "WARNING engine.server: no TLS (--insecure): whoever is on the way can read" in server.log)
 
 
@@ -310,7 +303,7 @@ def test_a_stream_ends_when_its_token_is_withdrawn(tiny_bundle: Path, tmp_path: 
             yield pb.EditStreamRequest(images=encode_request().images)
 
     with (
-        engine(tiny_bundle, tmp_path, "--tokens", str(tokens)) as server,
+        server_of(tiny_bundle, tmp_path, "--tokens", str(tokens)) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stays, ends = (
@@ -348,7 +341,7 @@ def test_a_connection_may_have_so_many_calls_and_no_more(tiny_bundle: Path, tmp_
 
 def test_who_pings_too_often_is_cut_off(tiny_bundle: Path, tmp_path: Path) -> None:
     eager = [("grpc.keepalive_time_ms", 50), ("grpc.keepalive_permit_without_calls", 1)]
-    with engine(tiny_bundle, tmp_path, "--min-ping-interval-s", "3600") as server:
+    with server_of(tiny_bundle, tmp_path, "--min-ping-interval-s", "3600") as server:
         with grpc.insecure_channel(server.target, [*eager, ("grpc.http2.max_pings_without_data", 0)]) as channel:
             end = threading.Event()
             stream = stub_of(channel).EditStream(iter(end.wait, True), timeout=30)
@@ -361,7 +354,7 @@ def test_who_pings_too_often_is_cut_off(tiny_bundle: Path, tmp_path: Path) -> No
 def test_connections_end_after_their_time(tiny_bundle: Path, tmp_path: Path) -> None:
     states: list[grpc.ChannelConnectivity] = []
     with (
-        engine(tiny_bundle, tmp_path, "--max-connection-age-s", "0.3") as server,
+        server_of(tiny_bundle, tmp_path, "--max-connection-age-s", "0.3") as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         channel.subscribe(states.append)

@@ -21,7 +21,7 @@ from bundles import add_prior, write_tiny_bundle
 from google.protobuf.message import Message
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from servers import ServerProcess, run_python
+from servers import ServerProcess, run_python, server_of
 from serving.requests import file_batch, latent_batch, raw_batch
 from tiny_model import LATENT_DIM, latents_of, random_images
 
@@ -124,7 +124,7 @@ def golden_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
     bundle = write_tiny_bundle(folder / "bundle")
     levels = np.random.default_rng(0).uniform(0, 255, LATENT_DIM).astype(np.float32)
     add_prior(bundle, Gaussian(levels, np.diag(levels / 4)))
-    with ServerProcess(["-m", "engine", "--bundle", f"golden={bundle}", "--metrics-port", "0"], folder) as server:
+    with server_of(f"golden={bundle}", folder, "--metrics-port", "0") as server:
         yield server
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from gates import Gate, constant, gated_command, gated_server, until
-from servers import END_TO_END, ServerProcess, start_python
+from servers import END_TO_END, ServerProcess, server_of, start_python
 
 from engine.client import Client, ClientError, Posterior
 
@@ -81,7 +81,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_well(tiny_bundle: Path, tmp
 
 
 def test_signals_without_end_do_not_change_how_it_ends(tiny_bundle: Path, tmp_path: Path) -> None:
-    with ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server:
+    with server_of(tiny_bundle, tmp_path) as server:
         while server.process.poll() is None:
             with suppress(ProcessLookupError):
                 server.process.send_signal(signal.SIGTERM)

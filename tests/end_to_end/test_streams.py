@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from bundles import smile_more, write_tiny_bundle
 from gates import constant, gated_server, until
-from servers import ServerProcess
+from servers import server_of
 from serving.requests import floats_of, latent_batch, pixels_of, raw_batch, stub_of
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
@@ -127,7 +127,7 @@ def test_a_client_that_does_not_read_is_not_read(tiny_bundle: Path, tmp_path: Pa
             yield step(images, 0.0, id=index)
 
     with (
-        ServerProcess(["-m", "engine", "--bundle", str(tiny_bundle)], tmp_path) as server,
+        server_of(tiny_bundle, tmp_path) as server,
         grpc.insecure_channel(server.target, [("grpc.max_receive_message_length", -1)]) as channel,
     ):
         stub = stub_of(channel)
@@ -166,7 +166,7 @@ def test_a_stream_outlives_a_reload_of_its_model(tmp_path: Path) -> None:
         yield step(smile=1.0)
 
     with (
-        ServerProcess(["-m", "engine", "--bundle", str(bundle), "--reload-every-s", "0.05"], tmp_path) as server,
+        server_of(bundle, tmp_path, "--reload-every-s", "0.05") as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stub = stub_of(channel)

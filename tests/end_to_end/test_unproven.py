@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from bundles import reseal, write_tiny_bundle
-from servers import ServerProcess, run_python
+from servers import run_python, server_of
 from tiny_model import latents_of, random_images
 
 from engine.client import Client
@@ -33,7 +33,7 @@ def test_a_server_does_not_start_with_engines_that_fail_their_proof(tmp_path: Pa
 
 def test_a_reloaded_bundle_is_proven_before_it_takes_over(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    with ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server, Client(server.target) as client:
+    with server_of(bundle, tmp_path) as server, Client(server.target) as client:
         server.wait_for_log("proven on this machine")
         lose_rounding(bundle)
         server.hang_up()

@@ -12,7 +12,7 @@ from bundles import add_prior, reseal, write_tiny_bundle
 from fuzzing.files import file_of
 from gates import gated_server, until
 from PIL import Image
-from servers import ServerProcess
+from servers import server_of
 from serving.requests import file_batch, floats_of, latent_batch, pixels_of, raw_batch, stub_of
 from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
@@ -87,7 +87,7 @@ def test_a_bundle_draws_from_the_priors_that_it_has(tmp_path: Path, mixed: bool)
     priors: dict[Any, Gaussian | Mixture] = {pb.DISTRIBUTION_MIXTURE: mixture} if mixed else {}
     priors |= {pb.DISTRIBUTION_FITTED: fitted, pb.DISTRIBUTION_STANDARD: Gaussian.standard(LATENT_DIM)}
     with (
-        ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server,
+        server_of(bundle, tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stub = stub_of(channel)
@@ -149,7 +149,7 @@ def test_a_bundle_of_before_there_were_wishes_says_what_it_needs(tmp_path: Path)
     replace(tiny_directions(), sides=()).save(bundle / "directions.safetensors")
     reseal(bundle)
     with (
-        ServerProcess(["-m", "engine", "--bundle", str(bundle)], tmp_path) as server,
+        server_of(bundle, tmp_path) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stub = stub_of(channel)
