@@ -61,18 +61,18 @@ class Calls:
         return [(float(10 ** (step / _BUCKETS_PER_DECADE)), int(n)) for step, n in zip(found, counts, strict=True)]
 
 
-def show(value: object, digits: int = 2) -> str:
+def _cell(value: object) -> str:
     """A value for a table: floats rounded, None and NaN as a dash."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "-"
-    return f"{value:,.{digits}f}" if isinstance(value, float) else str(value)
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Rows with the same keys as a markdown table, padded so that it reads well on a screen too."""
     if not rows:
         return ""
-    cells = [list(rows[0]), *([show(value) for value in row.values()] for row in rows)]
+    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells

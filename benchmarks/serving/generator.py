@@ -332,9 +332,7 @@ async def closed_loop(target: str, prepared: Prepared, answer_bytes: int, in_fli
     return outcome
 
 
-async def open_loop(
-    target: str, prepared: Prepared, answer_bytes: int, rate: float, seconds: float, *, seed: int = 0
-) -> Outcome:
+async def open_loop(target: str, prepared: Prepared, answer_bytes: int, rate: float, seconds: float) -> Outcome:
     """Sends requests at random times (Poisson arrivals), whether or not earlier ones are answered.
 
     Latency counts from the time that a request was meant to leave, so that neither a slow server nor a slow
@@ -346,10 +344,9 @@ async def open_loop(
         answer_bytes: Length of the right answer's message.
         rate: Mean arrivals per second; the gaps between them are exponential.
         seconds: How long requests arrive.
-        seed: Of the arrival times.
     """
     outcome = Outcome()
-    gaps = np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds)))
+    gaps = np.random.default_rng(0).exponential(1 / rate, max(1, round(rate * seconds)))
     opened = [await Connection.to(target, prepared, answer_bytes, outcome) for _ in range(MAX_CONNECTIONS)]
     cpu = time.process_time()
     for number, intended in enumerate((time.perf_counter() + np.cumsum(gaps)).tolist()):

@@ -44,7 +44,6 @@ def load_data(
     labels: Path | None = None,
     split_by: SplitBy = "name",
     skip_damaged: int = 0,
-    unlabelled: Unlabelled = "refuse",
 ) -> FaceData:
     """Reads a data set, packing its images if no packed array fits.
 
@@ -53,7 +52,7 @@ def load_data(
     per batch, on the device.
 
     Args:
-        directory: see `read_index`, as for labels, split_by, skip_damaged and unlabelled.
+        directory: see `read_index`, as for labels, split_by and skip_damaged.
         image_size: see `Pack.of`, as for crop, source and align.
         crop: pixels.
         source: width and height, pixels.
@@ -61,13 +60,12 @@ def load_data(
         labels: a CSV.
         split_by: name or folder.
         skip_damaged: a number of images.
-        unlabelled: refuse or leave out.
 
     Raises:
         ConfigError: faces are to be aligned, and the frame or this environment can't.
         DataError: a list or an image is missing, truncated, malformed or undecodable.
     """
-    index = read_index(directory, labels=labels, split_by=split_by, skip_damaged=skip_damaged, unlabelled=unlabelled)
+    index = read_index(directory, labels=labels, split_by=split_by, skip_damaged=skip_damaged)
     return Pack.of(index, image_size, crop, source, align).data()
 
 

@@ -17,7 +17,7 @@ from trainer.evaluation.grids import Figure
 from trainer.evaluation.options import Options
 from trainer.evaluation.skipped import SkippedError
 
-NUM_RECONSTRUCTIONS, NUM_SAMPLES, NUM_COLUMNS = 30, 60, 10
+NUM_RECONSTRUCTIONS, NUM_SAMPLES = 30, 60
 NUM_INTERPOLATIONS, INTERPOLATION_STEPS, NUM_ARCS = 8, 11, 4
 
 
@@ -57,7 +57,7 @@ def _samples(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
     drawn = []
     for name, prior in {**encoded.priors, STANDARD: Gaussian.standard(encoded.mu.shape[1])}.items():
         title, look_for = SAMPLES[name]
-        rows = np.split(encoded.decode(prior.draw(NUM_SAMPLES, seed)), NUM_SAMPLES // NUM_COLUMNS)
+        rows = np.split(encoded.decode(prior.draw(NUM_SAMPLES, seed)), NUM_SAMPLES // grids.COLUMNS)
         file = f"samples_{name}.png"
         grids.save_grid(folder / file, f"New faces drawn from {title}", rows)
         drawn.append(Figure(file, f"New faces drawn from {title}", look_for, "faces"))
@@ -89,7 +89,7 @@ def _wishes(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
     names = [name for name in JUDGED_ATTRIBUTES if name in known] or known[: len(JUDGED_ATTRIBUTES)]
     if not names:
         return []
-    latents = next(iter(encoded.priors.values())).draw(NUM_COLUMNS, seed)
+    latents = next(iter(encoded.priors.values())).draw(grids.COLUMNS, seed)
     rows, labels = [encoded.decode(latents)], ["as drawn"]
     wished: list[tuple[list[str], list[str]]] = (
         [([name], []) for name in names] + [([], [name]) for name in names] + [(names, [])] * (len(names) > 1)

@@ -16,6 +16,7 @@ from trainer.evaluation.charts import DPI, canvas
 
 Images = NDArray[np.uint8]
 """(N, S, S, 3) uint8 RGB."""
+COLUMNS = 10
 CELL = 110
 """Pixels across a face in a grid's drawing."""
 TITLE_SIZE, LABEL_SIZE = 14, 12
@@ -57,11 +58,11 @@ def save_grid(
         axis.set_title(title, loc="left", fontsize=TITLE_SIZE)
 
 
-def save_reconstructions(path: Path, originals: Images, reconstructions: Images, columns: int = 10) -> None:
-    """Writes pairs of rows: originals above, their reconstructions below."""
+def save_reconstructions(path: Path, originals: Images, reconstructions: Images) -> None:
+    """Writes pairs of rows of `COLUMNS` at most: originals above, their reconstructions below."""
     rows = []
-    for start in range(0, max(1, len(originals) - columns + 1), columns):
-        rows += [originals[start : start + columns], reconstructions[start : start + columns]]
+    for start in range(0, max(1, len(originals) - COLUMNS + 1), COLUMNS):
+        rows += [originals[start : start + COLUMNS], reconstructions[start : start + COLUMNS]]
     labels = ("original", "reconstruction") * (len(rows) // 2)
     save_grid(path, "Held-out images and their reconstructions", rows, down=labels)
 
