@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 from servers import END_TO_END, ServerProcess
+from serving.requests import stub_of
 from tiny_model import IMAGE_SIZE
 
 
@@ -55,6 +56,13 @@ def gated_server(bundle: Path, folder: Path, *options: str) -> Iterator[Gate]:
     """A gated server that serves; its gate is open."""
     with ServerProcess(gated_command(bundle, folder, *options), folder) as server:
         yield Gate(server, folder)
+
+
+@contextmanager
+def connected(target: str) -> Iterator[Any]:
+    """The methods of a server, as they are on the wire."""
+    with grpc.insecure_channel(target) as channel:
+        yield stub_of(channel)
 
 
 def list_of(stream: Any) -> tuple[list[int], grpc.StatusCode]:

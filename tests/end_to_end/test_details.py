@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from gates import constant, gated_server, until
+from gates import connected, constant, gated_server, until
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 from servers import ServerProcess, server_of
@@ -82,9 +82,8 @@ def test_a_full_queue_says_when_to_try_again(tiny_bundle: Path, tmp_path: Path) 
         gated_server(tiny_bundle, tmp_path, "--max-queue", "20") as gate,
         ThreadPoolExecutor(2) as pool,
         Client(gate.server.target, timeout=60) as client,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
-        stub = stub_of(channel)
         request = pb.EncodeRequest(images=raw_batch(constant(1, 20)))
         gate.close()
         running = pool.submit(client.encode, constant(1))

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fuzzing.files import file_of
-from gates import constant, gated_server
+from gates import connected, constant, gated_server
 from gates import until as wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
@@ -148,10 +148,10 @@ async def test_a_message_has_a_time_limit(tiny_bundle: Path, tmp_path: Path) -> 
 def test_the_log_names_the_client_of_a_message_that_is_too_large(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         serve(tiny_bundle, tmp_path, "--max-message-bytes", "2000") as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
         with pytest.raises(grpc.RpcError):
-            stub_of(channel).Encode(pb.EncodeRequest(images=raw_batch(constant(1, 20))))
+            stub.Encode(pb.EncodeRequest(images=raw_batch(constant(1, 20))))
         server.wait_for_log("Encode CANCELLED for 127.0.0.1 in 0.000 ms: the call ended before")
 
 
@@ -164,14 +164,14 @@ def test_idle_streams_lock_nobody_out(tiny_bundle: Path, tmp_path: Path) -> None
     options = ("--max-bytes-in-flight", str(8 * MESSAGE_BYTES), "--max-message-bytes", str(MESSAGE_BYTES))
     with (
         serve(tiny_bundle, tmp_path, *options, "--metrics-port", "0") as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
         ExitStack() as stack,
     ):
         streams = []
         for _ in range(10):
             requests: queue.Queue[pb.EditStreamRequest | None] = queue.Queue()
             stack.callback(requests.put, None)
-            stream = stub_of(channel).EditStream(iter(requests.get, None))
+            stream = stub.EditStream(iter(requests.get, None))
             streams.append(stream)
             requests.put(_source(MESSAGE_BYTES - 1000))
             assert "is not a JPEG, PNG or WebP file" in next(stream).error.message
@@ -182,13 +182,13 @@ def test_idle_streams_lock_nobody_out(tiny_bundle: Path, tmp_path: Path) -> None
             lambda: server.metric("dfcvae_bytes_in_flight") <= 10 * WINDOW_BYTES
         )  # nothing is left of the sources
         images = pb.EncodeRequest(images=raw_batch(constant(1)))
-        assert stub_of(channel).Encode(images, timeout=10).mu.count == 1
+        assert stub.Encode(images, timeout=10).mu.count == 1
 
 
 def test_a_stream_that_falls_silent_keeps_no_room_for_a_message(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         gated_server(tiny_bundle, tmp_path, "--max-message-bytes", str(MESSAGE_BYTES), "--metrics-port", "0") as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
         ExitStack() as stack,
     ):
 
@@ -198,7 +198,7 @@ def test_a_stream_that_falls_silent_keeps_no_room_for_a_message(tiny_bundle: Pat
         gate.close()
         requests: queue.Queue[pb.EditStreamRequest | None] = queue.Queue()
         stack.callback(requests.put, None)
-        stream = stub_of(channel).EditStream(iter(requests.get, None))
+        stream = stub.EditStream(iter(requests.get, None))
         source = pb.EditStreamRequest(images=raw_batch(constant(1, 500)))
         assert source.ByteSize() > WINDOW_BYTES
         requests.put(source)

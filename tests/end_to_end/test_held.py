@@ -7,12 +7,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 from bundles import write_tiny_bundle
-from gates import constant, gated_server, list_of
+from gates import connected, constant, gated_server, list_of
 from gates import until as wait_until
 from servers import server_of
 from serving import http2
 from serving.http2 import WINDOW_BYTES
-from serving.requests import file_batch, raw_batch, stub_of
+from serving.requests import file_batch, raw_batch
 from tiny_model import LATENT_DIM
 from wires import Wire, in_loop, until
 
@@ -67,9 +67,9 @@ def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: 
 
     with (
         server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
-        stream = stub_of(channel).EditStream(requests())
+        stream = stub.EditStream(requests())
         for count in (70, 1):
             assert next(stream).edited.images.raw.count == count
             least = WINDOW_BYTES + count * 8 * 8 * 3
@@ -82,17 +82,17 @@ def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: 
 
 def test_a_stream_is_read_ahead_by_no_more_images_than_a_request_may_have(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ["--max-images-per-request", "10", "--metrics-port", "0"]
-    with gated_server(tiny_bundle, tmp_path, *options) as gate, grpc.insecure_channel(gate.server.target) as channel:
+    with gated_server(tiny_bundle, tmp_path, *options) as gate, connected(gate.server.target) as stub:
         gate.close()
         images = raw_batch(constant(1, 4))
-        stream = stub_of(channel).EditStream(pb.EditStreamRequest(images=images, id=number) for number in range(9))
+        stream = stub.EditStream(pb.EditStreamRequest(images=images, id=number) for number in range(9))
 
         def received() -> float:
             return gate.server.metric("dfcvae_received_messages_total", method="EditStream")
 
         wait_until(lambda: received() >= 3)
         for _ in range(20):  # time for what should not come
-            stub_of(channel).GetModel(pb.GetModelRequest())
+            stub.GetModel(pb.GetModelRequest())
         assert received() == 3, "12 images"
         gate.open()
         assert list_of(stream) == (list(range(9)), grpc.StatusCode.OK)
@@ -101,7 +101,7 @@ def test_a_stream_is_read_ahead_by_no_more_images_than_a_request_may_have(tiny_b
 def test_failures_within_a_stream_are_seen(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
         images = raw_batch(constant(1))
         steps = [
@@ -109,7 +109,7 @@ def test_failures_within_a_stream_are_seen(tiny_bundle: Path, tmp_path: Path) ->
             pb.EditStreamRequest(edits=[pb.Edit(attribute="Halo", strength=1)]),
             pb.EditStreamRequest(images=file_batch([b"xx"])),
         ]
-        answers = list(stub_of(channel).EditStream(iter(steps)))
+        answers = list(stub.EditStream(iter(steps)))
         assert [answer.WhichOneof("outcome") for answer in answers] == ["edited", "error", "error"]
         np.testing.assert_equal(
             [
@@ -126,12 +126,12 @@ def test_streams_are_measured_by_the_model_that_they_name(tmp_path: Path) -> Non
     pixels = 16 * 16 * 3
     with (
         gated_server(Path(f"small={small}"), tmp_path, "--bundle", f"large={large}", "--metrics-port", "0") as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
         gate.close()
         raw = pb.RawImages(count=1, height=16, width=16, data=bytes(pixels))
         request = pb.EditStreamRequest(images=pb.ImageBatch(raw=raw), model="large")
-        stream = stub_of(channel).EditStream(iter([request]))
+        stream = stub.EditStream(iter([request]))
         wait_until(lambda: gate.batches() == ["encode 0"])
         wait_until(lambda: gate.server.metric("dfcvae_bytes_in_flight") == request.ByteSize() + pixels)
         gate.open()

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
-from gates import constant, gated_command, gated_server, list_of, until
+from gates import connected, constant, gated_command, gated_server, list_of, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scripts import require_refused
 from servers import (
@@ -238,7 +238,7 @@ def test_what_can_not_be_a_unix_socket(tiny_bundle: Path, tmp_path: Path, short:
 def test_sigterm_ends_streams_after_what_they_have_read(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         gated_server(tiny_bundle, tmp_path, "--grace-s", "3600", "--metrics-port", "0") as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
         requests = [pb.EditStreamRequest(images=raw_batch(constant(value)), id=value) for value in (1, 2, 3)]
         finished = threading.Event()
@@ -251,9 +251,9 @@ def test_sigterm_ends_streams_after_what_they_have_read(tiny_bundle: Path, tmp_p
             return gate.server.metric("dfcvae_received_messages_total", method="EditStream")
 
         gate.close()
-        whole = stub_of(channel).EditStream(iter(requests))
-        open_ended = stub_of(channel).EditStream(unfinished(requests))
-        silent = stub_of(channel).EditStream(unfinished([]))
+        whole = stub.EditStream(iter(requests))
+        open_ended = stub.EditStream(unfinished(requests))
+        silent = stub.EditStream(unfinished([]))
         until(lambda: received() == 6 and gate.server.metric("dfcvae_calls_in_flight") == 3)
         gate.server.terminate()
         assert list_of(silent) == ([], grpc.StatusCode.UNAVAILABLE)
@@ -373,9 +373,9 @@ def test_a_log_that_nobody_reads_holds_up_nobody(tiny_bundle: Path, tmp_path: Pa
     try:
         assert server.stdout is not None
         target = server.stdout.readline().split()[-1]
-        with grpc.insecure_channel(target) as channel:
+        with connected(target) as stub:
             for _ in range(200):  # some 80 bytes of log each
-                stub_of(channel).GetModel(pb.GetModelRequest(), timeout=60)
+                stub.GetModel(pb.GetModelRequest(), timeout=60)
         server.terminate()
         assert server.wait(60) == 0
     finally:

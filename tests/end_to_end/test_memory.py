@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
-from gates import Gate, constant, gated_server, until
+from gates import Gate, connected, constant, gated_server, until
 from servers import ServerProcess, server_of
-from serving.requests import file_batch, raw_batch, stub_of
+from serving.requests import file_batch, raw_batch
 
 from protos import dfcvae_pb2 as pb
 
@@ -107,9 +107,8 @@ PATHS = [answered, refused, failed, cancelled, expired, streamed, streamed_and_c
 def test_no_call_leaves_a_cycle_behind(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
-        stub = stub_of(channel)
         garbage(gate, tmp_path)  # of the start
         left = {path.__name__: after(path, stub, gate, tmp_path) for path in PATHS}
     assert left == {path.__name__: [] for path in PATHS}
@@ -132,11 +131,11 @@ def garbage(gate: Gate, folder: Path) -> list[str]:
 def test_requests_that_are_refused_do_not_stay_in_memory(tiny_bundle: Path, tmp_path: Path) -> None:
     with server_of(tiny_bundle, tmp_path) as server:
         request = pb.EditRequest(images=file_batch([b"x" * 4 * MIB]), edits=SMILE)
-        with grpc.insecure_channel(server.target) as channel:
+        with connected(server.target) as stub:
             sizes = []
             for _ in range(60):
                 with pytest.raises(grpc.RpcError) as error:
-                    stub_of(channel).Edit(request)
+                    stub.Edit(request)
                 assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
                 sizes.append(resident(server))
     assert max(sizes) - sizes[0] < 80 * MIB, sizes

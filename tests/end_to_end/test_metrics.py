@@ -10,11 +10,10 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from gates import constant, gated_server, until
+from gates import connected, constant, gated_server, until
 from prometheus_client.parser import text_string_to_metric_families
 from scripts import require_refused
 from servers import ROOT, ServerProcess, run_python, server_of
-from serving.requests import stub_of
 from tiny_model import LATENT_DIM, random_images
 
 from engine.client import Client, ClientError
@@ -79,9 +78,8 @@ def test_queues_and_batches_are_counted(tiny_bundle: Path, tmp_path: Path) -> No
 def test_the_figures_in_flight_are_those_of_the_moment(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
-        stub = stub_of(channel)
         gate.close()
         request = pb.DecodeRequest(latents=pb.LatentBatch(count=1, dim=LATENT_DIM, data=bytes(4 * LATENT_DIM)))
         calls = [stub.Decode.future(request, timeout=60)]
@@ -98,8 +96,7 @@ def test_the_figures_in_flight_are_those_of_the_moment(tiny_bundle: Path, tmp_pa
 
 
 def test_streams_count_messages(measured: ServerProcess) -> None:
-    with grpc.insecure_channel(measured.target) as channel:
-        stub = stub_of(channel)
+    with connected(measured.target) as stub:
         latents = pb.LatentBatch(count=1, dim=LATENT_DIM, data=bytes(4 * LATENT_DIM))
         requests = [pb.EditStreamRequest(latents=latents), *[pb.EditStreamRequest()] * 9]
         answers = list(stub.EditStream(iter(requests), timeout=30))

@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
-from gates import constant, gated_server, list_of, until
+from gates import connected, constant, gated_server, list_of, until
 from servers import server_of
-from serving.requests import latent_batch, raw_batch, stub_of
+from serving.requests import latent_batch, raw_batch
 from tiny_model import IMAGE_SIZE, latents_of
 
 from engine.client import Client, ClientError
@@ -62,9 +62,8 @@ def test_what_computes_gives_way_to_what_takes_calls(tiny_bundle: Path, tmp_path
 def test_who_sends_on_into_a_full_queue_is_refused_unread(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         gated_server(tiny_bundle, tmp_path, "--max-queue", "20", "--metrics-port", "0") as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
-        stub = stub_of(channel)
 
         def encode(count: int) -> Any:
             return stub.Encode.future(pb.EncodeRequest(images=raw_batch(constant(1, count))))
@@ -102,7 +101,7 @@ def test_what_is_held_at_once_is_limited(
         gated_server(tiny_bundle, tmp_path, "--metrics-port", "0", *options) as gate,
         ThreadPoolExecutor(calls) as pool,
         Client(gate.server.target) as client,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
         gate.close()
         latents = latents_of(constant(1, 60))
@@ -113,20 +112,20 @@ def test_what_is_held_at_once_is_limited(
             held = number * 46_080
             until(lambda held=held: held <= gate.server.metric("dfcvae_bytes_in_flight") < held + 1000)  # type: ignore[misc]
         with pytest.raises(grpc.RpcError) as refusal:
-            stub_of(channel).Decode(pb.DecodeRequest(latents=batch), timeout=30)
+            stub.Decode(pb.DecodeRequest(latents=batch), timeout=30)
         assert refusal.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert message in refusal.value.details()
         gate.open()
         assert [len(call.result()) for call in running] == [60] * calls
         until(lambda: gate.server.metric("dfcvae_calls_in_flight") == 0)
-        assert stub_of(channel).Decode(pb.DecodeRequest(latents=batch), timeout=30).images.raw.count == 60
+        assert stub.Decode(pb.DecodeRequest(latents=batch), timeout=30).images.raw.count == 60
 
 
 def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ["--max-message-bytes", "200000", "--max-bytes-in-flight", "1000000", "--metrics-port", "0"]
     with (
         gated_server(tiny_bundle, tmp_path, *options) as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
 
         def received() -> float:
@@ -140,7 +139,7 @@ def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path
             yield from (pb.EditStreamRequest(images=images, id=value) for value in range(40))
 
         gate.close()
-        streams = [stub_of(channel).EditStream(requests()) for _ in range(3)]
+        streams = [stub.EditStream(requests()) for _ in range(3)]
         until(lambda: gate.server.metric("dfcvae_calls_in_flight") == 3)
         begin.set()
         until(lambda: received() >= 3)
@@ -158,10 +157,9 @@ def test_what_nobody_waits_for_is_not_computed(tiny_bundle: Path, tmp_path: Path
     with (
         gated_server(tiny_bundle, tmp_path, "--max-queue", "20") as gate,
         ThreadPoolExecutor(1) as pool,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
         Client(gate.server.target) as client,
     ):
-        stub = stub_of(channel)
         gate.close()
         running = pool.submit(client.encode, constant(1))
         until(lambda: gate.batches() == ["encode 1"])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from gates import connected
 from servers import ServerProcess
-from serving.requests import file_batch, stub_of
+from serving.requests import file_batch
 
 from protos import dfcvae_pb2 as pb
 
@@ -39,10 +40,10 @@ def test_faults_beside_the_file_are_not_the_clients(
 ) -> None:
     images = file_batch([PICTURE])
     command = ["-c", FAULTY.format(error=error), "--bundle", str(tiny_bundle)]
-    with ServerProcess(command, tmp_path) as server, grpc.insecure_channel(server.target) as channel:
+    with ServerProcess(command, tmp_path) as server, connected(server.target) as stub:
         with pytest.raises(grpc.RpcError) as refusal:
-            stub_of(channel).Encode(pb.EncodeRequest(images=images))
-        (answer,) = stub_of(channel).EditStream(iter([pb.EditStreamRequest(images=images)]))
+            stub.Encode(pb.EncodeRequest(images=images))
+        (answer,) = stub.EditStream(iter([pb.EditStreamRequest(images=images)]))
         server.wait_for_log(error.removesuffix("()").partition("(")[0], count=2)
     assert refusal.value.code() is code
     assert refusal.value.details().startswith(message)

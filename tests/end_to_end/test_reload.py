@@ -7,9 +7,8 @@ import grpc
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
-from gates import until
+from gates import connected, until
 from servers import ServerProcess, server_of
-from serving.requests import stub_of
 from tiny_model import latents_of, random_images
 
 from engine.bundle import MANIFEST
@@ -25,8 +24,7 @@ def replace_bundle(folder: Path, crop: int) -> None:
 
 
 def model_of(server: ServerProcess, name: str = "") -> pb.GetModelResponse:
-    with grpc.insecure_channel(server.target) as channel:
-        stub = stub_of(channel)
+    with connected(server.target) as stub:
         answer: pb.GetModelResponse = stub.GetModel(pb.GetModelRequest(model=name), timeout=30)
     return answer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from gates import gated_server, until
+from gates import connected, gated_server, until
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -118,9 +118,9 @@ def test_failed_handshakes_are_shown_to_who_asks_grpc_for_them(tiny_bundle: Path
     options = ("--tls-cert", str(cert), "--tls-key", str(key))
     with (
         server_of(tiny_bundle, tmp_path, *options, variables={"GRPC_VERBOSITY": "INFO"}) as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
-        assert refusal_of(stub_of(channel).GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
+        assert refusal_of(stub.GetModel, pb.GetModelRequest()).code().name == "UNAVAILABLE"
         server.wait_for_log("Handshake failed")
 
 
@@ -202,8 +202,7 @@ def guarded(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_calls_need_a_known_token(guarded: ServerProcess) -> None:
-    with grpc.insecure_channel(guarded.target) as channel:
-        stub = stub_of(channel)
+    with connected(guarded.target) as stub:
         assert stub.GetModel(pb.GetModelRequest(), metadata=bearer(ANNA), timeout=30).image_size == IMAGE_SIZE
         for metadata in ([], bearer(BERT), [("authorization", ANNA)]):
             error = refusal_of(stub.Encode, encode_request(), metadata=metadata)
@@ -227,9 +226,9 @@ def test_health_needs_no_token_and_reflection_does(guarded: ServerProcess) -> No
 
 
 def test_tokens_are_never_logged(guarded: ServerProcess) -> None:
-    with grpc.insecure_channel(guarded.target) as channel:
-        stub_of(channel).GetModel(pb.GetModelRequest(), metadata=bearer(ANNA), timeout=30)
-        refusal_of(stub_of(channel).GetModel, pb.GetModelRequest(), metadata=bearer(BERT))
+    with connected(guarded.target) as stub:
+        stub.GetModel(pb.GetModelRequest(), metadata=bearer(ANNA), timeout=30)
+        refusal_of(stub.GetModel, pb.GetModelRequest(), metadata=bearer(BERT))
     log = guarded.wait_for_log("UNAUTHENTICATED")
     assert '"client": "anna"' in log
     assert ANNA not in log
@@ -240,9 +239,8 @@ def test_hanging_up_reads_the_tokens_again(tiny_bundle: Path, tmp_path: Path) ->
     (tmp_path / "tokens").write_text(f"anna {ANNA}\n")
     with (
         server_of(tiny_bundle, tmp_path, "--tokens", str(tmp_path / "tokens")) as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
-        stub = stub_of(channel)
         (tmp_path / "tokens").write_text(f"bert {BERT}\n")
         stub.GetModel(pb.GetModelRequest(), metadata=bearer(ANNA), timeout=30)
         server.hang_up()
@@ -255,8 +253,7 @@ def test_hanging_up_reads_the_tokens_again(tiny_bundle: Path, tmp_path: Path) ->
 def test_each_client_has_its_own_rate(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"anna {ANNA}\nbert {BERT}\n")
     options = ["--tokens", str(tmp_path / "tokens"), "--max-images-per-second", "0.01", "--burst", "10"]
-    with server_of(tiny_bundle, tmp_path, *options) as server, grpc.insecure_channel(server.target) as channel:
-        stub = stub_of(channel)
+    with server_of(tiny_bundle, tmp_path, *options) as server, connected(server.target) as stub:
         stub.Encode(encode_request(9), metadata=bearer(ANNA), timeout=30)
         error = refusal_of(stub.Encode, encode_request(3), metadata=bearer(ANNA))
         assert error.code().name == "RESOURCE_EXHAUSTED"
@@ -271,8 +268,7 @@ def test_each_client_has_its_own_rate(tiny_bundle: Path, tmp_path: Path) -> None
 
 def test_what_there_was_no_room_for_costs_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ["--max-images-per-second", "0.01", "--burst", "10", "--max-queue", "4", "--metrics-port", "0"]
-    with gated_server(tiny_bundle, tmp_path, *options) as gate, grpc.insecure_channel(gate.server.target) as channel:
-        stub = stub_of(channel)
+    with gated_server(tiny_bundle, tmp_path, *options) as gate, connected(gate.server.target) as stub:
         gate.close()
         calls = [stub.Encode.future(encode_request(), timeout=60)]
         until(lambda: len(gate.batches()) == 1)
@@ -304,10 +300,10 @@ def test_a_stream_ends_when_its_token_is_withdrawn(tiny_bundle: Path, tmp_path: 
 
     with (
         server_of(tiny_bundle, tmp_path, "--tokens", str(tokens)) as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
         stays, ends = (
-            stub_of(channel).EditStream(requests(turn), metadata=bearer(token), timeout=60)
+            stub.EditStream(requests(turn), metadata=bearer(token), timeout=60)
             for turn, token in zip(turns, (ANNA, BERT), strict=True)
         )
         assert next(stays).WhichOneof("outcome") == next(ends).WhichOneof("outcome") == "edited"
@@ -324,9 +320,8 @@ def test_a_connection_may_have_so_many_calls_and_no_more(tiny_bundle: Path, tmp_
     options = ["--max-concurrent-streams", "1", "--metrics-port", "0"]
     with (
         gated_server(tiny_bundle, tmp_path, *options) as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
-        stub = stub_of(channel)
         assert stub.GetModel(pb.GetModelRequest(), timeout=30).limits.max_concurrent_streams == 1
         gate.close()
         first = stub.Encode.future(encode_request(), timeout=60)

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 from bundles import smile_more, write_tiny_bundle
-from gates import constant, gated_server, until
+from gates import connected, constant, gated_server, until
 from servers import server_of
-from serving.requests import floats_of, latent_batch, pixels_of, raw_batch, stub_of
+from serving.requests import floats_of, latent_batch, pixels_of, raw_batch
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from protos import dfcvae_pb2 as pb
@@ -54,8 +53,7 @@ def test_a_slider_edits_the_last_source_again(stub: Any) -> None:
 
 
 def test_a_slider_move_costs_only_a_decode(tiny_bundle: Path, tmp_path: Path) -> None:
-    with gated_server(tiny_bundle, tmp_path) as gate, grpc.insecure_channel(gate.server.target) as channel:
-        stub = stub_of(channel)
+    with gated_server(tiny_bundle, tmp_path) as gate, connected(gate.server.target) as stub:
         gate.close()
         gate.open()
         run(stub, [step(constant(7), 1.0), step(smile=2.0), step(smile=3.0)])
@@ -128,9 +126,8 @@ def test_a_client_that_does_not_read_is_not_read(tiny_bundle: Path, tmp_path: Pa
 
     with (
         server_of(tiny_bundle, tmp_path) as server,
-        grpc.insecure_channel(server.target, [("grpc.max_receive_message_length", -1)]) as channel,
+        connected(server.target, [("grpc.max_receive_message_length", -1)]) as stub,
     ):
-        stub = stub_of(channel)
         call = stub.EditStream(requests(), timeout=120)
         first = next(call)
         settled, before = threading.Event(), -1
@@ -143,8 +140,7 @@ def test_a_client_that_does_not_read_is_not_read(tiny_bundle: Path, tmp_path: Pa
 
 
 def test_a_cancelled_stream_leaves_the_server_well(tiny_bundle: Path, tmp_path: Path) -> None:
-    with gated_server(tiny_bundle, tmp_path) as gate, grpc.insecure_channel(gate.server.target) as channel:
-        stub = stub_of(channel)
+    with gated_server(tiny_bundle, tmp_path) as gate, connected(gate.server.target) as stub:
         gate.close()
         call = stub.EditStream(iter([step(constant(value), 0.0) for value in (21, 22, 23, 24)]))
         until(lambda: len(gate.batches()) == 1)
@@ -167,9 +163,8 @@ def test_a_stream_outlives_a_reload_of_its_model(tmp_path: Path) -> None:
 
     with (
         server_of(bundle, tmp_path, "--reload-every-s", "0.05") as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
-        stub = stub_of(channel)
         old = stub.GetModel(pb.GetModelRequest()).fingerprint
         call = stub.EditStream(requests(), timeout=60)
         np.testing.assert_array_equal(pixels(next(call)), images_of(latents_of(images) + SMILE))

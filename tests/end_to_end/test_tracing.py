@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from gates import constant, gated_server
+from gates import connected, constant, gated_server
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
@@ -23,7 +23,6 @@ from opentelemetry.semconv._incubating.attributes.rpc_attributes import (
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from scripts import require_refused
 from servers import ServerProcess, run_python
-from serving.requests import stub_of
 from tiny_model import LATENT_DIM
 
 from engine.client import Client, ClientError
@@ -84,8 +83,7 @@ def attributes(span: Span) -> dict[str, str | int]:
 
 
 def make_calls(server: ServerProcess) -> None:
-    with grpc.insecure_channel(server.target) as channel:
-        stub = stub_of(channel)
+    with connected(server.target) as stub:
         latents = pb.LatentBatch(count=3, dim=LATENT_DIM, data=np.zeros((3, LATENT_DIM), "<f4").tobytes())
         metadata = [TRACEPARENT, ("x-request-id", "traced-1")]
         stub.Decode(pb.DecodeRequest(latents=latents), metadata=metadata, timeout=30)

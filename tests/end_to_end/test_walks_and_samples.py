@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from bundles import add_prior, reseal, write_tiny_bundle
 from fuzzing.files import file_of
-from gates import gated_server, until
+from gates import connected, gated_server, until
 from PIL import Image
 from servers import server_of
-from serving.requests import file_batch, floats_of, latent_batch, pixels_of, raw_batch, stub_of
+from serving.requests import file_batch, floats_of, latent_batch, pixels_of, raw_batch
 from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
 from engine.latents import Gaussian, Mixture, Wishes, linear, spherical
@@ -88,9 +88,8 @@ def test_a_bundle_draws_from_the_priors_that_it_has(tmp_path: Path, mixed: bool)
     priors |= {pb.DISTRIBUTION_FITTED: fitted, pb.DISTRIBUTION_STANDARD: Gaussian.standard(LATENT_DIM)}
     with (
         server_of(bundle, tmp_path) as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
-        stub = stub_of(channel)
         known = stub.GetModel(pb.GetModelRequest()).distributions
         assert list(known) == list(priors)
         for distribution, prior in {pb.DISTRIBUTION_UNSPECIFIED: priors[known[0]], **priors}.items():
@@ -150,9 +149,8 @@ def test_a_bundle_of_before_there_were_wishes_says_what_it_needs(tmp_path: Path)
     reseal(bundle)
     with (
         server_of(bundle, tmp_path) as server,
-        grpc.insecure_channel(server.target) as channel,
+        connected(server.target) as stub,
     ):
-        stub = stub_of(channel)
         assert not any(one.can_be_wished for one in stub.GetModel(pb.GetModelRequest(), timeout=60).attributes)
         with pytest.raises(grpc.RpcError, match=r"'Smiling' lie is not known to this bundle.*python -m trainer direct"):
             stub.Sample(pb.SampleRequest(count=1, having=["Smiling"]), timeout=60)
@@ -167,9 +165,8 @@ def test_nothing_is_computed_for_a_request_that_a_full_queue_refuses(tmp_path: P
     walk = pb.InterpolateRequest(start=END, end=OPPOSITE, steps=10, walk=pb.WALK_SPHERICAL, result=result)
     with (
         gated_server(bundle, tmp_path, "--max-queue", "20", "--metrics-port", "0") as gate,
-        grpc.insecure_channel(gate.server.target) as channel,
+        connected(gate.server.target) as stub,
     ):
-        stub = stub_of(channel)
 
         def status(call: Any, request: Any) -> str:
             with pytest.raises(grpc.RpcError) as refusal:

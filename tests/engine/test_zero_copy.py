@@ -6,11 +6,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from gates import connected
 from google.protobuf.message import DecodeError, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import ServerProcess
-from serving.requests import file_batch, raw_batch, stub_of
+from serving.requests import file_batch, raw_batch
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.errors import InvalidRequest
@@ -141,8 +142,7 @@ def test_a_server_reads_large_requests_as_small_ones(server: ServerProcess) -> N
     source = raw_batch(images)
     edits = [pb.Edit(attribute="Smiling", strength=2)]
     smiling = images_of(latents_of(images) + 2 * tiny_directions().vectors[0]).tobytes()
-    with grpc.insecure_channel(server.target) as channel:
-        stub = stub_of(channel)
+    with connected(server.target) as stub:
         assert stub.Encode(pb.EncodeRequest(images=source)).mu.data == latents_of(images).tobytes()
         assert stub.Edit(pb.EditRequest(images=source, edits=edits)).images.raw.data == smiling
         steps = [pb.EditStreamRequest(images=source, edits=edits), pb.EditStreamRequest(edits=edits)]

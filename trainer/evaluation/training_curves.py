@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainer.evaluation import charts
 from trainer.evaluation.grids import Figure
 
@@ -28,22 +31,23 @@ def draw(log: Path, folder: Path) -> list[Figure]:
     validation, psnr = (
         _points(records, lambda record, name=name: record.get(name)) for name in ("val_loss", "val_psnr")
     )
-    if not losses and not psnr:
+    if not len(losses) and not len(psnr):
         return []
+    positive = bool((np.concatenate([losses, validation])[:, 1] > 0).all())
     with charts.canvas(folder / FILE, 10, 3.2, 1, 2) as (_, axes):
         left, right = axes[0]
-        left.plot(*_columns(losses), color=charts.BLUE, lw=1.2, label="training")
+        left.plot(*losses.T, color=charts.BLUE, lw=1.2, label="training")
         left.plot(
-            *_columns(validation),
+            *validation.T,
             "o-",
             color=charts.ORANGE,
             ms=3.5,
             label="validation, at mu, without the attribute term",
         )
-        left.set(xlabel="step", ylabel="loss", yscale="log" if _are_positive(losses + validation) else "linear")
+        left.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
         left.set_title("Loss", loc="left")
         left.legend(frameon=False)
-        right.plot(*_columns(psnr), "o-", color=charts.ORANGE, ms=3.5)
+        right.plot(*psnr.T, "o-", color=charts.ORANGE, ms=3.5)
         right.set(xlabel="step", ylabel="PSNR of val images, dB")
         right.set_title("Reconstruction", loc="left")
     look_for = (
@@ -64,13 +68,7 @@ def _read(log: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _points(records: Sequence[dict[str, Any]], value_of: Any) -> list[tuple[int, float]]:
-    return [(record["step"], value) for record in records if (value := value_of(record)) is not None]
-
-
-def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    return [step for step, _ in points], [value for _, value in points]
-
-
-def _are_positive(points: Sequence[tuple[int, float]]) -> bool:
-    return all(value > 0 for _, value in points)
+def _points(records: Sequence[dict[str, Any]], value_of: Any) -> NDArray[np.float64]:
+    """Steps and values of the records that have one, (R, 2)."""
+    found = [(record["step"], value) for record in records if (value := value_of(record)) is not None]
+    return np.array(found, np.float64).reshape(-1, 2)
