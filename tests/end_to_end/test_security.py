@@ -102,7 +102,7 @@ def test_a_client_says_what_is_the_matter_with_a_certificate(
     tiny_bundle: Path, tmp_path: Path, authority: Authority
 ) -> None:
     cert, key = authority.sign("server")
-    with engine(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+    with server_of(tiny_bundle, tmp_path, "--tls-cert", str(cert), "--tls-key", str(key)) as server:
         port = server.target.rpartition(":")[2]
         untrusted = r"; give the certificates of the authorities that signed .* --tls-ca FILE$"
         for target, tls, hint in (

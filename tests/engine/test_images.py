@@ -137,7 +137,7 @@ def claiming(file_format: str, width: int, height: int) -> bytes:
         return bytes(file)
     file = bytearray(file_of(Image.new("L", (1, 1)), file_format))
     if file_format == "PNG":
-        return mend_png(file[:16] + struct.pack(">LL", width, height) + file[24:])
+        return mend_png(bytes(file[:16]) + struct.pack(">LL", width, height) + bytes(file[24:]))
     start = file.index(b"\xff\xc0") + 5
     file[start : start + 4] = struct.pack(">HH", height, width)
     return bytes(file)
