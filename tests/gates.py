@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 from servers import END_TO_END, ServerProcess
-from serving.requests import stub_of
+from serving.requests import OPTIONS, stub_of
 from tiny_model import IMAGE_SIZE
 
 
@@ -60,8 +60,8 @@ def gated_server(bundle: Path, folder: Path, *options: str) -> Iterator[Gate]:
 
 @contextmanager
 def connected(target: str) -> Iterator[Any]:
-    """The methods of a server, as they are on the wire."""
-    with grpc.insecure_channel(target) as channel:
+    """The methods of a server, as they are on the wire, with messages of any size."""
+    with grpc.insecure_channel(target, OPTIONS) as channel:
         yield stub_of(channel)
 
 

@@ -47,14 +47,8 @@ CASES = {
     "zero raw images": (pb.EncodeRequest(images=raw(0)), "images.raw.count: 0 images or latents; send at least one"),
     "zero files": (pb.EncodeRequest(images=file_batch([])), "images.files is empty"),
     "wrong height": (pb.EncodeRequest(images=raw(height=9)), "must be 8x8 for this model, not 9x8"),
-    "wrong size": (
-        pb.EncodeRequest(images=raw(height=64, width=64)),
-        "must be 8x8 for this model, not 64x64",
-    ),
-    "truncated pixels": (
-        pb.EncodeRequest(images=raw(2, size=383)),
-        "has 383 bytes; 2 images of 8x8 RGB are 384",
-    ),
+    "wrong size": (pb.EncodeRequest(images=raw(height=64, width=64)), "must be 8x8 for this model, not 64x64"),
+    "truncated pixels": (pb.EncodeRequest(images=raw(2, size=383)), "has 383 bytes; 2 images of 8x8 RGB are 384"),
     "too many pixels": (pb.EncodeRequest(images=raw(2, size=385)), "has 385 bytes"),
     "huge count": (pb.EncodeRequest(images=raw(2**32 - 1, size=0)), "a request may send at most 1024: send several"),
     "too many images": (pb.EncodeRequest(images=raw(1025)), ": 1025 images or latents; a request may send at most"),
@@ -66,10 +60,7 @@ CASES = {
         pb.EncodeRequest(images=file_batch([picture("PNG"), picture("GIF")])),
         "images.files[1] is a GIF file, not a JPEG, PNG or WebP",
     ),
-    "garbage file": (
-        pb.EncodeRequest(images=file_batch([b"garbage"])),
-        "images.files[0] is not a JPEG, PNG or WebP",
-    ),
+    "garbage file": (pb.EncodeRequest(images=file_batch([b"garbage"])), "images.files[0] is not a JPEG, PNG or WebP"),
     "empty file": (pb.EncodeRequest(images=file_batch([b""])), "(it starts with nothing)"),
     "truncated file": (
         pb.EncodeRequest(images=file_batch([picture("PNG")[:60]])),
@@ -98,10 +89,7 @@ CASES = {
         pb.DecodeRequest(latents=latents(), output=pb.ImageOutput(format=UNKNOWN)),
         "output.format is 9",
     ),
-    "quality of raw": (
-        pb.DecodeRequest(latents=latents(), output=pb.ImageOutput(quality=9)),
-        "is for JPEG and WebP",
-    ),
+    "quality of raw": (pb.DecodeRequest(latents=latents(), output=pb.ImageOutput(quality=9)), "is for JPEG and WebP"),
     "quality of PNG": (edit(SMILE, output=pb.ImageOutput(format=PNG, quality=9)), "is for JPEG and WebP"),
     "quality beyond": (edit(SMILE, output=pb.ImageOutput(format=JPEG, quality=101)), "output.quality is 101"),
     "no source": (pb.EditRequest(edits=[SMILE]), "has no source; set images or latents"),
@@ -113,26 +101,14 @@ CASES = {
         edit(pb.Edit(attribute="Smiling", strength=3e38)),
         "the edits add up to a step of inf; at most",
     ),
-    "short direction": (
-        edit(pb.Edit(direction=b"1234", strength=1)),
-        "direction has 4 bytes; 192 float32 are 768",
-    ),
-    "NaN direction": (
-        edit(pb.Edit(direction=latents(NAN).data, strength=1)),
-        "edits[0].direction has values",
-    ),
+    "short direction": (edit(pb.Edit(direction=b"1234", strength=1)), "direction has 4 bytes; 192 float32 are 768"),
+    "NaN direction": (edit(pb.Edit(direction=latents(NAN).data, strength=1)), "edits[0].direction has values"),
     "edited and kept": (edit(SMILE, keep=["Male", "Smiling"]), "'Smiling' is both edited and kept"),
     "too many edits": (edit(*[SMILE] * 1025), "edits has 1025 entries; at most 1024"),
     "unknown result": (edit(SMILE, result=UNKNOWN), "result is 9"),
-    "output of latents": (
-        edit(SMILE, result=pb.EDIT_RESULT_LATENTS, output=pb.ImageOutput()),
-        "output is set",
-    ),
+    "output of latents": (edit(SMILE, result=pb.EDIT_RESULT_LATENTS, output=pb.ImageOutput()), "output is set"),
     "edit of bad images": (pb.EditRequest(edits=[SMILE], images=raw(height=7)), "not 7x8"),
-    "unknown attribute": (
-        edit(pb.Edit(attribute="Bald", strength=1)),
-        "'Bald'; this model has: Smiling, Eyeglasses",
-    ),
+    "unknown attribute": (edit(pb.Edit(attribute="Bald", strength=1)), "'Bald'; this model has: Smiling, Eyeglasses"),
     "nameless attribute": (edit(pb.Edit(attribute="", strength=1)), "unknown attribute ''"),
     "unknown kept attribute": (edit(SMILE, keep=["Bald"]), "unknown attribute 'Bald'"),
 }

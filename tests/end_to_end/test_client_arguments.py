@@ -111,11 +111,7 @@ CASES: list[tuple[Callable[[Any], object], type[Exception], str]] = [
     ),
     (lambda c: c.interpolate(Z, Z, 3, "straight"), ValueError, "walk must be one of 'linear', 'spherical', not the st"),
     (lambda c: c.sample(1, distribution=["auto"]), ValueError, "distribution must be one of 'auto', 'standard', 'fitt"),
-    (
-        lambda c: c.stream().send(StreamEdit(Z, quality=9)),
-        ValueError,
-        "quality is of JPEG and WebP files; give a ",
-    ),
+    (lambda c: c.stream().send(StreamEdit(Z, quality=9)), ValueError, "quality is of JPEG and WebP files; give a "),
     # Options
     (lambda c: c.sample(1, priority="high"), ValueError, "priority must be one of 'normal', 'background', 'interactiv"),
     (lambda c: c.sample(1, timeout="5"), TypeError, "timeout must be a number, not the str '5'"),

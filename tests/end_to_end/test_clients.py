@@ -104,21 +104,12 @@ def test_files_out(server: ServerProcess) -> None:
 def test_the_model_describes_itself(server: ServerProcess) -> None:
     with Client(server.target) as client:
         model = client.model()
-    assert (model.image_size, model.latent_dim, model.max_batch_size) == (
-        IMAGE_SIZE,
-        LATENT_DIM,
-        MAX_BATCH_SIZE,
-    )
+    assert (model.image_size, model.latent_dim, model.max_batch_size) == (IMAGE_SIZE, LATENT_DIM, MAX_BATCH_SIZE)
     assert tuple(one.name for one in model.attributes) == ATTRIBUTES
     assert [(one.positives, one.negatives) for one in model.attributes] == [(100, 90), (60, 130), (50, 140)]
     assert [one.kind for one in model.attributes] == ["mean", "adjusted", "svm"]
     assert all(one.can_be_wished for one in model.attributes)
-    assert (model.backend, model.precision, model.crop, model.resize) == (
-        "onnxruntime",
-        "fp32",
-        CROP,
-        "bilinear",
-    )
+    assert (model.backend, model.precision, model.crop, model.resize) == ("onnxruntime", "fp32", CROP, "bilinear")
     assert (model.max_images_per_request, model.max_message_bytes) == (1024, 16 * 2**20)
     assert "onnx" in model.versions
 

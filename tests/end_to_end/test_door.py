@@ -146,10 +146,7 @@ async def test_a_message_has_a_time_limit(tiny_bundle: Path, tmp_path: Path) -> 
 
 
 def test_the_log_names_the_client_of_a_message_that_is_too_large(tiny_bundle: Path, tmp_path: Path) -> None:
-    with (
-        serve(tiny_bundle, tmp_path, "--max-message-bytes", "2000") as server,
-        connected(server.target) as stub,
-    ):
+    with serve(tiny_bundle, tmp_path, "--max-message-bytes", "2000") as server, connected(server.target) as stub:
         with pytest.raises(grpc.RpcError):
             stub.Encode(pb.EncodeRequest(images=raw_batch(constant(1, 20))))
         server.wait_for_log("Encode CANCELLED for 127.0.0.1 in 0.000 ms: the call ended before")

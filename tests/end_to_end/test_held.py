@@ -65,10 +65,7 @@ def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: 
             yield pb.EditStreamRequest(images=raw_batch(constant(value, count)))
             turn.acquire()
 
-    with (
-        server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server,
-        connected(server.target) as stub,
-    ):
+    with server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server, connected(server.target) as stub:
         stream = stub.EditStream(requests())
         for count in (70, 1):
             assert next(stream).edited.images.raw.count == count
@@ -99,10 +96,7 @@ def test_a_stream_is_read_ahead_by_no_more_images_than_a_request_may_have(tiny_b
 
 
 def test_failures_within_a_stream_are_seen(tiny_bundle: Path, tmp_path: Path) -> None:
-    with (
-        server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server,
-        connected(server.target) as stub,
-    ):
+    with server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server, connected(server.target) as stub:
         images = raw_batch(constant(1))
         steps = [
             pb.EditStreamRequest(images=images),

@@ -87,10 +87,7 @@ def test_sigterm_during_the_warm_up_ends_it(tiny_bundle: Path, tmp_path: Path) -
 
 def test_clients_share_a_batch(tiny_bundle: Path, tmp_path: Path) -> None:
     # An hour of delay: batches start only because they are full.
-    with (
-        gated_server(tiny_bundle, tmp_path, "--max-delay-ms", "3600000") as gate,
-        ThreadPoolExecutor(4) as pool,
-    ):
+    with gated_server(tiny_bundle, tmp_path, "--max-delay-ms", "3600000") as gate, ThreadPoolExecutor(4) as pool:
         gate.close()
         gate.open()
 

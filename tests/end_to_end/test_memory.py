@@ -105,10 +105,7 @@ PATHS = [answered, refused, failed, cancelled, expired, streamed, streamed_and_c
 
 
 def test_no_call_leaves_a_cycle_behind(tiny_bundle: Path, tmp_path: Path) -> None:
-    with (
-        gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate,
-        connected(gate.server.target) as stub,
-    ):
+    with gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate, connected(gate.server.target) as stub:
         garbage(gate, tmp_path)  # of the start
         left = {path.__name__: after(path, stub, gate, tmp_path) for path in PATHS}
     assert left == {path.__name__: [] for path in PATHS}

@@ -76,10 +76,7 @@ def test_queues_and_batches_are_counted(tiny_bundle: Path, tmp_path: Path) -> No
 
 
 def test_the_figures_in_flight_are_those_of_the_moment(tiny_bundle: Path, tmp_path: Path) -> None:
-    with (
-        gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate,
-        connected(gate.server.target) as stub,
-    ):
+    with gated_server(tiny_bundle, tmp_path, "--metrics-port", "0") as gate, connected(gate.server.target) as stub:
         gate.close()
         request = pb.DecodeRequest(latents=pb.LatentBatch(count=1, dim=LATENT_DIM, data=bytes(4 * LATENT_DIM)))
         calls = [stub.Decode.future(request, timeout=60)]

@@ -123,10 +123,7 @@ def test_what_is_held_at_once_is_limited(
 
 def test_streams_are_not_read_while_too_much_is_held(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ["--max-message-bytes", "200000", "--max-bytes-in-flight", "1000000", "--metrics-port", "0"]
-    with (
-        gated_server(tiny_bundle, tmp_path, *options) as gate,
-        connected(gate.server.target) as stub,
-    ):
+    with gated_server(tiny_bundle, tmp_path, *options) as gate, connected(gate.server.target) as stub:
 
         def received() -> float:
             return gate.server.metric("dfcvae_received_messages_total", method="EditStream")

@@ -126,7 +126,7 @@ def test_a_client_that_does_not_read_is_not_read(tiny_bundle: Path, tmp_path: Pa
 
     with (
         server_of(tiny_bundle, tmp_path) as server,
-        connected(server.target, [("grpc.max_receive_message_length", -1)]) as stub,
+        connected(server.target) as stub,
     ):
         call = stub.EditStream(requests(), timeout=120)
         first = next(call)
@@ -161,10 +161,7 @@ def test_a_stream_outlives_a_reload_of_its_model(tmp_path: Path) -> None:
         turn.wait(60)
         yield step(smile=1.0)
 
-    with (
-        server_of(bundle, tmp_path, "--reload-every-s", "0.05") as server,
-        connected(server.target) as stub,
-    ):
+    with server_of(bundle, tmp_path, "--reload-every-s", "0.05") as server, connected(server.target) as stub:
         old = stub.GetModel(pb.GetModelRequest()).fingerprint
         call = stub.EditStream(requests(), timeout=60)
         np.testing.assert_array_equal(pixels(next(call)), images_of(latents_of(images) + SMILE))

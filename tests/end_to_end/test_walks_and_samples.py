@@ -86,10 +86,7 @@ def test_a_bundle_draws_from_the_priors_that_it_has(tmp_path: Path, mixed: bool)
     add_prior(bundle, fitted, mixture if mixed else None)
     priors: dict[Any, Gaussian | Mixture] = {pb.DISTRIBUTION_MIXTURE: mixture} if mixed else {}
     priors |= {pb.DISTRIBUTION_FITTED: fitted, pb.DISTRIBUTION_STANDARD: Gaussian.standard(LATENT_DIM)}
-    with (
-        server_of(bundle, tmp_path) as server,
-        connected(server.target) as stub,
-    ):
+    with server_of(bundle, tmp_path) as server, connected(server.target) as stub:
         known = stub.GetModel(pb.GetModelRequest()).distributions
         assert list(known) == list(priors)
         for distribution, prior in {pb.DISTRIBUTION_UNSPECIFIED: priors[known[0]], **priors}.items():
@@ -147,10 +144,7 @@ def test_a_bundle_of_before_there_were_wishes_says_what_it_needs(tmp_path: Path)
     bundle = write_tiny_bundle(tmp_path / "bundle")
     replace(tiny_directions(), sides=()).save(bundle / "directions.safetensors")
     reseal(bundle)
-    with (
-        server_of(bundle, tmp_path) as server,
-        connected(server.target) as stub,
-    ):
+    with server_of(bundle, tmp_path) as server, connected(server.target) as stub:
         assert not any(one.can_be_wished for one in stub.GetModel(pb.GetModelRequest(), timeout=60).attributes)
         with pytest.raises(grpc.RpcError, match=r"'Smiling' lie is not known to this bundle.*python -m trainer direct"):
             stub.Sample(pb.SampleRequest(count=1, having=["Smiling"]), timeout=60)

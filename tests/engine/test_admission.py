@@ -152,10 +152,7 @@ def test_close_waits_for_a_batch_that_a_thread_takes_at_that_moment(monkeypatch:
     whole = FairQueue.take
     monkeypatch.setattr(FairQueue, "take", take)
     monkeypatch.setattr(
-        FairQueue,
-        "waiting",
-        property(waiting, lambda queue, value: vars(queue).update(waiting=value)),
-        raising=False,
+        FairQueue, "waiting", property(waiting, lambda queue, value: vars(queue).update(waiting=value)), raising=False
     )
 
     async def scene(batcher: Batcher, gated: Gated) -> None:

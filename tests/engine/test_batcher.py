@@ -228,11 +228,7 @@ def test_parts_say_which_rows_belong_to_which_tag() -> None:
         gated.release()
         await asyncio.gather(first, *others)
 
-    assert play(scene).parts == [
-        [("first", 0, 1)],
-        [("second", 0, 2), (None, 2, 3), ("last", 3, 8)],
-        [("last", 0, 1)],
-    ]
+    assert play(scene).parts == [[("first", 0, 1)], [("second", 0, 2), (None, 2, 3), ("last", 3, 8)], [("last", 0, 1)]]
 
 
 def test_clients_and_priorities_reach_the_queue() -> None:

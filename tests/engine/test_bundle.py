@@ -36,12 +36,7 @@ def test_a_whole_bundle_is_opened(tiny_bundle: Path) -> None:
     bundle = Bundle.load(tiny_bundle)
     assert (bundle.manifest.image_size, bundle.manifest.latent_dim) == (IMAGE_SIZE, LATENT_DIM)
     assert bundle.manifest.attributes == bundle.directions.names == ATTRIBUTES
-    assert set(bundle.manifest.files) == {
-        "encoder.onnx",
-        "decoder.onnx",
-        "directions.safetensors",
-        "proof.safetensors",
-    }
+    assert set(bundle.manifest.files) == {"encoder.onnx", "decoder.onnx", "directions.safetensors", "proof.safetensors"}
 
 
 def test_the_manifest_survives_its_json(tiny_bundle: Path) -> None:

@@ -173,8 +173,7 @@ def test_each_request_of_a_batch_is_moved_by_its_own_edits(tiny_bundle: Path) ->
 
 def test_an_edit_passes_few_files(tiny_bundle: Path) -> None:
     request = pb.EditRequest(
-        images=raw_batch(random_images(32, seed=1)),
-        edits=[pb.Edit(attribute="Smiling", strength=1)],
+        images=raw_batch(random_images(32, seed=1)), edits=[pb.Edit(attribute="Smiling", strength=1)]
     ).SerializeToString()
     files: set[str] = set()
     passed: set[str] = set()

@@ -100,17 +100,6 @@ def test_a_lost_rounding_is_not_served(bundle: Path) -> None:
     refusal.match(r"differs from the tiny model on this machine: .*" + RETARGET)
 
 
-def test_one_level_too_dark_is_not_served(bundle: Path) -> None:
-    def darken(graph: onnx.GraphProto) -> None:
-        graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "level"))
-        graph.node[0].input[0] = "darker"
-        graph.node.insert(0, helper.make_node("Sub", ["latents", "level"], ["darker"]))
-
-    change_decoder(bundle, darken)
-    with pytest.raises(ParityError, match=r"decode of samples is 1 levels too dark in the mean"):
-        open_proven(Bundle.load(bundle), 1)
-
-
 def test_a_batch_size_that_goes_wrong_is_named(bundle: Path) -> None:
     def mix_up_threes(graph: onnx.GraphProto) -> None:
         """Rolls the images of a batch of three on by one."""

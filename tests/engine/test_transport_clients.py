@@ -108,10 +108,7 @@ async def test_a_call_that_was_cancelled_before_its_first_step_is_not_begun_and_
     held = Held()
     inside: set[_Counted] = set()
     services = Services(Held=unary(held), Echo=unary(echo))
-    async with (
-        serving(services, admit=lambda _: _Counted(inside)) as target,
-        connected(target) as channel,
-    ):
+    async with serving(services, admit=lambda _: _Counted(inside)) as target, connected(target) as channel:
         with closing(socket.create_connection(("127.0.0.1", int(target.rsplit(":", 1)[1])))) as wire:
             # The event loop stands still until the server has seen what was sent later on that connection.
             wire.sendall(http2.START)

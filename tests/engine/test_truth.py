@@ -174,10 +174,7 @@ def failures_of(engine: Faulty, truth: Truth, precision: str = "fp32") -> str:
     [
         (Faulty(log_var=1e-2), ["log_var"]),
         (Faulty(mu=1e-2), ["mu", "mu of edit", "edit"]),
-        (
-            Faulty(pixels=lambda images: level(images, 2)),
-            DECODED,
-        ),
+        (Faulty(pixels=lambda images: level(images, 2)), DECODED),
         (Faulty(log_var=math.nan), ["log_var"]),
     ],
 )

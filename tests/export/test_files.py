@@ -240,10 +240,7 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr("engine.backends.tensorrt.require_device", require_device)
     monkeypatch.setattr("export.engines.plans.build_plan", build_plan)
-    monkeypatch.setattr(
-        "engine.backends.tensorrt.TensorRtBackend",
-        StandIn,
-    )
+    monkeypatch.setattr("engine.backends.tensorrt.TensorRtBackend", StandIn)
     return built
 
 

@@ -56,8 +56,7 @@ def test_proportions_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "size",
-    [(178, 218), (64, 64), (148, 148), (149, 301), (250, 250), (640, 480), (480, 640), (591, 148), (1023, 767)],
+    "size", [(178, 218), (64, 64), (148, 148), (149, 301), (250, 250), (640, 480), (480, 640), (591, 148), (1023, 767)]
 )
 @pytest.mark.parametrize("frame", [FRAME, Frame(64), Frame(64, 148)], ids=["celeba", "cropped", "older bundle"])
 def test_training_and_serving_give_the_same_pixels(tmp_path: Path, size: tuple[int, int], frame: Frame) -> None:

@@ -72,9 +72,7 @@ def test_edited_images_came_from_the_server(first: "tuple[Path, subprocess.Compl
             assert levels_between(strips[:, 3], after[: len(strips)]) <= 4
 
 
-def test_a_second_run_reuses_everything_but_the_edits(
-    first: "tuple[Path, subprocess.CompletedProcess[str]]",
-) -> None:
+def test_a_second_run_reuses_everything_but_the_edits(first: "tuple[Path, subprocess.CompletedProcess[str]]") -> None:
     out, _ = first
     made = [out / "run" / "model.safetensors", out / "bundle" / "manifest.json", out / "faces" / "faces.json"]
     times = [path.stat().st_mtime_ns for path in made]

@@ -334,10 +334,7 @@ def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path)
         (["a/1.png,yes"], r"labels\.csv, line 2 \(a/1\.png\): 'yes' is none of 1, 0 and -1"),
         (["a/1.png,1", "a/2.png,"], r"line 3 \(a/2\.png\): '' is none of 1, 0 and -1"),
         (["a/1.png,1", "", "a/2.png,1,0"], r"line 4 \(a/2\.png\): 2 values, but line 1 names 1"),
-        (
-            ["a/9.png,1"],
-            r"a/9\.png is missing, though line 2 of labels\.csv .* relative to .*/set, such as a/0\.png",
-        ),
+        (["a/9.png,1"], r"a/9\.png is missing, though line 2 of labels\.csv .* relative to .*/set, such as a/0\.png"),
         (["1.png,1"], r"line 2: 1\.png may be a/1\.png and b/1\.png; give the name with its folders"),
         (["c.png,1", "./c/c.png,1"], r"line 3: \./c/c\.png is the image of line 2, too; keep one line an image"),
         (["a/1.png,1", "a/1.png,0"], r"lists a/1\.png 2 times; keep one line an image"),

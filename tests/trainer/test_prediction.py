@@ -11,9 +11,7 @@ def split(count: int, seed: int) -> Split:
     """An attribute that mu knows, one that it knows nothing of, one of a fine dimension, one that never occurs."""
     random = np.random.default_rng(seed)
     mu = random.standard_normal((count, 5)).astype(np.float32) * [1, 1, 50, 1, 0.01] + [0, 0, 900, 0, 0]
-    labels = np.column_stack(
-        [mu[:, 0] > 0.5, random.random(count) < 0.5, mu[:, 4] > 0, np.zeros(count, bool)],
-    )
+    labels = np.column_stack([mu[:, 0] > 0.5, random.random(count) < 0.5, mu[:, 4] > 0, np.zeros(count, bool)])
     return Split(mu.astype(np.float32), labels)
 
 

@@ -86,7 +86,7 @@ METRICS: dict[str, Any] = {
                         "svm": {"best": None},
                     },
                     "removing": {"mean": {"best": None}},
-                },
+                }
             },
         },
         "wishes": {
@@ -97,10 +97,7 @@ METRICS: dict[str, Any] = {
                 }
             }
         },
-        "distances": {
-            "lpips": {"edits": {"adding Bald": 0.123}, "different_faces": 0.5},
-            "identity": SKIPPED,
-        },
+        "distances": {"lpips": {"edits": {"adding Bald": 0.123}, "different_faces": 0.5}, "identity": SKIPPED},
     },
 }
 
