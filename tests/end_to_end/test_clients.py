@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 from google.protobuf import descriptor_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
 from servers import ServerProcess, client_workers, server_of
 from tiny_model import (
@@ -134,21 +132,6 @@ def test_a_client_and_a_call_choose_their_model(tiny_bundle: Path, tmp_path: Pat
         with pytest.raises(ClientError, match="NOT_FOUND") as unknown:
             client.sample(1, model="third")
         assert [one.field for one in unknown.value.violations] == ["model"]
-
-
-def test_health_and_reflection(server: ServerProcess) -> None:
-    with grpc.insecure_channel(server.target) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        for name in ("", "dfcvae.v1.LatentEngine", "inference.GRPCInferenceService"):
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=name))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            first = next(iter(stub.Watch(health_pb2.HealthCheckRequest(service=name))))
-            assert first.status == health_pb2.HealthCheckResponse.SERVING
-        with pytest.raises(grpc.RpcError) as unknown:
-            stub.Check(health_pb2.HealthCheckRequest(service="no.such.Service"))
-        assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
-        services = ProtoReflectionDescriptorDatabase(channel).get_services()
-    assert {"dfcvae.v1.LatentEngine", "grpc.health.v1.Health"} <= set(services)
 
 
 def test_pixels_are_read_only_and_latents_are_the_callers(server: ServerProcess) -> None:

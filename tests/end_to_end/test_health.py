@@ -12,6 +12,7 @@ from serving import http2
 from wires import Wire, in_loop, refusal_of
 
 WATCH = b"/grpc.health.v1.Health/Watch"
+SERVICES = ("dfcvae.v1.LatentEngine", "inference.GRPCInferenceService", "grpc.reflection.v1alpha.ServerReflection")
 STATUS = health_pb2.HealthCheckResponse
 
 
@@ -51,7 +52,7 @@ async def test_services_are_known_by_name(tiny_bundle: Path, tmp_path: Path) -> 
     with gated_server(tiny_bundle, tmp_path) as gate:
         async with grpc.aio.insecure_channel(gate.server.target) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            for name in ("", "dfcvae.v1.LatentEngine", "grpc.reflection.v1alpha.ServerReflection"):
+            for name in ("", *SERVICES):
                 assert (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status == STATUS.SERVING
             unknown = health_pb2.HealthCheckRequest(service="no.such.Service")
             assert (await refusal_of(stub.Check(unknown))).code() is grpc.StatusCode.NOT_FOUND

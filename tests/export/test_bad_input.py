@@ -138,6 +138,7 @@ def test_weights_that_are_no_numbers_fail_the_gate(command: Command, run: Path, 
 def test_files_and_folders_without_permission_are_named(shared_run: Path, tmp_path: Path) -> None:
     shutil.copytree(shared_run, tmp_path / "run")
     (tmp_path / "locked").mkdir(0o555)
+    (tmp_path / "closed").mkdir(0o000)
     code = f"""
 from pathlib import Path
 from export.build_engines import main
@@ -146,19 +147,24 @@ for name in {FILES}:
     path.chmod(0o000)
     print(main([*{FLAGS}, "--run", "run", "--out", "bundle"]))
     path.chmod(0o644)
-print(main([*{FLAGS}, "--run", "run", "--out", "locked/bundle"]))
+for name in ("locked", "closed"):
+    print(main([*{FLAGS}, "--run", "run", "--out", name + "/bundle"]))
 """
     result = as_nobody(tmp_path, [sys.executable, "-c", code])
-    assert result.stdout == "2\n" * (len(FILES) + 1)
-    first, *lines, last = result.stderr.splitlines()
+    (tmp_path / "closed").chmod(0o755)
+    assert result.stdout == "2\n" * (len(FILES) + 2)
+    first, *lines, locked, closed = result.stderr.splitlines()
     mend = "have its owner run `chmod a+r run/config.json`"
     assert first == f"error: run/config.json cannot be read (Permission denied); {mend}"
-    assert last == "error: --out locked/bundle: locked cannot be written to (Permission denied); choose another place"
+    for name, line in (("locked", locked), ("closed", closed)):
+        assert line == (
+            f"error: --out {name}/bundle: {name} cannot be written to (Permission denied); choose another place"
+        )
     for name, line in zip(FILES[1:], lines, strict=True):
         assert line.startswith("error: ")
         assert name in line
         assert "Permission denied" in line
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "locked"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "locked", "closed"}
 
 
 def test_what_is_no_run(command: Command, shared_run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 
 from engine.errors import BackendError, BundleError, ParityError
@@ -43,8 +40,3 @@ def test_a_failure_is_one_line(error: BaseException, line: str, capsys: pytest.C
 def test_a_fault_of_the_program_is_no_failure() -> None:
     assert not issubclass(ZeroDivisionError, FAILURES)
     assert not issubclass(RuntimeError, FAILURES)
-
-
-def test_neither_needs_torch() -> None:
-    code = "import sys, export.errors, export.bundle.output; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,7 +13,6 @@ from trainer import run_folder
 from trainer.__main__ import main
 from trainer.config import RANDOM, TrainConfig
 from trainer.data import ATTRIBUTES
-from trainer.errors import ConfigError
 from trainer.presets import PRESETS
 
 
@@ -31,12 +30,6 @@ def test_drawing_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixt
     wrote, following = capsys.readouterr().out.splitlines()
     assert wrote == f"wrote 10 faces to {tmp_path / 'faces'}"
     assert following == f"next: python -m trainer train --data {tmp_path / 'faces'} --out RUN"
-
-
-def test_help_lists_the_commands() -> None:
-    said = run("--help").stdout
-    for name in ("faces", "train", "evaluate"):
-        assert name in said
 
 
 def test_help_of_train_lists_the_presets_with_a_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,8 +280,3 @@ def test_bad_data_and_bad_runs_end_a_process_with_one_line(tmp_path: Path) -> No
         assert ended.returncode == 2, ended.stderr
         assert ended.stderr.startswith("error: ")
         assert len(ended.stderr.strip().splitlines()) == 1
-
-
-def test_taps_and_weights_must_agree() -> None:
-    with pytest.raises(ConfigError, match="--vgg-weights"):
-        TrainConfig(taps=(), vgg_weights=Path("x.pth"))

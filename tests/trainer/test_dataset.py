@@ -133,14 +133,6 @@ def test_half_of_celebas_layout_is_no_plain_folder(broken: Path, name: str) -> N
         read_index(broken)
 
 
-def test_what_is_no_folder_is_refused_with_the_mend(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file is a file; give the folder"):
-        read_index(tmp_path / "file")
-    with pytest.raises(DataError, match=r"none does not exist; .*python -m trainer faces"):
-        read_index(tmp_path / "none")
-
-
 def test_a_limited_train_split_is_part_of_a_larger_one_and_leaves_the_others_alone(faces: Path) -> None:
     index = read_index(faces)
     few, more = index.limited(10), index.limited(50)
