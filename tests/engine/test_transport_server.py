@@ -29,16 +29,23 @@ from engine.transport.core import CoreCall
 from engine.transport.permit import Unlimited
 from engine.transport.tls import server_credentials
 
+
+async def _started(port: int = 0, **methods: Any) -> tuple[Server, int]:
+    """A server of these handlers, and its port."""
+    server = Server([("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((Services(**methods),))
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    return server, port
+
+
 # The end.
 
 
 @in_loop
 async def test_calls_may_end_within_the_grace() -> None:
     held = Held()
-    server = Server([("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((Services(Held=unary(held)),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    server, port = await _started(Held=unary(held))
     async with connected(f"127.0.0.1:{port}") as channel:
         running = asyncio.ensure_future(channel.unary_unary(path("Held"))(b"a"))
         await held.started.acquire()
@@ -68,10 +75,7 @@ async def _refused(port: int) -> None:
 @in_loop
 async def test_calls_that_outlast_the_grace_are_cancelled(grace: float) -> None:
     held = Held()
-    server = Server([("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((Services(Held=unary(held)),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    server, port = await _started(Held=unary(held))
     async with connected(f"127.0.0.1:{port}") as channel:
         running = [asyncio.ensure_future(channel.unary_unary(path("Held"))(b"")) for _ in range(50)]
         for _ in running:
@@ -86,10 +90,7 @@ async def test_calls_that_outlast_the_grace_are_cancelled(grace: float) -> None:
 
 @in_loop
 async def test_who_is_sent_away_while_he_calls_and_calls_is_never_cancelled() -> None:
-    server = Server([("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((Services(Echo=unary(echo)),))
-    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
+    server, port = await _started(Echo=unary(echo))
     answered = 0
 
     async def call_and_call(channel: grpc.aio.Channel) -> grpc.StatusCode:
@@ -101,7 +102,7 @@ async def test_who_is_sent_away_while_he_calls_and_calls_is_never_cancelled() ->
         except grpc.aio.AioRpcError as refusal:
             return refusal.code()
 
-    channels = [connected(target) for _ in range(4)]
+    channels = [connected(f"127.0.0.1:{port}") for _ in range(4)]
     callers = [asyncio.ensure_future(call_and_call(channel)) for channel in channels for _ in range(8)]
     while answered < 100:
         await asyncio.sleep(0.01)
@@ -127,10 +128,7 @@ async def test_a_stop_before_the_start_frees_the_port() -> None:
 async def test_servers_follow_one_another_on_a_port() -> None:
     port = 0
     for _ in range(3):
-        server = Server([("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers((Services(Echo=unary(echo)),))
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
-        await server.start()
+        server, port = await _started(port, Echo=unary(echo))
         second = Server([("grpc.so_reuseport", 0)])
         with pytest.raises(RuntimeError, match="can't be had"):
             second.add_insecure_port(f"127.0.0.1:{port}")
