@@ -238,7 +238,7 @@ def test_a_busy_server_and_a_missing_token_are_told(tiny_bundle: Path, tmp_path:
         told, _ = visitor.ask("samples", count=1, seed=1)
         assert (told["error"], told["retry_s"] > 1) == ("The server is busy.", True)
     with (
-        server_of(tiny_bundle, tmp_path, "--max-images-per-second", "0.01") as server,
+        server_of(tiny_bundle, tmp_path, "--tokens", str(tmp_path / "tokens")) as server,
         PageProcess(server.target, tmp_path) as page,
         visit(page) as visitor,
     ):
