@@ -327,7 +327,8 @@ def test_a_port_in_use_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
         other.listen()
         port = str(other.getsockname()[1])
         result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--port", port], tmp_path)
-    require_refused(result, f"can't listen on 127.0.0.1:{port} (Address already in use); choose another --host or --p")
+    told = f"can't listen on 127.0.0.1:{port} (Address already in use); choose another --host or --port\n"
+    require_refused(result, told)
 
 
 def test_dry_run_prints_the_configuration_and_stops(tmp_path: Path) -> None:

@@ -139,9 +139,8 @@ def test_a_metrics_port_in_use_is_one_line(measured: ServerProcess, tiny_bundle:
     port = measured.target.rpartition(":")[2]
     options = ["--bundle", str(tiny_bundle), "--port", "0", "--metrics-port", port]
     result = run_python(["-m", "engine", *options], tmp_path / "second")
-    require_refused(
-        result, f"can't listen on 127.0.0.1:{port} (Address already in use) for metrics; choose another --m"
-    )
+    place = f"127.0.0.1:{port} (Address already in use) for metrics"
+    require_refused(result, f"can't listen on {place}; choose another --metrics-host or --metrics-port\n")
 
 
 def test_latencies_are_in_buckets_that_add_up(measured: ServerProcess) -> None:
