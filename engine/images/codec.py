@@ -16,7 +16,6 @@ from engine.arrays import Bytes
 from engine.errors import InvalidField, InvalidRequest
 from engine.images.files import MAX_FILE_PIXELS, UNLIMITED, decode_file, encode_file
 from engine.images.pixel_budget import PixelBudget
-from engine.process.threads import give_way
 from framing import Frame
 
 T = TypeVar("T")
@@ -61,7 +60,7 @@ class Codec:
         self._budget = budget
         self._max_pixels = max_pixels
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "codec", give_way)
+        self._pool = ThreadPoolExecutor(threads, "codec")
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of clients with work here
 
     async def decode(self, files: Sequence[bytes], field: str = "images.files", client: str = "") -> Bytes:

@@ -68,7 +68,7 @@ def test_a_server_that_answers_otherwise_is_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     serve = benchmarks("gpu_serve")
-    monkeypatch.setattr("engine.backends.base.Backend.edit", lambda _, images, steps: (images, steps))
+    monkeypatch.setattr("engine.backends.onnxruntime.OnnxRuntimeBackend.edit", lambda _, images, steps: (images, steps))
     options = ["--bundle", str(tiny_bundle), "--images", "2", "--seconds", "0.001", "--json", str(tmp_path / "a.json")]
     assert serve.main(options) == 1
     assert "2 images: the server's are off by up to" in capsys.readouterr().err
