@@ -7,11 +7,10 @@ cuDNN chooses its algorithms anew for every size that it meets, and the warm-up 
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import pairwise
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +108,12 @@ class OnnxRuntimeBackend(Backend):
         return edited, mu
 
     def _compute(self, function: Callable[..., Sequence[Array]], *batches: Array) -> Sequence[Array]:
-        count = len(batches[0])
-        shares = min(self._most_shares, count)
+        shares = min(self._most_shares, len(batches[0]))
         if shares <= 1:
             return function(self._whole, *batches)
-        bounds = [count * share // shares for share in range(shares + 1)]
-        begun = [
-            self._pool.submit(function, self._alone, *(batch[start:stop] for batch in batches))
-            for start, stop in pairwise(bounds)
-        ]
-        wait(begun)  # also where one fails: the batch is the caller's again after this
-        return [np.concatenate(parts) for parts in zip(*(share.result() for share in begun), strict=True)]
+        split = (np.array_split(batch, shares) for batch in batches)
+        parts = self._pool.map(partial(function, self._alone), *split)
+        return [np.concatenate(results) for results in zip(*parts, strict=True)]
 
 
 class _Graphs:
