@@ -76,9 +76,10 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
-        self.overlaps = int(kind_of(options.device) == CPU)
+        on_cpu = kind_of(options.device) == CPU
+        self.overlaps = int(on_cpu)
         self._whole = _Graphs(encoder, decoder, options)
-        self._most_shares = options.threads if options.split else 1
+        self._most_shares = options.threads if options.split and on_cpu else 1
         if self._most_shares > 1:
             self._alone = _Graphs(encoder, decoder, replace(options, threads=1))
             self._pool = ThreadPoolExecutor(self._most_shares, "share")
