@@ -4,9 +4,9 @@ Protobuf copies bytes twice: into the message when it parses, and out of it when
 raw images, and the raw contents of tensors, are cut out of the serialised request as views, and protobuf parses what is
 left, some dozens of bytes.
 
-Only plain requests are cut; others are parsed whole, so that meaning and errors are always protobuf's. Writers of
-protobuf produce plain requests: each single field on the way to the pixels occurs once, and numbers are as short as
-they can be.
+Only plain requests are cut, and no small ones; others are parsed whole, so that meaning and errors are always
+protobuf's. Writers of protobuf produce plain requests: each single field on the way to the pixels occurs once, and
+numbers are as short as they can be.
 
 Pixels of a response go straight from the array that the backend filled into the bytes that gRPC sends: laid beside the
 rest of the message, with the few bytes in front of them that protobuf puts before a field.
@@ -55,7 +55,7 @@ _MAX_FIELDS = 16_384
 _MAX_NUMBERS_BYTES = 2**20
 _LONGEST_LENGTH = 4  # bytes; enough for 256 MiB
 
-# So few bytes hold no pixels to speak of, and make no large message.
+# So few bytes are copied sooner than looked through, and hold no more fields than are allowed: each takes two.
 _SMALL_BYTES = 2 * _MAX_FIELDS
 
 # Kinds of fields: the last three bits of a tag.

@@ -8,11 +8,12 @@ from typing import Any
 
 import gpu_stand_in
 import pytest
+from builds import plain, silent
 from runs import write_run
 
 from engine.backends.tensorrt import TensorRtBackend
 from engine.bundle import Bundle
-from export.build_engines import BuildConfig, build
+from export.build_engines import build
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -31,15 +32,8 @@ def gpu() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
-    named: dict[str, Any] = {
-        "backend": "onnxruntime",
-        "precision": "fp32",
-        "encoder": "plain",
-        "decoder": "plain",
-        "split": "no",
-    }
-    config = BuildConfig(run=write_run(folder / "run"), out=folder / "bundle", max_batch=6, all_forms=True, **named)
-    return build(config, lambda _: None)
+    config = plain(run=write_run(folder / "run"), out=folder / "bundle", max_batch=6, all_forms=True)
+    return build(config, silent)
 
 
 def run(gpu: Any, bundle: Path, folder: Path, *more: str) -> int:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builds import plain, silent
 from bundles import reseal, spoil
 from runs import write_run
 from scripts import benchmark, require_refused
 
-from export.build_engines import BuildConfig, build
+from export.build_engines import build
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +29,7 @@ def rewritten(run: Path) -> Path:
 
 
 def make(run: Path, name: str, **forms: Any) -> Path:
-    named: dict[str, Any] = {
-        "backend": "onnxruntime",
-        "precision": "fp32",
-        "encoder": "plain",
-        "decoder": "plain",
-        "split": "no",
-    }
-    return build(BuildConfig(run=run, out=run.parent / name, max_batch=3, **{**named, **forms}), lambda _: None)
+    return build(plain(run=run, out=run.parent / name, max_batch=3, **forms), silent)
 
 
 def latency(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builds import plain, silent
 from runs import ATTRIBUTES, smooth_images, write_run
 from servers import server_of
 
 from engine.client import Client
 from engine.latents import Directions
-from export.build_engines import BuildConfig, build
+from export.build_engines import build
 from trainer import VAE
 from trainer.__main__ import main
 from trainer.config import TrainConfig
@@ -37,17 +38,7 @@ def test_a_new_attribute_is_learnt_exported_and_served(data: Path, tmp_path: Pat
     config = TrainConfig(preset="plain", model=VAE.from_pretrained(run).config.model, taps=(), crop=0)
     save_config(run, config, {"data": str(data), "images": {"train": 72}, "steps": 7})
     assert main(["directions", str(run), "--data", str(data), "--labels", str(tmp_path / "own.csv")]) == 0
-    config_of_build = BuildConfig(
-        run=run,
-        out=tmp_path / "bundle",
-        backend="onnxruntime",
-        precision="fp32",
-        encoder="plain",
-        decoder="plain",
-        max_batch=4,
-        threads=1,
-    )
-    build(config_of_build, say=lambda _: None)
+    build(plain(run=run, out=tmp_path / "bundle", max_batch=4, threads=1), silent)
     images = smooth_images(3, 64)
     with server_of(tmp_path / "bundle", tmp_path) as server, Client(server.target) as client:
         assert [(one.name, one.kind) for one in client.model().attributes] == [
