@@ -129,8 +129,9 @@ class ServerCall:
     def _leave(self) -> None:
         self._gone = True
         if self._task is not None:
-            self._task.cancel()
-            self._task.add_done_callback(self._is_over)  # one that has not begun yet never will
+            task, self._task = self._task, None  # a task that never begins keeps an error whose frame has this call
+            task.cancel()
+            task.add_done_callback(self._is_over)
         elif self.permit.abandon():
             self._hand_over(self, None)
 

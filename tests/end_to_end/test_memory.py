@@ -3,6 +3,7 @@
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -101,7 +102,18 @@ def streamed_and_cancelled(stub: Any, gate: Gate) -> None:
     gate.open()
 
 
-PATHS = [answered, refused, failed, cancelled, expired, streamed, streamed_and_cancelled]
+def cancelled_before_it_began(stub: Any, gate: Gate) -> None:
+    gate.server.process.send_signal(signal.SIGSTOP)
+    calls = [stub.EditStream(iter([pb.EditStreamRequest(images=ONE)])) for _ in range(20)]
+    time.sleep(0.3)  # they reach the server's socket
+    for call in calls:
+        call.cancel()
+    time.sleep(0.1)
+    gate.server.process.send_signal(signal.SIGCONT)
+    answered(stub, gate)  # after them
+
+
+PATHS = [answered, refused, failed, cancelled, expired, streamed, streamed_and_cancelled, cancelled_before_it_began]
 
 
 def test_no_call_leaves_a_cycle_behind(tiny_bundle: Path, tmp_path: Path) -> None:
