@@ -3,8 +3,9 @@
 While FOLDER/closed exists, every batch waits. FOLDER/batches gets one line per batch: the graph, and the
 first number of each image or latent in it (tests send constant images). Value 13 makes a batch fail.
 
-Python's collector is off. On SIGUSR1 it looks once, and FOLDER/garbage gets a line for each object that calls shouldn't
-leave behind: in cycles frames, errors, and whatever is the engine's own; alive calls and requests.
+Python's collector is off. On SIGUSR1 it looks once, and FOLDER/garbage gets two lines with the types of objects that
+calls shouldn't leave behind: in cycles frames, errors, and whatever is the engine's own; then calls and requests that
+are alive.
 """
 
 import asyncio
@@ -61,10 +62,10 @@ def collect(folder: Path) -> None:
     gc.set_debug(0)
     gc.garbage.clear()
     gc.collect()
-    kinds = [kind for kind in kinds if _is_telling(kind)]
-    kinds += [type(alive) for alive in gc.get_objects() if _belongs_to_a_call(type(alive))]
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in kinds]
-    (folder / "garbage.new").write_text("\n".join(sorted(names)))
+    cycles = [kind for kind in kinds if _is_telling(kind)]
+    alive = [type(found) for found in gc.get_objects() if _belongs_to_a_call(type(found))]
+    lines = (" ".join(sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in found)) for found in (cycles, alive))
+    (folder / "garbage.new").write_text("\n".join(lines))
     (folder / "garbage.new").rename(folder / "garbage")
 
 
