@@ -15,7 +15,6 @@ from engine.server import limits_of, settings_of
 from engine.service.interceptor import host_of
 from engine.service.latent_engine import LatentEngine
 from engine.service.status import domain_error, rpc_status_of
-from engine.service.zero_copy import StreamResponse
 from engine.telemetry.metrics import Metrics
 from protos import dfcvae_pb2 as pb
 
@@ -120,7 +119,7 @@ class Replica:
 
     async def EditStream(  # noqa: N802
         self, requests: AsyncIterator[pb.EditStreamRequest], grpc_context: Any
-    ) -> AsyncIterator[StreamResponse | pb.EditStreamResponse | Empty]:
+    ) -> AsyncIterator[pb.EditStreamResponse | Empty]:
         """Edits one after the other, all in this replica."""
         call = RayCall(grpc_context)
         try:

@@ -17,11 +17,8 @@ from engine.models.repository import ModelRepository
 from engine.service.request_parser import count_sent, read_output, size_sent
 from engine.service.request_scope import Call, RequestScope
 from engine.service.status import domain_error, truncated
-from engine.service.zero_copy import ImageResponse, StreamResponse
 from framing import Frame
 from protos import dfcvae_pb2 as pb
-
-Response = StreamResponse | pb.EditStreamResponse
 
 # As many images as one request may have, whatever the model; so requests for several models can be added up.
 _WHOLE = 2**32
@@ -89,8 +86,7 @@ class _Source:
         """Keeps what was read, in place of the request, once it is decoded."""
         pixels = given.pixels if isinstance(given, EncodedFiles) else given
         if self._request is not None and pixels is not None:
-            # A copy: raw pixels and latents are a part of the request's bytes.
-            self._given = pixels if isinstance(given, EncodedFiles) else pixels.copy()
+            self._given = pixels
             self._frame, self._request, self._size = model.bundle.manifest.frame, None, 0
 
     def refuse(self, error: InvalidRequest) -> None:
@@ -110,7 +106,7 @@ class _Work(NamedTuple):
         source: What it edits.
     """
 
-    task: "asyncio.Task[Response]"
+    task: "asyncio.Task[pb.EditStreamResponse]"
     size: int
     share: int
     source: _Source | None
@@ -162,7 +158,9 @@ class EditStream:
         self._repository = repository
         self._call = call
 
-    async def answers(self, requests: AsyncIterator[pb.EditStreamRequest], ahead: int) -> AsyncIterator[Response]:
+    async def answers(
+        self, requests: AsyncIterator[pb.EditStreamRequest], ahead: int
+    ) -> AsyncIterator[pb.EditStreamResponse]:
         """One answer for each request, in their order.
 
         At most `ahead` requests, and no more images than one request may have, are read before their answers are
@@ -216,14 +214,15 @@ class EditStream:
         images = min(source.images, model.max_images) if source else 0
         return images * model.bundle.manifest.image_size**2 * 3, -(-images * _WHOLE // model.max_images)
 
-    async def _answer(self, request: pb.EditStreamRequest, source: _Source | None, new: bool) -> Response:
+    async def _answer(self, request: pb.EditStreamRequest, source: _Source | None, new: bool) -> pb.EditStreamResponse:
         """Answers one request; what is wrong with it goes into the answer."""
         try:
             if source is None:
                 raise InvalidRequest("the stream has no source yet; set images or latents", "source")
-            edited = await (self._edit(request, source) if new else self._edit_again(request, source))
+            response = pb.EditStreamResponse(id=request.id)
+            await (self._edit if new else self._edit_again)(request, source, response.edited)
             self._call.replied("OK", "")
-            return StreamResponse(edited, request.id)
+            return response
         except Exception as error:
             told = domain_error(error, "a request of a stream")
             code, message, wait_s = grpc.StatusCode[told.status], truncated(str(told)), told.retry_after_s or 0.0
@@ -232,35 +231,42 @@ class EditStream:
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
         return pb.EditStreamResponse(error=wrong, id=request.id)
 
-    async def _edit(self, request: pb.EditStreamRequest, source: _Source) -> ImageResponse:
+    async def _edit(self, request: pb.EditStreamRequest, source: _Source, response: pb.EditResponse) -> None:
         """Edits a source that has just come."""
         try:
             with RequestScope(self._repository, self._call, request, request.model) as scope:
                 try:
-                    return await self._edited(request, scope, source.read(scope), source)
+                    await self._fill(response, request, scope, source.read(scope), source)
                 except InvalidRequest as error:
                     source.refuse(error)
                     raise
         finally:
             source.answered.set()
 
-    async def _edit_again(self, request: pb.EditStreamRequest, source: _Source) -> ImageResponse:
+    async def _edit_again(self, request: pb.EditStreamRequest, source: _Source, response: pb.EditResponse) -> None:
         """Edits the latents of a source that came before."""
         await source.answered.wait()
         with RequestScope(self._repository, self._call, request, request.model or source.model) as scope:
             # Another model, perhaps loaded meanwhile, has other latents.
             if source.encoded is not None and source.encoded[0]() is scope.model:
-                return await self._edited(request, scope, source.encoded[1], source)
+                await self._fill(response, request, scope, source.encoded[1], source)
+                return
             try:
-                return await self._edited(request, scope, source.read(scope), source)
+                await self._fill(response, request, scope, source.read(scope), source)
             except InvalidRequest as error:
                 if error.field.startswith(("images", "latents")):
                     raise InvalidRequest(f"the stream's last source was refused: {error}", "source") from None
                 raise
 
-    async def _edited(
-        self, request: pb.EditStreamRequest, scope: RequestScope, given: Source, source: _Source
-    ) -> ImageResponse:
+    async def _fill(
+        self,
+        response: pb.EditResponse,
+        request: pb.EditStreamRequest,
+        scope: RequestScope,
+        given: Source,
+        source: _Source,
+    ) -> None:
+        """Edits what is given, and remembers its latents as the source's."""
         output, model = read_output(request), scope.model
         move, wishes = scope.parser.move(request.edits, request.keep), scope.parser.wishes(request)
         try:
@@ -269,4 +275,4 @@ class EditStream:
         finally:
             source.take(given, model)
         source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
-        return await scope.respond(pb.EditResponse(), output, images, latents)
+        await scope.respond(response, output, images, latents)

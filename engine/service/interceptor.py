@@ -21,9 +21,9 @@ from google.protobuf.message_factory import GetMessageClass
 from engine.access.admission import Admission, CallPermit, Guards
 from engine.access.auth import name_in_certificate
 from engine.errors import EngineError, Overloaded, ShuttingDown, release_frames
+from engine.service.deserializer import deserializer
 from engine.service.request_stream import RequestStream
 from engine.service.status import RpcStatus, domain_error, rpc_status_of
-from engine.service.zero_copy import parser
 from engine.telemetry import logs
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
@@ -88,7 +88,7 @@ class CallInterceptor:
         Args:
             server: Where to.
             service: The definition.
-            servicer: Takes messages and a `CallScope`, gives what has `SerializeToString`.
+            servicer: Takes and gives messages; the second argument is a `CallScope`.
             name: What the service goes by; "" for the name in its definition.
         """
         name = name or service.full_name
@@ -154,7 +154,7 @@ class CallInterceptor:
 
     def _handler(self, path: str, definition: MethodDescriptor, servicer: Any) -> Any:
         """A handler that takes and gives bytes, around a method that takes and gives messages."""
-        method, decode = self.metrics.method(path), parser(GetMessageClass(definition.input_type))
+        method, decode = self.metrics.method(path), deserializer(GetMessageClass(definition.input_type))
         answer = getattr(servicer, definition.name)
         self._methods[path] = method
         match definition.client_streaming, definition.server_streaming:
@@ -171,10 +171,13 @@ class CallInterceptor:
         async def call(request: bytes, context: Any) -> bytes:
             with CallScope(self, method, context) as scope:
                 scope.begin()
-                method.received(len(request))
-                response: bytes = (await answer(decode(request), scope)).SerializeToString()
+                size = len(request)
+                method.received(size)
+                message = decode(request)
+                del request  # its bytes are in the message, too
+                response: bytes = (await answer(message, scope)).SerializeToString()
                 method.sent_bytes += len(response)
-                context.permit.answered(len(request), len(response))
+                context.permit.answered(size, len(response))
                 return response
             await scope.refuse()
 

@@ -27,7 +27,6 @@ from engine.service.request_parser import (
     read_prior,
 )
 from engine.service.request_scope import Call, RequestScope
-from engine.service.zero_copy import ImageResponse, StreamResponse
 from protos import dfcvae_pb2 as pb
 
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
@@ -72,7 +71,7 @@ class LatentEngine:
                 mu, log_var = await scope.model.encode(images, context)
         return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
 
-    async def Decode(self, request: pb.DecodeRequest, call: Call) -> ImageResponse:  # noqa: N802
+    async def Decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:  # noqa: N802
         """Latents to images."""
         with self._scope(request, call) as scope:
             output = OutputSpec(True, False, *read_form(request.output))
@@ -81,7 +80,7 @@ class LatentEngine:
                 images = await scope.model.decode(latents, context)
             return await scope.respond(pb.DecodeResponse(), output, images)
 
-    async def Edit(self, request: pb.EditRequest, call: Call) -> ImageResponse:  # noqa: N802
+    async def Edit(self, request: pb.EditRequest, call: Call) -> pb.EditResponse:  # noqa: N802
         """Images or latents, moved along directions."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -99,12 +98,12 @@ class LatentEngine:
 
     async def EditStream(  # noqa: N802
         self, requests: AsyncIterator[pb.EditStreamRequest], call: StreamCall
-    ) -> AsyncIterator[StreamResponse | pb.EditStreamResponse]:
+    ) -> AsyncIterator[pb.EditStreamResponse]:
         """Edits one after the other."""
         async for response in EditStream(self._repository, call).answers(requests, _REQUESTS_AHEAD):
             yield response
 
-    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> ImageResponse:  # noqa: N802
+    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> pb.InterpolateResponse:  # noqa: N802
         """Walks between images or latents."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -125,7 +124,7 @@ class LatentEngine:
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.InterpolateResponse(), output, images, latents)
 
-    async def Sample(self, request: pb.SampleRequest, call: Call) -> ImageResponse:  # noqa: N802
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse:  # noqa: N802
         """Draws latents and decodes them."""
         with self._scope(request, call) as scope:
             output = read_output(request)

@@ -79,7 +79,7 @@ class RequestParser:
         return self.latents(message.latents, f"{field}latents") if name else None
 
     def images(self, batch: pb.ImageBatch, field: str = "images") -> Images:
-        """Images of a request: pixels, which share the request's memory, or files, not yet decoded."""
+        """Images of a request: pixels, or files, not yet decoded."""
         form = batch.WhichOneof("images")
         if form == "raw":
             return self._pixels(batch.raw, f"{field}.raw")
@@ -92,7 +92,7 @@ class RequestParser:
         return EncodedFiles(files, f"{field}.files")
 
     def _pixels(self, raw: pb.RawImages, field: str) -> Bytes:
-        """Raw pixels as an array that shares their memory, uint8 [N, S, S, 3]."""
+        """Raw pixels as an array, uint8 [N, S, S, 3]."""
         count, height, width, data = raw.count, raw.height, raw.width, raw.data
         size, expected = self._image_size, count * height * width * 3
         self.check_count(count, f"{field}.count")
@@ -173,9 +173,8 @@ def count_sent(message: Any) -> int:
 
 
 def size_sent(message: Any) -> int:
-    """Bytes of a message with a source, and more rather than fewer."""
-    raw = message.images.raw.data if message.WhichOneof("source") == "images" else b""
-    return int(message.ByteSize()) + len(raw)
+    """Bytes of a message."""
+    return int(message.ByteSize())
 
 
 def read_priority(request: Any) -> int:
@@ -220,6 +219,12 @@ def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
     if output.quality and file_format not in ("JPEG", "WEBP"):
         raise InvalidField("output.quality", "is for JPEG and WebP; choose one of them, or leave it out")
     return file_format, output.quality
+
+
+def write_pixels(raw: pb.RawImages, pixels: Bytes) -> None:
+    """Puts images, uint8 [N, S, S, 3], into a message."""
+    raw.count, raw.height, raw.width, _ = pixels.shape
+    raw.data = pixels.tobytes()
 
 
 def latent_batch(latents: Floats) -> pb.LatentBatch:

@@ -10,15 +10,18 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
 
 from engine.arrays import Bytes, Floats
 from engine.errors import Overloaded
 from engine.images import DEFAULT_QUALITY
 from engine.models.model import RequestContext
 from engine.models.repository import ModelRepository
-from engine.service.request_parser import OutputSpec, RequestParser, latent_batch, read_priority
-from engine.service.zero_copy import ImageResponse
+from engine.service.request_parser import OutputSpec, RequestParser, latent_batch, read_priority, write_pixels
+
+_Response = TypeVar("_Response", bound=Message)
 
 
 class Call(Protocol):
@@ -121,20 +124,24 @@ class RequestScope:
         self._call.count(count)
 
     async def respond(
-        self, message: Any, output: OutputSpec, images: Bytes | None, latents: Floats | None = None
-    ) -> ImageResponse:
-        """What is to come back.
+        self, message: _Response, output: OutputSpec, images: Bytes | None, latents: Floats | None = None
+    ) -> _Response:
+        """Puts into a response what is to come back, and gives the response.
 
         Args:
-            message: An empty response, with the fields `images` and `latents`.
+            message: Is empty, and has the fields `images` and `latents`.
             output: What is wanted.
             images: Resulting images, uint8 [N, S, S, 3], if there are any.
             latents: Resulting latents, float32 [N, D].
         """
+        fields: Any = message
         if output.latents and latents is not None:
-            message.latents.CopyFrom(latent_batch(latents))
-        if images is None or output.file_format is None:
-            return ImageResponse(message, images)
+            fields.latents.CopyFrom(latent_batch(latents))
+        if images is None:
+            return message
+        if output.file_format is None:
+            write_pixels(fields.images.raw, images)
+            return message
         quality, client = output.quality or DEFAULT_QUALITY, self._context.client
-        message.images.files.files.extend(await self.model.codec.encode(images, output.file_format, quality, client))
-        return ImageResponse(message)
+        fields.images.files.files.extend(await self.model.codec.encode(images, output.file_format, quality, client))
+        return message

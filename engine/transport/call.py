@@ -57,6 +57,7 @@ class ServerCall:
         self._incomplete = incomplete
         self._may_end = may_end
         self._task: asyncio.Task[None] | None = None
+        self._message: bytes | None = None
         self._gone = False
         self._awaits_message = not handler.request_streaming
         self._code: grpc.StatusCode | None = None
@@ -112,7 +113,8 @@ class ServerCall:
         if self._gone:
             self._is_over(None)
         elif not expired:
-            self._task = asyncio.get_running_loop().create_task(self._serve(message))
+            self._message = message
+            self._task = asyncio.get_running_loop().create_task(self._serve())
 
     def expire(self, limit_s: float) -> None:
         """Ends the call if its message is not there, for which it had `limit_s` seconds."""
@@ -135,8 +137,8 @@ class ServerCall:
         elif self.permit.abandon():
             self._hand_over(self, None)
 
-    async def _serve(self, message: bytes | None) -> None:
-        last = await self._handle(message)
+    async def _serve(self) -> None:
+        last = await self._handle()
         with suppress(asyncio.CancelledError):  # the client has gone meanwhile
             if self._outbox is not None:
                 await self._outbox.drain()
@@ -146,18 +148,18 @@ class ServerCall:
         else:
             self._end(last)
 
-    async def _handle(self, message: bytes | None) -> bytes | None:
+    async def _handle(self) -> bytes | None:
         """Has the call handled; gives the answer of one that has a single one."""
         handler = self._handler
         try:
             if handler.request_streaming:
                 await self._stream(handler.stream_stream(self._messages(), self))
-            elif message is None:
+            elif self._message is None:
                 self._code, self._details = grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE
             elif handler.response_streaming:
-                await self._stream(handler.unary_stream(self._decoded(message), self))
+                await self._stream(handler.unary_stream(self._take_message(), self))
             else:
-                return self._encoded(await handler.unary_unary(self._decoded(message), self))
+                return self._encoded(await handler.unary_unary(self._take_message(), self))
         except grpc.aio.AbortError:
             pass  # the status is set
         except asyncio.CancelledError:
@@ -193,6 +195,12 @@ class ServerCall:
     async def _messages(self) -> AsyncIterator[Any]:
         while (message := await self.read()) is not grpc.aio.EOF:
             yield self._decoded(message)
+
+    def _take_message(self) -> Any:
+        """The message, which is the handler's alone from now on: it may drop the bytes before it has answered."""
+        message, self._message = self._message, None
+        assert message is not None
+        return self._decoded(message)
 
     def _decoded(self, message: bytes) -> Any:
         decode = self._handler.request_deserializer

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from exactness import check_a_batch, check_batches_that_overlap
+from gates import until
 from onnx import TensorProto, helper
 from tiny_model import LATENT_DIM, latents_of, random_images
 
@@ -44,8 +45,7 @@ def test_a_split_batch_that_fails_is_forgotten_and_the_next_one_computed(tiny_bu
             backend.decode(batch)
             pytest.fail("it was computed")
         del batch
-        backend.decode(np.zeros((7, LATENT_DIM), np.float32))  # after the shares of the one that failed
-        assert forgotten() is None
+        until(lambda: forgotten() is None)  # other shares of it may still be computed
     finally:
         gc.enable()
     check_a_batch(backend, 7)

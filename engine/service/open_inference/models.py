@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.errors import InvalidRequest
 from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
-from engine.service.zero_copy import ImageResponse, ZeroCopyMessage
+from engine.service.request_parser import write_pixels
 from protos import dfcvae_pb2 as pb
 
 _ANY = -1
@@ -101,7 +101,7 @@ class Function(NamedTuple):
         method: Of LatentEngine.
         inputs: Names of the tensors that it takes.
         outputs: Names of those that it gives.
-        request: Makes the method's request of tensors by name; without the pixels of raw images.
+        request: Makes the method's request of tensors by name.
     """
 
     method: str
@@ -115,7 +115,7 @@ class Function(NamedTuple):
         return ("priority", "format", "quality") if "images" in self.outputs else ("priority",)
 
     def fill(self, given: Mapping[str, Any], outputs: tuple[str, ...], model: str) -> Any:
-        """The method's request, of tensors and parameters by name; raw pixels lie beside it.
+        """The method's request, of tensors and parameters by name.
 
         Args:
             given: Tensors and parameters.
@@ -136,9 +136,6 @@ class Function(NamedTuple):
             request.output.format = _member(pb.ImageFormat, "IMAGE_FORMAT", given["format"], "format")
         if "quality" in given:
             _set(request.output, "quality", given["quality"])
-        pixels = given.get("images")
-        if isinstance(pixels, np.ndarray):
-            return ZeroCopyMessage(request, {"images": {"raw": {"data": pixels.reshape(-1).data}}})
         return request
 
 
@@ -183,24 +180,22 @@ def tensor_of(field: str, attributes: int) -> str:
 
 def value_of(answer: Any, name: str) -> Value:
     """A tensor of what a method of LatentEngine answered."""
-    message = answer
-    if isinstance(answer, ImageResponse):
-        if name == "images" and answer.pixels is not None:
-            return answer.pixels
-        message = answer.message
-    field = getattr(message, name)
+    field = getattr(answer, name)
     if name == "images":
-        return list(field.files.files)
+        if field.WhichOneof("images") == "files":
+            return list(field.files.files)
+        raw = field.raw
+        return np.frombuffer(raw.data, np.uint8).reshape(raw.count, raw.height, raw.width, 3)
     return np.frombuffer(field.data, "<f4").reshape(field.count, field.dim)
 
 
 def _images(given: Mapping[str, Any]) -> pb.ImageBatch:
-    """Files, or what belongs to pixels that lie beside the message."""
     images = _needed(given, "images")
     if isinstance(images, list):
         return pb.ImageBatch(files=pb.EncodedImages(files=images))
-    count, height, width, _ = images.shape
-    return pb.ImageBatch(raw=pb.RawImages(count=count, height=height, width=width))
+    batch = pb.ImageBatch()
+    write_pixels(batch.raw, images)
+    return batch
 
 
 def _latents(given: Mapping[str, Any]) -> pb.LatentBatch:

@@ -13,7 +13,7 @@ from engine.models.model import Model
 from engine.models.repository import ModelRepository
 from engine.service.latent_engine import LatentEngine
 from engine.service.open_inference.models import MODELS, Function, tensor_of, tensors, value_of
-from engine.service.open_inference.tensors import MAX_TYPED, Tensor, TensorAnswer, read_given, refuse_extensions
+from engine.service.open_inference.tensors import MAX_TYPED, Tensor, read_given, refuse_extensions, write
 from engine.service.request_scope import Call
 from engine.version import NAME, version_here
 from protos import open_inference_pb2 as pb
@@ -73,7 +73,7 @@ class OpenInference:
             outputs=tell(function.outputs),
         )
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> TensorAnswer:  # noqa: N802
+    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:  # noqa: N802
         """Tensors to tensors."""
         function, model = self._find(request.model_name, request.model_version)
         outputs = _read_outputs(request, function)
@@ -96,7 +96,8 @@ class OpenInference:
         except Overloaded as error:
             error.recheck = None  # the protocol's other models come by the same method, and have queues of their own
             raise
-        return TensorAnswer(answered, {name: value_of(answer, name) for name in outputs}, raw=raw)
+        write(answered, {name: value_of(answer, name) for name in outputs}, raw=raw)
+        return answered
 
     def _find(self, name: str, version: str) -> tuple[Function, Model]:
         bundle, _, short = name.rpartition(".")

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InvalidRequest
-from engine.service.zero_copy import to_varint
 from protos import open_inference_pb2 as pb
 
 Value: TypeAlias = "npt.NDArray[Any] | list[bytes]"
@@ -24,7 +23,6 @@ BYTES, UINT8, INT64, UINT64, FP32 = "BYTES", "UINT8", "INT64", "UINT64", "FP32"
 MAX_TYPED = 2**18
 """Most values of a tensor that doesn't travel raw: each takes a hundred times as long as a raw one."""
 _MAX_STRINGS = 2**14
-_RAW_CONTENTS = b"\x32"  # the tag of ModelInferResponse.raw_output_contents
 
 
 class Tensor(NamedTuple):
@@ -77,7 +75,7 @@ def read_given(request: Any, tensors: Sequence[Tensor], parameters: Iterable[str
     """What a ModelInferRequest has, by name: tensors, those of one value as that value, and parameters.
 
     Args:
-        request: The request, or a `ZeroCopyMessage` of one, whose memory the arrays share then.
+        request: The request, a ModelInferRequest.
         tensors: Those that its model takes.
         parameters: Its parameters, beside tensors of one value.
 
@@ -109,7 +107,7 @@ def read_given(request: Any, tensors: Sequence[Tensor], parameters: Iterable[str
     return found
 
 
-def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | memoryview | None) -> Value:
+def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Value:
     name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
     if (expected := forms.get(datatype)) is None:
         raise InvalidRequest(f"input {name} is of datatype {datatype!r}; it must be {' or '.join(forms)}", name)
@@ -163,7 +161,7 @@ def _check_count(name: str, where: str, found: int, count: int, most: int) -> No
         )
 
 
-def _split(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
+def _split(name: str, raw: bytes, count: int) -> list[bytes]:
     """Strings, each with four bytes before it that say how long it is."""
     found: list[bytes] = []
     if count > _MAX_STRINGS:
@@ -173,7 +171,7 @@ def _split(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
         end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
         if end > len(raw):
             break
-        found.append(bytes(raw[start + 4 : end]))
+        found.append(raw[start + 4 : end])
         start = end
     if len(found) != count or start != len(raw):
         raise InvalidRequest(
@@ -191,38 +189,27 @@ def refuse_extensions(tensor: Any, what: str) -> None:
             raise InvalidRequest(f"{what} asks for {key}, which this server doesn't offer; leave it out")
 
 
-class TensorAnswer:
-    """A ModelInferResponse; the numbers of raw tensors are sent from their own memory.
+def write(message: pb.ModelInferResponse, tensors: Mapping[str, Value], *, raw: bool) -> None:
+    """Puts tensors into a response.
 
     Args:
-        message: The response, without tensors.
-        tensors: Its tensors by name: bytes, uint8 or float32.
+        message: The response.
+        tensors: By name: bytes, uint8 or float32.
         raw: Whether they travel raw.
     """
-
-    __slots__ = ("_message", "_raw")
-
-    def __init__(self, message: pb.ModelInferResponse, tensors: Mapping[str, Value], *, raw: bool) -> None:
-        self._message = message
-        self._raw = [_pack(value) for value in tensors.values()] if raw else []
-        for name, value in tensors.items():
-            shape = value.shape if isinstance(value, np.ndarray) else (len(value),)
-            datatype = BYTES if isinstance(value, list) else UINT8 if value.dtype == np.uint8 else FP32
-            tensor = message.outputs.add(name=name, datatype=datatype, shape=shape)
-            if not raw:
-                field = "bytes_contents" if datatype == BYTES else _NUMBERS[datatype].field
-                getattr(tensor.contents, field).extend(value if isinstance(value, list) else value.ravel().tolist())
-
-    def SerializeToString(self) -> bytes:  # noqa: N802 - the name that messages have
-        """The bytes of the whole message."""
-        parts: list[bytes | memoryview] = [self._message.SerializeToString()]
-        for content in self._raw:
-            parts += (_RAW_CONTENTS, to_varint(len(content)), content)
-        return b"".join(parts)
+    for name, value in tensors.items():
+        shape = value.shape if isinstance(value, np.ndarray) else (len(value),)
+        datatype = BYTES if isinstance(value, list) else UINT8 if value.dtype == np.uint8 else FP32
+        tensor = message.outputs.add(name=name, datatype=datatype, shape=shape)
+        if raw:
+            message.raw_output_contents.append(_pack(value))
+        else:
+            field = "bytes_contents" if datatype == BYTES else _NUMBERS[datatype].field
+            getattr(tensor.contents, field).extend(value if isinstance(value, list) else value.ravel().tolist())
 
 
-def _pack(value: Value) -> bytes | memoryview:
+def _pack(value: Value) -> bytes:
     """A value as it travels raw."""
     if isinstance(value, list):
         return b"".join(part for one in value for part in (len(one).to_bytes(4, "little"), one))
-    return np.ascontiguousarray(value, value.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
+    return value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
