@@ -131,7 +131,7 @@ class CallInterceptor:
     def incomplete(self, path: str, client: str) -> None:
         """A call ended before its message had come; for `engine.transport.Server`."""
         if method := self._methods.get(path):
-            method.incomplete += 1
+            method.incomplete()
             self.log.failed(method.name, "CANCELLED", client, 0.0, _INCOMPLETE)
 
     async def drain(self, timeout: float) -> None:
@@ -176,7 +176,7 @@ class CallInterceptor:
                 message = decode(request)
                 del request  # its bytes are in the message, too
                 response: bytes = (await answer(message, scope)).SerializeToString()
-                method.sent_bytes += len(response)
+                method.sent(len(response))
                 context.permit.answered(size, len(response))
                 return response
             await scope.refuse()
@@ -195,7 +195,7 @@ class CallInterceptor:
                     async with aclosing(answers(messages, scope)) as responses:
                         async for response in responses:
                             data: bytes = response.SerializeToString()
-                            method.sent_bytes += len(data)
+                            method.sent(len(data))
                             yield data
                             messages.answered()
                 finally:
@@ -267,7 +267,7 @@ class CallScope:
 
     def count(self, images: int) -> None:
         """As `Call` says."""
-        self._method.images += images
+        self._method.asked(images)
         self._images += images
 
     def hold(self, size: int) -> None:

@@ -130,7 +130,7 @@ class Batches(QueueFigures):
     """Requests in each batch."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(Metrics(), "tiny", "edit")
         self.requests: list[int] = []
 
     def batch(self, items: int, waits: Sequence[float], seconds: float) -> None:
