@@ -58,6 +58,10 @@ PROVIDERS = {
 """By kind of device."""
 
 
+# Encoding fewer takes less time than handing them to a thread and its results back, beside all that a server does.
+_LEAST_ENCODED = 12
+
+
 class OnnxRuntimeBackend(Backend):
     """Encoder and decoder as ONNX Runtime sessions.
 
@@ -92,7 +96,7 @@ class OnnxRuntimeBackend(Backend):
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
-        mu, log_var = self._compute(_Graphs.encode, images)
+        mu, log_var = self._compute(_Graphs.encode, images, least=_LEAST_ENCODED)
         return mu, log_var
 
     def decode(self, latents: Floats) -> Bytes:
@@ -108,9 +112,11 @@ class OnnxRuntimeBackend(Backend):
         edited, mu = self._compute(_Graphs.edit, images, steps)
         return edited, mu
 
-    def _compute(self, function: Callable[..., Sequence[Array]], *batches: Array) -> Sequence[Array]:
-        shares = min(self._most_shares, len(batches[0]))
-        if shares <= 1:
+    def _compute(self, function: Callable[..., Sequence[Array]], *batches: Array, least: int = 1) -> Sequence[Array]:
+        """Computes a batch: in shares, if there would be `least` images for each thread."""
+        count = len(batches[0])
+        shares = min(self._most_shares, count)
+        if shares <= 1 or count < least * self._most_shares:
             return function(self._whole, *batches)
         split = (np.array_split(batch, shares) for batch in batches)
         parts = self._pool.map(partial(function, self._alone), *split)
