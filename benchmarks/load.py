@@ -12,7 +12,6 @@ from trainer.extras import require
 if __name__ == "__main__":
     require("bench")  # before what needs it is imported
 
-import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,28 +19,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from script import ROOT, machine, require_positive, run, summary, write_json
-from serving import generator
-from serving.bench import Bench, Row, percent
-from serving.echo import PATH as ECHO_PATH
+from script import machine, require_positive, run, summary, write_json
+from serving.bench import Bench, Row
 from serving.figures import markdown
-from serving.process import Server
 from serving.reference import Reference
-from serving.requests import Case, Form, Prepared, ask_model
+from serving.requests import Case, Form, ask_model
 from serving.usage import listener
 from tqdm import tqdm
 
 from engine.bundle import Bundle
 from export.errors import InputError
-
-AIMS = (
-    ("32-image requests, 8 in flight", 0.92, ("unary", 32, 8)),
-    ("EditStream, 32 images, 8 in flight", 0.85, ("stream", 32, 8)),
-    ("single images, 32 in flight", 0.65, ("unary", 1, 32)),
-)
-"""Least shares of the in-process rate that raw Edit should reach: transport, images and requests in flight of each."""
-ONE_IN_FLIGHT = 1.6
-"""Most time that a single raw Edit of one image should take, as a multiple of compute and an empty call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,34 +125,6 @@ def open_loops(config: LoadConfig, bench: Bench, closed: Sequence[Row]) -> list[
     return rows
 
 
-def echo_ms(seconds: float) -> float:
-    """Median round trip of an empty call to a server that does nothing, with one in flight, ms."""
-    script = ROOT / "benchmarks" / "serving" / "echo.py"
-    with Server([script]) as server:
-        outcome = asyncio.run(generator.closed_loop(server.target, Prepared(ECHO_PATH, b""), 0, 1, seconds))
-    return outcome.calls.percentiles()["p50"]
-
-
-def aims(rows: Sequence[Row], echo: float) -> list[dict[str, object]]:
-    """What the project aims at, for raw Edit, and what was reached in the cases that were measured with --bundle."""
-    edits: dict[tuple[str, int, int], Row] = {
-        (row.case.transport, row.case.images, row.case.in_flight): row
-        for row in rows
-        if row.case.operation == "edit" and row.case.form == "raw" and row.share is not None
-    }
-    lines: list[dict[str, object]] = []
-    for what, aim, setting in AIMS:
-        if (row := edits.get(setting)) is not None:
-            said = "" if row.cpu_share is None else f"{percent(row.cpu_share)} of processor time"
-            lines.append({"raw Edit": what, "aim": f">= {aim:.0%}", "reached": percent(row.share), "": said})
-    if (row := edits.get(("unary", 1, 1))) is not None:
-        alone, p50 = row.inside_ms or 0, row.latency_ms["p50"]
-        said = f"p50 {p50:.2f} ms; in process {alone:.2f} ms, echo {echo:.2f} ms"
-        reached = f"{p50 / (alone + echo):.2f} x"
-        lines.append({"raw Edit": "one in flight", "aim": f"<= {ONE_IN_FLIGHT} x", "reached": reached, "": said})
-    return lines
-
-
 def measure(config: LoadConfig) -> bool:
     """Runs everything; whether every answer was right.
 
@@ -178,8 +137,6 @@ def measure(config: LoadConfig) -> bool:
     model = bench.model
     closed = closed_loops(config, bench)
     opened = open_loops(config, bench, closed)
-    echo = echo_ms(min(config.seconds, 1.0))
-    reached = aims(closed, echo)
 
     print(summary(here))
     print(f"server: {model.backend} {model.precision}, batches of up to {model.max_batch_size}, {model.image_size} px")
@@ -188,17 +145,14 @@ def measure(config: LoadConfig) -> bool:
         print("processor time of server and generator, as on a machine that does nothing else")
     print("ms: latencies, and processor time of the server per image; cores: how many were kept busy\n")
     print("Closed loop: a slow answer delays the next request, so these latencies leave out who would have waited\n")
-    print(markdown([row.cells() for row in closed]), end="\n\n")
+    print(markdown([row.cells() for row in closed]))
     if opened:
-        print("Open loop: latency from the intended start; late: what the generator itself was late\n")
-        print(markdown([row.cells() for row in opened]), end="\n\n")
-    print(markdown(reached), f"empty echo, one in flight: {echo:.3f} ms", sep="\n\n" if reached else "")
+        print("\nOpen loop: latency from the intended start; late: what the generator itself was late\n")
+        print(markdown([row.cells() for row in opened]))
     record: dict[str, Any] = {
         "machine": here,
         "config": asdict(config),
         "server": {"backend": model.backend, "precision": model.precision, "max_batch_size": model.max_batch_size},
-        "echo_p50_ms": echo,
-        "aims": reached,
         "closed_loop": [asdict(row) for row in closed],
         "open_loop": [asdict(row) for row in opened],
     }

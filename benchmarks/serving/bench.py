@@ -27,7 +27,6 @@ class Row:
         arrivals_per_s: Open loop: mean rate of arrivals; None for a closed loop.
         images_per_s: Images of right answers, per second.
         share: Of the in-process rate in batches as large as the server could make; None without --bundle.
-        inside_ms: Median time of a batch in process, as large as the server could make, ms; None without --bundle.
         cpu_share: Processor time in process, of that of server and generator together, per image: the share that there
             would be on a machine with nothing else to do. None without --bundle.
         latency_ms: Percentiles 50, 90, 99, 99.9 and the largest.
@@ -45,7 +44,6 @@ class Row:
     requests: int
     images_per_s: float
     share: float | None
-    inside_ms: float | None
     cpu_share: float | None
     latency_ms: dict[str, float]
     late_p99_ms: float | None
@@ -72,8 +70,8 @@ class Row:
             "images": case.images,
             **({"in flight": case.in_flight} if closed else {"arrivals/s": round(self.arrivals_per_s or 0)}),
             "images/s": round(self.images_per_s),
-            "share": percent(self.share),
-            "CPU share": percent(self.cpu_share),
+            "share": _percent(self.share),
+            "CPU share": _percent(self.cpu_share),
             **{name.replace("_", "."): value for name, value in self.latency_ms.items()},
             **({} if closed else {"late p99": self.late_p99_ms}),
             "server cores": self.server_cores,
@@ -120,10 +118,8 @@ class Bench:
         prepared, size = self._checked(case)
         inside = self._inside(case)
         with Usage(self.pid) as usage:
-            loop = generator.closed_loop(self.target, prepared, size, case.in_flight, self.seconds)
-            outcome = asyncio.run(loop)
-        inside += self._inside(case)
-        return _row(case, outcome, usage, inside=inside, arrivals=None)
+            outcome = asyncio.run(generator.closed_loop(self.target, prepared, size, case.in_flight, self.seconds))
+        return _row(case, outcome, usage, inside=inside + self._inside(case))
 
     def open(self, case: Case, rate: float) -> tuple[Row, Outcome]:
         """One open-loop case: `rate` arrivals per second, whatever the case's `in_flight` says.
@@ -134,7 +130,7 @@ class Bench:
         prepared, size = self._checked(case)
         with Usage(self.pid) as usage:
             outcome = asyncio.run(generator.open_loop(self.target, prepared, size, rate, self.seconds))
-        return _row(case, outcome, usage, inside=[], arrivals=rate), outcome
+        return _row(case, outcome, usage, arrivals=rate), outcome
 
     def _checked(self, case: Case) -> tuple[Prepared, int]:
         """A case's messages, and the length of the right answer, whose values are checked once."""
@@ -158,20 +154,20 @@ class Bench:
         return [self.reference.pace(case.operation, batch, self.seconds / 4)]
 
 
-def percent(share: float | None) -> str | None:
-    """A share for a table."""
+def _percent(share: float | None) -> str | None:
     return None if share is None else f"{share:.0%}"
 
 
-def _row(case: Case, outcome: Outcome, usage: Usage, *, inside: Sequence[Pace], arrivals: float | None) -> Row:
+def _row(
+    case: Case, outcome: Outcome, usage: Usage, *, inside: Sequence[Pace] = (), arrivals: float | None = None
+) -> Row:
     calls, closed = outcome.calls, arrivals is None
     images = len(calls) * case.images
     images_per_s = calls.rate(case.in_flight if closed else 0) * case.images
-    share = cpu_share = inside_ms = None
+    share = cpu_share = None
     if inside:
-        inside_ms = float(np.median([one for pace in inside for one in pace.seconds])) * 1e3
         computed = sum(pace.images for pace in inside)
-        share = images_per_s * sum(sum(pace.seconds) for pace in inside) / computed
+        share = images_per_s * sum(pace.wall_s for pace in inside) / computed
         if usage.pid and images:
             cpu_share = sum(pace.cpu_s for pace in inside) / computed / ((usage.cpu_s + outcome.cpu_s) / images)
     return Row(
@@ -180,7 +176,6 @@ def _row(case: Case, outcome: Outcome, usage: Usage, *, inside: Sequence[Pace], 
         requests=len(calls),
         images_per_s=images_per_s,
         share=share,
-        inside_ms=inside_ms,
         cpu_share=cpu_share,
         latency_ms=calls.percentiles(),
         late_p99_ms=None if closed else float(np.percentile(outcome.late, 99) * 1e3),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,24 +35,12 @@ _LEVELS = {"raw": 0.5, "jpeg": 2.0}
 """Mean difference of pixels that is allowed, levels of 255."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """Batches that were computed in this process.
+class Pace(NamedTuple):
+    """Batches that were computed in this process: their images, and the time that they took, seconds."""
 
-    Attributes:
-        batch: Their size, images.
-        seconds: How long each took.
-        cpu_s: Processor time of them all, seconds.
-    """
-
-    batch: int
-    seconds: list[float]
+    images: int
+    wall_s: float
     cpu_s: float
-
-    @property
-    def images(self) -> int:
-        """Images of all batches."""
-        return self.batch * len(self.seconds)
 
 
 class Reference:
@@ -97,13 +84,11 @@ class Reference:
         """Computes batches for about `seconds`."""
         call = self._call(operation, batch)
         call()
-        taken: list[float] = []
-        cpu = time.process_time()
-        until = time.perf_counter() + seconds
-        while (start := time.perf_counter()) < until or len(taken) < MIN_CALLS:
+        calls, cpu, start = 0, time.process_time(), time.perf_counter()
+        while time.perf_counter() - start < seconds or calls < MIN_CALLS:
             call()
-            taken.append(time.perf_counter() - start)
-        return Pace(batch, taken, time.process_time() - cpu)
+            calls += 1
+        return Pace(batch * calls, time.perf_counter() - start, time.process_time() - cpu)
 
     def check(self, case: Case, got: npt.NDArray[Any], name: str) -> None:
         """Compares an answer with what this process computes from the same request.

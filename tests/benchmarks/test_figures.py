@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from load import aims
 from script import write_json
 from serving.bench import Row
 from serving.figures import Calls, markdown
@@ -59,7 +58,7 @@ def test_tables_and_json(tmp_path: Path) -> None:
 
 
 CASE = Case("edit", "raw", "unary", 1, 32)
-ROW = Row(CASE, None, 9, 100.0, 0.5, 1.0, 0.6, {"p50": 1.0}, None, 1.0, 1.0, 1.0, 0.1, {}, [], (0.5,))
+ROW = Row(CASE, None, 9, 100.0, 0.5, 0.6, {"p50": 1.0}, None, 1.0, 1.0, 1.0, 0.1, {}, [], (0.5,))
 
 
 @pytest.mark.parametrize(("shares", "median"), [([0.5], 0.5), ([0.9, 0.1, 0.6], 0.6), ([0.4, 0.9, 0.1, 0.6], 0.4)])
@@ -74,13 +73,3 @@ def test_without_shares_the_median_rate_counts() -> None:
     rows = [replace(ROW, share=None, images_per_s=rate) for rate in (300.0, 100.0, 200.0)]
     found = Row.median(rows)
     assert (found.images_per_s, found.shares) == (200.0, (None,) * 3)
-
-
-def test_aims_are_judged_at_settings_that_were_fixed_beforehand() -> None:
-    rows = [
-        replace(ROW, case=Case("edit", "raw", "unary", 32, in_flight), share=share)
-        for in_flight, share in ((8, 0.5), (32, 0.95), (64, 0.93))
-    ]
-    lines = aims(rows, echo=0.1)
-    assert [(line["raw Edit"], line["reached"]) for line in lines] == [("32-image requests, 8 in flight", "50%")]
-    assert aims([replace(row, share=None) for row in rows], echo=0.1) == []
