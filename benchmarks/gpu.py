@@ -95,7 +95,7 @@ def time_pytorch(options: argparse.Namespace) -> None:
     timings = measure(sides, run.samples, run.directions, sizes, options.seconds)
     text = json.dumps([asdict(timing) for timing in timings], indent=2)
     options.json.write_text(text + "\n", encoding="utf-8")
-    print("\n".join(table(timings)))
+    print(table(timings))
 
 
 def _onnx_runtime(run: Any, options: argparse.Namespace) -> Backend:
@@ -152,7 +152,7 @@ def _report(
     lines += ["", "## Speed", ""]
     lines.append(f"uint8 in and out, host to host; sides in turns, {options.seconds:g} s a cell.")
     lines.append("p50 and p99 in ms, and images/s.")
-    return "\n".join([*lines, "", *table(timings), ""])
+    return "\n".join([*lines, "", table(timings), ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
