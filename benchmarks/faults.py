@@ -76,25 +76,15 @@ class FaultsConfig:
 
 @dataclass
 class Scene:
-    """A server with load on it, and somebody who makes trouble.
-
-    Attributes:
-        server: The server.
-        bundle: What it serves.
-        crowd: The load.
-        folder: Scratch.
-        config: How much load, and how much trouble.
-        facts: What to tell about the trouble.
-        checks: What must hold, and whether it did.
-    """
+    """A server with load on it, and somebody who makes trouble."""
 
     server: Server
-    bundle: Path
+    bundle: Path  # what it serves
     crowd: Crowd
     folder: Path
-    config: FaultsConfig
-    facts: list[str] = field(default_factory=list)
-    checks: dict[str, bool] = field(default_factory=dict)
+    config: FaultsConfig  # how much load, and how much trouble
+    facts: list[str] = field(default_factory=list)  # what to tell about the trouble
+    checks: dict[str, bool] = field(default_factory=dict)  # what must hold, and whether it did
 
     @property
     def orders(self) -> Orders:
@@ -396,11 +386,7 @@ SCENARIOS: dict[Name, Callable[[Scene], Coroutine[Any, Any, None]]] = {
 
 
 def play(name: Name, config: FaultsConfig, orders: Orders) -> tuple[Scene, float]:
-    """Runs one scenario with a server of its own; how long that took, seconds.
-
-    Raises:
-        InputError: The server can't be started.
-    """
+    """Runs one scenario with a server of its own; how long that took, seconds."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder, bundle = Path(scratch), config.bundle.resolve()
@@ -425,11 +411,7 @@ def play(name: Name, config: FaultsConfig, orders: Orders) -> tuple[Scene, float
 
 
 def faults(config: FaultsConfig) -> bool:
-    """Plays the scenarios and reports; whether everything held.
-
-    Raises:
-        InputError: A flag or the bundle can't be used; likewise EngineError.
-    """
+    """Plays the scenarios and reports; whether everything held."""
     require_positive(config, "clients", "settle_s", "scale")
     orders = Orders(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     results = []

@@ -65,28 +65,17 @@ class FuzzConfig:
 
 @dataclass
 class Sender:
-    """Sends what Hypothesis draws, while the event loop of another thread runs.
+    """Sends what Hypothesis draws, while the event loop of another thread runs."""
 
-    Attributes:
-        config: What to send, and how much of it.
-        channel: The connection.
-        loop: Where calls are made.
-        statuses: How many calls ended with which status, by method and status.
-        failures: What Hypothesis says of calls whose answers weren't clean.
-    """
-
-    config: FuzzConfig
+    config: FuzzConfig  # what to send, and how much of it
     channel: grpc.aio.Channel
-    loop: asyncio.AbstractEventLoop
+    loop: asyncio.AbstractEventLoop  # where calls are made
+    # how many calls ended with which status, by method and status
     statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # what Hypothesis says of calls whose answers weren't clean
 
     def check(self, cases: tuple[Case, ...]) -> None:
-        """Sends calls at once.
-
-        Raises:
-            UncleanAnswer: One wasn't answered as it should be.
-        """
+        """Sends calls at once."""
 
         async def send_all() -> list[str]:
             outcomes = await asyncio.gather(*(send(self.channel, case) for case in cases))
@@ -122,21 +111,14 @@ class Sender:
 
 @dataclass
 class Results:
-    """What came of it all.
+    """What came of it all."""
 
-    Attributes:
-        statuses: How many calls ended with which status, by method and status.
-        connections: Abusive connections.
-        good: Good requests of another client meanwhile, and their answers.
-        faults: What went wrong, a paragraph each.
-    """
-
-    statuses: Counter[tuple[str, str]]
+    statuses: Counter[tuple[str, str]]  # how many calls ended with which status, by method and status
     usage: Usage
     seconds: float
-    connections: int
-    good: str
-    faults: list[str]
+    connections: int  # abusive connections
+    good: str  # good requests of another client meanwhile, and their answers
+    faults: list[str]  # what went wrong, a paragraph each
 
 
 async def attack(server: Server, config: FuzzConfig) -> Results:
@@ -175,11 +157,7 @@ def table(results: Results) -> str:
 
 
 def fuzz(config: FuzzConfig) -> bool:
-    """Does everything and reports; whether all was clean.
-
-    Raises:
-        InputError: A flag can't be used; likewise EngineError.
-    """
+    """Does everything and reports; whether all was clean."""
     require_positive(config, "requests")
     with Server(["-m", "engine", "--bundle", config.bundle.resolve()]) as server:
         results = asyncio.run(attack(server, config))

@@ -39,13 +39,7 @@ TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Makes a bundle for each precision, times them all, and writes the report.
-
-    Raises:
-        InputError: a place can't be written to, or figures of PyTorch can't be read.
-        EngineError: the bundle can't be used, there is no GPU, TensorRT refuses all graphs, or an engine is beyond its
-            tolerances.
-    """
+    """Makes a bundle for each precision, times them all, and writes the report."""
     from export.retarget import RetargetConfig, retarget  # noqa: PLC0415
 
     rehearsal = options.backend != "tensorrt"
@@ -69,11 +63,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def time_pytorch(options: argparse.Namespace) -> None:
-    """Times the rivals in FP16 at a few batch sizes: PyTorch, eager and compiled, and ONNX Runtime; writes the figures.
-
-    Raises:
-        InputError: PyTorch finds no GPU, or the run cannot be used.
-    """
+    """Times the rivals in FP16 at a few batch sizes: PyTorch, eager and compiled, and ONNX Runtime."""
     import torch  # noqa: PLC0415
     from gpu_pytorch import GpuBackend  # noqa: PLC0415
 

@@ -27,12 +27,7 @@ from export.errors import InputError
 
 
 def measure(bundle: Bundle, sizes: Sequence[int], seconds: float, log: Path) -> list[dict[str, float]]:
-    """Times edits of one client, a row for each number of images in a request.
-
-    Raises:
-        AssertionError: the server's images are not those of the engine.
-        InputError: the server does not start.
-    """
+    """Times edits of one client, a row for each number of images in a request."""
     manifest, directions = bundle.manifest, bundle.directions
     shape = (max(sizes), manifest.image_size, manifest.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

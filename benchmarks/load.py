@@ -75,11 +75,7 @@ class LoadConfig:
 
 
 def open_bench(config: LoadConfig) -> Bench:
-    """Finds the server, and opens the bundle beside it.
-
-    Raises:
-        InputError: One of them can't be used; likewise EngineError.
-    """
+    """Finds the server, and opens the bundle beside it."""
     model = ask_model(config.target)
     reference = None
     if config.bundle is not None:
@@ -126,11 +122,7 @@ def open_loops(config: LoadConfig, bench: Bench, closed: Sequence[Row]) -> list[
 
 
 def measure(config: LoadConfig) -> bool:
-    """Runs everything; whether every answer was right.
-
-    Raises:
-        InputError: A flag, the server or the bundle can't be used; likewise EngineError.
-    """
+    """Runs everything; whether every answer was right."""
     require_positive(config, "in_flight", "images", "rounds", "seconds", "arrivals")
     here = machine()
     bench = open_bench(config)

@@ -143,11 +143,7 @@ async def restart_under_load(config: RestartsConfig, servers: Servers, orders: O
 
 
 def restarts(config: RestartsConfig) -> bool:
-    """Restarts them and reports; whether everything held.
-
-    Raises:
-        InputError: A flag or the bundle can't be used; likewise EngineError.
-    """
+    """Restarts them and reports; whether everything held."""
     require_positive(config, "restarts", "clients", "settle_s")
     orders = Orders(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     with ExitStack() as stack:

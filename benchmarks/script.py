@@ -51,11 +51,7 @@ def run(
 
 
 def require_positive(config: object, *names: str) -> None:
-    """Looks at flags that are numbers, or lists of them.
-
-    Raises:
-        InputError: One isn't above 0, and finite.
-    """
+    """Looks at flags that are numbers, or lists of them."""
     for name in names:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):

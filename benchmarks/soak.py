@@ -106,11 +106,7 @@ def report(orders: Orders, tally: Tally, usage: Usage) -> None:
 
 
 def soak(config: SoakConfig) -> bool:
-    """Starts the server, sends, checks and reports; whether everything held.
-
-    Raises:
-        InputError: The server can't be started; likewise EngineError.
-    """
+    """Starts the server, sends, checks and reports; whether everything held."""
     require_positive(config, "clients", "max_images", "minutes")
     if config.max_images > PICTURES:
         raise InputError(f"--max-images {config.max_images}: must be from 1 to {PICTURES}")

@@ -38,19 +38,12 @@ _GRACE_S = 30.0  # beyond a call's deadline; then it counts as hung
 
 
 class Outcome(NamedTuple):
-    """How a call ended.
+    """How a call ended."""
 
-    Attributes:
-        status: Name of its status.
-        message: What it says.
-        details: The trailing metadata's "grpc-status-details-bin"; None where there is none.
-        answers: Messages that came back.
-    """
-
-    status: str
-    message: str = ""
-    details: bytes | None = None
-    answers: tuple[bytes, ...] = ()
+    status: str  # name of its status
+    message: str = ""  # what it says
+    details: bytes | None = None  # the trailing metadata's "grpc-status-details-bin"; None where there is none
+    answers: tuple[bytes, ...] = ()  # messages that came back
 
 
 async def send(channel: grpc.aio.Channel, case: Case) -> Outcome:

@@ -82,21 +82,13 @@ TRICKS = st.one_of(
 
 
 class Case(NamedTuple):
-    """One call.
+    """One call."""
 
-    Attributes:
-        path: The method, for example "/dfcvae.v1.LatentEngine/Edit".
-        bodies: Bytes of its messages: one, or for streams any number.
-        metadata: Keys and values.
-        timeout_s: Deadline.
-        cancel_s: When the client gives the call up; None: never.
-    """
-
-    path: str
-    bodies: tuple[bytes, ...]
+    path: str  # the method, for example "/dfcvae.v1.LatentEngine/Edit"
+    bodies: tuple[bytes, ...]  # bytes of its messages: one, or for streams any number
     metadata: tuple[tuple[str, str | bytes], ...] = ()
     timeout_s: float = LONG_S
-    cancel_s: float | None = None
+    cancel_s: float | None = None  # when the client gives the call up; None: never
 
     @property
     def name(self) -> str:

@@ -80,11 +80,7 @@ class Figures:
 
 
 def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> Figures:
-    """Starts a server, checks its answer, loads it, and ends it.
-
-    Raises:
-        InputError: It doesn't start, or answers with something else.
-    """
+    """Starts a server, checks its answer, loads it, and ends it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -108,11 +104,7 @@ def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> Figures:
 
 
 def _await(process: subprocess.Popen[bytes], rival: rivals.Rival, job: jobs.Job, port: int, log: Path) -> None:
-    """Waits for the first answer, and compares it.
-
-    Raises:
-        InputError: None came, or another.
-    """
+    """Waits for the first answer, and compares it."""
     deadline = time.monotonic() + _START_S
     while True:
         try:

@@ -15,17 +15,11 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked.
+    """What is asked."""
 
-    Attributes:
-        image: uint8 [S, S, 3].
-        attribute: What is edited by 1.
-        expected: ONNX Runtime's answer, uint8 [S, S, 3].
-    """
-
-    image: Bytes
-    attribute: str
-    expected: Bytes
+    image: Bytes  # uint8 [S, S, 3]
+    attribute: str  # what is edited by 1
+    expected: Bytes  # ONNX Runtime's answer, uint8 [S, S, 3]
 
     @classmethod
     def of(cls, bundle: Bundle) -> Job:

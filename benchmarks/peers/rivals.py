@@ -26,21 +26,13 @@ NOT_YET = (OSError, http.client.HTTPException, grpc.RpcError, ValueError, KeyErr
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a server is asked.
+    """How a server is asked."""
 
-    Attributes:
-        path: Of the request.
-        flags: For h2load.
-        message: The request of a job.
-        image: The image of an answer, uint8 [S * S * 3].
-        grpc: Whether it is gRPC.
-    """
-
-    path: str
-    flags: tuple[str, ...]
-    message: Callable[[Job], bytes]
-    image: Callable[[bytes], bytes]
-    grpc: bool = False
+    path: str  # of the request
+    flags: tuple[str, ...]  # for h2load
+    message: Callable[[Job], bytes]  # the request of a job
+    image: Callable[[bytes], bytes]  # the image of an answer, uint8 [S * S * 3]
+    grpc: bool = False  # whether it is gRPC
 
     def body(self, job: Job) -> bytes:
         """What h2load sends: with gRPC's frame around it where it is gRPC."""
@@ -119,21 +111,13 @@ BENTOML = Protocol(
 
 @dataclass(frozen=True)
 class Rival:
-    """A server.
+    """A server."""
 
-    Attributes:
-        name: In the table.
-        environment: Folder of its Python; "" for this one.
-        arguments: Of that Python, with {port}.
-        protocol: How it is asked.
-        engine: Whether it has this project's engine inside.
-    """
-
-    name: str
-    environment: str
-    arguments: tuple[str, ...]
-    protocol: Protocol
-    engine: bool = False
+    name: str  # in the table
+    environment: str  # folder of its Python; "" for this one
+    arguments: tuple[str, ...]  # of that Python, with {port}
+    protocol: Protocol  # how it is asked
+    engine: bool = False  # whether it has this project's engine inside
 
     def there(self, environments: Path) -> bool:
         """Whether its environment is there."""

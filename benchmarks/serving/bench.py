@@ -20,40 +20,25 @@ from serving.usage import Usage
 
 @dataclass(frozen=True)
 class Row:
-    """What one run gave.
+    """What one run gave."""
 
-    Attributes:
-        case: What was sent.
-        arrivals_per_s: Open loop: mean rate of arrivals; None for a closed loop.
-        images_per_s: Images of right answers, per second.
-        share: Of the in-process rate in batches as large as the server could make; None without --bundle.
-        cpu_share: Processor time in process, of that of server and generator together, per image: the share that there
-            would be on a machine with nothing else to do. None without --bundle.
-        latency_ms: Percentiles 50, 90, 99, 99.9 and the largest.
-        late_p99_ms: Open loop: how late the generator was itself, 99th percentile, ms; part of the latency.
-        server_cores: Cores that the server kept busy; likewise client_cores.
-        server_ms_per_image: Processor time of the server per image, ms.
-        rss_mib: Largest resident memory of the server, MiB.
-        failures: Requests without a right answer, by status.
-        histogram_ms: Upper bound in ms, and number of calls.
-        shares: Of all rounds, of which this row is the median.
-    """
-
-    case: Case
-    arrivals_per_s: float | None
+    case: Case  # what was sent
+    arrivals_per_s: float | None  # open loop: mean rate of arrivals; None for a closed loop
     requests: int
-    images_per_s: float
-    share: float | None
+    images_per_s: float  # images of right answers, per second
+    share: float | None  # of the in-process rate in batches as large as the server could make; None without --bundle
+    # processor time in process, of that of server and generator together, per image: the share that there would be on
+    # a machine with nothing else to do. None without --bundle.
     cpu_share: float | None
-    latency_ms: dict[str, float]
-    late_p99_ms: float | None
-    server_cores: float | None
-    server_ms_per_image: float | None
-    rss_mib: float | None
+    latency_ms: dict[str, float]  # percentiles 50, 90, 99, 99.9 and the largest
+    late_p99_ms: float | None  # open loop: how late the generator was itself, 99th percentile, ms; part of the latency
+    server_cores: float | None  # cores that the server kept busy; likewise client_cores
+    server_ms_per_image: float | None  # processor time of the server per image, ms
+    rss_mib: float | None  # largest resident memory of the server, MiB
     client_cores: float
-    failures: dict[str, int]
-    histogram_ms: list[tuple[float, int]]
-    shares: tuple[float | None, ...]
+    failures: dict[str, int]  # requests without a right answer, by status
+    histogram_ms: list[tuple[float, int]]  # upper bound in ms, and number of calls
+    shares: tuple[float | None, ...]  # of all rounds, of which this row is the median
 
     @classmethod
     def median(cls, rows: Sequence[Row]) -> Row:
@@ -84,21 +69,13 @@ class Row:
 
 @dataclass
 class Bench:
-    """Runs cases against one server.
+    """Runs cases against one server."""
 
-    Attributes:
-        target: HOST:PORT.
-        model: What it serves.
-        pid: Its process, to watch what it takes; 0 for none.
-        seconds: Time per case, seconds.
-        reference: The same engine in this process; None leaves shares and values of answers alone.
-    """
-
-    target: str
-    model: pb.GetModelResponse
-    pid: int
-    seconds: float
-    reference: Reference | None
+    target: str  # HOST:PORT
+    model: pb.GetModelResponse  # what it serves
+    pid: int  # its process, to watch what it takes; 0 for none
+    seconds: float  # time per case, seconds
+    reference: Reference | None  # the same engine in this process; None leaves shares and values of answers alone
 
     def __post_init__(self) -> None:
         self._prepared: dict[Case, tuple[Prepared, int]] = {}
@@ -110,11 +87,7 @@ class Bench:
         return case.images <= limits.max_images_per_request and case.images * case.in_flight <= room
 
     def closed(self, case: Case) -> Row:
-        """One closed-loop case, with the engine in this process before and after it.
-
-        Raises:
-            InputError: The server refuses such requests, or answers them wrongly.
-        """
+        """One closed-loop case, with the engine in this process before and after it."""
         prepared, size = self._checked(case)
         inside = self._inside(case)
         with Usage(self.pid) as usage:
@@ -122,11 +95,7 @@ class Bench:
         return _row(case, outcome, usage, inside=inside + self._inside(case))
 
     def open(self, case: Case, rate: float) -> tuple[Row, Outcome]:
-        """One open-loop case: `rate` arrivals per second, whatever the case's `in_flight` says.
-
-        Raises:
-            InputError: The server refuses such requests, or answers them wrongly.
-        """
+        """One open-loop case: `rate` arrivals per second, whatever the case's `in_flight` says."""
         prepared, size = self._checked(case)
         with Usage(self.pid) as usage:
             outcome = asyncio.run(generator.open_loop(self.target, prepared, size, rate, self.seconds))

@@ -26,25 +26,15 @@ class GivenUp(Exception):  # noqa: N818
 
 @dataclass
 class Tally:
-    """What clients sent and got.
+    """What clients sent and got."""
 
-    Attributes:
-        sent: Requests (a stream counts as one) by RPC.
-        answered: Right answers by RPC.
-        statuses: Failed requests by status.
-        reasons: What failures said, and how often.
-        wrong: What was wrong with wrong answers.
-        images: Images of right answers.
-        pairs: Start and latency of right answers, seconds.
-    """
-
-    sent: Counter[str] = field(default_factory=Counter)
-    answered: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    images: int = 0
-    pairs: list[tuple[float, float]] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)  # requests (a stream counts as one) by RPC
+    answered: Counter[str] = field(default_factory=Counter)  # right answers by RPC
+    statuses: Counter[str] = field(default_factory=Counter)  # failed requests by status
+    reasons: Counter[str] = field(default_factory=Counter)  # what failures said, and how often
+    wrong: list[str] = field(default_factory=list)  # what was wrong with wrong answers
+    images: int = 0  # images of right answers
+    pairs: list[tuple[float, float]] = field(default_factory=list)  # start and latency of right answers, seconds
 
     @property
     def calls(self) -> Calls:
@@ -108,11 +98,6 @@ async def ask(
 
     Returns:
         Images that were answered.
-
-    Raises:
-        WrongAnswer: The answer isn't right.
-        GivenUp: It was given up.
-        grpc.RpcError: The request failed.
     """
     call = getattr(stub, order.method)(order.request, timeout=timeout)
     if cancel_after is not None:
@@ -138,10 +123,6 @@ async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messag
 
     Returns:
         Images that were answered.
-
-    Raises:
-        WrongAnswer: An answer is missing, out of order, an error, or not right.
-        grpc.RpcError: The stream failed.
     """
     plan = orders.stream(messages, rng)
     call = stub.EditStream(timeout=TIMEOUT_S)
@@ -174,23 +155,14 @@ async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messag
 
 @dataclass
 class Crowd:
-    """Clients that send requests until they are told to stop.
+    """Clients that send requests until they are told to stop."""
 
-    Attributes:
-        target: HOST:PORT, or several servers as gRPC writes them.
-        orders: What they send.
-        number: How many.
-        options: Of their connections, gRPC's.
-        streams: Share of turns that are an EditStream of `STREAM_MESSAGES` messages.
-        until_refused: Whether a client leaves when a request of its own fails.
-    """
-
-    target: str
+    target: str  # HOST:PORT, or several servers as gRPC writes them
     orders: Orders
     number: int
-    options: tuple[tuple[str, Any], ...] = ()
-    streams: float = 0.1
-    until_refused: bool = False
+    options: tuple[tuple[str, Any], ...] = ()  # of their connections, gRPC's
+    streams: float = 0.1  # share of turns that are an EditStream of `STREAM_MESSAGES` messages
+    until_refused: bool = False  # whether a client leaves when a request of its own fails
     tally: Tally = field(default_factory=Tally)
 
     async def run(self, stop: Callable[[], bool]) -> Tally:

@@ -16,15 +16,10 @@ _BUCKETS_PER_DECADE = 20
 
 @dataclass(frozen=True)
 class Calls:
-    """Answered calls.
+    """Answered calls."""
 
-    Attributes:
-        starts: When each one began, or was meant to begin, seconds on any clock, float64 [N].
-        latencies: How long its answer took from there, seconds, float64 [N].
-    """
-
-    starts: Doubles
-    latencies: Doubles
+    starts: Doubles  # when each one began, or was meant to begin, seconds on any clock, float64 [N]
+    latencies: Doubles  # how long its answer took from there, seconds, float64 [N]
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[float, float]]) -> Calls:

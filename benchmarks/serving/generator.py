@@ -39,23 +39,18 @@ _OK = b"\x0bgrpc-status\x010"
 
 @dataclass
 class Outcome:
-    """What became of the requests of one run.
+    """What became of the requests of one run."""
 
-    Attributes:
-        answered: Start and latency of those that were answered as they should, seconds.
-        failures: Number of the others by status, or by what was wrong with them.
-        refused: Start and latency of those that were refused.
-        retry_after_s: What refusals asked to wait before another try, seconds, as far as they said.
-        late: Open loop: how late the generator itself was with each request, seconds.
-        cpu_s: Processor time that the generator took, seconds.
-    """
-
+    # start and latency of those that were answered as they should, seconds
     answered: list[tuple[float, float]] = field(default_factory=list)
+    # number of the others by status, or by what was wrong with them
     failures: Counter[str] = field(default_factory=Counter)
-    refused: list[tuple[float, float]] = field(default_factory=list)
+    refused: list[tuple[float, float]] = field(default_factory=list)  # start and latency of those that were refused
+    # what refusals asked to wait before another try, seconds, as far as they said
     retry_after_s: list[float] = field(default_factory=list)
+    # open loop: how late the generator itself was with each request, seconds
     late: list[float] = field(default_factory=list)
-    cpu_s: float = 0.0
+    cpu_s: float = 0.0  # processor time that the generator took, seconds
 
     @property
     def calls(self) -> Calls:
@@ -65,25 +60,15 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Call:
-    """A call whose answers are not all there.
+    """A call whose answers are not all there."""
 
-    Attributes:
-        number: Of its HTTP/2 stream.
-        starts: When the messages began that aren't answered, seconds.
-        unsent: What HTTP/2 has no credit for yet.
-        credit: Bytes that may be sent.
-        received: Bytes of an answer that isn't whole.
-        sizes: Bytes of whole answers.
-        opened: Whether the answer to a stream's opening has come.
-    """
-
-    number: int
-    starts: deque[float]
-    credit: int
-    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
-    received: bytearray = field(default_factory=bytearray)
-    sizes: list[int] = field(default_factory=list)
-    opened: bool = True
+    number: int  # of its HTTP/2 stream
+    starts: deque[float]  # when the messages began that aren't answered, seconds
+    credit: int  # bytes that may be sent
+    unsent: memoryview = field(default_factory=lambda: memoryview(b""))  # what HTTP/2 has no credit for yet
+    received: bytearray = field(default_factory=bytearray)  # bytes of an answer that isn't whole
+    sizes: list[int] = field(default_factory=list)  # bytes of whole answers
+    opened: bool = True  # whether the answer to a stream's opening has come
 
 
 class Connection(asyncio.Protocol):

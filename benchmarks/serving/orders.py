@@ -50,34 +50,21 @@ class WrongAnswer(Exception):  # noqa: N818 - reads better without the suffix at
 
 @dataclass
 class Deviation:
-    """By how much answers differ: of those that were checked so far, or at most.
+    """By how much answers differ: of those that were checked so far, or at most."""
 
-    Attributes:
-        levels: Largest difference of a pixel, levels of 255.
-        latents: Largest difference of a latent's value.
-    """
-
-    levels: int = 0
-    latents: float = 0.0
+    levels: int = 0  # largest difference of a pixel, levels of 255
+    latents: float = 0.0  # largest difference of a latent's value
 
 
 @dataclass(frozen=True)
 class Order:
-    """A request and its right answer.
+    """A request and its right answer."""
 
-    Attributes:
-        method: Name of the RPC.
-        request: Its message.
-        images: uint8 [N, S, S, 3] of the answer; None: it has none, or they aren't looked at.
-        latents: Likewise float32 [N, D]; of Encode the means.
-        log_var: Of Encode.
-    """
-
-    method: str
-    request: Any
-    images: Bytes | None = None
-    latents: Floats | None = None
-    log_var: Floats | None = None
+    method: str  # name of the RPC
+    request: Any  # its message
+    images: Bytes | None = None  # uint8 [N, S, S, 3] of the answer; None: it has none, or they aren't looked at
+    latents: Floats | None = None  # likewise float32 [N, D]; of Encode the means
+    log_var: Floats | None = None  # of Encode
 
     @property
     def count(self) -> int:
@@ -93,10 +80,6 @@ class Orders:
         count: Number P of pictures.
         max_images: Largest request, images.
         threads: Compute threads; None takes every core.
-
-    Raises:
-        InputError: The bundle's answers to different pictures can't be told apart.
-        EngineError: The bundle can't be run here.
 
     Attributes:
         pictures: uint8 [P, S, S, 3].
@@ -149,11 +132,7 @@ class Orders:
         return plan
 
     def check(self, order: Order, answer: Any) -> None:
-        """Compares an answer with the right one.
-
-        Raises:
-            WrongAnswer: They differ in number, or by more than the tolerance.
-        """
+        """Compares an answer with the right one."""
         if order.images is not None:
             self.check_images(pixels_of(answer.images), order.images)
         if order.latents is not None:
@@ -162,11 +141,7 @@ class Orders:
             self._check_latents(floats_of(answer.log_var), order.log_var)
 
     def check_images(self, got: Bytes, expected: Bytes) -> None:
-        """Compares images, uint8 [N, S, S, 3].
-
-        Raises:
-            WrongAnswer: They differ in number, or by more than the tolerance.
-        """
+        """Compares images, uint8 [N, S, S, 3]."""
         if got.shape != expected.shape:
             raise WrongAnswer(f"images of shape {got.shape}; expected {expected.shape}")
         difference = 0 if np.array_equal(got, expected) else _levels(got, expected)

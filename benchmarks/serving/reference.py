@@ -49,9 +49,6 @@ class Reference:
     Args:
         bundle: What to run.
         threads: Compute threads; None takes every core.
-
-    Raises:
-        EngineError: The bundle can't be run here.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
@@ -91,11 +88,7 @@ class Reference:
         return Pace(batch * calls, time.perf_counter() - start, time.process_time() - cpu)
 
     def check(self, case: Case, got: npt.NDArray[Any], name: str) -> None:
-        """Compares an answer with what this process computes from the same request.
-
-        Raises:
-            InputError: They differ by more than rounding, and what a JPEG loses, explain.
-        """
+        """Compares an answer with what this process computes from the same request."""
         expected = self._expected(case)
         difference = float(np.abs(got.astype(np.float64) - expected).mean()) if got.shape == expected.shape else np.inf
         allowed = 0.01 * float(np.abs(expected).max()) if case.operation == "encode" else _LEVELS[case.form]

@@ -41,38 +41,24 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Case:
-    """What is sent, and how much of it at once.
+    """What is sent, and how much of it at once."""
 
-    Attributes:
-        operation: encode, edit or decode; or slide: an edit without a source on a stream, which costs only a decode.
-        form: Raw pixels both ways, or JPEG files both ways. (Encode answers, and Decode takes, latents.)
-        transport: Unary calls; ModelInfer, unary calls of the Open Inference Protocol; or EditStream.
-        images: Images or latents in a request.
-        in_flight: Requests whose answers are awaited at any time.
-    """
-
+    # encode, edit or decode; or slide: an edit without a source on a stream, which costs only a decode
     operation: Operation
-    form: Form
-    transport: Transport
-    images: int
-    in_flight: int
+    form: Form  # raw pixels both ways, or JPEG files both ways. (Encode answers, and Decode takes, latents.)
+    transport: Transport  # unary calls; ModelInfer, unary calls of the Open Inference Protocol; or EditStream
+    images: int  # images or latents in a request
+    in_flight: int  # requests whose answers are awaited at any time
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that is sent again and again.
+    """A request that is sent again and again."""
 
-    Attributes:
-        path: Method, as HTTP/2 names it.
-        body: Its message, serialised.
-        opening: A message that a stream starts with; None for none.
-        stream: Whether a call takes many such messages.
-    """
-
-    path: str
-    body: bytes
-    opening: bytes | None = None
-    stream: bool = False
+    path: str  # method, as HTTP/2 names it
+    body: bytes  # its message, serialised
+    opening: bytes | None = None  # a message that a stream starts with; None for none
+    stream: bool = False  # whether a call takes many such messages
 
 
 def stub_of(channel: Any) -> Any:
@@ -81,11 +67,7 @@ def stub_of(channel: Any) -> Any:
 
 
 def ask_model(target: str) -> pb.GetModelResponse:
-    """What the server serves.
-
-    Raises:
-        InputError: It can't be reached.
-    """
+    """What the server serves."""
     with grpc.insecure_channel(target) as channel:
         try:
             model: pb.GetModelResponse = stub_of(channel).GetModel(pb.GetModelRequest(), timeout=20)
@@ -95,11 +77,7 @@ def ask_model(target: str) -> pb.GetModelResponse:
 
 
 def ask(target: str, prepared: Prepared) -> bytes:
-    """Sends a request once; its answer.
-
-    Raises:
-        InputError: The server refused it.
-    """
+    """Sends a request once; its answer."""
     messages = [prepared.body] if prepared.opening is None else [prepared.opening, prepared.body]
     with grpc.insecure_channel(target, OPTIONS) as channel:
         try:
@@ -166,11 +144,7 @@ def _prepare_infer(case: Case, model: pb.GetModelResponse) -> Prepared:
 
 
 def read_answer(case: Case, answer: bytes) -> npt.NDArray[Any]:
-    """What an answer holds: latents float32 [N, D] of an encode, else images uint8 [N, S, S, 3].
-
-    Raises:
-        InputError: A stream answered with an error.
-    """
+    """What an answer holds: latents float32 [N, D] of an encode, else images uint8 [N, S, S, 3]."""
     if case.transport == "infer":
         response = infer.ModelInferResponse.FromString(answer)
         shape, values = response.outputs[0].shape, response.raw_output_contents[0]

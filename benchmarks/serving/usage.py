@@ -26,18 +26,12 @@ def listener(target: str) -> int:
 
 @dataclass
 class Usage:
-    """What a process and its children took, measured over a `with` block.
+    """What a process and its children took, measured over a `with` block."""
 
-    Attributes:
-        pid: The process; 0 for none: then only the time is taken, and the rest is NaN.
-        cpu_s: Processor time, seconds.
-        wall_s: Length of the block, seconds.
-        rss_mib: Pairs of seconds since the start and resident memory then, MiB.
-    """
-
-    pid: int
-    cpu_s: float = 0.0
-    wall_s: float = 0.0
+    pid: int  # the process; 0 for none: then only the time is taken, and the rest is NaN
+    cpu_s: float = 0.0  # processor time, seconds
+    wall_s: float = 0.0  # length of the block, seconds
+    # pairs of seconds since the start and resident memory then, MiB
     rss_mib: list[tuple[float, float]] = field(default_factory=list)
 
     @property
