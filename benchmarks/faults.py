@@ -150,7 +150,7 @@ async def killed_clients(scene: Scene) -> None:
         for turn in range(scene.many(8)):
             images, in_flight = (min(64, large), 16) if turn % 2 else (large, 4)
             prepared = prepare(Case("edit", "raw", "unary", images, in_flight), model)
-            client = await Connection.to(scene.server.target, prepared, 0, Outcome(), again)
+            client = await Connection.to(scene.server.target, prepared, Outcome(), again)
             for _ in range(in_flight):
                 client.request(time.perf_counter())
             await asyncio.sleep(float(rng.uniform(0, 0.3)))

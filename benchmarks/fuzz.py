@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import asyncio
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -63,76 +63,58 @@ class FuzzConfig:
     """Folder where Hypothesis keeps what failed, in its smallest form; a later run begins with that."""
 
 
-@dataclass
-class Sender:
-    """Sends what Hypothesis draws, while the event loop of another thread runs."""
+def send_drawn(
+    config: FuzzConfig, channel: grpc.aio.Channel, loop: asyncio.AbstractEventLoop
+) -> tuple[Counter[tuple[str, str]], list[str]]:
+    """Sends what Hypothesis draws, while the event loop of another thread runs, until it is enough.
 
-    config: FuzzConfig  # what to send, and how much of it
-    channel: grpc.aio.Channel
-    loop: asyncio.AbstractEventLoop  # where calls are made
-    # how many calls ended with which status, by method and status
-    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)  # what Hypothesis says of calls whose answers weren't clean
+    Returns how many calls ended with which status, by method and status, and what Hypothesis says of those whose
+    answers weren't clean.
+    """
+    statuses, failures = Counter[tuple[str, str]](), list[str]()
 
-    def check(self, cases: tuple[Case, ...]) -> None:
-        """Sends calls at once."""
+    async def send_all(cases: tuple[Case, ...]) -> list[str]:
+        outcomes = await asyncio.gather(*(send(channel, case) for case in cases))
+        statuses.update((case.name, one.status) for case, one in zip(cases, outcomes, strict=True))
+        return [wrong for case, one in zip(cases, outcomes, strict=True) for wrong in faults(case, one)]
 
-        async def send_all() -> list[str]:
-            outcomes = await asyncio.gather(*(send(self.channel, case) for case in cases))
-            self.statuses.update((case.name, one.status) for case, one in zip(cases, outcomes, strict=True))
-            return [wrong for case, one in zip(cases, outcomes, strict=True) for wrong in faults(case, one)]
-
-        if wrong := asyncio.run_coroutine_threadsafe(send_all(), self.loop).result():
+    def check(cases: tuple[Case, ...]) -> None:
+        if wrong := asyncio.run_coroutine_threadsafe(send_all(cases), loop).result():
             raise UncleanAnswer("; ".join(wrong))
 
-    def send_all(self) -> None:
-        """Draws and sends until there are enough."""
-        config = self.config
-        strategy = calls(Bundle.load(config.bundle).manifest, config.variants)
-        once = settings(
-            phases=[Phase.reuse, Phase.generate, Phase.shrink],
-            database=DirectoryBasedExampleDatabase(config.findings) if config.findings else None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        number = config.seed * 1_000_000
-        with tqdm(desc="requests", total=config.requests, unit="request", disable=None) as bar:
-            while (left := config.requests - self.statuses.total()) > 0:
-                number += 1
-                bar.update(config.requests - left - bar.n)
-                some = settings(once, max_examples=min(_EXAMPLES, -(-left // (1 + config.variants))))
-                try:
-                    seed(number)(some(given(strategy)(self.check)))()
-                except Exception as error:  # Hypothesis has several, with the calls in their notes
-                    causes = getattr(error, "exceptions", ())  # of a failure that didn't come again
-                    told = map(repr, (*causes, error))
-                    self.failures.append("\n".join([*told, *getattr(error, "__notes__", ())])[:4000])
+    strategy = calls(Bundle.load(config.bundle).manifest, config.variants)
+    once = settings(
+        phases=[Phase.reuse, Phase.generate, Phase.shrink],
+        database=DirectoryBasedExampleDatabase(config.findings) if config.findings else None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    number = config.seed * 1_000_000
+    with tqdm(desc="requests", total=config.requests, unit="request", disable=None) as bar:
+        while (left := config.requests - statuses.total()) > 0:
+            number += 1
+            bar.update(config.requests - left - bar.n)
+            some = settings(once, max_examples=min(_EXAMPLES, -(-left // (1 + config.variants))))
+            try:
+                seed(number)(some(given(strategy)(check)))()
+            except Exception as error:  # Hypothesis has several, with the calls in their notes
+                causes = getattr(error, "exceptions", ())  # of a failure that didn't come again
+                told = map(repr, (*causes, error))
+                failures.append("\n".join([*told, *getattr(error, "__notes__", ())])[:4000])
+    return statuses, failures
 
 
-@dataclass
-class Results:
-    """What came of it all."""
-
-    statuses: Counter[tuple[str, str]]  # how many calls ended with which status, by method and status
-    usage: Usage
-    seconds: float
-    connections: int  # abusive connections
-    good: str  # good requests of another client meanwhile, and their answers
-    faults: list[str]  # what went wrong, a paragraph each
-
-
-async def attack(server: Server, config: FuzzConfig) -> Results:
-    """Sends everything, and watches a good client and the server's memory."""
+async def attack(server: Server, config: FuzzConfig) -> list[str]:
+    """Sends everything, watches a good client and the server's memory, and tells of it; what went wrong."""
     good = Crowd(server.target, Orders(Bundle.load(config.bundle), _PICTURES, 1), 1)
     over = asyncio.Event()
     running = asyncio.ensure_future(good.run(over.is_set))
     with Usage(server.pid) as usage:
         async with grpc.aio.insecure_channel(server.target, OPTIONS) as channel:
-            sender = Sender(config, channel, asyncio.get_running_loop())
-            await asyncio.to_thread(sender.send_all)
+            statuses, wrong = await asyncio.to_thread(send_drawn, config, channel, asyncio.get_running_loop())
         seconds = usage.rss_mib[-1][0]
-        connections, wrong = await abuse_all(server.target, config.seed)
-        wrong += sender.failures + await send_bombs(server.target)
+        connections, found = await abuse_all(server.target, config.seed)
+        wrong += found + await send_bombs(server.target)
     over.set()
     tally = await running
     # Two thousand calls in one burst, one of the abuses, are more than the server has room for.
@@ -140,40 +122,39 @@ async def attack(server: Server, config: FuzzConfig) -> Results:
         wrong.append(f"good requests of another client: {tally.describe()}; {tally.wrong[:3]} {dict(tally.reasons)}")
     wrong += traces(server.log)
     wrong += await send_foreign_path(server.target)
-    grown = usage.peak_between(seconds - 2, seconds) - usage.peak_between(0, seconds / 2)
-    if grown > MAX_GROWTH_MIB:
-        wrong.append(f"the server's memory grew by {grown:.0f} MiB; at most {MAX_GROWTH_MIB:.0f} may be")
-    return Results(sender.statuses, usage, seconds, connections, tally.describe(), wrong)
+    first, last = usage.peak_between(0, seconds / 2), usage.peak_between(seconds - 2, seconds)
+    if last - first > MAX_GROWTH_MIB:
+        wrong.append(f"the server's memory grew by {last - first:.0f} MiB; at most {MAX_GROWTH_MIB:.0f} may be")
+    print(f"{table(statuses)}\n")
+    print(f"- {statuses.total():,} requests in {seconds:.0f} s")
+    print(f"- {connections:,} connections that speak no proper HTTP/2 or gRPC")
+    print(f"- good requests of another client meanwhile: {tally.describe()}")
+    print(f"- memory of the server: {first:.0f} MiB in the first half, {last:.0f} MiB at the end, "
+          f"at most {usage.peak_mib:.0f} MiB")  # fmt: skip
+    return wrong
 
 
-def table(results: Results) -> str:
+def table(found: Counter[tuple[str, str]]) -> str:
     """The statuses by method, Markdown."""
-    found = results.statuses
-    statuses, methods = (sorted({key[part] for key in found}) for part in (1, 0))
-    counts = {method: [found[method, status] for status in statuses] for method in methods}
-    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
-    cells = {method: [f"{count:,}" for count in row] for method, row in counts.items()}
-    return markdown([{"method": method, **dict(zip(statuses, row, strict=True))} for method, row in cells.items()])
+    statuses = sorted({status for _, status in found})
+    rows = [
+        {"method": method, **{status: f"{found[method, status]:,}" for status in statuses}}
+        for method in sorted({method for method, _ in found})
+    ]
+    return markdown(rows)
 
 
 def fuzz(config: FuzzConfig) -> bool:
     """Does everything and reports; whether all was clean."""
     require_positive(config, "requests")
     with Server(["-m", "engine", "--bundle", config.bundle.resolve()]) as server:
-        results = asyncio.run(attack(server, config))
+        wrong = asyncio.run(attack(server, config))
     if server.process.returncode:
-        results.faults.append(f"after SIGTERM the server ended with {server.process.returncode}")
-    sent, usage = results.statuses.total(), results.usage
-    print(f"{table(results)}\n\n- {sent:,} requests in {results.seconds:.0f} s")
-    print(f"- {results.connections:,} connections that speak no proper HTTP/2 or gRPC")
-    print(f"- good requests of another client meanwhile: {results.good}")
-    print(f"- memory of the server: {usage.peak_between(0, results.seconds / 2):.0f} MiB in the first half, "
-          f"{usage.peak_between(results.seconds - 2, results.seconds):.0f} MiB at the end, "
-          f"at most {usage.peak_mib:.0f} MiB")  # fmt: skip
-    for fault in results.faults:
+        wrong.append(f"after SIGTERM the server ended with {server.process.returncode}")
+    for fault in wrong:
         print(f"- FAIL: {fault}")
-    print("\nFAIL" if results.faults else "\nPASS")
-    return not results.faults
+    print("\nFAIL" if wrong else "\nPASS")
+    return not wrong
 
 
 main = partial(run, FuzzConfig, fuzz, __doc__)

@@ -64,25 +64,15 @@ class RestartsConfig:
 
 
 class Servers:
-    """Two servers of one bundle, at addresses that stay.
-
-    Args:
-        bundle: What they serve.
-        stack: Stops what still runs at its end.
-
-    Attributes:
-        target: Both, as gRPC writes it.
-        codes: Exit codes so far.
-        end_s: How long each end took, seconds.
-    """
+    """Two servers of one bundle, at addresses that stay; `stack` stops what still runs at its end."""
 
     def __init__(self, bundle: Path, stack: ExitStack) -> None:
         self._bundle, self._stack = bundle, stack
         self._started: list[Server] = []
         self._running = [self._start(), self._start()]
         self.target = "ipv4:" + ",".join(server.target for server in self._running)
-        self.codes: list[int | None] = []
-        self.end_s: list[float] = []
+        self.codes: list[int | None] = []  # exit codes so far
+        self.end_s: list[float] = []  # how long each end took, seconds
 
     def restart(self, number: int) -> None:
         """SIGTERM to one; when it has ended, another takes its place."""

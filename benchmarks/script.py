@@ -29,11 +29,7 @@ def run(
 ) -> int:
     """The command of a script: reads the flags, works, and reports what can't be used in one line.
 
-    Args:
-        config: Dataclass of the flags. A field `json` is a file whose folder must be there.
-        work: Whether all that it checked held.
-        doc: What `--help` says.
-        arguments: Of the command line; None: this process's own.
+    `config` is the dataclass of the flags, `work` says whether all that it checked held.
 
     Returns:
         Exit code: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.

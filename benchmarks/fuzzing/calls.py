@@ -97,11 +97,7 @@ class Case(NamedTuple):
 
 
 class Messages:
-    """Strategies of the messages of `dfcvae.v1`.
-
-    Args:
-        manifest: Of the model that is served: what good requests need.
-    """
+    """Strategies of the messages of `dfcvae.v1`, for the model that is served."""
 
     def __init__(self, manifest: Manifest) -> None:
         size, dim = manifest.image_size, manifest.latent_dim
@@ -198,12 +194,7 @@ class Messages:
 
 
 def calls(manifest: Manifest, variants: int) -> st.SearchStrategy[tuple[Case, ...]]:
-    """Calls of one kind: one that is drawn from the descriptions of messages, and such with its bytes spoilt.
-
-    Args:
-        manifest: Of the model that is served.
-        variants: Number of the latter.
-    """
+    """Calls of one kind: one that is drawn from the descriptions of messages, and `variants` with its bytes spoilt."""
     messages = Messages(manifest)
     bodies = {path: messages.requests(path) for path in METHODS}
     bodies[HEALTH] = st.builds(health_pb2.HealthCheckRequest, service=st.text(max_size=9))

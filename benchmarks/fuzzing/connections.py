@@ -125,8 +125,7 @@ async def _abuse(target: str, data: bytes) -> bytes:
 async def abuse_all(target: str, seed: int) -> tuple[int, list[str]]:
     """Sends everything, some connections at a time; then opens many at once and drops them, several times.
 
-    Returns:
-        How many connections there were, and what was wrong with the answers.
+    Returns how many connections there were, and what was wrong with the answers.
     """
     faults: list[str] = []
     waiting = abuses(seed)

@@ -47,11 +47,7 @@ def picture_files(side: int) -> tuple[bytes, ...]:
 
 @cache
 def bomb_files(weight: int) -> tuple[bytes, ...]:
-    """Files that want more work than their size says.
-
-    Args:
-        weight: How many parts they are made of; at 100,000 every limit is passed.
-    """
+    """Files that want more work than their size says, of `weight` parts; at 100,000 every limit is passed."""
     jpeg = file_of(Image.new("RGB", (64, 64)), "JPEG")
     png = file_of(Image.new("L", (64, 64)), "PNG")
     rationals = orientation(6, weight // 4)

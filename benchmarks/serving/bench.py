@@ -78,7 +78,7 @@ class Bench:
     reference: Reference | None  # the same engine in this process; None leaves shares and values of answers alone
 
     def __post_init__(self) -> None:
-        self._prepared: dict[Case, tuple[Prepared, int]] = {}
+        self._prepared: dict[Case, Prepared] = {}
 
     def fits(self, case: Case) -> bool:
         """Whether the server's limits let a case through without refusals."""
@@ -88,21 +88,20 @@ class Bench:
 
     def closed(self, case: Case) -> Row:
         """One closed-loop case, with the engine in this process before and after it."""
-        prepared, size = self._checked(case)
-        inside = self._inside(case)
+        prepared, inside = self._checked(case), self._inside(case)
         with Usage(self.pid) as usage:
-            outcome = asyncio.run(generator.closed_loop(self.target, prepared, size, case.in_flight, self.seconds))
+            outcome = asyncio.run(generator.closed_loop(self.target, prepared, case.in_flight, self.seconds))
         return _row(case, outcome, usage, inside=inside + self._inside(case))
 
     def open(self, case: Case, rate: float) -> tuple[Row, Outcome]:
         """One open-loop case: `rate` arrivals per second, whatever the case's `in_flight` says."""
-        prepared, size = self._checked(case)
+        prepared = self._checked(case)
         with Usage(self.pid) as usage:
-            outcome = asyncio.run(generator.open_loop(self.target, prepared, size, rate, self.seconds))
+            outcome = asyncio.run(generator.open_loop(self.target, prepared, rate, self.seconds))
         return _row(case, outcome, usage, arrivals=rate), outcome
 
-    def _checked(self, case: Case) -> tuple[Prepared, int]:
-        """A case's messages, and the length of the right answer, whose values are checked once."""
+    def _checked(self, case: Case) -> Prepared:
+        """A case's messages; the values of the right answer are checked once."""
         one = replace(case, in_flight=1)
         if one not in self._prepared:
             prepared = prepare(one, self.model)
@@ -113,7 +112,7 @@ class Bench:
                 raise InputError(f"{name}: the answer has {len(got)} items")
             if self.reference is not None:
                 self.reference.check(one, got, name)
-            self._prepared[one] = prepared, len(answer)
+            self._prepared[one] = replace(prepared, answer_bytes=len(answer))
         return self._prepared[one]
 
     def _inside(self, case: Case) -> list[Pace]:

@@ -87,18 +87,7 @@ def connect(target: str, *options: tuple[str, Any]) -> Any:
 async def ask(
     stub: Any, orders: Orders, order: Order, *, timeout: float = TIMEOUT_S, cancel_after: float | None = None
 ) -> int:
-    """Sends one request and checks its answer.
-
-    Args:
-        stub: The service's methods.
-        orders: What checks.
-        order: What to send.
-        timeout: Deadline, seconds.
-        cancel_after: When to give up, seconds; None: never.
-
-    Returns:
-        Images that were answered.
-    """
+    """Sends one request, given up after `cancel_after` seconds, and checks its answer; how many images that has."""
     call = getattr(stub, order.method)(order.request, timeout=timeout)
     if cancel_after is not None:
         asyncio.get_running_loop().call_later(cancel_after, call.cancel)
@@ -114,15 +103,7 @@ async def ask(
 async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messages: int, *, pause: float = 0.0) -> int:
     """Opens an EditStream, sends messages without waiting for answers, and checks that these come in order.
 
-    Args:
-        stub: The service's methods.
-        orders: What is sent, and what checks.
-        rng: What chooses.
-        messages: How many.
-        pause: How long the reader sleeps before it reads at all, seconds.
-
-    Returns:
-        Images that were answered.
+    The reader sleeps for `pause` seconds before it reads at all. Returns how many images were answered.
     """
     plan = orders.stream(messages, rng)
     call = stub.EditStream(timeout=TIMEOUT_S)

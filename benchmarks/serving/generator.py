@@ -72,28 +72,17 @@ class _Call:
 
 
 class Connection(asyncio.Protocol):
-    """A connection that sends one request again and again.
+    """A connection that sends one request again and again, and counts in `outcome` what becomes of it.
 
-    Args:
-        target: HOST:PORT.
-        prepared: The request.
-        answer_bytes: Length of the right answer's message.
-        outcome: Where to count what becomes of requests.
-        ended: Is called with this connection when a request has ended, but for its own end.
+    `ended` is called when a request has ended, but not at the connection's own end.
     """
 
     def __init__(
-        self,
-        target: str,
-        prepared: Prepared,
-        answer_bytes: int,
-        outcome: Outcome,
-        ended: Callable[[Connection], None] = lambda _: None,
+        self, target: str, prepared: Prepared, outcome: Outcome, ended: Callable[[Connection], None] = lambda _: None
     ) -> None:
         self.ready = asyncio.get_running_loop().create_future()
         self.closed = False
-        self._prepared, self._answer_bytes = prepared, answer_bytes
-        self._outcome, self._ended = outcome, ended
+        self._prepared, self._outcome, self._ended = prepared, outcome, ended
         self._headers = http2.opening(0, prepared.path, authority=target)[9:]
         self._message = memoryview(http2.message(prepared.body))
         self._calls: dict[int, _Call] = {}
@@ -214,7 +203,7 @@ class Connection(asyncio.Protocol):
                 self._answered(call.starts.popleft(), [size])
 
     def _answered(self, start: float, sizes: list[int]) -> None:
-        if sizes == [self._answer_bytes]:
+        if sizes == [self._prepared.answer_bytes]:
             self._outcome.answered.append((start, time.perf_counter() - start))
             self._ended(self)
         else:
@@ -287,16 +276,8 @@ def connections(in_flight: int) -> int:
     return max(number for number in range(1, MAX_CONNECTIONS + 1) if in_flight % number == 0)
 
 
-async def closed_loop(target: str, prepared: Prepared, answer_bytes: int, in_flight: int, seconds: float) -> Outcome:
-    """Keeps `in_flight` requests under way for `seconds`; then waits for the last answers.
-
-    Args:
-        target: HOST:PORT.
-        prepared: What to send.
-        answer_bytes: Length of the right answer's message.
-        in_flight: Requests that are under way at any time, over several connections.
-        seconds: How long new ones begin.
-    """
+async def closed_loop(target: str, prepared: Prepared, in_flight: int, seconds: float) -> Outcome:
+    """Keeps `in_flight` requests under way for `seconds`, over several connections; then waits for the last answers."""
     outcome = Outcome()
     until = float("inf")
 
@@ -305,7 +286,7 @@ async def closed_loop(target: str, prepared: Prepared, answer_bytes: int, in_fli
             asyncio.get_running_loop().call_soon(connection.request, now)
 
     number = connections(in_flight)
-    opened = [await Connection.to(target, prepared, answer_bytes, outcome, again) for _ in range(number)]
+    opened = [await Connection.to(target, prepared, outcome, again) for _ in range(number)]
     cpu = time.process_time()
     until = time.perf_counter() + seconds
     for _ in range(in_flight // number):
@@ -317,22 +298,15 @@ async def closed_loop(target: str, prepared: Prepared, answer_bytes: int, in_fli
     return outcome
 
 
-async def open_loop(target: str, prepared: Prepared, answer_bytes: int, rate: float, seconds: float) -> Outcome:
-    """Sends requests at random times (Poisson arrivals), whether or not earlier ones are answered.
+async def open_loop(target: str, prepared: Prepared, rate: float, seconds: float) -> Outcome:
+    """Sends `rate` requests a second at random times (Poisson arrivals), whether or not earlier ones are answered.
 
     Latency counts from the time that a request was meant to leave, so that neither a slow server nor a slow
     generator hides waiting. What the generator itself was late is told apart.
-
-    Args:
-        target: HOST:PORT.
-        prepared: What to send.
-        answer_bytes: Length of the right answer's message.
-        rate: Mean arrivals per second; the gaps between them are exponential.
-        seconds: How long requests arrive.
     """
     outcome = Outcome()
     gaps = np.random.default_rng(0).exponential(1 / rate, max(1, round(rate * seconds)))
-    opened = [await Connection.to(target, prepared, answer_bytes, outcome) for _ in range(MAX_CONNECTIONS)]
+    opened = [await Connection.to(target, prepared, outcome) for _ in range(MAX_CONNECTIONS)]
     cpu = time.process_time()
     for number, intended in enumerate((time.perf_counter() + np.cumsum(gaps)).tolist()):
         await asyncio.sleep(max(0.0, intended - time.perf_counter()))  # reads answers, too

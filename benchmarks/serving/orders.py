@@ -73,30 +73,20 @@ class Order:
 
 
 class Orders:
-    """Pictures, what the bundle makes of them, and requests about them.
+    """Pictures, what the bundle makes of them, and requests of up to `max_images` about them.
 
-    Args:
-        bundle: What the server serves.
-        count: Number P of pictures.
-        max_images: Largest request, images.
-        threads: Compute threads; None takes every core.
-
-    Attributes:
-        pictures: uint8 [P, S, S, 3].
-        edits: Lists of moves, and names to keep.
-        tolerance: How far an answer may be from the one computed here.
-        deviation: What all answers that were checked so far differed by.
+    `tolerance` is how far an answer may be from the one computed here, `deviation` how far those were that were seen.
     """
 
     def __init__(self, bundle: Bundle, count: int, max_images: int, threads: int | None = None) -> None:
         self._reference = reference = Reference(bundle, threads)
         self._max_images = max_images
-        self.pictures = pictures(count, reference.manifest.image_size, seed=1)
+        self.pictures: Bytes = pictures(count, reference.manifest.image_size, seed=1)
         side = file_side(reference.manifest.image_size, reference.manifest.preprocessing.crop)
         self._files = jpegs(pictures(_FILES, side, seed=2))
         self._mu, self._log_var = reference.encode(self.pictures)
         self._file_mu, _ = reference.encode(reference.read(self._files))
-        self.edits = _edits(bundle)
+        self.edits = _edits(bundle)  # moves, and names to keep
         self._centre = load_priors(bundle.path / PRIOR)[FITTED].mean if PRIOR in bundle.manifest.files else None
         steps = [reference.step(moves, keep) for moves, keep in self.edits]
         self._edited_mu = [self._mu + step for step in steps]

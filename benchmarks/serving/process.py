@@ -18,10 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]  # not script's, whose flags need mor
 class Server:
     """A server process of this repository; entering its context waits until it serves, leaving it stops it.
 
-    Args:
-        arguments: What Python is to run, for example ["-m", "engine", "--bundle", ...]; `--port` is added.
-        port: Where to listen; 0 takes a free one.
-        log: File for what it says on stderr; None: it can be asked for all the same.
+    `arguments` are what Python is to run, such as ["-m", "engine", "--bundle", ...]; `--port` is added. What it says
+    on stderr is its `log`, and goes into that file, if one is named.
     """
 
     def __init__(self, arguments: Sequence[object], port: int = 0, log: Path | None = None) -> None:

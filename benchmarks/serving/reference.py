@@ -44,12 +44,7 @@ class Pace(NamedTuple):
 
 
 class Reference:
-    """Encodes, edits and decodes as the server does, one batch after the other.
-
-    Args:
-        bundle: What to run.
-        threads: Compute threads; None takes every core.
-    """
+    """Encodes, edits and decodes as the server does, one batch after the other; without `threads`, on all cores."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.manifest = bundle.manifest

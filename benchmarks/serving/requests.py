@@ -59,6 +59,7 @@ class Prepared:
     body: bytes  # its message, serialised
     opening: bytes | None = None  # a message that a stream starts with; None for none
     stream: bool = False  # whether a call takes many such messages
+    answer_bytes: int = 0  # length of the right answer's message
 
 
 def stub_of(channel: Any) -> Any:

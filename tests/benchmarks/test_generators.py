@@ -3,6 +3,7 @@
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,19 +42,25 @@ asyncio.run(main())
 NONSENSE = Prepared("/dfcvae.v1.LatentEngine/Edit", b"nonsense")
 
 
-def offered(target: str, prepared: Prepared, size: int, rate: float, seconds: float) -> Outcome:
-    return asyncio.run(open_loop(target, prepared, size, rate, seconds))
+def asked(target: str, case: Case) -> Prepared:
+    """A case that the server has answered once."""
+    prepared = prepare(case, ask_model(target))
+    return replace(prepared, answer_bytes=len(ask(target, prepared)))
 
 
-def kept_up(target: str, prepared: Prepared, size: int, in_flight: int, seconds: float = 0.05) -> Outcome:
-    return asyncio.run(closed_loop(target, prepared, size, in_flight, seconds))
+def offered(target: str, prepared: Prepared, rate: float, seconds: float) -> Outcome:
+    return asyncio.run(open_loop(target, prepared, rate, seconds))
+
+
+def kept_up(target: str, prepared: Prepared, in_flight: int, seconds: float = 0.05) -> Outcome:
+    return asyncio.run(closed_loop(target, prepared, in_flight, seconds))
 
 
 def test_open_loop_counts_waiting_from_the_intended_start(tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW_SERVER)
     with Server([script]) as server:
-        outcome = offered(server.target, Prepared("/slow/Slow", b""), 0, rate=200, seconds=0.3)
+        outcome = offered(server.target, Prepared("/slow/Slow", b""), rate=200, seconds=0.3)
     calls = outcome.calls
     assert len(calls) == 60
     assert len(outcome.late) == 60
@@ -67,7 +74,7 @@ def test_open_loop_counts_waiting_from_the_intended_start(tmp_path: Path) -> Non
 )
 def test_refusals_are_no_answers(server: ServerProcess, prepared: Prepared) -> None:
     reason = "INVALID_ARGUMENT: the request is not a message of this method; use the service's own .proto"
-    for outcome in (kept_up(server.target, prepared, 10, 2), offered(server.target, prepared, 10, 100, 0.1)):
+    for outcome in (kept_up(server.target, prepared, 2), offered(server.target, prepared, 100, 0.1)):
         assert outcome.answered == []
         assert list(outcome.failures) == [reason]
         assert len(outcome.refused) == outcome.failures.total() > 0
@@ -77,24 +84,23 @@ def test_refusals_are_no_answers(server: ServerProcess, prepared: Prepared) -> N
     Case("edit", "raw", "unary", 200, 1), Case("edit", "raw", "stream", 200, 1), Case("slide", "jpeg", "stream", 9, 1),
 ])  # fmt: skip
 def test_whole_requests_are_sent_and_whole_answers_read(server: ServerProcess, case: Case) -> None:
-    prepared = prepare(case, ask_model(server.target))
-    size = len(ask(server.target, prepared))
-    outcome = offered(server.target, prepared, size, rate=100, seconds=0.2)
+    prepared = asked(server.target, case)
+    outcome = offered(server.target, prepared, rate=100, seconds=0.2)
     assert not outcome.failures
     assert len(outcome.answered) == len(outcome.late) == 20
-    assert offered(server.target, prepared, size + 1, rate=100, seconds=0.03).failures == {"wrong length": 3}
+    longer = replace(prepared, answer_bytes=prepared.answer_bytes + 1)
+    assert offered(server.target, longer, rate=100, seconds=0.03).failures == {"wrong length": 3}
     for in_flight in (1, 12):
-        outcome = kept_up(server.target, prepared, size, in_flight)
+        outcome = kept_up(server.target, prepared, in_flight)
         assert not outcome.failures
         assert len(outcome.answered) >= in_flight
 
 
 def test_open_loop_survives_the_server(tiny_bundle: Path, tmp_path: Path) -> None:
     with server_of(tiny_bundle, tmp_path) as server:
-        prepared = prepare(Case("edit", "raw", "unary", 1, 1), ask_model(server.target))
-        size = len(ask(server.target, prepared))
+        prepared = asked(server.target, Case("edit", "raw", "unary", 1, 1))
         with ThreadPoolExecutor() as pool:
-            running = pool.submit(offered, server.target, prepared, size, rate=100, seconds=1.0)
+            running = pool.submit(offered, server.target, prepared, rate=100, seconds=1.0)
             time.sleep(0.3)
             server.process.kill()
             outcome = running.result()
