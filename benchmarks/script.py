@@ -87,7 +87,7 @@ def show_checks(checks: dict[str, bool], log: str) -> bool:
     return all(checks.values())
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+def write_json(path: Path | None, figures: Any) -> None:
     """Writes figures as JSON, where a file is wanted; NaN, which JSON doesn't have, becomes null."""
     if path is not None:
         plain = json.loads(json.dumps(figures, default=str), parse_constant=lambda _: None)

@@ -5,7 +5,7 @@
 The straightforward loop is what the seed document writes down: a DataLoader whose workers decode and transform the
 JPEGs, eager FP32, frozen VGG19 with the target's features under no_grad, Adam; same network, taps and batch. The two
 are processes of their own and take turns, so that a change of clock or load meets both; the one whose turn it is not
-waits. FLOPs are those that the straightforward loop needs an image, counted by PyTorch.
+waits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from script import machine, require_positive, run, write_json
 from serving.figures import markdown
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from trainer.config import TrainConfig
@@ -149,9 +148,11 @@ class _Straightforward:
                 found.append(activation)
         return found
 
-    def learn(self, images: Tensor) -> None:
-        """One step on images (B, 3, S, S)."""
-        config = self.config
+    def step(self) -> None:
+        began = time.perf_counter()
+        images = next(self._batches)  # (B, 3, S, S)
+        self.waited += time.perf_counter() - began
+        config, images = self.config, images.to(self.device)
         noise = torch.randn(len(images), config.model.latent_dim, device=self.device)
         output = self.model(images, noise)
         reconstruction = config.pixel_weight * F.mse_loss(output.images, images)
@@ -165,19 +166,6 @@ class _Straightforward:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-
-    def step(self) -> None:
-        began = time.perf_counter()
-        images = next(self._batches)
-        self.waited += time.perf_counter() - began
-        self.learn(images.to(self.device))
-
-    def flops_per_image(self) -> float:
-        """Floating-point operations that training on one image takes, forwards and backwards."""
-        size, batch = self.config.model.image_size, self.config.batch_size
-        with FlopCounterMode(display=False) as counter:
-            self.learn(torch.rand(batch, 3, size, size, device=self.device))
-        return float(counter.get_total_flops()) / batch
 
 
 class _Ours:
@@ -209,7 +197,7 @@ def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None
     for _ in range(WARM_STEPS):
         loop.step()
     finish()
-    link.send(loop.flops_per_image() if isinstance(loop, _Straightforward) else 0.0)
+    link.send("ready")
     while (seconds := link.recv()) is not None:
         waited, steps, began = loop.waited, 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
@@ -228,30 +216,11 @@ def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None
         )
 
 
-def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The machine's rate of large matrix products, FLOP/s: median of ten."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    rates = []
-    for _ in range(12):
-        began = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        rates.append(2 * side**3 / (time.perf_counter() - began))
-    return statistics.median(rates[2:])
-
-
 def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[str, Any]:
     """Measures both sides; what the JSON file holds."""
     place = Placement.of(training.device, training.precision)
-    rates = {
-        "straightforward": gemm_flops(place.device, torch.float32),
-        "ours": gemm_flops(place.device, place.dtype),
-    }
     context = multiprocessing.get_context("spawn")
     links: dict[Side, Connection] = {}
-    flops = 0.0
     turns: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
     processes = []
     for side in SIDES:
@@ -261,7 +230,7 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         theirs.close()
         processes.append(process)
         links[side] = ours
-        flops = max(flops, _answer(ours, side))
+        _answer(ours, side)
     for _ in range(config.turns):
         for side in SIDES:
             links[side].send(config.seconds)
@@ -270,11 +239,9 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         link.send(None)
     for process in processes:
         process.join()
-    results = {}
-    for side in SIDES:
-        middle = {key: statistics.median(turn[key] for turn in turns[side]) for key in turns[side][0]}
-        rate = middle["images_per_second"] * flops
-        results[side] = {**middle, "flops": rate, "gemm_flops": rates[side], "gemm_share": rate / rates[side]}
+    results = {
+        side: {key: statistics.median(turn[key] for turn in taken) for key in taken[0]} for side, taken in turns.items()
+    }
     return {
         "machine": machine(),
         "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
@@ -282,7 +249,6 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         "image_size": training.model.image_size,
         "batch_size": training.batch_size,
         "dtype": str(place.dtype).removeprefix("torch."),
-        "flops_per_image": flops,
         "seconds": config.seconds,
         "turns": turns,
         "results": results,
@@ -307,15 +273,13 @@ def table(found: dict[str, Any]) -> str:
                 "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
                 "images/s": one["images_per_second"],
                 "waiting for data": f"{one['waiting_share']:.1%}",
-                "GFLOP/s": round(one["flops"] / 1e9),
-                "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
                 "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
                 "GPU": one["peak_gpu_bytes"] / 2**30,
             }
         )
     return (
         f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
-        f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image\n\n{markdown(rows)}\n\n"
+        f"{found['device']}\n\n{markdown(rows)}\n\n"
         f"ours is {found['speed_up']:.2f} times as fast"
     )
 

@@ -30,10 +30,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import psutil
 from script import machine, require_positive, run, summary, write_json
+from serving.figures import markdown
 
 from engine.bundle import Bundle
 from export.errors import InputError
@@ -60,27 +62,11 @@ class PeersConfig:
     """File for all figures."""
 
 
-@dataclass(frozen=True)
-class Load:
-    """What one load showed: requests a second, and latencies in milliseconds."""
+def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> dict[str, Any]:
+    """Starts a server, checks its answer, loads it, and ends it.
 
-    rate: float
-    p50: float
-    p99: float
-    failed: int
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Of one peer: seconds to the first answer, MB, and a load for each concurrency."""
-
-    start: float
-    memory: float
-    loads: tuple[Load, ...]
-
-
-def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> Figures:
-    """Starts a server, checks its answer, loads it, and ends it."""
+    Returns seconds to the first answer, MB, and for each concurrency requests a second and latencies, ms.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -95,10 +81,10 @@ def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> Figures:
         try:
             _await(process, rival, job, port, log)
             start = time.perf_counter() - started
-            loads = tuple(
+            loads = [
                 _load(rival, job, port, count, Path(folder), seconds=config.seconds) for count in config.concurrency
-            )
-            return Figures(start, _memory(process), loads)
+            ]
+            return {"start_s": start, "memory_mb": _memory(process), "loads": loads}
         finally:
             _end(process)
 
@@ -119,7 +105,9 @@ def _await(process: subprocess.Popen[bytes], rival: rivals.Rival, job: jobs.Job,
         raise InputError(f"{rival.name} answers with another image: {difference.max()} of 255 apart")
 
 
-def _load(rival: rivals.Rival, job: jobs.Job, port: int, count: int, folder: Path, *, seconds: float) -> Load:
+def _load(
+    rival: rivals.Rival, job: jobs.Job, port: int, count: int, folder: Path, *, seconds: float
+) -> dict[str, float]:
     body, log = folder / "body", folder / "requests"
     body.write_bytes(rival.protocol.body(job))
     log.unlink(missing_ok=True)
@@ -140,7 +128,7 @@ def _load(rival: rivals.Rival, job: jobs.Job, port: int, count: int, folder: Pat
     if rate is None or not len(times):
         raise InputError(f"h2load measured nothing at {rival.name}:\n{output}")
     p50, p99 = np.percentile(times, (50, 99))
-    return Load(float(rate[1]), float(p50), float(p99), failed)
+    return {"rate": float(rate[1]), "p50": float(p50), "p99": float(p99), "failed": failed}
 
 
 def _memory(process: subprocess.Popen[bytes]) -> float:
@@ -164,18 +152,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def table(results: dict[str, Figures], concurrency: Sequence[int]) -> str:
-    """A row for each peer."""
-    heads = ["", "start, s", "MB", *(f"c = {count}: requests/s, p50, p99 (ms)" for count in concurrency)]
-    rows = [
-        [name, f"{one.start:.1f}", f"{one.memory:.0f}"]
-        + [
-            f"{load.rate:.0f}, {load.p50:.2f}, {load.p99:.2f}" + (f" ({load.failed} failed)" if load.failed else "")
-            for load in one.loads
-        ]
-        for name, one in results.items()
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
+def cells(name: str, found: dict[str, Any], concurrency: Sequence[int]) -> dict[str, str]:
+    """A peer as a line of the table."""
+    line = {"": name, "start, s": f"{found['start_s']:.1f}", "MB": f"{found['memory_mb']:.0f}"}
+    for count, load in zip(concurrency, found["loads"], strict=True):
+        failed = f" ({load['failed']} failed)" if load["failed"] else ""
+        line[f"c = {count}: requests/s, p50, p99 (ms)"] = "{rate:.0f}, {p50:.2f}, {p99:.2f}".format(**load) + failed
+    return line
 
 
 def work(config: PeersConfig) -> bool:
@@ -191,22 +174,13 @@ def work(config: PeersConfig) -> bool:
         if name in config.peers or (not config.peers and rival.there(config.environments)):
             try:
                 results[name] = measure(rival, job, config)
-                print(table({name: results[name]}, config.concurrency).splitlines()[-1], flush=True)
+                print(*cells(name, results[name], config.concurrency).values(), sep=" | ", flush=True)
             except InputError as error:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 whole = False
-    print(summary(machine()), table(results, config.concurrency), sep="\n\n")
-    write_json(
-        config.json,
-        {
-            "machine": machine(),
-            "concurrency": config.concurrency,
-            "peers": {
-                name: {"start_s": one.start, "memory_mb": one.memory, "loads": [vars(load) for load in one.loads]}
-                for name, one in results.items()
-            },
-        },
-    )
+    table = markdown([cells(name, found, config.concurrency) for name, found in results.items()])
+    print(summary(machine()), table, sep="\n\n")
+    write_json(config.json, {"machine": machine(), "concurrency": config.concurrency, "peers": results})
     return whole
 
 

@@ -18,13 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]  # not script's, whose flags need mor
 class Server:
     """A server process of this repository; entering its context waits until it serves, leaving it stops it.
 
-    `arguments` are what Python is to run, such as ["-m", "engine", "--bundle", ...]; `--port` is added. What it says
-    on stderr is its `log`, and goes into that file, if one is named.
+    `arguments` are what Python is to run, such as ["-m", "engine", "--bundle", ...]; `--port` is added.
     """
 
-    def __init__(self, arguments: Sequence[object], port: int = 0, log: Path | None = None) -> None:
+    def __init__(self, arguments: Sequence[object], port: int = 0) -> None:
         self.target = ""
-        self._log = log.open("w+b") if log else tempfile.TemporaryFile()  # noqa: SIM115 (read as long as there is a server)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (read as long as there is a server)
         self.process = subprocess.Popen(
             [sys.executable, *map(str, arguments), "--port", str(port)],
             cwd=ROOT,
