@@ -95,8 +95,6 @@ def encoded(tmp_path: Path) -> EncodedRun:
         Autoencoder.of(model.eval().encoder, model.decoder, CPU),
         data,
         CPU,
-        rows["test"],
-        rows["train"],
         mu["test"],
         log_var,
         mu["train"],

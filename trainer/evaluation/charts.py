@@ -41,16 +41,10 @@ def readable(name: str) -> str:
 def canvas(
     path: Path, width: float, height: float, rows: int = 1, columns: int = 1, *, trim: bool = False, **kwargs: Any
 ) -> Iterator[Any]:
-    """A figure of `width` x `height` inches with (rows, columns) axes, written to `path` and closed at the end.
+    """A figure of `width` x `height` inches with (rows, columns) axes, written to `path` (PNG) and closed at the end.
 
-    Args:
-        path: the PNG file.
-        width: inches.
-        height: inches.
-        rows: of axes.
-        columns: of axes.
-        trim: fit the picture to what was drawn, whatever its size; takes twice as long.
-        kwargs: for `matplotlib.pyplot.subplots`.
+    `trim` fits the picture to what was drawn, whatever its size, and takes twice as long; `kwargs` are for
+    `matplotlib.pyplot.subplots`.
     """
     with plt.rc_context(_STYLE):
         kwargs.setdefault("layout", "constrained")
@@ -117,16 +111,7 @@ def save_heat_map(
 ) -> None:
     """Writes a matrix (R, C) as colours, blue below zero and red above, with R and C names at its sides.
 
-    Args:
-        path: the PNG file.
-        title: stands above.
-        values: the matrix.
-        rows: R names.
-        columns: C names.
-        unit: of the values, beside the scale of colours.
-        limit: absolute value of the strongest colour.
-        across: what the columns are.
-        down: what the rows are.
+    `limit` is the absolute value of the strongest colour; `across` and `down` say what columns and rows are.
     """
     width, height = (max(3.5, 0.215 * len(names)) for names in (columns, rows))
     with canvas(path, width + 3.0, height + 2.3, trim=True) as (figure, axes):

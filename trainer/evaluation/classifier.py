@@ -58,21 +58,13 @@ class Network(nn.Sequential):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network.
+    """A trained network."""
 
-    Attributes:
-        network: in evaluation mode.
-        attributes: the A names, in the order of its outputs.
-        accuracy: share of right predictions on the test split, by attribute.
-        majority: what always predicting the test split's more frequent side would reach, by attribute.
-        place: where it computes.
-    """
-
-    network: Network
-    attributes: tuple[str, ...]
-    accuracy: dict[str, float]
-    majority: dict[str, float]
-    place: Placement
+    network: Network  # in evaluation mode
+    attributes: tuple[str, ...]  # the A names, in the order of its outputs
+    accuracy: dict[str, float]  # share of right predictions on the test split, by attribute
+    majority: dict[str, float]  # what always predicting the test split's more frequent side would reach, by attribute
+    place: Placement  # where it computes
 
     @torch.no_grad()
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

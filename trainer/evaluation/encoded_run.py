@@ -41,17 +41,13 @@ def batches(count: int, size: int, what: str) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A trained network as functions of arrays, whoever wrote it. They are given `BATCH_IMAGES` at most at a time.
+    """A trained network as functions of arrays, whoever wrote it. They are given `BATCH_IMAGES` at most at a time."""
 
-    Attributes:
-        encode: images (B, S, S, 3) uint8 to mu (B, D) and log variances (B, D), float32; None for the log variances of
-            an encoder that gives a point.
-        decode: latents (B, D) float32 to images (B, S, S, 3) uint8.
-        decode_fast: the same in coarser arithmetic, for edits that are compared with one another; None: `decode`.
-    """
-
+    # images (B, S, S, 3) uint8 to mu (B, D) and log variances (B, D), float32; None for the log variances of an
+    # encoder that gives a point
     encode: Callable[[Images], tuple[Floats, Floats | None]]
-    decode: Callable[[Floats], Images]
+    decode: Callable[[Floats], Images]  # latents (B, D) float32 to images (B, S, S, 3) uint8
+    # the same in coarser arithmetic, for edits that are compared with one another; None: `decode`
     decode_fast: Callable[[Floats], Images] | None = None
 
     @classmethod
@@ -60,10 +56,8 @@ class Autoencoder:
     ) -> Autoencoder:
         """Networks in evaluation mode on the device of `place`, in FP32, as served; fast is as trained.
 
-        Args:
-            encoder: images (B, 3, S, S) float32 in [0, 1] to mu (B, D) and, unless it gives points, log variances.
-            decoder: latents (B, D) float32 to images (B, 3, S, S) in [0, 1].
-            place: where they compute.
+        The encoder takes images (B, 3, S, S) float32 in [0, 1] to mu (B, D) and, unless it gives points, log variances,
+        the decoder latents (B, D) float32 to images (B, 3, S, S) in [0, 1].
         """
 
         @torch.no_grad()
@@ -86,30 +80,16 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class EncodedRun:
-    """A trained network and the images that it is judged on.
+    """A trained network and the images that it is judged on."""
 
-    Attributes:
-        autoencoder: the network.
-        data: the data set, packed at the network's size.
-        place: where the measuring networks compute.
-        rows: (N,) the rows of `data.images` in the test split.
-        train_rows: (M,) those of the train split.
-        mu: (N, D) posterior means of the test split.
-        log_var: (N, D) their log variances; None where the encoder gives points.
-        train_mu: (M, D) posterior means of the train split.
-        directions: one row an attribute; none at all for data without attributes.
-        priors: what new faces are drawn from, by name, the default first; a run's are those that the server draws from.
-    """
-
-    autoencoder: Autoencoder
-    data: FaceData
-    place: Placement
-    rows: NDArray[np.int64]
-    train_rows: NDArray[np.int64]
-    mu: Floats
-    log_var: Floats | None
-    train_mu: Floats
-    directions: Directions
+    autoencoder: Autoencoder  # the network
+    data: FaceData  # the data set, packed at the network's size
+    place: Placement  # where the measuring networks compute
+    mu: Floats  # (N, D) posterior means of the test split
+    log_var: Floats | None  # (N, D) their log variances; None where the encoder gives points
+    train_mu: Floats  # (M, D) posterior means of the train split
+    directions: Directions  # one row an attribute; none at all for data without attributes
+    # what new faces are drawn from, by name, the default first; a run's are those that the server draws from
     priors: dict[str, Prior]
 
     @classmethod
@@ -130,11 +110,8 @@ class EncodedRun:
         for name in (DIRECTIONS, PRIOR):
             if not belongs(run / name, sha256_of(run / MODEL)):
                 raise RunError(f"{run / name} is of other weights than {run / MODEL}; {anew}")
-        rows, train_rows = data.rows("test"), data.rows("train")
-        train_mu, _ = _encode(autoencoder, data, train_rows)
-        return cls(
-            autoencoder, data, place, rows, train_rows, *_encode(autoencoder, data, rows), train_mu, directions, priors
-        )
+        train_mu, _ = _encode(autoencoder, data, "train")
+        return cls(autoencoder, data, place, *_encode(autoencoder, data, "test"), train_mu, directions, priors)
 
     @classmethod
     def of_autoencoder(
@@ -144,37 +121,35 @@ class EncodedRun:
 
         Both are kept in `folder`, which exists.
         """
-        rows, train_rows = data.rows("test"), data.rows("train")
-        train_mu, train_log_var = _encode(autoencoder, data, train_rows)
+        train_mu, train_log_var = _encode(autoencoder, data, "train")
         point = np.full_like(train_mu, -np.inf)  # of no width
         priors = fit_priors(train_mu, point if train_log_var is None else train_log_var)
         save_priors(folder / PRIOR, priors, len(train_mu))
-        found = directions_of(train_mu, data.index.labels[train_rows], data.index.attributes, kind)
+        found = directions_of(train_mu, data.index.labels[data.rows("train")], data.index.attributes, kind)
         path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
         run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
-        place, encoded = place or Placement.of(), _encode(autoencoder, data, rows)
-        directions, drawn = Directions.load(path), load_priors(folder / PRIOR)
-        return cls(autoencoder, data, place, rows, train_rows, *encoded, train_mu, directions, drawn)
+        place, encoded = place or Placement.of(), _encode(autoencoder, data, "test")
+        return cls(autoencoder, data, place, *encoded, train_mu, Directions.load(path), load_priors(folder / PRIOR))
 
     @cached_property
     def images(self) -> Images:
         """The test split's images (N, S, S, 3), as packed."""
-        return self.data.images[self.rows]
+        return self.data.images[self.data.rows("test")]
 
     @cached_property
     def labels(self) -> NDArray[np.bool_]:
         """(N, A) which test image has which attribute."""
-        return self.data.index.labels[self.rows]
+        return self.data.index.labels[self.data.rows("test")]
 
     @cached_property
     def train_labels(self) -> NDArray[np.bool_]:
         """(M, A) which train image has which attribute."""
-        return self.data.index.labels[self.train_rows]
+        return self.data.index.labels[self.data.rows("train")]
 
     @cached_property
     def val_mu(self) -> Floats:
         """Posterior means of the val split, (V, D): for choices that must not see the test split."""
-        return _encode(self.autoencoder, self.data, self.data.rows("val"))[0]
+        return _encode(self.autoencoder, self.data, "val")[0]
 
     @cached_property
     def reconstructions(self) -> Images:
@@ -189,9 +164,7 @@ class EncodedRun:
     def decode(self, latents: Floats, fast: bool = False) -> Images:
         """Decodes any number of latents (L, D) to images (L, S, S, 3).
 
-        Args:
-            latents: to decode.
-            fast: in the arithmetic of training rather than as served; pixels differ by a level or so.
+        `fast` is in the arithmetic of training rather than as served; pixels differ by a level or so.
         """
         decode = (self.autoencoder.decode_fast if fast else None) or self.autoencoder.decode
         images = np.empty((len(latents), *self.data.images.shape[1:]), np.uint8)
@@ -200,8 +173,9 @@ class EncodedRun:
         return images
 
 
-def _encode(autoencoder: Autoencoder, data: FaceData, rows: NDArray[np.int64]) -> tuple[Floats, Floats | None]:
-    """Posteriors of some rows (R,) of the packed array: mu (R, D), and log variances (R, D) where there are."""
+def _encode(autoencoder: Autoencoder, data: FaceData, split: str) -> tuple[Floats, Floats | None]:
+    """Posteriors of a split's R images: mu (R, D), and log variances (R, D) where there are."""
+    rows = data.rows(split)
     encoded = [autoencoder.encode(data.images[rows[some]]) for some in batches(len(rows), BATCH_IMAGES, "encoding")]
     if not encoded:
         return np.empty((0, 0), np.float32), None

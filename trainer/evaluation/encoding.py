@@ -39,12 +39,7 @@ def kl_per_dimension(mu: Floats, log_var: Floats) -> NDArray[np.float64]:
 
 
 def summary(mu: Floats, log_var: Floats | None, samples: Floats) -> dict[str, Any]:
-    """The encoding in numbers.
-
-    Args:
-        mu: (N, D) posterior means.
-        log_var: (N, D) their log variances; None where the encoder gives points, and then there is no KL either.
-        samples: (N, D) of `posterior_samples`.
+    """The encoding in numbers: of means, log variances (without them there is no KL) and `posterior_samples`, (N, D).
 
     Returns:
         `images`; `latent_dim`; `kl_nats` an image, summed over dimensions; `active_units`; `ks_mean`: Kolmogorov and

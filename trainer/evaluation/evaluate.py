@@ -51,30 +51,19 @@ REPORT, FIGURES = "report.html", "figures"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is judged, on what, and where the result goes.
+    """What is judged, on what, and where the result goes."""
 
-    Attributes:
-        name: of the network, as the report's title.
-        data: the data set.
-        own: whether it is the one that the network was trained on; None where that is not known.
-        out: folder that is written to.
-        options: how it is judged.
-        configuration: of the network, for the report.
-        training: `images` seen, `epochs` and `images_per_second` of a network that this project did not train, as far
-            as they are known.
-        files: SHA-256 of the files of a run that are judged, by name.
-        log: what the network's training logged; None where it isn't known.
-    """
-
-    name: str
-    data: FaceData
-    own: bool | None
-    out: Path
-    options: Options
-    configuration: dict[str, Any]
+    name: str  # of the network, as the report's title
+    data: FaceData  # the data set
+    own: bool | None  # whether it is the one that the network was trained on; None where that is not known
+    out: Path  # folder that is written to
+    options: Options  # how it is judged
+    configuration: dict[str, Any]  # of the network, for the report
+    # `images` seen, `epochs` and `images_per_second` of a network that this project did not train, as far as they are
+    # known
     training: dict[str, Any]
-    files: dict[str, str]
-    log: Path | None = None
+    files: dict[str, str]  # SHA-256 of the files of a run that are judged, by name
+    log: Path | None = None  # what the network's training logged; None where it isn't known
 
     def check(self) -> None:
         """Keeps the report of another data set from being replaced unasked: raises RunError if there is one."""
@@ -178,19 +167,7 @@ def evaluate_autoencoder(
 ) -> dict[str, Any]:
     """Measures any network that encodes and decodes faces as `evaluate` measures this project's.
 
-    A network of another project, say, on the same images and by the same judge:
-
-        def encode(images):                    # (B, S, S, 3) uint8
-            x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-            output = model.encoder(x)
-            return output.embedding.numpy(), output.log_covariance.numpy()  # (B, D) float32 each
-
-        def decode(latents):                   # (B, D) float32
-            x = model.decoder(torch.from_numpy(latents)).reconstruction
-            return (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-        data = trainer.data.load_data(Path("celeba"), image_size=64, crop=148)
-        evaluate_autoencoder(Autoencoder(encode, decode), data, Path("out/theirs"), Options(judge=Path("...")))
+    A network of another project, say, on the same images and by the same judge: docs/benchmarks.md has a whole example.
 
     Args:
         autoencoder: the network, in evaluation mode.

@@ -22,14 +22,7 @@ NUM_INTERPOLATIONS, INTERPOLATION_STEPS, NUM_ARCS = 8, 11, 4
 
 
 def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Options) -> list[Figure]:
-    """Draws everything but edits.
-
-    Args:
-        encoded: what is judged.
-        metrics: its measures, as in metrics.json; what was skipped there is not drawn.
-        folder: exists; PNG files are written to it.
-        options: say the seed, and whether there is a t-SNE map.
-    """
+    """Draws everything but edits as PNG files; what was skipped in `metrics` (metrics.json) is not drawn."""
     seed, linear, directions = options.seed, metrics["attribute_prediction"], metrics["vectors"]
     return [
         *_reconstructions(encoded, folder),

@@ -49,7 +49,7 @@ def measure(encoded: EncodedRun, networks: MetricNetworks, options: Options) -> 
         over ten parts by set (Salimans et al., arXiv 1606.03498); under `frechet_vgg19` on VGG19's deepest tap; under
         `recognition` on a face recognition network's descriptors: are they people, and as varied as people are?
     """
-    count = options.samples or len(encoded.rows)
+    count = options.samples or len(encoded.mu)
     real = encoded.data.images[_some(encoded, options.reference, count, options.seed)]
     found: dict[str, Any] = {"split": options.reference, "seed": options.seed}
     comparisons: dict[str, Comparison] = {}
@@ -95,7 +95,7 @@ def image_sets(encoded: EncodedRun, options: Options) -> dict[str, Callable[[], 
         `reconstructions`: of the test split. `train`, or `test` where the reference is of the train split: images of
         that split, drawn without repetition: the floor, what real faces of other people score.
     """
-    count = options.samples or len(encoded.rows)
+    count = options.samples or len(encoded.mu)
     priors: dict[str, Prior] = {"prior": Gaussian.standard(encoded.mu.shape[1]), **encoded.priors}
 
     def drawn(prior: Prior) -> Images:
@@ -111,26 +111,16 @@ def image_sets(encoded: EncodedRun, options: Options) -> dict[str, Callable[[], 
 
 def _some(encoded: EncodedRun, split: str, count: int, seed: int) -> Any:
     """Rows of a split, in order, as many as `count` at most: (R,)."""
-    rows = encoded.rows if split == "test" else encoded.train_rows
+    rows = encoded.data.rows(split)
     return rows if len(rows) <= count else np.sort(np.random.default_rng(seed).permutation(rows)[:count])
 
 
 class Comparison:
-    """Sets of images beside real ones, as one network sees them.
+    """Sets of images beside real ones, named `reference`, as one network sees them; with `least` images in each.
 
-    Attributes:
-        found: by set, `distance`, Fréchet's, of the Gaussians that fit its features and those of the real images;
-            `precision` and `recall` (Kynkäänniemi et al., arXiv 1904.06991), the share of its images that could be
-            real, and the reverse; and `images`, also of the real ones.
-
-    Args:
-        network: what sees.
-        reference: the real images' name.
-        real: (N, S, S, 3) themselves.
-        least: a set of fewer images is left out.
-
-    Raises:
-        SkippedError: there are fewer real images than that.
+    What is `found`, by set: `distance`, Fréchet's, of the Gaussians that fit its features and those of the real images;
+    `precision` and `recall` (Kynkäänniemi et al., arXiv 1904.06991), the share of its images that could be real, and
+    the reverse; and `images`, also of the real ones.
     """
 
     def __init__(self, network: Network, reference: str, real: Images, least: int = 2) -> None:

@@ -25,19 +25,12 @@ TITLE_SIZE, LABEL_SIZE = 14, 12
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in a run's report.
+    """A figure in a run's report."""
 
-    Attributes:
-        file: its name in the run's figures folder.
-        title: a few words.
-        look_for: one sentence: what to look for.
-        section: of the report that it stands in.
-    """
-
-    file: str
-    title: str
-    look_for: str
-    section: Literal["edits", "faces", "figures"] = "figures"
+    file: str  # its name in the run's figures folder
+    title: str  # a few words
+    look_for: str  # one sentence: what to look for
+    section: Literal["edits", "faces", "figures"] = "figures"  # of the report that it stands in
 
 
 def save_grid(
@@ -70,14 +63,8 @@ def save_reconstructions(path: Path, originals: Images, reconstructions: Images)
 def face_map(places: NDArray[np.float32], images: Images, cells: int, thumbnail: int) -> Images:
     """Draws N faces at their places (N, 2) on a plane, of any scale: (cells * thumbnail, cells * thumbnail, 3) uint8.
 
-    The plane is laid out in square cells; a face goes to the free one that is nearest to its place, so that none covers
-    another. It is white where there is no face.
-
-    Args:
-        places: N at most `cells` squared.
-        images: (N, S, S, 3), their faces.
-        cells: how many there are across and down.
-        thumbnail: side of a cell, pixels.
+    The plane is laid out in `cells` squares across and down, `thumbnail` pixels wide; a face (N, S, S, 3) goes to the
+    free one that is nearest to its place, so that none covers another. It is white where there is no face.
     """
     low, high = places.min(0), places.max(0)
     wanted = (places - low) / np.maximum(high - low, 1e-12) * (cells - 1)  # (N, 2): column, row

@@ -38,13 +38,10 @@ RESIZE: dict[Resizing, Callable[[Tensor], Tensor]] = {
 
 
 class Inception:
-    """The network, frozen.
+    """The network, frozen, in FP32.
 
-    Args:
-        layers: pixels (N, 3, SIDE, SIDE) in [-1, 1] to features (N, F).
-        classifier: (C, F) the weights of its last layer.
-        resizing: how images come to its size.
-        place: where to compute; always in FP32.
+    Its layers take pixels (N, 3, SIDE, SIDE) in [-1, 1] to features (N, F); `classifier` is its last layer's weights,
+    (C, F).
     """
 
     def __init__(self, layers: nn.Module, classifier: Tensor, resizing: Resizing, place: Placement) -> None:

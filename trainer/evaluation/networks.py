@@ -49,17 +49,11 @@ NetworkT = TypeVar("NetworkT")
 
 @dataclass(frozen=True)
 class MetricNetwork(Generic[NetworkT]):
-    """A network to measure with, or the reason why there is none.
+    """A network to measure with, or the reason why there is none."""
 
-    Attributes:
-        network: None where there is none.
-        description: of the network and its weights, or the reason.
-        sha256: of the file of its weights; empty where there is none.
-    """
-
-    network: NetworkT | None
-    description: str
-    sha256: str = ""
+    network: NetworkT | None  # None where there is none
+    description: str  # of the network and its weights, or the reason
+    sha256: str = ""  # of the file of its weights; empty where there is none
 
     def get(self) -> NetworkT:
         """The network; raises SkippedError where there is none."""
@@ -74,11 +68,7 @@ class MetricNetwork(Generic[NetworkT]):
 
 
 class Features:
-    """VGG19's activations, frozen: what feature distances compare.
-
-    Attributes:
-        taps: their names, in order of depth.
-    """
+    """VGG19's activations, frozen, at some taps in order of depth: what feature distances compare."""
 
     def __init__(self, backbone: Backbone, place: Placement) -> None:
         self._place = place

@@ -6,12 +6,11 @@ Shapes: N train images, M test images, D latent_dim, A attributes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
@@ -25,17 +24,11 @@ SVM_C = 0.01
 NO_ATTRIBUTES = "needs attributes, and this data set has none; use one in CelebA's layout"
 
 
-@dataclass(frozen=True)
-class Split:
-    """Latents and labels.
+class Split(NamedTuple):
+    """Posterior means, and which image has which attribute."""
 
-    Attributes:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute.
-    """
-
-    mu: Floats
-    labels: NDArray[np.bool_]
+    mu: Floats  # (N, D)
+    labels: NDArray[np.bool_]  # (N, A)
 
 
 def svm(train: Split, test: Split) -> NDArray[np.float64]:
@@ -61,11 +54,9 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 def balanced_accuracy(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> list[float | None]:
     """Mean of the shares of right predictions among images with and without each attribute; None if one is empty."""
-    has, lacks = labels.sum(0), (~labels).sum(0)
-    hits, rejections = (predicted & labels).sum(0), (~predicted & ~labels).sum(0)
     return [
-        float((hit / with_it + rejection / without) / 2) if with_it and without else None
-        for hit, with_it, rejection, without in zip(hits, has, rejections, lacks, strict=True)
+        float(balanced_accuracy_score(has, seen)) if has.any() and not has.all() else None
+        for has, seen in zip(labels.T, predicted.T, strict=True)
     ]
 
 

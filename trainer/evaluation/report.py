@@ -18,19 +18,12 @@ TEMPLATE = "report.html.jinja"
 
 
 class Headline(NamedTuple):
-    """A number that a run is known by.
+    """A number that a run is known by."""
 
-    Attributes:
-        name: a few words.
-        value: with its unit, or why it is missing.
-        meaning: one sentence.
-        known: False where it was skipped.
-    """
-
-    name: str
-    value: str
-    meaning: str
-    known: bool = True
+    name: str  # a few words
+    value: str  # with its unit, or why it is missing
+    meaning: str  # one sentence
+    known: bool = True  # False where it was skipped
 
 
 class Row(NamedTuple):
@@ -329,14 +322,7 @@ def _webp(file: Path) -> str:
 
 
 def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]], configuration: dict[str, Any]) -> str:
-    """The report, one HTML page that needs no other file.
-
-    Args:
-        name: of the run.
-        metrics: what metrics.json holds.
-        pictures: the figures, in order, each with its address.
-        configuration: of the run, and what it resolved to.
-    """
+    """The report, one HTML page that needs no other file, of what metrics.json holds; each figure has its address."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -17,15 +17,7 @@ FILE, TITLE = "training_curves.png", "Training"
 
 
 def draw(log: Path, folder: Path) -> list[Figure]:
-    """Draws the loss and the PSNR of validation by step.
-
-    Args:
-        log: the run's metrics.jsonl.
-        folder: for the PNG file.
-
-    Returns:
-        One figure, or none where the log is missing or says nothing of either.
-    """
+    """Draws the loss and the PSNR of validation by step, from a run's metrics.jsonl; nothing where it has neither."""
     records = _read(log)
     losses = _points(records, lambda record: record.get("loss", {}).get("total"))
     validation, psnr = (

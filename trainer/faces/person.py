@@ -134,12 +134,7 @@ class Face:
 
 
 def sample_face(seed: int, index: int) -> Face:
-    """Draws face number `index` of the endless sequence that `seed` names; depends on the two alone.
-
-    Args:
-        seed: 0 or more.
-        index: 0 or more.
-    """
+    """Draws face number `index` of the endless sequence that `seed` names; depends on the two alone."""
     rng = np.random.default_rng([seed, index])
     labels = _sample_labels(rng)
     traits: dict[str, float | int] = {}

@@ -33,14 +33,7 @@ np.empty(2**24, np.uint8)
 
 
 def render_face(face: Face) -> npt.NDArray[np.uint8]:
-    """Draws a face.
-
-    Args:
-        face: what to draw.
-
-    Returns:
-        RGB picture, uint8 [218, 178, 3]. The same face gives the same picture.
-    """
+    """Draws a face: RGB, uint8 [218, 178, 3]. The same face gives the same picture."""
     origin = (_ORIGIN[0] + face.shift_x, _ORIGIN[1] + face.shift_y)
     canvas = Canvas(_background(face), origin, face.roll, face.scale)
     palette = palette_of(face)

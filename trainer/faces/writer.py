@@ -41,14 +41,8 @@ _MIN_COUNT = 10  # so that each split has a face
 def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None = None) -> None:
     """Writes `count` procedural faces in CelebA's layout, on all cores.
 
-    The folder appears under its name only when it is complete. The same seed gives the same bytes, whatever
+    The folder, which may be there if it is empty, appears under its name only when it is complete. The same seed gives the same bytes, whatever
     the number of workers, and a larger count of the same seed begins with the same faces.
-
-    Args:
-        directory: folder to create; an existing one must be empty.
-        count: number of faces, at least 10.
-        seed: 0 or more.
-        workers: processes; all cores by default.
 
     Raises:
         FileExistsError: `directory` is a file, or a folder that is not empty.

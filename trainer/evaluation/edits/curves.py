@@ -36,12 +36,6 @@ KEPT_SHARE = 0.9
 def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: MetricNetworks) -> dict[str, Any]:
     """Edits the test split along every direction of the run.
 
-    Args:
-        encoded: what is judged.
-        judge: of its data set.
-        options: the strength of the edits, in lengths of the mean difference; also that of the matrix.
-        networks: for distances between a face before and after.
-
     Returns:
         `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `judged`;
         `curves`: what `curves` gives; `wishes`: what `wishes.compare` gives; `rescoring`: what `matrix.rescoring`
@@ -77,7 +71,11 @@ def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: 
     return {
         "strength": strength,
         "split": "test",
-        "edits": [asdict(found) for found in _edits(test, strength)],
+        "edits": [
+            asdict(_curve(test, name, name, [signed], MAX_EDITED)[0])
+            for name in judged(test)
+            for signed in (strength, -strength)
+        ],
         "curves": curves(test, val, compare="kinds" not in options.skip),
         "wishes": attempt(lambda: wishes.compare(test, val, judged(test), networks.recogniser)),
         "rescoring": attempt(rescoring),
@@ -92,15 +90,6 @@ def judged(test: EditedFaces) -> list[str]:
     """Those of `JUDGED_ATTRIBUTES` that can be edited; where there is none, the first attributes that can."""
     wanted = [name for name in JUDGED_ATTRIBUTES if name in test.names]
     return wanted or list(test.names[: len(JUDGED_ATTRIBUTES)])
-
-
-def _edits(test: EditedFaces, strength: float) -> list[EditQuality]:
-    found = []
-    for name in judged(test):
-        for signed in (strength, -strength):
-            faces = test.lacking(name, signed, MAX_EDITED)
-            found.append(test.quality(faces, name, signed, test.after(faces, name, signed)))
-    return found
 
 
 def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[str, Any]:
@@ -134,10 +123,12 @@ def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[st
     return {"served": served, "kept_share": KEPT_SHARE, "attributes": found}
 
 
-def _curve(split: EditedFaces, name: str, vector: Floats, strengths: Sequence[float]) -> list[EditQuality]:
+def _curve(
+    split: EditedFaces, name: str, target: str | Floats, strengths: Sequence[float], limit: int = CURVE_FACES
+) -> list[EditQuality]:
     """What edits along a direction of one attribute flip and keep, at several strengths of one sign."""
-    faces = split.lacking(name, strengths[0], CURVE_FACES)
-    return [split.quality(faces, name, strength, split.after(faces, vector, strength)) for strength in strengths]
+    faces = split.lacking(name, strengths[0], limit)
+    return [split.quality(faces, name, strength, split.after(faces, target, strength)) for strength in strengths]
 
 
 def _kinds(encoded: EncodedRun, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, Floats]]:
@@ -157,11 +148,7 @@ def distances(
 ) -> dict[str, Any]:
     """How different a network finds faces before and after edits of `JUDGED_ATTRIBUTES`.
 
-    Args:
-        test: the faces; `DISTANCE_FACES` an edit at most.
-        strength: of the edits.
-        network: sees them.
-        compare: gives the mean distance of two sets of images (N, S, S, 3), as the network sees it.
+    `compare` gives the mean distance of two sets of images (N, S, S, 3), as the network sees it.
 
     Returns:
         `network` and `network_sha256`; `edits`: by edit, such as "adding Smiling"; `different_faces`: the same between

@@ -26,21 +26,13 @@ MAX_EDITED = 500
 
 @dataclass(frozen=True)
 class EditedFaces:
-    """Faces of one split, and how the judge sees them before and after edits.
+    """Faces of one split, and how the judge sees them before and after edits."""
 
-    Attributes:
-        encoded: whose decoder draws them.
-        judge: sees them.
-        mu: (N, D) their posterior means.
-        labels: (N, A) what they have.
-        before: (N, A) logits of their unedited reconstructions.
-    """
-
-    encoded: EncodedRun
-    judge: Classifier
-    mu: Floats
-    labels: NDArray[np.bool_]
-    before: Logits
+    encoded: EncodedRun  # whose decoder draws them
+    judge: Classifier  # sees them
+    mu: Floats  # (N, D) their posterior means
+    labels: NDArray[np.bool_]  # (N, A) what they have
+    before: Logits  # (N, A) logits of their unedited reconstructions
 
     @classmethod
     def of(cls, encoded: EncodedRun, judge: Classifier, mu: Floats, labels: NDArray[np.bool_]) -> EditedFaces:

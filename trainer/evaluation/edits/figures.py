@@ -30,13 +30,9 @@ MATRIX_LIMIT = 2.0
 
 
 def draw(encoded: EncodedRun, measured: dict[str, Any], unsure: list[str], folder: Path) -> list[Figure]:
-    """Draws every figure of edits into a folder that exists.
+    """Draws every figure of edits, of what `curves.measure` gave, as PNG files.
 
-    Args:
-        encoded: what is judged.
-        measured: what `curves.measure` gave.
-        unsure: attributes in which the judge is no better than the majority; their names get an asterisk.
-        folder: for the PNG files.
+    The names of attributes in which the judge is no better than the majority (`unsure`) get an asterisk.
     """
     rescoring = measured["rescoring"]
     return [

@@ -37,11 +37,6 @@ def rescoring(test: EditedFaces, val: EditedFaces, strength: float) -> dict[str,
     val split are projected out, those `RELATED` to the edited one aside. To keep all others would leave an edit little
     room. Even so a kept edit moves its target less, too, as directions overlap.
 
-    Args:
-        test: the faces that are measured.
-        val: the faces that the kept attributes are chosen on.
-        strength: of the edits.
-
     Returns:
         `edited` (E names), `judged` (A names), `faces` an edit at most, `kept_directions` (names, by name),
         `nothing_left` (names of edits that `keep` leaves nothing of: zeros in its matrix, not in its means). Under

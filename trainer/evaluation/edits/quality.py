@@ -18,36 +18,25 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EditQuality:
-    """What a classifier sees of one edit.
+    """What a classifier sees of one edit."""
 
-    Attributes:
-        attribute: the edited attribute.
-        strength: in lengths of the mean difference; negative removes it.
-        faces: held-out faces judged: those whose label and whose unedited reconstruction are on the other side.
-        flipped: share of them that the classifier sees on the wanted side after the edit; None without faces.
-        kept: share of its predictions of all other attributes that stay as they were before the edit; None without.
-        kept_balanced: the same, but every other attribute weighs alike, and in it the faces seen with it and those seen
-            without. Most attributes are rare, and what is not there hardly appears: that alone makes `kept` high.
-            Attributes that it sees on all of these faces or on none are left out; None if that leaves none.
-    """
-
-    attribute: str
-    strength: float
-    faces: int
+    attribute: str  # the edited attribute
+    strength: float  # in lengths of the mean difference; negative removes it
+    faces: int  # held-out faces judged: those whose label and whose unedited reconstruction are on the other side
+    # share of them that the classifier sees on the wanted side after the edit; None without faces
     flipped: float | None
+    # share of its predictions of all other attributes that stay as they were before the edit; None without
     kept: float | None
+    # the same, but every other attribute weighs alike, and in it the faces seen with it and those seen without. Most
+    # attributes are rare, and what is not there hardly appears: that alone makes `kept` high. Attributes that it sees
+    # on all of these faces or on none are left out; None if that leaves none.
     kept_balanced: float | None = None
 
 
 def quality(attributes: Sequence[str], attribute: str, strength: float, before: Logits, after: Logits) -> EditQuality:
-    """Counts what an edit flips and keeps.
+    """Counts what an edit flips and keeps; the sign of its strength says which side is wanted.
 
-    Args:
-        attributes: the A names.
-        attribute: the edited one.
-        strength: of the edit; its sign says which side is wanted.
-        before: (N, A) logits of faces decoded without an edit.
-        after: of the same faces, edited.
+    `attributes` are the A names; `before` and `after` (N, A) are logits of the same faces without the edit and with it.
     """
     column, wanted = attributes.index(attribute), strength > 0
     seen_before, seen_after = before > 0, after > 0
