@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from script import cores, machine, require_positive, run, summary, write_json
-from timing import by_case, doublings, measure, table
+from timing import doublings, measure, table
 
 from engine.backends import Backend, open_backend, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
@@ -134,14 +134,7 @@ def benchmark(config: LatencyConfig) -> bool:
         "machine": here,
         "bundles": {_name(bundle): asdict(bundle.manifest) for bundle in bundles},
         "seconds": config.seconds,
-        "results": [
-            {
-                "batch_size": size,
-                "operation": operation,
-                "timings": {name: asdict(timing) for name, timing in timed.items()},
-            }
-            for (size, operation), timed in by_case(timings).items()
-        ],
+        "results": [asdict(timing) for timing in timings],
     }
     write_json(config.json, record)
     return True

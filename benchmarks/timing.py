@@ -97,22 +97,11 @@ def doublings(largest: int) -> list[int]:
     return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
-def by_case(timings: Sequence[Timing]) -> dict[tuple[int, str], dict[str, Timing]]:
-    """Timings by batch size and operation, and then by side."""
-    cases: dict[tuple[int, str], dict[str, Timing]] = {}
-    for timing in timings:
-        cases.setdefault((timing.batch_size, timing.operation), {})[timing.side] = timing
-    return cases
-
-
 def table(timings: Sequence[Timing]) -> str:
     """Markdown: a row for each batch size and operation, a column for each side: p50 and p99, ms, and images/s."""
-    sides = dict.fromkeys(timing.side for timing in timings)
-    rows = []
-    for (size, operation), found in sorted(by_case(timings).items(), key=lambda case: case[0][0]):
-        cells = {
-            side: f"{one.p50_ms:.3f}, {one.p99_ms:.3f}, {one.images_per_s:,.0f}" if (one := found.get(side)) else None
-            for side in sides
-        }
-        rows.append({"batch": size, "": operation, **cells})
-    return markdown(rows)
+    sides = dict.fromkeys((timing.side for timing in timings), "-")
+    rows: dict[tuple[int, str], dict[str, object]] = {}
+    for one in sorted(timings, key=lambda timing: timing.batch_size):
+        row = rows.setdefault((one.batch_size, one.operation), {"batch": one.batch_size, "": one.operation, **sides})
+        row[one.side] = f"{one.p50_ms:.3f}, {one.p99_ms:.3f}, {one.images_per_s:,.0f}"
+    return markdown(list(rows.values()))

@@ -1,4 +1,4 @@
-"""Figures of a run: latencies as percentiles and histogram, throughput, and markdown tables of them."""
+"""Figures of a run: percentiles of latencies, throughput, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 Doubles = npt.NDArray[np.float64]
-
-_BUCKETS_PER_DECADE = 20
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,10 @@ class Calls:
 
     def percentiles(self) -> dict[str, float]:
         """Latencies in ms: p50, p90, p99, p99.9 and the largest; exact, of all calls. NaN without any."""
+        shares = {"p50": 50, "p90": 90, "p99": 99, "p99_9": 99.9, "max": 100}
         if not len(self):
-            return dict.fromkeys(("p50", "p90", "p99", "p99_9", "max"), float("nan"))
-        p50, p90, p99, p99_9, largest = np.percentile(self.latencies * 1e3, [50, 90, 99, 99.9, 100])
-        return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "p99_9": float(p99_9), "max": float(largest)}
-
-    def histogram(self) -> list[tuple[float, int]]:
-        """Pairs of a bucket's upper bound, ms, and its number of calls; bounds are 12 % apart, empty buckets left out.
-
-        The bounds are the same for every run, so that histograms can be added.
-        """
-        steps = np.ceil(np.log10(np.maximum(self.latencies * 1e3, 1e-3)) * _BUCKETS_PER_DECADE).astype(int)
-        found, counts = np.unique(steps, return_counts=True)
-        return [(float(10 ** (step / _BUCKETS_PER_DECADE)), int(n)) for step, n in zip(found, counts, strict=True)]
+            return dict.fromkeys(shares, float("nan"))
+        return {name: float(np.percentile(self.latencies * 1e3, share)) for name, share in shares.items()}
 
 
 def _cell(value: object) -> str:

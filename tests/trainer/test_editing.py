@@ -155,7 +155,6 @@ def test_the_judge_is_measured_on_reconstructions_too(encoded: EncodedRun) -> No
     assert found["reconstructions"]["accuracy_mean"] > 0.98
     assert found["unsure"] == []
     found = edit_judge.measure(encoded, replace(seer(), network=Blind().eval()))
-    assert found["reconstructions"]["balanced_accuracy_mean"] == pytest.approx(0.5)
     assert found["accuracy_mean"] == 1.0  # on images, as it was told
     assert set(found["unsure"]) == set(NAMES)
 
@@ -230,13 +229,12 @@ def test_the_strength_is_chosen_on_val_and_measured_on_test(encoded: EncodedRun)
     encoded.__dict__["val_mu"] = mu * np.array([4, 1, 1], np.float32)
     test, val = EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer())
     found = curves.curves(test, val)["attributes"]["Smiling"]["adding"]["mean"]
-    best, chosen = found["best"], found["chosen"]
+    best = found["best"]
     alone = curves.curves(test, test)["attributes"]["Smiling"]["adding"]["mean"]["best"]
-    assert best["strength"] == chosen["strength"] > alone["strength"]
+    assert best["strength"] > alone["strength"]
     faces = test.lacking("Smiling", 1.0, curves.CURVE_FACES)
     after = test.after(faces, encoded.directions["Smiling"], best["strength"])
     assert best == asdict(test.quality(faces, "Smiling", best["strength"], after))
-    assert best["faces"] != chosen["faces"] > 0
 
 
 def test_faces_that_go_as_far_as_they_need_go_less_far_than_all_alike(encoded: EncodedRun) -> None:

@@ -32,7 +32,6 @@ def test_correlations_of_known_vectors_stand_in_blocks() -> None:
     assert np.allclose(matrix, matrix.T)
     assert abs(names.index("Goatee") - names.index("Mustache")) == 1
     assert abs(names.index("Smiling") - names.index("Mouth_Open")) == 1
-    assert abs(values["strongest"][0]["correlation"]) == pytest.approx(1, abs=1e-3)
 
 
 def test_one_direction_correlates_with_nothing() -> None:

@@ -25,9 +25,9 @@ def correlation(directions: Directions) -> dict[str, Any]:
     """Pearson's correlation of attribute vectors, over their D values (paper, section 4.3).
 
     Returns:
-        `attributes`, ordered so that those that correlate stand together (average linkage, optimal leaves); `matrix`,
-        A lists of A numbers in that order; `strongest`, the ten pairs of the largest absolute values. A direction
-        whose values are all equal correlates with nothing and is left out.
+        `attributes`, ordered so that those that correlate stand together (average linkage, optimal leaves), and
+        `matrix`, A lists of A numbers in that order. A direction whose values are all equal correlates with nothing
+        and is left out.
 
     Raises:
         SkippedError: there are fewer than two directions.
@@ -41,15 +41,9 @@ def correlation(directions: Directions) -> dict[str, Any]:
     matrix = np.corrcoef(directions.vectors[varied].astype(np.float64))
     distance = squareform(np.clip(1 - matrix, 0, 2), checks=False)
     order = leaves_list(linkage(distance, "average", optimal_ordering=True))  # rows that correlate are neighbours
-    names = [directions.names[index] for index in np.flatnonzero(varied)[order]]
-    matrix = matrix[np.ix_(order, order)]
-    rows, columns = np.triu_indices(len(names), k=1)
-    strongest = np.argsort(-np.abs(matrix[rows, columns]))[:10]
-    pairs = [(rows[k], columns[k]) for k in strongest]
     return {
-        "attributes": names,
-        "matrix": matrix.round(4).tolist(),
-        "strongest": [{"pair": [names[i], names[j]], "correlation": round(float(matrix[i, j]), 4)} for i, j in pairs],
+        "attributes": [directions.names[index] for index in np.flatnonzero(varied)[order]],
+        "matrix": matrix[np.ix_(order, order)].round(4).tolist(),
     }
 
 

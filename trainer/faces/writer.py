@@ -41,8 +41,8 @@ _MIN_COUNT = 10  # so that each split has a face
 def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None = None) -> None:
     """Writes `count` procedural faces in CelebA's layout, on all cores.
 
-    The folder, which may be there if it is empty, appears under its name only when it is complete. The same seed gives the same bytes, whatever
-    the number of workers, and a larger count of the same seed begins with the same faces.
+    The folder, which may be there if it is empty, appears under its name only when it is complete. The same seed gives
+    the same bytes, whatever the number of workers, and a larger count of the same seed begins with the same faces.
 
     Raises:
         FileExistsError: `directory` is a file, or a folder that is not empty.

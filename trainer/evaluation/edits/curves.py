@@ -103,8 +103,8 @@ def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[st
     Returns:
         `served`: the kind of the run's own directions; "served" where their file does not say it or they are of
         several. `kept_share`. `attributes`: by attribute, side (`adding`, `removing`) and kind, `points` (an
-        `EditQuality` each, of test faces), `best`, the `EditQuality` of test faces at the best strength, and `chosen`,
-        that of val faces there; both None where a split has no faces to judge.
+        `EditQuality` each, of test faces) and `best`, the `EditQuality` of test faces at the best strength, None where
+        a split has no faces to judge.
     """
     names, directions = judged(test), test.encoded.directions
     stored = {kind for name, kind in zip(directions.names, directions.kinds, strict=True) if name in names}
@@ -117,9 +117,11 @@ def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[st
         vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
         points, tried = (_curve(split, name, vector, strengths) for split in (test, val))
         strength = best_strength(tried, KEPT_SHARE)
-        at_best = [] if strength is None else [_curve(split, name, vector, [strength])[0] for split in (test, val)]
-        best, chosen = map(asdict, at_best) if at_best and at_best[0].faces else (None, None)
-        found[name][side][kind] = {"points": [asdict(point) for point in points], "best": best, "chosen": chosen}
+        best = None if strength is None else asdict(_curve(test, name, vector, [strength])[0])
+        found[name][side][kind] = {
+            "points": [asdict(point) for point in points],
+            "best": best if best and best["faces"] else None,
+        }
     return {"served": served, "kept_share": KEPT_SHARE, "attributes": found}
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.encoded_run import EncodedRun
-from trainer.evaluation.prediction import balanced_accuracy, mean_of
 
 
 def measure(encoded: EncodedRun, judge: Classifier) -> dict[str, Any]:
@@ -19,14 +18,12 @@ def measure(encoded: EncodedRun, judge: Classifier) -> dict[str, Any]:
 
     Returns:
         `accuracy_mean`, `majority_mean`, and by attribute `accuracy` and `majority`;
-        `reconstructions`: `accuracy_mean`, `balanced_accuracy_mean`, and by attribute `accuracy` and
-        `balanced_accuracy` (None where test images are all of one side); `unsure`: attributes in which it is no better
-        on reconstructions than always predicting the majority, so that flips of them say little.
+        `reconstructions`: `accuracy_mean`, and by attribute `accuracy`; `unsure`: attributes in which it is no better
+        there than always predicting the majority, so that flips of them say little.
     """
     names = judge.attributes
     seen = judge.predict(encoded.reconstructions)
     accuracy = (seen == encoded.labels).mean(0).tolist()
-    balanced = balanced_accuracy(seen, encoded.labels)
     return {
         "accuracy_mean": float(np.mean(list(judge.accuracy.values()))),
         "majority_mean": float(np.mean(list(judge.majority.values()))),
@@ -34,9 +31,7 @@ def measure(encoded: EncodedRun, judge: Classifier) -> dict[str, Any]:
         "majority": judge.majority,
         "reconstructions": {
             "accuracy_mean": float(np.mean(accuracy)),
-            "balanced_accuracy_mean": mean_of(balanced),
             "accuracy": dict(zip(names, accuracy, strict=True)),
-            "balanced_accuracy": dict(zip(names, balanced, strict=True)),
         },
         "unsure": [name for name, right in zip(names, accuracy, strict=True) if right <= judge.majority[name]],
     }
