@@ -47,8 +47,7 @@ Name = Literal["killed-clients", "half-sent", "deadline-storm", "sigterm", "sigh
 PICTURES = 200
 MAX_IMAGES = 64
 GRACE_S = 30.0
-HANG_S = 120.0
-"""What takes longer hangs."""
+HANG_S = 120.0  # what takes longer hangs
 MOST_POISON = 2000
 EDIT = "/dfcvae.v1.LatentEngine/Edit"
 REFUSED_BY_NAME = ("shutting down", "failed to connect", "Connection refused")

@@ -27,8 +27,7 @@ from script import ROOT, machine, require_positive, run, summary, write_json
 from export.errors import InputError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SHOWN = {"Smiling": 1.5, "Eyeglasses": 1.5}
-"""What pictures of the page show."""
+SHOWN = {"Smiling": 1.5, "Eyeglasses": 1.5}  # what pictures of the page show
 PHONE: dict[str, Any] = {
     "viewport": {"width": 360, "height": 740},
     "device_scale_factor": 2,

@@ -35,8 +35,7 @@ from engine.client import AsyncClient
 PICTURES = 200
 MAX_IMAGES = 64
 MAX_QUEUE = 65536
-WAIT_S = 120.0
-"""What takes longer hangs."""
+WAIT_S = 120.0  # what takes longer hangs
 BALANCED = (
     (
         "grpc.service_config",

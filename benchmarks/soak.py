@@ -32,8 +32,7 @@ from engine.bundle import Bundle
 from export.errors import InputError
 
 PICTURES = 400
-SETTLED_S = 20.0
-"""Memory must not grow from here on; caches and pools fill before."""
+SETTLED_S = 20.0  # memory must not grow from here on; caches and pools fill before
 MAX_GROWTH = 0.1
 _SETTLING_S = 10.0
 

@@ -20,8 +20,7 @@ from engine.latents import Directions
 OPERATIONS = ("encode", "edit", "decode")
 BLOCK_SECONDS = 0.1
 """Length of a side's turn: long beside a call, short beside changes of a machine's clock and load."""
-MIN_CALLS = 20
-"""Fewest calls that percentiles are taken of, however slow they are."""
+MIN_CALLS = 20  # fewest calls that percentiles are taken of, however slow they are
 
 Array = npt.NDArray[Any]
 

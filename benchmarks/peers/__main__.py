@@ -39,7 +39,7 @@ from serving.figures import markdown
 
 from engine.bundle import Bundle
 from export.errors import InputError
-from peers import jobs, rivals
+from peers import rivals
 
 _START_S = 120.0
 
@@ -62,7 +62,7 @@ class PeersConfig:
     """File for all figures."""
 
 
-def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> dict[str, Any]:
+def measure(rival: rivals.Rival, job: rivals.Job, config: PeersConfig) -> dict[str, Any]:
     """Starts a server, checks its answer, loads it, and ends it.
 
     Returns seconds to the first answer, MB, and for each concurrency requests a second and latencies, ms.
@@ -89,7 +89,7 @@ def measure(rival: rivals.Rival, job: jobs.Job, config: PeersConfig) -> dict[str
             _end(process)
 
 
-def _await(process: subprocess.Popen[bytes], rival: rivals.Rival, job: jobs.Job, port: int, log: Path) -> None:
+def _await(process: subprocess.Popen[bytes], rival: rivals.Rival, job: rivals.Job, port: int, log: Path) -> None:
     """Waits for the first answer, and compares it."""
     deadline = time.monotonic() + _START_S
     while True:
@@ -106,7 +106,7 @@ def _await(process: subprocess.Popen[bytes], rival: rivals.Rival, job: jobs.Job,
 
 
 def _load(
-    rival: rivals.Rival, job: jobs.Job, port: int, count: int, folder: Path, *, seconds: float
+    rival: rivals.Rival, job: rivals.Job, port: int, count: int, folder: Path, *, seconds: float
 ) -> dict[str, float]:
     body, log = folder / "body", folder / "requests"
     body.write_bytes(rival.protocol.body(job))
@@ -168,7 +168,7 @@ def work(config: PeersConfig) -> bool:
         raise InputError("h2load is missing; install nghttp2's tools (Debian: nghttp2-client)")
     if unknown := set(config.peers) - set(rivals.RIVALS):
         raise InputError(f"--peers {' '.join(sorted(unknown))}: there are {', '.join(rivals.RIVALS)}")
-    job = jobs.Job.of(Bundle.load(config.bundle))
+    job = rivals.Job.of(Bundle.load(config.bundle))
     results, whole = {}, True
     for name, rival in rivals.RIVALS.items():
         if name in config.peers or (not config.peers and rival.there(config.environments)):

@@ -13,15 +13,37 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import onnxruntime
 from script import ROOT, cores
+from serving.requests import INFER, SERVICE, Bytes, raw_batch
 
-from peers.jobs import Bytes, Job
+from engine.bundle import DECODER, ENCODER, Bundle
 from protos import dfcvae_pb2 as pb
+from protos import open_inference_pb2 as infer
 
 SERVERS = Path(__file__).resolve().parent / "servers"
 OURS = "ours"
 NOT_YET = (OSError, http.client.HTTPException, grpc.RpcError, ValueError, KeyError)
 """What asking raises while a server isn't ready."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked."""
+
+    image: Bytes  # uint8 [S, S, 3]
+    attribute: str  # what is edited by 1
+    expected: Bytes  # ONNX Runtime's answer, uint8 [S, S, 3]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Job:
+        """The job for a bundle."""
+        size, attribute = bundle.manifest.image_size, bundle.directions.names[0]
+        image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+        encoder, decoder = (onnxruntime.InferenceSession(bundle.path / name) for name in (ENCODER, DECODER))
+        (mu,) = encoder.run(["mu"], {encoder.get_inputs()[0].name: image[None]})
+        moved = mu + bundle.directions.move([(attribute, 1.0)]).step
+        return cls(image, attribute, np.asarray(decoder.run(None, {decoder.get_inputs()[0].name: moved})[0])[0])
 
 
 @dataclass(frozen=True)
@@ -57,24 +79,14 @@ class Protocol:
 
 
 def _edit(job: Job) -> bytes:
-    size = len(job.image)
-    raw = pb.RawImages(count=1, height=size, width=size, data=job.image.tobytes())
     edits = [pb.Edit(attribute=job.attribute, strength=1.0)]
-    return pb.EditRequest(images=pb.ImageBatch(raw=raw), edits=edits).SerializeToString()
+    return pb.EditRequest(images=raw_batch(job.image[None]), edits=edits).SerializeToString()
 
 
 def _infer(job: Job) -> bytes:
-    from tritonclient.grpc import service_pb2  # noqa: PLC0415
-
-    request = service_pb2.ModelInferRequest(model_name="edit", raw_input_contents=[job.image.tobytes()])
+    request = infer.ModelInferRequest(model_name="edit", raw_input_contents=[job.image.tobytes()])
     request.inputs.add(name="images", datatype="UINT8", shape=[1, *job.image.shape])
-    return bytes(request.SerializeToString())
-
-
-def _inferred(data: bytes) -> bytes:
-    from tritonclient.grpc import service_pb2  # noqa: PLC0415
-
-    return bytes(service_pb2.ModelInferResponse.FromString(data).raw_output_contents[0])
+    return request.SerializeToString()
 
 
 def _text(job: Job) -> str:
@@ -85,10 +97,10 @@ _GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
 _JSON = ("--h1", "-H", "content-type: application/json")
 _RAW = ("--h1", "-H", "content-type: application/octet-stream")
 
-EDIT = Protocol(
-    "/dfcvae.v1.LatentEngine/Edit", _GRPC, _edit, lambda data: pb.EditResponse.FromString(data).images.raw.data, True
+EDIT = Protocol(f"{SERVICE}Edit", _GRPC, _edit, lambda data: pb.EditResponse.FromString(data).images.raw.data, True)
+MODEL_INFER = Protocol(
+    INFER, _GRPC, _infer, lambda data: infer.ModelInferResponse.FromString(data).raw_output_contents[0], True
 )
-INFER = Protocol("/inference.GRPCInferenceService/ModelInfer", _GRPC, _infer, _inferred, True)
 
 
 def _bytes(path: str) -> Protocol:
@@ -151,7 +163,7 @@ def _all() -> dict[str, Rival]:
             BENTOML,
         ),
         "ray": ((f"{SERVERS}/ray_server.py",), _bytes("/")),
-        "triton": ((f"{SERVERS}/triton_server.py",), INFER),
+        "triton": ((f"{SERVERS}/triton_server.py",), MODEL_INFER),
     }
     found = {OURS: Rival(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)}
     for name, (arguments, protocol) in peers.items():
@@ -161,5 +173,4 @@ def _all() -> dict[str, Rival]:
     return found
 
 
-RIVALS = _all()
-"""All of them, by name, in the order of the table."""
+RIVALS = _all()  # all of them, by name, in the order of the table

@@ -12,8 +12,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION =
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
 WINDOW_BYTES = 65_535
 """What may be sent at first, on a stream and on a connection, before the other side gives more credit."""
-FRAME_BYTES = 16_384
-"""Largest payload of a frame, unless the other side allows more."""
+FRAME_BYTES = 16_384  # largest payload of a frame, unless the other side allows more
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview = b"") -> bytes:
@@ -21,8 +20,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview = b"")
     return b"".join((len(payload).to_bytes(3, "big"), bytes((kind, flags)), stream.to_bytes(4, "big"), payload))
 
 
-START = PREFACE + frame(SETTINGS, 0, 0)
-"""What a client says first."""
+START = PREFACE + frame(SETTINGS, 0, 0)  # what a client says first
 
 
 def frames(buffer: bytearray) -> Iterator[tuple[int, int, int, bytes]]:

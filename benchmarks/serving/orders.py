@@ -33,11 +33,9 @@ from serving.requests import (
     raw_batch,
 )
 
-MAX_FILES = 16
-"""Most image files in a request: their compression would otherwise take most of the machine."""
+MAX_FILES = 16  # most image files in a request: their compression would otherwise take most of the machine
 
-_MARGIN = 4
-"""Any two pictures' answers differ by at least so many tolerances."""
+_MARGIN = 4  # any two pictures' answers differ by at least so many tolerances
 _FILES = 32
 _PREPARED = 6
 _PNG = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)

@@ -16,8 +16,7 @@ from engine.config import load_config
 from engine.server import serve
 from engine.telemetry import logs
 
-MARK = np.frombuffer(b"poison" * 2, np.uint8)
-"""First bytes of an image that makes its batch fail."""
+MARK = np.frombuffer(b"poison" * 2, np.uint8)  # first bytes of an image that makes its batch fail
 SECRET = "a secret of the backend"
 
 

@@ -31,8 +31,7 @@ from serving.requests import (
 MIN_CALLS = 3
 Moves = list[tuple[str | Floats, float]]
 
-_LEVELS = {"raw": 0.5, "jpeg": 2.0}
-"""Mean difference of pixels that is allowed, levels of 255."""
+_LEVELS = {"raw": 0.5, "jpeg": 2.0}  # mean difference of pixels that is allowed, levels of 255
 
 
 class Pace(NamedTuple):

@@ -28,8 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 STRENGTH = 1.5
 SEED = 0
-TIMEOUT_S = 120.0
-"""What isn't answered by then hangs."""
+TIMEOUT_S = 120.0  # what isn't answered by then hangs
 SERVICE = "/dfcvae.v1.LatentEngine/"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 OPTIONS = (

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 NUM_HISTOGRAMS = 20
 DPI = 110
-CHARACTERS_AN_INCH = 11
-"""Of a title."""
+CHARACTERS_AN_INCH = 11  # of a title
 BLUE, ORANGE, GREY = "#3b6ea5", "#d9822b", "#8a8f98"
 _STYLE: dict[Any, Any] = {
     "font.size": 9,

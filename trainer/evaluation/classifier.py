@@ -27,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 CLASSIFIER = "classifier.safetensors"
 VERSION = "2"
-NUM_IMAGES = 54_000
-"""Images that it sees in training, if that makes 2 to 20 epochs."""
+NUM_IMAGES = 54_000  # images that it sees in training, if that makes 2 to 20 epochs
 BATCH_SIZE, MIN_BATCH_SIZE, BATCHES_AN_EPOCH = 128, 8, 8
 """Images a step; fewer on small data, so that an epoch has steps enough to be learnt from."""
 PEAK_LR, WEIGHT_DECAY = 4e-3, 1e-2

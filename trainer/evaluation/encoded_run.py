@@ -27,8 +27,7 @@ from trainer.errors import RunError
 from trainer.hardware.device import Placement
 from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 
-Images = NDArray[np.uint8]
-"""(N, S, S, 3) uint8 RGB."""
+Images = NDArray[np.uint8]  # (N, S, S, 3) uint8 RGB
 Floats = NDArray[np.float32]
 BATCH_IMAGES = 128
 

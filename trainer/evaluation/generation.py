@@ -25,12 +25,10 @@ from trainer.evaluation.networks import MetricNetworks
 from trainer.evaluation.options import Options
 from trainer.evaluation.skipped import SkippedError
 
-NEIGHBOURS = 3
-"""Of the manifold that precision and recall are taken by; the paper's."""
+NEIGHBOURS = 3  # of the manifold that precision and recall are taken by; the paper's
 MIN_FID_IMAGES = 2048
 """As many as Inception's features: of fewer images the covariance is singular, and the distance means nothing."""
-ROWS = 2048
-"""Distances to all other images are taken of so many at a time."""
+ROWS = 2048  # distances to all other images are taken of so many at a time
 
 
 class Network(Protocol):

@@ -14,11 +14,9 @@ from PIL import Image
 from trainer.data.contact_sheet import grid
 from trainer.evaluation.charts import DPI, canvas
 
-Images = NDArray[np.uint8]
-"""(N, S, S, 3) uint8 RGB."""
+Images = NDArray[np.uint8]  # (N, S, S, 3) uint8 RGB
 COLUMNS = 10
-CELL = 110
-"""Pixels across a face in a grid's drawing."""
+CELL = 110  # pixels across a face in a grid's drawing
 TITLE_SIZE, LABEL_SIZE = 14, 12
 """Points, so large that a drawing that is a phone's width across can still be read."""
 

@@ -21,8 +21,7 @@ from trainer.hardware.device import Placement
 
 BATCH_IMAGES = 32
 IDENTITY_IMAGES = 300
-LPIPS_SIDE = 64
-"""AlexNet's poolings leave nothing of smaller images."""
+LPIPS_SIDE = 64  # AlexNet's poolings leave nothing of smaller images
 
 
 def measure(encoded: EncodedRun, networks: MetricNetworks) -> dict[str, Any]:

@@ -30,8 +30,7 @@ from trainer.faces.person import ATTRIBUTES, sample_face
 from trainer.faces.picture import render_face
 from trainer.signals import held_back
 
-FACES_VERSION = 4
-"""Rises whenever the same seed gives other pictures or labels."""
+FACES_VERSION = 4  # rises whenever the same seed gives other pictures or labels
 
 _JPEG_QUALITY = 92
 _CHUNK = 8  # faces per task: what an interrupt waits for is a fraction of a second of work

@@ -27,8 +27,7 @@ from trainer.evaluation.skipped import SkippedError, attempt
 JUDGED_ATTRIBUTES = ("Smiling", "Eyeglasses")
 """Those of the seed document's figures: measured at many strengths, and drawn."""
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
-CURVE_FACES, DISTANCE_FACES = 200, 64
-"""Faces an edit at most, at many strengths and in the distances."""
+CURVE_FACES, DISTANCE_FACES = 200, 64  # faces an edit at most, at many strengths and in the distances
 KEPT_SHARE = 0.9
 """Share of the other predictions that an edit must leave alone for its strength to count as usable."""
 

@@ -18,10 +18,8 @@ from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits.quality import EditQuality, Logits, quality
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
 
-SIDES = {"adding": 1, "removing": -1}
-"""What can be done with an attribute, and the sign of its strength."""
-MAX_EDITED = 500
-"""Faces a direction at most that edits are judged on."""
+SIDES = {"adding": 1, "removing": -1}  # what can be done with an attribute, and the sign of its strength
+MAX_EDITED = 500  # faces a direction at most that edits are judged on
 
 
 @dataclass(frozen=True)

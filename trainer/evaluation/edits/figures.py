@@ -25,8 +25,7 @@ KINDS = {
     "svm": ("SVM normal", charts.GREY),
     "served": ("as served", "black"),
 }
-MATRIX_LIMIT = 2.0
-"""Change in sigmas from which on the matrix shows the strongest colour."""
+MATRIX_LIMIT = 2.0  # change in sigmas from which on the matrix shows the strongest colour
 
 
 def draw(encoded: EncodedRun, measured: dict[str, Any], unsure: list[str], folder: Path) -> list[Figure]:

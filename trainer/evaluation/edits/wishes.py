@@ -19,13 +19,11 @@ from trainer.evaluation.identity import Recogniser, similarity
 from trainer.evaluation.networks import MetricNetwork
 from trainer.evaluation.skipped import SkippedError
 
-FACES = 128
-"""Faces an edit at most."""
+FACES = 128  # faces an edit at most
 STRONGEST, HALVINGS = 4.0, 8
 """Largest strength that is tried for all alike, and how often the range is halved in looking for the right one."""
 
-Edit = Callable[[Floats], Floats]
-"""Latents (N, D) to edited ones."""
+Edit = Callable[[Floats], Floats]  # latents (N, D) to edited ones
 
 
 def compare(
@@ -51,16 +49,19 @@ def compare(
         if not len(faces) or not len(tried):
             continue
         wished = _wish(test, name, sign)
-        wanted = _flipped(val, tried, name, sign, wished)
+        wanted = _judge(val, tried, name, sign, wished)[0].flipped or 0.0
         low, high = 0.0, STRONGEST
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            enough = _flipped(val, tried, name, sign, _move(test, name, sign * middle)) >= wanted
-            low, high = (low, middle) if enough else (middle, high)
-        edits[f"{side} {name}"] = {
-            way: _measure(test, faces, name, sign, edit, recogniser=network.network)
-            for way, edit in (("wished", wished), ("alike", _move(test, name, sign * high)))
-        }
+            quality, _images = _judge(val, tried, name, sign, _move(test, name, sign * middle))
+            low, high = (low, middle) if (quality.flipped or 0.0) >= wanted else (middle, high)
+        before = test.encoded.decode(test.mu[faces], fast=True)
+        ways: dict[str, Any] = {}
+        for way, edit in (("wished", wished), ("alike", _move(test, name, sign * high))):
+            quality, after = _judge(test, faces, name, sign, edit)
+            same = None if network.network is None else float(similarity(network.network, before, after).mean())
+            ways[way] = {**asdict(quality), "identity": same}
+        edits[f"{side} {name}"] = ways
     return {"faces": FACES, "network": network.description, "edits": edits}
 
 
@@ -74,22 +75,6 @@ def _wish(split: EditedFaces, name: str, sign: int) -> Edit:
 def _move(split: EditedFaces, name: str, strength: float) -> Edit:
     step = split.encoded.directions.move([(name, strength)]).step
     return lambda latents: latents + step
-
-
-def _flipped(split: EditedFaces, faces: NDArray[np.int64], name: str, sign: int, edit: Edit) -> float:
-    quality, _ = _judge(split, faces, name, sign, edit)
-    return quality.flipped or 0.0
-
-
-def _measure(
-    split: EditedFaces, faces: NDArray[np.int64], name: str, sign: int, edit: Edit, *, recogniser: Recogniser | None
-) -> dict[str, Any]:
-    quality, after = _judge(split, faces, name, sign, edit)
-    identity = None
-    if recogniser is not None:
-        before = split.encoded.decode(split.mu[faces], fast=True)
-        identity = float(similarity(recogniser, before, after).mean())
-    return {**asdict(quality), "identity": identity}
 
 
 def _judge(
