@@ -163,7 +163,7 @@ def test_side_effects_stand_off_the_diagonal_and_keep_takes_them_away(
     encoded: EncodedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matrix, "NUM_KEPT", 1)
-    found = matrix.rescoring(EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer()), 1.0)
+    found = matrix.rescoring(EditedFaces.of(encoded, seer(), "test"), EditedFaces.of(encoded, seer(), "val"), 1.0)
     assert found["edited"] == found["judged"] == list(NAMES)
     assert found["kept_directions"]["Smiling"] == ["Eyeglasses"]
     plain, keep = (np.array(found[mode]["matrix"]) for mode in ("plain", "keep"))
@@ -183,7 +183,7 @@ def test_edits_that_keep_leaves_nothing_of_are_named_and_count_in_no_mean(
     vectors = encoded.directions.vectors.copy()
     vectors[0] = vectors[1]  # a smile that is nothing but glasses
     same = replace(encoded, directions=replace(encoded.directions, vectors=vectors))
-    found = matrix.rescoring(EditedFaces.test(same, seer()), EditedFaces.val(same, seer()), 1.0)
+    found = matrix.rescoring(EditedFaces.of(same, seer(), "test"), EditedFaces.of(same, seer(), "val"), 1.0)
     assert found["nothing_left"] == ["Smiling", "Eyeglasses"]
     assert found["keep"]["attributes"]["Smiling"] == {"adding": None, "removing": None}
     assert found["keep"]["target"] == pytest.approx(found["keep"]["matrix"][2][2], abs=1e-3)
@@ -193,14 +193,14 @@ def test_edits_that_keep_leaves_nothing_of_are_named_and_count_in_no_mean(
 
 
 def test_every_kind_of_direction_is_compared(encoded: EncodedRun) -> None:
-    found = curves.curves(EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer()))
+    found = curves.curves(EditedFaces.of(encoded, seer(), "test"), EditedFaces.of(encoded, seer(), "val"))
     assert found["served"] == "mean"
     for kinds in (sides[side] for sides in found["attributes"].values() for side in ("adding", "removing")):
         assert set(kinds) == {"mean", "adjusted", "svm"}
         flips = [point["flipped"] for point in kinds["mean"]["points"]]
         assert flips == sorted(flips)
         assert flips[-1] == 1.0
-    own = curves.curves(EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer()), compare=False)[
+    own = curves.curves(EditedFaces.of(encoded, seer(), "test"), EditedFaces.of(encoded, seer(), "val"), compare=False)[
         "attributes"
     ]
     assert own["Smiling"]["adding"] == {"mean": found["attributes"]["Smiling"]["adding"]["mean"]}
@@ -209,7 +209,7 @@ def test_every_kind_of_direction_is_compared(encoded: EncodedRun) -> None:
     # The file says the kind; what is measured under its name are the stored directions themselves.
     turned = replace(encoded.directions, vectors=-encoded.directions.vectors, kinds=("svm",) * 3)
     other = replace(encoded, directions=turned)
-    found = curves.curves(EditedFaces.test(other, seer()), EditedFaces.val(other, seer()))
+    found = curves.curves(EditedFaces.of(other, seer(), "test"), EditedFaces.of(other, seer(), "val"))
     assert found["served"] == "svm"
     assert found["attributes"]["Smiling"]["adding"]["svm"]["points"][-1]["flipped"] == 0.0
 
@@ -218,7 +218,7 @@ def test_every_kind_of_direction_is_compared(encoded: EncodedRun) -> None:
 def test_directions_of_no_one_kind_are_compared_beside_all_kinds(encoded: EncodedRun, kinds: tuple[str, ...]) -> None:
     turned = replace(encoded.directions, vectors=-encoded.directions.vectors, kinds=kinds)
     other = replace(encoded, directions=turned)
-    found = curves.curves(EditedFaces.test(other, seer()), EditedFaces.val(other, seer()))
+    found = curves.curves(EditedFaces.of(other, seer(), "test"), EditedFaces.of(other, seer(), "val"))
     assert found["served"] == "served"
     assert found["attributes"]["Smiling"]["adding"]["served"]["points"][-1]["flipped"] == 0.0
 
@@ -227,7 +227,7 @@ def test_the_strength_is_chosen_on_val_and_measured_on_test(encoded: EncodedRun)
     """Val faces are far from red: they need four times the strength that test faces do."""
     mu = encoded.val_mu.copy()
     encoded.__dict__["val_mu"] = mu * np.array([4, 1, 1], np.float32)
-    test, val = EditedFaces.test(encoded, seer()), EditedFaces.val(encoded, seer())
+    test, val = EditedFaces.of(encoded, seer(), "test"), EditedFaces.of(encoded, seer(), "val")
     found = curves.curves(test, val)["attributes"]["Smiling"]["adding"]["mean"]
     best = found["best"]
     alone = curves.curves(test, test)["attributes"]["Smiling"]["adding"]["mean"]["best"]
@@ -240,7 +240,7 @@ def test_the_strength_is_chosen_on_val_and_measured_on_test(encoded: EncodedRun)
 def test_faces_that_go_as_far_as_they_need_go_less_far_than_all_alike(encoded: EncodedRun) -> None:
     sides = ((-0.5, 0.5),) * 3
     known = replace(encoded, directions=replace(encoded.directions, sides=sides))
-    test, val = EditedFaces.test(known, seer()), EditedFaces.val(known, seer())
+    test, val = EditedFaces.of(known, seer(), "test"), EditedFaces.of(known, seer(), "val")
     found = wishes.compare(test, val, NAMES[:2], MetricNetwork(None, "none"))
     assert found["network"] == "none"
     assert set(found["edits"]) == {f"{side} {name}" for side in ("adding", "removing") for name in NAMES[:2]}
@@ -251,7 +251,7 @@ def test_faces_that_go_as_far_as_they_need_go_less_far_than_all_alike(encoded: E
         assert alike["flipped"] == pytest.approx(wished["flipped"], abs=0.1)
         assert 0 < wished["strength"] / alike["strength"] < 0.95
     with pytest.raises(SkippedError, match="'Smiling' lie is not known"):
-        wishes.compare(EditedFaces.test(encoded, seer()), val, NAMES, MetricNetwork(None, "none"))
+        wishes.compare(EditedFaces.of(encoded, seer(), "test"), val, NAMES, MetricNetwork(None, "none"))
 
 
 def test_kept_predictions_are_balanced_over_sides_and_attributes() -> None:
@@ -284,7 +284,7 @@ def test_everything_about_edits_is_measured_and_drawn(encoded: EncodedRun, tmp_p
 
 def test_an_edit_that_no_test_face_needs_has_no_shares(encoded: EncodedRun, tmp_path: Path) -> None:
     labels = encoded.data.index.labels.copy()
-    labels[encoded.rows, 0] = True
+    labels[encoded.data.rows("test"), 0] = True
     index = replace(encoded.data.index, labels=labels)
     happy = replace(encoded, data=replace(encoded.data, index=index))
     found = curves.measure(happy, seer(), Options(), metric_networks())

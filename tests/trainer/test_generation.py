@@ -52,7 +52,7 @@ def encoded(trained: Path, data: FaceData) -> EncodedRun:
 
 def test_samples_are_drawn_from_the_runs_prior_as_the_server_draws(encoded: EncodedRun, trained: Path) -> None:
     priors = {**load_priors(trained / "prior.safetensors"), "prior": Gaussian.standard(encoded.mu.shape[1])}
-    for options, count in ((Options(seed=3), len(encoded.rows)), (Options(seed=3, samples=33), 33)):
+    for options, count in ((Options(seed=3), len(encoded.data.rows("test"))), (Options(seed=3, samples=33), 33)):
         sets = image_sets(encoded, options)
         for name, prior in priors.items():
             assert np.array_equal(sets[name](), encoded.decode(prior.draw(count, 3)))

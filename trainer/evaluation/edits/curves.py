@@ -46,13 +46,13 @@ def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: 
     """
     if not encoded.attributes:
         raise SkippedError(NO_ATTRIBUTES)
-    test = EditedFaces.test(encoded, judge)
+    test = EditedFaces.of(encoded, judge, "test")
     if not test.names:
         raise SkippedError(
             "needs directions of the data set's attributes, and this run has none; train on data with attributes, "
             "20 images on either side of each"
         )
-    val, strength = EditedFaces.val(encoded, judge), options.strength
+    val, strength = EditedFaces.of(encoded, judge, "val"), options.strength
 
     def rescoring() -> dict[str, Any]:
         if "rescoring" in options.skip:

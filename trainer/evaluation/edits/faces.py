@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,19 +34,11 @@ class EditedFaces:
     before: Logits  # (N, A) logits of their unedited reconstructions
 
     @classmethod
-    def of(cls, encoded: EncodedRun, judge: Classifier, mu: Floats, labels: NDArray[np.bool_]) -> EditedFaces:
-        """Decodes the faces, unedited, and has them judged."""
+    def of(cls, encoded: EncodedRun, judge: Classifier, split: Literal["test", "val"]) -> EditedFaces:
+        """Has a split's unedited faces judged; val is for choices that must not see the test split."""
+        mu = encoded.mu if split == "test" else encoded.val_mu
+        labels = encoded.data.index.labels[encoded.data.rows(split)]
         return cls(encoded, judge, mu, labels, judge.logits(encoded.decode(mu, fast=True)))
-
-    @classmethod
-    def test(cls, encoded: EncodedRun, judge: Classifier) -> EditedFaces:
-        """The test split's."""
-        return cls.of(encoded, judge, encoded.mu, encoded.labels)
-
-    @classmethod
-    def val(cls, encoded: EncodedRun, judge: Classifier) -> EditedFaces:
-        """The val split's: for choices that must not see the test split."""
-        return cls.of(encoded, judge, encoded.val_mu, encoded.data.index.labels[encoded.data.rows("val")])
 
     @property
     def names(self) -> list[str]:
