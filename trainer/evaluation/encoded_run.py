@@ -81,8 +81,8 @@ class Autoencoder:
 class EncodedRun:
     """A trained network and the images that it is judged on."""
 
-    autoencoder: Autoencoder  # the network
-    data: FaceData  # the data set, packed at the network's size
+    autoencoder: Autoencoder
+    data: FaceData  # packed at the network's size
     place: Placement  # where the measuring networks compute
     mu: Floats  # (N, D) posterior means of the test split
     log_var: Floats | None  # (N, D) their log variances; None where the encoder gives points
@@ -92,13 +92,12 @@ class EncodedRun:
     priors: dict[str, Prior]
 
     @classmethod
-    def of(cls, run: Path, data: FaceData, place: Placement | None = None) -> EncodedRun:
-        """Reads a finished run and encodes both splits; by default on the GPU if there is one.
+    def of(cls, run: Path, data: FaceData, place: Placement) -> EncodedRun:
+        """Reads a finished run and encodes both splits.
 
         Raises:
             RunError: the run has no weights, or no directions or prior of them.
         """
-        place = place or Placement.of()
         model = place.module(run_folder.load_model(run))
         autoencoder = Autoencoder.of(model.encoder, model.decoder, place)
         anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
@@ -114,7 +113,7 @@ class EncodedRun:
 
     @classmethod
     def of_autoencoder(
-        cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement | None = None
+        cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement
     ) -> EncodedRun:
         """Encodes both splits, and computes what a run has in its folder: a prior, and directions of `kind`.
 
@@ -127,7 +126,7 @@ class EncodedRun:
         found = directions_of(train_mu, data.index.labels[data.rows("train")], data.index.attributes, kind)
         path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
         run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
-        place, encoded = place or Placement.of(), _encode(autoencoder, data, "test")
+        encoded = _encode(autoencoder, data, "test")
         return cls(autoencoder, data, place, *encoded, train_mu, Directions.load(path), load_priors(folder / PRIOR))
 
     @cached_property
