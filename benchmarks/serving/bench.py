@@ -20,7 +20,7 @@ from serving.usage import Usage
 
 @dataclass(frozen=True)
 class Row:
-    """What one run gave."""
+    """What one run gave; NaN where there is none, and where the server isn't watched."""
 
     case: Case  # what was sent
     arrivals_per_s: float | None  # open loop: mean rate of arrivals; None for a closed loop
@@ -31,10 +31,10 @@ class Row:
     # a machine with nothing else to do. None without --bundle.
     cpu_share: float | None
     latency_ms: dict[str, float]  # percentiles 50, 90, 99, 99.9 and the largest
-    late_p99_ms: float | None  # open loop: how late the generator was itself, 99th percentile, ms; part of the latency
-    server_cores: float | None  # cores that the server kept busy; likewise client_cores
-    server_ms_per_image: float | None  # processor time of the server per image, ms
-    rss_mib: float | None  # largest resident memory of the server, MiB
+    late_p99_ms: float  # open loop: how late the generator was itself, 99th percentile, ms; part of the latency
+    server_cores: float  # cores that the server kept busy; likewise client_cores
+    server_ms_per_image: float  # processor time of the server per image, ms
+    rss_mib: float  # largest resident memory of the server, MiB
     client_cores: float
     failures: dict[str, int]  # requests without a right answer, by status
     shares: tuple[float | None, ...]  # of all rounds, of which this row is the median
@@ -60,7 +60,7 @@ class Row:
             **({} if closed else {"late p99": self.late_p99_ms}),
             "server cores": self.server_cores,
             "ms/image": self.server_ms_per_image,
-            "RSS MiB": None if self.rss_mib is None else round(self.rss_mib),
+            "RSS MiB": self.rss_mib,
             "client cores": self.client_cores,
             "failed": sum(self.failures.values()),
         }
@@ -145,10 +145,10 @@ def _row(
         share=share,
         cpu_share=cpu_share,
         latency_ms=calls.percentiles(),
-        late_p99_ms=None if closed else float(np.percentile(outcome.late, 99) * 1e3),
-        server_cores=usage.cores if usage.pid else None,
-        server_ms_per_image=usage.cpu_s / images * 1e3 if usage.pid and images else None,
-        rss_mib=usage.peak_mib if usage.pid else None,
+        late_p99_ms=float(np.percentile(outcome.late or [np.nan], 99) * 1e3),
+        server_cores=usage.cores,
+        server_ms_per_image=usage.cpu_s / images * 1e3 if images else np.nan,
+        rss_mib=usage.peak_mib,
         client_cores=outcome.cpu_s / usage.wall_s,
         failures=dict(outcome.failures),
         shares=(share,),

@@ -43,7 +43,7 @@ def test_tables_and_json(tmp_path: Path) -> None:
 
 
 CASE = Case("edit", "raw", "unary", 1, 32)
-ROW = Row(CASE, None, 9, 100.0, 0.5, 0.6, {"p50": 1.0}, None, 1.0, 1.0, 1.0, 0.1, {}, (0.5,))
+ROW = Row(CASE, None, 9, 100.0, 0.5, 0.6, {"p50": 1.0}, math.nan, 1.0, 1.0, 1.0, 0.1, {}, (0.5,))
 
 
 @pytest.mark.parametrize(("shares", "median"), [([0.5], 0.5), ([0.9, 0.1, 0.6], 0.6), ([0.4, 0.9, 0.1, 0.6], 0.4)])
