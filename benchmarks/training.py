@@ -24,9 +24,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing.connection import Connection
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,58 +191,51 @@ class _Ours:
         self._run.train_step(self._loss, next(self._batches))
 
 
-def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
-    """A side's process: builds it, then trains for as many seconds as it is told, until it is told None."""
+@cache
+def _loop(side: Side, config: TrainConfig, data: Path) -> _Straightforward | _Ours:
+    """A side's loop, made once in the side's own process, when it takes the first steps, too."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loop = _Straightforward(config, data) if side == "straightforward" else _Ours(config, data)
-    finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
     for _ in range(WARM_STEPS):
         loop.step()
+    return loop
+
+
+def _turn(side: Side, config: TrainConfig, data: Path, seconds: float) -> dict[str, float]:
+    """Trains for so long: images a second, the share of that time that it waited for data, and memory so far."""
+    loop = _loop(side, config, data)
+    finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
     finish()
-    link.send("ready")
-    while (seconds := link.recv()) is not None:
-        waited, steps, began = loop.waited, 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            loop.step()
-            steps += 1
-        finish()
-        took = time.perf_counter() - began
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        link.send(
-            {
-                "images_per_second": steps * config.batch_size / took,
-                "waiting_share": (loop.waited - waited) / took,
-                "peak_host_bytes": memory,
-                "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
-            }
-        )
+    waited, steps, began = loop.waited, 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        loop.step()
+        steps += 1
+    finish()
+    took = time.perf_counter() - began
+    return {
+        "images_per_second": steps * config.batch_size / took,
+        "waiting_share": (loop.waited - waited) / took,
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
+    }
 
 
 def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[str, Any]:
     """Measures both sides; what the JSON file holds."""
-    place = Placement.of(training.device, training.precision)
-    context = multiprocessing.get_context("spawn")
-    links: dict[Side, Connection] = {}
+    place, spawn = Placement.of(training.device, training.precision), multiprocessing.get_context("spawn")
     turns: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
-    processes = []
-    for side in SIDES:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(side, training, data, theirs))
-        process.start()
-        theirs.close()
-        processes.append(process)
-        links[side] = ours
-        _answer(ours, side)
-    for _ in range(config.turns):
-        for side in SIDES:
-            links[side].send(config.seconds)
-            turns[side].append(_answer(links[side], side))
-    for link in links.values():
-        link.send(None)
-    for process in processes:
-        process.join()
+    with ExitStack() as stack:
+        sides = {side: stack.enter_context(ProcessPoolExecutor(1, spawn)) for side in SIDES}
+        for turn in range(1 + config.turns):
+            for side, process in sides.items():
+                seconds = config.seconds if turn else 0.0  # the first makes the loop
+                try:
+                    turns[side].append(process.submit(_turn, side, training, data, seconds).result())
+                except BrokenProcessPool as error:
+                    raise ConfigError(f"the {side} side was killed, perhaps for want of memory") from error
     results = {
-        side: {key: statistics.median(turn[key] for turn in taken) for key in taken[0]} for side, taken in turns.items()
+        side: {key: statistics.median(turn[key] for turn in taken[1:]) for key in taken[0]}
+        for side, taken in turns.items()
     }
     return {
         "machine": machine(),
@@ -250,17 +245,10 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         "batch_size": training.batch_size,
         "dtype": str(place.dtype).removeprefix("torch."),
         "seconds": config.seconds,
-        "turns": turns,
+        "turns": {side: taken[1:] for side, taken in turns.items()},
         "results": results,
         "speed_up": results["ours"]["images_per_second"] / results["straightforward"]["images_per_second"],
     }
-
-
-def _answer(link: Connection, side: Side) -> Any:
-    try:
-        return link.recv()
-    except EOFError:
-        raise ConfigError(f"the {side} side ended before its time; its own message is above") from None
 
 
 def table(found: dict[str, Any]) -> str:
