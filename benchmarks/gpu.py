@@ -39,7 +39,13 @@ TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Makes a bundle for each precision, times them all, and writes the report."""
+    """Makes a bundle for each precision, times them all, and writes the report.
+
+    Raises:
+        InputError: a place can't be written to, or figures of PyTorch can't be read.
+        EngineError: the bundle can't be used, there is no GPU, TensorRT refuses all graphs, or an engine is beyond its
+            tolerances.
+    """
     from export.retarget import RetargetConfig, retarget  # noqa: PLC0415
 
     rehearsal = options.backend != "tensorrt"
@@ -63,7 +69,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def time_pytorch(options: argparse.Namespace) -> None:
-    """Times the rivals in FP16 at a few batch sizes: PyTorch, eager and compiled, and ONNX Runtime."""
+    """Times the rivals in FP16 at a few batch sizes: PyTorch, eager and compiled, and ONNX Runtime; writes the figures.
+
+    Raises:
+        InputError: PyTorch finds no GPU, or the run cannot be used.
+    """
     import torch  # noqa: PLC0415
     from gpu_pytorch import GpuBackend  # noqa: PLC0415
 
@@ -85,7 +95,7 @@ def time_pytorch(options: argparse.Namespace) -> None:
     timings = measure(sides, run.samples, run.directions, sizes, options.seconds)
     text = json.dumps([asdict(timing) for timing in timings], indent=2)
     options.json.write_text(text + "\n", encoding="utf-8")
-    print(table(timings))
+    print("\n".join(table(timings)))
 
 
 def _onnx_runtime(run: Any, options: argparse.Namespace) -> Backend:
@@ -142,7 +152,7 @@ def _report(
     lines += ["", "## Speed", ""]
     lines.append(f"uint8 in and out, host to host; sides in turns, {options.seconds:g} s a cell.")
     lines.append("p50 and p99 in ms, and images/s.")
-    return "\n".join([*lines, "", table(timings), ""])
+    return "\n".join([*lines, "", *table(timings), ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,16 +1,16 @@
-"""Latency and throughput of bundles' engines in this process, beside plain ONNX Runtime and PyTorch.
+"""Latency and throughput of bundles' engines in this process, beside plain ONNX Runtime and PyTorch, with parity.
 
 All sides get the same uint8 images and float32 latents and the same number of threads, and take turns in short
 blocks, so that a change of clock or load meets all. Plain ONNX Runtime runs the same graphs twice: with the options
-that the server gives it, and with its own defaults, whose threads spin. Whether the engines are right is what
-`python -m export.verify` says.
+that the server gives it, and with its own defaults, whose threads spin. Exit code 1 if an engine exceeds its
+tolerances.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from script import cores, machine, require_positive, run, summary, write_json
-from timing import doublings, measure, table
+from timing import Timing, by_case, doublings, measure
 
 from engine.backends import Backend, open_backend, open_graphs
 from engine.bundle import DECODER, ENCODER, Bundle
+from engine.proof.figures import Report
+from engine.proof.opening import tolerances_of
+from engine.proof.truth import Truth
 from export.errors import InputError
-from export.verify import require_run
+from export.proof.judge import NO_RUN, Trial, describe
+from export.verify import built_parity, require_run, run_truth
 from trainer.extras import require
 
 Images = npt.NDArray[np.uint8]
@@ -37,7 +41,7 @@ class LatencyConfig:
     bundle: tuple[Path, ...]
     """Bundle folder; several of one run are measured side by side."""
     run: Path | None = None
-    """Run folder that the bundles were built from: adds PyTorch eager, and measures on the run's images."""
+    """Run folder that the bundles were built from: adds PyTorch eager and measures parity anew."""
     compiled: bool = False
     """Add PyTorch compiled in bfloat16 (needs --run and a C++ compiler; a minute for each batch size)."""
     portable: bool = True
@@ -53,7 +57,12 @@ class LatencyConfig:
 
 
 class DefaultRuntime(Backend):
-    """ONNX Runtime with all of its own defaults, but for the number of threads where one is given."""
+    """ONNX Runtime with all of its own defaults, but for the number of threads where one is given.
+
+    Args:
+        folder: Of the portable graphs.
+        threads: Compute threads; None leaves the choice to it.
+    """
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         options = onnxruntime.SessionOptions()
@@ -75,42 +84,106 @@ class DefaultRuntime(Backend):
         return np.asarray(images)
 
 
-def open_sides(config: LatencyConfig, bundles: Sequence[Bundle], threads: int) -> tuple[dict[str, Backend], Images]:
-    """All sides by name, and images to encode, uint8 [N, S, S, 3]: the run's, or noise without a run."""
-    sides: dict[str, Backend] = {_name(bundle): open_backend(bundle, threads) for bundle in bundles}
-    first, manifest = bundles[0], bundles[0].manifest
-    if config.portable:
-        graphs = (first.path / ENCODER, first.path / DECODER)
-        sides["portable: onnxruntime fp32"] = open_graphs(
-            "onnxruntime", "fp32", *graphs, manifest.max_batch_size, threads=threads
-        )
-        sides["ONNX Runtime's defaults"] = DefaultRuntime(first.path, config.threads)
-    if config.run is None:
-        shape = (64, manifest.image_size, manifest.image_size, 3)
-        return sides, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    # Engines can be measured alone where there is no torch.
-    import torch  # noqa: PLC0415
+@dataclass(frozen=True)
+class Contest:
+    """Who is measured, on what.
 
-    from export.proof.reference import NAME, CompiledBackend, EagerBackend  # noqa: PLC0415
-    from export.run import Run  # noqa: PLC0415
+    Attributes:
+        bundles: The bundles, by the names of their sides.
+        sides: All sides by name; those of the bundles come first.
+        samples: Images to encode, uint8 [N, S, S, 3].
+        truth: What parity is measured against; None without a run.
+        trial: Edits for the run's classifier, or why there are none.
+    """
 
-    torch.set_num_threads(threads)
-    trained = Run.load(config.run)
-    for bundle in bundles:
-        require_run(bundle, config.run, trained.model_sha256)
-    sides[NAME] = EagerBackend(trained.model)
-    if config.compiled:
-        sides["PyTorch compiled BF16"] = CompiledBackend(trained.model)
-    return sides, trained.samples
+    bundles: dict[str, Bundle]
+    sides: dict[str, Backend]
+    samples: Images
+    truth: Truth | None
+    trial: Trial | str
+
+    @classmethod
+    def of(cls, config: LatencyConfig, bundles: Sequence[Bundle], threads: int) -> Contest:
+        """Opens all sides; without a run the images are noise.
+
+        Raises:
+            InputError: a bundle was not built from this run, or the run cannot be used; likewise RunError.
+            EngineError: an engine cannot be opened.
+        """
+        named = {f"{bundle.path.name}: {_describe(bundle)}": bundle for bundle in bundles}
+        sides: dict[str, Backend] = {name: open_backend(bundle, threads) for name, bundle in named.items()}
+        first = bundles[0]
+        if config.portable:
+            graphs = (first.path / ENCODER, first.path / DECODER)
+            largest = first.manifest.max_batch_size
+            sides["portable: onnxruntime fp32"] = open_graphs("onnxruntime", "fp32", *graphs, largest, threads=threads)
+            sides["ONNX Runtime's defaults"] = DefaultRuntime(first.path, config.threads)
+        if config.run is None:
+            size = first.manifest.image_size
+            noise = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
+            return cls(named, sides, noise, None, NO_RUN)
+        # Engines can be measured alone where there is no torch.
+        import torch  # noqa: PLC0415
+
+        from export.proof.reference import NAME, CompiledBackend, EagerBackend  # noqa: PLC0415
+        from export.run import Run  # noqa: PLC0415
+
+        torch.set_num_threads(threads)
+        # INT8 was calibrated on half of the run's images: if any bundle has it, all are measured on the others.
+        quantised = (bundle for bundle in bundles if bundle.manifest.precision == "int8")
+        truth, trial = run_truth(next(quantised, first), config.run)
+        for bundle in bundles[1:]:
+            require_run(bundle, config.run, first.manifest.run.get("model_sha256"))
+        model = Run.load(config.run).model
+        sides[NAME] = EagerBackend(model)
+        if config.compiled:
+            sides["PyTorch compiled BF16"] = CompiledBackend(model)
+        return cls(named, sides, truth.images, truth, trial)
+
+    def parity(self) -> dict[str, Report]:
+        """Parity of each bundle's engine measured now; without a run, as it was measured at export.
+
+        Raises:
+            InputError: a bundle does not say how exact it should be.
+        """
+        reports = {}
+        for name, bundle in self.bundles.items():
+            if self.truth is None:
+                reports[name] = built_parity(bundle)
+                continue
+            side, largest = self.sides[name], bundle.manifest.max_batch_size
+            stage = self.truth.compare(side, name, tolerances_of(bundle), largest)
+            if not isinstance(self.trial, str):
+                stage = replace(stage, judged=self.trial.judge(side, largest))
+            reports[name] = Report(self.truth.what, len(self.samples), describe(self.trial), {"engine": stage})
+        return reports
 
 
-def _name(bundle: Bundle) -> str:
+def _describe(bundle: Bundle) -> str:
     manifest = bundle.manifest
-    return f"{bundle.path.name}: {manifest.backend} {manifest.precision} on {manifest.device}"
+    return f"{manifest.backend} {manifest.precision} on {manifest.device}"
+
+
+def table(timings: Sequence[Timing]) -> str:
+    """The timings as text for a screen; the last column compares throughput with the last side's."""
+    lines = [f"{'batch':>5}  {'':<8}{'p50 ms':>10}{'p99 ms':>10}{'images/s':>10}{'ratio':>9}"]
+    for (size, operation), sides in by_case(timings).items():
+        *_, last = sides.values()
+        for index, (name, timing) in enumerate(sides.items()):
+            case = f"{size:>5}  {operation:<8}" if index == 0 else " " * 15
+            figures = f"{timing.p50_ms:>10.2f}{timing.p99_ms:>10.2f}{timing.images_per_s:>10.0f}"
+            lines.append(f"{case}{figures}{timing.images_per_s / last.images_per_s:>8.2f}x  {name}")
+    return "\n".join(lines)
 
 
 def benchmark(config: LatencyConfig) -> bool:
-    """Measures, prints the table and writes the JSON."""
+    """Measures, prints the tables and writes the JSON.
+
+    Raises:
+        InputError: a flag, the bundle or the run cannot be used; likewise RunError.
+        EngineError: the bundle is damaged, or its runtime is missing.
+        ParityError: the engines are beyond their tolerances; everything has been printed and written.
+    """
     if config.run is not None:
         require("train")
     require_positive(config, "seconds", "threads")
@@ -123,20 +196,39 @@ def benchmark(config: LatencyConfig) -> bool:
         if not 1 <= size <= largest:
             raise InputError(f"--batch-sizes {size}: these bundles take 1 to {largest} images")
     here = {**machine(), "threads": config.threads or cores()}
-    sides, images = open_sides(config, bundles, here["threads"])
-    timings = measure(sides, images, bundles[0].directions, batch_sizes, config.seconds)
+    contest = Contest.of(config, bundles, here["threads"])
+    reports = contest.parity()
+    timings = measure(contest.sides, contest.samples, bundles[0].directions, batch_sizes, config.seconds)
 
-    print(f"{summary(here)}\n{here['threads']} threads; p50 and p99 in ms, and images/s")
+    print(f"{summary(here)}\n{here['threads']} threads")
     if here["load"] > here["cores"] / 2:
         print("this machine was busy: PyTorch's threads suffer more from that than the engine's, so measure again")
     print(f"\n{table(timings)}")
+    if contest.truth is None:
+        print("PyTorch was not measured (give --run); parity is quoted from the export")
+    for name, parity in reports.items():
+        print(f"\n{name}\n{parity.table()}")
     record = {
         "machine": here,
-        "bundles": {_name(bundle): asdict(bundle.manifest) for bundle in bundles},
+        "bundles": {
+            name: {**asdict(bundle.manifest), "parity": reports[name].to_json()}
+            for name, bundle in contest.bundles.items()
+        },
         "seconds": config.seconds,
-        "results": [asdict(timing) for timing in timings],
+        "results": [
+            {
+                "batch_size": size,
+                "operation": operation,
+                "timings": {name: asdict(timing) for name, timing in sides.items()},
+            }
+            for (size, operation), sides in by_case(timings).items()
+        ],
+        "parity_measured": "now" if contest.truth else "at export",
+        "parity_holds": not any(stage.failures() for parity in reports.values() for stage in parity.stages.values()),
     }
     write_json(config.json, record)
+    for parity in reports.values():
+        parity.require()
     return True
 
 

@@ -58,7 +58,7 @@ class LoadConfig:
     rounds: int = 1
     """Times that each closed loop is run, for machines that drift; the one with the median share counts."""
     json: Path | None = None
-    """File to write all figures to."""
+    """File to write all figures to, latency histograms too."""
 
     def cases(self) -> Iterator[Case]:
         """Closed-loop cases, those that share an in-process rate beside each other."""

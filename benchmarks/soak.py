@@ -130,6 +130,7 @@ def soak(config: SoakConfig) -> bool:
         "tolerance": asdict(orders.tolerance),
         "deviation": asdict(orders.deviation),
         "latency_ms": tally.calls.percentiles(),
+        "histogram_ms": tally.calls.histogram(),
         "server": {"cores": usage.cores, "rss_mib": usage.rss_mib, "growth": growth(usage)},
         "checks": checks,
     }

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from serving.figures import markdown
 from tqdm import tqdm
 
 from engine.backends import Backend
@@ -20,21 +19,31 @@ from engine.latents import Directions
 OPERATIONS = ("encode", "edit", "decode")
 BLOCK_SECONDS = 0.1
 """Length of a side's turn: long beside a call, short beside changes of a machine's clock and load."""
-MIN_CALLS = 20  # fewest calls that percentiles are taken of, however slow they are
+MIN_CALLS = 20
+"""Fewest calls that percentiles are taken of, however slow they are."""
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one side took for one operation at one batch size."""
+    """What one side took for one operation at one batch size.
+
+    Attributes:
+        side: Its name.
+        operation: One of `OPERATIONS`.
+        batch_size: Images a call.
+        calls: Calls that were timed; with fewer than 100, `p99_ms` is little else than the slowest.
+        images_per_s: Images of all timed calls by the time that they took.
+        mean_ms: Mean duration of a call, ms; likewise the shortest, and percentiles 50, 90 and 99.
+    """
 
     side: str
-    operation: str  # one of `OPERATIONS`
-    batch_size: int  # images a call
-    calls: int  # with fewer than 100, `p99_ms` is little else than the slowest
+    operation: str
+    batch_size: int
+    calls: int
     images_per_s: float
-    mean_ms: float  # of a call; likewise the shortest, and percentiles
+    mean_ms: float
     min_ms: float
     p50_ms: float
     p90_ms: float
@@ -53,7 +62,12 @@ def measure(
 ) -> list[Timing]:
     """Times every operation at every batch size, all sides in turn, each for so many seconds.
 
-    Images, uint8 [N, S, S, 3], are repeated where a batch is larger; edits move along the first direction, if any.
+    Args:
+        sides: Who is timed, by name.
+        images: uint8 [N, S, S, 3], repeated where a batch is larger.
+        directions: Edits move along the first one, where there is any.
+        sizes: Images a call.
+        seconds: Time of each operation at each size, for each side.
     """
     shape = (max(sizes), directions.latent_dim)
     latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
@@ -96,11 +110,22 @@ def doublings(largest: int) -> list[int]:
     return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
-def table(timings: Sequence[Timing]) -> str:
-    """Markdown: a row for each batch size and operation, a column for each side: p50 and p99, ms, and images/s."""
-    sides = dict.fromkeys((timing.side for timing in timings), "-")
-    rows: dict[tuple[int, str], dict[str, object]] = {}
-    for one in sorted(timings, key=lambda timing: timing.batch_size):
-        row = rows.setdefault((one.batch_size, one.operation), {"batch": one.batch_size, "": one.operation, **sides})
-        row[one.side] = f"{one.p50_ms:.3f}, {one.p99_ms:.3f}, {one.images_per_s:,.0f}"
-    return markdown(list(rows.values()))
+def by_case(timings: Sequence[Timing]) -> dict[tuple[int, str], dict[str, Timing]]:
+    """Timings by batch size and operation, and then by side."""
+    cases: dict[tuple[int, str], dict[str, Timing]] = {}
+    for timing in timings:
+        cases.setdefault((timing.batch_size, timing.operation), {})[timing.side] = timing
+    return cases
+
+
+def table(timings: Sequence[Timing]) -> list[str]:
+    """A table: a row for each batch size and operation, a column for each side."""
+    sides = list(dict.fromkeys(timing.side for timing in timings))
+    lines = [f"| batch | | {' | '.join(sides)} |", f"|---|---|{'---|' * len(sides)}"]
+    for (size, operation), found in sorted(by_case(timings).items(), key=lambda case: case[0][0]):
+        lines.append(f"| {size} | {operation} | {' | '.join(_cell(found.get(side)) for side in sides)} |")
+    return lines
+
+
+def _cell(timing: Timing | None) -> str:
+    return f"{timing.p50_ms:.3f}, {timing.p99_ms:.3f}, {timing.images_per_s:,.0f}" if timing else "-"

@@ -5,7 +5,7 @@
 The straightforward loop is what the seed document writes down: a DataLoader whose workers decode and transform the
 JPEGs, eager FP32, frozen VGG19 with the target's features under no_grad, Adam; same network, taps and batch. The two
 are processes of their own and take turns, so that a change of clock or load meets both; the one whose turn it is not
-waits.
+waits. FLOPs are those that the straightforward loop needs an image, counted by PyTorch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +37,7 @@ from script import machine, require_positive, run, write_json
 from serving.figures import markdown
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from trainer.config import TrainConfig
@@ -82,7 +81,11 @@ class SpeedConfig:
     """File to write all figures to."""
 
     def training(self) -> TrainConfig:
-        """The configuration that both sides train."""
+        """The configuration that both sides train.
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
         if self.preset not in PRESETS:
             raise ConfigError(f"--preset {self.preset}: choose one of {', '.join(PRESETS)}")
         config = PRESETS[self.preset]()
@@ -150,11 +153,9 @@ class _Straightforward:
                 found.append(activation)
         return found
 
-    def step(self) -> None:
-        began = time.perf_counter()
-        images = next(self._batches)  # (B, 3, S, S)
-        self.waited += time.perf_counter() - began
-        config, images = self.config, images.to(self.device)
+    def learn(self, images: Tensor) -> None:
+        """One step on images (B, 3, S, S)."""
+        config = self.config
         noise = torch.randn(len(images), config.model.latent_dim, device=self.device)
         output = self.model(images, noise)
         reconstruction = config.pixel_weight * F.mse_loss(output.images, images)
@@ -168,6 +169,19 @@ class _Straightforward:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+
+    def step(self) -> None:
+        began = time.perf_counter()
+        images = next(self._batches)
+        self.waited += time.perf_counter() - began
+        self.learn(images.to(self.device))
+
+    def flops_per_image(self) -> float:
+        """Floating-point operations that training on one image takes, forwards and backwards."""
+        size, batch = self.config.model.image_size, self.config.batch_size
+        with FlopCounterMode(display=False) as counter:
+            self.learn(torch.rand(batch, 3, size, size, device=self.device))
+        return float(counter.get_total_flops()) / batch
 
 
 class _Ours:
@@ -191,52 +205,80 @@ class _Ours:
         self._run.train_step(self._loss, next(self._batches))
 
 
-@cache
-def _loop(side: Side, config: TrainConfig, data: Path) -> _Straightforward | _Ours:
-    """A side's loop, made once in the side's own process, when it takes the first steps, too."""
+def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
+    """A side's process: builds it, then trains for as many seconds as it is told, until it is told None."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loop = _Straightforward(config, data) if side == "straightforward" else _Ours(config, data)
+    finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
     for _ in range(WARM_STEPS):
         loop.step()
-    return loop
+    finish()
+    link.send(loop.flops_per_image() if isinstance(loop, _Straightforward) else 0.0)
+    while (seconds := link.recv()) is not None:
+        waited, steps, began = loop.waited, 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            loop.step()
+            steps += 1
+        finish()
+        took = time.perf_counter() - began
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        link.send(
+            {
+                "images_per_second": steps * config.batch_size / took,
+                "waiting_share": (loop.waited - waited) / took,
+                "peak_host_bytes": memory,
+                "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
+            }
+        )
 
 
-def _turn(side: Side, config: TrainConfig, data: Path, seconds: float) -> dict[str, float]:
-    """Trains for so long: images a second, the share of that time that it waited for data, and memory so far."""
-    loop = _loop(side, config, data)
-    finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
-    finish()
-    waited, steps, began = loop.waited, 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        loop.step()
-        steps += 1
-    finish()
-    took = time.perf_counter() - began
-    return {
-        "images_per_second": steps * config.batch_size / took,
-        "waiting_share": (loop.waited - waited) / took,
-        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
-    }
+def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The machine's rate of large matrix products, FLOP/s: median of ten."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    rates = []
+    for _ in range(12):
+        began = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        rates.append(2 * side**3 / (time.perf_counter() - began))
+    return statistics.median(rates[2:])
 
 
 def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[str, Any]:
     """Measures both sides; what the JSON file holds."""
-    place, spawn = Placement.of(training.device, training.precision), multiprocessing.get_context("spawn")
-    turns: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
-    with ExitStack() as stack:
-        sides = {side: stack.enter_context(ProcessPoolExecutor(1, spawn)) for side in SIDES}
-        for turn in range(1 + config.turns):
-            for side, process in sides.items():
-                seconds = config.seconds if turn else 0.0  # the first makes the loop
-                try:
-                    turns[side].append(process.submit(_turn, side, training, data, seconds).result())
-                except BrokenProcessPool as error:
-                    raise ConfigError(f"the {side} side was killed, perhaps for want of memory") from error
-    results = {
-        side: {key: statistics.median(turn[key] for turn in taken[1:]) for key in taken[0]}
-        for side, taken in turns.items()
+    place = Placement.of(training.device, training.precision)
+    rates = {
+        "straightforward": gemm_flops(place.device, torch.float32),
+        "ours": gemm_flops(place.device, place.dtype),
     }
+    context = multiprocessing.get_context("spawn")
+    links: dict[Side, Connection] = {}
+    flops = 0.0
+    turns: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
+    processes = []
+    for side in SIDES:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(side, training, data, theirs))
+        process.start()
+        theirs.close()
+        processes.append(process)
+        links[side] = ours
+        flops = max(flops, _answer(ours, side))
+    for _ in range(config.turns):
+        for side in SIDES:
+            links[side].send(config.seconds)
+            turns[side].append(_answer(links[side], side))
+    for link in links.values():
+        link.send(None)
+    for process in processes:
+        process.join()
+    results = {}
+    for side in SIDES:
+        middle = {key: statistics.median(turn[key] for turn in turns[side]) for key in turns[side][0]}
+        rate = middle["images_per_second"] * flops
+        results[side] = {**middle, "flops": rate, "gemm_flops": rates[side], "gemm_share": rate / rates[side]}
     return {
         "machine": machine(),
         "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
@@ -244,11 +286,19 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         "image_size": training.model.image_size,
         "batch_size": training.batch_size,
         "dtype": str(place.dtype).removeprefix("torch."),
+        "flops_per_image": flops,
         "seconds": config.seconds,
-        "turns": {side: taken[1:] for side, taken in turns.items()},
+        "turns": turns,
         "results": results,
         "speed_up": results["ours"]["images_per_second"] / results["straightforward"]["images_per_second"],
     }
+
+
+def _answer(link: Connection, side: Side) -> Any:
+    try:
+        return link.recv()
+    except EOFError:
+        raise ConfigError(f"the {side} side ended before its time; its own message is above") from None
 
 
 def table(found: dict[str, Any]) -> str:
@@ -261,19 +311,25 @@ def table(found: dict[str, Any]) -> str:
                 "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
                 "images/s": one["images_per_second"],
                 "waiting for data": f"{one['waiting_share']:.1%}",
+                "GFLOP/s": round(one["flops"] / 1e9),
+                "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
                 "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
                 "GPU": one["peak_gpu_bytes"] / 2**30,
             }
         )
     return (
         f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
-        f"{found['device']}\n\n{markdown(rows)}\n\n"
+        f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image\n\n{markdown(rows)}\n\n"
         f"ours is {found['speed_up']:.2f} times as fast"
     )
 
 
 def benchmark(config: SpeedConfig) -> bool:
-    """Measures and prints."""
+    """Measures and prints.
+
+    Raises:
+        TrainerError: a flag or the data cannot be used; likewise InputError.
+    """
     require_positive(config, "seconds", "turns")
     training = config.training()
     with tempfile.TemporaryDirectory() as folder:

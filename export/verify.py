@@ -88,6 +88,20 @@ def verify(config: VerifyConfig) -> Report:
     return report
 
 
+def built_parity(bundle: Bundle) -> Report:
+    """Parity as it was measured when the bundle was built.
+
+    Raises:
+        InputError: the manifest does not say.
+    """
+    try:
+        return Report.from_json(bundle.manifest.parity)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{bundle.path}: its manifest has no parity figures of this version; build it again"
+        ) from error
+
+
 def run_truth(bundle: Bundle, path: Path) -> tuple[Truth, Trial | str]:
     """PyTorch's answers on the held-out images of the run that a bundle was built from, and edits for its classifier.
 

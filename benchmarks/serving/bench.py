@@ -37,6 +37,7 @@ class Row:
     rss_mib: float  # largest resident memory of the server, MiB
     client_cores: float
     failures: dict[str, int]  # requests without a right answer, by status
+    histogram_ms: list[tuple[float, int]]  # upper bound in ms, and number of calls
     shares: tuple[float | None, ...]  # of all rounds, of which this row is the median
 
     @classmethod
@@ -151,5 +152,6 @@ def _row(
         rss_mib=usage.peak_mib,
         client_cores=outcome.cpu_s / usage.wall_s,
         failures=dict(outcome.failures),
+        histogram_ms=calls.histogram(),
         shares=(share,),
     )

@@ -1,4 +1,4 @@
-"""Figures of a run: percentiles of latencies, throughput, and Markdown tables."""
+"""Figures of a run: latencies as percentiles and histogram, throughput, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 Doubles = npt.NDArray[np.float64]
+
+
+_BUCKETS_PER_DECADE = 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class Calls:
         if not len(self):
             return dict.fromkeys(shares, float("nan"))
         return {name: float(np.percentile(self.latencies * 1e3, share)) for name, share in shares.items()}
+
+    def histogram(self) -> list[tuple[float, int]]:
+        """Pairs of a bucket's upper bound, ms, and its number of calls; bounds are 12 % apart, empty buckets left out.
+
+        The bounds are the same for every run, so that histograms can be added.
+        """
+        steps = np.ceil(np.log10(np.maximum(self.latencies * 1e3, 1e-3)) * _BUCKETS_PER_DECADE).astype(int)
+        found, counts = np.unique(steps, return_counts=True)
+        return [(float(10 ** (step / _BUCKETS_PER_DECADE)), int(n)) for step, n in zip(found, counts, strict=True)]
 
 
 def _cell(value: object) -> str:

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from script import write_json
 from serving.bench import Row
@@ -20,6 +21,20 @@ def test_percentiles_are_of_all_calls() -> None:
     assert ms["p99_9"] == pytest.approx(999.001)
     assert ms["max"] == pytest.approx(1000)
     assert all(math.isnan(value) for value in Calls.of([]).percentiles().values())
+
+
+def test_histograms_hold_every_call_and_add_up() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (Calls.of([(0.0, taken) for taken in rng.exponential(0.01, 500)]) for _ in range(2))
+    assert sum(count for _, count in first.histogram()) == 500
+    for bound, _ in first.histogram():
+        below = np.count_nonzero(first.latencies * 1e3 <= bound * (1 + 1e-9))
+        assert below == sum(count for other, count in first.histogram() if other <= bound)
+    together = Calls.of([(0.0, float(taken)) for calls in (first, second) for taken in calls.latencies])
+    added = dict(first.histogram())
+    for bound, count in second.histogram():
+        added[bound] = added.get(bound, 0) + count
+    assert dict(together.histogram()) == added
 
 
 def test_the_rate_leaves_out_the_ends() -> None:
@@ -43,7 +58,7 @@ def test_tables_and_json(tmp_path: Path) -> None:
 
 
 CASE = Case("edit", "raw", "unary", 1, 32)
-ROW = Row(CASE, None, 9, 100.0, 0.5, 0.6, {"p50": 1.0}, math.nan, 1.0, 1.0, 1.0, 0.1, {}, (0.5,))
+ROW = Row(CASE, None, 9, 100.0, 0.5, 0.6, {"p50": 1.0}, math.nan, 1.0, 1.0, 1.0, 0.1, {}, [(1.0, 9)], (0.5,))
 
 
 @pytest.mark.parametrize(("shares", "median"), [([0.5], 0.5), ([0.9, 0.1, 0.6], 0.6), ([0.4, 0.9, 0.1, 0.6], 0.4)])

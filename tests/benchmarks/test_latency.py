@@ -1,10 +1,12 @@
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builds import plain, silent
+from bundles import reseal, spoil
 from runs import write_run
 from scripts import benchmark, require_refused
 
@@ -34,44 +36,49 @@ def latency(*arguments: object) -> subprocess.CompletedProcess[str]:
     return benchmark("latency", *arguments, "--seconds", 0.01)
 
 
-def check_timing(timing: dict[str, Any]) -> None:
+def check_timing(timing: dict[str, Any], batch_size: int) -> None:
     assert timing["calls"] >= 20
     assert 0 < timing["min_ms"] <= timing["p50_ms"] <= timing["p90_ms"] <= timing["p99_ms"]
-    assert timing["images_per_s"] == pytest.approx(timing["batch_size"] * 1000 / timing["mean_ms"])
-
-
-def cases(figures: dict[str, Any]) -> list[tuple[int, str, str]]:
-    return [(timing["batch_size"], timing["operation"], timing["side"]) for timing in figures["results"]]
+    assert timing["images_per_s"] == pytest.approx(batch_size * 1000 / timing["mean_ms"])
 
 
 ENGINE, PORTABLE = "bundle: onnxruntime fp32 on cpu", "portable: onnxruntime fp32"
-OPERATIONS = ("encode", "edit", "decode")
 DEFAULTS, PYTORCH = "ONNX Runtime's defaults", "PyTorch eager FP32"
 
 
 def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
     result = latency("--bundle", bundle, "--run", run, "--threads", 1, "--json", tmp_path / "latency.json")
     assert result.returncode == 0, result.stderr
+    assert "decode of N(0, I)" in result.stdout
     figures = json.loads((tmp_path / "latency.json").read_text())
-    sides = (ENGINE, PORTABLE, DEFAULTS, PYTORCH)
-    assert cases(figures) == [(size, name, side) for size in (1, 2, 3) for name in OPERATIONS for side in sides]
-    for timing in figures["results"]:
-        check_timing(timing)
+    cases = [(case["batch_size"], case["operation"]) for case in figures["results"]]
+    assert cases == [(size, name) for size in (1, 2, 3) for name in ("encode", "edit", "decode")]
+    for case in figures["results"]:
+        assert list(case["timings"]) == [ENGINE, PORTABLE, DEFAULTS, PYTORCH]
+        for timing in case["timings"].values():
+            check_timing(timing, case["batch_size"])
     assert figures["machine"]["threads"] == 1
     assert {"cpu", "cores", "load", "system", "date", "versions"} <= set(figures["machine"])
     assert figures["bundles"][ENGINE]["backend"] == "onnxruntime"
-    lines = [line.split(" | ") for line in result.stdout.splitlines() if line.startswith("|")]
-    for side in sides:
-        assert side in " | ".join(lines[0])
-    assert [len(line) for line in lines[2:]] == [6] * 9
+    assert figures["parity_measured"] == "now"
+    assert figures["parity_holds"] is True
+    assert figures["bundles"][ENGINE]["parity"]["samples"] == 3
+    lines = result.stdout.splitlines()
+    for side in (ENGINE, PORTABLE, DEFAULTS, PYTORCH):
+        assert sum(line.endswith(f"x  {side}") for line in lines) == 9
 
 
 def test_without_a_run_pytorch_is_left_out(bundle: Path, tmp_path: Path) -> None:
     arguments = ("--batch-sizes", 2, "--threads", 1, "--json", tmp_path / "latency.json", "--no-portable")
     result = latency("--bundle", bundle, *arguments)
     assert result.returncode == 0, result.stderr
+    assert "PyTorch was not measured (give --run); parity is quoted from the export" in result.stdout
     figures = json.loads((tmp_path / "latency.json").read_text())
-    assert cases(figures) == [(2, name, ENGINE) for name in OPERATIONS]
+    assert [case["batch_size"] for case in figures["results"]] == [2, 2, 2]
+    assert all(list(case["timings"]) == [ENGINE] for case in figures["results"])
+    assert figures["parity_measured"] == "at export"
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert figures["bundles"][ENGINE]["parity"] == manifest["parity"]
 
 
 def test_several_bundles_side_by_side(run: Path, bundle: Path, rewritten: Path, tmp_path: Path) -> None:
@@ -80,8 +87,21 @@ def test_several_bundles_side_by_side(run: Path, bundle: Path, rewritten: Path, 
     assert result.returncode == 0, result.stderr
     figures = json.loads((tmp_path / "latency.json").read_text())
     sides = [ENGINE, "rewritten: onnxruntime fp32 on cpu", PORTABLE, DEFAULTS, PYTORCH]
-    assert cases(figures) == [(1, name, side) for name in OPERATIONS for side in sides]
+    assert all(list(case["timings"]) == sides for case in figures["results"])
     assert list(figures["bundles"]) == sides[:2]
+
+
+def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path, tmp_path: Path) -> None:
+    wrong = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    spoil(wrong / "decoder.onnx")
+    reseal(wrong)  # only a new measurement of parity can notice
+    arguments = ("--run", run, "--batch-sizes", 1, "--threads", 1, "--json", tmp_path / "latency.json")
+    result = latency("--bundle", wrong, *arguments)
+    assert result.returncode == 1
+    message = "error: stage engine (bundle: onnxruntime fp32 on cpu) differs from PyTorch eager FP32: decode of mu"
+    assert result.stderr.startswith(message)
+    assert "FAIL" in result.stdout
+    assert json.loads((tmp_path / "latency.json").read_text())["parity_holds"] is False
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def check_row(row: dict[str, Any]) -> None:
     latency = [row["latency_ms"][name] for name in PERCENTILES]
     assert latency == sorted(latency)
     assert latency[0] > 0
-    assert row["requests"] > 0
+    assert sum(count for _, count in row["histogram_ms"]) == row["requests"] > 0
     assert row["images_per_s"] > 0
     assert row["failures"] == {}
     assert row["rss_mib"] > 10
