@@ -60,7 +60,7 @@ class Evaluate:
     data: Path
     """Data set, as for train."""
     labels: Path | None = None
-    """CSV of labels, as for train; default: the run's."""
+    """CSV of labels, as for train; default: the run's for the data that it was trained on, and other data's own."""
     align: tyro.conf.FlagCreatePairsOff[bool] = False
     """Find and align faces as train does with --align; a run that was trained so does it anyway."""
     options: tyro.conf.OmitArgPrefixes[Options] = dataclasses.field(default_factory=Options)
@@ -71,13 +71,12 @@ class Evaluate:
     def __call__(self) -> None:
         """Runs the command."""
         from trainer import run_folder  # noqa: PLC0415
-        from trainer.data import load_data_as  # noqa: PLC0415
+        from trainer.data import load_data_for  # noqa: PLC0415
         from trainer.evaluation.evaluate import REPORT, evaluate  # noqa: PLC0415
         from trainer.evaluation.report import summary  # noqa: PLC0415
         from trainer.hardware import threads  # noqa: PLC0415
 
-        config, _ = run_folder.load_config(self.run)
-        data = load_data_as(config, self.data, labels=self.labels, align=self.align)
+        data = load_data_for(*run_folder.load_config(self.run), self.data, labels=self.labels, align=self.align)
         with threads.limited(threads.choose(self.threads)):
             print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {(self.options.out or self.run) / REPORT}")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from trainer.__main__ import main
+from trainer.config import ModelConfig, TrainConfig
 from trainer.data import ATTRIBUTES as ATTRIBUTES_FILE
-from trainer.data import IMAGES, PARTITION, FaceData, Index, Pack, load_data, read_index
+from trainer.data import IMAGES, PARTITION, FaceData, Index, Pack, load_data, load_data_as, load_data_for, read_index
+from trainer.data.labels import Unlabelled
 from trainer.data.splits import split_by_name
 from trainer.errors import DataError
 
@@ -358,6 +361,42 @@ def test_a_csv_without_a_proper_header_is_refused(tmp_path: Path, content: str, 
         read_index(tmp_path / "set", labels=tmp_path / "labels.csv")
     with pytest.raises(DataError, match=r"--labels .*none\.csv: does not exist; give a CSV with the header"):
         read_index(tmp_path / "set", labels=tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("unlabelled", ["refuse", "leave out"])
+@pytest.mark.parametrize("lines", [["a/9.png,1"], ["a/9.png,1", "a/1.png,1"]])
+def test_to_skip_images_is_advised_where_it_helps(tmp_path: Path, lines: list[str], unlabelled: Unlabelled) -> None:
+    draw(tmp_path / "set", [f"{folder}/{number}.png" for folder in "abc" for number in range(9)])
+    with pytest.raises(DataError) as caught:
+        read_index(tmp_path / "set", labels=csv_for(tmp_path / "labels.csv", lines), unlabelled=unlabelled)
+    helps = unlabelled == "refuse" and len(lines) > 1  # of a list of nothing else nothing would be left
+    assert ("--skip-damaged" in str(caught.value)) == helps
+    assert ("remove the lines of images that are not there" in str(caught.value)) == (unlabelled == "leave out")
+
+
+def test_labels_and_splits_of_a_run_are_for_its_own_data(tmp_path: Path) -> None:
+    root = lfw(tmp_path / "own")
+    names = read_index(root).files
+    table = csv_for(tmp_path / "labels.csv", [f"{name},{row % 2}" for row, name in enumerate(names)])
+    config = TrainConfig(model=ModelConfig(image_size=32), crop=0, labels=table, split_by="folder")
+    own = load_data_as(config, root, labels=table, split_by="folder")
+    resolved = {"data": str(root), "data_fingerprint": own.fingerprint}
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    for place in (root, copy):
+        found = load_data_for(config, resolved, place)
+        assert (found.index.attributes, found.fingerprint) == (("Happy",), own.fingerprint)
+    celeba = torchvision(tmp_path / "celeba")
+    found = load_data_for(config, resolved, celeba)
+    assert (found.index.attributes, found.index.splits.tolist()) == (ATTRIBUTES, SPLITS.tolist())
+    Image.new("RGB", (20, 20), "red").save(copy / names[0])  # other pictures, though of the same names
+    assert load_data_for(config, resolved, copy).index.attributes == ()
+    theirs = csv_for(tmp_path / "theirs.csv", [f"{name},1" for name in NAMES])
+    assert load_data_for(config, resolved, celeba, labels=theirs).index.attributes == ("Happy",)
+    with pytest.raises(DataError, match=r"nowhere does not exist"):
+        load_data_for(config, resolved, tmp_path / "nowhere")
+    csv_for(table, [f"{name},1" for name in names[1:]])
+    with pytest.raises(DataError, match=rf"labels\.csv lists {len(names) - 1} of the {len(names)} images"):
+        load_data_for(config, resolved, root)
 
 
 # Parquet

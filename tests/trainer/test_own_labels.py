@@ -205,6 +205,22 @@ def test_directions_of_other_weights_are_not_kept(run: Path, faces: Path, data: 
     assert load(run).names == found.names[:-1]
 
 
+def test_other_data_than_the_run_s_are_taken_by_their_own_labels(
+    run: Path, faces: Path, data: FaceData, tmp_path: Path
+) -> None:
+    csv = write_csv(tmp_path / "own.csv", data, ("Grin",), len(data.index.files))
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["labels"] = str(csv)  # as if it had been trained with them
+    (run / "config.json").write_text(json.dumps(config))
+    other = Path(shutil.copytree(faces, tmp_path / "other", ignore=shutil.ignore_patterns("packed")))
+    first, second = data.index.path(0), other / "img_align_celeba" / data.index.files[1]
+    shutil.copyfile(first, second)  # other pictures of the same names
+    before = load(run)
+    assert directions(run, "--data", other, "--kind", "svm") == 0
+    assert load(run).names == before.names
+    assert kind_of(run, "Smiling") == "svm"
+
+
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing": ((), "give --data DIR, perhaps with --labels CSV, or --with A --without B --name NAME"),
     "one folder": (("--with", "A", "--name", "Specs"), "--with A --without B --name NAME: give all three"),

@@ -21,7 +21,7 @@ from trainer.artifacts.derived import Changes
 from trainer.artifacts.directions import MIN_IMAGES, Direction, directions_of, load_directions
 from trainer.artifacts.encode import encode
 from trainer.config import Kind, TrainConfig
-from trainer.data import FaceData, load_data_as
+from trainer.data import FaceData, load_data_as, load_data_for
 from trainer.data.folder import SUFFIXES, find
 from trainer.data.labels import relabel
 from trainer.errors import ConfigError, DataError, RunError
@@ -88,7 +88,7 @@ def from_data(
     config, resolved = run_folder.load_config(run)
     place = Placement.of()
     model = place.module(run_folder.load_model(run))
-    data = load_data_as(config, directory, align=align)
+    data = load_data_for(config, resolved, directory, align=align)
     own = data.fingerprint == resolved.get("data_fingerprint")
     data = replace(data, index=data.index.limited(config.limit_train))
     if not own:
@@ -187,6 +187,6 @@ def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArra
 
     if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
         require_enough(len(files))
-    data = load_data_as(config, folder, align=align, unsplit=True)
+    data = load_data_as(config, folder, align=align)
     require_enough(len(data.images))
     return data.images

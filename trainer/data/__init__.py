@@ -6,7 +6,9 @@ A data set is a folder in CelebA's layout (`celeba`), one with parquet files (`p
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 from framing import CELEBA_SOURCE
 from trainer.config import TrainConfig
@@ -30,8 +32,11 @@ __all__ = [
     "Unlabelled",
     "load_data",
     "load_data_as",
+    "load_data_for",
     "read_index",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def load_data(
@@ -70,16 +75,21 @@ def load_data(
 
 
 def load_data_as(
-    config: TrainConfig, directory: Path, *, labels: Path | None = None, align: bool = False, unsplit: bool = False
+    config: TrainConfig,
+    directory: Path,
+    *,
+    labels: Path | None = None,
+    split_by: SplitBy = "name",
+    align: bool = False,
 ) -> FaceData:
     """Reads a data set and packs its images as those of a run's training.
 
     Args:
         config: of the run.
-        directory: see `read_index`.
-        labels: a CSV of labels; None: the run's.
+        directory: see `read_index`, as for labels and split_by.
+        labels: a CSV.
+        split_by: name or folder.
         align: find and align faces, as a run that was trained so does anyway.
-        unsplit: take a folder of other images, which the run's labels and splits say nothing of.
 
     Raises:
         ConfigError: as `load_data`.
@@ -91,10 +101,44 @@ def load_data_as(
         config.crop,
         config.source,
         align or config.align,
-        labels=None if unsplit else labels or config.labels,
-        split_by="name" if unsplit else config.split_by,
+        labels=labels,
+        split_by=split_by,
         skip_damaged=config.skip_damaged,
     )
+
+
+def load_data_for(
+    config: TrainConfig, resolved: dict[str, Any], directory: Path, *, labels: Path | None = None, align: bool = False
+) -> FaceData:
+    """Reads a data set for a run: its own with the labels and splits of its training, another with that one's own.
+
+    A data set is the run's own if it lies where the run read it, or is a copy.
+
+    Args:
+        config: of the run.
+        resolved: what that came to.
+        directory: see `read_index`.
+        labels: a CSV to take instead.
+        align: find and align faces, as a run that was trained so does anyway.
+
+    Raises:
+        ConfigError: as `load_data`.
+        DataError: as `load_data`.
+    """
+    own = labels or config.labels, config.split_by
+    if own != (labels, "name"):
+        root = (celeba.find_root(directory) or directory) if directory.is_dir() else directory
+        in_place = str(root.resolve()) == resolved.get("data")
+        try:
+            data = load_data_as(config, directory, labels=own[0], split_by=own[1], align=align)
+        except DataError:
+            if in_place:
+                raise
+        else:
+            if in_place or data.fingerprint == resolved.get("data_fingerprint"):
+                return data
+        logger.info("%s is other data than the run's, so the run's labels and splits are not those of it", directory)
+    return load_data_as(config, directory, labels=labels, align=align)
 
 
 def read_index(

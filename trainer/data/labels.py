@@ -25,7 +25,11 @@ def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
         raise DataError(f"--labels {path}: does not exist; give a CSV with the header `file,Smiling,...`")
     labels = read_labels(path)
     row_of, absent = _match(index, labels)
-    index = leave_out_absent(index, labels, absent, f"names are relative to {index.folder}, such as {index.files[0]}")
+    mend = f"names are relative to {index.folder}, such as {index.files[0]}"
+    if unlabelled == "leave out":
+        mend += "; remove the lines of images that are not there"
+    # A list of none of the images is another set's.
+    index = leave_out_absent(index, labels, absent, mend, may_skip=bool(row_of) and unlabelled == "refuse")
     without = [name for row, name in enumerate(index.files) if row not in row_of]
     if without and unlabelled == "refuse":
         raise DataError(

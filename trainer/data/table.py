@@ -162,14 +162,15 @@ def _require_once(path: Path, names: list[str]) -> None:
     raise DataError(f"{path} lists {repeated} {times} times; keep one line an image")
 
 
-def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: str) -> Index:
+def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: str, *, may_skip: bool = True) -> Index:
     """Records in the index that rows of a list name images that are not there.
 
     Args:
         index: the images that are there.
         labels: the list.
         absent: the rows of the list without an image.
-        mend: what helps, beside `--skip-damaged`.
+        mend: what helps.
+        may_skip: whether `--skip-damaged` helps, too.
 
     Raises:
         DataError: there are more than may be left out; counts them and names the first.
@@ -185,6 +186,8 @@ def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: 
         others = {1: "", 2: ", and so is another"}.get(len(absent), f", and so are {len(absent) - 1} others")
         raise DataError(
             f"{index.folder / labels.files[first]} is missing{others}, though line {labels.lines[first]} of "
-            f"{labels.path.name} lists it; {mend}, or leave out what is missing with train's --skip-damaged {total}"
+            f"{labels.path.name} lists it; {mend}"
+            + f", or leave out what is missing with train's --skip-damaged {total}"
+            * may_skip
         )
     return index.leaving_out(new)
