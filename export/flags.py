@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,10 @@ class EngineFlags:
             ("logit-tolerance", self.logit_tolerance, 0),
             ("threads", self.threads, 1),
         ):
-            if value is not None and not value >= least:
-                raise InputError(f"--{flag} {value}: must be at least {least}")
+            if value is not None and not least <= value < math.inf:
+                raise InputError(
+                    f"--{flag} {value}: must be at least {least}" + ", and finite" * isinstance(value, float)
+                )
         for target in self.compute_capability:
             if target not in TARGETS:
                 raise InputError(

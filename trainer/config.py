@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +189,9 @@ class TrainConfig:
     """Minutes between two checkpoints within an epoch; there is one after every epoch as well."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            number = not isinstance(value, float) or math.isfinite(value)
+            _require(number, f"--{name.replace('_', '-')} {value}: must be a finite number")
         _require(self.skip_damaged >= 0, f"--skip-damaged {self.skip_damaged}: must be 0 or a number of images")
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
         width, height = self.source

@@ -15,7 +15,7 @@ from trainer.errors import ConfigError, RunError
 from trainer.hardware.device import Placement
 from trainer.loss.vgg import check_weights
 from trainer.presets import PRESETS
-from trainer.run_folder import CHECKPOINT, CONFIG, initial_weights
+from trainer.run_folder import CHECKPOINT, initial_weights, require_free
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +110,7 @@ def _require_out(out: Path, resume: bool) -> None:
     """The folder can be written, and holds no run unless that is to be resumed."""
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a folder")
-    if (out / CONFIG).exists() and not resume:
-        raise RunError(f"--out {out}: holds a run already; add --resume to go on with it, or choose another --out")
+    require_free(out, resume)
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -43,23 +43,41 @@ DIRECTIONS, PRIOR = "directions.safetensors", "prior.safetensors"
 EVALUATION, CARD = "metrics.json", "README.md"
 
 
+def require_free(run: Path, resume: bool) -> None:
+    """Lets a run begin in a folder without a run and without files that it would replace, or with `resume` go on.
+
+    Raises:
+        RunError: names the file.
+    """
+    if (run / CONFIG).exists():
+        if not resume:
+            raise RunError(f"--out {run}: holds a run already; add --resume to go on with it, or choose another --out")
+        return
+    for name in (MODEL, CHECKPOINT, METRICS, DIRECTIONS, PRIOR, SAMPLES):
+        if (run / name).exists():
+            raise RunError(
+                f"--out {run}: holds a {name} of something else than a run, as there is no {CONFIG}; choose another "
+                "--out, or move it away"
+            )
+
+
 @contextmanager
 def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
-    """Makes the run folder, sees that there is room in it, and keeps other trainings out of it.
+    """Makes the run folder, sees that there is room in it, and keeps other commands out of it.
 
     Args:
         run: the run folder.
         needed_bytes: what training will write there.
 
     Raises:
-        RunError: the folder cannot be written to, the disk is too full, or another process trains there.
+        RunError: the folder cannot be written to, the disk is too full, or another process works there.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(f"{run} is in use: another process trains there; wait for it, or choose another --out") from None
+        raise RunError(f"{run} is in use: another process works there; wait for it, or choose another --out") from None
     except OSError as error:
         raise RunError(f"{run} cannot be written to ({error.strerror}); choose another --out") from error
     try:

@@ -14,7 +14,7 @@ from trainer import run_folder
 from trainer.artifacts import derived
 from trainer.config import TrainConfig
 from trainer.data import FaceData
-from trainer.errors import InterruptedRunError, NonFiniteLossError, RunError
+from trainer.errors import InterruptedRunError, NonFiniteLossError
 from trainer.hardware import threads
 from trainer.hardware.compile import should_compile
 from trainer.hardware.device import Placement
@@ -74,8 +74,7 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
 
 
 def _occupy(state: TrainState, resume: bool, stack: contextlib.ExitStack) -> None:
-    if (state.folder / run_folder.CONFIG).exists() and not resume:
-        raise RunError(f"{state.folder} holds a run already; add --resume to go on with it, or choose another --out")
+    run_folder.require_free(state.folder, resume)
     # The last good files stay until the new ones are whole.
     stack.enter_context(run_folder.occupied(state.folder, 2 * state.saved_bytes))
 

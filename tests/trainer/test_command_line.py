@@ -95,6 +95,8 @@ def test_every_preset_survives_json(preset: str) -> None:
         ("--channels 1 2", ["--channels 1 2", "such as 32 64 128 256 512"]),
         ("--taps relu9_9", ["unknown relu9_9", "VGG19 has relu1_1"]),
         ("--lr -1", ["--lr -1.0", "above 0"]),
+        ("--lr inf", ["--lr inf: must be a finite number"]),
+        ("--kl-weight nan", ["--kl-weight nan: must be a finite number"]),
         ("--preset quikstart", ["--preset quikstart: unknown", "did you mean quickstart?"]),
         ("--preset 17", ["--preset 17: unknown", f"The presets are {', '.join(PRESETS)}"]),
         ("--preset", ["--preset : unknown", "The presets are seed"]),
@@ -183,6 +185,7 @@ def test_an_idle_value_of_the_preset_itself_is_no_mistake(faces: Path, tmp_path:
         ("data/run", ["lies inside the data set", "choose a folder outside of it"]),
         ("data", ["lies inside the data set", "choose a folder outside of it"]),
         ("old", ["holds a run already", "add --resume"]),
+        ("theirs", ["holds a model.safetensors of something else than a run", "choose another --out"]),
         ("/proc/run", ["/proc cannot be written to", "choose another place"]),
     ],
 )
@@ -192,9 +195,12 @@ def test_a_run_folder_that_cannot_be_used_is_named(
     (tmp_path / "file").touch()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").touch()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.safetensors").touch()
     (tmp_path / "data").symlink_to(faces)
-    assert train("--preset", "plain", "--data", tmp_path / "data", "--out", tmp_path / out) == 2
-    refusal(capsys, f"--out {tmp_path / out}: ", *words)
+    for resume in ([], ["--resume"]) if out != "old" else ([],):
+        assert train("--preset", "plain", "--data", tmp_path / "data", "--out", tmp_path / out, *resume) == 2
+        refusal(capsys, f"--out {tmp_path / out}: ", *words)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from engine.latents import FITTED, Directions, load_priors
 from trainer.__main__ import main
 from trainer.config import TrainConfig
 from trainer.data import FaceData
-from trainer.run_folder import load_model, save_model, sha256_of
+from trainer.run_folder import load_model, occupied, save_model, sha256_of
 from trainer.train_state import TrainState
 from trainer.training import train
 
@@ -256,6 +256,15 @@ def test_bad_input_is_named_and_changes_nothing(
     assert said.splitlines()[-1].startswith("error: ")
     assert message in said
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".lock"} == files
+
+
+def test_a_run_that_trains_on_is_refused_before_its_weights_are_read(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with occupied(run, 0):
+        for source in (("--data", "nowhere"), ("--with", "nowhere", "--without", "elsewhere", "--name", "x")):
+            assert directions(run, *source) == 2
+            assert "is in use: another process works there" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, faces: Path, capsys: pytest.CaptureFixture[str]) -> None:

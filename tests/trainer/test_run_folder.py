@@ -75,7 +75,7 @@ def test_the_estimate_of_the_space_covers_what_is_written(small: TrainConfig, da
 
 
 def test_two_trainings_do_not_share_a_folder(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
-    with run_folder.occupied(tmp_path, 0), pytest.raises(RunError, match="is in use: another process trains there"):
+    with run_folder.occupied(tmp_path, 0), pytest.raises(RunError, match="is in use: another process works there"):
         train(small, data, tmp_path, resume=True)
     train(replace(small, epochs=1), data, tmp_path, resume=True)
 

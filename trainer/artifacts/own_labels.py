@@ -86,15 +86,15 @@ def from_data(
         TrainerError: the run, the data set or the labels cannot be used, or no attribute has enough images.
     """
     config, resolved = run_folder.load_config(run)
-    place = Placement.of()
-    model = place.module(run_folder.load_model(run))
-    data = load_data_for(config, resolved, directory, align=align)
-    own = data.fingerprint == resolved.get("data_fingerprint")
-    data = replace(data, index=data.index.limited(config.limit_train))
-    if not own:
-        logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
-    labelled = Labelled.of(data, csv)
-    with run_folder.occupied(run, _FILE_BYTES):
+    with run_folder.occupied(run, _FILE_BYTES):  # so that the weights stay what they are
+        place = Placement.of()
+        model = place.module(run_folder.load_model(run))
+        data = load_data_for(config, resolved, directory, align=align)
+        own = data.fingerprint == resolved.get("data_fingerprint")
+        data = replace(data, index=data.index.limited(config.limit_train))
+        if not own:
+            logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
+        labelled = Labelled.of(data, csv)
         if not (run / SAMPLES).exists():
             derived.write_samples(run, data)
         needs_prior = (own and csv is None) or not belongs(run / PRIOR, sha256_of(run / MODEL))
@@ -138,17 +138,17 @@ def from_folders(
         raise ConfigError(f"--with {having} --without {lacking}: one holds the other; give two folders apart")
     config, _ = run_folder.load_config(run)
     kind = kind or ("mean" if config.directions == "adjusted" else config.directions)
-    place = Placement.of()
-    model = place.module(run_folder.load_model(run))
-    if not belongs(run / DIRECTIONS, sha256_of(run / MODEL)):
-        raise RunError(
-            f"{run} has no directions of its weights yet; first finish its training with `python -m trainer train "
-            f"--resume`, or make those of its data with `python -m trainer directions {run} --data DIR`"
-        )
-    sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
-    if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):
-        logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
     with run_folder.occupied(run, _FILE_BYTES):
+        place = Placement.of()
+        model = place.module(run_folder.load_model(run))
+        if not belongs(run / DIRECTIONS, sha256_of(run / MODEL)):
+            raise RunError(
+                f"{run} has no directions of its weights yet; first finish its training with `python -m trainer train "
+                f"--resume`, or make those of its data with `python -m trainer directions {run} --data DIR`"
+            )
+        sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
+        if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):
+            logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
         mu = np.concatenate([encode(model, images, np.arange(len(images)), place)[0] for images in sides])
         labels = np.repeat([True, False], [len(images) for images in sides])[:, None]
         found = directions_of(mu, labels, (name,), kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,8 +54,10 @@ class Options:
     compares the run's directions with the other kinds, rescoring edits every attribute."""
 
     def __post_init__(self) -> None:
-        if self.strength <= 0:
-            raise ConfigError(f"--strength {self.strength}: must be above 0; edits are judged in both directions")
+        if not 0 < self.strength < math.inf:
+            raise ConfigError(
+                f"--strength {self.strength}: must be above 0, and finite; edits are judged in both directions"
+            )
         if self.samples is not None and self.samples < 2:
             raise ConfigError(f"--samples {self.samples}: must be at least 2; FID needs 2,048, and 50,000 are usual")
         if not 0 <= self.seed < 2**32:
