@@ -49,11 +49,11 @@ def require_free(run: Path, resume: bool) -> None:
     Raises:
         RunError: names the file.
     """
-    if (run / CONFIG).exists():
+    if (run / CONFIG).exists() or (run / CHECKPOINT).exists():
         if not resume:
             raise RunError(f"--out {run}: holds a run already; add --resume to go on with it, or choose another --out")
         return
-    for name in (MODEL, CHECKPOINT, METRICS, DIRECTIONS, PRIOR, SAMPLES):
+    for name in (MODEL, METRICS, DIRECTIONS, PRIOR, SAMPLES):
         if (run / name).exists():
             raise RunError(
                 f"--out {run}: holds a {name} of something else than a run, as there is no {CONFIG}; choose another "
