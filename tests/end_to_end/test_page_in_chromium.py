@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from bundles import mix_directions
 from pages import PageProcess
 from PIL import Image
 from servers import ServerProcess, server_of
@@ -286,6 +287,22 @@ def test_what_is_no_picture_is_said_and_the_face_stays(visit: Callable[..., Page
     page.get_by_role("button", name="OK").click()
     slider(page, "Smiling").fill("1")
     wait_for_colour(page, (110, 100, 100))
+
+
+def test_a_fault_of_the_settings_is_said_until_they_are_mended(
+    visit: Callable[..., Page], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "mixed")
+    mix_directions(bundle)
+    with server_of(bundle, tmp_path) as server, PageProcess(server.target, tmp_path) as site:
+        page = visit("#set=Smiling:1&set=Male:1&keep=Eyeglasses", url=site.url)
+        assert page.locator("#notices").inner_text() == ""
+        page.get_by_role("button", name="Keep: Smiling").click()
+        told = page.locator("#notices p")
+        told.wait_for()
+        assert told.inner_text().startswith("Nothing is left of 'Male' when Eyeglasses, Smiling must stay; keep fewer")
+        page.get_by_role("button", name="Keep: Eyeglasses").click()
+        told.wait_for(state="detached")
 
 
 def test_it_recovers_by_itself(visit: Callable[..., Page], tiny_bundle: Path, tmp_path: Path) -> None:
