@@ -379,6 +379,19 @@ def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> No
     assert not wide
 
 
+def test_what_keys_reach_is_not_behind_the_picture(visit: Callable[..., Page]) -> None:
+    page = visit(viewport={"width": 360, "height": 560})
+    page.get_by_role("button", name="Keep: Male").focus()
+    hidden = """() => new Promise((done) => requestAnimationFrame(() => {
+      const one = document.activeElement, stage = document.querySelector(".stage");
+      const above = stage.getBoundingClientRect().bottom - one.getBoundingClientRect().top;
+      done(document.querySelector("main").contains(one) && !stage.contains(one) && above > 0);
+    }))"""
+    for _ in range(30):
+        page.keyboard.press("Shift+Tab")
+        assert not page.evaluate(hidden), page.evaluate("document.activeElement.outerHTML")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_light_and_dark(visit: Callable[..., Page], scheme: str) -> None:
     page = visit(color_scheme=scheme)
