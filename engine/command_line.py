@@ -1,5 +1,6 @@
 """What the command lines of all programs have in common."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from engine.version import NAME, version_here
 
 REAL_PATHS = ConstructorRegistry()
 """`with REAL_PATHS:` around `tyro.cli` has it refuse "" for a path, which pathlib takes for the current folder."""
+
+
+def program(module: str, script: str) -> str:
+    """How to call a program again: as it was, by its console script or by its module, which a folder may hide."""
+    return script if Path(sys.argv[0]).name == script else f"python -m {module}"
 
 
 def tell_version(arguments: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from engine.backends.base import DEVICE_RULE, is_device
-from engine.command_line import REAL_PATHS
+from engine.command_line import REAL_PATHS, program
 from engine.errors import StartupError
 from engine.transport.address import is_local
 
@@ -273,7 +273,9 @@ def load_config(arguments: Sequence[str], environment: Mapping[str, str] | None 
     values = {**(_read_file(Path(file)) if file else {}), **from_environment}
     bundle = values.pop("bundle", ())
     with REAL_PATHS:
-        config = tyro.cli(ServerConfig, prog="python -m engine", args=arguments, default=ServerConfig(**values))
+        config = tyro.cli(
+            ServerConfig, prog=program("engine", "dfcvae-serve"), args=arguments, default=ServerConfig(**values)
+        )
     # The flag would be appended to a default.
     config = replace(config, bundle=config.bundle or bundle)
     config.check()

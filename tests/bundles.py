@@ -29,6 +29,15 @@ from engine.proof.truth import Truth
 from framing import Frame
 
 
+def mix_directions(bundle: Path) -> None:
+    """Makes the direction of Male a sum of the others, so that an edit that keeps these leaves nothing of it."""
+    directions = tiny_directions()
+    vectors = directions.vectors.copy()
+    vectors[2] = vectors[0] + 2 * vectors[1]
+    replace(directions, vectors=vectors).save(bundle / DIRECTIONS)
+    reseal(bundle)
+
+
 def write_tiny_bundle(
     folder: Path, crop: int | None = 12, source: tuple[int, int] | None = None, image_size: int = IMAGE_SIZE
 ) -> Path:

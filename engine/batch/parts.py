@@ -42,6 +42,8 @@ class Parts:
         self._folder = folder
         fields = [pa.field("path", pa.string()), pa.field("mu", pa.list_(pa.float32(), latent_dim))]
         self._schema = pa.schema(fields, {_FINGERPRINT: fingerprint.encode()})
+        if folder.is_file():
+            raise UsageError(f"{folder} is a file, and OUT a folder of Parquet files; name another OUT")
         folder.mkdir(exist_ok=True)
         others = [name for name in os.listdir(folder) if not (_PART.fullmatch(name) or name.startswith(("_", ".")))]
         if others:

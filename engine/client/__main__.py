@@ -11,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, subcommand
 
 from engine.client.cli import commands
 from engine.client.cli.command import Command
-from engine.command_line import REAL_PATHS, tell_version
+from engine.command_line import REAL_PATHS, program, tell_version
 
 Commands = (
     Annotated[commands.Edit, subcommand("edit")]
@@ -40,7 +40,7 @@ def _parsed(words: list[str]) -> Command:
         tyro.cli,
         Commands,
         args=words,
-        prog="python -m engine.client",
+        prog=program("engine.client", "dfcvae"),
         description="One task for a server that `python -m engine` runs.",
         config=(OmitSubcommandPrefixes, FlagCreatePairsOff),
     )

@@ -4,6 +4,7 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ _RETRY_S = 1.0
 # With these the stream goes on: they say what is wrong with one request.
 _REFUSALS = ("INVALID_ARGUMENT", "NOT_FOUND")
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
+
+# The field of the request that a sentence of the server's begins with: visitors see none.
+_FIELD = re.compile(r"^\w+\[\d+\][.\w]*:? ")
 
 
 class Server:
@@ -221,7 +225,8 @@ class Session:
             return {"error": "The server is busy.", "detail": error.message, "retry_s": error.retry_after_s or _RETRY_S}
         if error.status == "UNAUTHENTICATED":
             return {"error": f"The server at {target} wants another token than this page has.", "retry_s": 5 * _RETRY_S}
-        return {"error": error.message}
+        sentence = _FIELD.sub("", error.message)
+        return {"error": sentence[:1].upper() + sentence[1:]}
 
 
 def _draw(ask: dict[str, Any]) -> tuple[int, float]:

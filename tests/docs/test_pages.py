@@ -113,6 +113,15 @@ def test_a_command_has_the_flags_that_pages_give_it(command: Command) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_commands_can_be_run_one_after_the_other(name: str) -> None:
+    """The client replaces no file."""
+    made = [
+        words[-1] for words in lines(TEXTS[name]) if words[:3] == ["python", "-m", "engine.client"] and "." in words[-1]
+    ]
+    assert len(made) == len(set(made))
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_flags_in_sentences_are_flags_of_some_command(name: str) -> None:
     known = OTHERS.union(*map(flags_of, COMMANDS))
     prose = re.sub(r"^```.*?^```$", "", TEXTS[name], flags=re.MULTILINE | re.DOTALL)

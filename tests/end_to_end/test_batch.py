@@ -120,6 +120,7 @@ def test_what_is_wrong_is_said(server: ServerProcess, images: Path, tmp_path: Pa
         ((server.target, tmp_path / "absent", other), 2, "absent is no folder; give one with images"),
         ((server.target, other, tmp_path / "out"), 2, "other has no image files (.png, .jpg, .jpeg, .webp), nor have "),
         ((server.target, images, other), 2, f"{other} has files of something else, mine.txt for example; name another"),
+        ((server.target, images, other / "mine.txt"), 2, "mine.txt is a file, and OUT a folder of Parquet files; name"),
         ((server.target, images, tmp_path / "no" / "such"), 2, "can't be used: no such file or directory"),
         (
             (server.target, images, other, "--images-per-part", "0"),

@@ -2,17 +2,17 @@
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import reseal
+from bundles import mix_directions
 from PIL import Image, ImageSequence
 from servers import ROOT, ServerProcess, environment_without_torch, server_of
 from tiny_model import IMAGE_SIZE, images_of, latents_of, random_images, tiny_directions
@@ -148,15 +148,8 @@ def short() -> Iterator[Path]:
 
 
 def test_a_unix_socket_and_edits_that_keep_leaves_nothing_of(tiny_bundle: Path, tmp_path: Path, short: Path) -> None:
-    bundle = short / "bundle"
-    bundle.mkdir()
-    for file in tiny_bundle.iterdir():
-        (bundle / file.name).write_bytes(file.read_bytes())
-    directions = tiny_directions()
-    vectors = directions.vectors.copy()
-    vectors[2] = vectors[0] + 2 * vectors[1]
-    replace(directions, vectors=vectors).save(bundle / "directions.safetensors")
-    reseal(bundle)
+    bundle = shutil.copytree(tiny_bundle, short / "bundle")
+    mix_directions(bundle)
     where = f"unix:{short}/engine.sock"
     with server_of(bundle, tmp_path, "--host", where) as server:
         assert server.target == where

@@ -37,6 +37,7 @@ def test_the_commands_work_beside_a_folder_called_engine(installed: Path, tiny_b
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     assert client("--version").stdout.startswith("dfc-vae ")
+    assert "run dfcvae --help" in client("edti").stderr
     serve = [sys.executable, str(installed / "bin" / "dfcvae-serve"), "--bundle", str(tiny_bundle), "--port", "0"]
     with subprocess.Popen(serve, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:

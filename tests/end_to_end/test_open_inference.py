@@ -268,6 +268,8 @@ INVALID = {
     "count is 'two'": sample(count="two"),
     "temperature is 11": sample(count=2, temperature=11.0),
     "distribution is 'odd'": sample(count=2, distribution="odd"),
+    "count is 4294967296, which is no number": sample(tensor("count", np.array([2**32]))),
+    "has the shape [2]; INT64 must be [1]": sample(tensor("count", np.array([2, 2]))),
     "'count' is there as an input": sample(tensor("count", np.array([2])), count=2),
 }
 
@@ -277,6 +279,7 @@ def test_mistakes_are_told(client: triton.InferenceServerClient, sentence: str) 
     code, said = refusal(lambda: {**NOT_FOUND, **INVALID}[sentence](client))
     assert code == ("NOT_FOUND" if sentence in NOT_FOUND else "INVALID_ARGUMENT")
     assert sentence in said
+    assert "any number" not in said or "[-1" in said
     assert not re.search(r"edits|\boutput\.|\.(files|raw|count)\b", said)  # fields of other requests
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from bundles import mix_directions
 from pages import PageProcess
 from PIL import Image
 from servers import ServerProcess, server_of
@@ -222,17 +223,16 @@ def test_a_link_restores_what_was_set(visit: Callable[..., Page]) -> None:
     page.get_by_role("button", name="Drawn face 5").click()
     page.wait_for_selector("#mix:not([disabled])")
     slider(page, "Blend").fill("0.3")
-    page.wait_for_function("() => location.hash.includes('mix=0.3')")
-    page.wait_for_timeout(500)
+    form = r"#set=Eyeglasses:2.4&keep=Male&face=\d+:2:1.5&other=\d+:4:1.5&mix=0.3&seed=\d+&temperature=1.5"
+    page.wait_for_function("form => RegExp(`^${form}$`).test(location.hash)", arg=form)
     link = "#" + page.url.partition("#")[2]
-    assert re.fullmatch(
-        r"#set=Eyeglasses:2.4&keep=Male&face=\d+:2:1.5&other=\d+:4:1.5&mix=0.3&seed=\d+&temperature=1.5", link
-    )
     again = visit(link)
     again.wait_for_selector("#mix:not([disabled])")
-    again.wait_for_timeout(500)
     for which in ("canvas.original", "canvas.edited", "#other canvas", "#samples button:last-child canvas"):
-        assert (pixels_of(again, which) == pixels_of(page, which)).all()
+        end = time.monotonic() + TIMEOUT_MS / 1000
+        while not (pixels_of(again, which) == pixels_of(page, which)).all():  # some are still being drawn, perhaps
+            assert time.monotonic() < end, which
+            again.wait_for_timeout(100)
     for name in ("Eyeglasses", "Male", "Smiling", "Blend", "Variety"):
         assert slider(again, name).input_value() == slider(page, name).input_value()
     assert slider(again, "Male").is_disabled()
@@ -286,6 +286,22 @@ def test_what_is_no_picture_is_said_and_the_face_stays(visit: Callable[..., Page
     page.get_by_role("button", name="OK").click()
     slider(page, "Smiling").fill("1")
     wait_for_colour(page, (110, 100, 100))
+
+
+def test_a_fault_of_the_settings_is_said_until_they_are_mended(
+    visit: Callable[..., Page], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "mixed")
+    mix_directions(bundle)
+    with server_of(bundle, tmp_path) as server, PageProcess(server.target, tmp_path) as site:
+        page = visit("#set=Smiling:1&set=Male:1&keep=Eyeglasses", url=site.url)
+        assert page.locator("#notices").inner_text() == ""
+        page.get_by_role("button", name="Keep: Smiling").click()
+        told = page.locator("#notices p")
+        told.wait_for()
+        assert told.inner_text().startswith("Nothing is left of 'Male' when Eyeglasses, Smiling must stay; keep fewer")
+        page.get_by_role("button", name="Keep: Eyeglasses").click()
+        told.wait_for(state="detached")
 
 
 def test_it_recovers_by_itself(visit: Callable[..., Page], tiny_bundle: Path, tmp_path: Path) -> None:
@@ -360,6 +376,19 @@ def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> No
         "innerWidth + 0.5).map(one => one.outerHTML)"
     )
     assert not wide
+
+
+def test_what_keys_reach_is_not_behind_the_picture(visit: Callable[..., Page]) -> None:
+    page = visit(viewport={"width": 360, "height": 560})
+    page.get_by_role("button", name="Keep: Male").focus()
+    hidden = """() => new Promise((done) => requestAnimationFrame(() => {
+      const one = document.activeElement, stage = document.querySelector(".stage");
+      const above = stage.getBoundingClientRect().bottom - one.getBoundingClientRect().top;
+      done(document.querySelector("main").contains(one) && !stage.contains(one) && above > 0);
+    }))"""
+    for _ in range(30):
+        page.keyboard.press("Shift+Tab")
+        assert not page.evaluate(hidden), page.evaluate("document.activeElement.outerHTML")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -89,6 +89,8 @@ def test_a_bundle_alone_is_enough(made: tuple[Path, Path], tmp_path: Path) -> No
     card = ModelCard.load(tmp_path / "faces" / "README.md")
     assert (card.data.license, card.data.license_name) == ("other", "to-be-chosen")
     assert "VAE.from_pretrained" not in card.text
+    assert "not been measured" not in card.text  # nobody knows: that is in the run
+    assert "`python -m export.hub --run` adds figures" in card.text
     assert {file.name for file in (tmp_path / "faces").iterdir()} == {
         "README.md",
         "config.json",

@@ -70,8 +70,20 @@ function trouble(sentence, detail) {
 
 // What is asked
 
+// What went wrong with an ask is said until one of its kind goes well.
+function ask(kind, { make, done }) {
+  session.want(kind, {
+    make,
+    done: (answer, pixels) => {
+      quiet(kind);
+      done(answer, pixels);
+    },
+    failed: (answer) => notice(kind, answer.error),
+  });
+}
+
 function askModel() {
-  session.want("model", { make: () => ({ ask: "model" }), done: knowModel, failed: tell("model") });
+  ask("model", { make: () => ({ ask: "model" }), done: knowModel });
 }
 
 function knowModel(model) {
@@ -121,16 +133,15 @@ function drawing() {
 
 function askSamples() {
   const how = drawing();
-  session.want("samples", {
+  ask("samples", {
     make: () => ({ ask: "samples", count: COUNT, ...how }),
     done: (_, pixels) => showSamples(pixels),
-    failed: tell("samples"),
   });
 }
 
 function askEdit() {
   let taken = [];
-  session.want("edit", {
+  ask("edit", {
     make: () => {
       [taken, moves] = [moves, []];
       const { strengths, keep } = attributes;
@@ -140,12 +151,7 @@ function askEdit() {
       picture.show("edited", pixels, state.size);
       requestAnimationFrame(() => measure(taken));
     },
-    failed: tell("edit"),
   });
-}
-
-function tell(about) {
-  return (answer) => notice(about, answer.error);
 }
 
 // How long a move took to be seen, from its event to the frame that shows it or a later one.

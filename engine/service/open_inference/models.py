@@ -232,7 +232,8 @@ def _member(enum: Any, prefix: str, value: Any, name: str) -> Any:
 
 
 def _set(message: Any, name: str, value: Any) -> None:
+    value = value.item() if isinstance(value, np.generic) else value
     try:
-        setattr(message, name, value.item() if isinstance(value, np.generic) else value)
+        setattr(message, name, value)
     except (TypeError, ValueError):
         raise InvalidRequest(f"{name} is {value!r}, which is no number in its range", name) from None

@@ -113,8 +113,9 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
         raise InvalidRequest(f"input {name} is of datatype {datatype!r}; it must be {' or '.join(forms)}", name)
     rows_fit = bool(shape) and (shape[0] == expected[0] or expected[0] < 0) and shape[0] >= 0
     if not rows_fit or shape[1:] != expected[1:]:
+        any_number = " (-1: any number)" if -1 in expected else ""
         raise InvalidRequest(
-            f"input {name} has the shape {list(shape)}; {datatype} must be {list(expected)} (-1: any number)", name
+            f"input {name} has the shape {list(shape)}; {datatype} must be {list(expected)}{any_number}", name
         )
     refuse_extensions(tensor, f"input {name}")
     count = math.prod(shape)
