@@ -190,7 +190,8 @@ def write_directions(
     outdated = [] if belongs(path, model_sha256) else left
     if outdated:
         logger.warning(
-            "%s: of other weights, so dropped; make anew with `python -m trainer directions %s`",
+            "%s: of other weights, so dropped; make anew from the labels or folders that they came from, with "
+            "`python -m trainer directions %s --data DIR --labels CSV`, or `--with A --without B --name NAME`",
             *(", ".join(outdated), folder),
         )
     kept = [name for name in left if name not in outdated]
