@@ -152,7 +152,8 @@ class MethodFigures:
         self._received_bytes = metrics.received_bytes.labels(name)
         self._sent_bytes = metrics.sent_bytes.labels(name)
         self._unheard = metrics.unheard.labels(name)
-        self._ends: dict[str, tuple[Counter, Histogram]] = {}  # by status
+        self._requests: dict[str, Counter] = {}  # by status
+        self._seconds: dict[str, Histogram] = {}
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
@@ -173,7 +174,7 @@ class MethodFigures:
 
     def refused(self, code: str) -> None:
         """A call was refused before its message was received, with a gRPC status."""
-        self._metrics.requests.labels(self.name, code).inc()
+        self._count(code)
 
     def incomplete(self) -> None:
         """A call ended before its message had come."""
@@ -181,12 +182,16 @@ class MethodFigures:
 
     def ended(self, code: str, seconds: float) -> None:
         """A call has ended, `seconds` after it came, with a gRPC status."""
-        if (figures := self._ends.get(code)) is None:
-            requests = self._metrics.requests.labels(self.name, code)
-            figures = self._ends[code] = requests, self._metrics.seconds.labels("grpc", self.path.lstrip("/"), code)
-        requests, duration = figures
+        self._count(code)
+        if (histogram := self._seconds.get(code)) is None:
+            histogram = self._seconds[code] = self._metrics.seconds.labels("grpc", self.path.lstrip("/"), code)
+        histogram.observe(seconds)
+
+    def _count(self, code: str) -> None:
+        # `labels` takes longer than all else here.
+        if (requests := self._requests.get(code)) is None:
+            requests = self._requests[code] = self._metrics.requests.labels(self.name, code)
         requests.inc()
-        duration.observe(seconds)
 
 
 class QueueFigures:
