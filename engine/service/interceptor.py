@@ -173,9 +173,9 @@ class CallInterceptor:
                 scope.begin()
                 size = len(request)
                 method.received(size)
-                message = decode(request)
-                del request  # its bytes are in the message, too
-                response: bytes = (await answer(message, scope)).SerializeToString()
+                answering = answer(decode(request), scope)
+                del request  # its bytes are in the message, too, which is the handler's to drop
+                response: bytes = (await answering).SerializeToString()
                 method.sent(len(response))
                 context.permit.answered(size, len(response))
                 return response

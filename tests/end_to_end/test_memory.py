@@ -16,6 +16,7 @@ from servers import ServerProcess, server_of
 from serving.requests import file_batch, raw_batch
 
 from protos import dfcvae_pb2 as pb
+from protos import open_inference_pb2 as infer
 
 MIB = 2**20
 FAILING = 13  # see gated_server.py
@@ -143,6 +144,23 @@ def garbage(gate: Gate, folder: Path) -> tuple[list[str], list[str]]:
     cycles, alive = (folder / "garbage").read_text().split("\n")
     (folder / "garbage").unlink()
     return cycles.split(), alive.split()
+
+
+def test_a_request_of_tensors_is_dropped_once_it_is_read(tiny_bundle: Path, tmp_path: Path) -> None:
+    images = constant(1)
+    tensor = infer.ModelInferRequest.InferInputTensor(name="images", datatype="UINT8", shape=images.shape)
+    request = infer.ModelInferRequest(model_name="encoder", inputs=[tensor], raw_input_contents=[images.tobytes()])
+    with gated_server(tiny_bundle, tmp_path) as gate, grpc.insecure_channel(gate.server.target) as channel:
+        method = "/inference.GRPCInferenceService/ModelInfer"
+        ask = channel.unary_unary(method, infer.ModelInferRequest.SerializeToString)
+        gate.close()
+        call = ask.future(request)
+        until(lambda: bool(gate.batches()))
+        _, alive = garbage(gate, tmp_path)
+        gate.open()
+        assert call.result()
+    assert any(name.endswith(".EncodeRequest") for name in alive), "the request that it became is there"
+    assert not [name for name in alive if name.endswith(".ModelInferRequest")]
 
 
 def test_requests_that_are_refused_do_not_stay_in_memory(tiny_bundle: Path, tmp_path: Path) -> None:
