@@ -18,8 +18,8 @@ from engine.errors import StartupError
 
 logger = logging.getLogger(__name__)
 
-# A tag goes through core beside an operation, and comes back with what became of it: the queue's thread calls it with
-# the event.
+# A tag goes through core beside an operation, and comes back with what became of it: whoever takes the event, the
+# queue's thread or the event loop, calls it with the event.
 Tag = Callable[[Any], None]
 Metadata = Sequence[tuple[str, str | bytes]] | None
 
@@ -31,9 +31,13 @@ _CALLS_ASKED_FOR = 64
 _NO_FLAGS = 0
 # Core's deadline of calls without one is the last second of 63 bits; clients can't name one in half of that.
 _ENDLESS_S = 2.0**62
+# Events that the event loop takes at once, before it does what they ask for.
+_EVENTS_AT_ONCE = 128
 # After the server's end, operations of calls that were cancelled come back within this time of one another.
 _LAST_EVENTS_S = 0.05
 _DESTROY_S = 2.0
+# The event loop, which was to take events in place of the queue's thread, is held up when it isn't through by then.
+_HELD_UP_S = 0.01
 # Core returns its errors, as numbers, and doesn't raise them.
 _CALL_ERROR = "grpc_call_error"
 _USED = (
@@ -57,7 +61,7 @@ class Core:
 
     Args:
         options: Channel arguments.
-        arrived: Is called with every new call, on the queue's thread.
+        arrived: Is called with every new call, by whoever takes the event.
 
     Raises:
         StartupError: When this grpcio has another core than this module knows.
@@ -73,6 +77,9 @@ class Core:
         self._server = cygrpc.Server(tuple(options), False)
         self._server.register_completion_queue(self._queue)
         self._thread = threading.Thread(target=self._run, name="grpc-queue", daemon=True)
+        self._taking = threading.Lock()  # whoever has it takes events: tags are called one after the other
+        self._resumed = threading.Event()  # the queue's thread is to take them
+        self._resumed.set()
         self._ending = False
         self._ended: Callable[[], None] | None = None
 
@@ -101,6 +108,27 @@ class Core:
 
         self._ending = True
         self._server.shutdown(self._queue, end)
+
+    def step_aside(self) -> None:
+        """Has the queue's thread wait for `resume` after the event that it is at, as another takes events meanwhile."""
+        self._resumed.clear()
+
+    def resume(self) -> None:
+        """Has the queue's thread take events again."""
+        self._resumed.set()
+
+    def take_events(self) -> bool:
+        """Takes events that are there, unless the queue's thread is at it; whether there may be more."""
+        self.step_aside()  # again: that thread goes on by itself when it has waited long
+        if not self._taking.acquire(blocking=False):
+            return False
+        try:
+            taken = 0
+            while taken < _EVENTS_AT_ONCE and self._ended is None and self._take_event(0.0):
+                taken += 1
+            return taken > 0
+        finally:
+            self._taking.release()
 
     def cancel_calls(self) -> None:
         """Cancels the calls that are left."""
@@ -133,7 +161,11 @@ class Core:
 
     def _run(self) -> None:
         while self._ended is None:
-            self._take_event()
+            if not self._resumed.wait(_HELD_UP_S):
+                self.resume()
+            with self._taking:
+                if self._ended is None:
+                    self._take_event()
         # Handlers may still wait for operations, and nobody else brings them.
         while self._take_event(time.time() + _LAST_EVENTS_S):
             pass

@@ -1,7 +1,9 @@
 """The server: ports, services, and the way from the queue's thread to the event loop.
 
-The queue's thread takes core's events: it judges new calls, refuses those that can't be let in, and hands the others
-over to the event loop, which runs the handlers.
+Whoever takes core's events judges new calls, refuses those that can't be let in, and hands the others over to the event
+loop, which runs the handlers. The queue's thread takes them while the event loop has nothing to do. Once it has called
+the loop it steps aside, and the loop takes what else comes until there is nothing left: the two would only wait for
+each other at the interpreter, some times a call.
 """
 
 import asyncio
@@ -50,10 +52,10 @@ class Server:
     Args:
         options: Channel arguments of gRPC core.
         admit: Judges each call of a known method by what came before its message, which is not asked for earlier:
-            what the call holds from then on, or what it is ended with. On the queue's thread.
+            what the call holds from then on, or what it is ended with. On any thread, by one at a time.
         incomplete: Is told (path, client) of a call that ended before its message had come: it was too large or too
             late, or the client gave up.
-        unknown: Is told of each call of a method that nobody handles, on the queue's thread.
+        unknown: Is told of each call of a method that nobody handles, where events are taken.
         message_limit_s: How long the message of a call may take, seconds.
     """
 
@@ -74,7 +76,8 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._services: list[grpc.GenericRpcHandler] = []
         self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._called = False  # the event loop is about to take a turn
+        self._called = False  # the event loop is at its turns, or about to be
+        self._takes_events = False  # it takes core's events meanwhile
         self._core = Core(options, self._arrived)
         self._started = False
         self._leaving = False
@@ -191,17 +194,32 @@ class Server:
         """Has a function called on the event loop, from any thread; calls are kept in their order."""
         self._work.append((function, arguments))
         if not self._called:
-            self._called = True
-            with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-                self._loop.call_soon_threadsafe(self._take_turn)
+            self._call_loop()
 
-    def _take_turn(self) -> None:
-        """On the event loop: does what was posted."""
-        # Reset first: what is posted from here on is done below, or calls again.
-        self._called = False
-        for _ in range(len(self._work)):
+    def _call_loop(self) -> None:
+        # Set first: the event loop may be through before the next lines end.
+        self._called = True
+        if self._takes_events:
+            self._core.step_aside()
+        with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+            self._loop.call_soon_threadsafe(self._take_turn)
+
+    def _take_turn(self, before: int = 0) -> None:
+        """On the event loop: takes events, and does what was posted; again and again while there is any."""
+        taken = self._core.take_events() if self._takes_events else False
+        posted = len(self._work)
+        for _ in range(posted):
             function, arguments = self._work.popleft()
             try:
                 function(*arguments)
             except Exception:
                 logger.exception("a call could not be begun or ended")
+        if self._takes_events and (taken or posted):
+            self._loop.call_soon(self._take_turn, before + posted)
+            return
+        self._core.resume()
+        # Not for one call at a time: the queue's thread waits for its next event by then.
+        self._takes_events = before + posted > 1
+        self._called = False
+        if self._work:  # posted meanwhile, by one who saw that the loop was called
+            self._call_loop()
