@@ -95,7 +95,7 @@ class CallPermit:
         self.refusal: EngineError | None = None
         # Changed under the admission's lock only.
         self._counts = (admission.total, usage)
-        self._bytes = 0
+        self._held = 0  # bytes
         self._unanswered = 0  # bytes of messages
         self._reserved = 0  # bytes for a message that is to come
         self._window = 0  # bytes
@@ -117,12 +117,11 @@ class CallPermit:
         with admission._lock:
             if self._released:
                 return
-            self._reserve(0)
             if not self.stream:
                 self._wait_for_loop(True)
-                if not admission._bytes_fit(self.usage, size):
+                if not admission._bytes_fit(self.usage, size, instead_of=self._reserved):
                     self.refusal = admission._too_many_bytes(size)
-            self._hold(size)
+            self._have(self._held + size)
             self._unanswered += size
         admission._freed()
 
@@ -137,9 +136,11 @@ class CallPermit:
             if self._released:  # a handler that was cancelled may clean up later
                 return
             self._unanswered -= size
-            self._hold(answer - size)
+            held = self._held + answer - size
             if self.stream and self._reserved and self._unanswered <= WINDOW_BYTES:
-                self._reserve(0, window=WINDOW_BYTES)  # its next message may never come
+                self._have(held, window=WINDOW_BYTES)  # its next message may never come
+            else:
+                self._have(held, self._reserved, self._window)
         if answer < size:
             self._admission._freed()
 
@@ -170,8 +171,7 @@ class CallPermit:
                 return False
             self._released = True
             self._wait_for_loop(False)
-            self._reserve(0)
-            self._hold(-self._bytes)
+            self._have(0)
             self._count(-1)
             if not self.usage.calls:
                 self._admission._clients.pop(self.client, None)
@@ -185,36 +185,37 @@ class CallPermit:
             one.calls += calls
             one.streams += calls * self.stream
 
-    def _hold(self, size: int) -> None:
-        self._bytes += size
+    def _have(self, held: int, reserved: int = 0, window: int = 0) -> None:
+        """Has so many bytes, for a message to come, and of its window, in place of what it had of each."""
+        size = held + reserved - self._held - self._reserved
+        messages = (reserved > 0) - (self._reserved > 0)
+        windows = window - self._window
         for one in self._counts:
             one.bytes += size
-
-    def _reserve(self, size: int, window: int = 0) -> None:
-        """Reserves `size` bytes for a message to come, or its window, in place of what was reserved for it."""
-        self._hold(size - self._reserved)
-        for one in self._counts:
-            one.reserved += (size > 0) - (self._reserved > 0)
-            one.windows += window - self._window
-        self._reserved, self._window = size, window
+            one.reserved += messages
+            one.windows += windows
+        self._held, self._reserved, self._window = held, reserved, window
 
     def _reserve_message(self) -> bool:
         """Reserves room for a message, if there is any."""
         if self.stream and self._unanswered <= WINDOW_BYTES:
-            self._reserve(0, window=WINDOW_BYTES)
+            self._have(self._held, window=WINDOW_BYTES)
             return True
         if not self._admission._message_fits(self.usage):
             return False
-        self._reserve(self._admission.guards.max_message_bytes)
+        self._have(self._held, self._admission.guards.max_message_bytes)
         return True
 
     def _wait_for_loop(self, waiting: bool) -> None:
         times = self._admission._waiting
-        change = waiting - (times.pop(self, None) is not None)
+        if waiting == (self in times):
+            return
         if waiting:
             times[self] = self._admission._clock()
+        else:
+            del times[self]
         for one in self._counts:
-            one.waiting += change
+            one.waiting += 1 if waiting else -1
 
     def _leave_queue(self) -> bool:
         """Waits for room no longer; whether it did."""
@@ -302,7 +303,7 @@ class Admission:
             self._clients[client] = usage
             permit = CallPermit(self, client, usage, stream=stream)
             permit._count(1)
-            permit._reserve(0, window=WINDOW_BYTES)
+            permit._have(0, window=WINDOW_BYTES)
         return permit
 
     # With the lock held.
@@ -324,8 +325,8 @@ class Admission:
         if not _fits(total.windows, usage.windows, WINDOW_BYTES, self._max_windows):
             raise _overloaded(f"{total.calls} calls wait for room for their messages")
 
-    def _bytes_fit(self, usage: Usage, size: int, kept: int | None = None) -> bool:
-        return _fits(self.total.bytes, usage.bytes, size, self._max_bytes, kept)
+    def _bytes_fit(self, usage: Usage, size: int, kept: int | None = None, *, instead_of: int = 0) -> bool:
+        return _fits(self.total.bytes - instead_of, usage.bytes - instead_of, size, self._max_bytes, kept)
 
     def _message_fits(self, usage: Usage) -> bool:
         size, total = self.guards.max_message_bytes, self.total
