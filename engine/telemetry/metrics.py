@@ -23,6 +23,9 @@ from engine.version import version_here
 
 logger = logging.getLogger(__name__)
 
+SERVER_ERRORS = frozenset(("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"))
+"""Statuses that say that the server has failed, and not its client, by OpenTelemetry's conventions for gRPC."""
+
 # Doubling, so that a quantile that is read from them is wrong by a factor of 1.4 at most.
 _SECONDS = tuple(0.0005 * 2**power for power in range(17))
 _IMAGES = tuple(2.0**power for power in range(11))
@@ -50,7 +53,7 @@ class Metrics:
         self.seconds = Histogram(
             "rpc_server_call_duration_seconds",  # and its labels: OpenTelemetry's rpc.server.call.duration
             "From a call's arrival to its end.",
-            ["rpc_system_name", "rpc_method", "rpc_response_status_code"],
+            ["rpc_system_name", "rpc_method", "rpc_response_status_code", "error_type"],
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -184,7 +187,8 @@ class MethodFigures:
         """A call has ended, `seconds` after it came, with a gRPC status."""
         self._count(code)
         if (histogram := self._seconds.get(code)) is None:
-            histogram = self._seconds[code] = self._metrics.seconds.labels("grpc", self.path.lstrip("/"), code)
+            error = code if code in SERVER_ERRORS else ""
+            histogram = self._seconds[code] = self._metrics.seconds.labels("grpc", self.path.lstrip("/"), code, error)
         histogram.observe(seconds)
 
     def _count(self, code: str) -> None:

@@ -5,9 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from engine.errors import StartupError
-
-# Statuses that say that the server has failed, and not its client, by OpenTelemetry's conventions for gRPC.
-_FAILURES = frozenset(("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"))
+from engine.telemetry.metrics import SERVER_ERRORS
 
 
 class Tracing:
@@ -79,7 +77,7 @@ class Tracing:
         span.set_attribute("dfcvae.images", images)
         if message:
             span.set_attribute("dfcvae.error", message)
-        if status in _FAILURES:
+        if status in SERVER_ERRORS:
             span.set_attribute("error.type", status)
             span.set_status(self._trace.StatusCode.ERROR, message)
         span.end()

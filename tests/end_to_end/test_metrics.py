@@ -11,12 +11,14 @@ import grpc
 import numpy as np
 import pytest
 from gates import connected, constant, gated_server, until
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from scripts import require_refused
 from servers import ROOT, ServerProcess, run_python, server_of
 from tiny_model import LATENT_DIM, random_images
 
 from engine.client import Client, ClientError
+from engine.telemetry.metrics import Metrics
 from protos import dfcvae_pb2 as pb
 
 
@@ -44,6 +46,7 @@ def test_calls_are_counted_and_timed(measured: ServerProcess) -> None:
         "rpc_system_name": "grpc",
         "rpc_method": "dfcvae.v1.LatentEngine/Encode",
         "rpc_response_status_code": "OK",
+        "error_type": "",
     }
     assert metric("rpc_server_call_duration_seconds_count", **labels) == 3
     assert 0 < metric("rpc_server_call_duration_seconds_sum", **labels) < 30
@@ -55,6 +58,16 @@ def test_calls_are_counted_and_timed(measured: ServerProcess) -> None:
     assert 15 * LATENT_DIM * 8 < metric("dfcvae_sent_bytes_total", method="Encode") < 15 * LATENT_DIM * 8 + 200
     assert metric("dfcvae_calls_in_flight") == metric("dfcvae_bytes_in_flight") == 0
     assert metric("process_resident_memory_bytes") > 1e6
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [("OK", ""), ("INVALID_ARGUMENT", ""), ("INTERNAL", "INTERNAL"), ("UNAVAILABLE", "UNAVAILABLE")]
+)
+def test_only_failures_of_the_server_are_errors(code: str, error: str) -> None:
+    metrics = Metrics()
+    metrics.method("/dfcvae.v1.LatentEngine/Edit").ended(code, 0.25)
+    found = [line for line in generate_latest(metrics.registry).decode().splitlines() if "_seconds_sum{" in line]
+    assert [line for line in found if f'status_code="{code}"' in line and f'error_type="{error}"' in line]
 
 
 def test_queues_and_batches_are_counted(tiny_bundle: Path, tmp_path: Path) -> None:
