@@ -200,12 +200,8 @@ def test_proxies_allow_what_the_server_does() -> None:
     assert manager["http2_protocol_options"]["max_concurrent_streams"] == DEFAULTS.max_concurrent_streams
 
 
-@pytest.mark.parametrize(
-    "command", [["nginx", "-t", "-q", "-c", "nginx.conf"], ["envoy", "--mode", "validate", "-c", "envoy.yaml"]]
-)
-def test_proxies_read_their_files(command: list[str]) -> None:
-    program, *flags, name = command
-    if not shutil.which(program):
-        pytest.skip(f"needs {program}")
-    run = subprocess.run([program, *flags, str(DEPLOY / name)], capture_output=True, text=True, check=False)
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+def test_nginx_reads_its_file() -> None:
+    command = ["nginx", "-t", "-q", "-c", str(DEPLOY / "nginx.conf")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
