@@ -120,7 +120,10 @@ def _add_request_id(record: logging.LogRecord) -> bool:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, and what else is known."""
+    """One JSON object a line: time (UTC), level, logger, message, and what else is known.
+
+    A library would need as many lines to be told these names.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
