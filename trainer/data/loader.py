@@ -6,13 +6,12 @@ Shapes: B global batch, b this process's part of it, S image side, D latent size
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import time
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,38 +23,23 @@ from trainer.data import FaceData
 from trainer.hardware.device import Placement
 from trainer.hardware.distributed import Processes
 
-logger = logging.getLogger(__name__)
-
 NUM_PREFETCHED = 4
 """Batches that are made ready in advance."""
-MAX_GPU_FRACTION = 0.5
-"""Fraction of the GPU's free memory that the images may take; the rest is for activations."""
 _ORDER, _BATCH, _SAMPLE = range(3)
 """What random numbers are for: the order of an epoch, the flips and noise of a batch, a sample of images."""
 
 
 class Batch(NamedTuple):
-    """What one process computes a step on.
+    """What one process computes a step on, on its device.
 
     Attributes:
-        images: (b, 3, S, S) float32 in [0, 1], channels last in memory, on the device.
-        noise: (b, D) float32, standard normal, on the device.
-        labels: (b, A) float32, 1 where an image has an attribute, on the device.
+        images: (b, 3, S, S) float32 in [0, 1], channels last in memory.
+        noise: (b, D) float32, standard normal.
+        labels: (b, A) float32, 1 where an image has an attribute.
         total: images of all processes together, B.
     """
 
     images: Tensor
-    noise: Tensor
-    labels: Tensor
-    total: int
-
-
-class _HostBatch(NamedTuple):
-    """A batch in host memory, pinned where there is a GPU; `images` is None when the device holds them all."""
-
-    images: Tensor | None
-    rows: Tensor
-    flips: Tensor
     noise: Tensor
     labels: Tensor
     total: int
@@ -67,8 +51,8 @@ class BatchLoader:
     Ours rather than `DataLoader`: a batch depends on (seed, step) alone, so a run resumes exactly, and no worker
     processes are needed, as the images are decoded already.
 
-    All randomness (order, flips, latent noise) is drawn for the whole batch from (seed, step), so that neither the
-    number of processes nor the way that images take changes what is trained on.
+    All randomness (order, flips, latent noise) is drawn for the whole batch from (seed, step), so that the number of
+    processes does not change what is trained on.
 
     Args:
         config: batch size, epochs, seed, flip.
@@ -76,7 +60,6 @@ class BatchLoader:
         place: where the batches go.
         processes: every process takes each `world_size`-th image of a batch, from the `rank`-th on: strided, so that
             the first images, which the feature terms look at, are spread evenly.
-        resident: keep all training images on the device; None: if it is a GPU with room for them.
 
     Attributes:
         steps_per_epoch: the last batch of an epoch may be smaller than the others.
@@ -85,12 +68,7 @@ class BatchLoader:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        data: FaceData,
-        place: Placement,
-        processes: Processes | None = None,
-        resident: bool | None = None,
+        self, config: TrainConfig, data: FaceData, place: Placement, processes: Processes | None = None
     ) -> None:
         self._config, self._place = config, place
         processes = processes or Processes()
@@ -100,53 +78,29 @@ class BatchLoader:
         self.steps_per_epoch = math.ceil(len(self._rows) / config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
         self.waited_seconds = 0.0
-        self._resident = self._fits() if resident is None else resident
 
-    def _fits(self) -> bool:
-        if self._place.device.type != "cuda":
-            return False
-        free, _ = torch.cuda.mem_get_info(self._place.device)
-        needed = len(self._rows) * self._images[0].nbytes
-        fits = bool(needed <= MAX_GPU_FRACTION * free)
-        logger.info(
-            "the training images (%.1f GB) %s the GPU's free memory (%.1f GB)",
-            needed / 1e9,
-            "stay in" if fits else "are streamed, as they would take too much of",
-            free / 1e9,
-        )
-        return fits
-
-    @functools.cached_property
-    def _on_device(self) -> Tensor:
-        return torch.from_numpy(self._images[self._rows]).to(self._place.device)
-
-    def _draw(self, step: int) -> _HostBatch:
-        """Everything about a batch that happens on the host."""
+    def _draw(self, step: int) -> tuple[tuple[Tensor, ...], int]:
+        """A batch in host memory, pinned where there is a GPU: images, flips, noise and labels; and its total."""
         config = self._config
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _order(config.seed, epoch, len(self._rows))
-        chosen = order[position * config.batch_size :][: config.batch_size]
+        chosen = self._rows[order[position * config.batch_size :][: config.batch_size]]
         random = _generator(config.seed, _BATCH, step)
         flips = random.random(len(chosen)) < (0.5 if config.flip else 0.0)
         noise = random.standard_normal((len(chosen), config.model.latent_dim), np.float32)
-        ours = chosen[self._part]
-        images = None if self._resident else self._pin(self._images[self._rows[ours]])
-        labels = self._labels[self._rows[ours]].astype(np.float32)
-        flips, noise = flips[self._part], noise[self._part]
-        return _HostBatch(images, self._pin(ours), self._pin(flips), self._pin(noise), self._pin(labels), len(chosen))
+        rows = chosen[self._part]
+        labels = self._labels[rows].astype(np.float32)
+        arrays = (self._images[rows], flips[self._part], noise[self._part], labels)
+        return tuple(map(self._pin, arrays)), len(chosen)
 
-    def _pin(self, array: NDArray[np.generic]) -> Tensor:
+    def _pin(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory() if self._place.device.type == "cuda" else tensor
 
-    def _unpack(self, host: _HostBatch) -> Batch:
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(self._place.device, non_blocking=True)
-
-        packed = self._on_device[moved(host.rows)] if host.images is None else moved(host.images)
-        flips, noise, labels = moved(host.flips).view(-1, 1, 1, 1), moved(host.noise), moved(host.labels)
-        packed = torch.where(flips, packed.flip(2), packed)  # (b, S, S, 3) uint8
-        return Batch(packed.permute(0, 3, 1, 2).float() / 255, noise, labels, host.total)
+    def _unpack(self, host: tuple[Tensor, ...], total: int) -> Batch:
+        images, flips, noise, labels = (tensor.to(self._place.device, non_blocking=True) for tensor in host)
+        images = torch.where(flips.view(-1, 1, 1, 1), images.flip(2), images)  # (b, S, S, 3) uint8
+        return Batch(images.permute(0, 3, 1, 2).float() / 255, noise, labels, total)
 
     def sample(self, count: int) -> NDArray[np.int64]:
         """Rows of `count` training images, or of all if there are fewer; drawn from the seed."""
@@ -155,7 +109,7 @@ class BatchLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0, made on the spot."""
-        return self._unpack(self._draw(step))
+        return self._unpack(*self._draw(step))
 
     def stream(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The batches of the steps from `first` up to, not including, `last`; the next few are made by a thread.
@@ -169,14 +123,14 @@ class BatchLoader:
 
         with ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=settle) as pool:
             try:
-                ahead: deque[Future[_HostBatch]] = deque()
+                ahead: deque[Future[tuple[tuple[Tensor, ...], int]]] = deque()
                 for step in range(first, last):
                     while len(ahead) < min(NUM_PREFETCHED, last - step):
                         ahead.append(pool.submit(self._draw, step + len(ahead)))
                     began = time.monotonic()
                     host = ahead.popleft().result()
                     self.waited_seconds += time.monotonic() - began
-                    yield self._unpack(host)
+                    yield self._unpack(*host)
             finally:
                 pool.shutdown(cancel_futures=True)
 
