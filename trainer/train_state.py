@@ -25,8 +25,7 @@ from trainer.loss.perceptual import PerceptualLoss
 from trainer.loss.vae_loss import Terms, VAELoss
 from trainer.loss.vgg import load_backbone
 from trainer.model import VAE, Output, VAEWithHead, freeze_biases_before_batch_norm
-from trainer.optim.muon import Muon, is_matrix
-from trainer.optim.schedule import Schedule
+from trainer.optim import Muon, Schedule, is_matrix
 
 logger = logging.getLogger(__name__)
 
