@@ -233,7 +233,7 @@ class Canvas:
         box = self._box(left - 3 * wide, top - 3 * tall, left + 3 * wide, top + 3 * tall, inside)
         down = (self._down[box[0]] - y) / tall
         across = (self._across[box[1]] - x) / wide
-        column: Array = height * np.exp(-0.5 * down * down)
+        column: Array = np.exp(-0.5 * down * down) * np.float32(height)
         return _clipped(box, column[:, None] * np.exp(-0.5 * across * across), inside)
 
 

@@ -84,10 +84,11 @@ def _strands(face: Face) -> Light:
 
     def light(x: Array, y: Array) -> Array:
         fan = (x - 12 * face.hair_parting) / (y + 165)
-        strands: Array = 0.045 * np.sin(58 * fan + 1.6 * np.sin(21 * fan + face.hair_phase))
+        strands = 0.045 * np.sin(58 * fan + 1.6 * np.sin(21 * fan + face.hair_phase))
         across, down = x - 10 * face.light_side, y + 5
         arch = np.sqrt(across * across + down * down) - 64
         sheen = 0.28 * np.exp(arch * arch * (-1 / 81))
-        return strands + sheen + (face.light_strength * face.light_side / 60) * x + 0.96
+        level: Array = strands + sheen + (face.light_strength * face.light_side / 60) * x + 0.96
+        return level
 
     return light
