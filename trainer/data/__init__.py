@@ -83,8 +83,8 @@ def load_data_for(
     """
 
     def load(labels: Path | None, split_by: SplitBy) -> FaceData:
-        index = read_index(directory, labels=labels, split_by=split_by, skip_damaged=config.skip_damaged)
-        return Pack.of(index, config.model.image_size, config.crop, config.source, align or config.align).data()
+        frame = (config.model.image_size, config.crop, config.source, align or config.align)
+        return load_data(directory, *frame, labels=labels, split_by=split_by, skip_damaged=config.skip_damaged)
 
     own = labels or config.labels, config.split_by
     if own != (labels, "name"):
