@@ -5,20 +5,10 @@ beside them because they must not import each other. It needs NumPy and Pillow, 
 """
 
 from framing.aligner import Aligner
-from framing.errors import FramingError, TooLongError, TooSmallError
-from framing.frame import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame, Landmarks
+from framing.frame import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame, FramingError, Landmarks, TooLongError, TooSmallError
 from framing.picture import prepare, to_rgb, upright
 
 __all__ = [
-    "CELEBA_LANDMARKS",
-    "CELEBA_SOURCE",
-    "Aligner",
-    "Frame",
-    "FramingError",
-    "Landmarks",
-    "TooLongError",
-    "TooSmallError",
-    "prepare",
-    "to_rgb",
-    "upright",
-]
+    "CELEBA_LANDMARKS", "CELEBA_SOURCE", "Aligner", "Frame", "FramingError", "Landmarks", "TooLongError",
+    "TooSmallError", "prepare", "to_rgb", "upright",
+]  # fmt: skip

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from framing.centerface import CenterFace
-from framing.errors import AlignmentError, FramingError
-from framing.frame import Frame
+from framing.frame import AlignmentError, Frame, FramingError
 
 MIN_SHARE = 0.5
 """Pixels that a face needs, of the pixels that the model gives it, along one side; below, enlarging would invent it."""
@@ -61,7 +60,7 @@ class Aligner:
         """
         if self._frame.is_framed(*image.size):
             return Aligned(image, 0)
-        found = self._detector.find(image).landmarks
+        found = self._detector.find(image)
         if not len(found):
             raise AlignmentError("shows no face that can be found; cut the face out, or leave the picture out")
         move = self._fit(found[0])
@@ -72,7 +71,7 @@ class Aligner:
             )
         aligned = self._warp(image, *move)
         # Once more, at the scale at which the frame's landmarks were measured; there the detector is most exact.
-        again = self._detector.find(aligned).landmarks
+        again = self._detector.find(aligned)
         if len(again):
             factor, shift = self._fit(again[0])
             aligned = self._warp(image, factor * move[0], factor * move[1] + shift)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from framing.errors import FramingError
+from framing.frame import FramingError
 
 Floats = NDArray[np.float32]
 
@@ -32,18 +32,6 @@ MAX_OVERLAP = 0.3
 """Intersection over union of two boxes; beyond, they are of one face."""
 
 _MEND = "pip install 'dfc-vae[align,cpu]'"
-
-
-class Faces(NamedTuple):
-    """What is found in a picture, largest face first.
-
-    Attributes:
-        boxes: (F, 4) float32, left, top, right, bottom, pixels.
-        landmarks: (F, 5, 2) float32, x and y, pixels; see `framing.frame.Landmarks`.
-    """
-
-    boxes: Floats
-    landmarks: Floats
 
 
 class CenterFace:
@@ -76,23 +64,22 @@ class CenterFace:
         )
         self._input = image.name
 
-    def find(self, image: Image.Image) -> Faces:
-        """The faces in an RGB picture that stands upright."""
+    def find(self, image: Image.Image) -> Floats:
+        """The faces in an RGB picture that stands upright, largest first: (F, 5, 2) x and y of their landmarks, pixels.
+
+        `framing.frame.Landmarks` says which these are.
+        """
         for longer in dict.fromkeys(min(side, max(image.size)) for side in LONGER_SIDES):
-            faces = self._find_at(image, longer / max(image.size))
-            if len(faces.boxes):
+            scale = longer / max(image.size)
+            size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+            small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+            found = self._search(np.asarray(small, np.float32))
+            if len(found):
                 break
-        return faces
+        return found * np.array([image.width / size[0], image.height / size[1]], np.float32)
 
-    def _find_at(self, image: Image.Image, scale: float) -> Faces:
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-        boxes, landmarks = self._search(np.asarray(small, np.float32))
-        ratio = np.array([image.width / size[0], image.height / size[1]], np.float32)
-        return Faces(boxes * np.tile(ratio, 2), landmarks * ratio)
-
-    def _search(self, pixels: Floats) -> tuple[Floats, Floats]:
-        """Boxes and landmarks in a picture, (h, w, 3) float32 RGB from 0 to 255."""
+    def _search(self, pixels: Floats) -> Floats:
+        """The landmarks in a picture, (h, w, 3) float32 RGB from 0 to 255."""
         height, width = (-(-side // MULTIPLE) * MULTIPLE for side in pixels.shape[:2])
         padded = np.zeros((height, width, 3), np.float32)
         padded[: pixels.shape[0], : pixels.shape[1]] = pixels
@@ -106,7 +93,8 @@ class CenterFace:
         boxes = np.concatenate([corners[:, ::-1], (corners + sizes)[:, ::-1]], 1)
         kept = _distinct(boxes, heat[0, 0, rows, columns])
         kept = sorted(kept, key=lambda face: -float(np.prod(sizes[face])))
-        return boxes[kept].astype(np.float32), landmarks[kept][..., ::-1].astype(np.float32)
+        found: Floats = landmarks[kept][..., ::-1].astype(np.float32)
+        return found
 
 
 def _weights() -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from framing.errors import TooLongError, TooSmallError
-
 Landmarks = tuple[tuple[float, float], ...]
 """Five points (x, y), pixels from the upper left corner: the eyes, the nose, the corners of the mouth; of each pair the
 one further left in the picture comes first."""
@@ -17,6 +15,22 @@ CELEBA_LANDMARKS: Landmarks = ((70.1, 112.4), (108.6, 111.5), (88.6, 135.9), (73
 
 MAX_ASPECT = 4
 """Longer side over shorter one. Beyond, the middle of a picture is no guess at where its face is."""
+
+
+class FramingError(ValueError):
+    """Raise when a picture can't be brought to the frame; the message goes after the picture's name."""
+
+
+class TooSmallError(FramingError):
+    """Raise when a picture has fewer pixels than the frame keeps."""
+
+
+class TooLongError(FramingError):
+    """Raise when a picture is so far from square that its middle says nothing about where the face is."""
+
+
+class AlignmentError(FramingError):
+    """Raise when no face can be found, or not one that can be aligned."""
 
 
 @dataclass(frozen=True)

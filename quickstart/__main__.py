@@ -120,6 +120,11 @@ class Stages:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
+    def show(self, name: str, *arguments: object) -> list[str]:
+        """Says which `python -m ...` comes next, and gives its command line."""
+        print(f"\n== {name}\n$ python -m {shlex.join(map(str, arguments))}", flush=True)
+        return [sys.executable, "-m", *map(str, arguments)]
+
     def run(self, name: str, *arguments: object) -> None:
         """Runs `python -m ...` to its end.
 
@@ -127,8 +132,7 @@ class Stages:
             StageError: it failed.
         """
         began = time.monotonic()
-        _show(name, arguments)
-        with subprocess.Popen([sys.executable, "-m", *map(str, arguments)]) as process:
+        with subprocess.Popen(self.show(name, *arguments)) as process:
             try:
                 code = process.wait()
             except KeyboardInterrupt:  # the terminal has told the command, too, which writes its checkpoint now
@@ -144,10 +148,6 @@ class Stages:
     def reuse(self, name: str, what: Path) -> None:
         """Says that a stage's result is there already."""
         print(f"\n== {name}: re-using {what}", flush=True)
-
-
-def _show(name: str, arguments: tuple[object, ...]) -> None:
-    print(f"\n== {name}\n$ python -m {shlex.join(map(str, arguments))}", flush=True)
 
 
 def draw(config: Quickstart, stages: Stages) -> Path:
@@ -180,20 +180,9 @@ def train(config: Quickstart, data: Path, run: Path, stages: Stages) -> FaceData
         same = False
     if not same:
         shutil.rmtree(run, ignore_errors=True)
-    command: list[object] = [
-        "--preset",
-        wanted.preset,
-        "--data",
-        data,
-        "--out",
-        run,
-        "--seed",
-        wanted.seed,
-        "--resume",
-    ]
-    command += ["--crop", wanted.crop, "--epochs", wanted.epochs]
-    command += ["--vgg-weights", wanted.vgg_weights]
-    stages.run("training", "trainer", "train", *command)
+    where = ("--data", data, "--out", run, "--resume")
+    what = ("--crop", wanted.crop, "--epochs", wanted.epochs, "--vgg-weights", wanted.vgg_weights)
+    stages.run("training", "trainer", "train", "--preset", wanted.preset, "--seed", wanted.seed, *what, *where)
     return packed
 
 
@@ -266,9 +255,8 @@ def write_order(config: Quickstart, data: FaceData, attributes: list[str], path:
 
 def serve_and_edit(bundle: Path, order: Path, answers: Path, stages: Stages) -> None:
     """Starts the server as a process, lets the client process work, and stops the server with SIGTERM."""
-    arguments = ("engine", "--bundle", bundle, "--port", 0, "--log-level", "warning")
-    _show("server", arguments)
-    server = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    command = stages.show("server", "engine", "--bundle", bundle, "--port", 0, "--log-level", "warning")
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         if not select.select([server.stdout], [], [], START_SECONDS)[0]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +44,6 @@ def read_order(path: Path) -> list[Job]:
     return [Job(job["attribute"], job["strength"], tuple(job["files"])) for job in json.loads(path.read_text())]
 
 
-def _requests(job: Job) -> Iterator[list[bytes]]:
-    for start in range(0, len(job.files), REQUEST_IMAGES):
-        yield [Path(file).read_bytes() for file in job.files[start : start + REQUEST_IMAGES]]
-
-
 def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
     """Has the server edit the faces of a job.
 
@@ -58,17 +52,14 @@ def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
         (faces, strengths, S, S, 3): the first faces at every strength of `STRIP_STRENGTHS`.
     """
     before, after = [], []
-    for files in _requests(job):
+    for start in range(0, len(job.files), REQUEST_IMAGES):
+        files = [Path(file).read_bytes() for file in job.files[start : start + REQUEST_IMAGES]]
         before.append(client.decode(client.encode(files).mu))
         after.append(client.edit(files, {job.attribute: job.strength}))
     latents = client.encode([Path(file).read_bytes() for file in job.files[:NUM_STRIPS]]).mu
     sign = float(np.sign(job.strength))
     strips = [client.edit(latents, {job.attribute: sign * strength}) for strength in STRIP_STRENGTHS]
-    return {
-        "before": np.concatenate(before),
-        "after": np.concatenate(after),
-        "strips": np.stack(strips, axis=1),
-    }
+    return {"before": np.concatenate(before), "after": np.concatenate(after), "strips": np.stack(strips, axis=1)}
 
 
 def main(target: str, order: Path, out: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quickstart.client import STRIP_STRENGTHS, Job
-from trainer.evaluation import grids
+from trainer.evaluation import grids, report
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits.quality import quality
 
@@ -40,24 +40,12 @@ def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) 
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The measurements as lines for the screen."""
-    reconstruction, encoding, judge_of = metrics["reconstruction"], metrics["encoding"], metrics["classifier"]
-    linear = metrics["attribute_prediction"]
-    lines = [
-        f"reconstruction of {reconstruction['images']} held-out faces: PSNR {reconstruction['psnr_db']:.2f} dB, "
-        f"SSIM {reconstruction['ssim']:.3f}",
-        f"encoding: KL {encoding['kl_nats']:.1f} nats an image, {encoding['active_units']} of "
-        f"{encoding['latent_dim']} dimensions active",
-        f"attributes read off the latents by a linear model: {linear['accuracy_mean']:.1%} right "
-        f"(always the majority: {linear['majority_mean']:.1%})",
-        f"image classifier that judges the edits: {judge_of['accuracy_mean']:.1%} right on held-out faces "
-        f"(always the majority: {judge_of['majority_mean']:.1%})",
-        f"{'edit over gRPC':<34}{'faces':>7}{'flipped':>9}{'kept':>8}{'judge':>8}",
-    ]
+    """The trainer's verdict and what became of the edits over gRPC, as lines for the screen."""
+    accuracy = metrics["classifier"]["accuracy"]
+    lines = [report.verdict(metrics), f"{'edit over gRPC':<34}{'faces':>7}{'flipped':>9}{'kept':>8}{'judge':>8}"]
     for edit in metrics["served_edits"]:
         name = f"{edit['attribute']} at strength {edit['strength']:+.1f}"
-        flipped, kept = (_percent(edit[share]) for share in ("flipped", "kept"))
-        right = _percent(judge_of["accuracy"][edit["attribute"]])
+        flipped, kept, right = map(_percent, (edit["flipped"], edit["kept"], accuracy[edit["attribute"]]))
         lines.append(f"{name:<34}{edit['faces']:>7}{flipped:>9}{kept:>8}{right:>8}")
     return "\n".join(lines)
 

@@ -13,14 +13,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions, Prior, Wishes, load_priors
 from framing import Aligner
 from trainer import model, run_folder, training
-from trainer.artifacts.encode import encode
+from trainer.artifacts.encode import BATCH_IMAGES, decode, encode
 from trainer.config import TrainConfig
 from trainer.data import pixels
 from trainer.errors import RunError
@@ -30,8 +29,6 @@ from trainer.run_folder import DIRECTIONS, PRIOR
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-
-BATCH_IMAGES = 128
 
 
 def train(config: TrainConfig, data: str | Path, out: str | Path, *, resume: bool = False) -> None:
@@ -165,7 +162,6 @@ class VAE:
             )
         return encode(self.network, images, np.arange(len(images)), self._place)[0]
 
-    @torch.no_grad()
     def decode(self, latents: Floats) -> Images:
         """Images (N, S, S, 3) uint8 RGB.
 
@@ -183,8 +179,7 @@ class VAE:
         images = np.empty((len(latents), self.image_size, self.image_size, 3), np.uint8)
         for start in range(0, len(latents), BATCH_IMAGES):
             batch = slice(start, start + BATCH_IMAGES)
-            decoded = self.network.decoder(torch.from_numpy(latents[batch]).to(self._place.device))
-            images[batch] = decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+            images[batch] = decode(self.network.decoder, latents[batch], self._place)
         return images
 
     def edit(

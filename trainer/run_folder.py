@@ -118,16 +118,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes `values` as indented JSON, atomically."""
-    write_atomically(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n"))
+    """Writes `values` as indented, strict JSON, atomically.
+
+    Raises:
+        ValueError: a number is not finite; measures give null where there is none.
+    """
+    text = json.dumps(values, indent=2, allow_nan=False)
+    write_atomically(path, lambda file: file.write_text(text + "\n"))
 
 
 def save_config(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> None:
     """Writes config.json: the configuration and what it resolved to (device, precision, data, VGG weights)."""
-    write_json(
-        run / CONFIG,
-        {"format_version": RUN_FORMAT_VERSION, "config": config.to_json(), "resolved": resolved},
-    )
+    values = {"format_version": RUN_FORMAT_VERSION, "config": config.to_json(), "resolved": resolved}
+    write_json(run / CONFIG, values)
 
 
 def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:

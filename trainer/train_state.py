@@ -25,8 +25,7 @@ from trainer.loss.perceptual import PerceptualLoss
 from trainer.loss.vae_loss import Terms, VAELoss
 from trainer.loss.vgg import load_backbone
 from trainer.model import VAE, Output, VAEWithHead, freeze_biases_before_batch_norm
-from trainer.optim.muon import Muon, is_matrix
-from trainer.optim.schedule import Schedule
+from trainer.optim import Muon, Schedule, is_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +107,9 @@ class TrainState:
         names = ("lr",) if self.config.optimizer == "adam" else ("lr", "muon_lr")
         return {name: getattr(self.config, name) * self.schedule.factor(self.step) for name in names}
 
-    @property
-    def threads(self) -> int | None:
-        """Threads that computed the last steps; None before the first."""
-        return self.legs[-1]["threads"] if self.legs else None
-
-    @property
-    def compiled(self) -> bool | None:
-        """Whether torch.compile was used in the last steps; None before the first."""
-        return self.legs[-1]["compiled"] if self.legs else None
+    def held(self, name: str) -> Any:
+        """What held in the last steps, such as their `threads`, see `legs`; None before the first."""
+        return self.legs[-1].get(name) if self.legs else None
 
     @property
     def progress(self) -> float:
@@ -206,7 +199,7 @@ class TrainState:
             "torch": str(torch.__version__),
             **{name: getattr(self.config, name) for name in CHANGEABLE},
         }
-        if not self.legs or leg != {key: value for key, value in self.legs[-1].items() if key != "from_step"}:
+        if any(self.held(name) != value for name, value in leg.items()):
             self.legs.append({"from_step": self.step, **leg})
 
     def train_step(self, loss: VAELoss, batch: Batch) -> Terms:
@@ -280,19 +273,12 @@ class TrainState:
         rates = {_flag(name): getattr(config, name) / 5 for name in self.learning_rates}
         lower = " ".join(f"--{flag} {rate:.2g}" for flag, rate in rates.items())
         clip = "" if config.grad_clip else ", or with --grad-clip 1"
-        kept = (
-            "the last good checkpoint is kept: go on from it"
-            if self._kept
-            else "there is no checkpoint yet: start again"
-        )
+        kept = (self.folder / run_folder.CHECKPOINT).exists()
+        start = "the last good checkpoint is kept: go on from it" if kept else "there is no checkpoint yet: start again"
         return (
-            f"{kept} at a lower rate (now --lr {config.lr:.4g}): python -m trainer train --resume "
+            f"{start} at a lower rate (now --lr {config.lr:.4g}): python -m trainer train --resume "
             f"--data {self.data.index.root} --out {self.folder} {lower}{clip}"
         )
-
-    @property
-    def _kept(self) -> bool:
-        return (self.folder / run_folder.CHECKPOINT).exists()
 
     def restore(self) -> None:
         """Goes on from the folder's checkpoint; without one, from the weights of `init_from`, or from nothing.
@@ -302,7 +288,10 @@ class TrainState:
         """
         state = self.processes.on_main(self._read)
         if state is None:
-            self._initialise()
+            if self.config.init_from is not None:
+                weights = self.processes.on_main(lambda: run_folder.initial_weights(self.config))
+                self.model.load_state_dict(weights)
+                self._digests["init_from"] = _digest(self.model)
             return
         self.net.load_state_dict(state["net"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
@@ -313,14 +302,8 @@ class TrainState:
         self.step, self._digests, self.legs = state["step"], state["digests"], state["legs"]
         self.schedule = self._schedule()
 
-    def _initialise(self) -> None:
-        if self.config.init_from is None:
-            return
-        self.model.load_state_dict(self.processes.on_main(lambda: run_folder.initial_weights(self.config)))
-        self._digests["init_from"] = _digest(self.model)
-
     def _read(self) -> dict[str, Any] | None:
-        if not self._kept:
+        if not (self.folder / run_folder.CHECKPOINT).exists():
             return None
         state = run_folder.load_checkpoint(self.folder)
         differing = self.config.differences(json.loads(state["config"]))
@@ -337,9 +320,10 @@ class TrainState:
         done = state["step"] / self.loader.steps_per_epoch
         if self.config.epochs < done:
             raise RunError(f"--epochs {self.config.epochs}: {self.folder} has done {done:.4g} already; give more")
+        last = state["legs"][-1] if state["legs"] else {}
         for name in CHANGEABLE:
-            before, now = state["legs"][-1][name] if state["legs"] else None, getattr(self.config, name)
-            if before is not None and before != now:
+            before, now = last.get(name), getattr(self.config, name)
+            if before not in (None, now):
                 logger.info("from step %d on, --%s is %s instead of %s", state["step"], _flag(name), now, before)
         return state
 

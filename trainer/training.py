@@ -58,7 +58,7 @@ def train(config: TrainConfig, data: FaceData, folder: Path, resume: bool = Fals
         # Resume
         processes.on_main(lambda: _occupy(state, resume, stack))
         state.restore()
-        stack.enter_context(threads.limited(threads.choose(config.threads, state.threads)))
+        stack.enter_context(threads.limited(threads.choose(config.threads, state.held("threads"))))
 
         if state.step < state.num_steps:
             # Loss
@@ -90,7 +90,7 @@ def compile_run(state: TrainState, loss: VAELoss) -> bool:
     """
     config, device = state.config, state.place.device
     images, _ = loss.num_compared(config.batch_size)
-    if not should_compile(config.compile, device, state.num_steps, images, state.compiled):
+    if not should_compile(config.compile, device, state.num_steps, images, state.held("compiled")):
         return False
     if loss.perceptual and images:
         loss.perceptual.compile(images)

@@ -16,7 +16,6 @@ from trainer.data import FaceData, Index
 from trainer.evaluation.classifier import Classifier, Network
 from trainer.evaluation.edits import curves, matrix, wishes
 from trainer.evaluation.edits import figures as edit_figures
-from trainer.evaluation.edits import judge as edit_judge
 from trainer.evaluation.edits.faces import EditedFaces
 from trainer.evaluation.edits.quality import EditQuality, best_strength, quality
 from trainer.evaluation.encoded_run import Autoencoder, EncodedRun
@@ -151,10 +150,10 @@ def test_the_best_flip_is_found_between_two_strengths() -> None:
 
 
 def test_the_judge_is_measured_on_reconstructions_too(encoded: EncodedRun) -> None:
-    found = edit_judge.measure(encoded, seer())
+    found = seer().trust(encoded.reconstructions, encoded.labels)
     assert found["reconstructions"]["accuracy_mean"] > 0.98
     assert found["unsure"] == []
-    found = edit_judge.measure(encoded, replace(seer(), network=Blind().eval()))
+    found = replace(seer(), network=Blind().eval()).trust(encoded.reconstructions, encoded.labels)
     assert found["accuracy_mean"] == 1.0  # on images, as it was told
     assert set(found["unsure"]) == set(NAMES)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from trainer.__main__ import main
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data import ATTRIBUTES as ATTRIBUTES_FILE
-from trainer.data import IMAGES, PARTITION, FaceData, Index, Pack, load_data, load_data_as, load_data_for, read_index
+from trainer.data import IMAGES, PARTITION, FaceData, Index, Pack, load_data, load_data_for, read_index
 from trainer.data.labels import Unlabelled
 from trainer.data.splits import split_by_name
 from trainer.errors import DataError
@@ -379,7 +379,7 @@ def test_labels_and_splits_of_a_run_are_for_its_own_data(tmp_path: Path) -> None
     names = read_index(root).files
     table = csv_for(tmp_path / "labels.csv", [f"{name},{row % 2}" for row, name in enumerate(names)])
     config = TrainConfig(model=ModelConfig(image_size=32), crop=0, labels=table, split_by="folder")
-    own = load_data_as(config, root, labels=table, split_by="folder")
+    own = load_data(root, 32, 0, labels=table, split_by="folder")
     resolved = {"data": str(root), "data_fingerprint": own.fingerprint}
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     for place in (root, copy):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.optim.muon import Muon, orthogonalise
+from trainer.optim import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])

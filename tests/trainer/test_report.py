@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.evaluation import training_curves
+from trainer.evaluation.figures import training_curves
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.report import attribute_table, embed, headlines, new_faces_table, page, summary
 
@@ -164,10 +164,10 @@ def test_the_training_is_drawn_from_its_log(tmp_path: Path) -> None:
     losses = [{"step": step, "loss": {"total": 1 / step}} for step in (10, 20, 30)]
     records = [*losses, {"step": 30, "val_psnr": 21.0, "val_loss": 0.04}]
     log.write_text("".join(f"{json.dumps(record)}\n" for record in records) + '{"step": 40, "lo')
-    (figure,) = training_curves.draw(log, tmp_path)
+    (figure,) = training_curves(log, tmp_path)
     assert Image.open(tmp_path / figure.file).width > 500
     log.write_text('{"step": 10, "images_per_second": 7}\n')
-    assert training_curves.draw(log, tmp_path) == training_curves.draw(tmp_path / "absent", tmp_path) == []
+    assert training_curves(log, tmp_path) == training_curves(tmp_path / "absent", tmp_path) == []
 
 
 def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Figure, str]]") -> None:

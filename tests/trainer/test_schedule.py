@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.optim.schedule import Schedule
+from trainer.optim import Schedule
 
 
 def test_the_step_schedule_falls_after_every_epoch() -> None:

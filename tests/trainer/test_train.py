@@ -23,7 +23,7 @@ from trainer.data import FaceData
 from trainer.data.loader import Batch, BatchLoader
 from trainer.errors import ConfigError, InterruptedRunError, NonFiniteLossError, RunError
 from trainer.loss.vae_loss import VAELoss
-from trainer.optim.schedule import Schedule
+from trainer.optim import Schedule
 from trainer.train_state import TrainState
 from trainer.training import train
 

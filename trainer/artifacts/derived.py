@@ -11,8 +11,7 @@ Shapes: N images, D latent_dim, A attributes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,34 +39,13 @@ MAX_LISTED = 8
 """Attributes that a message names; of more, it gives the number."""
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What became of the directions of a run.
-
-    Attributes:
-        added: attributes that had none before.
-        replaced: attributes whose directions were computed again.
-        kept: attributes that were left as they were.
-        dropped: attributes that have none any more.
-    """
-
-    added: tuple[str, ...] = ()
-    replaced: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        parts = {name: getattr(self, name) for name in ("added", "replaced", "kept", "dropped")}
-        return "; ".join(f"{part} {_listed(names)}" for part, names in parts.items() if names) or "none"
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= MAX_LISTED else f"{len(names)} attributes"
 
 
 def complete(
     folder: Path, place: Placement, data: FaceData, kind: Kind, *, directions_anew: bool = False
-) -> Changes | None:
+) -> str | None:
     """Writes what a finished run lacks: all of it after training, the rest after an interruption or in an old run.
 
     Args:
@@ -78,7 +56,7 @@ def complete(
         directions_anew: compute the data's directions again, as another kind is asked for.
 
     Returns:
-        What became of the directions; None if nothing was lacking.
+        What became of the directions, see `write_directions`; None if nothing was lacking.
 
     Raises:
         RunError: latents are not finite, or a file cannot be written.
@@ -145,16 +123,10 @@ def write_prior(folder: Path, model: VAE, place: Placement, data: FaceData) -> F
 
 
 def _standardise(model: VAE, mu: Floats, log_var: Floats) -> bool:
-    """Gives every latent mean 0 and variance 1 over the train split's posteriors, (N, D) each.
+    """Gives every latent mean 0 and variance 1 over the posteriors, (N, D); says whether there was anything to change.
 
     Images and reconstructions stay what they are. Of all shifts and scales of the latents this one has the least KL to
     N(0, I), which training with a small KL weight doesn't get to, and without which draws from N(0, I) are no faces.
-
-    Returns:
-        Whether there was anything to change.
-
-    Raises:
-        RunError: latents are not finite.
     """
     mean, std = moments(mu, log_var)
     if max(np.abs(mean).max(), np.abs(std - 1).max()) < _STANDARD:
@@ -164,13 +136,8 @@ def _standardise(model: VAE, mu: Floats, log_var: Floats) -> bool:
 
 
 def write_directions(
-    folder: Path,
-    found: Sequence[Direction],
-    latent_dim: int,
-    *,
-    without: Collection[str] = (),
-    split: str = "train",
-) -> Changes:
+    folder: Path, found: Sequence[Direction], latent_dim: int, *, without: Sequence[str] = (), split: str = "train"
+) -> str:
     """Writes directions beside those of the run's present weights, and the model card, which names them.
 
     Args:
@@ -179,6 +146,9 @@ def write_directions(
         latent_dim: D.
         without: names of directions that do not stay.
         split: images that the new ones were computed from.
+
+    Returns:
+        Which were added, replaced (computed again), kept as they were, and dropped, for people.
 
     Raises:
         RunError: the file cannot be read or written.
@@ -202,9 +172,10 @@ def write_directions(
     run_folder.write_atomically(path, lambda file: save_directions(file, rows, latent_dim, joined, model_sha256))
     write_card(folder)
     had = {direction.name for direction in before}
-    return Changes(
-        added=tuple(name for name in new if name not in had),
-        replaced=tuple(name for name in new if name in had),
-        kept=tuple(kept),
-        dropped=(*without, *outdated),
-    )
+    changes = {
+        "added": [name for name in new if name not in had],
+        "replaced": [name for name in new if name in had],
+        "kept": kept,
+        "dropped": [*without, *outdated],
+    }
+    return "; ".join(f"{change} {_listed(names)}" for change, names in changes.items() if names) or "none"

@@ -1,13 +1,16 @@
-"""Packed images to the parameters of their posteriors.
+"""Packed images to the parameters of their posteriors, and latents to images.
 
 Shapes: N images, R rows, S image side, D latent_dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from trainer.hardware.device import Placement
@@ -40,3 +43,11 @@ def encode(
         mu[batch], log_var[batch] = posterior.mu.float().cpu().numpy(), posterior.log_var.float().cpu().numpy()
     model.train(training)
     return mu, log_var
+
+
+@torch.no_grad()
+def decode(decoder: Callable[[Tensor], Tensor], latents: NDArray[np.float32], place: Placement) -> NDArray[np.uint8]:
+    """Images (N, S, S, 3) uint8 of one batch of latents (N, D), by a decoder to (N, 3, S, S) in [0, 1] on `place`."""
+    decoded = decoder(torch.from_numpy(latents).to(place.device)).float()
+    images: NDArray[np.uint8] = decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    return images

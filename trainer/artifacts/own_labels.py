@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer import run_folder
 from trainer.artifacts import derived
-from trainer.artifacts.derived import Changes
 from trainer.artifacts.directions import MIN_IMAGES, Direction, directions_of, load_directions
 from trainer.artifacts.encode import encode
 from trainer.config import Kind, TrainConfig
-from trainer.data import FaceData, load_data_as, load_data_for
+from trainer.data import FaceData, load_data, load_data_for
 from trainer.data.folder import SUFFIXES, find
 from trainer.data.labels import relabel
 from trainer.errors import ConfigError, DataError, RunError
@@ -34,8 +34,7 @@ _FILE_BYTES = 4_000_000
 """About what directions and prior take on disk."""
 
 
-@dataclass(frozen=True)
-class Labelled:
+class Labelled(NamedTuple):
     """Labels of L images of a train split.
 
     Attributes:
@@ -50,28 +49,24 @@ class Labelled:
     labels: NDArray[np.bool_]
     wanted: tuple[str, ...]
 
-    @classmethod
-    def of(cls, data: FaceData, csv: Path | None) -> Labelled:
-        """The data set's own labels, or those of a CSV beside them.
 
-        Raises:
-            DataError: the CSV cannot be used.
-        """
-        own, train = data.index, data.rows("train")
-        if csv is None:
-            return cls(train, own.attributes, own.labels[train], own.attributes)
-        index = relabel(own, csv, "leave out")
-        row_of = {name: row for row, name in enumerate(own.files)}
-        rows = np.array([row_of[index.files[row]] for row in index.rows("train")], np.int64)
-        others = [column for column, name in enumerate(own.attributes) if name not in index.attributes]
-        labels = np.hstack([own.labels[rows][:, others], index.labels[index.rows("train")]])
-        names = tuple(own.attributes[column] for column in others)
-        return cls(rows, names + index.attributes, labels, index.attributes)
+def _labelled(data: FaceData, csv: Path | None) -> Labelled:
+    """The data set's own labels, or those of a CSV beside them; DataError if the CSV cannot be used."""
+    own, train = data.index, data.rows("train")
+    if csv is None:
+        return Labelled(train, own.attributes, own.labels[train], own.attributes)
+    index = relabel(own, csv, "leave out")
+    row_of = {name: row for row, name in enumerate(own.files)}
+    rows = np.array([row_of[index.files[row]] for row in index.rows("train")], np.int64)
+    others = [column for column, name in enumerate(own.attributes) if name not in index.attributes]
+    labels = np.hstack([own.labels[rows][:, others], index.labels[index.rows("train")]])
+    names = tuple(own.attributes[column] for column in others)
+    return Labelled(rows, names + index.attributes, labels, index.attributes)
 
 
 def from_data(
     run: Path, directory: Path, kind: Kind | None = None, csv: Path | None = None, *, align: bool = False
-) -> Changes:
+) -> str:
     """Computes directions from the train split of a data set; writes the prior and the samples as well if need be.
 
     Args:
@@ -81,6 +76,9 @@ def from_data(
         kind: of the directions; None: the run's.
         csv: labels of some or all of the images, with the header `file,NAME,...`; None: the data set's own.
         align: find and align faces, as of a run that was trained so.
+
+    Returns:
+        What became of the run's directions, see `derived.write_directions`.
 
     Raises:
         TrainerError: the run, the data set or the labels cannot be used, or no attribute has enough images.
@@ -94,7 +92,7 @@ def from_data(
         data = replace(data, index=data.index.limited(config.limit_train))
         if not own:
             logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
-        labelled = Labelled.of(data, csv)
+        labelled = _labelled(data, csv)
         if not (run / SAMPLES).exists():
             derived.write_samples(run, data)
         needs_prior = (own and csv is None) or not belongs(run / PRIOR, sha256_of(run / MODEL))
@@ -114,7 +112,7 @@ def from_data(
 
 def from_folders(
     run: Path, having: Path, lacking: Path, name: str, kind: Kind | None = None, *, align: bool = False
-) -> Changes:
+) -> str:
     """Computes the direction of an attribute from two folders of images.
 
     Args:
@@ -124,6 +122,9 @@ def from_folders(
         name: of the attribute.
         kind: of the direction; None: the run's, and mean where that is adjusted, as there is nothing to adjust for.
         align: find and align faces, as of a run that was trained so.
+
+    Returns:
+        As `from_data`.
 
     Raises:
         TrainerError: the run isn't finished, or a folder cannot be used or holds too few images.
@@ -156,8 +157,8 @@ def from_folders(
         return derived.write_directions(run, found, mu.shape[1], split="folders")
 
 
-def drop(run: Path, names: Sequence[str]) -> Changes:
-    """Takes directions out of a run.
+def drop(run: Path, names: Sequence[str]) -> str:
+    """Takes directions out of a run; returns what `from_data` does.
 
     Raises:
         RunError: the run has no directions of a name, or the file cannot be read or written.
@@ -187,6 +188,7 @@ def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArra
 
     if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
         require_enough(len(files))
-    data = load_data_as(config, folder, align=align)
+    size, align = config.model.image_size, align or config.align
+    data = load_data(folder, size, config.crop, config.source, align, skip_damaged=config.skip_damaged)
     require_enough(len(data.images))
     return data.images

@@ -21,20 +21,9 @@ from trainer.data.splits import SplitBy
 from trainer.errors import DataError
 
 __all__ = [
-    "ATTRIBUTES",
-    "IMAGES",
-    "PARTITION",
-    "SPLITS",
-    "FaceData",
-    "Index",
-    "Pack",
-    "SplitBy",
-    "Unlabelled",
-    "load_data",
-    "load_data_as",
-    "load_data_for",
+    "ATTRIBUTES", "IMAGES", "PARTITION", "SPLITS", "FaceData", "Index", "Pack", "load_data", "load_data_for",
     "read_index",
-]
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -74,39 +63,6 @@ def load_data(
     return Pack.of(index, image_size, crop, source, align).data()
 
 
-def load_data_as(
-    config: TrainConfig,
-    directory: Path,
-    *,
-    labels: Path | None = None,
-    split_by: SplitBy = "name",
-    align: bool = False,
-) -> FaceData:
-    """Reads a data set and packs its images as those of a run's training.
-
-    Args:
-        config: of the run.
-        directory: see `read_index`, as for labels and split_by.
-        labels: a CSV.
-        split_by: name or folder.
-        align: find and align faces, as a run that was trained so does anyway.
-
-    Raises:
-        ConfigError: as `load_data`.
-        DataError: as `load_data`.
-    """
-    return load_data(
-        directory,
-        config.model.image_size,
-        config.crop,
-        config.source,
-        align or config.align,
-        labels=labels,
-        split_by=split_by,
-        skip_damaged=config.skip_damaged,
-    )
-
-
 def load_data_for(
     config: TrainConfig, resolved: dict[str, Any], directory: Path, *, labels: Path | None = None, align: bool = False
 ) -> FaceData:
@@ -125,12 +81,17 @@ def load_data_for(
         ConfigError: as `load_data`.
         DataError: as `load_data`.
     """
+
+    def load(labels: Path | None, split_by: SplitBy) -> FaceData:
+        frame = (config.model.image_size, config.crop, config.source, align or config.align)
+        return load_data(directory, *frame, labels=labels, split_by=split_by, skip_damaged=config.skip_damaged)
+
     own = labels or config.labels, config.split_by
     if own != (labels, "name"):
         root = (celeba.find_root(directory) or directory) if directory.is_dir() else directory
         in_place = str(root.resolve()) == resolved.get("data")
         try:
-            data = load_data_as(config, directory, labels=own[0], split_by=own[1], align=align)
+            data = load(*own)
         except DataError:
             if in_place:
                 raise
@@ -138,7 +99,7 @@ def load_data_for(
             if in_place or data.fingerprint == resolved.get("data_fingerprint"):
                 return data
         logger.info("%s is other data than the run's, so the run's labels and splits are not those of it", directory)
-    return load_data_as(config, directory, labels=labels, align=align)
+    return load(labels, "name")
 
 
 def read_index(

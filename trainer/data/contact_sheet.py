@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
+from torchvision.utils import make_grid
 
 from trainer.data.packed import Pack
 from trainer.errors import DataError, RunError
@@ -75,11 +77,6 @@ def _is_sheet(path: Path) -> bool:
 
 def grid(rows: Sequence[NDArray[np.uint8]], gap: int = 2) -> NDArray[np.uint8]:
     """Lays rows of images out on white: (R rows of N images of side S) to (R*(S+gap)+gap, N*(S+gap)+gap, 3)."""
-    count, size = max(len(row) for row in rows), rows[0].shape[1]
-    pitch = size + gap
-    sheet = np.full((len(rows) * pitch + gap, count * pitch + gap, 3), 255, np.uint8)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            top, left = gap + y * pitch, gap + x * pitch
-            sheet[top : top + size, left : left + size] = image
+    images = torch.from_numpy(np.concatenate(rows)).permute(0, 3, 1, 2)
+    sheet: NDArray[np.uint8] = make_grid(images, len(rows[0]), gap, pad_value=255).permute(1, 2, 0).numpy()
     return sheet

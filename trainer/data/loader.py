@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,27 +35,16 @@ _ORDER, _BATCH, _SAMPLE = range(3)
 
 
 class Batch(NamedTuple):
-    """What one process computes a step on.
+    """What one process computes a step on, on its device.
 
     Attributes:
-        images: (b, 3, S, S) float32 in [0, 1], channels last in memory, on the device.
-        noise: (b, D) float32, standard normal, on the device.
-        labels: (b, A) float32, 1 where an image has an attribute, on the device.
+        images: (b, 3, S, S) float32 in [0, 1], channels last in memory.
+        noise: (b, D) float32, standard normal.
+        labels: (b, A) float32, 1 where an image has an attribute.
         total: images of all processes together, B.
     """
 
     images: Tensor
-    noise: Tensor
-    labels: Tensor
-    total: int
-
-
-class _HostBatch(NamedTuple):
-    """A batch in host memory, pinned where there is a GPU; `images` is None when the device holds them all."""
-
-    images: Tensor | None
-    rows: Tensor
-    flips: Tensor
     noise: Tensor
     labels: Tensor
     total: int
@@ -108,20 +97,20 @@ class BatchLoader:
         free, _ = torch.cuda.mem_get_info(self._place.device)
         needed = len(self._rows) * self._images[0].nbytes
         fits = bool(needed <= MAX_GPU_FRACTION * free)
-        logger.info(
-            "the training images (%.1f GB) %s the GPU's free memory (%.1f GB)",
-            needed / 1e9,
-            "stay in" if fits else "are streamed, as they would take too much of",
-            free / 1e9,
-        )
+        what = "stay in" if fits else "are streamed, as they would take too much of"
+        sizes = (needed / 1e9, what, free / 1e9)
+        logger.info("the training images (%.1f GB) %s the GPU's free memory (%.1f GB)", *sizes)
         return fits
 
     @functools.cached_property
     def _on_device(self) -> Tensor:
         return torch.from_numpy(self._images[self._rows]).to(self._place.device)
 
-    def _draw(self, step: int) -> _HostBatch:
-        """Everything about a batch that happens on the host."""
+    def _draw(self, step: int) -> tuple[tuple[Tensor, ...], int]:
+        """A batch in host memory, pinned where there is a GPU: images, flips, noise and labels; and its total.
+
+        Of images that the device holds already, their places among the training images.
+        """
         config = self._config
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _order(config.seed, epoch, len(self._rows))
@@ -130,23 +119,19 @@ class BatchLoader:
         flips = random.random(len(chosen)) < (0.5 if config.flip else 0.0)
         noise = random.standard_normal((len(chosen), config.model.latent_dim), np.float32)
         ours = chosen[self._part]
-        images = None if self._resident else self._pin(self._images[self._rows[ours]])
+        images = ours if self._resident else self._images[self._rows[ours]]
         labels = self._labels[self._rows[ours]].astype(np.float32)
-        flips, noise = flips[self._part], noise[self._part]
-        return _HostBatch(images, self._pin(ours), self._pin(flips), self._pin(noise), self._pin(labels), len(chosen))
+        return tuple(map(self._pin, (images, flips[self._part], noise[self._part], labels))), len(chosen)
 
-    def _pin(self, array: NDArray[np.generic]) -> Tensor:
+    def _pin(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         return tensor.pin_memory() if self._place.device.type == "cuda" else tensor
 
-    def _unpack(self, host: _HostBatch) -> Batch:
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(self._place.device, non_blocking=True)
-
-        packed = self._on_device[moved(host.rows)] if host.images is None else moved(host.images)
-        flips, noise, labels = moved(host.flips).view(-1, 1, 1, 1), moved(host.noise), moved(host.labels)
-        packed = torch.where(flips, packed.flip(2), packed)  # (b, S, S, 3) uint8
-        return Batch(packed.permute(0, 3, 1, 2).float() / 255, noise, labels, host.total)
+    def _unpack(self, host: tuple[Tensor, ...], total: int) -> Batch:
+        images, flips, noise, labels = (tensor.to(self._place.device, non_blocking=True) for tensor in host)
+        images = self._on_device[images] if self._resident else images
+        images = torch.where(flips.view(-1, 1, 1, 1), images.flip(2), images)  # (b, S, S, 3) uint8
+        return Batch(images.permute(0, 3, 1, 2).float() / 255, noise, labels, total)
 
     def sample(self, count: int) -> NDArray[np.int64]:
         """Rows of `count` training images, or of all if there are fewer; drawn from the seed."""
@@ -155,7 +140,7 @@ class BatchLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0, made on the spot."""
-        return self._unpack(self._draw(step))
+        return self._unpack(*self._draw(step))
 
     def stream(self, first: int, last: int) -> Generator[Batch, None, None]:
         """The batches of the steps from `first` up to, not including, `last`; the next few are made by a thread.
@@ -169,14 +154,14 @@ class BatchLoader:
 
         with ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=settle) as pool:
             try:
-                ahead: deque[Future[_HostBatch]] = deque()
+                ahead: deque[Future[tuple[tuple[Tensor, ...], int]]] = deque()
                 for step in range(first, last):
                     while len(ahead) < min(NUM_PREFETCHED, last - step):
                         ahead.append(pool.submit(self._draw, step + len(ahead)))
                     began = time.monotonic()
                     host = ahead.popleft().result()
                     self.waited_seconds += time.monotonic() - began
-                    yield self._unpack(host)
+                    yield self._unpack(*host)
             finally:
                 pool.shutdown(cancel_futures=True)
 

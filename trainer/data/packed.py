@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -59,12 +58,7 @@ class Pack:
 
     @classmethod
     def of(
-        cls,
-        index: Index,
-        image_size: int,
-        crop: int,
-        source: tuple[int, int] = CELEBA_SOURCE,
-        align: bool = False,
+        cls, index: Index, image_size: int, crop: int, source: tuple[int, int] = CELEBA_SOURCE, align: bool = False
     ) -> Pack:
         """Finds the place: beside the images where that is allowed, else in the user's cache.
 
@@ -155,21 +149,7 @@ class Pack:
             splits[list(damaged)] = LEFT_OUT
             index = dataclasses.replace(index, splits=splits).leaving_out(tuple(damaged.values()))
             index.require_splits()
-        return FaceData(index, images, _fingerprint(self.index, self._pixels_digest(images)))
-
-    def _pixels_digest(self, images: NDArray[np.uint8]) -> str:
-        """Hex digest of the packed pixels; kept beside them, as it takes a second for each gigabyte or two."""
-        kept = self.path.with_suffix(".sha256")
-        with contextlib.suppress(OSError):
-            return kept.read_text().strip()
-        digest = hashlib.sha256()
-        for start in range(0, len(images), BLOCK):
-            digest.update(images[start : start + BLOCK].tobytes())
-        with contextlib.suppress(OSError):  # where only reading is allowed
-            temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-            temporary.write_text(digest.hexdigest())
-            temporary.replace(kept)
-        return digest.hexdigest()
+        return FaceData(index, images, _fingerprint(self.index, images))
 
     def images(self) -> NDArray[np.uint8]:
         """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
@@ -249,18 +229,15 @@ class Pack:
         if several:
             more = [f"and {len(several) - REPORTED} more"] if len(several) > REPORTED else []
             listed = ", ".join(several[:REPORTED] + more)
-            logger.warning(
-                "%d of %d pictures show several faces, the largest is taken: %s", len(several), count, listed
-            )
+            said = "%d of %d pictures show several faces, the largest is taken: %s"
+            logger.warning(said, len(several), count, listed)
         if self.align:
             logger.info("%d of %d pictures were aligned; %d were framed already", brought, count, count - brought)
         elif brought and self.frame.source:
             logger.info(
                 "%d of %d pictures are not %dx%d and were brought to that frame by their size, around their middle; "
                 "--dry-run shows what becomes of them, --align finds the faces, --crop 0 takes them whole",
-                brought,
-                count,
-                *self.frame.source,
+                *(brought, count, *self.frame.source),
             )
 
     def decode(self, rows: NDArray[np.int64]) -> Generator[Reading | DataError, None, None]:
@@ -337,9 +314,12 @@ class FaceData:
         return self.index.rows(split)
 
 
-def _fingerprint(index: Index, pixels_digest: str) -> str:
+def _fingerprint(index: Index, images: NDArray[np.uint8]) -> str:
     """Changes with any name, label, split or pixel; what `Index.limited` leaves out still counts as train."""
-    digest = hashlib.sha256(pixels_digest.encode())
+    pixels = hashlib.sha256()
+    for start in range(0, len(images), BLOCK):
+        pixels.update(images[start : start + BLOCK].tobytes())
+    digest = hashlib.sha256(pixels.hexdigest().encode())
     for names in (index.files, index.attributes):
         digest.update("\n".join(names).encode(errors="surrogateescape") + b"\n\n")
     digest.update(np.packbits(index.labels).tobytes())

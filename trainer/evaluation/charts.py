@@ -148,3 +148,20 @@ def save_accuracy_bars(path: Path, title: str, accuracy: Mapping[str, float], ma
         axis.tick_params(axis="y", length=0)
         axis.set_title(title, loc="left")
         axis.legend(loc="lower right", framealpha=0.9)
+
+
+def save_training_curves(
+    path: Path, losses: NDArray[np.float64], validation: NDArray[np.float64], psnr: NDArray[np.float64]
+) -> None:
+    """Writes the loss of training and of validation, and the PSNR of validation in dB: (R, 2), steps and values."""
+    positive = bool((np.concatenate([losses, validation])[:, 1] > 0).all())
+    with canvas(path, 10, 3.2, 1, 2) as (_, axes):
+        left, right = axes[0]
+        left.plot(*losses.T, color=BLUE, lw=1.2, label="training")
+        left.plot(*validation.T, "o-", color=ORANGE, ms=3.5, label="validation, at mu, without the attribute term")
+        left.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
+        left.set_title("Loss", loc="left")
+        left.legend(frameon=False)
+        right.plot(*psnr.T, "o-", color=ORANGE, ms=3.5)
+        right.set(xlabel="step", ylabel="PSNR of val images, dB")
+        right.set_title("Reconstruction", loc="left")

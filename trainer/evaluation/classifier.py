@@ -9,6 +9,7 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,18 +42,10 @@ class Network(nn.Sequential):
     def __init__(self, num_attributes: int, widths: tuple[int, ...] = (32, 64, 128, 192)) -> None:
         layers: list[nn.Module] = []
         for in_channels, out_channels in zip((3, *widths), widths, strict=False):
-            layers += [
-                nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            ]
-        super().__init__(
-            *layers,
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Dropout(0.3),
-            nn.Linear(16 * widths[-1], num_attributes),
-        )
+            layers.append(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(out_channels), nn.ReLU()]
+        last = nn.Linear(16 * widths[-1], num_attributes)
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3), last)
 
 
 @dataclass(frozen=True)
@@ -79,6 +72,32 @@ class Classifier:
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which attributes it sees on images (N, S, S, 3) uint8: (N, A)."""
         return self.logits(images) > 0
+
+    def trust(self, reconstructions: NDArray[np.uint8], labels: NDArray[np.bool_]) -> dict[str, Any]:
+        """How far it can be trusted: its accuracy on the test split's images, and on their reconstructions.
+
+        A judge that is blind on reconstructions, smoother than photographs, would make everything that it says of edits
+        void. It cannot see there what the latents do not hold: `attribute_prediction` says what they do.
+
+        Args:
+            reconstructions: (N, S, S, 3) of the test images.
+            labels: (N, A) what these have.
+
+        Returns:
+            `accuracy_mean`, `majority_mean`, and by attribute `accuracy` and `majority`; `reconstructions`:
+            `accuracy_mean`, and by attribute `accuracy`; `unsure`: attributes in which it is no better there than
+            always predicting the majority, so that flips of them say little.
+        """
+        right = (self.predict(reconstructions) == labels).mean(0).tolist()
+        accuracy = dict(zip(self.attributes, right, strict=True))
+        return {
+            "accuracy_mean": float(np.mean(list(self.accuracy.values()))),
+            "majority_mean": float(np.mean(list(self.majority.values()))),
+            "accuracy": self.accuracy,
+            "majority": self.majority,
+            "reconstructions": {"accuracy_mean": float(np.mean(right)), "accuracy": accuracy},
+            "unsure": [name for name, share in accuracy.items() if share <= self.majority[name]],
+        }
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Writes the weights, with everything else in the file's metadata."""

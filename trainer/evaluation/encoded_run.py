@@ -20,6 +20,7 @@ from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions, Prior, load_priors
 from trainer import run_folder
 from trainer.artifacts.directions import directions_of, save_directions
+from trainer.artifacts.encode import BATCH_IMAGES, decode
 from trainer.artifacts.prior import fit_priors, save_priors
 from trainer.config import Kind
 from trainer.data import FaceData
@@ -29,7 +30,6 @@ from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 
 Images = NDArray[np.uint8]  # (N, S, S, 3) uint8 RGB
 Floats = NDArray[np.float32]
-BATCH_IMAGES = 128
 
 
 def batches(count: int, size: int, what: str) -> Iterator[slice]:
@@ -64,17 +64,11 @@ class Autoencoder:
             mu, *log_var = (part.cpu().numpy() for part in encoder(place.images(images)))
             return mu, log_var[0] if log_var else None
 
-        @torch.no_grad()
-        def decode(latents: Floats) -> Images:
-            decoded = decoder(torch.from_numpy(latents).to(place.device))
-            pixels: Images = decoded.float().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
-            return pixels
-
         def decode_fast(latents: Floats) -> Images:
             with place.autocast():
-                return decode(latents)
+                return decode(decoder, latents, place)
 
-        return cls(encode, decode, decode_fast)
+        return cls(encode, lambda latents: decode(decoder, latents, place), decode_fast)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ from scipy.stats import kstest
 
 from trainer.evaluation.encoded_run import Floats
 from trainer.loss.vae_loss import kl_divergence
-
-ACTIVE_VARIANCE = 0.01
-"""Variance of mu over images from which a dimension counts as active (Burda et al., arXiv 1509.00519)."""
+from trainer.monitoring.watchdog import ACTIVE_VARIANCE
 
 
 def posterior_samples(mu: Floats, log_var: Floats | None, seed: int) -> Floats:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,20 +20,10 @@ from trainer.artifacts.model_card import write_card
 from trainer.config import Kind
 from trainer.data import SPLITS, FaceData
 from trainer.errors import ConfigError, RunError
-from trainer.evaluation import (
-    encoding,
-    figures,
-    generation,
-    prediction,
-    reconstruction,
-    report,
-    training_curves,
-    vectors,
-)
+from trainer.evaluation import encoding, figures, generation, prediction, reconstruction, report, vectors
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, classifier_of
 from trainer.evaluation.edits import curves
 from trainer.evaluation.edits import figures as edit_figures
-from trainer.evaluation.edits import judge as edit_judge
 from trainer.evaluation.encoded_run import Autoencoder, EncodedRun
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.networks import MetricNetworks
@@ -59,9 +48,7 @@ class Evaluation:
     out: Path  # folder that is written to
     options: Options  # how it is judged
     configuration: dict[str, Any]  # of the network, for the report
-    # `images` seen, `epochs` and `images_per_second` of a network that this project did not train, as far as they are
-    # known
-    training: dict[str, Any]
+    training: dict[str, Any]  # `images` seen, `epochs`, `images_per_second` where this project did not train it
     files: dict[str, str]  # SHA-256 of the files of a run that are judged, by name
     log: Path | None = None  # what the network's training logged; None where it isn't known
 
@@ -143,14 +130,12 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
     options = options or Options()
     config, resolved = run_folder.load_config(run)
     own = data.fingerprint == resolved.get("data_fingerprint")
-    name = f"{run.resolve().name}, preset {config.preset}"
+    name, out = f"{run.resolve().name}, preset {config.preset}", options.out or run
     configuration = {**config.to_json(), "resolved": resolved}
-    evaluation = Evaluation(
-        name, data, own, options.out or run, options, configuration, {}, digests(run), run / METRICS
-    )
+    evaluation = Evaluation(name, data, own, out, options, configuration, {}, digests(run), run / METRICS)
     place = Placement.of()
     metrics = _judge(evaluation, lambda: EncodedRun.of(run, data, place), config.vgg_weights, place)
-    if evaluation.out == run:
+    if out == run:
         write_card(run)
     return metrics
 
@@ -190,6 +175,7 @@ def evaluate_autoencoder(
 def _judge(
     evaluation: Evaluation, encode: Callable[[], EncodedRun], own_vgg: Path | None, place: Placement
 ) -> dict[str, Any]:
+    """Measures, draws and writes everything, in the report's order; what is bad input is refused before."""
     began = time.monotonic()
     options, out = evaluation.options, evaluation.out
     evaluation.check()
@@ -215,7 +201,7 @@ def _judge(
     metrics["evaluation"] = evaluation.about(time.monotonic() - began, place)
     if evaluation.training:
         metrics["training"] = evaluation.training
-    write_metrics(out / EVALUATION, metrics)
+    run_folder.write_json(out / EVALUATION, metrics)
     page = report.page(evaluation.name, metrics, report.embed(drawn, folder), evaluation.configuration)
     run_folder.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
     return metrics
@@ -233,7 +219,7 @@ def edits(
         given.save(evaluation.out / CLASSIFIER, evaluation.data.fingerprint)
     judge = given or classifier_of(evaluation.out, evaluation.data, encoded.place)
     return {
-        "classifier": edit_judge.measure(encoded, judge),
+        "classifier": judge.trust(encoded.reconstructions, encoded.labels),
         "edits": attempt(lambda: curves.measure(encoded, judge, options, networks)),
     }
 
@@ -247,21 +233,10 @@ def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, evaluation:
     if "skipped" not in metrics["edits"]:
         drawn += edit_figures.draw(encoded, metrics["edits"], metrics["classifier"]["unsure"], folder)
     drawn += figures.draw(encoded, metrics, folder, evaluation.options)
-    return drawn if evaluation.log is None else drawn + training_curves.draw(evaluation.log, folder)
+    return drawn if evaluation.log is None else drawn + figures.training_curves(evaluation.log, folder)
 
 
 def digests(run: Path) -> dict[str, str]:
     """SHA-256 of the files of a run that its evaluation depends on, by name."""
     files = [run / name for name in (run_folder.MODEL, run_folder.DIRECTIONS, run_folder.PRIOR)]
     return {file.name: run_folder.sha256_of(file) for file in files if file.is_file()}
-
-
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Writes strict JSON, indented, with lists of numbers on one line.
-
-    Raises:
-        ValueError: a number is not finite; measures give null where there is none.
-    """
-    text = json.dumps(metrics, indent=2, allow_nan=False)
-    text = re.sub(r"\[\n[-+.\de,\s]+\n\s*\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
-    run_folder.write_atomically(path, lambda file: file.write_text(text + "\n"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.errors import InvalidRequest
 from engine.latents import FITTED, MIXTURE, Gaussian, Wishes, can_be_wished, linear, spherical
@@ -34,6 +38,28 @@ def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Op
         *([] if "skipped" in directions else _correlation(directions, folder)),
         *([] if "tsne" in options.skip else _map(encoded, folder, seed)),
     ]
+
+
+def training_curves(log: Path, folder: Path) -> list[Figure]:
+    """Draws the loss and the PSNR of validation by step, from a run's metrics.jsonl; nothing where it has neither."""
+    records: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError):  # there is none, or an interruption tore its last line
+        records += map(json.loads, log.read_text().splitlines())
+
+    def points(value_of: Callable[[dict[str, Any]], float | None]) -> NDArray[np.float64]:
+        found = [(record["step"], value) for record in records if (value := value_of(record)) is not None]
+        return np.array(found, np.float64).reshape(-1, 2)
+
+    losses = points(lambda record: record.get("loss", {}).get("total"))
+    validation, psnr = points(lambda record: record.get("val_loss")), points(lambda record: record.get("val_psnr"))
+    if not len(losses) and not len(psnr):
+        return []
+    charts.save_training_curves(folder / "training_curves.png", losses, validation, psnr)
+    look_for = (
+        "The loss should fall and the PSNR rise until both are flat: where they still move at the end, longer training "
+        "helps; where validation turns back, it has been too long."
+    )
+    return [Figure("training_curves.png", "Training", look_for)]
 
 
 def _reconstructions(encoded: EncodedRun, folder: Path) -> list[Figure]:

@@ -66,16 +66,14 @@ def face_map(places: NDArray[np.float32], images: Images, cells: int, thumbnail:
     """
     low, high = places.min(0), places.max(0)
     wanted = (places - low) / np.maximum(high - low, 1e-12) * (cells - 1)  # (N, 2): column, row
-    grid_xy = np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), axis=-1).reshape(-1, 2)
-    free = np.ones(len(grid_xy), bool)
-    sheet = np.full((cells * thumbnail, cells * thumbnail, 3), 255, np.uint8)
+    free = np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), axis=-1).reshape(-1, 2)
+    sheet = Image.new("RGB", (cells * thumbnail, cells * thumbnail), "white")
     for place, image in zip(wanted, images, strict=True):
-        cell = int(np.argmin(np.where(free, np.square(grid_xy - place).sum(1), np.inf)))
-        free[cell] = False
-        left, top = grid_xy[cell] * thumbnail
-        small = Image.fromarray(image).resize((thumbnail, thumbnail), Image.Resampling.BICUBIC)
-        sheet[top : top + thumbnail, left : left + thumbnail] = np.asarray(small)
-    return sheet
+        nearest = int(np.square(free - place).sum(1).argmin())
+        left, top = (free[nearest] * thumbnail).tolist()
+        sheet.paste(Image.fromarray(image).resize((thumbnail, thumbnail), Image.Resampling.BICUBIC), (left, top))
+        free = np.delete(free, nearest, axis=0)
+    return np.asarray(sheet)
 
 
 def save_face_map(path: Path, title: str, places: NDArray[np.float32], images: Images) -> None:

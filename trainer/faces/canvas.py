@@ -165,9 +165,7 @@ class Canvas:
         if light is not None:
             paint = paint * light(*self._coordinates(mask.box))
         region = self.pixels[(..., *mask.box)]
-        change = paint - region
-        change *= mask.alpha if opacity == 1 else mask.alpha * np.float32(opacity)
-        region += change
+        region += (paint - region) * (mask.alpha * np.float32(opacity))
 
     def mask(self, outlines: Outlines, feather: float = 0.0, inside: Mask | None = None) -> Mask:
         """What outlines cover, each float32 [N, 2], of what another mask covers."""
@@ -186,12 +184,9 @@ class Canvas:
         self._pen.rectangle((0, 0, width * zoom, height * zoom), fill=0)
         # Pillow's integer coordinates name pixel centres, ours pixel corners.
         corner = np.array([columns.start, rows.start], np.float32)
-        flat = ((points - corner) * zoom - 0.5).ravel().tolist()
-        start = 0
-        for part in parts:
-            stop = start + part.size
-            self._pen.polygon(flat[start:stop], fill=255)
-            start = stop
+        corners = np.cumsum([len(part) for part in parts])[:-1]
+        for outline in np.split((points - corner) * zoom - 0.5, corners):
+            self._pen.polygon(outline.ravel().tolist(), fill=255)
         tile = self._tile.reduce(zoom, box=(0, 0, width * zoom, height * zoom))
         if feather:
             tile = tile.filter(ImageFilter.BoxBlur(feather))
@@ -214,9 +209,7 @@ class Canvas:
     ) -> None:
         """Multiplies the picture by `tint` (1 leaves a channel as it is) with gaussian strength."""
         spot = self._gaussian(centre, radii, 1.0, inside)
-        factor = spot.alpha * (_planes(tint) - 1)
-        factor += 1
-        self.pixels[(..., *spot.box)] *= factor
+        self.pixels[(..., *spot.box)] *= spot.alpha * (_planes(tint) - 1) + 1
 
     def _box(self, left: float, top: float, right: float, bottom: float, inside: Mask | None) -> _Box:
         """The pixels of the picture, or of a mask's box, that a rectangle touches; empty slices where none."""
@@ -240,8 +233,7 @@ class Canvas:
         box = self._box(left - 3 * wide, top - 3 * tall, left + 3 * wide, top + 3 * tall, inside)
         down = (self._down[box[0]] - y) / tall
         across = (self._across[box[1]] - x) / wide
-        column: Array = np.exp(-0.5 * down * down)
-        column *= height
+        column: Array = np.exp(-0.5 * down * down) * np.float32(height)
         return _clipped(box, column[:, None] * np.exp(-0.5 * across * across), inside)
 
 

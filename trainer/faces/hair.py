@@ -84,16 +84,11 @@ def _strands(face: Face) -> Light:
 
     def light(x: Array, y: Array) -> Array:
         fan = (x - 12 * face.hair_parting) / (y + 165)
-        level: Array = np.sin(58 * fan + 1.6 * np.sin(21 * fan + face.hair_phase))
-        level *= 0.045
+        strands = 0.045 * np.sin(58 * fan + 1.6 * np.sin(21 * fan + face.hair_phase))
         across, down = x - 10 * face.light_side, y + 5
-        arch = np.sqrt(across * across + down * down)
-        arch -= 64
-        arch *= arch
-        arch *= -1 / 81
-        level += 0.28 * np.exp(arch)
-        level += (face.light_strength * face.light_side / 60) * x
-        level += 0.96
+        arch = np.sqrt(across * across + down * down) - 64
+        sheen = 0.28 * np.exp(arch * arch * (-1 / 81))
+        level: Array = strands + sheen + (face.light_strength * face.light_side / 60) * x + 0.96
         return level
 
     return light

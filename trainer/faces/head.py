@@ -63,13 +63,9 @@ def _light(face: Face) -> Light:
     def light(x: Array, y: Array) -> Array:
         across = (x + 3 * face.yaw) * (1 / (52 * face.head_width))
         down = y * (1 / 74)
-        level: Array = across * across
-        level += down * down
-        level *= level
-        np.minimum(level, 2, out=level)
-        level *= -0.11
-        level += (face.light_strength * face.light_side) * across
-        level -= (0.5 * face.light_strength) * down
+        distance = across * across + down * down
+        level: Array = -0.11 * np.minimum(distance * distance, 2)
+        level = level + (face.light_strength * face.light_side) * across - (0.5 * face.light_strength) * down
         return 1 + _WARMTH * level
 
     return light

@@ -9,25 +9,10 @@ from typing import Any
 import numpy as np
 
 ATTRIBUTES: tuple[str, ...] = (
-    "Bald",
-    "Bangs",
-    "Black_Hair",
-    "Blond_Hair",
-    "Brown_Hair",
-    "Bushy_Eyebrows",
-    "Eyeglasses",
-    "Gray_Hair",
-    "Male",
-    "Mouth_Slightly_Open",
-    "Mustache",
-    "Narrow_Eyes",
-    "No_Beard",
-    "Pale_Skin",
-    "Rosy_Cheeks",
-    "Smiling",
-    "Wearing_Hat",
+    "Bald", "Bangs", "Black_Hair", "Blond_Hair", "Brown_Hair", "Bushy_Eyebrows", "Eyeglasses", "Gray_Hair", "Male",
+    "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard", "Pale_Skin", "Rosy_Cheeks", "Smiling", "Wearing_Hat",
     "Wearing_Lipstick",
-)
+)  # fmt: skip
 """The attributes that are drawn, named as in CelebA and in the order of its header."""
 
 HAIR_COLOURS: tuple[str, ...] = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair")
@@ -49,7 +34,7 @@ class Face:
 
     Traits named `*_degree` say where in the range of its attribute's present state a face lies, 0 ... 1:
     there is a wide gap between the range with the attribute and the one without it. Changing `labels` alone
-    (`with_label`) therefore changes that attribute and nothing else.
+    therefore changes that attribute and nothing else.
     """
 
     labels: frozenset[str]
@@ -120,17 +105,6 @@ class Face:
     def has(self, attribute: str) -> bool:
         """Whether one of `ATTRIBUTES` holds."""
         return attribute in self.labels
-
-    def with_label(self, attribute: str, value: bool) -> Face:
-        """The same face with one attribute set or cleared, all else equal (exclusions are not enforced).
-
-        Raises:
-            ValueError: `attribute` is not one of `ATTRIBUTES`.
-        """
-        if attribute not in ATTRIBUTES:
-            raise ValueError(f"unknown attribute {attribute!r}; faces are drawn with {', '.join(ATTRIBUTES)}")
-        labels = self.labels | {attribute} if value else self.labels - {attribute}
-        return dataclasses.replace(self, labels=frozenset(labels))
 
 
 def sample_face(seed: int, index: int) -> Face:

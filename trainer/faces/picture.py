@@ -63,21 +63,16 @@ def _background(face: Face) -> Array:
     other = hsv(face.background_hue + face.background_hue_shift, 0.25, 1)
     wall = np.empty((3, HEIGHT, WIDTH), np.float32)
     for plane, first, second in zip(wall, base, other, strict=True):
-        np.add(first * value, (0.25 * second) * blob, out=plane)
-        np.minimum(plane, 255, out=plane)
+        plane[:] = np.minimum(first * value + (0.25 * second) * blob, 255)
     return wall
 
 
 def _develop(pixels: Array, face: Face) -> npt.NDArray[np.uint8]:
-    """Exposes, balances, grains and focuses, in place: float32 [3, H, W] -> uint8 [H, W, 3]."""
+    """Exposes, balances, grains and focuses: float32 [3, H, W] -> uint8 [H, W, 3]."""
     grain = _grain(face)
     picture = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     for channel, tint in enumerate((1 + face.warmth, 1, 1 - face.warmth)):
-        plane = pixels[channel]
-        plane *= face.exposure * tint
-        plane += grain
-        np.maximum(plane, 0, out=plane)
-        np.minimum(plane, 255, out=plane)
+        plane = (pixels[channel] * (face.exposure * tint) + grain).clip(0, 255)
         if face.blur >= _FOCUS:
             _defocus(plane, face.blur)
         picture[..., channel] = plane
@@ -88,17 +83,12 @@ def _grain(face: Face) -> Array:
     """Uniform noise, from one random byte per pixel: float32 [H, W]."""
     noise = np.random.default_rng(face.noise_seed).bytes(HEIGHT * WIDTH)
     grain = np.frombuffer(noise, np.uint8).reshape(HEIGHT, WIDTH).astype(np.float32)
-    grain -= 127.5
-    grain *= face.noise / _BYTE_DEVIATION
-    return grain
+    return (grain - 127.5) * (face.noise / _BYTE_DEVIATION)
 
 
 def _defocus(plane: Array, radius: float) -> None:
     """Box blur by less than a pixel, in place: [H, W]."""
     share = np.float32(radius / (1 + 2 * radius))
     for lines in (plane, plane.T):
-        around = lines[:-2] + lines[2:]
-        around -= lines[1:-1]
-        around -= lines[1:-1]
-        around *= share
-        lines[1:-1] += around
+        around = lines[:-2] + lines[2:] - lines[1:-1] - lines[1:-1]
+        lines[1:-1] += around * share

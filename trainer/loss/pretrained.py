@@ -89,18 +89,13 @@ def fetch(url: str) -> dict[str, Any]:
         UnavailableError: it is neither cached nor within reach, or the file is damaged.
     """
     check(url)
-    path = cached(url)
     try:
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), path.stem.rsplit("-", 1)[-1])
-    except (OSError, RuntimeError) as error:  # no space, a broken connection, another hash
-        raise UnavailableError(f"the download of {url} failed ({error}); try again") from error
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UnavailableError(f"{path} cannot be read as weights; delete it") from error
-    return state
+        if cached(url).is_file():
+            raise UnavailableError(f"{cached(url)} cannot be read as weights; delete it") from error
+        # No space, a broken connection, another hash.
+        raise UnavailableError(f"the download of {url} failed ({error}); try again") from error
 
 
 def within_reach(url: str) -> bool:

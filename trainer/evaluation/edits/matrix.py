@@ -96,13 +96,7 @@ def change(before: Logits, after: Logits, sigma: NDArray[np.float64], strength: 
 
 
 def _edit_both_ways(
-    split: EditedFaces,
-    name: str,
-    strength: float,
-    sigma: NDArray[np.float64],
-    *,
-    limit: int,
-    keep: Sequence[str] = (),
+    split: EditedFaces, name: str, strength: float, sigma: NDArray[np.float64], *, limit: int, keep: Sequence[str] = ()
 ) -> Result:
     """Adds an attribute to faces that lack it and removes it from those that have it, where there are such faces."""
     changes, qualities = [], {}

@@ -1,20 +1,52 @@
-"""Muon: momentum whose update is orthogonalised, for weights that act as matrices (Jordan et al., 2024).
-
-Ours, as `torch.optim.Muon` takes matrices only, and most weights here are kernels of convolutions.
-
-A step along the nearest semi-orthogonal matrix moves every direction of a weight alike, the rare ones too.
-"""
+"""Muon, and the learning rates over the steps of a run."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+WARMUP_FRACTION = 0.1
+"""Fraction of a one-cycle run over which the learning rate rises."""
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd polynomial that drives singular values from (0, 1] to about 1 in a few steps."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate of every step, as a factor of its peak.
+
+    Ours rather than `torch.optim.lr_scheduler`: a pure function of the step has no state to save or to resume.
+
+    Attributes:
+        kind: constant; step: times `gamma` after each epoch (seed); one-cycle: a linear rise, then half a cosine to 0.
+        gamma: of the kind step.
+        steps_per_epoch: steps of an epoch.
+        num_steps: steps of the run.
+        start: step at which the cycle of one-cycle begins; it ends with the run.
+    """
+
+    kind: Literal["constant", "step", "one-cycle"]
+    gamma: float
+    steps_per_epoch: int
+    num_steps: int
+    start: int = 0
+
+    def factor(self, step: int) -> float:
+        """Learning rate of a step, counted from 0, as a factor of its peak."""
+        if self.kind == "step":
+            return float(self.gamma ** (step // self.steps_per_epoch))
+        if self.kind == "one-cycle":
+            step, length = step - self.start, self.num_steps - self.start
+            warm = max(1, round(WARMUP_FRACTION * length))
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, length - warm)))
+        return 1.0
 
 
 def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -45,7 +77,11 @@ def is_matrix(parameter: nn.Parameter) -> bool:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; kernels are taken as (first dimension, everything else).
+    """Momentum whose update is orthogonalised, for weights that act as matrices (Jordan et al., 2024).
+
+    A step along the nearest semi-orthogonal matrix moves every direction of a weight alike, the rare ones too. The
+    momentum is Nesterov's; kernels are taken as (first dimension, everything else). Ours, as `torch.optim.Muon` takes
+    matrices only, and most weights here are kernels of convolutions.
 
     Args:
         parameters: weights with at least two dimensions.
