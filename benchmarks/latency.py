@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from script import cores, machine, require_positive, run, summary, write_json
-from timing import Timing, by_case, doublings, measure
+from script import machine, require_positive, run, summary, write_json
+from timing import by_case, measure, table
 
-from engine.backends import Backend, open_backend, open_graphs
+from engine.backends import Backend, Options, cores, open_backend, open_graphs
+from engine.backends.buckets import bucket_sizes
 from engine.bundle import DECODER, ENCODER, Bundle
 from engine.proof.figures import Report
 from engine.proof.opening import tolerances_of
@@ -57,12 +58,7 @@ class LatencyConfig:
 
 
 class DefaultRuntime(Backend):
-    """ONNX Runtime with all of its own defaults, but for the number of threads where one is given.
-
-    Args:
-        folder: Of the portable graphs.
-        threads: Compute threads; None leaves the choice to it.
-    """
+    """ONNX Runtime with all of its own defaults, but for the number of threads where one is given."""
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         options = onnxruntime.SessionOptions()
@@ -115,8 +111,8 @@ class Contest:
         first = bundles[0]
         if config.portable:
             graphs = (first.path / ENCODER, first.path / DECODER)
-            largest = first.manifest.max_batch_size
-            sides["portable: onnxruntime fp32"] = open_graphs("onnxruntime", "fp32", *graphs, largest, threads=threads)
+            options = Options(max_batch_size=first.manifest.max_batch_size, threads=threads)
+            sides["portable: onnxruntime fp32"] = open_graphs(*graphs, options)
             sides["ONNX Runtime's defaults"] = DefaultRuntime(first.path, config.threads)
         if config.run is None:
             size = first.manifest.image_size
@@ -124,8 +120,9 @@ class Contest:
             return cls(named, sides, noise, None, NO_RUN)
         # Engines can be measured alone where there is no torch.
         import torch  # noqa: PLC0415
+        from pytorch import PyTorchBackend  # noqa: PLC0415
 
-        from export.proof.reference import NAME, CompiledBackend, EagerBackend  # noqa: PLC0415
+        from export.proof.reference import NAME, EagerBackend  # noqa: PLC0415
         from export.run import Run  # noqa: PLC0415
 
         torch.set_num_threads(threads)
@@ -137,7 +134,7 @@ class Contest:
         model = Run.load(config.run).model
         sides[NAME] = EagerBackend(model)
         if config.compiled:
-            sides["PyTorch compiled BF16"] = CompiledBackend(model)
+            sides["PyTorch compiled BF16"] = PyTorchBackend(model, torch.bfloat16, compiled=True, device="cpu")
         return cls(named, sides, truth.images, truth, trial)
 
     def parity(self) -> dict[str, Report]:
@@ -164,18 +161,6 @@ def _describe(bundle: Bundle) -> str:
     return f"{manifest.backend} {manifest.precision} on {manifest.device}"
 
 
-def table(timings: Sequence[Timing]) -> str:
-    """The timings as text for a screen; the last column compares throughput with the last side's."""
-    lines = [f"{'batch':>5}  {'':<8}{'p50 ms':>10}{'p99 ms':>10}{'images/s':>10}{'ratio':>9}"]
-    for (size, operation), sides in by_case(timings).items():
-        *_, last = sides.values()
-        for index, (name, timing) in enumerate(sides.items()):
-            case = f"{size:>5}  {operation:<8}" if index == 0 else " " * 15
-            figures = f"{timing.p50_ms:>10.2f}{timing.p99_ms:>10.2f}{timing.images_per_s:>10.0f}"
-            lines.append(f"{case}{figures}{timing.images_per_s / last.images_per_s:>8.2f}x  {name}")
-    return "\n".join(lines)
-
-
 def benchmark(config: LatencyConfig) -> bool:
     """Measures, prints the tables and writes the JSON.
 
@@ -191,7 +176,7 @@ def benchmark(config: LatencyConfig) -> bool:
         raise InputError("--compiled: needs the model; give --run RUN")
     bundles = [Bundle.load(path) for path in config.bundle]
     largest = min(bundle.manifest.max_batch_size for bundle in bundles)
-    batch_sizes = config.batch_sizes or doublings(largest)
+    batch_sizes = config.batch_sizes or bucket_sizes(largest)
     for size in batch_sizes:
         if not 1 <= size <= largest:
             raise InputError(f"--batch-sizes {size}: these bundles take 1 to {largest} images")
@@ -216,11 +201,7 @@ def benchmark(config: LatencyConfig) -> bool:
         },
         "seconds": config.seconds,
         "results": [
-            {
-                "batch_size": size,
-                "operation": operation,
-                "timings": {name: asdict(timing) for name, timing in sides.items()},
-            }
+            {"batch_size": size, "operation": operation, "timings": {name: asdict(one) for name, one in sides.items()}}
             for (size, operation), sides in by_case(timings).items()
         ],
         "parity_measured": "now" if contest.truth else "at export",

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from script import cores, require_positive, run, show_checks, write_json
+from script import require_positive, run, show_checks, write_json
 from serving.clients import Crowd, Tally
 from serving.figures import markdown
 from serving.orders import Orders
@@ -28,6 +28,7 @@ from serving.process import Server
 from serving.usage import Usage
 from tqdm import tqdm
 
+from engine.backends import cores
 from engine.bundle import Bundle
 from export.errors import InputError
 
@@ -113,7 +114,7 @@ def soak(config: SoakConfig) -> bool:
     # Nothing may be refused here: overload is another script's business.
     room = 2 * config.clients * config.max_images
     command = ["-m", "engine", "--bundle", config.bundle.resolve(), "--max-queue", room, "--log-level", "warning"]
-    with Server(command) as server, Usage(server.pid) as usage:
+    with Server(command) as server, Usage(server.process.pid) as usage:
         crowd = Crowd(server.target, orders, config.clients)
         asyncio.run(send(crowd, config.minutes * 60))
     tally = crowd.tally

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeVar
 
-import tyro
-
-from engine.command_line import REAL_PATHS, tell_version
-from export.errors import FAILURES, report
+from engine.command_line import read_flags
+from export.errors import FAILURES, InputError, report
 
 Config = TypeVar("Config")
 
@@ -28,7 +25,7 @@ def run(
     """Runs a command.
 
     Args:
-        config: Dataclass of the flags.
+        config: Dataclass of the flags; a file `json` among them must have its folder.
         work: What is done with them; False: something that it checked didn't hold.
         prog: How the command is called, for `--help`, which says `doc` as well.
         doc: What it does.
@@ -38,12 +35,12 @@ def run(
     Returns:
         Exit code: 0 done, 1 something didn't hold or is beyond the tolerances, 2 unusable input, 130 interrupted.
     """
-    if tell_version(sys.argv[1:] if arguments is None else arguments):
-        return 0
     try:
-        with REAL_PATHS:
-            given = tyro.cli(config, args=arguments, prog=prog, description=doc, config=(tyro.conf.FlagCreatePairsOff,))
-        return 1 if work(given) is False else 0
+        flags = read_flags(config, prog, doc, arguments)
+        path = getattr(flags, "json", None)
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
+        return 1 if work(flags) is False else 0
     except FAILURES as error:
         return report(error, outcome)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engine.backends import BACKENDS, CUDA, kind_of
-from engine.backends.base import gpu_of
+from engine.backends.base import cores, gpu_of
 from engine.bundle import Manifest
 
 
@@ -34,12 +33,12 @@ def machine_of(manifest: Manifest, threads: int | None = None, device: str | Non
         from engine.backends.tensorrt import require_device  # noqa: PLC0415
 
         return {**require_device(manifest.backend, device), "max_batch": str(manifest.max_batch_size)}
-    found = {**_versions(row.packages), "cpu": _cpu()}
+    found = {**versions_of(row.packages), "cpu": _cpu()}
     if kind_of(device) == CUDA:
         from engine.backends.cuda import Cuda  # noqa: PLC0415
 
         found |= Cuda(gpu_of(device)).gpu()
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     return {**found, "threads": str(threads), "max_batch": str(manifest.max_batch_size)}
 
 
@@ -63,7 +62,8 @@ def _of_cpu(key: str) -> str:
     return ""
 
 
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):

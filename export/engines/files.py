@@ -12,6 +12,7 @@ from typing import Any
 from engine.backends import BACKENDS
 from engine.errors import BackendError
 from export.engines.candidate import Candidate
+from export.engines.plans import build_plan
 from export.graphs.edit import write_edit_by_steps
 from export.graphs.fp16 import write_half
 from export.graphs.int8 import Calibration, write_int8
@@ -25,13 +26,9 @@ def write_reduced(
     calibrate: Callable[[], Calibration],
     say: Say,
 ) -> None:
-    """Writes the graphs that have FP16 or INT8 inside.
+    """Writes the graphs with FP16 or INT8 inside that candidates need, whose graphs in FP32 are in the folder.
 
-    Args:
-        candidates: Who needs them; their graphs in FP32 are there.
-        folder: Where to write.
-        calibrate: Gives what INT8 is calibrated on, and is called once at most.
-        say: Takes the progress.
+    `calibrate` gives what INT8 is calibrated on, and is called once at most.
 
     Raises:
         InputError: a weight is too large for FP16.
@@ -59,11 +56,7 @@ def write_plans(
 ) -> tuple[list[Candidate], dict[str, Any]]:
     """Builds the plans of encoders and decoders, for TensorRT and TensorRT for RTX.
 
-    Args:
-        candidates: Who needs them; their graphs are there.
-        folder: Where to write.
-        say: Takes the progress.
-        building: What else `export.engines.plans.build_plan` takes.
+    The candidates' graphs are there. `building` is what else `export.engines.plans.build_plan` takes.
 
     Returns:
         The candidates whose files are all there, and the builder's settings by name of the plan.
@@ -80,7 +73,14 @@ def write_plans(
             if plan in settings or plan in refused:
                 continue
             try:
-                settings[plan] = _build(candidate, folder / graph, folder / plan, say=say, **building)
+                settings[plan] = build_plan(
+                    folder / graph,
+                    folder / plan,
+                    backend=candidate.backend,
+                    device=candidate.device,
+                    say=say,
+                    **building,
+                )
             except BackendError as error:
                 refused[plan] = error
                 say(f"{plan} is out: {error}")
@@ -91,15 +91,9 @@ def write_plans(
 
 
 def write_edit_plan(candidate: Candidate, folder: Path, *, say: Say, **building: Any) -> dict[str, Any]:
-    """Builds the plan of encoder and decoder as one graph, where a candidate has one.
+    """Builds the plan of encoder and decoder as one graph, where a candidate has one; otherwise as `write_plans`.
 
     It holds the weights a second time: files and memory of a GPU double.
-
-    Args:
-        candidate: Whose; its graphs are there.
-        folder: Where to write.
-        say: Takes the progress.
-        building: As for `write_plans`.
 
     Returns:
         The builder's settings by name of the plan; empty if there is none to build.
@@ -113,13 +107,8 @@ def write_edit_plan(candidate: Candidate, folder: Path, *, say: Say, **building:
     graph = (folder / candidate.edit).with_suffix(".onnx")
     write_edit_by_steps(encoder, decoder, graph)
     try:
-        settings = _build(candidate, graph, folder / candidate.edit, say=say, **building)
+        plan = folder / candidate.edit
+        settings = build_plan(graph, plan, backend=candidate.backend, device=candidate.device, say=say, **building)
         return {candidate.edit: {**settings, "graph": " + ".join(candidate.graphs)}}
     finally:
         graph.unlink()
-
-
-def _build(candidate: Candidate, graph: Path, plan: Path, **building: Any) -> dict[str, Any]:
-    from export.engines.plans import build_plan  # noqa: PLC0415
-
-    return build_plan(graph, plan, backend=candidate.backend, device=candidate.device, **building)
