@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from engine.backends import CUDA
 from engine.bundle import ENCODER, Bundle
@@ -30,6 +28,7 @@ NAME = "dfcvae"
 """What the names of all models begin with."""
 FLAG = "--triton"
 CONFIG, VERSION, PLAN = "config.pbtxt", "1", ".plan"
+ON_CPU, ON_GPU = "KIND_CPU", "KIND_GPU"
 
 SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "encoder": (("images",), ("mu", "log_var")),
@@ -40,29 +39,47 @@ SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Names of the inputs and outputs of each model."""
 
+_ENSEMBLE = f"""\
+platform: "ensemble"
+ensemble_scheduling {{
+  step {{
+    model_name: "{NAME}_encoder"
+    model_version: -1
+    input_map {{ key: "images" value: "images" }}
+    output_map {{ key: "mu" value: "mu" }}
+  }}
+  step {{
+    model_name: "{NAME}_arithmetic"
+    model_version: -1
+    input_map {{ key: "mu" value: "mu" }}
+    input_map {{ key: "strengths" value: "strengths" }}
+    output_map {{ key: "latents" value: "latents" }}
+  }}
+  step {{
+    model_name: "{NAME}_decoder"
+    model_version: -1
+    input_map {{ key: "latents" value: "latents" }}
+    output_map {{ key: "images" value: "edited" }}
+  }}
+}}
+"""
 
-class Word(str):
-    """A value that stands in a configuration without quotes: the name of an enumeration's member."""
 
-    __slots__ = ()
-
-
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(NamedTuple):
     """Who runs a model's file, and where.
 
     Attributes:
         backend: Triton's name of it.
-        platform: Its older name, where it has one.
+        platform: Its older name, empty where it has none.
         file: Name of the model's file.
         kind: Where its instances are.
         parameters: Settings of the backend.
     """
 
     backend: str
-    platform: str | None
+    platform: str
     file: str
-    kind: Word
+    kind: str
     parameters: dict[str, str]
 
 
@@ -103,7 +120,7 @@ def _add(place: Path, model: str, bundle: Bundle, runtime: Runtime | None) -> Pa
     """Writes a model's configuration; returns where its file goes."""
     folder = place / f"{NAME}_{model}"
     (folder / VERSION).mkdir(parents=True)  # of an ensemble too: Triton asks for it
-    (folder / CONFIG).write_text(to_text(_config(model, bundle, runtime)), encoding="ascii")
+    (folder / CONFIG).write_text(_config(model, bundle, runtime), encoding="ascii")
     return folder / VERSION / (runtime.file if runtime else "")
 
 
@@ -111,100 +128,59 @@ def _runtime(bundle: Bundle, file: Path) -> Runtime:
     """What runs an encoder's or decoder's file as the bundle's own backend does."""
     backend, precision = bundle.manifest.backend, bundle.manifest.precision
     if file.suffix == PLAN:
-        return Runtime("tensorrt", "tensorrt_plan", "model.plan", Word("KIND_GPU"), {})
+        return Runtime("tensorrt", "tensorrt_plan", "model.plan", ON_GPU, {})
     # On a CPU with units for bf16 OpenVINO takes them unless told not to, and Triton's backend has no way to tell it:
     # a bundle in fp32 keeps its accuracy with ONNX Runtime.
     if backend == "openvino" and precision != "fp32":
         parameters = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
         if precision == "bf16":
             parameters["HINT_BF16"] = "YES"
-        return Runtime("openvino", None, "model.onnx", Word("KIND_CPU"), parameters)
-    return _onnx_runtime(Word("KIND_GPU" if bundle.manifest.device == CUDA else "KIND_CPU"))
+        return Runtime("openvino", "", "model.onnx", ON_CPU, parameters)
+    return _onnx_runtime(ON_GPU if bundle.manifest.device == CUDA else ON_CPU)
 
 
-def _onnx_runtime(kind: Word) -> Runtime:
+def _onnx_runtime(kind: str) -> Runtime:
     return Runtime("onnxruntime", "onnxruntime_onnx", "model.onnx", kind, {})
 
 
-def _config(model: str, bundle: Bundle, runtime: Runtime | None) -> dict[str, Any]:
-    """The configuration of one model, a ModelConfig of Triton; without a runtime, of the ensemble."""
-    manifest, (inputs, outputs) = bundle.manifest, SIGNATURES[model]
+def _config(model: str, bundle: Bundle, runtime: Runtime | None) -> str:
+    """The configuration of one model, a ModelConfig of Triton as text; without a runtime, of the ensemble."""
+    largest, (inputs, outputs) = bundle.manifest.max_batch_size, SIGNATURES[model]
+    lines = [f'name: "{NAME}_{model}"', f"max_batch_size: {largest}"]
+    lines += [f'input {{ name: "{name}" {_tensor(name, bundle)} }}' for name in inputs]
+    lines += [f'output {{ name: "{name}" {_tensor(name, bundle)} }}' for name in outputs]
     parameters = {"attributes": ",".join(bundle.directions.names)} if "strengths" in inputs else {}
-    config: dict[str, Any] = {"name": f"{NAME}_{model}"}
     if runtime is None:
-        config["platform"] = "ensemble"
+        lines.append(_ENSEMBLE)
     else:
         parameters |= runtime.parameters
-        config |= {"platform": runtime.platform} if runtime.platform else {}
-        config |= {"backend": runtime.backend, "default_model_filename": runtime.file}
-    config |= {
-        "max_batch_size": manifest.max_batch_size,
-        "input": [{"name": name, **_tensor(name, bundle)} for name in inputs],
-        "output": [{"name": name, **_tensor(name, bundle)} for name in outputs],
-    }
-    if runtime is None:
-        config["ensemble_scheduling"] = {"step": _steps()}
-    else:
-        config |= {
-            "instance_group": [{"count": 1, "kind": runtime.kind}],
+        warmed = " ".join(
+            f'inputs {{ key: "{name}" value {{ {_tensor(name, bundle)} zero_data: true }} }}' for name in inputs
+        )
+        lines += [
+            f'platform: "{runtime.platform}"' if runtime.platform else "",
+            f'backend: "{runtime.backend}"',
+            f'default_model_filename: "{runtime.file}"',
+            f"instance_group {{ count: 1 kind: {runtime.kind} }}",
             # What waits is taken at once, at most a full batch: an idle engine makes nobody wait.
-            "dynamic_batching": {
-                "preferred_batch_size": [manifest.max_batch_size],
-                "max_queue_delay_microseconds": 0,
-            },
-            "model_warmup": [
-                {
-                    "name": f"batch of {size}",
-                    "batch_size": size,
-                    "inputs": [{"key": name, "value": {**_tensor(name, bundle), "zero_data": True}} for name in inputs],
-                }
-                for size in sorted({1, manifest.max_batch_size})
-            ],
-        }
-    config["parameters"] = [{"key": key, "value": {"string_value": text}} for key, text in parameters.items()]
-    return config
+            f"dynamic_batching {{ preferred_batch_size: {largest} max_queue_delay_microseconds: 0 }}",
+            *(
+                f'model_warmup {{ name: "batch of {size}" batch_size: {size} {warmed} }}'
+                for size in sorted({1, largest})
+            ),
+        ]
+    # JSON's quoted ASCII is the text format's, too.
+    lines += [
+        f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(text)} }} }}'
+        for key, text in parameters.items()
+    ]
+    return "\n".join(filter(None, lines)) + "\n"
 
 
-def _tensor(name: str, bundle: Bundle) -> dict[str, Any]:
+def _tensor(name: str, bundle: Bundle) -> str:
     """Type and shape, without the batch."""
     size = bundle.manifest.image_size
     if name in ("images", "edited"):
-        return {"data_type": Word("TYPE_UINT8"), "dims": [size, size, 3]}
+        return f"data_type: TYPE_UINT8 dims: [{size}, {size}, 3]"
     width = len(bundle.directions.names) if name == "strengths" else bundle.manifest.latent_dim
-    return {"data_type": Word("TYPE_FP32"), "dims": [width]}
-
-
-def _steps() -> list[dict[str, Any]]:
-    """Which tensor of the ensemble (`value`) is which of each model (`key`)."""
-
-    def step(model: str, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> dict[str, Any]:
-        return {
-            "model_name": f"{NAME}_{model}",
-            "model_version": -1,
-            "input_map": [{"key": key, "value": value} for key, value in inputs.items()],
-            "output_map": [{"key": key, "value": value} for key, value in outputs.items()],
-        }
-
-    return [
-        step("encoder", {"images": "images"}, {"mu": "mu"}),
-        step("arithmetic", {"mu": "mu", "strengths": "strengths"}, {"latents": "latents"}),
-        step("decoder", {"latents": "latents"}, {"images": "edited"}),
-    ]
-
-
-def to_text(message: Mapping[str, Any], indent: str = "") -> str:
-    """A message in protobuf's text format.
-
-    Args:
-        message: Fields by name. A mapping is a message, a list a repeated field; text is quoted unless a `Word`.
-        indent: What each line begins with.
-    """
-    lines = []
-    for name, value in message.items():
-        for each in value if isinstance(value, list) and any(isinstance(part, Mapping) for part in value) else [value]:
-            if isinstance(each, Mapping):
-                lines.append(f"{indent}{name} {{\n{to_text(each, indent + '  ')}{indent}}}\n")
-            elif each != []:
-                # JSON's numbers, truth values, lists of numbers and quoted ASCII are the text format's too.
-                lines.append(f"{indent}{name}: {each if isinstance(each, Word) else json.dumps(each)}\n")
-    return "".join(lines)
+    return f"data_type: TYPE_FP32 dims: [{width}]"

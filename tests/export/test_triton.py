@@ -23,7 +23,7 @@ from tiny_model import (
 
 from engine.bundle import Bundle
 from engine.latents import Directions
-from export.bundle.triton import SIGNATURES, Word, to_text, write_triton
+from export.bundle.triton import SIGNATURES, write_triton
 from export.errors import InputError
 
 KIND_GPU, KIND_CPU = 1, 2
@@ -203,19 +203,3 @@ def test_half_a_repository_never_stays(tiny_bundle: Path, tmp_path: Path, monkey
     with pytest.raises(InputError, match=r"--triton .*: the disk is full \(No space left on device\)"):
         write_triton(Bundle.load(tiny_bundle), tmp_path / "new" / "models")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_text_format() -> None:
-    message = {
-        "a": 1,
-        "b": Word("C"),
-        "d": 'e"\n',
-        "f": True,
-        "g": [1, 2],
-        "h": {"i": -1},
-        "j": [{"k": 1}, {}],
-        "l": [],
-    }
-    assert to_text(message) == (
-        'a: 1\nb: C\nd: "e\\"\\n"\nf: true\ng: [1, 2]\nh {\n  i: -1\n}\nj {\n  k: 1\n}\nj {\n}\n'
-    )
