@@ -124,8 +124,9 @@ class Contest:
             return cls(named, sides, noise, None, NO_RUN)
         # Engines can be measured alone where there is no torch.
         import torch  # noqa: PLC0415
+        from pytorch import PyTorchBackend  # noqa: PLC0415
 
-        from export.proof.reference import NAME, CompiledBackend, EagerBackend  # noqa: PLC0415
+        from export.proof.reference import NAME, EagerBackend  # noqa: PLC0415
         from export.run import Run  # noqa: PLC0415
 
         torch.set_num_threads(threads)
@@ -137,7 +138,7 @@ class Contest:
         model = Run.load(config.run).model
         sides[NAME] = EagerBackend(model)
         if config.compiled:
-            sides["PyTorch compiled BF16"] = CompiledBackend(model)
+            sides["PyTorch compiled BF16"] = PyTorchBackend(model, torch.bfloat16, compiled=True, device="cpu")
         return cls(named, sides, truth.images, truth, trial)
 
     def parity(self) -> dict[str, Report]:

@@ -10,23 +10,17 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import tyro
-
-from engine.command_line import REAL_PATHS
 from engine.proof.machine import cpu_model
+from export import command
 from export.bundle.provenance import versions
-from export.errors import FAILURES, InputError, report
-
-Config = TypeVar("Config")
+from export.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(
-    config: type[Config], work: Callable[[Config], bool], doc: str | None, arguments: Sequence[str] | None = None
-) -> int:
+def run(config: Any, work: Callable[[Any], bool], doc: str | None, arguments: Sequence[str] | None = None) -> int:
     """The command of a script: reads the flags, works, and reports what can't be used in one line.
 
     `config` is the dataclass of the flags, `work` says whether all that it checked held.
@@ -34,16 +28,15 @@ def run(
     Returns:
         Exit code: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
     """
-    prog = f"python benchmarks/{Path(sys.argv[0]).name}"
-    try:
-        with REAL_PATHS:
-            given = tyro.cli(config, args=arguments, prog=prog, description=doc)
+
+    def checked(given: Any) -> bool:
         path: Path | None = getattr(given, "json", None)
         if path is not None and not path.parent.is_dir():
             raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
-        return 0 if work(given) else 1
-    except FAILURES as error:
-        return report(error)
+        return work(given)
+
+    prog = f"python benchmarks/{Path(sys.argv[0]).name}"
+    return command.run(config, checked, prog=prog, doc=doc, arguments=arguments)
 
 
 def require_positive(config: object, *names: str) -> None:

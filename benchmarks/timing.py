@@ -118,13 +118,13 @@ def by_case(timings: Sequence[Timing]) -> dict[tuple[int, str], dict[str, Timing
     return cases
 
 
-def table(timings: Sequence[Timing]) -> list[str]:
+def table(timings: Sequence[Timing]) -> str:
     """A table: a row for each batch size and operation, a column for each side."""
     sides = list(dict.fromkeys(timing.side for timing in timings))
     lines = [f"| batch | | {' | '.join(sides)} |", f"|---|---|{'---|' * len(sides)}"]
     for (size, operation), found in sorted(by_case(timings).items(), key=lambda case: case[0][0]):
         lines.append(f"| {size} | {operation} | {' | '.join(_cell(found.get(side)) for side in sides)} |")
-    return lines
+    return "\n".join(lines)
 
 
 def _cell(timing: Timing | None) -> str:

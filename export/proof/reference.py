@@ -1,14 +1,12 @@
-"""PyTorch behind the engine's own interface: eager in float32, the truth; compiled in bfloat16, only to be timed."""
+"""PyTorch behind the engine's own interface, in float32: the truth."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from engine.backends import Backend, Bytes
 from engine.proof.truth import Truth
@@ -73,41 +71,3 @@ class Reference:
 def answers(run: Run, model: EagerBackend, images: Bytes) -> Truth:
     """What a run's model answers on images, uint8 [N, S, S, 3]."""
     return Truth.of(NAME, model, images, run.directions, run.prior, model_sha256=run.model_sha256)
-
-
-class CompiledBackend(Backend):
-    """The model as `torch.compile` runs it fastest on a CPU: frozen, bfloat16, channels last, one batch size at a time.
-
-    Compiling takes about a minute for each batch size and needs a C++ compiler.
-
-    Args:
-        model: The VAE in evaluation mode, on the CPU; left as it is.
-    """
-
-    def __init__(self, model: VAE) -> None:
-        torch._inductor.config.freezing = True
-        narrow = copy.deepcopy(model).to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        encoder, decoder = narrow.encoder, narrow.decoder
-
-        def encode(images: Tensor) -> tuple[Tensor, Tensor]:
-            mu, log_var = encoder((images.permute(0, 3, 1, 2).float() / 255).bfloat16())
-            return mu.float(), log_var.float()
-
-        def decode(latents: Tensor) -> Tensor:
-            levels = torch.round(decoder(latents.bfloat16()).float() * 255)
-            return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-        self._encode = torch.compile(encode, dynamic=False)
-        self._decode = torch.compile(decode, dynamic=False)
-
-    def encode(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Images, uint8 [N, S, S, 3], to `mu` and `log_var`, float32 [N, D] each."""
-        with torch.no_grad():
-            mu, log_var = self._encode(torch.from_numpy(images))
-            return mu.numpy(), log_var.numpy()
-
-    def decode(self, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
-        with torch.no_grad():
-            images: npt.NDArray[np.uint8] = self._decode(torch.from_numpy(latents)).numpy()
-            return images

@@ -109,7 +109,7 @@ def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path,
     [
         (("--batch-sizes", "4"), "--batch-sizes 4: these bundles take 1 to 3 images"),
         (("--json", "/nowhere/latency.json"), "--json /nowhere/latency.json: there is no folder /nowhere"),
-        (("--compiled", "--portable"), "--compiled: needs the model; give --run RUN"),
+        (("--compiled",), "--compiled: needs the model; give --run RUN"),
         (("--threads", "0"), "--threads 0: must be above 0"),
         (("--run", "nowhere"), "nowhere is not a run folder"),
         (("--bundle", "nowhere"), "no bundle folder at nowhere"),

@@ -1,0 +1,102 @@
+"""PyTorch behind the engine's own interface, only to be timed: in half precision, channels last, eager or compiled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from engine.backends import Backend, Bytes, Floats
+from trainer.model import VAE
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class PyTorchBackend(Backend):
+    """The model from host to host, as an engine.
+
+    On a GPU it keeps page-locked memory and memory of the GPU from call to call, copies without waiting, waits once a
+    call, and leaves the latents of an edit on the GPU, as the engine does.
+
+    Args:
+        model: The VAE in evaluation mode, on the CPU, float32; left as it is.
+        dtype: What it computes in: float16 or bfloat16.
+        compiled: Compile each call for each batch size, on a GPU with CUDA graphs, which takes some ten seconds each;
+            on a CPU a minute, and a C++ compiler.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, model: VAE, dtype: torch.dtype, *, compiled: bool, device: str) -> None:
+        half = copy.deepcopy(model).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoder, decoder = half.encoder, half.decoder
+        self._device = device
+        self._kept: dict[tuple[object, ...], Tensor] = {}  # memory that calls share
+
+        def encode(images: Tensor) -> tuple[Tensor, ...]:
+            mu, log_var = encoder((images.permute(0, 3, 1, 2).float() / 255).to(dtype))
+            return mu.float(), log_var.float()
+
+        def decode(latents: Tensor) -> tuple[Tensor, ...]:
+            levels = torch.round(decoder(latents.to(dtype)).float() * 255)
+            return (levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous(),)
+
+        def edit(images: Tensor, steps: Tensor) -> tuple[Tensor, ...]:
+            mu, _ = encode(images)
+            return *decode(mu + steps), mu
+
+        torch.backends.cudnn.benchmark = True  # eager PyTorch tries cuDNN's algorithms, once a batch size
+        torch._inductor.config.freezing = device == "cpu"
+        # One compilation for each batch size, of which there are more than PyTorch expects.
+        torch._dynamo.config.recompile_limit = 64
+
+        def ready(function: Function) -> Function:
+            mode = None if device == "cpu" else "reduce-overhead"
+            return torch.compile(function, dynamic=False, mode=mode) if compiled else function
+
+        self._encode, self._decode, self._edit = ready(encode), ready(decode), ready(edit)
+
+    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
+        """Images, uint8 [N, S, S, 3], to `mu` and `log_var`, float32 [N, D] each."""
+        mu, log_var = self._run(self._encode, images)
+        return mu, log_var
+
+    def decode(self, latents: Floats) -> Bytes:
+        """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
+        images: Bytes
+        (images,) = self._run(self._decode, latents)
+        return images
+
+    def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
+        """Images, uint8 [N, S, S, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu."""
+        edited, mu = self._run(self._edit, images, steps)
+        return edited, mu
+
+    @torch.no_grad()
+    def _run(self, function: Function, *inputs: npt.NDArray[np.generic]) -> list[npt.NDArray[Any]]:
+        given = [torch.from_numpy(array) for array in inputs]
+        if self._device == "cpu":
+            return [result.numpy() for result in function(*given)]
+        staged = [self._memory("in", place, each, "cpu").copy_(each) for place, each in enumerate(given)]
+        results = function(
+            *(
+                self._memory("in", place, host, self._device).copy_(host, non_blocking=True)
+                for place, host in enumerate(staged)
+            )
+        )
+        hosts = [
+            self._memory("out", place, each, "cpu").copy_(each, non_blocking=True) for place, each in enumerate(results)
+        ]
+        torch.cuda.current_stream().synchronize()
+        return [host.numpy().copy() for host in hosts]
+
+    def _memory(self, way: str, place: int, like: Tensor, device: str) -> Tensor:
+        """Memory of a tensor's shape and type, the same each time; page-locked on the host."""
+        key = (way, place, device, like.dtype, tuple(like.shape))
+        if key not in self._kept:
+            self._kept[key] = torch.empty(like.shape, dtype=like.dtype, device=device, pin_memory=device == "cpu")
+        return self._kept[key]
