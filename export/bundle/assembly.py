@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 from engine.backends import BACKENDS, kind_of, open_backend, tensorrt, warm_up
 from engine.bundle import DECODER, ENCODER, MANIFEST, PROVEN, UNPROVEN, Bundle, Manifest, sha256_of
 from engine.errors import BackendError, ParityError
-from engine.proof.figures import Report
 from engine.proof.machine import cpu_model, machine_of
 from engine.proof.truth import Truth
 from export.engines.candidate import Candidate
@@ -87,12 +86,13 @@ def assemble(
     }
     candidates, plans = write_plans(candidates, folder, **building)
     runs = candidates[0].option in support.here  # what doesn't has no rival
-    entries = _contest(flags, manifest, candidates, folder, say)
-    for reason in flags.why_not(support) if entries else ():
-        say(f"not in the contest: {reason}")
-
-    def complete(candidate: Candidate) -> None:
-        plans.update(write_edit_plan(candidate, folder, **building))
+    entries: list[Entry] = []
+    if len(candidates) > 1:
+        say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
+        entries = rank(candidates, folder, manifest, threads=flags.cores, say=say)
+        say(table(entries))
+        for reason in flags.why_not(support) if entries else ():
+            say(f"not in the contest: {reason}")
 
     explained: set[str] = set()
 
@@ -101,30 +101,36 @@ def assemble(
             explained.add(candidate.precision)
             say(layers_table(folder, candidate, truth))
 
-    winner, report, rejected = _first_exact(
-        gate, entries, candidates, runs=runs, say=say, complete=complete, explain=explain
-    )
+    rejected: dict[Candidate, ParityError | BackendError] = {}
+    for winner in [entry.candidate for entry in entries] or candidates:
+        try:
+            plans.update(write_edit_plan(winner, folder, **building))
+            report = gate.check(winner.backend, winner.precision, winner.engine, device=winner.device, runs=runs)
+            break
+        except RewriteError:
+            raise  # whatever else there is to choose from
+        except (ParityError, BackendError) as error:
+            rejected[winner] = error
+            say(f"{winner}: {error}")
+            if isinstance(error, ParityError):
+                explain(winner)
+    else:
+        raise next(iter(rejected.values()))
     if flags.explain:
         explain(winner)
     _drop_others(folder, winner, kept)
 
-    chosen = _chosen(entries, rejected, flags.cores) if entries else {}
     manifest = dataclasses.replace(
         manifest,
         backend=winner.backend,
         device=kind_of(winner.device),
         precision=winner.precision,
-        engine=dataclasses.replace(winner.engine, chosen=chosen),
+        engine=dataclasses.replace(winner.engine, chosen=_chosen(entries, rejected, flags.cores)),
         files={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
         parity=report.to_json(),
         tensorrt=_tensorrt(flags, winner, plans),
     )
-    proven: dict[str, Any] = {"tolerances": asdict(flags.tolerances(winner.precision))}
-    if runs:
-        proven |= {"status": PROVEN, "machine": machine_of(manifest, flags.cores, winner.device)}
-    else:
-        proven |= {"status": UNPROVEN, "reason": _why_not_run(winner)}
-    manifest = dataclasses.replace(manifest, proof=proven)
+    manifest = dataclasses.replace(manifest, proof=_proof(flags, winner, manifest, runs))
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     bundle = Bundle.load(folder)
     if runs:
@@ -150,71 +156,15 @@ def outcome(bundle: Bundle, out: Path, say: Say) -> None:
         say(f"next: python -m engine --bundle {out}")
 
 
-def _contest(
-    flags: EngineFlags, manifest: Manifest, candidates: list[Candidate], folder: Path, say: Say
-) -> list[Entry]:
-    """The candidates with their times, best first; empty if there is nothing to choose."""
-    if len(candidates) == 1:
-        return []
-    say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
-    entries = rank(candidates, folder, manifest, max_batch=manifest.max_batch_size, threads=flags.cores, say=say)
-    say(table(entries))
-    return entries
-
-
-def _first_exact(
-    gate: Gate,
-    entries: list[Entry],
-    candidates: list[Candidate],
-    *,
-    runs: bool,
-    say: Say,
-    complete: Callable[[Candidate], None],
-    explain: Callable[[Candidate], None],
-) -> tuple[Candidate, Report, dict[Candidate, str]]:
-    """The first candidate that passes the gate, its report, and why those before it did not.
-
-    Args:
-        gate: What they must pass.
-        entries: The contest, best first; empty if there was none.
-        candidates: All of them.
-        runs: Whether they run here.
-        say: Takes why one is out.
-        complete: Builds what only a candidate that may win needs.
-        explain: Says which layers make a candidate inexact.
-
-    Raises:
-        RewriteError: a rewrite isn't exact, whatever else there is to choose from.
-        ParityError: none passes; says why the best one does not.
-        BackendError: the best one can't be completed, and no other passes.
-    """
-    first: ParityError | BackendError | None = None
-    rejected: dict[Candidate, str] = {}
-    for candidate in [entry.candidate for entry in entries] or candidates:
-        try:
-            complete(candidate)
-            report = gate.check(
-                candidate.backend, candidate.precision, candidate.engine, device=candidate.device, runs=runs
-            )
-            return candidate, report, rejected
-        except RewriteError:
-            raise
-        except (ParityError, BackendError) as error:
-            first = first or error
-            rejected[candidate] = str(error)
-            say(f"{candidate}: {error}")
-            if isinstance(error, ParityError):
-                explain(candidate)
-    assert first is not None, "there is a candidate"
-    raise first
-
-
-def _chosen(entries: list[Entry], rejected: dict[Candidate, str], threads: int) -> dict[str, Any]:
+def _chosen(entries: list[Entry], rejected: Mapping[Candidate, Exception], threads: int) -> dict[str, Any]:
+    if not entries:
+        return {}
+    why = {candidate: str(error) for candidate, error in rejected.items()}
     return {
         "rule": RULE,
         "cpu": cpu_model(),
         "threads": threads,
-        "candidates": [{**entry.to_json(), "rejected": rejected.get(entry.candidate)} for entry in entries],
+        "candidates": [{**entry.to_json(), "rejected": why.get(entry.candidate)} for entry in entries],
     }
 
 
@@ -245,9 +195,15 @@ def _tensorrt(flags: EngineFlags, winner: Candidate, plans: dict[str, Any]) -> d
     return {"device": device, "builder": {name: plans[name] for name in (*winner.files, winner.edit) if name}}
 
 
-def _why_not_run(winner: Candidate) -> str:
+def _proof(flags: EngineFlags, winner: Candidate, manifest: Manifest, runs: bool) -> dict[str, Any]:
+    """What the manifest says of the proof: where the engines ran, or why they didn't."""
+    tolerances = asdict(flags.tolerances(winner.precision))
+    if runs:
+        machine = machine_of(manifest, flags.cores, winner.device)
+        return {"tolerances": tolerances, "status": PROVEN, "machine": machine}
+    reason = "no engine was run"
     try:
         tensorrt.require_device(winner.backend, winner.device)
     except BackendError as error:
-        return str(error).partition(";")[0]
-    return "no engine was run"
+        reason = str(error).partition(";")[0]
+    return {"tolerances": tolerances, "status": UNPROVEN, "reason": reason}

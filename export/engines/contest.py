@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from engine.backends import Backend, open_graphs
+from engine.arrays import Array
+from engine.backends import open_graphs
+from engine.bundle import Manifest
 from engine.errors import EngineError
-from export.engines.candidate import Candidate
-from export.graphs.names import DecoderForm, EncoderForm
+from export.engines.candidate import Candidate, Option
+
+K = TypeVar("K")
 
 ROUNDS = 7
 """Turns of every candidate."""
@@ -55,68 +58,58 @@ class Entry:
         return {**asdict(self.candidate), "edit_ms": {str(size): round(ms, 4) for size, ms in self.edit_ms.items()}}
 
 
-class Sizes(Protocol):
-    """What has the sizes of a model: its configuration, or a manifest."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images, pixels."""
-
-    @property
-    def latent_dim(self) -> int:
-        """Latent dimensions."""
-
-
 def rank(
-    candidates: Sequence[Candidate],
-    folder: Path,
-    sizes: Sizes,
-    *,
-    max_batch: int,
-    threads: int,
-    say: Callable[[str], None],
+    candidates: Sequence[Candidate], folder: Path, manifest: Manifest, *, threads: int, say: Callable[[str], None]
 ) -> list[Entry]:
     """Measures candidates.
 
     Args:
         candidates: Who takes part.
         folder: Where their files lie.
-        sizes: The model's.
-        max_batch: The larger batch size of the contest, images.
+        manifest: Has the sizes of the model, and the larger batch size of the contest.
         threads: Compute threads of each.
         say: Takes why some are out.
 
     Returns:
         The best one first, without those that their runtime refuses to open.
     """
-    noise = np.random.default_rng(0)
-    images = noise.integers(0, 256, (max_batch, sizes.image_size, sizes.image_size, 3), dtype=np.uint8)
-    latents = noise.standard_normal((max_batch, sizes.latent_dim), dtype=np.float32)
+    noise, size, max_batch = np.random.default_rng(0), manifest.image_size, manifest.max_batch_size
+    batches: dict[str, Array] = {
+        "encode": noise.integers(0, 256, (max_batch, size, size, 3), dtype=np.uint8),
+        "decode": noise.standard_normal((max_batch, manifest.latent_dim), dtype=np.float32),
+    }
     batch_sizes = sorted({1, max_batch})
-
-    calls: dict[_Call, Callable[[], object]] = {}
-    refused: set[_Group] = set()
-    for group, (encoders, decoders) in _groups(candidates).items():
-        try:
-            engines = _open(folder, group, encoders, decoders, max_batch=max_batch, threads=threads)
-        except EngineError as error:
-            refused.add(group)
-            say(f"{group.backend} {group.precision} on {group.device} is out: {error}")
+    halves: dict[_Half, Callable[[Array], object]] = {}
+    refused: set[_Way] = set()
+    for candidate in candidates:
+        way, (encode, decode) = _way(candidate), _halves(candidate)
+        if way in refused or (encode in halves and decode in halves):
             continue
-        for size in batch_sizes:
-            for encoder, engine in zip(encoders, engines, strict=False):
-                calls[_Call(group, "encode", encoder, size)] = partial(engine.encode, images[:size])
-            for decoder, engine in zip(decoders, engines, strict=False):
-                calls[_Call(group, "decode", decoder, size)] = partial(engine.decode, latents[:size])
-    ms = _time(calls)
-
-    def edit_ms(candidate: Candidate, size: int) -> float:
-        group = _group(candidate)
-        encode = _Call(group, "encode", candidate.encoder, size)
-        return ms[encode] + ms[_Call(group, "decode", candidate.decoder, size)]
-
-    left = [candidate for candidate in candidates if _group(candidate) not in refused]
-    entries = [Entry(who, {size: edit_ms(who, size) for size in batch_sizes}) for who in left]
+        encoder, decoder = (folder / name for name in candidate.files)
+        try:
+            engine = open_graphs(
+                candidate.backend, candidate.precision, encoder, decoder, max_batch,
+                device=candidate.device, split=candidate.split, threads=threads,
+            )  # fmt: skip
+        except EngineError as error:
+            refused.add(way)
+            say(f"{candidate.option} is out: {error}")
+            continue
+        halves.setdefault(encode, engine.encode)
+        halves.setdefault(decode, engine.decode)
+    ms = _time(
+        {
+            (half, size): partial(call, batches[half.call][:size])
+            for half, call in halves.items()
+            for size in batch_sizes
+            if half.way not in refused
+        }
+    )
+    entries = [
+        Entry(candidate, {size: sum(ms[half, size] for half in _halves(candidate)) for size in batch_sizes})
+        for candidate in candidates
+        if _way(candidate) not in refused
+    ]
     return sorted(entries, key=lambda entry: entry.score)
 
 
@@ -129,64 +122,28 @@ def table(entries: Iterable[Entry]) -> str:
     return "\n".join(lines)
 
 
-class _Group(NamedTuple):
-    """What decides how graphs are opened."""
-
-    backend: str
-    device: str
-    precision: str
-    split: bool
+_Way = tuple[Option, bool]
+"""How graphs are opened, and whether batches are split."""
 
 
-class _Call(NamedTuple):
-    """One thing that is timed: a form of one half at a batch size."""
+class _Half(NamedTuple):
+    """What is timed: a form of the encoder or the decoder."""
 
-    group: _Group
-    half: str
+    way: _Way
+    call: str
     form: str
-    batch_size: int
 
 
-def _group(candidate: Candidate) -> _Group:
-    return _Group(candidate.backend, candidate.device, candidate.precision, candidate.split)
+def _way(candidate: Candidate) -> _Way:
+    return candidate.option, candidate.split
 
 
-def _groups(candidates: Iterable[Candidate]) -> dict[_Group, tuple[list[EncoderForm], list[DecoderForm]]]:
-    """The forms that take part, by the way they are opened."""
-    groups: dict[_Group, tuple[list[EncoderForm], list[DecoderForm]]] = {}
-    for candidate in candidates:
-        encoders, decoders = groups.setdefault(_group(candidate), ([], []))
-        if candidate.encoder not in encoders:
-            encoders.append(candidate.encoder)
-        if candidate.decoder not in decoders:
-            decoders.append(candidate.decoder)
-    return groups
+def _halves(candidate: Candidate) -> tuple[_Half, _Half]:
+    way = _way(candidate)
+    return _Half(way, "encode", candidate.encoder), _Half(way, "decode", candidate.decoder)
 
 
-def _open(
-    folder: Path,
-    group: _Group,
-    encoders: list[EncoderForm],
-    decoders: list[DecoderForm],
-    *,
-    max_batch: int,
-    threads: int,
-) -> list[Backend]:
-    """As few engines as have all forms: the i-th has the i-th form of each, or the last where there are fewer."""
-    backend, device, precision, split = group
-    engines = []
-    for index in range(max(len(encoders), len(decoders))):
-        forms = encoders[min(index, len(encoders) - 1)], decoders[min(index, len(decoders) - 1)]
-        files = Candidate(backend, device, precision, *forms, split).files
-        encoder, decoder = (folder / name for name in files)
-        engine = open_graphs(
-            backend, precision, encoder, decoder, max_batch, device=device, split=split, threads=threads
-        )
-        engines.append(engine)
-    return engines
-
-
-def _time(calls: dict[_Call, Callable[[], object]]) -> dict[_Call, float]:
+def _time(calls: Mapping[K, Callable[[], object]]) -> dict[K, float]:
     """Least ms of each call, all taking turns: whatever else the machine does only ever adds."""
     least = dict.fromkeys(calls, math.inf)
     turns = product(range(ROUNDS), calls.items())

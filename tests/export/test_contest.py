@@ -1,9 +1,12 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from runs import SEED_FORM, small_vae
 
+from engine.bundle import Manifest
 from export.engines import contest
 from export.engines.candidate import Candidate
 from export.engines.contest import Entry, rank, table
@@ -12,6 +15,12 @@ from export.graphs.trace import write_decoder, write_encoder
 
 FAST = Candidate("openvino", "cpu", "bf16", "product", "phases", True)
 SLOW = Candidate("onnxruntime", "cpu", "fp32", "plain", "tail", False)
+
+
+def sized(max_batch: int) -> Manifest:
+    """What a contest reads of a manifest."""
+    sizes = {"image_size": SEED_FORM.image_size, "latent_dim": SEED_FORM.latent_dim, "max_batch_size": max_batch}
+    return cast(Manifest, SimpleNamespace(**sizes))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +49,7 @@ def test_all_candidates_are_measured_and_sorted(folder: Path, monkeypatch: pytes
         for encoder in ENCODER_FORMS
         for decoder in DECODER_FORMS
     ]
-    entries = rank(candidates, folder, SEED_FORM, max_batch=3, threads=1, say=print)
+    entries = rank(candidates, folder, sized(3), threads=1, say=print)
     assert {entry.candidate for entry in entries} == set(candidates)
     assert all(list(entry.edit_ms) == [1, 3] and min(entry.edit_ms.values()) > 0 for entry in entries)
     assert [entry.score for entry in entries] == sorted(entry.score for entry in entries)
@@ -56,7 +65,7 @@ def test_both_backends_and_both_ways_to_share_a_batch(folder: Path, monkeypatch:
         Candidate("openvino", "cpu", "fp32", "plain", "phases", False),
         Candidate("openvino", "cpu", "fp32", "plain", "phases", True),
     ]
-    entries = rank(candidates, folder, SEED_FORM, max_batch=4, threads=2, say=print)
+    entries = rank(candidates, folder, sized(4), threads=2, say=print)
     assert {entry.candidate for entry in entries} == set(candidates)
 
 
@@ -67,11 +76,11 @@ def test_what_a_runtime_refuses_to_open_is_out_and_the_others_go_on(
     monkeypatch.setattr(contest, "ROUNDS", 1)
     nowhere = Candidate("onnxruntime", "cuda:99", "fp32", "plain", "tail", False)
     said: list[str] = []
-    entries = rank([nowhere, SLOW], folder, SEED_FORM, max_batch=2, threads=1, say=said.append)
+    entries = rank([nowhere, SLOW], folder, sized(2), threads=1, say=said.append)
     assert [entry.candidate for entry in entries] == [SLOW]
     (reason,) = said
     assert reason.startswith("onnxruntime fp32 on cuda:99 is out: ")
-    assert rank([nowhere], folder, SEED_FORM, max_batch=2, threads=1, say=said.append) == []
+    assert rank([nowhere], folder, sized(2), threads=1, say=said.append) == []
 
 
 def test_an_entry_survives_json() -> None:
