@@ -6,19 +6,8 @@
 - phases (decoder): as tail, and the enlarging layer before the last one in phases too (nearest: all of them), so that
   its activation is fused with a convolution.
 
-Time at batch 32 as a share of plain's, on one core of an AVX-512 CPU with AMX, trained networks of the seed's size:
-
-| form            | network            | OpenVINO BF16 | OpenVINO FP32 | ONNX Runtime FP32 |
-|-----------------|--------------------|---------------|---------------|-------------------|
-| product         | kernel 3           | 0.61          | 0.93          | 0.67              |
-| product         | kernel 4           | 0.45          | 0.96          |                   |
-| tail, phases    | transposed, 3      | 0.63, 0.49    | 0.61, 0.57    | 0.65, 0.51        |
-| tail, phases    | transposed, 4      | 0.54, 0.45    | 0.62, 0.71    |                   |
-| tail, phases    | nearest            | 0.51, 0.56    | 0.51, 0.39    | 0.55, 0.45        |
-
 Which one is fastest depends on network, runtime, CPU and batch size, so each build measures (`engines.contest`).
-Not kept, as they paid nowhere: other forms of LeakyReLU (maximum, PReLU), both heads as one matrix, and phases of
-more than the last transposed convolution, whose shuffle costs more than the activation that it fuses.
+benchmarks/reports/2026-11-24-graph-forms.md has what each gained, and what was tried besides.
 """
 
 from __future__ import annotations

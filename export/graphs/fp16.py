@@ -1,27 +1,14 @@
 """FP16 graphs: the precision of every node stands in the ONNX graph itself, as element types and casts.
 
 FP16 are all convolutions and matrix products but the heads of the encoder, and whatever leads to one of those; FP32 are
-the heads and what follows the decoder's last convolution. Two networks of the seed's size, trained on procedural and on
-real faces, against their FP32 graphs. Errors of mu and log_var are the largest, as shares of their spread. ONNX
-Runtime's CPU kernels round what passes between nodes to FP16 and sum in FP32 (256 images); ONNX's reference evaluator
-sums in FP16 as well, which no GPU does worse (4 images).
+the heads and what follows the decoder's last convolution (figures: benchmarks/reports/2026-11-24-graph-forms.md):
 
-|                                           | ONNX Runtime           | reference evaluator    |
-|-------------------------------------------|------------------------|------------------------|
-| as written here: mu                       | 0.003, 0.002           | 0.003, 0.003           |
-| as written here: log_var                  | 0.004, 0.003           | 0.004, 0.003           |
-| latent heads in FP16: log_var             | 0.014, 0.016           | 0.034, 0.037           |
-| as written here: decoded images, PSNR     | 68.6 dB, 69.2 dB       | 65.5 dB, 65.2 dB       |
-| from the sigmoid to rounding in FP16      | 62.0 dB, 62.4 dB       | 62.0 dB, 61.6 dB       |
-
-- The heads sum 2,048 products and answer in float32: that is 3 % of the encoder's arithmetic, and FP32 there
-  makes the error of log_var four to thirteen times smaller.
+- The heads sum thousands of products and answer in float32: a few per cent of the encoder's arithmetic, and in FP32 the
+  error of log_var is several times smaller.
 - From the sigmoid to the rounding, levels up to 255 have steps of 1/8 in FP16, and some round to the neighbour.
 
-No pixel was off by more than one level in any of these.
-
 Of a quantised graph (Q/DQ) what stays in float becomes FP16 in the same way, scales included: then TensorRT's int8
-convolutions hand on FP16, and no layer is left in FP32 but those of the table. ONNX has FP16 scales since opset 19.
+convolutions hand on FP16, and no layer is left in FP32 but those. ONNX has FP16 scales since opset 19.
 
 Tracing a network in FP16 gives the same nodes and the same figures, but needs torch and the run, which a bundle's
 portable graphs can do without, and has no answer for quantised graphs.

@@ -92,25 +92,9 @@ def write_int8(source: Path, target: Path, calibration: Calibration, *, symmetri
     TensorRT does not read; and the last one of the decoder, which needs it most and costs a GPU next to nothing
     (`export.graphs.fp16` makes FP16 of both).
 
-    Measured on images that were not calibrated on, by ONNX Runtime against PyTorch FP32, decoder in the form `phases`:
-    PSNR of edits, largest error in levels, share of edits that are judged alike.
-
-    |                                        | procedural faces  | CelebA            |
-    |----------------------------------------|-------------------|-------------------|
-    | asymmetric, all layers                 | 39.1, 20, 100.0 % | 43.0, 12, 99.8 %  |
-    | with NNCF's default ranges             | 33.9, 131, 100 %  | 36.2, 78, 99.4 %  |
-    | first convolution of the encoder float | 39.2, 21, 100.0 % | 42.9, 12, 99.4 %  |
-    | heads of the encoder float             | 39.2, 22, 100.0 % | 43.2, 12, 99.6 %  |
-    | first matrix of the decoder float      | 39.2, 21, 100.0 % | 43.2, 11, 99.5 %  |
-    | last convolution of the decoder float  | 41.3, 16, 100.0 % | 44.5, 11, 99.6 %  |
-    | symmetric, all but the first           | 35.9, 28, 100.0 % | 40.3, 17, 99.7 %  |
-    | symmetric, all but first and last      | 39.3, 27, 100.0 % | 42.4, 15, 99.2 %  |
-
-    The biases of the last layers are corrected besides (`_centre`), and zero points dropped in front of transposed
-    convolutions (`_drop_zero_points`); the table was measured without both.
-
-    On the CPU nothing is kept in float: only the last convolution would gain more than 0.2 dB, and decoding would take
-    a seventh longer.
+    The biases of the last layers are corrected besides (`_centre`), and on the CPU zero points dropped in front of
+    transposed convolutions (`_drop_zero_points`). What other choices cost stands in
+    benchmarks/reports/2026-11-24-graph-forms.md.
 
     Args:
         source: Graph of an encoder (input `images`) or of a decoder (input `latents`), float32 inside.
