@@ -47,6 +47,11 @@ class Tally:
         ended = self.answered.total() + self.statuses.total() + len(self.wrong)
         return self.sent.total() - ended
 
+    @property
+    def untouched(self) -> bool:
+        """Whether there were answers, and nothing but right ones."""
+        return self.answered.total() > 0 and not (self.statuses or self.wrong or self.lost)
+
     async def count(self, method: str, request: Any) -> bool:
         """Counts what comes of a request, which is an awaitable of the number of images; whether it was right."""
         start = time.perf_counter()

@@ -25,6 +25,20 @@ def test_faults(tiny_bundle: Path, tmp_path: Path) -> None:
     assert refused["sighup"] == set()
 
 
+def test_restarts_fail_no_call(tiny_bundle: Path, tmp_path: Path) -> None:
+    record = tmp_path / "faults.json"
+    short = ("--clients", 2, "--settle-s", 3, "--scale", 0.2)
+    result = benchmark("faults", "--bundle", tiny_bundle, *short, "--scenarios", "restarts", "--json", record)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (found,) = json.loads(record.read_text())["results"]
+    assert found["sent"] == found["answered"] > 0
+    assert found["refused"] == {}
+    assert {"every call of this project's clients is answered, right", "every server ends with exit code 0"} <= set(
+        found["checks"]
+    )
+    assert all(found["checks"].values())
+
+
 def test_overload(tiny_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "overload.json"
     # Large requests: with the tiny model, the transport is what small ones would overload.
