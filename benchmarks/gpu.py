@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from script import require_positive, run, write_json
-from timing import Timing, doublings, measure, table
+from timing import Timing, measure, table
 from tyro.conf import subcommand
 
 from engine.backends import CPU, Backend, open_backend, open_graphs
+from engine.backends.buckets import bucket_sizes
 from engine.backends.tensorrt import require_device
 from engine.bundle import Bundle
 from engine.errors import BackendError
@@ -105,7 +106,7 @@ def time_engines(config: EnginesConfig) -> None:
         )
     sides: dict[str, Backend] = {f"{config.backend} {name}": open_backend(bundle) for name, bundle in made.items()}
     largest = config.max_batch or source.manifest.max_batch_size
-    timings = measure(sides, truth.images, source.directions, doublings(largest), config.seconds) + timings
+    timings = measure(sides, truth.images, source.directions, bucket_sizes(largest), config.seconds) + timings
     text = _report(config.seconds, device, made, timings)
     config.report.write_text(text, encoding="utf-8")
     print(text)
@@ -194,7 +195,7 @@ Made with {versions}.
 
 ## Speed
 
-uint8 in and out, host to host; sides in turns, {seconds:g} s a cell. p50 and p99 in ms, and images/s.
+uint8 in and out, host to host; sides in turns, {seconds:g} s a line.
 
 {table(timings)}
 """

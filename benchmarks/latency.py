@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from script import cores, machine, require_positive, run, summary, write_json
-from timing import Timing, by_case, doublings, measure
+from timing import by_case, measure, table
 
 from engine.backends import Backend, open_backend, open_graphs
+from engine.backends.buckets import bucket_sizes
 from engine.bundle import DECODER, ENCODER, Bundle
 from engine.proof.figures import Report
 from engine.proof.opening import tolerances_of
@@ -165,18 +166,6 @@ def _describe(bundle: Bundle) -> str:
     return f"{manifest.backend} {manifest.precision} on {manifest.device}"
 
 
-def table(timings: Sequence[Timing]) -> str:
-    """The timings as text for a screen; the last column compares throughput with the last side's."""
-    lines = [f"{'batch':>5}  {'':<8}{'p50 ms':>10}{'p99 ms':>10}{'images/s':>10}{'ratio':>9}"]
-    for (size, operation), sides in by_case(timings).items():
-        *_, last = sides.values()
-        for index, (name, timing) in enumerate(sides.items()):
-            case = f"{size:>5}  {operation:<8}" if index == 0 else " " * 15
-            figures = f"{timing.p50_ms:>10.2f}{timing.p99_ms:>10.2f}{timing.images_per_s:>10.0f}"
-            lines.append(f"{case}{figures}{timing.images_per_s / last.images_per_s:>8.2f}x  {name}")
-    return "\n".join(lines)
-
-
 def benchmark(config: LatencyConfig) -> bool:
     """Measures, prints the tables and writes the JSON.
 
@@ -192,7 +181,7 @@ def benchmark(config: LatencyConfig) -> bool:
         raise InputError("--compiled: needs the model; give --run RUN")
     bundles = [Bundle.load(path) for path in config.bundle]
     largest = min(bundle.manifest.max_batch_size for bundle in bundles)
-    batch_sizes = config.batch_sizes or doublings(largest)
+    batch_sizes = config.batch_sizes or bucket_sizes(largest)
     for size in batch_sizes:
         if not 1 <= size <= largest:
             raise InputError(f"--batch-sizes {size}: these bundles take 1 to {largest} images")
@@ -217,11 +206,7 @@ def benchmark(config: LatencyConfig) -> bool:
         },
         "seconds": config.seconds,
         "results": [
-            {
-                "batch_size": size,
-                "operation": operation,
-                "timings": {name: asdict(timing) for name, timing in sides.items()},
-            }
+            {"batch_size": size, "operation": operation, "timings": {name: asdict(one) for name, one in sides.items()}}
             for (size, operation), sides in by_case(timings).items()
         ],
         "parity_measured": "now" if contest.truth else "at export",

@@ -35,16 +35,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import tyro
 from filelock import FileLock
+from script import run, write_json
 
-from engine.command_line import REAL_PATHS
 from trainer.data import FaceData, load_data, read_index
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError
 from trainer.evaluation.classifier import classifier_of
 from trainer.evaluation.options import Measure
 from trainer.hardware.device import Placement
@@ -292,25 +292,21 @@ def notes(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"- {line}" for line in found)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; the exit code is that of the first command that failed, else 0."""
-    with REAL_PATHS:
-        config = tyro.cli(QualityConfig, args=arguments, prog="python benchmarks/quality.py", description=__doc__)
+def quality(config: QualityConfig) -> bool:
+    """Makes the rows and prints the tables; a command that fails ends this one with its own exit code."""
+    config.check()
     try:
-        config.check()
         for variant in config.variants:
             train_and_judge(config, variant)
     except subprocess.CalledProcessError as failure:
-        return int(failure.returncode)
-    except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        raise SystemExit(failure.returncode) from None
     rows = read(config.out)
     print(f"{table(rows)}\n\n{notes(rows)}\n\n{attribute_table(rows)}")
-    if config.json:
-        config.json.write_text(json.dumps(rows, indent=2) + "\n")
-    return 0
+    write_json(config.json, rows)
+    return True
 
+
+main = partial(run, QualityConfig, quality, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

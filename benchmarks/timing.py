@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from serving.figures import markdown
 from tqdm import tqdm
 
 from engine.backends import Backend
@@ -105,11 +106,6 @@ def take_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dic
     return taken
 
 
-def doublings(largest: int) -> list[int]:
-    """1, 2, 4 ... and `largest`."""
-    return [*(2**power for power in range((largest - 1).bit_length())), largest]
-
-
 def by_case(timings: Sequence[Timing]) -> dict[tuple[int, str], dict[str, Timing]]:
     """Timings by batch size and operation, and then by side."""
     cases: dict[tuple[int, str], dict[str, Timing]] = {}
@@ -119,13 +115,20 @@ def by_case(timings: Sequence[Timing]) -> dict[tuple[int, str], dict[str, Timing
 
 
 def table(timings: Sequence[Timing]) -> str:
-    """A table: a row for each batch size and operation, a column for each side."""
-    sides = list(dict.fromkeys(timing.side for timing in timings))
-    lines = [f"| batch | | {' | '.join(sides)} |", f"|---|---|{'---|' * len(sides)}"]
-    for (size, operation), found in sorted(by_case(timings).items(), key=lambda case: case[0][0]):
-        lines.append(f"| {size} | {operation} | {' | '.join(_cell(found.get(side)) for side in sides)} |")
-    return "\n".join(lines)
-
-
-def _cell(timing: Timing | None) -> str:
-    return f"{timing.p50_ms:.3f}, {timing.p99_ms:.3f}, {timing.images_per_s:,.0f}" if timing else "-"
+    """A line for each side of each case; the ratio compares throughput with the case's last side."""
+    rows = []
+    for (size, operation), sides in sorted(by_case(timings).items(), key=lambda case: case[0][0]):
+        *_, last = sides.values()
+        rows += [
+            {
+                "batch": size,
+                "operation": operation,
+                "p50 ms": timing.p50_ms,
+                "p99 ms": timing.p99_ms,
+                "images/s": round(timing.images_per_s),
+                "ratio": f"{timing.images_per_s / last.images_per_s:.2f}x",
+                "side": name,
+            }
+            for name, timing in sides.items()
+        ]
+    return markdown(rows)

@@ -65,7 +65,7 @@ def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
     assert figures["bundles"][ENGINE]["parity"]["samples"] == 3
     lines = result.stdout.splitlines()
     for side in (ENGINE, PORTABLE, DEFAULTS, PYTORCH):
-        assert sum(line.endswith(f"x  {side}") for line in lines) == 9
+        assert sum(line.startswith("|") and line.split("|")[-2].strip() == side for line in lines) == 9
 
 
 def test_without_a_run_pytorch_is_left_out(bundle: Path, tmp_path: Path) -> None:
