@@ -10,10 +10,9 @@ Shapes: N images, A attributes, S image size, D latent dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,42 +30,23 @@ LEAST_SHIFT = 0.5
 NO_RUN = "skipped: it takes the run's classifier; give --run"
 
 
-class Judge(Protocol):
-    """Somebody who can tell attributes."""
-
-    @property
-    def what(self) -> str:
-        """Who it is, for reports."""
-
-    @property
-    def attributes(self) -> Sequence[str]:
-        """What it can tell."""
-
-    def logits(self, images: Bytes) -> Floats:
-        """How sure it is of each attribute in images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees it."""
-
-
 @dataclass(frozen=True)
-class RunJudge:
-    """The classifier of a run.
+class Judge:
+    """Somebody who can tell attributes.
 
     Attributes:
         what: Who it is, for reports.
         attributes: What it can tell.
-        classifier: A `trainer.evaluation.classifier.Classifier`.
+        logits: How sure it is of each attribute in images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees
+            it.
     """
 
     what: str
-    attributes: tuple[str, ...]
-    classifier: Any
-
-    def logits(self, images: Bytes) -> Floats:
-        """How sure it is of each attribute in images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees it."""
-        logits: Floats = self.classifier.logits(images)
-        return logits
+    attributes: Sequence[str]
+    logits: Callable[[Bytes], Floats]
 
 
-def judge_of(run: Path, fingerprint: str | None) -> RunJudge | str:
+def judge_of(run: Path, fingerprint: str | None) -> Judge | str:
     """The judge of a run, or why there is none.
 
     Args:
@@ -86,7 +66,7 @@ def judge_of(run: Path, fingerprint: str | None) -> RunJudge | str:
         return f"skipped: {CLASSIFIER} is damaged or of other data than the run's; {evaluate}"
     accuracy = np.mean([classifier.accuracy[name] for name in classifier.attributes])
     what = f"the run's classifier ({accuracy:.1%} right on its test images)"
-    return RunJudge(what, classifier.attributes, classifier)
+    return Judge(what, classifier.attributes, classifier.logits)
 
 
 def describe(trial: Trial | str) -> str:

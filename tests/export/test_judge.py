@@ -8,7 +8,7 @@ from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 from engine.backends import Backend, Bytes, Floats
 from engine.latents import Directions
 from engine.proof.figures import Judgement, Stage, Tolerances
-from export.proof.judge import LEAST_SHIFT, NO_RUN, Trial, judge_of
+from export.proof.judge import LEAST_SHIFT, NO_RUN, Judge, Trial, judge_of
 from export.proof.reference import EagerBackend
 from trainer.evaluation.classifier import Classifier, Network
 from trainer.hardware.device import Placement
@@ -17,17 +17,14 @@ DIRECTIONS = Directions(ATTRIBUTES, 8 * np.eye(3, LATENT_DIM, dtype=np.float32),
 TOLERANCES = Tolerances(latents=1.0, levels=255, psnr_db=0.0, mean_levels=255.0, bias_levels=255.0, logits=0.05)
 
 
-class LightMeter:
+def light_meter(*attributes: str) -> Judge:
     """Is as sure of its attributes as the image is bright in red, green and blue."""
 
-    what = "a light meter"
-
-    def __init__(self, *attributes: str) -> None:
-        self.attributes = attributes or ATTRIBUTES
-
-    def logits(self, images: Bytes) -> Floats:
+    def logits(images: Bytes) -> Floats:
         brightness: Floats = images.mean(axis=(1, 2), dtype=np.float32)
-        return brightness[:, : len(self.attributes)]
+        return brightness[:, : len(attributes or ATTRIBUTES)]
+
+    return Judge("a light meter", attributes or ATTRIBUTES, logits)
 
 
 class Weak(Backend):
@@ -54,7 +51,7 @@ class Weak(Backend):
 
 @pytest.fixture(scope="module")
 def trial() -> Trial:
-    return Trial(LightMeter(), EagerBackend(small_vae()), smooth_images(6, 64), DIRECTIONS)
+    return Trial(light_meter(), EagerBackend(small_vae()), smooth_images(6, 64), DIRECTIONS)
 
 
 def write_classifier(run: Path, fingerprint: str) -> None:
@@ -88,7 +85,7 @@ def test_an_edit_that_shows_less_is_named(trial: Trial) -> None:
 def test_what_an_edit_should_leave_alone_counts_too() -> None:
     """The share is that of the logit that moved most, whichever attribute's it is."""
     reference = EagerBackend(small_vae())
-    trial = Trial(LightMeter("Smiling", "Young", "Old"), reference, smooth_images(6, 64), DIRECTIONS)
+    trial = Trial(light_meter("Smiling", "Young", "Old"), reference, smooth_images(6, 64), DIRECTIONS)
 
     class TooBlue(Weak):
         def decode(self, latents: Floats) -> Bytes:
@@ -103,7 +100,7 @@ def test_what_an_edit_should_leave_alone_counts_too() -> None:
 
 def test_edits_that_do_nothing_are_no_reason_to_fail() -> None:
     nothing = Directions(("Smiling",), np.zeros((1, LATENT_DIM), np.float32), (20,), (20,), "train")
-    trial = Trial(LightMeter(), EagerBackend(small_vae()), smooth_images(2, 64), nothing)
+    trial = Trial(light_meter(), EagerBackend(small_vae()), smooth_images(2, 64), nothing)
     judged = trial.judge(Weak(0, 1.0), 2)
     assert max(judged.shares.values()) * LEAST_SHIFT < 1e-2
 
@@ -117,9 +114,9 @@ def test_the_worst_edit_decides() -> None:
 def test_without_a_judge_the_reason_is_given() -> None:
     reference, images = EagerBackend(small_vae()), smooth_images(2, 64)
     assert Trial.of(NO_RUN, reference, images, DIRECTIONS) == "skipped: it takes the run's classifier; give --run"
-    unknown = Trial.of(LightMeter("Young"), reference, images, DIRECTIONS)
+    unknown = Trial.of(light_meter("Young"), reference, images, DIRECTIONS)
     assert unknown == "skipped: the run has no directions of attributes that its classifier knows"
-    assert isinstance(Trial.of(LightMeter(), reference, images, DIRECTIONS), Trial)
+    assert isinstance(Trial.of(light_meter(), reference, images, DIRECTIONS), Trial)
 
 
 def test_the_classifier_of_a_run_judges(tmp_path: Path) -> None:
