@@ -27,7 +27,7 @@ from script import require_positive, run, write_json
 from timing import Timing, measure, table
 from tyro.conf import subcommand
 
-from engine.backends import CPU, Backend, open_backend, open_graphs
+from engine.backends import CPU, Backend, Options, open_backend, open_graphs
 from engine.backends.buckets import bucket_sizes
 from engine.backends.tensorrt import require_device
 from engine.bundle import Bundle
@@ -152,7 +152,8 @@ def _onnx_runtime(run: Any, config: PyTorchConfig) -> Backend:
         decoder = folder / write_decoder(run.model, "plain", folder, run.model_sha256)
         for file in (encoder, decoder) if precision == "fp16" else ():
             write_half(file, file)
-        return open_graphs("onnxruntime", precision, encoder, decoder, config.max_batch, device=config.device)
+        options = Options(device=config.device, precision=precision, max_batch_size=config.max_batch)
+        return open_graphs(encoder, decoder, options)
 
 
 def _read_timings(path: Path | None) -> list[Timing]:

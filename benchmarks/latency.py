@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from script import cores, machine, require_positive, run, summary, write_json
+from script import machine, require_positive, run, summary, write_json
 from timing import by_case, measure, table
 
-from engine.backends import Backend, open_backend, open_graphs
+from engine.backends import Backend, Options, cores, open_backend, open_graphs
 from engine.backends.buckets import bucket_sizes
 from engine.bundle import DECODER, ENCODER, Bundle
 from engine.proof.figures import Report
@@ -116,8 +116,8 @@ class Contest:
         first = bundles[0]
         if config.portable:
             graphs = (first.path / ENCODER, first.path / DECODER)
-            largest = first.manifest.max_batch_size
-            sides["portable: onnxruntime fp32"] = open_graphs("onnxruntime", "fp32", *graphs, largest, threads=threads)
+            options = Options(max_batch_size=first.manifest.max_batch_size, threads=threads)
+            sides["portable: onnxruntime fp32"] = open_graphs(*graphs, options)
             sides["ONNX Runtime's defaults"] = DefaultRuntime(first.path, config.threads)
         if config.run is None:
             size = first.manifest.image_size

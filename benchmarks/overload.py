@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from script import cores, require_positive, run, show_checks, write_json
+from script import require_positive, run, show_checks, write_json
 from serving.bench import Bench, Row
 from serving.figures import Calls, markdown
 from serving.generator import REFUSED_STREAM, Outcome
@@ -29,6 +29,7 @@ from serving.reference import Reference
 from serving.requests import Case, ask_model
 from tqdm import tqdm
 
+from engine.backends import cores
 from engine.bundle import Bundle
 from export.errors import InputError
 

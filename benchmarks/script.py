@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.backends import cores
 from engine.proof.machine import cpu_model
 from export import command
 from export.bundle.provenance import versions
@@ -46,11 +47,6 @@ def require_positive(config: object, *names: str) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not 0 < number < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {number}: must be above 0")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def machine() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from script import cores, require_positive, run, show_checks, write_json
+from script import require_positive, run, show_checks, write_json
 from serving.clients import Crowd, Tally
 from serving.figures import markdown
 from serving.orders import Orders
@@ -28,6 +28,7 @@ from serving.process import Server
 from serving.usage import Usage
 from tqdm import tqdm
 
+from engine.backends import cores
 from engine.bundle import Bundle
 from export.errors import InputError
 

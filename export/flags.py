@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from engine.backends import BACKENDS, DEVICE_RULE, is_device, kind_of
+from engine.backends import BACKENDS, DEVICE_RULE, cores, is_device, kind_of
 from engine.backends.tensorrt import TARGETS
 from engine.proof.figures import TOLERANCES, Tolerances
 from export.engines.candidate import Candidate, Option
@@ -114,7 +113,7 @@ class EngineFlags:
     @property
     def cores(self) -> int:
         """Compute threads: as asked, or all cores."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or cores()
 
     def tolerances(self, precision: str) -> Tolerances:
         """How far engines in a precision may be from PyTorch."""

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import tyro
 
-from engine.backends import open_graphs
+from engine.backends import Options, open_graphs
 from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle
 from engine.latents import load_priors
 from engine.proof.opening import load_truth
@@ -109,7 +109,7 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
 def _calibration(bundle: Bundle, threads: int) -> Calibration:
     """What INT8 is calibrated on without the run: its portable graphs in FP32, asked about images of their own."""
     encoder, decoder = (bundle.path / name for name in (ENCODER, DECODER))
-    model = open_graphs("onnxruntime", "fp32", encoder, decoder, bundle.manifest.max_batch_size, threads=threads)
+    model = open_graphs(encoder, decoder, Options(max_batch_size=bundle.manifest.max_batch_size, threads=threads))
     prior = next(iter(load_priors(bundle.path / PRIOR).values()))
     return Calibration.drawn(model, prior, bundle.directions)
 

@@ -7,7 +7,6 @@ is measured as at export: on the run's held-out images, and edits as the run's c
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from engine.backends import DEVICE_RULE, is_device
+from engine.backends import DEVICE_RULE, cores, is_device
 from engine.bundle import PROOF, Bundle
 from engine.proof.figures import TOLERANCES, Report
 from engine.proof.opening import load_truth, tolerances_of
@@ -77,7 +76,7 @@ def verify(config: VerifyConfig) -> Report:
         trial=trial,
         proof=None if config.run is None else proof,
         max_batch=manifest.max_batch_size,
-        threads=config.threads or len(os.sched_getaffinity(0)),
+        threads=config.threads or cores(),
         tolerances=lambda precision: built if precision == manifest.precision else TOLERANCES[precision],
         say=print,
     )

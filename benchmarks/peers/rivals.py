@@ -14,9 +14,10 @@ from pathlib import Path
 import grpc
 import numpy as np
 import onnxruntime
-from script import ROOT, cores
+from script import ROOT
 from serving.requests import INFER, SERVICE, Bytes, raw_batch
 
+from engine.backends import cores
 from engine.bundle import DECODER, ENCODER, Bundle
 from protos import dfcvae_pb2 as pb
 from protos import open_inference_pb2 as infer

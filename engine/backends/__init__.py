@@ -1,16 +1,14 @@
 """Backends: runtimes that turn a contiguous batch into a batch. They know neither queues nor wires."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from engine.arrays import Bytes, Floats
-from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, is_device, kind_of
+from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, cores, is_device, kind_of
 from engine.backends.buckets import bucket_sizes
-from engine.backends.registry import BACKENDS, find
+from engine.backends.registry import BACKENDS, find, open_graphs
 from engine.backends.reports import switch_off_usage_reports
 from engine.bundle import Bundle, Manifest
 from engine.errors import BackendError, BundleError
@@ -24,6 +22,7 @@ __all__ = [
     "Bytes",
     "Floats",
     "Options",
+    "cores",
     "is_device",
     "kind_of",
     "open_backend",
@@ -57,58 +56,17 @@ def open_backend(bundle: Bundle, threads: int | None = None, device: str | None 
         )
     if find(manifest.backend).plan:
         _require_device_of(bundle, device)
-    return open_graphs(
-        manifest.backend,
-        manifest.precision,
-        bundle.path / manifest.engine.encoder,
-        bundle.path / manifest.engine.decoder,
-        manifest.max_batch_size,
-        edit=bundle.path / manifest.engine.edit if manifest.engine.edit else None,
-        device=device,
-        split=manifest.engine.split,
-        threads=threads,
-    )
-
-
-def open_graphs(
-    backend: str,
-    precision: str,
-    encoder: Path,
-    decoder: Path,
-    max_batch_size: int,
-    *,
-    edit: Path | None = None,
-    device: str | None = None,
-    split: bool = False,
-    threads: int | None = None,
-) -> Backend:
-    """Opens two graphs.
-
-    Args:
-        backend: A key of `BACKENDS`.
-        precision: One of its precisions.
-        encoder: ONNX graph of the encoder; its plan for a backend of plans.
-        decoder: ONNX graph of the decoder; its plan for a backend of plans.
-        max_batch_size: Largest batch, images.
-        edit: For a backend of plans, the plan of both as one graph, if there is one.
-        device: Where to compute, as `is_device` says; None: the first device of the backend.
-        split: As `engine.bundle.Engine` says.
-        threads: Compute threads; None takes every core that this process may use.
-
-    Raises:
-        BundleError: When a graph, backend, device or precision isn't one that this engine has.
-        BackendError: When the backend's package isn't installed, or this machine lacks units for the precision.
-    """
-    row = find(backend)
+    engine = manifest.engine
     options = Options(
-        backend=backend,
-        device=device or row.devices[0],
-        precision=precision,
-        max_batch_size=max_batch_size,
-        edit=edit,
-        split=split,
+        backend=manifest.backend,
+        device=device,
+        precision=manifest.precision,
+        max_batch_size=manifest.max_batch_size,
+        edit=bundle.path / engine.edit if engine.edit else None,
+        split=engine.split,
+        threads=threads or cores(),
     )
-    return row.open(encoder, decoder, replace(options, threads=threads) if threads else options)
+    return open_graphs(bundle.path / engine.encoder, bundle.path / engine.decoder, options)
 
 
 def _require_device_of(bundle: Bundle, device: str) -> None:

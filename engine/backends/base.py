@@ -32,7 +32,8 @@ def gpu_of(device: str) -> int:
     return int(device.partition(":")[2] or 0)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -56,7 +57,7 @@ class Options:
     max_batch_size: int = 32
     edit: Path | None = None
     split: bool = False
-    threads: int = field(default_factory=_cores)
+    threads: int = field(default_factory=cores)
 
 
 class Backend(ABC):

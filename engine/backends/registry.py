@@ -60,22 +60,6 @@ class Row:
         found: type[Backend] = getattr(module, self.class_name)
         return found
 
-    def open(self, encoder: Path, decoder: Path, options: Options) -> Backend:
-        """Opens two graphs or plans.
-
-        Raises:
-            BundleError: When one is missing, damaged, or has other inputs and outputs; or this backend has no such
-                device or precision.
-            BackendError: When its runtime isn't installed, or this machine can't compute like that.
-        """
-        kind = kind_of(options.device)
-        if options.precision not in self.precisions.get(kind, ()):
-            has = "; ".join(f"on {device} {', '.join(values)}" for device, values in self.precisions.items())
-            raise BundleError(
-                f"the bundle asks for {self.name} on {kind} in {options.precision!r}; this engine has it {has}"
-            )
-        return self.load(kind)(encoder, decoder, options)  # type: ignore[call-arg]
-
 
 _TENSORRT = {CUDA: ("fp32", "fp16", "int8")}
 
@@ -137,3 +121,20 @@ def find(name: str) -> Row:
     if name not in BACKENDS:
         raise BundleError(f"the bundle asks for the backend {name!r}; this engine has: {', '.join(BACKENDS)}")
     return BACKENDS[name]
+
+
+def open_graphs(encoder: Path, decoder: Path, options: Options) -> Backend:
+    """Opens two graphs, or for a backend of plans two plans.
+
+    Raises:
+        BundleError: When one is missing, damaged, or has other inputs and outputs; or there is no such backend, or it
+            has no such device or precision.
+        BackendError: When its runtime isn't installed, or this machine can't compute like that.
+    """
+    row, kind = find(options.backend), kind_of(options.device)
+    if options.precision not in row.precisions.get(kind, ()):
+        has = "; ".join(f"on {device} {', '.join(values)}" for device, values in row.precisions.items())
+        raise BundleError(
+            f"the bundle asks for {row.name} on {kind} in {options.precision!r}; this engine has it {has}"
+        )
+    return row.load(kind)(encoder, decoder, options)  # type: ignore[call-arg]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engine.backends import BACKENDS, CUDA, kind_of
-from engine.backends.base import gpu_of
+from engine.backends.base import cores, gpu_of
 from engine.bundle import Manifest
 
 
@@ -39,7 +38,7 @@ def machine_of(manifest: Manifest, threads: int | None = None, device: str | Non
         from engine.backends.cuda import Cuda  # noqa: PLC0415
 
         found |= Cuda(gpu_of(device)).gpu()
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     return {**found, "threads": str(threads), "max_batch": str(manifest.max_batch_size)}
 
 

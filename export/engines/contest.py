@@ -87,10 +87,7 @@ def rank(
             continue
         encoder, decoder = (folder / name for name in candidate.files)
         try:
-            engine = open_graphs(
-                candidate.backend, candidate.precision, encoder, decoder, max_batch,
-                device=candidate.device, split=candidate.split, threads=threads,
-            )  # fmt: skip
+            engine = open_graphs(encoder, decoder, candidate.options(max_batch, threads))
         except EngineError as error:
             refused.add(way)
             say(f"{candidate.option} is out: {error}")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.backends import CPU, open_graphs
+from engine.backends import CPU, Options, open_graphs
 from engine.bundle import Engine
 from engine.errors import ParityError
 from engine.proof.figures import Report, Stage, Tolerances
@@ -106,17 +106,17 @@ class Gate:
         backend, device, precision, engine = subject
         key = (name == "proof", backend, device, precision, engine.encoder, engine.decoder, engine.split)
         if key not in self._measured:
-            opened = open_graphs(
-                backend,
-                precision,
-                self._folder / engine.encoder,
-                self._folder / engine.decoder,
-                self._max_batch,
-                edit=self._folder / engine.edit if engine.edit else None,
+            encoder, decoder = self._folder / engine.encoder, self._folder / engine.decoder
+            options = Options(
+                backend=backend,
                 device=device,
+                precision=precision,
+                max_batch_size=self._max_batch,
+                edit=self._folder / engine.edit if engine.edit else None,
                 split=engine.split,
                 threads=self._threads,
             )
+            opened = open_graphs(encoder, decoder, options)
             what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision} on {device}"
             truth = self._proof if name == "proof" and self._proof else self.truth
             try:

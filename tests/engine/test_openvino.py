@@ -16,7 +16,7 @@ from exactness import (
 )
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
-from engine.backends import open_backend, open_graphs, warm_up
+from engine.backends import Options, open_backend, open_graphs, warm_up
 from engine.bundle import Bundle
 from engine.errors import BackendError, BundleError
 
@@ -25,8 +25,8 @@ HAS_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILIT
 
 
 def open_tiny(folder: Path, precision: str = "fp32", **options: Any) -> Any:
-    options = {"max_batch_size": 8, "threads": 1, **options}
-    return open_graphs("openvino", precision, folder / "encoder.onnx", folder / "decoder.onnx", **options)
+    given = Options(backend="openvino", precision=precision, **{"max_batch_size": 8, "threads": 1, **options})
+    return open_graphs(folder / "encoder.onnx", folder / "decoder.onnx", given)
 
 
 @pytest.mark.parametrize(("split", "threads"), [(False, 1), (True, 2), (True, 3)])

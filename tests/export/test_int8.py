@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images
 
-from engine.backends import Backend, open_graphs
+from engine.backends import Backend, Options, open_graphs
 from engine.errors import BackendError
 from engine.latents import Directions
 from engine.proof.figures import ImageError
@@ -95,9 +95,10 @@ def test_quantised_graphs_show_nearly_the_same(tmp_path: Path, form: str) -> Non
         assert error.psnr_db is not None  # something was quantised
         assert error.psnr_db > 25  # random weights lose more than trained ones
 
-    check(open_graphs("onnxruntime", "int8", encoder, decoder, 8, threads=1))
+    options = Options(precision="int8", max_batch_size=8, threads=1)
+    check(open_graphs(encoder, decoder, options))
     pytest.importorskip("openvino")
-    check(open_graphs("openvino", "int8", encoder, decoder, 8, threads=1))
+    check(open_graphs(encoder, decoder, replace(options, backend="openvino")))
 
 
 def test_weights_are_int8_and_the_doors_are_as_they_were(tmp_path: Path) -> None:
