@@ -64,7 +64,13 @@ class Backend(ABC):
     """The two graphs of a model. Inputs are C-contiguous; the arrays that come back belong to the caller.
 
     Batches come one after the other, from any thread. A class of the registry is made with the files of encoder and
-    decoder and `Options`, and calls its own `check` first.
+    decoder and `Options`, and calls its own `check` first. The encoder's file has the input `images`, uint8
+    [N, H, W, 3], and the outputs `mu` and `log_var`, float32 [N, D]; the decoder's the input `latents`, float32 [N, D],
+    and the output `images`, uint8 [N, H, W, 3].
+
+    Raises:
+        BundleError: When a file is missing, damaged, or has other inputs and outputs.
+        BackendError: As `check`.
     """
 
     overlaps: int = 0

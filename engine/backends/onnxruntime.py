@@ -65,17 +65,10 @@ _LEAST_ENCODED = 12
 class OnnxRuntimeBackend(Backend):
     """Encoder and decoder as ONNX Runtime sessions.
 
-    Args:
-        encoder: Graph with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
-        decoder: Graph with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
-        options: Of these the device, the threads, on a CPU whether to split batches, and on a GPU the largest batch:
-            larger ones are computed in parts of that size. What is FP16 in a graph is computed as FP32 on the CPU. With
-            `split` each thread computes a share of the batch alone, and all of them an image that comes by itself, in
-            sessions of its own; otherwise all compute the whole batch together.
-
-    Raises:
-        BundleError: When a graph is missing, damaged, or has other inputs and outputs.
-        BackendError: When this ONNX Runtime or this machine can't compute on the device.
+    Of the options it takes the device, the threads, on a CPU whether to split batches, and on a GPU the largest batch:
+    larger ones are computed in parts of that size. What is FP16 in a graph is computed as FP32 on the CPU. With `split`
+    each thread computes a share of the batch alone, and all of them an image that comes by itself, in sessions of its
+    own; otherwise all compute the whole batch together.
     """
 
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
