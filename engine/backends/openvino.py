@@ -31,16 +31,9 @@ _FLOATS = {"fp32": "f32", "bf16": "bf16"}
 class OpenVinoBackend(Backend):
     """Encoder and decoder compiled by OpenVINO.
 
-    Args:
-        encoder: Graph with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
-        decoder: Graph with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
-        options: The precision is "fp32", "bf16" or, for graphs that were quantised, "int8"; what leaves a graph has its
-            own type. Batches beyond the largest are taken too. With `split` each thread computes a share of the batch
-            alone; otherwise all compute the whole batch together.
-
-    Raises:
-        BundleError: When a graph is missing, damaged, or has other inputs and outputs.
-        BackendError: When this CPU has no units for the precision.
+    The precision is "fp32", "bf16" or, for graphs that were quantised, "int8"; what leaves a graph has its own type.
+    Batches beyond the largest are taken too. With `split` each thread computes a share of the batch alone; otherwise
+    all compute the whole batch together.
     """
 
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:

@@ -55,16 +55,12 @@ _EDITOR = {
 class TensorRtBackend(Backend):
     """Encoder and decoder as TensorRT plans on a GPU, and both as one for edits.
 
-    Args:
-        encoder: Plan with input `images` uint8 [N, H, W, 3] and outputs `mu`, `log_var` float32 [N, D].
-        decoder: Plan with input `latents` float32 [N, D] and output `images` uint8 [N, H, W, 3].
-        options: Of these, `backend` is a key of `MODULES`; larger batches than the largest are computed in parts.
-            `edit` is a plan with inputs `images` and `steps` float32 [N, D] and outputs `edited` uint8 [N, H, W, 3]
-            and `mu`; without it an edit is two launches, with the latents on the host in between.
-        cuda_graphs: False queues copies and kernels one by one, to measure what the graphs save.
+    Of the options, `backend` is a key of `MODULES`; larger batches than the largest are computed in parts. `edit` is a
+    plan with inputs `images` and `steps` float32 [N, D] and outputs `edited` uint8 [N, H, W, 3] and `mu`; without it an
+    edit is two launches, with the latents on the host in between. Without `cuda_graphs` copies and kernels are queued
+    one by one, to measure what the graphs save.
 
     Raises:
-        BundleError: When a plan is missing, is no plan for this TensorRT and GPU, or has other inputs and outputs.
         BackendError: When TensorRT, cuda-bindings, the driver or a GPU is missing, or CUDA reports an error.
     """
 
@@ -138,12 +134,7 @@ def is_target(compute_capability: str, targets: Iterable[str]) -> bool:
 
 
 def fits(built: Mapping[str, Any], here: Mapping[str, str]) -> bool:
-    """Whether plans run here.
-
-    Args:
-        built: What the manifest says that they were built for.
-        here: What `require_device` says of this machine.
-    """
+    """Whether plans that the manifest says were built for `built` run on what `require_device` says is `here`."""
     backend = next(iter(here))
     capability = here["compute_capability"]
     if built.get(backend) != here[backend]:

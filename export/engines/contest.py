@@ -61,17 +61,10 @@ class Entry:
 def rank(
     candidates: Sequence[Candidate], folder: Path, manifest: Manifest, *, threads: int, say: Callable[[str], None]
 ) -> list[Entry]:
-    """Measures candidates.
-
-    Args:
-        candidates: Who takes part.
-        folder: Where their files lie.
-        manifest: Has the sizes of the model, and the larger batch size of the contest.
-        threads: Compute threads of each.
-        say: Takes why some are out.
+    """Measures candidates whose files lie in a folder, at batch 1 and at the manifest's largest batch.
 
     Returns:
-        The best one first, without those that their runtime refuses to open.
+        The best one first, without those that their runtime refuses to open; `say` is told why.
     """
     noise, size, max_batch = np.random.default_rng(0), manifest.image_size, manifest.max_batch_size
     batches: dict[str, Array] = {

@@ -25,13 +25,9 @@ def write_reduced(
     calibrate: Callable[[], Calibration],
     say: Say,
 ) -> None:
-    """Writes the graphs that have FP16 or INT8 inside.
+    """Writes the graphs with FP16 or INT8 inside that candidates need, whose graphs in FP32 are in the folder.
 
-    Args:
-        candidates: Who needs them; their graphs in FP32 are there.
-        folder: Where to write.
-        calibrate: Gives what INT8 is calibrated on, and is called once at most.
-        say: Takes the progress.
+    `calibrate` gives what INT8 is calibrated on, and is called once at most.
 
     Raises:
         InputError: a weight is too large for FP16.
