@@ -58,12 +58,7 @@ class LatencyConfig:
 
 
 class DefaultRuntime(Backend):
-    """ONNX Runtime with all of its own defaults, but for the number of threads where one is given.
-
-    Args:
-        folder: Of the portable graphs.
-        threads: Compute threads; None leaves the choice to it.
-    """
+    """ONNX Runtime with all of its own defaults, but for the number of threads where one is given."""
 
     def __init__(self, folder: Path, threads: int | None) -> None:
         options = onnxruntime.SessionOptions()

@@ -63,12 +63,8 @@ def measure(
 ) -> list[Timing]:
     """Times every operation at every batch size, all sides in turn, each for so many seconds.
 
-    Args:
-        sides: Who is timed, by name.
-        images: uint8 [N, S, S, 3], repeated where a batch is larger.
-        directions: Edits move along the first one, where there is any.
-        sizes: Images a call.
-        seconds: Time of each operation at each size, for each side.
+    Images, uint8 [N, S, S, 3], are repeated where a batch is larger. Edits move along the first direction, where
+    there is any.
     """
     shape = (max(sizes), directions.latent_dim)
     latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)

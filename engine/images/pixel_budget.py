@@ -8,10 +8,7 @@ from contextlib import contextmanager
 class PixelBudget:
     """Pixels that are decoded at one time, on all threads of all models; where they don't fit, a thread waits.
 
-    One file is decoded in any case, however large it is.
-
-    Args:
-        pixels: At most so many, unless it is one file's; None: any number.
+    One file is decoded in any case, however large it is. None: any number of pixels.
     """
 
     def __init__(self, pixels: int | None = None) -> None:

@@ -197,11 +197,7 @@ class Directions:
         return target.astype(np.float64)
 
     def named(self, name: str, field: str = "") -> Floats:
-        """Direction of one attribute, float32 [D].
-
-        Args:
-            name: The attribute.
-            field: Of the request that names it.
+        """Direction of one attribute, float32 [D]; `field` of the request names it.
 
         Raises:
             UnknownAttribute: When this model has no direction of that name.

@@ -135,17 +135,10 @@ class Mixture:
         return bounds
 
     def draw(self, count: int, seed: int, temperature: float = 1.0) -> Floats:
-        """Draws latents, as `Gaussian.draw` does and from the same noise.
+        """Draws latents, float32 [count, D], as `Gaussian.draw` does and from the same noise.
 
-        Which component a latent is of comes from a stream of its own, one number each.
-
-        Args:
-            count: How many.
-            seed: Any integer from 0 on.
-            temperature: Factor on the distance from the mean of the whole mixture.
-
-        Returns:
-            float32 [count, D].
+        Which component a latent is of comes from a stream of its own, one number each. The temperature is a factor
+        on the distance from the mean of the whole mixture.
 
         Raises:
             InvalidRequest: As `Gaussian.draw`.

@@ -40,13 +40,8 @@ def spherical(start: Floats, end: Floats, steps: int, centre: Floats | Doubles |
     The direction from the centre turns by Shoemake's slerp, (sin((1-t)w) u + sin(t w) v) / sin(w) with w the angle
     between the unit vectors u and v, and the distance changes linearly. So points of a Gaussian in many dimensions,
     which all lie at about the same distance from its mean, stay there. A latent that is the centre lies in no
-    direction: it takes that of its partner.
-
-    Args:
-        start: As of `linear`.
-        end: As of `linear`.
-        steps: As of `linear`.
-        centre: [D], such as the mean of what faces are encoded to; None: the origin.
+    direction: it takes that of its partner. The centre, [D], may be the mean of what faces are encoded to; None is
+    the origin.
 
     Raises:
         InvalidRequest: As `linear`, and when the two latents of a pair are opposite: all arcs are equally short.

@@ -44,12 +44,9 @@ _HEADERS = {
 
 
 def create_app(server: Server, hosts: Iterable[str], max_visitors: int) -> Starlette:
-    """The page as an ASGI application.
+    """The page as an ASGI application, for so many visitors at once; the server's connection ends with it.
 
-    Args:
-        server: Whom pages ask; its connection ends with the application.
-        hosts: Names that the page is called by, beside addresses, localhost and this machine's name.
-        max_visitors: Pages that may be open at once.
+    `hosts` are names that the page is called by, beside addresses, localhost and this machine's name.
     """
 
     @asynccontextmanager
@@ -69,11 +66,7 @@ def create_app(server: Server, hosts: Iterable[str], max_visitors: int) -> Starl
 
 
 class Sessions:
-    """The sessions of all visitors; each is forgotten when its socket closes.
-
-    Args:
-        most: Sessions at once.
-    """
+    """The sessions of all visitors, `most` at once; each is forgotten when its socket closes."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -104,11 +97,7 @@ class OriginCheck:
     """Answers only those who call the page by a name of its own, and lets sockets be opened by the page itself only.
 
     A site elsewhere could otherwise have a visitor's browser open a socket here, or, once its own name leads to this
-    address, read the answers.
-
-    Args:
-        app: What answers them.
-        hosts: The names; addresses are names, too.
+    address, read the answers. Addresses are names, too.
     """
 
     def __init__(self, app: ASGIApp, hosts: set[str]) -> None:

@@ -33,11 +33,7 @@ class NoFaceError(ValueError):
 
 
 class Photos:
-    """Frames photos as the command-line client does, off the event loop: with their faces aligned, where that can be.
-
-    Args:
-        frame: Of the model.
-    """
+    """Frames photos for a model, as the command-line client does, off the event loop: aligned, where that can be."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -52,11 +48,7 @@ class Photos:
             )
 
     async def framed(self, file: bytes, align: bool = True) -> Framed:
-        """Decodes a JPEG, PNG or WebP file and brings it to the frame.
-
-        Args:
-            file: Its bytes.
-            align: Whether to look for the face, where that can be; else the middle is taken for it.
+        """Decodes a JPEG, PNG or WebP file and brings it to the frame: by its face, or without `align` by its middle.
 
         Raises:
             NoFaceError: When no face is found, or too small a one.

@@ -55,11 +55,7 @@ def write_plans(
 ) -> tuple[list[Candidate], dict[str, Any]]:
     """Builds the plans of encoders and decoders, for TensorRT and TensorRT for RTX.
 
-    Args:
-        candidates: Who needs them; their graphs are there.
-        folder: Where to write.
-        say: Takes the progress.
-        building: What else `export.engines.plans.build_plan` takes.
+    The candidates' graphs are there. `building` is what else `export.engines.plans.build_plan` takes.
 
     Returns:
         The candidates whose files are all there, and the builder's settings by name of the plan.
@@ -87,15 +83,9 @@ def write_plans(
 
 
 def write_edit_plan(candidate: Candidate, folder: Path, *, say: Say, **building: Any) -> dict[str, Any]:
-    """Builds the plan of encoder and decoder as one graph, where a candidate has one.
+    """Builds the plan of encoder and decoder as one graph, where a candidate has one; otherwise as `write_plans`.
 
     It holds the weights a second time: files and memory of a GPU double.
-
-    Args:
-        candidate: Whose; its graphs are there.
-        folder: Where to write.
-        say: Takes the progress.
-        building: As for `write_plans`.
 
     Returns:
         The builder's settings by name of the plan; empty if there is none to build.

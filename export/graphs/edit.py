@@ -26,16 +26,11 @@ def write_edit(encoder: Path, decoder: Path, directions: Directions, target: Pat
     """Writes one graph: `images` uint8 [N, S, S, 3] and `strengths` float32 [N, A] to `edited` uint8 [N, S, S, 3].
 
     Each image moves by its own strengths; with all of them 0 it is reconstructed. The attributes' names are in the
-    file's metadata, under `attributes`, as JSON.
-
-    Args:
-        encoder: ONNX graph of the encoder, in any form and precision.
-        decoder: That of the decoder of the same model, with the same opset.
-        directions: At least one.
-        target: File to write.
+    file's metadata, under `attributes`, as JSON. The ONNX graphs of encoder and decoder may have any form and
+    precision.
 
     Raises:
-        InputError: there are no directions, or the graphs do not belong together.
+        InputError: there are no directions, or the graphs are not of the same model.
     """
     parts = _load(encoder, decoder)
     graph = _join(parts, _move_as(directions, parts[0]), [])
@@ -45,15 +40,7 @@ def write_edit(encoder: Path, decoder: Path, directions: Directions, target: Pat
 def write_edit_by_steps(encoder: Path, decoder: Path, target: Path) -> None:
     """Writes one graph: `images` uint8 [N, S, S, 3] and `steps` float32 [N, D] to `edited` uint8 [N, S, S, 3] and `mu`.
 
-    What is decoded is mu + steps; `mu` float32 [N, D] is that of the images.
-
-    Args:
-        encoder: ONNX graph of the encoder, in any form and precision.
-        decoder: That of the decoder of the same model, with the same opset.
-        target: File to write.
-
-    Raises:
-        InputError: the graphs do not belong together.
+    What is decoded is mu + steps; `mu` float32 [N, D] is that of the images. Otherwise as `write_edit`.
     """
     parts = _load(encoder, decoder)
     width = parts[1].graph.input[0].type.tensor_type.shape.dim[1].dim_value
@@ -67,10 +54,7 @@ def write_edit_by_steps(encoder: Path, decoder: Path, target: Path) -> None:
 def write_move(encoder: Path, directions: Directions, target: Path) -> None:
     """Writes the arithmetic alone: `mu` float32 [N, D] and `strengths` float32 [N, A] to `latents` float32 [N, D].
 
-    Args:
-        encoder: ONNX graph of the encoder whose `mu` it takes; the opset and the labels are those.
-        directions: At least one.
-        target: File to write.
+    Opset and labels are those of the encoder's ONNX graph, whose `mu` it takes.
 
     Raises:
         InputError: there are no directions.

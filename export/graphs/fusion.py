@@ -105,12 +105,7 @@ class ProductConvolution(nn.Module):
 
 
 def by_position(layer: nn.Linear, channels: int) -> nn.Linear:
-    """A linear layer that reads flattened (O, P) features, as one that reads the same features as (P, O).
-
-    Args:
-        layer: The layer; left as it is.
-        channels: O.
-    """
+    """A linear layer that reads flattened (O, P) features, of O channels, as one that reads the same as (P, O)."""
     turned = copy.deepcopy(layer)
     weight = layer.weight.detach().reshape(layer.out_features, channels, -1).transpose(1, 2).flatten(1)
     turned.weight = nn.Parameter(weight.contiguous())

@@ -68,14 +68,7 @@ class Gate:
         self._report({"portable": self._measure("portable", _on_cpu("fp32", Engine()))}).require()
 
     def check(self, backend: str, precision: str, engine: Engine, *, device: str = CPU, runs: bool = True) -> Report:
-        """Measures all stages of an engine.
-
-        Args:
-            backend: Its runtime.
-            precision: Its arithmetic.
-            engine: Its files.
-            device: Where it computes.
-            runs: Whether the engine itself is a stage; otherwise it was built for another machine.
+        """Measures all stages of an engine: the last one is the engine itself, if it `runs` on this machine.
 
         Raises:
             RewriteError: the rewrites are not exact.

@@ -47,12 +47,7 @@ class Judge:
 
 
 def judge_of(run: Path, fingerprint: str | None) -> Judge | str:
-    """The judge of a run, or why there is none.
-
-    Args:
-        run: The run folder.
-        fingerprint: Of the data that it was trained on.
-    """
+    """The judge of a run that was trained on data with this fingerprint, or why there is none."""
     # Imported here, so that bundles can be verified by themselves where there is no torch.
     from trainer.evaluation.classifier import CLASSIFIER, Classifier  # noqa: PLC0415
     from trainer.hardware.device import Placement  # noqa: PLC0415

@@ -41,12 +41,9 @@ class Cost(NamedTuple):
 
 
 def costs(source: Path, reduced: Path, values: Array) -> list[Cost]:
-    """The errors of all layers of a graph, in its order.
+    """The errors of all layers of a graph, in its order: in FP32, and `reduced`, with FP16 or INT8 inside.
 
-    Args:
-        source: The graph in FP32.
-        reduced: The same with FP16 or INT8 inside.
-        values: What goes in, as the graph takes it: images uint8 [N, S, S, 3] or latents float32 [N, D].
+    `values` go in, as the graph takes it: images uint8 [N, S, S, 3] or latents float32 [N, D].
     """
     full, model = onnx.load(source), onnx.load(reduced)
     (name,) = [value.name for value in full.graph.input]

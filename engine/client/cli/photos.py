@@ -28,11 +28,9 @@ Align = Annotated[
 
 
 def reader(frame: Frame, align: bool) -> Read:
-    """What reads the files to send; several threads may use it.
+    """What reads the files to send, for several threads; with `align` it aligns their faces with the model's frame.
 
-    Args:
-        frame: of the model.
-        align: whether faces are aligned with it. If they aren't, a note says once that a picture needs it.
+    Without, a note says once that a picture needs it.
 
     Raises:
         FramingError: The model's frame, or this environment, doesn't allow aligning.
