@@ -3,10 +3,14 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from engine.version import NAME, version_here
+
+Flags = TypeVar("Flags")
 
 REAL_PATHS = ConstructorRegistry()
 """`with REAL_PATHS:` around `tyro.cli` has it refuse "" for a path, which pathlib takes for the current folder."""
@@ -24,6 +28,19 @@ def tell_version(arguments: Sequence[str]) -> bool:
     known = version_here()
     print(f"{NAME} {known}" if known else f"{NAME}, not installed: run from its sources")
     return True
+
+
+def read_flags(
+    flags: type[Flags], program: str, description: str | None = None, arguments: Sequence[str] | None = None
+) -> Flags:
+    """The flags of a command line, by default the process's own; where it asks for the version, that is the end."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if tell_version(words):
+        raise SystemExit(0)
+    with REAL_PATHS:
+        return tyro.cli(
+            flags, prog=program, description=description, args=words, config=(tyro.conf.FlagCreatePairsOff,)
+        )
 
 
 @REAL_PATHS.primitive_rule

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeVar
 
-import tyro
-
-from engine.command_line import REAL_PATHS, tell_version
+from engine.command_line import read_flags
 from export.errors import FAILURES, report
 
 Config = TypeVar("Config")
@@ -38,12 +35,8 @@ def run(
     Returns:
         Exit code: 0 done, 1 something didn't hold or is beyond the tolerances, 2 unusable input, 130 interrupted.
     """
-    if tell_version(sys.argv[1:] if arguments is None else arguments):
-        return 0
     try:
-        with REAL_PATHS:
-            given = tyro.cli(config, args=arguments, prog=prog, description=doc, config=(tyro.conf.FlagCreatePairsOff,))
-        return 1 if work(given) is False else 0
+        return 1 if work(read_flags(config, prog, doc, arguments)) is False else 0
     except FAILURES as error:
         return report(error, outcome)
 

@@ -2,20 +2,8 @@
 
 import sys
 
-import tyro
-
 from engine.batch.encode_folder import EncodeFolder
-from engine.command_line import REAL_PATHS, tell_version
-
-
-def main() -> int:
-    """Runs the command; its exit code."""
-    if tell_version(sys.argv[1:]):
-        return 0
-    with REAL_PATHS:
-        command = tyro.cli(EncodeFolder, prog="python -m engine.batch", config=(tyro.conf.FlagCreatePairsOff,))
-    return command.execute()
-
+from engine.command_line import read_flags
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(read_flags(EncodeFolder, "python -m engine.batch").execute())

@@ -7,13 +7,12 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
+from tyro.conf import UseAppendAction, arg
 
 from engine.client import AsyncClient
 from engine.client.cli.command import ServerOptions
 from engine.client.cli.outputs import UsageError
-from engine.command_line import REAL_PATHS, tell_version
+from engine.command_line import read_flags
 
 try:
     import uvicorn
@@ -70,10 +69,7 @@ class Page(ServerOptions):
 
 def main() -> int:
     """Serves the page; 0 after its end, 2 for bad input."""
-    if tell_version(sys.argv[1:]):
-        return 0
-    with REAL_PATHS:
-        page = tyro.cli(Page, prog="python -m engine.page", config=(FlagCreatePairsOff,))
+    page = read_flags(Page, "python -m engine.page")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         page.check()

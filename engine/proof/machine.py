@@ -33,7 +33,7 @@ def machine_of(manifest: Manifest, threads: int | None = None, device: str | Non
         from engine.backends.tensorrt import require_device  # noqa: PLC0415
 
         return {**require_device(manifest.backend, device), "max_batch": str(manifest.max_batch_size)}
-    found = {**_versions(row.packages), "cpu": _cpu()}
+    found = {**versions_of(row.packages), "cpu": _cpu()}
     if kind_of(device) == CUDA:
         from engine.backends.cuda import Cuda  # noqa: PLC0415
 
@@ -62,7 +62,8 @@ def _of_cpu(key: str) -> str:
     return ""
 
 
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
     found = {}
     for package in packages:
         with suppress(PackageNotFoundError):

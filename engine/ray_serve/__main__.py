@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from engine.command_line import REAL_PATHS, tell_version
+from engine.command_line import read_flags
 from engine.config import ServerConfig, load_config
 from engine.errors import StartupError
 from engine.ray_serve.ingress import FUNCTIONS
@@ -80,7 +78,7 @@ def application(config: ClusterConfig) -> Any:
         StartupError: When a setting can't be.
     """
     server = config.server()
-    deployment = _serve().deployment(
+    deployment = _imported("ray.serve").deployment(
         Replica,
         name="engine",
         ray_actor_options={"num_cpus": config.cores, "num_gpus": config.gpus},
@@ -100,14 +98,13 @@ def application(config: ClusterConfig) -> Any:
 
 def main() -> int:
     """Deploys; 0 when it serves, or did until it was asked to end, 2 for bad input."""
-    if tell_version(sys.argv[1:]):
-        return 0
-    with REAL_PATHS:
-        config = tyro.cli(ClusterConfig, prog="python -m engine.ray_serve")
+    config = read_flags(ClusterConfig, "python -m engine.ray_serve")
     try:
-        app, serve = application(config), _serve()
+        app, serve = application(config), _imported("ray.serve")
         # Without an address Ray would look for the last cluster of this machine, also for one that has ended.
-        _ray().init(config.address or "local", include_dashboard=None if config.address else False, log_to_driver=False)
+        _imported("ray").init(
+            config.address or "local", include_dashboard=None if config.address else False, log_to_driver=False
+        )
         serve.start(grpc_options={"port": config.port, "grpc_servicer_functions": [*FUNCTIONS]})
         serve.run(app, name=config.name)
     except (StartupError, ConnectionError, RuntimeError) as error:
@@ -122,16 +119,11 @@ def main() -> int:
     return 0
 
 
-def _ray() -> Any:
+def _imported(name: str) -> Any:
     try:
-        return importlib.import_module("ray")
+        return importlib.import_module(name)
     except ImportError:
         raise StartupError('Ray is missing; install it with: pip install "dfc-vae[ray]"') from None
-
-
-def _serve() -> Any:
-    _ray()
-    return importlib.import_module("ray.serve")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """The software that a bundle was built or measured with."""
 
 import platform
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 
 from engine.backends import BACKENDS
+from engine.proof.machine import versions_of
 
 _PACKAGES = (
     "dfc-vae",
@@ -20,8 +19,4 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions by package name, of Python and of those packages behind an engine that are installed."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+    return {"python": platform.python_version(), **versions_of(_PACKAGES)}

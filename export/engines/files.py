@@ -12,6 +12,7 @@ from typing import Any
 from engine.backends import BACKENDS
 from engine.errors import BackendError
 from export.engines.candidate import Candidate
+from export.engines.plans import build_plan
 from export.graphs.edit import write_edit_by_steps
 from export.graphs.fp16 import write_half
 from export.graphs.int8 import Calibration, write_int8
@@ -72,7 +73,14 @@ def write_plans(
             if plan in settings or plan in refused:
                 continue
             try:
-                settings[plan] = _build(candidate, folder / graph, folder / plan, say=say, **building)
+                settings[plan] = build_plan(
+                    folder / graph,
+                    folder / plan,
+                    backend=candidate.backend,
+                    device=candidate.device,
+                    say=say,
+                    **building,
+                )
             except BackendError as error:
                 refused[plan] = error
                 say(f"{plan} is out: {error}")
@@ -99,13 +107,8 @@ def write_edit_plan(candidate: Candidate, folder: Path, *, say: Say, **building:
     graph = (folder / candidate.edit).with_suffix(".onnx")
     write_edit_by_steps(encoder, decoder, graph)
     try:
-        settings = _build(candidate, graph, folder / candidate.edit, say=say, **building)
+        plan = folder / candidate.edit
+        settings = build_plan(graph, plan, backend=candidate.backend, device=candidate.device, say=say, **building)
         return {candidate.edit: {**settings, "graph": " + ".join(candidate.graphs)}}
     finally:
         graph.unlink()
-
-
-def _build(candidate: Candidate, graph: Path, plan: Path, **building: Any) -> dict[str, Any]:
-    from export.engines.plans import build_plan  # noqa: PLC0415
-
-    return build_plan(graph, plan, backend=candidate.backend, device=candidate.device, **building)

@@ -239,7 +239,8 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 raise BackendError("not here")
 
     monkeypatch.setattr("engine.backends.tensorrt.require_device", require_device)
-    monkeypatch.setattr("export.engines.plans.build_plan", build_plan)
+    for module in ("plans", "files"):
+        monkeypatch.setattr(f"export.engines.{module}.build_plan", build_plan)
     monkeypatch.setattr("engine.backends.tensorrt.TensorRtBackend", StandIn)
     return built
 
@@ -297,7 +298,7 @@ def test_a_plan_that_is_refused_takes_only_its_candidates_out(
             raise BackendError(f"TensorRT can't build {graph.name}: too long")
         return copy(graph, plan, **settings)
 
-    monkeypatch.setattr("export.engines.plans.build_plan", refuse_tails)
+    monkeypatch.setattr("export.engines.files.build_plan", refuse_tails)
     said: list[str] = []
     config = plain(run=shared_run, out=tmp_path / "bundle", backend="tensorrt", precision="fp16", max_batch=2, **WIDE)
     manifest = Bundle.load(build(dataclasses.replace(config, decoder="auto"), said.append)).manifest
