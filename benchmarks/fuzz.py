@@ -109,7 +109,7 @@ async def attack(server: Server, config: FuzzConfig) -> list[str]:
     good = Crowd(server.target, Orders(Bundle.load(config.bundle), _PICTURES, 1), 1)
     over = asyncio.Event()
     running = asyncio.ensure_future(good.run(over.is_set))
-    with Usage(server.pid) as usage:
+    with Usage(server.process.pid) as usage:
         async with grpc.aio.insecure_channel(server.target, OPTIONS) as channel:
             statuses, wrong = await asyncio.to_thread(send_drawn, config, channel, asyncio.get_running_loop())
         seconds = usage.rss_mib[-1][0]

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,16 +63,11 @@ class LoadConfig:
 
     def cases(self) -> Iterator[Case]:
         """Closed-loop cases, those that share an in-process rate beside each other."""
-        for form in self.forms:
-            for transport, operations in (
-                ("unary", self.operations),
-                ("infer", self.infer_operations if form == "raw" else ()),
-                ("stream", self.stream_operations),
-            ):
-                for operation in operations:
-                    for images in self.images:
-                        for in_flight in self.in_flight:
-                            yield Case(operation, form, transport, images, in_flight)  # type: ignore[arg-type]
+        calls = {"unary": self.operations, "infer": self.infer_operations, "stream": self.stream_operations}
+        ways = [(transport, operation) for transport, operations in calls.items() for operation in operations]
+        for form, (transport, operation), images, in_flight in product(self.forms, ways, self.images, self.in_flight):
+            if transport != "infer" or form == "raw":
+                yield Case(operation, form, transport, images, in_flight)  # type: ignore[arg-type]
 
 
 def open_bench(config: LoadConfig) -> Bench:

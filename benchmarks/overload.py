@@ -104,7 +104,7 @@ def cells(found: dict[str, Any], capacity: float) -> dict[str, object]:
 def offers(config: OverloadConfig, server: Server, reference: Reference) -> tuple[Row, list[dict[str, Any]]]:
     """Measures the capacity, then offers multiples of it."""
     model, seconds = ask_model(server.target), config.seconds
-    bench = Bench(server.target, model, server.pid, seconds / CAPACITY_READINGS, reference)
+    bench = Bench(server.target, model, server.process.pid, seconds / CAPACITY_READINGS, reference)
     in_flight = max(1, min(CAPACITY_IN_FLIGHT, config.max_queue // config.images // 2))
     case = Case(config.operation, "raw", "unary", config.images, in_flight)
     # The best of several: what another process takes of the machine meanwhile is no part of the capacity.

@@ -114,7 +114,7 @@ def soak(config: SoakConfig) -> bool:
     # Nothing may be refused here: overload is another script's business.
     room = 2 * config.clients * config.max_images
     command = ["-m", "engine", "--bundle", config.bundle.resolve(), "--max-queue", room, "--log-level", "warning"]
-    with Server(command) as server, Usage(server.pid) as usage:
+    with Server(command) as server, Usage(server.process.pid) as usage:
         crowd = Crowd(server.target, orders, config.clients)
         asyncio.run(send(crowd, config.minutes * 60))
     tally = crowd.tally

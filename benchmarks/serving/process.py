@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,19 +32,10 @@ class Server:
         )
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self.process.pid
-
-    @property
     def log(self) -> str:
         """What it wrote to stderr so far."""
         said = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)  # leaves its place in the file
         return said.decode(errors="replace")
-
-    def signal(self, number: signal.Signals) -> None:
-        """Sends a signal, without waiting."""
-        self.process.send_signal(number)
 
     def wait(self, seconds: float) -> int | None:
         """Waits for its end; the exit code, or None when it still runs then."""

@@ -105,14 +105,14 @@ class Scene:
         probe = replace(self.crowd, number=1, streams=0.0, tally=Tally())
         await probe.run(lambda: probe.tally.sent.total() >= 3)
         self.checks["it answers afterwards"] = probe.tally.answered.total() == 3
-        with Usage(self.server.pid) as usage:
+        with Usage(self.server.process.pid) as usage:
             await asyncio.sleep(1.0)
         self.checks["it is idle afterwards"] = usage.cores < 0.5
 
     async def end(self) -> tuple[int | None, float]:
         """SIGTERM; the server's exit code, and how long it took, seconds."""
         start = time.monotonic()
-        self.server.signal(signal.SIGTERM)
+        self.server.process.send_signal(signal.SIGTERM)
         code = await asyncio.to_thread(self.server.wait, HANG_S)
         return code, time.monotonic() - start
 
@@ -254,7 +254,7 @@ async def sighup(scene: Scene) -> None:
         renewed = scene.bundle / "manifest.new"
         renewed.write_text(text)
         renewed.replace(manifest)
-        scene.server.signal(signal.SIGHUP)
+        scene.server.process.send_signal(signal.SIGHUP)
 
     async def trouble() -> None:
         seen.append(await fingerprint())
@@ -346,7 +346,7 @@ async def slow_readers(scene: Scene) -> None:
     async def trouble() -> None:
         await asyncio.gather(*(slow.count("EditStream", read(number)) for number in range(scene.many(16))))
 
-    with Usage(scene.server.pid) as usage:
+    with Usage(scene.server.process.pid) as usage:
         await scene.disturb(trouble)
     scene.facts.append(f"slow streams of {messages} messages: {slow.describe()}")
     scene.facts.append(f"server's memory: {usage.rss_mib[0][1]:.0f} MiB before, {usage.peak_mib:.0f} at its peak")
@@ -386,7 +386,7 @@ async def restarts(scene: Scene) -> None:
             running = asyncio.gather(*map(own_client, range(scene.crowd.number)))
             for turn in range(number):
                 server = started[turn]
-                server.signal(signal.SIGTERM)
+                server.process.send_signal(signal.SIGTERM)
                 codes.append(await asyncio.to_thread(server.wait, HANG_S))
                 started.append(await asyncio.to_thread(start, int(server.target.rpartition(":")[2])))
                 await asyncio.sleep(scene.settle_s)

@@ -104,7 +104,7 @@ class Calls(Connection):
         self, latents: Floats, file_format: FileFormat = "PNG", quality: int = 0, **options: Unpack[Options]
     ) -> Call[list[bytes]]:
         """Latents, float32 [N, D], to one image file each; quality 1 to 100, 0 for the server's default."""
-        request = messages.decode_files_request(latents, file_format, quality)
+        request = messages.decode_request(latents, file_format, quality)
         return Call("Decode", request, options, messages.read_files)
 
     @Method

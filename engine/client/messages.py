@@ -122,17 +122,12 @@ def encode_request(images: Images) -> pb.EncodeRequest:
     return request
 
 
-def decode_request(latents: Floats) -> pb.DecodeRequest:
-    """Latents to pixels."""
+def decode_request(latents: Floats, file_format: FileFormat | None = None, quality: int = 0) -> pb.DecodeRequest:
+    """Latents to files of a format, or to pixels."""
     request = pb.DecodeRequest()
     _write_latents(request.latents, "latents", latents)
-    return request
-
-
-def decode_files_request(latents: Floats, file_format: FileFormat, quality: int) -> pb.DecodeRequest:
-    """Latents to files."""
-    request = decode_request(latents)
-    _write_output(request.output, file_format, quality)
+    if file_format is not None:
+        _write_output(request.output, file_format, quality)
     return request
 
 
