@@ -29,16 +29,7 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a model.
-
-    Attributes:
-        backend: Runtime.
-        device: Where it computes.
-        precision: Its arithmetic.
-        encoder: Form of the encoder.
-        decoder: Form of the decoder.
-        split: As `engine.bundle.Engine` says.
-    """
+    """One way to run a model: how it computes, the forms of its graphs, and `split`, as `engine.bundle.Engine` says."""
 
     backend: str
     device: str

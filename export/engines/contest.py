@@ -38,12 +38,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate and its times.
-
-    Attributes:
-        candidate: The candidate.
-        edit_ms: Time of an edit in ms by batch size: encoding and decoding.
-    """
+    """A candidate, and by batch size the ms that it takes to encode and decode."""
 
     candidate: Candidate
     edit_ms: dict[int, float]
