@@ -75,8 +75,8 @@ class Gate:
             ParityError: names the first stage beyond its tolerances; those after it were not measured.
         """
         stages = {"portable": _on_cpu("fp32", Engine())}
-        for name, files in engine.stages.items():
-            stages[name] = _on_cpu(precision if name == "reduced" else "fp32", Engine(*files))
+        for name, (encoder, decoder) in engine.stages.items():
+            stages[name] = _on_cpu(precision if name == "reduced" else "fp32", Engine(encoder, decoder))
         if runs:
             stages["engine"] = _Subject(backend, device, precision, engine)
         if self._proof is not None:
