@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ import tyro
 
 from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle, Manifest, sha256_of
 from export import command
+from export.bundle.output import check_free, publish, staging
 from export.errors import InputError
 from trainer.extras import require
 
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 GRAPHS = "onnx"
+FLAG = "OUT"
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -47,19 +48,15 @@ def write(config: HubConfig) -> None:
         EngineError: the bundle is damaged.
     """
     bundle, out = Bundle.load(config.bundle), config.out
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists already; choose another place")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out} lies in a folder that doesn't exist; make it first")
+    check_free(out, FLAG)
     if config.license and not _LICENSE.fullmatch(config.license):
         raise InputError(
             f"--license {config.license}: must be one of the Hub's names, such as apache-2.0 or cc-by-nc-4.0"
         )
     if config.run is not None and not _is_run_of(config.run, bundle.manifest):
         raise InputError(f"--run {config.run}: {bundle.path} was built from another model; name its own run")
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as place:
-        folder = Path(place) / out.name
-        (folder / GRAPHS).mkdir(parents=True)
+    with staging(out, FLAG) as folder:
+        (folder / GRAPHS).mkdir()
         for name in (ENCODER, DECODER):
             shutil.copyfile(bundle.path / name, folder / GRAPHS / name)
         for name in (DIRECTIONS, PRIOR, PROOF):
@@ -71,7 +68,7 @@ def write(config: HubConfig) -> None:
             settings |= _run_settings(config.run)
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         (folder / CARD).write_text(_card(config, bundle.manifest), encoding="utf-8")
-        os.rename(folder, out)
+        publish(folder, out, force=False, flag=FLAG)
 
 
 def _is_run_of(run: Path, manifest: Manifest) -> bool:

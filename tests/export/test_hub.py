@@ -111,8 +111,8 @@ def test_what_can_not_be_used_is_said(
     out = tmp_path / "out"
     for arguments, message in (
         ((tmp_path, out), "is not a bundle"),
-        ((bundle, other), f"{other} exists already; choose another place"),
-        ((bundle, tmp_path / "no" / "out"), "lies in a folder that doesn't exist; make it first"),
+        ((bundle, other), f"OUT {other}: exists already; choose another place"),
+        ((bundle, other / "config.json" / "out"), "config.json cannot be written to (Not a directory)"),
         ((bundle, out, "--run", other), "was built from another model; name its own run"),
         ((bundle, out, "--run", tmp_path), "model.safetensors cannot be read (No such file or directory); name a run"),
         ((bundle, out, "--license", "My own"), "--license My own: must be one of the Hub's names, such as apache-2.0"),
