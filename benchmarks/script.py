@@ -29,15 +29,8 @@ def run(config: Any, work: Callable[[Any], bool], doc: str | None, arguments: Se
     Returns:
         Exit code: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
     """
-
-    def checked(given: Any) -> bool:
-        path: Path | None = getattr(given, "json", None)
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
-        return work(given)
-
     prog = f"python benchmarks/{Path(sys.argv[0]).name}"
-    return command.run(config, checked, prog=prog, doc=doc, arguments=arguments)
+    return command.run(config, work, prog=prog, doc=doc, arguments=arguments)
 
 
 def require_positive(config: object, *names: str) -> None:

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import TypeVar
 
 from engine.command_line import read_flags
-from export.errors import FAILURES, report
+from export.errors import FAILURES, InputError, report
 
 Config = TypeVar("Config")
 
@@ -25,7 +25,7 @@ def run(
     """Runs a command.
 
     Args:
-        config: Dataclass of the flags.
+        config: Dataclass of the flags; a file `json` among them must have its folder.
         work: What is done with them; False: something that it checked didn't hold.
         prog: How the command is called, for `--help`, which says `doc` as well.
         doc: What it does.
@@ -36,7 +36,11 @@ def run(
         Exit code: 0 done, 1 something didn't hold or is beyond the tolerances, 2 unusable input, 130 interrupted.
     """
     try:
-        return 1 if work(read_flags(config, prog, doc, arguments)) is False else 0
+        flags = read_flags(config, prog, doc, arguments)
+        path = getattr(flags, "json", None)
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
+        return 1 if work(flags) is False else 0
     except FAILURES as error:
         return report(error, outcome)
 

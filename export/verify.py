@@ -47,8 +47,6 @@ class VerifyConfig:
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: must be at least 1")
-        if self.json is not None and not self.json.parent.is_dir():
-            raise InputError(f"--json {self.json}: there is no folder {self.json.parent}; make it first")
 
 
 def verify(config: VerifyConfig) -> Report:
