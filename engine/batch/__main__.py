@@ -5,5 +5,11 @@ import sys
 from engine.batch.encode_folder import EncodeFolder
 from engine.command_line import read_flags
 
+
+def main() -> int:
+    """Runs the command; its exit code."""
+    return read_flags(EncodeFolder, "python -m engine.batch").execute()
+
+
 if __name__ == "__main__":
-    sys.exit(read_flags(EncodeFolder, "python -m engine.batch").execute())
+    sys.exit(main())
