@@ -57,20 +57,19 @@ class TensorRtBackend(Backend):
 
     Of the options, `backend` is a key of `MODULES`; larger batches than the largest are computed in parts. `edit` is a
     plan with inputs `images` and `steps` float32 [N, D] and outputs `edited` uint8 [N, H, W, 3] and `mu`; without it an
-    edit is two launches, with the latents on the host in between. Without `cuda_graphs` copies and kernels are queued
-    one by one, to measure what the graphs save.
+    edit is two launches, with the latents on the host in between.
 
     Raises:
         BackendError: When TensorRT, cuda-bindings, the driver or a GPU is missing, or CUDA reports an error.
     """
 
-    def __init__(self, encoder: Path, decoder: Path, options: Options, *, cuda_graphs: bool = True) -> None:
+    def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
         tensorrt = load_tensorrt(options.backend)
-        self._encoder = _Graph(tensorrt, encoder, _ENCODER, options, cuda_graphs=cuda_graphs)
-        self._decoder = _Graph(tensorrt, decoder, _DECODER, options, cuda_graphs=cuda_graphs)
+        self._encoder = _Graph(tensorrt, encoder, _ENCODER, options)
+        self._decoder = _Graph(tensorrt, decoder, _DECODER, options)
         both = options.edit
-        self._editor = _Graph(tensorrt, both, _EDITOR, options, cuda_graphs=cuda_graphs) if both else None
+        self._editor = _Graph(tensorrt, both, _EDITOR, options) if both else None
 
     @classmethod
     def check(cls, options: Options) -> None:
@@ -223,7 +222,7 @@ class _Buffer(NamedTuple):
 
 
 class _Bucket(NamedTuple):
-    """A batch size with its execution context, and its CUDA graph, where there is one."""
+    """A batch size with its execution context and its CUDA graph, which needs the context's memory."""
 
     size: int
     context: Any
@@ -233,9 +232,7 @@ class _Bucket(NamedTuple):
 class _Graph:
     """One plan with its stream, buffers and buckets; `tensors` maps names to mode and type, in order."""
 
-    def __init__(
-        self, tensorrt: Any, path: Path, tensors: dict[str, tuple[str, str]], options: Options, *, cuda_graphs: bool
-    ) -> None:
+    def __init__(self, tensorrt: Any, path: Path, tensors: dict[str, tuple[str, str]], options: Options) -> None:
         max_batch_size = options.max_batch_size
         self._cuda = Cuda(gpu_of(options.device))
         self._cuda.select()
@@ -252,7 +249,7 @@ class _Graph:
         buffers = [self._allocate(contexts[max_batch_size], name, kind) for name, (_, kind) in tensors.items()]
         self._inputs = [buffer for buffer in buffers if buffer.name in inputs]
         self._outputs = [buffer for buffer in buffers if buffer.name not in inputs]
-        self._buckets = [self._prepare(count, contexts[count], cuda_graphs) for count in sizes]
+        self._buckets = [self._prepare(count, contexts[count]) for count in sizes]
 
     def run(self, *batches: Array) -> list[Array]:
         """Computes a batch, [N, ...] for each input; the results are the caller's.
@@ -276,10 +273,7 @@ class _Graph:
         bucket = next(bucket for bucket in self._buckets if bucket.size >= count)
         for buffer, batch in zip(self._inputs, batches, strict=True):
             np.copyto(buffer.host[:count], batch, casting="no")
-        if bucket.graph is None:
-            self._enqueue(bucket)
-        else:
-            self._cuda.call("cudaGraphLaunch", bucket.graph, self._stream)
+        self._cuda.call("cudaGraphLaunch", bucket.graph, self._stream)
         self._cuda.call("cudaStreamSynchronize", self._stream)
         return [output.host[:count].copy() for output in self._outputs]
 
@@ -314,32 +308,29 @@ class _Graph:
         self._owned.append(("cudaFree", device))
         return _Buffer(name, host, device)
 
-    def _prepare(self, count: int, context: Any, cuda_graphs: bool) -> _Bucket:
+    def _prepare(self, count: int, context: Any) -> _Bucket:
         for buffer in (*self._inputs, *self._outputs):
             if not context.set_tensor_address(buffer.name, buffer.device):
                 raise BackendError(f"{self._path}: TensorRT refuses the memory of {buffer.name}")
-        bucket = _Bucket(count, context, None)
-        self._enqueue(bucket)  # a context's first run sets itself up, which cannot be captured
+        self._enqueue(count, context)  # a context's first run sets itself up, which cannot be captured
         self._cuda.call("cudaStreamSynchronize", self._stream)
-        if not cuda_graphs:
-            return bucket
         self._cuda.begin_capture(self._stream)
         try:
-            self._enqueue(bucket)
+            self._enqueue(count, context)
         finally:
             captured = self._cuda.call("cudaStreamEndCapture", self._stream)
         graph = self._cuda.call("cudaGraphInstantiate", captured, 0)
         self._cuda.call("cudaGraphDestroy", captured)
         self._owned.append(("cudaGraphExecDestroy", graph))
-        return bucket._replace(graph=graph)
+        return _Bucket(count, context, graph)
 
-    def _enqueue(self, bucket: _Bucket) -> None:
+    def _enqueue(self, count: int, context: Any) -> None:
         for buffer in self._inputs:
-            self._cuda.copy_in(buffer.device, buffer.host[: bucket.size], self._stream)
-        if not bucket.context.execute_async_v3(int(self._stream)):
-            raise BackendError(f"TensorRT failed to run {self._path} on {bucket.size} images; its log says why")
+            self._cuda.copy_in(buffer.device, buffer.host[:count], self._stream)
+        if not context.execute_async_v3(int(self._stream)):
+            raise BackendError(f"TensorRT failed to run {self._path} on {count} images; its log says why")
         for buffer in self._outputs:
-            self._cuda.copy_out(buffer.host[: bucket.size], buffer.device, self._stream)
+            self._cuda.copy_out(buffer.host[:count], buffer.device, self._stream)
 
 
 def _free(cuda: Cuda, stream: Any, owned: list[tuple[str, Any]]) -> None:

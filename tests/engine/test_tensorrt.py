@@ -37,13 +37,11 @@ def build(folder: Path, max_batch: int, backend: str = "tensorrt") -> None:
         build_plan(graph, plan, max_batch=max_batch, timing_cache=cache, say=print, backend=backend)
 
 
-def open_plans(
-    folder: Path, max_batch_size: int, cuda_graphs: bool = True, fused: bool = True, **named: Any
-) -> TensorRtBackend:
+def open_plans(folder: Path, max_batch_size: int, fused: bool = True, **named: Any) -> TensorRtBackend:
     edit = folder / "edit.plan" if fused else None
     given = {"backend": "tensorrt", "device": "cuda", "max_batch_size": max_batch_size, "edit": edit}
     options = Options(**{**given, **named})
-    return TensorRtBackend(folder / "encoder.plan", folder / "decoder.plan", options, cuda_graphs=cuda_graphs)
+    return TensorRtBackend(folder / "encoder.plan", folder / "decoder.plan", options)
 
 
 @pytest.fixture
@@ -66,9 +64,8 @@ def test_buckets_are_powers_of_two_and_the_largest() -> None:
     assert bucket_sizes(32) == [1, 2, 4, 8, 16, 32]
 
 
-@pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_both_graphs_take_any_batch(plans: Path, cuda_graphs: bool) -> None:
-    backend = open_plans(plans, 6, cuda_graphs=cuda_graphs)
+def test_both_graphs_take_any_batch(plans: Path) -> None:
+    backend = open_plans(plans, 6)
     for count in (6, 1, 2, 3, 5, 13, 1, 6):
         check_a_batch(backend, count)
 
@@ -98,10 +95,8 @@ def test_a_call_is_one_launch_of_a_graph_captured_beforehand(plans: Path, trt: g
     assert cuda.calls == ["cudaSetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"]
 
 
-@pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_an_edit_is_encoding_adding_and_decoding(plans: Path, cuda_graphs: bool) -> None:
-    fused = open_plans(plans, 6, cuda_graphs=cuda_graphs)
-    apart = open_plans(plans, 6, cuda_graphs=cuda_graphs, fused=False)
+def test_an_edit_is_encoding_adding_and_decoding(plans: Path) -> None:
+    fused, apart = open_plans(plans, 6), open_plans(plans, 6, fused=False)
     for count in (6, 1, 3, 13, 0):
         images = random_images(count, seed=count)
         steps = np.random.default_rng(count).normal(0, 50, (count, TINY_DIM)).astype(np.float32)
@@ -314,10 +309,9 @@ def test_fp16_plans_of_a_vae_agree_with_fp32(tmp_path: Path) -> None:
     build(tmp_path / "fp16", 8)
     images = smooth_images(8, 64)
     latents = np.random.default_rng(0).standard_normal((8, LATENT_DIM), dtype=np.float32)
-    for cuda_graphs in (True, False):
-        backend = open_plans(tmp_path / "fp16", 8, cuda_graphs=cuda_graphs)
-        for count in (1, 3, 8):
-            for mine, truth in zip(backend.encode(images[:count]), exact.encode(images[:count]), strict=True):
-                assert LatentError.between(mine, truth).max_relative < 0.05
-            assert ImageError.between(backend.decode(latents[:count]), exact.decode(latents[:count])).max_levels <= 4
-        backend.close()
+    backend = open_plans(tmp_path / "fp16", 8)
+    for count in (1, 3, 8):
+        for mine, truth in zip(backend.encode(images[:count]), exact.encode(images[:count]), strict=True):
+            assert LatentError.between(mine, truth).max_relative < 0.05
+        assert ImageError.between(backend.decode(latents[:count]), exact.decode(latents[:count])).max_levels <= 4
+    backend.close()
