@@ -20,17 +20,6 @@ FAILURES = (ParityError, InputError, TrainerError, EngineError, OSError, Keyboar
 """What a command reports in one line; anything else is a fault of this program and shows its traceback."""
 
 
-def exit_code(error: BaseException) -> int:
-    """Exit code of a command that ended with one of `FAILURES`.
-
-    Returns:
-        1: engines beyond the tolerances. 130: interrupted. 2: anything else, which is unusable input.
-    """
-    if isinstance(error, ParityError):
-        return 1
-    return 130 if isinstance(error, KeyboardInterrupt) else 2
-
-
 def report(error: BaseException, outcome: str = "") -> int:
     """Prints `error: ...` on stderr, in one line.
 
@@ -40,9 +29,9 @@ def report(error: BaseException, outcome: str = "") -> int:
             be used needs none.
 
     Returns:
-        The exit code.
+        The exit code. 1: engines beyond the tolerances. 130: interrupted. 2: anything else, which is unusable input.
     """
-    code = exit_code(error)
+    code = 1 if isinstance(error, ParityError) else 130 if isinstance(error, KeyboardInterrupt) else 2
     message = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
     ending = f"; {outcome}" if outcome and code != 2 else ""
     print(f"error: {message or type(error).__name__}{ending}", file=sys.stderr)
