@@ -6,8 +6,10 @@ Where the run is, one bundle; then, on the GPU, PyTorch in a Python with torch (
     python -m export.build_engines --run RUN --out BUNDLE --max-batch 256 --encoder plain --decoder plain
     python benchmarks/gpu.py pytorch --run RUN --json FILE
     python benchmarks/gpu.py run --bundle BUNDLE --out FOLDER --report FILE [--pytorch FILE]
+    python benchmarks/gpu.py serve --bundle FOLDER/fp16 --json FILE
 
-The bundles stay in FOLDER. Exit codes: 0 measured, 1 an engine is beyond the tolerances, 2 unusable input.
+The bundles stay in FOLDER. Exit codes: 0 measured, 1 an engine is beyond the tolerances, or a server answers otherwise
+than its engine, 2 unusable input.
 """
 
 from __future__ import annotations
@@ -23,15 +25,19 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from script import require_positive, run, write_json
-from timing import Timing, measure, table
+from serving.figures import markdown
+from serving.process import Server
+from timing import Timing, measure, table, take_turns
 from tyro.conf import subcommand
 
 from engine.backends import CPU, Backend, Options, open_backend, open_graphs
 from engine.backends.buckets import bucket_sizes
 from engine.backends.tensorrt import require_device
 from engine.bundle import Bundle
-from engine.errors import BackendError
+from engine.client import Client
+from engine.errors import BackendError, ParityError
 from engine.proof.figures import Report
 from engine.proof.opening import load_truth
 from export.errors import InputError
@@ -76,6 +82,20 @@ class EnginesConfig:
     pytorch: Path | None = None
     """Figures of PyTorch to put beside."""
     seconds: float = 0.5
+    """Time of each measurement, seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Has a server edit, one request after the other, beside the same engine in this process."""
+
+    bundle: Path
+    """Bundle folder, proven on this machine."""
+    json: Path
+    """File to write; the server's log goes beside it."""
+    images: tuple[int, ...] = (1, 8, 32)
+    """Images per request."""
+    seconds: float = 2.0
     """Time of each measurement, seconds."""
 
 
@@ -202,9 +222,44 @@ uint8 in and out, host to host; sides in turns, {seconds:g} s a line.
 """
 
 
-def work(config: PyTorchConfig | EnginesConfig) -> bool:
-    """One of the two steps."""
-    require_positive(config, "seconds", "max_batch")
+def time_server(config: ServeConfig) -> None:
+    """Times edits of one client, a row for each number of images in a request.
+
+    Raises:
+        InputError: the bundle has no attributes, or the server doesn't start; likewise EngineError.
+        ParityError: the server answers otherwise than the engine.
+    """
+    bundle = Bundle.load(config.bundle)
+    if not bundle.directions.names:
+        raise InputError(f"--bundle {config.bundle}: has no attributes, so that nothing can be edited")
+    shape = (max(config.images), bundle.manifest.image_size, bundle.manifest.image_size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    edits = [(bundle.directions.names[0], 1.0)]
+    step, backend = bundle.directions.move(edits).step, open_backend(bundle)
+    rows = []
+    with Server(["-m", "engine", "--bundle", bundle.path.resolve()]) as server, Client(server.target) as client:
+        for size in config.images:
+            batch = images[:size]
+            edited, _ = backend.edit(batch, np.tile(step, (size, 1)))
+            difference = np.abs(client.edit(batch, edits).astype(int) - edited).max()
+            if difference > 1:
+                raise ParityError(f"{size} images: the server's are off by up to {difference} levels")
+            taken = take_turns({"": partial(client.edit, batch, edits)}, config.seconds)[""]
+            p50, p99 = map(float, np.percentile(taken, [50, 99]) * 1e3)
+            rows.append({"images": size, "p50_ms": p50, "p99_ms": p99, "images_per_s": size * len(taken) / sum(taken)})
+    config.json.with_suffix(".log").write_text(server.log)
+    write_json(config.json, rows)
+    print(markdown(rows))
+
+
+def work(config: PyTorchConfig | EnginesConfig | ServeConfig) -> bool:
+    """One of the steps."""
+    require_positive(config, "seconds")
+    if isinstance(config, ServeConfig):
+        require_positive(config, "images")
+        time_server(config)
+        return True
+    require_positive(config, "max_batch")
     if isinstance(config, PyTorchConfig):
         time_pytorch(config)
     else:
@@ -212,7 +267,11 @@ def work(config: PyTorchConfig | EnginesConfig) -> bool:
     return True
 
 
-Step = Annotated[PyTorchConfig, subcommand("pytorch")] | Annotated[EnginesConfig, subcommand("run")]
+Step = (
+    Annotated[PyTorchConfig, subcommand("pytorch")]
+    | Annotated[EnginesConfig, subcommand("run")]
+    | Annotated[ServeConfig, subcommand("serve")]
+)
 main = partial(run, Step, work, __doc__)
 
 if __name__ == "__main__":

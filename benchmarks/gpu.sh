@@ -41,7 +41,7 @@ step rivals 150 "$torch" benchmarks/gpu.py pytorch --run "$run" --json "$out/riv
 step engines 210 "$plans" benchmarks/gpu.py run --bundle "$bundle" --out "$out/bundles" --report "$out/engines.md" \
   --seconds $seconds "${engines[@]}"
 served=$(ls -d "$out"/bundles/fp* 2>/dev/null | head -1)
-step served 60 "$plans" benchmarks/gpu_serve.py --bundle "${served:-$out/bundles/fp16}" --json "$out/served.json" \
+step served 60 "$plans" benchmarks/gpu.py serve --bundle "${served:-$out/bundles/fp16}" --json "$out/served.json" \
   --seconds $seconds
 step epoch 120 "$torch" -m trainer train --preset "${PRESET:-best}" --data "$data" --out "$out/run" --epochs 1 \
   --device $device "${epoch[@]}"

@@ -59,16 +59,16 @@ def test_pytorch_in_half_precision_shows_nearly_the_same_and_keeps_no_result(
 
 
 def test_a_server_is_asked_and_compared_with_its_engine(benchmarks: Any, tiny_bundle: Path, tmp_path: Path) -> None:
-    serve = benchmarks("gpu_serve")
+    serve = benchmarks("gpu")
     report = tmp_path / "serve.json"
     options = ["--bundle", str(tiny_bundle), "--images", "1", "5", "--seconds", "0.001", "--json", str(report)]
-    assert serve.main(options) == 0
+    assert serve.main(["serve", *options]) == 0
     assert [row["images"] for row in json.loads(report.read_text())] == [1, 5]
 
 
 def test_a_python_with_tensorrt_needs_no_more_than_the_server_and_retarget() -> None:
     others = ("torch", "torchvision", "psutil", "hpack", "hypothesis", "scipy", "sklearn", "matplotlib")
-    code = f"import sys; sys.modules.update(dict.fromkeys({others})); import gpu, gpu_serve, export.retarget"
+    code = f"import sys; sys.modules.update(dict.fromkeys({others})); import gpu, export.retarget"
     paths = {"PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent}"}
     done = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -81,14 +81,14 @@ def test_a_server_that_answers_otherwise_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    serve = benchmarks("gpu_serve")
+    serve = benchmarks("gpu")
     monkeypatch.setattr("engine.backends.onnxruntime.OnnxRuntimeBackend.edit", lambda _, images, steps: (images, steps))
     options = ["--bundle", str(tiny_bundle), "--images", "2", "--seconds", "0.001", "--json", str(tmp_path / "a.json")]
-    assert serve.main(options) == 1
+    assert serve.main(["serve", *options]) == 1
     assert "2 images: the server's are off by up to" in capsys.readouterr().err
     assert not (tmp_path / "a.json").exists()
 
 
 def test_no_bundle_is_bad_input(benchmarks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmarks("gpu_serve").main(["--bundle", str(tmp_path), "--json", str(tmp_path / "a.json")]) == 2
+    assert benchmarks("gpu").main(["serve", "--bundle", str(tmp_path), "--json", str(tmp_path / "a.json")]) == 2
     assert "is not a bundle" in capsys.readouterr().err
