@@ -28,11 +28,13 @@ if __name__ == "__main__":
     main, address = os.environ["RANK"] == "0", os.environ["MASTER_ADDR"]
     agent = dist.TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # it would remember the addresses of those that have left
+    stores = []  # all stay, so that no port comes again: one that did was refused as in use
     for turn in range(int(sys.argv[1])):
         if main:
             store = dist.TCPStore(  # type: ignore[attr-defined]
                 address, 0, is_master=True, wait_for_workers=False, multi_tenant=True
             )
+            stores.append(store)
             agent.set(f"port {turn}", str(store.port))
         os.environ["MASTER_PORT"] = agent.get(f"port {turn}").decode()
         join_and_leave()
