@@ -69,9 +69,9 @@ def rank(
     batch_sizes = sorted({1, max_batch})
     halves: dict[_Half, Callable[[Array], object]] = {}
     refused: set[_Way] = set()
-    for candidate in candidates:
+    for missing, candidate in product((2, 1), candidates):  # first those that bring both halves: few take less memory
         way, (encode, decode) = _way(candidate), _halves(candidate)
-        if way in refused or (encode in halves and decode in halves):
+        if way in refused or (encode not in halves) + (decode not in halves) != missing:
             continue
         encoder, decoder = (folder / name for name in candidate.files)
         try:
