@@ -9,6 +9,15 @@ from framing.frame import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame, FramingError, 
 from framing.picture import prepare, to_rgb, upright
 
 __all__ = [
-    "CELEBA_LANDMARKS", "CELEBA_SOURCE", "Aligner", "Frame", "FramingError", "Landmarks", "TooLongError",
-    "TooSmallError", "prepare", "to_rgb", "upright",
-]  # fmt: skip
+    "CELEBA_LANDMARKS",
+    "CELEBA_SOURCE",
+    "Aligner",
+    "Frame",
+    "FramingError",
+    "Landmarks",
+    "TooLongError",
+    "TooSmallError",
+    "prepare",
+    "to_rgb",
+    "upright",
+]

@@ -44,10 +44,23 @@ class RayCall:
         self.request_id: str = metadata.get(REQUEST_ID) or context.request_id() or ""
         context.set_trailing_metadata([(REQUEST_ID, self.request_id)])
 
-    def _leave_to_ray(self, *_: Any, **__: Any) -> None:
-        """As `Call` and `StreamCall` say, but for what Ray counts itself."""
+    def time_remaining(self) -> None:
+        """As `Call` says; Ray doesn't tell."""
 
-    time_remaining = spend = give_back = count = hold = replied = _leave_to_ray
+    def spend(self, images: int) -> None:
+        """As `Call` says."""
+
+    def give_back(self, images: int) -> None:
+        """As `Call` says."""
+
+    def count(self, images: int) -> None:
+        """As `Call` says."""
+
+    def hold(self, size: int) -> None:
+        """As `StreamCall` says."""
+
+    def replied(self, code: str, error: str) -> None:
+        """As `StreamCall` says."""
 
     def refuse(self, error: Exception, method: str) -> Empty:
         """Sets the status that the call ends with; gives what is to be returned beside it.

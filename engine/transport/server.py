@@ -3,7 +3,7 @@
 Whoever takes core's events judges new calls, refuses those that can't be let in, and hands the others over to the event
 loop, which runs the handlers. The queue's thread takes them while the event loop has nothing to do. Once it has called
 the loop it steps aside, and the loop takes what else comes until there is nothing left: the two would only wait for
-each other at the interpreter, some times a call.
+each other at the interpreter, several times a call.
 """
 
 import asyncio

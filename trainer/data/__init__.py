@@ -21,9 +21,17 @@ from trainer.data.splits import SplitBy
 from trainer.errors import DataError
 
 __all__ = [
-    "ATTRIBUTES", "IMAGES", "PARTITION", "SPLITS", "FaceData", "Index", "Pack", "load_data", "load_data_for",
+    "ATTRIBUTES",
+    "IMAGES",
+    "PARTITION",
+    "SPLITS",
+    "FaceData",
+    "Index",
+    "Pack",
+    "load_data",
+    "load_data_for",
     "read_index",
-]  # fmt: skip
+]
 
 logger = logging.getLogger(__name__)
 

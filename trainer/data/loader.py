@@ -98,8 +98,7 @@ class BatchLoader:
         needed = len(self._rows) * self._images[0].nbytes
         fits = bool(needed <= MAX_GPU_FRACTION * free)
         what = "stay in" if fits else "are streamed, as they would take too much of"
-        sizes = (needed / 1e9, what, free / 1e9)
-        logger.info("the training images (%.1f GB) %s the GPU's free memory (%.1f GB)", *sizes)
+        logger.info("the training images (%.1f GB) %s the GPU's free memory (%.1f GB)", needed / 1e9, what, free / 1e9)
         return fits
 
     @functools.cached_property

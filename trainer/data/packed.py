@@ -229,15 +229,18 @@ class Pack:
         if several:
             more = [f"and {len(several) - REPORTED} more"] if len(several) > REPORTED else []
             listed = ", ".join(several[:REPORTED] + more)
-            said = "%d of %d pictures show several faces, the largest is taken: %s"
-            logger.warning(said, len(several), count, listed)
+            logger.warning(
+                "%d of %d pictures show several faces, the largest is taken: %s", len(several), count, listed
+            )
         if self.align:
             logger.info("%d of %d pictures were aligned; %d were framed already", brought, count, count - brought)
         elif brought and self.frame.source:
             logger.info(
                 "%d of %d pictures are not %dx%d and were brought to that frame by their size, around their middle; "
                 "--dry-run shows what becomes of them, --align finds the faces, --crop 0 takes them whole",
-                *(brought, count, *self.frame.source),
+                brought,
+                count,
+                *self.frame.source,
             )
 
     def decode(self, rows: NDArray[np.int64]) -> Generator[Reading | DataError, None, None]:
