@@ -1,15 +1,20 @@
 """The bundle folder: what `export` writes and the engine serves, and the manifest that describes it."""
 
+import dataclasses
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions
 from engine.process.files import open_regular, read_text
+from engine.validation import first_fault
 from framing import Frame, Landmarks
 
 FORMAT_VERSION = 4
@@ -23,12 +28,27 @@ PROOF = "proof.safetensors"
 PROVEN, UNPROVEN, UNKNOWN = "proven", "unproven", "unknown"
 
 _READ_TOO = (3,)
-_NO_FRAME = {"source": None, "landmarks": None}  # what bundles of older versions don't say
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
 _REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
 
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_Positive = Annotated[int, Field(ge=1)]
 
-@dataclass(frozen=True)
+
+def _own_files(files: dict[str, str]) -> dict[str, str]:
+    for name in files:
+        if Path(name).name != name or name == MANIFEST:
+            raise ValueError(f"must be plain names of the bundle's own files, not {name!r}")
+    return files
+
+
+def _with_status(proof: dict[str, Any]) -> dict[str, Any]:
+    if proof.get("status") not in (PROVEN, UNPROVEN, UNKNOWN):
+        raise ValueError(f"must have the status {PROVEN!r} or {UNPROVEN!r}, not {proof.get('status')!r}")
+    return proof
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Preprocessing:
     """How an image file becomes the model's input, in training and in serving.
 
@@ -41,24 +61,22 @@ class Preprocessing:
         landmarks: Where eyes, nose and mouth lie in a picture of that size, see `framing.Landmarks`; None: not known.
     """
 
-    crop: int | None
-    resize: str = "bilinear"
+    crop: _Positive | None
+    resize: Literal["bilinear"] = "bilinear"
     source: tuple[int, int] | None = None
-    landmarks: Landmarks | None = None
+    landmarks: Annotated[Landmarks, Field(min_length=5, max_length=5)] | None = None
 
     @classmethod
     def of(cls, frame: Frame) -> "Preprocessing":
         """What brings pictures to a frame."""
-        return cls(frame.crop, source=frame.source, landmarks=frame.landmarks)
+        return cls(frame.crop or None, source=frame.source, landmarks=frame.landmarks)
 
     def __post_init__(self) -> None:
-        if self.crop is not None and self.crop < 1:
-            object.__setattr__(self, "crop", None)
-        if self.resize != "bilinear":
-            raise BundleError(f'preprocessing.resize must be "bilinear", not {self.resize!r}; {_REBUILD}')
+        if self.source and min(self.source) < (self.crop or 1):
+            raise ValueError(f"must have a source that crop {self.crop} fits into, not {self.source}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Engine:
     """What the bundle's backend runs, and how.
 
@@ -78,11 +96,11 @@ class Engine:
     decoder: str = DECODER
     split: bool = False
     chosen: dict[str, Any] = field(default_factory=dict)
-    stages: dict[str, list[str]] = field(default_factory=dict)
+    stages: dict[str, tuple[str, str]] = field(default_factory=dict)
     edit: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Manifest:
     """Everything that `manifest.json` says, field by field.
 
@@ -110,14 +128,11 @@ class Manifest:
             `engine.proof.machine`; "unproven" where they were built on a machine that can't run them, with the
             `reason`; such a bundle's `parity` ends before them. `tolerances` hold on every machine, see
             `engine.proof.figures`. Bundles of older versions carry no proof: "unknown".
-
-    Raises:
-        BundleError: When a value is out of its range.
     """
 
     format_version: int
-    image_size: int
-    latent_dim: int
+    image_size: _Positive
+    latent_dim: _Positive
     preprocessing: Preprocessing
     attributes: tuple[str, ...]
     kinds: tuple[str, ...]
@@ -125,21 +140,13 @@ class Manifest:
     device: str
     precision: str
     engine: Engine
-    max_batch_size: int
-    files: dict[str, str]
+    max_batch_size: _Positive
+    files: Annotated[dict[str, str], AfterValidator(_own_files)]
     parity: dict[str, Any]
     versions: dict[str, str]
     run: dict[str, Any]
     tensorrt: dict[str, Any] = field(default_factory=dict)
-    proof: dict[str, Any] = field(default_factory=lambda: {"status": UNPROVEN})
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "latent_dim", "max_batch_size"):
-            if getattr(self, name) < 1:
-                raise BundleError(f"{name} must be at least 1, not {getattr(self, name)}; {_REBUILD}")
-        for name in self.files:
-            if Path(name).name != name or name == MANIFEST:
-                raise BundleError(f"files must be plain names of the bundle's own files, not {name!r}; {_REBUILD}")
+    proof: Annotated[dict[str, Any], AfterValidator(_with_status)] = field(default_factory=lambda: {"status": UNPROVEN})
 
     @property
     def frame(self) -> Frame:
@@ -173,27 +180,17 @@ class Manifest:
             )
         if version in _READ_TOO:
             values = _from_version_3(values)
-        values = {"device": _device_of(values), **values}
-        _check_keys("manifest", values, cls)
-        _check_types(values)
-        preprocessing = {**_NO_FRAME, **values["preprocessing"]}
-        _check_keys("preprocessing", preprocessing, Preprocessing)
-        _check_preprocessing(preprocessing)
-        engine = {"edit": None, **values["engine"]}  # which older manifests don't say
-        _check_keys("engine", engine, Engine)
-        _check_engine(engine)
-        return cls(
-            **{
-                **values,
-                "preprocessing": Preprocessing(**_as_tuples(preprocessing)),
-                "engine": Engine(**engine),
-                "attributes": tuple(values["attributes"]),
-                "kinds": tuple(values["kinds"]),
-            }
-        )
+        try:
+            return _MANIFEST.validate_json(json.dumps({"device": _device_of(values), **values}))
+        except ValidationError as error:
+            place, said = first_fault(error)
+            raise BundleError(f"{place} {said}; {_REBUILD}") from None
 
 
-@dataclass(frozen=True)
+_MANIFEST = TypeAdapter(Manifest)
+
+
+@dataclasses.dataclass(frozen=True)
 class Bundle:
     """A bundle folder that was verified file by file.
 
@@ -306,74 +303,3 @@ def _device_of(values: dict[str, Any]) -> str:
     """Where the engines compute, of a manifest that doesn't say: precision and backend decided it."""
     on_gpu = values.get("backend") in ("tensorrt", "tensorrt-rtx") or values.get("precision") == "fp16"
     return "cuda" if on_gpu else "cpu"
-
-
-def _check_keys(what: str, values: dict[str, Any], model: type[Any]) -> None:
-    known = {value.name for value in fields(model)}
-    if unknown := sorted(set(values) - known):
-        raise BundleError(f"unknown keys in the {what}: {', '.join(unknown)}; {_REBUILD}")
-    if missing := sorted(known - set(values)):
-        raise BundleError(f"keys missing in the {what}: {', '.join(missing)}; {_REBUILD}")
-
-
-def _check_types(values: dict[str, Any]) -> None:
-    expected: dict[str, type] = {
-        **dict.fromkeys(("image_size", "latent_dim", "max_batch_size"), int),
-        **dict.fromkeys(("backend", "device", "precision"), str),
-        **dict.fromkeys(("preprocessing", "engine", "files", "parity", "versions", "run", "tensorrt", "proof"), dict),
-        "attributes": list,
-        "kinds": list,
-    }
-    for name, kind in expected.items():
-        value = values[name]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise BundleError(f"{name} must be {kind.__name__}, not {value!r}; {_REBUILD}")
-    for name in ("files", "versions"):
-        if not all(isinstance(value, str) for value in values[name].values()):
-            raise BundleError(f"{name} must map names to strings, not {values[name]!r}; {_REBUILD}")
-    if (status := values["proof"].get("status")) not in (PROVEN, UNPROVEN, UNKNOWN):
-        raise BundleError(f"proof.status must be {PROVEN!r} or {UNPROVEN!r}, not {status!r}; {_REBUILD}")
-    for name in ("attributes", "kinds"):
-        if not all(isinstance(value, str) for value in values[name]):
-            raise BundleError(f"{name} must be strings, not {values[name]!r}; {_REBUILD}")
-
-
-def _check_preprocessing(values: dict[str, Any]) -> None:
-    crop = values["crop"]
-    if crop is not None and (not isinstance(crop, int) or isinstance(crop, bool)):
-        raise BundleError(f"preprocessing.crop must be a number of pixels or null, not {crop!r}; {_REBUILD}")
-    source, landmarks = values["source"], values["landmarks"]
-    if source is not None and not (_are_numbers(source, 2, int) and min(source) >= (crop or 1)):
-        raise BundleError(
-            f"preprocessing.source must be a width and a height that crop {crop} fits into, or null, not {source!r}; "
-            f"{_REBUILD}"
-        )
-    points = isinstance(landmarks, list) and len(landmarks) == 5
-    if landmarks is not None and not (points and all(_are_numbers(point, 2, (int, float)) for point in landmarks)):
-        raise BundleError(f"preprocessing.landmarks must be five points, or null, not {landmarks!r}; {_REBUILD}")
-
-
-def _are_numbers(values: Any, count: int, kind: type | tuple[type, ...]) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
-    )
-
-
-def _as_tuples(value: Any) -> Any:
-    """JSON's lists as tuples, all the way down."""
-    if isinstance(value, dict):
-        return {key: _as_tuples(one) for key, one in value.items()}
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-def _check_engine(values: dict[str, Any]) -> None:
-    for name, kind in {"encoder": str, "decoder": str, "split": bool, "chosen": dict, "stages": dict}.items():
-        if not isinstance(values[name], kind):
-            raise BundleError(f"engine.{name} must be {kind.__name__}, not {values[name]!r}; {_REBUILD}")
-    if not isinstance(values["edit"], str | None):
-        raise BundleError(f"engine.edit must be the name of a file or null, not {values['edit']!r}; {_REBUILD}")
-    for stage, names in values["stages"].items():
-        if not isinstance(names, list) or [type(name) for name in names] != [str, str]:
-            raise BundleError(f"engine.stages.{stage} must be two names of files, not {names!r}; {_REBUILD}")

@@ -30,6 +30,19 @@ def tell_version(arguments: Sequence[str]) -> bool:
     return True
 
 
+def last_given(arguments: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that must be known before the others are read; where it is given twice, the last one counts.
+
+    None where it isn't given, and "" where its value is missing.
+    """
+    found = None
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            found = value if equals else "".join(arguments[position + 1 : position + 2])
+    return found
+
+
 def read_flags(
     flags: type[Flags], program: str, description: str | None = None, arguments: Sequence[str] | None = None
 ) -> Flags:

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from engine.command_line import REAL_PATHS, tell_version
+from engine.command_line import REAL_PATHS, last_given, tell_version
 from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.options import Options
@@ -182,9 +182,9 @@ class Train:
 
 def _defaults(arguments: list[str]) -> TrainConfig:
     """What the flags of `train` are when they are not given: the preset's values, or those of a run that is resumed."""
-    name = _given(arguments, "--preset")
+    name = last_given(arguments, "--preset")
     if "--resume" in arguments:
-        folder = Path(_given(arguments, "--out") or "")
+        folder = Path(last_given(arguments, "--out") or "")
         if (folder / "config.json").is_file():
             from trainer import run_folder  # noqa: PLC0415  (start-up: --help need not load torch)
 
@@ -200,16 +200,6 @@ def _defaults(arguments: list[str]) -> TrainConfig:
     return PRESETS[name]()
 
 
-def _given(arguments: list[str], name: str) -> str | None:
-    """The value of a flag on the command line; the last one counts."""
-    found = None
-    for position, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag == name:
-            found = value if equals else "".join(arguments[position + 1 : position + 2])
-    return found
-
-
 def _refuse_unused(config: TrainConfig, arguments: list[str]) -> None:
     """Refuses flags that were given and would change nothing."""
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
@@ -222,7 +212,7 @@ def _refuse_unused(config: TrainConfig, arguments: list[str]) -> None:
 def _say_preset(command: Train, arguments: list[str]) -> None:
     """Says which preset is taken where none is asked for."""
     resumed = command.resume and (command.out / "config.json").is_file()
-    if _given(arguments, "--preset") is None and not resumed:
+    if last_given(arguments, "--preset") is None and not resumed:
         logger.info(
             "preset %s, as --preset is not given: what measures best for editing; --preset seed is the recipe of the "
             "seed document",

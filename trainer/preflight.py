@@ -14,10 +14,14 @@ from trainer.data import SPLITS, FaceData, Index, Pack, contact_sheet, read_inde
 from trainer.errors import ConfigError, RunError
 from trainer.hardware.device import Placement
 from trainer.loss.vgg import check_weights
+from trainer.optim import Schedule
 from trainer.presets import PRESETS
 from trainer.run_folder import CHECKPOINT, initial_weights, require_free
 
 logger = logging.getLogger(__name__)
+
+MIN_STEPS_AT_PEAK = 100
+"""Steps at the peak learning rate below which reconstructions stay blurs."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,15 @@ class Plan:
         _require_apart(out, index)
         _require_batches(config, index)
         _require_labels(config, index)
-        if config.init_from is not None and not (out / CHECKPOINT).exists():
+        begins = not (out / CHECKPOINT).exists()
+        if begins and config.init_from is not None:
             initial_weights(config)
         weights = check_weights(config.taps, config.vgg_weights) if config.taps else "none: no taps"
         pack = Pack.of(index, config.model.image_size, config.crop, config.source, config.align)
         pack.check()
         _warn_of_constants(index)
+        if begins and config.init_from is None:
+            _warn_of_few_steps(config, index)
         return cls(config, pack, out, place, weights)
 
     def data(self) -> FaceData:
@@ -158,3 +165,19 @@ def _warn_of_constants(index: Index) -> None:
             "%s: all training images have it or none has, so there will be no direction; training goes on",
             ", ".join(names),
         )
+
+
+def _warn_of_few_steps(config: TrainConfig, index: Index) -> None:
+    images = len(index.rows("train"))
+    steps_per_epoch = math.ceil(images / config.batch_size)
+    steps = steps_per_epoch * config.epochs
+    amount = Schedule(config.schedule, config.lr_gamma, steps_per_epoch, steps).steps_at_peak
+    if amount >= MIN_STEPS_AT_PEAK:
+        return
+    fades = config.schedule == "step" and config.lr_gamma < 1
+    more = f"an --lr-gamma nearer to 1 (now {config.lr_gamma:g})" if fades else f"more --epochs (now {config.epochs})"
+    logger.warning(
+        "this run is short: its %d steps amount to %.0f at the peak learning rate, and below %d reconstructions stay "
+        "blurs; give more images (now %d), a smaller --batch-size (now %d) or %s; training goes on",
+        *(steps, amount, MIN_STEPS_AT_PEAK, images, config.batch_size, more),
+    )

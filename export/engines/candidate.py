@@ -88,9 +88,9 @@ class Candidate:
         """What the manifest says of it."""
         stages = {}
         if (self.encoder, self.decoder) != (PLAIN, PLAIN):
-            stages["rewritten"] = list(self.portable)
+            stages["rewritten"] = self.portable
         if self.graphs != self.portable:
-            stages["reduced"] = list(self.graphs)
+            stages["reduced"] = self.graphs
         return Engine(*self.files, split=self.split, stages=stages, edit=self.edit)
 
     def __str__(self) -> str:

@@ -37,14 +37,14 @@ def test_tensorrt_loads_plans_and_reads_symmetric_int8_only() -> None:
 
 def test_the_manifest_says_through_which_stages_it_went() -> None:
     rewritten = ("encoder.product.onnx", "decoder.phases.onnx")
-    assert FAST.engine == Engine(*rewritten, split=True, stages={"rewritten": list(rewritten)})
+    assert FAST.engine == Engine(*rewritten, split=True, stages={"rewritten": rewritten})
     assert SMALL.engine.stages == {
-        "rewritten": ["encoder.onnx", "decoder.phases.onnx"],
-        "reduced": ["encoder.int8.onnx", "decoder.phases.int8.onnx"],
+        "rewritten": ("encoder.onnx", "decoder.phases.onnx"),
+        "reduced": ("encoder.int8.onnx", "decoder.phases.int8.onnx"),
     }
     assert SMALL_GPU.engine == Engine(
         *SMALL_GPU.files,
-        stages={"reduced": ["encoder.int8-symmetric.onnx", "decoder.int8-symmetric.onnx"]},
+        stages={"reduced": ("encoder.int8-symmetric.onnx", "decoder.int8-symmetric.onnx")},
         edit="edit.int8-symmetric.plan",
     )
     assert Candidate("onnxruntime", "cpu", "fp32", "plain", "plain", False).engine == Engine()

@@ -79,8 +79,8 @@ def test_int8_goes_through_every_stage(int8_bundle: Path) -> None:
         "encoder.int8.onnx",
         "decoder.phases.int8.onnx",
         stages={
-            "rewritten": ["encoder.onnx", "decoder.phases.onnx"],
-            "reduced": ["encoder.int8.onnx", "decoder.phases.int8.onnx"],
+            "rewritten": ("encoder.onnx", "decoder.phases.onnx"),
+            "reduced": ("encoder.int8.onnx", "decoder.phases.int8.onnx"),
         },
     )
     assert {"encoder.int8.onnx", "decoder.phases.int8.onnx", "decoder.phases.onnx"} <= set(manifest.files)
@@ -254,8 +254,8 @@ def test_tensorrt_serves_plans_made_from_fp16_graphs(shared_run: Path, tmp_path:
         "encoder.fp16.plan",
         "decoder.tail.fp16.plan",
         stages={
-            "rewritten": ["encoder.onnx", "decoder.tail.onnx"],
-            "reduced": ["encoder.fp16.onnx", "decoder.tail.fp16.onnx"],
+            "rewritten": ("encoder.onnx", "decoder.tail.onnx"),
+            "reduced": ("encoder.fp16.onnx", "decoder.tail.fp16.onnx"),
         },
         edit="edit.tail.fp16.plan",
     )

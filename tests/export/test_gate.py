@@ -19,7 +19,7 @@ from export.proof.gate import Gate
 from export.proof.reference import EagerBackend
 
 FILES = ("encoder.product.onnx", "decoder.phases.onnx")
-REWRITTEN = Engine(*FILES, stages={"rewritten": list(FILES)})
+REWRITTEN = Engine(*FILES, stages={"rewritten": FILES})
 
 
 PRIOR = Gaussian.standard(LATENT_DIM)

@@ -93,7 +93,7 @@ def test_int8_is_calibrated_on_what_the_model_draws(source: Path, tmp_path: Path
     pytest.importorskip("nncf")
     named: dict[str, Any] = {"backend": "onnxruntime", "precision": "int8", "decoder": "tail"}
     first, again = (make(source, tmp_path / name, **named, **WIDE) for name in ("first", "again"))
-    assert first.manifest.engine.stages["reduced"] == ["encoder.int8.onnx", "decoder.tail.int8.onnx"]
+    assert first.manifest.engine.stages["reduced"] == ("encoder.int8.onnx", "decoder.tail.int8.onnx")
     assert first.manifest.proof["status"] == "proven"
     assert first.manifest.files == again.manifest.files
 

@@ -20,6 +20,10 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, check=False)
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
 def train(*arguments: object) -> int:
     """`python -m trainer train`, without the seconds that a process takes to import torch."""
     return main(["train", *map(str, arguments)])
@@ -251,9 +255,38 @@ def test_constant_attributes_are_warned_of_once_and_do_not_stop_a_run(
     count, names, *rows = path.read_text().splitlines()
     path.write_text("\n".join([count, f"{names} Never Always", *(f"{row} -1 1" for row in rows)]))
     assert train("--preset", "plain", "--data", broken, "--out", tmp_path / "run", "--dry-run") == 0
-    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warned) == 1
-    assert warned[0].startswith("Never, Always: ")
+    assert warnings(caplog)[0].startswith("Never, Always: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            "--preset seed --vgg-weights random",  # 3 steps an epoch
+            ["its 30 steps amount to 3 at the peak", "more images (now 160)", "an --lr-gamma nearer to 1 (now 0.1)"],
+        ),
+        ("--preset plain", ["its 30 steps amount to 15", "--batch-size (now 64) or more --epochs (now 10); training"]),
+        ("--preset plain --schedule constant --epochs 33", ["its 99 steps amount to 99 "]),
+        ("--preset plain --epochs 70", []),
+        ("--preset seed --vgg-weights random --lr-gamma 1 --epochs 34", []),
+    ],
+)
+def test_a_run_too_short_to_learn_is_warned_of(
+    faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, flags: str, said: list[str]
+) -> None:
+    assert train(*flags.split(), "--data", faces, "--out", tmp_path / "run", "--dry-run") == 0
+    assert all(words in warnings(caplog)[0] for words in said)
+    assert len(warnings(caplog)) == bool(said)
+
+
+def test_a_short_run_is_not_warned_of_where_it_goes_on_from_trained_weights(
+    trained: Path, faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = ["--data", faces, "--dry-run"]
+    assert train(*where, "--out", trained, "--resume") == 0
+    model = ["--image-size", "32", "--latent-dim", "16", "--channels", "16", "16", "32", "32", "32"]
+    assert train("--preset", "plain", *model, *where, "--out", tmp_path / "new", "--init-from", trained) == 0
+    assert not warnings(caplog)
 
 
 @pytest.mark.parametrize(
