@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from engine.backends import BACKENDS, kind_of, open_backend, tensorrt, warm_up
 from engine.bundle import DECODER, ENCODER, MANIFEST, PROVEN, UNPROVEN, Bundle, Manifest, sha256_of
 from engine.errors import BackendError, ParityError
+from engine.proof.figures import Report
 from engine.proof.machine import cpu_model, machine_of
 from engine.proof.truth import Truth
 from export.engines.candidate import Candidate
@@ -86,13 +87,7 @@ def assemble(
     }
     candidates, plans = write_plans(candidates, folder, **building)
     runs = candidates[0].option in support.here  # what doesn't has no rival
-    entries: list[Entry] = []
-    if len(candidates) > 1:
-        say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
-        entries = rank(candidates, folder, manifest, threads=flags.cores, say=say)
-        say(table(entries))
-        for reason in flags.why_not(support) if entries else ():
-            say(f"not in the contest: {reason}")
+    entries = _contest(flags, candidates, folder, manifest, support=support, say=say) if len(candidates) > 1 else []
 
     explained: set[str] = set()
 
@@ -101,21 +96,11 @@ def assemble(
             explained.add(candidate.precision)
             say(layers_table(folder, candidate, truth))
 
-    rejected: dict[Candidate, ParityError | BackendError] = {}
-    for winner in [entry.candidate for entry in entries] or candidates:
-        try:
-            plans.update(write_edit_plan(winner, folder, **building))
-            report = gate.check(winner.backend, winner.precision, winner.engine, device=winner.device, runs=runs)
-            break
-        except RewriteError:
-            raise  # whatever else there is to choose from
-        except (ParityError, BackendError) as error:
-            rejected[winner] = error
-            say(f"{winner}: {error}")
-            if isinstance(error, ParityError):
-                explain(winner)
-    else:
-        raise next(iter(rejected.values()))
+    def check(candidate: Candidate) -> Report:
+        plans.update(write_edit_plan(candidate, folder, **building))
+        return gate.check(candidate.backend, candidate.precision, candidate.engine, device=candidate.device, runs=runs)
+
+    winner, report, rejected = _first_exact([entry.candidate for entry in entries] or candidates, check, explain, say)
     if flags.explain:
         explain(winner)
     _drop_others(folder, winner, kept)
@@ -140,6 +125,43 @@ def assemble(
         finally:
             backend.close()
     return bundle
+
+
+def _contest(
+    flags: EngineFlags, candidates: list[Candidate], folder: Path, manifest: Manifest, *, support: Support, say: Say
+) -> list[Entry]:
+    say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
+    entries = rank(candidates, folder, manifest, threads=flags.cores, say=say)
+    say(table(entries))
+    for reason in flags.why_not(support) if entries else ():
+        say(f"not in the contest: {reason}")
+    return entries
+
+
+def _first_exact(
+    ranked: Sequence[Candidate],
+    check: Callable[[Candidate], Report],
+    explain: Callable[[Candidate], None],
+    say: Say,
+) -> tuple[Candidate, Report, dict[Candidate, ParityError | BackendError]]:
+    """The first candidate that passes the gate, its figures, and why those before it did not.
+
+    Raises:
+        ParityError, BackendError: none passes; the first one's.
+        RewriteError: an exact form isn't, whatever else there is to choose from.
+    """
+    rejected: dict[Candidate, ParityError | BackendError] = {}
+    for candidate in ranked:
+        try:
+            return candidate, check(candidate), rejected
+        except RewriteError:
+            raise
+        except (ParityError, BackendError) as error:
+            rejected[candidate] = error
+            say(f"{candidate}: {error}")
+            if isinstance(error, ParityError):
+                explain(candidate)
+    raise next(iter(rejected.values()))
 
 
 def outcome(bundle: Bundle, out: Path, say: Say) -> None:

@@ -265,7 +265,7 @@ def test_constant_attributes_are_warned_of_once_and_do_not_stop_a_run(
             "--preset seed --vgg-weights random",  # 3 steps an epoch
             ["its 30 steps amount to 3 at the peak", "more images (now 160)", "an --lr-gamma nearer to 1 (now 0.1)"],
         ),
-        ("--preset plain", ["its 30 steps amount to 15", "--batch-size (now 64) or more --epochs (now 10); training"]),
+        ("--preset plain", ["its 30 steps amount to 16 ", "--batch-size (now 64) or more --epochs (now 10); training"]),
         ("--preset plain --schedule constant --epochs 33", ["its 99 steps amount to 99 "]),
         ("--preset plain --epochs 70", []),
         ("--preset seed --vgg-weights random --lr-gamma 1 --epochs 34", []),
