@@ -177,7 +177,7 @@ def _warn_of_few_steps(config: TrainConfig, index: Index) -> None:
     fades = config.schedule == "step" and config.lr_gamma < 1
     more = f"an --lr-gamma nearer to 1 (now {config.lr_gamma:g})" if fades else f"more --epochs (now {config.epochs})"
     logger.warning(
-        "this run is short: its %d steps amount to %.0f at the peak learning rate, and below %d reconstructions stay "
-        "blurs; give more images (now %d), a smaller --batch-size (now %d) or %s; training goes on",
+        "this run is short: its %d steps amount to %.0f at the peak learning rate, and below %d reconstructions may "
+        "stay blurs; give more images (now %d), a smaller --batch-size (now %d) or %s; training goes on",
         *(steps, amount, MIN_STEPS_AT_PEAK, images, config.batch_size, more),
     )
