@@ -268,7 +268,7 @@ def test_a_source_that_becomes_due_during_a_look_is_not_started_beside_a_batch()
     scheduler.attach(fickle)
     while fickle.asked < 6:
         with scheduler.lock:
-            scheduler.wake()
+            scheduler.wake(ready=True)
         time.sleep(0.001)
     assert fickle.takes == 0
     go.set()
