@@ -105,18 +105,18 @@ class Scheduler:
 
     def _work(self) -> None:
         give_way()
-        while work := self._next():
-            try:
-                work()
-            finally:
-                del work  # holds a batch's arrays
-                with self.lock:
-                    self._busy -= 1
-                    self._alone = False
+        ran = False
+        while work := self._next(ran):
+            work()
+            ran = True
+            del work  # holds a batch's arrays
 
-    def _next(self) -> Work | None:
-        """Waits for something to run; None when the scheduler was closed."""
+    def _next(self, ran: bool) -> Work | None:
+        """Waits for something to run, by a thread that `ran` something before; None when the scheduler was closed."""
         with self.lock:
+            if ran:
+                self._busy -= 1
+                self._alone = False
             while True:
                 due = _NEVER
                 if not self._alone:
