@@ -290,12 +290,13 @@ class Batcher:
 
     def _push(self, request: Request, client: str, priority: int) -> None:
         with self._scheduler.lock:
-            empty, ready = not self._queue.waiting, self.is_ready()
+            empty, was_ready = not self._queue.waiting, self.is_ready()
             if empty:
                 self._since = request.arrived
             self._queue.push(request, client, priority)
-            if empty or (self.is_ready() and not ready) or self._queue.requests == self._window.expected:
-                self._scheduler.wake()
+            ready = self.is_ready()
+            if empty or (ready and not was_ready) or self._queue.requests == self._window.expected:
+                self._scheduler.wake(ready)
 
     def _require_open(self) -> None:
         if self._closing:
@@ -394,7 +395,7 @@ class Batcher:
         with self._scheduler.lock:
             self._unsettled -= 1
             if self._queue.waiting:
-                self._scheduler.wake()
+                self._scheduler.wake(self.is_ready())
         self._quiet.set()
 
 

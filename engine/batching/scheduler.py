@@ -45,7 +45,9 @@ class Scheduler:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Condition(threading.Lock())
+        self.lock = threading.Lock()
+        self._idle: list[threading.Condition] = []  # one of each thread that waits; who came last goes first
+        self._called = False  # one that was woken has not looked yet, and will see all that there is
         self._sources: deque[Source] = deque()  # whose turn is next comes first
         self._jobs: deque[Work] = deque()
         self._batch_is_next = False  # even if a job waits
@@ -64,7 +66,7 @@ class Scheduler:
             if self._closing:
                 raise RuntimeError("the scheduler is closed")
             self._jobs.append(job)
-            self.lock.notify()
+            self.wake()
         return await job.result()
 
     def attach(self, source: Source) -> None:
@@ -79,15 +81,20 @@ class Scheduler:
             if source in self._sources:
                 self._sources.remove(source)
 
-    def wake(self) -> None:
-        """Tells the threads, with `lock` held, that a batch may be due."""
-        self.lock.notify()
+    def wake(self, ready: bool = False) -> None:
+        """Tells a thread, with `lock` held, that a batch may be due, and whether it is ready.
+
+        The one that computed last: its core has what it needs, and the backend's own threads are on the others.
+        """
+        if self._idle and not self._called and (ready or not self._busy):
+            self._called = True
+            self._idle.pop().notify()
 
     def close(self) -> None:
         """Ends the threads, after what they are running; batchers are closed before."""
         with self.lock:
             self._closing = True
-            self.lock.notify_all()
+            self._wake_all()
         for thread in self._threads:
             thread.join()
 
@@ -98,18 +105,18 @@ class Scheduler:
 
     def _work(self) -> None:
         give_way()
-        while work := self._next():
-            try:
-                work()
-            finally:
-                del work  # holds a batch's arrays
-                with self.lock:
-                    self._busy -= 1
-                    self._alone = False
+        ran = False
+        while work := self._next(ran):
+            work()
+            ran = True
+            del work  # holds a batch's arrays
 
-    def _next(self) -> Work | None:
-        """Waits for something to run; None when the scheduler was closed."""
+    def _next(self, ran: bool) -> Work | None:
+        """Waits for something to run, by a thread that `ran` something before; None when the scheduler was closed."""
         with self.lock:
+            if ran:
+                self._busy -= 1
+                self._alone = False
             while True:
                 due = _NEVER
                 if not self._alone:
@@ -125,9 +132,23 @@ class Scheduler:
                         self._busy += 1
                         return self._jobs.popleft()
                 if self._closing and not self._jobs:
-                    self.lock.notify_all()  # those who waited for the last job's end
+                    self._wake_all()  # those who waited for the last job's end
                     return None
-                self.lock.wait(None if due == _NEVER else max(0.0, due - monotonic()))
+                self._wait(None if due == _NEVER else max(0.0, due - monotonic()))
+
+    def _wait(self, seconds: float | None) -> None:
+        """Waits, with `lock` held, until somebody wakes this thread, at most so long."""
+        woken = threading.Condition(self.lock)
+        self._idle.append(woken)
+        woken.wait(seconds)
+        if woken in self._idle:
+            self._idle.remove(woken)
+        else:
+            self._called = False
+
+    def _wake_all(self) -> None:
+        while self._idle:
+            self._idle.pop().notify()
 
     def _next_batch(self) -> tuple[Work | None, float]:
         """A batch of the source whose turn it is, or None and when there may be one."""
@@ -143,6 +164,6 @@ class Scheduler:
             elif work := source.take(now):
                 self._alone = not source.overlaps
                 if not self._alone and any(other.is_ready() for other in self._sources):
-                    self.wake()  # another thread, for the next one
+                    self.wake(ready=True)  # another thread, for the next one
                 return work, now
         return None, soonest

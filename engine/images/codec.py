@@ -3,12 +3,9 @@
 Shapes: N images of side S.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -16,9 +13,9 @@ from engine.arrays import Bytes
 from engine.errors import InvalidField, InvalidRequest
 from engine.images.files import MAX_FILE_PIXELS, UNLIMITED, decode_file, encode_file
 from engine.images.pixel_budget import PixelBudget
+from engine.images.round_robin import RoundRobinPool
 from framing import Frame
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -44,7 +41,8 @@ class Codec:
     """Decodes and encodes image files on a few threads, off the event loop, and computes what else would hold it up.
 
     Clients take turns, a file each, and so do the requests of a client: however large and many they are, a file waits
-    for `threads` others of each other client at most. At most `threads` files are decoded at one time.
+    for one of each other client at most, beside those that are worked on. At most `threads` files are decoded at one
+    time.
 
     Args:
         frame: What files are brought to.
@@ -59,9 +57,7 @@ class Codec:
         self._frame = frame
         self._budget = budget
         self._max_pixels = max_pixels
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "codec")
-        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # of clients with work here
+        self._pool = RoundRobinPool(threads, "codec")
 
     async def decode(self, files: Sequence[bytes], field: str = "images.files", client: str = "") -> Bytes:
         """Decodes a client's files and brings them to the frame, uint8 [N, S, S, 3]; `field` is what errors call them.
@@ -77,45 +73,18 @@ class Codec:
             except InvalidRequest as error:
                 raise InvalidField(f"{field}[{index}]", str(error)) from error
 
-        await self._map(client, decode_into, range(len(files)))
+        await self._pool.map(decode_into, range(len(files)), client)
         return images
 
     async def encode(self, images: Bytes, file_format: str, quality: int, client: str = "") -> list[bytes]:
         """Encodes images, uint8 [N, S, S, 3], for a client to one file each."""
-        return await self._map(client, lambda image: encode_file(image, file_format, quality), list(images))
+        return await self._pool.map(lambda image: encode_file(image, file_format, quality), list(images), client)
 
     async def work(self, function: Callable[[], R], client: str = "") -> R:
         """Calls a function that would hold up the event loop, when it is the client's turn; it counts as a file."""
-        (result,) = await self._map(client, lambda _: function(), (None,))
+        (result,) = await self._pool.map(lambda _: function(), (None,), client)
         return result
 
     def close(self) -> None:
         """Ends the threads after what they are working on, for clients that have gone; doesn't wait for that."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _map(self, client: str, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        # A few files of each client are in the pool, and each request of it waits for one turn at a time. So nobody
-        # waits long, and a request that was cancelled or failed leaves no queue behind it.
-        turns = self._turns.setdefault(client, asyncio.Semaphore(self._threads))
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[R]] = []
-        failed = False
-
-        def end(future: "asyncio.Future[R]") -> None:
-            nonlocal failed
-            turns.release()
-            failed = failed or future.cancelled() or future.exception() is not None
-
-        try:
-            for item in items:
-                await turns.acquire()
-                if failed:
-                    turns.release()
-                    break
-                future = loop.run_in_executor(self._pool, function, item)
-                future.add_done_callback(end)
-                futures.append(future)
-            return await asyncio.gather(*futures)
-        finally:
-            for future in futures:
-                future.cancel()
+        self._pool.close()

@@ -191,6 +191,28 @@ def test_who_wants_the_device_alone_gets_its_turn_among_full_batches() -> None:
     assert "many+many" in order
 
 
+def test_batches_that_follow_one_another_are_computed_by_one_thread() -> None:
+    counted, threads = Counted(meet=2), list[str]()
+
+    def run(batch: Array, parts: Sequence[Part]) -> tuple[Array, ...]:
+        threads.append(threading.current_thread().name)
+        return counted(batch, parts)
+
+    async def scene() -> None:
+        scheduler = Scheduler()
+        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, overlaps=1)
+        await asyncio.gather(submit(batcher, *range(MAX_BATCH_SIZE)), submit(batcher, *range(MAX_BATCH_SIZE)))
+        assert len(set(threads)) == 2, "there are two, and both have begun"
+        threads.clear()
+        for _ in range(20):
+            await submit(batcher, 1)
+        await batcher.close()
+        scheduler.close()
+
+    asyncio.run(scene())
+    assert len(set(threads)) == 1, threads
+
+
 @pytest.mark.parametrize("overlaps", [0, 1])
 def test_a_small_batch_has_its_turn_among_full_ones_whose_results_the_event_loop_has_not_seen(overlaps: int) -> None:
     order: list[str] = []
@@ -268,7 +290,7 @@ def test_a_source_that_becomes_due_during_a_look_is_not_started_beside_a_batch()
     scheduler.attach(fickle)
     while fickle.asked < 6:
         with scheduler.lock:
-            scheduler.wake()
+            scheduler.wake(ready=True)
         time.sleep(0.001)
     assert fickle.takes == 0
     go.set()
