@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,7 +128,7 @@ class VAE:
 
     @property
     def _anew(self) -> str:
-        return f"make it with `python -m trainer directions {self.run} --data DIR`"
+        return f"make it with `python -m trainer directions {quote(str(self.run))} --data DIR`"
 
     def read(self, paths: Iterable[str | Path], *, align: bool = False) -> Images:
         """Image files as the model was trained on them: upright, RGB, brought to its frame, (N, S, S, 3).
