@@ -293,6 +293,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         ("edit --set Smiling=1 IN FILE", "has no suffix, so a folder is meant, and it is a file; rem"),
         ("edit --set Smiling=1 IN IN/", "ends in a slash, so a folder is meant, and it is a file"),
         ("sample FILE", "has no suffix, so a folder is meant, and it is a file"),
+        ("sample /proc/new.png", "error: /proc/new.png can't be used: "),
         ("encode IN out.png", "out.png must end in .npy"),
         ("encode IN absent/z.npy", "absent/z.npy lies in a folder that doesn't exist; make it first"),
         ("encode IN z.npy/", "z.npy/ is a folder; give a .npy file, for example z.npy/latents.npy"),
