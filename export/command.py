@@ -25,7 +25,7 @@ def run(
     """Runs a command.
 
     Args:
-        config: Dataclass of the flags; a file `json` among them must have its folder.
+        config: Dataclass of the flags; a file `json` among them must have its folder, and be none.
         work: What is done with them; False: something that it checked didn't hold.
         prog: How the command is called, for `--help`, which says `doc` as well.
         doc: What it does.
@@ -40,6 +40,8 @@ def run(
         path = getattr(flags, "json", None)
         if path is not None and not path.parent.is_dir():
             raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
+        if path is not None and path.is_dir():
+            raise InputError(f"--json {path}: is a folder; name a file, for example {path / 'figures.json'}")
         return 1 if work(flags) is False else 0
     except FAILURES as error:
         return report(error, outcome)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def write(config: HubConfig) -> None:
     """
     bundle, out = Bundle.load(config.bundle), config.out
     check_free(out, FLAG)
+    if out.resolve().is_relative_to(config.bundle.resolve()):
+        raise InputError(f"{FLAG} {out}: lies in {config.bundle}, which is only read; choose another place")
     if config.license and not _LICENSE.fullmatch(config.license):
         raise InputError(
             f"--license {config.license}: must be one of the Hub's names, such as apache-2.0 or cc-by-nc-4.0"
@@ -142,7 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(config: HubConfig) -> None:
         require("train")
         write(config)
-        print(f"wrote {config.out}; look through its {CARD}, then: hf upload USER/{config.out.name} {config.out}")
+        upload = shlex.join(["hf", "upload", f"USER/{config.out.name}", str(config.out)])
+        print(f"wrote {config.out}; look through its {CARD}, then: {upload}")
 
     return command.run(HubConfig, work, prog="python -m export.hub", doc=__doc__, arguments=arguments)
 

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import onnx
 import tyro
 
 from engine.backends import Options, open_graphs
 from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle
+from engine.errors import BundleError
 from engine.latents import load_priors
 from engine.proof.opening import load_truth
 from export import command
@@ -74,6 +76,7 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
     bundle = Bundle.load(config.bundle)
     truth = load_truth(bundle)
     graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]
+    _require_readable(bundle, graphs)
     support = Support.find(config.device)
     candidates = _possible(config.bundle, config.candidates(support), graphs)
     others = [name for name in (DIRECTIONS, PRIOR, PROOF) if name in bundle.manifest.files]
@@ -104,6 +107,15 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
         publish(folder, config.out, force=config.force)
     outcome(made, config.out, say)
     return config.out
+
+
+def _require_readable(bundle: Bundle, graphs: Sequence[str]) -> None:
+    """Refuses by its name what is no graph, before a copy of it is refused under another one."""
+    for name in graphs:
+        try:
+            onnx.checker.check_model(bundle.path / name)
+        except onnx.checker.ValidationError as error:
+            raise BundleError(f"{bundle.path / name} is no ONNX graph ({error}); build the bundle again") from error
 
 
 def _calibration(bundle: Bundle, threads: int) -> Calibration:

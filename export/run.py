@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def _load_prior(path: Path, latent_dim: int, model_sha256: str) -> Prior:
 
 def _anew(run: Path) -> str:
     """How to make a run's directions and prior again."""
-    return f"make it anew with `python -m trainer directions {run} --data DIR`"
+    return f"make it anew with `python -m trainer directions {quote(str(run))} --data DIR`"
 
 
 def _load_samples(path: Path, image_size: int) -> npt.NDArray[np.uint8]:

@@ -47,6 +47,9 @@ class VerifyConfig:
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: must be at least 1")
+        for folder in (self.bundle, self.run):
+            if self.json is not None and folder is not None and self.json.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"--json {self.json}: lies in {folder}, which is only read; choose another place")
 
 
 def verify(config: VerifyConfig) -> Report:

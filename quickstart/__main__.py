@@ -35,6 +35,7 @@ from trainer.evaluation.classifier import classifier_of
 from trainer.evaluation.edits.curves import JUDGED_ATTRIBUTES
 from trainer.evaluation.edits.faces import MAX_EDITED
 from trainer.evaluation.evaluate import REPORT, digests, made_with
+from trainer.evaluation.options import Options
 from trainer.faces import FACES_VERSION
 from trainer.hardware.device import Placement
 from trainer.loss.vgg import check_weights
@@ -85,6 +86,7 @@ class Quickstart:
             TrainerError: names the flag, the value and the mend.
         """
         wanted = self.training()
+        Options(strength=self.strength)
         if self.data is not None:
             index = read_index(self.data)
             if not set(JUDGED_ATTRIBUTES) & set(index.attributes):

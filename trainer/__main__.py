@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Annotated
 
@@ -48,7 +49,7 @@ class Faces:
 
         write_faces(self.directory, self.count, self.seed, self.workers)
         print(f"wrote {self.count} faces to {self.directory}")
-        print(f"next: python -m trainer train --data {self.directory} --out RUN")
+        print(f"next: python -m trainer train --data {quote(str(self.directory))} --out RUN")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Evaluate:
         with threads.limited(threads.choose(self.threads)):
             print(summary(evaluate(self.run, data, self.options)))
         print(f"report: {(self.options.out or self.run) / REPORT}")
-        print(f"next: python -m export.build_engines --run {self.run} --out BUNDLE")
+        print(f"next: python -m export.build_engines --run {quote(str(self.run))} --out BUNDLE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +126,8 @@ class Directions:
             raise ConfigError("--with A --without B --name NAME: give all three")
         if not (self.data or self.drop or any(folders)):
             raise ConfigError("give --data DIR, perhaps with --labels CSV, or --with A --without B --name NAME")
-        if self.name is not None and (self.name != self.name.strip() or "=" in self.name):
-            raise ConfigError(f"--name {self.name!r}: must have no blanks at its ends and no =")
+        if self.name is not None and self.name != self.name.strip():
+            raise ConfigError(f"--name {self.name!r}: must have no blanks at its ends")
 
     def __call__(self) -> None:
         """Runs the command."""
@@ -141,7 +142,7 @@ class Directions:
         else:
             changes = own_labels.drop(self.run, self.drop)
         print(f"attribute directions: {changes}")
-        print(f"next: python -m export.build_engines --run {self.run} --out BUNDLE")
+        print(f"next: python -m export.build_engines --run {quote(str(self.run))} --out BUNDLE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +177,9 @@ class Train:
 
         training.train(self.config, data, self.out, self.resume)
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
-            evaluate = f"python -m trainer evaluate {self.out} --data {self.data}"
-            print(f"next: {evaluate}, then python -m export.build_engines --run {self.out} --out BUNDLE")
+            out, given = quote(str(self.out)), quote(str(self.data))
+            evaluate = f"python -m trainer evaluate {out} --data {given}"
+            print(f"next: {evaluate}, then python -m export.build_engines --run {out} --out BUNDLE")
 
 
 def _defaults(arguments: list[str]) -> TrainConfig:

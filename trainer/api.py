@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from trainer.hardware.device import Placement
 from trainer.preflight import Plan
 from trainer.run_folder import DIRECTIONS, PRIOR
 
+T = TypeVar("T")
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -75,7 +78,7 @@ class VAE:
 
         Raises:
             RunError: there is no run, or it cannot be read.
-            ConfigError: a GPU is asked for and there is none.
+            ConfigError: a GPU is asked for and there is none, or something else than these.
         """
         folder = Path(run)
         config, _ = run_folder.load_config(folder)
@@ -127,7 +130,7 @@ class VAE:
 
     @property
     def _anew(self) -> str:
-        return f"make it with `python -m trainer directions {self.run} --data DIR`"
+        return f"make it with `python -m trainer directions {quote(str(self.run))} --data DIR`"
 
     def read(self, paths: Iterable[str | Path], *, align: bool = False) -> Images:
         """Image files as the model was trained on them: upright, RGB, brought to its frame, (N, S, S, 3).
@@ -137,12 +140,13 @@ class VAE:
             align: find and align faces, as a run that was trained so does anyway.
 
         Raises:
+            TypeError: one path stands where a list of them is expected.
             DataError: a file is no image, damaged, of a size that cannot be used, or shows no face to align.
             FramingError: of `framing`; the run has no frame to align to, or the extra `align` is missing.
         """
         frame = self.config.frame
         aligner = Aligner(frame) if align or self.config.align else None
-        read = [pixels.read(Path(path), frame, aligner).image for path in paths]
+        read = [pixels.read(Path(path), frame, aligner).image for path in _several("paths", paths)]
         return np.array(read, np.uint8).reshape(len(read), self.image_size, self.image_size, 3)
 
     def encode(self, images: Images) -> Floats:
@@ -203,13 +207,14 @@ class VAE:
             lacking: attributes that none is to have, no more than training faces without them on average.
 
         Raises:
+            TypeError: one name stands where a list of them is expected.
             ValueError: the images have another type or shape.
             RunError: as `directions`.
             UnknownAttribute: of `engine.errors`; the run has no direction of a name.
             InvalidRequest: of `engine.errors`; a strength is not finite, an attribute is both edited and kept, or
                 attributes contradict each other.
         """
-        kept = list(keep)
+        kept, having, lacking = _several("keep", keep), _several("having", having), _several("lacking", lacking)
         step = self.directions.move(list((edits or {}).items()), kept).step
         wishes = Wishes.of(self.directions, having, lacking, kept)
         return self.decode(wishes.grant(self.encode(images) + step))
@@ -235,11 +240,13 @@ class VAE:
             lacking: attributes that none is to have, no more than training faces without them on average.
 
         Raises:
+            TypeError: one name stands where a list of them is expected.
             RunError: as `priors`, and of attributes as `directions`.
             UnknownAttribute: of `engine.errors`; the run has no direction of a name.
             InvalidRequest: of `engine.errors`; an argument is out of its range, or attributes contradict each other.
             ValueError: the run has no such distribution.
         """
+        having, lacking = _several("having", having), _several("lacking", lacking)
         name = next(iter(self.priors)) if distribution is None else distribution
         if name not in self.priors:
             raise ValueError(f"distribution must be one of {', '.join(self.priors)}, not {name!r}")
@@ -247,3 +254,10 @@ class VAE:
         if having or lacking:
             latents = Wishes.of(self.directions, having, lacking).grant(latents)
         return self.decode(latents)
+
+
+def _several(name: str, values: Iterable[T]) -> list[T]:
+    """The values of an argument; a single string or path would be taken for its letters, or not at all."""
+    if isinstance(values, (str, Path)):
+        raise TypeError(f"{name} takes several, for example [{str(values)!r}], not {str(values)!r} alone")
+    return list(values)

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -63,11 +64,11 @@ def require_free(run: Path, resume: bool) -> None:
 
 @contextmanager
 def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
-    """Makes the run folder, sees that there is room in it, and keeps other commands out of it.
+    """Makes the folder of a run or an evaluation, sees that there is room in it, and keeps other commands out of it.
 
     Args:
-        run: the run folder.
-        needed_bytes: what training will write there.
+        run: the folder.
+        needed_bytes: what will be written there.
 
     Raises:
         RunError: the folder cannot be written to, the disk is too full, or another process works there.
@@ -86,7 +87,7 @@ def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
         free = shutil.disk_usage(run).free
         if free < needed_bytes:
             raise RunError(
-                f"{run}: training writes up to {needed_bytes / 1e6:,.0f} MB, and the disk has {free / 1e6:,.0f} MB "
+                f"{run}: up to {needed_bytes / 1e6:,.0f} MB are to be written, and the disk has {free / 1e6:,.0f} MB "
                 "free; free some space, or choose another --out"
             )
         yield
@@ -146,7 +147,7 @@ def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
     if not path.is_file():
         raise RunError(
             f"{run} is not a run folder: it has no {CONFIG}; make one with "
-            f"`python -m trainer train --data DIR --out {run}`"
+            f"`python -m trainer train --data DIR --out {quote(str(run))}`"
         )
     try:
         values = json.loads(path.read_text())

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -277,7 +278,7 @@ class TrainState:
         start = "the last good checkpoint is kept: go on from it" if kept else "there is no checkpoint yet: start again"
         return (
             f"{start} at a lower rate (now --lr {config.lr:.4g}): python -m trainer train --resume "
-            f"--data {self.data.index.root} --out {self.folder} {lower}{clip}"
+            f"--data {quote(str(self.data.index.root))} --out {quote(str(self.folder))} {lower}{clip}"
         )
 
     def restore(self) -> None:

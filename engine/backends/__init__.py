@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from shlex import quote
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def _require_device_of(bundle: Bundle, device: str) -> None:
 
 
 def _retarget(bundle: Bundle, flags: str) -> str:
-    return f"python -m export.retarget {bundle.path} {flags} --out BUNDLE2"
+    return f"python -m export.retarget {quote(str(bundle.path))} {flags} --out BUNDLE2"
 
 
 def _device(values: object) -> str:

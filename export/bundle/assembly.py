@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from engine.backends import BACKENDS, kind_of, open_backend, tensorrt, warm_up
@@ -173,9 +174,9 @@ def outcome(bundle: Bundle, out: Path, say: Say) -> None:
         say(
             f"unproven: {manifest.proof['reason']}; the graphs agree with PyTorch, the plans are proven where they load"
         )
-        say(f"next: copy it to the machine with the GPU; there, python -m engine --bundle {out}")
+        say(f"next: copy it to the machine with the GPU; there, python -m engine --bundle {quote(str(out))}")
     else:
-        say(f"next: python -m engine --bundle {out}")
+        say(f"next: python -m engine --bundle {quote(str(out))}")
 
 
 def _chosen(entries: list[Entry], rejected: Mapping[Candidate, Exception], threads: int) -> dict[str, Any]:

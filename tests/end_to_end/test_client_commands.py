@@ -6,15 +6,18 @@ import json
 import os
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+from bundles import reseal, write_tiny_bundle
 from PIL import Image
-from servers import ServerProcess, run_python, start_python
-from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
+from servers import ServerProcess, run_python, server_of, start_python
+from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
+from engine.bundle import DIRECTIONS, MANIFEST, Manifest
 from engine.client import Client
 from engine.client.__main__ import main
 from framing import Frame, prepare
@@ -76,6 +79,19 @@ def test_an_edit_of_one_file(server: ServerProcess, tmp_path: Path) -> None:
         with Client(server.target) as client:
             expected = client.edit([face.read_bytes()], edits, having=["Smiling"], lacking=["Eyeglasses"])
         np.testing.assert_array_equal(read(edited), expected[0])
+
+
+def test_names_that_are_alike_or_hold_an_equals_sign(tmp_path: Path) -> None:
+    bundle, names = write_tiny_bundle(tmp_path / "bundle"), ("Smiling", "smiling", "Hair=red")
+    replace(tiny_directions(), names=names).save(bundle / DIRECTIONS)
+    manifest = Manifest.from_json((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(replace(manifest, attributes=names).to_json())
+    reseal(bundle)
+    face, edited = write_photo(tmp_path / "face.png", 7), tmp_path / "edited.png"
+    with server_of(bundle, tmp_path) as server, Client(server.target) as client:
+        for name in names:
+            check(run(server, "edit", "--overwrite", "--set", f"{name}=1.5", face, edited))
+            np.testing.assert_array_equal(read(edited), client.edit([face.read_bytes()], {name: 1.5})[0])
 
 
 def test_options_may_come_after_the_files_and_among_them(server: ServerProcess, tmp_path: Path) -> None:
@@ -277,6 +293,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         ("edit --set Smiling=1 IN FILE", "has no suffix, so a folder is meant, and it is a file; rem"),
         ("edit --set Smiling=1 IN IN/", "ends in a slash, so a folder is meant, and it is a file"),
         ("sample FILE", "has no suffix, so a folder is meant, and it is a file"),
+        ("sample /proc/new.png", "error: /proc/new.png can't be used: "),
         ("encode IN out.png", "out.png must end in .npy"),
         ("encode IN absent/z.npy", "absent/z.npy lies in a folder that doesn't exist; make it first"),
         ("encode IN z.npy/", "z.npy/ is a folder; give a .npy file, for example z.npy/latents.npy"),

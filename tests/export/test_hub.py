@@ -113,6 +113,7 @@ def test_what_can_not_be_used_is_said(
         ((tmp_path, out), "is not a bundle"),
         ((bundle, other), f"OUT {other}: exists already; choose another place"),
         ((bundle, other / "config.json" / "out"), "config.json cannot be written to (Not a directory)"),
+        ((bundle, bundle / "out"), f"lies in {bundle}, which is only read; choose another place"),
         ((bundle, out, "--run", other), "was built from another model; name its own run"),
         ((bundle, out, "--run", tmp_path), "model.safetensors cannot be read (No such file or directory); name a run"),
         ((bundle, out, "--license", "My own"), "--license My own: must be one of the Hub's names, such as apache-2.0"),

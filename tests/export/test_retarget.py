@@ -121,6 +121,17 @@ def test_a_wrong_graph_is_found_out(spoilt: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize("flags", [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("tensorrt-rtx", "fp16")])
+def test_a_file_that_is_no_graph_is_named(spoilt: Path, tmp_path: Path, flags: tuple[str, str]) -> None:
+    (spoilt / "decoder.tail.onnx").write_bytes((spoilt / "decoder.tail.onnx").read_bytes()[:500])
+    reseal(spoilt)
+    with pytest.raises(
+        BundleError, match=rf"{spoilt}/decoder\.tail\.onnx is no ONNX graph \(.*; build the bundle again"
+    ):
+        make(spoilt, tmp_path / "new", backend=flags[0], precision=flags[1], encoder="plain", decoder="tail")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_bundles_that_cannot_be_started_from(spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"BUNDLE .*: lies in --out"):
         make(spoilt, spoilt, force=True)

@@ -78,6 +78,8 @@ def test_bad_input_is_one_line_and_exit_code_2(command: Command, bundle: Path, t
         ((bundle, "--run", tmp_path / "nowhere"), "is not a run folder"),
         ((bundle, "--run", other), "was built from another model"),
         ((bundle, "--json", tmp_path / "no" / "file"), "there is no folder"),
+        ((bundle, "--json", tmp_path), "is a folder; name a file"),
+        ((bundle, "--json", bundle / "manifest.json"), "which is only read; choose another place"),
         ((damaged,), "decoder.onnx was changed after it was built"),
         ((silent,), "carries no proof (proof.safetensors) to hold its engines against; build it again"),
     ]:

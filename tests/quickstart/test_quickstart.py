@@ -137,6 +137,7 @@ def test_bad_input_ends_with_one_clear_line(tmp_path: Path) -> None:
         (["--data", str(tmp_path)], "holds no images"),
         (["--vgg", str(tmp_path / "none.pth")], "none.pth: no such file"),
         (["--crop", "-3"], "--crop -3"),
+        (["--strength", "nan"], "--strength nan: must be above 0, and finite"),
     ):
         ended = quickstart(tmp_path / "out", *more)
         assert ended.returncode == 2, ended.stderr

@@ -1,7 +1,9 @@
 """The trainer from Python."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from export.proof.reference import EagerBackend
 from trainer import VAE, presets, train
 from trainer.config import TrainConfig
 from trainer.data import FaceData
-from trainer.errors import RunError
+from trainer.errors import ConfigError, RunError
 from trainer.run_folder import load_model, sha256_of
 
 
@@ -71,6 +73,23 @@ def test_samples_are_those_of_a_server(vae: VAE, trained: Path) -> None:
 def test_files_are_read_as_in_training(vae: VAE, data: FaceData) -> None:
     rows = data.rows("test")[:3]
     np.testing.assert_array_equal(vae.read(data.index.path(row) for row in rows), data.images[rows])
+
+
+def test_one_name_is_not_taken_for_its_letters(vae: VAE, images: np.ndarray) -> None:
+    calls: tuple[tuple[Callable[[], object], str], ...] = (
+        (lambda: vae.read("face.jpg"), "paths takes several, for example ['face.jpg'], not 'face.jpg' alone"),
+        (lambda: vae.edit(images, {"Smiling": 1}, keep="Male"), "keep takes several, for example ['Male'], not"),
+        (lambda: vae.edit(images, having="Smiling"), "having takes several, for example ['Smiling'], not"),
+        (lambda: vae.sample(1, lacking="Smiling"), "lacking takes several, for example ['Smiling'], not"),
+    )
+    for call, said in calls:
+        with pytest.raises(TypeError, match=re.escape(said)):
+            call()
+
+
+def test_a_device_is_one_of_three_words(trained: Path) -> None:
+    with pytest.raises(ConfigError, match="--device gpu: must be auto, cpu or cuda"):
+        VAE.from_pretrained(trained, device="gpu")
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 64, 64, 3), np.uint8)])

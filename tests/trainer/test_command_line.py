@@ -1,4 +1,5 @@
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -34,6 +35,16 @@ def test_drawing_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixt
     wrote, following = capsys.readouterr().out.splitlines()
     assert wrote == f"wrote 10 faces to {tmp_path / 'faces'}"
     assert following == f"next: python -m trainer train --data {tmp_path / 'faces'} --out RUN"
+
+
+def test_commands_that_are_said_can_be_pasted(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / 'my faces\' "best"', tmp_path / "a run"
+    data.symlink_to(faces)
+    flags = ["--preset", "plain", "--epochs", "1", "--image-size", "32", "--channels", "8", "8", "8"]
+    assert train(*flags, "--data", data, "--out", out) == 0
+    evaluate, export = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ").split(", then ")
+    assert shlex.split(evaluate) == ["python", "-m", "trainer", "evaluate", str(out), "--data", str(data)]
+    assert shlex.split(export)[3:] == ["--run", str(out), "--out", "BUNDLE"]
 
 
 def test_help_of_train_lists_the_presets_with_a_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:

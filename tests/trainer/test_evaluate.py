@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainer import run_folder
 from trainer.config import TrainConfig
 from trainer.data import IMAGES, FaceData, load_data
 from trainer.errors import ConfigError, RunError
@@ -191,6 +192,27 @@ def test_a_report_of_other_data_is_neither_silent_nor_written_over_another(
     assert evaluate(run, other(data), replace(QUICK, force=True)) != json.loads(own)
     with pytest.raises(RunError, match="holds the report of another data set"):
         evaluate(run, data, QUICK)
+
+
+@pytest.mark.parametrize("name", ["figures/mine.png", "metrics.json", "report.html"])
+def test_what_no_evaluation_wrote_is_not_replaced(run: Path, data: FaceData, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "paper" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(
+        RunError, match=rf"paper holds {Path(name).parts[0]}, which no evaluation wrote; choose another"
+    ):
+        evaluate(run, data, replace(QUICK, out=tmp_path / "paper"))
+    assert mine.read_text() == "mine"
+    assert [path for path in (tmp_path / "paper").rglob("*") if path.is_file()] == [mine]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_two_evaluations_do_not_share_a_folder(run: Path, data: FaceData, tmp_path: Path) -> None:
+    with run_folder.occupied(run, 0):
+        with pytest.raises(RunError, match="is in use: another process works there; wait for it, or choose another"):
+            evaluate(run, data, QUICK)
+        evaluate(run, data, replace(QUICK, out=tmp_path / "elsewhere"))
 
 
 @pytest.mark.usefixtures("undrawn")

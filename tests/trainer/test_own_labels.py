@@ -225,7 +225,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing": ((), "give --data DIR, perhaps with --labels CSV, or --with A --without B --name NAME"),
     "one folder": (("--with", "A", "--name", "Specs"), "--with A --without B --name NAME: give all three"),
     "both ways": (("--data", "DATA", "--with", "A", "--without", "B", "--name", "x"), "give one or the other"),
-    "a name with =": (("--with", "A", "--without", "B", "--name", "a=b"), "--name 'a=b': must have no blanks at its"),
+    "a name and a blank": (
+        ("--with", "A", "--without", "B", "--name", "a "),
+        "--name 'a ': must have no blanks at its",
+    ),
     "one folder twice": (("--with", "A", "--without", "A", "--name", "x"), "one holds the other; give two folders"),
     "folders, adjusted": (
         ("--with", "A", "--without", "B", "--name", "x", "--kind", "adjusted"),
@@ -236,6 +239,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         "with: holds 5 images; a direction needs 20 on either side",
     ),
     "few labels": (("--data", "DATA", "--labels", "FEW"), "no attribute has 20 images of the train split with it"),
+    "no header": (("--data", "DATA", "--labels", "BARE"), "line 1: '000001.jpg' is an image where the header is"),
     "no labels": (("--data", "DATA", "--labels", "NONE"), "does not exist"),
     "unknown": (("--drop", "Grin"), "has no such directions; it has Bald"),
     "drop and more": (("--drop", "Bald", "--data", "DATA"), "--drop: stands alone"),
@@ -249,7 +253,10 @@ def test_bad_input_is_named_and_changes_nothing(
     flags, message = BAD[case]
     having, lacking = write_folders(tmp_path, data, 5)
     few = write_csv(tmp_path / "few.csv", data, ("Grin",), 25)
-    places = {"A": having, "B": lacking, "DATA": data.index.root, "FEW": few, "NONE": tmp_path / "none.csv"}
+    bare = tmp_path / "bare.csv"
+    bare.write_text("".join(few.read_text().splitlines(keepends=True)[1:]))
+    own = {"FEW": few, "BARE": bare, "NONE": tmp_path / "none.csv"}
+    places = {"A": having, "B": lacking, "DATA": data.index.root, **own}
     files = {path.name: path.read_bytes() for path in run.iterdir() if path.name != ".lock"}
     assert directions(run, *(places.get(flag, flag) for flag in flags)) == 2
     said = capsys.readouterr().err

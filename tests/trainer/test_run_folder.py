@@ -62,7 +62,7 @@ def test_too_little_space_is_said_before_training(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 100_000, 100_000))
-    with pytest.raises(RunError, match=r"training writes up to \d MB, and the disk has 0 MB free; free some space"):
+    with pytest.raises(RunError, match=r"up to \d MB are to be written, and the disk has 0 MB free; free some space"):
         train(small, data, tmp_path / "run")
     assert not (tmp_path / "run" / run_folder.CONFIG).exists()
 

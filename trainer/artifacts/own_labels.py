@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -145,7 +146,8 @@ def from_folders(
         if not belongs(run / DIRECTIONS, sha256_of(run / MODEL)):
             raise RunError(
                 f"{run} has no directions of its weights yet; first finish its training with `python -m trainer train "
-                f"--resume`, or make those of its data with `python -m trainer directions {run} --data DIR`"
+                f"--resume`, or make those of its data with `python -m trainer directions {quote(str(run))} --data "
+                "DIR`"
             )
         sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
         if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from framing import CELEBA_SOURCE
@@ -146,7 +147,7 @@ def _find(directory: Path, split_by: SplitBy, skip_damaged: int) -> Index:
     if not directory.exists():
         raise DataError(
             f"{directory} does not exist; give a folder of images or one in CelebA's layout, or draw one with "
-            f"`python -m trainer faces {directory}`"
+            f"`python -m trainer faces {quote(str(directory))}`"
         )
     if not directory.is_dir():
         raise DataError(f"{directory} is a file; give the folder that holds the images")

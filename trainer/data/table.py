@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.folder import SUFFIXES
 from trainer.data.index import Index
 from trainer.errors import DataError
 
@@ -67,6 +68,11 @@ def read_labels(path: Path) -> Labels:
             "attribute names, then images"
         )
     header_line, header = second if counted else first
+    if is_csv and Path(header[0]).suffix.lower() in SUFFIXES:
+        raise DataError(
+            f"{path}, line {header_line}: '{header[0][:60]}' is an image where the header is expected; put one before "
+            "it, such as `file,Smiling`"
+        )
     if is_csv or header[0].lower() in FILE_COLUMNS:
         header = header[1:]
     if not header or not all(header) or len(set(header)) != len(header):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -94,7 +95,8 @@ class EncodedRun:
         """
         model = place.module(run_folder.load_model(run))
         autoencoder = Autoencoder.of(model.encoder, model.decoder, place)
-        anew = f"make it anew with `python -m trainer directions {run} --data {data.index.root}`"
+        folders = f"{quote(str(run))} --data {quote(str(data.index.root))}"
+        anew = f"make it anew with `python -m trainer directions {folders}`"
         try:
             directions, priors = Directions.load(run / DIRECTIONS), load_priors(run / PRIOR)
         except (BundleError, DirectionsError) as error:

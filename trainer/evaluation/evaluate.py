@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 REPORT, FIGURES = "report.html", "figures"
 
+_FILE_BYTES = 30_000_000
+"""About what figures, report and classifier take on disk."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -53,7 +56,12 @@ class Evaluation:
     log: Path | None = None  # what the network's training logged; None where it isn't known
 
     def check(self) -> None:
-        """Keeps the report of another data set from being replaced unasked: raises RunError if there is one."""
+        """Keeps files of somebody else, and unasked the report of another data set, from being replaced.
+
+        Raises:
+            RunError: there are such in the folder that would be written to.
+        """
+        self._require_no_strangers()
         root = self.data.index.root
         if self.own is False:
             logger.warning("%s is not the data that %s was trained on; the report will say so", root, self.name)
@@ -65,6 +73,17 @@ class Evaluation:
                 f"{self.out} holds the report of another data set ({judged.get('name', 'name unknown')}) than {root}; "
                 "write this one elsewhere with --out FOLDER, or replace that with --force"
             )
+
+    def _require_no_strangers(self) -> None:
+        in_the_run = self.log is not None and self.log.parent == self.out
+        if in_the_run or made_with(self.out) or (self.out / CLASSIFIER).exists():
+            return
+        for name in (FIGURES, EVALUATION, REPORT):
+            if (self.out / name).exists():
+                raise RunError(
+                    f"{self.out} holds {name}, which no evaluation wrote; choose another folder with --out, or move "
+                    "that away"
+                )
 
     def judge(self) -> Classifier | None:
         """The classifier that the options name, if they name one; raises ConfigError if it is of other data."""
@@ -109,7 +128,7 @@ def made_with(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((folder / EVALUATION).read_text())["evaluation"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[str, Any]:
@@ -124,7 +143,8 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
         What metrics.json holds; each part is described where it is measured.
 
     Raises:
-        RunError: the run has no weights or no directions, or a report of another data set would be replaced.
+        RunError: the run has no weights or no directions, a report of another data set or somebody else's files would
+            be replaced, or another process works in the folder.
         ConfigError: a file of weights is missing or does not fit.
     """
     options = options or Options()
@@ -175,13 +195,24 @@ def evaluate_autoencoder(
 def _judge(
     evaluation: Evaluation, encode: Callable[[], EncodedRun], own_vgg: Path | None, place: Placement
 ) -> dict[str, Any]:
-    """Measures, draws and writes everything, in the report's order; what is bad input is refused before."""
-    began = time.monotonic()
-    options, out = evaluation.options, evaluation.out
+    """Refuses what is bad input, then keeps other commands out of the folder that it measures into."""
     evaluation.check()
-    networks, judge = MetricNetworks.of(options, own_vgg, place), evaluation.judge()
-    out.mkdir(parents=True, exist_ok=True)
+    networks, judge = MetricNetworks.of(evaluation.options, own_vgg, place), evaluation.judge()
+    with run_folder.occupied(evaluation.out, _FILE_BYTES):
+        return _measure(evaluation, encode, networks, judge, place)
+
+
+def _measure(
+    evaluation: Evaluation,
+    encode: Callable[[], EncodedRun],
+    networks: MetricNetworks,
+    judge: Classifier | None,
+    place: Placement,
+) -> dict[str, Any]:
+    """Measures, draws and writes everything, in the report's order."""
+    began = time.monotonic()
     encoded = encode()
+    options, out = evaluation.options, evaluation.out
     samples = encoding.posterior_samples(encoded.mu, encoded.log_var, options.seed)
     splits = Split(encoded.train_mu, encoded.train_labels), Split(encoded.mu, encoded.labels)
 

@@ -35,8 +35,10 @@ class Placement:
         Of the processes that torchrun starts on one machine, each takes a GPU of its own.
 
         Raises:
-            ConfigError: a GPU is asked for and there is none left.
+            ConfigError: a GPU is asked for and there is none left, or the device is another word.
         """
+        if device_name not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"--device {device_name}: must be auto, cpu or cuda")
         gpu = torch.cuda.is_available()
         if device_name == "cuda" and not gpu:
             raise ConfigError("--device cuda: PyTorch sees no NVIDIA GPU here; use --device cpu or auto")

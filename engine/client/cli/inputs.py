@@ -42,16 +42,17 @@ def _files_of(path: Path) -> list[Path]:
 
 def require_known(names: list[str], model: Model) -> None:
     """Refuses names that are nearly those of attributes; the server says what is wrong with others."""
-    known = {attribute.name.lower(): attribute.name for attribute in model.attributes}
+    exact = {attribute.name for attribute in model.attributes}
+    known = {name.lower(): name for name in exact}
     for name in names:
         near = difflib.get_close_matches(name.lower(), known, n=1)
-        if near and known[near[0]] != name:
+        if near and name not in exact:
             raise UsageError(f"unknown attribute {name!r}; did you mean {known[near[0]]!r}?")
 
 
 def parse_setting(setting: str) -> Setting:
     """An attribute and its strengths, from NAME=STRENGTH or NAME=FROM:TO:COUNT."""
-    name, equals, value = map(str.strip, setting.partition("="))
+    name, equals, value = map(str.strip, setting.rpartition("="))
     try:
         if name and equals:
             return name, _strengths(value)
