@@ -158,7 +158,7 @@ class VAE:
         Raises:
             ValueError: they have another type or shape.
         """
-        size = self.image_size
+        size, images = self.image_size, np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(
                 f"images must be uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; VAE.read brings "
@@ -173,13 +173,16 @@ class VAE:
             latents: (N, D) float32.
 
         Raises:
-            ValueError: they have another type or shape.
+            ValueError: they have another type or shape, or are not finite.
         """
+        latents = np.asarray(latents)
         if latents.dtype != np.float32 or latents.ndim != 2 or latents.shape[1] != self.latent_dim:
             raise ValueError(
                 f"latents must be float32 (N, {self.latent_dim}), not {latents.dtype} {latents.shape}; "
                 "astype(np.float32) changes the type"
             )
+        if not np.isfinite(latents).all():
+            raise ValueError("latents must be finite numbers; some are not")
         images = np.empty((len(latents), self.image_size, self.image_size, 3), np.uint8)
         for start in range(0, len(latents), BATCH_IMAGES):
             batch = slice(start, start + BATCH_IMAGES)

@@ -98,6 +98,8 @@ def test_images_of_another_form_are_refused(vae: VAE, wrong: np.ndarray) -> None
         vae.encode(wrong)
     with pytest.raises(ValueError, match=r"latents must be float32 \(N, 16\), not float64 \(1, 16\)"):
         vae.decode(np.zeros((1, 16)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="latents must be finite numbers"):
+        vae.decode(np.full((1, 16), np.nan, np.float32))
 
 
 def test_weights_and_configuration_alone_encode_and_decode(trained: Path, images: np.ndarray, tmp_path: Path) -> None:
