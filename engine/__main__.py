@@ -21,7 +21,6 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
-import logging
 from contextlib import suppress
 from typing import NoReturn
 
@@ -69,7 +68,10 @@ def _print(text: str) -> None:
 def run() -> NoReturn:
     """Runs the server, and ends the process with its exit code."""
     code = main()
-    logging.shutdown()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    # Not `logging.shutdown`, which flushes stderr itself, and would wait for whoever reads it.
+    logs.flush()
     # Python's own end would tear down native libraries under the threads that still load or compute with them.
     os._exit(code)
 

@@ -1,11 +1,15 @@
 """Fixtures that several test modules share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bundles import write_tiny_bundle
 from servers import ServerProcess, server_of
+
+# Where it is set, as build machines have it, what a command leaves in its buffer would be seen all the same.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 @pytest.fixture(scope="session")

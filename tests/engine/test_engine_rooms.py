@@ -13,6 +13,7 @@ TOP = {
     "engine.config",
     "engine.errors",
     "engine.server",
+    "engine.validation",
     "engine.version",
 }
 """Modules that stand in no room."""
