@@ -28,11 +28,16 @@ PROOF = "proof.safetensors"
 PROVEN, UNPROVEN, UNKNOWN = "proven", "unproven", "unknown"
 
 _READ_TOO = (3,)
+_NEWER_KEYS = ("source", "landmarks", "edit")  # which older versions of the format did not write
 _REQUIRED_FILES = (ENCODER, DECODER, DIRECTIONS)
 _REBUILD = "build it with: python -m export.build_engines --run RUN --out BUNDLE"
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Positive = Annotated[int, Field(ge=1)]
+
+
+def _none_below_one(crop: int | None) -> int | None:
+    return None if crop is None or crop < 1 else crop
 
 
 def _own_files(files: dict[str, str]) -> dict[str, str]:
@@ -61,7 +66,7 @@ class Preprocessing:
         landmarks: Where eyes, nose and mouth lie in a picture of that size, see `framing.Landmarks`; None: not known.
     """
 
-    crop: _Positive | None
+    crop: Annotated[int | None, AfterValidator(_none_below_one)]
     resize: Literal["bilinear"] = "bilinear"
     source: tuple[int, int] | None = None
     landmarks: Annotated[Landmarks, Field(min_length=5, max_length=5)] | None = None
@@ -69,7 +74,7 @@ class Preprocessing:
     @classmethod
     def of(cls, frame: Frame) -> "Preprocessing":
         """What brings pictures to a frame."""
-        return cls(frame.crop or None, source=frame.source, landmarks=frame.landmarks)
+        return cls(frame.crop, source=frame.source, landmarks=frame.landmarks)
 
     def __post_init__(self) -> None:
         if self.source and min(self.source) < (self.crop or 1):
@@ -180,8 +185,10 @@ class Manifest:
             )
         if version in _READ_TOO:
             values = _from_version_3(values)
+        values = {"device": _device_of(values), **values}
+        _require_keys(values, cls)
         try:
-            return _MANIFEST.validate_json(json.dumps({"device": _device_of(values), **values}))
+            return _MANIFEST.validate_json(json.dumps(values))
         except ValidationError as error:
             place, said = first_fault(error)
             raise BundleError(f"{place} {said}; {_REBUILD}") from None
@@ -297,6 +304,16 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
 def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:
     """A manifest as it was before kinds of directions, which their file may say, and before there was a proof."""
     return {**values, "format_version": FORMAT_VERSION, "kinds": [], "proof": {"status": UNKNOWN}}
+
+
+def _require_keys(values: dict[str, Any], model: type[Manifest | Preprocessing | Engine], place: str = "") -> None:
+    """Defaults are for those who make a manifest: one that was written has every key, but those of newer versions."""
+    for one in dataclasses.fields(model):
+        if one.name not in values and one.name not in _NEWER_KEYS:
+            raise BundleError(f"{place}{one.name} is missing; {_REBUILD}")
+        part = {"preprocessing": Preprocessing, "engine": Engine}.get(one.name)
+        if part and isinstance(values[one.name], dict):
+            _require_keys(values[one.name], part, f"{one.name}.")
 
 
 def _device_of(values: dict[str, Any]) -> str:

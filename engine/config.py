@@ -27,6 +27,7 @@ else:
 PREFIX = "DFCVAE_"
 """Of the environment variables that set the fields of `ServerConfig`, for example DFCVAE_MAX_QUEUE."""
 
+_NONE = ("None", "none")
 _NAMED_BUNDLE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 
 # gRPC's core counts in 32 bits, and time in milliseconds; so do the numbers that GetModel gives.
@@ -46,6 +47,12 @@ def _named_bundles(value: Any) -> Any:
     if isinstance(value, dict):
         value = [f"{name}={path}" for name, path in value.items()]
     return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+def _true_or_false(value: Any) -> Any:
+    if not isinstance(value, bool) and not (isinstance(value, str) and value.lower() in ("true", "false", "1", "0")):
+        raise ValueError(f"must be true or false, not {value!r}")
+    return value
 
 
 def _device(value: str | None) -> str | None:
@@ -82,7 +89,7 @@ class ServerConfig:
     port: Annotated[int, Field(ge=0, le=65535)] = 50051
     """TCP port; 0 picks a free one. A Unix socket has none."""
 
-    insecure: bool = False
+    insecure: Annotated[bool, BeforeValidator(_true_or_false)] = False
     """Serve other machines without TLS: only where something else encrypts, for example a service mesh."""
 
     tls_cert: Path | None = None
@@ -188,7 +195,7 @@ class ServerConfig:
     log_format: Literal["text", "json"] = "text"
     """Lines for people, or one JSON object a line."""
 
-    dry_run: bool = False
+    dry_run: Annotated[bool, BeforeValidator(_true_or_false)] = False
     """Print the resolved configuration as JSON and stop."""
 
     @property
@@ -303,7 +310,9 @@ def _read_file(path: Path) -> dict[str, Any]:
             raise StartupError(f"{path}: unknown key {key!r}; the keys are: {', '.join(sorted(names))}")
         if r"\u0000" in json.dumps(value, default=str):  # of which the operating system would only raise a ValueError
             raise StartupError(f"{path}: {key} must have no NUL character, not {value!r}")
-    return {key: _as_text(value) for key, value in values.items()}
+        if isinstance(value, bool) and not isinstance(getattr(ServerConfig, key), bool):  # pydantic would take a 1
+            raise StartupError(f"{path}: {key} must not be true or false")
+    return {key: None if value in _NONE else value for key, value in values.items()}
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -319,15 +328,8 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             )
         if variable not in names:
             raise StartupError(f"unknown environment variable {variable}; known are: {', '.join(sorted(names))}")
-        result[names[variable]] = _as_text(text)
+        result[names[variable]] = None if text in _NONE else text
     return result
-
-
-def _as_text(value: Any) -> Any:
-    """A value as the environment would have it, so that there is one rule for both; lists and tables stay."""
-    if value in ("None", "none"):
-        return None
-    return value if isinstance(value, list | dict) else str(value)
 
 
 def _flag(name: str) -> str:

@@ -14,13 +14,17 @@ FIELDS = TypeAdapter(ServerConfig).json_schema()["properties"]
 # The largest of these are for machines and bundles that a test hasn't got, or for patience.
 LEFT_OUT = {"port", "max_delay_ms"}
 SMALLEST = {"integer": 0, "number": 0.001}
-"""Where 0 is allowed: of many numbers it means that there is no limit."""
 
 
-@pytest.mark.parametrize("end", ["minimum", "maximum"])
-def test_the_smallest_and_the_largest_numbers_are_served_with(tiny_bundle: Path, tmp_path: Path, end: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "above_zero"),
+    [("minimum", False), ("minimum", True), ("maximum", False)],  # of many numbers, 0 means that there is no limit
+)
+def test_the_smallest_and_the_largest_numbers_are_served_with(
+    tiny_bundle: Path, tmp_path: Path, end: str, above_zero: bool
+) -> None:
     options = [
-        f"--{name.replace('_', '-')}={rule[end] or SMALLEST[rule['type']]:.15g}"
+        f"--{name.replace('_', '-')}={rule[end] or above_zero * SMALLEST[rule['type']]:.15g}"
         for name, rule in FIELDS.items()
         if end in rule and name not in LEFT_OUT
     ]

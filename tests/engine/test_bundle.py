@@ -131,6 +131,9 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ),
         ({"image_size": "64"}, "image_size must be a valid integer, not '64'"),
         ({"latent_dim": 0}, "latent_dim must be greater than or equal to 1, not 0"),
+        ({"engine": {"encoder": "encoder.onnx"}}, "engine.decoder is missing"),
+        ({"engine": {name: value for name, value in ENGINE.items() if name != "stages"}}, "engine.stages is missing"),
+        ({"preprocessing": {"crop": 12}}, "preprocessing.resize is missing"),
         ({"engine": {**ENGINE, "decoder": "absent.onnx"}}, "does not list absent.onnx"),
         ({"engine": {**ENGINE, "split": 1}}, "engine.split must be a valid boolean, not 1"),
         ({"engine": {**ENGINE, "edit": 1}}, "engine.edit must be a valid string, not 1"),
@@ -158,8 +161,9 @@ def test_the_frame_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_manifest_of_an_older_version_has_a_crop_alone(bundle: Path) -> None:
     change_manifest(bundle, preprocessing={"crop": 12, "resize": "bilinear"})
     assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE, 12)
-    change_manifest(bundle, preprocessing={"crop": None, "resize": "bilinear"})
-    assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE)
+    for crop in (None, 0):
+        change_manifest(bundle, preprocessing={"crop": crop, "resize": "bilinear"})
+        assert Bundle.load(bundle).manifest.frame == Frame(IMAGE_SIZE)
 
 
 def test_a_manifest_without_a_key_or_no_json_is_refused(bundle: Path) -> None:
@@ -167,7 +171,7 @@ def test_a_manifest_without_a_key_or_no_json_is_refused(bundle: Path) -> None:
     values = json.loads(path.read_text())
     del values["precision"]
     path.write_text(json.dumps(values))
-    with pytest.raises(BundleError, match="precision is missing"):
+    with pytest.raises(BundleError, match=r"manifest\.json: precision is missing"):
         Bundle.load(bundle)
     path.write_text("{")
     with pytest.raises(BundleError, match="is not JSON"):
