@@ -14,6 +14,7 @@ from engine.proof.opening import open_proven
 from engine.server import limits_of, settings_of
 from engine.service.interceptor import host_of
 from engine.service.latent_engine import LatentEngine
+from engine.service.request_scope import Call
 from engine.service.status import domain_error, rpc_status_of
 from engine.telemetry.metrics import Metrics
 from protos import dfcvae_pb2 as pb
@@ -25,10 +26,8 @@ SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.S
 """What grpc.health.v1 says."""
 
 
-class RayCall:
-    """A call that Ray brought; an `engine.service.edit_stream.StreamCall`.
-
-    Limits that count calls and bytes are Ray's here. A deadline reaches the replica as its cancellation.
+class RayCall(Call):
+    """A call that Ray brought. Limits are Ray's here, and a deadline reaches the replica as its cancellation.
 
     Args:
         context: Ray's own, made from gRPC's.
@@ -43,24 +42,6 @@ class RayCall:
         self.client = host_of(context.peer())
         self.request_id: str = metadata.get(REQUEST_ID) or context.request_id() or ""
         context.set_trailing_metadata([(REQUEST_ID, self.request_id)])
-
-    def time_remaining(self) -> None:
-        """As `Call` says; Ray doesn't tell."""
-
-    def spend(self, images: int) -> None:
-        """As `Call` says."""
-
-    def give_back(self, images: int) -> None:
-        """As `Call` says."""
-
-    def count(self, images: int) -> None:
-        """As `Call` says."""
-
-    def hold(self, size: int) -> None:
-        """As `StreamCall` says."""
-
-    def replied(self, code: str, error: str) -> None:
-        """As `StreamCall` says."""
 
     def refuse(self, error: Exception, method: str) -> Empty:
         """Sets the status that the call ends with; gives what is to be returned beside it.

@@ -4,7 +4,7 @@ import asyncio
 import math
 import weakref
 from collections.abc import AsyncIterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import grpc
 import numpy as np
@@ -14,24 +14,13 @@ from engine.errors import InvalidRequest, UnknownModel, release_frames
 from engine.images import EncodedFiles
 from engine.models.model import Model, Source, latents_of
 from engine.models.repository import ModelRepository
-from engine.service.request_parser import count_sent, read_output, size_sent
-from engine.service.request_scope import Call, RequestScope
+from engine.service.request_scope import Call, RequestScope, count_sent, read_output
 from engine.service.status import domain_error, truncated
 from framing import Frame
 from protos import dfcvae_pb2 as pb
 
 # As many images as one request may have, whatever the model; so requests for several models can be added up.
 _WHOLE = 2**32
-
-
-class StreamCall(Call, Protocol):
-    """The call that a stream is."""
-
-    def hold(self, size: int) -> None:
-        """It holds `size` bytes more until its end, or fewer where that is negative."""
-
-    def replied(self, code: str, error: str) -> None:
-        """A request was answered: "OK", or the gRPC status of the error in its answer and the sentence."""
 
 
 class _Source:
@@ -53,7 +42,7 @@ class _Source:
         self.images = count_sent(request)
         self.answered = asyncio.Event()
         self.encoded: tuple[weakref.ref[Model], Floats] | None = None
-        self._size = size_sent(request)
+        self._size = request.ByteSize()
         self._request: pb.EditStreamRequest | None = request
         self._given: Source | None = None
         self._frame: Frame | None = None
@@ -78,7 +67,7 @@ class _Source:
             if latents_of(self._given) is None and self._frame != scope.model.bundle.manifest.frame:
                 raise InvalidRequest("the stream's last source was framed for another model; send it again", "source")
             return self._given
-        source = scope.parser.source(self._request)
+        source = scope.source(self._request)
         assert source is not None, "a request is a source only if it has one"
         return source
 
@@ -154,7 +143,7 @@ class EditStream:
         call: Which the stream is.
     """
 
-    def __init__(self, repository: ModelRepository, call: StreamCall) -> None:
+    def __init__(self, repository: ModelRepository, call: Call) -> None:
         self._repository = repository
         self._call = call
 
@@ -268,7 +257,7 @@ class EditStream:
     ) -> None:
         """Edits what is given, and remembers its latents as the source's."""
         output, model = read_output(request), scope.model
-        move, wishes = scope.parser.move(request.edits, request.keep), scope.parser.wishes(request)
+        move, wishes = scope.move(request.edits, request.keep), scope.wishes(request)
         try:
             with scope.admit(len(given), decodes=bool(wishes)) as context:
                 images, mu, latents = await model.edit(given, move, wishes, context, decode=output.images)

@@ -9,8 +9,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from engine.access.admission import Admission, CallPermit, Guards
 from engine.access.auth import name_in_certificate
 from engine.errors import EngineError, Overloaded, ShuttingDown, release_frames
 from engine.service.deserializer import deserializer
+from engine.service.request_scope import Call
 from engine.service.request_stream import RequestStream
 from engine.service.status import RpcStatus, domain_error, rpc_status_of
 from engine.telemetry import logs
@@ -209,10 +210,10 @@ class CallInterceptor:
         return call
 
 
-class CallScope:
+class CallScope(Call):
     """A call, as a context around its answer; `refuse` ends it when the answer raised something.
 
-    Handlers get it in place of gRPC's context: it is a `StreamCall` of `engine.service.edit_stream`.
+    Handlers get it in place of gRPC's context.
 
     Args:
         calls: What all calls pass.
@@ -255,27 +256,30 @@ class CallScope:
         left: float | None = self._context.time_remaining()
         return left
 
-    def spend(self, images: int) -> None:
+    @contextmanager
+    def spend(self, images: int) -> Iterator[None]:
         """As `Call` says."""
-        if (rate := self._calls.admission.guards.rate) is not None:
+        rate = self._calls.admission.guards.rate
+        if rate is not None:
             rate.spend(self.client, images)
-
-    def give_back(self, images: int) -> None:
-        """As `Call` says."""
-        if (rate := self._calls.admission.guards.rate) is not None:
-            rate.give_back(self.client, images)
-
-    def count(self, images: int) -> None:
-        """As `Call` says."""
-        self._method.asked(images)
-        self._images += images
+        spent = images
+        try:
+            yield
+        except Overloaded:
+            if rate is not None:
+                rate.give_back(self.client, images)
+            spent = 0
+            raise
+        finally:
+            self._method.asked(spent)
+            self._images += spent
 
     def hold(self, size: int) -> None:
-        """As `StreamCall` says."""
+        """As `Call` says."""
         self._context.permit.hold(size)
 
     def replied(self, code: str, error: str) -> None:
-        """As `StreamCall` says."""
+        """As `Call` says."""
         self._method.answered(code)
         if error:
             self._calls.log.failed_in_stream(self._method.name, code, self.client, error)

@@ -17,16 +17,17 @@ from engine.errors import InvalidField, InvalidRequest
 from engine.latents import can_be_wished, linear, spherical
 from engine.models.model import Model, RequestContext, Source
 from engine.models.repository import ModelRepository
-from engine.service.edit_stream import EditStream, StreamCall
-from engine.service.request_parser import (
+from engine.service.edit_stream import EditStream
+from engine.service.request_scope import (
     DISTRIBUTIONS,
+    Call,
     OutputSpec,
+    RequestScope,
     latent_batch,
     read_form,
     read_output,
     read_prior,
 )
-from engine.service.request_scope import Call, RequestScope
 from protos import dfcvae_pb2 as pb
 
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
@@ -66,7 +67,7 @@ class LatentEngine:
     async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
         """Images to mu and log_var."""
         with self._scope(request, call) as scope:
-            images = scope.parser.images(request.images)
+            images = scope.images(request.images)
             with scope.admit(len(images)) as context:
                 mu, log_var = await scope.model.encode(images, context)
         return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
@@ -75,7 +76,7 @@ class LatentEngine:
         """Latents to images."""
         with self._scope(request, call) as scope:
             output = OutputSpec(True, False, *read_form(request.output))
-            latents = scope.parser.latents(request.latents)
+            latents = scope.latents(request.latents)
             with scope.admit(len(latents)) as context:
                 images = await scope.model.decode(latents, context)
             return await scope.respond(pb.DecodeResponse(), output, images)
@@ -88,8 +89,8 @@ class LatentEngine:
                 raise InvalidField(
                     "edits", "is empty, and so are having and lacking; name at least one attribute or direction"
                 )
-            move, wishes = scope.parser.move(request.edits, request.keep), scope.parser.wishes(request)
-            source = scope.parser.source(request)
+            move, wishes = scope.move(request.edits, request.keep), scope.wishes(request)
+            source = scope.source(request)
             if source is None:
                 raise InvalidRequest("the request has no source; set images or latents", "source")
             with scope.admit(len(source), decodes=bool(wishes)) as context:
@@ -97,7 +98,7 @@ class LatentEngine:
             return await scope.respond(pb.EditResponse(), output, images, latents)
 
     async def EditStream(  # noqa: N802
-        self, requests: AsyncIterator[pb.EditStreamRequest], call: StreamCall
+        self, requests: AsyncIterator[pb.EditStreamRequest], call: Call
     ) -> AsyncIterator[pb.EditStreamResponse]:
         """Edits one after the other."""
         async for response in EditStream(self._repository, call).answers(requests, _REQUESTS_AHEAD):
@@ -132,7 +133,7 @@ class LatentEngine:
             if not 0 <= temperature <= _MAX_TEMPERATURE:
                 raise InvalidField("temperature", f"is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}")
             prior = read_prior(request, scope.model.priors)
-            wishes = scope.parser.wishes(request)
+            wishes = scope.wishes(request)
             with scope.admit(request.count, "count", "ask for", decodes=True) as context:
 
                 def draw() -> Floats:
@@ -190,7 +191,7 @@ def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
 
 
 def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) -> Source:
-    source = scope.parser.source(getattr(request, name), f"{name}.")
+    source = scope.source(getattr(request, name), f"{name}.")
     if source is None:
         raise InvalidField(name, f"has no source; set {name}.images or {name}.latents")
     return source

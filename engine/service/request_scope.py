@@ -1,55 +1,104 @@
-"""One request: what must be done for every one of them, in one place that no method gets past.
+"""One request: its fields as numpy and back, and what must be done for every request, which no method gets past.
 
 A model computes for a `RequestContext`, and only `RequestScope.admit` gives one: when the model is leased, the deadline
-read, the size checked, the client's rate spent, and the room held.
+read, the size checked, the client's rate spent, and the room held. Every refusal names the field, the value and the
+mend.
 
 Shapes: N images of side S, latents of dimension D.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from google.protobuf.message import Message
 
 from engine.arrays import Bytes, Floats
-from engine.errors import Overloaded
-from engine.images import DEFAULT_QUALITY
-from engine.models.model import RequestContext
+from engine.errors import InvalidField, InvalidRequest, Overloaded
+from engine.images import DEFAULT_QUALITY, FILE_FORMATS, EncodedFiles
+from engine.latents import FITTED, MIXTURE, Move, Prior, Wishes
+from engine.models.model import STANDARD, Images, RequestContext, Source
 from engine.models.repository import ModelRepository
-from engine.service.request_parser import OutputSpec, RequestParser, latent_batch, read_priority, write_pixels
+from protos import dfcvae_pb2 as pb
 
 _Response = TypeVar("_Response", bound=Message)
 
+_MAX_EDITS = 1024
 
-class Call(Protocol):
-    """The call that a request came in; `engine.service.interceptor.CallScope` is one."""
+_RESULTS = frozenset(pb.EditResult.values())
+_FORMATS: dict[int, str | None] = {
+    pb.IMAGE_FORMAT_UNSPECIFIED: None,
+    pb.IMAGE_FORMAT_RAW: None,
+    **{pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}"): name for name in FILE_FORMATS},
+}
+DISTRIBUTIONS = {
+    STANDARD: pb.DISTRIBUTION_STANDARD,
+    FITTED: pb.DISTRIBUTION_FITTED,
+    MIXTURE: pb.DISTRIBUTION_MIXTURE,
+}
+"""What a model's priors are on the wire."""
 
-    @property
-    def client(self) -> str:
-        """Whose call it is."""
+_PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: 0,
+    pb.PRIORITY_NORMAL: 0,
+    pb.PRIORITY_BACKGROUND: -1,
+    pb.PRIORITY_INTERACTIVE: 1,
+}
+
+
+class Call:
+    """The call that a request came in: this one has no deadline and no limits, and nobody counts.
+
+    Attributes:
+        client: Whose call it is.
+    """
+
+    client = ""
 
     def time_remaining(self) -> float | None:
         """Seconds to the deadline; None without one."""
+        return None
 
-    def spend(self, images: int) -> None:
-        """Takes images and latents out of the client's share.
+    @contextmanager
+    def spend(self, images: int) -> Iterator[None]:
+        """Takes images and latents out of the client's share, for work on them; what there is no room for is free.
 
         Raises:
-            RateLimited: When it has used that up.
+            RateLimited: When the client has used up its share.
         """
+        yield
 
-    def give_back(self, images: int) -> None:
-        """Puts back what was spent on a request that the server then had no room for."""
+    def hold(self, size: int) -> None:
+        """It holds `size` bytes more until its end, or fewer where that is negative."""
 
-    def count(self, images: int) -> None:
-        """Counts what was spent and stays so."""
+    def replied(self, code: str, error: str) -> None:
+        """A request of a stream was answered: "OK", or the gRPC status of the error in its answer and the sentence."""
+
+
+class OutputSpec(NamedTuple):
+    """What is to come back.
+
+    Attributes:
+        images: Whether images are.
+        latents: Whether latents are.
+        file_format: Format of the images, one of `engine.images.FILE_FORMATS`; None: raw.
+        quality: Of JPEG and WebP, 1 to 100; 0: the default.
+    """
+
+    images: bool
+    latents: bool
+    file_format: str | None
+    quality: int
 
 
 class RequestScope:
     """A request while it is worked on, as a context that leases its model.
+
+    Methods that read fields raise InvalidRequest, or UnknownAttribute for a name.
 
     Args:
         repository: The models that are served.
@@ -59,7 +108,6 @@ class RequestScope:
 
     Attributes:
         model: Stays open until the scope's end.
-        parser: Reads the request for this model.
 
     Raises:
         InvalidRequest: When the priority isn't known.
@@ -70,11 +118,10 @@ class RequestScope:
         remaining = call.time_remaining()
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         self._call = call
-        self._context = RequestContext(deadline, call.client, read_priority(request))
+        self._context = RequestContext(deadline, call.client, _read_priority(request))
         self._one_of_several = len(repository.names) > 1
         self.model = repository.get(model)
-        bundle = self.model.bundle
-        self.parser = RequestParser(bundle.manifest, bundle.directions, self.model.max_images)
+        self._manifest, self._directions = self.model.bundle.manifest, self.model.bundle.directions
         self._lease = self.model.lease()
 
     def __enter__(self) -> "RequestScope":
@@ -88,13 +135,91 @@ class RequestScope:
         if self._one_of_several and isinstance(error, Overloaded):
             error.recheck = None  # whoever looks at calls before their messages can't tell for which model they are
 
+    def source(self, message: Any, field: str = "") -> Source | None:
+        """What stands in `images` or `latents` of a message; None where neither is set."""
+        name = message.WhichOneof("source")
+        if name == "images":
+            return self.images(message.images, f"{field}images")
+        return self.latents(message.latents, f"{field}latents") if name else None
+
+    def images(self, batch: pb.ImageBatch, field: str = "images") -> Images:
+        """Images of a request: pixels, uint8 [N, S, S, 3], or files, not yet decoded."""
+        form = batch.WhichOneof("images")
+        if form == "raw":
+            return self._pixels(batch.raw, f"{field}.raw")
+        if form is None:
+            raise InvalidField(field, f"has no images; set {field}.raw or {field}.files")
+        files = batch.files.files
+        if not files:
+            raise InvalidField(f"{field}.files", "is empty; send at least one image")
+        self._check_count(len(files), f"{field}.files")
+        return EncodedFiles(files, f"{field}.files")
+
+    def _pixels(self, raw: pb.RawImages, field: str) -> Bytes:
+        count, height, width, data = raw.count, raw.height, raw.width, raw.data
+        size, expected = self._manifest.image_size, count * height * width * 3
+        self._check_count(count, f"{field}.count")
+        if (height, width) != (size, size):
+            raise InvalidRequest(
+                f"raw images must be {size}x{size} for this model, not {height}x{width}; "
+                "resize them, or send them as files for the server to crop and resize",
+                field,
+            )
+        if len(data) != expected:
+            raise InvalidField(
+                f"{field}.data", f"has {len(data)} bytes; {count} images of {height}x{width} RGB are {expected}"
+            )
+        return np.frombuffer(data, np.uint8).reshape(count, height, width, 3)
+
+    def latents(self, batch: pb.LatentBatch, field: str = "latents") -> Floats:
+        """Latents of a request, float32 [N, D]."""
+        count, dim, data = batch.count, batch.dim, batch.data
+        self._check_count(count, f"{field}.count")
+        if dim != self._manifest.latent_dim:
+            raise InvalidField(
+                f"{field}.dim", f"is {dim}; this model's latents have {self._manifest.latent_dim} values"
+            )
+        if len(data) != count * dim * 4:
+            raise InvalidField(
+                f"{field}.data", f"has {len(data)} bytes; {count} latents of {dim} float32 are {count * dim * 4}"
+            )
+        latents = _floats(data).reshape(count, dim)
+        finite = np.isfinite(latents).all(axis=1)
+        if not finite.all():
+            index = int(np.argmin(finite))
+            raise InvalidField(f"{field}.data", f": latent {index} has values that are NaN or infinite")
+        return latents
+
+    def move(self, edits: Sequence[pb.Edit], keep: Sequence[str]) -> Move:
+        """The edits of a request, summed up."""
+        if len(edits) > _MAX_EDITS:
+            raise InvalidField("edits", f"has {len(edits)} entries; at most {_MAX_EDITS} are accepted")
+        if len(keep) > _MAX_EDITS:
+            raise InvalidField("keep", f"has {len(keep)} names; at most {_MAX_EDITS} are accepted")
+        moves = [(self._target(index, one), one.strength) for index, one in enumerate(edits)]
+        return self._directions.move(moves, keep)
+
+    def _target(self, index: int, one: pb.Edit) -> str | Floats:
+        target = one.WhichOneof("target")
+        field = f"edits[{index}]"
+        if target == "attribute":
+            return one.attribute
+        if target is None:
+            raise InvalidField(field, "has no target; set attribute or direction")
+        dim = self._manifest.latent_dim
+        if len(one.direction) != dim * 4:
+            raise InvalidField(f"{field}.direction", f"has {len(one.direction)} bytes; {dim} float32 are {dim * 4}")
+        return _floats(one.direction)
+
+    def wishes(self, request: Any) -> Wishes:
+        """What a request wants faces to have and to lack."""
+        return Wishes.of(self._directions, request.having, request.lacking, getattr(request, "keep", ()))
+
     @contextmanager
     def admit(
         self, count: int, field: str = "source", verb: str = "send", *, decodes: bool = False
     ) -> Iterator[RequestContext]:
         """To be entered around all work on so many images or latents; gives the context that a model computes for.
-
-        What the server then has no room for costs the client nothing.
 
         Args:
             count: How many.
@@ -107,21 +232,18 @@ class RequestScope:
             RateLimited: When the client has used up its share.
             Overloaded: When there is no room for decoding them.
         """
-        self.parser.check_count(count, field, verb)
-        self._call.spend(count)
-        try:
-            if decodes:
-                with self.model.room(count, self._context.client) as room:
-                    yield self._context._replace(room=room)
-            else:
-                yield self._context
-        except Overloaded:
-            self._call.give_back(count)
-            raise
-        except BaseException:
-            self._call.count(count)
-            raise
-        self._call.count(count)
+        self._check_count(count, field, verb)
+        client = self._context.client
+        with self._call.spend(count), self.model.room(count, client) if decodes else nullcontext() as room:
+            yield self._context._replace(room=room)
+
+    def _check_count(self, count: int, field: str, verb: str = "send") -> None:
+        if count < 1:
+            raise InvalidField(field, f": {count} images or latents; {verb} at least one")
+        if count > (most := self.model.max_images):
+            raise InvalidField(
+                field, f": {count} images or latents; a request may {verb} at most {most}: send several requests"
+            )
 
     async def respond(
         self, message: _Response, output: OutputSpec, images: Bytes | None, latents: Floats | None = None
@@ -145,3 +267,71 @@ class RequestScope:
         quality, client = output.quality or DEFAULT_QUALITY, self._context.client
         fields.images.files.files.extend(await self.model.codec.encode(images, output.file_format, quality, client))
         return message
+
+
+def count_sent(message: Any) -> int:
+    """Images or latents that a message with a source says that it has, true or not."""
+    if message.WhichOneof("source") == "latents":
+        return int(message.latents.count)
+    images = message.images
+    return int(images.raw.count) if images.WhichOneof("images") == "raw" else len(images.files.files)
+
+
+def _read_priority(request: Any) -> int:
+    try:
+        return _PRIORITIES[request.priority]
+    except KeyError:
+        raise InvalidField("priority", f"is {request.priority}, which is none of Priority's values") from None
+
+
+def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
+    """What a request with `distribution` draws from, of what its model has by name, the default first."""
+    names = {pb.DISTRIBUTION_UNSPECIFIED: next(iter(known)), **{value: name for name, value in DISTRIBUTIONS.items()}}
+    if (name := names.get(request.distribution)) is None:
+        raise InvalidField("distribution", f"is {request.distribution}, which is none of Distribution's values")
+    if name not in known:
+        raise InvalidField(
+            "distribution",
+            f": this bundle has no {name} one, only {', '.join(known)}; take one of these, or build the bundle again",
+        )
+    return known[name]
+
+
+def read_output(request: Any) -> OutputSpec:
+    """What a request with `result` and `output` wants back."""
+    if request.result not in _RESULTS:
+        raise InvalidField("result", f"is {request.result}, which is none of EditResult's values")
+    if request.result == pb.EDIT_RESULT_LATENTS:
+        if request.HasField("output"):
+            raise InvalidField("output", "is set, but only latents are asked for; ask for images, or leave it out")
+        return OutputSpec(False, True, None, 0)
+    return OutputSpec(True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS, *read_form(request.output))
+
+
+def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
+    """Format of the images that are to come back, None for raw, and quality, 0 for the default."""
+    if output.format not in _FORMATS:
+        raise InvalidField("output.format", f"is {output.format}, which is none of ImageFormat's values")
+    if output.quality > 100:
+        raise InvalidField("output.quality", f"is {output.quality}; it goes from 1 to 100")
+    file_format = _FORMATS[output.format]
+    if output.quality and file_format not in ("JPEG", "WEBP"):
+        raise InvalidField("output.quality", "is for JPEG and WebP; choose one of them, or leave it out")
+    return file_format, output.quality
+
+
+def write_pixels(raw: pb.RawImages, pixels: Bytes) -> None:
+    """Puts images, uint8 [N, S, S, 3], into a message."""
+    raw.count, raw.height, raw.width, _ = pixels.shape
+    raw.data = pixels.tobytes()
+
+
+def latent_batch(latents: Floats) -> pb.LatentBatch:
+    """Latents, float32 [N, D], as a message."""
+    count, dim = latents.shape
+    return pb.LatentBatch(count=count, dim=dim, data=latents.astype("<f4", copy=False).tobytes())
+
+
+def _floats(data: bytes) -> Floats:
+    values = np.frombuffer(data, "<f4")
+    return values if sys.byteorder == "little" else values.astype(np.float32)

@@ -1,7 +1,6 @@
 """Requests that are cheap to send and dear to read are refused before they are read; all others are protobuf's."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import ServerProcess
 from serving.requests import file_batch, raw_batch
-from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
+from tiny_model import images_of, latents_of, random_images, tiny_directions
 
-from engine.bundle import Bundle
 from engine.errors import InvalidRequest
 from engine.service.deserializer import deserializer
-from engine.service.request_parser import RequestParser
 from protos import dfcvae_pb2 as pb
 from protos import open_inference_pb2
 
@@ -115,13 +112,17 @@ def test_millions_of_numbers_are_refused_before_they_become_objects() -> None:
         deserializer(open_inference_pb2.ModelInferRequest)(data)
 
 
-def test_millions_of_kept_names_are_refused(tiny_bundle: Path) -> None:
-    bundle = Bundle.load(tiny_bundle)
-    reader = RequestParser(bundle.manifest, bundle.directions, 1024)
-    edits = [pb.Edit(attribute="Smiling", strength=1)]
-    with pytest.raises(InvalidRequest, match="keep has 1025 names; at most 1024"):
-        reader.move(edits, ["Male"] * 1025)
-    assert reader.move(edits, ["Male"] * 1024).step.shape == (LATENT_DIM,)
+def test_a_server_refuses_very_many_kept_names(server: ServerProcess) -> None:
+    request = pb.EditRequest(
+        images=raw_batch(random_images(1, seed=1)),
+        edits=[pb.Edit(attribute="Smiling", strength=1)],
+        keep=["Male"] * 1024,
+    )
+    with connected(server.target) as stub:
+        stub.Edit(request)
+        request.keep.append("Male")
+        with pytest.raises(grpc.RpcError, match="keep has 1025 names; at most 1024"):
+            stub.Edit(request)
 
 
 def test_a_server_reads_large_requests_as_small_ones(server: ServerProcess) -> None:

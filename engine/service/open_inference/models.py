@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.errors import InvalidRequest
 from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
-from engine.service.request_parser import write_pixels
+from engine.service.request_scope import write_pixels
 from protos import dfcvae_pb2 as pb
 
 _ANY = -1
