@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from engine.backends.base import DEVICE_RULE, is_device
 from engine.command_line import REAL_PATHS, last_given, program
 from engine.errors import StartupError
-from engine.transport.address import is_local
+from engine.process.address import is_local
 from engine.validation import first_fault
 
 if sys.version_info >= (3, 11):

@@ -16,20 +16,19 @@ from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.config import ServerConfig
 from engine.errors import StartupError
-from engine.images import PixelBudget
-from engine.models.model import Settings
 from engine.models.repository import ModelRepository
+from engine.process import address
 from engine.process.memory import collect_rarely, share_freed_memory
 from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread
 from engine.service import health, latent_engine, reflection
 from engine.service.interceptor import CallInterceptor
-from engine.service.latent_engine import LatentEngine, Limits
+from engine.service.latent_engine import LatentEngine
 from engine.service.open_inference import service as open_inference
 from engine.service.open_inference.service import OpenInference
 from engine.telemetry.metrics import Metrics
 from engine.telemetry.tracing import Tracing
-from engine.transport import Server, address, prove
+from engine.transport import Server, prove
 from engine.transport.tls import server_credentials
 
 logger = logging.getLogger(__name__)
@@ -93,11 +92,11 @@ async def _start(
     )
     calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
     credentials = _credentials(config)  # before bundles are proven, which takes longer
-    settings = settings_of(config)
-    repository = await ModelRepository.open(config.bundles, opener, settings, metrics.watch, metrics.reloaded)
+    repository = ModelRepository(config, opener, metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, repository, signals)
+    await repository.open()
 
-    engine = LatentEngine(repository, limits_of(config))
+    engine = LatentEngine(repository, config)
     served = (
         (latent_engine.SERVICE, engine),
         (open_inference.SERVICE, OpenInference(repository, engine)),
@@ -123,28 +122,6 @@ def _announce(line: str) -> None:
         print(line, flush=True)
     except (OSError, ValueError) as error:
         logger.warning("stdout can't be written (%s); %s", error, line)
-
-
-def settings_of(config: ServerConfig) -> Settings:
-    """What the configuration says of each model."""
-    return Settings(
-        max_batch=config.max_batch,
-        max_delay=config.max_delay_ms / 1000,
-        max_queue=config.max_queue,
-        codec_threads=config.codec_threads,
-        max_pixels_per_file=config.max_pixels_per_file,
-        pixels=PixelBudget(config.max_pixels_in_flight),
-        max_message_bytes=config.max_message_bytes,
-        max_images_per_request=config.max_images_per_request,
-    )
-
-
-def limits_of(config: ServerConfig) -> Limits:
-    """What clients are told of beside that."""
-    return Limits(
-        max_concurrent_streams=config.max_concurrent_streams,
-        max_images_per_second=config.max_images_per_second,
-    )
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -6,7 +6,6 @@ Shapes: N images of side S, latents of dimension D.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -17,7 +16,8 @@ from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation
 from engine.batching.scheduler import Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
-from engine.images import MAX_FILE_PIXELS, Codec, EncodedFiles, PixelBudget
+from engine.config import ServerConfig
+from engine.images import Codec, EncodedFiles, PixelBudget
 from engine.latents import FITTED, Gaussian, Move, Prior, Wishes, load_priors
 
 Images: TypeAlias = Bytes | EncodedFiles
@@ -31,31 +31,6 @@ STANDARD = "standard"
 # Multiplications that latents may take on the event loop, about a millisecond's. Most requests are small, and a thread
 # would cost them more than it saves.
 _FEW = 2**19
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What an operator may choose about the service of a model.
-
-    Attributes:
-        max_batch: Largest batch; None: what the bundle was built for.
-        max_delay: How long a batch may wait to fill while the device is free, seconds.
-        max_queue: Images that may wait for each of encode, decode and edit.
-        codec_threads: Image files of this model that are decoded or encoded at once.
-        max_pixels_per_file: Largest image file, pixels.
-        pixels: What the files of all models take their pixels from while they are decoded.
-        max_message_bytes: Largest message in either direction, bytes.
-        max_images_per_request: Most images or latents of a request.
-    """
-
-    max_batch: int | None = None
-    max_delay: float = 0.0
-    max_queue: int = 4096
-    codec_threads: int = 2
-    max_pixels_per_file: int = MAX_FILE_PIXELS
-    pixels: PixelBudget = field(default_factory=PixelBudget)
-    max_message_bytes: int = 16 * 2**20
-    max_images_per_request: int = 1024
 
 
 class RequestContext(NamedTuple):
@@ -85,7 +60,8 @@ class Model:
         backend: The bundle's graphs, opened.
         fingerprint: Of the bundle.
         scheduler: Where batches are computed; shared with other models.
-        settings: The operator's choices.
+        config: The operator's choices.
+        pixels: What the files of all models take their pixels from while they are decoded.
         observer: Gives what watches the queue of a graph: "encode", "decode" or "edit".
 
     Attributes:
@@ -103,26 +79,26 @@ class Model:
         fingerprint: str,
         *,
         scheduler: Scheduler,
-        settings: Settings,
+        config: ServerConfig,
+        pixels: PixelBudget,
         observer: Callable[[str], BatchObserver],
     ) -> None:
         manifest = bundle.manifest
         self.name = name
         self.bundle = bundle
         self.fingerprint = fingerprint
-        self.settings = settings
-        self.max_images = _max_images_per_request(manifest, settings)
+        self.max_images = _max_images_per_request(manifest, config)
         fitted = load_priors(bundle.path / PRIOR) if PRIOR in manifest.files else {}
         standard = Gaussian.standard(manifest.latent_dim)
         self.priors: dict[str, Prior] = {**fitted, STANDARD: standard}
         self.centre = fitted.get(FITTED, standard).mean
-        self.codec = Codec(manifest.frame, settings.codec_threads, settings.max_pixels_per_file, settings.pixels)
+        self.codec = Codec(manifest.frame, config.codec_threads, config.max_pixels_per_file, pixels)
         self.backend = backend
-        pixels = (manifest.image_size, manifest.image_size, 3)
+        images = (manifest.image_size, manifest.image_size, 3)
         queues: dict[str, tuple[Callable[..., tuple[Any, ...]], tuple[int, ...], npt.DTypeLike]] = {
-            "encode": (self._run_encode, pixels, np.uint8),
+            "encode": (self._run_encode, images, np.uint8),
             "decode": (self._run_decode, (manifest.latent_dim,), np.float32),
-            "edit": (self._run_edit, pixels, np.uint8),
+            "edit": (self._run_edit, images, np.uint8),
         }
         self._encoder, self._decoder, self._editor = (
             Batcher(
@@ -131,8 +107,8 @@ class Model:
                 dtype,
                 scheduler,
                 max_batch_size=manifest.max_batch_size,
-                max_delay=settings.max_delay,
-                max_queue=settings.max_queue,
+                max_delay=config.max_delay_ms / 1000,
+                max_queue=config.max_queue,
                 overlaps=backend.overlaps,
                 observer=observer(graph),
             )
@@ -238,8 +214,8 @@ def latents_of(source: Source) -> Floats | None:
     return cast(Floats, source) if isinstance(source, np.ndarray) and source.dtype == np.float32 else None
 
 
-def _max_images_per_request(manifest: Manifest, settings: Settings) -> int:
+def _max_images_per_request(manifest: Manifest, config: ServerConfig) -> int:
     # The largest answer, images as PNG of noise plus latents, must fit into one message.
     bytes_per_image = manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
-    fitting = settings.max_message_bytes // bytes_per_image
-    return max(1, min(settings.max_images_per_request, settings.max_queue, fitting))
+    fitting = config.max_message_bytes // bytes_per_image
+    return max(1, min(config.max_images_per_request, config.max_queue, fitting))

@@ -4,15 +4,17 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.backends import Backend, warmup_calls
 from engine.batching.batcher import BatchObserver
 from engine.batching.scheduler import Scheduler
 from engine.bundle import MANIFEST, Bundle
+from engine.config import ServerConfig
 from engine.errors import EngineError, UnknownModel, release_frames
-from engine.models.model import Model, Settings
+from engine.images import PixelBudget
+from engine.models.model import Model
 from engine.process.files import read_bytes, version_of
 from engine.process.threads import give_way, in_thread
 
@@ -23,30 +25,29 @@ FileVersions = frozenset[tuple[str, tuple[int, int, int] | None]]
 
 
 class ModelRepository:
-    """Models by name. Make it with `open`, inside a running event loop.
+    """Models by name. Construct it inside a running event loop, and `open` it.
 
     Args:
-        bundles: Bundle folders by name, the default first.
+        config: The operator's choices: the bundles by name, the default first, and how they are served.
         opener: Opens the graphs of a bundle.
-        settings: The operator's choices.
         observer: Gives what watches a queue, by model and graph.
         reloaded: Is told (model, whether it was taken) for every new bundle.
     """
 
     def __init__(
         self,
-        bundles: Mapping[str, Path],
+        config: ServerConfig,
         opener: Opener,
-        settings: Settings,
         observer: Callable[[str, str], BatchObserver],
-        reloaded: Callable[[str, bool], None],
+        reloaded: Callable[[str, bool], None] = lambda model, taken: None,
     ) -> None:
-        self.names = tuple(bundles)
-        self._bundles = dict(bundles)
+        self._config = config
+        self._bundles = config.bundles
+        self.names = tuple(self._bundles)
         self._opener = opener
-        self._settings = settings
         self._observer = observer
         self._reloaded = reloaded
+        self._pixels = PixelBudget(config.max_pixels_in_flight)
         self._scheduler = Scheduler()
         self._models: dict[str, Model] = {}
         self._versions: dict[str, FileVersions | None] = {}
@@ -54,29 +55,15 @@ class ModelRepository:
         self._retiring: set[asyncio.Task[None]] = set()
         self._closing: dict[str, asyncio.Task[None]] = {}
 
-    @classmethod
-    async def open(
-        cls,
-        bundles: Mapping[str, Path],
-        opener: Opener,
-        settings: Settings,
-        observer: Callable[[str, str], BatchObserver],
-        reloaded: Callable[[str, bool], None] = lambda model, taken: None,
-    ) -> "ModelRepository":
+    async def open(self) -> None:
         """Opens all bundles; they are served from then on, and `warm_up` makes their first calls.
 
         Raises:
-            StartupError: a bundle can't be used.
+            StartupError: a bundle can't be used; `close` ends what was opened.
         """
-        repository = cls(bundles, opener, settings, observer, reloaded)
-        try:
-            for name, path in bundles.items():
-                repository._versions[name] = _file_versions(path)
-                repository._models[name] = await repository._open(name)
-        except BaseException:
-            await repository.close()
-            raise
-        return repository
+        for name, path in self._bundles.items():
+            self._versions[name] = _file_versions(path)
+            self._models[name] = await self._open(name)
 
     def get(self, name: str) -> Model:
         """The model of that name; the default one for "".
@@ -177,8 +164,8 @@ class ModelRepository:
             give_way()  # and so do the threads that the runtime starts
             fingerprint = _fingerprint(path)  # first: a bundle that comes meanwhile must look like a change
             bundle = Bundle.load(path)
-            if self._settings.max_batch is not None:
-                bundle = bundle.with_max_batch_size(self._settings.max_batch)
+            if self._config.max_batch is not None:
+                bundle = bundle.with_max_batch_size(self._config.max_batch)
             return bundle, self._opener(bundle), fingerprint
 
         opened = await in_thread(load, self._bundles[name])
@@ -186,7 +173,8 @@ class ModelRepository:
             name,
             *opened,
             scheduler=self._scheduler,
-            settings=self._settings,
+            config=self._config,
+            pixels=self._pixels,
             observer=lambda graph: self._observer(name, graph),
         )
 

@@ -11,7 +11,6 @@ from engine.config import ServerConfig
 from engine.errors import EngineError, release_frames
 from engine.models.repository import ModelRepository
 from engine.proof.opening import open_proven
-from engine.server import limits_of, settings_of
 from engine.service.interceptor import host_of
 from engine.service.latent_engine import LatentEngine
 from engine.service.request_scope import Call
@@ -84,14 +83,12 @@ class Replica:
     engine: LatentEngine
 
     async def __init__(self, config: ServerConfig) -> None:  # type: ignore[misc]  # Ray awaits it
-        repository = await ModelRepository.open(
-            config.bundles,
-            lambda bundle: open_proven(bundle, config.threads, config.device),
-            settings_of(config),
-            Metrics().watch,
+        repository = ModelRepository(
+            config, lambda bundle: open_proven(bundle, config.threads, config.device), Metrics().watch
         )
+        await repository.open()
         await repository.warm_up()
-        self.engine = LatentEngine(repository, limits_of(config))
+        self.engine = LatentEngine(repository, config)
         if config.reload_every_s:
             self._reloads = asyncio.create_task(repository.watch_for_changes(config.reload_every_s))
 

@@ -4,7 +4,6 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from engine.arrays import Floats
 from engine.bundle import Preprocessing
+from engine.config import ServerConfig
 from engine.errors import InvalidField, InvalidRequest
 from engine.latents import can_be_wished, linear, spherical
 from engine.models.model import Model, RequestContext, Source
@@ -39,30 +39,17 @@ _WALKS = (pb.WALK_UNSPECIFIED, pb.WALK_LINEAR, pb.WALK_SPHERICAL)
 _REQUESTS_AHEAD = 64
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What clients are told of the server's limits beside those of a model's `Settings`.
-
-    Attributes:
-        max_concurrent_streams: Calls that one connection may have open; 0: no limit.
-        max_images_per_second: Images and latents a second that one client may have worked on; 0: no limit.
-    """
-
-    max_concurrent_streams: int = 0
-    max_images_per_second: float = 0.0
-
-
 class LatentEngine:
     """Serves the models of a repository.
 
     Args:
         repository: What is served.
-        limits: The server's limits.
+        config: The operator's choices, of which clients are told the limits.
     """
 
-    def __init__(self, repository: ModelRepository, limits: Limits) -> None:
+    def __init__(self, repository: ModelRepository, config: ServerConfig) -> None:
         self._repository = repository
-        self._limits = limits
+        self._config = config
 
     async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
         """Images to mu and log_var."""
@@ -147,7 +134,7 @@ class LatentEngine:
         """What is served."""
         model = self._repository.get(request.model)
         manifest, directions = model.bundle.manifest, model.bundle.directions
-        settings, limits = model.settings, self._limits
+        config = self._config
         can_be = [can_be_wished(directions, name) for name in directions.names]
         columns = (directions.names, directions.positives, directions.negatives, directions.kinds, can_be)
         return pb.GetModelResponse(
@@ -162,11 +149,11 @@ class LatentEngine:
             max_batch_size=manifest.max_batch_size,
             limits=pb.Limits(
                 max_images_per_request=model.max_images,
-                max_message_bytes=settings.max_message_bytes,
-                max_queued_images=settings.max_queue,
-                max_pixels_per_file=settings.max_pixels_per_file,
-                max_concurrent_streams=limits.max_concurrent_streams,
-                max_images_per_second=limits.max_images_per_second,
+                max_message_bytes=config.max_message_bytes,
+                max_queued_images=config.max_queue,
+                max_pixels_per_file=config.max_pixels_per_file,
+                max_concurrent_streams=config.max_concurrent_streams,
+                max_images_per_second=config.max_images_per_second,
                 max_requests_ahead=_REQUESTS_AHEAD,
             ),
             preprocessing=_preprocessing(manifest.preprocessing),
@@ -175,7 +162,7 @@ class LatentEngine:
             models=self._repository.names,
             fingerprint=model.fingerprint,
             distributions=[DISTRIBUTIONS[name] for name in model.priors],
-            max_delay_ms=settings.max_delay * 1000,
+            max_delay_ms=config.max_delay_ms,
         )
 
     def _scope(self, request: Any, call: Call) -> RequestScope:

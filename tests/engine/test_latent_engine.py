@@ -20,12 +20,12 @@ from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_di
 from engine.access.admission import Guards
 from engine.backends import open_backend
 from engine.batching.batcher import NULL_OBSERVER, BatchObserver
+from engine.config import ServerConfig
 from engine.errors import Overloaded
 from engine.latents import Gaussian, walks
-from engine.models.model import Settings
 from engine.models.repository import ModelRepository
 from engine.service.interceptor import CallInterceptor
-from engine.service.latent_engine import SERVICE, LatentEngine, Limits
+from engine.service.latent_engine import SERVICE, LatentEngine
 from engine.service.request_scope import Call
 from engine.telemetry.metrics import Metrics, QueueFigures
 from engine.transport import Server
@@ -35,14 +35,15 @@ from protos import dfcvae_pb2 as pb
 def serve(
     bundle: Path,
     scenario: Callable[[LatentEngine], Awaitable[None]],
-    settings: Settings = Settings(),  # noqa: B008
     names: Sequence[str] = ("tiny",),
     observer: BatchObserver = NULL_OBSERVER,
+    **settings: Any,
 ) -> None:
     async def whole() -> None:
-        bundles = dict.fromkeys(names, bundle)
-        repository = await ModelRepository.open(bundles, open_backend, settings, lambda *_: observer)
-        await scenario(LatentEngine(repository, Limits()))
+        config = ServerConfig(bundle=tuple(f"{name}={bundle}" for name in names), **settings)
+        repository = ModelRepository(config, open_backend, lambda *_: observer)
+        await repository.open()
+        await scenario(LatentEngine(repository, config))
         await repository.close()
 
     asyncio.run(whole())
@@ -101,7 +102,7 @@ def test_a_full_queue_is_told_of_to_the_door_only_where_there_is_no_other_model(
         assert refused
         assert {error.recheck is not None for error in refused} == {known}
 
-    serve(tiny_bundle, scenario, Settings(max_queue=16), names)
+    serve(tiny_bundle, scenario, names, max_queue=16)
 
 
 def test_a_service_with_a_kind_of_method_that_no_limit_covers_is_not_registered() -> None:
@@ -154,7 +155,7 @@ def test_each_request_of_a_batch_is_moved_by_its_own_edits(tiny_bundle: Path) ->
             assert found.images.raw.data == images_of(expected).tobytes()
 
     batches = Batches()
-    serve(tiny_bundle, scenario, Settings(max_delay=0.2), observer=batches)
+    serve(tiny_bundle, scenario, observer=batches, max_delay_ms=200)
     assert max(batches.requests) > 1
 
 

@@ -13,9 +13,10 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.batcher import NULL_OBSERVER
+from engine.config import ServerConfig
 from engine.errors import BundleError, UnknownModel
 from engine.latents import Wishes
-from engine.models.model import Model, RequestContext, Settings
+from engine.models.model import Model, RequestContext
 from engine.models.repository import ModelRepository, Opener
 
 
@@ -27,9 +28,15 @@ def run(
 ) -> None:
     async def whole() -> None:
         taken = [] if told is None else told
-        repository = await ModelRepository.open(
-            bundles, opener, Settings(), lambda *_: NULL_OBSERVER, lambda name, good: taken.append((name, good))
+        config = ServerConfig(bundle=tuple(f"{name}={path}" for name, path in bundles.items()))
+        repository = ModelRepository(
+            config, opener, lambda *_: NULL_OBSERVER, lambda name, good: taken.append((name, good))
         )
+        try:
+            await repository.open()
+        except BundleError:
+            await repository.close()
+            raise
         await repository.warm_up()
         await scenario(repository)
         await repository.close()
