@@ -161,7 +161,7 @@ def _add_services(
     for name in reflection.NAMES:
         calls.register(server, reflection.SERVICE, reflects, name)
     # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
-    health.add_to_server(healths, server)
+    healths.add_to_server(server)
 
 
 def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
@@ -174,7 +174,7 @@ def _listen(server: Server, config: ServerConfig, credentials: grpc.ServerCreden
     """Takes the port, and gives the address that clients are to use."""
     target = address.target_of(config.host, config.port)
     try:
-        port = server.add_secure_port(target, credentials) if credentials else server.add_insecure_port(target)
+        port = server.listen(target, credentials)
     except RuntimeError as error:
         raise StartupError(f"can't listen on {target}: {error}") from None
     if config.insecure:

@@ -47,16 +47,12 @@ def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFix
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-class Services(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Handlers by name; remembers who was asked for."""
+class Services:
+    """Handlers by name; counts the calls of others."""
 
     def __init__(self, **handlers: Any) -> None:
-        self._handlers = {f"/{SERVICE}/{name}": handler for name, handler in handlers.items()}
-        self.asked: dict[str, threading.Event] = {}
-
-    def service(self, details: Any) -> Any:
-        self.asked.setdefault(details.method, threading.Event()).set()
-        return self._handlers.get(details.method)
+        self.handlers = handlers
+        self.unknown = threading.Semaphore(0)
 
 
 def unary(function: Any) -> Any:
@@ -109,9 +105,9 @@ async def serving(
     services: Services, *options: tuple[str, int], admit: Callable[[CoreCall], Permit | Ending] = _let_in
 ) -> AsyncIterator[str]:
     """The address of a server of these; it is stopped at the end."""
-    server = Server([("grpc.so_reuseport", 0), *options], admit)
-    server.add_generic_rpc_handlers((services,))
-    port = server.add_insecure_port("127.0.0.1:0")
+    server = Server([("grpc.so_reuseport", 0), *options], admit, unknown=services.unknown.release)
+    server.add_service(SERVICE, services.handlers)
+    port = server.listen("127.0.0.1:0")
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

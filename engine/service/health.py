@@ -11,7 +11,6 @@ from grpc_health.v1 import health, health_pb2
 
 from engine.transport import Server
 
-NAME: str = health.SERVICE_NAME
 FILE: FileDescriptor = health_pb2.DESCRIPTOR
 
 _Answer = health_pb2.HealthCheckResponse
@@ -48,23 +47,21 @@ class Health:
         self._ending = True
         self._wake()
 
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def check(self, request: bytes, context: Any) -> bytes:
         """The status now."""
-        await _refuse_garbage(request, context)
-        status = self._status_of(request.service)
+        status = self._status_of(await _service_in(request, context))
         if status == _Answer.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "the server has no such service")
-        return _Answer(status=status)
+        return _message(status)
 
-    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def watch(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         """Streams the status, now and whenever it changes, until the client or the server ends."""
-        await _refuse_garbage(request, context)
-        told = None
+        service, told = await _service_in(request, context), None
         while True:
-            changed, status = self._changed, self._status_of(request.service)
+            changed, status = self._changed, self._status_of(service)
             if status != told:
                 told = status
-                yield _Answer(status=status)
+                yield _message(status)
             elif self._ending:
                 return
             else:
@@ -77,24 +74,24 @@ class Health:
         self._changed.set()
         self._changed = asyncio.Event()
 
-
-def add_to_server(healths: Health, server: Server) -> None:
-    """Adds the service to a server; bytes that are no message are told so."""
-    encode = _Answer.SerializeToString
-    handlers = {
-        "Check": grpc.unary_unary_rpc_method_handler(healths.Check, _read, encode),
-        "Watch": grpc.unary_stream_rpc_method_handler(healths.Watch, _read, encode),
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
+    def add_to_server(self, server: Server) -> None:
+        """Adds the service to a server."""
+        handlers = {
+            "Check": grpc.unary_unary_rpc_method_handler(self.check),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
+        }
+        server.add_service(health.SERVICE_NAME, handlers)
 
 
-def _read(data: bytes) -> health_pb2.HealthCheckRequest | None:
+def _message(status: int) -> bytes:
+    data: bytes = _Answer(status=status).SerializeToString()
+    return data
+
+
+async def _service_in(request: bytes, context: Any) -> str:
+    """The service that is asked for; bytes that are no message end the call."""
     try:
-        return health_pb2.HealthCheckRequest.FromString(data)
+        return str(health_pb2.HealthCheckRequest.FromString(request).service)
     except DecodeError:
-        return None  # the transport would tell the client of a failure, and the log of its trace
-
-
-async def _refuse_garbage(request: Any, context: Any) -> None:
-    if request is None:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no HealthCheckRequest")
+        raise

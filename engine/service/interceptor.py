@@ -96,7 +96,7 @@ class CallInterceptor:
         handlers = {
             method.name: self._handler(f"/{name}/{method.name}", method, servicer) for method in service.methods
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+        server.add_service(name, handlers)
 
     def admit(self, call: CoreCall) -> CallPermit | RpcStatus:
         """What a call has from now on, or what it is ended with; for `engine.transport.Server`."""

@@ -159,7 +159,7 @@ class ServerCall:
             elif handler.response_streaming:
                 await self._stream(handler.unary_stream(self._take_message(), self))
             else:
-                return self._encoded(await handler.unary_unary(self._take_message(), self))
+                return _bytes(await handler.unary_unary(self._take_message(), self))
         except grpc.aio.AbortError:
             pass  # the status is set
         except asyncio.CancelledError:
@@ -192,26 +192,15 @@ class ServerCall:
         else:
             await answers
 
-    async def _messages(self) -> AsyncIterator[Any]:
+    async def _messages(self) -> AsyncIterator[bytes]:
         while (message := await self.read()) is not grpc.aio.EOF:
-            yield self._decoded(message)
+            yield message
 
-    def _take_message(self) -> Any:
+    def _take_message(self) -> bytes:
         """The message, which is the handler's alone from now on: it may drop the bytes before it has answered."""
         message, self._message = self._message, None
         assert message is not None
-        return self._decoded(message)
-
-    def _decoded(self, message: bytes) -> Any:
-        decode = self._handler.request_deserializer
-        return decode(message) if decode else message
-
-    def _encoded(self, answer: Any) -> bytes:
-        encode = self._handler.response_serializer
-        data: bytes = encode(answer) if encode else answer
-        if not isinstance(data, bytes):  # core would find out when the handler is through
-            raise TypeError(f"an answer is {type(data).__name__}, not bytes")
-        return data
+        return message
 
     # What handlers use.
 
@@ -237,7 +226,7 @@ class ServerCall:
         """
         assert self._outbox is not None, "only streams are written"
         self._check()
-        if not await self._outbox.put(self._encoded(answer)):
+        if not await self._outbox.put(_bytes(answer)):
             raise asyncio.CancelledError
 
     def _check(self) -> None:
@@ -270,6 +259,12 @@ class ServerCall:
         """Seconds to the deadline, at least 0; None without one."""
         deadline = self._core.deadline
         return None if math.isinf(deadline) else max(0.0, deadline - time.time())
+
+
+def _bytes(answer: Any) -> bytes:
+    if not isinstance(answer, bytes):  # core would find out when the handler is through
+        raise TypeError(f"an answer is {type(answer).__name__}, not bytes")
+    return answer
 
 
 def ignore(_: Any) -> None:

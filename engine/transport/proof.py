@@ -30,8 +30,8 @@ async def prove() -> None:
     """
     try:
         server = Server([("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, _HANDLERS),))
-        port = server.add_insecure_port("127.0.0.1:0")
+        server.add_service(_SERVICE, _HANDLERS)
+        port = server.listen("127.0.0.1:0")
         await server.start()
         await in_thread(_call, f"127.0.0.1:{port}")
         await asyncio.wait_for(server.stop(0), _LIMIT_S)

@@ -11,9 +11,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
@@ -22,11 +22,6 @@ from engine.transport.core import Core, CoreCall, Metadata
 from engine.transport.permit import Permit, Unlimited
 
 logger = logging.getLogger(__name__)
-
-
-class _Details(NamedTuple):
-    method: str
-    invocation_metadata: Any
 
 
 # What a call is ended with: status, sentence, trailing metadata.
@@ -38,16 +33,8 @@ _LOOK_EVERY_S = 0.5
 _QUIET_S = 0.03
 
 
-def _let_in(call: CoreCall) -> Permit | Ending:
-    return Unlimited()
-
-
-def _ignore(path: str, client: str) -> None:
-    pass
-
-
 class Server:
-    """Answers calls on the running event loop. Handlers are those of grpc.aio, other than stream_unary.
+    """Answers calls on the running event loop. Handlers are those of grpc.aio, of bytes, other than stream_unary.
 
     Args:
         options: Channel arguments of gRPC core.
@@ -62,8 +49,8 @@ class Server:
     def __init__(
         self,
         options: Sequence[tuple[str, int]] = (),
-        admit: Callable[[CoreCall], Permit | Ending] = _let_in,
-        incomplete: Callable[[str, str], None] = _ignore,
+        admit: Callable[[CoreCall], Permit | Ending] = lambda call: Unlimited(),
+        incomplete: Callable[[str, str], None] = lambda path, client: None,
         unknown: Callable[[], None] = lambda: None,
         message_limit_s: float = math.inf,
     ) -> None:
@@ -74,7 +61,7 @@ class Server:
         self._awaited: dict[ServerCall, float] = {}  # whose message is to come, by when they came
         self._look: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self._services: list[grpc.GenericRpcHandler] = []
+        self._handlers: dict[str, Any] = {}  # by path
         self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._called = False  # the event loop is at its turns, or about to be
         self._takes_events = False  # it takes core's events meanwhile
@@ -86,25 +73,20 @@ class Server:
         self._may_end = asyncio.Event()
         self._may_end.set()
 
-    def add_generic_rpc_handlers(self, services: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Adds services, before the start."""
-        self._services.extend(services)
+    def add_service(self, name: str, handlers: Mapping[str, Any]) -> None:
+        """Adds a service, before the start: by method what `grpc.unary_unary_rpc_method_handler` and the like give."""
+        self._handlers.update({f"/{name}/{method}": handler for method, handler in handlers.items()})
 
-    def add_insecure_port(self, address: str) -> int:
-        """Listens without TLS; gives the port.
-
-        Raises:
-            RuntimeError: When it can't be had.
-        """
-        return self._listen(address, None)
-
-    def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        """Listens with TLS; gives the port.
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Takes a port, with TLS or without; gives its number.
 
         Raises:
             RuntimeError: When it can't be had.
         """
-        return self._listen(address, credentials)
+        port = self._core.listen(address, credentials)
+        if not port:
+            raise RuntimeError("the port can't be had")
+        return port
 
     async def start(self) -> None:
         """Takes calls."""
@@ -145,36 +127,27 @@ class Server:
         await self._ended.wait()
         self._core.close()
 
-    def _listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        port = self._core.listen(address, credentials)
-        if not port:
-            raise RuntimeError("the port can't be had")
-        return port
-
     def _arrived(self, call: CoreCall) -> None:
-        details = _Details(call.path, call.metadata)
-        for service in self._services:
-            handler = service.service(details)
-            if handler is not None:
-                permit = self._admit(call)
-                if isinstance(permit, tuple):
-                    call.refuse(ignore, *permit)
-                    return
-                served = ServerCall(
-                    call,
-                    handler,
-                    permit,
-                    self._post,
-                    hand_over=self._hand_over,
-                    incomplete=self._incomplete,
-                    may_end=self._may_end,
-                )
-                if not handler.request_streaming:
-                    self._awaited[served] = time.monotonic()
-                served.open()
-                return
-        self._unknown()
-        call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
+        if (handler := self._handlers.get(call.path)) is None:
+            self._unknown()
+            call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
+            return
+        permit = self._admit(call)
+        if isinstance(permit, tuple):
+            call.refuse(ignore, *permit)
+            return
+        served = ServerCall(
+            call,
+            handler,
+            permit,
+            self._post,
+            hand_over=self._hand_over,
+            incomplete=self._incomplete,
+            may_end=self._may_end,
+        )
+        if not handler.request_streaming:
+            self._awaited[served] = time.monotonic()
+        served.open()
 
     def _hand_over(self, call: ServerCall, message: bytes | None) -> None:
         self._awaited.pop(call, None)

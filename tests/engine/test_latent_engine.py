@@ -173,7 +173,7 @@ def test_an_edit_passes_few_files(tiny_bundle: Path) -> None:
         calls = CallInterceptor(Metrics(), Guards())
         server = Server([("grpc.so_reuseport", 0)], calls.admit)
         calls.register(server, SERVICE, engine)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.listen("127.0.0.1:0")
         await server.start()
         calls.admission.open()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -57,16 +57,6 @@ async def test_a_call_is_answered_with_metadata_in_both_directions() -> None:
 
 
 @in_loop
-async def test_messages_pass_through_the_serializers_of_a_handler() -> None:
-    async def add(numbers: list[int], _: Any) -> int:
-        return sum(numbers)
-
-    handler = grpc.unary_unary_rpc_method_handler(add, json.loads, lambda number: json.dumps(number).encode())
-    async with served(Add=handler) as channel:
-        assert await channel.unary_unary(path("Add"))(b"[1, 2, 3]") == b"6"
-
-
-@in_loop
 async def test_a_handler_sees_the_time_that_remains() -> None:
     remaining: list[float | None] = []
 

@@ -12,8 +12,8 @@ from servers import ROOT, run_python
 from wires import (
     LIMIT_S,
     OWN_CONNECTION,
+    SERVICE,
     Held,
-    Services,
     connected,
     echo,
     in_loop,
@@ -33,8 +33,8 @@ from engine.transport.tls import server_credentials
 async def _started(port: int = 0, **methods: Any) -> tuple[Server, int]:
     """A server of these handlers, and its port."""
     server = Server([("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((Services(**methods),))
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.add_service(SERVICE, methods)
+    port = server.listen(f"127.0.0.1:{port}")
     await server.start()
     return server, port
 
@@ -118,7 +118,7 @@ async def test_a_stop_before_the_start_frees_the_port() -> None:
     port = 0
     for _ in range(3):
         server = Server([("grpc.so_reuseport", 0)])
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        port = server.listen(f"127.0.0.1:{port}")
         await server.stop(LIMIT_S)
     assert "grpc-queue" not in [thread.name for thread in threading.enumerate()]
     await server.stop(LIMIT_S)  # once more does nothing
@@ -131,7 +131,7 @@ async def test_servers_follow_one_another_on_a_port() -> None:
         server, port = await _started(port, Echo=unary(echo))
         second = Server([("grpc.so_reuseport", 0)])
         with pytest.raises(RuntimeError, match="can't be had"):
-            second.add_insecure_port(f"127.0.0.1:{port}")
+            second.listen(f"127.0.0.1:{port}")
         async with connected(f"127.0.0.1:{port}") as channel:
             assert await channel.unary_unary(path("Echo"))(b"a") == b"a"
             await server.stop(LIMIT_S)
@@ -149,9 +149,8 @@ async def main():
         started.set()
         await asyncio.Event().wait()
     server = Server()
-    handlers = {{"Ask": grpc.unary_unary_rpc_method_handler(handle)}}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    server.add_service("test.Service", {{"Ask": grpc.unary_unary_rpc_method_handler(handle)}})
+    port = server.listen("127.0.0.1:0")
     await server.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{{port}}")
     if {calls}:
@@ -194,8 +193,8 @@ async def test_a_secure_port_tells_who_the_client_is(tmp_path: Path) -> None:
         return Unlimited()
 
     server = Server([("grpc.so_reuseport", 0)], look)
-    server.add_generic_rpc_handlers((Services(Ask=unary(echo)),))
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(cert, key, cert))
+    server.add_service(SERVICE, {"Ask": unary(echo)})
+    port = server.listen("127.0.0.1:0", server_credentials(cert, key, cert))
     await server.start()
     target = f"127.0.0.1:{port}"
     known = grpc.ssl_channel_credentials(cert.read_bytes(), key.read_bytes(), cert.read_bytes())
