@@ -78,11 +78,9 @@ class _Source:
             self._given = pixels
             self._frame, self._request, self._size = model.bundle.manifest.frame, None, 0
 
-    def refuse(self, error: InvalidRequest) -> None:
-        """Drops the request when the error is that its images or latents can't be used."""
-        if error.field.startswith(("images", "latents")):
-            self._fault = f"the stream's last source was refused: {error}"
-            self._request, self._size = None, 0
+    def refuse(self, fault: str) -> None:
+        """Drops the request, whose images or latents can't be used."""
+        self._fault, self._request, self._size = fault, None, 0
 
 
 class _Work(NamedTuple):
@@ -104,35 +102,22 @@ class _Work(NamedTuple):
 class _Room:
     """How far a stream is read ahead of the answers that were taken.
 
-    Args:
-        requests: At most so many requests; none further, either, once they have as many images as one may have.
+    At most so many requests, and none further once they have as many images as one may have, which is `_WHOLE`.
     """
 
     def __init__(self, requests: int) -> None:
         self._requests = requests
         self._share = _WHOLE
-        self._free = asyncio.Event()
-        self._free.set()
+        self.is_free = asyncio.Event()
 
-    def take(self, share: int) -> None:
-        """A request was read that needs such a share of the images of the largest one; all of them are `_WHOLE`."""
-        self._change(-1, -share)
-
-    def give(self, share: int) -> None:
-        """Its answer was taken."""
-        self._change(1, share)
-
-    async def wait(self) -> None:
-        """Returns when there is room for a request."""
-        await self._free.wait()
-
-    def _change(self, requests: int, share: int) -> None:
+    def change(self, requests: int, share: int) -> None:
+        """There is room for so many requests more, or fewer, and such a share of the images."""
         self._requests += requests
         self._share += share
         if self._requests > 0 and self._share > 0:
-            self._free.set()
+            self.is_free.set()
         else:
-            self._free.clear()
+            self.is_free.clear()
 
 
 class EditStream:
@@ -167,11 +152,11 @@ class EditStream:
                     if new := request.WhichOneof("source") is not None:
                         source = _Source(request)
                     size, share = self._measure(request, source)
-                    room.take(share)
+                    room.change(-1, -share)
                     hold(size)
                     task = loop.create_task(self._answer(request, source, new))
                     started.put_nowait(_Work(task, size, share, source))
-                    await room.wait()
+                    await room.is_free.wait()
             finally:
                 started.put_nowait(None)
 
@@ -185,7 +170,7 @@ class EditStream:
                 now = work.source.size if work.source is not None and work.source is source else 0
                 hold(now - kept - work.size)
                 kept = now
-                room.give(work.share)
+                room.change(1, work.share)
             await reader
         finally:  # also when the client has gone
             reader.cancel()
@@ -209,7 +194,7 @@ class EditStream:
             if source is None:
                 raise InvalidRequest("the stream has no source yet; set images or latents", "source")
             response = pb.EditStreamResponse(id=request.id)
-            await (self._edit if new else self._edit_again)(request, source, response.edited)
+            await self._edit(request, source, response.edited, new)
             self._call.replied("OK", "")
             return response
         except Exception as error:
@@ -220,48 +205,30 @@ class EditStream:
         wrong = pb.StreamError(code=code.value[0], message=message, retry_after_ms=math.ceil(wait_s * 1000))
         return pb.EditStreamResponse(error=wrong, id=request.id)
 
-    async def _edit(self, request: pb.EditStreamRequest, source: _Source, response: pb.EditResponse) -> None:
-        """Edits a source that has just come."""
+    async def _edit(self, request: pb.EditStreamRequest, source: _Source, response: pb.EditResponse, new: bool) -> None:
+        """Edits a source: a `new` one, or the latents of one that came before, which stay the source's."""
+        if not new:
+            await source.answered.wait()
         try:
-            with RequestScope(self._repository, self._call, request, request.model) as scope:
+            with RequestScope(self._repository, self._call, request, request.model or source.model) as scope:
+                model, encoded = scope.model, source.encoded
+                # Another model, perhaps loaded meanwhile, has other latents.
+                given = encoded[1] if encoded and encoded[0]() is model else source.read(scope)
+                output = read_output(request)
+                move, wishes = scope.move(request.edits, request.keep), scope.wishes(request)
                 try:
-                    await self._fill(response, request, scope, source.read(scope), source)
-                except InvalidRequest as error:
-                    source.refuse(error)
-                    raise
+                    with scope.admit(len(given), decodes=bool(wishes)) as context:
+                        images, mu, latents = await model.edit(given, move, wishes, context, decode=output.images)
+                finally:
+                    source.take(given, model)
+                source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
+                await scope.respond(response, output, images, latents)
+        except InvalidRequest as error:
+            if error.field.startswith(("images", "latents")):
+                fault = f"the stream's last source was refused: {error}"
+                if not new:
+                    raise InvalidRequest(fault, "source") from None
+                source.refuse(fault)
+            raise
         finally:
             source.answered.set()
-
-    async def _edit_again(self, request: pb.EditStreamRequest, source: _Source, response: pb.EditResponse) -> None:
-        """Edits the latents of a source that came before."""
-        await source.answered.wait()
-        with RequestScope(self._repository, self._call, request, request.model or source.model) as scope:
-            # Another model, perhaps loaded meanwhile, has other latents.
-            if source.encoded is not None and source.encoded[0]() is scope.model:
-                await self._fill(response, request, scope, source.encoded[1], source)
-                return
-            try:
-                await self._fill(response, request, scope, source.read(scope), source)
-            except InvalidRequest as error:
-                if error.field.startswith(("images", "latents")):
-                    raise InvalidRequest(f"the stream's last source was refused: {error}", "source") from None
-                raise
-
-    async def _fill(
-        self,
-        response: pb.EditResponse,
-        request: pb.EditStreamRequest,
-        scope: RequestScope,
-        given: Source,
-        source: _Source,
-    ) -> None:
-        """Edits what is given, and remembers its latents as the source's."""
-        output, model = read_output(request), scope.model
-        move, wishes = scope.move(request.edits, request.keep), scope.wishes(request)
-        try:
-            with scope.admit(len(given), decodes=bool(wishes)) as context:
-                images, mu, latents = await model.edit(given, move, wishes, context, decode=output.images)
-        finally:
-            source.take(given, model)
-        source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch
-        await scope.respond(response, output, images, latents)

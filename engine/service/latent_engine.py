@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 from google.protobuf.descriptor import ServiceDescriptor
 
 from engine.arrays import Floats
@@ -15,7 +14,7 @@ from engine.bundle import Preprocessing
 from engine.config import ServerConfig
 from engine.errors import InvalidField, InvalidRequest
 from engine.latents import can_be_wished, linear, spherical
-from engine.models.model import Model, RequestContext, Source
+from engine.models.model import Source
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream
 from engine.service.request_scope import (
@@ -105,7 +104,7 @@ class LatentEngine:
                 raise InvalidRequest(f"start has {count} images or latents, end has {len(end)}; send pairs", "end")
             points = count * request.steps
             with scope.admit(points, "steps", "ask for", decodes=True) as context:
-                ends = await _encode_ends(scope.model, start, end, context)
+                ends = await scope.model.mu(start, context), await scope.model.mu(end, context)
                 arc = request.walk == pb.WALK_SPHERICAL
                 walk = partial(spherical, centre=scope.model.centre) if arc else linear
                 latents = await scope.model.compute(points, partial(walk, *ends, request.steps), context)
@@ -182,11 +181,3 @@ def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) ->
     if source is None:
         raise InvalidField(name, f"has no source; set {name}.images or {name}.latents")
     return source
-
-
-async def _encode_ends(model: Model, start: Source, end: Source, context: RequestContext) -> tuple[Floats, Floats]:
-    """Latents of both ends; pixels of both go through the encoder together."""
-    if isinstance(start, np.ndarray) and isinstance(end, np.ndarray) and start.dtype == end.dtype == np.uint8:
-        mu, _ = await model.encode(np.concatenate((start, end)), context)
-        return mu[: len(start)], mu[len(start) :]
-    return await model.mu(start, context), await model.mu(end, context)
