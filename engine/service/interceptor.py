@@ -121,7 +121,7 @@ class CallInterceptor:
             permit = self.admission.admit(client, call.path, stream=call.path in self._streaming)
         except EngineError as error:
             found = rpc_status_of(error, request_id)
-            method.refused(found.code.name)
+            method.ended(found.code.name)
             self._refusals.failed(method.name, found.code.name, client, 0.0, found.message)
             return found
         permit.request_id = request_id
@@ -132,7 +132,7 @@ class CallInterceptor:
     def incomplete(self, path: str, client: str) -> None:
         """A call ended before its message had come; for `engine.transport.Server`."""
         if method := self._methods.get(path):
-            method.incomplete()
+            method.unheard.inc()
             self.log.failed(method.name, "CANCELLED", client, 0.0, _INCOMPLETE)
 
     async def drain(self, timeout: float) -> None:
@@ -177,7 +177,7 @@ class CallInterceptor:
                 answering = answer(decode(request), scope)
                 del request  # its bytes are in the message, too, which is the handler's to drop
                 response: bytes = (await answering).SerializeToString()
-                method.sent(len(response))
+                method.sent_bytes.inc(len(response))
                 context.permit.answered(size, len(response))
                 return response
             await scope.refuse()
@@ -196,7 +196,7 @@ class CallInterceptor:
                     async with aclosing(answers(messages, scope)) as responses:
                         async for response in responses:
                             data: bytes = response.SerializeToString()
-                            method.sent(len(data))
+                            method.sent_bytes.inc(len(data))
                             yield data
                             messages.answered()
                 finally:
@@ -271,7 +271,7 @@ class CallScope(Call):
             spent = 0
             raise
         finally:
-            self._method.asked(spent)
+            self._method.images.inc(spent)
             self._images += spent
 
     def hold(self, size: int) -> None:

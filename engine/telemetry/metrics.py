@@ -139,63 +139,43 @@ class Metrics:
 
 
 class MethodFigures:
-    """The figures of one RPC. Methods are for any thread.
+    """The figures of one RPC, for any thread.
 
     Args:
         metrics: Where they belong.
         path: Of the RPC, for example "/dfcvae.v1.LatentEngine/Edit".
         name: That they go by, for example "Edit".
+
+    Attributes:
+        images: Counts images and latents that calls asked for.
+        sent_bytes: Counts bytes of messages that go out.
+        unheard: Counts calls that ended before their message had come.
     """
 
     def __init__(self, metrics: Metrics, path: str, name: str) -> None:
         self.path, self.name = path, name
         self._metrics = metrics
-        self._images = metrics.images.labels(name)
         self._received_messages = metrics.received_messages.labels(name)
         self._received_bytes = metrics.received_bytes.labels(name)
-        self._sent_bytes = metrics.sent_bytes.labels(name)
-        self._unheard = metrics.unheard.labels(name)
-        self._requests: dict[str, Counter] = {}  # by status
-        self._seconds: dict[str, Histogram] = {}
+        self.images = metrics.images.labels(name)
+        self.sent_bytes = metrics.sent_bytes.labels(name)
+        self.unheard = metrics.unheard.labels(name)
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
         self._received_messages.inc()
         self._received_bytes.inc(size)
 
-    def sent(self, size: int) -> None:
-        """A message of `size` bytes goes out."""
-        self._sent_bytes.inc(size)
-
-    def asked(self, images: int) -> None:
-        """A call asked for so many images and latents."""
-        self._images.inc(images)
-
     def answered(self, code: str) -> None:
         """A request of a stream was answered, with "OK" or the gRPC status of the error in its answer."""
         self._metrics.stream_answers.labels(self.name, code).inc()
 
-    def refused(self, code: str) -> None:
-        """A call was refused before its message was received, with a gRPC status."""
-        self._count(code)
-
-    def incomplete(self) -> None:
-        """A call ended before its message had come."""
-        self._unheard.inc()
-
-    def ended(self, code: str, seconds: float) -> None:
-        """A call has ended, `seconds` after it came, with a gRPC status."""
-        self._count(code)
-        if (histogram := self._seconds.get(code)) is None:
+    def ended(self, code: str, seconds: float | None = None) -> None:
+        """A call has ended with a gRPC status, `seconds` after it came; None: its message was never received."""
+        self._metrics.requests.labels(self.name, code).inc()
+        if seconds is not None:
             error = code if code in SERVER_ERRORS else ""
-            histogram = self._seconds[code] = self._metrics.seconds.labels("grpc", self.path.lstrip("/"), code, error)
-        histogram.observe(seconds)
-
-    def _count(self, code: str) -> None:
-        # `labels` takes longer than all else here.
-        if (requests := self._requests.get(code)) is None:
-            requests = self._requests[code] = self._metrics.requests.labels(self.name, code)
-        requests.inc()
+            self._metrics.seconds.labels("grpc", self.path.lstrip("/"), code, error).observe(seconds)
 
 
 class QueueFigures:
