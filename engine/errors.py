@@ -29,6 +29,10 @@ class EngineError(Exception):
     field: str = ""
     retry_after_s: float | None = None
 
+    def __init__(self, message: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.field = field or self.field
+
 
 class StartupError(EngineError):
     """Raise when the server can't start with what it was given; never reaches a client."""
@@ -56,10 +60,6 @@ class InvalidRequest(EngineError):  # noqa: N818 - reads better without the suff
     status = "INVALID_ARGUMENT"
     reason = "INVALID_REQUEST"
 
-    def __init__(self, message: str, field: str = "") -> None:
-        super().__init__(message)
-        self.field = field
-
 
 class InvalidField(InvalidRequest):
     """Raise when one field of a request is wrong.
@@ -85,10 +85,6 @@ class UnknownAttribute(EngineError):  # noqa: N818
 
     status = "NOT_FOUND"
     reason = "UNKNOWN_ATTRIBUTE"
-
-    def __init__(self, message: str, field: str = "") -> None:
-        super().__init__(message)
-        self.field = field
 
 
 class UnknownModel(EngineError):  # noqa: N818

@@ -18,7 +18,7 @@ from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.models.repository import ModelRepository
 from engine.process import address
-from engine.process.memory import collect_rarely, share_freed_memory
+from engine.process.memory import share_freed_memory
 from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread
 from engine.service import health, latent_engine, reflection
@@ -109,9 +109,8 @@ async def _start(
     target = _listen(server, config, credentials)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await repository.warm_up()
-    collect_rarely()
     calls.admission.open()
-    healths.set_serving()
+    healths.set(serving=True)
     await stack.enter_async_context(_reloads(repository, tokens, calls, signals, config.reload_every_s))
     _announce(f"serving {latent_engine.SERVICE.full_name} on {target}")
 
@@ -194,7 +193,7 @@ async def _running(
         yield
     finally:
         logger.info("stopping: clients are sent away; calls being answered: %d", calls.admission.total.calls)
-        healths.set_not_serving()
+        healths.set(serving=False)
         await _unless(signals.force_stop, asyncio.sleep(min(_LEAVING_S, grace_s)))
         await server.go_away()
         healths.end_watches()

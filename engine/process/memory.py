@@ -1,13 +1,9 @@
-"""What the process keeps: of freed memory as little, and of garbage searches as few, as can be."""
+"""What the process keeps of freed memory: as little as can be."""
 
 import ctypes
-import gc
 from contextlib import suppress
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
-_ARENAS = 1
-# Calls leave next to no cycles behind, and Python's own number has it search after every few calls.
-_OBJECTS = 10_000
 
 
 def share_freed_memory() -> None:
@@ -17,11 +13,4 @@ def share_freed_memory() -> None:
     if they did it at once.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
-
-
-def collect_rarely() -> None:
-    """Collects what is garbage, sets aside all that stays as long as the server, and searches more rarely from now."""
-    gc.set_threshold(_OBJECTS, 20, 50)
-    gc.collect()
-    gc.freeze()
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)

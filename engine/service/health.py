@@ -32,14 +32,9 @@ class Health:
         self._ending = False
         self._changed = asyncio.Event()
 
-    def set_serving(self) -> None:
-        """Says SERVING for everything."""
-        self._status = _Answer.SERVING
-        self._wake()
-
-    def set_not_serving(self) -> None:
-        """Says NOT_SERVING for everything."""
-        self._status = _Answer.NOT_SERVING
+    def set(self, *, serving: bool) -> None:
+        """Says SERVING or NOT_SERVING for everything."""
+        self._status = _Answer.SERVING if serving else _Answer.NOT_SERVING
         self._wake()
 
     def end_watches(self) -> None:
