@@ -14,8 +14,6 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc
 
-from engine.errors import StartupError
-
 logger = logging.getLogger(__name__)
 
 # A tag goes through core beside an operation, and comes back with what became of it: whoever takes the event, the
@@ -40,16 +38,6 @@ _DESTROY_S = 2.0
 _HELD_UP_S = 0.01
 # Core returns its errors, as numbers, and doesn't raise them.
 _CALL_ERROR = "grpc_call_error"
-_USED = (
-    "CompletionQueue",
-    "ReceiveCloseOnServerOperation",
-    "ReceiveMessageOperation",
-    "SendInitialMetadataOperation",
-    "SendMessageOperation",
-    "SendStatusFromServerOperation",
-    "Server",
-    "auth_context",
-)
 
 
 class CoreError(RuntimeError):
@@ -62,16 +50,9 @@ class Core:
     Args:
         options: Channel arguments.
         arrived: Is called with every new call, by whoever takes the event.
-
-    Raises:
-        StartupError: When this grpcio has another core than this module knows.
     """
 
     def __init__(self, options: Sequence[tuple[str, int]], arrived: Callable[["CoreCall"], None]) -> None:
-        if missing := ", ".join(name for name in _USED if not hasattr(cygrpc, name)):
-            raise StartupError(
-                f"grpcio {grpc.__version__} has no {missing} in its core, which this server is built on; {INSTALL}"
-            )
         self._arrived = arrived
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options), False)
@@ -85,9 +66,8 @@ class Core:
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
         """Takes a port and gives its number; 0 where it can't be had."""
-        if credentials is None:
-            return int(self._server.add_http2_port(address.encode()))
-        return int(self._server.add_http2_port(address.encode(), credentials._credentials))
+        own = None if credentials is None else credentials._credentials
+        return int(self._server.add_http2_port(address.encode(), own))
 
     def start(self) -> None:
         """Takes calls.

@@ -346,7 +346,10 @@ def test_a_grpcio_that_cannot_carry_calls_is_one_sentence_at_the_start(
     result = run_python([*command, "--log-level", "error"], tmp_path)
     assert result.returncode == 2
     assert "serving" not in result.stdout
-    assert result.stderr.splitlines()[-1].startswith("error: the server's transport fails with grpcio ")
+    (*_, sentence) = result.stderr.splitlines()
+    assert sentence.startswith("error: the server's transport fails with grpcio ")
+    allowed = sentence.split("pip install ")[1].strip("'")
+    assert f'"{allowed}"' in (ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("name", ["directions.safetensors", "manifest.json", "tokens"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from servers import ROOT, run_python
+from servers import run_python
 from wires import (
     LIMIT_S,
     OWN_CONNECTION,
@@ -23,7 +23,6 @@ from wires import (
     unary,
 )
 
-from engine.errors import StartupError
 from engine.transport import Server
 from engine.transport.core import CoreCall
 from engine.transport.permit import Unlimited
@@ -162,18 +161,6 @@ asyncio.run(main())
 """
     result = run_python(["-c", script], tmp_path)
     assert result.returncode == 7, result.stderr
-
-
-def test_another_core_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("grpc._cython.cygrpc.ReceiveCloseOnServerOperation")
-
-    async def scene() -> None:
-        with pytest.raises(StartupError, match="has no ReceiveCloseOnServerOperation in its core") as refused:
-            Server()
-        allowed = str(refused.value).split("pip install ")[1].strip("'")
-        assert f'"{allowed}"' in (ROOT / "pyproject.toml").read_text()
-
-    asyncio.run(scene())
 
 
 # TLS.
