@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.arrays import Array
-from engine.batching.batcher import NULL_OBSERVER, Batcher, BatchObserver, Part
+from engine.batching.batcher import Batcher, BatchObserver, Part
 from engine.batching.scheduler import Scheduler
 from engine.errors import EngineError
 
@@ -100,7 +100,7 @@ def play(
     scene: Callable[[Batcher, Gated], Awaitable[None]],
     max_queue: int = 100,
     max_delay: float = 0.0,
-    observer: BatchObserver = NULL_OBSERVER,
+    observer: BatchObserver | None = None,
 ) -> Gated:
     """Runs a scene with a batcher whose device computes only what the scene releases."""
     gated = Gated()
@@ -115,7 +115,7 @@ def play(
             max_batch_size=MAX_BATCH_SIZE,
             max_queue=max_queue,
             max_delay=max_delay,
-            observer=observer,
+            observer=observer or Notes(),
         )
         try:
             await scene(batcher, gated)

@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,41 +22,18 @@ from engine.backends.base import CPU, CUDA, Backend, Options, gpu_of, kind_of
 from engine.backends.buckets import bucket_sizes, in_parts
 from engine.errors import BackendError, BundleError
 
-
-@dataclass(frozen=True)
-class Provider:
-    """An execution provider of ONNX Runtime.
-
-    Attributes:
-        name: Its name.
-        memory: Kind of the memory that it computes in, where that is not the host's.
-        session: Entries of the session's configuration.
-        options: Its own options.
-    """
-
-    name: str
-    memory: str | None = None
-    session: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, str] = field(default_factory=dict)
-
-
-PROVIDERS = {
-    CPU: Provider("CPUExecutionProvider"),
-    CUDA: Provider(
-        "CUDAExecutionProvider",
-        memory="cuda",
-        # Without it, nodes that have no kernel for the GPU would be computed on the CPU, and nobody told.
-        session={"session.disable_cpu_ep_fallback": "1"},
-        options={
-            # The default tries every algorithm of cuDNN for each batch size.
-            "cudnn_conv_algo_search": "HEURISTIC",
-            "use_tf32": "0",  # what is FP32 is meant so, and the factors of TF32 have ten bits
-            "arena_extend_strategy": "kSameAsRequested",
-        },
-    ),
-}
+PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 """By kind of device."""
 
+# Without it, nodes that have no kernel for the GPU would be computed on the CPU, and nobody told.
+_CUDA_SESSION = {"session.disable_cpu_ep_fallback": "1"}
+_GPU_MEMORY = "cuda"
+_CUDA_OPTIONS = {
+    # The default tries every algorithm of cuDNN for each batch size.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "use_tf32": "0",  # what is FP32 is meant so, and the factors of TF32 have ten bits
+    "arena_extend_strategy": "kSameAsRequested",
+}
 
 # Encoding fewer takes less time than handing them to a thread and its results back, beside all that a server does.
 _LEAST_ENCODED = 12
@@ -170,7 +147,7 @@ class _Bound:
 
 
 def _require_cuda(device: str) -> None:
-    name = PROVIDERS[CUDA].name
+    name = PROVIDERS[CUDA]
     if name not in (found := onnxruntime.get_available_providers()):
         raise BackendError(
             f"this build of ONNX Runtime {onnxruntime.__version__} has no {name} for NVIDIA GPUs (it has "
@@ -220,19 +197,20 @@ def _open(
     """A function from a batch of the input to those of the outputs."""
     if not path.is_file():
         raise BundleError(f"no ONNX graph at {path}")
-    provider, number = PROVIDERS[kind_of(options.device)], gpu_of(options.device)
-    settings = {**provider.options, "device_id": str(number)} if provider.memory else {}
+    kind, number = kind_of(options.device), gpu_of(options.device)
+    on_gpu = kind == CUDA
+    settings = {**_CUDA_OPTIONS, "device_id": str(number)} if on_gpu else {}
     try:
         session = onnxruntime.InferenceSession(
             str(path),
-            _session_options(options.threads, provider.session),
-            providers=[(provider.name, settings)],
+            _session_options(options.threads, _CUDA_SESSION if on_gpu else {}),
+            providers=[(PROVIDERS[kind], settings)],
             enable_fallback=0,  # by itself it would try the CPU next
         )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types for a bad graph
         if "CPU EP" in str(error):
             raise BackendError(
-                f"ONNX Runtime would compute {path}, or a part of it, on the CPU instead of by {provider.name} "
+                f"ONNX Runtime would compute {path}, or a part of it, on the CPU instead of by {PROVIDERS[kind]} "
                 f"({error}); take --device cpu"
             ) from error
         raise BundleError(f"ONNX Runtime can't open {path}: {error}") from error
@@ -242,7 +220,7 @@ def _open(
             f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {list(inputs)} "
             f"and outputs {list(outputs)}"
         )
-    if provider.memory:
-        return _Bound(session, provider.memory, number, options.max_batch_size)
+    if on_gpu:
+        return _Bound(session, _GPU_MEMORY, number, options.max_batch_size)
     (name,) = inputs
     return lambda batch: session.run(list(outputs), {name: batch})

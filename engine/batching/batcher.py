@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.arrays import Array
-from engine.batching.fair_queue import PRICES, FairQueue, Piece, Request
+from engine.batching.fair_queue import FairQueue, Piece, Request
 from engine.batching.pace import BatchWindow, HalfBatches, Rate
 from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
@@ -51,21 +51,6 @@ class BatchObserver(Protocol):
 
     def failed(self) -> None:
         """The backend failed on a batch."""
-
-
-class _NullObserver:
-    def waiting(self, items: int) -> None:
-        pass
-
-    def batch(self, items: int, waits: Sequence[float], seconds: float) -> None:
-        pass
-
-    def failed(self) -> None:
-        pass
-
-
-NULL_OBSERVER: BatchObserver = _NullObserver()
-"""Listens to nothing."""
 
 
 class Reservation:
@@ -98,10 +83,10 @@ class Batcher:
         dtype: Type of the items.
         scheduler: Where `run` runs, shared with other batchers.
         max_batch_size: Largest batch, items.
+        observer: Is told what happens.
         max_delay: How long the first item of a batch may wait for others while the device is free, seconds.
         max_queue: Most items that may wait; a request beyond is refused at once.
         overlaps: How many other batches may be computed while `run` is at one.
-        observer: Is told what happens.
     """
 
     def __init__(
@@ -112,10 +97,10 @@ class Batcher:
         scheduler: Scheduler,
         *,
         max_batch_size: int,
+        observer: BatchObserver,
         max_delay: float = 0.0,
         max_queue: int = 4096,
         overlaps: int = 0,
-        observer: BatchObserver = NULL_OBSERVER,
     ) -> None:
         self._run = run
         self._scheduler = scheduler
@@ -147,7 +132,7 @@ class Batcher:
         tag: Any = None,
         client: str = "",
         priority: int = 0,
-        reserved: Reservation | None = None,
+        room: Reservation | None = None,
     ) -> tuple[Array, ...]:
         """Computes a request's items, alone or together with those of others.
 
@@ -160,7 +145,7 @@ class Batcher:
             tag: Handed to `run` with the request's rows.
             client: Whom the request counts for; clients get equal shares.
             priority: 1 interactive, 0 normal, -1 background; `engine.batching.fair_queue` has the rule.
-            reserved: Room that was held for this request; it is taken even while the batcher closes.
+            room: That was held for this request; it is taken even while the batcher closes.
 
         Returns:
             The outputs of `run` for these items, in their order. They may be views of a whole batch, and keep all of
@@ -168,7 +153,7 @@ class Batcher:
             written out at once, and a copy here would be their second.
 
         Raises:
-            InvalidRequest: When the request is larger than the queue, or the priority isn't known.
+            InvalidRequest: When the request is larger than the queue.
             Overloaded: When the queue has no room.
             DeadlinePassed: When the deadline passed before compute.
             ShuttingDown: When the batcher was closed.
@@ -178,17 +163,15 @@ class Batcher:
             raise ValueError(
                 f"items must be n >= 1 of {self._dtype} {self._item_shape}, not {items.dtype} {items.shape}"
             )
-        if priority not in PRICES:
-            raise InvalidRequest(f"the priority is {priority}; it is one of {', '.join(map(str, sorted(PRICES)))}")
         now = self._loop.time()
         if deadline is not None and deadline <= now:
             raise DeadlinePassed("the deadline passed before the request was queued; allow more time")
         request = Request(items, deadline, now, self._loop.create_future(), tag)
-        if reserved is None:
+        if room is None:
             self._require_open()
             self.require_room(request.size, client)
         else:
-            self._release(reserved, request.size)
+            self._release(room, request.size)
         self._push(request, client, priority)
         try:
             self._observer.waiting(self._queue.waiting)

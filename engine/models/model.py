@@ -148,9 +148,8 @@ class Model:
 
     async def decode(self, latents: Floats, context: RequestContext) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
-        deadline, client, priority, room = context
         images: Bytes
-        (images,) = await self._decoder.submit(latents, deadline, client=client, priority=priority, reserved=room)
+        (images,) = await self._decoder.submit(latents, **context._asdict())
         return images
 
     async def mu(self, source: Source, context: RequestContext) -> Floats:
@@ -190,13 +189,12 @@ class Model:
     async def _submit_images(
         self, batcher: Batcher, images: Images, move: Move | None, context: RequestContext
     ) -> tuple[Any, ...]:
-        deadline, client, priority, _ = context
         if isinstance(images, np.ndarray):
-            return await batcher.submit(images, deadline, tag=move, client=client, priority=priority)
+            return await batcher.submit(images, tag=move, **context._replace(room=None)._asdict())
         # Room is held while files are decoded: that work must not be for nothing.
-        with batcher.reserve(len(images), client=client) as room:
-            images.pixels = pixels = await self.codec.decode(images.contents, images.field, client)
-            return await batcher.submit(pixels, deadline, tag=move, client=client, priority=priority, reserved=room)
+        with batcher.reserve(len(images), client=context.client) as room:
+            images.pixels = await self.codec.decode(images.contents, images.field, context.client)
+            return await batcher.submit(images.pixels, tag=move, **context._replace(room=room)._asdict())
 
     def _run_encode(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
         return self.backend.encode(images)

@@ -89,10 +89,10 @@ def test_reserved_room_is_kept_and_given_back() -> None:
                 await batcher.submit(items(2, 3))
             with pytest.raises(Overloaded, match="holds 3 of at most 4"):
                 batcher.reserve(2)
-            held = submit(batcher, 4, 5, reserved=room)
+            held = submit(batcher, 4, 5, room=room)
             await queued()
             with pytest.raises(ValueError, match="2 items don't fit a reservation of 1"):
-                await batcher.submit(items(6, 7), reserved=room)
+                await batcher.submit(items(6, 7), room=room)
         batcher.require_room(2)  # the third place is free again, two are taken
         gated.release()
         await check(held, 4, 5)
@@ -111,7 +111,7 @@ def test_close_waits_for_reserved_requests() -> None:
             with pytest.raises(ShuttingDown):
                 batcher.reserve(1)
             assert not closing.done()
-            await check(submit(batcher, 1, 2, reserved=room), 1, 2)
+            await check(submit(batcher, 1, 2, room=room), 1, 2)
         await closing
 
     play(scene)
@@ -270,13 +270,6 @@ def test_a_request_cancelled_in_the_middle_leaves_the_rest(caplog: pytest.LogCap
 
     assert play(scene).batches == [[2] * 8, [3]]
     assert not caplog.records
-
-
-def test_an_unknown_priority_is_refused() -> None:
-    async def scene(batcher: Batcher, gated: Gated) -> None:
-        await check_error(submit(batcher, 1, priority=7), InvalidRequest, "the priority is 7; it is one of -1, 0, 1")
-
-    play(scene)
 
 
 def test_what_a_client_holds_room_for_counts_for_it() -> None:

@@ -199,7 +199,7 @@ def test_results_that_do_not_fit_together_fail_their_request_only(caplog: pytest
 
     async def scene() -> None:
         scheduler = Scheduler()
-        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE)
+        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, observer=Notes())
         await check_error(submit(batcher, *range(12)), ComputeFailed, "log")
         (result,) = await batcher.submit(items(1, 2))
         assert result.shape == (2, 2)
@@ -274,7 +274,7 @@ def test_nothing_keeps_arrays_of_finished_requests_alive() -> None:
 
     async def scene() -> None:
         scheduler = Scheduler()
-        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE)
+        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, observer=Notes())
 
         async def request(count: int) -> None:
             array = items(*range(count))
@@ -306,7 +306,9 @@ def test_a_storm_of_cancelled_requests_mixes_nothing_up() -> None:
 
     async def scene() -> int:
         scheduler = Scheduler()
-        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, max_queue=1000)
+        batcher = Batcher(
+            run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, observer=Notes(), max_queue=1000
+        )
         answered = 0
 
         async def client(name: int) -> None:

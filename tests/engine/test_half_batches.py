@@ -6,7 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
-from gated import device_taken, queued, submit
+from gated import Notes, device_taken, queued, submit
 
 from engine.arrays import Array
 from engine.batching.batcher import Batcher, Part
@@ -37,7 +37,9 @@ def play(scene: Callable[[Batcher, Scheduler, Held], Awaitable[None]], overlaps:
 
     async def whole() -> None:
         held, scheduler = Held(), Scheduler()
-        batcher = Batcher(held, (2,), np.float32, scheduler, max_batch_size=LARGEST, overlaps=overlaps)
+        batcher = Batcher(
+            held, (2,), np.float32, scheduler, max_batch_size=LARGEST, observer=Notes(), overlaps=overlaps
+        )
         await scene(batcher, scheduler, held)
         held.go.release(100)
         await batcher.close()

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from gated import Notes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import ROOT
 from serving.requests import raw_batch
@@ -19,7 +20,7 @@ from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_di
 
 from engine.access.admission import Guards
 from engine.backends import open_backend
-from engine.batching.batcher import NULL_OBSERVER, BatchObserver
+from engine.batching.batcher import BatchObserver
 from engine.config import ServerConfig
 from engine.errors import Overloaded
 from engine.latents import Gaussian, walks
@@ -36,12 +37,12 @@ def serve(
     bundle: Path,
     scenario: Callable[[LatentEngine], Awaitable[None]],
     names: Sequence[str] = ("tiny",),
-    observer: BatchObserver = NULL_OBSERVER,
+    observer: BatchObserver | None = None,
     **settings: Any,
 ) -> None:
     async def whole() -> None:
         config = ServerConfig(bundle=tuple(f"{name}={bundle}" for name in names), **settings)
-        repository = ModelRepository(config, open_backend, lambda *_: observer)
+        repository = ModelRepository(config, open_backend, lambda *_: observer or Notes())
         await repository.open()
         await scenario(LatentEngine(repository, config))
         await repository.close()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import smile_more, write_tiny_bundle
+from gated import Notes
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.backends import Backend, Bytes, Floats, open_backend
-from engine.batching.batcher import NULL_OBSERVER
 from engine.config import ServerConfig
 from engine.errors import BundleError, UnknownModel
 from engine.latents import Wishes
@@ -29,9 +29,7 @@ def run(
     async def whole() -> None:
         taken = [] if told is None else told
         config = ServerConfig(bundle=tuple(f"{name}={path}" for name, path in bundles.items()))
-        repository = ModelRepository(
-            config, opener, lambda *_: NULL_OBSERVER, lambda name, good: taken.append((name, good))
-        )
+        repository = ModelRepository(config, opener, lambda *_: Notes(), lambda name, good: taken.append((name, good)))
         try:
             await repository.open()
         except BundleError:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from tiny_model import LATENT_DIM, latents_of, random_images
 
 from engine.backends import Options
-from engine.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend, Provider
+from engine.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend
 from engine.errors import BackendError, BundleError
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -83,7 +83,9 @@ CUDA = Options(device="cuda", precision="fp16", threads=1)
 @pytest.fixture
 def bound(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> OnnxRuntimeBackend:
     """The way over bound buffers in buckets, in the memory of the CPU instead of a GPU's."""
-    monkeypatch.setitem(PROVIDERS, "cuda", Provider("CPUExecutionProvider", memory="cpu"))
+    monkeypatch.setitem(PROVIDERS, "cuda", "CPUExecutionProvider")
+    for name, value in {"_GPU_MEMORY": "cpu", "_CUDA_SESSION": {}, "_CUDA_OPTIONS": {}}.items():
+        monkeypatch.setattr(f"engine.backends.onnxruntime.{name}", value)
     monkeypatch.setattr(OnnxRuntimeBackend, "check", lambda *_: None)
     options = Options(device="cuda", max_batch_size=6, threads=1)
     return OnnxRuntimeBackend(tiny_bundle / "encoder.onnx", tiny_bundle / "decoder.onnx", options)

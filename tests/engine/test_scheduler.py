@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from gated import MAX_BATCH_SIZE, Gated, device_taken, items, play, queued, submit
+from gated import MAX_BATCH_SIZE, Gated, Notes, device_taken, items, play, queued, submit
 
 from engine.arrays import Array
 from engine.batching.batcher import Batcher, Part
@@ -30,7 +30,8 @@ def test_two_batchers_share_a_device_in_turn() -> None:
     async def scene() -> None:
         scheduler = Scheduler()
         first, second = (
-            Batcher(compute(name), (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE) for name in "ab"
+            Batcher(compute(name), (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, observer=Notes())
+            for name in "ab"
         )
         async with device_taken(scheduler):
             tasks = [submit(first, *range(24)), submit(second, *range(24))]
@@ -137,7 +138,9 @@ class Counted:
 def test_full_batches_are_computed_side_by_side_where_the_backend_likes_it(overlaps: bool, most: int) -> None:
     async def scene() -> Counted:
         run, scheduler = Counted(meet=most), Scheduler()
-        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
+        batcher = Batcher(
+            run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, observer=Notes(), overlaps=overlaps
+        )
         for count in (2 * MAX_BATCH_SIZE, 2, 4 * MAX_BATCH_SIZE + 3, 1):
             sent = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
             (got,) = await batcher.submit(sent)
@@ -169,7 +172,14 @@ def test_who_wants_the_device_alone_gets_its_turn_among_full_batches() -> None:
         scheduler = Scheduler()
         many, alone = (
             Batcher(
-                compute(name), (2,), np.float32, scheduler, max_batch_size=4, max_queue=10_000, overlaps=name == "many"
+                compute(name),
+                (2,),
+                np.float32,
+                scheduler,
+                max_batch_size=4,
+                observer=Notes(),
+                max_queue=10_000,
+                overlaps=name == "many",
             )
             for name in ("many", "alone")
         )
@@ -200,7 +210,15 @@ def test_batches_that_follow_one_another_are_computed_by_one_thread() -> None:
 
     async def scene() -> None:
         scheduler = Scheduler()
-        batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, overlaps=1)
+        batcher = Batcher(
+            run,
+            (2,),
+            np.float32,
+            scheduler,
+            max_batch_size=MAX_BATCH_SIZE,
+            observer=Notes(),
+            overlaps=1,
+        )
         await asyncio.gather(submit(batcher, *range(MAX_BATCH_SIZE)), submit(batcher, *range(MAX_BATCH_SIZE)))
         assert len(set(threads)) == 2, "there are two, and both have begun"
         threads.clear()
@@ -229,7 +247,15 @@ def test_a_small_batch_has_its_turn_among_full_ones_whose_results_the_event_loop
     async def scene() -> None:
         scheduler = Scheduler()
         full, small = (
-            Batcher(compute(name), (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, overlaps=overlaps)
+            Batcher(
+                compute(name),
+                (2,),
+                np.float32,
+                scheduler,
+                max_batch_size=MAX_BATCH_SIZE,
+                observer=Notes(),
+                overlaps=overlaps,
+            )
             for name in ("full", "small")
         )
         async with device_taken(scheduler):
