@@ -5,12 +5,12 @@ from engine.images.files import (
     DEFAULT_QUALITY,
     FILE_FORMATS,
     MAX_FILE_PIXELS,
+    PixelBudget,
     decode_file,
     encode_file,
     frame_picture,
     open_file,
 )
-from engine.images.pixel_budget import PixelBudget
 
 __all__ = [
     "DEFAULT_QUALITY",

@@ -11,8 +11,7 @@ import numpy as np
 
 from engine.arrays import Bytes
 from engine.errors import InvalidField, InvalidRequest
-from engine.images.files import MAX_FILE_PIXELS, UNLIMITED, decode_file, encode_file
-from engine.images.pixel_budget import PixelBudget
+from engine.images.files import MAX_FILE_PIXELS, UNLIMITED, PixelBudget, decode_file, encode_file
 from engine.images.round_robin import RoundRobinPool
 from framing import Frame
 

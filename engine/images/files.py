@@ -4,6 +4,7 @@ Shapes: images of side S.
 """
 
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,12 +14,38 @@ from PIL import Image, UnidentifiedImageError
 from engine.arrays import Bytes
 from engine.errors import InvalidRequest
 from engine.images.containers import MAX_EXIF_BYTES, check_number, check_parts, fault_of, webp_size
-from engine.images.pixel_budget import PixelBudget
 from framing import Frame, TooLongError, TooSmallError, prepare, upright
 
 FILE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_FILE_PIXELS = 64_000_000
 DEFAULT_QUALITY = 95
+
+
+class PixelBudget:
+    """Pixels that are decoded at one time, on all threads of all models; where they don't fit, a thread waits.
+
+    One file is decoded in any case, however large it is. None: any number of pixels.
+    """
+
+    def __init__(self, pixels: int | None = None) -> None:
+        self._most = pixels
+        self._taken = 0
+        self._changed = threading.Condition()
+        self._line = threading.Lock()  # or small files would overtake a large one again and again
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Takes so many for the time of a context, as soon as there are so many."""
+        with self._line, self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._most is None or self._taken + pixels <= self._most)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
 
 UNLIMITED = PixelBudget()
 
