@@ -33,7 +33,7 @@ from timing import Timing, measure, table, take_turns
 from tyro.conf import subcommand
 
 from engine.backends import CPU, Backend, Options, open_backend, open_graphs
-from engine.backends.buckets import bucket_sizes
+from engine.backends.base import bucket_sizes
 from engine.backends.tensorrt import require_device
 from engine.bundle import Bundle
 from engine.client import Client

@@ -21,7 +21,7 @@ from script import machine, require_positive, run, summary, write_json
 from timing import by_case, measure, table
 
 from engine.backends import Backend, Options, cores, open_backend, open_graphs
-from engine.backends.buckets import bucket_sizes
+from engine.backends.base import bucket_sizes
 from engine.bundle import DECODER, ENCODER, Bundle
 from engine.proof.figures import Report
 from engine.proof.opening import tolerances_of

@@ -7,8 +7,7 @@ from shlex import quote
 import numpy as np
 
 from engine.arrays import Bytes, Floats
-from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, cores, is_device, kind_of
-from engine.backends.buckets import bucket_sizes
+from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, bucket_sizes, cores, is_device, kind_of
 from engine.backends.registry import BACKENDS, find, open_graphs
 from engine.backends.reports import switch_off_usage_reports
 from engine.bundle import Bundle, Manifest

@@ -3,10 +3,13 @@
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.arrays import Bytes, Floats
+import numpy as np
+
+from engine.arrays import Array, Bytes, Floats
 
 CPU, CUDA = "cpu", "cuda"
 """Kinds of devices."""
@@ -107,3 +110,18 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027 - the end of the object does where nothing lies outside of Python
         """Frees what it holds outside of Python. No batch may be in it, and none may come."""
+
+
+def bucket_sizes(largest: int) -> list[int]:
+    """1, 2, 4 ... and `largest`: the few sizes that batches are computed in, where each size has a cost of its own.
+
+    A batch of n images runs in the next one. Rows beyond n hold leftovers, whose results nobody reads.
+    """
+    return [*(2**power for power in range((largest - 1).bit_length())), largest]
+
+
+def in_parts(run: Callable[..., list[Array]], largest: int, *batches: Array) -> list[Array]:
+    """Computes batches [N, ...], one for each input, by a function of at most `largest` rows; in parts beyond."""
+    starts = range(0, max(len(batches[0]), 1), largest)
+    parts = [run(*(batch[start : start + largest] for batch in batches)) for start in starts]
+    return parts[0] if len(parts) == 1 else [np.concatenate(results) for results in zip(*parts, strict=True)]

@@ -18,8 +18,7 @@ import numpy as np
 import onnxruntime
 
 from engine.arrays import Array, Bytes, Floats
-from engine.backends.base import CPU, CUDA, Backend, Options, gpu_of, kind_of
-from engine.backends.buckets import bucket_sizes, in_parts
+from engine.backends.base import CPU, CUDA, Backend, Options, bucket_sizes, gpu_of, in_parts, kind_of
 from engine.errors import BackendError, BundleError
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.arrays import Array, Bytes, Floats
-from engine.backends.base import CUDA, Backend, Options, gpu_of
-from engine.backends.buckets import bucket_sizes, in_parts
+from engine.backends.base import CUDA, Backend, Options, bucket_sizes, gpu_of, in_parts
 from engine.backends.cuda import Cuda
 from engine.errors import BackendError, BundleError
 

@@ -17,7 +17,7 @@ from tiny_model import LATENT_DIM as TINY_DIM
 from tiny_model import images_of, latents_of, random_images
 
 from engine.backends import Options
-from engine.backends.buckets import bucket_sizes
+from engine.backends.base import bucket_sizes
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.tensorrt import TensorRtBackend, fits, require_device
 from engine.errors import BackendError, BundleError
