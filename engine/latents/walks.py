@@ -27,9 +27,6 @@ def linear(start: Floats, end: Floats, steps: int) -> Floats:
     Returns:
         float32 [N * steps, D]: all points of the first pair, from start to end, then those of the next. Both ends
         are the given values bit for bit.
-
-    Raises:
-        InvalidRequest: When steps are too few, or the pairs don't match.
     """
     return _between(start, end, steps, _on_line)
 
@@ -44,7 +41,7 @@ def spherical(start: Floats, end: Floats, steps: int, centre: Floats | Doubles |
     the origin.
 
     Raises:
-        InvalidRequest: As `linear`, and when the two latents of a pair are opposite: all arcs are equally short.
+        InvalidRequest: When the two latents of a pair are opposite: all arcs are equally short.
     """
     middle = np.zeros(start.shape[1:]) if centre is None else centre.astype(np.float64)
 
@@ -56,12 +53,6 @@ def spherical(start: Floats, end: Floats, steps: int, centre: Floats | Doubles |
 
 
 def _between(start: Floats, end: Floats, steps: int, path: Callable[[Doubles, Doubles, Doubles], Doubles]) -> Floats:
-    if steps < 2:
-        raise InvalidRequest(f"steps must be at least 2 (both ends), not {steps}")
-    if start.ndim != 2 or start.shape != end.shape:
-        raise InvalidRequest(
-            f"start and end must be pairs of latents, [N, D] each, not {list(start.shape)} and {list(end.shape)}"
-        )
     share = np.linspace(0, 1, steps)[:, None]
     points = path(start[:, None].astype(np.float64), end[:, None].astype(np.float64), share).astype(np.float32)
     points[:, 0], points[:, -1] = start, end

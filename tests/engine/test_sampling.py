@@ -108,14 +108,6 @@ def test_latents_of_any_size(between: Between, size: float) -> None:
     assert points[4, 0] == pytest.approx(-points[4, 1], rel=1e-3)
 
 
-@pytest.mark.parametrize("between", [linear, spherical])
-def test_bad_pairs_are_refused(between: Between) -> None:
-    with pytest.raises(InvalidRequest, match="steps must be at least 2"):
-        between(floats(2, 4), floats(2, 4), 1)
-    with pytest.raises(InvalidRequest, match=r"not \[2, 4\] and \[1, 4\]"):
-        between(floats(2, 4), floats(1, 4), 3)
-
-
 # From a Gaussian
 
 
