@@ -91,7 +91,9 @@ async def _start(
         max_message_bytes=config.max_message_bytes,
     )
     calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
-    credentials = _credentials(config)  # before bundles are proven, which takes longer
+    credentials = None
+    if config.tls_cert and config.tls_key:  # before bundles are proven, which takes longer
+        credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
     repository = ModelRepository(config, opener, metrics.watch, metrics.reloaded)
     stack.push_async_callback(_close, repository, signals)
     await repository.open()
@@ -161,12 +163,6 @@ def _add_services(
         calls.register(server, reflection.SERVICE, reflects, name)
     # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
     healths.add_to_server(server)
-
-
-def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
-    if config.tls_cert and config.tls_key:
-        return server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
-    return None
 
 
 def _listen(server: Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> str:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
+from engine.arrays import Floats
 from engine.client.arguments import whole
 from engine.client.cli.command import Command
 from engine.client.cli.outputs import FORMATS, UsageError
 from engine.client.cli.photos import Align, Read, reader
 from engine.client.errors import ClientError
 from engine.client.synchronous import Client
-from engine.client.values import Floats
 from framing import FramingError
 
 if TYPE_CHECKING:

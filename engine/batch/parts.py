@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.arrays import Floats
 from engine.client.cli.outputs import UsageError
-from engine.client.values import Floats
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _LOCK, _DAMAGED = "_lock", "_damaged.csv"

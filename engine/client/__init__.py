@@ -1,17 +1,16 @@
 """Clients of the server: `Client`, and `AsyncClient` for asyncio. Neither needs torch, nor a model."""
 
+from engine.arrays import Bytes, Floats
 from engine.client.asynchronous import AsyncClient
 from engine.client.errors import ClientError, FieldViolation
 from engine.client.slider import AsyncSlider, Slider
 from engine.client.synchronous import Client
 from engine.client.values import (
     Attribute,
-    Bytes,
     Distribution,
     Edited,
     Edits,
     FileFormat,
-    Floats,
     Images,
     Model,
     Options,

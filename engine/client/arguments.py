@@ -14,7 +14,8 @@ from typing import Any, SupportsFloat, TypeGuard, get_args
 import numpy as np
 import numpy.typing as npt
 
-from engine.client.values import Bytes, Floats, Options, Priority
+from engine.arrays import Bytes, Floats
+from engine.client.values import Options, Priority
 
 IMAGES = "uint8 [N, S, S, 3]"
 SOURCES = f"images, {IMAGES}, or latents, float32 [N, D]"

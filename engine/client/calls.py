@@ -16,22 +16,11 @@ import numpy.typing as npt
 from grpc_health.v1 import health_pb2
 from typing_extensions import Unpack
 
+from engine.arrays import Bytes, Floats
 from engine.client import messages
 from engine.client.connection import Connection
 from engine.client.errors import RetryBudget
-from engine.client.values import (
-    Bytes,
-    Distribution,
-    Edits,
-    FileFormat,
-    Floats,
-    Images,
-    Model,
-    Options,
-    Posterior,
-    StreamEdit,
-    Walk,
-)
+from engine.client.values import Distribution, Edits, FileFormat, Images, Model, Options, Posterior, StreamEdit, Walk
 from protos import dfcvae_pb2 as pb
 
 P = ParamSpec("P")

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from engine.arrays import Bytes, Floats
 from engine.client import arguments
 from engine.client.errors import ClientError
 from engine.client.values import (
     Attribute,
-    Bytes,
     Distribution,
     Edited,
     FileFormat,
-    Floats,
     Images,
     Model,
     Options,

@@ -7,14 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from typing_extensions import TypedDict
 
+from engine.arrays import Bytes, Floats
 from framing import Frame, Landmarks
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 Images = Bytes | Sequence[bytes]
 Edits = Mapping[str, float] | Iterable[tuple[str | Floats, float]]
 FileFormat = Literal["JPEG", "PNG", "WEBP"]

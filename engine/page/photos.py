@@ -6,7 +6,7 @@ Shapes: images of side S.
 import asyncio
 from typing import NamedTuple
 
-from engine.client.values import Bytes
+from engine.arrays import Bytes
 from engine.errors import InvalidRequest
 from engine.images import PixelBudget, frame_picture, open_file
 from framing import Aligner, Frame, FramingError, to_rgb

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.arrays import Bytes, Floats
 from engine.client import AsyncClient, ClientError, Model, arguments
 from engine.client.slider import AsyncSlider
-from engine.client.values import Bytes, Edits, Floats
+from engine.client.values import Edits
 from engine.errors import InvalidRequest
 from engine.page.photos import NoFaceError, Photos
 

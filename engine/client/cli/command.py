@@ -120,7 +120,7 @@ class Command(ServerOptions):
             0 when it worked, 2 for bad input, 1 when the server failed or can't be reached, 130 after Ctrl-C.
         """
         try:
-            with self.client() as client:
+            with self.connect(Client, retries=self.retries, retry_overload=self.retry_overload) as client:
                 code = self.run(client)
             sys.stdout.flush()
             return code
@@ -131,14 +131,6 @@ class Command(ServerOptions):
             return report(error)
         except KeyboardInterrupt:
             return 130
-
-    def client(self) -> Client:
-        """The client that the options ask for.
-
-        Raises:
-            UsageError: When one of them can't be, or they don't fit together.
-        """
-        return self.connect(Client, retries=self.retries, retry_overload=self.retry_overload)
 
 
 def report(error: Exception, about: str = "") -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
+from engine.arrays import Bytes
 from engine.client.cli.command import Command, report
 from engine.client.cli.inputs import (
     Setting,
@@ -40,7 +41,7 @@ from engine.client.cli.outputs import (
 from engine.client.cli.photos import Align, reader
 from engine.client.errors import ClientError
 from engine.client.synchronous import Client
-from engine.client.values import Bytes, Distribution, Walk
+from engine.client.values import Distribution, Walk
 from framing import FramingError
 
 T = TypeVar("T")

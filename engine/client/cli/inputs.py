@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.arrays import Floats
 from engine.client.arguments import finite, shown, whole
 from engine.client.cli.outputs import FORMATS, PIPE, UsageError
 from engine.client.cli.photos import Read, bytes_of
-from engine.client.values import Floats, Images, Model
+from engine.client.values import Images, Model
 
 Setting = tuple[str, list[float]]
 """An attribute, and its strength; or several, of which each gets a picture."""

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from tyro.conf import arg
 
-from engine.client.values import Bytes, FileFormat
+from engine.arrays import Bytes
+from engine.client.values import FileFormat
 
 PictureFormat = Literal["JPEG", "PNG", "WEBP", "GIF"]
 FORMATS: dict[str, FileFormat] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
