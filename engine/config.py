@@ -263,10 +263,6 @@ def load_config(arguments: Sequence[str], environment: Mapping[str, str] | None 
 
     Environment and file are read here, as pydantic-settings would not say which of them a wrong value comes from.
 
-    Args:
-        arguments: The command line, without the program.
-        environment: Environment variables; None takes those of the process.
-
     Raises:
         StartupError: When a key is unknown or a value can't be, with its source; or when they don't fit together.
     """

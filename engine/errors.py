@@ -62,14 +62,10 @@ class InvalidRequest(EngineError):  # noqa: N818 - reads better without the suff
 
 
 class InvalidField(InvalidRequest):
-    """Raise when one field of a request is wrong.
+    """Raise when one field of a request is wrong: its path, and the fault: "is 0; send one" or ": the file is damaged".
 
     The sentence begins with the field, and isn't written before it is read: whoever made the request of something else
     sets `field` to where the fault lies there.
-
-    Args:
-        field: Path of the field.
-        fault: What is wrong with it, for example "is 0; send at least one image" or ": the file is damaged".
     """
 
     def __init__(self, field: str, fault: str) -> None:

@@ -51,10 +51,6 @@ async def serve(config: ServerConfig, opener: Callable[[Bundle], Backend]) -> No
     SIGTERM or SIGINT ends the grace at once. From its end on, all three signals are ignored: so should the process be
     near its own.
 
-    Args:
-        config: What to serve, where and how.
-        opener: Opens the graphs of a bundle.
-
     Raises:
         StartupError: When something that the configuration names can't be used, or graphs don't fit their manifest.
         StuckError: When the grace is over, and the backend still computes.

@@ -75,9 +75,7 @@ class CallPermit:
     """What one call has, from its arrival until its answer has left; see `Admission`. Methods are for any thread.
 
     Attributes:
-        client: The name that its client goes by.
         usage: Of the client.
-        stream: Whether it is a stream.
         request_id: Name of the call in logs and traces.
         authorization: What the client sent as such.
         version: Of the tokens that knew it.
@@ -238,12 +236,7 @@ class Admission:
     Where there is no room the message waits, and stays with its client but for the first window. A stream waits for a
     message most of the time. It may ask without room, unless messages are unanswered: `max_streams` bounds that.
 
-    Args:
-        guards: What calls are held to.
-        clock: Seconds, from any moment on.
-
     Attributes:
-        guards: What calls are held to.
         total: What all clients have.
     """
 

@@ -14,11 +14,6 @@ class RateLimit:
 
     A request of more than `burst` images passes when the bucket is full, and is paid off afterwards. The clients that
     were not heard of for longest are forgotten first, so that memory stays bounded.
-
-    Args:
-        rate: Images a second.
-        burst: Images at once.
-        clock: Seconds.
     """
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -37,15 +37,13 @@ switch_off_usage_reports()
 def open_backend(bundle: Bundle, threads: int | None = None, device: str | None = None) -> Backend:
     """Opens the runtime that the bundle's manifest names; to serve it, use `engine.proof.opening.open_proven`.
 
-    Args:
-        bundle: A verified bundle.
-        threads: Compute threads; None takes every core that this process may use.
-        device: Where to compute, as `is_device` says, of the kind that the manifest names; None: the first of those.
+    The bundle is a verified one. `threads` that are None are every core that this process may use, a `device` that is
+    None is the first of the kind that the manifest names.
 
     Raises:
         BundleError: When the manifest names a backend, a device or a precision that this engine doesn't have.
-        BackendError: When the backend's package isn't installed, this machine lacks units for the precision, its
-            plans were built for another GPU or another TensorRT, or `device` is of another kind.
+        BackendError: When the backend's package isn't installed, this machine lacks units for the precision, its plans
+            were built for another GPU or another TensorRT, or `device` is of another kind.
     """
     manifest = bundle.manifest
     device = device or manifest.device

@@ -96,11 +96,7 @@ class Backend(ABC):
         """Latents, float32 [N, D], to images, uint8 [N, H, W, 3] RGB."""
 
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
-        """Encodes, adds and decodes.
-
-        Args:
-            images: uint8 [N, H, W, 3] RGB.
-            steps: What is added to mu, float32 [N, D].
+        """Encodes images, uint8 [N, H, W, 3] RGB, adds steps to mu, float32 [N, D], and decodes.
 
         Returns:
             Edited images, uint8 [N, H, W, 3] RGB, and mu before the addition, float32 [N, D].

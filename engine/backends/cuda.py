@@ -13,10 +13,7 @@ from engine.errors import BackendError
 
 
 class Cuda:
-    """The CUDA runtime through cuda-bindings, on one GPU.
-
-    Args:
-        number: Which one, of those that are visible.
+    """The CUDA runtime through cuda-bindings, on one GPU of those that are visible.
 
     Raises:
         BackendError: When cuda-bindings, the NVIDIA driver or the GPU is missing; says which.

@@ -64,20 +64,17 @@ class OnnxRuntimeBackend(Backend):
             _require_cuda(options.device)
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
-        """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
+        """As `Backend.encode`."""
         mu, log_var = self._compute(_Graphs.encode, images, least=_LEAST_ENCODED)
         return mu, log_var
 
     def decode(self, latents: Floats) -> Bytes:
-        """Latents, float32 [N, D], to images, uint8 [N, H, W, 3]."""
+        """As `Backend.decode`."""
         (images,) = self._compute(_Graphs.decode, latents)
         return images
 
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
-        """Images, uint8 [N, H, W, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu.
-
-        Each thread takes its share of the batch from end to end.
-        """
+        """As `Backend.edit`: each thread takes its share of the batch from end to end."""
         edited, mu = self._compute(_Graphs.edit, images, steps)
         return edited, mu
 

@@ -68,21 +68,17 @@ class OpenVinoBackend(Backend):
             )
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
-        """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
+        """As `Backend.encode`."""
         mu, log_var = self._encoder.run(images)
         return mu, log_var
 
     def decode(self, latents: Floats) -> Bytes:
-        """Latents, float32 [N, D], to images, uint8 [N, H, W, 3]."""
+        """As `Backend.decode`."""
         (images,) = self._decoder.run(latents)
         return images
 
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
-        """Images, uint8 [N, H, W, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu.
-
-        One graph from end to end: each thread goes through its share of the batch without waiting for the others in
-        between.
-        """
+        """As `Backend.edit`, in one graph: each thread goes through its share of the batch, and waits for no other."""
         edited, mu = self._editor.run(images, steps)
         return edited, mu
 

@@ -76,17 +76,17 @@ class TensorRtBackend(Backend):
         require_device(options.backend, options.device)
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
-        """Images, uint8 [N, H, W, 3], to `mu` and `log_var`, float32 [N, D] each."""
+        """As `Backend.encode`."""
         mu, log_var = self._encoder.run(images)
         return mu, log_var
 
     def decode(self, latents: Floats) -> Bytes:
-        """Latents, float32 [N, D], to images, uint8 [N, H, W, 3]."""
+        """As `Backend.decode`."""
         (images,) = self._decoder.run(latents)
         return images
 
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
-        """Images, uint8 [N, H, W, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu."""
+        """As `Backend.edit`."""
         if self._editor is None:
             return super().edit(images, steps)
         edited, mu = self._editor.run(images, steps)
@@ -100,11 +100,7 @@ class TensorRtBackend(Backend):
 
 
 def require_device(backend: str = "tensorrt", device: str = CUDA) -> dict[str, str]:
-    """TensorRT and a GPU of this machine.
-
-    Args:
-        backend: A key of `MODULES`.
-        device: Which GPU, as `engine.backends.is_device` says.
+    """TensorRT and a GPU of this machine, for a backend of `MODULES` and a device as `engine.backends.is_device` says.
 
     Returns:
         {"tensorrt": "8.6.0", "gpu": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}, the version under the

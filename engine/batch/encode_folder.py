@@ -144,14 +144,7 @@ def images_under(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Has the files of a folder encoded.
-
-    Attributes:
-        client: Of the servers.
-        folder: Where names lead from.
-        room: Bytes of files that a message may have.
-        read: Reads a file.
-    """
+    """Has the files of a folder encoded, as many in a message as there is `room` for, in bytes."""
 
     client: Client
     folder: Path

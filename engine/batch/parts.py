@@ -29,11 +29,6 @@ _FINGERPRINT = b"dfcvae.fingerprint"
 class Parts:
     """The data set of latents of one model, open to this process alone: `path`, and `mu`, float32 [D].
 
-    Args:
-        folder: Where it is, or will be.
-        latent_dim: D.
-        fingerprint: Of the model.
-
     Raises:
         UsageError: When the folder has other files, or latents of another model, or another process writes to it.
     """

@@ -140,24 +140,22 @@ class Batcher:
 
         Args:
             items: [n, *item_shape] of the batcher's dtype, C-contiguous, n >= 1; must not change meanwhile.
-            deadline: Time of the event loop's clock after which the result is of no use; None for never. It is
-                looked at before each batch.
+            deadline: Time of the event loop's clock after which the result is of no use, looked at before each batch;
+                None for never.
             tag: Handed to `run` with the request's rows.
             client: Whom the request counts for; clients get equal shares.
             priority: 1 interactive, 0 normal, -1 background; `engine.batching.fair_queue` has the rule.
             room: That was held for this request; it is taken even while the batcher closes.
 
         Returns:
-            The outputs of `run` for these items, in their order. They may be views of a whole batch, and keep all of
-            it in memory: what outlives the answer, or waits for its turn, is the caller's to copy. Most answers are
-            written out at once, and a copy here would be their second.
+            The outputs of `run` for these items, in their order. They may be views of a whole batch and keep it in
+            memory: the caller copies what outlives the answer. Most answers are written out at once, and a copy here
+            would be their second.
 
         Raises:
-            InvalidRequest: When the request is larger than the queue.
-            Overloaded: When the queue has no room.
-            DeadlinePassed: When the deadline passed before compute.
-            ShuttingDown: When the batcher was closed.
-            ComputeFailed: When `run` raised.
+            EngineError: InvalidRequest when the request is larger than the queue, Overloaded when that has no room,
+                DeadlinePassed before compute, ShuttingDown when the batcher was closed, ComputeFailed when `run`
+                raised.
         """
         if items.shape[1:] != self._item_shape or items.dtype != self._dtype or not len(items):
             raise ValueError(

@@ -49,14 +49,9 @@ class _Flow:
 
 
 class Request:
-    """One client's items on their way through one or more batches.
+    """One client's items, [n, ...], on their way through one or more batches, until the results go into its future.
 
-    Args:
-        items: [n, ...], n >= 1.
-        deadline: Time after which the result is of no use; None for never.
-        arrived: Time of arrival, on the same clock.
-        future: Where the results go.
-        tag: Whatever the run function is to know about the request.
+    After the deadline, on the clock of `arrived`, the result is of no use. What to compute knows the tag.
     """
 
     __slots__ = ("arrived", "deadline", "finished", "flow", "future", "items", "results", "size", "tag", "taken")
@@ -110,11 +105,7 @@ class Piece(NamedTuple):
 
 
 class FairQueue:
-    """Requests in the order described above. Knows no locks: its user guards it.
-
-    Args:
-        max_batch_size: Most items that `take` is asked for.
-    """
+    """Requests in the order described above. Knows no locks: its user guards it."""
 
     def __init__(self, max_batch_size: int) -> None:
         self.waiting = 0

@@ -29,11 +29,8 @@ class BatchWindow:
     def computed(self, answered: int, waiting: int, seconds: float, now: float) -> None:
         """A batch was computed.
 
-        Args:
-            answered: Requests that are complete with it, and whose client still wants them.
-            waiting: Requests that wait now.
-            seconds: How long it took.
-            now: The time.
+        `answered` requests are complete with it, whose client still wants them, and `waiting` ones wait now; it took
+        `seconds`.
         """
         expected = answered + waiting
         self.expected = expected if expected > 1 else 0

@@ -29,14 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A unary call that is still to be made.
-
-    Attributes:
-        method: Its name in the contract.
-        request: What is sent.
-        options: Of this call.
-        read: Reads the answer.
-    """
+    """A unary call that is still to be made: a method of the contract, what it is sent, and what reads its answer."""
 
     method: str
     request: Any

@@ -82,10 +82,8 @@ class ClientError(Exception):
 class RetryBudget:
     """How often, and until when, a call is sent again.
 
-    Args:
-        retries: Times that it may be sent again while the server is UNAVAILABLE.
-        retry_overload: Times that it may be sent again when an overloaded server refused it.
-        timeout: Seconds for all tries and pauses together; None for no limit.
+    A server that is UNAVAILABLE is asked `retries` times more, one that is overloaded `retry_overload` times; all tries
+    and pauses together take at most `timeout` seconds, None for no limit.
     """
 
     def __init__(self, retries: int, retry_overload: int, timeout: float | None) -> None:

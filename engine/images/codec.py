@@ -42,12 +42,6 @@ class Codec:
     Clients take turns, a file each, and so do the requests of a client: however large and many they are, a file waits
     for one of each other client at most, beside those that are worked on. At most `threads` files are decoded at one
     time.
-
-    Args:
-        frame: What files are brought to.
-        threads: Images that are worked on at once.
-        max_pixels: Largest file, pixels; larger ones are refused before they are decoded.
-        budget: What all codecs of the process take their pixels from.
     """
 
     def __init__(

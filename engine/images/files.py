@@ -54,11 +54,9 @@ UNLIMITED = PixelBudget()
 def open_file(data: bytes, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudget = UNLIMITED) -> Iterator[Image.Image]:
     """Decodes a JPEG, PNG or WebP file and turns it upright; the picture is there for the time of the context.
 
-    `max_pixels` is held against the file's header, before anything is decoded. Pillow has a limit of its own, one for
-    the whole process, which would come first and can be lower: it is lifted here, where another takes its place, and
-    not for those who only import this module.
-
-    `budget` is what it takes its pixels from.
+    `max_pixels` is held against the file's header, before anything is decoded; `budget` is what the pixels are taken
+    from. Pillow has a limit of its own, one for the whole process, which would come first and can be lower: it is
+    lifted here, where another takes its place, and not for those who only import this module.
 
     Raises:
         InvalidRequest: When it is of another format, damaged, truncated or too large.
@@ -124,13 +122,7 @@ def _check_pixels(width: int, height: int, limit: int) -> None:
 
 
 def encode_file(pixels: Bytes, file_format: str, quality: int = DEFAULT_QUALITY) -> bytes:
-    """Encodes one image.
-
-    Args:
-        pixels: uint8 [H, W, 3].
-        file_format: One of `FILE_FORMATS`.
-        quality: Of JPEG and WebP, 1 to 100.
-    """
+    """Encodes an image, uint8 [H, W, 3], in one of `FILE_FORMATS`; JPEG and WebP in a quality of 1 to 100."""
     file = io.BytesIO()
     options: dict[str, Any] = {} if file_format == "PNG" else {"quality": quality}
     Image.fromarray(pixels).save(file, file_format, **options)

@@ -55,10 +55,6 @@ class RoundRobinPool:
 
     So nobody waits long, however large and many the requests of others are. The event loop is woken once for each
     request, and not for each call.
-
-    Args:
-        threads: Calls at once.
-        name: Of the threads.
     """
 
     def __init__(self, threads: int, name: str) -> None:

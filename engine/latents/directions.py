@@ -124,18 +124,14 @@ class Directions:
         return self.named(name)
 
     def move(self, moves: Sequence[tuple[Floats | str, float]], keep: Sequence[str] = ()) -> Move:
-        """Sums up edits: every one adds `strength * vector`.
+        """Sums up edits: every one adds `strength * vector`, of an attribute's name or a direction, float32 [D].
 
-        With `keep`, only the part of each that is orthogonal to the span of all kept directions is applied
+        With `keep`, only the part of each that is orthogonal to the span of all kept attributes' directions is applied
         (InterFaceGAN's conditional manipulation, arXiv 1907.10786).
 
-        Args:
-            moves: Pairs of an attribute's name or a direction, float32 [D], and its strength.
-            keep: Names of attributes along whose directions nothing may change.
-
         Raises:
-            InvalidRequest: When a strength or direction isn't finite, a direction has another size, an attribute
-                is both moved and kept, nothing is left of an edit beside what is kept, or the sum is too large for any
+            InvalidRequest: When a strength or direction isn't finite, a direction has another size, an attribute is
+                both moved and kept, nothing is left of an edit beside what is kept, or the sum is too large for any
                 use.
             UnknownAttribute: When this model has no direction of a name.
         """
@@ -153,12 +149,7 @@ class Directions:
             return Move(step.astype(np.float32))
 
     def beside(self, name: str, keep: Sequence[str], field: str) -> Doubles:
-        """The part of an attribute's direction, [D], along which nothing of what is kept changes.
-
-        Args:
-            name: The attribute.
-            keep: Names of attributes along whose directions nothing may change.
-            field: Of the request, which names it.
+        """The part of the direction [D] of an attribute, which `field` of the request names, without what is kept.
 
         Raises:
             InvalidRequest: When nothing is left of it, or the attribute is kept itself.

@@ -54,19 +54,11 @@ class Gaussian:
         return len(self.mean)
 
     def draw(self, count: int, seed: int, temperature: float = 1.0) -> Floats:
-        """Draws latents: the same seed gives the same ones, on every machine.
+        """Draws latents, float32 [count, D]: the same seed gives the same ones, on every machine.
 
         The noise is NumPy's Philox stream in float64, row by row, so that the first k of many latents are the k of a
-        smaller draw. (NumPy doesn't promise that its stream never changes; a test pins it.)
-
-        Args:
-            count: How many.
-            seed: Any integer from 0 on.
-            temperature: Factor on the noise, from 0 on: below 1 the latents lie closer to the mean, where images are
-                more typical and less varied.
-
-        Returns:
-            float32 [count, D].
+        smaller draw. (NumPy doesn't promise that its stream never changes; a test pins it.) The temperature is a factor
+        on the noise: below 1 the latents lie closer to the mean, where images are more typical and less varied.
 
         Raises:
             InvalidRequest: When an argument is out of its range, or the result doesn't fit float32.

@@ -17,16 +17,10 @@ _OPPOSITE = 1e-6
 
 
 def linear(start: Floats, end: Floats, steps: int) -> Floats:
-    """Points on the straight lines between pairs of latents, at equal distances.
+    """Points on the straight lines between pairs of latents, float32 [N, D] each, at equal distances.
 
-    Args:
-        start: float32 [N, D].
-        end: float32 [N, D].
-        steps: Points per pair, both ends among them; at least 2.
-
-    Returns:
-        float32 [N * steps, D]: all points of the first pair, from start to end, then those of the next. Both ends
-        are the given values bit for bit.
+    There are `steps` points a pair, at least 2: float32 [N * steps, D], all of the first pair, from start to end, then
+    those of the next. Both ends are the given values bit for bit.
     """
     return _between(start, end, steps, _on_line)
 

@@ -47,13 +47,10 @@ class Wishes:
     def of(
         cls, directions: Directions, having: Sequence[str], lacking: Sequence[str], keep: Sequence[str] = ()
     ) -> "Wishes":
-        """Makes wishes of names.
+        """Makes wishes of names, along directions beside which nothing of what is kept changes.
 
-        Args:
-            directions: The model's.
-            having: Attributes that latents are to have at least as much of as training images with them on average.
-            lacking: Attributes that they are to have at most as much of as training images without them on average.
-            keep: Attributes along whose directions nothing may change.
+        Latents are to have at least as much of `having` as training images with it have on average, and at most as much
+        of `lacking` as those without.
 
         Raises:
             InvalidRequest: When an attribute is to be had and lacked, or kept, nothing is left of its direction beside

@@ -52,17 +52,9 @@ class RequestContext(NamedTuple):
 class Model:
     """Computes for all clients of a bundle. Construct it inside a running event loop.
 
-    `encode`, `decode` and `edit` raise what `Batcher.submit` and, for files, `Codec.decode` raise.
-
-    Args:
-        name: Its name on this server.
-        bundle: What is served.
-        backend: The bundle's graphs, opened.
-        fingerprint: Of the bundle.
-        scheduler: Where batches are computed; shared with other models.
-        config: The operator's choices.
-        pixels: What the files of all models take their pixels from while they are decoded.
-        observer: Gives what watches the queue of a graph: "encode", "decode" or "edit".
+    `encode`, `decode` and `edit` raise what `Batcher.submit` and, for files, `Codec.decode` raise. The scheduler and
+    the budget of pixels are shared with other models; `observer` gives what watches the queue of "encode", "decode" or
+    "edit".
 
     Attributes:
         max_images: Most images or latents of a request.

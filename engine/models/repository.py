@@ -25,13 +25,10 @@ FileVersions = frozenset[tuple[str, tuple[int, int, int] | None]]
 
 
 class ModelRepository:
-    """Models by name. Construct it inside a running event loop, and `open` it.
+    """The models of a configuration, by name. Construct it inside a running event loop, and `open` it.
 
-    Args:
-        config: The operator's choices: the bundles by name, the default first, and how they are served.
-        opener: Opens the graphs of a bundle.
-        observer: Gives what watches a queue, by model and graph.
-        reloaded: Is told (model, whether it was taken) for every new bundle.
+    `observer` gives what watches a queue, by model and graph; `reloaded` is told (model, whether it was taken) of every
+    new bundle.
     """
 
     def __init__(

@@ -17,12 +17,7 @@ _UNALIGNED = "The middle of the photo is taken for the face: {reason}"
 
 
 class Framed(NamedTuple):
-    """A photo as the model takes it.
-
-    Attributes:
-        pixels: uint8 [S, S, 3].
-        note: What a visitor may want to know of it; empty for nothing.
-    """
+    """A photo as the model takes it, uint8 [S, S, 3], and what a visitor may want to know of it."""
 
     pixels: Bytes
     note: str = ""

@@ -38,10 +38,7 @@ _FIELD = re.compile(r"^\w+\[\d+\][.\w]*:? ")
 class Server:
     """The server as all sessions see it.
 
-    Args:
-        client: Connected to it, with retries switched off: pages ask again themselves.
-        timeout: Of an edit, seconds.
-        max_photo_bytes: Largest message of a page.
+    The client has retries switched off, as pages ask again themselves. An edit may take `timeout` seconds.
     """
 
     def __init__(self, client: AsyncClient, timeout: float, max_photo_bytes: int) -> None:
@@ -69,23 +66,14 @@ class Server:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page is told.
-
-    Attributes:
-        header: What is to be written as JSON.
-        images: uint8 [N, S, S, 3].
-    """
+    """What the page is told: what is to be written as JSON, and images, uint8 [N, S, S, 3]."""
 
     header: dict[str, Any] = field(default_factory=dict)
     images: Bytes | None = None
 
 
 class Session:
-    """One visitor: the latents of their faces, and a stream for their edits. Whatever is asked is asked in turn.
-
-    Args:
-        server: Whom to ask.
-    """
+    """One visitor: the latents of their faces, and a stream for their edits. Whatever is asked is asked in turn."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -108,11 +96,7 @@ class Session:
         await self._end_stream()
 
     async def answer(self, ask: dict[str, Any], file: bytes = b"") -> Answer:
-        """Does what a page asks for, or says in a sentence why not.
-
-        Args:
-            ask: `ask` names it, the other fields say what of it.
-            file: The photo, where the ask brings one.
+        """Does what `ask` names, with the photo that it may bring, or says in a sentence why not.
 
         Returns:
             With the ask's `id` in its header. Where it failed, the header has `error`, a sentence; `retry_s`, after

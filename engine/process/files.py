@@ -57,12 +57,9 @@ def read_text(path: str | Path) -> str:
 
 @contextmanager
 def reading(path: str | Path, what: str, failure: type[Exception]) -> Iterator[None]:
-    """To be entered around reading a safetensors file: what goes wrong becomes a sentence that names the file.
+    """To be entered around reading a safetensors file that should be `what`, for example "a prior".
 
-    Args:
-        path: The file.
-        what: It should be, for example "a prior".
-        failure: What is raised; where it is raised inside, too, the file is put in front.
+    What goes wrong becomes a `failure` that names the file; where that is raised inside, the file is put in front.
     """
     try:
         yield

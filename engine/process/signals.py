@@ -20,9 +20,6 @@ _received: deque[int] = deque()
 class Signals:
     """What was asked for by signals.
 
-    Args:
-        grace_s: How long the end may take.
-
     Attributes:
         stop: SIGTERM or SIGINT came.
         force_stop: And then another.

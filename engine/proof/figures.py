@@ -266,12 +266,7 @@ class Report:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Report:
-        """The inverse of `to_json`.
-
-        Raises:
-            KeyError: a part is missing.
-            TypeError: a figure is missing or unknown.
-        """
+        """The inverse of `to_json`; a part or figure that is missing or unknown raises KeyError or TypeError."""
         stages = {name: Stage.from_json(stage) for name, stage in values["stages"].items()}
         return cls(values["truth"], values["samples"], values["judge"], stages)
 

@@ -14,16 +14,14 @@ from engine.bundle import Manifest
 
 
 def machine_of(manifest: Manifest, threads: int | None = None, device: str | None = None) -> dict[str, str]:
-    """What decides, beside the engines themselves, what a bundle's engines compute here.
+    """What decides, beside the engines themselves, what a bundle's engines compute here; its backend must be installed.
 
-    Args:
-        manifest: Of the bundle; its backend must be installed.
-        threads: Compute threads; None: every core that this process may use.
-        device: Where they compute; None: the first device of the manifest's kind.
+    `threads` that are None are every core that this process may use, a `device` that is None is the first of the
+    manifest's kind.
 
     Returns:
-        For example {"openvino": "2026.4.0", "cpu": "Intel Xeon, flags 3f5a...", "threads": "2", "max_batch": "32"};
-        for plans, TensorRT's version and the GPU in the place of these.
+        For example {"openvino": "2026.4.0", "cpu": "Intel Xeon, flags 3f5a...", "threads": "2", "max_batch": "32"}; for
+        plans, TensorRT's version and the GPU in the place of these.
 
     Raises:
         BackendError: the backend needs a GPU, and there is none.

@@ -18,12 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_proven(bundle: Bundle, threads: int | None = None, device: str | None = None) -> Backend:
-    """Opens the runtime that the bundle's manifest names, and proves it, unless it was proven on this machine.
-
-    Args:
-        bundle: A verified bundle.
-        threads: Compute threads; None takes every core that this process may use.
-        device: As for `engine.backends.open_backend`.
+    """Opens a verified bundle as `open_backend` does, and proves it, unless it was proven on this machine.
 
     Raises:
         BundleError: the bundle carries no proof, or one that doesn't fit its graphs.

@@ -73,16 +73,10 @@ class Truth:
         *,
         model_sha256: str = "",
     ) -> Truth:
-        """Asks a reference.
+        """Asks a reference of that name about images, uint8 [N, S, S, 3], N at least 2.
 
-        Args:
-            what: Its name, for reports.
-            reference: The reference.
-            images: uint8 [N, S, S, 3], N at least 2.
-            directions: Directions of the edits, in turn, first to one side and then to the other; without any, edits
-                only reconstruct.
-            prior: What new faces are drawn from.
-            model_sha256: SHA-256 of its weights, hex.
+        Edits go along the directions in turn, first to one side and then to the other; without any, they only
+        reconstruct. New faces are drawn from the prior. `model_sha256` is that of the reference's weights.
 
         Raises:
             ParityError: its latents are not finite, so that there is nothing to measure against.
@@ -106,11 +100,7 @@ class Truth:
     def compare(self, engine: Backend, what: str, tolerances: Tolerances, max_batch: int) -> Stage:
         """Measures an engine in batches of every kind, one after the other and, where it overlaps them, at once.
 
-        Args:
-            engine: What is measured.
-            what: What it is, for the verdict.
-            tolerances: Kept for the verdict.
-            max_batch: Its largest batch, images.
+        `what` and `tolerances` are kept for the verdict; its largest batch has `max_batch` images.
 
         Raises:
             ParityError: its mu is not finite.
@@ -171,12 +161,7 @@ class Truth:
 
     @classmethod
     def load(cls, path: Path, image_size: int, latent_dim: int) -> Truth:
-        """Reads what `save` wrote.
-
-        Args:
-            path: The file.
-            image_size: Side S that its images must have.
-            latent_dim: Dimension D that its latents must have.
+        """Reads what `save` wrote, of images of that side S and latents of that dimension D.
 
         Raises:
             BundleError: it is missing, damaged or no proof, or of graphs of other sizes; says which.

@@ -70,11 +70,7 @@ def _unary(name: str) -> Callable[["Replica", Any, Any], Coroutine[Any, Any, Any
 class Replica:
     """Serves the bundles of a configuration. Its methods are those of the services, with Ray's context as argument.
 
-    Args:
-        config: As for a server of its own; of its settings those of models and batches hold here.
-
-    Attributes:
-        engine: The service.
+    Of the settings of a server those of models and batches hold here.
 
     Raises:
         StartupError: When a bundle can't be used on this node.

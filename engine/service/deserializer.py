@@ -25,13 +25,10 @@ _VARINT, _EIGHT_BYTES, _LENGTH, _GROUP, _END_OF_GROUP, _FOUR_BYTES = range(6)
 
 
 def deserializer(kind: type[Message]) -> Callable[[bytes], Any]:
-    """What turns bytes into requests of a kind.
+    """What turns bytes into requests of a kind, whose messages don't contain each other without end.
 
     It raises InvalidRequest when they have far more fields than any request needs, and protobuf's DecodeError when they
     are no message.
-
-    Args:
-        kind: Its messages must not contain each other without end.
     """
     fields = _fields_of(kind.DESCRIPTOR)
 

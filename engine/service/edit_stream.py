@@ -121,12 +121,7 @@ class _Room:
 
 
 class EditStream:
-    """Answers the requests of one stream.
-
-    Args:
-        repository: What is served.
-        call: Which the stream is.
-    """
+    """Answers the requests of one stream."""
 
     def __init__(self, repository: ModelRepository, call: Call) -> None:
         self._repository = repository

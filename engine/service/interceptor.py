@@ -49,17 +49,8 @@ _PROBE_MESSAGES = 8
 class CallInterceptor:
     """Wraps the handlers of servicers. Construct it inside a running event loop.
 
-    Args:
-        metrics: What counts calls.
-        guards: What calls are held to.
-        tracing: Where spans go; None: nowhere.
-        max_stream_idle_s: How long a stream may be without a message.
-
     Attributes:
         admission: Counts calls; it is to be opened.
-        metrics: What counts calls.
-        log: Has a line for each.
-        tracing: Makes a span for each; None: no spans.
     """
 
     def __init__(
@@ -84,14 +75,7 @@ class CallInterceptor:
         )
 
     def register(self, server: Server, service: ServiceDescriptor, servicer: Any, name: str = "") -> None:
-        """Adds a service to a server, whose methods the servicer's of the same names answer.
-
-        Args:
-            server: Where to.
-            service: The definition.
-            servicer: Takes and gives messages; the second argument is a `CallScope`.
-            name: What the service goes by; "" for the name in its definition.
-        """
+        """Adds a service, whose methods the servicer's of the same names answer; by another `name` if one is given."""
         name = name or service.full_name
         handlers = {
             method.name: self._handler(f"/{name}/{method.name}", method, servicer) for method in service.methods
@@ -136,12 +120,9 @@ class CallInterceptor:
             self.log.failed(method.name, "CANCELLED", client, 0.0, _INCOMPLETE)
 
     async def drain(self, timeout: float) -> None:
-        """Refuses new calls with UNAVAILABLE, and returns when the accepted ones are answered.
+        """Refuses new calls with UNAVAILABLE; returns when the accepted ones are answered, or after `timeout` seconds.
 
         Streams read no more messages, and end when those that were read are answered.
-
-        Args:
-            timeout: When to give up waiting, seconds.
         """
         self.admission.close()
         for messages in self._streams:
@@ -215,14 +196,8 @@ class CallScope(Call):
 
     Handlers get it in place of gRPC's context.
 
-    Args:
-        calls: What all calls pass.
-        method: Its RPC.
-        context: Of gRPC.
-
     Attributes:
-        client: Whose call it is, for fairness and limits: the name of the token, or of the certificate, else the
-            peer's host.
+        client: The name of the token, or of the certificate, else the peer's host.
     """
 
     def __init__(self, calls: CallInterceptor, method: MethodFigures, context: Any) -> None:

@@ -39,12 +39,7 @@ _REQUESTS_AHEAD = 64
 
 
 class LatentEngine:
-    """Serves the models of a repository.
-
-    Args:
-        repository: What is served.
-        config: The operator's choices, of which clients are told the limits.
-    """
+    """Serves the models of a repository, and tells clients of the limits in its configuration."""
 
     def __init__(self, repository: ModelRepository, config: ServerConfig) -> None:
         self._repository = repository

@@ -96,15 +96,9 @@ class OutputSpec(NamedTuple):
 
 
 class RequestScope:
-    """A request while it is worked on, as a context that leases its model.
+    """A request while it is worked on, as a context that leases its model, by default the first.
 
     Methods that read fields raise InvalidRequest, or UnknownAttribute for a name.
-
-    Args:
-        repository: The models that are served.
-        call: Which the request came in.
-        request: With a priority.
-        model: Name of its model; "" for the default.
 
     Attributes:
         model: Stays open until the scope's end.
@@ -221,11 +215,8 @@ class RequestScope:
     ) -> Iterator[RequestContext]:
         """To be entered around all work on so many images or latents; gives the context that a model computes for.
 
-        Args:
-            count: How many.
-            field: Which field says so.
-            verb: What the request does with them.
-            decodes: Whether room is held for decoding them, for a request that computes something else first.
+        `field` says how many, and `verb` what the request does with them. With `decodes`, room is held for decoding
+        what is computed first.
 
         Raises:
             InvalidRequest: When they are none, or more than a request may have.
@@ -248,14 +239,7 @@ class RequestScope:
     async def respond(
         self, message: _Response, output: OutputSpec, images: Bytes | None, latents: Floats | None = None
     ) -> _Response:
-        """Puts into a response what is to come back, and gives the response.
-
-        Args:
-            message: Is empty, and has the fields `images` and `latents`.
-            output: What is wanted.
-            images: Resulting images, uint8 [N, S, S, 3], if there are any.
-            latents: Resulting latents, float32 [N, D].
-        """
+        """Puts into an empty response what is wanted of images, uint8 [N, S, S, 3], and latents, float32 [N, D]."""
         fields: Any = message
         if output.latents and latents is not None:
             fields.latents.CopyFrom(latent_batch(latents))

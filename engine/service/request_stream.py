@@ -21,12 +21,8 @@ _NOBODYS = Context()
 class RequestStream:
     """The messages of a stream, to its end or until the server's; each has one answer, in their order.
 
-    Args:
-        context: Of the call; its permit counts their bytes, and says when there are too many.
-        decode: Makes a message of bytes.
-        method: Counts them.
-        check: Is called for each message, and by `recheck`; raises what ends the stream instead.
-        max_idle_s: How long the client may be silent.
+    The permit of the call counts their bytes, and says when there are too many. `check` is called for each message, and
+    by `recheck`; it raises what ends the stream instead. A client that is silent for `max_idle_s` seconds is idle.
     """
 
     def __init__(

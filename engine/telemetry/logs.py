@@ -26,12 +26,7 @@ _FLUSH_S = 1.0
 
 
 def set_up(level: str, form: Literal["text", "json"]) -> None:
-    """Sends the log to stderr, by a thread: see `BackgroundHandler`.
-
-    Args:
-        level: Least severe messages that are logged.
-        form: Lines for people, or one JSON object a line.
-    """
+    """Sends the log to stderr, as lines for people or JSON objects, by a thread: see `BackgroundHandler`."""
     handler = BackgroundHandler(sys.stderr)
     handler.addFilter(_add_request_id)
     handler.addFilter(GrpcFilter())
@@ -142,12 +137,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class Throttle:
-    """Lets a few lines a second through, and counts the others.
-
-    Args:
-        most: Lines a second.
-        tell: Takes the number of those that were left out of a second, when the next line comes after it.
-    """
+    """Lets `most` lines a second through; `tell` takes the number of those left out when the next one comes."""
 
     def __init__(self, most: int, tell: Callable[[int], None]) -> None:
         self._most = most

@@ -99,14 +99,7 @@ class Metrics:
         Gauge(f"dfcvae_{name}", text, registry=self.registry).set_function(value)
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answers scrapes over HTTP, from a thread of its own.
-
-        Args:
-            host: Address to listen on.
-            port: TCP port; 0 picks a free one.
-
-        Returns:
-            A function that ends it.
+        """Answers scrapes over HTTP, from a thread of its own; gives a function that ends it. Port 0 picks a free one.
 
         Raises:
             StartupError: When the address can't be used.
@@ -179,13 +172,7 @@ class MethodFigures:
 
 
 class QueueFigures:
-    """The figures of one graph's queue; an `engine.batching.batcher.BatchObserver`.
-
-    Args:
-        metrics: Where they belong.
-        model: Name of the model.
-        graph: "encode", "decode" or "edit".
-    """
+    """The figures of the queue of a model's "encode", "decode" or "edit"; a `BatchObserver` of engine.batching."""
 
     def __init__(self, metrics: Metrics, model: str, graph: str) -> None:
         self._images = 0

@@ -17,11 +17,6 @@ _Respond = Callable[[str, list[tuple[str, str]]], Any]
 class ScrapeServer(ThreadingMixIn, WSGIServer):
     """Answers scrapes, at most eight at once: connections beyond are closed.
 
-    Args:
-        family: Of the address, for example `socket.AF_INET6`.
-        address: Host and port.
-        registry: What is told.
-
     Raises:
         OSError: When the address can't be used.
     """

@@ -44,13 +44,7 @@ class Tracing:
         self._trace, self._extract = trace, propagate.extract
 
     def start(self, method: str, request_id: str, metadata: Sequence[tuple[str, str | bytes]]) -> Any:
-        """Starts the span of a call; `end` ends it.
-
-        Args:
-            method: Path of the call's method, "/service/method".
-            request_id: Of the call.
-            metadata: That came with the call.
-        """
+        """Starts the span of a call of a method, a path; `end` ends it."""
         name = method.lstrip("/")
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
         return self._tracer.start_span(
@@ -65,14 +59,7 @@ class Tracing:
         )
 
     def end(self, span: Any, status: str, message: str, images: int) -> None:
-        """Ends a call's span.
-
-        Args:
-            span: From `start`.
-            status: Name of the gRPC status.
-            message: What went wrong; "" where nothing did.
-            images: Images and latents that the call asked for.
-        """
+        """Ends a call's span, with the name of its gRPC status and what went wrong, if anything did."""
         span.set_attribute("rpc.response.status_code", status)
         span.set_attribute("dfcvae.images", images)
         if message:

@@ -33,9 +33,6 @@ class ServerCall:
         hand_over: Has a call started there, with its message.
         incomplete: Is told there (path, client) of a call whose message didn't come.
         may_end: Calls end while it is set.
-
-    Attributes:
-        permit: What it holds.
     """
 
     def __init__(

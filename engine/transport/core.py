@@ -45,12 +45,7 @@ class CoreError(RuntimeError):
 
 
 class Core:
-    """Core's server with its completion queue, and the thread that waits for it.
-
-    Args:
-        options: Channel arguments.
-        arrived: Is called with every new call, by whoever takes the event.
-    """
+    """Core's server with its completion queue, and the thread that waits for it; gives new calls to `arrived`."""
 
     def __init__(self, options: Sequence[tuple[str, int]], arrived: Callable[["CoreCall"], None]) -> None:
         self._arrived = arrived

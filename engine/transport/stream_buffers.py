@@ -26,13 +26,7 @@ _Waiting = list["asyncio.Future[None]"]
 
 
 class ReceiveBuffer:
-    """Messages that have come, to the last; nothing is read before somebody asks for the first.
-
-    Args:
-        call: Whose they are.
-        permit: What the call holds.
-        post: Has a function called on the event loop, from any thread.
-    """
+    """Messages that have come, to the last; nothing is read before somebody asks for the first."""
 
     def __init__(self, call: CoreCall, permit: Permit, post: Post) -> None:
         self._call = call
@@ -103,12 +97,7 @@ class ReceiveBuffer:
 
 
 class SendBuffer:
-    """Messages that are to go, in their order.
-
-    Args:
-        call: Whose they are.
-        post: Has a function called on the event loop, from any thread.
-    """
+    """Messages that are to go, in their order."""
 
     def __init__(self, call: CoreCall, post: Post) -> None:
         self._call = call

@@ -18,10 +18,8 @@ logger = logging.getLogger(__name__)
 def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
     """Credentials for a port; new connections get a renewed certificate as soon as its files have changed.
 
-    Args:
-        cert: The server's certificate chain, PEM.
-        key: The key of that certificate, PEM.
-        client_ca: Certificates, PEM; clients must show one that these have signed. None: clients show none.
+    The files are PEM: the server's certificate chain, its key, and certificates of which clients must show one that
+    these have signed (None: clients show none).
 
     Raises:
         StartupError: When a file can't be read, is no PEM, key and certificate don't fit together, or gRPC can't use

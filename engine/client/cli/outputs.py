@@ -40,13 +40,9 @@ class UsageError(Exception):
 
 
 class Output(NamedTuple):
-    """A place for images, which `save` can write to, and whether files that exist there may be replaced.
+    """A place for images, which `save` can write to: a file, a folder, or `PIPE`.
 
-    Attributes:
-        path: Of a file or folder, or `PIPE`.
-        is_folder: Which of them.
-        overwrite: Whether what exists may be replaced.
-        file_format: Of the file, or of the files in the folder.
+    The format is that of the file, or of the files in the folder.
     """
 
     path: Path
@@ -62,8 +58,8 @@ def image_output(name: str, overwrite: bool, file_format: PictureFormat = "PNG")
     no suffix; these get the format that is given.
 
     Raises:
-        UsageError: When its suffix is that of no image, it is a file where a folder is meant, the folder that it lies
-            in doesn't exist, or it would have to be replaced.
+        UsageError: When its suffix is that of no image, it is a file where a folder is meant, its folder doesn't exist,
+            or it would have to be replaced.
     """
     path = _path(name)
     if path == PIPE:
@@ -82,11 +78,7 @@ def image_output(name: str, overwrite: bool, file_format: PictureFormat = "PNG")
 
 
 def array_output(name: str, overwrite: bool) -> Path:
-    """The .npy file that a name means, before there is anything to write.
-
-    Raises:
-        UsageError: When it is none, the folder that it lies in doesn't exist, or it would have to be replaced.
-    """
+    """The .npy file that a name means, before there is anything to write; UsageError as `image_output`."""
     path = _path(name)
     if path == PIPE:
         return path
@@ -99,11 +91,7 @@ def array_output(name: str, overwrite: bool) -> Path:
 
 
 def require_new(paths: Iterable[Path], overwrite: bool) -> None:
-    """Checks that files aren't there yet, unless they may be replaced.
-
-    Raises:
-        UsageError: When one is.
-    """
+    """Checks that files aren't there yet, unless they may be replaced; raises UsageError when one is."""
     there = [] if overwrite else [path for path in paths if path.exists()]
     if there:
         others = {1: "", 2: ", and so does another one"}.get(len(there), f", and so do {len(there) - 1} more")
@@ -111,12 +99,7 @@ def require_new(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def save(walks: Bytes, output: Output, columns: int) -> None:
-    """Writes images, uint8 [W, N, S, S, 3], and says so.
-
-    Args:
-        walks: What to write.
-        output: File or stdout: what `picture` makes of them. Folder: 000.png, 001.png, ...
-        columns: Width of a grid, images.
+    """Writes images, uint8 [W, N, S, S, 3], and says so: to a folder as 000.png, 001.png, ..., else as one `picture`.
 
     Raises:
         UsageError: When files in a folder would have to be replaced; nothing is written then.

@@ -29,12 +29,7 @@ _PRIORITIES = (pb.PRIORITY_NORMAL, pb.PRIORITY_INTERACTIVE, pb.PRIORITY_NORMAL, 
 
 @lru_cache(maxsize=16)
 def tensors(size: int, dim: int) -> dict[str, Tensor]:
-    """All tensors of the models of a bundle, by name.
-
-    Args:
-        size: Side S of its images, pixels.
-        dim: Dimension D of its latents.
-    """
+    """All tensors of the models of a bundle, by name, for images of side `size` and latents of `dim` values."""
     forms: dict[str, dict[str, Shape]] = {
         "images": {UINT8: (_ANY, size, size, 3), BYTES: (_ANY,)},
         "latents": {FP32: (_ANY, dim)},
@@ -115,12 +110,9 @@ class Function(NamedTuple):
         return ("priority", "format", "quality") if "images" in self.outputs else ("priority",)
 
     def fill(self, given: Mapping[str, Any], outputs: tuple[str, ...], model: str) -> Any:
-        """The method's request, of tensors and parameters by name.
+        """The method's request, of tensors and parameters by name, for one of the repository's models.
 
-        Args:
-            given: Tensors and parameters.
-            outputs: What is to come back, in the order of `self.outputs`.
-            model: Which of the repository's.
+        `outputs` are to come back, in the order of `self.outputs`.
 
         Raises:
             InvalidRequest: When a value can't be used.
@@ -161,9 +153,7 @@ MODELS = {
 def tensor_of(field: str, attributes: int) -> str:
     """What a field of a request of LatentEngine's was made of: the name of a tensor or parameter.
 
-    Args:
-        field: Path of the field.
-        attributes: How many are asked for; offsets are the edit behind theirs.
+    The first edits are those of so many attributes; the next one is that of offsets.
     """
     name, _, inner = field.partition(".")
     if name in ("images", "latents"):

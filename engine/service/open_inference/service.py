@@ -22,12 +22,7 @@ SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["GRPCInferenceServic
 
 
 class OpenInference:
-    """Answers the protocol's requests through LatentEngine.
-
-    Args:
-        repository: What is served.
-        engine: Serves it.
-    """
+    """Answers the protocol's requests through LatentEngine."""
 
     def __init__(self, repository: ModelRepository, engine: LatentEngine) -> None:
         self._repository = repository

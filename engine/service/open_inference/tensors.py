@@ -72,12 +72,7 @@ _NUMBERS = {
 
 
 def read_given(request: Any, tensors: Sequence[Tensor], parameters: Iterable[str]) -> dict[str, Any]:
-    """What a ModelInferRequest has, by name: tensors, those of one value as that value, and parameters.
-
-    Args:
-        request: The request, a ModelInferRequest.
-        tensors: Those that its model takes.
-        parameters: Its parameters, beside tensors of one value.
+    """What a ModelInferRequest has, by name: tensors, those of one value as that value, and parameters beside them.
 
     Raises:
         InvalidRequest: When something isn't one of these, or not what it says.
@@ -191,13 +186,7 @@ def refuse_extensions(tensor: Any, what: str) -> None:
 
 
 def write(message: pb.ModelInferResponse, tensors: Mapping[str, Value], *, raw: bool) -> None:
-    """Puts tensors into a response.
-
-    Args:
-        message: The response.
-        tensors: By name: bytes, uint8 or float32.
-        raw: Whether they travel raw.
-    """
+    """Puts tensors, bytes, uint8 or float32, into a response by their names, raw or typed."""
     for name, value in tensors.items():
         shape = value.shape if isinstance(value, np.ndarray) else (len(value),)
         datatype = BYTES if isinstance(value, list) else UINT8 if value.dtype == np.uint8 else FP32
