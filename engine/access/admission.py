@@ -29,45 +29,31 @@ _MAX_WAIT_FOR_LOOP_S = 0.25
 
 @dataclass(frozen=True)
 class Guards:
-    """What calls are held to.
+    """What calls are held to."""
 
-    Attributes:
-        tokens: Who may call; None: everyone.
-        certificates: Whether clients show certificates, by whose name they then go.
-        rate: Images a second of each client; None: any number.
-        max_calls: Calls that are answered at once.
-        max_streams: Of these, streams.
-        max_bytes: Bytes of requests and answers that are held at once; streams are not read while there are so many.
-        max_message_bytes: Largest message, bytes: so much may come when core is asked for one.
-    """
-
-    tokens: Tokens | None = None
-    certificates: bool = False
-    rate: RateLimit | None = None
-    max_calls: int = 16384
-    max_streams: int = 256
-    max_bytes: int = 512 * 2**20
-    max_message_bytes: int = 16 * 2**20
+    tokens: Tokens | None = None  # who may call; None: everyone
+    certificates: bool = False  # clients show some, by whose names they then go
+    rate: RateLimit | None = None  # images a second of each client; None: any number
+    max_calls: int = 16384  # that are answered at once
+    max_streams: int = 256  # of these
+    max_bytes: int = 512 * 2**20  # of requests and answers that are held at once
+    max_message_bytes: int = 16 * 2**20  # so many may come when core is asked for a message
 
 
 class Usage:
-    """What a client has of the server, or all clients together.
-
-    Attributes:
-        calls: That are inside, streams among them.
-        streams: That are inside.
-        bytes: Of requests, answers, sources of streams, and room that is reserved for messages.
-        reserved: Calls that have room reserved for a message.
-        windows: Bytes that may have come of messages without such room.
-        waiting: Calls whose message has come, and which the event loop has not started.
-        overloaded: By method, what raises while the queue that once refused its call has no room for another one behind
-            so many that wait for the event loop.
-    """
+    """What a client has of the server, or all clients together."""
 
     __slots__ = ("bytes", "calls", "overloaded", "reserved", "streams", "waiting", "windows")
 
     def __init__(self) -> None:
-        self.calls = self.streams = self.bytes = self.reserved = self.windows = self.waiting = 0
+        self.calls = 0  # that are inside, streams among them
+        self.streams = 0
+        self.bytes = 0  # of requests, answers, sources of streams, and room that is reserved for messages
+        self.reserved = 0  # calls that have room reserved for a message
+        self.windows = 0  # bytes that may have come of messages without such room
+        self.waiting = 0  # calls whose message has come, and which the event loop has not started
+        # By method, what raises while the queue that once refused its call has no room for another one behind so many
+        # that wait for the event loop.
         self.overloaded: dict[str, Callable[[int], None]] = {}
 
 

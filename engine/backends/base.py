@@ -42,24 +42,14 @@ def cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a backend opens two graphs.
+    """How a backend opens two graphs."""
 
-    Attributes:
-        backend: Its name in the registry.
-        device: Where it computes, as `is_device` says.
-        precision: Arithmetic.
-        max_batch_size: Largest batch that matters, images.
-        edit: File of both as one graph, for a backend that can't join them itself.
-        split: As `engine.bundle.Engine` says.
-        threads: Compute threads; by default as many as this process may use cores.
-    """
-
-    backend: str = "onnxruntime"
-    device: str = CPU
+    backend: str = "onnxruntime"  # in the registry
+    device: str = CPU  # as `is_device` says
     precision: str = "fp32"
-    max_batch_size: int = 32
-    edit: Path | None = None
-    split: bool = False
+    max_batch_size: int = 32  # largest batch that matters, images
+    edit: Path | None = None  # both as one graph, for a backend that can't join them itself
+    split: bool = False  # as `engine.bundle.Engine` says
     threads: int = field(default_factory=cores)
 
 

@@ -14,31 +14,18 @@ from engine.errors import BackendError, BundleError
 
 @dataclass(frozen=True)
 class Row:
-    """A backend.
+    """A backend."""
 
-    Attributes:
-        name: Its name in flags and manifests.
-        title: Its name for a person.
-        module: Where its class is.
-        class_name: A `Backend`, made with the files of encoder and decoder and `Options`.
-        precisions: Those that it can compute in where the hardware has them, by device.
-        extras: What pip installs for it, by device.
-        packages: Those of its runtime, one of which is installed where it is; their versions decide what it computes.
-        plan: Ending of the names of its plans, which are built for some GPUs and one version; None: it runs the graphs.
-        built_anywhere: Whether its plans can be built where they don't run.
-        splits: Kinds of devices on which it can split a batch over its threads.
-    """
-
-    name: str
-    title: str
+    name: str  # in flags and manifests
+    title: str  # for a person
     module: str
-    class_name: str
-    precisions: Mapping[str, tuple[str, ...]]
-    extras: Mapping[str, str]
-    packages: tuple[str, ...]
-    plan: str | None = None
-    built_anywhere: bool = False
-    splits: tuple[str, ...] = ()
+    class_name: str  # a `Backend`, made with the files of encoder and decoder and `Options`
+    precisions: Mapping[str, tuple[str, ...]]  # that it can compute in where the hardware has them, by device
+    extras: Mapping[str, str]  # what pip installs for it, by device
+    packages: tuple[str, ...]  # of its runtime, one of which is installed; their versions decide what it computes
+    plan: str | None = None  # ending of the names of its plans, built for some GPUs and one version; None: it has none
+    built_anywhere: bool = False  # its plans can be built where they don't run
+    splits: tuple[str, ...] = ()  # kinds of devices on which it can split a batch over its threads
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -20,17 +20,11 @@ R = TypeVar("R")
 
 @dataclass(slots=True)
 class EncodedFiles:
-    """Image files of a request.
-
-    Attributes:
-        contents: The files.
-        field: Where they came in.
-        pixels: What they show, uint8 [N, S, S, 3], once they are decoded.
-    """
+    """Image files of a request."""
 
     contents: Sequence[bytes]
-    field: str
-    pixels: Bytes | None = None
+    field: str  # where they came in
+    pixels: Bytes | None = None  # what they show, uint8 [N, S, S, 3], once they are decoded
 
     def __len__(self) -> int:
         return len(self.contents)

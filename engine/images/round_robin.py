@@ -13,22 +13,15 @@ R = TypeVar("R")
 
 
 class _Request:
-    """Calls of one function, with each of several items.
-
-    Attributes:
-        taken: Items that were begun.
-        left: Items that have not ended.
-        results: Of the items, in their order.
-        future: Gives them when the last has ended.
-    """
+    """Calls of one function, with each of several items; the future gives their results in the items' order."""
 
     __slots__ = ("function", "future", "items", "left", "results", "taken")
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         self.function = function
         self.items = items
-        self.taken = 0
-        self.left = len(items)
+        self.taken = 0  # items that were begun
+        self.left = len(items)  # that have not ended
         self.results: list[Any] = [None] * len(items)
         self.future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 

@@ -34,19 +34,12 @@ _FEW = 2**19
 
 
 class RequestContext(NamedTuple):
-    """Of the request that something is computed for.
+    """Of the request that something is computed for, as `Batcher.submit` takes it."""
 
-    Attributes:
-        deadline: When the result is of no use any more, on the event loop's clock; None: never.
-        client: Who asks; clients take turns.
-        priority: -1, 0 or 1, as `engine.batching.fair_queue` says.
-        room: Held for decoding what is computed first; None: there is room when it is asked for, or none.
-    """
-
-    deadline: float | None = None
-    client: str = ""
-    priority: int = 0
-    room: Reservation | None = None
+    deadline: float | None = None  # on the event loop's clock; None: never
+    client: str = ""  # clients take turns
+    priority: int = 0  # -1, 0 or 1, as `engine.batching.fair_queue` says
+    room: Reservation | None = None  # held for decoding what is computed first
 
 
 class Model:

@@ -28,19 +28,13 @@ class _Source:
 
     The request that brought it is dropped as soon as its images are decoded or refused. Its pixels stay, since a model
     that takes the place of another has other latents.
-
-    Attributes:
-        model: The name that its request asks for.
-        images: Images or latents that it is said to have.
-        answered: Set when its request is.
-        encoded: The model that encoded it, and mu, float32 [N, D]; None before, and where encoding failed. A model that
-            was replaced meanwhile isn't kept alive by this.
     """
 
     def __init__(self, request: pb.EditStreamRequest) -> None:
         self.model = request.model
-        self.images = count_sent(request)
+        self.images = count_sent(request)  # or latents, true or not
         self.answered = asyncio.Event()
+        # By which model, and mu, float32 [N, D]; a model that was replaced meanwhile isn't kept alive by this.
         self.encoded: tuple[weakref.ref[Model], Floats] | None = None
         self._size = request.ByteSize()
         self._request: pb.EditStreamRequest | None = request
@@ -84,18 +78,11 @@ class _Source:
 
 
 class _Work(NamedTuple):
-    """A request that is being answered.
-
-    Attributes:
-        task: Gives the answer.
-        size: Bytes of the images that the answer has at most.
-        share: Of the images that one request may have, see `_Room`.
-        source: What it edits.
-    """
+    """A request that is being answered."""
 
     task: "asyncio.Task[pb.EditStreamResponse]"
-    size: int
-    share: int
+    size: int  # bytes of the images that the answer has at most
+    share: int  # of the images that one request may have, see `_Room`
     source: _Source | None
 
 

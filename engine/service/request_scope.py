@@ -80,19 +80,12 @@ class Call:
 
 
 class OutputSpec(NamedTuple):
-    """What is to come back.
-
-    Attributes:
-        images: Whether images are.
-        latents: Whether latents are.
-        file_format: Format of the images, one of `engine.images.FILE_FORMATS`; None: raw.
-        quality: Of JPEG and WebP, 1 to 100; 0: the default.
-    """
+    """What is to come back."""
 
     images: bool
     latents: bool
-    file_format: str | None
-    quality: int
+    file_format: str | None  # of the images, one of `engine.images.FILE_FORMATS`; None: raw
+    quality: int  # of JPEG and WebP, 1 to 100; 0: the default
 
 
 class RequestScope:

@@ -20,17 +20,11 @@ _MAX_SENTENCE_BYTES = 1000
 
 
 class RpcStatus(NamedTuple):
-    """What a call is ended with.
-
-    Attributes:
-        code: The status.
-        message: The sentence.
-        trailing: Trailing metadata with the details.
-    """
+    """What a call is ended with."""
 
     code: grpc.StatusCode
     message: str
-    trailing: tuple[tuple[str, bytes | str], ...]
+    trailing: tuple[tuple[str, bytes | str], ...]  # metadata with the details
 
 
 def rpc_status_of(error: EngineError, request_id: str) -> RpcStatus:

@@ -90,19 +90,12 @@ def _sample(given: Mapping[str, Any]) -> pb.SampleRequest:
 
 
 class Function(NamedTuple):
-    """A model of the protocol.
+    """A model of the protocol."""
 
-    Attributes:
-        method: Of LatentEngine.
-        inputs: Names of the tensors that it takes.
-        outputs: Names of those that it gives.
-        request: Makes the method's request of tensors by name.
-    """
-
-    method: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    request: Callable[[Mapping[str, Any]], Any]
+    method: str  # of LatentEngine
+    inputs: tuple[str, ...]  # names of the tensors that it takes
+    outputs: tuple[str, ...]  # and of those that it gives
+    request: Callable[[Mapping[str, Any]], Any]  # makes the method's request of tensors by name
 
     @property
     def parameters(self) -> tuple[str, ...]:

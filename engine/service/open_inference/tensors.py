@@ -26,17 +26,11 @@ _MAX_STRINGS = 2**14
 
 
 class Tensor(NamedTuple):
-    """A tensor that models take or give.
-
-    Attributes:
-        name: Its name.
-        forms: The datatypes that it may have, each with its shape; metadata tell the first.
-        single: Whether it is one value, which may come as a parameter of the request.
-    """
+    """A tensor that models take or give."""
 
     name: str
-    forms: Mapping[str, Shape]
-    single: bool
+    forms: Mapping[str, Shape]  # by the datatypes that it may have; metadata tell the first
+    single: bool  # it is one value, which may come as a parameter of the request
 
     @property
     def datatype(self) -> str:
@@ -50,17 +44,11 @@ class Tensor(NamedTuple):
 
 
 class _Number(NamedTuple):
-    """How values of a datatype travel.
+    """How values of a datatype travel."""
 
-    Attributes:
-        raw: In raw contents.
-        field: Of InferTensorContents.
-        typed: In that field.
-    """
-
-    raw: np.dtype[Any]
-    field: str
-    typed: str
+    raw: np.dtype[Any]  # in raw contents
+    field: str  # of InferTensorContents
+    typed: str  # in that field
 
 
 _NUMBERS = {
