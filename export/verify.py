@@ -96,7 +96,7 @@ def built_parity(bundle: Bundle) -> Report:
     """
     try:
         return Report.from_json(bundle.manifest.parity)
-    except (KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise InputError(
             f"{bundle.path}: its manifest has no parity figures of this version; build it again"
         ) from error

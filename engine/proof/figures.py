@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from engine.arrays import Bytes, Floats
 from engine.errors import ParityError
@@ -35,23 +36,14 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Tolerances:
-    """How far engines may be from the truth.
+    """How far engines may be from the truth."""
 
-    Attributes:
-        latents: Largest error of a value of mu or log_var, as a share of their spread.
-        levels: Largest difference of a pixel's colour, 8-bit levels.
-        psnr_db: Smallest PSNR of any image, dB; 0 asks for none.
-        mean_levels: Largest mean difference of images, 8-bit levels.
-        bias_levels: Largest mean of the signed difference of images, 8-bit levels.
-        logits: Largest shift of a classifier's mean logit of edited images, as a share of what the edit shifts.
-    """
-
-    latents: float
-    levels: int
-    psnr_db: float
-    mean_levels: float
-    bias_levels: float
-    logits: float
+    latents: float  # largest error of a value of mu or log_var, as a share of their spread
+    levels: int  # largest difference of a pixel's colour, 8-bit levels
+    psnr_db: float  # smallest PSNR of any image, dB; 0 asks for none
+    mean_levels: float  # largest mean difference of images, 8-bit levels
+    bias_levels: float  # largest mean of the signed difference of images, 8-bit levels
+    logits: float  # largest shift of a classifier's mean logit of edited images, as a share of what the edit shifts
 
 
 TOLERANCES = {
@@ -118,23 +110,14 @@ class LatentError:
 
 @dataclass(frozen=True)
 class ImageError:
-    """How far uint8 [R, S, S, 3] images are from the reference's.
+    """How far uint8 [R, S, S, 3] images are from the reference's."""
 
-    Attributes:
-        max_levels: Largest difference of a pixel's colour, 8-bit levels.
-        mean_levels: Mean difference, 8-bit levels.
-        bias_levels: Mean of the signed difference, 8-bit levels.
-        psnr_db: 10 log10(255^2 / mean squared difference) over all images; None when they are equal.
-        worst_psnr_db: The same of the worst image alone.
-        worst: Which image is the worst by PSNR.
-    """
-
-    max_levels: int
-    mean_levels: float
-    bias_levels: float
-    psnr_db: float | None
-    worst_psnr_db: float | None
-    worst: str
+    max_levels: int  # largest difference of a pixel's colour, 8-bit levels
+    mean_levels: float  # mean difference, 8-bit levels
+    bias_levels: float  # mean of the signed difference, 8-bit levels
+    psnr_db: float | None  # 10 log10(255^2 / mean squared difference) over all images; None when they are equal
+    worst_psnr_db: float | None  # the same of the worst image alone
+    worst: str  # which image that is
 
     @classmethod
     def between(cls, images: Bytes, reference: Bytes, rows: Sequence[str] = ()) -> ImageError:
@@ -174,32 +157,13 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Stage:
-    """How far one kind of engine is from the truth.
+    """How far one kind of engine is from the truth."""
 
-    Attributes:
-        what: What ran, for a person.
-        tolerances: How far it may be.
-        latents: Errors of `mu`, `log_var`, and `edit_mu`, the mu that edits give.
-        images: Errors of `decode`, `random`, `sample` and `edit`.
-        judged: Edits in the eyes of a classifier; None without one.
-    """
-
-    what: str
+    what: str  # that ran, for a person
     tolerances: Tolerances
-    latents: dict[str, LatentError]
-    images: dict[str, ImageError]
-    judged: Judgement | None = None
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Stage:
-        """The inverse of `dataclasses.asdict`."""
-        return cls(
-            what=values["what"],
-            tolerances=Tolerances(**values["tolerances"]),
-            latents={name: LatentError(**error) for name, error in values["latents"].items()},
-            images={name: ImageError(**error) for name, error in values["images"].items()},
-            judged=Judgement(**judged) if (judged := values["judged"]) else None,
-        )
+    latents: dict[str, LatentError]  # of `mu`, `log_var`, and `edit_mu`, the mu that edits give
+    images: dict[str, ImageError]  # of `decode`, `random`, `sample` and `edit`
+    judged: Judgement | None = None  # edits in the eyes of a classifier; None without one
 
     def failures(self) -> list[str]:
         """One clause per figure beyond its tolerance, with both; empty when all hold."""
@@ -245,19 +209,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, stage by stage.
+    """What was measured, stage by stage."""
 
-    Attributes:
-        truth: What everything was measured against.
-        samples: Number of images.
-        judge: Who judged edits, or why nobody did.
-        stages: By name, in the order of the build: `portable`, `rewritten` (where there are rewrites), `reduced` (where
-            the precision is in the graph), `engine`, and `proof`, the engine on the bundle's own proof.
-    """
-
-    truth: str
-    samples: int
-    judge: str
+    truth: str  # what everything was measured against
+    samples: int  # images
+    judge: str  # who judged edits, or why nobody did
+    # In the order of the build: `portable`, `rewritten` (where there are rewrites), `reduced` (where the precision is
+    # in the graph), `engine`, and `proof`, the engine on the bundle's own proof.
     stages: dict[str, Stage]
 
     def to_json(self) -> dict[str, Any]:
@@ -266,9 +224,8 @@ class Report:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Report:
-        """The inverse of `to_json`; a part or figure that is missing or unknown raises KeyError or TypeError."""
-        stages = {name: Stage.from_json(stage) for name, stage in values["stages"].items()}
-        return cls(values["truth"], values["samples"], values["judge"], stages)
+        """The inverse of `to_json`; ValueError when a part or figure is missing or wrong."""
+        return TypeAdapter(cls).validate_python(values)
 
     def require(self) -> None:
         """Lets engines within the tolerances pass.

@@ -42,25 +42,15 @@ _NOISE_SEED, _SAMPLE_SEED = 0, 1
 
 @dataclass(frozen=True)
 class Truth:
-    """A reference's answers.
+    """A reference's answers."""
 
-    Attributes:
-        what: Name of the reference, for reports.
-        images: uint8 [N, S, S, 3], N at least 2.
-        steps: What edits add to mu, by image, float32 [N, D].
-        edits: What these are called, by image: "Smiling +1".
-        latents: float32 [N, D] by what is decoded of them: `random` and `sample`.
-        answers: By result, float32 [N, D] or uint8 [N, S, S, 3].
-        model_sha256: SHA-256 of the reference's weights, hex; empty where it isn't known.
-    """
-
-    what: str
-    images: Bytes
-    steps: Floats
-    edits: tuple[str, ...]
-    latents: dict[str, Floats]
-    answers: dict[str, Array]
-    model_sha256: str = ""
+    what: str  # name of the reference, for reports
+    images: Bytes  # uint8 [N, S, S, 3], N at least 2
+    steps: Floats  # what edits add to mu, by image, float32 [N, D]
+    edits: tuple[str, ...]  # what these are called, by image: "Smiling +1"
+    latents: dict[str, Floats]  # float32 [N, D] by what is decoded of them: `random` and `sample`
+    answers: dict[str, Array]  # by result, float32 [N, D] or uint8 [N, S, S, 3]
+    model_sha256: str = ""  # of the reference's weights, hex; empty where it isn't known
 
     @classmethod
     def of(
