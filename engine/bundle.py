@@ -199,13 +199,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A bundle folder that was verified file by file.
-
-    Attributes:
-        path: The folder.
-        manifest: What its `manifest.json` says.
-        directions: Its attribute directions.
-    """
+    """A bundle folder that was verified file by file, what its `manifest.json` says, and its attribute directions."""
 
     path: Path
     manifest: Manifest

@@ -15,19 +15,12 @@ _LONGEST_PAUSE_S = 30 * 86_400.0  # StreamError counts milliseconds in 32 bits
 
 
 class EngineError(Exception):
-    """Base of everything that the engine raises on purpose.
+    """Base of everything that the engine raises on purpose."""
 
-    Attributes:
-        status: Name of the gRPC status code that a client sees.
-        reason: What happened, for programs: the same words for every error of a kind.
-        field: Path of the request's field that is wrong, for example "edits[0].strength"; "" where none is.
-        retry_after_s: When sending the same request again may help, seconds; None where it can't.
-    """
-
-    status = "INTERNAL"
-    reason = "INTERNAL"
-    field: str = ""
-    retry_after_s: float | None = None
+    status = "INTERNAL"  # name of the gRPC status that a client sees
+    reason = "INTERNAL"  # what happened, for programs: the same words for every error of a kind
+    field: str = ""  # path of the request's field that is wrong, for example "edits[0].strength"; "" where none is
+    retry_after_s: float | None = None  # when sending the same request again may help; None where it can't
 
     def __init__(self, message: str = "", field: str = "") -> None:
         super().__init__(message)

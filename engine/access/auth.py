@@ -93,10 +93,7 @@ class Tokens:
 
 
 def name_in_certificate(properties: Mapping[str, Sequence[bytes]]) -> str | None:
-    """The name of whoever has shown a certificate.
-
-    Args:
-        properties: What gRPC knows of the connection, its `auth_context`.
+    """The name of whoever has shown a certificate, of what gRPC knows of the connection, its `auth_context`.
 
     Returns:
         The common name, else the first alternative name, for example spiffe://cluster/service, else a part of the

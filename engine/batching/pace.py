@@ -53,10 +53,6 @@ class HalfBatches:
 
     Of a crowd that is too small to fill a batch while another is computed, one half is computed while the other is on
     the wire, and no core is idle. Not of large requests, which would be cut in two.
-
-    Args:
-        largest: Items of a full batch.
-        overlaps: How many other batches may be computed beside one.
     """
 
     def __init__(self, largest: int, overlaps: int) -> None:

@@ -103,7 +103,6 @@ class Calls(Connection):
         """Moves images or latents along directions.
 
         Args:
-            self: The client.
             source: Images, or latents float32 [N, D].
             edits: Strengths by attribute name, or pairs of a name or an explicit direction float32 [D] and a
                 strength. The unit is the length of the attribute's mean difference, as protos/dfcvae.proto defines it.
@@ -178,7 +177,6 @@ class Calls(Connection):
         """Walks from images or latents to others.
 
         Args:
-            self: The client.
             start: Where to begin: images, or latents float32 [N, D].
             end: Where to end, as many; image i of `start` goes with image i of `end`.
             steps: Points on each walk with both of its ends, at least 2.
@@ -219,7 +217,6 @@ class Calls(Connection):
         """Draws new images.
 
         Args:
-            self: The client.
             count: How many.
             seed: The same seed gives the same latents on every server of the same model, and the same images up to
                 the precision of the bundle's engine; a longer draw begins with the samples of a shorter one.

@@ -48,11 +48,8 @@ class Client(BlockingCalls):
         """Edits one after the other: a video, or a slider that is recorded.
 
         Steps are taken as fast as the server reads them, from a thread of their own, so many are on their way at once.
-        An exception of `steps` comes out after the answers to the steps before it.
-
-        Args:
-            steps: What to do.
-            options: Model, priority, request_id, and timeout: of the whole stream, none when it isn't given.
+        An exception of `steps` comes out after the answers to the steps before it. The timeout is that of the whole
+        stream; there is none when it isn't given.
 
         Yields:
             One answer per step, in their order: its results, or what was wrong with the step; the stream goes on.

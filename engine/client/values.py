@@ -22,19 +22,12 @@ Distribution = Literal["auto", "standard", "fitted", "mixture"]
 
 
 class Options(TypedDict, total=False):
-    """What every method takes besides; what is left out is as the client was made.
+    """What every method takes besides; what is left out is as the client was made."""
 
-    Attributes:
-        model: Name of the model; empty for the server's default.
-        priority: Who goes first when requests wait.
-        timeout: Deadline with all retries, seconds, above 0; None for none.
-        request_id: Name of the call in the server's logs and traces: 1 to 128 characters of [A-Za-z0-9._:/=+-].
-    """
-
-    model: str
-    priority: Priority
-    timeout: float | None
-    request_id: str
+    model: str  # by name; empty for the server's default
+    priority: Priority  # who goes first when requests wait
+    timeout: float | None  # with all retries, seconds, above 0; None for none
+    request_id: str  # in the server's logs and traces: 1 to 128 characters of [A-Za-z0-9._:/=+-]
 
 
 class Posterior(NamedTuple):
@@ -45,43 +38,28 @@ class Posterior(NamedTuple):
 
 
 class Edited(NamedTuple):
-    """What an edit gave; what wasn't asked for is None.
+    """What an edit gave; what wasn't asked for is None."""
 
-    Attributes:
-        images: uint8 [N, S, S, 3], read-only.
-        files: One image file each.
-        latents: float32 [N, D].
-    """
-
-    images: Bytes | None
-    files: list[bytes] | None
-    latents: Floats | None
+    images: Bytes | None  # uint8 [N, S, S, 3], read-only
+    files: list[bytes] | None  # one image file each
+    latents: Floats | None  # float32 [N, D]
 
 
 @dataclass(frozen=True)
 class StreamEdit:
-    """One step of a stream.
+    """One step of a stream; edits, keep, having and lacking are as in `Client.edit`, and no edit at all reconstructs.
 
-    Attributes:
-        source: Images, or latents float32 [N, D]; None: those of the last step that had some, which costs no encoding.
-            That step's own failure doesn't matter: after edits that were wrong its source can be edited, after images
-            that can't be used the server refuses them again until another source comes. What comes back is what
-            `Client.edit` gives, up to rounding.
-        edits: As in `Client.edit`; none reconstructs.
-        keep: As in `Client.edit`.
-        having: As in `Client.edit`.
-        lacking: As in `Client.edit`.
-        result: What comes back.
-        file_format: Images come back as files of this format; None: as pixels.
-        quality: Of JPEG and WebP files, 1 to 100; 0 for the server's default.
+    Without a source the step edits that of the last step that had one, which costs no encoding. That step's own failure
+    doesn't matter: after edits that were wrong its source can be edited, after images that can't be used the server
+    refuses them again until another source comes. What comes back is what `Client.edit` gives, up to rounding.
     """
 
     source: Images | Floats | None = None
     edits: Edits = ()
     keep: Iterable[str] = ()
     result: Result = "images"
-    file_format: FileFormat | None = None
-    quality: int = 0
+    file_format: FileFormat | None = None  # of the images that come back; None: pixels
+    quality: int = 0  # of JPEG and WebP files, 1 to 100; 0 for the server's default
     having: Iterable[str] = ()
     lacking: Iterable[str] = ()
 

@@ -38,13 +38,9 @@ _REMEMBERED_SPANS = 256
 
 @dataclass(frozen=True)
 class Move:
-    """All edits of one request, summed up.
+    """All edits of one request, summed up: the step, float32 [D], that is added to a latent.
 
-    Attributes:
-        step: float32 [D], what is added to a latent. Added to any finite latent it gives a finite one.
-
-    Raises:
-        InvalidRequest: When the step is too large for that.
+    Added to any finite latent it gives a finite one; InvalidRequest is raised for one that is too large for that.
     """
 
     step: Floats
@@ -65,29 +61,20 @@ class Directions:
     Each is as long as the mean difference of its attribute, whatever its kind: strength 1, as protos/dfcvae.proto
     defines it, is one length of the stored vector.
 
-    Attributes:
-        names: Attribute names, in the order of the rows.
-        vectors: float32 [A, D], one direction per attribute, in units of the latent space (not normalised).
-        positives: Per attribute, how many images with it went into its direction.
-        negatives: Per attribute, how many images without it went into its direction.
-        split: Images that they were computed from, for example "train".
-        kinds: Per attribute, how its direction was found: "mean", "adjusted", "svm"; "unknown" in files that do not
-            say, and for all attributes where none are given.
-        model_sha256: SHA-256 of the file of weights whose latents they belong to; empty in files that do not say.
-        sides: Per attribute, where images without it and where those with it lie along its direction on average, as
-            multiples of the stored vector; None where the file does not say.
-
     Raises:
         DirectionsError: When the parts don't agree in length, or a vector isn't finite.
     """
 
-    names: tuple[str, ...]
-    vectors: Floats
-    positives: tuple[int, ...]
-    negatives: tuple[int, ...]
-    split: str
+    names: tuple[str, ...]  # in the order of the rows
+    vectors: Floats  # float32 [A, D], in units of the latent space (not normalised)
+    positives: tuple[int, ...]  # how many images with each attribute went into its direction
+    negatives: tuple[int, ...]  # and how many without it
+    split: str  # images that they were computed from, for example "train"
+    # How each was found: "mean", "adjusted", "svm"; "unknown" in files that do not say, and where none are given.
     kinds: tuple[str, ...] = ()
-    model_sha256: str = ""
+    model_sha256: str = ""  # of the file of weights whose latents they belong to; empty in files that do not say
+    # Where images without each attribute and those with it lie along its direction on average, as multiples of the
+    # stored vector; None where the file does not say.
     sides: tuple[Sides | None, ...] = ()
 
     def __post_init__(self) -> None:

@@ -22,16 +22,12 @@ from engine.process.files import reading
 class Gaussian:
     """A normal distribution of latents: `mean + factor @ noise`, with noise from N(0, I).
 
-    Attributes:
-        mean: float32 [D].
-        factor: float32 [D, D], a root of the covariance: covariance = factor @ factor.T.
-
     Raises:
         BundleError: When the parts disagree in shape or aren't finite float32.
     """
 
-    mean: Floats
-    factor: Floats
+    mean: Floats  # float32 [D]
+    factor: Floats  # float32 [D, D], a root of the covariance: covariance = factor @ factor.T
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("factor", self.factor)):
@@ -88,15 +84,11 @@ class Gaussian:
 class Mixture:
     """Gaussians of which each latent is drawn from one, chosen by weight.
 
-    Attributes:
-        weights: float64 [K], above 0.
-        components: The K Gaussians.
-
     Raises:
         BundleError: When the parts disagree in shape, or weights aren't finite numbers above 0.
     """
 
-    weights: Doubles
+    weights: Doubles  # float64 [K], above 0
     components: tuple[Gaussian, ...]
 
     def __post_init__(self) -> None:

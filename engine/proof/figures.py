@@ -75,25 +75,19 @@ BIAS_SHARE = 2 / 3
 class LatentError:
     """How far float32 [R, D] values are from the reference's.
 
-    Attributes:
-        max_abs: Largest absolute error.
-        mean_abs: Mean absolute error.
-        bias: Mean of the signed error of the dimension where it is farthest from 0.
-        spread: Standard deviation of the reference's values over the rows, per latent dimension, then the
-            root mean square over the dimensions: those that carry nothing cannot shrink it to 0. At least
-            `LEAST_SPREAD`, and `LEAST_SHARE` of the largest value.
-        max_relative: `max_abs / spread`; likewise the other two.
-        worst: Which row has the largest error.
+    The spread is the standard deviation of the reference's values over the rows, per latent dimension, then the root
+    mean square over the dimensions: those that carry nothing cannot shrink it to 0. At least `LEAST_SPREAD`, and
+    `LEAST_SHARE` of the largest value.
     """
 
-    max_abs: float
+    max_abs: float  # largest absolute error
     mean_abs: float
-    bias: float
+    bias: float  # mean of the signed error of the dimension where it is farthest from 0
     spread: float
-    max_relative: float
+    max_relative: float  # as a share of the spread, and so are the next two
     mean_relative: float
     bias_relative: float
-    worst: str
+    worst: str  # which row has the largest error
 
     @classmethod
     def between(cls, values: Floats, reference: Floats, rows: Sequence[str] = ()) -> LatentError:
@@ -138,14 +132,10 @@ class ImageError:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Edited images in the eyes of a classifier, beside the reference's.
+    """Edited images in the eyes of a classifier, beside the reference's, by edit: "Smiling +0.5"."""
 
-    Attributes:
-        shares: By edit, "Smiling +0.5": the shift of the mean logit of the attribute where it is largest, as a share of
-            what the edit itself shifts the mean logit of its own attribute.
-        attributes: By edit, which attribute that is.
-    """
-
+    # Shift of the mean logit of the attribute where it is largest, as a share of what the edit itself shifts the mean
+    # logit of its own attribute; and which attribute that is.
     shares: dict[str, float]
     attributes: dict[str, str]
 

@@ -26,14 +26,7 @@ SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.S
 
 
 class RayCall(Call):
-    """A call that Ray brought. Limits are Ray's here, and a deadline reaches the replica as its cancellation.
-
-    Args:
-        context: Ray's own, made from gRPC's.
-
-    Attributes:
-        client: The peer's host: clients take turns.
-    """
+    """A call that Ray brought. Limits are Ray's here, and a deadline reaches the replica as its cancellation."""
 
     def __init__(self, context: Any) -> None:
         self._context = context

@@ -19,11 +19,8 @@ _Answer = health_pb2.HealthCheckResponse
 class Health:
     """Health of the server as a whole, named "", and of each of its services; at first none serves.
 
-    Construct it inside a running event loop. Each watcher is told by itself: one that doesn't read holds up neither
-    the others nor whoever sets the status.
-
-    Args:
-        services: Names of the services.
+    Construct it inside a running event loop. Each watcher is told by itself: one that doesn't read holds up neither the
+    others nor whoever sets the status.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
