@@ -18,9 +18,8 @@ from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.models.repository import ModelRepository
 from engine.process import address
-from engine.process.memory import share_freed_memory
 from engine.process.signals import Signals, signal_events
-from engine.process.threads import in_thread
+from engine.process.threads import in_thread, share_freed_memory
 from engine.service import health, latent_engine, reflection
 from engine.service.interceptor import CallInterceptor
 from engine.service.latent_engine import LatentEngine

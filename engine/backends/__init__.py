@@ -86,11 +86,8 @@ def _retarget(bundle: Bundle, flags: str) -> str:
 def _device(values: object) -> str:
     if not isinstance(values, dict) or not values:
         return "something that the manifest does not name"
-    return ", ".join(f"{name} {_words(value)}" for name, value in values.items())
-
-
-def _words(value: object) -> str:
-    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
+    listed = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    return ", ".join(f"{name} {' and '.join(map(str, found))}" for name, found in listed.items())
 
 
 def warm_up(backend: Backend, manifest: Manifest) -> None:

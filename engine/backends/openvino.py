@@ -120,32 +120,22 @@ class _Graph:
 
     def run(self, *batches: Array) -> list[Array]:
         """Computes a batch, one array [N, ...] per input; the results are the caller's. From any thread."""
-        first = self._free.get()
-        try:
-            return self._run(first, batches)
-        finally:
-            self._free.put(first)
-
-    def _run(self, first: int, batches: Sequence[Array]) -> list[Array]:
         # OpenVINO takes no read-only memory; copies only that.
         inputs = [np.require(batch, requirements=["C", "W"]) for batch in batches]
         count = len(inputs[0])
         outputs = self._any.allocate(count)
         parts = min(self._shares, count)
         bounds = [count * part // parts for part in range(parts + 1)]
+        first = self._free.get()
         with ExitStack() as started:  # waits for each, even when one fails: the set is free after that
+            started.callback(self._free.put, first)
             for request, (start, stop) in enumerate(pairwise(bounds), first):
-                compiled = self._choose(count, stop - start)
+                compiled = self._single if count == 1 else self._known.get(stop - start, self._any)
                 compiled.start(
                     request, [values[start:stop] for values in inputs], [values[start:stop] for values in outputs]
                 )
                 started.callback(compiled.wait, request)
         return outputs
-
-    def _choose(self, count: int, share: int) -> "_Compiled":
-        if count == 1:
-            return self._single
-        return self._known.get(share, self._any)
 
 
 class _Compiled:

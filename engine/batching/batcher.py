@@ -40,6 +40,9 @@ class Part(NamedTuple):
     stop: int
 
 
+Run = Callable[[Array, Sequence[Part]], tuple[Array, ...]]
+
+
 class BatchObserver(Protocol):
     """Listens to a batcher; every call comes from the event loop."""
 
@@ -91,7 +94,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[Array, Sequence[Part]], tuple[Array, ...]],
+        run: Run,
         item_shape: Sequence[int],
         dtype: npt.DTypeLike,
         scheduler: Scheduler,

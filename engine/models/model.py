@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from engine.arrays import Bytes, Floats
 from engine.backends import Backend
-from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation
+from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Run
 from engine.batching.scheduler import Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.config import ServerConfig
@@ -79,26 +79,26 @@ class Model:
         self.centre = fitted.get(FITTED, standard).mean
         self.codec = Codec(manifest.frame, config.codec_threads, config.max_pixels_per_file, pixels)
         self.backend = backend
-        images = (manifest.image_size, manifest.image_size, 3)
-        queues: dict[str, tuple[Callable[..., tuple[Any, ...]], tuple[int, ...], npt.DTypeLike]] = {
-            "encode": (self._run_encode, images, np.uint8),
-            "decode": (self._run_decode, (manifest.latent_dim,), np.float32),
-            "edit": (self._run_edit, images, np.uint8),
-        }
-        self._encoder, self._decoder, self._editor = (
-            Batcher(
+        pixels_of_one = (manifest.image_size, manifest.image_size, 3)
+
+        def queue(graph: str, run: Run, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8) -> Batcher:
+            return Batcher(
                 run,
                 shape,
                 dtype,
                 scheduler,
                 max_batch_size=manifest.max_batch_size,
+                observer=observer(graph),
                 max_delay=config.max_delay_ms / 1000,
                 max_queue=config.max_queue,
                 overlaps=backend.overlaps,
-                observer=observer(graph),
             )
-            for graph, (run, shape, dtype) in queues.items()
+
+        self._encoder = queue("encode", lambda images, _: self.backend.encode(images), pixels_of_one)
+        self._decoder = queue(
+            "decode", lambda latents, _: (self.backend.decode(latents),), (manifest.latent_dim,), np.float32
         )
+        self._editor = queue("edit", self._run_edit, pixels_of_one)
         self._scheduler = scheduler
         self._leases = 0
         self._unused = asyncio.Event()
@@ -180,12 +180,6 @@ class Model:
         with batcher.reserve(len(images), client=context.client) as room:
             images.pixels = await self.codec.decode(images.contents, images.field, context.client)
             return await batcher.submit(images.pixels, tag=move, **context._replace(room=room)._asdict())
-
-    def _run_encode(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
-        return self.backend.encode(images)
-
-    def _run_decode(self, latents: Floats, parts: Sequence[Part]) -> tuple[Any, ...]:
-        return (self.backend.decode(latents),)
 
     def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
         counts = [part.stop - part.start for part in parts]

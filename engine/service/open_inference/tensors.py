@@ -103,7 +103,7 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
     refuse_extensions(tensor, f"input {name}")
     count = math.prod(shape)
     if raw is None:
-        return _read_typed(tensor, count).reshape(shape) if datatype != BYTES else _read_strings(tensor, count)
+        return _read_typed(tensor, shape)
     if tensor.HasField("contents"):
         raise InvalidRequest(f"input {name} has contents beside raw_input_contents; send one of them", name)
     if datatype == BYTES:
@@ -118,20 +118,18 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _read_typed(tensor: _Input, count: int) -> npt.NDArray[Any]:
-    name, kind = tensor.name, _NUMBERS[tensor.datatype]
+def _read_typed(tensor: _Input, shape: Shape) -> Value:
+    name, count = tensor.name, math.prod(shape)
+    if tensor.datatype == BYTES:
+        _check_count(name, "contents.bytes_contents", len(tensor.contents.bytes_contents), count, _MAX_STRINGS)
+        return list(tensor.contents.bytes_contents)
+    kind = _NUMBERS[tensor.datatype]
     values = getattr(tensor.contents, kind.field)
     _check_count(name, f"contents.{kind.field}", len(values), count, MAX_TYPED)
     array = np.array(values, kind.typed)
     if tensor.datatype == UINT8 and array.max(initial=0) > 255:
         raise InvalidRequest(f"input {name} has the value {array.max()}; UINT8 goes up to 255", name)
-    return array.astype(kind.raw, copy=False)
-
-
-def _read_strings(tensor: _Input, count: int) -> list[bytes]:
-    values = tensor.contents.bytes_contents
-    _check_count(tensor.name, "contents.bytes_contents", len(values), count, _MAX_STRINGS)
-    return list(values)
+    return array.astype(kind.raw, copy=False).reshape(shape)
 
 
 def _check_count(name: str, where: str, found: int, count: int, most: int) -> None:
