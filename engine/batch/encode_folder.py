@@ -17,10 +17,10 @@ from tyro.conf import Positional, arg
 from engine.arrays import Floats
 from engine.client.arguments import whole
 from engine.client.cli.command import Command
+from engine.client.cli.inputs import Align, Read, reader
 from engine.client.cli.outputs import FORMATS, UsageError
-from engine.client.cli.photos import Align, Read, reader
+from engine.client.clients import Client
 from engine.client.errors import ClientError
-from engine.client.synchronous import Client
 from framing import FramingError
 
 if TYPE_CHECKING:

@@ -1,10 +1,9 @@
 """Clients of the server: `Client`, and `AsyncClient` for asyncio. Neither needs torch, nor a model."""
 
 from engine.arrays import Bytes, Floats
-from engine.client.asynchronous import AsyncClient
+from engine.client.clients import AsyncClient, Client
 from engine.client.errors import ClientError, FieldViolation
 from engine.client.slider import AsyncSlider, Slider
-from engine.client.synchronous import Client
 from engine.client.values import (
     Attribute,
     Distribution,

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from engine.client import arguments
 from engine.client.cli.outputs import UsageError
+from engine.client.clients import Client
 from engine.client.connection import Connection, is_word
 from engine.client.errors import ClientError
-from engine.client.synchronous import Client
 from engine.client.target import fault_of, is_local
 
 C = TypeVar("C", bound=Connection)

@@ -17,11 +17,13 @@ from tyro.conf import Positional, UseAppendAction, arg
 from engine.arrays import Bytes
 from engine.client.cli.command import Command, report
 from engine.client.cli.inputs import (
+    Align,
     Setting,
     inputs_and_output,
     load_latents,
     load_source,
     parse_setting,
+    reader,
     require_known,
 )
 from engine.client.cli.outputs import (
@@ -38,9 +40,8 @@ from engine.client.cli.outputs import (
     say_written,
     write,
 )
-from engine.client.cli.photos import Align, reader
+from engine.client.clients import Client
 from engine.client.errors import ClientError
-from engine.client.synchronous import Client
 from engine.client.values import Distribution, Walk
 from framing import FramingError
 
