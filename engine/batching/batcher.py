@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from engine.arrays import Array
 from engine.batching.fair_queue import FairQueue, Piece, Request
-from engine.batching.pace import BatchWindow, HalfBatches, Rate
+from engine.batching.pace import BatchWindow, HalfBatches
 from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
@@ -121,7 +121,8 @@ class Batcher:
         self._reserved: Counter[str] = Counter()  # items by client
         # What was taken from the queue, a batch or expired requests, until those who wait for it have seen the outcome.
         self._unsettled = 0
-        self._rate = Rate()
+        self._item_s = 0.0  # what an item took of late; 0: nobody knows
+        self._ended = 0.0  # the last batch
         self._closing = False
         self._quiet = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -222,7 +223,7 @@ class Batcher:
         raise Overloaded(
             f"the queue holds {held} of at most {self._max_queue} images, {reason}; "
             "send again after a pause, or to another server",
-            retry_after_s=self._rate.seconds(held),
+            retry_after_s=min(max(held * self._item_s, 0.01), 60.0) if self._item_s else 1.0,
             recheck=partial(_recheck, weakref.ref(self), client),
         )
 
@@ -352,7 +353,9 @@ class Batcher:
             self._hand_out(piece, outputs and tuple(output[count:end] for output in outputs))
             count = end
         self._loop.call_soon(self._settle)  # after those who were waiting for these results
-        self._rate.add(count, min(piece.request.arrived for piece in pieces), ended)
+        took = (ended - max(self._ended, min(piece.request.arrived for piece in pieces))) / count
+        self._item_s = 0.8 * self._item_s + 0.2 * took if self._item_s else took
+        self._ended = ended
         if outputs is None:
             self._observer.failed()
         else:

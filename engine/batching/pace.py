@@ -1,4 +1,4 @@
-"""How batches follow one another: how long one waits for clients, which needn't, and when the refused come again."""
+"""How batches follow one another: how long one waits for clients, and which needn't."""
 
 # Of the time that the last batch took, at most, and in seconds.
 _LONGEST = 0.75
@@ -77,24 +77,3 @@ class HalfBatches:
         """It was computed, while so many wait now."""
         self._crowd = max(self._computing + waiting, 0.9 * self._crowd)
         self._computing -= items
-
-
-class Rate:
-    """How fast a queue was served of late; batches of the past count less and less."""
-
-    def __init__(self) -> None:
-        self._items = 0.0
-        self._seconds = 0.0
-        self._ended = 0.0
-
-    def add(self, items: int, arrived: float, ended: float) -> None:
-        """Counts a batch whose first request arrived at one time, and that was computed at another."""
-        self._items = 0.8 * self._items + items
-        self._seconds = 0.8 * self._seconds + ended - max(arrived, self._ended)
-        self._ended = ended
-
-    def seconds(self, items: int) -> float:
-        """Time that this many items may take, 0.01 to 60 s; 1 s as long as there is no experience."""
-        if not self._items:
-            return 1.0
-        return min(max(items * self._seconds / self._items, 0.01), 60.0)

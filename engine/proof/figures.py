@@ -247,23 +247,17 @@ def _beyond_latents(error: LatentError, tolerances: Tolerances) -> list[str]:
 
 def _beyond(difference: ImageError, tolerances: Tolerances) -> list[str]:
     """What of an image error is beyond the tolerances, one clause each."""
-    found = []
-    if difference.max_levels > tolerances.levels:
-        found.append(f"is off by up to {difference.max_levels} of 255 levels (tolerance {tolerances.levels})")
-    if difference.worst_psnr_db is not None and difference.worst_psnr_db < tolerances.psnr_db:
-        found.append(
-            f"has {difference.worst_psnr_db:.1f} dB PSNR in {difference.worst} (tolerance {tolerances.psnr_db:g})"
-        )
-    if difference.mean_levels > tolerances.mean_levels:
-        found.append(
-            f"is off by {difference.mean_levels:.2g} levels in the mean (tolerance {tolerances.mean_levels:g})"
-        )
-    if abs(difference.bias_levels) > tolerances.bias_levels:
-        side = "bright" if difference.bias_levels > 0 else "dark"
-        found.append(
-            f"is {abs(difference.bias_levels):.2g} levels too {side} in the mean (tolerance {tolerances.bias_levels:g})"
-        )
-    return found
+    levels, mean, bias, psnr = tolerances.levels, tolerances.mean_levels, tolerances.bias_levels, tolerances.psnr_db
+    worst = math.inf if difference.worst_psnr_db is None else difference.worst_psnr_db
+    off, side = abs(difference.bias_levels), "bright" if difference.bias_levels > 0 else "dark"
+    clauses = {
+        f"is off by up to {difference.max_levels} of 255 levels (tolerance {levels})": difference.max_levels <= levels,
+        f"has {worst:.1f} dB PSNR in {difference.worst} (tolerance {psnr:g})": worst >= psnr,
+        f"is off by {difference.mean_levels:.2g} levels in the mean (tolerance {mean:g})": difference.mean_levels
+        <= mean,
+        f"is {off:.2g} levels too {side} in the mean (tolerance {bias:g})": off <= bias,
+    }
+    return [clause for clause, holds in clauses.items() if not holds]
 
 
 def _psnr(mean_square: float) -> float | None:
