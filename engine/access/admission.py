@@ -58,15 +58,7 @@ class Usage:
 
 
 class CallPermit:
-    """What one call has, from its arrival until its answer has left; see `Admission`. Methods are for any thread.
-
-    Attributes:
-        usage: Of the client.
-        request_id: Name of the call in logs and traces.
-        authorization: What the client sent as such.
-        version: Of the tokens that knew it.
-        refusal: Why its message is refused, which has come.
-    """
+    """What one call has, from its arrival until its answer has left; see `Admission`. Methods are for any thread."""
 
     def __init__(self, admission: "Admission", client: str, usage: Usage, *, stream: bool) -> None:
         self._admission = admission
@@ -74,9 +66,9 @@ class CallPermit:
         self.usage = usage
         self.stream = stream
         self.request_id = ""
-        self.authorization: str | bytes | None = None
-        self.version = 0
-        self.refusal: EngineError | None = None
+        self.authorization: str | bytes | None = None  # what the client sent as such
+        self.version = 0  # of the tokens that knew it
+        self.refusal: EngineError | None = None  # of its message, which has come
         # Changed under the admission's lock only.
         self._counts = (admission.total, usage)
         self._held = 0  # bytes
@@ -221,9 +213,6 @@ class Admission:
     have. So room for the largest is reserved before core is asked, and exchanged for the real size when it is there.
     Where there is no room the message waits, and stays with its client but for the first window. A stream waits for a
     message most of the time. It may ask without room, unless messages are unanswered: `max_streams` bounds that.
-
-    Attributes:
-        total: What all clients have.
     """
 
     def __init__(self, guards: Guards, clock: Callable[[], float] = time.monotonic) -> None:

@@ -19,8 +19,7 @@ _LEAST_TOKEN_LENGTH = 16
 class Tokens:
     """The bearer tokens of a file, a line `NAME TOKEN` each; empty lines and those that start with # don't count.
 
-    Attributes:
-        version: Changes when they were read again.
+    The version changes when they were read again.
 
     Raises:
         StartupError: When the file can't be read or has a bad line, which is named by its number only.

@@ -38,10 +38,8 @@ class Scheduler:
     A thread fetches its next batch when it becomes free, whatever the event loop is busy with. Mostly one of them
     computes. A ready batch of a source that `overlaps` starts while the one before is computed, so that no core is idle
     at the end of a batch or between two. Sources that have work take turns, a batch each, whatever the priorities in
-    them. So do functions that are `run`, which have the device to themselves.
-
-    Attributes:
-        lock: Guards the queues of all batchers of this scheduler.
+    them. So do functions that are `run`, which have the device to themselves. The lock guards the queues of all
+    batchers.
     """
 
     def __init__(self) -> None:

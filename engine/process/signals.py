@@ -18,18 +18,12 @@ _received: deque[int] = deque()
 
 
 class Signals:
-    """What was asked for by signals.
-
-    Attributes:
-        stop: SIGTERM or SIGINT came.
-        force_stop: And then another.
-        reload: SIGHUP came; whoever acts on it clears this.
-    """
+    """What was asked for by signals."""
 
     def __init__(self, grace_s: float) -> None:
-        self.stop = asyncio.Event()
-        self.force_stop = asyncio.Event()
-        self.reload = asyncio.Event()
+        self.stop = asyncio.Event()  # SIGTERM or SIGINT came
+        self.force_stop = asyncio.Event()  # and then another
+        self.reload = asyncio.Event()  # SIGHUP came; whoever acts on it clears this
         self._loop = asyncio.get_running_loop()
         self._grace_s = grace_s
         self._since = -math.inf

@@ -47,11 +47,7 @@ _PROBE_MESSAGES = 8
 
 
 class CallInterceptor:
-    """Wraps the handlers of servicers. Construct it inside a running event loop.
-
-    Attributes:
-        admission: Counts calls; it is to be opened.
-    """
+    """Wraps the handlers of servicers. Construct it inside a running event loop, and open its admission."""
 
     def __init__(
         self, metrics: Metrics, guards: Guards, tracing: Tracing | None = None, max_stream_idle_s: float = 600.0
@@ -194,10 +190,8 @@ class CallInterceptor:
 class CallScope(Call):
     """A call, as a context around its answer; `refuse` ends it when the answer raised something.
 
-    Handlers get it in place of gRPC's context.
-
-    Attributes:
-        client: The name of the token, or of the certificate, else the peer's host.
+    Handlers get it in place of gRPC's context. Its client is the name of the token, or of the certificate, else the
+    peer's host.
     """
 
     def __init__(self, calls: CallInterceptor, method: MethodFigures, context: Any) -> None:

@@ -51,11 +51,7 @@ _PRIORITIES = {
 
 
 class Call:
-    """The call that a request came in: this one has no deadline and no limits, and nobody counts.
-
-    Attributes:
-        client: Whose call it is.
-    """
+    """The call that a client makes: this one has no deadline and no limits, and nobody counts."""
 
     client = ""
 

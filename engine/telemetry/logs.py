@@ -44,12 +44,8 @@ def flush() -> None:
 class BackgroundHandler(logging.Handler):
     """Has lines written by a thread of its own: whoever logs doesn't wait for whoever reads the log.
 
-    While the reader stalls, lines wait; from the limit on, new ones are dropped and counted. When it goes on, a line
-    says how many there were. Lines that can't be written at all, to a full disk or a closed pipe, are dropped.
-
-    Args:
-        stream: Where lines go.
-        most: Lines that may wait.
+    While the reader stalls, so many lines wait at `most`; beyond, new ones are dropped and counted. When it goes on, a
+    line says how many there were. Lines that can't be written at all, to a full disk or a closed pipe, are dropped.
     """
 
     def __init__(self, stream: TextIO, most: int = _MOST_LINES) -> None:

@@ -32,11 +32,7 @@ _IMAGES = tuple(2.0**power for power in range(11))
 
 
 class Metrics:
-    """All figures of one server. Labels are names of methods, statuses, models and graphs only: memory stays flat.
-
-    Attributes:
-        registry: All of them.
-    """
+    """All figures of one server. Labels are names of methods, statuses, models and graphs only: memory stays flat."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -132,18 +128,7 @@ class Metrics:
 
 
 class MethodFigures:
-    """The figures of one RPC, for any thread.
-
-    Args:
-        metrics: Where they belong.
-        path: Of the RPC, for example "/dfcvae.v1.LatentEngine/Edit".
-        name: That they go by, for example "Edit".
-
-    Attributes:
-        images: Counts images and latents that calls asked for.
-        sent_bytes: Counts bytes of messages that go out.
-        unheard: Counts calls that ended before their message had come.
-    """
+    """The figures of one RPC, by its path and the name that it goes by, for example "Edit". For any thread."""
 
     def __init__(self, metrics: Metrics, path: str, name: str) -> None:
         self.path, self.name = path, name
@@ -152,7 +137,7 @@ class MethodFigures:
         self._received_bytes = metrics.received_bytes.labels(name)
         self.images = metrics.images.labels(name)
         self.sent_bytes = metrics.sent_bytes.labels(name)
-        self.unheard = metrics.unheard.labels(name)
+        self.unheard = metrics.unheard.labels(name)  # calls that ended before their message had come
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""

@@ -11,10 +11,8 @@ from engine.telemetry.metrics import SERVER_ERRORS
 class Tracing:
     """Makes a span for each call, below the one that the client names (W3C `traceparent` metadata).
 
-    Names and attributes are those of OpenTelemetry's stable RPC conventions (1.45), and our own `dfcvae.` ones.
-
-    Args:
-        destination: "console", or the URL of a collector (OTLP over HTTP); one without a path means /v1/traces.
+    Names and attributes are those of OpenTelemetry's stable RPC conventions (1.45), and our own `dfcvae.` ones. They go
+    to the "console", or to the URL of a collector (OTLP over HTTP); one without a path means /v1/traces.
 
     Raises:
         StartupError: When the packages aren't installed.

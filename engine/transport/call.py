@@ -25,14 +25,9 @@ _NO_ROOM = "there was no room for the message within {:g} s; send it again after
 class ServerCall:
     """A call, and what its handler gets as context: the methods of grpc.aio.ServicerContext that this project uses.
 
-    Args:
-        call: As core knows it.
-        handler: Answers it.
-        permit: What it holds.
-        post: Has a function called on the event loop, from any thread.
-        hand_over: Has a call started there, with its message.
-        incomplete: Is told there (path, client) of a call whose message didn't come.
-        may_end: Calls end while it is set.
+    `post` has a function called on the event loop, from any thread, and `hand_over` a call started there with its
+    message. `incomplete` is told there (path, client) of a call whose message didn't come. Calls end while `may_end` is
+    set.
     """
 
     def __init__(

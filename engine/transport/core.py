@@ -163,14 +163,6 @@ class CoreCall:
 
     An operation that core refuses raises CoreError and cancels the call: whoever waits, on either side, hears of its
     end.
-
-    Args:
-        event: That brought it.
-
-    Attributes:
-        path: Of the method, for example "/dfcvae.v1.LatentEngine/Edit".
-        metadata: Of the client; values of keys that end in "-bin" are bytes.
-        deadline: Seconds since 1970; infinite without one.
     """
 
     __slots__ = ("_call", "deadline", "metadata", "path")
@@ -178,9 +170,10 @@ class CoreCall:
     def __init__(self, event: Any) -> None:
         self._call = event.call
         self.path: str = event.call_details.method.decode(errors="replace")
+        # Values of keys that end in "-bin" are bytes.
         self.metadata: tuple[tuple[str, str | bytes], ...] = event.invocation_metadata
         deadline: float = event.call_details.deadline
-        self.deadline = deadline if deadline < _ENDLESS_S else math.inf
+        self.deadline = deadline if deadline < _ENDLESS_S else math.inf  # seconds since 1970
 
     def receive_close(self, tag: Tag) -> None:
         """Waits for the end of the call; see `was_cancelled`."""

@@ -5,11 +5,7 @@ from typing import Protocol
 
 
 class Permit(Protocol):
-    """Of a call that was admitted; `engine.access.admission.CallPermit` counts. Methods are called on any thread.
-
-    Attributes:
-        client: The name that its client goes by.
-    """
+    """Of a call that was admitted; `engine.access.admission.CallPermit` counts. Methods are called on any thread."""
 
     client: str
 
