@@ -55,20 +55,15 @@ def _with_status(proof: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, config=_STRICT)
 class Preprocessing:
-    """How an image file becomes the model's input, in training and in serving.
+    """How an image file becomes the model's input, in training and in serving; see `framing.Frame`."""
 
-    Attributes:
-        crop: Side of the centred square that is cut out before resizing, pixels; None resizes the
-            shorter side to the image size and then cuts the centred square.
-        resize: Resampling filter; "bilinear" (with anti-aliasing) is the only one so far.
-        source: Width and height of the pictures that `crop` is cut out of, pixels; pictures of another size are brought
-            to it, see `framing.Frame`. None: not known; the crop is cut out of pictures of any size.
-        landmarks: Where eyes, nose and mouth lie in a picture of that size, see `framing.Landmarks`; None: not known.
-    """
-
+    # Side of the centred square that is cut out before resizing, pixels; None resizes the shorter side to the image
+    # size and then cuts the centred square.
     crop: Annotated[int | None, AfterValidator(_none_below_one)]
-    resize: Literal["bilinear"] = "bilinear"
+    resize: Literal["bilinear"] = "bilinear"  # with anti-aliasing
+    # Width and height of the pictures that `crop` is cut out of, pixels, to which others are brought; None: any.
     source: tuple[int, int] | None = None
+    # Where eyes, nose and mouth lie in a picture of that size; None: not known.
     landmarks: Annotated[Landmarks, Field(min_length=5, max_length=5)] | None = None
 
     @classmethod
@@ -83,74 +78,45 @@ class Preprocessing:
 
 @dataclass(frozen=True, config=_STRICT)
 class Engine:
-    """What the bundle's backend runs, and how.
+    """What the bundle's backend runs, and how."""
 
-    Attributes:
-        encoder: File that it makes the encoder from: `encoder.onnx`, or an exact rewrite of it.
-        decoder: File that it makes the decoder from.
-        split: Whether a batch is split over the threads, each computing its share alone; otherwise all threads
-            compute the whole batch together. Only on CPUs.
-        chosen: How `--backend auto` and the like came to this choice: the rule, the candidates and their figures.
-            Empty where everything was named.
-        stages: The graphs on the way to those files, encoder and decoder by stage of the parity gate: `rewritten`, an
-            exact rewrite in FP32, and `reduced`, the same in fewer bits. A stage that was not gone through is missing.
-        edit: File of both as one graph, for a backend that can't join them itself; None without one.
-    """
-
-    encoder: str = ENCODER
+    encoder: str = ENCODER  # the file that it makes the encoder from: `encoder.onnx`, or an exact rewrite of it
     decoder: str = DECODER
+    # Whether each thread computes a share of a batch alone, or all of them the whole batch together. Only on CPUs.
     split: bool = False
+    # How `--backend auto` and the like came to this choice: the rule, the candidates and their figures.
     chosen: dict[str, Any] = field(default_factory=dict)
+    # The graphs on the way to those files, encoder and decoder by stage of the parity gate: `rewritten`, an exact
+    # rewrite in FP32, and `reduced`, the same in fewer bits. A stage that was not gone through is missing.
     stages: dict[str, tuple[str, str]] = field(default_factory=dict)
-    edit: str | None = None
+    edit: str | None = None  # both as one graph, for a backend that can't join them itself
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Manifest:
-    """Everything that `manifest.json` says, field by field.
+    """Everything that `manifest.json` says, field by field."""
 
-    Attributes:
-        format_version: Version of the bundle format, `FORMAT_VERSION`; those before it are read too, as this one.
-        image_size: Side S of the model's square images, pixels.
-        latent_dim: Dimension D of the latent space.
-        preprocessing: How encoded files are cropped and resized.
-        attributes: Names of the attributes that have a direction, in the order of the directions' rows.
-        kinds: How the direction of each was found, as `engine.latents.Directions` says; empty if an older export did
-            not write it.
-        backend: Runtime that serves the bundle, for example "onnxruntime".
-        device: Kind of device that it computes on, "cpu" or "cuda"; which of several GPUs is for the server to say.
-        precision: Arithmetic of the engines, for example "fp32".
-        engine: What the backend runs, and how.
-        max_batch_size: Largest batch that the engines take, images.
-        files: SHA-256 in hex of every file of the bundle but the manifest, by file name.
-        parity: Figures of the parity gate that the bundle passed.
-        versions: Versions of the software that built it, by package name.
-        run: What it was built from.
-        tensorrt: Where plans are served: `device`, the TensorRT version and GPU (TensorRT for RTX: the compute
-            capabilities) that they were built for and are bound to, and `builder`, by plan the settings of its builder.
-            Empty for other backends.
-        proof: `status` is "proven" where the engines ran and passed the parity gate, on `machine`, see
-            `engine.proof.machine`; "unproven" where they were built on a machine that can't run them, with the
-            `reason`; such a bundle's `parity` ends before them. `tolerances` hold on every machine, see
-            `engine.proof.figures`. Bundles of older versions carry no proof: "unknown".
-    """
-
-    format_version: int
-    image_size: _Positive
-    latent_dim: _Positive
+    format_version: int  # `FORMAT_VERSION`; those before it are read too, as this one
+    image_size: _Positive  # side S of the model's square images, pixels
+    latent_dim: _Positive  # D
     preprocessing: Preprocessing
-    attributes: tuple[str, ...]
-    kinds: tuple[str, ...]
-    backend: str
-    device: str
-    precision: str
+    attributes: tuple[str, ...]  # that have a direction, in the order of the directions' rows
+    kinds: tuple[str, ...]  # of directions, see `engine.latents.Directions`; empty if an older export wrote none
+    backend: str  # runtime that serves the bundle, for example "onnxruntime"
+    device: str  # kind that it computes on, "cpu" or "cuda"; which of several GPUs is for the server to say
+    precision: str  # arithmetic of the engines, for example "fp32"
     engine: Engine
-    max_batch_size: _Positive
-    files: Annotated[dict[str, str], AfterValidator(_own_files)]
-    parity: dict[str, Any]
-    versions: dict[str, str]
-    run: dict[str, Any]
+    max_batch_size: _Positive  # that the engines take, images
+    files: Annotated[dict[str, str], AfterValidator(_own_files)]  # SHA-256 in hex of every file but the manifest
+    parity: dict[str, Any]  # figures of the parity gate that the bundle passed
+    versions: dict[str, str]  # of the software that built it, by package name
+    run: dict[str, Any]  # what it was built from
+    # Where plans are served: `device`, the TensorRT version and GPU (TensorRT for RTX: the compute capabilities) that
+    # they were built for and are bound to, and `builder`, by plan the settings of its builder.
     tensorrt: dict[str, Any] = field(default_factory=dict)
+    # `status` is "proven" where the engines ran and passed the parity gate, on `machine` (`engine.proof.machine`);
+    # "unproven" where they were built on a machine that can't run them, with the `reason`; such a bundle's `parity`
+    # ends before them. `tolerances` (`engine.proof.figures`) hold on every machine. Older bundles: "unknown".
     proof: Annotated[dict[str, Any], AfterValidator(_with_status)] = field(default_factory=lambda: {"status": UNPROVEN})
 
     @property

@@ -124,6 +124,7 @@ class EditStream:
         """
         loop, hold = asyncio.get_running_loop(), self._call.hold
         started: asyncio.Queue[_Work | None] = asyncio.Queue()
+        tasks: set[asyncio.Task[pb.EditStreamResponse]] = set()  # whose answers are not taken yet
         room = _Room(ahead)
         source: _Source | None = None
 
@@ -137,13 +138,13 @@ class EditStream:
                     room.change(-1, -share)
                     hold(size)
                     task = loop.create_task(self._answer(request, source, new))
+                    tasks.add(task)
                     started.put_nowait(_Work(task, size, share, source))
                     await room.is_free.wait()
             finally:
                 started.put_nowait(None)
 
         reader = loop.create_task(read())
-        work: _Work | None = None
         kept = 0
         try:
             while (work := await started.get()) is not None:
@@ -153,13 +154,12 @@ class EditStream:
                 hold(now - kept - work.size)
                 kept = now
                 room.change(1, work.share)
+                tasks.discard(work.task)
             await reader
         finally:  # also when the client has gone
             reader.cancel()
-            while work is not None or not started.empty():
-                if work is not None:
-                    work.task.cancel()
-                work = started.get_nowait() if not started.empty() else None
+            for task in tasks:
+                task.cancel()
 
     def _measure(self, request: pb.EditStreamRequest, source: _Source | None) -> tuple[int, int]:
         """Bytes of the images that a request's answer has at most, and its share of those that one request may have."""
