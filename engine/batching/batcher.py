@@ -4,7 +4,7 @@ A `Batcher` serves one graph. Several share one `Scheduler`, whose threads compu
 is put together at the moment the device becomes free for it, so it holds all that arrived meanwhile, in the order that
 `engine.batching.fair_queue` describes. A full batch starts whatever the event loop is busy with, and where batches
 overlap so does half of one; a smaller one when the loop has handed out the batcher's own last results, and after the
-wait that `engine.batching.pace` describes, so that the next requests of the same clients can be in it. Per
+wait that `BatchWindow` describes, so that the next requests of the same clients can be in it. Per
 request there is one future and a few steps under a lock; per batch one message from a thread to the loop.
 
 Threads: `due` and `take` run on the scheduler's threads, with its lock held, and `_compute` without it. All else runs
@@ -25,8 +25,7 @@ import numpy.typing as npt
 
 from engine.arrays import Array
 from engine.batching.fair_queue import FairQueue, Piece, Request
-from engine.batching.pace import BatchWindow, HalfBatches
-from engine.batching.scheduler import Scheduler
+from engine.batching.scheduler import BatchWindow, HalfBatches, Scheduler
 from engine.errors import ComputeFailed, DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
 logger = logging.getLogger(__name__)

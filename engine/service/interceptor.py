@@ -284,7 +284,8 @@ class CallScope(Call):
         log, method, client = self._calls.log, self._method.name, self.client
         if error is None:
             code, message = _OK, ""
-            log.answered(method, client, seconds)
+            if log.verbose:
+                log.answered(method, client, seconds)
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
             self._refusal = rpc_status_of(domain_error(error, method), self._request_id)
             code, message = self._refusal.code, self._refusal.message

@@ -186,6 +186,7 @@ class CallLog:
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
+        self.verbose = logger.isEnabledFor(logging.DEBUG)  # answered calls have lines, too
         self._throttle = Throttle(100, self._tell)
 
     def failed(self, method: str, code: str, client: str, seconds: float, error: str) -> None:
@@ -200,9 +201,8 @@ class CallLog:
             self._logger.info("%s answered %s to %s: %s", *fields.values(), extra=fields)
 
     def answered(self, method: str, client: str, seconds: float) -> None:
-        """A call was answered."""
-        if self._logger.isEnabledFor(logging.DEBUG):
-            self._write(logging.DEBUG, (method, "OK", client, round(seconds * 1000, 3), ""))
+        """A call was answered; not worth asking unless `verbose`."""
+        self._write(logging.DEBUG, (method, "OK", client, round(seconds * 1000, 3), ""))
 
     def _write(self, level: int, values: tuple[str, str, str, float, str]) -> None:
         text = "%s %s for %s in %.3f ms: %s" if values[-1] else "%s %s for %s in %.3f ms%s"

@@ -128,8 +128,8 @@ def test_a_delay_ends_by_itself() -> None:
 @pytest.fixture
 def endless_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch starts only because nobody waits for more than the crowd."""
-    monkeypatch.setattr("engine.batching.pace._LONGEST", 1e9)
-    monkeypatch.setattr("engine.batching.pace._LONGEST_S", 1e9)
+    monkeypatch.setattr("engine.batching.scheduler._LONGEST", 1e9)
+    monkeypatch.setattr("engine.batching.scheduler._LONGEST_S", 1e9)
 
 
 @pytest.mark.usefixtures("endless_window")

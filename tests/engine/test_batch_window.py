@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from engine.batching.pace import BatchWindow
+from engine.batching.scheduler import BatchWindow
 
 
 def wait_after(window: BatchWindow, answered: int, waiting: int, now_waiting: int, *, ms: float = 10.0) -> float:
