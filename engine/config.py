@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 PREFIX = "DFCVAE_"
-"""Of the environment variables that set the fields of `ServerConfig`, for example DFCVAE_MAX_QUEUE."""
+"""Prefix of the environment variables that set the fields of `ServerConfig`, for example DFCVAE_MAX_QUEUE."""
 
 _NONE = ("None", "none")
 _NAMED_BUNDLE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)

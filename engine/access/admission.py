@@ -18,9 +18,9 @@ WINDOW_BYTES = 65_535
 """What core receives of a message before it is asked for one: HTTP/2's first window."""
 
 _RETRY_AFTER_S = 0.1
-# Of everything, this part is kept for clients that have less than such a part themselves.
+# One in so many of everything is kept for clients that have less than that themselves.
 _KEPT_PART = 8
-# This part of the bytes is for the windows of calls that wait for room, the rest for messages and answers.
+# One in so many bytes is for the windows of calls that wait for room, the rest for messages and answers.
 _WINDOWS_PART = 4
 # Calls wait no longer than about this for the event loop before others are refused: behind a longer line even a refusal
 # would take long.
@@ -227,7 +227,7 @@ class Admission:
         )
         self._lock = threading.Lock()
         self._clients: dict[str, Usage] = {}
-        # Who waits for room, and asks core for its message, by client; the next client first.
+        # Calls that wait for room, and what asks core for their messages, by client; the next client first.
         self._queues: dict[str, dict[CallPermit, Callable[[], None]]] = {}
         self._waiting: dict[CallPermit, float] = {}  # for the event loop, since when; the oldest first
         self._waiters: list[asyncio.Future[None]] = []  # for something to be given back
@@ -309,7 +309,7 @@ class Admission:
     # Without the lock.
 
     def _freed(self) -> None:
-        """Who waits for room goes on."""
+        """Lets calls go on that wait for room."""
         while self._queues and (found := self._next()):
             for receive in found:
                 receive()

@@ -14,14 +14,14 @@ Work = Callable[[], None]
 
 _NEVER = float("inf")
 
-# Of the time that the last batch took, at most, and in seconds.
+# The longest wait, as a share of the time that the last batch took, and in seconds.
 _LONGEST = 0.75
 _LONGEST_S = 0.02
 # Where fewer than this share of the expected requests came, the wait was in vain.
 _ENOUGH = 0.75
 # Half batches have this many items at least; smaller ones take too long an item.
 _LEAST_HALF = 12
-# As many times the largest batch must be under way for the next batch to fill while one is computed.
+# So many times the largest batch must be under way for the next batch to fill while one is computed.
 _ENOUGH_TO_FILL = 1.5
 
 
@@ -65,8 +65,8 @@ class BatchWindow:
 class HalfBatches:
     """Batches that have nothing to wait for: full ones, and where batches overlap halves.
 
-    Of a crowd that is too small to fill a batch while another is computed, one half is computed while the other is on
-    the wire, and no core is idle. Not of large requests, which would be cut in two.
+    Where a crowd is too small to fill a batch while another is computed, one half is computed while the other is on
+    the wire, and no core is idle. Large requests are not cut in two for it.
     """
 
     def __init__(self, largest: int, overlaps: int) -> None:

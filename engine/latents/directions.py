@@ -151,7 +151,7 @@ class Directions:
             return vector
         basis = self._basis_of(kept)
         rest: Doubles = vector - basis.T @ (basis @ vector)
-        # Of an edit that comes to nothing the unedited picture would come back.
+        # An edit that comes to nothing would give the unedited picture back.
         if rest @ rest < _LEAST_SHARE**2 * (vector @ vector):
             what = repr(target) if isinstance(target, str) else "the direction"
             raise InvalidField(

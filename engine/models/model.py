@@ -34,7 +34,7 @@ _FEW = 2**19
 
 
 class RequestContext(NamedTuple):
-    """Of the request that something is computed for, as `Batcher.submit` takes it."""
+    """The request that something is computed for, as `Batcher.submit` takes it."""
 
     deadline: float | None = None  # on the event loop's clock; None: never
     client: str = ""  # clients take turns
@@ -122,7 +122,7 @@ class Model:
         for batcher in (self._encoder, self._decoder, self._editor):
             await batcher.close()
         self.codec.close()
-        # Not before a batch of the warm-up has ended, which nobody waits for any more.
+        # After the last batch of a warm-up, which nobody waits for any more.
         await self._scheduler.run(self.backend.close)
         del self.backend  # calls that have just ended may know this model yet, and graphs are large
 

@@ -182,7 +182,7 @@ class ModelRepository:
 
 
 def _fingerprint(path: Path) -> str:
-    """Of the manifest, which has the hashes of all other files; "" where there is none."""
+    """Hash of the manifest, which has the hashes of all other files; "" where there is none."""
     try:
         return hashlib.sha256(read_bytes(path / MANIFEST)).hexdigest()[:16]
     except OSError:  # loading the bundle says what is wrong with it

@@ -98,7 +98,7 @@ class Truth:
         calls = [(rows, "") for rows in batches(len(self.images), batch_sizes(max_batch))]
         found = [self._ask(engine, name, rows) for rows, _ in calls for name in _CALLS]
         if at_once := engine.overlaps:
-            # Of the sizes that matter under load; neighbours differ in size and in kind.
+            # The sizes that matter under load; neighbours differ in size and in kind.
             beside = [rows for rows in batches(len(self.images), batch_sizes(max_batch)[-3:]) for _ in range(2)]
             calls += [(rows, " beside another one") for rows in beside]
             tasks = [partial(self._ask, engine, name, rows) for rows in beside for name in _CALLS]

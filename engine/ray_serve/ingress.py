@@ -50,7 +50,7 @@ def _add(add: Callable[[Any, Any], None], servicer: Any, server: Any) -> None:
 
 
 async def watch(request: Any, context: Any) -> AsyncIterator[bytes]:
-    """Of grpc.health.v1: an ingress that is there serves, by the replicas of other nodes too."""
+    """Health's Watch: an ingress that answers is serving, if need be by replicas on other nodes."""
     yield SERVING.SerializeToString()
     await asyncio.Event().wait()
 

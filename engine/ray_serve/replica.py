@@ -96,6 +96,6 @@ class Replica:
             yield call.refuse(error, "EditStream")
 
     async def Check(self, request: Any, grpc_context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802
-        """Of grpc.health.v1: whom Ray brings a call serves."""
+        """Health's Check: a replica that Ray brings a call to is serving."""
         RayCall(grpc_context)
         return SERVING

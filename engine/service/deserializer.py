@@ -54,7 +54,7 @@ def _fields_of(descriptor: Any) -> Fields:
 
 
 class _Count:
-    """Of the fields of a serialised message, and of the bytes of its numbers."""
+    """Counts the fields of a serialised message, and the bytes of its numbers."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -12,7 +12,7 @@ import grpc
 from engine.errors import EngineError, StreamIdle
 from engine.telemetry.metrics import MethodFigures
 
-# Who is not idle yet is looked at again after this time or more.
+# A stream that is not idle yet is looked at again after this time or more.
 _LOOK_S = 0.01
 # The event loop keeps cancelled timers for a while, with their context, in which the call would be.
 _NOBODYS = Context()
@@ -87,7 +87,7 @@ class RequestStream:
             self._last = self._loop.time()
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Looks for idleness no more: the stream is over."""
         self._timer.cancel()
 
     def interrupt(self) -> None:

@@ -13,7 +13,7 @@ from engine.errors import FAILED, EngineError, InvalidRequest, OutOfMemory
 logger = logging.getLogger(__name__)
 
 DOMAIN = "dfcvae.v1"
-"""Of the reasons in ErrorInfo."""
+"""Domain of the reasons in ErrorInfo."""
 
 # Headers hold 8 KiB; the sentence travels as status message, in the details, and up to three bytes for each of its own.
 _MAX_SENTENCE_BYTES = 1000

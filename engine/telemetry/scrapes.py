@@ -45,7 +45,7 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Who goes away, or says nothing, is no error of the server's."""
+        """A client that goes away or says nothing is no error of the server's."""
 
 
 class _Handler(WSGIRequestHandler):

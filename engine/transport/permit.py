@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Permit(Protocol):
-    """Of a call that was admitted; `engine.access.admission.CallPermit` counts. Methods are called on any thread."""
+    """What a call holds that was admitted; `engine.access.admission.CallPermit` counts it. For any thread."""
 
     client: str
 

@@ -40,7 +40,7 @@ class ReceiveBuffer:
         self._waiting: _Waiting = []
 
     async def get(self) -> bytes | None:
-        """The next message; None after the last. Whoever is cancelled while waiting takes none."""
+        """The next message; None after the last. A caller that is cancelled while it waits takes none."""
         while True:
             with self._lock:
                 message = self._messages.popleft() if self._messages else None
@@ -113,7 +113,7 @@ class SendBuffer:
     async def put(self, message: bytes) -> bool:
         """Leaves a message here, when there is room; False when it can't be sent, since the client has gone.
 
-        Whoever is cancelled while waiting leaves none.
+        A caller that is cancelled while it waits leaves none.
         """
         await self._until(lambda: len(self._messages) < MAX_MESSAGES and self._bytes < MAX_BYTES)
         with self._lock:

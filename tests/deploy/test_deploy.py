@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from packaging.requirements import Requirement
 from prometheus_client import generate_latest
 from servers import ROOT
 
 from engine.backends import BACKENDS
 from engine.config import PREFIX, ServerConfig, load_config
-from engine.service.health import NAME as HEALTH
 from engine.service.latent_engine import SERVICE
 from engine.telemetry.metrics import Metrics
 

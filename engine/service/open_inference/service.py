@@ -29,7 +29,7 @@ class OpenInference:
         self._engine = engine
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:  # noqa: N802
-        """Who is answered, is answered."""
+        """True: a server that is not live gives no answer."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:  # noqa: N802
