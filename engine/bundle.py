@@ -149,8 +149,8 @@ class Manifest:
                 f"the bundle has format version {version!r}, this engine reads {_READ_TOO[0]} to {FORMAT_VERSION}; "
                 f"install the engine that matches, or {_REBUILD}"
             )
-        if version in _READ_TOO:
-            values = _from_version_3(values)
+        if version in _READ_TOO:  # before kinds of directions, which their file may say, and before there was a proof
+            values = {**values, "format_version": FORMAT_VERSION, "kinds": [], "proof": {"status": UNKNOWN}}
         values = {"device": _device_of(values), **values}
         _require_keys(values, cls)
         try:
@@ -259,11 +259,6 @@ def _verify_files(folder: Path, manifest: Manifest) -> None:
                 f"{folder / name} was changed after it was built: its SHA-256 is {actual[:12]}..., "
                 f"the manifest says {digest[:12]}...; copy the bundle again, or {_REBUILD}"
             )
-
-
-def _from_version_3(values: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as it was before kinds of directions, which their file may say, and before there was a proof."""
-    return {**values, "format_version": FORMAT_VERSION, "kinds": [], "proof": {"status": UNKNOWN}}
 
 
 def _require_keys(values: dict[str, Any], model: type[Manifest | Preprocessing | Engine], place: str = "") -> None:

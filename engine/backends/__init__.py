@@ -1,5 +1,7 @@
 """Backends: runtimes that turn a contiguous batch into a batch. They know neither queues nor wires."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from shlex import quote
@@ -9,7 +11,6 @@ import numpy as np
 from engine.arrays import Bytes, Floats
 from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, bucket_sizes, cores, is_device, kind_of
 from engine.backends.registry import BACKENDS, find, open_graphs
-from engine.backends.reports import switch_off_usage_reports
 from engine.bundle import Bundle, Manifest
 from engine.errors import BackendError, BundleError
 
@@ -27,9 +28,22 @@ __all__ = [
     "kind_of",
     "open_backend",
     "open_graphs",
+    "switch_off_usage_reports",
     "warm_up",
     "warmup_calls",
 ]
+
+
+def switch_off_usage_reports() -> None:
+    """Switches off what runtimes tell of their use, in this process and its children, before they are imported.
+
+    As published, ONNX Runtime (from 1.29 on) tells Microsoft of every session, and OpenVINO and NNCF tell Google
+    Analytics of every import, OpenVINO from a fork of the process.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # OpenVINO and NNCF do without this package where it can't be imported; its own opt-out writes into the home folder.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 
 switch_off_usage_reports()
 

@@ -46,15 +46,13 @@ def _parsed(words: list[str]) -> Command:
     )
     command: Command
     command, apart = parse(return_unknown_args=True)
-    if isinstance(command, commands.Edit | commands.Encode) and not any(map(_is_flag, apart)):
+    if isinstance(command, commands.Edit | commands.Encode) and not any(
+        word.startswith("-") and word != "-" for word in apart
+    ):
         return replace(command, paths=(*command.paths, *apart))
     if apart:
         parse()  # says that it doesn't know them, and ends the process
     return command
-
-
-def _is_flag(word: str) -> bool:
-    return word.startswith("-") and word != "-"
 
 
 if __name__ == "__main__":

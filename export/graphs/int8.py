@@ -227,7 +227,7 @@ def _quiet() -> Iterator[None]:
     """Keeps NNCF to itself.
 
     It draws bars on stdout and makes torch warn of a GPU's absence. Its reports over the network are switched off in
-    `engine.backends.reports`.
+    `engine.backends`.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):
