@@ -60,10 +60,8 @@ class Reservation:
 
     def __init__(self, batcher: "Batcher", count: int, client: str) -> None:
         self._batcher = batcher
-        self.client = client
-        """Whom it counts for."""
-        self.count = count
-        """Items that there is still room for."""
+        self.client = client  # whom it counts for
+        self.count = count  # items that there is still room for
 
     def __enter__(self) -> "Reservation":
         return self
@@ -73,19 +71,14 @@ class Reservation:
 
 
 class Batcher:
-    """Merges requests of any size into batches of at most `max_batch_size`, and splits results back.
+    """Merges requests of any size into batches of at most `max_batch_size` items, and splits results back.
 
     Construct it inside a running event loop; all methods belong to that loop.
 
     Args:
-        run: Computes a batch, [n, *item_shape], to a tuple of arrays [n, ...] that are the caller's, on a thread
-            of the scheduler; the parts say, in order, which rows belong to which tag. An exception fails the
-            requests in that batch and no others.
-        item_shape: Shape of one item.
-        dtype: Type of the items.
-        scheduler: Where `run` runs, shared with other batchers.
-        max_batch_size: Largest batch, items.
-        observer: Is told what happens.
+        run: Computes a batch, [n, *item_shape], to a tuple of arrays [n, ...] that are the caller's, on a thread of the
+            scheduler; the parts say, in order, which rows belong to which tag. An exception fails the requests in that
+            batch and no others.
         max_delay: How long the first item of a batch may wait for others while the device is free, seconds.
         max_queue: Most items that may wait; a request beyond is refused at once.
         overlaps: How many other batches may be computed while `run` is at one.

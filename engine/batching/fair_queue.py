@@ -108,10 +108,8 @@ class FairQueue:
     """Requests in the order described above. Knows no locks: its user guards it."""
 
     def __init__(self, max_batch_size: int) -> None:
-        self.waiting = 0
-        """Items in the queue."""
-        self.requests = 0
-        """Requests that they belong to."""
+        self.waiting = 0  # items
+        self.requests = 0  # that they belong to
         self._max_batch_size = max_batch_size
         self._flows: dict[tuple[str, int], _Flow] = {}
         self._heap: list[tuple[float, int, _Flow]] = []  # place, order of arrival, flow

@@ -37,8 +37,7 @@ class BatchWindow:
     def __init__(self) -> None:
         self._share = _LONGEST
         self._until = 0.0
-        self.expected = 0
-        """Requests that are worth waiting for: 0, or at least 2."""
+        self.expected = 0  # requests that are worth waiting for: 0, or at least 2
 
     def computed(self, answered: int, waiting: int, seconds: float, now: float) -> None:
         """A batch was computed.

@@ -30,15 +30,7 @@ class FieldViolation(NamedTuple):
 
 
 class ClientError(Exception):
-    """A call that failed.
-
-    Attributes:
-        status: Name of the gRPC status, for example "INVALID_ARGUMENT".
-        message: What the server, or gRPC, said.
-        violations: Fields that are wrong, where the server names them.
-        retry_after_s: After how many seconds the same request may get an answer; None: waiting doesn't help.
-        request_id: Name of the call in the server's logs, where the server gave one.
-    """
+    """A call that failed."""
 
     def __init__(
         self,
@@ -49,11 +41,11 @@ class ClientError(Exception):
         request_id: str | None = None,
     ) -> None:
         super().__init__(f"{status}: {message}")
-        self.status = status
-        self.message = message
-        self.violations = tuple(violations)
-        self.retry_after_s = retry_after_s
-        self.request_id = request_id
+        self.status = status  # name of the gRPC status, for example "INVALID_ARGUMENT"
+        self.message = message  # what the server, or gRPC, said
+        self.violations = tuple(violations)  # fields that are wrong, where the server names them
+        self.retry_after_s = retry_after_s  # when the same request may get an answer; None: waiting doesn't help
+        self.request_id = request_id  # of the call in the server's logs, where the server gave one
 
     @classmethod
     def of_call(cls, error: Any, target: str, unasked: bool) -> "ClientError":

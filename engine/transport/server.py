@@ -38,10 +38,9 @@ class Server:
 
     Args:
         options: Channel arguments of gRPC core.
-        admit: Judges each call of a known method by what came before its message, which is not asked for earlier:
-            what the call holds from then on, or what it is ended with. On any thread, by one at a time.
-        incomplete: Is told (path, client) of a call that ended before its message had come: it was too large or too
-            late, or the client gave up.
+        admit: Judges each call of a known method by what came before its message, which is not asked for earlier: what
+            the call holds from then on, or what it is ended with. On any thread, by one at a time.
+        incomplete: Is told (path, client) of a call that ended before its message had come.
         unknown: Is told of each call of a method that nobody handles, where events are taken.
         message_limit_s: How long the message of a call may take, seconds.
     """

@@ -107,8 +107,7 @@ class SendBuffer:
         self._bytes = 0
         self._broken = False
         self._waiting: _Waiting = []
-        self.is_used = False
-        """Whether anything was put, and so the header is sent."""
+        self.is_used = False  # something was put, and so the header is sent
 
     async def put(self, message: bytes) -> bool:
         """Leaves a message here, when there is room; False when it can't be sent, since the client has gone.
