@@ -32,8 +32,6 @@ from protos import dfcvae_pb2 as pb
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 _MAX_TEMPERATURE = 10.0
 
-_WALKS = (pb.WALK_UNSPECIFIED, pb.WALK_LINEAR, pb.WALK_SPHERICAL)
-
 # Requests of one EditStream that are read ahead of its answers; fewer once they have as many images as one may have.
 _REQUESTS_AHEAD = 64
 
@@ -89,7 +87,7 @@ class LatentEngine:
         """Walks between images or latents."""
         with self._scope(request, call) as scope:
             output = read_output(request)
-            if request.walk not in _WALKS:
+            if request.walk not in pb.Walk.values():
                 raise InvalidField("walk", f"is {request.walk}, which is none of Walk's values")
             if request.steps < 2:
                 raise InvalidField("steps", f"is {request.steps}; a walk has at least 2 points, its ends")

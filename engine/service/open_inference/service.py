@@ -54,11 +54,8 @@ class OpenInference:
         known = tensors(manifest.image_size, manifest.latent_dim)
 
         def tell(names: Sequence[str]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
-            told = [known[name] for name in names]
-            return [
-                pb.ModelMetadataResponse.TensorMetadata(name=one.name, datatype=one.datatype, shape=one.shape)
-                for one in told
-            ]
+            make = pb.ModelMetadataResponse.TensorMetadata
+            return [make(name=name, datatype=known[name].datatype, shape=known[name].shape) for name in names]
 
         return pb.ModelMetadataResponse(
             name=request.name,
