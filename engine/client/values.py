@@ -28,7 +28,7 @@ class Options(TypedDict, total=False):
     """What every method takes besides; what is left out is as the client was made.
 
     Attributes:
-        model: Name of the model; empty for the server's default.
+        model: Name of the model; empty for the server's default. NAME@FINGERPRINT refuses any other bundle.
         priority: Who goes first when requests wait.
         timeout: Deadline with all retries, seconds, above 0; None for none.
         request_id: Name of the call in the server's logs and traces: 1 to 128 characters of [A-Za-z0-9._:/=+-].
