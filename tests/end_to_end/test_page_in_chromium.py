@@ -445,6 +445,20 @@ def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> No
     assert not wide
 
 
+def test_a_low_window_has_room_for_every_row(visit: Callable[..., Page]) -> None:
+    page = visit(viewport={"width": 1000, "height": 650})
+    boxes = page.evaluate(
+        """() => [".left", "#again", "#samples", "#views", "#download"].map((name) => {
+          const { left, right, top } = document.querySelector(name).getBoundingClientRect();
+          return { left, right, top };
+        })"""
+    )
+    column, again, samples, views, download = boxes
+    assert max(box["right"] for box in boxes) <= column["right"] + 0.5
+    assert again["right"] == pytest.approx(samples["right"], abs=0.5)
+    assert views["top"] == download["top"], "in one row"
+
+
 def test_what_keys_reach_is_not_behind_the_picture(visit: Callable[..., Page]) -> None:
     page = visit(viewport={"width": 360, "height": 560})
     page.get_by_role("button", name="Keep: Male").focus()
