@@ -22,17 +22,18 @@ class Encode:
     """A client of the servers, one to each of Ray's actors.
 
     Args:
-        servers: HOST:PORT of each, with commas between.
+        target: Of the servers.
+        model: Its bundle, NAME@FINGERPRINT; servers that have another one refuse.
     """
 
-    def __init__(self, servers: str) -> None:
-        self._client = Client(f"ipv4:{servers}" if "," in servers else servers, retry_overload=1000)
+    def __init__(self, target: str, model: str) -> None:
+        self._client = Client(target, model=model, priority="background", retry_overload=1000)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """From `path` and `bytes` of image files to `path`, `mu` (float32 [D]; NaN without one) and `error`."""
         files = [bytes(file) for file in batch["bytes"]]
         try:
-            mu, errors = self._client.encode(files, priority="background").mu, [""] * len(files)
+            mu, errors = self._client.encode(files).mu, [""] * len(files)
         except ClientError as error:
             if error.status != "INVALID_ARGUMENT":
                 raise
@@ -45,17 +46,21 @@ class Encode:
         errors = [""] * len(files)
         for index, file in enumerate(files):
             try:
-                mu[index] = self._client.encode([file], priority="background").mu[0]
+                mu[index] = self._client.encode([file]).mu[0]
             except ClientError as error:
                 errors[index] = error.message
         return mu, errors
 
 
 def main(images: str, out: str, servers: str) -> None:
-    """Encodes every image under a folder or address."""
+    """Encodes every image under a folder or address, by one or more servers, HOST:PORT with commas between."""
+    target = f"ipv4:{servers}" if "," in servers else servers
+    with Client(target) as client:
+        model = client.model()
+    arguments = (target, f"{model.name}@{model.fingerprint}")
     files = ray.data.read_binary_files(images, include_paths=True, file_extensions=["jpg", "jpeg", "png", "webp"])
     latents = files.map_batches(
-        Encode, fn_constructor_args=(servers,), batch_size=_IMAGES_PER_REQUEST, concurrency=_CLIENTS, num_cpus=0.1
+        Encode, fn_constructor_args=arguments, batch_size=_IMAGES_PER_REQUEST, concurrency=_CLIENTS, num_cpus=0.1
     )
     latents.write_parquet(out)
 

@@ -24,6 +24,8 @@ from trainer.extras import require
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 GRAPHS = "onnx"
 FLAG = "OUT"
+# What the Hub takes as the name of a repository.
+_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?", re.ASCII)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -52,6 +54,11 @@ def write(config: HubConfig) -> None:
     check_free(out, FLAG)
     if out.resolve().is_relative_to(config.bundle.resolve()):
         raise InputError(f"{FLAG} {out}: lies in {config.bundle}, which is only read; choose another place")
+    if not _NAME.fullmatch(out.name):
+        raise InputError(
+            f"{FLAG} {out}: its name is the model's, and the Hub doesn't take {out.name!r}; use 1 to 96 of A-Z, a-z, "
+            "0-9, _, - and ., neither - nor . at an end or twice in a row, and no .git"
+        )
     if config.license and not _LICENSE.fullmatch(config.license):
         raise InputError(
             f"--license {config.license}: must be one of the Hub's names, such as apache-2.0 or cc-by-nc-4.0"

@@ -38,6 +38,16 @@ def mix_directions(bundle: Path) -> None:
     reseal(bundle)
 
 
+def drop_attributes(bundle: Path) -> None:
+    """Makes it a bundle of a run whose images had no labels."""
+    directions = tiny_directions()
+    none: Any = dict.fromkeys(("names", "positives", "negatives", "kinds", "sides"), ())
+    replace(directions, vectors=directions.vectors[:0], **none).save(bundle / DIRECTIONS)
+    manifest = Manifest.from_json((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(replace(manifest, attributes=(), kinds=()).to_json())
+    reseal(bundle)
+
+
 def write_tiny_bundle(
     folder: Path, crop: int | None = 12, source: tuple[int, int] | None = None, image_size: int = IMAGE_SIZE
 ) -> Path:

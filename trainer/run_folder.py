@@ -155,7 +155,11 @@ def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
         if version != RUN_FORMAT_VERSION:
             raise RunError(f"{path} has format version {version}, this version reads {RUN_FORMAT_VERSION}; train again")
         return TrainConfig.from_json(values["config"]), values["resolved"]
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except KeyError as error:
+        raise RunError(
+            f"{path} is not of a run: it has no {error}; name a folder that `trainer train` or `export.hub --run` wrote"
+        ) from error
+    except (OSError, ValueError, TypeError, ConfigError) as error:
         raise RunError(f"{path} cannot be read: {error}; copy the run again, or train again") from error
 
 

@@ -53,7 +53,7 @@ class EncodeFolder(Command):
     retry_overload: ClassVar[int] = _AS_LONG_AS_IT_TAKES
 
     folder: Annotated[Positional[Path], arg(metavar="IN_FOLDER")]
-    """Images, also in folders within it."""
+    """Images, also in folders within it; links to other folders are not followed."""
 
     output: Annotated[Positional[Path], arg(metavar="OUT.parquet")]
     """The data set."""
@@ -75,12 +75,15 @@ class EncodeFolder(Command):
             whole(f"--{name.replace('_', '-')}", getattr(self, name), 1, 2**20)
         if not self.folder.is_dir():
             raise UsageError(f"{self.folder} is no folder; give one with images")
-        found = images_under(self.folder)
+        found, closed = images_under(self.folder)
         if not found:
+            if closed:
+                raise UsageError(f"{self.folder / closed[0][0]} {closed[0][1]}, and {self.folder} has no other images")
             raise UsageError(f"{self.folder} has no image files ({', '.join(FORMATS)}), nor have folders within it")
         model = client.model(timeout=min(_FIRST_ANSWER_S, self.timeout_s))
         room = model.max_message_bytes - _REST_OF_MESSAGE
-        encoder = _Encoder(client, self.folder, room, reader(model.frame, self.align))
+        bundle = f"{model.name}@{model.fingerprint}"
+        encoder = _Encoder(client, bundle, self.folder, room, reader(model.frame, self.align))
         size = min(self.images_per_request, model.max_images_per_request)
         try:
             from engine.batch.parts import Parts  # noqa: PLC0415 - an extra
@@ -91,11 +94,12 @@ class EncodeFolder(Command):
         parts = Parts(self.output, model.latent_dim, model.fingerprint)
         try:
             paths = [path for path in found if path not in parts.done]
-            damaged = self._encode(encoder, parts, paths, size)
+            there = len(parts.done)
+            damaged = closed + self._encode(encoder, parts, paths, size)
             list_of_damaged = parts.list_damaged(damaged)
         finally:
             parts.close()
-        print(f"wrote {len(paths) - len(damaged)} latents to {self.output}, which has {len(parts.done)} now")
+        print(f"wrote {len(parts.done) - there} latents to {self.output}, which has {len(parts.done)} now")
         for path, why in damaged[:_SHOWN]:
             print(f"{path!r}: {why}", file=sys.stderr)
         if list_of_damaged:
@@ -131,22 +135,34 @@ class EncodeFolder(Command):
         return damaged
 
 
-def images_under(folder: Path) -> list[str]:
-    """Paths of the image files under a folder, relative to it, sorted; without those that are hidden."""
-    found = []
-    for where, folders, files in os.walk(folder):
+def images_under(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Paths of the image files under a folder, relative to it, sorted; without those that are hidden.
+
+    And those of the folders in it that can't be read, and why.
+    """
+    found: list[str] = []
+    closed: list[tuple[str, str]] = []
+
+    def shut(error: OSError) -> None:
+        closed.append((os.path.relpath(error.filename, folder), f"can't be read: {error.strerror}"))
+
+    for where, folders, files in os.walk(folder, onerror=shut):
         folders[:] = [name for name in folders if not name.startswith(".")]
         base = Path(where).relative_to(folder)
         images = (name for name in files if Path(name).suffix.lower() in FORMATS and not name.startswith("."))
         found += [(base / name).as_posix() for name in images]
-    return sorted(found)
+    return sorted(found), closed
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Has the files of a folder encoded, as many in a message as there is `room` for, in bytes."""
+    """Has the files of a folder encoded, as many in a message as there is `room` for, in bytes.
+
+    Servers that have another bundle than `model` refuse.
+    """
 
     client: Client
+    model: str
     folder: Path
     room: int
     read: Read
@@ -197,7 +213,9 @@ class _Encoder:
         left = list(range(len(files)))
         while left:
             try:
-                latents = self.client.encode([files[index] for index in left], priority="background").mu
+                latents = self.client.encode(
+                    [files[index] for index in left], model=self.model, priority="background"
+                ).mu
             except ClientError as error:
                 found = [match for one in error.violations if (match := _FILE.fullmatch(one.field))]
                 if error.status != "INVALID_ARGUMENT" or not found:

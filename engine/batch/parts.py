@@ -30,7 +30,8 @@ class Parts:
     """The data set of latents of one model, open to this process alone: `path`, and `mu`, float32 [D].
 
     Raises:
-        UsageError: When the folder has other files, or latents of another model, or another process writes to it.
+        UsageError: When the folder has other files or damaged ones, or latents of another model, or another process
+            writes to it.
     """
 
     def __init__(self, folder: Path, latent_dim: int, fingerprint: str) -> None:
@@ -82,11 +83,19 @@ class Parts:
         """Lets other processes write."""
         self._lock.close()
 
+    def _open(self, name: str) -> Any:
+        try:
+            return pq.ParquetFile(self._folder / name)
+        except pa.ArrowInvalid as error:
+            raise UsageError(
+                f"{self._folder / name} is damaged ({error}); remove it, and its images are encoded again"
+            ) from None
+
     def _read_paths(self) -> set[str]:
         paths: set[str] = set()
         for name in sorted(os.listdir(self._folder)):
             if match := _PART.fullmatch(name):
-                part: Any = pq.ParquetFile(self._folder / name)
+                part = self._open(name)
                 if (part.schema_arrow.metadata or {}).get(_FINGERPRINT) != self._schema.metadata[_FINGERPRINT]:
                     raise UsageError(
                         f"{self._folder} has latents of another model; name another OUT, or remove {self._folder}"

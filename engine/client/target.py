@@ -5,6 +5,7 @@ import os
 import re
 
 _HOST_PORT = re.compile(r"(\[[^\[\]]+\]|[^\[\]:/\s]+):(\d+)")
+_UNIX = ("unix:", "unix-abstract:")
 
 # In the order in which gRPC looks for them.
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -13,12 +14,12 @@ _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 def places_of(target: str) -> list[str]:
     """The addresses that a target lists, mostly a single one."""
-    return [target] if target.startswith("unix") else _without_scheme(target).split(",")
+    return [target] if target.startswith(_UNIX) else _without_scheme(target).split(",")
 
 
 def is_local(target: str) -> bool:
     """Whether a target names nothing but this machine."""
-    return target.startswith("unix") or all(map(_is_loopback, places_of(target)))
+    return target.startswith(_UNIX) or all(map(_is_loopback, places_of(target)))
 
 
 def proxy_of(target: str) -> tuple[str, str] | None:
@@ -34,8 +35,9 @@ def proxy_of(target: str) -> tuple[str, str] | None:
 
 def fault_of(target: str) -> str | None:
     """What keeps a target from being HOST:PORT (or that in gRPC's longer spelling), and how to mend it."""
-    if target.startswith("unix"):
-        return None
+    if target.startswith(_UNIX):
+        scheme, _, path = target.partition(":")
+        return None if path.strip("/") else f"it has no path; give {scheme}:PATH, for example {scheme}:/run/dfcvae.sock"
     return next(filter(None, map(_fault_of_place, places_of(target))), None)
 
 
@@ -52,7 +54,7 @@ def _fault_of_place(place: str) -> str | None:
 
 
 def _is_loopback(place: str) -> bool:
-    host = _host_of(place)
+    host = _host_of(place).lower().removesuffix(".")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -24,7 +24,7 @@ Distribution = Literal["auto", "standard", "fitted", "mixture"]
 class Options(TypedDict, total=False):
     """What every method takes besides; what is left out is as the client was made."""
 
-    model: str  # by name; empty for the server's default
+    model: str  # by name; empty for the server's default; NAME@FINGERPRINT refuses any other bundle
     priority: Priority  # who goes first when requests wait
     timeout: float | None  # with all retries, seconds, above 0; None for none
     request_id: str  # in the server's logs and traces: 1 to 128 characters of [A-Za-z0-9._:/=+-]

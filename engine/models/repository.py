@@ -63,15 +63,21 @@ class ModelRepository:
             self._models[name] = await self._open(name)
 
     def get(self, name: str) -> Model:
-        """The model of that name; the default one for "".
+        """The model of that name; the default one for "". NAME@FINGERPRINT is of no other bundle than that.
 
         Raises:
             UnknownModel: there is none.
         """
-        try:
-            return self._models[name or self.names[0]]
-        except KeyError:
-            raise UnknownModel(f"no model {name!r} is served here; there is: {', '.join(self.names)}") from None
+        known, at, fingerprint = name.partition("@")
+        model = self._models.get(known or self.names[0])
+        if model is None:
+            raise UnknownModel(f"no model {known!r} is served here; there is: {', '.join(self.names)}")
+        if at and fingerprint != model.fingerprint:
+            raise UnknownModel(
+                f"the bundle of model {model.name} is {model.fingerprint!r} here, not {fingerprint!r}; latents of one "
+                "mean nothing to the other"
+            )
+        return model
 
     async def warm_up(self) -> None:
         """Runs all graphs once per batch size.

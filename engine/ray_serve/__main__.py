@@ -5,10 +5,11 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine.bundle import Bundle
 from engine.command_line import read_flags
 from engine.config import ServerConfig, load_config
 from engine.errors import StartupError
@@ -68,16 +69,20 @@ class ClusterConfig:
         if self.waiting < 1:
             raise StartupError(f"--waiting must be 1 or more, not {self.waiting:g}")
         file = [f"--config={self.config}"] if self.config else []
-        return load_config([f"--bundle={self.bundle}", f"--threads={self.cores}", *file], {})
+        server = load_config([f"--bundle={self.bundle}", f"--threads={self.cores}", *file], {})
+        # Replicas run in whatever folder their node's Ray was started in.
+        return replace(server, bundle=tuple(f"{name}={path.absolute()}" for name, path in server.bundles.items()))
 
 
 def application(config: ClusterConfig) -> Any:
     """The Ray Serve application.
 
     Raises:
-        StartupError: When a setting can't be.
+        StartupError: When a setting can't be, or this node's bundle, of whose faults Ray would tell in its logs only.
     """
     server = config.server()
+    for path in server.bundles.values():
+        Bundle.load(path)
     deployment = _imported("ray.serve").deployment(
         Replica,
         name="engine",

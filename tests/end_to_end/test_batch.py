@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from bundles import smile_more, write_tiny_bundle
+from machine import as_nobody
 from PIL import Image
 from servers import ServerProcess, run_python, server_of, start_python
 from tiny_model import IMAGE_SIZE, latents_of, random_images
@@ -148,3 +150,45 @@ def test_latents_of_two_models_are_not_mixed(server: ServerProcess, tmp_path: Pa
         result = run_python(command_of(second.target, album, out), tmp_path)
     assert result.returncode == 2
     assert f"error: {out} has latents of another model; name another OUT, or remove {out}" in result.stderr
+
+
+def test_latents_of_servers_with_other_bundles_are_not_mixed(
+    server: ServerProcess, images: Path, tmp_path: Path
+) -> None:
+    bundle, out = write_tiny_bundle(tmp_path / "bundle"), tmp_path / "latents.parquet"
+    smile_more(bundle, 2)
+    with server_of(bundle, tmp_path) as second:
+        target = f"ipv4:{server.target},{second.target}"
+        result = run_python(command_of(target, images, out, "--images-per-request", "8"), tmp_path)
+    assert result.returncode == 2
+    assert "error: NOT_FOUND: the bundle of model default is '" in result.stderr
+    assert "latents of one mean nothing to the other" in result.stderr
+
+
+def test_folders_without_permission_are_listed(server: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "album" / "closed").mkdir(parents=True)
+    (tmp_path / "album" / "closed").chmod(0o000)
+    Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE)).save(tmp_path / "album" / "black.png")
+    arguments = command_of(server.target, Path("album"), Path("out.parquet"))
+    result = as_nobody(tmp_path, [sys.executable, *arguments])
+    (tmp_path / "album" / "closed").chmod(0o755)
+    assert result.stdout == "wrote 1 latents to out.parquet, which has 1 now\n"
+    assert "'closed': can't be read: Permission denied" in result.stderr
+    rows = list(csv.reader((tmp_path / "out.parquet" / "_damaged.csv").open()))
+    assert rows == [["path", "error"], ["closed", "can't be read: Permission denied"]]
+
+
+def test_a_damaged_part_is_named(server: ServerProcess, tmp_path: Path) -> None:
+    album, out = tmp_path / "album", tmp_path / "latents.parquet"
+    album.mkdir()
+    Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE)).save(album / "black.png")
+    command = command_of(server.target, album, out)
+    assert run_python(command, tmp_path).returncode == 0
+    part = out / "part-000000.parquet"
+    part.write_bytes(part.read_bytes()[:-5])
+    result = run_python(command, tmp_path)
+    assert result.returncode == 2
+    assert f"error: {part} is damaged (" in result.stderr
+    assert "); remove it, and its images are encoded again" in result.stderr
+    part.unlink()
+    assert run_python(command, tmp_path).stdout == f"wrote 1 latents to {out}, which has 1 now\n"

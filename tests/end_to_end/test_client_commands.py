@@ -165,7 +165,7 @@ def test_an_edit_of_many_files_goes_past_the_bad_ones(server: ServerProcess, tmp
     damaged.write_bytes(faces[0].read_bytes()[:100])
     result = run(server, "edit", "--set", "Smiling=0", faces[0], damaged, "absent.png", *faces[1:], out)
     assert result.returncode == 2
-    assert f"error: {damaged}: INVALID_ARGUMENT: images.files[0] is damaged or truncated" in result.stderr
+    assert f"error: {damaged} is damaged or truncated" in result.stderr
     assert "error: absent.png can't be used: no such file or directory" in result.stderr
     assert result.stdout == f"wrote 20 files to {out}\n"
     assert "/22" not in result.stderr, "no progress bar where stderr is no terminal"
@@ -264,7 +264,10 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         ("edit --set smile=1 IN OUT", "unknown attribute 'smile'; did you mean 'Smiling'?"),
         ("edit --set Smiling=1 --keep MALE IN OUT", "'MALE'; did you mean 'Male'?"),
         ("edit --set Smiling=1 IN IN -", "2 inputs need a folder to write to, and stdout"),
-        ("edit --set Smiling=1 - FOLDER", "INVALID_ARGUMENT: images.files[0] "),
+        ("edit --set Smiling=1 - FOLDER", "error: stdin is not a JPEG, PNG or WebP file (it starts with nothing)"),
+        ("edit --set Smiling=1:2:3 WHOLE OUT", "whole.npy is not a JPEG, PNG or WebP file"),
+        ("interpolate IN FILE OUT", "file is not a JPEG, PNG or WebP file"),
+        ("interpolate FILE IN OUT", "file is not a JPEG, PNG or WebP file"),
         ("edit --set Smiling=1:2 IN OUT", "2 to 100 strengths, FROM:TO:COUNT, for example Smiling=-2:2:"),
         ("edit --set Smiling=1:2:101 IN OUT", "not 'Smiling=1:2:101'"),
         ("edit --set Smiling=1:inf:3 IN OUT", "not 'Smiling=1:inf:3'"),

@@ -18,7 +18,7 @@ from servers import ROOT, ServerProcess, environment_without_torch, server_of
 from tiny_model import IMAGE_SIZE, images_of, latents_of, random_images, tiny_directions
 
 from engine.client import Client
-from engine.client.cli.outputs import grid
+from engine.client.cli.outputs import PictureFormat, UsageError, grid, picture
 
 STEP = IMAGE_SIZE + 2
 
@@ -164,3 +164,14 @@ def test_a_unix_socket_and_edits_that_keep_leaves_nothing_of(tiny_bundle: Path, 
         with Client(where) as client:
             expected = client.edit([picture], {"Male": 1.5}, keep=["Smiling"])[0]
         np.testing.assert_array_equal(np.asarray(Image.open(short / "out.png")), expected)
+
+
+@pytest.mark.parametrize(("file_format", "walks"), [("WEBP", 1639), ("JPEG", 6551), ("GIF", 6554)])
+def test_a_picture_that_a_format_has_no_room_for_is_refused(file_format: PictureFormat, walks: int) -> None:
+    faces = np.zeros((walks, 1, 8, 8, 3), np.uint8)
+    with pytest.raises(
+        UsageError, match=rf"the picture would have 8x{10 * walks - 2} pixels, and a {file_format} file"
+    ):
+        picture(faces, 1, file_format)
+    with Image.open(BytesIO(picture(faces[1:], 1, file_format))) as image:
+        assert image.size == (8, 10 * walks - 12)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from bundles import mix_directions
+from bundles import drop_attributes, mix_directions, write_tiny_bundle
 from pages import PageProcess
 from PIL import Image
 from servers import ServerProcess, server_of
@@ -330,6 +330,73 @@ def test_it_recovers_by_itself(visit: Callable[..., Page], tiny_bundle: Path, tm
                 wait_for_colour(page, (130, 100, 100))
 
 
+def test_a_photo_whose_file_is_gone_is_sent_again(
+    visit: Callable[..., Page], server: ServerProcess, tmp_path: Path
+) -> None:
+    with PageProcess(server.target, tmp_path) as site:
+        page = visit(url=site.url)
+        path = tmp_path / "Jürgens Foto.png"
+        path.write_bytes(photo(GREY)["buffer"])
+        page.set_input_files("#file", path)
+        wait_for_colour(page, (100, 100, 100))
+        path.unlink()
+        place = site.place.rpartition(":")[2]
+    page.get_by_text("The page's own server can't be reached.").wait_for()
+    with PageProcess(server.target, tmp_path, ["--port", place]):
+        wait_until_ready(page)
+        slider(page, "Smiling").fill("3")
+        wait_for_colour(page, (130, 100, 100))
+
+
+def test_a_photo_that_can_not_be_read_is_said(visit: Callable[..., Page], tmp_path: Path) -> None:
+    page = visit()
+    path = tmp_path / "photo.png"
+    path.write_bytes(photo(GREY)["buffer"])
+    page.evaluate(
+        "document.getElementById('file').addEventListener('change', (event) => event.stopPropagation(), true)"
+    )
+    page.set_input_files("#file", path)
+    path.unlink()
+    page.evaluate(
+        """() => {
+          const drop = new Event("drop", { bubbles: true });
+          drop.dataTransfer = { types: ["Files"], files: document.getElementById("file").files };
+          document.body.dispatchEvent(drop);
+        }"""
+    )
+    page.get_by_text("The photo can't be read. Is it a file, and still where it was?").wait_for()
+
+
+def test_a_strip_of_pixels_is_refused_in_words(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.set_input_files("#file", photo(np.full((5000, 1, 3), 100, np.uint8)))
+    page.get_by_text("The photo is 1x2048 pixels, too far from square; cut the face out first.").wait_for()
+
+
+def test_a_link_without_a_second_face_forgets_it(visit: Callable[..., Page]) -> None:
+    page = visit("#face=7:0:0.8&other=7:3:0.8&mix=0.5&seed=7&temperature=0.8")
+    page.wait_for_selector("#mix:not([disabled])")
+    page.evaluate("location.hash = '#face=7:1:0.8&seed=7&temperature=0.8'")
+    page.wait_for_selector("#mix[disabled]")
+    slider(page, "Variety").fill("1.2")
+    page.wait_for_function("() => location.hash.includes('temperature=1.2')")
+    page.wait_for_timeout(500)
+    assert "other=" not in page.url
+    assert slider(page, "Blend").is_disabled()
+
+
+def test_a_model_without_attributes_says_so(visit: Callable[..., Page], tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    drop_attributes(bundle)
+    with server_of(bundle, tmp_path) as server, PageProcess(server.target, tmp_path) as site:
+        page = visit(url=site.url)
+        page.get_by_text("This model has no attributes to edit.").wait_for()
+        assert not page.get_by_role("button", name="Reset").is_visible()
+        page.set_input_files("#file", photo(GREY))
+        wait_for_colour(page, (100, 100, 100))
+        assert page.locator("#notices").inner_text() == ""
+
+
 def test_a_fast_drag_never_queues(visit: Callable[..., Page]) -> None:
     page = visit()
     page.set_input_files("#file", photo(GREY))
@@ -376,6 +443,20 @@ def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> No
         "innerWidth + 0.5).map(one => one.outerHTML)"
     )
     assert not wide
+
+
+def test_a_low_window_has_room_for_every_row(visit: Callable[..., Page]) -> None:
+    page = visit(viewport={"width": 1000, "height": 650})
+    boxes = page.evaluate(
+        """() => [".left", "#again", "#samples", "#views", "#download"].map((name) => {
+          const { left, right, top } = document.querySelector(name).getBoundingClientRect();
+          return { left, right, top };
+        })"""
+    )
+    column, again, samples, views, download = boxes
+    assert max(box["right"] for box in boxes) <= column["right"] + 0.5
+    assert again["right"] == pytest.approx(samples["right"], abs=0.5)
+    assert views["top"] == download["top"], "in one row"
 
 
 def test_what_keys_reach_is_not_behind_the_picture(visit: Callable[..., Page]) -> None:

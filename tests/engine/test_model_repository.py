@@ -73,6 +73,11 @@ def test_models_are_found_by_name_and_the_first_is_the_default(tmp_path: Path) -
         np.testing.assert_array_equal(await smile(repository.get("cats")), expected(2))
         with pytest.raises(UnknownModel, match="no model 'dogs' is served here; there is: faces, cats"):
             repository.get("dogs")
+        for name in ("faces", ""):
+            fingerprint = repository.get("faces").fingerprint
+            assert repository.get(f"{name}@{fingerprint}") is repository.get("faces")
+        with pytest.raises(UnknownModel, match=f"the bundle of model cats is '.*' here, not '{fingerprint}'"):
+            repository.get(f"cats@{fingerprint}")
 
     run(scenario, faces=one, cats=two)
 

@@ -27,7 +27,7 @@ from engine.client import Client, ClientError
 from engine.config import load_config
 from engine.errors import StartupError
 from engine.ray_serve import ingress
-from engine.ray_serve.__main__ import ClusterConfig
+from engine.ray_serve.__main__ import ClusterConfig, application
 from engine.ray_serve.replica import Replica
 
 
@@ -228,7 +228,9 @@ def test_bad_settings_are_named(values: dict[str, Any], sentence: str) -> None:
 
 def test_settings_of_a_replica() -> None:
     server = ClusterConfig(bundle="bundle", cores=3).server()
-    assert (server.bundle, server.threads) == (("bundle",), 3)
+    assert (server.bundles, server.threads) == ({"default": Path.cwd() / "bundle"}, 3), "not of Ray's folder"
+    with pytest.raises(StartupError, match=r"no bundle folder at .*absent; build it with"):
+        application(ClusterConfig(bundle="absent"))
 
 
 @pytest.mark.timeout(600)

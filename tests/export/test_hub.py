@@ -16,6 +16,8 @@ from engine.bundle import PROOF, Bundle
 from engine.proof.truth import Truth
 from export import hub
 from export.build_engines import build
+from trainer import VAE
+from trainer.errors import RunError
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,8 @@ def test_a_bundle_alone_is_enough(made: tuple[Path, Path], tmp_path: Path) -> No
     assert "VAE.from_pretrained" not in card.text
     assert "not been measured" not in card.text  # nobody knows: that is in the run
     assert "`python -m export.hub --run` adds figures" in card.text
+    with pytest.raises(RunError, match=r"config\.json is not of a run: it has no 'format_version'; name a folder that"):
+        VAE.from_pretrained(tmp_path / "faces")
     assert {file.name for file in (tmp_path / "faces").iterdir()} == {
         "README.md",
         "config.json",
@@ -114,6 +118,11 @@ def test_what_can_not_be_used_is_said(
         ((bundle, other), f"OUT {other}: exists already; choose another place"),
         ((bundle, other / "config.json" / "out"), "config.json cannot be written to (Not a directory)"),
         ((bundle, bundle / "out"), f"lies in {bundle}, which is only read; choose another place"),
+        (
+            (bundle, tmp_path / "mein Gesicht"),
+            "the Hub doesn't take 'mein Gesicht'; use 1 to 96 of A-Z, a-z, 0-9, _, -",
+        ),
+        ((bundle, tmp_path / "a--b"), "the Hub doesn't take 'a--b'"),
         ((bundle, out, "--run", other), "was built from another model; name its own run"),
         ((bundle, out, "--run", tmp_path), "model.safetensors cannot be read (No such file or directory); name a run"),
         ((bundle, out, "--license", "My own"), "--license My own: must be one of the Hub's names, such as apache-2.0"),

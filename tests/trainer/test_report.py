@@ -139,6 +139,21 @@ def test_edits_stand_above_the_numbers_and_what_was_not_measured_is_folded(tmp_p
     assert sorted(order, key=html.index) == list(order)
 
 
+def test_on_a_phone_figures_with_words_at_their_rows_keep_a_width_that_can_be_read(tmp_path: Path) -> None:
+    Image.new("L", (2, 2), 128).save(tmp_path / "a.png")
+    figures = [
+        Figure("a.png", "Faces", "Above.", "edits"),
+        Figure("a.png", "Walks", "Above.", "edits", names_rows=True),
+        Figure("a.png", "Rest", "Below."),
+    ]
+    text = page("faces", METRICS, embed(figures, tmp_path), {})
+    assert re.findall(r'<div( class="wide")?><img [^>]*alt="(\w+)"', text) == [
+        ("", "Faces"),
+        (' class="wide"', "Walks"),
+        (' class="wide"', "Rest"),
+    ]
+
+
 def test_new_faces_stand_beside_published_ones() -> None:
     columns, rows = new_faces_table(METRICS["generation"])
     cells = {row.name: dict(zip(columns, row.cells, strict=True)) for row in rows}

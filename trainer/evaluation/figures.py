@@ -127,7 +127,7 @@ def _wishes(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
         "The same ten draws in each row: all should have, or lack, what is named beside it, and those that did so as "
         "drawn stay as they were."
     )
-    return [Figure("wishes.png", "Wishes", look_for, "faces")]
+    return [Figure("wishes.png", "Wishes", look_for, "faces", names_rows=True)]
 
 
 def _encoding(encoded: EncodedRun, measured: dict[str, Any], folder: Path, seed: int) -> list[Figure]:

@@ -29,6 +29,7 @@ class Figure:
     title: str  # a few words
     look_for: str  # one sentence: what to look for
     section: Literal["edits", "faces", "figures"] = "figures"  # of the report that it stands in
+    names_rows: bool = False  # in words beside them, too small at the width of a phone
 
 
 def save_grid(

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -9,11 +10,12 @@ from typing import Any, ClassVar, TypeVar
 from tqdm import tqdm
 
 from engine.client import arguments
-from engine.client.cli.outputs import UsageError
+from engine.client.cli.outputs import PIPE, UsageError
 from engine.client.clients import Client
 from engine.client.connection import Connection, is_word
 from engine.client.errors import ClientError
 from engine.client.target import fault_of, is_local
+from framing import FramingError
 
 C = TypeVar("C", bound=Connection)
 
@@ -131,6 +133,15 @@ class Command(ServerOptions):
             return report(error)
         except KeyboardInterrupt:
             return 130
+
+
+def about_file(error: Exception, files: Mapping[str, Path]) -> Exception:
+    """The refusal of a file by its own name, instead of its place in the request; other errors as they are."""
+    if isinstance(error, ClientError):
+        for field, path in files.items():
+            if error.message.startswith(f"{field} "):
+                return FramingError(f"{'stdin' if path == PIPE else path}{error.message.removeprefix(field)}")
+    return error
 
 
 def report(error: Exception, about: str = "") -> int:

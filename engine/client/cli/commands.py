@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
 from engine.arrays import Bytes
-from engine.client.cli.command import Command, report
+from engine.client.cli.command import Command, about_file, report
 from engine.client.cli.inputs import (
     Align,
     Setting,
@@ -216,7 +216,10 @@ class Interpolate(Command):
         output = image_output(self.output, self.overwrite)
         read = reader(client.model().frame, self.align)
         start, end = load_source(self.start, read), load_source(self.end, read)
-        walks = client.interpolate(start, end, self.steps, self.walk)
+        try:
+            walks = client.interpolate(start, end, self.steps, self.walk)
+        except ClientError as error:
+            raise about_file(error, {"start.images.files[0]": self.start, "end.images.files[0]": self.end}) from None
         save(walks, output, self.steps)
         return 0
 
@@ -299,8 +302,9 @@ def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[in
             except (ClientError, FramingError, OSError) as error:
                 if isinstance(error, ClientError) and error.status != "INVALID_ARGUMENT":
                     raise
-                named = len(paths) == 1 or isinstance(error, FramingError)
-                code = report(error, "" if named else f"{path}: ")
+                told = about_file(error, {"images.files[0]": path})
+                named = len(paths) == 1 or isinstance(told, FramingError)
+                code = report(told, "" if named else f"{path}: ")
     finally:
         pool.shutdown(cancel_futures=True)
     return code, results

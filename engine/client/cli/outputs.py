@@ -30,6 +30,7 @@ Overwrite = Annotated[bool, arg(help="Replace files that exist.")]
 
 _PICTURES: dict[str, PictureFormat] = {**FORMATS, ".gif": "GIF"}
 _ANIMATED = ("GIF", "WEBP")
+_LONGEST_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "GIF": 65_535}  # pixels, of the formats, or of who writes them
 _GAP = 2  # pixels of white between the images of a grid
 _QUALITY = 95
 _FRAME_MS = 120
@@ -123,6 +124,9 @@ def picture(walks: Bytes, columns: int, file_format: PictureFormat) -> bytes:
     """One image file of images, uint8 [W, N, S, S, 3]: a grid of them all, so many columns wide.
 
     Of a format that can move it is an animation along all walks at once, which stand below each other, there and back.
+
+    Raises:
+        UsageError: When the format has no room for so large a picture.
     """
     if file_format not in _ANIMATED:
         return _file_of([grid(walks.reshape(-1, *walks.shape[2:]), columns)], file_format)
@@ -179,6 +183,13 @@ def _in_a_folder(path: Path) -> Path:
 
 
 def _file_of(frames: list[Bytes], file_format: PictureFormat) -> bytes:
+    height, width, _ = frames[0].shape
+    longest = _LONGEST_SIDE.get(file_format, max(height, width))
+    if max(height, width) > longest:
+        raise UsageError(
+            f"the picture would have {width}x{height} pixels, and a {file_format} file has at most {longest} a side; "
+            "write a .png, or a folder, or take fewer faces or strengths"
+        )
     file = io.BytesIO()
     first, *others = map(Image.fromarray, frames)
     moving = {"save_all": True, "append_images": others, "duration": _FRAME_MS, "loop": 0} if others else {}

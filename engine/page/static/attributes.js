@@ -31,6 +31,8 @@ export class Attributes {
   #list = document.getElementById("rows");
   #find = document.getElementById("find");
   #reset = document.getElementById("reset");
+  #scale = document.getElementById("scale");
+  #none = document.getElementById("none");
 
   // changed(event): strengths or keeps are others now.
   constructor(changed) {
@@ -51,6 +53,8 @@ export class Attributes {
       this.#list.replaceChildren(...[...this.#rows.values()].map((row) => row.root));
       this.#find.hidden = names.length <= MANY;
     }
+    this.#reset.hidden = this.#scale.hidden = !names.length;
+    this.#none.hidden = names.length > 0;
     const known = Object.entries(this.strengths).filter(([name]) => this.#rows.has(name));
     this.strengths = Object.fromEntries(known);
     this.keep = new Set([...this.keep].filter((name) => this.#rows.has(name)));
@@ -74,7 +78,7 @@ export class Attributes {
       <input id="attribute-${index}" type="range" min="${-RANGE}" max="${RANGE}" step="${STEP}" value="0">`;
     const [label, value, keep, input] = root.children;
     const title = labelOf(name);
-    label.textContent = title;
+    label.textContent = label.title = title;
     value.setAttribute("aria-label", `${title} back to 0`);
     keep.setAttribute("aria-label", `Keep: ${title}`);
     keep.title = `Keep as it is: ${title}`;

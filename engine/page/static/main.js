@@ -52,9 +52,10 @@ function quiet(about) {
   notices.delete(about);
 }
 
-function status(name, text) {
+function status(name, text, detail = "") {
   at("status").dataset.state = name;
   at("status").querySelector("span").textContent = text;
+  at("status").title = detail;
 }
 
 function trouble(sentence, detail) {
@@ -63,8 +64,7 @@ function trouble(sentence, detail) {
     if (at("status").dataset.state !== "ready") status("ready", "ready");
     return;
   }
-  status("waiting", "trying again");
-  at("status").title = detail;
+  status("waiting", "trying again", detail);
   if (notices.get("trouble")?.textContent !== sentence) notice("trouble", sentence, { seconds: Infinity });
 }
 
@@ -159,7 +159,7 @@ function measure(begins) {
   const end = performance.now();
   for (const start of begins) performance.measure("move", { start, end });
   performance.clearMeasures("move");
-  if (begins.length) status("ready", `${Math.round(end - begins[0])} ms`);
+  if (begins.length) status("ready", `${Math.round(end - begins[0])} ms`, "From the move to the picture");
 }
 
 function moved(event) {
@@ -236,7 +236,9 @@ function drawOthers(seed) {
 async function takePhoto(file, tile) {
   const slot = tile ?? state.active;
   const photo = await shrunk(file);
-  if (photo.size > state.maxBytes) {
+  if (!photo) {
+    notice("photo", "The photo can't be read. Is it a file, and still where it was?");
+  } else if (photo.size > state.maxBytes) {
     notice("photo", `The photo has ${photo.size} bytes, more than the accepted ${state.maxBytes}; make it smaller.`);
   } else {
     take(slot, { photo });
@@ -297,6 +299,7 @@ async function copyLink() {
 function restore() {
   const link = readLink(location.hash, LIMITS);
   const usable = (face) => face && face.photo === undefined;
+  for (const slot of SLOTS) delete wanted[slot];
   state.faces = { face: usable(link.face) ? link.face : START };
   if (usable(link.other)) state.faces.other = link.other;
   state.mix = link.mix ?? 0;

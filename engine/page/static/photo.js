@@ -2,20 +2,25 @@
 
 const LONGEST = 2048; // pixels; a face in it still has many times those of a model
 
-// A photo as it is sent: as it is, or smaller; turned upright, then, as browsers do that.
+// A photo as it is sent: as it is, or smaller; turned upright, then, as browsers do that. null: it can't be read.
 export async function shrunk(file) {
-  let bitmap;
+  let whole, bitmap;
   try {
-    bitmap = await createImageBitmap(file);
+    whole = new Blob([await file.arrayBuffer()]); // it is sent again after a pause of the server, and the file may be gone
   } catch {
-    return file; // the server says what is wrong with it
+    return null; // a folder, for example
+  }
+  try {
+    bitmap = await createImageBitmap(whole);
+  } catch {
+    return whole; // the server says what is wrong with it
   }
   const scale = LONGEST / Math.max(bitmap.width, bitmap.height);
   const known = ["image/jpeg", "image/png", "image/webp"].includes(file.type);
-  if (scale >= 1 && known) return file;
+  if (scale >= 1 && known) return whole;
   const canvas = document.createElement("canvas");
-  canvas.width = Math.round(bitmap.width * Math.min(1, scale));
-  canvas.height = Math.round(bitmap.height * Math.min(1, scale));
+  canvas.width = Math.max(1, Math.round(bitmap.width * Math.min(1, scale)));
+  canvas.height = Math.max(1, Math.round(bitmap.height * Math.min(1, scale)));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.fillStyle = "#fff"; // as the model sees what is transparent

@@ -81,6 +81,7 @@ def _walks(encoded: EncodedRun, folder: Path) -> Figure:
         "Walks along attribute vectors",
         "One face, the unedited one in the middle: each row should change in one way only.",
         "edits",
+        names_rows=True,
     )
 
 
