@@ -195,8 +195,9 @@ class TrainConfig:
         _require(self.skip_damaged >= 0, f"--skip-damaged {self.skip_damaged}: must be 0 or a number of images")
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
         width, height = self.source
+        _require(min(width, height) > 0, f"--source {width} {height}: must be a width and a height above 0, pixels")
         _require(
-            self.crop <= min(width, height) and min(width, height) > 0,
+            self.crop <= min(width, height),
             f"--crop {self.crop}: does not fit into --source {width} {height}; use --crop 0 for images that are "
             "cropped already, or give the size of your aligned pictures as --source",
         )

@@ -117,6 +117,7 @@ def test_every_preset_survives_json(preset: str) -> None:
         ("--preset", ["--preset : unknown", "The presets are seed"]),
         ("--device cuda", ["--device cuda: PyTorch sees no NVIDIA GPU", "use --device cpu or auto"]),
         ("--crop 400", ["--crop 400: does not fit into --source 178 218", "use --crop 0"]),
+        ("--crop 0 --source -5 10", ["--source -5 10: must be a width and a height above 0"]),
         ("--source 100 218", ["--crop 148: does not fit into --source 100 218"]),
         ("--align --crop 0", ["--align", "leave out --crop 0"]),
         ("--batch-size 53 --image-size 32", ["leaves one of the 160 training images", "choose another batch size"]),

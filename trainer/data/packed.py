@@ -69,9 +69,6 @@ class Pack:
                 centre of one that is not square).
             source: width and height of the aligned images that `crop` is cut out of, pixels; see `framing.Frame`.
             align: find the face in each image and align it with the frame first.
-
-        Raises:
-            DataError: an image cannot be looked at.
         """
         frame = Frame.of(image_size, crop, source)
         folder = index.root / "packed"
@@ -337,7 +334,8 @@ def _digest(index: Index, frame: Frame, align: bool) -> str:
     for row, name in enumerate(index.files):
         try:
             stat = os.stat(index.location(row))
-        except OSError as error:
-            raise DataError(f"{index.folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
-        digest.update(b"%s %d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
+            size, time = stat.st_size, stat.st_mtime_ns
+        except OSError:  # such as a link to nothing; whether it may be left out is seen when the images are packed
+            size, time = -1, -1
+        digest.update(b"%s %d %d\n" % (os.fsencode(name), size, time))
     return digest.hexdigest()
