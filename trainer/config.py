@@ -251,6 +251,10 @@ class TrainConfig:
         """What pictures are brought to before the model sees them."""
         return Frame.of(self.model.image_size, self.crop, self.source)
 
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Steps over so many training images; the last batch of an epoch may be smaller than the others."""
+        return math.ceil(num_images / self.batch_size)
+
     def unused_fields(self) -> dict[str, str]:
         """Fields that this configuration makes no use of, each with the reason and what to do.
 

@@ -148,6 +148,18 @@ class Pack:
             index.require_splits()
         return FaceData(index, images, _fingerprint(self.index, images))
 
+    def intact(self) -> NDArray[np.uint8]:
+        """The packed images without damaged ones, (M, S, S, 3) uint8, whatever splits they are in.
+
+        Raises:
+            DataError: as for `images`.
+        """
+        images, damaged = self.images(), self._damaged()
+        if not damaged:
+            return images
+        self.index.leaving_out(tuple(damaged.values()))
+        return np.delete(images, list(damaged), axis=0)
+
     def images(self) -> NDArray[np.uint8]:
         """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
 
