@@ -72,4 +72,5 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
 def _real_path(words: list[str]) -> Path:
     if not words[0]:
         raise ValueError('the path is empty, ""; is a variable of your shell not set?')
-    return Path(words[0])
+    path = Path(words[0])
+    return path.absolute() if str(path).startswith("-") else path  # "./-x", which other commands would take for a flag

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from engine.latents import Directions, Prior, load_priors
 from export.errors import InputError
 from trainer.config import TrainConfig
 from trainer.model import VAE
-from trainer.run_folder import CONFIG, MODEL, belongs, load_config, load_model
+from trainer.run_folder import CONFIG, MODEL, anew, belongs, load_config, load_model
 
 SAMPLES = "samples.safetensors"
 
@@ -77,7 +76,7 @@ class Run:
         model_sha256 = sha256_of(path / MODEL)
         directions = _load_directions(path / DIRECTIONS, config.model.latent_dim)
         if not belongs(path / DIRECTIONS, model_sha256):
-            raise InputError(f"{path / DIRECTIONS} is of other weights than {path / MODEL}; {_anew(path)}")
+            raise InputError(f"{path / DIRECTIONS} is of other weights than {path / MODEL}; {anew(path)}")
         return cls(
             path=path,
             config=config,
@@ -115,19 +114,14 @@ def _load_directions(path: Path, latent_dim: int) -> Directions:
 def _load_prior(path: Path, latent_dim: int, model_sha256: str) -> Prior:
     run = path.parent
     if not path.is_file():  # as in runs of before the trainer fitted it
-        raise InputError(f"{run} has no {PRIOR}, which new faces are drawn from; {_anew(run)}")
+        raise InputError(f"{run} has no {PRIOR}, which new faces are drawn from; {anew(run)}")
     try:
         prior = next(iter(load_priors(path).values()))
     except BundleError as error:
-        raise InputError(f"{error}; {_anew(run)}") from error
+        raise InputError(f"{error}; {anew(run)}") from error
     if prior.latent_dim != latent_dim or not belongs(path, model_sha256):
-        raise InputError(f"{path} is of other weights than those of the run; {_anew(run)}")
+        raise InputError(f"{path} is of other weights than those of the run; {anew(run)}")
     return prior
-
-
-def _anew(run: Path) -> str:
-    """How to make a run's directions and prior again."""
-    return f"make it anew with `python -m trainer directions {quote(str(run))} --data DIR`"
 
 
 def _load_samples(path: Path, image_size: int) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import TypeVar
 
 import numpy as np
@@ -114,7 +113,7 @@ class VAE:
         try:
             return Directions.load(self.run / DIRECTIONS)
         except DirectionsError as error:
-            raise RunError(f"{error}; {self._anew}") from error
+            raise RunError(f"{error}; {run_folder.anew(self.run)}") from error
 
     @cached_property
     def priors(self) -> dict[str, Prior]:
@@ -126,11 +125,7 @@ class VAE:
         try:
             return load_priors(self.run / PRIOR)
         except BundleError as error:
-            raise RunError(f"{error}; {self._anew}") from error
-
-    @property
-    def _anew(self) -> str:
-        return f"make it with `python -m trainer directions {quote(str(self.run))} --data DIR`"
+            raise RunError(f"{error}; {run_folder.anew(self.run)}") from error
 
     def read(self, paths: Iterable[str | Path], *, align: bool = False) -> Images:
         """Image files as the model was trained on them: upright, RGB, brought to its frame, (N, S, S, 3).

@@ -195,8 +195,9 @@ class TrainConfig:
         _require(self.skip_damaged >= 0, f"--skip-damaged {self.skip_damaged}: must be 0 or a number of images")
         _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
         width, height = self.source
+        _require(min(width, height) > 0, f"--source {width} {height}: must be a width and a height above 0, pixels")
         _require(
-            self.crop <= min(width, height) and min(width, height) > 0,
+            self.crop <= min(width, height),
             f"--crop {self.crop}: does not fit into --source {width} {height}; use --crop 0 for images that are "
             "cropped already, or give the size of your aligned pictures as --source",
         )
@@ -249,6 +250,10 @@ class TrainConfig:
     def frame(self) -> Frame:
         """What pictures are brought to before the model sees them."""
         return Frame.of(self.model.image_size, self.crop, self.source)
+
+    def steps_per_epoch(self, num_images: int) -> int:
+        """Steps over so many training images; the last batch of an epoch may be smaller than the others."""
+        return math.ceil(num_images / self.batch_size)
 
     def unused_fields(self) -> dict[str, str]:
         """Fields that this configuration makes no use of, each with the reason and what to do.

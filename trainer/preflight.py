@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from trainer.hardware.device import Placement
 from trainer.loss.vgg import check_weights
 from trainer.optim import Schedule
 from trainer.presets import PRESETS
-from trainer.run_folder import CHECKPOINT, initial_weights, require_free
+from trainer.run_folder import CHECKPOINT, initial_weights, load_config, require_free, require_same
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +55,10 @@ class Plan:
             TrainerError: something would fail later; names it and the mend.
         """
         _require_out(out, resume)
+        begins = not (out / CHECKPOINT).exists()
+        if not begins:
+            before, _ = load_config(out)
+            require_same(out, config, before.to_json())
         place = Placement.of(config.device, config.precision)
         index = read_index(
             data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
@@ -63,7 +66,6 @@ class Plan:
         _require_apart(out, index)
         _require_batches(config, index)
         _require_labels(config, index)
-        begins = not (out / CHECKPOINT).exists()
         if begins and config.init_from is not None:
             initial_weights(config)
         weights = check_weights(config.taps, config.vgg_weights) if config.taps else "none: no taps"
@@ -94,7 +96,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """What the run would do, as JSON types."""
         index, config = self.pack.index, self.config
-        steps_per_epoch = math.ceil(len(index.rows("train")) / config.batch_size)
+        steps_per_epoch = config.steps_per_epoch(len(index.rows("train")))
         return {
             "data": str(index.root),
             "layout": index.layout,
@@ -169,7 +171,7 @@ def _warn_of_constants(index: Index) -> None:
 
 def _warn_of_few_steps(config: TrainConfig, index: Index) -> None:
     images = len(index.rows("train"))
-    steps_per_epoch = math.ceil(images / config.batch_size)
+    steps_per_epoch = config.steps_per_epoch(images)
     steps = steps_per_epoch * config.epochs
     amount = Schedule(config.schedule, config.lr_gamma, steps_per_epoch, steps).steps_at_peak
     if amount >= MIN_STEPS_AT_PEAK:

@@ -112,7 +112,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise RunError(
             f"{path} could not be written ({reason}), so it is as it was before; free some space or mend the disk, "
-            "then go on with --resume"
+            "then give the command again, train's with --resume"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -215,6 +215,40 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
             f"with --init-from {run} to start from its weights"
         )
     return state
+
+
+def require_same(run: Path, config: TrainConfig, before: dict[str, Any]) -> None:
+    """Lets a run go on that computes what it did.
+
+    Args:
+        run: the folder.
+        config: what is to be computed now.
+        before: the configuration so far, as `TrainConfig.to_json` gives it.
+
+    Raises:
+        RunError: names the preset or the fields that differ.
+    """
+    if not (differing := config.differences(before)):
+        return
+    if config.preset != before["preset"]:
+        raise RunError(
+            f"--preset {config.preset}: {run} was trained with --preset {before['preset']}; leave it out, as --resume "
+            "takes what the run was trained with, or train into a new folder"
+        )
+    raise RunError(
+        f"{run} was trained with another configuration ({'; '.join(differing)}); resume with the same one, or train "
+        "into a new folder"
+    )
+
+
+def directions_command(run: Path, data: Path | None = None) -> str:
+    """The command that makes a run's directions and prior again; `data` is its data set, where that is known."""
+    return f"python -m trainer directions {quote(str(run))} --data {'DIR' if data is None else quote(str(data))}"
+
+
+def anew(run: Path, data: Path | None = None) -> str:
+    """What to do about directions or a prior that cannot be used, for people."""
+    return f"make it anew with `{directions_command(run, data)}`"
 
 
 def initial_weights(config: TrainConfig) -> dict[str, Tensor]:

@@ -307,12 +307,7 @@ class TrainState:
         if not (self.folder / run_folder.CHECKPOINT).exists():
             return None
         state = run_folder.load_checkpoint(self.folder)
-        differing = self.config.differences(json.loads(state["config"]))
-        if differing:
-            raise RunError(
-                f"{self.folder} was trained with another configuration ({'; '.join(differing)}); resume with the same "
-                "one, or train into a new folder"
-            )
+        run_folder.require_same(self.folder, self.config, json.loads(state["config"]))
         if self.data.fingerprint != state["digests"]["data"]:
             raise RunError(
                 f"the data in {self.data.index.root} is not what {self.folder} was trained on; restore it, or train "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from engine.backends import Backend, open_backend
@@ -92,13 +93,19 @@ def tolerances_of(bundle: Bundle) -> Tolerances:
     """
     manifest = bundle.manifest
     given = manifest.proof.get("tolerances")
-    try:
-        return TOLERANCES[manifest.precision] if given is None else Tolerances(**given)
-    except (TypeError, KeyError):
-        names = ", ".join(asdict(TOLERANCES["fp32"]))
+    if given is None and manifest.precision in TOLERANCES:
+        return TOLERANCES[manifest.precision]
+    names = [field.name for field in fields(Tolerances)]
+    # A bound that is no finite number would let everything pass.
+    if not isinstance(given, dict) or set(given) != set(names) or not all(map(_is_number, given.values())):
         raise BundleError(
-            f"{bundle.path}: the manifest's proof.tolerances must have the numbers {names}, not {given!r}"
-        ) from None
+            f"{bundle.path}: the manifest's proof.tolerances must have the numbers {', '.join(names)}, not {given!r}"
+        )
+    return Tolerances(**given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_proven(bundle: Bundle, threads: int | None, device: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -161,8 +162,18 @@ def test_a_proof_of_another_model_is_refused(bundle: Path) -> None:
         open_proven(Bundle.load(bundle), 1)
 
 
-def test_tolerances_that_are_none_are_refused(bundle: Path) -> None:
-    say_proven(bundle, machine={}, tolerances={"latents": 1.0})
+@pytest.mark.parametrize(
+    "tolerances",
+    [
+        {},
+        {"latents": 1.0},
+        {**asdict(TOLERANCES["fp32"]), "latents": "a"},
+        {**asdict(TOLERANCES["fp32"]), "levels": math.nan},
+        {**asdict(TOLERANCES["fp32"]), "mean_levels": None},
+    ],
+)
+def test_tolerances_that_are_none_are_refused(bundle: Path, tolerances: dict[str, object]) -> None:
+    say_proven(bundle, machine={}, tolerances=tolerances)
     with pytest.raises(BundleError, match=r"proof\.tolerances must have the numbers latents, .*not \{"):
         open_proven(Bundle.load(bundle), 1)
 

@@ -23,7 +23,18 @@ STRIPS = ("adding_Smiling", "removing_Smiling", "adding_Eyeglasses", "removing_E
 
 
 def quickstart(out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "quickstart", "--out", str(out), "--count", "300", "--epochs", "1", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "quickstart",
+        "--out",
+        os.path.join(".", out),
+        "--count",
+        "300",
+        "--epochs",
+        "1",
+        *more,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -85,7 +96,7 @@ def test_a_second_run_reuses_everything_but_the_edits(first: "tuple[Path, subpro
 
 def test_an_interrupted_training_writes_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "quickstart", "--out", str(out), "--count", "300", "--epochs", "99"]
+    command = [sys.executable, "-m", "quickstart", "--out", os.path.join(".", out), "--count", "300", "--epochs", "99"]
     ends: list[int] = []
     for signum, told in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):  # a terminal tells the whole group
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -144,6 +155,13 @@ def test_bad_input_ends_with_one_clear_line(tmp_path: Path) -> None:
         assert ended.stderr.splitlines()[-1].startswith("error: ")
         assert said in ended.stderr
     assert not (tmp_path / "out" / "faces").exists()
+
+
+def test_its_folder_may_begin_with_a_hyphen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = quickstart(Path("-q"), "--count", "3")
+    assert f"python -m trainer faces {tmp_path}/-q/faces --count" in ended.stdout
+    assert "--count is 3, but must be at least 10" in ended.stderr
 
 
 def test_a_folder_with_files_of_something_else_stays_as_it_is(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_weights_and_configuration_alone_encode_and_decode(trained: Path, images
         shutil.copyfile(trained / name, tmp_path / name)
     vae = VAE.from_pretrained(str(tmp_path))
     assert vae.decode(vae.encode(images)).shape == images.shape
-    missing = r"does not exist; make it with `python -m trainer directions \S+ --data DIR`"
+    missing = r"does not exist; make it anew with `python -m trainer directions \S+ --data DIR`"
     with pytest.raises(RunError, match=r"directions\.safetensors " + missing):
         vae.edit(images, {"Smiling": 1.0})
     with pytest.raises(RunError, match=r"prior\.safetensors " + missing):

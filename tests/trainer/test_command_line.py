@@ -117,6 +117,7 @@ def test_every_preset_survives_json(preset: str) -> None:
         ("--preset", ["--preset : unknown", "The presets are seed"]),
         ("--device cuda", ["--device cuda: PyTorch sees no NVIDIA GPU", "use --device cpu or auto"]),
         ("--crop 400", ["--crop 400: does not fit into --source 178 218", "use --crop 0"]),
+        ("--crop 0 --source -5 10", ["--source -5 10: must be a width and a height above 0"]),
         ("--source 100 218", ["--crop 148: does not fit into --source 100 218"]),
         ("--align --crop 0", ["--align", "leave out --crop 0"]),
         ("--batch-size 53 --image-size 32", ["leaves one of the 160 training images", "choose another batch size"]),
@@ -175,6 +176,24 @@ def test_a_resumed_run_needs_its_flags_only_where_they_change(
     for more, expected in (([], config), (["--epochs", "2", "--preset", "plain"], replace(config, epochs=2))):
         assert train(*where, *more) == 0
         assert TrainConfig.from_json(json.loads(capsys.readouterr().out)["config"]) == expected
+
+
+def test_a_run_of_another_preset_is_told_before_anything_is_looked_for(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the data nor VGG19's weights are there."""
+    assert train("--preset", "best", "--data", tmp_path / "none", "--out", trained, "--resume") == 2
+    refusal(capsys, f"--preset best: {trained} was trained with --preset plain; leave it out, as --resume takes")
+    assert train("--latent-dim", "8", "--data", tmp_path / "none", "--out", trained, "--resume") == 2
+    refusal(capsys, "was trained with another configuration (latent_dim: 16 -> 8); resume with the same one")
+
+
+def test_names_that_begin_with_a_hyphen_are_no_flags_to_the_next_command(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["faces", "./-f", "--count", "10"]) == 0
+    assert capsys.readouterr().out.endswith(f"--data {tmp_path}/-f --out RUN\n")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> None:
@@ -304,6 +323,7 @@ def test_a_short_run_is_not_warned_of_where_it_goes_on_from_trained_weights(
     ("arguments", "words"),
     [
         (["new", "--count", "3"], ["--count is 3", "at least 10"]),
+        (["new", "--count", "99999999999"], ["--count 99999999999: takes about", "MB free; give fewer"]),
         (["new", "--seed", "-1"], ["--seed is -1", "at least 0"]),
         (["old"], ["old exists and is not an empty folder", "give another folder"]),
         (["old/file"], ["file exists and is not an empty folder", "give another folder"]),

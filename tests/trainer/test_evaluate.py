@@ -194,6 +194,19 @@ def test_a_report_of_other_data_is_neither_silent_nor_written_over_another(
         evaluate(run, data, QUICK)
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_of_another_run_is_not_replaced(run: Path, data: FaceData, tmp_path: Path) -> None:
+    evaluate(run, data, QUICK)
+    own = (run / EVALUATION).read_text()
+    another = Path(shutil.copytree(run, tmp_path / "another"))
+    with pytest.raises(RunError, match=rf"--out {run}: is the folder of another run than {another}.* with --force"):
+        evaluate(another, data, replace(QUICK, out=run))
+    assert (run / EVALUATION).read_text() == own
+    (tmp_path / "link").symlink_to(run)
+    evaluate(run, data, replace(QUICK, out=tmp_path / "link"))
+    evaluate(another, data, replace(QUICK, out=run, force=True))
+
+
 @pytest.mark.parametrize("name", ["figures/mine.png", "metrics.json", "report.html"])
 def test_what_no_evaluation_wrote_is_not_replaced(run: Path, data: FaceData, tmp_path: Path, name: str) -> None:
     mine = tmp_path / "paper" / name

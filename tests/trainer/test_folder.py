@@ -69,6 +69,24 @@ def test_too_few_images_are_refused_with_the_mend(tmp_path: Path, names: list[st
         read_index(tmp_path)
 
 
+def test_links_to_folders_are_not_followed_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos = fill(tmp_path / "photos", [f"{number}.png" for number in range(20)])
+    (photos / "more").symlink_to(fill(tmp_path / "elsewhere", ["a.png"]))
+    assert len(read_index(photos).files) == 20
+    assert f"{photos}/more is a link to a folder, which is not followed; copy the folder there" in caplog.text
+
+
+def test_links_to_images_are_images_and_links_to_nothing_can_be_left_out(tmp_path: Path) -> None:
+    photos = fill(tmp_path / "photos", [f"{number}.png" for number in range(20)])
+    (photos / "link.png").symlink_to(fill(tmp_path / "elsewhere", ["a.png"]) / "a.png")
+    (photos / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"gone\.png cannot be read \(No such file or directory\).*--skip-damaged 1"):
+        load_data(photos, 16, 0)
+    data = load_data(photos, 16, 0, skip_damaged=1)
+    assert data.index.left_out == ("gone.png cannot be read (No such file or directory)",)
+    assert data.index.splits[data.index.files.index("link.png")] >= 0
+
+
 def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, [f"a/{number}.png" for number in range(30)])
     listing = os.scandir

@@ -117,6 +117,12 @@ def test_a_folder_given_one_level_too_high_or_too_low_is_the_same_data_set(
         assert read_index(Path()).files == expected.files
 
 
+def test_lists_further_down_are_not_passed_over(tmp_path: Path) -> None:
+    root = kaggle(tmp_path / "celeba-dataset" / "versions" / "2")
+    with pytest.raises(DataError, match=rf"celeba-dataset holds CelebA's lists further down, in {root}; give that"):
+        read_index(tmp_path / "celeba-dataset")
+
+
 def test_of_two_data_sets_in_a_folder_one_must_be_given(tmp_path: Path) -> None:
     kaggle(tmp_path / "a")
     torchvision(tmp_path / "b")
@@ -453,6 +459,12 @@ def test_splits_that_parquet_files_lack_are_drawn_by_name(tmp_path: Path) -> Non
     (tmp_path / "test.parquet").rename(tmp_path / "more.parquet")
     index = read_index(tmp_path)
     assert np.array_equal(index.splits, split_by_name(index.files))
+
+
+def test_previews_beside_parquet_files_are_not_the_data_set(tmp_path: Path) -> None:
+    parquet(tmp_path / "set" / "data" / "train.parquet", 0, COUNT)
+    draw(tmp_path / "set" / "assets", NAMES[:3])
+    assert read_index(tmp_path / "set").layout == "parquet files"
 
 
 def test_a_damaged_row_of_parquet_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from engine.latents import FITTED, Directions, load_priors
 from trainer.__main__ import main
 from trainer.config import TrainConfig
 from trainer.data import FaceData
-from trainer.run_folder import load_model, occupied, save_model, sha256_of
+from trainer.run_folder import load_config, load_model, occupied, save_config, save_model, sha256_of
 from trainer.train_state import TrainState
 from trainer.training import train
 
@@ -294,3 +294,21 @@ def test_a_run_on_few_images_gets_its_directions_and_prior_from_those(
         assert {name: values.tolist() for name, values in load_file(file).items()} == {
             name: values.tolist() for name, values in before.items()
         }
+
+
+def test_damaged_images_of_folders_are_no_black_faces(
+    run: Path, data: FaceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config, resolved = load_config(run)
+    save_config(run, replace(config, skip_damaged=2), resolved)
+    having, lacking = write_folders(tmp_path, data, 25)
+    assert directions(run, "--with", having, "--without", lacking, "--name", "Specs") == 0
+    clean = load(run)["Specs"]
+    (having / "damaged.jpg").touch()
+    assert directions(run, "--with", having, "--without", lacking, "--name", "Specs") == 0
+    np.testing.assert_array_equal(load(run)["Specs"], clean)
+    assert "Specs (mean): 25 images with it, 25 without" in caplog.messages[-1]
+    for path in sorted(having.iterdir())[:6]:
+        path.unlink()
+    assert directions(run, "--with", having, "--without", lacking, "--name", "Specs") == 2

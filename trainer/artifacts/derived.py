@@ -161,8 +161,8 @@ def write_directions(
     if outdated:
         logger.warning(
             "%s: of other weights, so dropped; make anew from the labels or folders that they came from, with "
-            "`python -m trainer directions %s --data DIR --labels CSV`, or `--with A --without B --name NAME`",
-            *(", ".join(outdated), folder),
+            "`%s --labels CSV`, or `--with A --without B --name NAME`",
+            *(", ".join(outdated), run_folder.directions_command(folder)),
         )
     kept = [name for name in left if name not in outdated]
     rows = [new.get(d.name, d) for d in before if d.name in new or d.name in kept]

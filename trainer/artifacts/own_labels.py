@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from trainer.artifacts import derived
 from trainer.artifacts.directions import MIN_IMAGES, Direction, directions_of, load_directions
 from trainer.artifacts.encode import encode
 from trainer.config import Kind, TrainConfig
-from trainer.data import FaceData, load_data, load_data_for
+from trainer.data import FaceData, Pack, load_data_for, read_index
 from trainer.data.folder import SUFFIXES, find
 from trainer.data.labels import relabel
 from trainer.errors import ConfigError, DataError, RunError
@@ -146,8 +145,7 @@ def from_folders(
         if not belongs(run / DIRECTIONS, sha256_of(run / MODEL)):
             raise RunError(
                 f"{run} has no directions of its weights yet; first finish its training with `python -m trainer train "
-                f"--resume`, or make those of its data with `python -m trainer directions {quote(str(run))} --data "
-                "DIR`"
+                f"--resume`, or, to have those of its data, {run_folder.anew(run)}"
             )
         sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
         if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):
@@ -172,7 +170,7 @@ def drop(run: Path, names: Sequence[str]) -> str:
         if unknown := [name for name in names if name not in known]:
             has = ", ".join(known) or "none at all"
             raise RunError(f"--drop {' '.join(unknown)}: {run} has no such directions; it has {has}")
-        return derived.write_directions(run, [], config.model.latent_dim, without=names)
+        return derived.write_directions(run, [], config.model.latent_dim, without=tuple(dict.fromkeys(names)))
 
 
 def _tell(found: Sequence[Direction]) -> None:
@@ -191,6 +189,7 @@ def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArra
     if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
         require_enough(len(files))
     size, align = config.model.image_size, align or config.align
-    data = load_data(folder, size, config.crop, config.source, align, skip_damaged=config.skip_damaged)
-    require_enough(len(data.images))
-    return data.images
+    index = read_index(folder, skip_damaged=config.skip_damaged)
+    images = Pack.of(index, size, config.crop, config.source, align).intact()
+    require_enough(len(images))
+    return images

@@ -18,7 +18,7 @@ from trainer.data.celeba import ATTRIBUTES, IMAGES, PARTITION
 from trainer.data.index import SPLITS, Index
 from trainer.data.labels import Unlabelled, relabel
 from trainer.data.packed import FaceData, Pack
-from trainer.data.splits import SplitBy
+from trainer.data.splits import MIN_IMAGES, SplitBy
 from trainer.errors import DataError
 
 __all__ = [
@@ -155,7 +155,10 @@ def _find(directory: Path, split_by: SplitBy, skip_damaged: int) -> Index:
     if root is not None:
         return celeba.read(root, split_by, skip_damaged)
     files = sorted(folder.find(directory, folder.SUFFIXES))
-    tables = [] if files else sorted(folder.find(directory, (parquet.SUFFIX,)))
+    if (deep := celeba.root_of(directory, files)) is not None:
+        raise DataError(f"{directory} holds CelebA's lists further down, in {deep}; give that folder")
+    few = len(files) < MIN_IMAGES  # as some previews beside parquet files are
+    tables = sorted(folder.find(directory, (parquet.SUFFIX,))) if few else []
     if tables:
         return parquet.read(directory, tables, split_by, skip_damaged)
     return folder.read(directory, files, split_by, skip_damaged)

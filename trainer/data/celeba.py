@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,12 @@ def find_root(directory: Path) -> Path | None:
     if _images_of(directory) is not None:
         logger.warning("%s has no %s (or .csv) beside its images, so they have no attributes", directory, ATTRIBUTES)
     return None
+
+
+def root_of(directory: Path, files: Sequence[str]) -> Path | None:
+    """The folder with CelebA's lists that some images lie below; `files` are their paths relative to `directory`."""
+    roots = {name.partition(f"{images}/")[0] for images in (IMAGES, HQ_IMAGES) for name in files if images in name}
+    return next((directory / root for root in sorted(roots) if _has_lists(directory / root)), None)
 
 
 def read(root: Path, split_by: SplitBy, skip_damaged: int) -> Index:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from trainer.data.index import Index
 from trainer.data.splits import SplitBy, draw
 from trainer.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files that count as images, in capitals too; everything else in the folder is left alone."""
@@ -39,7 +42,7 @@ def read(directory: Path, files: Sequence[str], split_by: SplitBy, skip_damaged:
 def find(directory: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """The files of some kinds in a folder and its folders, as paths relative to it.
 
-    Hidden files and folders are passed over, and links to folders are not followed.
+    Hidden files and folders are passed over. Links to folders are not followed, which a warning says.
 
     Raises:
         DataError: a folder cannot be read.
@@ -51,5 +54,7 @@ def find(directory: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     root = os.fspath(directory)
     for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name != MASKS]
+        for name in filter(os.path.islink, (os.path.join(folder, name) for name in folders)):
+            logger.warning("%s is a link to a folder, which is not followed; copy the folder there, or move it", name)
         prefix = "" if folder == root else f"{os.path.relpath(folder, root)}/"
         yield from (prefix + name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,8 @@ def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
             image.
     """
     if not path.is_file():
-        raise DataError(f"--labels {path}: does not exist; give a CSV with the header `file,Smiling,...`")
+        found = "is not a file" if path.exists() else "does not exist"
+        raise DataError(f"--labels {path}: {found}; give a CSV with the header `file,Smiling,...`")
     labels = read_labels(path)
     row_of, absent = _match(index, labels)
     mend = f"names are relative to {index.folder}, such as {index.files[0]}"
@@ -43,14 +45,15 @@ def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
 
 def _match(index: Index, labels: Labels) -> tuple[dict[int, int], list[int]]:
     """The row of the list that each listed image has, by the row of the image; and the rows without an image."""
-    rows = {name: [row] for row, name in enumerate(index.files)}
-    by_base_name = defaultdict(list)
-    for row, name in enumerate(index.files):
+    rows, by_base_name = defaultdict(list), defaultdict(list)
+    for row, name in enumerate(map(_composed, index.files)):
+        rows[name].append(row)
         by_base_name[name.rpartition("/")[2]].append(row)
     row_of: dict[int, int] = {}
     absent = []
     for row, (line, name) in enumerate(zip(labels.lines, labels.files, strict=True)):
-        found = rows.get(name.removeprefix("./")) or by_base_name.get(name, [])
+        key = _composed(name)
+        found = rows.get(key.removeprefix("./")) or by_base_name.get(key, [])
         if len(found) > 1:
             several = " and ".join(index.files[image] for image in found[:2])
             raise DataError(f"{labels.path}, line {line}: {name} may be {several}; give the name with its folders")
@@ -64,3 +67,8 @@ def _match(index: Index, labels: Labels) -> tuple[dict[int, int], list[int]]:
         else:
             row_of[found[0]] = row
     return row_of, absent
+
+
+def _composed(name: str) -> str:
+    """A name with its accents in one form: a Mac writes them apart from their letters, a keyboard doesn't."""
+    return unicodedata.normalize("NFC", name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Generator
@@ -68,7 +67,7 @@ class BatchLoader:
         resident: keep all training images on the device; None: if it is a GPU with room for them.
 
     Attributes:
-        steps_per_epoch: the last batch of an epoch may be smaller than the others.
+        steps_per_epoch: see `TrainConfig.steps_per_epoch`.
         num_steps: of all epochs.
         waited_seconds: time that `stream` had to wait for a batch.
     """
@@ -86,7 +85,7 @@ class BatchLoader:
         self._part = slice(processes.rank, None, processes.world_size)
         self._images, self._rows = data.images, data.rows("train")
         self._labels = data.index.labels
-        self.steps_per_epoch = math.ceil(len(self._rows) / config.batch_size)
+        self.steps_per_epoch = config.steps_per_epoch(len(self._rows))
         self.num_steps = config.epochs * self.steps_per_epoch
         self.waited_seconds = 0.0
         self._resident = self._fits() if resident is None else resident

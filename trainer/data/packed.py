@@ -69,9 +69,6 @@ class Pack:
                 centre of one that is not square).
             source: width and height of the aligned images that `crop` is cut out of, pixels; see `framing.Frame`.
             align: find the face in each image and align it with the frame first.
-
-        Raises:
-            DataError: an image cannot be looked at.
         """
         frame = Frame.of(image_size, crop, source)
         folder = index.root / "packed"
@@ -150,6 +147,18 @@ class Pack:
             index = dataclasses.replace(index, splits=splits).leaving_out(tuple(damaged.values()))
             index.require_splits()
         return FaceData(index, images, _fingerprint(self.index, images))
+
+    def intact(self) -> NDArray[np.uint8]:
+        """The packed images without damaged ones, (M, S, S, 3) uint8, whatever splits they are in.
+
+        Raises:
+            DataError: as for `images`.
+        """
+        images, damaged = self.images(), self._damaged()
+        if not damaged:
+            return images
+        self.index.leaving_out(tuple(damaged.values()))
+        return np.delete(images, list(damaged), axis=0)
 
     def images(self) -> NDArray[np.uint8]:
         """The packed images, (N, S, S, 3) uint8, memory-mapped; packs them first if that has not been done.
@@ -337,7 +346,8 @@ def _digest(index: Index, frame: Frame, align: bool) -> str:
     for row, name in enumerate(index.files):
         try:
             stat = os.stat(index.location(row))
-        except OSError as error:
-            raise DataError(f"{index.folder}/{name} cannot be read ({error.strerror}); {index.removal}") from error
-        digest.update(b"%s %d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
+            size, time = stat.st_size, stat.st_mtime_ns
+        except OSError:  # such as a link to nothing; whether it may be left out is seen when the images are packed
+            size, time = -1, -1
+        digest.update(b"%s %d %d\n" % (os.fsencode(name), size, time))
     return digest.hexdigest()

@@ -26,6 +26,8 @@ FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_id", "name", "p
 
 _VALUES = {"1": 1, "-1": 2, "0": 0}
 _ODD = 3
+_EMPTY = " \t\r\f\v,;"
+"""What a line of empty cells is made of."""
 
 Row = tuple[int, list[str]]
 """Number of a line, from 1, and its cells."""
@@ -59,7 +61,7 @@ def read_labels(path: Path) -> Labels:
         DataError: it is empty, truncated or malformed; names the line.
     """
     rows, is_csv = read_rows(path)
-    first, second = next(rows), next(rows, (0, [""]))
+    first, second = next(rows), next(rows, (2, [""]))
     announced = first[1][0] if len(first[1]) == 1 and not is_csv else ""
     counted = announced.isdecimal()
     if announced and not counted and not _VALUES.keys() >= set(second[1][1:]):
@@ -73,6 +75,11 @@ def read_labels(path: Path) -> Labels:
             f"{path}, line {header_line}: '{header[0][:60]}' is an image where the header is expected; put one before "
             "it, such as `file,Smiling`"
         )
+    if is_csv and (later := _file_column(header)):
+        raise DataError(
+            f"{path}, line {header_line}: '{header[later]}' is column {later + 1}; the images' names must come first, "
+            "as in `file,Smiling`"
+        )
     if is_csv or header[0].lower() in FILE_COLUMNS:
         header = header[1:]
     if not header or not all(header) or len(set(header)) != len(header):
@@ -83,7 +90,7 @@ def read_labels(path: Path) -> Labels:
     lines: list[int] = []
     values: list[bytes] = []
     code = defaultdict(lambda: _ODD, _VALUES).__getitem__
-    for number, (name, *cells) in rows if counted else chain([second] if second[0] else [], rows):
+    for number, (name, *cells) in rows if counted else chain([second] if any(second[1]) else [], rows):
         if len(cells) != len(header):
             raise DataError(
                 f"{path}, line {number} ({name}): {len(cells)} values, but line {header_line} names {len(header)} "
@@ -107,6 +114,12 @@ def read_labels(path: Path) -> Labels:
     return Labels(path, tuple(files), tuple(lines), tuple(header), codes == _VALUES["1"], counted)
 
 
+def _file_column(header: list[str]) -> int:
+    """Where the images' names are, as far as the header tells; 0: in the first column."""
+    is_file = [name.lower() in FILE_COLUMNS for name in header]
+    return is_file.index(True) if any(is_file) and not is_file[0] else 0
+
+
 def _require_two_values(path: Path, lines: list[int], codes: NDArray[np.uint8]) -> None:
     """Refuses what is neither 1 nor the list's own word for no, -1 or 0: names the first."""
     negative = codes[(codes == _VALUES["-1"]) | (codes == _VALUES["0"])]
@@ -117,7 +130,10 @@ def _require_two_values(path: Path, lines: list[int], codes: NDArray[np.uint8]) 
         return
     row, column = np.argwhere(wrong)[0]
     name, *cells = next(cells for number, cells in read_rows(path)[0] if number == lines[row])
-    raise DataError(f"{path}, line {lines[row]} ({name}): '{cells[column]}' is {known}")
+    raise DataError(
+        f"{path}, line {lines[row]} ({name}): '{cells[column]}' is {known}; write 1 where an image has the attribute "
+        f"and {no} where it has not"
+    )
 
 
 def read_splits(path: Path) -> dict[str, int]:
@@ -141,14 +157,18 @@ def read_splits(path: Path) -> dict[str, int]:
 def read_rows(path: Path) -> tuple[Iterator[Row], bool]:
     """The lines of a file that are not blank, at least one, and whether commas or semicolons part their cells.
 
+    Lines whose cells are all empty, as spreadsheets write them, are blank.
+
     Raises:
         DataError: the file is empty or no text.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text ({error}); restore it") from error
-    first = next((line for line in lines if line.strip()), None)
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: names may hold its other line ends
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); restore it") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as text ({error}); restore it, or save it as UTF-8") from error
+    first = next((line for line in lines if line.strip(_EMPTY)), None)
     if first is None:
         raise DataError(f"{path} is empty; restore it")
     delimiter = next((mark for mark in ",;" if mark in first), None)
@@ -158,7 +178,8 @@ def read_rows(path: Path) -> tuple[Iterator[Row], bool]:
             return line.split()
         return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
 
-    return ((number, split(line)) for number, line in enumerate(lines, start=1) if line.strip()), delimiter is not None
+    rows = ((number, split(line)) for number, line in enumerate(lines, start=1) if line.strip(_EMPTY))
+    return rows, delimiter is not None
 
 
 def _require_once(path: Path, names: list[str]) -> None:

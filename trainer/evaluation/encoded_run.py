@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 import torch
@@ -95,8 +94,7 @@ class EncodedRun:
         """
         model = place.module(run_folder.load_model(run))
         autoencoder = Autoencoder.of(model.encoder, model.decoder, place)
-        folders = f"{quote(str(run))} --data {quote(str(data.index.root))}"
-        anew = f"make it anew with `python -m trainer directions {folders}`"
+        anew = run_folder.anew(run, data.index.root)
         try:
             directions, priors = Directions.load(run / DIRECTIONS), load_priors(run / PRIOR)
         except (BundleError, DirectionsError) as error:

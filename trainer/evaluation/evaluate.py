@@ -151,6 +151,13 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
     config, resolved = run_folder.load_config(run)
     own = data.fingerprint == resolved.get("data_fingerprint")
     name, out = f"{run.resolve().name}, preset {config.preset}", options.out or run
+    if out.resolve() == run.resolve():
+        out = run  # whatever --out calls it
+    elif (out / run_folder.CONFIG).exists() and not options.force:
+        raise RunError(
+            f"--out {out}: is the folder of another run than {run}, and for the report of that one; choose another "
+            "folder, or write into it with --force"
+        )
     configuration = {**config.to_json(), "resolved": resolved}
     evaluation = Evaluation(name, data, own, out, options, configuration, {}, digests(run), run / METRICS)
     place = Placement.of()

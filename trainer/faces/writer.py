@@ -34,6 +34,7 @@ FACES_VERSION = 4  # rises whenever the same seed gives other pictures or labels
 
 _JPEG_QUALITY = 92
 _CHUNK = 8  # faces per task: what an interrupt waits for is a fraction of a second of work
+_FACE_BYTES = 12_000  # about what a face takes on disk
 _MIN_COUNT = 10  # so that each split has a face
 
 
@@ -45,7 +46,8 @@ def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None 
 
     Raises:
         FileExistsError: `directory` is a file, or a folder that is not empty.
-        ConfigError: `count`, `seed` or `workers` is too small, or the folder cannot be made.
+        ConfigError: `count`, `seed` or `workers` is too small, the disk is too full for so many, or the folder cannot
+            be made.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
     for flag, value, least in (("--count", count, _MIN_COUNT), ("--seed", seed, 0), ("--workers", workers, 1)):
@@ -55,6 +57,13 @@ def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise FileExistsError(
             f"{directory} exists and is not an empty folder; give another folder, or remove this one first"
+        )
+    place = next(folder for folder in directory.parents if folder.is_dir())
+    needed, disk = count * _FACE_BYTES, shutil.disk_usage(place)
+    if disk.total and needed > disk.free:  # some file systems do not say
+        raise ConfigError(
+            f"--count {count}: takes about {needed / 1e6:,.0f} MB, and {place} has {disk.free / 1e6:,.0f} MB free; "
+            "give fewer, or a folder on another disk"
         )
     with _appearing(directory) as partial:
         images = partial / "img_align_celeba"
