@@ -15,10 +15,12 @@ import grpc
 import numpy as np
 import onnxruntime
 from script import ROOT
-from serving.requests import INFER, SERVICE, Bytes, raw_batch
+from serving.requests import INFER, SERVICE
 
+from engine.arrays import Bytes
 from engine.backends import cores
 from engine.bundle import DECODER, ENCODER, Bundle
+from engine.client import StreamEdit, messages
 from protos import dfcvae_pb2 as pb
 from protos import open_inference_pb2 as infer
 
@@ -80,8 +82,7 @@ class Protocol:
 
 
 def _edit(job: Job) -> bytes:
-    edits = [pb.Edit(attribute=job.attribute, strength=1.0)]
-    return pb.EditRequest(images=raw_batch(job.image[None]), edits=edits).SerializeToString()
+    return messages.edit_request(StreamEdit(job.image[None], {job.attribute: 1.0})).SerializeToString()
 
 
 def _infer(job: Job) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from engine.client import ClientError
 from serving.figures import Calls
 from serving.orders import Order, Orders, WrongAnswer
-from serving.requests import OPTIONS, TIMEOUT_S, pixels_of, stub_of
+from serving.requests import OPTIONS, TIMEOUT_S, read_images, stub_of
 
 STREAM_MESSAGES = 12
 
@@ -129,7 +129,7 @@ async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messag
                 raise WrongAnswer(f"answer {answer.id} came where {request.id} was due")
             if answer.WhichOneof("outcome") != "edited":
                 raise WrongAnswer(f"answer {answer.id} is an error: {answer.error.message}")
-            orders.check_images(pixels_of(answer.edited.images), expected)
+            orders.check_images(read_images(answer.edited), expected)
         if await call.read() is not grpc.aio.EOF:
             raise WrongAnswer("the stream goes on after its last answer")
     finally:

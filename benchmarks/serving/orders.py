@@ -15,31 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from engine.arrays import Bytes, Floats
 from engine.bundle import PRIOR, Bundle
+from engine.client import StreamEdit, messages
 from engine.latents import FITTED, Gaussian, linear, load_priors, spherical
 from export.errors import InputError
 from protos import dfcvae_pb2 as pb
-from serving.reference import Moves, Reference
-from serving.requests import (
-    Bytes,
-    Floats,
-    file_batch,
-    file_side,
-    floats_of,
-    jpegs,
-    latent_batch,
-    pictures,
-    pixels_of,
-    raw_batch,
-)
+from serving.reference import Reference
+from serving.requests import Moves, file_side, jpegs, pictures, read_images, stream_request
 
 MAX_FILES = 16  # most image files in a request: their compression would otherwise take most of the machine
 
 _MARGIN = 4  # any two pictures' answers differ by at least so many tolerances
 _FILES = 32
 _PREPARED = 6
-_PNG = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)
-_BOTH = pb.EDIT_RESULT_IMAGES_AND_LATENTS
 
 
 class WrongAnswer(Exception):  # noqa: N818 - reads better without the suffix at the place of the raise
@@ -112,21 +101,22 @@ class Orders:
         rows = slice(0)
         for number in range(messages):
             edit = int(rng.integers(len(self.edits)))
-            request = pb.EditStreamRequest(id=number + 1, **self.moves(edit))
             if number % 2 == 0:
                 rows = self._rows(int(rng.integers(1, 9)), rng)
-                request.images.CopyFrom(raw_batch(self.pictures[rows]))
-            plan.append((request, self._edited[edit][rows]))
+            step = StreamEdit(None if number % 2 else self.pictures[rows], *self.edits[edit])
+            plan.append((stream_request(step, number + 1), self._edited[edit][rows]))
         return plan
 
     def check(self, order: Order, answer: Any) -> None:
         """Compares an answer with the right one."""
         if order.images is not None:
-            self.check_images(pixels_of(answer.images), order.images)
-        if order.latents is not None:
-            self._check_latents(floats_of(answer.mu if order.method == "Encode" else answer.latents), order.latents)
+            self.check_images(read_images(answer), order.images)
         if order.log_var is not None:
-            self._check_latents(floats_of(answer.log_var), order.log_var)
+            self._check_latents(messages.read_posterior(answer).log_var, order.log_var)
+        if order.latents is not None:
+            encoded = order.method == "Encode"
+            got = messages.read_posterior(answer).mu if encoded else messages.read_latents(answer)
+            self._check_latents(got, order.latents)
 
     def check_images(self, got: Bytes, expected: Bytes) -> None:
         """Compares images, uint8 [N, S, S, 3]."""
@@ -145,47 +135,34 @@ class Orders:
         if not difference <= self.tolerance.latents:
             raise WrongAnswer(f"latents are off by {difference:g}")
 
-    def moves(self, edit: int) -> dict[str, Any]:
-        """An edit as fields of a request."""
-        pairs, keep = self.edits[edit]
-        edits = [
-            pb.Edit(attribute=target, strength=strength)
-            if isinstance(target, str)
-            else pb.Edit(direction=target.astype("<f4").tobytes(), strength=strength)
-            for target, strength in pairs
-        ]
-        return {"edits": edits, "keep": keep}
-
     def encode(self, rows: slice, _: int = 0) -> Order:
         """Encode of some pictures."""
-        request = pb.EncodeRequest(images=raw_batch(self.pictures[rows]))
+        request = messages.encode_request(self.pictures[rows])
         return Order("Encode", request, latents=self._mu[rows], log_var=self._log_var[rows])
 
     def edit(self, rows: slice, edit: int = 0) -> Order:
         """Edit of some pictures."""
-        request = pb.EditRequest(images=raw_batch(self.pictures[rows]), **self.moves(edit))
+        request = messages.edit_request(StreamEdit(self.pictures[rows], *self.edits[edit]))
         return Order("Edit", request, self._edited[edit][rows])
 
     def _encode_files(self, rows: slice, _: int) -> Order:
         rows = _few(rows)
-        request = pb.EncodeRequest(images=file_batch(self._files[rows]))
-        return Order("Encode", request, latents=self._file_mu[rows])
+        return Order("Encode", messages.encode_request(self._files[rows]), latents=self._file_mu[rows])
 
     def _decode(self, rows: slice, _: int) -> Order:
-        return Order("Decode", pb.DecodeRequest(latents=latent_batch(self._mu[rows])), self._decoded[rows])
+        return Order("Decode", messages.decode_request(self._mu[rows]), self._decoded[rows])
 
     def _decode_png(self, rows: slice, _: int) -> Order:
         rows = _few(rows)
-        request = pb.DecodeRequest(latents=latent_batch(self._mu[rows]), output=_PNG)
-        return Order("Decode", request, self._decoded[rows])
+        return Order("Decode", messages.decode_request(self._mu[rows], "PNG"), self._decoded[rows])
 
     def _edit_latents(self, rows: slice, edit: int) -> Order:
-        request = pb.EditRequest(latents=latent_batch(self._mu[rows]), result=_BOTH, **self.moves(edit))
+        request = messages.edit_request(StreamEdit(self._mu[rows], *self.edits[edit], result="both"))
         return Order("Edit", request, self._edited[edit][rows], self._edited_mu[edit][rows])
 
     def _edit_files(self, rows: slice, _: int) -> Order:
         rows = _few(rows)
-        request = pb.EditRequest(images=file_batch(self._files[rows]), output=_PNG, **self.moves(0))
+        request = messages.edit_request(StreamEdit(self._files[rows], *self.edits[0], file_format="PNG"))
         return Order("Edit", request, self._file_edited[rows])
 
     def _prepared(self, rows: slice, _: int) -> Order:
@@ -198,21 +175,13 @@ class Orders:
         first, last = (self._mu[rng.integers(len(self._mu), size=max(1, total // steps))] for _ in range(2))
         arc = bool(rng.integers(2))
         points = spherical(first, last, steps, self._centre) if arc else linear(first, last, steps)
-        request = pb.InterpolateRequest(
-            start=pb.WalkEnd(latents=latent_batch(first)),
-            end=pb.WalkEnd(latents=latent_batch(last)),
-            steps=steps,
-            walk=pb.WALK_SPHERICAL if arc else pb.WALK_LINEAR,
-            result=_BOTH,
-        )
+        request = messages.walk_request(first, last, steps, "spherical" if arc else "linear", "both")
         return Order("Interpolate", request, self._reference.decode(points), points)
 
     def _sample(self, rng: np.random.Generator) -> Order:
         count, seed, temperature = self._size(rng), int(rng.integers(2**32)), float(np.float32(rng.uniform(0.5, 1.0)))
         latents = Gaussian.standard(self._mu.shape[1]).draw(count, seed, temperature)
-        request = pb.SampleRequest(
-            count=count, seed=seed, temperature=temperature, distribution=pb.DISTRIBUTION_STANDARD, result=_BOTH
-        )
+        request = messages.sample_request(count, seed, temperature, "standard", having=(), lacking=(), result="both")
         return Order("Sample", request, self._reference.decode(latents), latents)
 
     def _size(self, rng: np.random.Generator) -> int:

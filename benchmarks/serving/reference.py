@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from engine.arrays import Bytes, Floats
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle
 from engine.images import decode_file
@@ -18,18 +17,17 @@ from export.errors import InputError
 from serving.requests import (
     SEED,
     STRENGTH,
-    Bytes,
     Case,
-    Floats,
+    Moves,
     Operation,
-    file_side,
+    decode_files,
     jpegs,
     pictures,
     random_latents,
+    sources,
 )
 
 MIN_CALLS = 3
-Moves = list[tuple[str | Floats, float]]
 
 _LEVELS = {"raw": 0.5, "jpeg": 2.0}  # mean difference of pixels that is allowed, levels of 255
 
@@ -97,17 +95,16 @@ class Reference:
         return [items[start : start + size] for start in range(0, len(items), size)]
 
     def _expected(self, case: Case) -> npt.NDArray[Any]:
-        size, raw = self.manifest.image_size, case.form == "raw"
+        size = self.manifest.image_size
         if case.operation == "decode":
             images = self.decode(random_latents(case.images, self.manifest.latent_dim))
         else:
-            side = size if raw else file_side(size, self.manifest.preprocessing.crop)
-            sent = pictures(case.images, side, SEED)
-            mu, _ = self.encode(sent if raw else self.read(jpegs(sent)))
+            sent = sources(case, size, self.manifest.preprocessing.crop)
+            mu, _ = self.encode(self.read(sent) if isinstance(sent, list) else sent)
             if case.operation == "encode":
                 return mu
             images = self.decode(mu + self._step)
-        return images if raw else np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in jpegs(images)])
+        return images if case.form == "raw" else decode_files(jpegs(images))
 
     def _call(self, operation: Operation, batch: int) -> Callable[[], object]:
         images = pictures(batch, self.manifest.image_size, SEED)

@@ -19,15 +19,14 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.bundle import MANIFEST, Manifest
-from engine.client import AsyncClient
-from protos import dfcvae_pb2 as pb
+from engine.client import AsyncClient, StreamEdit, messages
 from serving import http2
 from serving.clients import Crowd, GivenUp, Tally, ask, ask_stream, connect
 from serving.generator import Connection, Outcome
 from serving.orders import Order, Orders
 from serving.poisoned_server import MARK, SECRET
 from serving.process import Server
-from serving.requests import Case, ask_model, prepare, raw_batch, stub_of
+from serving.requests import Case, ask_model, prepare, stub_of
 from serving.usage import Usage
 
 Name = Literal[
@@ -313,10 +312,9 @@ async def _poison(scene: Scene) -> Tally:
     """Sends marked images, one at a time, until one hits others that were in its batch; what came of them."""
     poisoned = scene.orders.pictures[:1].copy()
     poisoned.reshape(-1)[: len(MARK)] = MARK
-    images = raw_batch(poisoned)
     both = (
-        Order("Encode", pb.EncodeRequest(images=images)),
-        Order("Edit", pb.EditRequest(images=images, **scene.orders.moves(0))),
+        Order("Encode", messages.encode_request(poisoned)),
+        Order("Edit", messages.edit_request(StreamEdit(poisoned, *scene.orders.edits[0]))),
     )
     tally = Tally()
     async with connect(scene.server.target) as channel:
