@@ -36,6 +36,7 @@ import numpy as np
 import psutil
 from script import machine, require_positive, run, summary, write_json
 from serving.figures import markdown
+from serving.usage import family
 
 from engine.bundle import Bundle
 from export.errors import InputError
@@ -133,7 +134,7 @@ def _load(
 
 def _memory(process: subprocess.Popen[bytes]) -> float:
     total = 0
-    for one in (root := psutil.Process(process.pid), *root.children(recursive=True)):
+    for one in family(process.pid):
         with suppress(psutil.Error):
             total += one.memory_full_info().pss
     return total / 1e6
@@ -142,9 +143,8 @@ def _memory(process: subprocess.Popen[bytes]) -> float:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends a server with all its processes, also those that have left its session."""
     with suppress(psutil.Error):
-        root = psutil.Process(process.pid)
-        found = [root, *root.children(recursive=True)]
-        root.send_signal(signal.SIGINT)
+        found = family(process.pid)
+        process.send_signal(signal.SIGINT)
         _, alive = psutil.wait_procs(found, timeout=8)
         for one in alive:
             with suppress(psutil.Error):
