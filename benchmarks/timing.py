@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from serving.figures import markdown
 from tqdm import tqdm
 
+from engine.arrays import Bytes
 from engine.backends import Backend
 from engine.latents import Directions
 
@@ -22,8 +21,6 @@ BLOCK_SECONDS = 0.1
 """Length of a side's turn: long beside a call, short beside changes of a machine's clock and load."""
 MIN_CALLS = 20
 """Fewest calls that percentiles are taken of, however slow they are."""
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Timing:
 
 
 def measure(
-    sides: Mapping[str, Backend], images: Array, directions: Directions, sizes: Sequence[int], seconds: float
+    sides: Mapping[str, Backend], images: Bytes, directions: Directions, sizes: Sequence[int], seconds: float
 ) -> list[Timing]:
     """Times every operation at every batch size, all sides in turn, each for so many seconds.
 
