@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from engine.backends import cores
 from engine.bundle import Bundle
-from export.errors import InputError
 
 PICTURES = 400
+MAX_IMAGES = 200
+"""Largest request."""
 SETTLED_S = 20.0  # memory must not grow from here on; caches and pools fill before
 MAX_GROWTH = 0.1
 _SETTLING_S = 10.0
@@ -46,8 +47,6 @@ class SoakConfig:
     """Bundle folder to serve."""
     clients: int = 64
     """Clients, each with its own connection and one request after the other."""
-    max_images: int = 200
-    """Largest request, images."""
     minutes: float = 2.0
     """How long, minutes; memory is judged in runs of 40 s and more."""
     json: Path | None = None
@@ -93,10 +92,8 @@ def report(orders: Orders, tally: Tally, usage: Usage) -> None:
     rows = [{"RPC": name, "sent": sent, "answered right": tally.answered[name]} for name, sent in tally.sent.items()]
     print(markdown(rows), end="\n\n")
     print(f"{tally.describe()}; {tally.images} images in {usage.wall_s:.0f} s")
-    for reason, count in tally.reasons.most_common(10):
-        print(f"  {count} x {reason}")
-    for wrong in tally.wrong[:10]:
-        print(f"  wrong: {wrong}")
+    for line in (*tally.common_reasons(10), *(f"wrong: {text}" for text in tally.wrong[:10])):
+        print(f"  {line}")
     print(f"images differed from those computed here by up to {deviation.levels} of 255 levels, latents by up to "
           f"{deviation.latents:.2g}; {tolerance.levels} and {tolerance.latents:.2g} are tolerated")  # fmt: skip
     ms = tally.calls.percentiles()
@@ -107,19 +104,17 @@ def report(orders: Orders, tally: Tally, usage: Usage) -> None:
 
 def soak(config: SoakConfig) -> bool:
     """Starts the server, sends, checks and reports; whether everything held."""
-    require_positive(config, "clients", "max_images", "minutes")
-    if config.max_images > PICTURES:
-        raise InputError(f"--max-images {config.max_images}: must be from 1 to {PICTURES}")
-    orders = Orders(Bundle.load(config.bundle), PICTURES, config.max_images)
+    require_positive(config, "clients", "minutes")
+    orders = Orders(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     # Nothing may be refused here: overload is another script's business.
-    room = 2 * config.clients * config.max_images
+    room = 2 * config.clients * MAX_IMAGES
     command = ["-m", "engine", "--bundle", config.bundle.resolve(), "--max-queue", room, "--log-level", "warning"]
     with Server(command) as server, Usage(server.process.pid) as usage:
         crowd = Crowd(server.target, orders, config.clients)
         asyncio.run(send(crowd, config.minutes * 60))
     tally = crowd.tally
     checks = verdicts(tally, growth(usage), server.process.returncode)
-    print(f"{config.clients} clients, 1 to {config.max_images} images a request, {cores()} cores for both sides\n")
+    print(f"{config.clients} clients, 1 to {MAX_IMAGES} images a request, {cores()} cores for both sides\n")
     report(orders, tally, usage)
     figures = {
         "config": asdict(config),

@@ -12,11 +12,10 @@ import numpy as np
 from serving.figures import markdown
 from tqdm import tqdm
 
-from engine.arrays import Bytes
+from engine.arrays import Array, Bytes
 from engine.backends import Backend
 from engine.latents import Directions
 
-OPERATIONS = ("encode", "edit", "decode")
 BLOCK_SECONDS = 0.1
 """Length of a side's turn: long beside a call, short beside changes of a machine's clock and load."""
 MIN_CALLS = 20
@@ -29,7 +28,7 @@ class Timing:
 
     Attributes:
         side: Its name.
-        operation: One of `OPERATIONS`.
+        operation: "encode", "edit" or "decode".
         batch_size: Images a call.
         calls: Calls that were timed; with fewer than 100, `p99_ms` is little else than the slowest.
         images_per_s: Images of all timed calls by the time that they took.
@@ -67,19 +66,13 @@ def measure(
     latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], shape).astype(np.float32)
     images = np.resize(images, (max(sizes), *images.shape[1:]))
-
-    def call(side: Backend, operation: str, size: int) -> object:
-        if operation == "encode":
-            return side.encode(images[:size])
-        if operation == "decode":
-            return side.decode(latents[:size])
-        return side.edit(images[:size], steps[:size])
-
+    arguments: dict[str, tuple[Array, ...]] = {"encode": (images,), "edit": (images, steps), "decode": (latents,)}
     timings = []
-    for size, operation in tqdm(
-        list(product(sizes, OPERATIONS)), desc="measuring", unit="case", leave=False, disable=None
-    ):
-        taken = take_turns({name: partial(call, side, operation, size) for name, side in sides.items()}, seconds)
+    cases = list(product(sizes, arguments))
+    for size, operation in tqdm(cases, desc="measuring", unit="case", leave=False, disable=None):
+        batch = [array[:size] for array in arguments[operation]]
+        calls = {name: partial(getattr(side, operation), *batch) for name, side in sides.items()}
+        taken = take_turns(calls, seconds)
         timings += [Timing.of(name, operation, size, durations) for name, durations in taken.items()]
     return timings
 

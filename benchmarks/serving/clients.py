@@ -75,6 +75,10 @@ class Tally:
             return True
         return False
 
+    def common_reasons(self, number: int) -> list[str]:
+        """What failures said most often, and how often."""
+        return [f"{count} x {reason}" for reason, count in self.reasons.most_common(number)]
+
     def describe(self) -> str:
         """One line: sent, answered, refused by status, wrong, lost."""
         refused = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items())) or "none refused"

@@ -77,7 +77,7 @@ class Orders:
         self._centre = load_priors(bundle.path / PRIOR)[FITTED].mean if PRIOR in bundle.manifest.files else None
         steps = [reference.step(moves, keep) for moves, keep in self.edits]
         self._edited_mu = [self._mu + step for step in steps]
-        self._edited = [reference.decode(latents) for latents in self._edited_mu]
+        self.edited = [reference.decode(latents) for latents in self._edited_mu]
         self._decoded = reference.decode(self._mu)
         self._file_edited = reference.decode(self._file_mu + steps[0])
         self.deviation = Deviation()
@@ -104,7 +104,7 @@ class Orders:
             if number % 2 == 0:
                 rows = self._rows(int(rng.integers(1, 9)), rng)
             step = StreamEdit(None if number % 2 else self.pictures[rows], *self.edits[edit])
-            plan.append((stream_request(step, number + 1), self._edited[edit][rows]))
+            plan.append((stream_request(step, number + 1), self.edited[edit][rows]))
         return plan
 
     def check(self, order: Order, answer: Any) -> None:
@@ -143,7 +143,7 @@ class Orders:
     def edit(self, rows: slice, edit: int = 0) -> Order:
         """Edit of some pictures."""
         request = messages.edit_request(StreamEdit(self.pictures[rows], *self.edits[edit]))
-        return Order("Edit", request, self._edited[edit][rows])
+        return Order("Edit", request, self.edited[edit][rows])
 
     def _encode_files(self, rows: slice, _: int) -> Order:
         rows = _few(rows)
@@ -158,7 +158,7 @@ class Orders:
 
     def _edit_latents(self, rows: slice, edit: int) -> Order:
         request = messages.edit_request(StreamEdit(self._mu[rows], *self.edits[edit], result="both"))
-        return Order("Edit", request, self._edited[edit][rows], self._edited_mu[edit][rows])
+        return Order("Edit", request, self.edited[edit][rows], self._edited_mu[edit][rows])
 
     def _edit_files(self, rows: slice, _: int) -> Order:
         rows = _few(rows)
@@ -194,7 +194,7 @@ class Orders:
     def _measured(self) -> Deviation:
         """Twice what other batch sizes and a last bit of the latents make different here, plus a level."""
         reference, levels, latents = self._reference, 0, 0.0
-        for moved, edited in zip(self._edited_mu, self._edited, strict=True):
+        for moved, edited in zip(self._edited_mu, self.edited, strict=True):
             for towards in (-np.inf, np.inf):
                 levels = max(levels, _levels(reference.decode(np.nextafter(moved, np.float32(towards))), edited))
         largest = reference.max_batch_size

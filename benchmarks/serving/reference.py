@@ -108,12 +108,10 @@ class Reference:
 
     def _call(self, operation: Operation, batch: int) -> Callable[[], object]:
         images = pictures(batch, self.manifest.image_size, SEED)
-        latents = self.encode(images)[0]
-        if operation == "encode":
-            return lambda: self._backend.encode(images)
-        if operation == "edit":
-            steps = np.tile(self._step, (batch, 1))
-            return lambda: self._backend.edit(images, steps)
-        if operation == "slide":
-            return lambda: self._backend.decode(latents + self._step)
-        return lambda: self._backend.decode(latents)
+        latents, steps = self.encode(images)[0], np.tile(self._step, (batch, 1))
+        return {
+            "encode": lambda: self._backend.encode(images),
+            "edit": lambda: self._backend.edit(images, steps),
+            "slide": lambda: self._backend.decode(latents + self._step),
+            "decode": lambda: self._backend.decode(latents),
+        }[operation]

@@ -211,9 +211,7 @@ async def deadline_storm(scene: Scene) -> None:
 
     await scene.disturb(trouble)
     scene.facts.append(f"storm: {storm.describe()}")
-    scene.facts += [
-        f"{count} x {reason}" for reason, count in (storm.reasons + scene.crowd.tally.reasons).most_common(4)
-    ]
+    scene.facts += storm.common_reasons(4)
     given_up = {"DEADLINE_EXCEEDED", "CANCELLED"}
     scene.checks["the storm ends in answers, deadlines and cancellations only"] = set(storm.statuses) <= given_up
     scene.checks["none of its answers is wrong or lost"] = not storm.wrong and not storm.lost
@@ -236,7 +234,7 @@ async def sigterm(scene: Scene) -> None:
         if reason != _OVERTAKEN_WRITE
         and not (reason.startswith("UNAVAILABLE") and any(text in reason for text in _REFUSED_BY_NAME))
     ]
-    scene.facts += [f"{count} x {reason}" for reason, count in tally.reasons.most_common(5)]
+    scene.facts += tally.common_reasons(5)
     scene.checks["every client is refused in the end"] = tally.statuses.total() + len(tally.wrong) == scene.crowd.number
     scene.checks["it ends with exit code 0"] = code == 0
     scene.checks["every request is answered right, or refused by name"] = not (unclear or tally.wrong or tally.lost)
@@ -298,7 +296,7 @@ async def backend_raises(scene: Scene) -> None:
     expected = Counter(number for batch in batches for number in batch)
     reasons = poisoned.reasons + tally.reasons
     scene.facts.append(f"{len(batches)} batches failed")
-    scene.facts += [f"{count} x {reason}" for reason, count in reasons.most_common(3)]
+    scene.facts += tally.common_reasons(3)
     scene.checks["nothing hangs"] = not late
     scene.checks["exactly the requests of those batches fail"] = +failed == expected and expected.total() > 0
     scene.checks["no marked image is answered"] = not poisoned.answered
@@ -374,11 +372,7 @@ async def restarts(scene: Scene) -> None:
             rng = np.random.default_rng([8, seed])
             async with AsyncClient(scene.crowd.target, timeout=HANG_S) as client:
                 while not over.is_set():
-                    edit, first = (
-                        int(rng.integers(len(scene.orders.edits))),
-                        int(rng.integers(len(scene.orders.pictures))),
-                    )
-                    await own.count("Edit", ask_own(client, scene.orders, slice(first, first + 1), edit))
+                    await own.count("Edit", ask_own(client, scene.orders, rng))
 
         async def trouble() -> None:
             running = asyncio.gather(*map(own_client, range(scene.crowd.number)))
@@ -395,18 +389,17 @@ async def restarts(scene: Scene) -> None:
         log = "".join(server.log for server in started)
     for name, of in (("plain", tally), ("this project's", own)):
         scene.facts.append(f"{name} clients: {of.describe()}; longest wait {of.calls.percentiles()['max']:,.0f} ms")
-        scene.facts += [f"{count} x {reason}" for reason, count in of.reasons.most_common(3)]
+        scene.facts += of.common_reasons(3)
     scene.checks["every call of this project's clients is answered, right"] = own.untouched
     scene.checks["every server ends with exit code 0"] = codes == [0] * number
     scene.checks["no log has a trace"] = "Traceback" not in log
 
 
-async def ask_own(client: AsyncClient, orders: Orders, rows: slice, edit: int) -> int:
-    """Has this project's client edit pictures, and checks the answer; how many they are."""
-    images = await client.edit(orders.pictures[rows], *orders.edits[edit])
-    expected = orders.edit(rows, edit).images
-    assert expected is not None
-    orders.check_images(images, expected)
+async def ask_own(client: AsyncClient, orders: Orders, rng: np.random.Generator) -> int:
+    """Has this project's client edit a picture, and checks the answer; how many images that has."""
+    row, edit = int(rng.integers(len(orders.pictures))), int(rng.integers(len(orders.edits)))
+    images = await client.edit(orders.pictures[row : row + 1], *orders.edits[edit])
+    orders.check_images(images, orders.edited[edit][row : row + 1])
     return len(images)
 
 
