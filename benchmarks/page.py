@@ -118,7 +118,7 @@ def measure(config: PageConfig) -> bool:
             wide: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}}
             for name, options in {"light": wide, "dark": {**wide, "color_scheme": "dark"}, "phone": PHONE}.items():
                 picture(browser, url, config.pictures / f"page-{name}.png", options)
-        # The end of playwright kills the browser; its own orderly end has been seen to take forever.
+        # The end of playwright kills the browser; closing it has been seen to take forever.
     return p95 <= LIMIT_MS
 
 

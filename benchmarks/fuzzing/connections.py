@@ -31,7 +31,7 @@ from serving.requests import OPTIONS
 from fuzzing.answers import leaked
 
 _ENCODE, _EDIT = "/dfcvae.v1.LatentEngine/Encode", "/dfcvae.v1.LatentEngine/Edit"
-_PATIENCE_S = 0.25
+_READ_S = 0.25
 _MANY = 200
 _HEADERS: dict[str, tuple[tuple[str, str], ...]] = {
     "deadline that is no number": (("grpc-timeout", "soon"),),
@@ -114,8 +114,8 @@ async def _abuse(target: str, data: bytes) -> bytes:
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             writer.write(data)
-            await asyncio.wait_for(writer.drain(), _PATIENCE_S)
-            while part := await asyncio.wait_for(reader.read(65_536), _PATIENCE_S):
+            await asyncio.wait_for(writer.drain(), _READ_S)
+            while part := await asyncio.wait_for(reader.read(65_536), _READ_S):
                 answer += part
         finally:
             writer.transport.abort()

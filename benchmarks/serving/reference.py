@@ -32,7 +32,7 @@ MIN_CALLS = 3
 _LEVELS = {"raw": 0.5, "jpeg": 2.0}  # mean difference of pixels that is allowed, levels of 255
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """Batches that were computed in this process: their images, and the time that they took, seconds."""
 
     images: int
@@ -69,7 +69,7 @@ class Reference:
         """What the server makes of image files, uint8 [N, S, S, 3]."""
         return np.stack([decode_file(file, self.manifest.frame) for file in files])
 
-    def pace(self, operation: Operation, batch: int, seconds: float) -> Pace:
+    def throughput(self, operation: Operation, batch: int, seconds: float) -> Throughput:
         """Computes batches for about `seconds`."""
         call = self._call(operation, batch)
         call()
@@ -77,7 +77,7 @@ class Reference:
         while time.perf_counter() - start < seconds or calls < MIN_CALLS:
             call()
             calls += 1
-        return Pace(batch * calls, time.perf_counter() - start, time.process_time() - cpu)
+        return Throughput(batch * calls, time.perf_counter() - start, time.process_time() - cpu)
 
     def check(self, case: Case, got: npt.NDArray[Any], name: str) -> None:
         """Compares an answer with what this process computes from the same request."""

@@ -49,7 +49,7 @@ class Usage:
         return max((rss for at, rss in self.rss_mib if start <= at < end), default=float("nan"))
 
     def __enter__(self) -> Usage:
-        self._processes = family(self.pid)
+        self._processes = process_tree(self.pid)
         self._before, _ = _taken(self._processes)
         self._start = time.monotonic()
         self._stop = threading.Event()
@@ -70,7 +70,7 @@ class Usage:
                 return
 
 
-def family(pid: int) -> list[psutil.Process]:
+def process_tree(pid: int) -> list[psutil.Process]:
     """A process and its children; none for 0."""
     return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
 

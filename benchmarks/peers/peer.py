@@ -124,7 +124,7 @@ BENTOML = Protocol(
 
 
 @dataclass(frozen=True)
-class Rival:
+class Peer:
     """A server."""
 
     name: str  # in the table
@@ -155,7 +155,7 @@ class Rival:
         return folder / "python" if self.environment else Path(sys.executable)
 
 
-def _all() -> dict[str, Rival]:
+def _all() -> dict[str, Peer]:
     peers: dict[str, tuple[tuple[str, ...], Protocol]] = {
         "grpcio": ((f"{SERVERS}/grpcio_server.py",), EDIT),
         "mosec": ((f"{SERVERS}/mosec_server.py", "--address", "127.0.0.1", "--port", "{port}"), _bytes("/inference")),
@@ -167,12 +167,12 @@ def _all() -> dict[str, Rival]:
         "ray": ((f"{SERVERS}/ray_server.py",), _bytes("/")),
         "triton": ((f"{SERVERS}/triton_server.py",), MODEL_INFER),
     }
-    found = {OURS: Rival(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)}
+    found = {OURS: Peer(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)}
     for name, (arguments, protocol) in peers.items():
         for engine in (False, True):
             title = f"{name}+engine" if engine else name
-            found[title] = Rival(title, name, arguments, protocol, engine)
+            found[title] = Peer(title, name, arguments, protocol, engine)
     return found
 
 
-RIVALS = _all()  # all of them, by name, in the order of the table
+PEERS = _all()  # all of them, by name, in the order of the table
