@@ -30,7 +30,7 @@ def run(config: Any, work: Callable[[Any], bool], doc: str | None, arguments: Se
         Exit code: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
     """
     prog = f"python benchmarks/{Path(sys.argv[0]).name}"
-    return command.run(config, work, prog=prog, doc=doc, arguments=arguments)
+    return command.run(config, work, arguments, prog=prog, doc=doc)
 
 
 def require_positive(config: object, *names: str) -> None:

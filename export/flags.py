@@ -169,5 +169,5 @@ class EngineFlags:
         if kind_of(option.device) not in BACKENDS[option.backend].splits:
             return () if self.split == "yes" else (False,)
         if self.split == "auto":
-            return (False, True) if self.threads != 1 and self.max_batch != 1 else (False,)
+            return (False, True) if self.cores != 1 and self.max_batch != 1 else (False,)
         return (self.split == "yes",)
