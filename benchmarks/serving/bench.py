@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -76,9 +76,7 @@ class Bench:
     pid: int  # its process, to watch what it takes; 0 for none
     seconds: float  # time per case, seconds
     reference: Reference | None  # the same engine in this process; None leaves shares and values of answers alone
-
-    def __post_init__(self) -> None:
-        self._prepared: dict[Case, Prepared] = {}
+    _prepared: dict[Case, Prepared] = field(default_factory=dict, init=False)
 
     def fits(self, case: Case) -> bool:
         """Whether the server's limits let a case through without refusals."""
