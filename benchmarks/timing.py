@@ -24,23 +24,14 @@ MIN_CALLS = 20
 
 @dataclass(frozen=True)
 class Timing:
-    """What one side took for one operation at one batch size.
-
-    Attributes:
-        side: Its name.
-        operation: "encode", "edit" or "decode".
-        batch_size: Images a call.
-        calls: Calls that were timed; with fewer than 100, `p99_ms` is little else than the slowest.
-        images_per_s: Images of all timed calls by the time that they took.
-        mean_ms: Mean duration of a call, ms; likewise the shortest, and percentiles 50, 90 and 99.
-    """
+    """What one side took for one operation at one batch size."""
 
     side: str
-    operation: str
-    batch_size: int
-    calls: int
-    images_per_s: float
-    mean_ms: float
+    operation: str  # "encode", "edit" or "decode"
+    batch_size: int  # images a call
+    calls: int  # that were timed; with fewer than 100, `p99_ms` is little else than the slowest
+    images_per_s: float  # images of all timed calls by the time that they took
+    mean_ms: float  # duration of a call; likewise the shortest, and percentiles 50, 90 and 99
     min_ms: float
     p50_ms: float
     p90_ms: float
