@@ -129,7 +129,7 @@ def _name(bundle: Bundle) -> str:
     return f"{bundle.path.name}: {manifest.backend} {manifest.precision} on {manifest.device}"
 
 
-def benchmark(config: LatencyConfig) -> bool:
+def benchmark(config: LatencyConfig) -> None:
     """Measures, prints the tables and writes the JSON.
 
     Raises:
@@ -185,7 +185,6 @@ def benchmark(config: LatencyConfig) -> bool:
     write_json(config.json, record)
     for parity in reports.values():
         parity.require()
-    return True
 
 
 main = partial(run, LatencyConfig, benchmark, __doc__)

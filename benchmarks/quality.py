@@ -290,7 +290,7 @@ def notes(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"- {line}" for line in found)
 
 
-def quality(config: QualityConfig) -> bool:
+def quality(config: QualityConfig) -> None:
     """Makes the rows and prints the tables; a command that fails ends this one with its own exit code."""
     config.check()
     try:
@@ -301,7 +301,6 @@ def quality(config: QualityConfig) -> bool:
     rows = read(config.out)
     print(f"{table(rows)}\n\n{notes(rows)}\n\n{attribute_table(rows)}")
     write_json(config.json, rows)
-    return True
 
 
 main = partial(run, QualityConfig, quality, __doc__)

@@ -149,7 +149,6 @@ async def half_sent(test: FaultTest) -> None:
 
     Some are still hanging when the server is told to stop.
     """
-    host, _, port = test.server.target.rpartition(":")
     declared = 100 * ask_model(test.server.target).image_size ** 2 * 3
     message = (struct.pack(">BI", 0, declared) + bytes(declared // 2))[: http2.WINDOW_BYTES]
     parts = [message[at : at + http2.FRAME_BYTES] for at in range(0, len(message), http2.FRAME_BYTES)]
@@ -157,7 +156,7 @@ async def half_sent(test: FaultTest) -> None:
     hanging: list[asyncio.StreamWriter] = []
 
     async def begin(way: str) -> None:
-        _, writer = await asyncio.open_connection(host, int(port))
+        _, writer = await asyncio.open_connection(*test.server.target.rsplit(":", 1))
         writer.write(http2.START + http2.opening(1, _EDIT))
         for part in parts:
             last = way == "ended early" and part is parts[-1]
@@ -178,7 +177,7 @@ async def half_sent(test: FaultTest) -> None:
             for way in ("closed", "reset", "ended early", "left hanging"):
                 await begin(way)
         for number in range(test.many(10)):
-            _, writer = await asyncio.open_connection(host, int(port))
+            _, writer = await asyncio.open_connection(*test.server.target.rsplit(":", 1))
             writer.write(np.random.default_rng(number).bytes(4096))
             counts["no HTTP/2"] += 1
             writer.close()
