@@ -1,7 +1,7 @@
 """Faults: what happens to accepted requests when clients, messages, deadlines, signals or the backend go wrong.
 
-Each scenario starts a server of its own, puts load on it whose every answer is checked, and makes trouble. Exit code 1
-if something that was accepted is lost or wrong, or if anything hangs.
+Each scenario starts a server of its own, puts load on it whose every answer is checked, and injects a fault. Exit code
+1 if something that was accepted is lost or wrong, or if anything hangs.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import get_args
 
 from script import ROOT, require_positive, run, write_json
-from serving.clients import Crowd
-from serving.orders import Orders
+from serving.clients import Load
 from serving.poisoned_server import SECRET
 from serving.process import Server
-from serving.scenarios import GRACE_S, ROOM, SCENARIOS, Name, Scene
+from serving.scenarios import GRACE_S, ROOM, SCENARIOS, FaultTest, Name
+from serving.workload import Workload
 
 from engine.bundle import Bundle
 
@@ -45,14 +45,14 @@ class FaultsConfig:
     clients: int = 16
     """Clients of the load, each with its own connection and one request after the other."""
     settle_s: float = 2.0
-    """How long the load runs undisturbed before and after the trouble, seconds."""
+    """How long the load runs undisturbed before and after the fault, seconds."""
     scale: float = 1.0
-    """Factor on how much trouble is made."""
+    """Factor on how much of a fault is injected."""
     json: Path | None = None
     """File to write all figures to."""
 
 
-def play(name: Name, config: FaultsConfig, orders: Orders) -> tuple[Scene, float]:
+def play(name: Name, config: FaultsConfig, workload: Workload) -> tuple[FaultTest, float]:
     """Runs one scenario with a server of its own; how long that took, seconds."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -64,41 +64,41 @@ def play(name: Name, config: FaultsConfig, orders: Orders) -> tuple[Scene, float
             command = [ROOT / "benchmarks" / "serving" / "poisoned_server.py", folder / "failures"]
         command += ["--bundle", bundle, *ROOM, "--grace-s", GRACE_S]
         with Server(command) as server:
-            scene = Scene(
-                server, bundle, Crowd(server.target, orders, config.clients), folder, config.settle_s, config.scale
+            test = FaultTest(
+                server, bundle, Load(server.target, workload, config.clients), folder, config.settle_s, config.scale
             )
-            asyncio.run(SCENARIOS[name](scene))
-        scene.checks["it ends with exit code 0"] = server.process.returncode == 0
+            asyncio.run(SCENARIOS[name](test))
+        test.checks["it ends with exit code 0"] = server.process.returncode == 0
         # Every trace in it is of the failure that was made on purpose.
-        scene.checks["its log has no trace but the backend's"] = server.log.count("Traceback") == server.log.count(
+        test.checks["its log has no trace but the backend's"] = server.log.count("Traceback") == server.log.count(
             SECRET
         )
-    scene.facts += [f"wrong: {text}" for text in scene.crowd.tally.wrong[:5]]
-    return scene, time.monotonic() - start
+    test.facts += [f"wrong: {text}" for text in test.load.stats.wrong[:5]]
+    return test, time.monotonic() - start
 
 
 def faults(config: FaultsConfig) -> bool:
     """Plays the scenarios and reports; whether everything held."""
     require_positive(config, "clients", "settle_s", "scale")
-    orders = Orders(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
+    workload = Workload(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     results = []
     for name in config.scenarios:
-        scene, seconds = play(name, config, orders)
-        tally, passed = scene.crowd.tally, all(scene.checks.values())
-        print(f"{'PASS' if passed else 'FAIL'}  {name} ({seconds:.0f} s)\n      load: {tally.describe()}")
-        for fact in scene.facts:
+        test, seconds = play(name, config, workload)
+        stats, passed = test.load.stats, all(test.checks.values())
+        print(f"{'PASS' if passed else 'FAIL'}  {name} ({seconds:.0f} s)\n      load: {stats.describe()}")
+        for fact in test.facts:
             print(f"      {fact}")
-        for what, holds in scene.checks.items():
+        for what, holds in test.checks.items():
             print(f"      {'pass' if holds else 'FAIL'}  {what}", flush=True)
         results.append(
             {
                 "name": name,
                 "seconds": seconds,
-                "sent": tally.sent.total(),
-                "answered": tally.answered.total(),
-                "refused": tally.statuses,
-                "facts": scene.facts,
-                "checks": scene.checks,
+                "sent": stats.sent.total(),
+                "answered": stats.answered.total(),
+                "refused": stats.statuses,
+                "facts": test.facts,
+                "checks": test.checks,
                 "passed": passed,
             }
         )

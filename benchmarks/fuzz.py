@@ -1,7 +1,7 @@
 """Bad input at scale: whatever a client sends, it gets a clean status, and the server lives.
 
 Starts a server of its own, and sends it requests that Hypothesis draws from the messages' descriptions, each also with
-its bytes spoilt; then connections that speak no proper HTTP/2 or gRPC, and bombs, while a well-behaved client goes on.
+its bytes mutated; then connections that speak no proper HTTP/2 or gRPC, and bombs, while a well-behaved client goes on.
 Exit code 1 if an answer wasn't clean, or the server or the other client took any harm.
 """
 
@@ -26,12 +26,12 @@ from fuzzing.connections import abuse_all, send_bombs, send_foreign_path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 from script import require_positive, run
-from serving.clients import Crowd
+from serving.clients import Load
 from serving.figures import markdown
-from serving.orders import Orders
 from serving.process import Server
 from serving.requests import OPTIONS
 from serving.usage import Usage
+from serving.workload import Workload
 from tqdm import tqdm
 
 from engine.bundle import Bundle
@@ -56,7 +56,7 @@ class FuzzConfig:
     requests: int = 100_000
     """Requests to send through gRPC."""
     variants: int = 4
-    """Variants of every drawn request, with its bytes spoilt; they are sent at the same time."""
+    """Variants of every drawn request, with its bytes mutated; they are sent at the same time."""
     seed: int = 0
     """The same seed draws the same requests, and the same connections."""
     findings: Path | None = None
@@ -106,7 +106,7 @@ def send_drawn(
 
 async def attack(server: Server, config: FuzzConfig) -> list[str]:
     """Sends everything, watches a good client and the server's memory, and tells of it; what went wrong."""
-    good = Crowd(server.target, Orders(Bundle.load(config.bundle), _PICTURES, 1), 1)
+    good = Load(server.target, Workload(Bundle.load(config.bundle), _PICTURES, 1), 1)
     over = asyncio.Event()
     running = asyncio.ensure_future(good.run(over.is_set))
     with Usage(server.process.pid) as usage:
@@ -116,10 +116,10 @@ async def attack(server: Server, config: FuzzConfig) -> list[str]:
         connections, found = await abuse_all(server.target, config.seed)
         wrong += found + await send_bombs(server.target)
     over.set()
-    tally = await running
+    stats = await running
     # Two thousand calls in one burst, one of the abuses, are more than the server has room for.
-    if tally.wrong or set(tally.statuses) - {"RESOURCE_EXHAUSTED"} or not tally.answered:
-        wrong.append(f"good requests of another client: {tally.describe()}; {tally.wrong[:3]} {dict(tally.reasons)}")
+    if stats.wrong or set(stats.statuses) - {"RESOURCE_EXHAUSTED"} or not stats.answered:
+        wrong.append(f"good requests of another client: {stats.describe()}; {stats.wrong[:3]} {dict(stats.reasons)}")
     wrong += traces(server.log)
     wrong += await send_foreign_path(server.target)
     first, last = usage.peak_between(0, seconds / 2), usage.peak_between(seconds - 2, seconds)
@@ -128,7 +128,7 @@ async def attack(server: Server, config: FuzzConfig) -> list[str]:
     print(f"{table(statuses)}\n")
     print(f"- {statuses.total():,} requests in {seconds:.0f} s")
     print(f"- {connections:,} connections that speak no proper HTTP/2 or gRPC")
-    print(f"- good requests of another client meanwhile: {tally.describe()}")
+    print(f"- good requests of another client meanwhile: {stats.describe()}")
     print(f"- memory of the server: {first:.0f} MiB in the first half, {last:.0f} MiB at the end, "
           f"at most {usage.peak_mib:.0f} MiB")  # fmt: skip
     return wrong

@@ -107,6 +107,7 @@ def time_engines(config: EnginesConfig) -> None:
         EngineError: the bundle can't be used, there is no GPU, TensorRT refuses all graphs, or an engine is beyond its
             tolerances.
     """
+    require_positive(config, "seconds", "max_batch")
     require("retarget")
     from export.retarget import RetargetConfig, retarget  # noqa: PLC0415
 
@@ -138,6 +139,7 @@ def time_pytorch(config: PyTorchConfig) -> None:
     Raises:
         InputError: PyTorch finds no GPU, or the run cannot be used.
     """
+    require_positive(config, "seconds", "max_batch")
     require("train")
     import torch  # noqa: PLC0415
     from pytorch import PyTorchBackend  # noqa: PLC0415
@@ -229,6 +231,7 @@ def time_server(config: ServeConfig) -> None:
         InputError: the bundle has no attributes, or the server doesn't start; likewise EngineError.
         ParityError: the server answers otherwise than the engine.
     """
+    require_positive(config, "seconds", "images")
     bundle = Bundle.load(config.bundle)
     if not bundle.directions.names:
         raise InputError(f"--bundle {config.bundle}: has no attributes, so that nothing can be edited")
@@ -252,19 +255,14 @@ def time_server(config: ServeConfig) -> None:
     print(markdown(rows))
 
 
-def work(config: PyTorchConfig | EnginesConfig | ServeConfig) -> bool:
+def work(config: PyTorchConfig | EnginesConfig | ServeConfig) -> None:
     """One of the steps."""
-    require_positive(config, "seconds")
-    if isinstance(config, ServeConfig):
-        require_positive(config, "images")
-        time_server(config)
-        return True
-    require_positive(config, "max_batch")
     if isinstance(config, PyTorchConfig):
         time_pytorch(config)
-    else:
+    elif isinstance(config, EnginesConfig):
         time_engines(config)
-    return True
+    else:
+        time_server(config)
 
 
 Step = (

@@ -9,17 +9,17 @@ tolerances.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from script import machine, require_positive, run, summary, write_json
 from timing import by_case, measure, table
 
+from engine.arrays import Bytes, Floats
 from engine.backends import Backend, Options, cores, open_backend, open_graphs
 from engine.backends.base import bucket_sizes
 from engine.bundle import DECODER, ENCODER, Bundle
@@ -30,9 +30,6 @@ from export.errors import InputError
 from export.proof.judge import NO_RUN, Trial, describe
 from export.verify import built_parity, require_run, run_truth
 from trainer.extras import require
-
-Images = npt.NDArray[np.uint8]
-Latents = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,55 +66,40 @@ class DefaultRuntime(Backend):
             for name in (ENCODER, DECODER)
         )
 
-    def encode(self, images: Images) -> tuple[Latents, Latents]:
+    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Means and log variances."""
         mu, log_var = self._encoder.run(["mu", "log_var"], {"images": images})
         return mu, log_var
 
-    def decode(self, latents: Latents) -> Images:
+    def decode(self, latents: Floats) -> Bytes:
         """Images."""
         (images,) = self._decoder.run(["images"], {"latents": latents})
         return np.asarray(images)
 
 
-@dataclass(frozen=True)
-class Contest:
-    """Who is measured, on what.
+def held_out(bundles: Sequence[Bundle], run: Path) -> tuple[Truth, Trial | str]:
+    """What parity is measured against, and edits for the run's classifier, or why there are none.
 
-    Attributes:
-        bundles: The bundles, by the names of their sides.
-        sides: All sides by name; those of the bundles come first.
-        samples: Images to encode, uint8 [N, S, S, 3].
-        truth: What parity is measured against; None without a run.
-        trial: Edits for the run's classifier, or why there are none.
+    Raises:
+        InputError: a bundle was not built from this run, or the run cannot be used; likewise RunError.
     """
+    # INT8 was calibrated on half of the run's images: if any bundle has it, all are measured on the others.
+    quantised = (bundle for bundle in bundles if bundle.manifest.precision == "int8")
+    truth, trial = run_truth(next(quantised, bundles[0]), run)
+    for bundle in bundles[1:]:
+        require_run(bundle, run, bundles[0].manifest.run.get("model_sha256"))
+    return truth, trial
 
-    bundles: dict[str, Bundle]
-    sides: dict[str, Backend]
-    samples: Images
-    truth: Truth | None
-    trial: Trial | str
 
-    @classmethod
-    def of(cls, config: LatencyConfig, bundles: Sequence[Bundle], threads: int) -> Contest:
-        """Opens all sides; without a run the images are noise.
-
-        Raises:
-            InputError: a bundle was not built from this run, or the run cannot be used; likewise RunError.
-            EngineError: an engine cannot be opened.
-        """
-        named = {f"{bundle.path.name}: {_describe(bundle)}": bundle for bundle in bundles}
-        sides: dict[str, Backend] = {name: open_backend(bundle, threads) for name, bundle in named.items()}
-        first = bundles[0]
-        if config.portable:
-            graphs = (first.path / ENCODER, first.path / DECODER)
-            options = Options(max_batch_size=first.manifest.max_batch_size, threads=threads)
-            sides["portable: onnxruntime fp32"] = open_graphs(*graphs, options)
-            sides["ONNX Runtime's defaults"] = DefaultRuntime(first.path, config.threads)
-        if config.run is None:
-            size = first.manifest.image_size
-            noise = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
-            return cls(named, sides, noise, None, NO_RUN)
+def open_sides(config: LatencyConfig, bundles: Mapping[str, Bundle], threads: int) -> dict[str, Backend]:
+    """All sides by name; those of the bundles come first."""
+    sides: dict[str, Backend] = {name: open_backend(bundle, threads) for name, bundle in bundles.items()}
+    if config.portable:
+        first = next(iter(bundles.values()))
+        options = Options(max_batch_size=first.manifest.max_batch_size, threads=threads)
+        sides["portable: onnxruntime fp32"] = open_graphs(first.path / ENCODER, first.path / DECODER, options)
+        sides["ONNX Runtime's defaults"] = DefaultRuntime(first.path, config.threads)
+    if config.run is not None:
         # Engines can be measured alone where there is no torch.
         import torch  # noqa: PLC0415
         from pytorch import PyTorchBackend  # noqa: PLC0415
@@ -126,42 +108,28 @@ class Contest:
         from export.run import Run  # noqa: PLC0415
 
         torch.set_num_threads(threads)
-        # INT8 was calibrated on half of the run's images: if any bundle has it, all are measured on the others.
-        quantised = (bundle for bundle in bundles if bundle.manifest.precision == "int8")
-        truth, trial = run_truth(next(quantised, first), config.run)
-        for bundle in bundles[1:]:
-            require_run(bundle, config.run, first.manifest.run.get("model_sha256"))
         model = Run.load(config.run).model
         sides[NAME] = EagerBackend(model)
         if config.compiled:
             sides["PyTorch compiled BF16"] = PyTorchBackend(model, torch.bfloat16, compiled=True, device="cpu")
-        return cls(named, sides, truth.images, truth, trial)
-
-    def parity(self) -> dict[str, Report]:
-        """Parity of each bundle's engine measured now; without a run, as it was measured at export.
-
-        Raises:
-            InputError: a bundle does not say how exact it should be.
-        """
-        reports = {}
-        for name, bundle in self.bundles.items():
-            if self.truth is None:
-                reports[name] = built_parity(bundle)
-                continue
-            side, largest = self.sides[name], bundle.manifest.max_batch_size
-            stage = self.truth.compare(side, name, tolerances_of(bundle), largest)
-            if not isinstance(self.trial, str):
-                stage = replace(stage, judged=self.trial.judge(side, largest))
-            reports[name] = Report(self.truth.what, len(self.samples), describe(self.trial), {"engine": stage})
-        return reports
+    return sides
 
 
-def _describe(bundle: Bundle) -> str:
+def parity_of(name: str, bundle: Bundle, side: Backend, truth: Truth, trial: Trial | str) -> Report:
+    """Parity of a bundle's engine, measured now."""
+    largest = bundle.manifest.max_batch_size
+    stage = truth.compare(side, name, tolerances_of(bundle), largest)
+    if not isinstance(trial, str):
+        stage = replace(stage, judged=trial.judge(side, largest))
+    return Report(truth.what, len(truth.images), describe(trial), {"engine": stage})
+
+
+def _name(bundle: Bundle) -> str:
     manifest = bundle.manifest
-    return f"{manifest.backend} {manifest.precision} on {manifest.device}"
+    return f"{bundle.path.name}: {manifest.backend} {manifest.precision} on {manifest.device}"
 
 
-def benchmark(config: LatencyConfig) -> bool:
+def benchmark(config: LatencyConfig) -> None:
     """Measures, prints the tables and writes the JSON.
 
     Raises:
@@ -181,36 +149,42 @@ def benchmark(config: LatencyConfig) -> bool:
         if not 1 <= size <= largest:
             raise InputError(f"--batch-sizes {size}: these bundles take 1 to {largest} images")
     here = {**machine(), "threads": config.threads or cores()}
-    contest = Contest.of(config, bundles, here["threads"])
-    reports = contest.parity()
-    timings = measure(contest.sides, contest.samples, bundles[0].directions, batch_sizes, config.seconds)
+    named = {_name(bundle): bundle for bundle in bundles}
+    truth, trial = (None, NO_RUN) if config.run is None else held_out(bundles, config.run)
+    sides = open_sides(config, named, here["threads"])
+    if truth is None:
+        size = bundles[0].manifest.image_size
+        images = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), np.uint8)
+        reports = {name: built_parity(bundle) for name, bundle in named.items()}
+    else:
+        images = truth.images
+        reports = {name: parity_of(name, bundle, sides[name], truth, trial) for name, bundle in named.items()}
+    timings = measure(sides, images, bundles[0].directions, batch_sizes, config.seconds)
 
     print(f"{summary(here)}\n{here['threads']} threads")
     if here["load"] > here["cores"] / 2:
         print("this machine was busy: PyTorch's threads suffer more from that than the engine's, so measure again")
     print(f"\n{table(timings)}")
-    if contest.truth is None:
+    if truth is None:
         print("PyTorch was not measured (give --run); parity is quoted from the export")
     for name, parity in reports.items():
         print(f"\n{name}\n{parity.table()}")
     record = {
         "machine": here,
         "bundles": {
-            name: {**asdict(bundle.manifest), "parity": reports[name].to_json()}
-            for name, bundle in contest.bundles.items()
+            name: {**asdict(bundle.manifest), "parity": reports[name].to_json()} for name, bundle in named.items()
         },
         "seconds": config.seconds,
         "results": [
             {"batch_size": size, "operation": operation, "timings": {name: asdict(one) for name, one in sides.items()}}
             for (size, operation), sides in by_case(timings).items()
         ],
-        "parity_measured": "now" if contest.truth else "at export",
+        "parity_measured": "now" if truth else "at export",
         "parity_holds": not any(stage.failures() for parity in reports.values() for stage in parity.stages.values()),
     }
     write_json(config.json, record)
     for parity in reports.values():
         parity.require()
-    return True
 
 
 main = partial(run, LatencyConfig, benchmark, __doc__)

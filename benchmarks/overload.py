@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from script import require_positive, run, show_checks, write_json
 from serving.bench import Bench, Row
@@ -44,10 +44,9 @@ class OverloadConfig:
 
     bundle: Path
     """Bundle folder to serve."""
-    operation: Literal["encode", "edit", "decode"] = "edit"
-    """Operation of the requests; raw pixels."""
     images: int = 16
-    """Images per request: large ones let this generator offer many times the capacity from the same cores."""
+    """Images per request, an edit of raw pixels: large ones let this generator offer many times the capacity from the
+    same cores."""
     times: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
     """Arrivals, as multiples of the measured capacity."""
     max_queue: int = 1024
@@ -106,7 +105,7 @@ def offers(config: OverloadConfig, server: Server, reference: Reference) -> tupl
     model, seconds = ask_model(server.target), config.seconds
     bench = Bench(server.target, model, server.process.pid, seconds / CAPACITY_READINGS, reference)
     in_flight = max(1, min(CAPACITY_IN_FLIGHT, config.max_queue // config.images // 2))
-    case = Case(config.operation, "raw", "unary", config.images, in_flight)
+    case = Case("edit", "raw", "unary", config.images, in_flight)
     # The best of several: what another process takes of the machine meanwhile is no part of the capacity.
     capacity = max((bench.closed(case) for _ in range(CAPACITY_READINGS)), key=lambda row: row.images_per_s)
     if capacity.failures:

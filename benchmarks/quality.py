@@ -42,6 +42,7 @@ from typing import Any
 
 from filelock import FileLock
 from script import run, write_json
+from serving.figures import markdown
 
 from trainer.data import FaceData, load_data, read_index
 from trainer.errors import ConfigError
@@ -230,21 +231,19 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown: a row a variant, and one with mean and standard deviation for those that differ in their seed alone."""
     if not rows:
         return "no row is done yet"
-    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    lines += [_line(f"`{name}`", [metrics]) for name, metrics in rows.items()]
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, metrics in rows.items():
         groups.setdefault(re.sub(r" --seed \d+", "", name), []).append(metrics)
-    lines += [_line(f"`{name}`, {len(of)} seeds", of) for name, of in groups.items() if len(of) > 1]
-    return "\n".join(lines)
+    lines = [_line(f"`{name}`", [metrics]) for name, metrics in rows.items()]
+    return markdown(lines + [_line(f"`{name}`, {len(of)} seeds", of) for name, of in groups.items() if len(of) > 1])
 
 
-def _line(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    cells = []
-    for form, factor, places in COLUMNS.values():
+def _line(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    line = {"": name}
+    for column, (form, factor, places) in COLUMNS.items():
         numbers = ([find(metrics, place) for metrics in rows] for place in places)
-        cells.append(" / ".join(_cell(form, [factor * one for one in of if one is not None]) for of in numbers))
-    return f"| {name} | " + " | ".join(cells) + " |"
+        line[column] = " / ".join(_cell(form, [factor * one for one in of if one is not None]) for of in numbers)
+    return line
 
 
 def _cell(form: str, values: Sequence[float]) -> str:
@@ -258,14 +257,13 @@ def attribute_table(rows: dict[str, dict[str, Any]]) -> str:
     """Accuracy of every attribute beside the majority class, Markdown, per cent."""
     known = {name: metrics["attribute_prediction"] for name, metrics in rows.items()}
     known = {name: linear for name, linear in known.items() if "skipped" not in linear}
-    if not known:
-        return ""
-    lines = ["| | majority | " + " | ".join(f"`{name}`" for name in known) + " |", "|---|---|" + "---|" * len(known)]
-    for attribute, share in next(iter(known.values()))["majority"].items():
-        accuracies = [linear["accuracy"].get(attribute) for linear in known.values()]
-        cells = ["-" if value is None else f"{100 * value:.1f}" for value in accuracies]
-        lines.append(f"| {attribute} | {100 * share:.1f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    majority = next(iter(known.values()))["majority"] if known else {}
+    lines = []
+    for attribute, share in majority.items():
+        shares = {"majority": share} | {f"`{name}`": of["accuracy"].get(attribute) for name, of in known.items()}
+        cells = {name: _cell(".1f", () if one is None else (100 * one,)) for name, one in shares.items()}
+        lines.append({"": attribute, **cells})
+    return markdown(lines)
 
 
 def notes(rows: dict[str, dict[str, Any]]) -> str:
@@ -292,7 +290,7 @@ def notes(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"- {line}" for line in found)
 
 
-def quality(config: QualityConfig) -> bool:
+def quality(config: QualityConfig) -> None:
     """Makes the rows and prints the tables; a command that fails ends this one with its own exit code."""
     config.check()
     try:
@@ -303,7 +301,6 @@ def quality(config: QualityConfig) -> bool:
     rows = read(config.out)
     print(f"{table(rows)}\n\n{notes(rows)}\n\n{attribute_table(rows)}")
     write_json(config.json, rows)
-    return True
 
 
 main = partial(run, QualityConfig, quality, __doc__)

@@ -21,16 +21,14 @@ from export.errors import InputError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(config: Any, work: Callable[[Any], bool], doc: str | None, arguments: Sequence[str] | None = None) -> int:
+def run(config: Any, work: Callable[[Any], object], doc: str | None, arguments: Sequence[str] | None = None) -> int:
     """The command of a script: reads the flags, works, and reports what can't be used in one line.
 
-    `config` is the dataclass of the flags, `work` says whether all that it checked held.
-
-    Returns:
-        Exit code: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
+    `config` is the dataclass of the flags; `work` gives False if something that it checked did not hold.
+    Exit codes: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
     """
     prog = f"python benchmarks/{Path(sys.argv[0]).name}"
-    return command.run(config, work, prog=prog, doc=doc, arguments=arguments)
+    return command.run(config, work, arguments, prog=prog, doc=doc)
 
 
 def require_positive(config: object, *names: str) -> None:

@@ -21,18 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from script import require_positive, run, show_checks, write_json
-from serving.clients import Crowd, Tally
+from serving.clients import Load, Stats
 from serving.figures import markdown
-from serving.orders import Orders
 from serving.process import Server
 from serving.usage import Usage
+from serving.workload import Workload
 from tqdm import tqdm
 
 from engine.backends import cores
 from engine.bundle import Bundle
-from export.errors import InputError
 
 PICTURES = 400
+MAX_IMAGES = 200
+"""Largest request."""
 SETTLED_S = 20.0  # memory must not grow from here on; caches and pools fill before
 MAX_GROWTH = 0.1
 _SETTLING_S = 10.0
@@ -46,8 +47,6 @@ class SoakConfig:
     """Bundle folder to serve."""
     clients: int = 64
     """Clients, each with its own connection and one request after the other."""
-    max_images: int = 200
-    """Largest request, images."""
     minutes: float = 2.0
     """How long, minutes; memory is judged in runs of 40 s and more."""
     json: Path | None = None
@@ -62,44 +61,42 @@ def growth(usage: Usage) -> float | None:
     return usage.peak_between(SETTLED_S, float("inf")) / before - 1
 
 
-async def send(crowd: Crowd, seconds: float) -> None:
-    """Lets the crowd loose for so long, seconds."""
+async def send(load: Load, seconds: float) -> None:
+    """Runs the load for so long, seconds."""
     end = time.monotonic() + seconds
 
     async def show(bar: Any) -> None:
         while (left := end - time.monotonic()) > 0:
             await asyncio.sleep(min(1.0, left))
             bar.n = round(seconds - max(0.0, left))
-            bar.set_postfix(answered=crowd.tally.answered.total(), wrong=len(crowd.tally.wrong))
+            bar.set_postfix(answered=load.stats.answered.total(), wrong=len(load.stats.wrong))
 
     with tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
-        await asyncio.gather(crowd.run(lambda: time.monotonic() >= end), show(bar))
+        await asyncio.gather(load.run(lambda: time.monotonic() >= end), show(bar))
 
 
-def verdicts(tally: Tally, grown: float | None, code: int | None) -> dict[str, bool]:
+def verdicts(stats: Stats, grown: float | None, code: int | None) -> dict[str, bool]:
     """What must hold, and whether it did."""
     checks = {
-        "no answer is wrong or mixed up": not tally.wrong,
-        "no request is lost": not tally.lost,
-        "no request is refused": not tally.statuses,
+        "no answer is wrong or mixed up": not stats.wrong,
+        "no request is lost": not stats.lost,
+        "no request is refused": not stats.statuses,
         "the server ends with exit code 0": code == 0,
     }
     return checks if grown is None else {**checks, "memory grows by at most 10 % after 20 s": grown <= MAX_GROWTH}
 
 
-def report(orders: Orders, tally: Tally, usage: Usage) -> None:
+def report(workload: Workload, stats: Stats, usage: Usage) -> None:
     """Prints what happened."""
-    tolerance, deviation, grown = orders.tolerance, orders.deviation, growth(usage)
-    rows = [{"RPC": name, "sent": sent, "answered right": tally.answered[name]} for name, sent in tally.sent.items()]
+    tolerance, deviation, grown = workload.tolerance, workload.deviation, growth(usage)
+    rows = [{"RPC": name, "sent": sent, "answered right": stats.answered[name]} for name, sent in stats.sent.items()]
     print(markdown(rows), end="\n\n")
-    print(f"{tally.describe()}; {tally.images} images in {usage.wall_s:.0f} s")
-    for reason, count in tally.reasons.most_common(10):
-        print(f"  {count} x {reason}")
-    for wrong in tally.wrong[:10]:
-        print(f"  wrong: {wrong}")
+    print(f"{stats.describe()}; {stats.images} images in {usage.wall_s:.0f} s")
+    for line in (*stats.common_reasons(10), *(f"wrong: {text}" for text in stats.wrong[:10])):
+        print(f"  {line}")
     print(f"images differed from those computed here by up to {deviation.levels} of 255 levels, latents by up to "
           f"{deviation.latents:.2g}; {tolerance.levels} and {tolerance.latents:.2g} are tolerated")  # fmt: skip
-    ms = tally.calls.percentiles()
+    ms = stats.calls.percentiles()
     print("latency, ms: " + ", ".join(f"{name.replace('_', '.')} {value:.0f}" for name, value in ms.items()))
     said = "too short a run to judge growth" if grown is None else f"growth after {SETTLED_S:.0f} s {grown:+.1%}"
     print(f"server: {usage.cores:.2f} cores, peak memory {usage.peak_mib:.0f} MiB, {said}", end="\n\n")
@@ -107,31 +104,29 @@ def report(orders: Orders, tally: Tally, usage: Usage) -> None:
 
 def soak(config: SoakConfig) -> bool:
     """Starts the server, sends, checks and reports; whether everything held."""
-    require_positive(config, "clients", "max_images", "minutes")
-    if config.max_images > PICTURES:
-        raise InputError(f"--max-images {config.max_images}: must be from 1 to {PICTURES}")
-    orders = Orders(Bundle.load(config.bundle), PICTURES, config.max_images)
+    require_positive(config, "clients", "minutes")
+    workload = Workload(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     # Nothing may be refused here: overload is another script's business.
-    room = 2 * config.clients * config.max_images
+    room = 2 * config.clients * MAX_IMAGES
     command = ["-m", "engine", "--bundle", config.bundle.resolve(), "--max-queue", room, "--log-level", "warning"]
     with Server(command) as server, Usage(server.process.pid) as usage:
-        crowd = Crowd(server.target, orders, config.clients)
-        asyncio.run(send(crowd, config.minutes * 60))
-    tally = crowd.tally
-    checks = verdicts(tally, growth(usage), server.process.returncode)
-    print(f"{config.clients} clients, 1 to {config.max_images} images a request, {cores()} cores for both sides\n")
-    report(orders, tally, usage)
+        load = Load(server.target, workload, config.clients)
+        asyncio.run(send(load, config.minutes * 60))
+    stats = load.stats
+    checks = verdicts(stats, growth(usage), server.process.returncode)
+    print(f"{config.clients} clients, 1 to {MAX_IMAGES} images a request, {cores()} cores for both sides\n")
+    report(workload, stats, usage)
     figures = {
         "config": asdict(config),
-        "sent": tally.sent,
-        "answered": tally.answered,
-        "refused": tally.statuses,
-        "wrong": tally.wrong,
-        "images": tally.images,
-        "tolerance": asdict(orders.tolerance),
-        "deviation": asdict(orders.deviation),
-        "latency_ms": tally.calls.percentiles(),
-        "histogram_ms": tally.calls.histogram(),
+        "sent": stats.sent,
+        "answered": stats.answered,
+        "refused": stats.statuses,
+        "wrong": stats.wrong,
+        "images": stats.images,
+        "tolerance": asdict(workload.tolerance),
+        "deviation": asdict(workload.deviation),
+        "latency_ms": stats.calls.percentiles(),
+        "histogram_ms": stats.calls.histogram(),
         "server": {"cores": usage.cores, "rss_mib": usage.rss_mib, "growth": growth(usage)},
         "checks": checks,
     }

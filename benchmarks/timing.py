@@ -7,44 +7,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from serving.figures import markdown
 from tqdm import tqdm
 
+from engine.arrays import Array, Bytes
 from engine.backends import Backend
 from engine.latents import Directions
 
-OPERATIONS = ("encode", "edit", "decode")
 BLOCK_SECONDS = 0.1
 """Length of a side's turn: long beside a call, short beside changes of a machine's clock and load."""
 MIN_CALLS = 20
 """Fewest calls that percentiles are taken of, however slow they are."""
 
-Array = npt.NDArray[Any]
-
 
 @dataclass(frozen=True)
 class Timing:
-    """What one side took for one operation at one batch size.
-
-    Attributes:
-        side: Its name.
-        operation: One of `OPERATIONS`.
-        batch_size: Images a call.
-        calls: Calls that were timed; with fewer than 100, `p99_ms` is little else than the slowest.
-        images_per_s: Images of all timed calls by the time that they took.
-        mean_ms: Mean duration of a call, ms; likewise the shortest, and percentiles 50, 90 and 99.
-    """
+    """What one side took for one operation at one batch size."""
 
     side: str
-    operation: str
-    batch_size: int
-    calls: int
-    images_per_s: float
-    mean_ms: float
+    operation: str  # "encode", "edit" or "decode"
+    batch_size: int  # images a call
+    calls: int  # that were timed; with fewer than 100, `p99_ms` is little else than the slowest
+    images_per_s: float  # images of all timed calls by the time that they took
+    mean_ms: float  # duration of a call; likewise the shortest, and percentiles 50, 90 and 99
     min_ms: float
     p50_ms: float
     p90_ms: float
@@ -59,7 +46,7 @@ class Timing:
 
 
 def measure(
-    sides: Mapping[str, Backend], images: Array, directions: Directions, sizes: Sequence[int], seconds: float
+    sides: Mapping[str, Backend], images: Bytes, directions: Directions, sizes: Sequence[int], seconds: float
 ) -> list[Timing]:
     """Times every operation at every batch size, all sides in turn, each for so many seconds.
 
@@ -70,19 +57,13 @@ def measure(
     latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], shape).astype(np.float32)
     images = np.resize(images, (max(sizes), *images.shape[1:]))
-
-    def call(side: Backend, operation: str, size: int) -> object:
-        if operation == "encode":
-            return side.encode(images[:size])
-        if operation == "decode":
-            return side.decode(latents[:size])
-        return side.edit(images[:size], steps[:size])
-
+    arguments: dict[str, tuple[Array, ...]] = {"encode": (images,), "edit": (images, steps), "decode": (latents,)}
     timings = []
-    for size, operation in tqdm(
-        list(product(sizes, OPERATIONS)), desc="measuring", unit="case", leave=False, disable=None
-    ):
-        taken = take_turns({name: partial(call, side, operation, size) for name, side in sides.items()}, seconds)
+    cases = list(product(sizes, arguments))
+    for size, operation in tqdm(cases, desc="measuring", unit="case", leave=False, disable=None):
+        batch = [array[:size] for array in arguments[operation]]
+        calls = {name: partial(getattr(side, operation), *batch) for name, side in sides.items()}
+        taken = take_turns(calls, seconds)
         timings += [Timing.of(name, operation, size, durations) for name, durations in taken.items()]
     return timings
 

@@ -73,10 +73,6 @@ class SpeedConfig:
     """Length of a turn, seconds."""
     turns: int = 5
     """Turns of each side; medians are given."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile in our loop; auto: as in a run of CelebA's size."""
     json: Path | None = None
     """File to write all figures to."""
 
@@ -93,8 +89,6 @@ class SpeedConfig:
             config,
             crop=config.crop if self.crop is None else self.crop,
             vgg_weights=self.vgg_weights if config.taps else None,
-            device=self.device,
-            compile=self.compile,
             epochs=10_000,  # never done
         )
 
@@ -324,7 +318,7 @@ def table(found: dict[str, Any]) -> str:
     )
 
 
-def benchmark(config: SpeedConfig) -> bool:
+def benchmark(config: SpeedConfig) -> None:
     """Measures and prints.
 
     Raises:
@@ -341,7 +335,6 @@ def benchmark(config: SpeedConfig) -> bool:
         found = take_turns(config, training, data)
     print(table(found))
     write_json(config.json, found)
-    return True
 
 
 main = partial(run, SpeedConfig, benchmark, __doc__)

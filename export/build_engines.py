@@ -78,10 +78,6 @@ class BuildConfig(EngineFlags):
     dry_run: bool = False
     """Check everything, print the resolved configuration and the candidates, and stop."""
 
-    def resolve(self) -> BuildConfig:
-        """The same configuration with the number of threads filled in."""
-        return dataclasses.replace(self, threads=self.cores)
-
     def candidates(self, support: Support) -> list[Candidate]:
         """As `EngineFlags`; without those that Triton, where it is asked for, doesn't run."""
         found = super().candidates(support)
@@ -110,7 +106,6 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         ParityError: the engines differ from PyTorch by more than the tolerances. Nothing is written.
         KeyboardInterrupt: `stopped` said so. Nothing is written.
     """
-    config = config.resolve()
     support, candidates, run = _check(config)
     with staging(config.out) as folder:
         say(f"writing ONNX graphs of {config.run} ({run.config.model.image_size} pixels)")
@@ -222,10 +217,9 @@ def _manifest(config: BuildConfig, run: Run) -> Manifest:
 
 def _dry_run(config: BuildConfig) -> dict[str, Any]:
     """Checks what `build` checks first; returns the resolved configuration and what it would build from."""
-    config = config.resolve()
     _, candidates, run = _check(config)
     return {
-        "config": dataclasses.asdict(config),
+        "config": {**dataclasses.asdict(config), "threads": config.cores},
         "candidates": [str(candidate) for candidate in candidates],
         "model": {**dataclasses.asdict(run.config.model), "sha256": run.model_sha256},
         "attributes": run.directions.names,
@@ -243,14 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             build(config, stopped=stopped)
 
-    return command.run(
-        BuildConfig,
-        work,
-        prog="python -m export.build_engines",
-        doc=__doc__,
-        arguments=arguments,
-        outcome="no bundle was written",
-    )
+    prog = "python -m export.build_engines"
+    return command.run(BuildConfig, work, arguments, prog=prog, doc=__doc__, outcome="no bundle was written")
 
 
 if __name__ == "__main__":

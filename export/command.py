@@ -16,10 +16,10 @@ Config = TypeVar("Config")
 def run(
     config: type[Config],
     work: Callable[[Config], object],
+    arguments: Sequence[str] | None = None,
     *,
     prog: str,
     doc: str | None,
-    arguments: Sequence[str] | None,
     outcome: str = "",
 ) -> int:
     """Runs a command.
@@ -27,9 +27,9 @@ def run(
     Args:
         config: Dataclass of the flags; a file `json` among them must have its folder, and be none.
         work: What is done with them; False: something that it checked didn't hold.
+        arguments: Of the command line; None: this process's own.
         prog: How the command is called, for `--help`, which says `doc` as well.
         doc: What it does.
-        arguments: Of the command line; None: this process's own.
         outcome: What follows from a failure, as `export.errors.report` takes it.
 
     Returns:

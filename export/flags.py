@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 else:
     BackendName = Literal[(AUTO, *BACKENDS)]
 
+_TOLERANCES = {
+    "latent_tolerance": "latents",
+    "level_tolerance": "levels",
+    "min_psnr": "psnr_db",
+    "mean_tolerance": "mean_levels",
+    "bias_tolerance": "bias_levels",
+    "logit_tolerance": "logits",
+}
+"""Flags, and the fields of `Tolerances` that they change."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFlags:
@@ -79,20 +89,11 @@ class EngineFlags:
     def __post_init__(self) -> None:
         if self.device != AUTO and not is_device(self.device):
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
-        for flag, value, least in (
-            ("max-batch", self.max_batch, 1),
-            ("latent-tolerance", self.latent_tolerance, 0),
-            ("level-tolerance", self.level_tolerance, 0),
-            ("min-psnr", self.min_psnr, 0),
-            ("mean-tolerance", self.mean_tolerance, 0),
-            ("bias-tolerance", self.bias_tolerance, 0),
-            ("logit-tolerance", self.logit_tolerance, 0),
-            ("threads", self.threads, 1),
-        ):
+        for name, least in {"max_batch": 1, "threads": 1, **dict.fromkeys(_TOLERANCES, 0)}.items():
+            value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
-                raise InputError(
-                    f"--{flag} {value}: must be at least {least}" + ", and finite" * isinstance(value, float)
-                )
+                finite = ", and finite" if isinstance(value, float) else ""
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}{finite}")
         for target in self.compute_capability:
             if target not in TARGETS:
                 raise InputError(
@@ -117,15 +118,8 @@ class EngineFlags:
 
     def tolerances(self, precision: str) -> Tolerances:
         """How far engines in a precision may be from PyTorch."""
-        given: dict[str, Any] = {
-            "latents": self.latent_tolerance,
-            "levels": self.level_tolerance,
-            "psnr_db": self.min_psnr,
-            "mean_levels": self.mean_tolerance,
-            "bias_levels": self.bias_tolerance,
-            "logits": self.logit_tolerance,
-        }
-        changes = {name: value for name, value in given.items() if value is not None}
+        given = {name: getattr(self, flag) for flag, name in _TOLERANCES.items()}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if self.min_psnr is not None and precision != "fp32":
             # The budget decides, not single pixels at edges, which bf16 is held to more tightly than int8.
             changes.setdefault("levels", TOLERANCES["int8"].levels)
@@ -169,5 +163,5 @@ class EngineFlags:
         if kind_of(option.device) not in BACKENDS[option.backend].splits:
             return () if self.split == "yes" else (False,)
         if self.split == "auto":
-            return (False, True) if self.threads != 1 and self.max_batch != 1 else (False,)
+            return (False, True) if self.cores != 1 and self.max_batch != 1 else (False,)
         return (self.split == "yes",)

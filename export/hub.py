@@ -8,8 +8,8 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,16 +146,15 @@ def _parity(manifest: Manifest) -> str:
     return f"on {manifest.parity['samples']} images and as many random latents, every pixel {apart}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit codes: 0 written, 2 unusable input, 130 interrupted."""
+def work(config: HubConfig) -> None:
+    """The command's work."""
+    require("train")
+    write(config)
+    upload = shlex.join(["hf", "upload", f"USER/{config.out.name}", str(config.out)])
+    print(f"wrote {config.out}; look through its {CARD}, then: {upload}")
 
-    def work(config: HubConfig) -> None:
-        require("train")
-        write(config)
-        upload = shlex.join(["hf", "upload", f"USER/{config.out.name}", str(config.out)])
-        print(f"wrote {config.out}; look through its {CARD}, then: {upload}")
 
-    return command.run(HubConfig, work, prog="python -m export.hub", doc=__doc__, arguments=arguments)
+main = partial(command.run, HubConfig, work, prog="python -m export.hub", doc=__doc__)
 
 
 if __name__ == "__main__":

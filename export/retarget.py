@@ -148,14 +148,12 @@ def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[st
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 made, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
     stopped = command.interruptible()
-    return command.run(
-        RetargetConfig,
-        lambda config: retarget(config, stopped=stopped),
-        prog="python -m export.retarget",
-        doc=__doc__,
-        arguments=arguments,
-        outcome="no bundle was written",
-    )
+
+    def work(config: RetargetConfig) -> None:
+        retarget(config, stopped=stopped)
+
+    prog = "python -m export.retarget"
+    return command.run(RetargetConfig, work, arguments, prog=prog, doc=__doc__, outcome="no bundle was written")
 
 
 if __name__ == "__main__":

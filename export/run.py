@@ -27,27 +27,16 @@ _RESUME = "finish the training with `python -m trainer train --resume`"
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model and what belongs to it.
+    """One trained model and what belongs to it."""
 
-    Attributes:
-        path: The run folder.
-        config: Configuration of the training.
-        resolved: What it resolved to on the machine that trained (device, data, VGG weights).
-        model: The VAE in evaluation mode, on the CPU, float32.
-        model_sha256: SHA-256 of its file of weights, hex.
-        directions: Its attribute directions.
-        prior: Its prior, which random faces are drawn from.
-        samples: Held-out real images, uint8 [N, S, S, 3] RGB, N at least 2.
-    """
-
-    path: Path
+    path: Path  # the run folder
     config: TrainConfig
-    resolved: dict[str, Any]
-    model: VAE
-    model_sha256: str
+    resolved: dict[str, Any]  # what that came to on the machine that trained (device, data, VGG weights)
+    model: VAE  # in evaluation mode, on the CPU, float32
+    model_sha256: str  # of its file of weights, hex
     directions: Directions
-    prior: Prior
-    samples: npt.NDArray[np.uint8]
+    prior: Prior  # what random faces are drawn from
+    samples: npt.NDArray[np.uint8]  # held-out real images, [N, S, S, 3] RGB, N at least 2
 
     def split_samples(self, *, calibrates: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         """The samples that parity is measured on, and those that INT8 is calibrated on.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -128,16 +128,15 @@ def require_run(bundle: Bundle, path: Path, model_sha256: str | None) -> None:
         raise InputError(f"--run {path}: {bundle.path} was built from another model; build it again from this one")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit codes: 0 within the tolerances, 1 beyond them, 2 unusable input, 130 interrupted."""
+def work(config: VerifyConfig) -> None:
+    """The command's work."""
+    if config.run is not None:
+        require("train")
+    report = verify(config)
+    print(f"{config.bundle} agrees with {report.truth} on {report.samples} images and as many random latents")
 
-    def work(config: VerifyConfig) -> None:
-        if config.run is not None:
-            require("train")
-        report = verify(config)
-        print(f"{config.bundle} agrees with {report.truth} on {report.samples} images and as many random latents")
 
-    return command.run(VerifyConfig, work, prog="python -m export.verify", doc=__doc__, arguments=arguments)
+main = partial(command.run, VerifyConfig, work, prog="python -m export.verify", doc=__doc__)
 
 
 if __name__ == "__main__":

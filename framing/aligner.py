@@ -16,15 +16,10 @@ MIN_SHARE = 0.5
 
 
 class Aligned(NamedTuple):
-    """A picture in the frame.
+    """A picture in the frame."""
 
-    Attributes:
-        image: RGB, of the frame's source size; or the picture as it was, if it was framed already.
-        faces: how many faces were found; the largest is the one in the frame. 0: none was looked for.
-    """
-
-    image: Image.Image
-    faces: int
+    image: Image.Image  # RGB, of the frame's source size; or the picture as it was, if it was framed already
+    faces: int  # how many faces were found; the largest is the one in the frame. 0: none was looked for
 
 
 class Aligner:

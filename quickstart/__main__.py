@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import tyro
 from engine.bundle import MANIFEST
 from engine.command_line import REAL_PATHS, tell_version
 from quickstart import report
-from quickstart.client import Job, read_order
+from quickstart.client import Job
 from trainer import run_folder
 from trainer.config import RANDOM, TrainConfig
 from trainer.data import FaceData, load_data, read_index
@@ -235,24 +236,22 @@ def _file(image: ImageFile, copy: Path) -> Path:
 
 def write_order(config: Quickstart, data: FaceData, attributes: list[str], path: Path) -> list[Job]:
     """Which held-out faces the client is to edit, and how: adding and removing each judged attribute."""
-    jobs = []
-    for attribute in JUDGED_ATTRIBUTES:
-        for strength in (config.strength, -config.strength):
-            if attribute not in attributes:
-                continue
-            test = data.rows("test")
-            has = data.index.labels[test, data.index.attributes.index(attribute)]
-            rows = test[has != (strength > 0)][:MAX_EDITED]
-            if len(rows):
-                files = [str(_file(data.index.image(row), path.parent / "asked" / f"{row}.image")) for row in rows]
-                jobs.append({"attribute": attribute, "strength": strength, "files": files})
+    jobs, test = [], data.rows("test")
+    for attribute, strength in product(JUDGED_ATTRIBUTES, (config.strength, -config.strength)):
+        if attribute not in attributes:
+            continue
+        has = data.index.labels[test, data.index.attributes.index(attribute)]
+        rows = test[has != (strength > 0)][:MAX_EDITED]
+        if len(rows):
+            files = [str(_file(data.index.image(row), path.parent / "asked" / f"{row}.image")) for row in rows]
+            jobs.append(Job(attribute, strength, tuple(files)))
     if not jobs:
         raise DataError(
             f"{data.index.root}: no direction of {' or '.join(JUDGED_ATTRIBUTES)} could be computed, so there is "
             "nothing to edit; these attributes need 20 images on either side in the train split and some in test"
         )
-    run_folder.write_json(path, jobs)
-    return read_order(path)
+    run_folder.write_json(path, [asdict(job) for job in jobs])
+    return jobs
 
 
 def serve_and_edit(bundle: Path, order: Path, answers: Path, stages: Stages) -> None:

@@ -21,17 +21,11 @@ REQUEST_IMAGES = 32
 
 @dataclass(frozen=True)
 class Job:
-    """One edit of many faces, as the work order lists it.
+    """One edit of many faces, as the work order lists it."""
 
-    Attributes:
-        attribute: what to change.
-        strength: in lengths of the mean difference; negative removes it.
-        files: the image files.
-    """
-
-    attribute: str
-    strength: float
-    files: tuple[str, ...]
+    attribute: str  # what to change
+    strength: float  # in lengths of the mean difference; negative removes it
+    files: tuple[str, ...]  # the image files
 
     @property
     def name(self) -> str:

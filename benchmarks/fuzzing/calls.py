@@ -44,8 +44,8 @@ _METADATA: tuple[tuple[tuple[str, str | bytes], ...], ...] = (
     tuple((f"key-{number}", "value") for number in range(60)),
 )
 
-Trick = Callable[[bytes], bytes]
-_TRICKS: tuple[Trick, ...] = (
+Mutation = Callable[[bytes], bytes]
+_MUTATIONS: tuple[Mutation, ...] = (
     lambda data: data + data,
     lambda data: data + b"\xff" * 11,
     lambda data: data + b"\x9a\x06\x04spam",  # field 99
@@ -59,26 +59,26 @@ _TRICKS: tuple[Trick, ...] = (
 )
 
 
-def _splice(where: float, cut: int, put: bytes) -> Trick:
-    def spoil(data: bytes) -> bytes:
+def _splice(where: float, cut: int, put: bytes) -> Mutation:
+    def mutate(data: bytes) -> bytes:
         at = int(where * len(data))
         return data[:at] + put + data[at + cut :]
 
-    return spoil
+    return mutate
 
 
 _SPLICES = st.builds(
     _splice, st.floats(0, 1), st.sampled_from([0, 1, 1, 2, 4, 16, 10**6]), st.binary(min_size=1, max_size=16)
 ) | st.builds(_splice, st.floats(0, 1), st.sampled_from([1, 2, 4, 16, 10**6]), st.just(b""))
-TRICKS = st.one_of(
+MUTATIONS = st.one_of(
     _SPLICES,
     st.lists(_SPLICES, min_size=2, max_size=4).map(
-        lambda many: lambda data: functools.reduce(lambda now, spoil: spoil(now), many, data)
+        lambda many: lambda data: functools.reduce(lambda now, mutate: mutate(now), many, data)
     ),
-    st.sampled_from(_TRICKS),
+    st.sampled_from(_MUTATIONS),
     st.binary(max_size=100).map(lambda junk: lambda _: junk),
 )
-"""What spoils the bytes of a message or a file."""
+"""What changes the bytes of a message or a file."""
 
 
 class Case(NamedTuple):
@@ -105,7 +105,7 @@ class Messages:
         side = manifest.preprocessing.crop or size
         pictures = (*picture_files(side), *picture_files(side - 1))
         file = st.sampled_from(pictures * 4 + bomb_files(10_000))
-        self._files = file | st.builds(lambda data, spoil: spoil(data), file, TRICKS)
+        self._files = file | st.builds(lambda data, mutate: mutate(data), file, MUTATIONS)
         self._names = st.sampled_from(manifest.attributes)
         odd_bytes = [bytes(n) for n in (latent, latent - 1, latent + 1, 2 * latent, image, image + 1)]
         odd_bytes += [np.full(dim, value, "<f4").tobytes() for value in (*_FLOATS, 0.5)]
@@ -135,7 +135,7 @@ class Messages:
         """Requests of a method: good ones, and such with a few fields that may be anything."""
         kind = METHODS[path].input_type
         good = st.builds(GetMessageClass(kind), **self._good(path.rpartition("/")[2]))
-        spoils = st.sampled_from([0, 0, 1, 1, 1, 2, 4]).flatmap(
+        changes = st.sampled_from([0, 0, 1, 1, 1, 2, 4]).flatmap(
             lambda n: st.lists(self._anything(kind), min_size=n, max_size=n)
         )
 
@@ -144,7 +144,7 @@ class Messages:
                 message.MergeFrom(other)
             return message
 
-        return st.builds(merged, good, spoils) if kind.fields else good
+        return st.builds(merged, good, changes) if kind.fields else good
 
     def _good(self, method: str) -> dict[str, st.SearchStrategy[Any]]:
         """What fits into the fields of a method's request."""
@@ -194,7 +194,7 @@ class Messages:
 
 
 def calls(manifest: Manifest, variants: int) -> st.SearchStrategy[tuple[Case, ...]]:
-    """Calls of one kind: one that is drawn from the descriptions of messages, and `variants` with its bytes spoilt."""
+    """Calls of one kind: one that is drawn from the descriptions of messages, and `variants` with its bytes mutated."""
     messages = Messages(manifest)
     bodies = {path: messages.requests(path) for path in METHODS}
     bodies[HEALTH] = st.builds(health_pb2.HealthCheckRequest, service=st.text(max_size=9))
@@ -216,7 +216,7 @@ def calls(manifest: Manifest, variants: int) -> st.SearchStrategy[tuple[Case, ..
             draw(st.sampled_from([0.0, 1e-6, 0.001, 0.005, 0.02])) if rare == 2 else LONG_S,
             draw(st.sampled_from([0.0, 0.001, 0.005])) if rare == 3 else None,
         )
-        tricks = [draw(TRICKS) for _ in range(variants)]
-        return case, *(case._replace(bodies=tuple(map(trick, case.bodies))) for trick in tricks)
+        mutations = [draw(MUTATIONS) for _ in range(variants)]
+        return case, *(case._replace(bodies=tuple(map(mutation, case.bodies))) for mutation in mutations)
 
     return drawn()

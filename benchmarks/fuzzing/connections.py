@@ -31,7 +31,7 @@ from serving.requests import OPTIONS
 from fuzzing.answers import leaked
 
 _ENCODE, _EDIT = "/dfcvae.v1.LatentEngine/Encode", "/dfcvae.v1.LatentEngine/Edit"
-_PATIENCE_S = 0.25
+_READ_S = 0.25
 _MANY = 200
 _HEADERS: dict[str, tuple[tuple[str, str], ...]] = {
     "deadline that is no number": (("grpc-timeout", "soon"),),
@@ -108,14 +108,13 @@ def abuses(seed: int) -> Iterator[tuple[str, bytes]]:
 
 async def _abuse(target: str, data: bytes) -> bytes:
     """Sends bytes over a connection that is then dropped; what came back in a moment."""
-    host, _, port = target.rpartition(":")
     answer = bytearray()
     with suppress(OSError, asyncio.TimeoutError):
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(*target.rsplit(":", 1))
         try:
             writer.write(data)
-            await asyncio.wait_for(writer.drain(), _PATIENCE_S)
-            while part := await asyncio.wait_for(reader.read(65_536), _PATIENCE_S):
+            await asyncio.wait_for(writer.drain(), _READ_S)
+            while part := await asyncio.wait_for(reader.read(65_536), _READ_S):
                 answer += part
         finally:
             writer.transport.abort()
@@ -140,9 +139,8 @@ async def abuse_all(target: str, seed: int) -> tuple[int, list[str]]:
                 faults.append(f"the answer to {name} gives away {secret!r}")
 
     await asyncio.gather(*(work() for _ in range(16)))
-    host, _, port = target.rpartition(":")
     for _ in range(3):
-        opened = (asyncio.open_connection(host, int(port)) for _ in range(_MANY))
+        opened = (asyncio.open_connection(*target.rsplit(":", 1)) for _ in range(_MANY))
         for pair in await asyncio.gather(*opened, return_exceptions=True):
             if not isinstance(pair, BaseException):
                 pair[1].transport.abort()
@@ -152,9 +150,8 @@ async def abuse_all(target: str, seed: int) -> tuple[int, list[str]]:
 async def send_foreign_path(target: str) -> list[str]:
     """Sends a call whose path isn't UTF-8; what is wrong when the server takes no connection after it."""
     await _abuse(target, START + opening(1, _ENCODE.encode().replace(b".v1.", b".v\xd1.")))
-    host, _, port = target.rpartition(":")
     try:
-        _, writer = await asyncio.open_connection(host, int(port))
+        _, writer = await asyncio.open_connection(*target.rsplit(":", 1))
     except OSError as error:
         return [f"after a call whose path isn't UTF-8 the server takes no connections: {error.strerror}"]
     writer.close()

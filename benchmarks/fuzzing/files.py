@@ -1,4 +1,4 @@
-"""Image files to spoil: every format and mode that the server takes, and bombs made of them."""
+"""Image files to mutate: every format and mode that the server takes, and bombs made of them."""
 
 from __future__ import annotations
 

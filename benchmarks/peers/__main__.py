@@ -36,10 +36,11 @@ import numpy as np
 import psutil
 from script import machine, require_positive, run, summary, write_json
 from serving.figures import markdown
+from serving.usage import process_tree
 
 from engine.bundle import Bundle
 from export.errors import InputError
-from peers import rivals
+from peers.peer import NOT_YET, PEERS, Job, Peer
 
 _START_S = 120.0
 
@@ -62,7 +63,7 @@ class PeersConfig:
     """File for all figures."""
 
 
-def measure(rival: rivals.Rival, job: rivals.Job, config: PeersConfig) -> dict[str, Any]:
+def measure(peer: Peer, job: Job, config: PeersConfig) -> dict[str, Any]:
     """Starts a server, checks its answer, loads it, and ends it.
 
     Returns seconds to the first answer, MB, and for each concurrency requests a second and latencies, ms.
@@ -73,49 +74,47 @@ def measure(rival: rivals.Rival, job: rivals.Job, config: PeersConfig) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         started = time.perf_counter()
-        command, environment = rival.command(config.environments, config.bundle, port)
+        command, environment = peer.command(config.environments, config.bundle, port)
         with log.open("w") as out:
             process = subprocess.Popen(
                 command, env={**os.environ, **environment}, cwd=folder, stdout=out, stderr=out, start_new_session=True
             )
         try:
-            _await(process, rival, job, port, log)
+            _await(process, peer, job, port, log)
             start = time.perf_counter() - started
             loads = [
-                _load(rival, job, port, count, Path(folder), seconds=config.seconds) for count in config.concurrency
+                _load(peer, job, port, count, Path(folder), seconds=config.seconds) for count in config.concurrency
             ]
             return {"start_s": start, "memory_mb": _memory(process), "loads": loads}
         finally:
             _end(process)
 
 
-def _await(process: subprocess.Popen[bytes], rival: rivals.Rival, job: rivals.Job, port: int, log: Path) -> None:
+def _await(process: subprocess.Popen[bytes], peer: Peer, job: Job, port: int, log: Path) -> None:
     """Waits for the first answer, and compares it."""
     deadline = time.monotonic() + _START_S
     while True:
         try:
-            answer = rival.protocol.ask(port, job)
+            answer = peer.protocol.ask(port, job)
             break
-        except rivals.NOT_YET as error:
+        except NOT_YET as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise InputError(f"{rival.name} gave no answer ({error}):\n{log.read_text()[-2000:]}") from None
+                raise InputError(f"{peer.name} gave no answer ({error}):\n{log.read_text()[-2000:]}") from None
             time.sleep(0.05)
     difference = np.abs(answer.astype(int) - job.expected.astype(int))
     if difference.max() > 2:
-        raise InputError(f"{rival.name} answers with another image: {difference.max()} of 255 apart")
+        raise InputError(f"{peer.name} answers with another image: {difference.max()} of 255 apart")
 
 
-def _load(
-    rival: rivals.Rival, job: rivals.Job, port: int, count: int, folder: Path, *, seconds: float
-) -> dict[str, float]:
+def _load(peer: Peer, job: Job, port: int, count: int, folder: Path, *, seconds: float) -> dict[str, float]:
     body, log = folder / "body", folder / "requests"
-    body.write_bytes(rival.protocol.body(job))
+    body.write_bytes(peer.protocol.body(job))
     log.unlink(missing_ok=True)
     output = subprocess.run(
         [
             *("h2load", "-c", str(count), "-m", "1", "-t", "1", "-D", f"{seconds:g}", "--warm-up-time", "1"),
-            *("-d", str(body), "--log-file", str(log), *rival.protocol.flags),
-            f"http://127.0.0.1:{port}{rival.protocol.path}",
+            *("-d", str(body), "--log-file", str(log), *peer.protocol.flags),
+            f"http://127.0.0.1:{port}{peer.protocol.path}",
         ],
         capture_output=True,
         text=True,
@@ -126,14 +125,14 @@ def _load(
     failed = len(rows) - len(times)
     rate = re.search(r"finished in [^,]*, ([\d.]+) req/s", output)
     if rate is None or not len(times):
-        raise InputError(f"h2load measured nothing at {rival.name}:\n{output}")
+        raise InputError(f"h2load measured nothing at {peer.name}:\n{output}")
     p50, p99 = np.percentile(times, (50, 99))
     return {"rate": float(rate[1]), "p50": float(p50), "p99": float(p99), "failed": failed}
 
 
 def _memory(process: subprocess.Popen[bytes]) -> float:
     total = 0
-    for one in (root := psutil.Process(process.pid), *root.children(recursive=True)):
+    for one in process_tree(process.pid):
         with suppress(psutil.Error):
             total += one.memory_full_info().pss
     return total / 1e6
@@ -142,9 +141,8 @@ def _memory(process: subprocess.Popen[bytes]) -> float:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends a server with all its processes, also those that have left its session."""
     with suppress(psutil.Error):
-        root = psutil.Process(process.pid)
-        found = [root, *root.children(recursive=True)]
-        root.send_signal(signal.SIGINT)
+        found = process_tree(process.pid)
+        process.send_signal(signal.SIGINT)
         _, alive = psutil.wait_procs(found, timeout=8)
         for one in alive:
             with suppress(psutil.Error):
@@ -166,14 +164,14 @@ def work(config: PeersConfig) -> bool:
     require_positive(config, "concurrency", "seconds")
     if not shutil.which("h2load"):
         raise InputError("h2load is missing; install nghttp2's tools (Debian: nghttp2-client)")
-    if unknown := set(config.peers) - set(rivals.RIVALS):
-        raise InputError(f"--peers {' '.join(sorted(unknown))}: there are {', '.join(rivals.RIVALS)}")
-    job = rivals.Job.of(Bundle.load(config.bundle))
+    if unknown := set(config.peers) - set(PEERS):
+        raise InputError(f"--peers {' '.join(sorted(unknown))}: there are {', '.join(PEERS)}")
+    job = Job.of(Bundle.load(config.bundle))
     results, whole = {}, True
-    for name, rival in rivals.RIVALS.items():
-        if name in config.peers or (not config.peers and rival.there(config.environments)):
+    for name, peer in PEERS.items():
+        if name in config.peers or (not config.peers and peer.there(config.environments)):
             try:
-                results[name] = measure(rival, job, config)
+                results[name] = measure(peer, job, config)
                 print(*cells(name, results[name], config.concurrency).values(), sep=" | ", flush=True)
             except InputError as error:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)

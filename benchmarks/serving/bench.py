@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from export.errors import InputError
 from protos import dfcvae_pb2 as pb
 from serving import generator
 from serving.generator import Outcome
-from serving.reference import Pace, Reference
+from serving.reference import Reference, Throughput
 from serving.requests import Case, Prepared, ask, prepare, read_answer
 from serving.usage import Usage
 
@@ -76,9 +76,7 @@ class Bench:
     pid: int  # its process, to watch what it takes; 0 for none
     seconds: float  # time per case, seconds
     reference: Reference | None  # the same engine in this process; None leaves shares and values of answers alone
-
-    def __post_init__(self) -> None:
-        self._prepared: dict[Case, Prepared] = {}
+    _prepared: dict[Case, Prepared] = field(default_factory=dict, init=False)
 
     def fits(self, case: Case) -> bool:
         """Whether the server's limits let a case through without refusals."""
@@ -115,11 +113,11 @@ class Bench:
             self._prepared[one] = replace(prepared, answer_bytes=len(answer))
         return self._prepared[one]
 
-    def _inside(self, case: Case) -> list[Pace]:
+    def _inside(self, case: Case) -> list[Throughput]:
         if self.reference is None:
             return []
         batch = min(case.images * case.in_flight, self.reference.max_batch_size)
-        return [self.reference.pace(case.operation, batch, self.seconds / 4)]
+        return [self.reference.throughput(case.operation, batch, self.seconds / 4)]
 
 
 def _percent(share: float | None) -> str | None:
@@ -127,17 +125,17 @@ def _percent(share: float | None) -> str | None:
 
 
 def _row(
-    case: Case, outcome: Outcome, usage: Usage, *, inside: Sequence[Pace] = (), arrivals: float | None = None
+    case: Case, outcome: Outcome, usage: Usage, *, inside: Sequence[Throughput] = (), arrivals: float | None = None
 ) -> Row:
     calls, closed = outcome.calls, arrivals is None
     images = len(calls) * case.images
     images_per_s = calls.rate(case.in_flight if closed else 0) * case.images
     share = cpu_share = None
     if inside:
-        computed = sum(pace.images for pace in inside)
-        share = images_per_s * sum(pace.wall_s for pace in inside) / computed
+        computed, wall_s, cpu_s = (sum(column) for column in zip(*inside, strict=True))
+        share = images_per_s * wall_s / computed
         if usage.pid and images:
-            cpu_share = sum(pace.cpu_s for pace in inside) / computed / ((usage.cpu_s + outcome.cpu_s) / images)
+            cpu_share = cpu_s / computed / ((usage.cpu_s + outcome.cpu_s) / images)
     return Row(
         case=case,
         arrivals_per_s=arrivals,

@@ -14,8 +14,8 @@ import numpy as np
 
 from engine.client import ClientError
 from serving.figures import Calls
-from serving.orders import Order, Orders, WrongAnswer
-from serving.requests import OPTIONS, TIMEOUT_S, pixels_of, stub_of
+from serving.requests import OPTIONS, TIMEOUT_S, read_images, stub_of
+from serving.workload import Request, Workload, WrongAnswer
 
 STREAM_MESSAGES = 12
 
@@ -25,7 +25,7 @@ class GivenUp(Exception):  # noqa: N818
 
 
 @dataclass
-class Tally:
+class Stats:
     """What clients sent and got."""
 
     sent: Counter[str] = field(default_factory=Counter)  # requests (a stream counts as one) by RPC
@@ -48,7 +48,7 @@ class Tally:
         return self.sent.total() - ended
 
     @property
-    def untouched(self) -> bool:
+    def all_right(self) -> bool:
         """Whether there were answers, and nothing but right ones."""
         return self.answered.total() > 0 and not (self.statuses or self.wrong or self.lost)
 
@@ -75,6 +75,10 @@ class Tally:
             return True
         return False
 
+    def common_reasons(self, number: int) -> list[str]:
+        """What failures said most often, and how often."""
+        return [f"{count} x {reason}" for reason, count in self.reasons.most_common(number)]
+
     def describe(self) -> str:
         """One line: sent, answered, refused by status, wrong, lost."""
         refused = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items())) or "none refused"
@@ -90,27 +94,29 @@ def connect(target: str, *options: tuple[str, Any]) -> Any:
 
 
 async def ask(
-    stub: Any, orders: Orders, order: Order, *, timeout: float = TIMEOUT_S, cancel_after: float | None = None
+    stub: Any, workload: Workload, request: Request, *, timeout: float = TIMEOUT_S, cancel_after: float | None = None
 ) -> int:
     """Sends one request, given up after `cancel_after` seconds, and checks its answer; how many images that has."""
-    call = getattr(stub, order.method)(order.request, timeout=timeout)
+    call = getattr(stub, request.method)(request.message, timeout=timeout)
     if cancel_after is not None:
         asyncio.get_running_loop().call_later(cancel_after, call.cancel)
     try:
-        orders.check(order, await call)
+        workload.check(request, await call)
     except asyncio.CancelledError:
         if call.cancelled():
             raise GivenUp from None
         raise
-    return order.count
+    return request.count
 
 
-async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messages: int, *, pause: float = 0.0) -> int:
+async def ask_stream(
+    stub: Any, workload: Workload, rng: np.random.Generator, messages: int, *, pause: float = 0.0
+) -> int:
     """Opens an EditStream, sends messages without waiting for answers, and checks that these come in order.
 
     The reader sleeps for `pause` seconds before it reads at all. Returns how many images were answered.
     """
-    plan = orders.stream(messages, rng)
+    plan = workload.stream(messages, rng)
     call = stub.EditStream(timeout=TIMEOUT_S)
 
     async def send() -> None:
@@ -129,7 +135,7 @@ async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messag
                 raise WrongAnswer(f"answer {answer.id} came where {request.id} was due")
             if answer.WhichOneof("outcome") != "edited":
                 raise WrongAnswer(f"answer {answer.id} is an error: {answer.error.message}")
-            orders.check_images(pixels_of(answer.edited.images), expected)
+            workload.check_images(read_images(answer.edited), expected)
         if await call.read() is not grpc.aio.EOF:
             raise WrongAnswer("the stream goes on after its last answer")
     finally:
@@ -140,21 +146,21 @@ async def ask_stream(stub: Any, orders: Orders, rng: np.random.Generator, messag
 
 
 @dataclass
-class Crowd:
+class Load:
     """Clients that send requests until they are told to stop."""
 
     target: str  # HOST:PORT, or several servers as gRPC writes them
-    orders: Orders
+    workload: Workload
     number: int
     options: tuple[tuple[str, Any], ...] = ()  # of their connections, gRPC's
     streams: float = 0.1  # share of turns that are an EditStream of `STREAM_MESSAGES` messages
     until_refused: bool = False  # whether a client leaves when a request of its own fails
-    tally: Tally = field(default_factory=Tally)
+    stats: Stats = field(default_factory=Stats)
 
-    async def run(self, stop: Callable[[], bool]) -> Tally:
+    async def run(self, stop: Callable[[], bool]) -> Stats:
         """Sends until `stop` says so; returns when every request has ended."""
         await asyncio.gather(*(self._client(seed, stop) for seed in range(self.number)))
-        return self.tally
+        return self.stats
 
     async def _client(self, seed: int, stop: Callable[[], bool]) -> None:
         rng = np.random.default_rng([7, seed])
@@ -162,9 +168,9 @@ class Crowd:
             stub = stub_of(channel)
             while not stop():
                 if rng.random() < self.streams:
-                    right = await self.tally.count("EditStream", ask_stream(stub, self.orders, rng, STREAM_MESSAGES))
+                    right = await self.stats.count("EditStream", ask_stream(stub, self.workload, rng, STREAM_MESSAGES))
                 else:
-                    order = self.orders.draw(rng)
-                    right = await self.tally.count(order.method, ask(stub, self.orders, order))
+                    request = self.workload.draw(rng)
+                    right = await self.stats.count(request.method, ask(stub, self.workload, request))
                 if self.until_refused and not right:
                     return

@@ -66,10 +66,9 @@ def opening(
         b"te": b"trailers",
     }
     given = [(_bytes(key), _bytes(value)) for key, value in fields]
-    changed = {key: value for key, value in given if key in usual}
-    return frame(
-        HEADERS, END_HEADERS, stream, block(*(usual | changed).items(), *(f for f in given if f[0] not in usual))
-    )
+    changed = usual | {key: value for key, value in given if key in usual}
+    others = [field for field in given if field[0] not in usual]
+    return frame(HEADERS, END_HEADERS, stream, block(*changed.items(), *others))
 
 
 def call(stream: int, path: str | bytes, data: bytes = b"", *fields: tuple[str | bytes, str | bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""The server as a process: starting one, and stopping it."""
+"""Servers as processes: starting one, and stopping it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]  # not script's, whose flags need mor
 class Server:
     """A server process of this repository; entering its context waits until it serves, leaving it stops it.
 
-    `arguments` are what Python is to run, such as ["-m", "engine", "--bundle", ...]; `--port` is added.
+    `arguments` are what Python is to run, such as ["-m", "engine", "--bundle", ...]; `--port` is added. `said` is its
+    first line on stdout, and `target` the last word of that: HOST:PORT.
     """
 
     def __init__(self, arguments: Sequence[object], port: int = 0) -> None:
-        self.target = ""
+        self.said = self.target = ""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (read as long as there is a server)
         self.process = subprocess.Popen(
             [sys.executable, *map(str, arguments), "--port", str(port)],
@@ -46,10 +47,10 @@ class Server:
 
     def __enter__(self) -> Server:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("serving "):
-                self.target = line.split()[-1]
-                return self
+        self.said = self.process.stdout.readline()
+        if self.said:
+            self.target = self.said.split()[-1]
+            return self
         code = self.process.wait()
         self.process.stdout.close()
         raise InputError(f"the server ended with exit code {code}; it said: {self.log.strip()[-500:]}")

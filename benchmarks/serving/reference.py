@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from engine.arrays import Bytes, Floats
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle
 from engine.images import decode_file
@@ -18,23 +17,22 @@ from export.errors import InputError
 from serving.requests import (
     SEED,
     STRENGTH,
-    Bytes,
     Case,
-    Floats,
+    Moves,
     Operation,
-    file_side,
+    decode_files,
     jpegs,
     pictures,
     random_latents,
+    sources,
 )
 
 MIN_CALLS = 3
-Moves = list[tuple[str | Floats, float]]
 
 _LEVELS = {"raw": 0.5, "jpeg": 2.0}  # mean difference of pixels that is allowed, levels of 255
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """Batches that were computed in this process: their images, and the time that they took, seconds."""
 
     images: int
@@ -71,7 +69,7 @@ class Reference:
         """What the server makes of image files, uint8 [N, S, S, 3]."""
         return np.stack([decode_file(file, self.manifest.frame) for file in files])
 
-    def pace(self, operation: Operation, batch: int, seconds: float) -> Pace:
+    def throughput(self, operation: Operation, batch: int, seconds: float) -> Throughput:
         """Computes batches for about `seconds`."""
         call = self._call(operation, batch)
         call()
@@ -79,7 +77,7 @@ class Reference:
         while time.perf_counter() - start < seconds or calls < MIN_CALLS:
             call()
             calls += 1
-        return Pace(batch * calls, time.perf_counter() - start, time.process_time() - cpu)
+        return Throughput(batch * calls, time.perf_counter() - start, time.process_time() - cpu)
 
     def check(self, case: Case, got: npt.NDArray[Any], name: str) -> None:
         """Compares an answer with what this process computes from the same request."""
@@ -97,26 +95,23 @@ class Reference:
         return [items[start : start + size] for start in range(0, len(items), size)]
 
     def _expected(self, case: Case) -> npt.NDArray[Any]:
-        size, raw = self.manifest.image_size, case.form == "raw"
+        size = self.manifest.image_size
         if case.operation == "decode":
             images = self.decode(random_latents(case.images, self.manifest.latent_dim))
         else:
-            side = size if raw else file_side(size, self.manifest.preprocessing.crop)
-            sent = pictures(case.images, side, SEED)
-            mu, _ = self.encode(sent if raw else self.read(jpegs(sent)))
+            sent = sources(case, size, self.manifest.preprocessing.crop)
+            mu, _ = self.encode(self.read(sent) if isinstance(sent, list) else sent)
             if case.operation == "encode":
                 return mu
             images = self.decode(mu + self._step)
-        return images if raw else np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in jpegs(images)])
+        return images if case.form == "raw" else decode_files(jpegs(images))
 
     def _call(self, operation: Operation, batch: int) -> Callable[[], object]:
         images = pictures(batch, self.manifest.image_size, SEED)
-        latents = self.encode(images)[0]
-        if operation == "encode":
-            return lambda: self._backend.encode(images)
-        if operation == "edit":
-            steps = np.tile(self._step, (batch, 1))
-            return lambda: self._backend.edit(images, steps)
-        if operation == "slide":
-            return lambda: self._backend.decode(latents + self._step)
-        return lambda: self._backend.decode(latents)
+        latents, steps = self.encode(images)[0], np.tile(self._step, (batch, 1))
+        return {
+            "encode": lambda: self._backend.encode(images),
+            "edit": lambda: self._backend.edit(images, steps),
+            "slide": lambda: self._backend.decode(latents + self._step),
+            "decode": lambda: self._backend.decode(latents),
+        }[operation]

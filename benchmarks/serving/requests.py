@@ -6,7 +6,8 @@ Shapes: N images of side S, latents of dimension D.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import grpc
@@ -14,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from engine.arrays import Bytes, Floats
+from engine.client import FileFormat, StreamEdit, messages
 from engine.images import encode_file
 from export.errors import InputError
 from protos import dfcvae_pb2 as pb
@@ -23,8 +26,7 @@ from protos import open_inference_pb2 as infer
 Operation = Literal["encode", "edit", "decode", "slide"]
 Form = Literal["raw", "jpeg"]
 Transport = Literal["unary", "infer", "stream"]
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
+Moves = list[tuple[str | Floats, float]]
 
 STRENGTH = 1.5
 SEED = 0
@@ -90,29 +92,31 @@ def ask(target: str, prepared: Prepared) -> bytes:
 
 def prepare(case: Case, model: pb.GetModelResponse) -> Prepared:
     """Makes the messages of a case: edit and slide on a stream, or encode, edit and decode in calls."""
-    output = pb.ImageOutput(format=pb.IMAGE_FORMAT_JPEG if case.form == "jpeg" else pb.IMAGE_FORMAT_RAW)
     if case.transport == "infer":
         return _prepare_infer(case, model)
+    file_format: FileFormat | None = "JPEG" if case.form == "jpeg" else None
     if case.operation == "decode":
-        latents = latent_batch(random_latents(case.images, model.latent_dim))
-        return Prepared(f"{SERVICE}Decode", pb.DecodeRequest(latents=latents, output=output).SerializeToString())
-    size, crop = model.image_size, model.preprocessing.crop or None
-    raw = case.form == "raw"
-    sent = pictures(case.images, size if raw else file_side(size, crop), SEED)
-    images = raw_batch(sent) if raw else file_batch(jpegs(sent))
+        decode = messages.decode_request(random_latents(case.images, model.latent_dim), file_format)
+        return Prepared(f"{SERVICE}Decode", decode.SerializeToString())
+    source = sources(case, model.image_size, model.preprocessing.crop or None)
     if case.operation == "encode":
-        return Prepared(f"{SERVICE}Encode", pb.EncodeRequest(images=images).SerializeToString())
-    edits = [pb.Edit(direction=np.full(model.latent_dim, 0.1, "<f4").tobytes(), strength=STRENGTH)]
+        return Prepared(f"{SERVICE}Encode", messages.encode_request(source).SerializeToString())
+    edits: Moves = [(np.full(model.latent_dim, 0.1, np.float32), STRENGTH)]
     if model.attributes:
-        edits = [pb.Edit(attribute=model.attributes[0].name, strength=STRENGTH)]
+        edits = [(model.attributes[0].name, STRENGTH)]
+    step = StreamEdit(source, edits, file_format=file_format)
     if case.transport == "unary":
-        edit = pb.EditRequest(images=images, edits=edits, output=output)
-        return Prepared(f"{SERVICE}Edit", edit.SerializeToString())
-    whole = pb.EditStreamRequest(images=images, edits=edits, output=output).SerializeToString()
+        return Prepared(f"{SERVICE}Edit", messages.edit_request(step).SerializeToString())
+    whole = stream_request(step).SerializeToString()
     if case.operation == "edit":
         return Prepared(f"{SERVICE}EditStream", whole, stream=True)
-    slide = pb.EditStreamRequest(edits=edits, output=output).SerializeToString()
+    slide = stream_request(replace(step, source=None)).SerializeToString()
     return Prepared(f"{SERVICE}EditStream", slide, opening=whole, stream=True)
+
+
+def stream_request(step: StreamEdit, number: int = 0) -> pb.EditStreamRequest:
+    """A message of an EditStream, for the default model."""
+    return messages.stream_request(step, {"model": "", "priority": "normal"}, number)
 
 
 def _prepare_infer(case: Case, model: pb.GetModelResponse) -> Prepared:
@@ -150,15 +154,33 @@ def read_answer(case: Case, answer: bytes) -> npt.NDArray[Any]:
         shape, values = response.outputs[0].shape, response.raw_output_contents[0]
         return np.frombuffer(values, "<f4" if case.operation == "encode" else np.uint8).reshape(shape)
     if case.operation == "encode":
-        return floats_of(pb.EncodeResponse.FromString(answer).mu)
+        return messages.read_posterior(pb.EncodeResponse.FromString(answer)).mu
     if case.operation == "decode":
-        return pixels_of(pb.DecodeResponse.FromString(answer).images)
+        return read_images(pb.DecodeResponse.FromString(answer))
     if case.transport == "unary":
-        return pixels_of(pb.EditResponse.FromString(answer).images)
+        return read_images(pb.EditResponse.FromString(answer))
     streamed = pb.EditStreamResponse.FromString(answer)
     if streamed.WhichOneof("outcome") != "edited":
         raise InputError(f"the stream answered with an error: {streamed.error.message}")
-    return pixels_of(streamed.edited.images)
+    return read_images(streamed.edited)
+
+
+def read_images(answer: Any) -> Bytes:
+    """Images of an answer, uint8 [N, S, S, 3], pixels or files."""
+    files = messages.read_files(answer)
+    return decode_files(files) if files else messages.read_images(answer)
+
+
+def decode_files(files: Sequence[bytes]) -> Bytes:
+    """Pixels of image files, uint8 [N, S, S, 3]."""
+    return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+
+
+def sources(case: Case, image_size: int, crop: int | None) -> Bytes | list[bytes]:
+    """Images of a case as they are sent: pixels, uint8 [N, S, S, 3], or JPEG files."""
+    if case.form == "raw":
+        return pictures(case.images, image_size, SEED)
+    return jpegs(pictures(case.images, file_side(image_size, crop), SEED))
 
 
 def pictures(count: int, size: int, seed: int) -> Bytes:
@@ -181,32 +203,3 @@ def file_side(image_size: int, crop: int | None) -> int:
 def random_latents(count: int, dim: int) -> Floats:
     """Latents drawn from N(0, I), float32 [N, D]."""
     return np.random.default_rng(SEED).standard_normal((count, dim), np.float32)
-
-
-def raw_batch(images: Bytes) -> pb.ImageBatch:
-    """Images, uint8 [N, S, S, 3], as pixels in a message."""
-    count, height, width, _ = images.shape
-    return pb.ImageBatch(raw=pb.RawImages(count=count, height=height, width=width, data=images.tobytes()))
-
-
-def file_batch(files: list[bytes]) -> pb.ImageBatch:
-    """Image files in a message."""
-    return pb.ImageBatch(files=pb.EncodedImages(files=files))
-
-
-def latent_batch(latents: Floats) -> pb.LatentBatch:
-    """Latents, float32 [N, D], in a message."""
-    return pb.LatentBatch(count=latents.shape[0], dim=latents.shape[1], data=latents.astype("<f4").tobytes())
-
-
-def floats_of(batch: pb.LatentBatch) -> Floats:
-    """Latents of a message, float32 [N, D]."""
-    return np.frombuffer(batch.data, "<f4").reshape(batch.count, batch.dim)
-
-
-def pixels_of(batch: pb.ImageBatch) -> Bytes:
-    """Images of a message, uint8 [N, S, S, 3], pixels or files."""
-    if batch.WhichOneof("images") == "files":
-        return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in batch.files.files])
-    raw = batch.raw
-    return np.frombuffer(raw.data, np.uint8).reshape(raw.count, raw.height, raw.width, 3)

@@ -19,16 +19,15 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.bundle import MANIFEST, Manifest
-from engine.client import AsyncClient
-from protos import dfcvae_pb2 as pb
+from engine.client import AsyncClient, StreamEdit, messages
 from serving import http2
-from serving.clients import Crowd, GivenUp, Tally, ask, ask_stream, connect
+from serving.clients import GivenUp, Load, Stats, ask, ask_stream, connect
 from serving.generator import Connection, Outcome
-from serving.orders import Order, Orders
 from serving.poisoned_server import MARK, SECRET
 from serving.process import Server
-from serving.requests import Case, ask_model, prepare, raw_batch, stub_of
+from serving.requests import Case, ask_model, prepare, stub_of
 from serving.usage import Usage
+from serving.workload import Request, Workload
 
 Name = Literal[
     "killed-clients", "half-sent", "deadline-storm", "sigterm", "sighup", "backend-raises", "slow-readers", "restarts"
@@ -55,56 +54,56 @@ _OVERTAKEN_WRITE = "INTERNAL: Internal error from Core"
 
 
 @dataclass
-class Scene:
-    """A server with load on it, and somebody who makes trouble."""
+class FaultTest:
+    """A server under load, into which a fault is injected, and what must hold then."""
 
     server: Server
     bundle: Path  # what it serves
-    crowd: Crowd
+    load: Load
     folder: Path
-    settle_s: float  # how long the load runs undisturbed before and after the trouble, seconds
-    scale: float  # factor on how much trouble is made
-    facts: list[str] = field(default_factory=list)  # what to tell about the trouble
+    settle_s: float  # how long the load runs undisturbed before and after the fault, seconds
+    scale: float  # factor on how much of the fault is injected
+    facts: list[str] = field(default_factory=list)  # what to tell about the fault
     checks: dict[str, bool] = field(default_factory=dict)  # what must hold, and whether it did
 
     @property
-    def orders(self) -> Orders:
+    def workload(self) -> Workload:
         """What is asked for."""
-        return self.crowd.orders
+        return self.load.workload
 
     def many(self, number: int) -> int:
-        """A number of troubles, scaled."""
+        """A number of faults, scaled."""
         return max(1, round(number * self.scale))
 
-    async def disturb(
-        self, trouble: Callable[[], Awaitable[None]], *, untouched: bool = True, limit_s: float = HANG_S
-    ) -> Tally:
-        """Makes trouble in the middle of the load, which must end by itself; `untouched`: with every answer right."""
+    async def inject(
+        self, fault: Callable[[], Awaitable[None]], *, all_right: bool = True, limit_s: float = HANG_S
+    ) -> Stats:
+        """Injects a fault, which must end by itself, in the middle of the load; `all_right`: none of that may fail."""
         over = asyncio.Event()
-        running = asyncio.ensure_future(self.crowd.run(over.is_set))
+        running = asyncio.ensure_future(self.load.run(over.is_set))
         try:
             await asyncio.sleep(self.settle_s)
             try:
-                await asyncio.wait_for(trouble(), limit_s)
+                await asyncio.wait_for(fault(), limit_s)
             except asyncio.TimeoutError:
-                self.checks["the trouble ends"] = False
+                self.checks["the fault ends"] = False
             await asyncio.sleep(self.settle_s)
         finally:
             over.set()
         done, _ = await asyncio.wait({running}, timeout=HANG_S)
         running.cancel()
-        tally = self.crowd.tally
-        self.checks["nothing hangs"] = bool(done) and "DEADLINE_EXCEEDED" not in tally.statuses
-        self.checks["there was load"] = tally.answered.total() > 0
-        if untouched:
-            self.checks["every request of the load is answered, right"] = tally.untouched
-        return tally
+        stats = self.load.stats
+        self.checks["nothing hangs"] = bool(done) and "DEADLINE_EXCEEDED" not in stats.statuses
+        self.checks["there was load"] = stats.answered.total() > 0
+        if all_right:
+            self.checks["every request of the load is answered, right"] = stats.all_right
+        return stats
 
     async def require_alive(self) -> None:
         """The server answers, and works on nothing that nobody waits for."""
-        probe = replace(self.crowd, number=1, streams=0.0, tally=Tally())
-        await probe.run(lambda: probe.tally.sent.total() >= 3)
-        self.checks["it answers afterwards"] = probe.tally.answered.total() == 3
+        probe = replace(self.load, number=1, streams=0.0, stats=Stats())
+        await probe.run(lambda: probe.stats.sent.total() >= 3)
+        self.checks["it answers afterwards"] = probe.stats.answered.total() == 3
         with Usage(self.server.process.pid) as usage:
             await asyncio.sleep(1.0)
         self.checks["it is idle afterwards"] = usage.cores < 0.5
@@ -117,9 +116,9 @@ class Scene:
         return code, time.monotonic() - start
 
 
-async def killed_clients(scene: Scene) -> None:
+async def killed_clients(test: FaultTest) -> None:
     """Clients vanish with requests under way, some in the middle of an upload: their sockets close without a word."""
-    model = ask_model(scene.server.target)
+    model = ask_model(test.server.target)
     large = min(model.limits.max_images_per_request, 1024)
     rng = np.random.default_rng(0)
     under_way = 0
@@ -127,38 +126,37 @@ async def killed_clients(scene: Scene) -> None:
     def again(client: Connection) -> None:
         asyncio.get_running_loop().call_soon(client.request, time.perf_counter())
 
-    async def trouble() -> None:
+    async def fault() -> None:
         nonlocal under_way
-        for turn in range(scene.many(8)):
+        for turn in range(test.many(8)):
             images, in_flight = (min(64, large), 16) if turn % 2 else (large, 4)
             prepared = prepare(Case("edit", "raw", "unary", images, in_flight), model)
-            client = await Connection.to(scene.server.target, prepared, Outcome(), again)
+            client = await Connection.to(test.server.target, prepared, Outcome(), again)
             for _ in range(in_flight):
                 client.request(time.perf_counter())
             await asyncio.sleep(float(rng.uniform(0, 0.3)))
             under_way += client.under_way
             client.abort()
 
-    await scene.disturb(trouble)
-    scene.facts.append(f"{scene.many(8)} clients killed, {under_way} of their requests were under way")
-    scene.checks["clients were killed in mid-request"] = under_way > 0
-    await scene.require_alive()
+    await test.inject(fault)
+    test.facts.append(f"{test.many(8)} clients killed, {under_way} of their requests were under way")
+    test.checks["clients were killed in mid-request"] = under_way > 0
+    await test.require_alive()
 
 
-async def half_sent(scene: Scene) -> None:
+async def half_sent(test: FaultTest) -> None:
     """Messages that never become whole: cut off, reset, left hanging, ended early; and bytes that aren't HTTP/2.
 
     Some are still hanging when the server is told to stop.
     """
-    host, _, port = scene.server.target.rpartition(":")
-    declared = 100 * ask_model(scene.server.target).image_size ** 2 * 3
+    declared = 100 * ask_model(test.server.target).image_size ** 2 * 3
     message = (struct.pack(">BI", 0, declared) + bytes(declared // 2))[: http2.WINDOW_BYTES]
     parts = [message[at : at + http2.FRAME_BYTES] for at in range(0, len(message), http2.FRAME_BYTES)]
     counts: Counter[str] = Counter()
     hanging: list[asyncio.StreamWriter] = []
 
     async def begin(way: str) -> None:
-        _, writer = await asyncio.open_connection(host, int(port))
+        _, writer = await asyncio.open_connection(*test.server.target.rsplit(":", 1))
         writer.write(http2.START + http2.opening(1, _EDIT))
         for part in parts:
             last = way == "ended early" and part is parts[-1]
@@ -174,245 +172,237 @@ async def half_sent(scene: Scene) -> None:
         else:
             hanging.append(writer)
 
-    async def trouble() -> None:
-        for _ in range(scene.many(40)):
+    async def fault() -> None:
+        for _ in range(test.many(40)):
             for way in ("closed", "reset", "ended early", "left hanging"):
                 await begin(way)
-        for number in range(scene.many(10)):
-            _, writer = await asyncio.open_connection(host, int(port))
+        for number in range(test.many(10)):
+            _, writer = await asyncio.open_connection(*test.server.target.rsplit(":", 1))
             writer.write(np.random.default_rng(number).bytes(4096))
             counts["no HTTP/2"] += 1
             writer.close()
 
-    await scene.disturb(trouble)
-    scene.facts.append("half-sent messages: " + ", ".join(f"{count} {way}" for way, count in counts.items()))
-    await scene.require_alive()
-    code, seconds = await scene.end()
-    scene.facts.append(f"with {len(hanging)} of them open, SIGTERM took {seconds:.1f} s")
+    await test.inject(fault)
+    test.facts.append("half-sent messages: " + ", ".join(f"{count} {way}" for way, count in counts.items()))
+    await test.require_alive()
+    code, seconds = await test.end()
+    test.facts.append(f"with {len(hanging)} of them open, SIGTERM took {seconds:.1f} s")
     # gRPC's core waits 20 s for connections that don't answer its ping before it lets them go.
-    scene.checks["nor do they keep it from ending before its grace is over"] = code == 0 and seconds < GRACE_S - 5
+    test.checks["nor do they keep it from ending before its grace is over"] = code == 0 and seconds < GRACE_S - 5
     for writer in hanging:
         writer.close()
 
 
-async def deadline_storm(scene: Scene) -> None:
+async def deadline_storm(test: FaultTest) -> None:
     """Floods of calls with deadlines of 1 to 300 ms, and of calls that are cancelled after as long."""
-    storm, rng = Tally(), np.random.default_rng(0)
+    storm, rng = Stats(), np.random.default_rng(0)
 
-    async def trouble() -> None:
-        async with connect(scene.server.target) as channel:
-            for _ in range(scene.many(20)):
+    async def fault() -> None:
+        async with connect(test.server.target) as channel:
+            for _ in range(test.many(20)):
                 calls = []
                 for number in range(50):
-                    order, patience = scene.orders.draw(rng), float(10 ** rng.uniform(-3, -0.5))
-                    limits = {"timeout": patience} if number % 2 else {"cancel_after": patience}
-                    asked = ask(stub_of(channel), scene.orders, order, **limits)
-                    calls.append(storm.count(order.method, asked))
+                    request, seconds = test.workload.draw(rng), float(10 ** rng.uniform(-3, -0.5))
+                    limits = {"timeout": seconds} if number % 2 else {"cancel_after": seconds}
+                    asked = ask(stub_of(channel), test.workload, request, **limits)
+                    calls.append(storm.count(request.method, asked))
                 await asyncio.gather(*calls)
 
-    await scene.disturb(trouble)
-    scene.facts.append(f"storm: {storm.describe()}")
-    scene.facts += [
-        f"{count} x {reason}" for reason, count in (storm.reasons + scene.crowd.tally.reasons).most_common(4)
-    ]
+    await test.inject(fault)
+    test.facts.append(f"storm: {storm.describe()}")
+    test.facts += storm.common_reasons(4)
     given_up = {"DEADLINE_EXCEEDED", "CANCELLED"}
-    scene.checks["the storm ends in answers, deadlines and cancellations only"] = set(storm.statuses) <= given_up
-    scene.checks["none of its answers is wrong or lost"] = not storm.wrong and not storm.lost
-    await scene.require_alive()
+    test.checks["the storm ends in answers, deadlines and cancellations only"] = set(storm.statuses) <= given_up
+    test.checks["none of its answers is wrong or lost"] = not storm.wrong and not storm.lost
+    await test.require_alive()
 
 
-async def sigterm(scene: Scene) -> None:
+async def sigterm(test: FaultTest) -> None:
     """SIGTERM under full load: what was accepted is answered, the rest refused by name."""
-    scene.crowd.until_refused = True
+    test.load.until_refused = True
     code: int | None = None
 
-    async def trouble() -> None:
+    async def fault() -> None:
         nonlocal code
-        code, _ = await scene.end()
+        code, _ = await test.end()
 
-    tally = await scene.disturb(trouble, untouched=False)
+    stats = await test.inject(fault, all_right=False)
     unclear = [
         reason
-        for reason in tally.reasons
+        for reason in stats.reasons
         if reason != _OVERTAKEN_WRITE
         and not (reason.startswith("UNAVAILABLE") and any(text in reason for text in _REFUSED_BY_NAME))
     ]
-    scene.facts += [f"{count} x {reason}" for reason, count in tally.reasons.most_common(5)]
-    scene.checks["every client is refused in the end"] = tally.statuses.total() + len(tally.wrong) == scene.crowd.number
-    scene.checks["it ends with exit code 0"] = code == 0
-    scene.checks["every request is answered right, or refused by name"] = not (unclear or tally.wrong or tally.lost)
+    test.facts += stats.common_reasons(5)
+    test.checks["every client is refused in the end"] = stats.statuses.total() + len(stats.wrong) == test.load.number
+    test.checks["it ends with exit code 0"] = code == 0
+    test.checks["every request is answered right, or refused by name"] = not (unclear or stats.wrong or stats.lost)
 
 
-async def sighup(scene: Scene) -> None:
+async def sighup(test: FaultTest) -> None:
     """SIGHUP under full load with a new bundle, several times, and once with a damaged one."""
-    manifest, seen = scene.bundle / MANIFEST, list[str]()
+    manifest, seen = test.bundle / MANIFEST, list[str]()
 
     async def fingerprint() -> str:
-        return (await asyncio.to_thread(ask_model, scene.server.target)).fingerprint
+        return (await asyncio.to_thread(ask_model, test.server.target)).fingerprint
 
     def reload(text: str) -> None:
-        renewed = scene.bundle / "manifest.new"
+        renewed = test.bundle / "manifest.new"
         renewed.write_text(text)
         renewed.replace(manifest)
-        scene.server.process.send_signal(signal.SIGHUP)
+        test.server.process.send_signal(signal.SIGHUP)
 
-    async def trouble() -> None:
+    async def fault() -> None:
         seen.append(await fingerprint())
-        for number in range(scene.many(4)):
+        for number in range(test.many(4)):
             known = Manifest.from_json(manifest.read_text())
             reload(replace(known, run={**known.run, "reload": number}).to_json())
             while (now := await fingerprint()) == seen[-1]:
                 await asyncio.sleep(0.1)
             seen.append(now)
         reload(manifest.read_text().replace('"latent_dim"', '"latent_dam"'))
-        while "is refused, the old one stays" not in scene.server.log:
+        while "is refused, the old one stays" not in test.server.log:
             await asyncio.sleep(0.1)
 
-    await scene.disturb(trouble)
-    scene.facts.append(f"{len(set(seen)) - 1} reloads, and a damaged bundle")
-    scene.checks["every new bundle was taken"] = len(set(seen)) == scene.many(4) + 1
-    scene.checks["the damaged bundle was not"] = bool(seen) and await fingerprint() == seen[-1]
-    await scene.require_alive()
+    await test.inject(fault)
+    test.facts.append(f"{len(set(seen)) - 1} reloads, and a damaged bundle")
+    test.checks["every new bundle was taken"] = len(set(seen)) == test.many(4) + 1
+    test.checks["the damaged bundle was not"] = bool(seen) and await fingerprint() == seen[-1]
+    await test.require_alive()
 
 
-async def backend_raises(scene: Scene) -> None:
+async def backend_raises(test: FaultTest) -> None:
     """The backend raises in the middle of a batch: only that batch's requests fail, with a fixed text."""
-    orders, tally, over = scene.orders, scene.crowd.tally, asyncio.Event()
+    workload, stats, over = test.workload, test.load.stats, asyncio.Event()
     rows = [slice(4 * number, 4 * number + 1 + number % 4) for number in range(16)]
     failed: Counter[int] = Counter()
 
     async def neighbour(number: int) -> None:
-        order = (orders.edit if number % 2 else orders.encode)(rows[number])
-        async with connect(scene.server.target) as channel:
+        request = (workload.edit if number % 2 else workload.encode)(rows[number])
+        async with connect(test.server.target) as channel:
             while not over.is_set():
-                failed[number] += not await tally.count(order.method, ask(stub_of(channel), orders, order))
+                failed[number] += not await stats.count(request.method, ask(stub_of(channel), workload, request))
 
     running = asyncio.gather(*map(neighbour, range(len(rows))))
-    await asyncio.sleep(scene.settle_s)
-    poisoned = await _poison(scene)
+    await asyncio.sleep(test.settle_s)
+    poisoned = await _poison(test)
     over.set()
     _, late = await asyncio.wait({running}, timeout=HANG_S)
 
-    owners = {zlib.crc32(one.tobytes()): number for number, part in enumerate(rows) for one in orders.pictures[part]}
-    failures = (scene.folder / "failures").read_text().splitlines()
+    owners = {zlib.crc32(one.tobytes()): number for number, part in enumerate(rows) for one in workload.pictures[part]}
+    failures = (test.folder / "failures").read_text().splitlines()
     batches = [{owners[crc] for crc in json.loads(line) if crc in owners} for line in failures]
     expected = Counter(number for batch in batches for number in batch)
-    reasons = poisoned.reasons + tally.reasons
-    scene.facts.append(f"{len(batches)} batches failed")
-    scene.facts += [f"{count} x {reason}" for reason, count in reasons.most_common(3)]
-    scene.checks["nothing hangs"] = not late
-    scene.checks["exactly the requests of those batches fail"] = +failed == expected and expected.total() > 0
-    scene.checks["no marked image is answered"] = not poisoned.answered
-    scene.checks["they get INTERNAL, with one fixed text"] = len(reasons) == 1 and set(tally.statuses) == {"INTERNAL"}
-    scene.checks["the text doesn't give the reason away"] = not any(SECRET in reason for reason in reasons)
-    scene.checks["all other answers are right"] = not tally.wrong and not tally.lost
-    await scene.require_alive()
+    reasons = poisoned.reasons + stats.reasons
+    test.facts.append(f"{len(batches)} batches failed")
+    test.facts += stats.common_reasons(3)
+    test.checks["nothing hangs"] = not late
+    test.checks["exactly the requests of those batches fail"] = +failed == expected and expected.total() > 0
+    test.checks["no marked image is answered"] = not poisoned.answered
+    test.checks["they get INTERNAL, with one fixed text"] = len(reasons) == 1 and set(stats.statuses) == {"INTERNAL"}
+    test.checks["the text doesn't give the reason away"] = not any(SECRET in reason for reason in reasons)
+    test.checks["all other answers are right"] = not stats.wrong and not stats.lost
+    await test.require_alive()
 
 
-async def _poison(scene: Scene) -> Tally:
+async def _poison(test: FaultTest) -> Stats:
     """Sends marked images, one at a time, until one hits others that were in its batch; what came of them."""
-    poisoned = scene.orders.pictures[:1].copy()
+    poisoned = test.workload.pictures[:1].copy()
     poisoned.reshape(-1)[: len(MARK)] = MARK
-    images = raw_batch(poisoned)
     both = (
-        Order("Encode", pb.EncodeRequest(images=images)),
-        Order("Edit", pb.EditRequest(images=images, **scene.orders.moves(0))),
+        Request("Encode", messages.encode_request(poisoned)),
+        Request("Edit", messages.edit_request(StreamEdit(poisoned, *test.workload.edits[0]))),
     )
-    tally = Tally()
-    async with connect(scene.server.target) as channel:
+    stats = Stats()
+    async with connect(test.server.target) as channel:
         for number in range(_MOST_POISON):
-            if number >= scene.many(100) and scene.crowd.tally.statuses:
+            if number >= test.many(100) and test.load.stats.statuses:
                 break
-            order = both[number % 2]
-            await tally.count(order.method, ask(stub_of(channel), scene.orders, order))
+            request = both[number % 2]
+            await stats.count(request.method, ask(stub_of(channel), test.workload, request))
             await asyncio.sleep(0.02)
-    return tally
+    return stats
 
 
-async def slow_readers(scene: Scene) -> None:
+async def slow_readers(test: FaultTest) -> None:
     """Streams that send a lot and read nothing for a while; half of them never do."""
-    pause, messages = max(2.0, 2 * scene.settle_s), scene.many(200)
-    slow = Tally()
+    pause, length = max(2.0, 2 * test.settle_s), test.many(200)
+    slow = Stats()
 
     async def read(number: int) -> int:
         rng, gives_up = np.random.default_rng([9, number]), number % 2 == 1
-        async with connect(scene.server.target) as channel:
-            work = ask_stream(stub_of(channel), scene.orders, rng, messages, pause=HANG_S if gives_up else pause)
+        async with connect(test.server.target) as channel:
+            work = ask_stream(stub_of(channel), test.workload, rng, length, pause=HANG_S if gives_up else pause)
             try:
                 return await asyncio.wait_for(work, pause if gives_up else HANG_S)
             except asyncio.TimeoutError:
                 raise GivenUp from None
 
-    async def trouble() -> None:
-        await asyncio.gather(*(slow.count("EditStream", read(number)) for number in range(scene.many(16))))
+    async def fault() -> None:
+        await asyncio.gather(*(slow.count("EditStream", read(number)) for number in range(test.many(16))))
 
-    with Usage(scene.server.process.pid) as usage:
-        await scene.disturb(trouble)
-    scene.facts.append(f"slow streams of {messages} messages: {slow.describe()}")
-    scene.facts.append(f"server's memory: {usage.rss_mib[0][1]:.0f} MiB before, {usage.peak_mib:.0f} at its peak")
-    read_on = (scene.many(16) + 1) // 2
-    scene.checks["slow readers get every answer, right and in order"] = slow.answered.total() == read_on
-    scene.checks["none of their answers is wrong or lost"] = not slow.wrong and not slow.lost
-    await scene.require_alive()
+    with Usage(test.server.process.pid) as usage:
+        await test.inject(fault)
+    test.facts.append(f"slow streams of {length} messages: {slow.describe()}")
+    test.facts.append(f"server's memory: {usage.rss_mib[0][1]:.0f} MiB before, {usage.peak_mib:.0f} at its peak")
+    read_on = (test.many(16) + 1) // 2
+    test.checks["slow readers get every answer, right and in order"] = slow.answered.total() == read_on
+    test.checks["none of their answers is wrong or lost"] = not slow.wrong and not slow.lost
+    await test.require_alive()
 
 
-async def restarts(scene: Scene) -> None:
+async def restarts(test: FaultTest) -> None:
     """Two servers are ended in turn by SIGTERM and started again, at addresses that stay: no call fails.
 
     The load comes from plain gRPC channels with round robin and health checking, and without retries; this project's
     clients ask beside it.
     """
-    number, own, over, codes = scene.many(10), Tally(), asyncio.Event(), list[int | None]()
+    number, own, over, codes = test.many(10), Stats(), asyncio.Event(), list[int | None]()
     with ExitStack() as stack:
 
         def start(port: int = 0) -> Server:
-            return stack.enter_context(Server(["-m", "engine", "--bundle", scene.bundle, *ROOM], port))
+            return stack.enter_context(Server(["-m", "engine", "--bundle", test.bundle, *ROOM], port))
 
         started = [await asyncio.to_thread(start) for _ in range(2)]
-        scene.crowd.target = "ipv4:" + ",".join(server.target for server in started)
-        scene.crowd.options = BALANCED
+        test.load.target = "ipv4:" + ",".join(server.target for server in started)
+        test.load.options = BALANCED
 
         async def own_client(seed: int) -> None:
             rng = np.random.default_rng([8, seed])
-            async with AsyncClient(scene.crowd.target, timeout=HANG_S) as client:
+            async with AsyncClient(test.load.target, timeout=HANG_S) as client:
                 while not over.is_set():
-                    edit, first = (
-                        int(rng.integers(len(scene.orders.edits))),
-                        int(rng.integers(len(scene.orders.pictures))),
-                    )
-                    await own.count("Edit", ask_own(client, scene.orders, slice(first, first + 1), edit))
+                    await own.count("Edit", ask_own(client, test.workload, rng))
 
-        async def trouble() -> None:
-            running = asyncio.gather(*map(own_client, range(scene.crowd.number)))
+        async def fault() -> None:
+            running = asyncio.gather(*map(own_client, range(test.load.number)))
             for turn in range(number):
                 server = started[turn]
                 server.process.send_signal(signal.SIGTERM)
                 codes.append(await asyncio.to_thread(server.wait, HANG_S))
                 started.append(await asyncio.to_thread(start, int(server.target.rpartition(":")[2])))
-                await asyncio.sleep(scene.settle_s)
+                await asyncio.sleep(test.settle_s)
             over.set()
             await running
 
-        tally = await scene.disturb(trouble, limit_s=number * HANG_S)
+        stats = await test.inject(fault, limit_s=number * HANG_S)
         log = "".join(server.log for server in started)
-    for name, of in (("plain", tally), ("this project's", own)):
-        scene.facts.append(f"{name} clients: {of.describe()}; longest wait {of.calls.percentiles()['max']:,.0f} ms")
-        scene.facts += [f"{count} x {reason}" for reason, count in of.reasons.most_common(3)]
-    scene.checks["every call of this project's clients is answered, right"] = own.untouched
-    scene.checks["every server ends with exit code 0"] = codes == [0] * number
-    scene.checks["no log has a trace"] = "Traceback" not in log
+    for name, of in (("plain", stats), ("this project's", own)):
+        test.facts.append(f"{name} clients: {of.describe()}; longest wait {of.calls.percentiles()['max']:,.0f} ms")
+        test.facts += of.common_reasons(3)
+    test.checks["every call of this project's clients is answered, right"] = own.all_right
+    test.checks["every server ends with exit code 0"] = codes == [0] * number
+    test.checks["no log has a trace"] = "Traceback" not in log
 
 
-async def ask_own(client: AsyncClient, orders: Orders, rows: slice, edit: int) -> int:
-    """Has this project's client edit pictures, and checks the answer; how many they are."""
-    images = await client.edit(orders.pictures[rows], *orders.edits[edit])
-    expected = orders.edit(rows, edit).images
-    assert expected is not None
-    orders.check_images(images, expected)
+async def ask_own(client: AsyncClient, workload: Workload, rng: np.random.Generator) -> int:
+    """Has this project's client edit a picture, and checks the answer; how many images that has."""
+    row, edit = int(rng.integers(len(workload.pictures))), int(rng.integers(len(workload.edits)))
+    images = await client.edit(workload.pictures[row : row + 1], *workload.edits[edit])
+    workload.check_images(images, workload.edited[edit][row : row + 1])
     return len(images)
 
 
-SCENARIOS: dict[Name, Callable[[Scene], Coroutine[Any, Any, None]]] = {
+SCENARIOS: dict[Name, Callable[[FaultTest], Coroutine[Any, Any, None]]] = {
     "killed-clients": killed_clients,
     "half-sent": half_sent,
     "deadline-storm": deadline_storm,

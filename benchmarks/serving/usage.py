@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -49,8 +49,8 @@ class Usage:
         return max((rss for at, rss in self.rss_mib if start <= at < end), default=float("nan"))
 
     def __enter__(self) -> Usage:
-        self._processes = family(self.pid)
-        self._before = _total(self._processes, _cpu_seconds)
+        self._processes = process_tree(self.pid)
+        self._before, _ = _taken(self._processes)
         self._start = time.monotonic()
         self._stop = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
@@ -59,35 +59,28 @@ class Usage:
 
     def __exit__(self, *_: object) -> None:
         self.wall_s = time.monotonic() - self._start
-        self.cpu_s = _total(self._processes, _cpu_seconds) - self._before
+        self.cpu_s = _taken(self._processes)[0] - self._before
         self._stop.set()
         self._sampler.join()
 
     def _sample(self) -> None:
         while True:
-            self.rss_mib.append((time.monotonic() - self._start, _total(self._processes, _rss_mib)))
+            self.rss_mib.append((time.monotonic() - self._start, _taken(self._processes)[1]))
             if self._stop.wait(_SAMPLE_S):
                 return
 
 
-def family(pid: int) -> list[psutil.Process]:
+def process_tree(pid: int) -> list[psutil.Process]:
     """A process and its children; none for 0."""
     return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
 
 
-def _total(processes: Sequence[psutil.Process], read: Callable[[psutil.Process], float]) -> float:
-    """A sum over those processes that still are; NaN without any."""
-    total = 0.0 if processes else math.nan
+def _taken(processes: Sequence[psutil.Process]) -> tuple[float, float]:
+    """Processor time, seconds, and resident memory, MiB, of those processes that still are; NaN without any."""
+    cpu_s = rss_mib = 0.0 if processes else math.nan
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            total += read(process)
-    return total
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
-def _rss_mib(process: psutil.Process) -> float:
-    return float(process.memory_info().rss) / 2**20
+            times = process.cpu_times()
+            cpu_s += times.user + times.system
+            rss_mib += process.memory_info().rss / 2**20
+    return cpu_s, rss_mib

@@ -66,21 +66,13 @@ ensemble_scheduling {{
 
 
 class Runtime(NamedTuple):
-    """Who runs a model's file, and where.
+    """Who runs a model's file, and where."""
 
-    Attributes:
-        backend: Triton's name of it.
-        platform: Its older name, empty where it has none.
-        file: Name of the model's file.
-        kind: Where its instances are.
-        parameters: Settings of the backend.
-    """
-
-    backend: str
-    platform: str
-    file: str
-    kind: str
-    parameters: dict[str, str]
+    backend: str  # Triton's name of it
+    platform: str  # its older name, empty where it has none
+    file: str  # name of the model's file
+    kind: str  # where its instances are
+    parameters: dict[str, str]  # settings of the backend
 
 
 def write_triton(bundle: Bundle, folder: Path) -> None:

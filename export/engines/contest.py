@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +25,8 @@ from engine.errors import EngineError
 from export.engines.candidate import Candidate, Option
 
 K = TypeVar("K")
+Part = tuple[Option, bool, str, str]
+"""What is timed: how graphs are opened, whether batches are split, "encode" or "decode", and the graph's form."""
 
 ROUNDS = 7
 """Turns of every candidate."""
@@ -67,33 +69,33 @@ def rank(
         "decode": noise.standard_normal((max_batch, manifest.latent_dim), dtype=np.float32),
     }
     batch_sizes = sorted({1, max_batch})
-    halves: dict[_Half, Callable[[Array], object]] = {}
-    refused: set[_Way] = set()
-    for missing, candidate in product((2, 1), candidates):  # first those that bring both halves: few take less memory
-        way, (encode, decode) = _way(candidate), _halves(candidate)
-        if way in refused or (encode not in halves) + (decode not in halves) != missing:
+    calls: dict[Part, Callable[[Array], object]] = {}
+    refused: set[tuple[Option, bool]] = set()
+    for missing, candidate in product((2, 1), candidates):  # first those that bring both parts: few take less memory
+        encode, decode = _parts(candidate)
+        if encode[:2] in refused or (encode not in calls) + (decode not in calls) != missing:
             continue
         encoder, decoder = (folder / name for name in candidate.files)
         try:
             engine = open_graphs(encoder, decoder, candidate.options(max_batch, threads))
         except EngineError as error:
-            refused.add(way)
+            refused.add(encode[:2])
             say(f"{candidate.option} is out: {error}")
             continue
-        halves.setdefault(encode, engine.encode)
-        halves.setdefault(decode, engine.decode)
+        calls.setdefault(encode, engine.encode)
+        calls.setdefault(decode, engine.decode)
     ms = _time(
         {
-            (half, size): partial(call, batches[half.call][:size])
-            for half, call in halves.items()
+            (part, size): partial(call, batches[part[2]][:size])
+            for part, call in calls.items()
             for size in batch_sizes
-            if half.way not in refused
+            if part[:2] not in refused
         }
     )
     entries = [
-        Entry(candidate, {size: sum(ms[half, size] for half in _halves(candidate)) for size in batch_sizes})
+        Entry(candidate, {size: sum(ms[part, size] for part in _parts(candidate)) for size in batch_sizes})
         for candidate in candidates
-        if _way(candidate) not in refused
+        if (candidate.option, candidate.split) not in refused
     ]
     return sorted(entries, key=lambda entry: entry.score)
 
@@ -107,25 +109,9 @@ def table(entries: Iterable[Entry]) -> str:
     return "\n".join(lines)
 
 
-_Way = tuple[Option, bool]
-"""How graphs are opened, and whether batches are split."""
-
-
-class _Half(NamedTuple):
-    """What is timed: a form of the encoder or the decoder."""
-
-    way: _Way
-    call: str
-    form: str
-
-
-def _way(candidate: Candidate) -> _Way:
-    return candidate.option, candidate.split
-
-
-def _halves(candidate: Candidate) -> tuple[_Half, _Half]:
-    way = _way(candidate)
-    return _Half(way, "encode", candidate.encoder), _Half(way, "decode", candidate.decoder)
+def _parts(candidate: Candidate) -> tuple[Part, Part]:
+    opened = candidate.option, candidate.split
+    return (*opened, "encode", candidate.encoder), (*opened, "decode", candidate.decoder)
 
 
 def _time(calls: Mapping[K, Callable[[], object]]) -> dict[K, float]:

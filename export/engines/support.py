@@ -17,17 +17,11 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Support:
-    """What this machine can build and serve.
+    """What this machine can build and serve."""
 
-    Attributes:
-        here: What runs here.
-        missing: Why the others do not, one sentence each.
-        elsewhere: What can be built here, and runs only on another machine, which is for the user to ask for; `missing`
-            says why.
-    """
-
-    here: Sequence[Option]
-    missing: Mapping[Option, str] = field(default_factory=dict)
+    here: Sequence[Option]  # what runs here
+    missing: Mapping[Option, str] = field(default_factory=dict)  # why the others do not, one sentence each
+    # What can be built here, and runs only on another machine, which is for the user to ask for; `missing` says why.
     elsewhere: Sequence[Option] = ()
 
     @classmethod

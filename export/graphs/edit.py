@@ -17,7 +17,6 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from engine.latents import Directions
-from export.errors import InputError
 
 _FROM_ENCODER, _FROM_MOVE, _FROM_DECODER = "encode/", "move/", "decode/"
 
@@ -28,11 +27,8 @@ def write_edit(encoder: Path, decoder: Path, directions: Directions, target: Pat
     Each image moves by its own strengths; with all of them 0 it is reconstructed. The attributes' names are in the
     file's metadata, under `attributes`, as JSON. The ONNX graphs of encoder and decoder may have any form and
     precision.
-
-    Raises:
-        InputError: there are no directions, or the graphs are not of the same model.
     """
-    parts = _load(encoder, decoder)
+    parts = onnx.load(encoder), onnx.load(decoder)
     graph = _join(parts, _move_as(directions, parts[0]), [])
     _finish(graph, parts, {"attributes": json.dumps(directions.names)}, target)
 
@@ -42,7 +38,7 @@ def write_edit_by_steps(encoder: Path, decoder: Path, target: Path) -> None:
 
     What is decoded is mu + steps; `mu` float32 [N, D] is that of the images. Otherwise as `write_edit`.
     """
-    parts = _load(encoder, decoder)
+    parts = onnx.load(encoder), onnx.load(decoder)
     width = parts[1].graph.input[0].type.tensor_type.shape.dim[1].dim_value
     nodes = [helper.make_node("Add", ["mu", "steps"], ["latents"], name="add")]
     move = helper.make_graph(
@@ -55,19 +51,9 @@ def write_move(encoder: Path, directions: Directions, target: Path) -> None:
     """Writes the arithmetic alone: `mu` float32 [N, D] and `strengths` float32 [N, A] to `latents` float32 [N, D].
 
     Opset and labels are those of the encoder's ONNX graph, whose `mu` it takes.
-
-    Raises:
-        InputError: there are no directions.
     """
     like = onnx.load(encoder)
     _finish(_move_as(directions, like), (like,), {"attributes": json.dumps(directions.names)}, target)
-
-
-def _load(encoder: Path, decoder: Path) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    parts = onnx.load(encoder), onnx.load(decoder)
-    if len({_labels(part).get("model_sha256") for part in parts}) > 1:
-        raise InputError(f"{encoder} and {decoder} are not of the same model; name two graphs of one bundle")
-    return parts
 
 
 def _join(
@@ -89,8 +75,6 @@ def _join(
 
 def _move_as(directions: Directions, like: onnx.ModelProto) -> onnx.ModelProto:
     """The arithmetic as a graph, in the opset of another one."""
-    if not directions.names:
-        raise InputError("there are no attribute directions, so that nothing can be edited; train with attributes")
     vectors = np.ascontiguousarray(directions.vectors)
     graph = helper.make_graph(
         [

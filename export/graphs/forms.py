@@ -90,18 +90,6 @@ class _ProductEncoder(nn.Module):
         return self.mu(features), self.log_var(features)
 
 
-class _Start(nn.Module):
-    """What a decoder computes before its first activation. Latents (N, D) to features (N, C, h, h)."""
-
-    def __init__(self, decoder: Decoder, layers: nn.Module) -> None:
-        super().__init__()
-        self.linear, self.shape, self.layers = decoder.linear, decoder.shape, layers
-
-    def forward(self, latents: Tensor) -> Tensor:
-        features: Tensor = self.layers(self.linear(latents).reshape(-1, *self.shape))
-        return features
-
-
 class _RewrittenDecoder(nn.Module):
     """Latents, float32 (N, D), to images, uint8 (N, S, S, 3) RGB, rounded half to even.
 
@@ -114,7 +102,7 @@ class _RewrittenDecoder(nn.Module):
     def __init__(self, decoder: Decoder, middle: nn.Sequential, straddling: bool) -> None:
         super().__init__()
         first = _blocks(decoder.blocks)[0]
-        start = _Start(decoder, first[:-1])
+        start = nn.Sequential(decoder.linear, nn.Unflatten(1, decoder.shape), first[:-1])
         latent_dim = decoder.linear.in_features
         with torch.no_grad():
             self.shape = tuple(start(torch.zeros(1, latent_dim)).shape[1:])

@@ -19,29 +19,18 @@ def fold_batch_norm(module: AnyModule) -> AnyModule:
         module: Any tree of modules, in evaluation mode, float32; left as it is.
 
     Returns:
-        A copy in which no batch norm is left.
-
-    Raises:
-        ValueError: a batch norm does not follow a convolution.
+        A copy.
     """
     module = copy.deepcopy(module)
-    for parent in list(module.modules()):
-        if isinstance(parent, nn.Sequential):
-            _fold_inside(parent)
-    for name, child in module.named_modules():
-        if isinstance(child, nn.BatchNorm2d):
-            raise ValueError(f"the batch norm {name!r} does not follow a convolution in an nn.Sequential")
+    for block in [part for part in module.modules() if isinstance(part, nn.Sequential)]:
+        for index in range(len(block) - 1, 0, -1):
+            before, norm = block[index - 1], block[index]
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(before, nn.Conv2d | nn.ConvTranspose2d):
+                # In float64, so that the folded weights are those of the exact product, rounded once.
+                transposed = isinstance(before, nn.ConvTranspose2d)
+                block[index - 1] = fuse_conv_bn_eval(before.double(), norm.double(), transposed).float()
+                del block[index]
     return module
-
-
-def _fold_inside(block: nn.Sequential) -> None:
-    for index in range(len(block) - 1, 0, -1):
-        before, norm = block[index - 1], block[index]
-        if isinstance(norm, nn.BatchNorm2d) and isinstance(before, nn.Conv2d | nn.ConvTranspose2d):
-            # In float64, so that the folded weights are those of the exact product, rounded once.
-            transposed = isinstance(before, nn.ConvTranspose2d)
-            block[index - 1] = fuse_conv_bn_eval(before.double(), norm.double(), transposed).float()
-            del block[index]
 
 
 def merge_affine(function: nn.Module, inputs: int) -> nn.Linear:
@@ -78,8 +67,6 @@ class ProductConvolution(nn.Module):
 
     def __init__(self, layer: nn.Conv2d, side: int) -> None:
         super().__init__()
-        if layer.groups != 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
-            raise ValueError(f"only convolutions of one group with zero padding can be rewritten, not {layer}")
         # Where each position of each window lies in the flattened image; h * h is a position that holds zeros.
         grid = torch.full((1, 1, side, side), 0.0)
         grid[0, 0] = torch.arange(1, side * side + 1).view(side, side)

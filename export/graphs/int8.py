@@ -36,15 +36,10 @@ _DRAWN, _DRAW_SEED = 256, 3
 
 @dataclass(frozen=True)
 class Calibration:
-    """What ranges are measured on.
+    """What ranges are measured on."""
 
-    Attributes:
-        images: uint8 [N, S, S, 3], for the encoder.
-        latents: float32 [M, D], for the decoder.
-    """
-
-    images: Bytes
-    latents: Floats
+    images: Bytes  # uint8 [N, S, S, 3], for the encoder
+    latents: Floats  # float32 [M, D], for the decoder
 
     @classmethod
     def of(cls, model: Backend, images: Bytes, directions: Directions) -> Calibration:

@@ -3,7 +3,8 @@
 An image of side 2h is held as (N, 4C, h, h): a cell holds the 2 x 2 pixels, its phases, of every channel. Aligned
 cells c cover rows 2c and 2c + 1 (c from 0 to h - 1), straddling ones rows 2c - 1 and 2c (c from 0 to h: a first
 and a last row and column hang over the edge). Columns likewise. Whatever is done to each value alone, such as an
-activation, is the same before and after such a rearrangement, so runtimes can fuse it with the convolution.
+activation, is the same before and after such a rearrangement, so runtimes can fuse it with the convolution. The layers
+are those of `trainer.model.Decoder`; the parity gate would find a rewrite of any other.
 
 Shapes: I and O channels in and out, k side of a kernel, p phases (row, column), d offsets between cells.
 """
@@ -33,16 +34,8 @@ def transposed_in_phases(layer: nn.ConvTranspose2d) -> nn.Sequential:
 
     Returns:
         (N, I, h, h) to aligned cells (N, 4 O, h, h), channels as `torch.pixel_shuffle` takes them.
-
-    Raises:
-        ValueError: the layer is of another kind.
     """
-    side = layer.kernel_size[0]
-    expected = {"kernel_size": (side, side), "stride": (2, 2), "padding": (1, 1), "output_padding": (4 - side,) * 2}
-    found = {name: getattr(layer, name) for name in expected}
-    if side not in _TRANSPOSED or found != expected or layer.groups != 1 or layer.dilation != (1, 1):
-        raise ValueError(f"only transposed convolutions of kernel 3 or 4 that double the side have phases, not {layer}")
-    taps, (before, after) = _TRANSPOSED[side]
+    taps, (before, after) = _TRANSPOSED[layer.kernel_size[0]]
     kernel = _spread(layer.weight.transpose(0, 1), taps)
     return nn.Sequential(nn.ZeroPad2d((before, after, before, after)), _convolution(kernel, layer.bias))
 
@@ -56,11 +49,7 @@ def enlarged_in_phases(layer: nn.Conv2d, phases_first: bool = False) -> nn.Seque
 
     Returns:
         (N, I, h, h) to straddling cells (N, 4 O, h + 1, h + 1).
-
-    Raises:
-        ValueError: the convolution is of another kind.
     """
-    _require_plain(layer, "replicate")
     kernel = _spread(layer.weight, _ENLARGED)
     return nn.Sequential(nn.ReplicationPad2d(1), _convolution(kernel, layer.bias, phases_first=phases_first))
 
@@ -70,11 +59,7 @@ def convolution_in_phases(layer: nn.Conv2d) -> nn.Conv2d:
 
     Returns:
         (N, I, 2h, 2h) to aligned cells (N, 4 O, h, h), channels in the order (p, p, O).
-
-    Raises:
-        ValueError: the convolution is of another kind.
     """
-    _require_plain(layer, "zeros")
     return _convolution(_spread(layer.weight, _PADDED), layer.bias, stride=2, padding=1, phases_first=True)
 
 
@@ -86,11 +71,7 @@ def convolution_of_phases(layer: nn.Conv2d) -> nn.Conv2d:
     Returns:
         Aligned cells (N, 4 I, h, h), channels as `torch.pixel_shuffle` takes them, to straddling cells
         (N, 4 O, h + 1, h + 1), channels in the order (p, p, O).
-
-    Raises:
-        ValueError: the convolution is of another kind.
     """
-    _require_plain(layer, "zeros")
     kernel = _spread(layer.weight, _PADDED)  # (O, p, p, I, 4, 4)
     cells = kernel.reshape(*kernel.shape[:4], 2, 2, 2, 2)  # (O, p, p, I, d, p, d, p)
     cells = cells.permute(0, 1, 2, 3, 5, 7, 4, 6).flatten(3, 5)  # (O, p, p, 4 I, d, d)
@@ -107,19 +88,6 @@ def join_phases(cells: Tensor, straddling: bool) -> Tensor:
     rows = cells.reshape(-1, 2, channels // 2, height, width).permute(0, 3, 1, 4, 2)
     image = rows.reshape(-1, 2 * height, 2 * width, channels // 4)
     return image[:, 1:-1, 1:-1] if straddling else image
-
-
-def _require_plain(layer: nn.Conv2d, padding_mode: str) -> None:
-    expected = {
-        "kernel_size": (3, 3),
-        "stride": (1, 1),
-        "padding": (1, 1),
-        "dilation": (1, 1),
-        "groups": 1,
-        "padding_mode": padding_mode,
-    }
-    if {name: getattr(layer, name) for name in expected} != expected:
-        raise ValueError(f"only 3x3 convolutions with 1 pixel of {padding_mode} around can be rewritten, not {layer}")
 
 
 def _spread(weight: Tensor, taps: Taps) -> Tensor:

@@ -56,8 +56,8 @@ def write_encoder(model: VAE, form: EncoderForm, folder: Path, model_sha256: str
     # An exporter may take a batch of one for a constant; two stays dynamic.
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     name = file_name(ENCODER, form)
-    _trace(encoder_graph(model.encoder, form), images, folder / name, ["images"], ["mu", "log_var"])
-    _finish(folder / name, model_sha256)
+    graph = encoder_graph(model.encoder, form)
+    _write(graph, images, folder / name, model_sha256, inputs=["images"], outputs=["mu", "log_var"])
     return name
 
 
@@ -65,12 +65,15 @@ def write_decoder(model: VAE, form: DecoderForm, folder: Path, model_sha256: str
     """Writes the decoder in one form; otherwise as `write_graphs`. Returns the file's name."""
     latents = torch.zeros(2, model.config.latent_dim)
     name = file_name(DECODER, form)
-    _trace(decoder_graph(model.decoder, form), latents, folder / name, ["latents"], ["images"])
-    _finish(folder / name, model_sha256)
+    graph = decoder_graph(model.decoder, form)
+    _write(graph, latents, folder / name, model_sha256, inputs=["latents"], outputs=["images"])
     return name
 
 
-def _trace(graph: nn.Module, sample: Tensor, path: Path, inputs: list[str], outputs: list[str]) -> None:
+def _write(
+    graph: nn.Module, sample: Tensor, path: Path, model_sha256: str, *, inputs: list[str], outputs: list[str]
+) -> None:
+    """Traces, simplifies, labels and checks a graph."""
     with warnings.catch_warnings():
         # The TorchScript exporter is deprecated, but it alone writes opset 17 itself, with no more packages.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -87,16 +90,17 @@ def _trace(graph: nn.Module, sample: Tensor, path: Path, inputs: list[str], outp
             output_names=outputs,
             dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)},
         )
-
-
-def _finish(path: Path, model_sha256: str) -> None:
-    """Simplifies, labels and checks a traced graph."""
     traced = onnx.load(path)
     _fold_constants(traced.graph)
     # The tracer loses height and width behind the Reshape; ONNX's own inference finds them.
     traced = onnx.shape_inference.infer_shapes(traced, strict_mode=True)
     traced.graph.ClearField("value_info")
-    _label(traced, path.stem, model_sha256)
+    # What the graph is and where it comes from, and nothing of the machine that traced it.
+    traced.producer_name, traced.producer_version = NAME, version_here()
+    traced.graph.name = path.stem
+    for part in (traced, traced.graph, *traced.graph.node):
+        part.ClearField("doc_string")
+    onnx.helper.set_model_props(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256})
     onnx.checker.check_model(traced, full_check=True)
     path.write_bytes(traced.SerializeToString(deterministic=True))
 
@@ -118,12 +122,3 @@ def _fold_constants(graph: onnx.GraphProto) -> None:
     kept += [numpy_helper.from_array(np.asarray(computed[name]), name) for name in computed if name in used]
     graph.ClearField("initializer")
     graph.initializer.extend(kept)
-
-
-def _label(traced: onnx.ModelProto, name: str, model_sha256: str) -> None:
-    """Says what the graph is and where it comes from; leaves nothing of the machine that traced it."""
-    traced.producer_name, traced.producer_version = NAME, version_here()
-    traced.graph.name = name
-    for part in (traced, traced.graph, *traced.graph.node):
-        part.ClearField("doc_string")
-    onnx.helper.set_model_props(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256})

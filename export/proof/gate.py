@@ -10,9 +10,8 @@ proof        the last of these, on the answers that travel with the bundle
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from engine.backends import CPU, Options, open_graphs
 from engine.bundle import Engine
@@ -22,42 +21,23 @@ from engine.proof.truth import Truth
 from export.errors import RewriteError
 from export.proof.judge import Trial, describe
 
+Subject = tuple[str, str, str, Engine]
+"""What a stage runs: backend, device, precision, and the files."""
 
+
+@dataclass
 class Gate:
-    """Measures stages, each kind of engine once.
+    """Measures stages, each kind of engine once."""
 
-    Args:
-        folder: Where the graphs lie.
-        truth: What they are held against.
-        trial: Edits to be judged, or why there are none.
-        proof: What travels with the bundle, if that is not `truth`.
-        max_batch: Largest batch of the engines, images.
-        threads: Their compute threads.
-        tolerances: Gives the tolerances of a precision.
-        say: Takes the table of each stage that was measured.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        truth: Truth,
-        *,
-        trial: Trial | str,
-        max_batch: int,
-        threads: int,
-        tolerances: Callable[[str], Tolerances],
-        say: Callable[[str], None],
-        proof: Truth | None = None,
-    ) -> None:
-        self._folder = folder
-        self.truth = truth
-        self._trial = trial
-        self._proof = proof
-        self._max_batch = max_batch
-        self._threads = threads
-        self._tolerances = tolerances
-        self._say = say
-        self._measured: dict[tuple[object, ...], Stage] = {}
+    folder: Path  # where the graphs lie
+    truth: Truth  # what they are held against
+    trial: Trial | str  # edits to be judged, or why there are none
+    max_batch: int  # largest batch of the engines, images
+    threads: int  # their compute threads
+    tolerances: Callable[[str], Tolerances]  # those of a precision
+    say: Callable[[str], None]  # takes the table of each stage that was measured
+    proof: Truth | None = None  # what travels with the bundle, if that is not `truth`
+    _measured: dict[tuple[object, ...], Stage] = field(default_factory=dict, init=False)
 
     def require_portable(self) -> None:
         """Lets the portable graphs pass.
@@ -78,8 +58,8 @@ class Gate:
         for name, (encoder, decoder) in engine.stages.items():
             stages[name] = _on_cpu(precision if name == "reduced" else "fp32", Engine(encoder, decoder))
         if runs:
-            stages["engine"] = _Subject(backend, device, precision, engine)
-        if self._proof is not None:
+            stages["engine"] = (backend, device, precision, engine)
+        if self.proof is not None:
             stages["proof"] = list(stages.values())[-1]
         measured: dict[str, Stage] = {}
         for name, subject in stages.items():
@@ -93,46 +73,37 @@ class Gate:
         return self._report(measured)
 
     def _report(self, stages: dict[str, Stage]) -> Report:
-        return Report(self.truth.what, len(self.truth.images), describe(self._trial), stages)
+        return Report(self.truth.what, len(self.truth.images), describe(self.trial), stages)
 
-    def _measure(self, name: str, subject: _Subject) -> Stage:
+    def _measure(self, name: str, subject: Subject) -> Stage:
         backend, device, precision, engine = subject
         key = (name == "proof", backend, device, precision, engine.encoder, engine.decoder, engine.split)
         if key not in self._measured:
-            encoder, decoder = self._folder / engine.encoder, self._folder / engine.decoder
+            encoder, decoder = self.folder / engine.encoder, self.folder / engine.decoder
             options = Options(
                 backend=backend,
                 device=device,
                 precision=precision,
-                max_batch_size=self._max_batch,
-                edit=self._folder / engine.edit if engine.edit else None,
+                max_batch_size=self.max_batch,
+                edit=self.folder / engine.edit if engine.edit else None,
                 split=engine.split,
-                threads=self._threads,
+                threads=self.threads,
             )
             opened = open_graphs(encoder, decoder, options)
             what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision} on {device}"
-            truth = self._proof if name == "proof" and self._proof else self.truth
+            truth = self.proof if name == "proof" and self.proof else self.truth
             try:
-                stage = truth.compare(opened, what, self._tolerances(precision), self._max_batch)
-                if truth is self.truth and not isinstance(self._trial, str):
-                    stage = replace(stage, judged=self._trial.judge(opened, self._max_batch))
+                stage = truth.compare(opened, what, self.tolerances(precision), self.max_batch)
+                if truth is self.truth and not isinstance(self.trial, str):
+                    stage = replace(stage, judged=self.trial.judge(opened, self.max_batch))
             except ParityError as error:
                 raise ParityError(f"stage {name}: {error}") from None
             finally:
                 opened.close()
-            self._say(stage.table(name))
+            self.say(stage.table(name))
             self._measured[key] = stage
         return self._measured[key]
 
 
-class _Subject(NamedTuple):
-    """What a stage runs."""
-
-    backend: str
-    device: str
-    precision: str
-    engine: Engine
-
-
-def _on_cpu(precision: str, engine: Engine) -> _Subject:
-    return _Subject("onnxruntime", CPU, precision, engine)
+def _on_cpu(precision: str, engine: Engine) -> Subject:
+    return "onnxruntime", CPU, precision, engine

@@ -32,18 +32,11 @@ NO_RUN = "skipped: it takes the run's classifier; give --run"
 
 @dataclass(frozen=True)
 class Judge:
-    """Somebody who can tell attributes.
+    """A classifier of attributes."""
 
-    Attributes:
-        what: Who it is, for reports.
-        attributes: What it can tell.
-        logits: How sure it is of each attribute in images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees
-            it.
-    """
-
-    what: str
-    attributes: Sequence[str]
-    logits: Callable[[Bytes], Floats]
+    what: str  # which one, for reports
+    attributes: Sequence[str]  # what it knows
+    logits: Callable[[Bytes], Floats]  # of images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees one
 
 
 def judge_of(run: Path, fingerprint: str | None) -> Judge | str:

@@ -29,15 +29,10 @@ Array = npt.NDArray[Any]
 
 
 class Cost(NamedTuple):
-    """A layer's error.
+    """A layer's error."""
 
-    Attributes:
-        error: Root mean square of the error of the layer's results, as a share of that of the results in FP32.
-        layer: Which graph, kind and name.
-    """
-
-    error: float
-    layer: str
+    error: float  # root mean square of the error of its results, as a share of that of the results in FP32
+    layer: str  # which graph, kind and name
 
 
 def costs(source: Path, reduced: Path, values: Array) -> list[Cost]:

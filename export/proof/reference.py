@@ -44,19 +44,12 @@ class EagerBackend(Backend):
 
 @dataclass(frozen=True)
 class Reference:
-    """PyTorch on a run's held-out images: what engines are held against.
+    """PyTorch on a run's held-out images: what engines are held against."""
 
-    Attributes:
-        model: The run's model.
-        truth: What that answers.
-        trial: Edits for the run's classifier to judge, or why there are none.
-        calibration_images: uint8 [M, S, S, 3], none of those in `truth`; empty where INT8 takes no part.
-    """
-
-    model: EagerBackend
-    truth: Truth
-    trial: Trial | str
-    calibration_images: Bytes
+    model: EagerBackend  # the run's model
+    truth: Truth  # what that answers
+    trial: Trial | str  # edits for the run's classifier to judge, or why there are none
+    calibration_images: Bytes  # uint8 [M, S, S, 3], none of those in `truth`; empty where INT8 takes no part
 
     @classmethod
     def of(cls, run: Run, *, calibrates: bool) -> Reference:

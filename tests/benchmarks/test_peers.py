@@ -48,9 +48,9 @@ def test_bad_input_is_named(
 
 def test_every_peer_has_a_server_and_an_environment(peers: ModuleType) -> None:
     environments = (FOLDER / "environments.sh").read_text()
-    for rival in peers.rivals.RIVALS.values():
-        command, variables = rival.command(Path("environments"), Path("bundle"), 1234)
+    for peer in peers.PEERS.values():
+        command, variables = peer.command(Path("environments"), Path("bundle"), 1234)
         assert "1234" in (*command, variables["PEER_PORT"])
-        if rival.environment:
-            assert rival.environment in environments
-            assert (FOLDER / "servers" / f"{rival.environment}_server.py").exists()
+        if peer.environment:
+            assert peer.environment in environments
+            assert (FOLDER / "servers" / f"{peer.environment}_server.py").exists()

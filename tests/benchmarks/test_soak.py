@@ -9,8 +9,8 @@ import pytest
 from bundles import reseal, write_tiny_bundle
 from scripts import benchmark, require_refused
 from servers import ServerProcess, server_of
-from serving.clients import Crowd, Tally
-from serving.orders import Orders
+from serving.clients import Load, Stats
+from serving.workload import Workload
 
 from engine.bundle import Bundle
 from engine.latents import Directions
@@ -38,16 +38,16 @@ asyncio.run(serve(load_config(sys.argv[1:]), lambda bundle: Mixing(open_backend(
 RPCS = {"Encode", "Decode", "Edit", "EditStream", "Interpolate", "Sample"}
 
 
-def send(server: ServerProcess, bundle: Path, requests: int) -> Tally:
+def send(server: ServerProcess, bundle: Path, requests: int) -> Stats:
     """What eight clients get that expect answers of `bundle`, once they have asked so often, and by every RPC."""
-    crowd = Crowd(server.target, Orders(Bundle.load(bundle), 50, 50, threads=1), 8)
-    return asyncio.run(crowd.run(lambda: crowd.tally.sent.total() >= requests and set(crowd.tally.sent) == RPCS))
+    load = Load(server.target, Workload(Bundle.load(bundle), 50, 50, threads=1), 8)
+    return asyncio.run(load.run(lambda: load.stats.sent.total() >= requests and set(load.stats.sent) == RPCS))
 
 
 def test_every_rpc_is_answered_right(server: ServerProcess, tiny_bundle: Path) -> None:
-    tally = send(server, tiny_bundle, 1)
-    assert tally.sent == tally.answered
-    assert not tally.wrong
+    stats = send(server, tiny_bundle, 1)
+    assert stats.sent == stats.answered
+    assert not stats.wrong
 
 
 def test_a_soak_tells_what_it_sent_and_got(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -71,20 +71,20 @@ def test_wrong_edits_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
     Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split, known.kinds).save(path)
     reseal(other)
     with server_of(other, tmp_path) as server:
-        tally = send(server, tiny_bundle, 200)
-    assert {text.partition(":")[0] for text in tally.wrong} == {"Edit", "EditStream"}
-    assert tally.answered["Encode"] == tally.sent["Encode"] > 0
-    assert tally.answered["Sample"] == tally.sent["Sample"] > 0
-    assert tally.lost == 0
+        stats = send(server, tiny_bundle, 200)
+    assert {text.partition(":")[0] for text in stats.wrong} == {"Edit", "EditStream"}
+    assert stats.answered["Encode"] == stats.sent["Encode"] > 0
+    assert stats.answered["Sample"] == stats.sent["Sample"] > 0
+    assert stats.lost == 0
 
 
 def test_mixed_up_answers_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
     script = tmp_path / "mixing.py"
     script.write_text(MIXING_SERVER)
     with ServerProcess([str(script), "--bundle", str(tiny_bundle)], tmp_path) as server:
-        tally = send(server, tiny_bundle, 100)
-    assert {"Decode", "Edit"} <= {text.partition(":")[0] for text in tally.wrong}
-    assert tally.answered["Encode"] == tally.sent["Encode"] > 0
+        stats = send(server, tiny_bundle, 100)
+    assert {"Decode", "Edit"} <= {text.partition(":")[0] for text in stats.wrong}
+    assert stats.answered["Encode"] == stats.sent["Encode"] > 0
 
 
 def test_answers_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
@@ -105,7 +105,6 @@ def test_answers_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--clients", "0"), "--clients 0: must be above 0"),
-        (("--max-images", "1000"), "--max-images 1000: must be from 1 to 400"),
         (("--minutes", "0"), "--minutes 0.0: must be above 0"),
         (("--bundle", "nowhere"), "no bundle folder at nowhere"),
     ],

@@ -5,10 +5,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from batches import file_batch
 from fuzzing.files import file_of
 from PIL import Image
 from servers import ServerProcess
-from serving.requests import file_batch
 from tiny_model import IMAGE_SIZE, LATENT_DIM, latents_of, random_images
 
 from engine.client import Client

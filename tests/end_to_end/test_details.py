@@ -8,11 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
+from batches import raw_batch
 from gates import connected, constant, gated_server, until
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 from servers import ServerProcess, server_of
-from serving.requests import raw_batch, stub_of
+from serving.requests import stub_of
 
 from engine.client import Client
 from protos import dfcvae_pb2 as pb

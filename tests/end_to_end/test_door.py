@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from batches import file_batch, raw_batch
 from fuzzing.files import file_of
 from gates import connected, constant, gated_server
 from gates import until as wait_until
@@ -17,7 +18,7 @@ from PIL import Image
 from servers import ServerProcess, server_of
 from serving import http2
 from serving.http2 import WINDOW_BYTES
-from serving.requests import file_batch, raw_batch, stub_of
+from serving.requests import stub_of
 from wires import OWN_CONNECTION, Wire, in_loop, refusal_of, until
 
 from protos import dfcvae_pb2 as pb

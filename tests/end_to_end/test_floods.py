@@ -4,10 +4,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from batches import raw_batch
 from gates import constant
 from servers import server_of
 from serving import http2
-from serving.requests import raw_batch, stub_of
+from serving.requests import stub_of
 from wires import OWN_CONNECTION, Wire, in_loop, until
 
 from protos import dfcvae_pb2 as pb

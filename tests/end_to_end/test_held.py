@@ -6,13 +6,13 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+from batches import file_batch, raw_batch
 from bundles import write_tiny_bundle
 from gates import connected, constant, gated_server, list_of
 from gates import until as wait_until
 from servers import server_of
 from serving import http2
 from serving.http2 import WINDOW_BYTES
-from serving.requests import file_batch, raw_batch
 from tiny_model import LATENT_DIM
 from wires import Wire, in_loop, until
 

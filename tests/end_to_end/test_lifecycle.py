@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from batches import raw_batch
 from bundles import write_tiny_bundle
 from gates import connected, constant, gated_command, gated_server, list_of, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -29,7 +30,7 @@ from servers import (
     server_of,
     start_python,
 )
-from serving.requests import raw_batch, stub_of
+from serving.requests import stub_of
 from tiny_model import latents_of
 
 from engine.client import Client, ClientError

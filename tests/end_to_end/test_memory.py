@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+from batches import file_batch, raw_batch
 from gates import Gate, connected, constant, gated_server, until
 from servers import ServerProcess, server_of
-from serving.requests import file_batch, raw_batch
 
 from protos import dfcvae_pb2 as pb
 from protos import open_inference_pb2 as infer

@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+from batches import latent_batch, raw_batch
 from gates import connected, constant, gated_server, list_of, until
 from servers import server_of
-from serving.requests import latent_batch, raw_batch
 from tiny_model import IMAGE_SIZE, latents_of
 
 from engine.client import Client, ClientError

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+from batches import file_batch
 from gates import connected
 from servers import ServerProcess
-from serving.requests import file_batch
 
 from protos import dfcvae_pb2 as pb
 

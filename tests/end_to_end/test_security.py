@@ -8,13 +8,14 @@ from typing import Any
 
 import grpc
 import pytest
+from batches import raw_batch
 from gates import connected, gated_server, until
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status  # type: ignore[import-untyped]
 from servers import ServerProcess, run_python, server_of
-from serving.requests import raw_batch, stub_of
+from serving.requests import stub_of
 from tiny_model import IMAGE_SIZE, random_images
 
 from engine.client import Client, ClientError

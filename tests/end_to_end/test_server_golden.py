@@ -17,12 +17,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from batches import file_batch, latent_batch, raw_batch
 from bundles import add_prior, write_tiny_bundle
 from google.protobuf.message import Message
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import ServerProcess, run_python, server_of
-from serving.requests import file_batch, latent_batch, raw_batch
 from tiny_model import LATENT_DIM, latents_of, random_images
 
 from engine.images import encode_file

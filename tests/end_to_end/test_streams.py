@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from batches import floats_of, latent_batch, pixels_of, raw_batch
 from bundles import smile_more, write_tiny_bundle
 from gates import connected, constant, gated_server, until
 from servers import server_of
-from serving.requests import floats_of, latent_batch, pixels_of, raw_batch
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from protos import dfcvae_pb2 as pb

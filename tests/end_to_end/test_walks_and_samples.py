@@ -8,12 +8,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from batches import file_batch, floats_of, latent_batch, pixels_of, raw_batch
 from bundles import add_prior, reseal, write_tiny_bundle
 from fuzzing.files import file_of
 from gates import connected, gated_server, until
 from PIL import Image
 from servers import server_of
-from serving.requests import file_batch, floats_of, latent_batch, pixels_of, raw_batch
 from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
 from engine.latents import Gaussian, Mixture, Wishes, linear, spherical

@@ -6,12 +6,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from batches import file_batch, raw_batch
 from gates import connected
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import ServerProcess
-from serving.requests import file_batch, raw_batch
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.errors import InvalidRequest

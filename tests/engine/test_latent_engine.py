@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from batches import raw_batch
 from gated import Notes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import ROOT
-from serving.requests import raw_batch
 from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
 from engine.access.admission import Guards

@@ -8,7 +8,6 @@ import pytest
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images
 
 from engine.latents import Directions, Floats
-from export.errors import InputError
 from export.graphs.edit import write_edit, write_edit_by_steps, write_move
 from export.graphs.fp16 import write_half
 from export.graphs.names import DecoderForm, EncoderForm
@@ -99,17 +98,6 @@ def test_the_arithmetic_alone(tmp_path: Path) -> None:
     mu = np.random.default_rng(2).standard_normal((4, LATENT_DIM), dtype=np.float32)
     moved = session(tmp_path / "move.onnx").run(["latents"], {"mu": mu, "strengths": strengths(4)})[0]
     np.testing.assert_allclose(moved, mu + strengths(4) @ directions().vectors, atol=1e-5)
-
-
-def test_what_does_not_belong_together(tmp_path: Path) -> None:
-    encoder, decoder = write_parts(tmp_path)
-    with pytest.raises(InputError, match="there are no attribute directions"):
-        write_edit(encoder, decoder, directions(0), tmp_path / "edit.onnx")
-    (tmp_path / "other").mkdir()
-    write_decoder(small_vae(), "plain", tmp_path / "other", "cd" * 32)
-    with pytest.raises(InputError, match="are not of the same model"):
-        write_edit(encoder, tmp_path / "other" / "decoder.onnx", directions(), tmp_path / "edit.onnx")
-    assert not (tmp_path / "edit.onnx").exists()
 
 
 def shape_of(value: onnx.ValueInfoProto) -> list[str | int]:

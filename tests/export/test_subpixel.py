@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -90,21 +89,3 @@ def test_an_activation_may_come_before_the_shuffle() -> None:
     rewritten = nn.Sequential(transposed_in_phases(layer), activation, convolution_of_phases(last))
     expected = nn.Sequential(layer, activation, last)(features)
     check(join_phases(rewritten(features), straddling=True).permute(0, 3, 1, 2), expected)
-
-
-@pytest.mark.parametrize(
-    ("rewrite", "layer"),
-    [
-        (transposed_in_phases, nn.ConvTranspose2d(3, 5, 5, stride=2, padding=1)),
-        (transposed_in_phases, nn.ConvTranspose2d(3, 5, 3, stride=1, padding=1)),
-        (transposed_in_phases, nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1)),
-        (transposed_in_phases, nn.ConvTranspose2d(4, 4, 4, stride=2, padding=1, groups=2)),
-        (enlarged_in_phases, convolution("zeros")),
-        (convolution_in_phases, convolution("replicate")),
-        (convolution_of_phases, nn.Conv2d(5, 3, 3, padding=1, stride=2)),
-        (convolution_of_phases, nn.Conv2d(5, 3, 5, padding=1)),
-    ],
-)
-def test_what_has_no_such_form_is_refused(rewrite: Callable[[nn.Module], nn.Module], layer: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"only .* not Conv"):
-        rewrite(layer)

@@ -15,31 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from engine.arrays import Bytes, Floats
 from engine.bundle import PRIOR, Bundle
+from engine.client import StreamEdit, messages
 from engine.latents import FITTED, Gaussian, linear, load_priors, spherical
 from export.errors import InputError
 from protos import dfcvae_pb2 as pb
-from serving.reference import Moves, Reference
-from serving.requests import (
-    Bytes,
-    Floats,
-    file_batch,
-    file_side,
-    floats_of,
-    jpegs,
-    latent_batch,
-    pictures,
-    pixels_of,
-    raw_batch,
-)
+from serving.reference import Reference
+from serving.requests import Moves, file_side, jpegs, pictures, read_images, stream_request
 
 MAX_FILES = 16  # most image files in a request: their compression would otherwise take most of the machine
 
 _MARGIN = 4  # any two pictures' answers differ by at least so many tolerances
 _FILES = 32
 _PREPARED = 6
-_PNG = pb.ImageOutput(format=pb.IMAGE_FORMAT_PNG)
-_BOTH = pb.EDIT_RESULT_IMAGES_AND_LATENTS
 
 
 class WrongAnswer(Exception):  # noqa: N818 - reads better without the suffix at the place of the raise
@@ -55,11 +44,11 @@ class Deviation:
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """A request and its right answer."""
 
     method: str  # name of the RPC
-    request: Any  # its message
+    message: Any  # protobuf's
     images: Bytes | None = None  # uint8 [N, S, S, 3] of the answer; None: it has none, or they aren't looked at
     latents: Floats | None = None  # likewise float32 [N, D]; of Encode the means
     log_var: Floats | None = None  # of Encode
@@ -70,7 +59,7 @@ class Order:
         return len(self.images if self.images is not None else self.latents if self.latents is not None else ())
 
 
-class Orders:
+class Workload:
     """Pictures, what the bundle makes of them, and requests of up to `max_images` about them.
 
     `tolerance` is how far an answer may be from the one computed here, `deviation` how far those were that were seen.
@@ -88,18 +77,18 @@ class Orders:
         self._centre = load_priors(bundle.path / PRIOR)[FITTED].mean if PRIOR in bundle.manifest.files else None
         steps = [reference.step(moves, keep) for moves, keep in self.edits]
         self._edited_mu = [self._mu + step for step in steps]
-        self._edited = [reference.decode(latents) for latents in self._edited_mu]
+        self.edited = [reference.decode(latents) for latents in self._edited_mu]
         self._decoded = reference.decode(self._mu)
         self._file_edited = reference.decode(self._file_mu + steps[0])
         self.deviation = Deviation()
         self.tolerance = self._measured()
         self._require_distinct()
         rng = np.random.default_rng(5)
-        self._drawn: list[Order] = [make(rng) for make in (self._walk, self._sample) for _ in range(_PREPARED)]
+        self._drawn: list[Request] = [make(rng) for make in (self._walk, self._sample) for _ in range(_PREPARED)]
 
-    def draw(self, rng: np.random.Generator) -> Order:
+    def draw(self, rng: np.random.Generator) -> Request:
         """A request of a random kind and size; small sizes are as frequent as large ones, octave by octave."""
-        kinds: tuple[Callable[[slice, int], Order], ...] = (
+        kinds: tuple[Callable[[slice, int], Request], ...] = (
             self.encode, self._encode_files, self._decode, self._decode_png, self.edit, self._edit_latents,
             self._edit_files, self._prepared, self._prepared,
         )  # fmt: skip
@@ -112,21 +101,22 @@ class Orders:
         rows = slice(0)
         for number in range(messages):
             edit = int(rng.integers(len(self.edits)))
-            request = pb.EditStreamRequest(id=number + 1, **self.moves(edit))
             if number % 2 == 0:
                 rows = self._rows(int(rng.integers(1, 9)), rng)
-                request.images.CopyFrom(raw_batch(self.pictures[rows]))
-            plan.append((request, self._edited[edit][rows]))
+            step = StreamEdit(None if number % 2 else self.pictures[rows], *self.edits[edit])
+            plan.append((stream_request(step, number + 1), self.edited[edit][rows]))
         return plan
 
-    def check(self, order: Order, answer: Any) -> None:
+    def check(self, request: Request, answer: Any) -> None:
         """Compares an answer with the right one."""
-        if order.images is not None:
-            self.check_images(pixels_of(answer.images), order.images)
-        if order.latents is not None:
-            self._check_latents(floats_of(answer.mu if order.method == "Encode" else answer.latents), order.latents)
-        if order.log_var is not None:
-            self._check_latents(floats_of(answer.log_var), order.log_var)
+        if request.images is not None:
+            self.check_images(read_images(answer), request.images)
+        if request.log_var is not None:
+            self._check_latents(messages.read_posterior(answer).log_var, request.log_var)
+        if request.latents is not None:
+            encoded = request.method == "Encode"
+            got = messages.read_posterior(answer).mu if encoded else messages.read_latents(answer)
+            self._check_latents(got, request.latents)
 
     def check_images(self, got: Bytes, expected: Bytes) -> None:
         """Compares images, uint8 [N, S, S, 3]."""
@@ -145,75 +135,54 @@ class Orders:
         if not difference <= self.tolerance.latents:
             raise WrongAnswer(f"latents are off by {difference:g}")
 
-    def moves(self, edit: int) -> dict[str, Any]:
-        """An edit as fields of a request."""
-        pairs, keep = self.edits[edit]
-        edits = [
-            pb.Edit(attribute=target, strength=strength)
-            if isinstance(target, str)
-            else pb.Edit(direction=target.astype("<f4").tobytes(), strength=strength)
-            for target, strength in pairs
-        ]
-        return {"edits": edits, "keep": keep}
-
-    def encode(self, rows: slice, _: int = 0) -> Order:
+    def encode(self, rows: slice, _: int = 0) -> Request:
         """Encode of some pictures."""
-        request = pb.EncodeRequest(images=raw_batch(self.pictures[rows]))
-        return Order("Encode", request, latents=self._mu[rows], log_var=self._log_var[rows])
+        message = messages.encode_request(self.pictures[rows])
+        return Request("Encode", message, latents=self._mu[rows], log_var=self._log_var[rows])
 
-    def edit(self, rows: slice, edit: int = 0) -> Order:
+    def edit(self, rows: slice, edit: int = 0) -> Request:
         """Edit of some pictures."""
-        request = pb.EditRequest(images=raw_batch(self.pictures[rows]), **self.moves(edit))
-        return Order("Edit", request, self._edited[edit][rows])
+        message = messages.edit_request(StreamEdit(self.pictures[rows], *self.edits[edit]))
+        return Request("Edit", message, self.edited[edit][rows])
 
-    def _encode_files(self, rows: slice, _: int) -> Order:
+    def _encode_files(self, rows: slice, _: int) -> Request:
         rows = _few(rows)
-        request = pb.EncodeRequest(images=file_batch(self._files[rows]))
-        return Order("Encode", request, latents=self._file_mu[rows])
+        return Request("Encode", messages.encode_request(self._files[rows]), latents=self._file_mu[rows])
 
-    def _decode(self, rows: slice, _: int) -> Order:
-        return Order("Decode", pb.DecodeRequest(latents=latent_batch(self._mu[rows])), self._decoded[rows])
+    def _decode(self, rows: slice, _: int) -> Request:
+        return Request("Decode", messages.decode_request(self._mu[rows]), self._decoded[rows])
 
-    def _decode_png(self, rows: slice, _: int) -> Order:
+    def _decode_png(self, rows: slice, _: int) -> Request:
         rows = _few(rows)
-        request = pb.DecodeRequest(latents=latent_batch(self._mu[rows]), output=_PNG)
-        return Order("Decode", request, self._decoded[rows])
+        return Request("Decode", messages.decode_request(self._mu[rows], "PNG"), self._decoded[rows])
 
-    def _edit_latents(self, rows: slice, edit: int) -> Order:
-        request = pb.EditRequest(latents=latent_batch(self._mu[rows]), result=_BOTH, **self.moves(edit))
-        return Order("Edit", request, self._edited[edit][rows], self._edited_mu[edit][rows])
+    def _edit_latents(self, rows: slice, edit: int) -> Request:
+        message = messages.edit_request(StreamEdit(self._mu[rows], *self.edits[edit], result="both"))
+        return Request("Edit", message, self.edited[edit][rows], self._edited_mu[edit][rows])
 
-    def _edit_files(self, rows: slice, _: int) -> Order:
+    def _edit_files(self, rows: slice, _: int) -> Request:
         rows = _few(rows)
-        request = pb.EditRequest(images=file_batch(self._files[rows]), output=_PNG, **self.moves(0))
-        return Order("Edit", request, self._file_edited[rows])
+        message = messages.edit_request(StreamEdit(self._files[rows], *self.edits[0], file_format="PNG"))
+        return Request("Edit", message, self._file_edited[rows])
 
-    def _prepared(self, rows: slice, _: int) -> Order:
+    def _prepared(self, rows: slice, _: int) -> Request:
         """A walk or a sample, whose answer was computed beforehand."""
         return self._drawn[int(rows.start) % len(self._drawn)]
 
-    def _walk(self, rng: np.random.Generator) -> Order:
+    def _walk(self, rng: np.random.Generator) -> Request:
         total = max(2, self._size(rng))
         steps = int(rng.integers(2, min(total, 16) + 1))
         first, last = (self._mu[rng.integers(len(self._mu), size=max(1, total // steps))] for _ in range(2))
         arc = bool(rng.integers(2))
         points = spherical(first, last, steps, self._centre) if arc else linear(first, last, steps)
-        request = pb.InterpolateRequest(
-            start=pb.WalkEnd(latents=latent_batch(first)),
-            end=pb.WalkEnd(latents=latent_batch(last)),
-            steps=steps,
-            walk=pb.WALK_SPHERICAL if arc else pb.WALK_LINEAR,
-            result=_BOTH,
-        )
-        return Order("Interpolate", request, self._reference.decode(points), points)
+        message = messages.walk_request(first, last, steps, "spherical" if arc else "linear", "both")
+        return Request("Interpolate", message, self._reference.decode(points), points)
 
-    def _sample(self, rng: np.random.Generator) -> Order:
+    def _sample(self, rng: np.random.Generator) -> Request:
         count, seed, temperature = self._size(rng), int(rng.integers(2**32)), float(np.float32(rng.uniform(0.5, 1.0)))
         latents = Gaussian.standard(self._mu.shape[1]).draw(count, seed, temperature)
-        request = pb.SampleRequest(
-            count=count, seed=seed, temperature=temperature, distribution=pb.DISTRIBUTION_STANDARD, result=_BOTH
-        )
-        return Order("Sample", request, self._reference.decode(latents), latents)
+        message = messages.sample_request(count, seed, temperature, "standard", having=(), lacking=(), result="both")
+        return Request("Sample", message, self._reference.decode(latents), latents)
 
     def _size(self, rng: np.random.Generator) -> int:
         return min(self._max_images, int(np.exp(rng.uniform(0, np.log(self._max_images + 1)))))
@@ -225,7 +194,7 @@ class Orders:
     def _measured(self) -> Deviation:
         """Twice what other batch sizes and a last bit of the latents make different here, plus a level."""
         reference, levels, latents = self._reference, 0, 0.0
-        for moved, edited in zip(self._edited_mu, self._edited, strict=True):
+        for moved, edited in zip(self._edited_mu, self.edited, strict=True):
             for towards in (-np.inf, np.inf):
                 levels = max(levels, _levels(reference.decode(np.nextafter(moved, np.float32(towards))), edited))
         largest = reference.max_batch_size

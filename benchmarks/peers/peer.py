@@ -15,10 +15,12 @@ import grpc
 import numpy as np
 import onnxruntime
 from script import ROOT
-from serving.requests import INFER, SERVICE, Bytes, raw_batch
+from serving.requests import INFER, SERVICE
 
+from engine.arrays import Bytes
 from engine.backends import cores
 from engine.bundle import DECODER, ENCODER, Bundle
+from engine.client import StreamEdit, messages
 from protos import dfcvae_pb2 as pb
 from protos import open_inference_pb2 as infer
 
@@ -80,8 +82,7 @@ class Protocol:
 
 
 def _edit(job: Job) -> bytes:
-    edits = [pb.Edit(attribute=job.attribute, strength=1.0)]
-    return pb.EditRequest(images=raw_batch(job.image[None]), edits=edits).SerializeToString()
+    return messages.edit_request(StreamEdit(job.image[None], {job.attribute: 1.0})).SerializeToString()
 
 
 def _infer(job: Job) -> bytes:
@@ -123,7 +124,7 @@ BENTOML = Protocol(
 
 
 @dataclass(frozen=True)
-class Rival:
+class Peer:
     """A server."""
 
     name: str  # in the table
@@ -154,7 +155,7 @@ class Rival:
         return folder / "python" if self.environment else Path(sys.executable)
 
 
-def _all() -> dict[str, Rival]:
+def _all() -> dict[str, Peer]:
     peers: dict[str, tuple[tuple[str, ...], Protocol]] = {
         "grpcio": ((f"{SERVERS}/grpcio_server.py",), EDIT),
         "mosec": ((f"{SERVERS}/mosec_server.py", "--address", "127.0.0.1", "--port", "{port}"), _bytes("/inference")),
@@ -166,12 +167,12 @@ def _all() -> dict[str, Rival]:
         "ray": ((f"{SERVERS}/ray_server.py",), _bytes("/")),
         "triton": ((f"{SERVERS}/triton_server.py",), MODEL_INFER),
     }
-    found = {OURS: Rival(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)}
+    found = {OURS: Peer(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)}
     for name, (arguments, protocol) in peers.items():
         for engine in (False, True):
             title = f"{name}+engine" if engine else name
-            found[title] = Rival(title, name, arguments, protocol, engine)
+            found[title] = Peer(title, name, arguments, protocol, engine)
     return found
 
 
-RIVALS = _all()  # all of them, by name, in the order of the table
+PEERS = _all()  # all of them, by name, in the order of the table
