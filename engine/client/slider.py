@@ -17,7 +17,7 @@ from typing_extensions import Self
 from engine.arrays import Bytes, Floats
 from engine.client import messages
 from engine.client.errors import ClientError
-from engine.client.values import Edited, Edits, Images, Options, StreamEdit
+from engine.client.values import Edited, Edits, FileFormat, Images, Options, StreamEdit
 from protos import dfcvae_pb2 as pb
 
 _FAREWELL_S = 1.0
@@ -57,6 +57,19 @@ class Slider:
         images = self.send(StreamEdit(source, edits, keep)).images
         assert images is not None
         return images
+
+    def edit_files(
+        self,
+        source: Images | Floats | None,
+        edits: Edits,
+        keep: Iterable[str] = (),
+        file_format: FileFormat = "PNG",
+        quality: int = 0,
+    ) -> list[bytes]:
+        """As `Client.edit_files`: one image file each."""
+        files = self.send(StreamEdit(source, edits, keep, file_format=file_format, quality=quality)).files
+        assert files is not None
+        return files
 
     def send(self, step: StreamEdit) -> Edited:
         """Makes one step of any kind and waits for its answer."""
@@ -101,6 +114,20 @@ class AsyncSlider:
         images = (await self.send(StreamEdit(source, edits, keep))).images
         assert images is not None
         return images
+
+    async def edit_files(
+        self,
+        source: Images | Floats | None,
+        edits: Edits,
+        keep: Iterable[str] = (),
+        file_format: FileFormat = "PNG",
+        quality: int = 0,
+    ) -> list[bytes]:
+        """As `Client.edit_files`: one image file each."""
+        step = StreamEdit(source, edits, keep, file_format=file_format, quality=quality)
+        files = (await self.send(step)).files
+        assert files is not None
+        return files
 
     async def send(self, step: StreamEdit) -> Edited:
         """Makes one step of any kind and waits for its answer."""

@@ -14,7 +14,6 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 from engine.client import AsyncClient, Client, ClientError, Edited, StreamEdit
 
 IMAGES = random_images(2, seed=1)
-AS_FILES = StreamEdit(None, {"Smiling": 2}, file_format="PNG")
 SMILE = tiny_directions()["Smiling"]
 
 
@@ -138,7 +137,7 @@ def test_a_slider(server: ServerProcess) -> None:
             slider.edit(None, {"Bald": 1})
         with pytest.raises(TypeError, match="source must be"):
             slider.edit("face.png", {"Smiling": 1})  # type: ignore[arg-type]
-        assert slider.send(AS_FILES).files == client.edit_files(IMAGES, {"Smiling": 2})
+        assert slider.edit_files(None, {"Smiling": 2}) == client.edit_files(IMAGES, {"Smiling": 2})
         np.testing.assert_array_equal(slider.edit(None, []), IMAGES)
 
 
@@ -151,7 +150,7 @@ def test_an_asynchronous_slider(server: ServerProcess) -> None:
                 np.testing.assert_array_equal(answer, smiling(number))
             with pytest.raises(ClientError, match="NOT_FOUND: unknown attribute 'Bald'"):
                 await slider.edit(None, {"Bald": 1})
-            assert (await slider.send(AS_FILES)).files == await client.edit_files(IMAGES, {"Smiling": 2})
+            assert await slider.edit_files(None, {"Smiling": 2}) == await client.edit_files(IMAGES, {"Smiling": 2})
             await slider.close()
             with pytest.raises(ClientError, match="the stream has ended; open another one"):
                 await slider.edit(None, {"Smiling": 2})
