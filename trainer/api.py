@@ -43,8 +43,11 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, *, resume: boo
         resume: go on from the run folder's checkpoint; start if it has none.
 
     Raises:
+        TypeError: `config` is none.
         TrainerError: something cannot be used or the loss went astray; the message names it and the mend.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig, such as presets.best(), not {config!r}")
     plan = Plan.of(config, Path(data), Path(out), resume)
     training.train(config, plan.data(), Path(out), resume)
 
@@ -170,7 +173,7 @@ class VAE:
         Raises:
             ValueError: they have another type or shape, or are not finite.
         """
-        latents = np.asarray(latents)
+        latents = np.ascontiguousarray(latents)  # torch takes no reversed ones
         if latents.dtype != np.float32 or latents.ndim != 2 or latents.shape[1] != self.latent_dim:
             raise ValueError(
                 f"latents must be float32 (N, {self.latent_dim}), not {latents.dtype} {latents.shape}; "
@@ -205,13 +208,15 @@ class VAE:
             lacking: attributes that none is to have, no more than training faces without them on average.
 
         Raises:
-            TypeError: one name stands where a list of them is expected.
+            TypeError: one name stands where a list of them is expected, or `edits` has no strengths.
             ValueError: the images have another type or shape.
             RunError: as `directions`.
             UnknownAttribute: of `engine.errors`; the run has no direction of a name.
             InvalidRequest: of `engine.errors`; a strength is not finite, an attribute is both edited and kept, or
                 attributes contradict each other.
         """
+        if not isinstance(edits, Mapping | None):
+            raise TypeError(f"edits must be strengths by attribute, for example {{'Smiling': 1.5}}, not {edits!r}")
         kept, having, lacking = _several("keep", keep), _several("having", having), _several("lacking", lacking)
         step = self.directions.move(list((edits or {}).items()), kept).step
         wishes = Wishes.of(self.directions, having, lacking, kept)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from framing import CELEBA_SOURCE, Frame
 from trainer.errors import ConfigError
@@ -44,6 +47,27 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in (*NOT_PART_OF_RESULT, *CHANGEABLE, "model")}
 
 
+@functools.cache
+def _adapters(config: type) -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(kind) for name, kind in get_type_hints(config).items()}
+
+
+def _require_types(config: ModelConfig | TrainConfig) -> None:
+    """Makes of every field what it is declared as, such as a path of a file's name; flags are that already.
+
+    Raises:
+        ConfigError: a field can't be that, or is none of the words that it may be.
+    """
+    kind: type = type(config)
+    for name, adapter in _adapters(kind).items():
+        value = getattr(config, name)
+        try:
+            object.__setattr__(config, name, adapter.validate_python(value))
+        except ValidationError as error:
+            rule = error.errors(include_url=False)[0]["msg"].replace("Input should be", "must be")
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: {rule}") from None
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
@@ -65,6 +89,7 @@ class ModelConfig:
     """How the decoder doubles its size. transposed: seed; nearest: enlarge, then convolve (paper)."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         _require(
             3 <= len(self.channels) <= 6 and all(c > 0 for c in self.channels),
             f"--channels {' '.join(map(str, self.channels))}: must be three to six positive numbers, such as "
@@ -77,8 +102,6 @@ class ModelConfig:
             "--channels), such as 64 or 128",
         )
         _require(self.latent_dim > 0, f"--latent-dim {self.latent_dim}: must be at least 1")
-        _require(self.kernel_size in (3, 4), f"--kernel-size {self.kernel_size}: must be 3 or 4")
-        _require(self.decoder in ("transposed", "nearest"), f"--decoder {self.decoder}: must be transposed or nearest")
 
     @property
     def bottleneck(self) -> tuple[int, int, int]:
@@ -189,6 +212,7 @@ class TrainConfig:
     """Minutes between two checkpoints within an epoch; there is one after every epoch as well."""
 
     def __post_init__(self) -> None:
+        _require_types(self)
         for name, value in vars(self).items():
             number = not isinstance(value, float) or math.isfinite(value)
             _require(number, f"--{name.replace('_', '-')} {value}: must be a finite number")
@@ -214,7 +238,7 @@ class TrainConfig:
         _require(self.muon_lr > 0, f"--muon-lr {self.muon_lr}: must be above 0")
         _require(self.lr_gamma > 0, f"--lr-gamma {self.lr_gamma}: must be above 0")
         _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
-        _require(self.seed >= 0, f"--seed {self.seed}: must be 0 or above")
+        _require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and {2**63 - 1}")
         _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}: must be at least 1")
         _require(self.log_every >= 1, f"--log-every {self.log_every}: must be at least 1")
         _require(self.save_minutes > 0, f"--save-minutes {self.save_minutes}: must be above 0")

@@ -13,6 +13,8 @@ from typing import Any
 class Signals:
     """Turns SIGINT and SIGTERM into a number that the loop looks at between two steps.
 
+    Outside the main thread, which alone is interrupted, nothing is noted.
+
     Args:
         patient: let a second signal, too, wait for the end of the step; else it acts at once.
 
@@ -26,6 +28,8 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._previous[signum] = signal.signal(signum, self._note)
         return self
@@ -45,16 +49,12 @@ def held_back() -> Iterator[Signals]:
     """Notes SIGINT and SIGTERM, which act when the block ends; the block ends early once one was received.
 
     For work with a thread pool: an exception in the midst of its methods can leave a lock taken, and its threads wait
-    for that without end. Outside the main thread, which alone is interrupted, nothing is noted.
+    for that without end.
 
     Raises:
         KeyboardInterrupt: One was received, unless its own handler raises something else.
     """
-    signals = Signals(patient=True)
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    with signals:
+    with Signals(patient=True) as signals:
         yield signals
     if signals.received:
         signal.raise_signal(signals.received)

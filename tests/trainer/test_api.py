@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,3 +168,38 @@ def test_a_card_shows_nothing_of_other_weights(trained: Path, tmp_path: Path) ->
     text = (run / "README.md").read_text()
     assert "21.99" not in text
     assert "It has not been measured yet" in text
+
+
+def test_a_configuration_made_in_python_holds_what_it_may() -> None:
+    config = replace(presets.plain(), epochs=np.int64(3), labels="own.csv", source=[178, 218])  # type: ignore[arg-type]
+    assert (config.epochs, config.labels, config.source) == (3, Path("own.csv").absolute(), (178, 218))
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    for wrong, said in (
+        ({"optimizer": "sgd"}, "--optimizer sgd: must be 'adam', 'muon' or 'muon-sgd'"),
+        ({"precision": "fp16"}, "--precision fp16: must be 'auto', 'fp32' or 'bf16'"),
+        ({"epochs": 1.5}, "--epochs 1.5: must be a valid integer"),
+        ({"taps": "relu1_1"}, "--taps relu1_1: must be a valid tuple"),
+        ({"seed": 2**63}, f"--seed {2**63}: must lie between 0 and {2**63 - 1}"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            replace(presets.plain(), **wrong)
+
+
+def test_training_takes_a_configuration_and_no_name_of_one(faces: Path, tmp_path: Path) -> None:
+    for wrong in ("best", presets.best, None):
+        with pytest.raises(TypeError, match=r"config must be a TrainConfig, such as presets\.best\(\), not"):
+            train(wrong, faces, tmp_path / "run")  # type: ignore[arg-type]
+
+
+def test_a_thread_may_train(faces: Path, tmp_path: Path, small: TrainConfig) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, replace(small, epochs=1), faces, tmp_path / "run").result()
+    assert VAE.from_pretrained(tmp_path / "run").attributes
+
+
+def test_latents_may_be_reversed_and_edits_are_a_mapping(vae: VAE, images: np.ndarray) -> None:
+    latents = vae.encode(images)
+    np.testing.assert_array_equal(vae.decode(latents[::-1]), vae.decode(latents)[::-1])
+    for wrong in ("Smiling", ["Smiling"], [("Smiling", 1.0)]):
+        with pytest.raises(TypeError, match=r"edits must be strengths by attribute, for example \{'Smiling': 1\.5\}"):
+            vae.edit(images, wrong)  # type: ignore[arg-type]
