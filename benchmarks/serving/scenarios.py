@@ -398,7 +398,7 @@ async def ask_own(client: AsyncClient, workload: Workload, rng: np.random.Genera
     """Has this project's client edit a picture, and checks the answer; how many images that has."""
     row, edit = int(rng.integers(len(workload.pictures))), int(rng.integers(len(workload.edits)))
     images = await client.edit(workload.pictures[row : row + 1], *workload.edits[edit])
-    workload.check_images(images, workload.edited[edit][row : row + 1])
+    workload.compare("levels", images, workload.edited[edit][row : row + 1])
     return len(images)
 
 
