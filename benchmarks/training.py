@@ -77,11 +77,7 @@ class SpeedConfig:
     """File to write all figures to."""
 
     def training(self) -> TrainConfig:
-        """The configuration that both sides train.
-
-        Raises:
-            ConfigError: there is no such preset.
-        """
+        """The configuration that both sides train."""
         if self.preset not in PRESETS:
             raise ConfigError(f"--preset {self.preset}: choose one of {', '.join(PRESETS)}")
         config = PRESETS[self.preset]()
@@ -319,11 +315,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def benchmark(config: SpeedConfig) -> None:
-    """Measures and prints.
-
-    Raises:
-        TrainerError: a flag or the data cannot be used; likewise InputError.
-    """
+    """Measures and prints."""
     require_positive(config, "seconds", "turns")
     training = config.training()
     with tempfile.TemporaryDirectory() as folder:

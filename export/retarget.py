@@ -127,11 +127,7 @@ def _calibration(bundle: Bundle, threads: int) -> Calibration:
 
 
 def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[str]) -> list[Candidate]:
-    """The candidates whose graphs follow from those that are there.
-
-    Raises:
-        InputError: there are none; says which graphs are missing.
-    """
+    """The candidates whose graphs follow from those that are there."""
 
     def missing(candidate: Candidate) -> list[str]:
         return [name for name in candidate.portable if name not in graphs]

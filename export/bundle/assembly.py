@@ -145,12 +145,7 @@ def _first_exact(
     explain: Callable[[Candidate], None],
     say: Say,
 ) -> tuple[Candidate, Report, dict[Candidate, ParityError | BackendError]]:
-    """The first candidate that passes the gate, its figures, and why those before it did not.
-
-    Raises:
-        ParityError, BackendError: none passes; the first one's.
-        RewriteError: an exact form isn't, whatever else there is to choose from.
-    """
+    """The first candidate that passes the gate, its figures, and why those before it did not."""
     rejected: dict[Candidate, ParityError | BackendError] = {}
     for candidate in ranked:
         try:
