@@ -30,10 +30,11 @@ from engine.errors import BundleError
 from engine.latents import load_priors
 from engine.proof.opening import load_truth
 from export import command
-from export.bundle.assembly import Say, assemble, outcome
+from export.bundle.assembly import assemble, outcome
 from export.bundle.output import check_apart, check_place, publish, require_space, staging
 from export.bundle.provenance import versions
 from export.engines.candidate import Candidate
+from export.engines.plans import Say
 from export.engines.support import Support
 from export.errors import InputError
 from export.flags import EngineFlags
