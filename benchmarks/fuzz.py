@@ -43,10 +43,6 @@ _EXAMPLES = 500
 _PICTURES = 50
 
 
-class UncleanAnswer(AssertionError):  # noqa: N818
-    """Raise when an answer isn't clean. The message says why."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class FuzzConfig:
     """What to send, and how much of it."""
@@ -80,7 +76,7 @@ def send_drawn(
 
     def check(cases: tuple[Case, ...]) -> None:
         if wrong := asyncio.run_coroutine_threadsafe(send_all(cases), loop).result():
-            raise UncleanAnswer("; ".join(wrong))
+            raise AssertionError("; ".join(wrong))
 
     strategy = calls(Bundle.load(config.bundle).manifest, config.variants)
     once = settings(

@@ -119,7 +119,8 @@ def _contest(
     say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
     entries = rank(candidates, folder, manifest, threads=flags.cores, say=say)
     say(table(entries))
-    for reason in flags.why_not(support) if entries else ():
+    budget = flags.min_psnr is not None
+    for reason in support.why_not(flags.backend, flags.device, flags.precision, budget=budget) if entries else ():
         say(f"not in the contest: {reason}")
     return entries
 
