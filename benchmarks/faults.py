@@ -53,7 +53,7 @@ class FaultsConfig:
 
 
 def play(name: Name, config: FaultsConfig, workload: Workload) -> tuple[FaultTest, float]:
-    """Runs one scenario with a server of its own; how long that took, seconds."""
+    """Runs one scenario with a server of its own. Returns it, and the seconds that it took."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder, bundle = Path(scratch), config.bundle.resolve()
@@ -78,7 +78,7 @@ def play(name: Name, config: FaultsConfig, workload: Workload) -> tuple[FaultTes
 
 
 def faults(config: FaultsConfig) -> bool:
-    """Plays the scenarios and reports; whether everything held."""
+    """Runs the scenarios and reports. Returns whether everything held."""
     require_positive(config, "clients", "settle_s", "scale")
     workload = Workload(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     results = []

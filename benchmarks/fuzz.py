@@ -101,7 +101,7 @@ def send_drawn(
 
 
 async def attack(server: Server, config: FuzzConfig) -> list[str]:
-    """Sends everything, watches a good client and the server's memory, and tells of it; what went wrong."""
+    """Sends everything, watches a good client and the server's memory, and reports. Returns what went wrong."""
     good = Load(server.target, Workload(Bundle.load(config.bundle), _PICTURES, 1), 1)
     over = asyncio.Event()
     running = asyncio.ensure_future(good.run(over.is_set))
@@ -141,7 +141,7 @@ def table(found: Counter[tuple[str, str]]) -> str:
 
 
 def fuzz(config: FuzzConfig) -> bool:
-    """Does everything and reports; whether all was clean."""
+    """Runs everything and reports. Returns whether all answers were clean."""
     require_positive(config, "requests")
     with Server(["-m", "engine", "--bundle", config.bundle.resolve()]) as server:
         wrong = asyncio.run(attack(server, config))

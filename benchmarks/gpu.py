@@ -87,7 +87,7 @@ class EnginesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Has a server edit, one request after the other, beside the same engine in this process."""
+    """Times edits by a server, one request after the other, and compares them with those of the same engine here."""
 
     bundle: Path
     """Bundle folder, proven on this machine."""

@@ -62,7 +62,7 @@ def growth(usage: Usage) -> float | None:
 
 
 async def send(load: Load, seconds: float) -> None:
-    """Runs the load for so long, seconds."""
+    """Runs the load for `seconds`."""
     end = time.monotonic() + seconds
 
     async def show(bar: Any) -> None:
@@ -104,7 +104,7 @@ def report(workload: Workload, stats: Stats, usage: Usage) -> None:
 
 
 def soak(config: SoakConfig) -> bool:
-    """Starts the server, sends, checks and reports; whether everything held."""
+    """Starts the server, sends, checks and reports. Returns whether everything held."""
     require_positive(config, "clients", "minutes")
     workload = Workload(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     # Nothing may be refused here: overload is another script's business.

@@ -109,7 +109,7 @@ class _Files(Dataset[Tensor]):
 
 
 class _Straightforward:
-    """The loop of the seed document, written without a thought for speed."""
+    """The loop of the seed document, not tuned for speed."""
 
     def __init__(self, config: TrainConfig, data: Path) -> None:
         self.config = config
@@ -196,7 +196,7 @@ class _Ours:
 
 
 def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
-    """A side's process: builds it, then trains for as many seconds as it is told, until it is told None."""
+    """A side's process: builds its loop, then trains for each number of seconds that it receives, until None comes."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loop = _Straightforward(config, data) if side == "straightforward" else _Ours(config, data)
     finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)

@@ -53,7 +53,7 @@ class Stats:
         return self.answered.total() > 0 and not (self.statuses or self.wrong or self.lost)
 
     async def count(self, method: str, request: Any) -> bool:
-        """Counts what comes of a request, which is an awaitable of the number of images; whether it was right."""
+        """Awaits a request, which gives its number of images, and counts it. Returns whether the answer was right."""
         start = time.perf_counter()
         self.sent[method] += 1
         try:
@@ -96,7 +96,7 @@ def connect(target: str, *options: tuple[str, Any]) -> Any:
 async def ask(
     stub: Any, workload: Workload, request: Request, *, timeout: float = TIMEOUT_S, cancel_after: float | None = None
 ) -> int:
-    """Sends one request, given up after `cancel_after` seconds, and checks its answer; how many images that has."""
+    """Sends a request, cancels it after `cancel_after` seconds, and checks its answer. Returns its number of images."""
     call = getattr(stub, request.method)(request.message, timeout=timeout)
     if cancel_after is not None:
         asyncio.get_running_loop().call_later(cancel_after, call.cancel)
@@ -158,7 +158,7 @@ class Load:
     stats: Stats = field(default_factory=Stats)
 
     async def run(self, stop: Callable[[], bool]) -> Stats:
-        """Sends until `stop` says so; returns when every request has ended."""
+        """Sends until `stop()`. Returns when every request has ended."""
         await asyncio.gather(*(self._client(seed, stop) for seed in range(self.number)))
         return self.stats
 

@@ -79,7 +79,7 @@ def ask_model(target: str) -> pb.GetModelResponse:
 
 
 def ask(target: str, prepared: Prepared) -> bytes:
-    """Sends a request once; its answer."""
+    """Sends a request once. Returns its answer."""
     messages = [prepared.body] if prepared.opening is None else [prepared.opening, prepared.body]
     with grpc.insecure_channel(target, OPTIONS) as channel:
         try:

@@ -100,7 +100,7 @@ class FaultTest:
         return stats
 
     async def require_alive(self) -> None:
-        """The server answers, and works on nothing that nobody waits for."""
+        """Checks that the server answers, and is idle otherwise."""
         probe = replace(self.load, number=1, streams=0.0, stats=Stats())
         await probe.run(lambda: probe.stats.sent.total() >= 3)
         self.checks["it answers afterwards"] = probe.stats.answered.total() == 3
@@ -109,7 +109,7 @@ class FaultTest:
         self.checks["it is idle afterwards"] = usage.cores < 0.5
 
     async def end(self) -> tuple[int | None, float]:
-        """SIGTERM; the server's exit code, and how long it took, seconds."""
+        """Sends SIGTERM. Returns the exit code, and the seconds that it took."""
         start = time.monotonic()
         self.server.process.send_signal(signal.SIGTERM)
         code = await asyncio.to_thread(self.server.wait, HANG_S)
@@ -306,7 +306,7 @@ async def backend_raises(test: FaultTest) -> None:
 
 
 async def _poison(test: FaultTest) -> Stats:
-    """Sends marked images, one at a time, until one hits others that were in its batch; what came of them."""
+    """Sends marked images, one at a time, until one hits others that were in its batch."""
     poisoned = test.workload.pictures[:1].copy()
     poisoned.reshape(-1)[: len(MARK)] = MARK
     both = (
@@ -395,7 +395,7 @@ async def restarts(test: FaultTest) -> None:
 
 
 async def ask_own(client: AsyncClient, workload: Workload, rng: np.random.Generator) -> int:
-    """Has this project's client edit a picture, and checks the answer; how many images that has."""
+    """Edits a picture through this project's client, and checks the answer. Returns its number of images."""
     row, edit = int(rng.integers(len(workload.pictures))), int(rng.integers(len(workload.edits)))
     images = await client.edit(workload.pictures[row : row + 1], *workload.edits[edit])
     workload.compare("levels", images, workload.edited[edit][row : row + 1])

@@ -138,12 +138,12 @@ class Workload:
             raise WrongAnswer(f"{what} are off by up to {difference:g}")
 
     def encode(self, rows: slice) -> Request:
-        """Encode of some pictures."""
+        """An Encode of some pictures."""
         message = messages.encode_request(self.pictures[rows])
         return Request("Encode", message, latents=self._mu[rows], log_var=self._log_var[rows])
 
     def edit(self, rows: slice, edit: int = 0) -> Request:
-        """Edit of some pictures."""
+        """An Edit of some pictures."""
         message = messages.edit_request(StreamEdit(self.pictures[rows], *self.edits[edit]))
         return Request("Edit", message, self.edited[edit][rows])
 
