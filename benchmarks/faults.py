@@ -19,7 +19,6 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from script import ROOT, require_positive, run, write_json
 from serving.clients import Load
@@ -40,7 +39,7 @@ class FaultsConfig:
 
     bundle: Path
     """Bundle folder to serve."""
-    scenarios: tuple[Name, ...] = get_args(Name)
+    scenarios: tuple[Name, ...] = tuple(SCENARIOS)
     """Which, in which order."""
     clients: int = 16
     """Clients of the load, each with its own connection and one request after the other."""

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from engine.client import ClientError
+from engine.client import AsyncClient, ClientError
 from serving.figures import Calls
 from serving.requests import OPTIONS, TIMEOUT_S, read_images, stub_of
 from serving.workload import Request, Workload, WrongAnswer
@@ -143,6 +143,14 @@ async def ask_stream(
         await asyncio.gather(sending, return_exceptions=True)  # what stopped it, the reader has seen too
         call.cancel()
     return sum(len(expected) for _, expected in plan)
+
+
+async def ask_own(client: AsyncClient, workload: Workload, rng: np.random.Generator) -> int:
+    """Edits a picture through this project's client, and checks the answer. Returns its number of images."""
+    row, edit = int(rng.integers(len(workload.pictures))), int(rng.integers(len(workload.edits)))
+    images = await client.edit(workload.pictures[row : row + 1], *workload.edits[edit])
+    workload.compare("levels", images, workload.edited[edit][row : row + 1])
+    return len(images)
 
 
 @dataclass
