@@ -19,7 +19,6 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 from script import ROOT, require_positive, run, write_json
 from serving.clients import Load
@@ -40,7 +39,7 @@ class FaultsConfig:
 
     bundle: Path
     """Bundle folder to serve."""
-    scenarios: tuple[Name, ...] = get_args(Name)
+    scenarios: tuple[Name, ...] = tuple(SCENARIOS)
     """Which, in which order."""
     clients: int = 16
     """Clients of the load, each with its own connection and one request after the other."""
@@ -53,7 +52,7 @@ class FaultsConfig:
 
 
 def play(name: Name, config: FaultsConfig, workload: Workload) -> tuple[FaultTest, float]:
-    """Runs one scenario with a server of its own; how long that took, seconds."""
+    """Runs one scenario with a server of its own. Returns it, and the seconds that it took."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder, bundle = Path(scratch), config.bundle.resolve()
@@ -78,7 +77,7 @@ def play(name: Name, config: FaultsConfig, workload: Workload) -> tuple[FaultTes
 
 
 def faults(config: FaultsConfig) -> bool:
-    """Plays the scenarios and reports; whether everything held."""
+    """Runs the scenarios and reports. Returns whether everything held."""
     require_positive(config, "clients", "settle_s", "scale")
     workload = Workload(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     results = []

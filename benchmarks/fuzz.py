@@ -43,10 +43,6 @@ _EXAMPLES = 500
 _PICTURES = 50
 
 
-class UncleanAnswer(AssertionError):  # noqa: N818
-    """Raise when an answer isn't clean. The message says why."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class FuzzConfig:
     """What to send, and how much of it."""
@@ -80,7 +76,7 @@ def send_drawn(
 
     def check(cases: tuple[Case, ...]) -> None:
         if wrong := asyncio.run_coroutine_threadsafe(send_all(cases), loop).result():
-            raise UncleanAnswer("; ".join(wrong))
+            raise AssertionError("; ".join(wrong))
 
     strategy = calls(Bundle.load(config.bundle).manifest, config.variants)
     once = settings(
@@ -105,7 +101,7 @@ def send_drawn(
 
 
 async def attack(server: Server, config: FuzzConfig) -> list[str]:
-    """Sends everything, watches a good client and the server's memory, and tells of it; what went wrong."""
+    """Sends everything, watches a good client and the server's memory, and reports. Returns what went wrong."""
     good = Load(server.target, Workload(Bundle.load(config.bundle), _PICTURES, 1), 1)
     over = asyncio.Event()
     running = asyncio.ensure_future(good.run(over.is_set))
@@ -145,7 +141,7 @@ def table(found: Counter[tuple[str, str]]) -> str:
 
 
 def fuzz(config: FuzzConfig) -> bool:
-    """Does everything and reports; whether all was clean."""
+    """Runs everything and reports. Returns whether all answers were clean."""
     require_positive(config, "requests")
     with Server(["-m", "engine", "--bundle", config.bundle.resolve()]) as server:
         wrong = asyncio.run(attack(server, config))

@@ -87,7 +87,7 @@ class EnginesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Has a server edit, one request after the other, beside the same engine in this process."""
+    """Times edits by a server, one request after the other, and compares them with those of the same engine here."""
 
     bundle: Path
     """Bundle folder, proven on this machine."""
@@ -100,13 +100,7 @@ class ServeConfig:
 
 
 def time_engines(config: EnginesConfig) -> None:
-    """Makes, times and reports.
-
-    Raises:
-        InputError: a place can't be written to, or figures of PyTorch can't be read.
-        EngineError: the bundle can't be used, there is no GPU, TensorRT refuses all graphs, or an engine is beyond its
-            tolerances.
-    """
+    """Makes, times and reports."""
     require_positive(config, "seconds", "max_batch")
     require("retarget")
     from export.retarget import RetargetConfig, retarget  # noqa: PLC0415
@@ -134,11 +128,7 @@ def time_engines(config: EnginesConfig) -> None:
 
 
 def time_pytorch(config: PyTorchConfig) -> None:
-    """Times the rivals and writes the figures.
-
-    Raises:
-        InputError: PyTorch finds no GPU, or the run cannot be used.
-    """
+    """Times the rivals and writes the figures."""
     require_positive(config, "seconds", "max_batch")
     require("train")
     import torch  # noqa: PLC0415
@@ -225,12 +215,7 @@ uint8 in and out, host to host; sides in turns, {seconds:g} s a line.
 
 
 def time_server(config: ServeConfig) -> None:
-    """Times edits of one client, a row for each number of images in a request.
-
-    Raises:
-        InputError: the bundle has no attributes, or the server doesn't start; likewise EngineError.
-        ParityError: the server answers otherwise than the engine.
-    """
+    """Times edits of one client, a row for each number of images in a request."""
     require_positive(config, "seconds", "images")
     bundle = Bundle.load(config.bundle)
     if not bundle.directions.names:

@@ -78,11 +78,7 @@ class DefaultRuntime(Backend):
 
 
 def held_out(bundles: Sequence[Bundle], run: Path) -> tuple[Truth, Trial | str]:
-    """What parity is measured against, and edits for the run's classifier, or why there are none.
-
-    Raises:
-        InputError: a bundle was not built from this run, or the run cannot be used; likewise RunError.
-    """
+    """What parity is measured against, and edits for the run's classifier, or why there are none."""
     # INT8 was calibrated on half of the run's images: if any bundle has it, all are measured on the others.
     quantised = (bundle for bundle in bundles if bundle.manifest.precision == "int8")
     truth, trial = run_truth(next(quantised, bundles[0]), run)
@@ -130,13 +126,7 @@ def _name(bundle: Bundle) -> str:
 
 
 def benchmark(config: LatencyConfig) -> None:
-    """Measures, prints the tables and writes the JSON.
-
-    Raises:
-        InputError: a flag, the bundle or the run cannot be used; likewise RunError.
-        EngineError: the bundle is damaged, or its runtime is missing.
-        ParityError: the engines are beyond their tolerances; everything has been printed and written.
-    """
+    """Measures, prints the tables and writes the JSON."""
     if config.run is not None:
         require("train")
     require_positive(config, "seconds", "threads")

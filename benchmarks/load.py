@@ -62,7 +62,7 @@ class LoadConfig:
     """File to write all figures to, latency histograms too."""
 
     def cases(self) -> Iterator[Case]:
-        """Closed-loop cases, those that share an in-process rate beside each other."""
+        """Closed-loop cases; those that share an in-process rate follow each other."""
         calls = {"unary": self.operations, "infer": self.infer_operations, "stream": self.stream_operations}
         ways = [(transport, operation) for transport, operations in calls.items() for operation in operations]
         for form, (transport, operation), images, in_flight in product(self.forms, ways, self.images, self.in_flight):
@@ -118,7 +118,7 @@ def open_loops(config: LoadConfig, bench: Bench, closed: Sequence[Row]) -> list[
 
 
 def measure(config: LoadConfig) -> bool:
-    """Runs everything; whether every answer was right."""
+    """Runs everything. Returns whether every answer was right."""
     require_positive(config, "in_flight", "images", "rounds", "seconds", "arrivals")
     here = machine()
     bench = open_bench(config)

@@ -118,7 +118,7 @@ def offers(config: OverloadConfig, server: Server, reference: Reference) -> tupl
 
 
 def overload(config: OverloadConfig) -> bool:
-    """Starts the server, measures and reports; whether every request got its answer or a refusal."""
+    """Starts the server, measures and reports. Returns whether every request got its answer or a refusal."""
     require_positive(config, "images", "seconds", "times")
     if config.max_queue < 2 * config.images:
         raise InputError(f"--max-queue {config.max_queue}: must hold two requests of {config.images} images at least")

@@ -89,7 +89,7 @@ def picture(browser: Browser, url: str, path: Path, options: dict[str, Any]) -> 
 
 
 def measure(config: PageConfig) -> bool:
-    """Moves, prints and writes; whether the limit held."""
+    """Moves the sliders, prints and writes the figures. Returns whether the limit held."""
     require_positive(config, "seconds", "visitors")
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     if chromium is None:
@@ -123,7 +123,7 @@ def measure(config: PageConfig) -> bool:
 
 
 def tell(config: PageConfig, here: dict[str, Any], moves: npt.NDArray[np.float64]) -> float:
-    """Prints and writes the figures; the 95th percentile of moves, ms."""
+    """Prints and writes the figures. Returns the 95th percentile of moves, ms."""
     p50, p95, p99 = map(float, np.percentile(moves, [50, 95, 99]))
     print(
         f"{len(moves)} moves in {config.seconds:g} s on {config.visitors} page(s), each until the frame that shows it"

@@ -99,11 +99,7 @@ class QualityConfig:
         return self.out / "-".join(part.strip("-") for part in shlex.split(variant))
 
     def check(self) -> None:
-        """Refuses what would fail hours later.
-
-        Raises:
-            ConfigError: names the flag and the mend.
-        """
+        """Refuses what would fail hours later."""
         for variant in self.variants:
             preset = next(iter(shlex.split(variant)), "")
             if preset not in PRESETS:
@@ -113,11 +109,7 @@ class QualityConfig:
 
 
 def train_and_judge(config: QualityConfig, variant: str) -> None:
-    """Trains and evaluates one variant, as far as that is not done yet.
-
-    Raises:
-        subprocess.CalledProcessError: a command failed; it has said why.
-    """
+    """Trains and evaluates one variant, as far as that is not done yet."""
     run = config.run(variant)
     if (run / EVALUATION).exists():
         return

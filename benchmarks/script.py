@@ -32,7 +32,7 @@ def run(config: Any, work: Callable[[Any], object], doc: str | None, arguments: 
 
 
 def require_positive(config: object, *names: str) -> None:
-    """Looks at flags that are numbers, or lists of them."""
+    """Refuses flags, numbers or lists of them, that are not above 0."""
     for name in names:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -59,7 +59,7 @@ def summary(here: dict[str, Any]) -> str:
 
 
 def show_checks(checks: dict[str, bool], log: str) -> bool:
-    """Prints whether each check held, and the end of a server's log if it said anything; whether all of them held."""
+    """Prints whether each check held, and the end of a server's log. Returns whether all of them held."""
     for what, holds in checks.items():
         print(f"{'PASS' if holds else 'FAIL'}  {what}")
     if log:

@@ -62,7 +62,7 @@ def growth(usage: Usage) -> float | None:
 
 
 async def send(load: Load, seconds: float) -> None:
-    """Runs the load for so long, seconds."""
+    """Runs the load for `seconds`."""
     end = time.monotonic() + seconds
 
     async def show(bar: Any) -> None:
@@ -94,8 +94,9 @@ def report(workload: Workload, stats: Stats, usage: Usage) -> None:
     print(f"{stats.describe()}; {stats.images} images in {usage.wall_s:.0f} s")
     for line in (*stats.common_reasons(10), *(f"wrong: {text}" for text in stats.wrong[:10])):
         print(f"  {line}")
-    print(f"images differed from those computed here by up to {deviation.levels} of 255 levels, latents by up to "
-          f"{deviation.latents:.2g}; {tolerance.levels} and {tolerance.latents:.2g} are tolerated")  # fmt: skip
+    print("largest difference from what was computed here, and how much is tolerated: "
+          f"{deviation['levels']:g} and {tolerance['levels']:g} of 255 levels, "
+          f"{deviation['latents']:.2g} and {tolerance['latents']:.2g} in latents")  # fmt: skip
     ms = stats.calls.percentiles()
     print("latency, ms: " + ", ".join(f"{name.replace('_', '.')} {value:.0f}" for name, value in ms.items()))
     said = "too short a run to judge growth" if grown is None else f"growth after {SETTLED_S:.0f} s {grown:+.1%}"
@@ -103,7 +104,7 @@ def report(workload: Workload, stats: Stats, usage: Usage) -> None:
 
 
 def soak(config: SoakConfig) -> bool:
-    """Starts the server, sends, checks and reports; whether everything held."""
+    """Starts the server, sends, checks and reports. Returns whether everything held."""
     require_positive(config, "clients", "minutes")
     workload = Workload(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     # Nothing may be refused here: overload is another script's business.
@@ -123,8 +124,8 @@ def soak(config: SoakConfig) -> bool:
         "refused": stats.statuses,
         "wrong": stats.wrong,
         "images": stats.images,
-        "tolerance": asdict(workload.tolerance),
-        "deviation": asdict(workload.deviation),
+        "tolerance": workload.tolerance,
+        "deviation": workload.deviation,
         "latency_ms": stats.calls.percentiles(),
         "histogram_ms": stats.calls.histogram(),
         "server": {"cores": usage.cores, "rss_mib": usage.rss_mib, "growth": growth(usage)},

@@ -48,7 +48,7 @@ class Timing:
 def measure(
     sides: Mapping[str, Backend], images: Bytes, directions: Directions, sizes: Sequence[int], seconds: float
 ) -> list[Timing]:
-    """Times every operation at every batch size, all sides in turn, each for so many seconds.
+    """Times every operation at every batch size, all sides in turns, `seconds` each.
 
     Images, uint8 [N, S, S, 3], are repeated where a batch is larger. Edits move along the first direction, where
     there is any.

@@ -77,11 +77,7 @@ class SpeedConfig:
     """File to write all figures to."""
 
     def training(self) -> TrainConfig:
-        """The configuration that both sides train.
-
-        Raises:
-            ConfigError: there is no such preset.
-        """
+        """The configuration that both sides train."""
         if self.preset not in PRESETS:
             raise ConfigError(f"--preset {self.preset}: choose one of {', '.join(PRESETS)}")
         config = PRESETS[self.preset]()
@@ -113,7 +109,7 @@ class _Files(Dataset[Tensor]):
 
 
 class _Straightforward:
-    """The loop of the seed document, written without a thought for speed."""
+    """The loop of the seed document, not tuned for speed."""
 
     def __init__(self, config: TrainConfig, data: Path) -> None:
         self.config = config
@@ -200,7 +196,7 @@ class _Ours:
 
 
 def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
-    """A side's process: builds it, then trains for as many seconds as it is told, until it is told None."""
+    """A side's process: builds its loop, then trains for each number of seconds that it receives, until None comes."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loop = _Straightforward(config, data) if side == "straightforward" else _Ours(config, data)
     finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
@@ -319,11 +315,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def benchmark(config: SpeedConfig) -> None:
-    """Measures and prints.
-
-    Raises:
-        TrainerError: a flag or the data cannot be used; likewise InputError.
-    """
+    """Measures and prints."""
     require_positive(config, "seconds", "turns")
     training = config.training()
     with tempfile.TemporaryDirectory() as folder:

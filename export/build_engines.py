@@ -34,12 +34,13 @@ from engine.bundle import (
     Preprocessing,
 )
 from export import command
-from export.bundle.assembly import Say, assemble, outcome
+from export.bundle.assembly import assemble, outcome
 from export.bundle.output import check_apart, check_free, check_place, publish, require_space, staging
 from export.bundle.provenance import versions
 from export.bundle.triton import FLAG as TRITON_FLAG
 from export.bundle.triton import write_triton
 from export.engines.candidate import Candidate
+from export.engines.plans import Say
 from export.engines.support import Support
 from export.errors import InputError
 from export.flags import EngineFlags

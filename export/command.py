@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeVar
 
 from engine.command_line import read_flags
-from export.errors import FAILURES, InputError, report
+from engine.errors import EngineError, ParityError
+from export.errors import InputError
+from trainer.errors import TrainerError
 
 Config = TypeVar("Config")
 
@@ -30,7 +33,7 @@ def run(
         arguments: Of the command line; None: this process's own.
         prog: How the command is called, for `--help`, which says `doc` as well.
         doc: What it does.
-        outcome: What follows from a failure, as `export.errors.report` takes it.
+        outcome: What follows from a failure that is no unusable input, such as "no bundle was written".
 
     Returns:
         Exit code: 0 done, 1 something didn't hold or is beyond the tolerances, 2 unusable input, 130 interrupted.
@@ -43,8 +46,14 @@ def run(
         if path is not None and path.is_dir():
             raise InputError(f"--json {path}: is a folder; name a file, for example {path / 'figures.json'}")
         return 1 if work(flags) is False else 0
-    except FAILURES as error:
-        return report(error, outcome)
+    # Anything else is a fault of this program, and shows its traceback.
+    except (ParityError, InputError, TrainerError, EngineError, OSError, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = 130 if interrupted else 1 if isinstance(error, ParityError) else 2
+        message = "interrupted" if interrupted else " ".join(str(error).split()) or type(error).__name__
+        ending = f"; {outcome}" if outcome and code != 2 else ""
+        print(f"error: {message}{ending}", file=sys.stderr)
+        return code
 
 
 def interruptible() -> Callable[[], bool]:

@@ -125,10 +125,6 @@ class EngineFlags:
             changes.setdefault("levels", TOLERANCES["int8"].levels)
         return dataclasses.replace(TOLERANCES[precision], **changes)
 
-    def why_not(self, support: Support) -> list[str]:
-        """Why some of what the flags mean can't be among the candidates, one sentence each."""
-        return support.why_not(self.backend, self.device, self.precision, budget=self.min_psnr is not None)
-
     def candidates(self, support: Support) -> list[Candidate]:
         """Everything that the flags leave to choose from.
 

@@ -30,10 +30,11 @@ from engine.errors import BundleError
 from engine.latents import load_priors
 from engine.proof.opening import load_truth
 from export import command
-from export.bundle.assembly import Say, assemble, outcome
+from export.bundle.assembly import assemble, outcome
 from export.bundle.output import check_apart, check_place, publish, require_space, staging
 from export.bundle.provenance import versions
 from export.engines.candidate import Candidate
+from export.engines.plans import Say
 from export.engines.support import Support
 from export.errors import InputError
 from export.flags import EngineFlags
@@ -127,11 +128,7 @@ def _calibration(bundle: Bundle, threads: int) -> Calibration:
 
 
 def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[str]) -> list[Candidate]:
-    """The candidates whose graphs follow from those that are there.
-
-    Raises:
-        InputError: there are none; says which graphs are missing.
-    """
+    """The candidates whose graphs follow from those that are there."""
 
     def missing(candidate: Candidate) -> list[str]:
         return [name for name in candidate.portable if name not in graphs]

@@ -81,11 +81,7 @@ class Quickstart:
         return replace(config, epochs=epochs)
 
     def check(self) -> None:
-        """Refuses what would fail minutes later.
-
-        Raises:
-            TrainerError: names the flag, the value and the mend.
-        """
+        """Refuses what would fail minutes later."""
         wanted = self.training()
         Options(strength=self.strength)
         if self.data is not None:
@@ -98,11 +94,7 @@ class Quickstart:
         check_weights(wanted.taps, wanted.vgg_weights)
 
     def occupy(self) -> None:
-        """Makes the folder, or takes that of an earlier quickstart, whose faces, run and bundle may be made anew.
-
-        Raises:
-            DataError: others have files there.
-        """
+        """Makes the folder, or takes that of an earlier quickstart, whose faces, run and bundle may be made anew."""
         mark = self.out / MARK
         others = [] if mark.exists() or not self.out.exists() else sorted(path.name for path in self.out.iterdir())
         if others:
@@ -129,11 +121,7 @@ class Stages:
         return [sys.executable, "-m", *map(str, arguments)]
 
     def run(self, name: str, *arguments: object) -> None:
-        """Runs `python -m ...` to its end.
-
-        Raises:
-            StageError: it failed.
-        """
+        """Runs `python -m ...` to its end."""
         began = time.monotonic()
         with subprocess.Popen(self.show(name, *arguments)) as process:
             try:

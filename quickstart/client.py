@@ -29,7 +29,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """How the job's arrays and figures are called."""
+        """Name of the job's arrays and figures."""
         return f"{'adding' if self.strength > 0 else 'removing'}_{self.attribute}"
 
 
@@ -39,7 +39,7 @@ def read_order(path: Path) -> list[Job]:
 
 
 def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
-    """Has the server edit the faces of a job.
+    """Sends the faces of a job to the server to be edited.
 
     Returns:
         `before` (unedited reconstructions) and `after`, each (N, S, S, 3) uint8, and `strips`
@@ -57,7 +57,7 @@ def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
 
 
 def main(target: str, order: Path, out: Path) -> int:
-    """Has a server edit faces and keeps what came back.
+    """Sends faces to a server to be edited, and keeps what comes back.
 
     Args:
         target: HOST:PORT of the server.

@@ -51,5 +51,5 @@ def summary(metrics: dict[str, Any]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    """None, where there were no faces to judge, as a dash."""
+    """A share as per cent; a dash where there were no faces to judge."""
     return "-" if share is None else f"{share:.1%}"

@@ -86,7 +86,7 @@ async def send(channel: grpc.aio.Channel, case: Case) -> Outcome:
 
 
 def faults(case: Case, outcome: Outcome) -> Iterator[str]:
-    """What isn't clean about an answer; nothing, when it is as it should be."""
+    """What isn't clean about an answer."""
     allowed = set(_DOCUMENTED)
     if case.timeout_s < LONG_S:
         allowed |= {"DEADLINE_EXCEEDED", "CANCELLED"}  # grpc.aio's word for a deadline that is over at the start
@@ -112,7 +112,7 @@ def leaked(message: str, bodies: tuple[bytes, ...]) -> str | None:
 
 
 def traces(log: str) -> list[str]:
-    """What a server's log says before each of its traces, with how often."""
+    """What a server's log says before each of its tracebacks, and how often."""
     causes = Counter(re.sub(r"^[\d :,-]+|\[[\w-]+\] (?=\w)|0x\w+", "", one)[:160] for one in _TRACES.findall(log))
     return [f"the server's log has {times} traces after: {cause}" for cause, times in causes.most_common(10)]
 

@@ -48,7 +48,7 @@ _HEADERS: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def abuses(seed: int) -> Iterator[tuple[str, bytes]]:
-    """What is sent, each over a connection of its own, and what to call it; the same for the same seed."""
+    """Names and bytes of what is sent, each over a connection of its own; the same for the same seed."""
     draw = random.Random(seed)
     yield "nothing", b""
     yield "HTTP/1.1", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -107,7 +107,7 @@ def abuses(seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 async def _abuse(target: str, data: bytes) -> bytes:
-    """Sends bytes over a connection that is then dropped; what came back in a moment."""
+    """Sends bytes over a connection, and drops it. Returns what came back in a moment."""
     answer = bytearray()
     with suppress(OSError, asyncio.TimeoutError):
         reader, writer = await asyncio.open_connection(*target.rsplit(":", 1))
@@ -148,7 +148,7 @@ async def abuse_all(target: str, seed: int) -> tuple[int, list[str]]:
 
 
 async def send_foreign_path(target: str) -> list[str]:
-    """Sends a call whose path isn't UTF-8; what is wrong when the server takes no connection after it."""
+    """Sends a call whose path isn't UTF-8. Returns what is wrong if the server takes no connection after it."""
     await _abuse(target, START + opening(1, _ENCODE.encode().replace(b".v1.", b".v\xd1.")))
     try:
         _, writer = await asyncio.open_connection(*target.rsplit(":", 1))
@@ -159,7 +159,7 @@ async def send_foreign_path(target: str) -> list[str]:
 
 
 async def send_bombs(target: str) -> list[str]:
-    """Sends messages that are far larger than they look; what was wrong with the answers."""
+    """Sends messages that are far larger than they look. Returns what was wrong with the answers."""
     bombs = (
         ("compressed zeros", bytes(2**28), grpc.Compression.Gzip, grpc.StatusCode.RESOURCE_EXHAUSTED),
         ("millions of edits", b"\x1a\x00" * 8_000_000, None, grpc.StatusCode.INVALID_ARGUMENT),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import grpc
 import numpy as np
 import onnxruntime
 from script import ROOT
+from serving import http2
 from serving.requests import INFER, SERVICE
 
 from engine.arrays import Bytes
@@ -62,7 +62,7 @@ class Protocol:
     def body(self, job: Job) -> bytes:
         """What h2load sends: with gRPC's frame around it where it is gRPC."""
         message = self.message(job)
-        return struct.pack(">BI", 0, len(message)) + message if self.grpc else message
+        return http2.message(message) if self.grpc else message
 
     def ask(self, port: int, job: Job) -> Bytes:
         """One request's answer."""

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from engine.client import ClientError
+from engine.client import AsyncClient, ClientError
 from serving.figures import Calls
 from serving.requests import OPTIONS, TIMEOUT_S, read_images, stub_of
 from serving.workload import Request, Workload, WrongAnswer
@@ -53,7 +53,7 @@ class Stats:
         return self.answered.total() > 0 and not (self.statuses or self.wrong or self.lost)
 
     async def count(self, method: str, request: Any) -> bool:
-        """Counts what comes of a request, which is an awaitable of the number of images; whether it was right."""
+        """Awaits a request, which gives its number of images, and counts it. Returns whether the answer was right."""
         start = time.perf_counter()
         self.sent[method] += 1
         try:
@@ -96,7 +96,7 @@ def connect(target: str, *options: tuple[str, Any]) -> Any:
 async def ask(
     stub: Any, workload: Workload, request: Request, *, timeout: float = TIMEOUT_S, cancel_after: float | None = None
 ) -> int:
-    """Sends one request, given up after `cancel_after` seconds, and checks its answer; how many images that has."""
+    """Sends a request, cancels it after `cancel_after` seconds, and checks its answer. Returns its number of images."""
     call = getattr(stub, request.method)(request.message, timeout=timeout)
     if cancel_after is not None:
         asyncio.get_running_loop().call_later(cancel_after, call.cancel)
@@ -135,7 +135,7 @@ async def ask_stream(
                 raise WrongAnswer(f"answer {answer.id} came where {request.id} was due")
             if answer.WhichOneof("outcome") != "edited":
                 raise WrongAnswer(f"answer {answer.id} is an error: {answer.error.message}")
-            workload.check_images(read_images(answer.edited), expected)
+            workload.compare("levels", read_images(answer.edited), expected)
         if await call.read() is not grpc.aio.EOF:
             raise WrongAnswer("the stream goes on after its last answer")
     finally:
@@ -143,6 +143,14 @@ async def ask_stream(
         await asyncio.gather(sending, return_exceptions=True)  # what stopped it, the reader has seen too
         call.cancel()
     return sum(len(expected) for _, expected in plan)
+
+
+async def ask_own(client: AsyncClient, workload: Workload, rng: np.random.Generator) -> int:
+    """Edits a picture through this project's client, and checks the answer. Returns its number of images."""
+    row, edit = int(rng.integers(len(workload.pictures))), int(rng.integers(len(workload.edits)))
+    images = await client.edit(workload.pictures[row : row + 1], *workload.edits[edit])
+    workload.compare("levels", images, workload.edited[edit][row : row + 1])
+    return len(images)
 
 
 @dataclass
@@ -158,7 +166,7 @@ class Load:
     stats: Stats = field(default_factory=Stats)
 
     async def run(self, stop: Callable[[], bool]) -> Stats:
-        """Sends until `stop` says so; returns when every request has ended."""
+        """Sends until `stop()`. Returns when every request has ended."""
         await asyncio.gather(*(self._client(seed, stop) for seed in range(self.number)))
         return self.stats
 

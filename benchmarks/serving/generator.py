@@ -129,11 +129,11 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def abort(self) -> None:
-        """Closes the connection without a word."""
+        """Aborts the connection."""
         self._transport.abort()
 
     def connection_made(self, transport: Any) -> None:
-        """Says what HTTP/2 begins with: answers needn't wait for credit."""
+        """Sends the preface and settings, with so large a window that answers need not wait for credit."""
         self._transport = transport
         settings = struct.pack(">HIHI", _HEADER_TABLE_SIZE, 0, _INITIAL_WINDOW, _CREDIT)
         transport.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, settings) + http2.window(0, _CREDIT))
@@ -149,7 +149,7 @@ class Connection(asyncio.Protocol):
             self.ready.set_exception(ConnectionError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        """Takes frames, and sends what there is room for now."""
+        """Handles frames, and sends what there is room for now."""
         self._in += data
         for kind, flags, number, payload in http2.frames(self._in):
             self._take(kind, flags, number, payload)

@@ -77,7 +77,7 @@ def call(stream: int, path: str | bytes, data: bytes = b"", *fields: tuple[str |
 
 
 def cancel(stream: int) -> bytes:
-    """The frame that gives a call up."""
+    """The frame that cancels a call."""
     return frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
 
 

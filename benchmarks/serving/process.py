@@ -39,7 +39,7 @@ class Server:
         return said.decode(errors="replace")
 
     def wait(self, seconds: float) -> int | None:
-        """Waits for its end; the exit code, or None when it still runs then."""
+        """Waits for its end. Returns the exit code, or None if it still runs."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:

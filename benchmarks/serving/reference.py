@@ -16,11 +16,11 @@ from engine.images import decode_file
 from export.errors import InputError
 from serving.requests import (
     SEED,
-    STRENGTH,
     Case,
     Moves,
     Operation,
     decode_files,
+    edits_of,
     jpegs,
     pictures,
     random_latents,
@@ -49,8 +49,7 @@ class Reference:
         self.max_batch_size = bundle.manifest.max_batch_size
         self._backend = open_backend(bundle, threads)
         warm_up(self._backend, bundle.manifest)
-        target = next(iter(bundle.directions.names), np.full(bundle.manifest.latent_dim, 0.1, np.float32))
-        self._step = self.step([(target, STRENGTH)])
+        self._step = self.step(edits_of(bundle.directions.names, bundle.manifest.latent_dim))
 
     def encode(self, images: Bytes, batch: int | None = None) -> tuple[Floats, Floats]:
         """Means and log variances, in batches of `batch`, or of the largest size."""

@@ -79,7 +79,7 @@ def ask_model(target: str) -> pb.GetModelResponse:
 
 
 def ask(target: str, prepared: Prepared) -> bytes:
-    """Sends a request once; its answer."""
+    """Sends a request once. Returns its answer."""
     messages = [prepared.body] if prepared.opening is None else [prepared.opening, prepared.body]
     with grpc.insecure_channel(target, OPTIONS) as channel:
         try:
@@ -101,9 +101,7 @@ def prepare(case: Case, model: pb.GetModelResponse) -> Prepared:
     source = sources(case, model.image_size, model.preprocessing.crop or None)
     if case.operation == "encode":
         return Prepared(f"{SERVICE}Encode", messages.encode_request(source).SerializeToString())
-    edits: Moves = [(np.full(model.latent_dim, 0.1, np.float32), STRENGTH)]
-    if model.attributes:
-        edits = [(model.attributes[0].name, STRENGTH)]
+    edits = edits_of([attribute.name for attribute in model.attributes], model.latent_dim)
     step = StreamEdit(source, edits, file_format=file_format)
     if case.transport == "unary":
         return Prepared(f"{SERVICE}Edit", messages.edit_request(step).SerializeToString())
@@ -112,6 +110,11 @@ def prepare(case: Case, model: pb.GetModelResponse) -> Prepared:
         return Prepared(f"{SERVICE}EditStream", whole, stream=True)
     slide = stream_request(replace(step, source=None)).SerializeToString()
     return Prepared(f"{SERVICE}EditStream", slide, opening=whole, stream=True)
+
+
+def edits_of(names: Sequence[str], latent_dim: int) -> Moves:
+    """The edit that is asked for: the model's first attribute, or a direction where it has none."""
+    return [(names[0] if names else np.full(latent_dim, 0.1, np.float32), STRENGTH)]
 
 
 def stream_request(step: StreamEdit, number: int = 0) -> pb.EditStreamRequest:

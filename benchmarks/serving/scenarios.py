@@ -14,27 +14,22 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from engine.bundle import MANIFEST, Manifest
 from engine.client import AsyncClient, StreamEdit, messages
 from serving import http2
-from serving.clients import GivenUp, Load, Stats, ask, ask_stream, connect
+from serving.clients import GivenUp, Load, Stats, ask, ask_own, ask_stream, connect
 from serving.generator import Connection, Outcome
 from serving.poisoned_server import MARK, SECRET
 from serving.process import Server
-from serving.requests import Case, ask_model, prepare, stub_of
+from serving.requests import SERVICE, TIMEOUT_S, Case, ask_model, prepare, stub_of
 from serving.usage import Usage
 from serving.workload import Request, Workload
 
-Name = Literal[
-    "killed-clients", "half-sent", "deadline-storm", "sigterm", "sighup", "backend-raises", "slow-readers", "restarts"
-]
-
 GRACE_S = 30.0
-HANG_S = 120.0  # what takes longer hangs
 ROOM = ("--max-queue", 65536, "--max-bytes-in-flight", 2**32)
 """Refusals for want of room are not the subject here."""
 BALANCED = (
@@ -47,7 +42,6 @@ BALANCED = (
 )
 
 _MOST_POISON = 2000
-_EDIT = "/dfcvae.v1.LatentEngine/Edit"
 _REFUSED_BY_NAME = ("shutting down", "failed to connect", "Connection refused")
 # What grpc.aio makes of the server's status when it arrives while a stream is being written; unary calls don't have it.
 _OVERTAKEN_WRITE = "INTERNAL: Internal error from Core"
@@ -76,7 +70,7 @@ class FaultTest:
         return max(1, round(number * self.scale))
 
     async def inject(
-        self, fault: Callable[[], Awaitable[None]], *, all_right: bool = True, limit_s: float = HANG_S
+        self, fault: Callable[[], Awaitable[None]], *, all_right: bool = True, limit_s: float = TIMEOUT_S
     ) -> Stats:
         """Injects a fault, which must end by itself, in the middle of the load; `all_right`: none of that may fail."""
         over = asyncio.Event()
@@ -90,7 +84,7 @@ class FaultTest:
             await asyncio.sleep(self.settle_s)
         finally:
             over.set()
-        done, _ = await asyncio.wait({running}, timeout=HANG_S)
+        done, _ = await asyncio.wait({running}, timeout=TIMEOUT_S)
         running.cancel()
         stats = self.load.stats
         self.checks["nothing hangs"] = bool(done) and "DEADLINE_EXCEEDED" not in stats.statuses
@@ -100,7 +94,7 @@ class FaultTest:
         return stats
 
     async def require_alive(self) -> None:
-        """The server answers, and works on nothing that nobody waits for."""
+        """Checks that the server answers, and is idle otherwise."""
         probe = replace(self.load, number=1, streams=0.0, stats=Stats())
         await probe.run(lambda: probe.stats.sent.total() >= 3)
         self.checks["it answers afterwards"] = probe.stats.answered.total() == 3
@@ -109,10 +103,10 @@ class FaultTest:
         self.checks["it is idle afterwards"] = usage.cores < 0.5
 
     async def end(self) -> tuple[int | None, float]:
-        """SIGTERM; the server's exit code, and how long it took, seconds."""
+        """Sends SIGTERM. Returns the exit code, and the seconds that it took."""
         start = time.monotonic()
         self.server.process.send_signal(signal.SIGTERM)
-        code = await asyncio.to_thread(self.server.wait, HANG_S)
+        code = await asyncio.to_thread(self.server.wait, TIMEOUT_S)
         return code, time.monotonic() - start
 
 
@@ -157,7 +151,7 @@ async def half_sent(test: FaultTest) -> None:
 
     async def begin(way: str) -> None:
         _, writer = await asyncio.open_connection(*test.server.target.rsplit(":", 1))
-        writer.write(http2.START + http2.opening(1, _EDIT))
+        writer.write(http2.START + http2.opening(1, f"{SERVICE}Edit"))
         for part in parts:
             last = way == "ended early" and part is parts[-1]
             writer.write(http2.frame(http2.DATA, http2.END_STREAM if last else 0, 1, part))
@@ -287,7 +281,7 @@ async def backend_raises(test: FaultTest) -> None:
     await asyncio.sleep(test.settle_s)
     poisoned = await _poison(test)
     over.set()
-    _, late = await asyncio.wait({running}, timeout=HANG_S)
+    _, late = await asyncio.wait({running}, timeout=TIMEOUT_S)
 
     owners = {zlib.crc32(one.tobytes()): number for number, part in enumerate(rows) for one in workload.pictures[part]}
     failures = (test.folder / "failures").read_text().splitlines()
@@ -306,7 +300,7 @@ async def backend_raises(test: FaultTest) -> None:
 
 
 async def _poison(test: FaultTest) -> Stats:
-    """Sends marked images, one at a time, until one hits others that were in its batch; what came of them."""
+    """Sends marked images, one at a time, until one hits others that were in its batch."""
     poisoned = test.workload.pictures[:1].copy()
     poisoned.reshape(-1)[: len(MARK)] = MARK
     both = (
@@ -332,9 +326,9 @@ async def slow_readers(test: FaultTest) -> None:
     async def read(number: int) -> int:
         rng, gives_up = np.random.default_rng([9, number]), number % 2 == 1
         async with connect(test.server.target) as channel:
-            work = ask_stream(stub_of(channel), test.workload, rng, length, pause=HANG_S if gives_up else pause)
+            work = ask_stream(stub_of(channel), test.workload, rng, length, pause=TIMEOUT_S if gives_up else pause)
             try:
-                return await asyncio.wait_for(work, pause if gives_up else HANG_S)
+                return await asyncio.wait_for(work, pause if gives_up else TIMEOUT_S)
             except asyncio.TimeoutError:
                 raise GivenUp from None
 
@@ -369,7 +363,7 @@ async def restarts(test: FaultTest) -> None:
 
         async def own_client(seed: int) -> None:
             rng = np.random.default_rng([8, seed])
-            async with AsyncClient(test.load.target, timeout=HANG_S) as client:
+            async with AsyncClient(test.load.target, timeout=TIMEOUT_S) as client:
                 while not over.is_set():
                     await own.count("Edit", ask_own(client, test.workload, rng))
 
@@ -378,13 +372,13 @@ async def restarts(test: FaultTest) -> None:
             for turn in range(number):
                 server = started[turn]
                 server.process.send_signal(signal.SIGTERM)
-                codes.append(await asyncio.to_thread(server.wait, HANG_S))
+                codes.append(await asyncio.to_thread(server.wait, TIMEOUT_S))
                 started.append(await asyncio.to_thread(start, int(server.target.rpartition(":")[2])))
                 await asyncio.sleep(test.settle_s)
             over.set()
             await running
 
-        stats = await test.inject(fault, limit_s=number * HANG_S)
+        stats = await test.inject(fault, limit_s=number * TIMEOUT_S)
         log = "".join(server.log for server in started)
     for name, of in (("plain", stats), ("this project's", own)):
         test.facts.append(f"{name} clients: {of.describe()}; longest wait {of.calls.percentiles()['max']:,.0f} ms")
@@ -394,21 +388,11 @@ async def restarts(test: FaultTest) -> None:
     test.checks["no log has a trace"] = "Traceback" not in log
 
 
-async def ask_own(client: AsyncClient, workload: Workload, rng: np.random.Generator) -> int:
-    """Has this project's client edit a picture, and checks the answer; how many images that has."""
-    row, edit = int(rng.integers(len(workload.pictures))), int(rng.integers(len(workload.edits)))
-    images = await client.edit(workload.pictures[row : row + 1], *workload.edits[edit])
-    workload.check_images(images, workload.edited[edit][row : row + 1])
-    return len(images)
-
-
-SCENARIOS: dict[Name, Callable[[FaultTest], Coroutine[Any, Any, None]]] = {
-    "killed-clients": killed_clients,
-    "half-sent": half_sent,
-    "deadline-storm": deadline_storm,
-    "sigterm": sigterm,
-    "sighup": sighup,
-    "backend-raises": backend_raises,
-    "slow-readers": slow_readers,
-    "restarts": restarts,
+_ALL = (killed_clients, half_sent, deadline_storm, sigterm, sighup, backend_raises, slow_readers, restarts)
+SCENARIOS: dict[str, Callable[[FaultTest], Coroutine[Any, Any, None]]] = {
+    scenario.__name__.replace("_", "-"): scenario for scenario in _ALL
 }
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(SCENARIOS)]

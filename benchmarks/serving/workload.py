@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from engine.arrays import Bytes, Floats
+from engine.arrays import Array, Bytes, Floats
 from engine.bundle import PRIOR, Bundle
 from engine.client import StreamEdit, messages
 from engine.latents import FITTED, Gaussian, linear, load_priors, spherical
@@ -33,14 +33,6 @@ _PREPARED = 6
 
 class WrongAnswer(Exception):  # noqa: N818 - reads better without the suffix at the place of the raise
     """Raise when an answer isn't what the same bundle gives in this process."""
-
-
-@dataclass
-class Deviation:
-    """By how much answers differ: of those that were checked so far, or at most."""
-
-    levels: int = 0  # largest difference of a pixel, levels of 255
-    latents: float = 0.0  # largest difference of a latent's value
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,8 @@ class Request:
 class Workload:
     """Pictures, what the bundle makes of them, and requests of up to `max_images` about them.
 
-    `tolerance` is how far an answer may be from the one computed here, `deviation` how far those were that were seen.
+    `tolerance` is how far an answer may be from the one computed here, and `deviation` how far those were that were
+    seen: the largest difference of a pixel, levels of 255, and of a latent's value.
     """
 
     def __init__(self, bundle: Bundle, count: int, max_images: int, threads: int | None = None) -> None:
@@ -80,7 +73,7 @@ class Workload:
         self.edited = [reference.decode(latents) for latents in self._edited_mu]
         self._decoded = reference.decode(self._mu)
         self._file_edited = reference.decode(self._file_mu + steps[0])
-        self.deviation = Deviation()
+        self.deviation = {"levels": 0.0, "latents": 0.0}
         self.tolerance = self._measured()
         self._require_distinct()
         rng = np.random.default_rng(5)
@@ -88,12 +81,29 @@ class Workload:
 
     def draw(self, rng: np.random.Generator) -> Request:
         """A request of a random kind and size; small sizes are as frequent as large ones, octave by octave."""
-        kinds: tuple[Callable[[slice, int], Request], ...] = (
-            self.encode, self._encode_files, self._decode, self._decode_png, self.edit, self._edit_latents,
-            self._edit_files, self._prepared, self._prepared,
-        )  # fmt: skip
-        make = kinds[rng.integers(len(kinds))]
-        return make(self._rows(self._size(rng), rng), int(rng.integers(len(self.edits))))
+        rows, edit = self._rows(self._size(rng), rng), int(rng.integers(len(self.edits)))
+        first = rows.start % (_FILES - MAX_FILES + 1)
+        few = slice(first, first + min(rows.stop - rows.start, MAX_FILES))
+        kinds: tuple[Callable[[], Request], ...] = (
+            lambda: self.encode(rows),
+            lambda: Request("Encode", messages.encode_request(self._files[few]), latents=self._file_mu[few]),
+            lambda: Request("Decode", messages.decode_request(self._mu[rows]), self._decoded[rows]),
+            lambda: Request("Decode", messages.decode_request(self._mu[few], "PNG"), self._decoded[few]),
+            lambda: self.edit(rows, edit),
+            lambda: Request(
+                "Edit",
+                messages.edit_request(StreamEdit(self._mu[rows], *self.edits[edit], result="both")),
+                self.edited[edit][rows],
+                self._edited_mu[edit][rows],
+            ),
+            lambda: Request(
+                "Edit",
+                messages.edit_request(StreamEdit(self._files[few], *self.edits[0], file_format="PNG")),
+                self._file_edited[few],
+            ),
+            *[lambda: self._drawn[rows.start % len(self._drawn)]] * 2,  # a walk or a sample, computed beforehand
+        )
+        return kinds[rng.integers(len(kinds))]()
 
     def stream(self, messages: int, rng: np.random.Generator) -> list[tuple[pb.EditStreamRequest, Bytes]]:
         """Messages of an EditStream and their answers; every other one has no source: it edits the last latents."""
@@ -110,64 +120,32 @@ class Workload:
     def check(self, request: Request, answer: Any) -> None:
         """Compares an answer with the right one."""
         if request.images is not None:
-            self.check_images(read_images(answer), request.images)
+            self.compare("levels", read_images(answer), request.images)
         if request.log_var is not None:
-            self._check_latents(messages.read_posterior(answer).log_var, request.log_var)
+            self.compare("latents", messages.read_posterior(answer).log_var, request.log_var)
         if request.latents is not None:
             encoded = request.method == "Encode"
             got = messages.read_posterior(answer).mu if encoded else messages.read_latents(answer)
-            self._check_latents(got, request.latents)
+            self.compare("latents", got, request.latents)
 
-    def check_images(self, got: Bytes, expected: Bytes) -> None:
-        """Compares images, uint8 [N, S, S, 3]."""
+    def compare(self, what: Literal["levels", "latents"], got: Array, expected: Array) -> None:
+        """Compares images, uint8 [N, S, S, 3], by their levels, or latents, float32 [N, D]."""
         if got.shape != expected.shape:
-            raise WrongAnswer(f"images of shape {got.shape}; expected {expected.shape}")
-        difference = 0 if np.array_equal(got, expected) else _levels(got, expected)
-        self.deviation.levels = max(self.deviation.levels, difference)
-        if difference > self.tolerance.levels:
-            raise WrongAnswer(f"one of {len(got)} images is off by {difference} levels")
+            raise WrongAnswer(f"{what} of shape {got.shape}; expected {expected.shape}")
+        difference = 0.0 if np.array_equal(got, expected) else _apart(got, expected)
+        self.deviation[what] = max(self.deviation[what], difference)
+        if not difference <= self.tolerance[what]:
+            raise WrongAnswer(f"{what} are off by up to {difference:g}")
 
-    def _check_latents(self, got: Floats, expected: Floats) -> None:
-        if got.shape != expected.shape:
-            raise WrongAnswer(f"latents of shape {got.shape}; expected {expected.shape}")
-        difference = float(np.abs(got - expected).max())
-        self.deviation.latents = max(self.deviation.latents, difference)
-        if not difference <= self.tolerance.latents:
-            raise WrongAnswer(f"latents are off by {difference:g}")
-
-    def encode(self, rows: slice, _: int = 0) -> Request:
-        """Encode of some pictures."""
+    def encode(self, rows: slice) -> Request:
+        """An Encode of some pictures."""
         message = messages.encode_request(self.pictures[rows])
         return Request("Encode", message, latents=self._mu[rows], log_var=self._log_var[rows])
 
     def edit(self, rows: slice, edit: int = 0) -> Request:
-        """Edit of some pictures."""
+        """An Edit of some pictures."""
         message = messages.edit_request(StreamEdit(self.pictures[rows], *self.edits[edit]))
         return Request("Edit", message, self.edited[edit][rows])
-
-    def _encode_files(self, rows: slice, _: int) -> Request:
-        rows = _few(rows)
-        return Request("Encode", messages.encode_request(self._files[rows]), latents=self._file_mu[rows])
-
-    def _decode(self, rows: slice, _: int) -> Request:
-        return Request("Decode", messages.decode_request(self._mu[rows]), self._decoded[rows])
-
-    def _decode_png(self, rows: slice, _: int) -> Request:
-        rows = _few(rows)
-        return Request("Decode", messages.decode_request(self._mu[rows], "PNG"), self._decoded[rows])
-
-    def _edit_latents(self, rows: slice, edit: int) -> Request:
-        message = messages.edit_request(StreamEdit(self._mu[rows], *self.edits[edit], result="both"))
-        return Request("Edit", message, self.edited[edit][rows], self._edited_mu[edit][rows])
-
-    def _edit_files(self, rows: slice, _: int) -> Request:
-        rows = _few(rows)
-        message = messages.edit_request(StreamEdit(self._files[rows], *self.edits[0], file_format="PNG"))
-        return Request("Edit", message, self._file_edited[rows])
-
-    def _prepared(self, rows: slice, _: int) -> Request:
-        """A walk or a sample, whose answer was computed beforehand."""
-        return self._drawn[int(rows.start) % len(self._drawn)]
 
     def _walk(self, rng: np.random.Generator) -> Request:
         total = max(2, self._size(rng))
@@ -191,24 +169,24 @@ class Workload:
         start = int(rng.integers(len(self.pictures) - count + 1))
         return slice(start, start + count)
 
-    def _measured(self) -> Deviation:
+    def _measured(self) -> dict[str, float]:
         """Twice what other batch sizes and a last bit of the latents make different here, plus a level."""
-        reference, levels, latents = self._reference, 0, 0.0
+        reference, levels, latents = self._reference, 0.0, 0.0
         for moved, edited in zip(self._edited_mu, self.edited, strict=True):
             for towards in (-np.inf, np.inf):
-                levels = max(levels, _levels(reference.decode(np.nextafter(moved, np.float32(towards))), edited))
+                levels = max(levels, _apart(reference.decode(np.nextafter(moved, np.float32(towards))), edited))
         largest = reference.max_batch_size
         for batch in sorted({size for size in (1, 2, 3, 5, 8, 13, 21, largest - 1) if 0 < size <= largest}):
             mu, log_var = reference.encode(self.pictures, batch)
-            latents = max(latents, float(np.abs(mu - self._mu).max()), float(np.abs(log_var - self._log_var).max()))
-            levels = max(levels, _levels(reference.decode(mu, batch), self._decoded))
+            latents = max(latents, _apart(mu, self._mu), _apart(log_var, self._log_var))
+            levels = max(levels, _apart(reference.decode(mu, batch), self._decoded))
         highest = max(float(np.abs(part).max()) for part in (self._mu, self._log_var, *self._edited_mu))
-        return Deviation(2 * levels + 1, 2 * latents + 1e-5 * highest)
+        return {"levels": 2 * levels + 1, "latents": 2 * latents + 1e-5 * highest}
 
     def _require_distinct(self) -> None:
         for what, answers, tolerance in (
-            ("images", self._decoded, self.tolerance.levels),
-            ("latents", self._mu, self.tolerance.latents),
+            ("images", self._decoded, self.tolerance["levels"]),
+            ("latents", self._mu, self.tolerance["latents"]),
         ):
             flat = answers.reshape(len(answers), -1).astype(np.float32)
             nearest = min(float(np.abs(flat[:row] - flat[row]).max(axis=1).min()) for row in range(1, len(flat)))
@@ -219,15 +197,8 @@ class Workload:
                 )
 
 
-def _few(rows: slice) -> slice:
-    """Not many rows, within those that there are files of."""
-    count = min(rows.stop - rows.start, MAX_FILES)
-    first = rows.start % (_FILES - count + 1)
-    return slice(first, first + count)
-
-
-def _levels(got: Bytes, expected: Bytes) -> int:
-    return int(np.abs(got.astype(np.int16) - expected).max())
+def _apart(got: Array, expected: Array) -> float:
+    return float(np.abs(got.astype(np.float32) - expected).max())
 
 
 def _edits(bundle: Bundle) -> list[tuple[Moves, tuple[str, ...]]]:

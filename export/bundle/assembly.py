@@ -21,7 +21,7 @@ from engine.proof.truth import Truth
 from export.engines.candidate import Candidate
 from export.engines.contest import RULE, Entry, rank, table
 from export.engines.files import write_edit_plan, write_plans, write_reduced
-from export.engines.plans import layers_of
+from export.engines.plans import Say, layers_of
 from export.engines.support import Support
 from export.errors import RewriteError
 from export.flags import EngineFlags
@@ -30,37 +30,22 @@ from export.proof.gate import Gate
 from export.proof.judge import Trial
 from export.proof.layers import table as layers_table
 
-Say = Callable[[str], None]
-
 
 def assemble(
     flags: EngineFlags,
-    folder: Path,
-    manifest: Manifest,
+    folder: Path,  # holds the candidates' graphs in FP32, and all of the bundle that doesn't depend on the engines
+    manifest: Manifest,  # what it is to say, but for backend, precision, engine, files, parity, tensorrt and proof
     *,
-    candidates: list[Candidate],
-    support: Support,
-    truth: Truth,
-    proof: Truth,
-    trial: Trial | str,
-    kept: Collection[str],
-    say: Say,
-    calibrate: Callable[[], Calibration],
+    candidates: list[Candidate],  # what to choose from
+    support: Support,  # what runs here
+    truth: Truth,  # what they are held against
+    proof: Truth,  # the answers that travel with the bundle
+    trial: Trial | str,  # edits to be judged, or why there are none
+    kept: Collection[str],  # names of graphs that stay though no engine is made from them
+    say: Say,  # takes each line about the progress, and the tables of contest and parity
+    calibrate: Callable[[], Calibration],  # gives what INT8 is calibrated on
 ) -> Bundle:
     """Makes a folder with the graphs of a model a bundle, with the best of the candidates that pass the gate.
-
-    Args:
-        flags: What was asked for.
-        folder: Holds the candidates' graphs in FP32, and all of the bundle that doesn't depend on the engines.
-        manifest: What it is to say, but for backend, precision, engine, files, parity, tensorrt and proof.
-        candidates: What to choose from.
-        support: What runs here.
-        truth: What they are held against.
-        proof: The answers that travel with the bundle.
-        trial: Edits to be judged, or why there are none.
-        kept: Names of graphs that stay though no engine is made from them.
-        say: Takes each line about the progress, and the tables of contest and parity.
-        calibrate: Gives what INT8 is calibrated on.
 
     Raises:
         BackendError: no plan could be built.
@@ -134,7 +119,8 @@ def _contest(
     say(f"measuring {len(candidates)} candidates, {flags.cores} threads")
     entries = rank(candidates, folder, manifest, threads=flags.cores, say=say)
     say(table(entries))
-    for reason in flags.why_not(support) if entries else ():
+    budget = flags.min_psnr is not None
+    for reason in support.why_not(flags.backend, flags.device, flags.precision, budget=budget) if entries else ():
         say(f"not in the contest: {reason}")
     return entries
 
@@ -145,12 +131,7 @@ def _first_exact(
     explain: Callable[[Candidate], None],
     say: Say,
 ) -> tuple[Candidate, Report, dict[Candidate, ParityError | BackendError]]:
-    """The first candidate that passes the gate, its figures, and why those before it did not.
-
-    Raises:
-        ParityError, BackendError: none passes; the first one's.
-        RewriteError: an exact form isn't, whatever else there is to choose from.
-    """
+    """The first candidate that passes the gate, its figures, and why those before it did not."""
     rejected: dict[Candidate, ParityError | BackendError] = {}
     for candidate in ranked:
         try:

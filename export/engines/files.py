@@ -12,12 +12,10 @@ from typing import Any
 from engine.backends import BACKENDS
 from engine.errors import BackendError
 from export.engines.candidate import Candidate
-from export.engines.plans import build_plan
+from export.engines.plans import Say, build_plan
 from export.graphs.edit import write_edit_by_steps
 from export.graphs.fp16 import write_half
 from export.graphs.int8 import Calibration, write_int8
-
-Say = Callable[[str], None]
 
 
 def write_reduced(

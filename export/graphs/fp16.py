@@ -58,11 +58,7 @@ def write_half(source: Path, target: Path) -> None:
 
 
 def _retype(model: onnx.ModelProto) -> None:
-    """Gives each node its precision, with narrower weights, and casts where precisions meet.
-
-    Raises:
-        OverflowError: a weight is beyond FP16's largest number.
-    """
+    """Gives each node its precision, with narrower weights, and casts where precisions meet."""
     graph, halves = model.graph, _halves(model.graph)
     kinds = {name: _HALF if name in halves else _FULL for name in _floats(model)}
     weights = {tensor.name: tensor for tensor in graph.initializer}
