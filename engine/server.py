@@ -18,8 +18,9 @@ from engine.config import ServerConfig
 from engine.errors import StartupError
 from engine.models.repository import ModelRepository
 from engine.process import address
+from engine.process.memory import collect_rarely, share_freed_memory
 from engine.process.signals import Signals, signal_events
-from engine.process.threads import in_thread, share_freed_memory
+from engine.process.threads import in_thread
 from engine.service import health, latent_engine, reflection
 from engine.service.interceptor import CallInterceptor
 from engine.service.latent_engine import LatentEngine
@@ -106,6 +107,7 @@ async def _start(
     target = _listen(server, config, credentials)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await repository.warm_up()
+    collect_rarely()
     calls.admission.open()
     healths.set(serving=True)
     await stack.enter_async_context(_reloads(repository, tokens, calls, signals, config.reload_every_s))

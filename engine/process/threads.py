@@ -1,19 +1,16 @@
-"""Functions that one thread runs and the event loop waits for, which threads go first, and the memory they share."""
+"""Functions that one thread runs and the event loop waits for, and which threads go first."""
 
 import asyncio
-import ctypes
 import os
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 _NICENESS = 10
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 class Job(Generic[T]):
@@ -57,13 +54,3 @@ def give_way() -> None:
     """
     if sys.platform == "linux":
         os.nice(_NICENESS)
-
-
-def share_freed_memory() -> None:
-    """Has all threads share one arena, as MALLOC_ARENA_MAX=1 does; of other C libraries, nothing.
-
-    By default each thread has one of its own: eight threads that decode large pictures in turn hold as much memory as
-    if they did it at once.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
