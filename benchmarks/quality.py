@@ -193,7 +193,7 @@ COLUMNS: dict[str, tuple[str, float, tuple[str, ...]]] = {
     "identity, reconstructions": (".3f", 1, ("reconstruction.identity.similarity",)),
     "identity, edits": (".3f", 1, ("edits.distances.identity.edits",)),
     "identity, adding Smiling: each as far as needed / all alike": (
-        ".3f", 1, tuple(f"edits.wishes.edits.adding Smiling.{way}.identity" for way in ("wished", "alike"))
+        ".3f", 1, tuple(f"edits.conditions.edits.adding Smiling.{way}.identity" for way in ("conditional", "alike"))
     ),
     "identity, different faces": (".3f", 1, ("edits.distances.identity.different_faces",)),
     "images/s": (",.0f", 1, ("training.images_per_second",)),

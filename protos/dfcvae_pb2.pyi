@@ -305,18 +305,18 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Attribute(_message.Message):
-    __slots__ = ("name", "positives", "negatives", "kind", "can_be_wished")
+    __slots__ = ("name", "positives", "negatives", "kind", "can_condition")
     NAME_FIELD_NUMBER: _ClassVar[int]
     POSITIVES_FIELD_NUMBER: _ClassVar[int]
     NEGATIVES_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
-    CAN_BE_WISHED_FIELD_NUMBER: _ClassVar[int]
+    CAN_CONDITION_FIELD_NUMBER: _ClassVar[int]
     name: str
     positives: int
     negatives: int
     kind: str
-    can_be_wished: bool
-    def __init__(self, name: _Optional[str] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ..., kind: _Optional[str] = ..., can_be_wished: bool = ...) -> None: ...
+    can_condition: bool
+    def __init__(self, name: _Optional[str] = ..., positives: _Optional[int] = ..., negatives: _Optional[int] = ..., kind: _Optional[str] = ..., can_condition: bool = ...) -> None: ...
 
 class Preprocessing(_message.Message):
     __slots__ = ("crop", "resize", "source_width", "source_height", "landmarks")

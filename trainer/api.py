@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import BundleError, DirectionsError
-from engine.latents import Directions, Prior, Wishes, load_priors
+from engine.latents import Conditions, Directions, Prior, load_priors
 from framing import Aligner
 from trainer import model, run_folder, training
 from trainer.artifacts.encode import BATCH_IMAGES, decode, encode
@@ -219,8 +219,8 @@ class VAE:
             raise TypeError(f"edits must be strengths by attribute, for example {{'Smiling': 1.5}}, not {edits!r}")
         kept, having, lacking = _several("keep", keep), _several("having", having), _several("lacking", lacking)
         step = self.directions.move(list((edits or {}).items()), kept).step
-        wishes = Wishes.of(self.directions, having, lacking, kept)
-        return self.decode(wishes.grant(self.encode(images) + step))
+        conditions = Conditions.of(self.directions, having, lacking, kept)
+        return self.decode(conditions.project(self.encode(images) + step))
 
     def sample(
         self,
@@ -255,7 +255,7 @@ class VAE:
             raise ValueError(f"distribution must be one of {', '.join(self.priors)}, not {name!r}")
         latents = self.priors[name].draw(count, seed, temperature)
         if having or lacking:
-            latents = Wishes.of(self.directions, having, lacking).grant(latents)
+            latents = Conditions.of(self.directions, having, lacking).project(latents)
         return self.decode(latents)
 
 

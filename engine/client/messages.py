@@ -253,7 +253,7 @@ def read_model(answer: pb.GetModelResponse) -> Model:
         image_size=answer.image_size,
         latent_dim=answer.latent_dim,
         attributes=tuple(
-            Attribute(one.name, one.positives, one.negatives, one.kind, one.can_be_wished) for one in answer.attributes
+            Attribute(one.name, one.positives, one.negatives, one.kind, one.can_condition) for one in answer.attributes
         ),
         distributions=tuple(
             _DISTRIBUTION_NAMES[number] for number in answer.distributions if number in _DISTRIBUTION_NAMES

@@ -69,7 +69,7 @@ class Attribute:
     """An attribute that can be edited: its name, how many training images had it and had it not, and its direction.
 
     The kind of direction is "mean", "adjusted" or "svm", as protos/dfcvae.proto says; "unknown" where the model does
-    not say, empty where the server is older than this field. `can_be_wished` says whether it can be in having and
+    not say, empty where the server is older than this field. `can_condition` says whether it can be in having and
     lacking of `Client.edit` and `Client.sample`.
     """
 
@@ -77,7 +77,7 @@ class Attribute:
     positives: int
     negatives: int
     kind: str
-    can_be_wished: bool
+    can_condition: bool
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from engine.batching.scheduler import Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.config import ServerConfig
 from engine.images import Codec, EncodedFiles, PixelBudget
-from engine.latents import FITTED, Gaussian, Move, Prior, Wishes, load_priors
+from engine.latents import FITTED, Conditions, Gaussian, Move, Prior, load_priors
 
 Images: TypeAlias = Bytes | EncodedFiles
 """Pixels, uint8 [N, S, S, 3], or files."""
@@ -145,21 +145,21 @@ class Model:
         return mu
 
     async def edit(
-        self, source: Source, move: Move, wishes: Wishes, context: RequestContext, *, decode: bool = True
+        self, source: Source, move: Move, conditions: Conditions, context: RequestContext, *, decode: bool = True
     ) -> tuple[Bytes | None, Floats, Floats]:
         """Edits images or latents.
 
         Returns:
             The edited images, uint8 [N, S, S, 3], if `decode`; mu before the edit and after it, float32 [N, D].
         """
-        if decode and not wishes and latents_of(source) is None:
+        if decode and not conditions and latents_of(source) is None:
             images, mu = await self._submit_images(self._editor, cast(Images, source), move, context)
             return images, mu, mu + move.step
         mu = await self.mu(source, context)
         latents = mu + move.step
-        if wishes:
-            count = len(mu) * (1 + len(wishes))
-            latents = await self.compute(count, lambda: wishes.grant(latents), context)
+        if conditions:
+            count = len(mu) * (1 + len(conditions))
+            latents = await self.compute(count, lambda: conditions.project(latents), context)
         return await self.decode(latents, context) if decode else None, mu, latents
 
     async def compute(self, count: int, latents: Callable[[], Floats], context: RequestContext) -> Floats:

@@ -132,7 +132,7 @@ class Session:
                 "name": model.name,
                 "size": model.image_size,
                 "attributes": [attribute.name for attribute in model.attributes],
-                "wishes": [attribute.name for attribute in model.attributes if attribute.can_be_wished],
+                "conditions": [attribute.name for attribute in model.attributes if attribute.can_condition],
                 "engine": f"{model.backend} {model.precision}",
                 "target": self._server.client.target,
                 "max_photo_bytes": self._server.max_photo_bytes,
@@ -149,7 +149,7 @@ class Session:
     async def _sample(self, ask: dict[str, Any], _file: bytes) -> Answer:
         slot = arguments.choice("slot", ask.get("slot"), SLOTS)
         pick = arguments.whole("pick", ask.get("pick"), 0, MAX_SAMPLES - 1)
-        drawn = await self._server.client.sample_latents(pick + 1, *_draw(ask), **_wishes(ask))
+        drawn = await self._server.client.sample_latents(pick + 1, *_draw(ask), **_conditions(ask))
         self._faces[slot] = drawn[pick:]
         return Answer({}, await self._server.client.decode(self._faces[slot], priority="interactive"))
 
@@ -159,7 +159,7 @@ class Session:
 
     async def _samples(self, ask: dict[str, Any], _file: bytes) -> Answer:
         count = arguments.whole("count", ask.get("count"), 1, MAX_SAMPLES)
-        return Answer({}, await self._server.client.sample(count, *_draw(ask), **_wishes(ask)))
+        return Answer({}, await self._server.client.sample(count, *_draw(ask), **_conditions(ask)))
 
     async def _edit(self, ask: dict[str, Any], _file: bytes) -> Answer:
         mix = arguments.between("mix", ask.get("mix", 0.0), 0, 1)
@@ -222,6 +222,6 @@ def _draw(ask: dict[str, Any]) -> tuple[int, float]:
     )
 
 
-def _wishes(ask: dict[str, Any]) -> dict[str, Any]:
+def _conditions(ask: dict[str, Any]) -> dict[str, Any]:
     """Attributes that drawn faces are to have, and to lack."""
     return {name: ask.get(name, []) for name in ("having", "lacking")}

@@ -197,10 +197,10 @@ class EditStream:
                 # Another model, perhaps loaded meanwhile, has other latents.
                 given = encoded[1] if encoded and encoded[0]() is model else source.read(scope)
                 output = read_output(request)
-                move, wishes = scope.move(request.edits, request.keep), scope.wishes(request)
+                move, conditions = scope.move(request.edits, request.keep), scope.conditions(request)
                 try:
-                    with scope.admit(len(given), decodes=bool(wishes)) as context:
-                        images, mu, latents = await model.edit(given, move, wishes, context, decode=output.images)
+                    with scope.admit(len(given), decodes=bool(conditions)) as context:
+                        images, mu, latents = await model.edit(given, move, conditions, context, decode=output.images)
                 finally:
                     source.take(given, model)
                 source.encoded = (weakref.ref(model), mu.copy())  # it may be a part of a whole batch

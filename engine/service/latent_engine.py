@@ -13,7 +13,7 @@ from engine.arrays import Floats
 from engine.bundle import Preprocessing
 from engine.config import ServerConfig
 from engine.errors import InvalidField, InvalidRequest
-from engine.latents import can_be_wished, linear, spherical
+from engine.latents import can_condition, linear, spherical
 from engine.models.model import Source
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream
@@ -68,12 +68,12 @@ class LatentEngine:
                 raise InvalidField(
                     "edits", "is empty, and so are having and lacking; name at least one attribute or direction"
                 )
-            move, wishes = scope.move(request.edits, request.keep), scope.wishes(request)
+            move, conditions = scope.move(request.edits, request.keep), scope.conditions(request)
             source = scope.source(request)
             if source is None:
                 raise InvalidRequest("the request has no source; set images or latents", "source")
-            with scope.admit(len(source), decodes=bool(wishes)) as context:
-                images, _, latents = await scope.model.edit(source, move, wishes, context, decode=output.images)
+            with scope.admit(len(source), decodes=bool(conditions)) as context:
+                images, _, latents = await scope.model.edit(source, move, conditions, context, decode=output.images)
             return await scope.respond(pb.EditResponse(), output, images, latents)
 
     async def EditStream(  # noqa: N802
@@ -112,13 +112,13 @@ class LatentEngine:
             if not 0 <= temperature <= _MAX_TEMPERATURE:
                 raise InvalidField("temperature", f"is {temperature:g}; it goes from 0 to {_MAX_TEMPERATURE:g}")
             prior = read_prior(request, scope.model.priors)
-            wishes = scope.wishes(request)
+            conditions = scope.conditions(request)
             with scope.admit(request.count, "count", "ask for", decodes=True) as context:
 
                 def draw() -> Floats:
-                    return wishes.grant(prior.draw(request.count, request.seed, temperature))
+                    return conditions.project(prior.draw(request.count, request.seed, temperature))
 
-                latents = await scope.model.compute(request.count * (1 + len(wishes)), draw, context)
+                latents = await scope.model.compute(request.count * (1 + len(conditions)), draw, context)
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.SampleResponse(), output, images, latents)
 
@@ -127,14 +127,14 @@ class LatentEngine:
         model = self._repository.get(request.model)
         manifest, directions = model.bundle.manifest, model.bundle.directions
         config = self._config
-        can_be = [can_be_wished(directions, name) for name in directions.names]
-        columns = (directions.names, directions.positives, directions.negatives, directions.kinds, can_be)
+        conditional = [can_condition(directions, name) for name in directions.names]
+        columns = (directions.names, directions.positives, directions.negatives, directions.kinds, conditional)
         return pb.GetModelResponse(
             image_size=manifest.image_size,
             latent_dim=manifest.latent_dim,
             attributes=[
-                pb.Attribute(name=name, positives=positives, negatives=negatives, kind=kind, can_be_wished=wished)
-                for name, positives, negatives, kind, wished in zip(*columns, strict=True)
+                pb.Attribute(name=name, positives=positives, negatives=negatives, kind=kind, can_condition=takes)
+                for name, positives, negatives, kind, takes in zip(*columns, strict=True)
             ],
             backend=manifest.backend,
             precision=manifest.precision,

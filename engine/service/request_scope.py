@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from engine.arrays import Bytes, Floats
 from engine.errors import InvalidField, InvalidRequest, Overloaded
 from engine.images import DEFAULT_QUALITY, FILE_FORMATS, EncodedFiles
-from engine.latents import FITTED, MIXTURE, Move, Prior, Wishes
+from engine.latents import FITTED, MIXTURE, Conditions, Move, Prior
 from engine.models.model import STANDARD, Images, RequestContext, Source
 from engine.models.repository import ModelRepository
 from protos import dfcvae_pb2 as pb
@@ -194,9 +194,9 @@ class RequestScope:
             raise InvalidField(f"{field}.direction", f"has {len(one.direction)} bytes; {dim} float32 are {dim * 4}")
         return _floats(one.direction)
 
-    def wishes(self, request: Any) -> Wishes:
+    def conditions(self, request: Any) -> Conditions:
         """What a request wants faces to have and to lack."""
-        return Wishes.of(self._directions, request.having, request.lacking, getattr(request, "keep", ()))
+        return Conditions.of(self._directions, request.having, request.lacking, getattr(request, "keep", ()))
 
     @contextmanager
     def admit(

@@ -73,9 +73,9 @@ def test_an_edit_of_one_file(server: ServerProcess, tmp_path: Path) -> None:
     with Client(server.target) as client:
         expected = client.edit([face.read_bytes()], {"Smiling": 1.5}, keep=["Male"])
     np.testing.assert_array_equal(read(edited), expected[0])
-    wishes = ["--with", "Smiling", "--without", "Eyeglasses"]
+    conditions = ["--with", "Smiling", "--without", "Eyeglasses"]
     for settings, edits in (([], {}), (["--set", "Male=2"], {"Male": 2.0})):
-        check(run(server, "edit", "--overwrite", *wishes, *settings, face, edited))
+        check(run(server, "edit", "--overwrite", *conditions, *settings, face, edited))
         with Client(server.target) as client:
             expected = client.edit([face.read_bytes()], edits, having=["Smiling"], lacking=["Eyeglasses"])
         np.testing.assert_array_equal(read(edited), expected[0])

@@ -106,7 +106,7 @@ def test_the_model_describes_itself(server: ServerProcess) -> None:
     assert tuple(one.name for one in model.attributes) == ATTRIBUTES
     assert [(one.positives, one.negatives) for one in model.attributes] == [(100, 90), (60, 130), (50, 140)]
     assert [one.kind for one in model.attributes] == ["mean", "adjusted", "svm"]
-    assert all(one.can_be_wished for one in model.attributes)
+    assert all(one.can_condition for one in model.attributes)
     assert (model.backend, model.precision, model.crop, model.resize) == ("onnxruntime", "fp32", CROP, "bilinear")
     assert (model.max_images_per_request, model.max_message_bytes) == (1024, 16 * 2**20)
     assert "onnx" in model.versions

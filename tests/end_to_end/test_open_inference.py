@@ -28,7 +28,7 @@ from tritonclient.utils import InferenceServerException
 
 from engine.client import Client
 from engine.images import encode_file
-from engine.latents import Wishes
+from engine.latents import Conditions
 
 SMILE, GLASSES, _ = tiny_directions().vectors
 PIXELS = [-1, IMAGE_SIZE, IMAGE_SIZE, 3]
@@ -124,9 +124,11 @@ def test_edits_by_name_and_by_offsets(client: triton.InferenceServerClient) -> N
         np.testing.assert_array_equal(edited.as_numpy("images"), images_of(expected))
     edited = client.infer("edit", [tensor("offsets", offsets), tensor("images", images), *named])
     np.testing.assert_array_equal(edited.as_numpy("images"), images_of(expected + offsets))
-    wishes = Wishes.of(tiny_directions(), ["Smiling"], ["Eyeglasses"])
-    wished = [tensor("images", images), tensor("having", ["Smiling"]), tensor("lacking", ["Eyeglasses"])]
-    np.testing.assert_array_equal(client.infer("edit", wished).as_numpy("latents"), wishes.grant(latents_of(images)))
+    conditions = Conditions.of(tiny_directions(), ["Smiling"], ["Eyeglasses"])
+    conditional = [tensor("images", images), tensor("having", ["Smiling"]), tensor("lacking", ["Eyeglasses"])]
+    np.testing.assert_array_equal(
+        client.infer("edit", conditional).as_numpy("latents"), conditions.project(latents_of(images))
+    )
     kept = [tensor("images", images), tensor("attributes", ["Smiling"]), strengths(3), tensor("keep", ["Male"])]
     only = client.infer("edit", kept, outputs=[triton.InferRequestedOutput("latents")])
     assert only.as_numpy("images") is None
@@ -163,10 +165,10 @@ def test_samples_are_those_of_the_same_seed(client: triton.InferenceServerClient
         tensor("distribution", ["standard"]),
     ]
     np.testing.assert_array_equal(client.infer("sample", inputs).as_numpy("latents"), expected)
-    wished = [tensor("having", ["Smiling", "Male"]), tensor("lacking", ["Eyeglasses"])]
+    conditional = [tensor("having", ["Smiling", "Male"]), tensor("lacking", ["Eyeglasses"])]
     with Client(server.target) as own:
         expected = own.sample_latents(5, seed=7, having=["Smiling", "Male"], lacking=["Eyeglasses"])
-    drawn = client.infer("sample", wished, parameters={"count": 5, "seed": 7})
+    drawn = client.infer("sample", conditional, parameters={"count": 5, "seed": 7})
     np.testing.assert_array_equal(drawn.as_numpy("latents"), expected)
 
 

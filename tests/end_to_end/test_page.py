@@ -109,15 +109,15 @@ def test_drawn_faces_come_back_by_their_seed(page: PageProcess, server: ServerPr
         assert (visitor.images("edit") == drawn[2:3]).all()
 
 
-def test_drawn_faces_have_what_is_wished(page: PageProcess, server: ServerProcess) -> None:
-    wishes: dict[str, Any] = {"having": ["Smiling"], "lacking": ["Male"]}
+def test_drawn_faces_meet_conditions(page: PageProcess, server: ServerProcess) -> None:
+    conditions: dict[str, Any] = {"having": ["Smiling"], "lacking": ["Male"]}
     with Client(server.target) as client:
         drawn = client.sample(4, seed=3, having=["Smiling"], lacking=["Male"])
         assert (drawn != client.sample(4, seed=3)).any()
     with visit(page) as visitor:
-        assert visitor.ask("model")[0]["wishes"] == ["Smiling", "Eyeglasses", "Male"]
-        assert (visitor.images("samples", count=4, seed=3, **wishes) == drawn).all()
-        assert (visitor.images("sample", slot="face", seed=3, pick=2, **wishes) == drawn[2:3]).all()
+        assert visitor.ask("model")[0]["conditions"] == ["Smiling", "Eyeglasses", "Male"]
+        assert (visitor.images("samples", count=4, seed=3, **conditions) == drawn).all()
+        assert (visitor.images("sample", slot="face", seed=3, pick=2, **conditions) == drawn[2:3]).all()
         for bad, said in (({"having": "Smiling"}, "having"), ({"lacking": [1]}, "lacking"), ({"having": ["x"]}, "'x'")):
             told, _ = visitor.ask("samples", count=4, seed=3, **bad)
             assert said in told["error"]

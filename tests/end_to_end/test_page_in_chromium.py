@@ -238,26 +238,26 @@ def test_a_link_restores_what_was_set(visit: Callable[..., Page]) -> None:
     assert slider(again, "Male").is_disabled()
 
 
-def test_faces_are_drawn_as_wished_also_from_a_link(visit: Callable[..., Page]) -> None:
+def test_faces_are_drawn_under_conditions_also_from_a_link(visit: Callable[..., Page]) -> None:
     def shown(page: Page) -> np.ndarray:
         return np.array([pixels_of(page, which) for which in ("canvas.original", "#samples button:last-child canvas")])
 
     page = visit("#seed=3&face=3:0:0.8")
-    unwished = shown(page)
-    page.get_by_text("Wishes").click()
+    unconditional = shown(page)
+    page.get_by_text("Conditions").click()
     for name in ("Smiling: either", "Male: either", "Male: with"):
         page.get_by_role("button", name=name, exact=True).click()
     page.get_by_text("with smiling, without male").wait_for()
     page.wait_for_function("() => location.hash.includes('without=Male')")
     link = "#" + page.url.partition("#")[2]
-    wishes = "with=Smiling&{0}without=Male"
-    assert link == f"#face=3:0:0.8&face-{wishes.format('face-')}&seed=3&temperature=0.8&{wishes.format('')}"
+    conditions = "with=Smiling&{0}without=Male"
+    assert link == f"#face=3:0:0.8&face-{conditions.format('face-')}&seed=3&temperature=0.8&{conditions.format('')}"
     again = visit(link)
     assert soon(lambda: np.array_equal(shown(again), shown(page)))
-    assert (shown(page) != unwished).any(axis=(1, 2, 3)).all()
+    assert (shown(page) != unconditional).any(axis=(1, 2, 3)).all()
     for name in ("Smiling: with", "Smiling: without", "Male: without"):
         page.get_by_role("button", name=name, exact=True).click()
-    assert soon(lambda: np.array_equal(shown(page), unwished))
+    assert soon(lambda: np.array_equal(shown(page), unconditional))
 
 
 def soon(holds: Callable[[], bool]) -> bool:

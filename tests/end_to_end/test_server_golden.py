@@ -88,7 +88,7 @@ REQUESTS: dict[str, tuple[str, Message | bytes]] = {
     "sample": ("Sample", pb.SampleRequest(count=3, seed=9, result=BOTH)),
     "sample many": ("Sample", pb.SampleRequest(count=20, seed=9, temperature=0.5, result=LATENTS)),
     "sample N(0, I)": ("Sample", pb.SampleRequest(count=1, seed=1, distribution=pb.DISTRIBUTION_STANDARD)),
-    "sample with wishes": (
+    "sample with conditions": (
         "Sample",
         pb.SampleRequest(count=3, seed=9, having=["Smiling", "Male"], lacking=["Eyeglasses"], result=LATENTS),
     ),

@@ -1,4 +1,4 @@
-"""Interpolate, Sample and wishes of a real server."""
+"""Interpolate, Sample and conditions of a real server."""
 
 import io
 from dataclasses import replace
@@ -16,7 +16,7 @@ from PIL import Image
 from servers import server_of
 from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
-from engine.latents import Gaussian, Mixture, Wishes, linear, spherical
+from engine.latents import Conditions, Gaussian, Mixture, linear, spherical
 from protos import dfcvae_pb2 as pb
 
 LATENTS, BOTH = pb.EDIT_RESULT_LATENTS, pb.EDIT_RESULT_IMAGES_AND_LATENTS
@@ -99,13 +99,13 @@ def test_a_bundle_draws_from_the_priors_that_it_has(tmp_path: Path, mixed: bool)
         np.testing.assert_array_equal(points, spherical(ends[:1], ends[1:], 5, fitted.mean))
 
 
-def test_samples_have_what_is_wished(stub: Any) -> None:
+def test_samples_meet_conditions(stub: Any) -> None:
     def sample(count: int) -> Any:
         return stub.Sample(pb.SampleRequest(count=count, seed=7, having=["Smiling"], lacking=["Male"], result=BOTH))
 
     answer = sample(300)
     drawn = Gaussian.standard(LATENT_DIM).draw(300, 7)
-    expected = Wishes.of(tiny_directions(), ["Smiling"], ["Male"]).grant(drawn)
+    expected = Conditions.of(tiny_directions(), ["Smiling"], ["Male"]).project(drawn)
     np.testing.assert_array_equal(floats_of(answer.latents), expected)
     np.testing.assert_array_equal(pixels_of(answer.images), images_of(expected))
     np.testing.assert_array_equal(floats_of(sample(2).latents), expected[:2])
@@ -114,38 +114,38 @@ def test_samples_have_what_is_wished(stub: Any) -> None:
 
 @pytest.mark.parametrize("encoded", [True, False])
 @pytest.mark.parametrize("count", [3, 300])  # on the event loop, and off it
-def test_faces_are_moved_to_what_is_wished(stub: Any, encoded: bool, count: int) -> None:
+def test_faces_are_moved_until_they_meet_conditions(stub: Any, encoded: bool, count: int) -> None:
     images = random_images(count, seed=4)
     source: Any = {"images": raw_batch(images)} if encoded else {"latents": latent_batch(latents_of(images))}
-    wished: Any = {"having": ["Smiling"], "lacking": ["Male"], "keep": ["Eyeglasses"]}
+    conditional: Any = {"having": ["Smiling"], "lacking": ["Male"], "keep": ["Eyeglasses"]}
     directions = tiny_directions()
-    wishes = Wishes.of(directions, *wished.values())
+    conditions = Conditions.of(directions, *conditional.values())
     moved = latents_of(images) + directions.move([("Smiling", -2.0)], ["Eyeglasses"]).step
     for edits, latents in (([], latents_of(images)), ([pb.Edit(attribute="Smiling", strength=-2)], moved)):
-        answer = stub.Edit(pb.EditRequest(edits=edits, result=BOTH, **source, **wished))
-        np.testing.assert_array_equal(floats_of(answer.latents), wishes.grant(latents))
-        np.testing.assert_array_equal(pixels_of(answer.images), images_of(wishes.grant(latents)))
-        only = stub.Edit(pb.EditRequest(edits=edits, result=LATENTS, **source, **wished))
-        np.testing.assert_array_equal(floats_of(only.latents), wishes.grant(latents))
+        answer = stub.Edit(pb.EditRequest(edits=edits, result=BOTH, **source, **conditional))
+        np.testing.assert_array_equal(floats_of(answer.latents), conditions.project(latents))
+        np.testing.assert_array_equal(pixels_of(answer.images), images_of(conditions.project(latents)))
+        only = stub.Edit(pb.EditRequest(edits=edits, result=LATENTS, **source, **conditional))
+        np.testing.assert_array_equal(floats_of(only.latents), conditions.project(latents))
 
 
-def test_a_stream_grants_wishes_of_its_last_source(stub: Any) -> None:
+def test_a_stream_holds_its_last_source_to_conditions(stub: Any) -> None:
     images = random_images(2, seed=5)
     first = pb.EditStreamRequest(images=raw_batch(images), having=["Smiling"], id=1)
     steps = [first, pb.EditStreamRequest(lacking=["Smiling"], id=2), pb.EditStreamRequest(having=["Bald"], id=3)]
     *answers, refused = stub.EditStream(iter(steps), timeout=60)
     for answer, sides in zip(answers, ((["Smiling"], []), ([], ["Smiling"])), strict=True):
-        expected = Wishes.of(tiny_directions(), *sides).grant(latents_of(images))
+        expected = Conditions.of(tiny_directions(), *sides).project(latents_of(images))
         np.testing.assert_array_equal(pixels_of(answer.edited.images), images_of(expected))
     assert "unknown attribute 'Bald'" in refused.error.message
 
 
-def test_a_bundle_of_before_there_were_wishes_says_what_it_needs(tmp_path: Path) -> None:
+def test_a_bundle_without_sides_says_what_conditions_need(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     replace(tiny_directions(), sides=()).save(bundle / "directions.safetensors")
     reseal(bundle)
     with server_of(bundle, tmp_path) as server, connected(server.target) as stub:
-        assert not any(one.can_be_wished for one in stub.GetModel(pb.GetModelRequest(), timeout=60).attributes)
+        assert not any(one.can_condition for one in stub.GetModel(pb.GetModelRequest(), timeout=60).attributes)
         with pytest.raises(grpc.RpcError, match=r"'Smiling' lie is not known to this bundle.*python -m trainer direct"):
             stub.Sample(pb.SampleRequest(count=1, having=["Smiling"]), timeout=60)
 

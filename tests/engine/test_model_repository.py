@@ -15,7 +15,7 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.config import ServerConfig
 from engine.errors import BundleError, UnknownModel
-from engine.latents import Wishes
+from engine.latents import Conditions
 from engine.models.model import Model, RequestContext
 from engine.models.repository import ModelRepository, Opener
 
@@ -46,7 +46,7 @@ async def smile(model: Model) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
     images = random_images(3, seed=1) // 2
     with model.lease():
         move = model.bundle.directions.move([("Smiling", 1.0)])
-        edited, mu, _ = await model.edit(images, move, Wishes(), RequestContext())
+        edited, mu, _ = await model.edit(images, move, Conditions(), RequestContext())
     np.testing.assert_array_equal(mu, latents_of(images))
     assert edited is not None
     return edited

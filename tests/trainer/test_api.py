@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from engine.errors import InvalidRequest, UnknownAttribute
-from engine.latents import Directions, Wishes, load_priors
+from engine.latents import Conditions, Directions, load_priors
 from export.proof.reference import EagerBackend
 from trainer import VAE, presets, train
 from trainer.config import TrainConfig
@@ -51,10 +51,10 @@ def test_edits_are_those_of_a_server(vae: VAE, trained: Path, images: np.ndarray
     np.testing.assert_array_equal(
         vae.edit(images, {"Smiling": 1.5, "Male": -1.0}, keep=["Bald"]), vae.decode(vae.encode(images) + step)
     )
-    wishes = Wishes.of(directions, ["Smiling"], ["Male"], ["Bald"])
+    conditions = Conditions.of(directions, ["Smiling"], ["Male"], ["Bald"])
     np.testing.assert_array_equal(
         vae.edit(images, having=["Smiling"], lacking=["Male"], keep=["Bald"]),
-        vae.decode(wishes.grant(vae.encode(images))),
+        vae.decode(conditions.project(vae.encode(images))),
     )
     with pytest.raises(UnknownAttribute, match="unknown attribute 'Wings'; this model has: "):
         vae.edit(images, {"Wings": 1.0})
@@ -66,9 +66,9 @@ def test_samples_are_those_of_a_server(vae: VAE, trained: Path) -> None:
     priors = load_priors(trained / "prior.safetensors")
     latents = next(iter(priors.values())).draw(3, 7, 0.5)
     np.testing.assert_array_equal(vae.sample(3, seed=7, temperature=0.5), vae.decode(latents))
-    wishes = Wishes.of(Directions.load(trained / "directions.safetensors"), ["Smiling"], ["Bald"])
-    wished = vae.sample(3, seed=7, temperature=0.5, having=["Smiling"], lacking=["Bald"])
-    np.testing.assert_array_equal(wished, vae.decode(wishes.grant(latents)))
+    conditions = Conditions.of(Directions.load(trained / "directions.safetensors"), ["Smiling"], ["Bald"])
+    conditional = vae.sample(3, seed=7, temperature=0.5, having=["Smiling"], lacking=["Bald"])
+    np.testing.assert_array_equal(conditional, vae.decode(conditions.project(latents)))
 
 
 def test_files_are_read_as_in_training(vae: VAE, data: FaceData) -> None:

@@ -14,7 +14,7 @@ from trainer.artifacts.directions import mean_differences
 from trainer.config import ModelConfig
 from trainer.data import FaceData, Index
 from trainer.evaluation.classifier import Classifier, Network
-from trainer.evaluation.edits import curves, matrix, wishes
+from trainer.evaluation.edits import conditions, curves, matrix
 from trainer.evaluation.edits import figures as edit_figures
 from trainer.evaluation.edits.faces import EditedFaces
 from trainer.evaluation.edits.quality import EditQuality, best_strength, quality
@@ -240,17 +240,17 @@ def test_faces_that_go_as_far_as_they_need_go_less_far_than_all_alike(encoded: E
     sides = ((-0.5, 0.5),) * 3
     known = replace(encoded, directions=replace(encoded.directions, sides=sides))
     test, val = EditedFaces.of(known, seer(), "test"), EditedFaces.of(known, seer(), "val")
-    found = wishes.compare(test, val, NAMES[:2], MetricNetwork(None, "none"))
+    found = conditions.compare(test, val, NAMES[:2], MetricNetwork(None, "none"))
     assert found["network"] == "none"
     assert set(found["edits"]) == {f"{side} {name}" for side in ("adding", "removing") for name in NAMES[:2]}
     for ways in found["edits"].values():
-        wished, alike = ways["wished"], ways["alike"]
-        assert wished["faces"] == alike["faces"] > 0
-        assert wished["identity"] is alike["identity"] is None
-        assert alike["flipped"] == pytest.approx(wished["flipped"], abs=0.1)
-        assert 0 < wished["strength"] / alike["strength"] < 0.95
+        conditional, alike = ways["conditional"], ways["alike"]
+        assert conditional["faces"] == alike["faces"] > 0
+        assert conditional["identity"] is alike["identity"] is None
+        assert alike["flipped"] == pytest.approx(conditional["flipped"], abs=0.1)
+        assert 0 < conditional["strength"] / alike["strength"] < 0.95
     with pytest.raises(SkippedError, match="'Smiling' lie is not known"):
-        wishes.compare(EditedFaces.of(encoded, seer(), "test"), val, NAMES, MetricNetwork(None, "none"))
+        conditions.compare(EditedFaces.of(encoded, seer(), "test"), val, NAMES, MetricNetwork(None, "none"))
 
 
 def test_kept_predictions_are_balanced_over_sides_and_attributes() -> None:

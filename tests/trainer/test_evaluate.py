@@ -36,7 +36,7 @@ FIGURES = {
     "samples_standard",
     "training_curves",
     "tsne",
-    "wishes",
+    "conditions",
 }
 
 
@@ -98,7 +98,7 @@ def test_data_without_attributes_are_judged_as_far_as_they_go(faces: Path, tmp_p
     assert "this run has 0" in metrics["vectors"]["skipped"]
     assert metrics["reconstruction"]["psnr_db"] > 5
     drawn = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
-    assert drawn == FIGURES - {"attribute_accuracy", "attribute_correlation", "tsne", "wishes"}
+    assert drawn == FIGURES - {"attribute_accuracy", "attribute_correlation", "tsne", "conditions"}
 
 
 def test_one_attribute_is_enough_to_edit(faces: Path, small: TrainConfig, tmp_path: Path) -> None:

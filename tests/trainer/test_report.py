@@ -89,10 +89,10 @@ METRICS: dict[str, Any] = {
                 }
             },
         },
-        "wishes": {
+        "conditions": {
             "edits": {
                 "adding Bald": {
-                    "wished": {"strength": 0.8, "flipped": 0.99, "kept": 0.95, "identity": 0.977},
+                    "conditional": {"strength": 0.8, "flipped": 0.99, "kept": 0.95, "identity": 0.977},
                     "alike": {"strength": 1.4, "flipped": 0.98, "kept": 0.92, "identity": None},
                 }
             }

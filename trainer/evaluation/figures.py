@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import InvalidRequest
-from engine.latents import FITTED, MIXTURE, Gaussian, Wishes, can_be_wished, linear, spherical
+from engine.latents import FITTED, MIXTURE, Conditions, Gaussian, can_condition, linear, spherical
 from trainer.evaluation import charts, encoding, grids, vectors
 from trainer.evaluation.charts import readable
 from trainer.evaluation.edits.curves import JUDGED_ATTRIBUTES
@@ -31,7 +31,7 @@ def draw(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, options: Op
     return [
         *_reconstructions(encoded, folder),
         *_samples(encoded, folder, seed),
-        *_wishes(encoded, folder, seed),
+        *_conditions(encoded, folder, seed),
         *_encoding(encoded, metrics["encoding"], folder, seed),
         *_interpolations(encoded, folder, seed),
         *([] if "skipped" in linear else _attribute_accuracy(linear, folder)),
@@ -102,32 +102,32 @@ SAMPLES = {
 """What is drawn from, and what to look for, by name."""
 
 
-def _wishes(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
+def _conditions(encoded: EncodedRun, folder: Path, seed: int) -> list[Figure]:
     directions = encoded.directions
-    known = [name for name in directions.names if can_be_wished(directions, name)]
+    known = [name for name in directions.names if can_condition(directions, name)]
     names = [name for name in JUDGED_ATTRIBUTES if name in known] or known[: len(JUDGED_ATTRIBUTES)]
     if not names:
         return []
     latents = next(iter(encoded.priors.values())).draw(grids.COLUMNS, seed)
     rows, labels = [encoded.decode(latents)], ["as drawn"]
-    wished: list[tuple[list[str], list[str]]] = (
+    conditional: list[tuple[list[str], list[str]]] = (
         [([name], []) for name in names] + [([], [name]) for name in names] + [(names, [])] * (len(names) > 1)
     )
-    for having, lacking in wished:
+    for having, lacking in conditional:
         try:
-            granted = Wishes.of(directions, having, lacking).grant(latents)
+            projected = Conditions.of(directions, having, lacking).project(latents)
         except InvalidRequest:  # they contradict each other
             continue
-        rows.append(encoded.decode(granted))
+        rows.append(encoded.decode(projected))
         labels.append(
             "\n".join(["with " + readable(name) for name in having] + ["no " + readable(name) for name in lacking])
         )
-    grids.save_grid(folder / "wishes.png", "New faces with attributes that are wished for", rows, down=labels)
+    grids.save_grid(folder / "conditions.png", "New faces that meet conditions", rows, down=labels)
     look_for = (
         "The same ten draws in each row: all should have, or lack, what is named beside it, and those that did so as "
         "drawn stay as they were."
     )
-    return [Figure("wishes.png", "Wishes", look_for, "faces", names_rows=True)]
+    return [Figure("conditions.png", "Conditions", look_for, "faces", names_rows=True)]
 
 
 def _encoding(encoded: EncodedRun, measured: dict[str, Any], folder: Path, seed: int) -> list[Figure]:

@@ -154,10 +154,10 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
         if rescored.get("target") is not None:
             meaning = f"Change of the classifier's logits, averaged over {len(part['rescoring']['edited'])} attributes."
             found.append(_line(name, rescored, "{target:.2f} sigma wanted, {others:.2f} elsewhere", meaning))
-    return [*found, *_wishes(part["wishes"]), *_best_strengths(part["curves"]), *_distances(part["distances"])]
+    return [*found, *_conditions(part["conditions"]), *_best_strengths(part["curves"]), *_distances(part["distances"])]
 
 
-def _wishes(part: dict[str, Any]) -> list[Headline]:
+def _conditions(part: dict[str, Any]) -> list[Headline]:
     """Each face as far as it needs, beside one strength for all."""
     meaning = "Test faces flipped, other predictions kept, and the person, where one strength for all flips as many."
     if "skipped" in part:
@@ -167,7 +167,7 @@ def _wishes(part: dict[str, Any]) -> list[Headline]:
         known = [
             f"{name} {_percent(at['flipped'], 'no faces')}, {_percent(at['kept'], '-')} kept, strength "
             f"{at['strength']:+.1f}" + ("" if at["identity"] is None else f", identity {at['identity']:.3f}")
-            for name, at in (("each", ways["wished"]), ("all alike", ways["alike"]))
+            for name, at in (("each", ways["conditional"]), ("all alike", ways["alike"]))
         ]
         found.append(Headline(f"As far as needed: {readable(edit)}", "; ".join(known), meaning))
     return found

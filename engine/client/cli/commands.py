@@ -91,8 +91,8 @@ class Edit(Command):
         """Sends the files and writes the results; a bad one doesn't keep the others from it."""
         settings = [parse_setting(setting) for setting in self.settings]
         names = [name for name, _ in settings]
-        wishes = (*self.having, *self.lacking)
-        if not settings and not wishes:
+        conditions = (*self.having, *self.lacking)
+        if not settings and not conditions:
             raise UsageError(
                 "nothing to do: give at least one --set NAME=STRENGTH, for example --set Smiling=1.5, or --with NAME"
             )
@@ -107,7 +107,7 @@ class Edit(Command):
             raise UsageError("a GIF shows a range of strengths, for example --set Smiling=-2:2:9; one has no room here")
         outputs = _outputs(inputs, place)
         model = client.model()
-        require_known([*names, *wishes, *self.keep], model)
+        require_known([*names, *conditions, *self.keep], model)
         read = reader(model.frame, self.align)
 
         def edit(path: Path) -> None:
@@ -255,8 +255,8 @@ class Sample(Command):
     def run(self, client: Client) -> int:
         """Draws and writes."""
         output = image_output(self.output, self.overwrite)
-        if wished := [*self.having, *self.lacking]:
-            require_known(wished, client.model())
+        if conditional := [*self.having, *self.lacking]:
+            require_known(conditional, client.model())
         drawn = self.count, self.seed, self.temperature, self.distribution
         images = client.sample(*drawn, having=self.having, lacking=self.lacking)
         save(images[np.newaxis], output, _columns(self.count))

@@ -1,6 +1,6 @@
 // The settings in the address, behind the #, which browsers keep to themselves:
 // #set=Smiling:1.5&keep=Male&face=7:3:0.8&face-with=Young&other=photo&mix=0.5&seed=7&temperature=0.8&with=Young
-// A drawn face is its seed, its place among those drawn, the temperature, and its wishes. A photo is only named.
+// A drawn face is its seed, its place among those drawn, the temperature, and its conditions. A photo is only named.
 
 const number = (text, least, most) => {
   const value = text === null || text.trim() === "" ? NaN : Number(text);

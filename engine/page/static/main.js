@@ -5,7 +5,7 @@ import { readLink, writeLink } from "./link.js";
 import { shrunk, watchPhotos } from "./photo.js";
 import { Picture, canvasOf, draw } from "./picture.js";
 import { Session } from "./session.js";
-import { Wishes } from "./wishes.js";
+import { Conditions } from "./conditions.js";
 
 const COUNT = 8; // drawn faces
 const SEEDS = 10_000; // of "Draw others"; short ones make short links
@@ -16,7 +16,7 @@ const SLOTS = ["face", "other"];
 const at = (id) => document.getElementById(id);
 const picture = new Picture();
 const attributes = new Attributes((event) => moved(event));
-const wishes = new Wishes(() => redraw());
+const conditions = new Conditions(() => redraw());
 // faces: of each slot a drawn one, {seed, pick, temperature, having, lacking}, or a {photo}, which links don't hold.
 const state = { size: 0, maxBytes: 0, faces: {}, active: "face", mix: 0, seed: START.seed, temperature: START.temperature };
 const wanted = {}; // the face that was asked for last, of each slot
@@ -92,7 +92,7 @@ function knowModel(model) {
   document.title = `Faces · ${model.name}`;
   at("about").textContent = `${model.name} · ${model.size} × ${model.size} pixels · ${model.engine} · ${model.target}`;
   attributes.build(model.attributes);
-  wishes.build(model.wishes);
+  conditions.build(model.conditions);
   for (const slot of SLOTS) if (state.faces[slot]) take(slot, state.faces[slot], { again: true });
   askSamples();
   askEdit();
@@ -128,7 +128,7 @@ function take(slot, face, { align = true, again = false } = {}) {
 
 // How faces are drawn now.
 function drawing() {
-  return { seed: state.seed, temperature: state.temperature, having: wishes.having, lacking: wishes.lacking };
+  return { seed: state.seed, temperature: state.temperature, having: conditions.having, lacking: conditions.lacking };
 }
 
 function askSamples() {
@@ -305,8 +305,8 @@ function restore() {
   state.mix = link.mix ?? 0;
   state.seed = link.seed ?? START.seed;
   state.temperature = link.temperature ?? START.temperature;
-  wishes.having = link.having;
-  wishes.lacking = link.lacking;
+  conditions.having = link.having;
+  conditions.lacking = link.lacking;
   attributes.strengths = link.strengths;
   attributes.keep = new Set(link.keep);
   for (const name of link.keep) delete attributes.strengths[name];

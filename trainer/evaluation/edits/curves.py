@@ -15,7 +15,7 @@ from tqdm import tqdm
 from trainer.artifacts.directions import KINDS
 from trainer.evaluation import identity, reconstruction
 from trainer.evaluation.classifier import Classifier
-from trainer.evaluation.edits import matrix, wishes
+from trainer.evaluation.edits import conditions, matrix
 from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, EditedFaces
 from trainer.evaluation.edits.quality import EditQuality, best_strength
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
@@ -37,9 +37,9 @@ def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: 
 
     Returns:
         `strength`, `split`; `edits`: an `EditQuality` for adding and one for removing each of `judged`;
-        `curves`: what `curves` gives; `wishes`: what `wishes.compare` gives; `rescoring`: what `matrix.rescoring`
-        gives; `distances`: under `lpips` and `identity` what `distances` gives, or why they are skipped. Identity is a
-        cosine similarity.
+        `curves`: what `curves` gives; `conditions`: what `conditions.compare` gives; `rescoring`: what
+        `matrix.rescoring` gives; `distances`: under `lpips` and `identity` what `distances` gives, or why they are
+        skipped. Identity is a cosine similarity.
 
     Raises:
         SkippedError: there are no attributes, or the run has no directions of them.
@@ -76,7 +76,7 @@ def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: 
             for signed in (strength, -strength)
         ],
         "curves": curves(test, val, compare="kinds" not in options.skip),
-        "wishes": attempt(lambda: wishes.compare(test, val, judged(test), networks.recogniser)),
+        "conditions": attempt(lambda: conditions.compare(test, val, judged(test), networks.recogniser)),
         "rescoring": attempt(rescoring),
         "distances": {
             "lpips": attempt(lambda: distances(test, strength, networks.lpips, lpips)),

@@ -1,23 +1,23 @@
-// A button for every attribute that drawn faces can be wished to have or to lack.
+// A button for every attribute that drawn faces may have to have or to lack.
 
 import { labelOf } from "./attributes.js";
 
 const WORDS = { having: "with", lacking: "without" };
 const NEXT = { undefined: "having", having: "lacking" };
 
-export class Wishes {
-  #root = document.getElementById("wishes");
-  #list = document.getElementById("wished");
+export class Conditions {
+  #root = document.getElementById("conditions");
+  #list = document.getElementById("conditions-list");
   #kinds = new Map();
 
-  // changed(): wishes are others now.
+  // changed(): the conditions have changed.
   constructor(changed) {
     this.changed = changed;
     this.having = [];
     this.lacking = [];
   }
 
-  // The attributes of a model that can be wished for; what was wished for of them stays so.
+  // The attributes of a model that can be a condition; those that were chosen stay so.
   build(names) {
     this.#root.hidden = !names.length;
     this.#kinds = new Map(names.map((name) => [name, Object.keys(WORDS).find((kind) => this[kind].includes(name))]));

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.errors import InvalidRequest
-from engine.latents import Wishes
+from engine.latents import Conditions
 from trainer.evaluation.edits.faces import SIDES, EditedFaces
 from trainer.evaluation.edits.quality import EditQuality
 from trainer.evaluation.encoded_run import Floats, Images
@@ -29,12 +29,12 @@ Edit = Callable[[Floats], Floats]  # latents (N, D) to edited ones
 def compare(
     test: EditedFaces, val: EditedFaces, names: Sequence[str], network: MetricNetwork[Recogniser]
 ) -> dict[str, Any]:
-    """Adds and removes attributes both ways: `Wishes` (each face as far as it needs), and one strength for all.
+    """Adds and removes attributes both ways: `Conditions` (each face as far as it needs), and one strength for all.
 
-    The strength is the least that flips as many val faces as wishes do.
+    The strength is the least that flips as many val faces as conditions do.
 
     Returns:
-        `faces` an edit at most, `network`; `edits`: by edit, such as "adding Smiling", `wished` and `alike`: an
+        `faces` an edit at most, `network`; `edits`: by edit, such as "adding Smiling", `conditional` and `alike`: an
         `EditQuality` of test faces, whose strength is the mean distance, and `identity`, the mean cosine similarity of
         faces before and after (None without a network).
 
@@ -48,8 +48,8 @@ def compare(
         faces, tried = (split.lacking(name, sign, FACES) for split in (test, val))
         if not len(faces) or not len(tried):
             continue
-        wished = _wish(test, name, sign)
-        wanted = _judge(val, tried, name, sign, wished)[0].flipped or 0.0
+        conditional = _conditional(test, name, sign)
+        wanted = _judge(val, tried, name, sign, conditional)[0].flipped or 0.0
         low, high = 0.0, STRONGEST
         for _ in range(HALVINGS):
             middle = (low + high) / 2
@@ -57,7 +57,7 @@ def compare(
             low, high = (low, middle) if (quality.flipped or 0.0) >= wanted else (middle, high)
         before = test.encoded.decode(test.mu[faces], fast=True)
         ways: dict[str, Any] = {}
-        for way, edit in (("wished", wished), ("alike", _move(test, name, sign * high))):
+        for way, edit in (("conditional", conditional), ("alike", _move(test, name, sign * high))):
             quality, after = _judge(test, faces, name, sign, edit)
             same = None if network.network is None else float(similarity(network.network, before, after).mean())
             ways[way] = {**asdict(quality), "identity": same}
@@ -65,9 +65,9 @@ def compare(
     return {"faces": FACES, "network": network.description, "edits": edits}
 
 
-def _wish(split: EditedFaces, name: str, sign: int) -> Edit:
+def _conditional(split: EditedFaces, name: str, sign: int) -> Edit:
     try:
-        return Wishes.of(split.encoded.directions, *(([name], []) if sign > 0 else ([], [name]))).grant
+        return Conditions.of(split.encoded.directions, *(([name], []) if sign > 0 else ([], [name]))).project
     except InvalidRequest as error:
         raise SkippedError(str(error)) from error
 

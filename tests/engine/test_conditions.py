@@ -1,4 +1,4 @@
-"""Wishes: what drawn latents are to have and to lack."""
+"""Conditions: what drawn latents are to have and to lack."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from engine.errors import InvalidRequest, UnknownAttribute
-from engine.latents import Directions, Gaussian, Wishes, can_be_wished
+from engine.latents import Conditions, Directions, Gaussian, can_condition
 
 D = 16
 NAMES = ("Smiling", "Open", "Glasses", "Flat")
@@ -27,61 +27,61 @@ def along(latents: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float64
     return np.asarray(latents @ vector / (vector @ vector))
 
 
-def test_drawn_latents_lie_where_they_are_wished() -> None:
-    granted = Wishes.of(directions(), ["Smiling"], ["Open", "Glasses"]).grant(DRAWN)
-    assert granted.dtype == np.float32
-    assert (along(granted, "Smiling") > 0.6 - 1e-3).all()
-    assert (along(granted, "Open") < -0.4 + 1e-3).all()
-    assert (along(granted, "Glasses") < -0.1 + 1e-3).all()
+def test_drawn_latents_lie_in_all_half_spaces() -> None:
+    projected = Conditions.of(directions(), ["Smiling"], ["Open", "Glasses"]).project(DRAWN)
+    assert projected.dtype == np.float32
+    assert (along(projected, "Smiling") > 0.6 - 1e-3).all()
+    assert (along(projected, "Open") < -0.4 + 1e-3).all()
+    assert (along(projected, "Glasses") < -0.1 + 1e-3).all()
 
 
 def test_what_lies_there_already_stays_and_the_rest_goes_no_further() -> None:
-    granted = Wishes.of(directions(), ["Glasses"], []).grant(DRAWN)
+    projected = Conditions.of(directions(), ["Glasses"], []).project(DRAWN)
     has = along(DRAWN, "Glasses") >= 0.9
     assert 0 < has.sum() < len(DRAWN)
-    np.testing.assert_array_equal(granted[has], DRAWN[has])
-    np.testing.assert_allclose(along(granted[~has], "Glasses"), 0.9, atol=1e-5)
-    np.testing.assert_array_equal(Wishes.of(directions(), [], []).grant(DRAWN), DRAWN)
+    np.testing.assert_array_equal(projected[has], DRAWN[has])
+    np.testing.assert_allclose(along(projected[~has], "Glasses"), 0.9, atol=1e-5)
+    np.testing.assert_array_equal(Conditions.of(directions(), [], []).project(DRAWN), DRAWN)
 
 
-def test_what_is_kept_stays_while_wishes_are_granted() -> None:
-    granted = Wishes.of(directions(), ["Open"], [], ["Smiling"]).grant(DRAWN)
-    np.testing.assert_allclose(along(granted, "Smiling"), along(DRAWN, "Smiling"), atol=1e-4)
-    assert (along(granted, "Open") > 0.6 - 1e-3).all()
+def test_what_is_kept_stays_while_conditions_are_met() -> None:
+    projected = Conditions.of(directions(), ["Open"], [], ["Smiling"]).project(DRAWN)
+    np.testing.assert_allclose(along(projected, "Smiling"), along(DRAWN, "Smiling"), atol=1e-4)
+    assert (along(projected, "Open") > 0.6 - 1e-3).all()
     assert (along(DRAWN, "Open") < 0.6).any()
     with pytest.raises(InvalidRequest, match="'Open' is both edited and kept"):
-        Wishes.of(directions(), ["Open"], [], ["Open"])
+        Conditions.of(directions(), ["Open"], [], ["Open"])
     same = dataclasses.replace(directions(), vectors=directions().vectors[[0, 0, 2, 3]])
     with pytest.raises(InvalidRequest, match="nothing is left of 'Open' when Smiling must stay"):
-        Wishes.of(same, [], ["Open"], ["Smiling"])
+        Conditions.of(same, [], ["Open"], ["Smiling"])
 
 
 def test_what_becomes_of_a_latent_does_not_depend_on_the_others() -> None:
-    wishes = Wishes.of(directions(), ["Smiling", "Glasses"], ["Open"])
-    whole = wishes.grant(DRAWN)
+    conditions = Conditions.of(directions(), ["Smiling", "Glasses"], ["Open"])
+    whole = conditions.project(DRAWN)
     for count in (1, 2, 7):
-        np.testing.assert_array_equal(wishes.grant(DRAWN[:count]), whole[:count])
+        np.testing.assert_array_equal(conditions.project(DRAWN[:count]), whole[:count])
 
 
-def test_a_wish_counts_once() -> None:
-    assert len(Wishes.of(directions(), ["Glasses"] * 9, ["Open"] * 9)) == 2
+def test_a_condition_counts_once() -> None:
+    assert len(Conditions.of(directions(), ["Glasses"] * 9, ["Open"] * 9)) == 2
 
 
-def test_wishes_that_nobody_can_grant_are_refused() -> None:
+def test_conditions_that_no_face_meets_are_refused() -> None:
     known = directions()
     with pytest.raises(InvalidRequest, match="'Smiling' is in having and in lacking; take it out of one of them"):
-        Wishes.of(known, ["Smiling"], ["Open", "Smiling"])
+        Conditions.of(known, ["Smiling"], ["Open", "Smiling"])
     with pytest.raises(UnknownAttribute, match="unknown attribute 'Bald'; this model has: Smiling, ") as unknown:
-        Wishes.of(known, ["Smiling"], ["Open", "Bald"])
+        Conditions.of(known, ["Smiling"], ["Open", "Bald"])
     assert unknown.value.field == "lacking[1]"
     same = dataclasses.replace(known, vectors=known.vectors[[0, 0, 2, 3]])
-    with pytest.raises(InvalidRequest, match="no face is found with all that is wished of Smiling, Open; wish for few"):
-        Wishes.of(same, ["Smiling"], ["Open"]).grant(DRAWN)
+    with pytest.raises(InvalidRequest, match="no face meets the conditions on all of Smiling, Open; ask for few"):
+        Conditions.of(same, ["Smiling"], ["Open"]).project(DRAWN)
 
 
 @pytest.mark.parametrize(("name", "sides"), [("Flat", directions().sides), ("Smiling", ())])
 def test_sides_that_nobody_knows_are_told(name: str, sides: tuple[tuple[float, float], ...]) -> None:
     known = dataclasses.replace(directions(), sides=sides)
     with pytest.raises(InvalidRequest, match=rf"having\[0\]: where .* {name!r} lie is not known .* trainer directions"):
-        Wishes.of(known, [name], [])
-    assert not can_be_wished(known, name)
+        Conditions.of(known, [name], [])
+    assert not can_condition(known, name)
