@@ -244,7 +244,7 @@ def test_faces_are_drawn_under_conditions_also_from_a_link(visit: Callable[..., 
 
     page = visit("#seed=3&face=3:0:0.8")
     unconditional = shown(page)
-    page.get_by_text("Conditions").click()
+    page.get_by_text("With or without").click()
     for name in ("Smiling: either", "Male: either", "Male: with"):
         page.get_by_role("button", name=name, exact=True).click()
     page.get_by_text("with smiling, without male").wait_for()
