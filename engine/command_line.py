@@ -1,5 +1,6 @@
 """What the command lines of all programs have in common."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,4 +74,5 @@ def _real_path(words: list[str]) -> Path:
     if not words[0]:
         raise ValueError('the path is empty, ""; is a variable of your shell not set?')
     path = Path(words[0])
-    return path.absolute() if str(path).startswith("-") else path  # "./-x", which other commands would take for a flag
+    # "./-x" is "-x" by now, which other commands would take for a flag; "-" alone is a pipe.
+    return path.absolute() if re.match("-.", str(path)) else path
