@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from quickstart.__main__ import Quickstart, Stages, evaluate
+from quickstart.__main__ import Quickstart, Stages, evaluate, main
 from trainer.data import load_data
 
 FIGURES = ("reconstructions", "samples_standard", "encoding_distribution")
@@ -94,9 +94,11 @@ def test_a_second_run_reuses_everything_but_the_edits(first: "tuple[Path, subpro
         assert f"{stage}: re-using" in again.stdout
 
 
-def test_an_interrupted_training_writes_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "quickstart", "--out", os.path.join(".", out), "--count", "300", "--epochs", "99"]
+def test_an_interrupted_training_writes_its_checkpoint_and_goes_on(
+    first: "tuple[Path, subprocess.CompletedProcess[str]]", tmp_path: Path
+) -> None:
+    faces, out = first[0] / "faces", tmp_path / "out"
+    command = [sys.executable, "-m", "quickstart", "--out", str(out), "--data", str(faces), "--epochs", "99"]
     ends: list[int] = []
     for signum, told in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):  # a terminal tells the whole group
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -143,17 +145,21 @@ def test_what_depends_on_a_changed_flag_is_measured_again(
             assert command[command.index("--strength") + 1] == strength
 
 
-def test_bad_input_ends_with_one_clear_line(tmp_path: Path) -> None:
+def test_bad_input_ends_with_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest's own handlers stay
     for more, said in (
         (["--data", str(tmp_path)], "holds no images"),
         (["--vgg", str(tmp_path / "none.pth")], "none.pth: no such file"),
         (["--crop", "-3"], "--crop -3"),
         (["--strength", "nan"], "--strength nan: must be above 0, and finite"),
     ):
-        ended = quickstart(tmp_path / "out", *more)
-        assert ended.returncode == 2, ended.stderr
-        assert ended.stderr.splitlines()[-1].startswith("error: ")
-        assert said in ended.stderr
+        monkeypatch.setattr(sys, "argv", ["quickstart", "--out", str(tmp_path / "out"), *more])
+        assert main() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert said in line
     assert not (tmp_path / "out" / "faces").exists()
 
 
