@@ -56,8 +56,7 @@ def main(images: str, out: str, servers: str) -> None:
     """Encodes every image under a folder or address, by one or more servers, HOST:PORT with commas between."""
     target = f"ipv4:{servers}" if "," in servers else servers
     with Client(target) as client:
-        model = client.model()
-    arguments = (target, f"{model.name}@{model.fingerprint}")
+        arguments = (target, client.model().reference)
     files = ray.data.read_binary_files(images, include_paths=True, file_extensions=["jpg", "jpeg", "png", "webp"])
     latents = files.map_batches(
         Encode, fn_constructor_args=arguments, batch_size=_IMAGES_PER_REQUEST, concurrency=_CLIENTS, num_cpus=0.1

@@ -1,6 +1,5 @@
 """What the command lines of all programs have in common."""
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,11 @@ REAL_PATHS = ConstructorRegistry()
 def program(module: str, script: str) -> str:
     """How to call a program again: as it was, by its console script or by its module, which a folder may hide."""
     return script if Path(sys.argv[0]).name == script else f"python -m {module}"
+
+
+def is_flag(word: str) -> bool:
+    """Whether a word is read as a flag; "-" alone is a pipe."""
+    return word.startswith("-") and word != "-"
 
 
 def tell_version(arguments: Sequence[str]) -> bool:
@@ -74,5 +78,5 @@ def _real_path(words: list[str]) -> Path:
     if not words[0]:
         raise ValueError('the path is empty, ""; is a variable of your shell not set?')
     path = Path(words[0])
-    # "./-x" is "-x" by now, which other commands would take for a flag; "-" alone is a pipe.
-    return path.absolute() if re.match("-.", str(path)) else path
+    # "./-x" is "-x" by now, which other commands would take for a flag.
+    return path.absolute() if is_flag(str(path)) else path

@@ -82,8 +82,7 @@ class EncodeFolder(Command):
             raise UsageError(f"{self.folder} has no image files ({', '.join(FORMATS)}), nor have folders within it")
         model = client.model(timeout=min(_FIRST_ANSWER_S, self.timeout_s))
         room = model.max_message_bytes - _REST_OF_MESSAGE
-        bundle = f"{model.name}@{model.fingerprint}"
-        encoder = _Encoder(client, bundle, self.folder, room, reader(model.frame, self.align))
+        encoder = _Encoder(client, model.reference, self.folder, room, reader(model.frame, self.align))
         size = min(self.images_per_request, model.max_images_per_request)
         try:
             from engine.batch.parts import Parts  # noqa: PLC0415 - an extra

@@ -11,7 +11,7 @@ from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, subcommand
 
 from engine.client.cli import commands
 from engine.client.cli.command import Command
-from engine.command_line import REAL_PATHS, program, tell_version
+from engine.command_line import REAL_PATHS, is_flag, program, tell_version
 
 Commands = (
     Annotated[commands.Edit, subcommand("edit")]
@@ -46,9 +46,7 @@ def _parsed(words: list[str]) -> Command:
     )
     command: Command
     command, apart = parse(return_unknown_args=True)
-    if isinstance(command, commands.Edit | commands.Encode) and not any(
-        word.startswith("-") and word != "-" for word in apart
-    ):
+    if isinstance(command, commands.Edit | commands.Encode) and not any(map(is_flag, apart)):
         return replace(command, paths=(*command.paths, *apart))
     if apart:
         parse()  # says that it doesn't know them, and ends the process

@@ -109,6 +109,11 @@ class Model:
     versions: dict[str, str]
 
     @property
+    def reference(self) -> str:
+        """NAME@FINGERPRINT: given as the model of a call, it is refused by servers that have another bundle."""
+        return f"{self.name}@{self.fingerprint}"
+
+    @property
     def frame(self) -> Frame:
         """What image files are brought to."""
         return Frame(self.image_size, self.crop, self.source, self.landmarks)

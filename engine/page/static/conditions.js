@@ -1,4 +1,4 @@
-// A button for every attribute that drawn faces may have to have or to lack.
+// A button for every attribute that drawn faces can be asked to have or to lack.
 
 import { labelOf } from "./attributes.js";
 
