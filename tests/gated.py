@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.arrays import Array
-from engine.batching.batcher import Batcher, BatchObserver, Part
+from engine.batching.batcher import Batcher, BatchObserver, Part, RequestContext
 from engine.batching.scheduler import Scheduler
 from engine.errors import EngineError
 
@@ -128,10 +128,8 @@ def play(
     return gated
 
 
-def submit(
-    batcher: Batcher, *values: int, deadline: float | None = None, **options: Any
-) -> "asyncio.Task[tuple[Array, ...]]":
-    return asyncio.ensure_future(batcher.submit(items(*values), deadline, **options))
+def submit(batcher: Batcher, *values: int, tag: Any = None, **context: Any) -> "asyncio.Task[tuple[Array, ...]]":
+    return asyncio.ensure_future(batcher.submit(items(*values), RequestContext(**context), tag=tag))
 
 
 async def queued() -> None:

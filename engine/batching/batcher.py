@@ -70,6 +70,22 @@ class Reservation:
         self._batcher._release(self, self.count)
 
 
+class RequestContext(NamedTuple):
+    """Whose items they are that are computed, by when, and in which order.
+
+    Attributes:
+        deadline: Time of the event loop's clock after which the result is of no use; None for never.
+        client: Whom the request counts for; clients get equal shares.
+        priority: 1 interactive, 0 normal, -1 background; `engine.batching.fair_queue` has the rule.
+        room: That was held for the request; it is taken even while the batcher closes.
+    """
+
+    deadline: float | None = None
+    client: str = ""
+    priority: int = 0
+    room: Reservation | None = None
+
+
 class Batcher:
     """Merges requests of any size into batches of at most `max_batch_size` items, and splits results back.
 
@@ -123,12 +139,9 @@ class Batcher:
     async def submit(
         self,
         items: Array,
-        deadline: float | None = None,
+        context: RequestContext = RequestContext(),  # noqa: B008
         *,
         tag: Any = None,
-        client: str = "",
-        priority: int = 0,
-        room: Reservation | None = None,
     ) -> tuple[Array, ...]:
         """Computes a request's items, alone or together with those of others.
 
@@ -136,12 +149,8 @@ class Batcher:
 
         Args:
             items: [n, *item_shape] of the batcher's dtype, C-contiguous, n >= 1; must not change meanwhile.
-            deadline: Time of the event loop's clock after which the result is of no use, looked at before each batch;
-                None for never.
+            context: Its deadline is looked at before each batch.
             tag: Handed to `run` with the request's rows.
-            client: Whom the request counts for; clients get equal shares.
-            priority: 1 interactive, 0 normal, -1 background; `engine.batching.fair_queue` has the rule.
-            room: That was held for this request; it is taken even while the batcher closes.
 
         Returns:
             The outputs of `run` for these items, in their order. They may be views of a whole batch and keep it in
@@ -157,6 +166,7 @@ class Batcher:
             raise ValueError(
                 f"items must be n >= 1 of {self._dtype} {self._item_shape}, not {items.dtype} {items.shape}"
             )
+        deadline, client, priority, room = context
         now = self._loop.time()
         if deadline is not None and deadline <= now:
             raise DeadlinePassed("the deadline passed before the request was queued; allow more time")

@@ -6,14 +6,14 @@ Shapes: N images of side S, latents of dimension D.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.arrays import Bytes, Floats
 from engine.backends import Backend
-from engine.batching.batcher import Batcher, BatchObserver, Part, Reservation, Run
+from engine.batching.batcher import Batcher, BatchObserver, Part, RequestContext, Reservation, Run
 from engine.batching.scheduler import Scheduler
 from engine.bundle import PRIOR, Bundle, Manifest
 from engine.config import ServerConfig
@@ -31,15 +31,6 @@ STANDARD = "standard"
 # Multiplications that latents may take on the event loop, about a millisecond's. Most requests are small, and a thread
 # would cost them more than it saves.
 _FEW = 2**19
-
-
-class RequestContext(NamedTuple):
-    """The request that something is computed for, as `Batcher.submit` takes it."""
-
-    deadline: float | None = None  # on the event loop's clock; None: never
-    client: str = ""  # clients take turns
-    priority: int = 0  # -1, 0 or 1, as `engine.batching.fair_queue` says
-    room: Reservation | None = None  # held for decoding what is computed first
 
 
 class Model:
@@ -134,7 +125,7 @@ class Model:
     async def decode(self, latents: Floats, context: RequestContext) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
         images: Bytes
-        (images,) = await self._decoder.submit(latents, **context._asdict())
+        (images,) = await self._decoder.submit(latents, context)
         return images
 
     async def mu(self, source: Source, context: RequestContext) -> Floats:
@@ -175,11 +166,11 @@ class Model:
         self, batcher: Batcher, images: Images, move: Move | None, context: RequestContext
     ) -> tuple[Any, ...]:
         if isinstance(images, np.ndarray):
-            return await batcher.submit(images, tag=move, **context._replace(room=None)._asdict())
+            return await batcher.submit(images, context._replace(room=None), tag=move)
         # Room is held while files are decoded: that work must not be for nothing.
         with batcher.reserve(len(images), client=context.client) as room:
             images.pixels = await self.codec.decode(images.contents, images.field, context.client)
-            return await batcher.submit(images.pixels, tag=move, **context._replace(room=room)._asdict())
+            return await batcher.submit(images.pixels, context._replace(room=room), tag=move)
 
     def _run_edit(self, images: Bytes, parts: Sequence[Part]) -> tuple[Any, ...]:
         counts = [part.stop - part.start for part in parts]

@@ -22,10 +22,10 @@ from engine.service.request_scope import (
     Call,
     OutputSpec,
     RequestScope,
-    latent_batch,
     read_form,
     read_output,
     read_prior,
+    write_latents,
 )
 from protos import dfcvae_pb2 as pb
 
@@ -49,7 +49,10 @@ class LatentEngine:
             images = scope.images(request.images)
             with scope.admit(len(images)) as context:
                 mu, log_var = await scope.model.encode(images, context)
-        return pb.EncodeResponse(mu=latent_batch(mu), log_var=latent_batch(log_var))
+        response = pb.EncodeResponse()
+        write_latents(response.mu, mu)
+        write_latents(response.log_var, log_var)
+        return response
 
     async def Decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:  # noqa: N802
         """Latents to images."""

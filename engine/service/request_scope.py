@@ -18,10 +18,11 @@ import numpy as np
 from google.protobuf.message import Message
 
 from engine.arrays import Bytes, Floats
+from engine.batching.batcher import RequestContext
 from engine.errors import InvalidField, InvalidRequest, Overloaded
 from engine.images import DEFAULT_QUALITY, FILE_FORMATS, EncodedFiles
 from engine.latents import FITTED, MIXTURE, Conditions, Move, Prior
-from engine.models.model import STANDARD, Images, RequestContext, Source
+from engine.models.model import STANDARD, Images, Source
 from engine.models.repository import ModelRepository
 from protos import dfcvae_pb2 as pb
 
@@ -231,7 +232,7 @@ class RequestScope:
         """Puts into an empty response what is wanted of images, uint8 [N, S, S, 3], and latents, float32 [N, D]."""
         fields: Any = message
         if output.latents and latents is not None:
-            fields.latents.CopyFrom(latent_batch(latents))
+            write_latents(fields.latents, latents)
         if images is None:
             return message
         if output.file_format is None:
@@ -299,10 +300,10 @@ def write_pixels(raw: pb.RawImages, pixels: Bytes) -> None:
     raw.data = pixels.tobytes()
 
 
-def latent_batch(latents: Floats) -> pb.LatentBatch:
-    """Latents, float32 [N, D], as a message."""
-    count, dim = latents.shape
-    return pb.LatentBatch(count=count, dim=dim, data=latents.astype("<f4", copy=False).tobytes())
+def write_latents(batch: pb.LatentBatch, latents: Floats) -> None:
+    """Puts latents, float32 [N, D], into a message."""
+    batch.count, batch.dim = latents.shape
+    batch.data = latents.astype("<f4", copy=False).tobytes()
 
 
 def _floats(data: bytes) -> Floats:

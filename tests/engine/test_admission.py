@@ -7,7 +7,7 @@ import time
 import pytest
 from gated import Gated, check, check_error, device_taken, items, play, queued, submit
 
-from engine.batching.batcher import Batcher
+from engine.batching.batcher import Batcher, RequestContext
 from engine.batching.fair_queue import FairQueue, Piece, Request
 from engine.errors import DeadlinePassed, InvalidRequest, Overloaded, ShuttingDown
 
@@ -69,11 +69,11 @@ def test_the_last_places_are_for_clients_with_little() -> None:
         tasks += [submit(batcher, 2, client="greedy") for _ in range(28)]
         await queued()
         with pytest.raises(Overloaded, match="holds 28 of at most 32 images, the last 4 places are for clients"):
-            await batcher.submit(items(3), client="greedy")
+            await batcher.submit(items(3), RequestContext(client="greedy"))
         tasks += [submit(batcher, 4, 4, 4, client="modest"), submit(batcher, 5, client="other")]
         await queued()
         with pytest.raises(Overloaded, match="holds 32 of at most 32 images, 1 more don't fit"):
-            await batcher.submit(items(6), client="modest")
+            await batcher.submit(items(6), RequestContext(client="modest"))
         gated.release()
         await asyncio.gather(*tasks)
 
@@ -92,7 +92,7 @@ def test_reserved_room_is_kept_and_given_back() -> None:
             held = submit(batcher, 4, 5, room=room)
             await queued()
             with pytest.raises(ValueError, match="2 items don't fit a reservation of 1"):
-                await batcher.submit(items(6, 7), room=room)
+                await batcher.submit(items(6, 7), RequestContext(room=room))
         batcher.require_room(2)  # the third place is free again, two are taken
         gated.release()
         await check(held, 4, 5)

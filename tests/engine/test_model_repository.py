@@ -13,10 +13,11 @@ from gated import Notes
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.backends import Backend, Bytes, Floats, open_backend
+from engine.batching.batcher import RequestContext
 from engine.config import ServerConfig
 from engine.errors import BundleError, UnknownModel
 from engine.latents import Conditions
-from engine.models.model import Model, RequestContext
+from engine.models.model import Model
 from engine.models.repository import ModelRepository, Opener
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.errors import InvalidRequest
-from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Shape, Tensor, Value
-from engine.service.request_scope import write_pixels
+from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Output, Shape, Tensor
+from engine.service.request_scope import write_latents, write_pixels
 from protos import dfcvae_pb2 as pb
 
 _ANY = -1
@@ -50,11 +50,15 @@ def tensors(size: int, dim: int) -> dict[str, Tensor]:
 
 
 def _encode(given: Mapping[str, Any]) -> pb.EncodeRequest:
-    return pb.EncodeRequest(images=_images(given))
+    request = pb.EncodeRequest()
+    _set_images(request, given)
+    return request
 
 
 def _decode(given: Mapping[str, Any]) -> pb.DecodeRequest:
-    return pb.DecodeRequest(latents=_latents(given))
+    request = pb.DecodeRequest()
+    _set_latents(request, given)
+    return request
 
 
 def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
@@ -72,10 +76,7 @@ def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
     if not (edits or having or lacking):
         raise InvalidRequest("send attributes with their strengths, offsets, having or lacking", "attributes")
     request = pb.EditRequest(edits=edits, keep=_strings(given, "keep"), having=having, lacking=lacking)
-    if "images" in given:
-        request.images.CopyFrom(_images(given))
-    else:
-        request.latents.CopyFrom(_latents(given))
+    (_set_images if "images" in given else _set_latents)(request, given)
     return request
 
 
@@ -161,30 +162,27 @@ def tensor_of(field: str, attributes: int) -> str:
     return "attributes" if name == "edits" else field
 
 
-def value_of(answer: Any, name: str) -> Value:
+def output_of(answer: Any, name: str) -> Output:
     """A tensor of what a method of LatentEngine answered."""
     field = getattr(answer, name)
-    if name == "images":
-        if field.WhichOneof("images") == "files":
-            return list(field.files.files)
-        raw = field.raw
-        return np.frombuffer(raw.data, np.uint8).reshape(raw.count, raw.height, raw.width, 3)
-    return np.frombuffer(field.data, "<f4").reshape(field.count, field.dim)
+    if name != "images":
+        return Output(FP32, (field.count, field.dim), field.data)
+    if field.WhichOneof("images") == "files":
+        return Output.of_bytes(field.files.files)
+    raw = field.raw
+    return Output(UINT8, (raw.count, raw.height, raw.width, 3), raw.data)
 
 
-def _images(given: Mapping[str, Any]) -> pb.ImageBatch:
+def _set_images(request: Any, given: Mapping[str, Any]) -> None:
     images = _needed(given, "images")
     if isinstance(images, list):
-        return pb.ImageBatch(files=pb.EncodedImages(files=images))
-    batch = pb.ImageBatch()
-    write_pixels(batch.raw, images)
-    return batch
+        request.images.files.files.extend(images)
+    else:
+        write_pixels(request.images.raw, images)
 
 
-def _latents(given: Mapping[str, Any]) -> pb.LatentBatch:
-    latents = _needed(given, "latents")
-    count, dim = latents.shape
-    return pb.LatentBatch(count=count, dim=dim, data=latents.tobytes())
+def _set_latents(request: Any, given: Mapping[str, Any]) -> None:
+    write_latents(request.latents, _needed(given, "latents"))
 
 
 def _needed(given: Mapping[str, Any], name: str) -> Any:

@@ -12,7 +12,7 @@ from engine.errors import InvalidRequest, Overloaded, UnknownAttribute, UnknownM
 from engine.models.model import Model
 from engine.models.repository import ModelRepository
 from engine.service.latent_engine import LatentEngine
-from engine.service.open_inference.models import MODELS, Function, tensor_of, tensors, value_of
+from engine.service.open_inference.models import MODELS, Function, output_of, tensor_of, tensors
 from engine.service.open_inference.tensors import MAX_TYPED, Tensor, read_given, refuse_extensions, write
 from engine.service.request_scope import Call
 from engine.version import NAME, version_here
@@ -71,7 +71,7 @@ class OpenInference:
         outputs = _read_outputs(request, function)
         manifest = model.bundle.manifest
         known = tensors(manifest.image_size, manifest.latent_dim)
-        given = read_given(request, [known[name] for name in function.inputs], function.parameters)
+        given = read_given(request, {name: known[name] for name in function.inputs}, function.parameters)
         wanted = function.fill(given, tuple(name for name in function.outputs if name in outputs), model.name)
         raw = bool(request.raw_input_contents) or not request.inputs
         if not raw:
@@ -88,7 +88,7 @@ class OpenInference:
         except Overloaded as error:
             error.recheck = None  # the protocol's other models come by the same method, and have queues of their own
             raise
-        write(answered, {name: value_of(answer, name) for name in outputs}, raw=raw)
+        write(answered, {name: output_of(answer, name) for name in outputs}, raw=raw)
         return answered
 
     def _find(self, name: str, version: str) -> tuple[Function, Model]:

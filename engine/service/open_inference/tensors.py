@@ -59,13 +59,13 @@ _NUMBERS = {
 }
 
 
-def read_given(request: Any, tensors: Sequence[Tensor], parameters: Iterable[str]) -> dict[str, Any]:
+def read_given(request: Any, known: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[str, Any]:
     """What a ModelInferRequest has, by name: tensors, those of one value as that value, and parameters beside them.
 
     Raises:
         InvalidRequest: When something isn't one of these, or not what it says.
     """
-    inputs, raw, known = request.inputs, request.raw_input_contents, {one.name: one for one in tensors}
+    inputs, raw = request.inputs, request.raw_input_contents
     if raw and len(raw) != len(inputs):
         raise InvalidRequest(
             f"raw_input_contents has {len(raw)} entries for {len(inputs)} inputs; send one for each, in their order",
@@ -81,7 +81,7 @@ def read_given(request: Any, tensors: Sequence[Tensor], parameters: Iterable[str
         value = _read(tensor, known[name].forms, raw[index] if raw else None)
         found[name] = value[0] if known[name].single else value
     if request.parameters:
-        names = [*(one.name for one in tensors if one.single), *parameters]
+        names = [*(name for name, one in known.items() if one.single), *parameters]
         for name, parameter in request.parameters.items():
             if name not in names or name in found:
                 why = "is there as an input, too" if name in found else f"is not known; there is: {', '.join(names)}"
@@ -166,26 +166,40 @@ def _split(name: str, raw: bytes, count: int) -> list[bytes]:
 
 def refuse_extensions(tensor: Any, what: str) -> None:
     """Raises InvalidRequest where a tensor's parameters ask for what would change its values."""
+    if not tensor.parameters:  # to look is cheaper than to go through none
+        return
     for key in tensor.parameters:
         if key.startswith("shared_memory") or key == "classification":
             raise InvalidRequest(f"{what} asks for {key}, which this server doesn't offer; leave it out")
 
 
-def write(message: pb.ModelInferResponse, tensors: Mapping[str, Value], *, raw: bool) -> None:
-    """Puts tensors, bytes, uint8 or float32, into a response by their names, raw or typed."""
-    for name, value in tensors.items():
-        shape = value.shape if isinstance(value, np.ndarray) else (len(value),)
-        datatype = BYTES if isinstance(value, list) else UINT8 if value.dtype == np.uint8 else FP32
-        tensor = message.outputs.add(name=name, datatype=datatype, shape=shape)
+class Output(NamedTuple):
+    """A tensor of an answer."""
+
+    datatype: str
+    shape: Shape
+    data: bytes | Sequence[bytes]  # as it travels raw; of BYTES the values
+
+    @classmethod
+    def of_bytes(cls, values: Sequence[bytes]) -> "Output":
+        """Of BYTES, of one dimension."""
+        return cls(BYTES, (len(values),), values)
+
+
+def write(message: pb.ModelInferResponse, tensors: Mapping[str, Output], *, raw: bool) -> None:
+    """Puts tensors into a response by their names, raw or typed."""
+    for name, (datatype, shape, data) in tensors.items():
+        tensor = pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=shape)
         if raw:
-            message.raw_output_contents.append(_pack(value))
+            message.raw_output_contents.append(data if isinstance(data, bytes) else _join(data))
+        elif isinstance(data, bytes):
+            kind = _NUMBERS[datatype]
+            getattr(tensor.contents, kind.field).extend(np.frombuffer(data, kind.raw).tolist())
         else:
-            field = "bytes_contents" if datatype == BYTES else _NUMBERS[datatype].field
-            getattr(tensor.contents, field).extend(value if isinstance(value, list) else value.ravel().tolist())
+            tensor.contents.bytes_contents.extend(data)
+        message.outputs.append(tensor)
 
 
-def _pack(value: Value) -> bytes:
-    """A value as it travels raw."""
-    if isinstance(value, list):
-        return b"".join(part for one in value for part in (len(one).to_bytes(4, "little"), one))
-    return value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+def _join(values: Iterable[bytes]) -> bytes:
+    """Strings, each with four bytes before it that say how long it is."""
+    return b"".join(part for one in values for part in (len(one).to_bytes(4, "little"), one))
