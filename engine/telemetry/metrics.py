@@ -5,6 +5,7 @@ import platform
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import grpc
 from prometheus_client import (
@@ -132,12 +133,15 @@ class MethodFigures:
 
     def __init__(self, metrics: Metrics, path: str, name: str) -> None:
         self.path, self.name = path, name
-        self._metrics = metrics
         self._received_messages = metrics.received_messages.labels(name)
         self._received_bytes = metrics.received_bytes.labels(name)
         self.images = metrics.images.labels(name)
         self.sent_bytes = metrics.sent_bytes.labels(name)
         self.unheard = metrics.unheard.labels(name)  # calls that ended before their message had come
+        # By gRPC status: to look labels up costs as much as to count.
+        self._answers = cache(partial(metrics.stream_answers.labels, name))
+        self._requests = cache(partial(metrics.requests.labels, name))
+        self._seconds = cache(partial(_seconds_of, metrics, path.lstrip("/")))
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
@@ -146,14 +150,17 @@ class MethodFigures:
 
     def answered(self, code: str) -> None:
         """A request of a stream was answered, with "OK" or the gRPC status of the error in its answer."""
-        self._metrics.stream_answers.labels(self.name, code).inc()
+        self._answers(code).inc()
 
     def ended(self, code: str, seconds: float | None = None) -> None:
         """A call has ended with a gRPC status, `seconds` after it came; None: its message was never received."""
-        self._metrics.requests.labels(self.name, code).inc()
+        self._requests(code).inc()
         if seconds is not None:
-            error = code if code in SERVER_ERRORS else ""
-            self._metrics.seconds.labels("grpc", self.path.lstrip("/"), code, error).observe(seconds)
+            self._seconds(code).observe(seconds)
+
+
+def _seconds_of(metrics: Metrics, method: str, code: str) -> Histogram:
+    return metrics.seconds.labels("grpc", method, code, code if code in SERVER_ERRORS else "")
 
 
 class QueueFigures:

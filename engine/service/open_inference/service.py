@@ -93,8 +93,8 @@ class OpenInference:
 
     def _find(self, name: str, version: str) -> tuple[Function, Model]:
         bundle, _, short = name.rpartition(".")
-        bundles = self._repository.names
-        if short not in MODELS or (bundle and bundle not in bundles):
+        if short not in MODELS or (bundle and bundle not in self._repository.names):
+            bundles = self._repository.names
             known = [*MODELS, *(f"{one}.{other}" for one in bundles if len(bundles) > 1 for other in MODELS)]
             raise UnknownModel(f"no model {name!r} is served here; there is: {', '.join(known)}")
         model = self._repository.get(bundle)
@@ -107,13 +107,15 @@ class OpenInference:
 
 def _read_outputs(request: pb.ModelInferRequest, function: Function) -> list[str]:
     """Names of the tensors that are to come back."""
+    if not request.outputs:
+        return list(function.outputs)
     for one in request.outputs:
         if one.name not in function.outputs:
             raise InvalidRequest(
                 f"the model has no output {one.name!r}; it gives: {', '.join(function.outputs)}", "outputs"
             )
         refuse_extensions(one, f"output {one.name}")
-    return list(dict.fromkeys(one.name for one in request.outputs)) or list(function.outputs)
+    return list(dict.fromkeys(one.name for one in request.outputs))
 
 
 def _check_typed(outputs: Sequence[Tensor], rows: int) -> None:

@@ -5,6 +5,7 @@ Numbers are arrays of the tensor's shape; of BYTES there is a list, of one dimen
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -72,13 +73,14 @@ def read_given(request: Any, known: Mapping[str, Tensor], parameters: Iterable[s
             "raw_input_contents",
         )
     found: dict[str, Any] = {}
-    for index, tensor in enumerate(inputs):
+    for tensor, contents in zip(inputs, raw or repeat(None), strict=False):
         name = tensor.name
         if name not in known:
+            index = len(found)
             raise InvalidRequest(f"the model has no input {name!r}; it takes: {', '.join(known)}", f"inputs[{index}]")
         if name in found:
             raise InvalidRequest(f"input {name} is there twice; send it once", name)
-        value = _read(tensor, known[name].forms, raw[index] if raw else None)
+        value = _read(tensor, known[name].forms, contents)
         found[name] = value[0] if known[name].single else value
     if request.parameters:
         names = [*(name for name, one in known.items() if one.single), *parameters]
