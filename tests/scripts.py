@@ -1,8 +1,11 @@
-"""Commands that run to their end: scripts of benchmarks/ as processes, others also within this one."""
+"""Commands: scripts of benchmarks/ as processes, others within this one, and those that a test ends."""
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import pytest
 from servers import ROOT
@@ -33,3 +36,15 @@ def require_refused(result: Result, message: str = "") -> None:
     assert result.returncode == 2, result.stdout + result.stderr
     assert result.stderr.startswith(f"error: {message}"), result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@contextmanager
+def running(command: Sequence[object]) -> "Iterator[subprocess.Popen[str]]":
+    """A command in a process group of its own, of which nothing is left at the end, however the test ends."""
+    words = list(map(str, command))
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from scripts import running
 
 from quickstart.__main__ import Quickstart, Stages, evaluate, main
 from trainer.data import load_data
@@ -101,7 +102,7 @@ def test_an_interrupted_training_writes_its_checkpoint_and_goes_on(
     command = [sys.executable, "-m", "quickstart", "--out", str(out), "--data", str(faces), "--epochs", "99"]
     ends: list[int] = []
     for signum, told in ((signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)):  # a terminal tells the whole group
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        with running(command) as process:
             written = 0
             while written <= len(ends):  # steps of this run
                 assert process.poll() is None

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Set
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from scripts import running
 
 from trainer.errors import ConfigError
 from trainer.faces import ATTRIBUTES, Face, render_face, sample_face, write_faces, writer
@@ -183,12 +183,12 @@ def test_interruption_leaves_nothing(
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_all_processes_leaves_nothing(tmp_path: Path, signum: int, code: int) -> None:
     command = [sys.executable, "-m", "trainer", "faces", str(tmp_path / "faces"), "--count", "20000", "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list(tmp_path.glob(".*/img_align_celeba/*.jpg")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signum)
-    _, said = process.communicate(timeout=60)
+    with running(command) as process:
+        while not list(tmp_path.glob(".*/img_align_celeba/*.jpg")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signum)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == code
     assert said.splitlines()[-1] == "error: interrupted"
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from scripts import running
 
 from framing import Aligner, Frame
 from trainer.data import IMAGES, Pack, load_data, pixels, read_index
@@ -207,9 +207,7 @@ def test_an_interrupt_leaves_no_half_file(tmp_path: Path, signum: int, code: int
     for number in range(1, 500):  # a minute of decoding
         (folder / f"{number}.bmp").hardlink_to(folder / "0.bmp")
     command = ["train", "--preset", "plain", "--data", folder, "--crop", "0", "--out", tmp_path / "run"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "trainer", *map(str, command)], stderr=subprocess.PIPE, text=True
-    ) as process:
+    with running([sys.executable, "-m", "trainer", *command]) as process:
         while not list((folder / "packed").glob(".*.tmp")):
             assert process.poll() is None
             time.sleep(0.01)
