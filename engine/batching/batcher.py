@@ -136,13 +136,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         scheduler.attach(self)
 
-    async def submit(
-        self,
-        items: Array,
-        context: RequestContext = RequestContext(),  # noqa: B008
-        *,
-        tag: Any = None,
-    ) -> tuple[Array, ...]:
+    async def submit(self, items: Array, context: RequestContext, *, tag: Any = None) -> tuple[Array, ...]:
         """Computes a request's items, alone or together with those of others.
 
         Cancelling the call takes the request out of the queue.

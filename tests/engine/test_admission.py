@@ -19,7 +19,7 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
         tasks += [submit(batcher, 2, 3, 4)]
         await queued()
         with pytest.raises(Overloaded, match="holds 3 of at most 4 images, 2 more don't fit; send again"):
-            await batcher.submit(items(5, 6))
+            await batcher.submit(items(5, 6), RequestContext())
         tasks += [submit(batcher, 7)]
         await queued()
         gated.release()
@@ -32,7 +32,7 @@ def test_a_full_queue_refuses_at_once_and_recovers() -> None:
 def test_a_request_that_never_fits_is_told_so() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         with pytest.raises(InvalidRequest, match=r"has 5 images.*at most 4, send several"):
-            await batcher.submit(items(*range(5)))
+            await batcher.submit(items(*range(5)), RequestContext())
 
     play(scene, max_queue=4)
 
@@ -86,7 +86,7 @@ def test_reserved_room_is_kept_and_given_back() -> None:
         await gated.busy()
         with batcher.reserve(3) as room:
             with pytest.raises(Overloaded, match="holds 3 of at most 4 images, 2 more don't fit"):
-                await batcher.submit(items(2, 3))
+                await batcher.submit(items(2, 3), RequestContext())
             with pytest.raises(Overloaded, match="holds 3 of at most 4"):
                 batcher.reserve(2)
             held = submit(batcher, 4, 5, room=room)

@@ -11,7 +11,7 @@ import pytest
 from gated import MAX_BATCH_SIZE, Gated, Notes, check, check_error, device_taken, items, play, queued, submit
 
 from engine.arrays import Array
-from engine.batching.batcher import Batcher, Part
+from engine.batching.batcher import Batcher, Part, RequestContext
 from engine.batching.scheduler import Scheduler
 from engine.errors import ComputeFailed, Overloaded
 
@@ -21,7 +21,7 @@ def test_a_lone_request_starts_at_once_and_is_not_copied() -> None:
 
     async def scene(batcher: Batcher, gated: Gated) -> None:
         gated.release()
-        doubled, _ = await batcher.submit(request)
+        doubled, _ = await batcher.submit(request, RequestContext())
         np.testing.assert_array_equal(doubled, request * 2)
 
     gated = play(scene)
@@ -201,7 +201,7 @@ def test_results_that_do_not_fit_together_fail_their_request_only(caplog: pytest
         scheduler = Scheduler()
         batcher = Batcher(run, (2,), np.float32, scheduler, max_batch_size=MAX_BATCH_SIZE, observer=Notes())
         await check_error(submit(batcher, *range(12)), ComputeFailed, "log")
-        (result,) = await batcher.submit(items(1, 2))
+        (result,) = await batcher.submit(items(1, 2), RequestContext())
         assert result.shape == (2, 2)
         await batcher.close()
         scheduler.close()
@@ -214,7 +214,7 @@ def test_results_that_do_not_fit_together_fail_their_request_only(caplog: pytest
 def test_items_of_another_kind_are_a_mistake_of_the_caller(wrong: Array) -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         with pytest.raises(ValueError, match=r"items must be n >= 1 of float32 \(2,\)"):
-            await batcher.submit(wrong)
+            await batcher.submit(wrong, RequestContext())
 
     play(scene)
 
@@ -279,7 +279,7 @@ def test_nothing_keeps_arrays_of_finished_requests_alive() -> None:
         async def request(count: int) -> None:
             array = items(*range(count))
             arrays.append(weakref.ref(array))
-            await batcher.submit(array)
+            await batcher.submit(array, RequestContext())
 
         await asyncio.gather(*(request(count) for count in (1, 2, 8, 20)))
         for _ in range(1000):

@@ -10,7 +10,7 @@ import pytest
 from gated import MAX_BATCH_SIZE, Gated, Notes, device_taken, items, play, queued, submit
 
 from engine.arrays import Array
-from engine.batching.batcher import Batcher, Part
+from engine.batching.batcher import Batcher, Part, RequestContext
 from engine.batching.scheduler import Scheduler, Work
 
 
@@ -97,8 +97,8 @@ def test_a_full_batch_starts_while_the_event_loop_is_busy() -> None:
 def test_a_smaller_batch_waits_for_the_next_requests_of_clients_that_were_just_answered() -> None:
     async def scene(batcher: Batcher, gated: Gated) -> None:
         async def client() -> None:
-            await batcher.submit(items(1))
-            await batcher.submit(items(2))
+            await batcher.submit(items(1), RequestContext())
+            await batcher.submit(items(2), RequestContext())
 
         answered = asyncio.ensure_future(client())
         await gated.busy()
@@ -143,7 +143,7 @@ def test_full_batches_are_computed_side_by_side_where_the_backend_likes_it(overl
         )
         for count in (2 * MAX_BATCH_SIZE, 2, 4 * MAX_BATCH_SIZE + 3, 1):
             sent = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
-            (got,) = await batcher.submit(sent)
+            (got,) = await batcher.submit(sent, RequestContext())
             np.testing.assert_array_equal(got, sent)
         await batcher.close()
         scheduler.close()
@@ -183,9 +183,9 @@ def test_who_wants_the_device_alone_gets_its_turn_among_full_batches() -> None:
             )
             for name in ("many", "alone")
         )
-        flood = asyncio.ensure_future(many.submit(np.zeros((2000, 2), np.float32)))
+        flood = asyncio.ensure_future(many.submit(np.zeros((2000, 2), np.float32), RequestContext()))
         await asyncio.sleep(0.01)
-        await alone.submit(np.zeros((1, 2), np.float32))
+        await alone.submit(np.zeros((1, 2), np.float32), RequestContext())
         assert not flood.done()
         await scheduler.run(lambda: order.append("job" + "".join(inside)))
         assert not flood.done()
