@@ -305,7 +305,7 @@ def test_sigint_ends_it_too(tiny_bundle: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("--bundle /no/such/bundle", "no bundle folder at /no/such/bundle; build it with: python -m "),
-        ("--port 70000", "--port must be less than or equal to 65535, not 70000"),
+        ("--port 70000", "--port must be from 0 to 65535, not 70000"),
         ("--host no.such.host.invalid", "can't listen on no.such.host.invalid:"),
         ("--tokens /no/such/tokens", "--tokens /no/such/tokens can't be read"),
         ("--tls-cert /no/cert --tls-key /no/key", "--tls-cert /no/cert can't be read (No such file"),
