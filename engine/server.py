@@ -9,9 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from engine.access.admission import WINDOW_BYTES, Guards
-from engine.access.auth import Tokens
-from engine.access.rate_limit import RateLimit
+from engine.access.admission import WINDOW_BYTES
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.config import ServerConfig
@@ -69,24 +67,13 @@ async def _start(
     share_freed_memory()
     await prove()
     metrics = Metrics()
-    tokens = Tokens(config.tokens) if config.tokens else None
     tracing = Tracing(config.traces) if config.traces else None
     if tracing:
         # It may wait for a collector, and another signal must be heard meanwhile.
         stack.push_async_callback(lambda: _unless(signals.force_stop, in_thread(tracing.close)))
     if config.metrics_port is not None:
         stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
-    rate = config.max_images_per_second
-    guards = Guards(
-        tokens=tokens,
-        certificates=config.tls_client_ca is not None,
-        rate=RateLimit(rate, config.burst or max(1.0, rate)) if rate else None,
-        max_calls=config.max_calls_in_flight,
-        max_streams=config.max_streams_in_flight,
-        max_bytes=config.max_bytes_in_flight,
-        max_message_bytes=config.max_message_bytes,
-    )
-    calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
+    calls = CallInterceptor(metrics, config, tracing)
     credentials = None
     if config.tls_cert and config.tls_key:  # before bundles are proven, which takes longer
         credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
@@ -110,7 +97,7 @@ async def _start(
     collect_rarely()
     calls.admission.open()
     healths.set(serving=True)
-    await stack.enter_async_context(_reloads(repository, tokens, calls, signals, config.reload_every_s))
+    await stack.enter_async_context(_reloads(repository, calls, signals, config.reload_every_s))
     _announce(f"serving {latent_engine.SERVICE.full_name} on {target}")
 
 
@@ -215,7 +202,7 @@ async def _close(repository: ModelRepository, signals: Signals) -> None:
 
 @asynccontextmanager
 async def _reloads(
-    repository: ModelRepository, tokens: Tokens | None, calls: CallInterceptor, signals: Signals, every_s: float
+    repository: ModelRepository, calls: CallInterceptor, signals: Signals, every_s: float
 ) -> AsyncIterator[None]:
     """Looks for new bundles and tokens on SIGHUP, also one that came before, and for new bundles from time to time."""
     tasks: set[asyncio.Task[None]] = set()
@@ -235,9 +222,7 @@ async def _reloads(
             await signals.reload.wait()
             signals.reload.clear()
             logger.info("SIGHUP: reading bundles and tokens again")
-            if tokens:
-                tokens.reload()
-                calls.recheck()
+            calls.reload_tokens()
             start(repository.reload())
 
     start(on_reload())

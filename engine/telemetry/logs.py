@@ -133,23 +133,29 @@ class JsonFormatter(logging.Formatter):
 
 
 class Throttle:
-    """Lets `most` lines a second through; `tell` takes the number of those left out when the next one comes."""
+    """Lets `most` lines a second through; `tell` takes the number of those left out when the next one comes.
+
+    For any thread.
+    """
 
     def __init__(self, most: int, tell: Callable[[int], None]) -> None:
         self._most = most
         self._tell = tell
         self._second = 0
         self._lines = 0
+        self._lock = threading.Lock()
 
     def passes(self) -> bool:
         """Whether there is to be a line."""
-        second = int(time.monotonic())
-        if second != self._second:
-            left_out, self._second, self._lines = self._lines - self._most, second, 0
-            if left_out > 0:
-                self._tell(left_out)
-        self._lines += 1
-        return self._lines <= self._most
+        second, left_out = int(time.monotonic()), 0
+        with self._lock:
+            if second != self._second:
+                left_out, self._second, self._lines = self._lines - self._most, second, 0
+            self._lines += 1
+            passes = self._lines <= self._most
+        if left_out > 0:
+            self._tell(left_out)
+        return passes
 
 
 class GrpcFilter(logging.Filter):

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from engine.transport.call import ServerCall, ignore
+from engine.transport.call import ServerCall
 from engine.transport.core import Core, CoreCall, Metadata
 from engine.transport.permit import Permit, Unlimited
 
@@ -129,11 +129,11 @@ class Server:
     def _arrived(self, call: CoreCall) -> None:
         if (handler := self._handlers.get(call.path)) is None:
             self._unknown()
-            call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
+            call.refuse(grpc.StatusCode.UNIMPLEMENTED, "the server has no such method")
             return
         permit = self._admit(call)
         if isinstance(permit, tuple):
-            call.refuse(ignore, *permit)
+            call.refuse(*permit)
             return
         served = ServerCall(
             call,
