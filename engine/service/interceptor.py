@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -313,4 +314,4 @@ class CallScope(Call):
 def host_of(peer: str) -> str:
     """The host in gRPC's name of a peer, for example ipv4:127.0.0.1:50051 or ipv6:%5B::1%5D:50051."""
     kind, _, address = peer.partition(":")
-    return address.rpartition(":")[0] if kind.startswith("ip") else peer
+    return unquote(address.rpartition(":")[0]).strip("[]") if kind.startswith("ip") else peer
