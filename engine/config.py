@@ -291,6 +291,9 @@ def load_config(arguments: Sequence[str], environment: Mapping[str, str] | None 
 
 
 def _validated(values: Mapping[str, Any], source_of: Callable[[str], str]) -> ServerConfig:
+    for name, value in values.items():
+        if value == "":  # a path of it would be the current folder
+            raise StartupError(f'{source_of(name)} is empty, ""; is a variable not set?')
     try:
         return _SERVER_CONFIG.validate_python(values)
     except ValidationError as error:

@@ -88,6 +88,8 @@ def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path, text: st
         ("DFCVAE_MAX_QUEU", "1", "unknown environment variable DFCVAE_MAX_QUEU; known are: DFCVAE_BUNDLE,"),
         ("DFCVAE_PORT", "70000", "DFCVAE_PORT must be from 0 to 65535, not 70000"),
         ("DFCVAE_PORT", "many", "DFCVAE_PORT must be a valid integer, not 'many'"),
+        ("DFCVAE_TOKENS", "", 'DFCVAE_TOKENS is empty, ""; is a variable not set?'),
+        ("DFCVAE_CONFIG", "", "DFCVAE_CONFIG is empty"),
         ("DFCVAE_INSECURE", "yes", "DFCVAE_INSECURE must be true or false, not 'yes'"),
         ("DFCVAE_PORT", "tcp://10.0.0.1:50051", "the environment has DFCVAE_PORT=tcp://10.0.0.1:50051, as Kubernetes"),
         ("DFCVAE_SERVICE_HOST", "10.0.0.1", "the environment has DFCVAE_SERVICE_HOST=10.0.0.1, as Kubernetes"),
@@ -111,6 +113,7 @@ def test_what_is_wrong_in_the_environment_is_said_with_its_name(variable: str, v
         ("--bundle b --tls-cert c", "--tls-cert and --tls-key belong together"),
         ("--bundle b --tls-client-ca c", "--tls-client-ca needs TLS"),
         ("--bundle b --tls-cert c --tls-key k --insecure", "--insecure is for serving without TLS"),
+        ("--bundle b --host=", '--host is empty, ""; is a variable not set?'),
         ("--bundle b --host 0.0.0.0", "--host 0.0.0.0 without TLS would send images and tokens over the network"),
         ("--bundle b --host ::", "--host :: without TLS"),
         # Beyond what the wire can count.
