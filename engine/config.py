@@ -174,7 +174,7 @@ class ServerConfig:
     cuda:1; None: the first of that kind."""
 
     threads: Annotated[int | None, _between(1, 4096)] = None
-    """Compute threads; None takes every core that the process may use."""
+    """Compute threads; None takes every core that the process may use, or as many as its container's quota is worth."""
 
     codec_threads: Annotated[int, _between(1, 4096)] = 2
     """Image files of each model that are decoded or encoded at once; large samples and walks use the same threads."""
