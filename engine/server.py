@@ -36,6 +36,7 @@ _LEAVING_S = 0.5
 _UNACCEPTED_S = 2.0
 # After the grace, a batch whose calls were cut off may end within this time.
 _LAST_BATCH_S = 2.0
+_LAST_SPANS_S = 2.0
 
 
 class StuckError(RuntimeError):
@@ -69,8 +70,7 @@ async def _start(
     metrics = Metrics()
     tracing = Tracing(config.traces) if config.traces else None
     if tracing:
-        # It may wait for a collector, and another signal must be heard meanwhile.
-        stack.push_async_callback(lambda: _unless(signals.force_stop, in_thread(tracing.close)))
+        stack.push_async_callback(_send_last_spans, tracing, signals)
     if config.metrics_port is not None:
         stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
     calls = CallInterceptor(metrics, config, tracing)
@@ -182,6 +182,12 @@ async def _running(
         # What is still open was never accepted, for example a request that was sent by half.
         await server.stop(max(_LEAVING_S, min(_UNACCEPTED_S, signals.grace_left_s)))
         logger.info("stopped")
+
+
+async def _send_last_spans(tracing: Tracing, signals: Signals) -> None:
+    """Sends what is left, unless the collector takes too long for it, or another signal comes."""
+    with suppress(asyncio.TimeoutError):
+        await _unless(signals.force_stop, asyncio.wait_for(in_thread(tracing.close), _LAST_SPANS_S))
 
 
 async def _close(repository: ModelRepository, signals: Signals) -> None:
