@@ -13,7 +13,6 @@ from engine.access.admission import WINDOW_BYTES
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.config import ServerConfig
-from engine.errors import StartupError
 from engine.models.repository import ModelRepository
 from engine.process import address
 from engine.process.memory import collect_rarely, share_freed_memory
@@ -151,11 +150,7 @@ def _add_services(
 
 def _listen(server: Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> str:
     """Takes the port, and gives the address that clients are to use."""
-    target = address.target_of(config.host, config.port)
-    try:
-        port = server.listen(target, credentials)
-    except RuntimeError as error:
-        raise StartupError(f"can't listen on {target}: {error}") from None
+    port = server.listen(address.target_of(config.host, config.port), credentials)
     if config.insecure:
         logger.warning("no TLS (--insecure): whoever is on the way can read images, latents and tokens")
     elif not config.encrypted:

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from engine.errors import StartupError
 from engine.transport.call import ServerCall
 from engine.transport.core import Core, CoreCall, Metadata
 from engine.transport.permit import Permit, Unlimited
@@ -80,11 +81,11 @@ class Server:
         """Takes a port, with TLS or without; gives its number.
 
         Raises:
-            RuntimeError: When it can't be had.
+            StartupError: When it can't be had.
         """
         port = self._core.listen(address, credentials)
         if not port:
-            raise RuntimeError("the port can't be had")
+            raise StartupError(f"can't listen on {address}: gRPC can't have it; choose another --host or --port")
         return port
 
     async def start(self) -> None:
