@@ -23,6 +23,8 @@ _WINDOWS_PART = 4
 # Calls wait no longer than about this for the event loop before others are refused: behind a longer line even a refusal
 # would take long.
 _MAX_WAIT_FOR_LOOP_S = 0.25
+# A line of so few calls is not long, however slow it is: the process was held up, and not by them.
+_SHORT_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,7 @@ class Admission:
         total, limits = self.total, self.limits
         now = self._clock()
         late = now - next(iter(self._waiting.values()), now) > _MAX_WAIT_FOR_LOOP_S
-        if late and (usage.waiting + 1) * _KEPT_PART > total.waiting:
+        if late and total.waiting > _SHORT_LINE and (usage.waiting + 1) * _KEPT_PART > total.waiting:
             raise _overloaded("more calls come than the server can look at", 0.5)
         if not _fits(total.calls, usage.calls, 1, limits.calls):
             raise _overloaded(f"the server is answering {total.calls} calls, {_at_most(limits.calls)}")

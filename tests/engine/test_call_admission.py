@@ -79,14 +79,15 @@ def test_who_waits_for_room_gets_it_by_turns() -> None:
     play(scene)
 
 
-def test_where_the_event_loop_is_late_calls_are_refused_but_for_clients_with_few() -> None:
+def test_behind_a_long_line_before_a_late_event_loop_calls_are_refused_but_for_clients_with_few() -> None:
     def scene(calls: Calls) -> None:
-        permits = [calls.enter("greedy") for _ in range(16)]
-        for permit in permits:
+        permits = [calls.enter("greedy") for _ in range(80)]
+        for permit in permits[:16]:
             permit.received(1)
-        calls.now += 0.2
-        permits.append(calls.enter("greedy"))
-        calls.now += 0.1
+        calls.now += 0.3
+        permits.append(calls.enter("greedy"))  # so few could not hold up the loop: the machine did
+        for permit in permits[16:]:
+            permit.received(1)
         with pytest.raises(Overloaded, match="more calls come than the server can look at"):
             calls.enter("greedy")
         permits.append(calls.enter("other"))
