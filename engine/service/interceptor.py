@@ -5,7 +5,6 @@ Handlers are wrapped once, when a service is registered, and see bytes also wher
 """
 
 import itertools
-import logging
 import re
 import secrets
 import time
@@ -70,7 +69,7 @@ class CallInterceptor:
         self._streaming: set[str] = set()  # their paths, where they are streams
         self.metrics, self.tracing = metrics, tracing
         self._max_stream_idle_s = config.max_stream_idle_s
-        self.log = CallLog(logging.getLogger("engine.service"))
+        self.log = CallLog()
         self._streams: set[RequestStream] = set()
         metrics.gauge("calls_in_flight", "Calls whose answer has not left.", lambda: self.admission.total.calls)
         metrics.gauge(
