@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import tyro
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
 from engine.backends.base import DEVICE_RULE, is_device
 from engine.command_line import REAL_PATHS, last_given, program
@@ -36,10 +36,15 @@ _UINT32 = 2**32 - 1
 _WEEK_S = 7 * 86_400
 
 
-def _no_thousandths(value: float) -> float:
-    if 0 < value < 0.001:
-        raise ValueError(f"must be 0, or at least 0.001, not {value:g}")
-    return value
+def _between(low: float, high: float, *, or_zero: bool = False) -> AfterValidator:
+    rule = f"must be {'0, or ' if or_zero else ''}from {low} to {high}"
+
+    def check(value: float | None) -> float | None:
+        if value is None or low <= value <= high or (or_zero and value == 0):
+            return value
+        raise ValueError(f"{rule}, not {value}")
+
+    return AfterValidator(check)
 
 
 def _named_bundles(value: Any) -> Any:
@@ -86,7 +91,7 @@ class ServerConfig:
     """Address to listen on; 0.0.0.0 for every interface. Without TLS only loopback, unless --insecure. Or unix:PATH, a
     Unix socket, for those whom the umask lets write to it: as a rule, this user."""
 
-    port: Annotated[int, Field(ge=0, le=65535)] = 50051
+    port: Annotated[int, _between(0, 65535)] = 50051
     """TCP port; 0 picks a free one. A Unix socket has none."""
 
     insecure: Annotated[bool, BeforeValidator(_true_or_false)] = False
@@ -105,85 +110,85 @@ class ServerConfig:
     """File of bearer tokens, a line `NAME TOKEN` each, tokens of 16 characters or more; calls must then carry one. Read
     again on SIGHUP; streams whose token is gone then end."""
 
-    max_images_per_second: Annotated[float, Field(ge=0, le=1e9), AfterValidator(_no_thousandths)] = 0.0
+    max_images_per_second: Annotated[float, _between(0.001, 10**9, or_zero=True)] = 0.0
     """Images and latents a second that each client may ask for, sent, sampled or interpolated; 0: no limit."""
 
-    burst: Annotated[int, Field(ge=0, le=10**9)] = 0
+    burst: Annotated[int, _between(0, 10**9)] = 0
     """Images and latents that a client may ask for at once where that is limited; 0: those of one second. A larger
     request passes when nothing is used up, and is paid off afterwards."""
 
-    max_concurrent_streams: Annotated[int, Field(ge=0, le=_INT32)] = 1024
+    max_concurrent_streams: Annotated[int, _between(0, _INT32)] = 1024
     """Calls that one connection may have open at once; 0: no limit."""
 
-    max_calls_in_flight: Annotated[int, Field(ge=1, le=_INT32)] = 16384
+    max_calls_in_flight: Annotated[int, _between(1, _INT32)] = 16384
     """Calls of all clients together that are answered at once; those beyond are refused at once. Of calls, streams,
     bytes and queued images the last eighth is for clients that have less than an eighth."""
 
-    max_streams_in_flight: Annotated[int, Field(ge=1, le=_INT32)] = 256
+    max_streams_in_flight: Annotated[int, _between(1, _INT32)] = 256
     """Of these, EditStreams; each may have one message on its way that --max-bytes-in-flight doesn't count yet."""
 
-    max_stream_idle_s: Annotated[float, Field(ge=0.001, le=_WEEK_S)] = 600.0
+    max_stream_idle_s: Annotated[float, _between(0.001, _WEEK_S)] = 600.0
     """How long an EditStream may be silent, seconds; then it ends with ABORTED, and what it remembers is dropped."""
 
-    max_bytes_in_flight: Annotated[int, Field(ge=1024, le=2**48)] = 512 * 2**20
+    max_bytes_in_flight: Annotated[int, _between(1024, 2**48)] = 512 * 2**20
     """Bytes of requests, answers and sources of streams that are held at once; requests beyond are refused at once. A
     message that is on its way counts as the largest until it is there; where that doesn't fit, it waits."""
 
-    max_message_bytes: Annotated[int, Field(ge=1024, le=_INT32)] = 16 * 2**20
+    max_message_bytes: Annotated[int, _between(1024, _INT32)] = 16 * 2**20
     """Largest message in either direction, bytes."""
 
-    max_message_s: Annotated[float, Field(ge=0.1, le=_WEEK_S)] = 60.0
+    max_message_s: Annotated[float, _between(0.1, _WEEK_S)] = 60.0
     """How long the message of a call may take to come, seconds."""
 
-    max_images_per_request: Annotated[int, Field(ge=1, le=_UINT32)] = 1024
+    max_images_per_request: Annotated[int, _between(1, _UINT32)] = 1024
     """Most images or latents in one request; fewer where a message couldn't hold the answer."""
 
-    max_pixels_per_file: Annotated[int, Field(ge=1, le=_UINT32)] = 24_000_000
+    max_pixels_per_file: Annotated[int, _between(1, _UINT32)] = 24_000_000
     """Largest encoded image, pixels; larger ones are refused before they are decoded. A phone's photo has 12 or 24
     million, a face for a model far fewer."""
 
-    max_pixels_in_flight: Annotated[int, Field(ge=1, le=2**48)] = 24_000_000
+    max_pixels_in_flight: Annotated[int, _between(1, 2**48)] = 24_000_000
     """Pixels of encoded images that are decoded at one time, beyond one image; each takes up to 20 bytes meanwhile."""
 
-    keepalive_s: Annotated[float, Field(ge=0, le=_INT32 // 1000), AfterValidator(_no_thousandths)] = 60.0
+    keepalive_s: Annotated[float, _between(0.001, _INT32 // 1000, or_zero=True)] = 60.0
     """How often the server asks a silent connection whether it is still there, seconds; 0: gRPC's default, 2 h."""
 
-    min_ping_interval_s: Annotated[float, Field(ge=0, le=_INT32 // 1000)] = 10.0
+    min_ping_interval_s: Annotated[float, _between(0, _INT32 // 1000)] = 10.0
     """How often clients may ping; those that do so more often are cut off, seconds."""
 
-    max_connection_age_s: Annotated[float, Field(ge=0, le=_INT32 // 1000), AfterValidator(_no_thousandths)] = 0.0
+    max_connection_age_s: Annotated[float, _between(0.001, _INT32 // 1000, or_zero=True)] = 0.0
     """Connections are asked to end after this time, for example to balance load anew, seconds; 0: never."""
 
-    max_batch: Annotated[int | None, Field(ge=1, le=_UINT32)] = None
+    max_batch: Annotated[int | None, _between(1, _UINT32)] = None
     """Largest batch, images, at most what the bundle was built for; None takes that. Small ones answer the first of
     those who wait sooner, large ones compute more images a second."""
 
-    max_delay_ms: Annotated[float, Field(ge=0, le=3_600_000)] = 0.0
+    max_delay_ms: Annotated[float, _between(0, 3_600_000)] = 0.0
     """How long a batch may wait for more requests while the engine is free, milliseconds."""
 
-    max_queue: Annotated[int, Field(ge=1, le=_UINT32)] = 4096
+    max_queue: Annotated[int, _between(1, _UINT32)] = 4096
     """Images that may wait for each of encode, decode and edit, of each model; requests beyond are refused at once."""
 
     device: Annotated[str | None, AfterValidator(_device)] = None
     """Where engines compute, of the kind that the bundle was built for: cpu, cuda, or one of several GPUs, such as
     cuda:1; None: the first of that kind."""
 
-    threads: Annotated[int | None, Field(ge=1, le=4096)] = None
-    """Compute threads; None takes every core that the process may use."""
+    threads: Annotated[int | None, _between(1, 4096)] = None
+    """Compute threads; None takes every core that the process may use, or as many as its container's quota is worth."""
 
-    codec_threads: Annotated[int, Field(ge=1, le=4096)] = 2
+    codec_threads: Annotated[int, _between(1, 4096)] = 2
     """Image files of each model that are decoded or encoded at once; large samples and walks use the same threads."""
 
-    grace_s: Annotated[float, Field(ge=0, le=_WEEK_S)] = 30.0
+    grace_s: Annotated[float, _between(0, _WEEK_S)] = 30.0
     """How long accepted requests may go on after SIGTERM or SIGINT, seconds; a second signal ends it at once."""
 
-    reload_every_s: Annotated[float, Field(ge=0, le=_WEEK_S), AfterValidator(_no_thousandths)] = 0.0
+    reload_every_s: Annotated[float, _between(0.001, _WEEK_S, or_zero=True)] = 0.0
     """How often the bundle folders are looked at for a new bundle, seconds; 0: only on SIGHUP."""
 
     metrics_host: str = "127.0.0.1"
     """Address of the metrics."""
 
-    metrics_port: Annotated[int | None, Field(ge=0, le=65535)] = None
+    metrics_port: Annotated[int | None, _between(0, 65535)] = None
     """TCP port of the metrics for Prometheus (HTTP, /metrics); 0 picks a free one, None: no metrics."""
 
     traces: Annotated[str | None, AfterValidator(_collector)] = None
@@ -286,6 +291,9 @@ def load_config(arguments: Sequence[str], environment: Mapping[str, str] | None 
 
 
 def _validated(values: Mapping[str, Any], source_of: Callable[[str], str]) -> ServerConfig:
+    for name, value in values.items():
+        if value == "":  # a path of it would be the current folder
+            raise StartupError(f'{source_of(name)} is empty, ""; is a variable not set?')
     try:
         return _SERVER_CONFIG.validate_python(values)
     except ValidationError as error:

@@ -9,13 +9,10 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from engine.access.admission import WINDOW_BYTES, Guards
-from engine.access.auth import Tokens
-from engine.access.rate_limit import RateLimit
+from engine.access.admission import WINDOW_BYTES
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.config import ServerConfig
-from engine.errors import StartupError
 from engine.models.repository import ModelRepository
 from engine.process import address
 from engine.process.memory import collect_rarely, share_freed_memory
@@ -38,6 +35,7 @@ _LEAVING_S = 0.5
 _UNACCEPTED_S = 2.0
 # After the grace, a batch whose calls were cut off may end within this time.
 _LAST_BATCH_S = 2.0
+_LAST_SPANS_S = 2.0
 
 
 class StuckError(RuntimeError):
@@ -69,24 +67,12 @@ async def _start(
     share_freed_memory()
     await prove()
     metrics = Metrics()
-    tokens = Tokens(config.tokens) if config.tokens else None
     tracing = Tracing(config.traces) if config.traces else None
     if tracing:
-        # It may wait for a collector, and another signal must be heard meanwhile.
-        stack.push_async_callback(lambda: _unless(signals.force_stop, in_thread(tracing.close)))
+        stack.push_async_callback(_send_last_spans, tracing, signals)
     if config.metrics_port is not None:
         stack.callback(metrics.serve(config.metrics_host, config.metrics_port))
-    rate = config.max_images_per_second
-    guards = Guards(
-        tokens=tokens,
-        certificates=config.tls_client_ca is not None,
-        rate=RateLimit(rate, config.burst or max(1.0, rate)) if rate else None,
-        max_calls=config.max_calls_in_flight,
-        max_streams=config.max_streams_in_flight,
-        max_bytes=config.max_bytes_in_flight,
-        max_message_bytes=config.max_message_bytes,
-    )
-    calls = CallInterceptor(metrics, guards, tracing, config.max_stream_idle_s)
+    calls = CallInterceptor(metrics, config, tracing)
     credentials = None
     if config.tls_cert and config.tls_key:  # before bundles are proven, which takes longer
         credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
@@ -110,7 +96,7 @@ async def _start(
     collect_rarely()
     calls.admission.open()
     healths.set(serving=True)
-    await stack.enter_async_context(_reloads(repository, tokens, calls, signals, config.reload_every_s))
+    await stack.enter_async_context(_reloads(repository, calls, signals, config.reload_every_s))
     _announce(f"serving {latent_engine.SERVICE.full_name} on {target}")
 
 
@@ -164,11 +150,7 @@ def _add_services(
 
 def _listen(server: Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> str:
     """Takes the port, and gives the address that clients are to use."""
-    target = address.target_of(config.host, config.port)
-    try:
-        port = server.listen(target, credentials)
-    except RuntimeError as error:
-        raise StartupError(f"can't listen on {target}: {error}") from None
+    port = server.listen(address.target_of(config.host, config.port), credentials)
     if config.insecure:
         logger.warning("no TLS (--insecure): whoever is on the way can read images, latents and tokens")
     elif not config.encrypted:
@@ -197,6 +179,12 @@ async def _running(
         logger.info("stopped")
 
 
+async def _send_last_spans(tracing: Tracing, signals: Signals) -> None:
+    """Sends what is left, unless the collector takes too long for it, or another signal comes."""
+    with suppress(asyncio.TimeoutError):
+        await _unless(signals.force_stop, asyncio.wait_for(in_thread(tracing.close), _LAST_SPANS_S))
+
+
 async def _close(repository: ModelRepository, signals: Signals) -> None:
     """Ends the models.
 
@@ -215,7 +203,7 @@ async def _close(repository: ModelRepository, signals: Signals) -> None:
 
 @asynccontextmanager
 async def _reloads(
-    repository: ModelRepository, tokens: Tokens | None, calls: CallInterceptor, signals: Signals, every_s: float
+    repository: ModelRepository, calls: CallInterceptor, signals: Signals, every_s: float
 ) -> AsyncIterator[None]:
     """Looks for new bundles and tokens on SIGHUP, also one that came before, and for new bundles from time to time."""
     tasks: set[asyncio.Task[None]] = set()
@@ -235,9 +223,7 @@ async def _reloads(
             await signals.reload.wait()
             signals.reload.clear()
             logger.info("SIGHUP: reading bundles and tokens again")
-            if tokens:
-                tokens.reload()
-                calls.recheck()
+            calls.reload_tokens()
             start(repository.reload())
 
     start(on_reload())

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from engine.access.auth import Tokens
-from engine.access.rate_limit import RateLimit
 from engine.errors import EngineError, NotReady, Overloaded, ShuttingDown
 
 logger = logging.getLogger(__name__)
@@ -25,19 +23,18 @@ _WINDOWS_PART = 4
 # Calls wait no longer than about this for the event loop before others are refused: behind a longer line even a refusal
 # would take long.
 _MAX_WAIT_FOR_LOOP_S = 0.25
+# A line of so few calls is not long, however slow it is: the process was held up, and not by them.
+_SHORT_LINE = 64
 
 
 @dataclass(frozen=True)
-class Guards:
-    """What calls are held to."""
+class Limits:
+    """What all calls together are held to."""
 
-    tokens: Tokens | None = None  # who may call; None: everyone
-    certificates: bool = False  # clients show some, by whose names they then go
-    rate: RateLimit | None = None  # images a second of each client; None: any number
-    max_calls: int = 16384  # that are answered at once
-    max_streams: int = 256  # of these
-    max_bytes: int = 512 * 2**20  # of requests and answers that are held at once
-    max_message_bytes: int = 16 * 2**20  # so many may come when core is asked for a message
+    calls: int  # that are answered at once
+    streams: int  # of these
+    bytes: int  # of requests and answers that are held at once
+    message_bytes: int  # that may come when core is asked for a message
 
 
 class Usage:
@@ -67,7 +64,6 @@ class CallPermit:
         self.stream = stream
         self.request_id = ""
         self.authorization: str | bytes | None = None  # what the client sent as such
-        self.version = 0  # of the tokens that knew it
         self.refusal: EngineError | None = None  # of its message, which has come
         # Changed under the admission's lock only.
         self._counts = (admission.total, usage)
@@ -179,7 +175,7 @@ class CallPermit:
             return True
         if not self._admission._message_fits(self.usage):
             return False
-        self._have(self._held, self._admission.guards.max_message_bytes)
+        self._have(self._held, self._admission.limits.message_bytes)
         return True
 
     def _wait_for_loop(self, waiting: bool) -> None:
@@ -212,18 +208,18 @@ class Admission:
     Core can't be told how much of a message to receive: once it is asked for one, as much may come as a message may
     have. So room for the largest is reserved before core is asked, and exchanged for the real size when it is there.
     Where there is no room the message waits, and stays with its client but for the first window. A stream waits for a
-    message most of the time. It may ask without room, unless messages are unanswered: `max_streams` bounds that.
+    message most of the time. It may ask without room, unless messages are unanswered: the limit of streams bounds that.
     """
 
-    def __init__(self, guards: Guards, clock: Callable[[], float] = time.monotonic) -> None:
-        self.guards = guards
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits
         self._clock = clock
         self.total = Usage()
-        self._max_windows = guards.max_bytes // _WINDOWS_PART
-        self._max_bytes = guards.max_bytes - self._max_windows
+        self._max_windows = limits.bytes // _WINDOWS_PART
+        self._max_bytes = limits.bytes - self._max_windows
         # Reservations leave more: an eighth that is smaller than a message would be of no use.
         self._kept_for_messages = max(
-            self._max_bytes // _KEPT_PART, min(2 * guards.max_message_bytes, self._max_bytes // 2)
+            self._max_bytes // _KEPT_PART, min(2 * limits.message_bytes, self._max_bytes // 2)
         )
         self._lock = threading.Lock()
         self._clients: dict[str, Usage] = {}
@@ -277,16 +273,16 @@ class Admission:
     # With the lock held.
 
     def _require_room(self, usage: Usage, *, stream: bool) -> None:
-        total, guards = self.total, self.guards
+        total, limits = self.total, self.limits
         now = self._clock()
         late = now - next(iter(self._waiting.values()), now) > _MAX_WAIT_FOR_LOOP_S
-        if late and (usage.waiting + 1) * _KEPT_PART > total.waiting:
+        if late and total.waiting > _SHORT_LINE and (usage.waiting + 1) * _KEPT_PART > total.waiting:
             raise _overloaded("more calls come than the server can look at", 0.5)
-        if not _fits(total.calls, usage.calls, 1, guards.max_calls):
-            raise _overloaded(f"the server is answering {total.calls} calls, {_at_most(guards.max_calls)}")
-        if stream and not _fits(total.streams, usage.streams, 1, guards.max_streams):
-            raise _overloaded(f"the server has {total.streams} streams open, {_at_most(guards.max_streams)}")
-        size = guards.max_message_bytes  # what is reserved for messages is free again soon
+        if not _fits(total.calls, usage.calls, 1, limits.calls):
+            raise _overloaded(f"the server is answering {total.calls} calls, {_at_most(limits.calls)}")
+        if stream and not _fits(total.streams, usage.streams, 1, limits.streams):
+            raise _overloaded(f"the server has {total.streams} streams open, {_at_most(limits.streams)}")
+        size = limits.message_bytes  # what is reserved for messages is free again soon
         held, own = total.bytes - total.reserved * size, usage.bytes - usage.reserved * size
         if not _fits(held, own, 1, self._max_bytes):
             raise self._too_many_bytes(1)
@@ -297,7 +293,7 @@ class Admission:
         return _fits(self.total.bytes - instead_of, usage.bytes - instead_of, size, self._max_bytes, kept)
 
     def _message_fits(self, usage: Usage) -> bool:
-        size, total = self.guards.max_message_bytes, self.total
+        size, total = self.limits.message_bytes, self.total
         # One message is on its way in any case, or nobody would go on while much is held for clients that don't read.
         first = not total.reserved or (not usage.reserved and total.bytes + size <= self._max_bytes)
         return first or self._bytes_fit(usage, size, self._kept_for_messages)

@@ -19,8 +19,6 @@ _LEAST_TOKEN_LENGTH = 16
 class Tokens:
     """The bearer tokens of a file, a line `NAME TOKEN` each; empty lines and those that start with # don't count.
 
-    The version changes when they were read again.
-
     Raises:
         StartupError: When the file can't be read or has a bad line, which is named by its number only.
     """
@@ -29,13 +27,11 @@ class Tokens:
         self._path = path
         self._key = secrets.token_bytes(32)
         self._names = self._read()
-        self.version = 0
 
     def reload(self) -> None:
         """Reads the file again; when it is bad, the log says so and the tokens stay as they are."""
         try:
             self._names = self._read()
-            self.version += 1
             logger.info("%d tokens from %s", len(self._names), self._path)
         except StartupError as error:
             logger.error("%s; the tokens stay as they are", error)

@@ -15,7 +15,8 @@ CPU, CUDA = "cpu", "cuda"
 """Kinds of devices."""
 
 _DEVICE = re.compile(rf"{CPU}|{CUDA}(:\d{{1,3}})?")
-
+# The container's (cgroup v2): microseconds of processor time, in a period of so many.
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 DEVICE_RULE = f"must be {CPU}, {CUDA}, or one of several GPUs, such as {CUDA}:1"
 
@@ -36,8 +37,13 @@ def gpu_of(device: str) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: those that it may run on, but no more than its container's quota is worth."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = map(int, _QUOTA.read_text().split())
+    except (OSError, ValueError):  # no container, or "max": no quota
+        return cores
+    return max(1, min(cores, quota // period))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from engine.batching.batcher import BatchObserver
 from engine.batching.scheduler import Scheduler
 from engine.bundle import MANIFEST, Bundle
 from engine.config import ServerConfig
-from engine.errors import EngineError, UnknownModel, release_frames
+from engine.errors import BundleError, EngineError, UnknownModel, release_frames
 from engine.images import PixelBudget
 from engine.models.model import Model
 from engine.process.files import read_bytes, version_of
@@ -162,17 +162,18 @@ class ModelRepository:
 
     async def _open(self, name: str) -> Model:
         """Verifies and compiles beside what is served."""
+        path = self._bundles[name]
 
-        def load(path: Path) -> tuple[Bundle, Backend, str]:
+        def load() -> tuple[Bundle, Backend, str]:
             give_way()  # and so do the threads that the runtime starts
-            fingerprint = _fingerprint(path)  # first: a bundle that comes meanwhile must look like a change
+            fingerprint = _fingerprint(path)
             bundle = Bundle.load(path)
             if self._config.max_batch is not None:
                 bundle = bundle.with_max_batch_size(self._config.max_batch)
             return bundle, self._opener(bundle), fingerprint
 
-        opened = await in_thread(load, self._bundles[name])
-        return Model(
+        opened = await in_thread(load)
+        model = Model(
             name,
             *opened,
             scheduler=self._scheduler,
@@ -180,6 +181,10 @@ class ModelRepository:
             pixels=self._pixels,
             observer=lambda graph: self._observer(name, graph),
         )
+        if await in_thread(_fingerprint, path) != model.fingerprint:  # what was read may be of either
+            await model.close()
+            raise BundleError(f"{path} was replaced by another bundle while it was read; load it again")
+        return model
 
     async def _warm_up(self, model: Model) -> None:
         # One batch at a time, so that those of clients go in between.

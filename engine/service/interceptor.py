@@ -5,7 +5,6 @@ Handlers are wrapped once, when a service is registered, and see bytes also wher
 """
 
 import itertools
-import logging
 import re
 import secrets
 import time
@@ -13,13 +12,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from engine.access.admission import Admission, CallPermit, Guards
-from engine.access.auth import name_in_certificate
+from engine.access.admission import Admission, CallPermit, Limits
+from engine.access.auth import Tokens, name_in_certificate
+from engine.access.rate_limit import RateLimit
+from engine.config import ServerConfig
 from engine.errors import EngineError, Overloaded, ShuttingDown, release_frames
 from engine.service.deserializer import deserializer
 from engine.service.request_scope import Call
@@ -34,7 +36,7 @@ from engine.transport.core import CoreCall
 
 _INCOMPLETE = "the call ended before its message had come: it was too large or too late, or the client gave up"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
-_OK = grpc.StatusCode.OK
+_OK, _LATE, _CANCELLED = grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED
 
 # A name for calls that come without one, which no call of another server has.
 _ids = itertools.count(1)
@@ -47,21 +49,27 @@ _PROBE_MESSAGES = 8
 
 
 class CallInterceptor:
-    """Wraps the handlers of servicers. Construct it inside a running event loop, and open its admission."""
+    """Wraps the handlers of servicers. Construct it inside a running event loop, and open its admission.
 
-    def __init__(
-        self, metrics: Metrics, guards: Guards, tracing: Tracing | None = None, max_stream_idle_s: float = 600.0
-    ) -> None:
-        self.admission = Admission(guards)
-        size = guards.max_message_bytes
-        self._probes = Admission(Guards(max_calls=_PROBES, max_bytes=_PROBE_MESSAGES * size, max_message_bytes=size))
+    Raises:
+        StartupError: When the configuration names a file of tokens that can't be used.
+    """
+
+    def __init__(self, metrics: Metrics, config: ServerConfig, tracing: Tracing | None = None) -> None:
+        self.tokens = Tokens(config.tokens) if config.tokens else None
+        rate, burst = config.max_images_per_second, config.burst
+        self.rate = RateLimit(rate, burst or max(1.0, rate)) if rate else None
+        calls, streams = config.max_calls_in_flight, config.max_streams_in_flight
+        size = config.max_message_bytes
+        self.admission = Admission(Limits(calls, streams, config.max_bytes_in_flight, size))
+        self._probes = Admission(Limits(_PROBES, _PROBES, _PROBE_MESSAGES * size, size))
         self._probes.open()
+        self._certificates = config.tls_client_ca is not None
         self._methods: dict[str, MethodFigures] = {}  # those that aren't probes, by path
         self._streaming: set[str] = set()  # their paths, where they are streams
-        self._refusals = CallLog(logging.getLogger("engine.service"))  # used by who takes core's events only
         self.metrics, self.tracing = metrics, tracing
-        self._max_stream_idle_s = max_stream_idle_s
-        self.log = CallLog(logging.getLogger("engine.service"))
+        self._max_stream_idle_s = config.max_stream_idle_s
+        self.log = CallLog()
         self._streams: set[RequestStream] = set()
         metrics.gauge("calls_in_flight", "Calls whose answer has not left.", lambda: self.admission.total.calls)
         metrics.gauge(
@@ -86,7 +94,7 @@ class CallInterceptor:
                 return self._probes.admit(client)
             except EngineError as error:
                 return rpc_status_of(error, "")
-        guards, request_id, authorization = self.admission.guards, "", None
+        request_id, authorization = "", None
         for key, value in call.metadata:
             if key == "x-request-id" and isinstance(value, str) and _SANE_ID.fullmatch(value):
                 request_id = value
@@ -94,19 +102,17 @@ class CallInterceptor:
                 authorization = value
         request_id = request_id or f"{_id_prefix}-{next(_ids):x}"
         try:
-            if guards.tokens is not None:
-                client = guards.tokens.name_of(authorization)
-            elif guards.certificates and (name := name_in_certificate(call.auth_context())):
+            if self.tokens is not None:
+                client = self.tokens.name_of(authorization)
+            elif self._certificates and (name := name_in_certificate(call.auth_context())):
                 client = name
             permit = self.admission.admit(client, call.path, stream=call.path in self._streaming)
         except EngineError as error:
             found = rpc_status_of(error, request_id)
             method.ended(found.code.name)
-            self._refusals.failed(method.name, found.code.name, client, 0.0, found.message)
+            self.log.failed(method.name, found.code.name, client, 0.0, found.message)
             return found
-        permit.request_id = request_id
-        if guards.tokens is not None:
-            permit.authorization, permit.version = authorization, guards.tokens.version
+        permit.request_id, permit.authorization = request_id, authorization
         return permit
 
     def incomplete(self, path: str, client: str) -> None:
@@ -125,10 +131,12 @@ class CallInterceptor:
             messages.interrupt()
         await self.admission.wait_until_idle(timeout)
 
-    def recheck(self) -> None:
-        """Ends the streams whose tokens are gone, idle ones too; for whoever has read the tokens again."""
-        for messages in self._streams:
-            messages.recheck()
+    def reload_tokens(self) -> None:
+        """Reads the tokens again, where there are some; ends the streams whose token is gone, idle ones too."""
+        if self.tokens is not None:
+            self.tokens.reload()
+            for messages in self._streams:
+                messages.recheck()
 
     def _handler(self, path: str, definition: MethodDescriptor, servicer: Any) -> Any:
         """A handler that takes and gives bytes, around a method that takes and gives messages."""
@@ -170,6 +178,7 @@ class CallInterceptor:
                 messages = RequestStream(context, decode, method, check=scope.check, max_idle_s=self._max_stream_idle_s)
                 self._streams.add(messages)
                 try:
+                    scope.check()  # tokens may have been read again since the call was admitted
                     async with aclosing(answers(messages, scope)) as responses:
                         async for response in responses:
                             data: bytes = response.SerializeToString()
@@ -201,7 +210,7 @@ class CallScope(Call):
         self._method = method
         self._context = context
         self.client: str = permit.client
-        self._request_id, self._version = permit.request_id, permit.version
+        self._request_id = permit.request_id
         self._images = 0  # that there was room for
         self._refusal: RpcStatus | None = None
         self._span: Any = None
@@ -228,7 +237,7 @@ class CallScope(Call):
     @contextmanager
     def spend(self, images: int) -> Iterator[None]:
         """As `Call` says."""
-        rate = self._calls.admission.guards.rate
+        rate = self._calls.rate
         if rate is not None:
             rate.spend(self.client, images)
         spent = images
@@ -259,10 +268,8 @@ class CallScope(Call):
         Raises:
             Unauthenticated: When it has.
         """
-        tokens = self._calls.admission.guards.tokens
-        if tokens is not None and tokens.version != self._version:
+        if (tokens := self._calls.tokens) is not None:
             tokens.name_of(self._context.permit.authorization)
-            self._version = tokens.version
 
     async def refuse(self) -> NoReturn:
         """Ends the call with what it is refused with.
@@ -286,7 +293,7 @@ class CallScope(Call):
             code, message = _OK, ""
             if log.verbose:
                 log.answered(method, client, seconds)
-        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+        elif isinstance(error, Exception):
             self._refusal = rpc_status_of(domain_error(error, method), self._request_id)
             code, message = self._refusal.code, self._refusal.message
             log.failed(method, code.name, client, seconds, message)
@@ -294,22 +301,16 @@ class CallScope(Call):
                 self._context.permit.usage.overloaded[self._method.path] = error.recheck
             release_frames(error)
         else:
-            code, message = self._code_of_the_end(error), "given up"
+            late = self._context.time_remaining() == 0
+            code, message = (_LATE if late else _CANCELLED), "given up"
             log.failed(method, code.name, client, seconds, message)
         self._method.ended("OK" if code is _OK else code.name, seconds)
         if self._span is not None and self._calls.tracing is not None:
             self._calls.tracing.end(self._span, code.name, message, self._images)
         return self._refusal is not None
 
-    def _code_of_the_end(self, error: BaseException) -> grpc.StatusCode:
-        if isinstance(error, grpc.aio.AbortError):
-            return self._context.code() or grpc.StatusCode.UNKNOWN
-        left = self._context.time_remaining()
-        late = left is not None and left <= 0
-        return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-
 
 def host_of(peer: str) -> str:
     """The host in gRPC's name of a peer, for example ipv4:127.0.0.1:50051 or ipv6:%5B::1%5D:50051."""
     kind, _, address = peer.partition(":")
-    return address.rpartition(":")[0] if kind.startswith("ip") else peer
+    return unquote(address.rpartition(":")[0]).strip("[]") if kind.startswith("ip") else peer

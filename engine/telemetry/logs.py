@@ -10,9 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime, timezone
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 logger = logging.getLogger(__name__)
+_calls = logging.getLogger("engine.service")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Name of the call that this task answers; empty outside of any."""
@@ -133,23 +134,29 @@ class JsonFormatter(logging.Formatter):
 
 
 class Throttle:
-    """Lets `most` lines a second through; `tell` takes the number of those left out when the next one comes."""
+    """Lets `most` lines a second through; `tell` takes the number of those left out when the next one comes.
+
+    For any thread.
+    """
 
     def __init__(self, most: int, tell: Callable[[int], None]) -> None:
         self._most = most
         self._tell = tell
         self._second = 0
         self._lines = 0
+        self._lock = threading.Lock()
 
     def passes(self) -> bool:
         """Whether there is to be a line."""
-        second = int(time.monotonic())
-        if second != self._second:
-            left_out, self._second, self._lines = self._lines - self._most, second, 0
-            if left_out > 0:
-                self._tell(left_out)
-        self._lines += 1
-        return self._lines <= self._most
+        second, left_out = int(time.monotonic()), 0
+        with self._lock:
+            if second != self._second:
+                left_out, self._second, self._lines = self._lines - self._most, second, 0
+            self._lines += 1
+            passes = self._lines <= self._most
+        if left_out > 0:
+            self._tell(left_out)
+        return passes
 
 
 class GrpcFilter(logging.Filter):
@@ -184,29 +191,28 @@ class CallLog:
     second they are counted only.
     """
 
-    def __init__(self, logger: logging.Logger) -> None:
-        self._logger = logger
-        self.verbose = logger.isEnabledFor(logging.DEBUG)  # answered calls have lines, too
+    def __init__(self) -> None:
+        self.verbose = _calls.isEnabledFor(logging.DEBUG)  # answered calls have lines, too
         self._throttle = Throttle(100, self._tell)
 
     def failed(self, method: str, code: str, client: str, seconds: float, error: str) -> None:
         """A call was refused, failed or was given up."""
-        if self._logger.isEnabledFor(logging.INFO) and self._throttle.passes():
-            self._write(logging.INFO, (method, code, client, round(seconds * 1000, 3), error[:_MOST_ERROR]))
+        fields = {"method": method, "code": code, "client": client, "milliseconds": round(seconds * 1000, 3)}
+        self._write("%s %s for %s in %.3f ms: %s", fields, error)
 
     def failed_in_stream(self, method: str, code: str, client: str, error: str) -> None:
         """A request of a stream was answered with an error; the stream goes on."""
-        if self._logger.isEnabledFor(logging.INFO) and self._throttle.passes():
-            fields = {"method": method, "code": code, "client": client, "error": error[:_MOST_ERROR]}
-            self._logger.info("%s answered %s to %s: %s", *fields.values(), extra=fields)
+        self._write("%s answered %s to %s: %s", {"method": method, "code": code, "client": client}, error)
 
     def answered(self, method: str, client: str, seconds: float) -> None:
         """A call was answered; not worth asking unless `verbose`."""
-        self._write(logging.DEBUG, (method, "OK", client, round(seconds * 1000, 3), ""))
+        fields = {"method": method, "code": "OK", "client": client, "milliseconds": round(seconds * 1000, 3)}
+        _calls.debug("%s %s for %s in %.3f ms", *fields.values(), extra=fields)
 
-    def _write(self, level: int, values: tuple[str, str, str, float, str]) -> None:
-        text = "%s %s for %s in %.3f ms: %s" if values[-1] else "%s %s for %s in %.3f ms%s"
-        self._logger.log(level, text, *values, extra=dict(zip(FIELDS, values, strict=True)))
+    def _write(self, text: str, fields: dict[str, Any], error: str) -> None:
+        if _calls.isEnabledFor(logging.INFO) and self._throttle.passes():
+            fields["error"] = error[:_MOST_ERROR]
+            _calls.info(text, *fields.values(), extra=fields)
 
     def _tell(self, left_out: int) -> None:
-        self._logger.info("%d more requests failed, which are left out here", left_out)
+        _calls.info("%d more requests failed, which are left out here", left_out)

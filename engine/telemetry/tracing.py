@@ -33,7 +33,6 @@ class Tracing:
         if destination == "console":
             exporter = ConsoleSpanExporter()
         else:
-            # Tries at the end hold up the exit for this long where the collector is away.
             exporter = OTLPSpanExporter(_with_path(destination), timeout=3)
         # Spans leave from a thread, in batches; when the collector is slow, some are dropped and no call waits.
         self._provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "dfcvae"}))

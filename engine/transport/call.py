@@ -239,10 +239,6 @@ class ServerCall:
         """Sets what goes with the status."""
         self._trailing = metadata
 
-    def code(self) -> grpc.StatusCode | None:
-        """The status that was set; None before."""
-        return self._code
-
     def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """What the client sent with the call."""
         return self._core.metadata
@@ -257,7 +253,3 @@ def _bytes(answer: Any) -> bytes:
     if not isinstance(answer, bytes):  # core would find out when the handler is through
         raise TypeError(f"an answer is {type(answer).__name__}, not bytes")
     return answer
-
-
-def ignore(_: Any) -> None:
-    """What nobody waits for."""

@@ -196,14 +196,14 @@ class CoreCall:
         """
         self._start((*_operations(header, message), _status(code, details, trailing)), tag)
 
-    def refuse(self, tag: Tag, code: grpc.StatusCode, details: str, trailing: Metadata) -> None:
+    def refuse(self, code: grpc.StatusCode, details: str, trailing: Metadata = None) -> None:
         """Ends a call that nobody has listened to, all at once."""
         operations = (
             *_operations(True, None),
             cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
             _status(code, details, trailing),
         )
-        self._start(operations, tag)
+        self._start(operations, lambda _: None)
 
     def cancel(self) -> None:
         """Ends a call that can't be answered."""

@@ -11,38 +11,26 @@ class Permit(Protocol):
 
     def receive_when_room(self, receive: Callable[[], None]) -> None:
         """Calls `receive`, which asks core for the call's next message, as soon as there is room for one."""
-
-    def received(self, size: int) -> None:
-        """The message has come, of `size` bytes; or none will."""
-
-    def started(self) -> None:
-        """The event loop begins to answer the call."""
-
-    def abandon(self) -> bool:
-        """Releases the permit if the call still waits for room for its message; whether it did."""
-
-    def release(self) -> None:
-        """The call is over; it may be told so twice."""
-
-
-class Unlimited:
-    """A permit where nothing is counted, and there is room for everything."""
-
-    client = ""
-
-    def receive_when_room(self, receive: Callable[[], None]) -> None:
-        """As `Permit.receive_when_room` says."""
         receive()
 
     def received(self, size: int) -> None:
-        """As `Permit.received` says."""
+        """The message has come, of `size` bytes; or none will."""
+        return
 
     def started(self) -> None:
-        """As `Permit.started` says."""
+        """The event loop begins to answer the call."""
+        return
 
     def abandon(self) -> bool:
-        """As `Permit.abandon` says."""
+        """Releases the permit if the call still waits for room for its message; whether it did."""
         return False
 
     def release(self) -> None:
-        """As `Permit.release` says."""
+        """The call is over; it may be told so twice."""
+        return
+
+
+class Unlimited(Permit):
+    """A permit where nothing is counted, and there is room for everything."""
+
+    client = ""

@@ -17,7 +17,8 @@ from typing import Any
 
 import grpc
 
-from engine.transport.call import ServerCall, ignore
+from engine.errors import StartupError
+from engine.transport.call import ServerCall
 from engine.transport.core import Core, CoreCall, Metadata
 from engine.transport.permit import Permit, Unlimited
 
@@ -80,11 +81,11 @@ class Server:
         """Takes a port, with TLS or without; gives its number.
 
         Raises:
-            RuntimeError: When it can't be had.
+            StartupError: When it can't be had.
         """
         port = self._core.listen(address, credentials)
         if not port:
-            raise RuntimeError("the port can't be had")
+            raise StartupError(f"can't listen on {address}: gRPC can't have it; choose another --host or --port")
         return port
 
     async def start(self) -> None:
@@ -129,11 +130,11 @@ class Server:
     def _arrived(self, call: CoreCall) -> None:
         if (handler := self._handlers.get(call.path)) is None:
             self._unknown()
-            call.refuse(ignore, grpc.StatusCode.UNIMPLEMENTED, "the server has no such method", None)
+            call.refuse(grpc.StatusCode.UNIMPLEMENTED, "the server has no such method")
             return
         permit = self._admit(call)
         if isinstance(permit, tuple):
-            call.refuse(ignore, *permit)
+            call.refuse(*permit)
             return
         served = ServerCall(
             call,

@@ -3,7 +3,9 @@
 import logging
 import ssl
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
     validity = _Validity(cert, key)
 
     def read() -> Any:
+        pair = _read("--tls-key", key), _read("--tls-cert", cert)
+        authorities = _read("--tls-client-ca", client_ca) if client_ca else None
         _check(cert, key, client_ca)
-        pair, authorities = (read_bytes(key), read_bytes(cert)), read_bytes(client_ca) if client_ca else None
         if not _is_usable(pair, authorities):
             raise StartupError(
                 f"gRPC can't use --tls-cert {cert} and --tls-key {key}; make a key that it knows, "
@@ -49,7 +52,7 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
             return None
         try:
             configuration = read()
-        except (StartupError, OSError) as error:
+        except (StartupError, OSError) as error:  # files may go between two looks at them
             logger.error("%s; connections go on with the old certificate", error)
             return None
         finally:
@@ -116,26 +119,24 @@ def _is_usable(pair: tuple[bytes, bytes], client_ca: bytes | None) -> bool:
 
 def _check(cert: Path, key: Path, client_ca: Path | None) -> None:
     """Lets OpenSSL read the files, whose errors say more than gRPC's."""
-    files = {"--tls-cert": cert, "--tls-key": key, "--tls-client-ca": client_ca}
-    for flag, path in files.items():
-        if path is None:
-            continue
-        try:
-            read_bytes(path)
-        except OSError as error:
-            raise StartupError(f"{flag} {path} can't be read ({error.strerror})") from None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
+    with _refusing(f"--tls-cert {cert} and --tls-key {key} must be PEM, and belong together"):
         # A key with a passphrase would be asked for at the terminal.
         context.load_cert_chain(cert, key, password="")
-    except (ssl.SSLError, OSError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise StartupError(
-            f"--tls-cert {cert} and --tls-key {key} can't be used ({reason}); both must be PEM, and belong together"
-        ) from None
     if client_ca:
-        try:
+        with _refusing(f"--tls-client-ca {client_ca} has no certificates in PEM"):
             context.load_verify_locations(client_ca)
-        except (ssl.SSLError, OSError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise StartupError(f"--tls-client-ca {client_ca} has no certificates in PEM ({reason})") from None
+
+
+def _read(flag: str, path: Path) -> bytes:
+    with _refusing(f"{flag} {path} can't be read"):
+        return read_bytes(path)
+
+
+@contextmanager
+def _refusing(fault: str) -> Iterator[None]:
+    """What can't be read or used, in a context, is a StartupError with this and the reason."""
+    try:
+        yield
+    except OSError as error:  # OpenSSL's are, too
+        raise StartupError(f"{fault} ({getattr(error, 'reason', None) or error.strerror or error})") from None

@@ -105,10 +105,10 @@ def test_the_pod_is_given_time_to_end() -> None:
 
 
 def test_memory_s_limit_holds_what_requests_may_take() -> None:
-    queues = 6 * CONFIG.max_queue * 3 * 64**2
+    queues, calls = 6 * CONFIG.max_queue * 3 * 64**2, 50_000 * CONFIG.max_calls_in_flight
     messages = 2 * CONFIG.max_bytes_in_flight + (8 + CONFIG.max_streams_in_flight) * CONFIG.max_message_bytes
     models = 500 * 10**6
-    assert queues + messages + 20 * CONFIG.max_pixels_in_flight + models <= size(
+    assert queues + calls + messages + 20 * CONFIG.max_pixels_in_flight + models <= size(
         CONTAINER["resources"]["limits"]["memory"]
     )
 

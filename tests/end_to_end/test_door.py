@@ -25,8 +25,10 @@ from protos import dfcvae_pb2 as pb
 
 ENCODE = b"/dfcvae.v1.LatentEngine/Encode"
 STREAM = b"/dfcvae.v1.LatentEngine/EditStream"
+GET_MODEL = b"/dfcvae.v1.LatentEngine/GetModel"
 CHECK = b"/grpc.health.v1.Health/Check"
 MESSAGE_BYTES = 4 * 2**20
+NO_WINDOW = struct.pack(">HL", 4, 0)  # SETTINGS_INITIAL_WINDOW_SIZE
 TOKENS = {"anna": "0123456789abcdef-anna", "bert": "0123456789abcdef-bert"}
 
 
@@ -151,6 +153,27 @@ def test_the_log_names_the_client_of_a_message_that_is_too_large(tiny_bundle: Pa
         with pytest.raises(grpc.RpcError):
             stub.Encode(pb.EncodeRequest(images=raw_batch(constant(1, 20))))
         server.wait_for_log("Encode CANCELLED for 127.0.0.1 in 0.000 ms: the call ended before")
+
+
+@in_loop
+async def test_calls_whose_answers_nobody_reads_take_no_more_than_docs_operating_says(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with serve(tiny_bundle, tmp_path, "--metrics-port", "0") as server:
+
+        async def in_flight(calls: int) -> None:
+            await until(lambda: server.metric("dfcvae_calls_in_flight") == calls)
+
+        wire = await Wire.to(server.target)
+        wire.send(http2.frame(http2.SETTINGS, 0, 0, NO_WINDOW))
+        before = server.memory()
+        for sent in range(100, 1100, 100):
+            for number in range(2 * sent - 199, 2 * sent, 2):
+                wire.send(http2.call(number, GET_MODEL, b"", (b"key", 7000 * b"v")))
+            await in_flight(sent)
+        assert server.memory() - before < 1000 * 50_000 // 2**20
+        wire.drop()
+        await in_flight(0)
 
 
 def _source(size: int) -> pb.EditStreamRequest:

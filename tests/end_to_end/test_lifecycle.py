@@ -305,11 +305,11 @@ def test_sigint_ends_it_too(tiny_bundle: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("--bundle /no/such/bundle", "no bundle folder at /no/such/bundle; build it with: python -m "),
-        ("--port 70000", "--port must be less than or equal to 65535, not 70000"),
+        ("--port 70000", "--port must be from 0 to 65535, not 70000"),
         ("--host no.such.host.invalid", "can't listen on no.such.host.invalid:"),
         ("--tokens /no/such/tokens", "--tokens /no/such/tokens can't be read"),
-        ("--tls-cert /no/cert --tls-key /no/key", "--tls-cert /no/cert can't be read (No such file"),
-        ("--tls-cert EMPTY --tls-key EMPTY", "--tls-cert EMPTY and --tls-key EMPTY can't be used"),
+        ("--tls-cert /no/cert --tls-key /no/key", "--tls-key /no/key can't be read (No such file"),
+        ("--tls-cert EMPTY --tls-key EMPTY", "--tls-cert EMPTY and --tls-key EMPTY must be PEM, and belong together ("),
     ],
 )
 def test_a_start_that_cannot_be_is_one_line(tiny_bundle: Path, tmp_path: Path, options: str, message: str) -> None:

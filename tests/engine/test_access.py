@@ -7,6 +7,7 @@ import pytest
 from engine.access.auth import Tokens, name_in_certificate
 from engine.access.rate_limit import RateLimit
 from engine.errors import RateLimited, StartupError, Unauthenticated
+from engine.service.interceptor import host_of
 from engine.service.status import rpc_status_of
 from protos import dfcvae_pb2 as pb
 
@@ -84,6 +85,19 @@ def test_reading_again_takes_good_files_and_refuses_bad_ones(tmp_path: Path, cap
     assert tokens.name_of(f"Bearer {BERT}") == "bert"
     with pytest.raises(Unauthenticated):
         tokens.name_of(f"Bearer {ANNA}")
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:127.0.0.1:50051", "127.0.0.1"),
+        ("ipv6:%5B::1%5D:50051", "::1"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:50051", "fe80::1%eth0"),
+        ("unix:", "unix:"),
+    ],
+)
+def test_a_client_without_a_name_goes_by_its_address(peer: str, host: str) -> None:
+    assert host_of(peer) == host
 
 
 class Clock:

@@ -5,20 +5,23 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.access.admission import Admission, CallPermit, Guards
+from engine.access.admission import Admission, CallPermit, Limits
 from engine.errors import Overloaded
 
 MESSAGE_BYTES = 1_000_000
 METHOD = "/dfcvae.v1.LatentEngine/Edit"
-GUARDS = Guards(max_message_bytes=MESSAGE_BYTES, max_bytes=8 * MESSAGE_BYTES)  # 6 of them for messages
+FEW_BYTES = Limits(
+    calls=100, streams=10, bytes=8 * MESSAGE_BYTES, message_bytes=MESSAGE_BYTES
+)  # 6 of them for messages
+MANY_BYTES = Limits(calls=100, streams=10, bytes=2**30, message_bytes=MESSAGE_BYTES)
 
 
 class Calls:
     """Calls of an admission, which remembers whose messages core was asked for."""
 
-    def __init__(self, guards: Guards) -> None:
+    def __init__(self, limits: Limits) -> None:
         self.now = 0.0
-        self.admission = Admission(guards, lambda: self.now)
+        self.admission = Admission(limits, lambda: self.now)
         self.admission.open()
         self.asked: list[str] = []
 
@@ -28,9 +31,9 @@ class Calls:
         return permit
 
 
-def play(scene: Callable[[Calls], None], guards: Guards = GUARDS) -> None:
+def play(scene: Callable[[Calls], None], limits: Limits = FEW_BYTES) -> None:
     async def run() -> None:
-        calls = Calls(guards)
+        calls = Calls(limits)
         scene(calls)
         assert vars_of(calls.admission.total) == [0] * 6
 
@@ -76,14 +79,15 @@ def test_who_waits_for_room_gets_it_by_turns() -> None:
     play(scene)
 
 
-def test_where_the_event_loop_is_late_calls_are_refused_but_for_clients_with_few() -> None:
+def test_behind_a_long_line_before_a_late_event_loop_calls_are_refused_but_for_clients_with_few() -> None:
     def scene(calls: Calls) -> None:
-        permits = [calls.enter("greedy") for _ in range(16)]
-        for permit in permits:
+        permits = [calls.enter("greedy") for _ in range(80)]
+        for permit in permits[:16]:
             permit.received(1)
-        calls.now += 0.2
-        permits.append(calls.enter("greedy"))
-        calls.now += 0.1
+        calls.now += 0.3
+        permits.append(calls.enter("greedy"))  # so few could not hold up the loop: the machine did
+        for permit in permits[16:]:
+            permit.received(1)
         with pytest.raises(Overloaded, match="more calls come than the server can look at"):
             calls.enter("greedy")
         permits.append(calls.enter("other"))
@@ -92,7 +96,7 @@ def test_where_the_event_loop_is_late_calls_are_refused_but_for_clients_with_few
         permits.append(calls.enter("greedy"))
         release(*permits)
 
-    play(scene, Guards())
+    play(scene, MANY_BYTES)
 
 
 def test_a_client_whose_queue_was_full_is_refused_while_what_it_has_under_way_fills_it() -> None:
@@ -116,7 +120,7 @@ def test_a_client_whose_queue_was_full_is_refused_while_what_it_has_under_way_fi
         permits.append(calls.admission.admit("a", METHOD))
         release(*permits)
 
-    play(scene, Guards())
+    play(scene, MANY_BYTES)
 
 
 def test_a_message_that_does_not_fit_any_more_is_refused() -> None:

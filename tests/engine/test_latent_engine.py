@@ -18,7 +18,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import ROOT
 from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
 
-from engine.access.admission import Guards
 from engine.backends import open_backend
 from engine.batching.batcher import BatchObserver
 from engine.config import ServerConfig
@@ -108,7 +107,7 @@ def test_a_full_queue_is_told_of_to_the_door_only_where_there_is_no_other_model(
 
 def test_a_service_with_a_kind_of_method_that_no_limit_covers_is_not_registered() -> None:
     async def register() -> None:
-        calls = CallInterceptor(Metrics(), Guards())
+        calls = CallInterceptor(Metrics(), ServerConfig())
         with pytest.raises(NotImplementedError, match="Watch is neither unary nor a stream in both directions"):
             calls.register(Server(), health_pb2.DESCRIPTOR.services_by_name["Health"], health_pb2_grpc.HealthServicer())
 
@@ -171,7 +170,7 @@ def test_an_edit_passes_few_files(tiny_bundle: Path) -> None:
         files.add(frame.f_code.co_filename)
 
     async def scenario(engine: LatentEngine) -> None:
-        calls = CallInterceptor(Metrics(), Guards())
+        calls = CallInterceptor(Metrics(), ServerConfig())
         server = Server([("grpc.so_reuseport", 0)], calls.admit)
         calls.register(server, SERVICE, engine)
         port = server.listen("127.0.0.1:0")

@@ -49,7 +49,7 @@ def test_json_has_one_object_a_line_whatever_is_in_it(capsys: pytest.CaptureFixt
         raise ValueError("broken")
     except ValueError:
         logger.exception("it failed")
-    CallLog(logger).failed("Edit", "NOT_FOUND", "anna", 0.0015, "unknown attribute")
+    CallLog().failed("Edit", "NOT_FOUND", "anna", 0.0015, "unknown attribute")
     first, second, third = map(json.loads, written(capsys).splitlines())
     assert first["message"] == 'line\nbreak, "quotes" and ü'
     assert (first["level"], first["logger"], first["request_id"]) == ("info", "engine.somewhere", "id-2")
@@ -64,7 +64,7 @@ def test_a_flood_of_failures_is_counted_and_not_written(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs.set_up("info", "text")
-    log = CallLog(logging.getLogger("engine.service"))
+    log = CallLog()
     now = 1000.0
     monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: now)
     for _ in range(5000):
@@ -80,7 +80,7 @@ def test_a_flood_of_failures_is_counted_and_not_written(
 def test_answered_calls_are_lines_for_debugging_only(capsys: pytest.CaptureFixture[str]) -> None:
     for level, lines in (("info", 0), ("debug", 1)):
         logs.set_up(level, "text")
-        CallLog(logging.getLogger("engine.service")).answered("Edit", "anna", 0.0025)
+        CallLog().answered("Edit", "anna", 0.0025)
         found = written(capsys).splitlines()
         assert len(found) == lines
     assert found[0].endswith("DEBUG engine.service: Edit OK for anna in 2.500 ms")
@@ -89,9 +89,7 @@ def test_answered_calls_are_lines_for_debugging_only(capsys: pytest.CaptureFixtu
 def test_a_failed_answer_of_a_stream_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("info", "json")
     request_id.set("id-3")
-    CallLog(logging.getLogger("engine.service")).failed_in_stream(
-        "EditStream", "NOT_FOUND", "anna", "no such attribute"
-    )
+    CallLog().failed_in_stream("EditStream", "NOT_FOUND", "anna", "no such attribute")
     line = json.loads(written(capsys))
     assert line["message"] == "EditStream answered NOT_FOUND to anna: no such attribute"
     expected = {"request_id": "id-3", "method": "EditStream", "code": "NOT_FOUND", "client": "anna"}
@@ -102,7 +100,7 @@ def test_failures_within_streams_and_of_calls_are_limited_together(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logs.set_up("info", "text")
-    log = CallLog(logging.getLogger("engine.service"))
+    log = CallLog()
     monkeypatch.setattr("engine.telemetry.logs.time.monotonic", lambda: 1000.0)
     for _ in range(80):
         log.failed("Edit", "NOT_FOUND", "anna", 0.001, "no such attribute")

@@ -14,6 +14,7 @@ from tiny_model import images_of, latents_of, random_images, tiny_directions
 
 from engine.backends import Backend, Bytes, Floats, open_backend
 from engine.batching.batcher import RequestContext
+from engine.bundle import Bundle
 from engine.config import ServerConfig
 from engine.errors import BundleError, UnknownModel
 from engine.latents import Conditions
@@ -101,6 +102,28 @@ def test_a_changed_bundle_takes_over_and_requests_on_the_way_end_with_the_old_on
 
     run(scenario, told, faces=bundle)
     assert told == [("faces", True)]
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    told: list[tuple[str, bool]] = []
+    factors = iter([0, 4, 0])  # of the bundle that comes while one is opened; 0: none does
+
+    def open_slowly(read: Bundle) -> Backend:
+        if factor := next(factors):
+            smile_more(bundle, factor)
+        return open_backend(read)
+
+    async def scenario(repository: ModelRepository) -> None:
+        old = repository.get("")
+        smile_more(bundle, 3)
+        await repository.reload()
+        assert repository.get("") is old
+        await repository.reload()
+        np.testing.assert_array_equal(await smile(repository.get("")), expected(4))
+
+    run(scenario, told, open_slowly, faces=bundle)
+    assert told == [("faces", False), ("faces", True)]
 
 
 def test_the_graphs_of_a_model_that_has_retired_are_gone(tmp_path: Path) -> None:

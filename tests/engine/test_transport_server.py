@@ -23,6 +23,7 @@ from wires import (
     unary,
 )
 
+from engine.errors import StartupError
 from engine.transport import Server
 from engine.transport.core import CoreCall
 from engine.transport.permit import Unlimited
@@ -129,7 +130,7 @@ async def test_servers_follow_one_another_on_a_port() -> None:
     for _ in range(3):
         server, port = await _started(port, Echo=unary(echo))
         second = Server([("grpc.so_reuseport", 0)])
-        with pytest.raises(RuntimeError, match="can't be had"):
+        with pytest.raises(StartupError, match="can't listen on"):
             second.listen(f"127.0.0.1:{port}")
         async with connected(f"127.0.0.1:{port}") as channel:
             assert await channel.unary_unary(path("Echo"))(b"a") == b"a"
