@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from playwright.sync_api import Browser, Page, sync_playwright
-from script import machine, require_positive, run, summary, write_json
+from script import ServedFlags, machine, require_positive, run, summary, write_json
 from serving.process import Server
 
 from export.errors import InputError
@@ -43,19 +43,15 @@ new PerformanceObserver((list) => {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageConfig:
+class PageConfig(ServedFlags):
     """What to serve, and how long to move."""
 
-    bundle: Path
-    """Bundle folder."""
     seconds: float = 10.0
     """Time that the slider is moved, seconds, after as long a time that doesn't count."""
     visitors: int = 1
     """Pages that are open; all are moved in turn."""
     pictures: Path | None = None
     """Folder to write pictures of the page to: page-light.png, page-dark.png, page-phone.png."""
-    json: Path | None = None
-    """File to write all figures to."""
 
 
 def drag(pages: Sequence[Page], seconds: float) -> None:
