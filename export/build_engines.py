@@ -34,7 +34,7 @@ from engine.bundle import (
     Preprocessing,
 )
 from export import command
-from export.bundle.assembly import assemble, outcome
+from export.bundle.assembly import Assembly, outcome
 from export.bundle.output import check_apart, check_free, check_place, publish, require_space, staging
 from export.bundle.provenance import versions
 from export.bundle.triton import FLAG as TRITON_FLAG
@@ -120,11 +120,10 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         say(f"edits judged: {describe(reference.trial)}")
         proof = answers(run, reference.model, _proof_images(config, run, reference))
         proof.save(folder / PROOF)
-        bundle = assemble(
-            config,
-            folder,
-            _manifest(config, run),
-            candidates=candidates,
+        assembly = Assembly(
+            flags=config,
+            folder=folder,
+            manifest=_manifest(config, run),
             support=support,
             truth=reference.truth,
             proof=proof,
@@ -133,6 +132,7 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
             say=say,
             calibrate=lambda: Calibration.of(reference.model, reference.calibration_images, run.directions),
         )
+        bundle = assembly.assemble(candidates)
         if stopped():
             raise KeyboardInterrupt
         if config.triton is not None:

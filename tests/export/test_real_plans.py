@@ -21,7 +21,7 @@ from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.latents import Directions
 from export.build_engines import BuildConfig, build
-from export.engines.plans import build_plan
+from export.engines.plans import PlanBuilder
 from export.errors import InputError
 from export.graphs.edit import write_edit_by_steps
 from export.graphs.fp16 import write_half
@@ -60,15 +60,9 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def plan_of(graph: Path, folder: Path, said: list[str], *targets: str) -> dict[str, Any]:
-    return build_plan(
-        graph,
-        folder / f"{graph.stem}.plan",
-        max_batch=8,
-        timing_cache=folder / "timing.cache",
-        say=said.append,
-        backend="tensorrt-rtx",
-        compute_capabilities=targets,
-    )
+    cache = folder / "timing.cache"
+    builder = PlanBuilder(max_batch=8, timing_cache=cache, say=said.append, compute_capabilities=targets)
+    return builder.build(graph, folder / f"{graph.stem}.plan", backend="tensorrt-rtx")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
