@@ -131,6 +131,7 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ),
         ({"image_size": "64"}, "image_size must be a valid integer, not '64'"),
         ({"latent_dim": 0}, "latent_dim must be greater than or equal to 1, not 0"),
+        ({"max_batch_size": 10_000_000}, "max_batch_size must be less than or equal to 4096, not 10000000"),
         ({"engine": {"encoder": "encoder.onnx"}}, "engine.decoder is missing"),
         ({"engine": {name: value for name, value in ENGINE.items() if name != "stages"}}, "engine.stages is missing"),
         ({"preprocessing": {"crop": 12}}, "preprocessing.resize is missing"),
