@@ -10,8 +10,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from engine.backends.base import CUDA, gpu_of
@@ -72,6 +74,16 @@ class PlanBuilder:
             BackendError: TensorRT, its driver or a GPU is missing, or TensorRT refuses the graph; says which node and
                 why.
         """
+        stop = Event()
+        # A signal raises in the main thread, and TensorRT swallows what is raised in a callback.
+        with ThreadPoolExecutor(1) as pool:
+            building = pool.submit(self._build, graph, plan, backend, device, stop)
+            try:
+                return building.result()
+            finally:
+                stop.set()
+
+    def _build(self, graph: Path, plan: Path, backend: str, device: str, stop: Event) -> dict[str, Any]:
         where = self._select(backend, device)
         trt, what = load_tensorrt(backend), title(backend)
         log = make_logger(trt, self.say)
@@ -80,7 +92,7 @@ class PlanBuilder:
         parser = _parse(trt, network, log, graph, what)
         config, settings = self._configure(trt, builder, network, typed=typed)
         if backend == "tensorrt":
-            settings |= self._configure_for_this_gpu(trt, config)
+            settings |= self._configure_for_this_gpu(trt, config, stop)
         else:
             _set_targets(trt, config, self.compute_capabilities)
 
@@ -122,12 +134,12 @@ class PlanBuilder:
         settings = {"strongly_typed": typed, "flags": flags, "profile": profile, "workspace_bytes": WORKSPACE_BYTES}
         return config, settings
 
-    def _configure_for_this_gpu(self, trt: Any, config: Any) -> dict[str, Any]:
-        """What only TensorRT needs, which times kernels on the GPU at hand."""
+    def _configure_for_this_gpu(self, trt: Any, config: Any, stop: Event) -> dict[str, Any]:
+        """What only TensorRT needs, which times kernels on the GPU at hand, for minutes unless it is to stop."""
         _set_compatibility(trt, config, self.compatibility)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if hasattr(trt, "IProgressMonitor"):
-            config.progress_monitor = _make_monitor(trt, self.say)
+            config.progress_monitor = _make_monitor(trt, self.say, stop)
         known = _load_timing_cache(config, self.timing_cache, self.say)
         return {"timing_cache": "read" if known else "new"}
 
@@ -206,8 +218,8 @@ def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dic
     return counts
 
 
-def _make_monitor(trt: Any, say: Say) -> Any:
-    """A progress monitor: a line for each step of the outermost phases."""
+def _make_monitor(trt: Any, say: Say, stop: Event) -> Any:
+    """A progress monitor: a line for each step of the outermost phases; ends the build when it is to stop."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -221,7 +233,7 @@ def _make_monitor(trt: Any, say: Say) -> Any:
         def step_complete(self, phase: str, step: int) -> bool:
             if phase in self._steps:
                 say(f"{phase}: {step + 1} of {self._steps[phase]}")
-            return True  # False would stop the build
+            return not stop.is_set()
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)

@@ -1,8 +1,11 @@
 """The builder against the stand-in of tests/gpu_stand_in.py: real graphs, no device."""
 
 import json
+import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,21 @@ def test_warnings_and_progress_are_said_once(graphs: Path, tmp_path: Path, monke
         "Building Engine: 2 of 2",
     ]
     assert re.fullmatch(r"built some\.plan: 0\.\d MB in 0 s", said[-1])
+
+
+def test_an_interruption_stops_the_timing_of_kernels(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_for_ever(_: object, network: Any, config: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while config.progress_monitor.step_complete("Building Engine", 0):
+            time.sleep(0.01)
+
+    gpu_stand_in.install(monkeypatch, "10.3.0")
+    monkeypatch.setattr(gpu_stand_in._Builder, "build_serialized_network", build_for_ever)
+    with pytest.raises(KeyboardInterrupt):
+        build(graphs / "encoder.fp16.onnx", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_timing_cache_is_read_written_and_replaced(
