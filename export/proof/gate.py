@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engine.backends import CPU, Options, open_graphs
+from engine.backends import CPU, Options, open_engine
 from engine.bundle import Engine
 from engine.errors import ParityError
 from engine.proof.figures import Report, Stage, Tolerances
@@ -79,17 +79,10 @@ class Gate:
         backend, device, precision, engine = subject
         key = (name == "proof", backend, device, precision, engine.encoder, engine.decoder, engine.split)
         if key not in self._measured:
-            encoder, decoder = self.folder / engine.encoder, self.folder / engine.decoder
             options = Options(
-                backend=backend,
-                device=device,
-                precision=precision,
-                max_batch_size=self.max_batch,
-                edit=self.folder / engine.edit if engine.edit else None,
-                split=engine.split,
-                threads=self.threads,
+                backend=backend, device=device, precision=precision, max_batch_size=self.max_batch, threads=self.threads
             )
-            opened = open_graphs(encoder, decoder, options)
+            opened = open_engine(self.folder, engine, options)
             what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision} on {device}"
             truth = self.proof if name == "proof" and self.proof else self.truth
             try:
