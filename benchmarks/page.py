@@ -2,8 +2,7 @@
 
 A server of the bundle and a page are started; a mouse drags a slider to and fro. Each move counts, from its event to
 the first animation frame after a picture of it, or of a later move, was drawn; exit code 1 if the 95th percentile is
-above 50 ms. Needs dfc-vae[page], playwright and a
-Chromium.
+above 50 ms. Needs dfc-vae[page], playwright and a Chromium.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from engine.proof.figures import TOLERANCES, Report
 from engine.proof.opening import load_truth, tolerances_of
 from engine.proof.truth import Truth
 from export import command
+from export.engines.candidate import Option
 from export.errors import InputError
 from export.proof.gate import Gate
 from export.proof.judge import NO_RUN, Trial, describe
@@ -81,8 +82,8 @@ def verify(config: VerifyConfig) -> Report:
         tolerances=lambda precision: built if precision == manifest.precision else TOLERANCES[precision],
         say=print,
     )
-    device = config.device or manifest.device
-    report = gate.check(manifest.backend, manifest.precision, manifest.engine, device=device)
+    option = Option(manifest.backend, config.device or manifest.device, manifest.precision)
+    report = gate.check(option, manifest.engine)
     if config.json is not None:
         config.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     return report

@@ -71,9 +71,7 @@ class Assembly:
 
         def check(candidate: Candidate) -> Report:
             plans.update(write_edit_plan(candidate, self.folder, builder))
-            return gate.check(
-                candidate.backend, candidate.precision, candidate.engine, device=candidate.device, runs=runs
-            )
+            return gate.check(candidate.option, candidate.engine, runs=runs)
 
         winner, report, rejected = self._first_exact([entry.candidate for entry in entries] or candidates, check)
         if self.flags.explain:
