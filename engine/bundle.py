@@ -45,7 +45,7 @@ def _none_below_one(crop: int | None) -> int | None:
 
 def _own_files(files: dict[str, str]) -> dict[str, str]:
     for name in files:
-        if Path(name).name != name or name == MANIFEST:
+        if Path(name).name != name or name == MANIFEST or "\0" in name:
             raise ValueError(f"must be plain names of the bundle's own files, not {name!r}")
     return files
 
@@ -142,7 +142,7 @@ class Manifest:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also for a number of thousands of digits, or endless nesting
             raise BundleError(f"the manifest is not JSON ({error}); {_REBUILD}") from None
         if not isinstance(values, dict):
             raise BundleError(f"the manifest must be a JSON object, not {type(values).__name__}; {_REBUILD}")
