@@ -20,26 +20,25 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from script import ROOT, require_positive, run, write_json
+from script import ServedFlags, require_positive, run, write_json
 from serving.clients import Load
 from serving.poisoned_server import SECRET
-from serving.process import Server
-from serving.scenarios import GRACE_S, ROOM, SCENARIOS, FaultTest, Name
+from serving.process import ROOT, Server
+from serving.scenarios import GRACE_S, ROOM, SCENARIOS, FaultTest
 from serving.workload import Workload
 
 from engine.bundle import Bundle
+from export.errors import InputError
 
 PICTURES = 200
 MAX_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaultsConfig:
+class FaultsConfig(ServedFlags):
     """Which faults, under how much load."""
 
-    bundle: Path
-    """Bundle folder to serve."""
-    scenarios: tuple[Name, ...] = tuple(SCENARIOS)
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
     """Which, in which order."""
     clients: int = 16
     """Clients of the load, each with its own connection and one request after the other."""
@@ -47,11 +46,9 @@ class FaultsConfig:
     """How long the load runs undisturbed before and after the fault, seconds."""
     scale: float = 1.0
     """Factor on how much of a fault is injected."""
-    json: Path | None = None
-    """File to write all figures to."""
 
 
-def play(name: Name, config: FaultsConfig, workload: Workload) -> tuple[FaultTest, float]:
+def play(name: str, config: FaultsConfig, workload: Workload) -> tuple[FaultTest, float]:
     """Runs one scenario with a server of its own. Returns it, and the seconds that it took."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,6 +76,8 @@ def play(name: Name, config: FaultsConfig, workload: Workload) -> tuple[FaultTes
 def faults(config: FaultsConfig) -> bool:
     """Runs the scenarios and reports. Returns whether everything held."""
     require_positive(config, "clients", "settle_s", "scale")
+    if unknown := set(config.scenarios) - set(SCENARIOS):
+        raise InputError(f"--scenarios {' '.join(sorted(unknown))}: there are {', '.join(SCENARIOS)}")
     workload = Workload(Bundle.load(config.bundle), PICTURES, MAX_IMAGES)
     results = []
     for name in config.scenarios:

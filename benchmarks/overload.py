@@ -17,10 +17,9 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from script import require_positive, run, show_checks, write_json
+from script import ServedFlags, require_positive, run, show_checks, write_json
 from serving.bench import Bench, Row
 from serving.figures import Calls, markdown
 from serving.generator import REFUSED_STREAM, Outcome
@@ -39,11 +38,9 @@ CAPACITY_READINGS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverloadConfig:
+class OverloadConfig(ServedFlags):
     """What is offered, and for how long."""
 
-    bundle: Path
-    """Bundle folder to serve."""
     images: int = 16
     """Images per request, an edit of raw pixels: large ones let this generator offer many times the capacity from the
     same cores."""
@@ -53,8 +50,6 @@ class OverloadConfig:
     """The server's --max-queue, images: with the rate, it bounds how long an accepted request waits."""
     seconds: float = 10.0
     """How long requests arrive at each rate, seconds."""
-    json: Path | None = None
-    """File to write all figures to."""
 
 
 def offer(times: float, row: Row, outcome: Outcome) -> dict[str, Any]:

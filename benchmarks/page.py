@@ -2,8 +2,7 @@
 
 A server of the bundle and a page are started; a mouse drags a slider to and fro. Each move counts, from its event to
 the first animation frame after a picture of it, or of a later move, was drawn; exit code 1 if the 95th percentile is
-above 50 ms. Needs dfc-vae[page], playwright and a
-Chromium.
+above 50 ms. Needs dfc-vae[page], playwright and a Chromium.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from playwright.sync_api import Browser, Page, sync_playwright
-from script import machine, require_positive, run, summary, write_json
+from script import ServedFlags, machine, require_positive, run, summary, write_json
 from serving.process import Server
 
 from export.errors import InputError
@@ -43,19 +42,15 @@ new PerformanceObserver((list) => {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageConfig:
+class PageConfig(ServedFlags):
     """What to serve, and how long to move."""
 
-    bundle: Path
-    """Bundle folder."""
     seconds: float = 10.0
     """Time that the slider is moved, seconds, after as long a time that doesn't count."""
     visitors: int = 1
     """Pages that are open; all are moved in turn."""
     pictures: Path | None = None
     """Folder to write pictures of the page to: page-light.png, page-dark.png, page-phone.png."""
-    json: Path | None = None
-    """File to write all figures to."""
 
 
 def drag(pages: Sequence[Page], seconds: float) -> None:

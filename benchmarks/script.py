@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from export import command
 from export.bundle.provenance import versions
 from export.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
+
+@dataclass(frozen=True, kw_only=True)
+class ServedFlags:
+    """Flags of the scripts that start a server of their own."""
+
+    bundle: Path
+    """Bundle folder to serve."""
+    json: Path | None = None
+    """File to write all figures to."""
 
 
 def run(config: Any, work: Callable[[Any], object], doc: str | None, arguments: Sequence[str] | None = None) -> int:

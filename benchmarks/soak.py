@@ -17,10 +17,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from script import require_positive, run, show_checks, write_json
+from script import ServedFlags, require_positive, run, show_checks, write_json
 from serving.clients import Load, Stats
 from serving.figures import markdown
 from serving.process import Server
@@ -40,17 +39,13 @@ _SETTLING_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoakConfig:
+class SoakConfig(ServedFlags):
     """How many clients, how long."""
 
-    bundle: Path
-    """Bundle folder to serve."""
     clients: int = 64
     """Clients, each with its own connection and one request after the other."""
     minutes: float = 2.0
     """How long, minutes; memory is judged in runs of 40 s and more."""
-    json: Path | None = None
-    """File to write all figures to."""
 
 
 def growth(usage: Usage) -> float | None:

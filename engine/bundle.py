@@ -25,6 +25,9 @@ DIRECTIONS = "directions.safetensors"
 PRIOR = "prior.safetensors"
 PROOF = "proof.safetensors"
 
+LARGEST_BATCH = 4096
+"""Largest batch that an engine may be built for, images: far beyond what any device gains by, and it fits in memory."""
+
 PROVEN, UNPROVEN, UNKNOWN = "proven", "unproven", "unknown"
 
 _READ_TOO = (3,)
@@ -42,7 +45,7 @@ def _none_below_one(crop: int | None) -> int | None:
 
 def _own_files(files: dict[str, str]) -> dict[str, str]:
     for name in files:
-        if Path(name).name != name or name == MANIFEST:
+        if Path(name).name != name or name == MANIFEST or "\0" in name:
             raise ValueError(f"must be plain names of the bundle's own files, not {name!r}")
     return files
 
@@ -106,7 +109,7 @@ class Manifest:
     device: str  # kind that it computes on, "cpu" or "cuda"; which of several GPUs is for the server to say
     precision: str  # arithmetic of the engines, for example "fp32"
     engine: Engine
-    max_batch_size: _Positive  # that the engines take, images
+    max_batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)]  # that the engines take, images
     files: Annotated[dict[str, str], AfterValidator(_own_files)]  # SHA-256 in hex of every file but the manifest
     parity: dict[str, Any]  # figures of the parity gate that the bundle passed
     versions: dict[str, str]  # of the software that built it, by package name
@@ -139,7 +142,7 @@ class Manifest:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also for a number of thousands of digits, or endless nesting
             raise BundleError(f"the manifest is not JSON ({error}); {_REBUILD}") from None
         if not isinstance(values, dict):
             raise BundleError(f"the manifest must be a JSON object, not {type(values).__name__}; {_REBUILD}")

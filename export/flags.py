@@ -12,6 +12,7 @@ import tyro
 
 from engine.backends import BACKENDS, DEVICE_RULE, cores, is_device, kind_of
 from engine.backends.tensorrt import TARGETS
+from engine.bundle import LARGEST_BATCH
 from engine.proof.figures import TOLERANCES, Tolerances
 from export.engines.candidate import Candidate, Option
 from export.engines.support import AUTO, Support
@@ -41,9 +42,10 @@ class EngineFlags:
     out: Path
     """Bundle folder to write; must not exist yet, unless with --force."""
     backend: BackendName = AUTO
-    """Runtime that will serve the bundle: onnxruntime (on the CPU fp32, int8; on a GPU fp32, fp16), openvino (CPU;
-    fp32, bf16, int8), tensorrt (GPU; fp32, fp16, int8; keeps its timing cache beside the bundle, in OUT.timing.cache)
-    or tensorrt-rtx (the same; by name it is built where no GPU is, too, and its bundle is then unproven)."""
+    """Runtime that will serve the bundle: onnxruntime (on the CPU fp32, fp16, int8; on a GPU fp32, fp16), openvino
+    (CPU; fp32, bf16, int8), tensorrt (GPU; fp32, fp16, int8; keeps its timing cache beside the bundle, in
+    OUT.timing.cache) or tensorrt-rtx (the same; by name it is built where no GPU is, too, and its bundle is then
+    unproven)."""
     device: str = AUTO
     """Where the engines will compute: auto, cpu, cuda, or one of several GPUs of this machine, such as cuda:1."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
@@ -63,7 +65,7 @@ class EngineFlags:
     tactics: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """The only sources of kernels that tensorrt may use, where a machine lacks the libraries of others; none: all."""
     max_batch: int | None = None
-    """Largest batch that the engines take, images."""
+    """Largest batch that the engines take, images; at most 4,096."""
     threads: int | None = None
     """Compute threads of the engines while they are measured; None: all cores."""
     min_psnr: float | None = None
@@ -94,6 +96,8 @@ class EngineFlags:
             if value is not None and not least <= value < math.inf:
                 finite = ", and finite" if isinstance(value, float) else ""
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}{finite}")
+        if (self.max_batch or 1) > LARGEST_BATCH:
+            raise InputError(f"--max-batch {self.max_batch}: must be at most {LARGEST_BATCH}")
         for target in self.compute_capability:
             if target not in TARGETS:
                 raise InputError(
@@ -104,7 +108,6 @@ class EngineFlags:
             raise InputError(
                 f"--compute-capability: --backend {self.backend} builds for this machine; take --backend tensorrt-rtx"
             )
-
         if self.hardware_compatibility != "none" and self.backend != "tensorrt":
             raise InputError(
                 f"--hardware-compatibility {self.hardware_compatibility}: only --backend tensorrt has that choice; "

@@ -47,7 +47,7 @@ def write(config: HubConfig) -> None:
     """Writes the folder, as a whole or not at all.
 
     Raises:
-        InputError: a flag, or the run, cannot be used.
+        InputError: a flag, or the run, cannot be used; likewise RunError.
         EngineError: the bundle is damaged.
     """
     bundle, out = Bundle.load(config.bundle), config.out
@@ -65,6 +65,10 @@ def write(config: HubConfig) -> None:
         )
     if config.run is not None and not _is_run_of(config.run, bundle.manifest):
         raise InputError(f"--run {config.run}: {bundle.path} was built from another model; name its own run")
+    if config.run is not None:
+        from trainer.run_folder import load_config  # noqa: PLC0415 - needs the extra
+
+        load_config(config.run)  # refuses one that can't be read
     with staging(out, FLAG) as folder:
         (folder / GRAPHS).mkdir()
         for name in (ENCODER, DECODER):

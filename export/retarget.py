@@ -30,7 +30,7 @@ from engine.errors import BundleError
 from engine.latents import load_priors
 from engine.proof.opening import load_truth
 from export import command
-from export.bundle.assembly import assemble, outcome
+from export.bundle.assembly import Assembly, outcome
 from export.bundle.output import check_apart, check_place, publish, require_space, staging
 from export.bundle.provenance import versions
 from export.engines.candidate import Candidate
@@ -52,7 +52,7 @@ class RetargetConfig(EngineFlags):
     bundle: Annotated[Path, tyro.conf.Positional]
     """Bundle folder to start from; it is only read."""
     max_batch: int | None = None
-    """Largest batch that the engines take, images; None: that of the bundle."""
+    """Largest batch that the engines take, images, at most 4,096; None: that of the bundle."""
 
 
 def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], bool] = lambda: False) -> Path:
@@ -90,11 +90,10 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
     with staging(config.out) as folder:
         for name in (*graphs, *others):
             shutil.copyfile(bundle.path / name, folder / name)
-        made = assemble(
-            config,
-            folder,
-            manifest,
-            candidates=candidates,
+        assembly = Assembly(
+            flags=config,
+            folder=folder,
+            manifest=manifest,
             support=support,
             truth=truth,
             proof=truth,
@@ -103,6 +102,7 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
             say=say,
             calibrate=lambda: _calibration(bundle, config.cores),
         )
+        made = assembly.assemble(candidates)
         if stopped():
             raise KeyboardInterrupt
         publish(folder, config.out, force=config.force)

@@ -15,12 +15,13 @@ from typing import Annotated
 
 import tyro
 
-from engine.backends import DEVICE_RULE, cores, is_device
+from engine.backends import DEVICE_RULE, cores, is_device, open_backend
 from engine.bundle import PROOF, Bundle
 from engine.proof.figures import TOLERANCES, Report
 from engine.proof.opening import load_truth, tolerances_of
 from engine.proof.truth import Truth
 from export import command
+from export.engines.candidate import Option
 from export.errors import InputError
 from export.proof.gate import Gate
 from export.proof.judge import NO_RUN, Trial, describe
@@ -57,12 +58,12 @@ def verify(config: VerifyConfig) -> Report:
 
     Raises:
         InputError: a flag or the run cannot be used; likewise RunError.
-        EngineError: the bundle is damaged or carries no proof, or its runtime is missing or lacks units for its
-            precision.
+        EngineError: the bundle is damaged or carries no proof, or its engines can't run here.
         ParityError: a stage is beyond its tolerances.
     """
-    bundle = Bundle.load(config.bundle)
+    bundle, threads = Bundle.load(config.bundle), config.threads or cores()
     manifest = bundle.manifest
+    open_backend(bundle, threads, config.device).close()  # what can't run here is refused before all is measured
     trial: Trial | str = NO_RUN
     proof = load_truth(bundle) if config.run is None or PROOF in manifest.files else None
     truth = proof
@@ -77,12 +78,12 @@ def verify(config: VerifyConfig) -> Report:
         trial=trial,
         proof=None if config.run is None else proof,
         max_batch=manifest.max_batch_size,
-        threads=config.threads or cores(),
+        threads=threads,
         tolerances=lambda precision: built if precision == manifest.precision else TOLERANCES[precision],
         say=print,
     )
-    device = config.device or manifest.device
-    report = gate.check(manifest.backend, manifest.precision, manifest.engine, device=device)
+    option = Option(manifest.backend, config.device or manifest.device, manifest.precision)
+    report = gate.check(option, manifest.engine)
     if config.json is not None:
         config.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     return report

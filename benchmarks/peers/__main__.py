@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from script import machine, require_positive, run, summary, write_json
+from script import ServedFlags, machine, require_positive, run, summary, write_json
 from serving.figures import markdown
 from serving.usage import process_tree
 
@@ -46,11 +46,9 @@ _START_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeersConfig:
+class PeersConfig(ServedFlags):
     """What to measure."""
 
-    bundle: Path
-    """Bundle folder."""
     environments: Path
     """Folder with an environment for each peer, as environments.sh makes it."""
     peers: tuple[str, ...] = ()
@@ -59,8 +57,6 @@ class PeersConfig:
     """Requests under way."""
     seconds: float = 4.0
     """How long each is measured."""
-    json: Path | None = None
-    """File for all figures."""
 
 
 def measure(peer: Peer, job: Job, config: PeersConfig) -> dict[str, Any]:

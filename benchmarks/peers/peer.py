@@ -13,8 +13,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 import onnxruntime
-from script import ROOT
 from serving import http2
+from serving.process import ROOT
 from serving.requests import INFER, SERVICE
 
 from engine.arrays import Bytes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from export.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]  # not script's, whose flags need more than a server does
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Server:

@@ -124,29 +124,29 @@ def stream_request(step: StreamEdit, number: int = 0) -> pb.EditStreamRequest:
 
 def _prepare_infer(case: Case, model: pb.GetModelResponse) -> Prepared:
     """The same request as tensors with raw contents; the answer has the same values."""
-    tensors: dict[str, tuple[str, npt.NDArray[Any] | list[bytes]]] = {}
-    if case.operation == "decode":
-        tensors["latents"] = "FP32", random_latents(case.images, model.latent_dim)
-    else:
-        tensors["images"] = "UINT8", pictures(case.images, model.image_size, SEED)
-    if case.operation == "edit" and model.attributes:
-        tensors["attributes"] = "BYTES", [model.attributes[0].name.encode()]
-        tensors["strengths"] = "FP32", np.array([STRENGTH], "<f4")
-    elif case.operation == "edit":
-        tensors["offsets"] = "FP32", np.full(model.latent_dim, 0.1 * STRENGTH, "<f4")
     name, output = {"encode": ("encoder", "mu"), "decode": ("decoder", "images"), "edit": ("edit", "images")}[
         case.operation
     ]
     request = infer.ModelInferRequest(model_name=name)
     if case.operation != "encode":  # whose answer has both of its outputs
         request.outputs.add(name=output)
-    for tensor, (datatype, values) in tensors.items():
-        shape = [len(values)] if isinstance(values, list) else values.shape
+
+    def add(tensor: str, datatype: str, shape: Sequence[int], contents: bytes) -> None:
         request.inputs.add(name=tensor, datatype=datatype, shape=shape)
-        if isinstance(values, list):
-            request.raw_input_contents.append(b"".join(len(one).to_bytes(4, "little") + one for one in values))
-        else:
-            request.raw_input_contents.append(values.tobytes())
+        request.raw_input_contents.append(contents)
+
+    if case.operation == "decode":
+        latents = random_latents(case.images, model.latent_dim)
+        add("latents", "FP32", latents.shape, latents.tobytes())
+    else:
+        images = pictures(case.images, model.image_size, SEED)
+        add("images", "UINT8", images.shape, images.tobytes())
+    if case.operation == "edit" and model.attributes:
+        attribute = model.attributes[0].name.encode()
+        add("attributes", "BYTES", [1], len(attribute).to_bytes(4, "little") + attribute)
+        add("strengths", "FP32", [1], np.array([STRENGTH], "<f4").tobytes())
+    elif case.operation == "edit":
+        add("offsets", "FP32", [model.latent_dim], np.full(model.latent_dim, 0.1 * STRENGTH, "<f4").tobytes())
     return Prepared(INFER, request.SerializeToString())
 
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -392,7 +392,3 @@ _ALL = (killed_clients, half_sent, deadline_storm, sigterm, sighup, backend_rais
 SCENARIOS: dict[str, Callable[[FaultTest], Coroutine[Any, Any, None]]] = {
     scenario.__name__.replace("_", "-"): scenario for scenario in _ALL
 }
-if TYPE_CHECKING:
-    Name = str
-else:
-    Name = Literal[tuple(SCENARIOS)]

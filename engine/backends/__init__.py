@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from shlex import quote
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from engine.arrays import Bytes, Floats
 from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, bucket_sizes, cores, is_device, kind_of
 from engine.backends.registry import BACKENDS, find, open_graphs
-from engine.bundle import Bundle, Manifest
+from engine.bundle import Bundle, Engine, Manifest
 from engine.errors import BackendError, BundleError
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "is_device",
     "kind_of",
     "open_backend",
+    "open_engine",
     "open_graphs",
     "switch_off_usage_reports",
     "warm_up",
@@ -68,17 +71,21 @@ def open_backend(bundle: Bundle, threads: int | None = None, device: str | None 
         )
     if find(manifest.backend).plan:
         _require_device_of(bundle, device)
-    engine = manifest.engine
     options = Options(
         backend=manifest.backend,
         device=device,
         precision=manifest.precision,
         max_batch_size=manifest.max_batch_size,
-        edit=bundle.path / engine.edit if engine.edit else None,
-        split=engine.split,
         threads=threads or cores(),
     )
-    return open_graphs(bundle.path / engine.encoder, bundle.path / engine.decoder, options)
+    return open_engine(bundle.path, manifest.engine, options)
+
+
+def open_engine(folder: Path, engine: Engine, options: Options) -> Backend:
+    """Opens the files of an engine, which lie in a folder, as the engine says; errors as of `open_graphs`."""
+    edit = folder / engine.edit if engine.edit else None
+    options = replace(options, edit=edit, split=engine.split)
+    return open_graphs(folder / engine.encoder, folder / engine.decoder, options)
 
 
 def _require_device_of(bundle: Bundle, device: str) -> None:

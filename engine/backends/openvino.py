@@ -64,7 +64,7 @@ class OpenVinoBackend(Backend):
         if options.precision.upper() not in found:
             raise BackendError(
                 f"this CPU has no units for {options.precision} (OpenVINO finds {', '.join(found)}); "
-                "build the bundle again with --precision fp32, or serve it on another machine"
+                "take --precision fp32, for a bundle that is there already with: python -m export.retarget"
             )
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:

@@ -27,11 +27,6 @@ class Row:
     built_anywhere: bool = False  # its plans can be built where they don't run
     splits: tuple[str, ...] = ()  # kinds of devices on which it can split a batch over its threads
 
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Kinds of devices that it computes on; the first one is meant where none is named."""
-        return tuple(self.precisions)
-
     def load(self, device: str) -> type[Backend]:
         """Its class.
 

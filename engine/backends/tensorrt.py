@@ -152,7 +152,8 @@ def load_tensorrt(backend: str = "tensorrt") -> Any:
         return importlib.import_module(MODULES[backend])
     except ImportError as error:
         raise BackendError(
-            f"this bundle needs {_TITLES[backend]}, which can't be imported ({error}); pip install 'dfc-vae[{backend}]'"
+            f"the backend {backend} needs {_TITLES[backend]}, which can't be imported ({error}); "
+            f"pip install 'dfc-vae[{backend}]'"
         ) from error
 
 

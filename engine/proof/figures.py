@@ -235,27 +235,28 @@ class Report:
 
 def _beyond_latents(error: LatentError, tolerances: Tolerances) -> list[str]:
     """What of a latent error is beyond the tolerances, one clause each."""
-    found = []
-    for what, figure, bound in (
-        (f"off by {{}} of its spread of {error.spread:.3g} in {error.worst}", error.max_relative, tolerances.latents),
-        ("off by {} of its spread in the mean of a dimension", error.bias_relative, BIAS_SHARE * tolerances.latents),
-    ):
-        if not figure <= bound:  # so that NaN fails
-            found.append(f"is {what.format(f'{figure:.2e}')} (tolerance {bound:.2e})")
-    return found
+    largest, bias, bound = error.max_relative, error.bias_relative, tolerances.latents
+    clauses = {
+        f"is off by {largest:.2e} of its spread of {error.spread:.3g} in {error.worst} (tolerance {bound:.2e})": (
+            largest <= bound
+        ),
+        f"is off by {bias:.2e} of its spread in the mean of a dimension (tolerance {BIAS_SHARE * bound:.2e})": (
+            bias <= BIAS_SHARE * bound
+        ),
+    }
+    return [clause for clause, holds in clauses.items() if not holds]  # so that NaN fails
 
 
 def _beyond(difference: ImageError, tolerances: Tolerances) -> list[str]:
     """What of an image error is beyond the tolerances, one clause each."""
-    levels, mean, bias, psnr = tolerances.levels, tolerances.mean_levels, tolerances.bias_levels, tolerances.psnr_db
+    largest, mean, bounds = difference.max_levels, difference.mean_levels, tolerances
     worst = math.inf if difference.worst_psnr_db is None else difference.worst_psnr_db
     off, side = abs(difference.bias_levels), "bright" if difference.bias_levels > 0 else "dark"
     clauses = {
-        f"is off by up to {difference.max_levels} of 255 levels (tolerance {levels})": difference.max_levels <= levels,
-        f"has {worst:.1f} dB PSNR in {difference.worst} (tolerance {psnr:g})": worst >= psnr,
-        f"is off by {difference.mean_levels:.2g} levels in the mean (tolerance {mean:g})": difference.mean_levels
-        <= mean,
-        f"is {off:.2g} levels too {side} in the mean (tolerance {bias:g})": off <= bias,
+        f"is off by up to {largest} of 255 levels (tolerance {bounds.levels})": largest <= bounds.levels,
+        f"has {worst:.1f} dB PSNR in {difference.worst} (tolerance {bounds.psnr_db:g})": worst >= bounds.psnr_db,
+        f"is off by {mean:.2g} levels in the mean (tolerance {bounds.mean_levels:g})": mean <= bounds.mean_levels,
+        f"is {off:.2g} levels too {side} in the mean (tolerance {bounds.bias_levels:g})": off <= bounds.bias_levels,
     }
     return [clause for clause, holds in clauses.items() if not holds]
 

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from dataclasses import fields
+from shlex import quote
 from typing import Any
 
 from engine.backends import Backend, open_backend
@@ -48,7 +49,7 @@ def prove(bundle: Bundle, backend: Backend) -> Stage:
     what = f"{manifest.engine.encoder} and {manifest.engine.decoder} by {manifest.backend} in {manifest.precision}"
     mend = (
         "it is not used here; make engines for this machine with: python -m export.retarget "
-        f"{bundle.path} --backend auto --out BUNDLE2"
+        f"{quote(str(bundle.path))} --backend auto --out BUNDLE2"
     )
     try:
         stage = truth.compare(backend, what, tolerances_of(bundle), manifest.max_batch_size)

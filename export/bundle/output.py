@@ -169,7 +169,7 @@ def _files_of_bundle(folder: Path) -> set[str] | None:
     try:
         values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return {MANIFEST, *values["files"]} if "format_version" in values else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

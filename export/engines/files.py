@@ -12,7 +12,7 @@ from typing import Any
 from engine.backends import BACKENDS
 from engine.errors import BackendError
 from export.engines.candidate import Candidate
-from export.engines.plans import Say, build_plan
+from export.engines.plans import PlanBuilder, Say
 from export.graphs.edit import write_edit_by_steps
 from export.graphs.fp16 import write_half
 from export.graphs.int8 import Calibration, write_int8
@@ -50,11 +50,9 @@ def write_reduced(
 
 
 def write_plans(
-    candidates: Sequence[Candidate], folder: Path, *, say: Say, **building: Any
+    candidates: Sequence[Candidate], folder: Path, builder: PlanBuilder
 ) -> tuple[list[Candidate], dict[str, Any]]:
-    """Builds the plans of encoders and decoders, for TensorRT and TensorRT for RTX.
-
-    The candidates' graphs are there. `building` is what else `export.engines.plans.build_plan` takes.
+    """Builds the plans of encoders and decoders, for TensorRT and TensorRT for RTX; the candidates' graphs are there.
 
     Returns:
         The candidates whose files are all there, and the builder's settings by name of the plan.
@@ -71,25 +69,20 @@ def write_plans(
             if plan in settings or plan in refused:
                 continue
             try:
-                settings[plan] = build_plan(
-                    folder / graph,
-                    folder / plan,
-                    backend=candidate.backend,
-                    device=candidate.device,
-                    say=say,
-                    **building,
+                settings[plan] = builder.build(
+                    folder / graph, folder / plan, backend=candidate.backend, device=candidate.device
                 )
             except BackendError as error:
                 refused[plan] = error
-                say(f"{plan} is out: {error}")
+                builder.say(f"{plan} is out: {error}")
     left = [candidate for candidate in candidates if refused.keys().isdisjoint(candidate.files)]
     if not left:
         raise next(iter(refused.values()))
     return left, settings
 
 
-def write_edit_plan(candidate: Candidate, folder: Path, *, say: Say, **building: Any) -> dict[str, Any]:
-    """Builds the plan of encoder and decoder as one graph, where a candidate has one; otherwise as `write_plans`.
+def write_edit_plan(candidate: Candidate, folder: Path, builder: PlanBuilder) -> dict[str, Any]:
+    """Builds the plan of encoder and decoder as one graph, where a candidate has one.
 
     It holds the weights a second time: files and memory of a GPU double.
 
@@ -102,11 +95,11 @@ def write_edit_plan(candidate: Candidate, folder: Path, *, say: Say, **building:
     if candidate.edit is None:
         return {}
     encoder, decoder = (folder / graph for graph in candidate.graphs)
-    graph = (folder / candidate.edit).with_suffix(".onnx")
+    plan = folder / candidate.edit
+    graph = plan.with_suffix(".onnx")
     write_edit_by_steps(encoder, decoder, graph)
     try:
-        plan = folder / candidate.edit
-        settings = build_plan(graph, plan, backend=candidate.backend, device=candidate.device, say=say, **building)
-        return {candidate.edit: {**settings, "graph": " + ".join(candidate.graphs)}}
+        settings = builder.build(graph, plan, backend=candidate.backend, device=candidate.device)
     finally:
         graph.unlink()
+    return {candidate.edit: {**settings, "graph": " + ".join(candidate.graphs)}}

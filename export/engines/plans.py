@@ -10,7 +10,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from engine.backends.base import CUDA, gpu_of
@@ -34,100 +37,111 @@ WORKSPACE_BYTES = 1 << 30
 """Memory that one layer may use while it computes, bytes: the largest layer here needs a fraction of it."""
 
 
-def build_plan(
-    graph: Path,
-    plan: Path,
-    *,
-    max_batch: int,
-    timing_cache: Path,
-    say: Say,
-    backend: str = "tensorrt",
-    device: str = CUDA,
-    compute_capabilities: Sequence[str] = (),
-    compatibility: str = "none",
-    tactics: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Builds a plan: tens of seconds to minutes with TensorRT, which times kernels; a second with TensorRT for RTX.
+@dataclass(frozen=True, kw_only=True)
+class PlanBuilder:
+    """Builds plans: tens of seconds to minutes with TensorRT, which times kernels; a second with TensorRT for RTX.
 
-    It has one optimisation profile, for batches of 1 to `max_batch` images, tuned for `max_batch`: full batches decide
-    the throughput, and small ones wait for launches and memory more than for arithmetic.
+    A plan has one optimisation profile, for batches of 1 to `max_batch` images, tuned for `max_batch`: full batches
+    decide the throughput, and small ones wait for launches and memory more than for arithmetic.
 
     Beside a plan for this machine's GPU lies what the engine inspector says of it (`layers_of`): which layer computes
     what, in which precision, by which kernel. TensorRT for RTX chooses kernels when a plan is opened.
-
-    Args:
-        graph: An FP32 graph, its FP16 form, or one with quantisation (Q/DQ).
-        plan: File to write, at once and in full.
-        max_batch: Largest batch, images.
-        timing_cache: Measured times of kernels, read if it is there, and written: a second build takes seconds. One
-            file serves any number of graphs; TensorRT itself knows which entries are for this GPU and version.
-            TensorRT for RTX measures nothing, and leaves it alone.
-        say: Takes warnings and errors of TensorRT, and the progress.
-        backend: "tensorrt", for a GPU of this machine, or "tensorrt-rtx", which needs neither GPU nor driver.
-        device: The GPU that "tensorrt" builds on and for.
-        compute_capabilities: GPUs that TensorRT for RTX builds for, keys of `TARGETS`; none: `DEFAULT_TARGETS`.
-        compatibility: Other GPUs that a plan of TensorRT is for, a key of `COMPATIBILITIES`.
-        tactics: Names of the only sources of kernels that TensorRT may use; none: all.
-
-    Returns:
-        Settings of the build, for the manifest.
-
-    Raises:
-        BackendError: TensorRT, its driver or a GPU is missing, or TensorRT refuses the graph; says which node and why.
     """
-    rtx = backend == "tensorrt-rtx"
-    if rtx:
-        where = f"for compute capability {', '.join(compute_capabilities or DEFAULT_TARGETS)}"
-    else:
-        where = f"on {require_device(backend, device)['gpu']}"
+
+    max_batch: int  # largest batch, images
+    # Measured times of kernels, read if it is there, and written: a second build takes seconds. One file serves any
+    # number of graphs; TensorRT itself knows which entries are for this GPU and version, and TensorRT for RTX leaves it
+    # alone.
+    timing_cache: Path
+    say: Say  # takes warnings and errors of TensorRT, and the progress
+    compute_capabilities: Sequence[str] = ()  # that TensorRT for RTX builds for, of `TARGETS`; none: `DEFAULT_TARGETS`
+    compatibility: str = "none"  # other GPUs that a plan of TensorRT is for, a key of `COMPATIBILITIES`
+    tactics: Sequence[str] = ()  # names of the only sources of kernels that TensorRT may use; none: all
+
+    def build(self, graph: Path, plan: Path, *, backend: str = "tensorrt", device: str = CUDA) -> dict[str, Any]:
+        """Builds one plan.
+
+        Args:
+            graph: An FP32 graph, its FP16 form, or one with quantisation (Q/DQ).
+            plan: File to write, at once and in full.
+            backend: "tensorrt", for a GPU of this machine, or "tensorrt-rtx", which needs neither GPU nor driver.
+            device: The GPU that "tensorrt" builds on and for.
+
+        Returns:
+            Settings of the build, for the manifest.
+
+        Raises:
+            BackendError: TensorRT, its driver or a GPU is missing, or TensorRT refuses the graph; says which node and
+                why.
+        """
+        stop = Event()
+        # A signal raises in the main thread, and TensorRT swallows what is raised in a callback.
+        with ThreadPoolExecutor(1) as pool:
+            building = pool.submit(self._build, graph, plan, backend, device, stop)
+            try:
+                return building.result()
+            finally:
+                stop.set()
+
+    def _build(self, graph: Path, plan: Path, backend: str, device: str, stop: Event) -> dict[str, Any]:
+        where = self._select(backend, device)
+        trt, what = load_tensorrt(backend), title(backend)
+        log = make_logger(trt, self.say)
+        builder = start(trt, "Builder", log)
+        network, typed = _network(trt, builder)
+        parser = _parse(trt, network, log, graph, what)
+        config, settings = self._configure(trt, builder, network, typed=typed)
+        if backend == "tensorrt":
+            settings |= self._configure_for_this_gpu(trt, config, stop)
+        else:
+            _set_targets(trt, config, self.compute_capabilities)
+
+        self.say(f"building {plan.name} with {what} {where} ({network.num_layers} layers)")
+        began = time.perf_counter()
+        built = builder.build_serialized_network(network, config)
+        if built is None:
+            raise BackendError(f"{what} can't build {graph.name}: {log.reason()}")
+        del parser  # until here the network's weights were in its memory
+        seconds = time.perf_counter() - began
+        content = bytes(memoryview(built))
+        if backend == "tensorrt":
+            _write(self.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+            _write(layers_of(plan), _inspect(trt, log, content, plan))
+        _write(plan, content)
+        self.say(f"built {plan.name}: {len(content) / 1e6:.1f} MB in {seconds:.0f} s")
+        return {"graph": graph.name, **settings, "layers": int(network.num_layers), "seconds": round(seconds, 1)}
+
+    def _select(self, backend: str, device: str) -> str:
+        """Makes the GPU that is built on the one that CUDA works with. Returns what is built for, for a person."""
+        if backend == "tensorrt-rtx":
+            return f"for compute capability {', '.join(self.compute_capabilities or DEFAULT_TARGETS)}"
+        gpu = require_device(backend, device)["gpu"]
         Cuda(gpu_of(device)).select()
-    trt, what = load_tensorrt(backend), title(backend)
-    log = make_logger(trt, say)
-    builder = start(trt, "Builder", log)
-    network, typed = _network(trt, builder)
-    parser = _parse(trt, network, log, graph, what)
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    if tactics:
-        config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in tactics))
-    config.clear_flag(trt.BuilderFlag.TF32)  # what is FP32 is meant so, and the factors of TF32 have ten bits
-    flags = ["no TF32"]
-    if not typed:
-        flags += tensorrt_8.allow_precisions(trt, config, network)
-        tensorrt_8.share_profile(trt, config)
-    profile = _add_profile(builder, config, network, max_batch)
-    if rtx:
-        _set_targets(trt, config, compute_capabilities)
-    else:
-        _set_compatibility(trt, config, compatibility)
+        return f"on {gpu}"
+
+    def _configure(self, trt: Any, builder: Any, network: Any, *, typed: bool) -> tuple[Any, dict[str, Any]]:
+        """The builder's configuration, as far as it is the same for every backend, and what the manifest says of it."""
+        config = builder.create_builder_config()
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+        if self.tactics:
+            config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in self.tactics))
+        config.clear_flag(trt.BuilderFlag.TF32)  # what is FP32 is meant so, and the factors of TF32 have ten bits
+        flags = ["no TF32"]
+        if not typed:
+            flags += tensorrt_8.allow_precisions(trt, config, network)
+            tensorrt_8.share_profile(trt, config)
+        profile = _add_profile(builder, config, network, self.max_batch)
+        settings = {"strongly_typed": typed, "flags": flags, "profile": profile, "workspace_bytes": WORKSPACE_BYTES}
+        return config, settings
+
+    def _configure_for_this_gpu(self, trt: Any, config: Any, stop: Event) -> dict[str, Any]:
+        """What only TensorRT needs, which times kernels on the GPU at hand, for minutes unless it is to stop."""
+        _set_compatibility(trt, config, self.compatibility)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         if hasattr(trt, "IProgressMonitor"):
-            config.progress_monitor = _make_monitor(trt, say)
-    known = not rtx and _load_timing_cache(config, timing_cache, say)
-
-    say(f"building {plan.name} with {what} {where} ({network.num_layers} layers)")
-    began = time.perf_counter()
-    built = builder.build_serialized_network(network, config)
-    if built is None:
-        raise BackendError(f"{what} can't build {graph.name}: {log.reason()}")
-    del parser  # until here the network's weights were in its memory
-    seconds = time.perf_counter() - began
-    content = bytes(memoryview(built))
-    if not rtx:
-        _write(timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
-        _write(layers_of(plan), _inspect(trt, log, content, plan))
-    _write(plan, content)
-    say(f"built {plan.name}: {plan.stat().st_size / 1e6:.1f} MB in {seconds:.0f} s")
-    settings = {
-        "graph": graph.name,
-        "strongly_typed": typed,
-        "flags": flags,
-        "profile": profile,
-        "workspace_bytes": WORKSPACE_BYTES,
-        "layers": int(network.num_layers),
-        "seconds": round(seconds, 1),
-    }
-    return settings if rtx else {**settings, "timing_cache": "read" if known else "new"}
+            config.progress_monitor = _make_monitor(trt, self.say, stop)
+        known = _load_timing_cache(config, self.timing_cache, self.say)
+        return {"timing_cache": "read" if known else "new"}
 
 
 def layers_of(plan: Path) -> Path:
@@ -204,8 +218,8 @@ def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dic
     return counts
 
 
-def _make_monitor(trt: Any, say: Say) -> Any:
-    """A progress monitor: a line for each step of the outermost phases."""
+def _make_monitor(trt: Any, say: Say, stop: Event) -> Any:
+    """A progress monitor: a line for each step of the outermost phases; ends the build when it is to stop."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -219,7 +233,7 @@ def _make_monitor(trt: Any, say: Say) -> Any:
         def step_complete(self, phase: str, step: int) -> bool:
             if phase in self._steps:
                 say(f"{phase}: {step + 1} of {self._steps[phase]}")
-            return True  # False would stop the build
+            return not stop.is_set()
 
         def phase_finish(self, phase: str) -> None:
             self._steps.pop(phase, None)

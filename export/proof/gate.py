@@ -13,16 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engine.backends import CPU, Options, open_graphs
+from engine.backends import CPU, Options, open_engine
 from engine.bundle import Engine
 from engine.errors import ParityError
 from engine.proof.figures import Report, Stage, Tolerances
 from engine.proof.truth import Truth
+from export.engines.candidate import Option
 from export.errors import RewriteError
 from export.proof.judge import Trial, describe
 
-Subject = tuple[str, str, str, Engine]
-"""What a stage runs: backend, device, precision, and the files."""
+Subject = tuple[Option, Engine]
+"""What a stage runs: how it computes, and the files."""
 
 
 @dataclass
@@ -45,20 +46,20 @@ class Gate:
         Raises:
             ParityError: they are beyond their tolerances.
         """
-        self._report({"portable": self._measure("portable", _on_cpu("fp32", Engine()))}).require()
+        self._report({"portable": self._measure("portable", _PORTABLE)}).require()
 
-    def check(self, backend: str, precision: str, engine: Engine, *, device: str = CPU, runs: bool = True) -> Report:
+    def check(self, option: Option, engine: Engine, *, runs: bool = True) -> Report:
         """Measures all stages of an engine: the last one is the engine itself, if it `runs` on this machine.
 
         Raises:
             RewriteError: the rewrites are not exact.
             ParityError: names the first stage beyond its tolerances; those after it were not measured.
         """
-        stages = {"portable": _on_cpu("fp32", Engine())}
+        stages = {"portable": _PORTABLE}
         for name, (encoder, decoder) in engine.stages.items():
-            stages[name] = _on_cpu(precision if name == "reduced" else "fp32", Engine(encoder, decoder))
+            stages[name] = _on_cpu(option.precision if name == "reduced" else "fp32"), Engine(encoder, decoder)
         if runs:
-            stages["engine"] = (backend, device, precision, engine)
+            stages["engine"] = option, engine
         if self.proof is not None:
             stages["proof"] = list(stages.values())[-1]
         measured: dict[str, Stage] = {}
@@ -76,34 +77,29 @@ class Gate:
         return Report(self.truth.what, len(self.truth.images), describe(self.trial), stages)
 
     def _measure(self, name: str, subject: Subject) -> Stage:
-        backend, device, precision, engine = subject
-        key = (name == "proof", backend, device, precision, engine.encoder, engine.decoder, engine.split)
-        if key not in self._measured:
-            encoder, decoder = self.folder / engine.encoder, self.folder / engine.decoder
-            options = Options(
-                backend=backend,
-                device=device,
-                precision=precision,
-                max_batch_size=self.max_batch,
-                edit=self.folder / engine.edit if engine.edit else None,
-                split=engine.split,
-                threads=self.threads,
-            )
-            opened = open_graphs(encoder, decoder, options)
-            what = f"{engine.encoder} and {engine.decoder} by {backend} in {precision} on {device}"
-            truth = self.proof if name == "proof" and self.proof else self.truth
-            try:
-                stage = truth.compare(opened, what, self.tolerances(precision), self.max_batch)
-                if truth is self.truth and not isinstance(self.trial, str):
-                    stage = replace(stage, judged=self.trial.judge(opened, self.max_batch))
-            except ParityError as error:
-                raise ParityError(f"stage {name}: {error}") from None
-            finally:
-                opened.close()
-            self.say(stage.table(name))
-            self._measured[key] = stage
-        return self._measured[key]
+        option, engine = subject
+        key = (name == "proof", option, engine.encoder, engine.decoder, engine.split)
+        if key in self._measured:
+            return self._measured[key]
+        options = Options(**option._asdict(), max_batch_size=self.max_batch, threads=self.threads)
+        opened = open_engine(self.folder, engine, options)
+        what = f"{engine.encoder} and {engine.decoder} by {option.backend} in {option.precision} on {option.device}"
+        truth = self.proof if name == "proof" and self.proof else self.truth
+        try:
+            stage = truth.compare(opened, what, self.tolerances(option.precision), self.max_batch)
+            if truth is self.truth and not isinstance(self.trial, str):
+                stage = replace(stage, judged=self.trial.judge(opened, self.max_batch))
+        except ParityError as error:
+            raise ParityError(f"stage {name}: {error}") from None
+        finally:
+            opened.close()
+        self.say(stage.table(name))
+        self._measured[key] = stage
+        return stage
 
 
-def _on_cpu(precision: str, engine: Engine) -> Subject:
-    return "onnxruntime", CPU, precision, engine
+def _on_cpu(precision: str) -> Option:
+    return Option("onnxruntime", CPU, precision)
+
+
+_PORTABLE: Subject = _on_cpu("fp32"), Engine()

@@ -60,6 +60,7 @@ def test_overload(tiny_bundle: Path, tmp_path: Path) -> None:
     [
         ("faults", ("--clients", "0"), "--clients 0: must be above 0"),
         ("faults", ("--settle-s", "-1"), "--settle-s -1.0: must be above 0"),
+        ("faults", ("--scenarios", "wings"), "--scenarios wings: there are killed-clients, half-sent, "),
         ("overload", ("--max-queue", "16"), "--max-queue 16: must hold two requests of 16 images at least"),
         ("overload", ("--times", "0"), "--times 0.0: must be above 0"),
         ("overload", ("--json", "/nowhere/a.json"), "--json /nowhere/a.json: there is no folder /nowhere"),

@@ -131,6 +131,7 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ),
         ({"image_size": "64"}, "image_size must be a valid integer, not '64'"),
         ({"latent_dim": 0}, "latent_dim must be greater than or equal to 1, not 0"),
+        ({"max_batch_size": 10_000_000}, "max_batch_size must be less than or equal to 4096, not 10000000"),
         ({"engine": {"encoder": "encoder.onnx"}}, "engine.decoder is missing"),
         ({"engine": {name: value for name, value in ENGINE.items() if name != "stages"}}, "engine.stages is missing"),
         ({"preprocessing": {"crop": 12}}, "preprocessing.resize is missing"),
@@ -145,6 +146,7 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
         ({"attributes": [1]}, "attributes.0 must be a valid string, not 1"),
         ({"files": {}}, "does not list encoder.onnx"),
         ({"files": {"../secret": "00"}}, "not '../secret'"),
+        ({"files": {"a\0b": "00"}}, "must be plain names of the bundle.s own files, not .a"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(bundle: Path, changes: dict[str, Any], message: str) -> None:
@@ -173,9 +175,10 @@ def test_a_manifest_without_a_key_or_no_json_is_refused(bundle: Path) -> None:
     path.write_text(json.dumps(values))
     with pytest.raises(BundleError, match=r"manifest\.json: precision is missing"):
         Bundle.load(bundle)
-    path.write_text("{")
-    with pytest.raises(BundleError, match="is not JSON"):
-        Bundle.load(bundle)
+    for text in ("{", "[" * 100_000, "9" * 5000):
+        path.write_text(text)
+        with pytest.raises(BundleError, match="is not JSON"):
+            Bundle.load(bundle)
 
 
 def test_an_unknown_backend_is_named(bundle: Path) -> None:

@@ -22,7 +22,7 @@ from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.backends.tensorrt import TensorRtBackend, fits, require_device
 from engine.errors import BackendError, BundleError
 from engine.proof.figures import ImageError, LatentError
-from export.engines.plans import build_plan
+from export.engines.plans import PlanBuilder
 from export.graphs.edit import write_edit_by_steps
 from export.graphs.fp16 import write_half
 from export.graphs.trace import write_graphs
@@ -34,7 +34,7 @@ def build(folder: Path, max_batch: int, backend: str = "tensorrt") -> None:
     write_edit_by_steps(folder / "encoder.onnx", folder / "decoder.onnx", folder / "edit.onnx")
     for name in (*GRAPHS, "edit"):
         graph, plan, cache = folder / f"{name}.onnx", folder / f"{name}.plan", folder / "timing.cache"
-        build_plan(graph, plan, max_batch=max_batch, timing_cache=cache, say=print, backend=backend)
+        PlanBuilder(max_batch=max_batch, timing_cache=cache, say=print).build(graph, plan, backend=backend)
 
 
 def open_plans(folder: Path, max_batch_size: int, fused: bool = True, **named: Any) -> TensorRtBackend:

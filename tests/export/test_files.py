@@ -16,7 +16,6 @@ import torch
 from builds import silent
 from runs import ATTRIBUTES, LATENT_DIM, smooth_images, write_run
 
-import export.engines.plans
 from engine.backends import Options, open_backend
 from engine.backends.onnxruntime import OnnxRuntimeBackend
 from engine.bundle import Bundle, Engine
@@ -27,6 +26,7 @@ from export import verify
 from export.build_engines import BuildConfig, build
 from export.engines.candidate import Candidate
 from export.engines.contest import Entry
+from export.engines.plans import PlanBuilder
 from export.errors import InputError
 from export.graphs.int8 import Calibration, write_int8
 from export.retarget import RetargetConfig, retarget
@@ -218,11 +218,11 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """TensorRT played by ONNX Runtime: a plan is a copy of its graph. Gives the names of the plans that were built."""
     built = []
 
-    def build_plan(graph: Path, plan: Path, *, max_batch: int, timing_cache: Path, **_: object) -> object:
+    def build_plan(builder: PlanBuilder, graph: Path, plan: Path, **_: object) -> object:
         shutil.copyfile(graph, plan)
-        timing_cache.write_text("times")
+        builder.timing_cache.write_text("times")
         built.append(plan.name)
-        return {"graph": graph.name, "max_batch": max_batch}
+        return {"graph": graph.name, "max_batch": builder.max_batch}
 
     def require_device(backend: str = "tensorrt", device: str = "cuda") -> dict[str, str]:
         if backend != "tensorrt":
@@ -239,8 +239,7 @@ def stand_in_gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 raise BackendError("not here")
 
     monkeypatch.setattr("engine.backends.tensorrt.require_device", require_device)
-    for module in ("plans", "files"):
-        monkeypatch.setattr(f"export.engines.{module}.build_plan", build_plan)
+    monkeypatch.setattr(PlanBuilder, "build", build_plan)
     monkeypatch.setattr("engine.backends.tensorrt.TensorRtBackend", StandIn)
     return built
 
@@ -291,14 +290,14 @@ def test_only_the_winners_plans_stay(shared_run: Path, tmp_path: Path, stand_in_
 def test_a_plan_that_is_refused_takes_only_its_candidates_out(
     shared_run: Path, tmp_path: Path, stand_in_gpu: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = export.engines.plans.build_plan
+    copy = PlanBuilder.build
 
-    def refuse_tails(graph: Path, plan: Path, **settings: Any) -> Any:
+    def refuse_tails(builder: PlanBuilder, graph: Path, plan: Path, **settings: Any) -> Any:
         if "tail" in graph.name:
             raise BackendError(f"TensorRT can't build {graph.name}: too long")
-        return copy(graph, plan, **settings)
+        return copy(builder, graph, plan, **settings)
 
-    monkeypatch.setattr("export.engines.files.build_plan", refuse_tails)
+    monkeypatch.setattr(PlanBuilder, "build", refuse_tails)
     said: list[str] = []
     config = plain(run=shared_run, out=tmp_path / "bundle", backend="tensorrt", precision="fp16", max_batch=2, **WIDE)
     manifest = Bundle.load(build(dataclasses.replace(config, decoder="auto"), said.append)).manifest

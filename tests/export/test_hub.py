@@ -112,6 +112,8 @@ def test_what_can_not_be_used_is_said(
     other = tmp_path / "other"
     shutil.copytree(run, other)
     (other / "model.safetensors").write_bytes(b"other weights")
+    torn = Path(shutil.copytree(run, tmp_path / "torn"))
+    (torn / "config.json").write_text("{")
     out = tmp_path / "out"
     for arguments, message in (
         ((tmp_path, out), "is not a bundle"),
@@ -124,6 +126,7 @@ def test_what_can_not_be_used_is_said(
         ),
         ((bundle, tmp_path / "a--b"), "the Hub doesn't take 'a--b'"),
         ((bundle, out, "--run", other), "was built from another model; name its own run"),
+        ((bundle, out, "--run", torn), "config.json cannot be read: "),
         ((bundle, out, "--run", tmp_path), "model.safetensors cannot be read (No such file or directory); name a run"),
         ((bundle, out, "--license", "My own"), "--license My own: must be one of the Hub's names, such as apache-2.0"),
     ):

@@ -1,8 +1,11 @@
 """The builder against the stand-in of tests/gpu_stand_in.py: real graphs, no device."""
 
 import json
+import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runs import small_vae
 
 from engine.errors import BackendError
-from export.engines.plans import WORKSPACE_BYTES, build_plan, layers_of
+from export.engines.plans import WORKSPACE_BYTES, PlanBuilder, layers_of
 from export.graphs.edit import write_edit_by_steps
 from export.graphs.fp16 import KEPT, write_half
 from export.graphs.names import DECODER_FORMS, ENCODER_FORMS
@@ -36,7 +39,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(graph: Path, folder: Path, said: list[str] | None = None, max_batch: int = 8) -> dict[str, Any]:
     say = print if said is None else said.append
     cache = folder / "timing.cache"
-    return build_plan(graph, folder / "some.plan", max_batch=max_batch, timing_cache=cache, say=say)
+    return PlanBuilder(max_batch=max_batch, timing_cache=cache, say=say).build(graph, folder / "some.plan")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -89,7 +92,7 @@ def test_kernels_can_be_restricted_to_some_sources(
 ) -> None:
     trt = gpu_stand_in.install(monkeypatch, "8.6.0")
     graph, cache, tactics = graphs / "decoder.fp16.onnx", tmp_path / "cache", ["JIT_CONVOLUTIONS"]
-    build_plan(graph, tmp_path / "plan", max_batch=8, timing_cache=cache, say=print, tactics=tactics)
+    PlanBuilder(max_batch=8, timing_cache=cache, say=print, tactics=tactics).build(graph, tmp_path / "plan")
     assert trt.configs[0].tactic_sources == 1 << int(trt.TacticSource["JIT_CONVOLUTIONS"])
 
 
@@ -125,7 +128,8 @@ def test_a_plan_may_be_for_other_gpus_too(graphs: Path, tmp_path: Path, monkeypa
     def levels(version: str, compatibility: str) -> str:
         trt = gpu_stand_in.install(monkeypatch, version)
         graph, cache = graphs / "decoder.fp16.onnx", tmp_path / "cache"
-        build_plan(graph, tmp_path / "plan", max_batch=8, timing_cache=cache, say=print, compatibility=compatibility)
+        builder = PlanBuilder(max_batch=8, timing_cache=cache, say=print, compatibility=compatibility)
+        builder.build(graph, tmp_path / "plan")
         return str(trt.configs[0].hardware_compatibility_level.name)
 
     assert levels("8.6.0", "none") == "NONE"
@@ -156,6 +160,21 @@ def test_warnings_and_progress_are_said_once(graphs: Path, tmp_path: Path, monke
         "Building Engine: 2 of 2",
     ]
     assert re.fullmatch(r"built some\.plan: 0\.\d MB in 0 s", said[-1])
+
+
+def test_an_interruption_stops_the_timing_of_kernels(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_for_ever(_: object, network: Any, config: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while config.progress_monitor.step_complete("Building Engine", 0):
+            time.sleep(0.01)
+
+    gpu_stand_in.install(monkeypatch, "10.3.0")
+    monkeypatch.setattr(gpu_stand_in._Builder, "build_serialized_network", build_for_ever)
+    with pytest.raises(KeyboardInterrupt):
+        build(graphs / "encoder.fp16.onnx", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_timing_cache_is_read_written_and_replaced(

@@ -1,7 +1,9 @@
 """Plans of every graph that export writes, by NVIDIA's own builder: TensorRT for RTX needs neither GPU nor driver."""
 
 import ast
+import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.latents import Directions
 from export.build_engines import BuildConfig, build
-from export.engines.plans import build_plan
+from export.engines.plans import PlanBuilder
 from export.errors import InputError
 from export.graphs.edit import write_edit_by_steps
 from export.graphs.fp16 import write_half
@@ -60,15 +62,9 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def plan_of(graph: Path, folder: Path, said: list[str], *targets: str) -> dict[str, Any]:
-    return build_plan(
-        graph,
-        folder / f"{graph.stem}.plan",
-        max_batch=8,
-        timing_cache=folder / "timing.cache",
-        say=said.append,
-        backend="tensorrt-rtx",
-        compute_capabilities=targets,
-    )
+    cache = folder / "timing.cache"
+    builder = PlanBuilder(max_batch=8, timing_cache=cache, say=said.append, compute_capabilities=targets)
+    return builder.build(graph, folder / f"{graph.stem}.plan", backend="tensorrt-rtx")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -121,6 +117,20 @@ def test_what_fails_in_one_build_is_not_said_of_the_next(graphs: Path, tmp_path:
         plan_of(graphs / "fp32" / "encoder.onnx", tmp_path, second, "7.5")
     assert any("Turing" in line for line in first)
     assert any("Turing" in line for line in second)
+
+
+def test_an_interruption_within_a_callback_is_not_lost(
+    graphs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(line: str) -> None:
+        if line.startswith("TensorRT error"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    targets = ("7.5",)  # whose refusal the builder says by a callback
+    builder = PlanBuilder(max_batch=8, timing_cache=tmp_path / "cache", say=interrupt, compute_capabilities=targets)
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(graphs / "fp16" / "encoder.onnx", tmp_path / "plan", backend="tensorrt-rtx")
+    assert capfd.readouterr().err == ""
 
 
 def test_targets_are_those_of_the_builder() -> None:

@@ -88,6 +88,12 @@ def test_bad_input_is_one_line_and_exit_code_2(command: Command, bundle: Path, t
         assert message in result.stderr
 
 
+def test_engines_that_cannot_run_here_are_refused_before_anything_is_measured(command: Command, bundle: Path) -> None:
+    result = command(bundle, "--device", "cuda")
+    require_refused(result, f"the engines of {bundle} were built and proven for cpu, not for cuda; leave --device out")
+    assert result.stdout == ""
+
+
 def test_without_the_run_no_torch_is_needed(bundle: Path, tmp_path: Path) -> None:
     command = ["-m", "export.verify", str(bundle), "--threads", "1"]
     result = run_python(command, tmp_path, without=("torch", "torchvision", "onnx"))
