@@ -12,7 +12,8 @@ from tyro.conf import UseAppendAction, arg
 from engine.client import AsyncClient
 from engine.client.cli.command import ServerOptions
 from engine.client.cli.outputs import UsageError
-from engine.command_line import read_flags
+from engine.command_line import program, read_flags
+from engine.process.address import is_local, target_of
 
 try:
     import uvicorn
@@ -25,7 +26,6 @@ except ImportError as error:
     print(f"error: the page needs {error.name}, which is not installed; pip install 'dfc-vae[page]'", file=sys.stderr)
     raise SystemExit(2) from None
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _FAREWELL_S = 1
 
 
@@ -69,7 +69,7 @@ class Page(ServerOptions):
 
 def main() -> int:
     """Serves the page; 0 after its end, 2 for bad input."""
-    page = read_flags(Page, "python -m engine.page")
+    page = read_flags(Page, program("engine.page", "dfcvae-page"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         page.check()
@@ -96,14 +96,13 @@ async def _serve(page: Page) -> None:
     )
     with _listening(page.host, page.port) as listener:
         port = listener.getsockname()[1]
-        host = f"[{page.host}]" if ":" in page.host else page.host
-        if page.host not in _LOOPBACK:
+        if not is_local(page.host):
             print(
                 f"note: --host {page.host}: whoever reaches this machine can use the page, and photos travel to it "
                 "unencrypted; it has no login",
                 file=sys.stderr,
             )
-        print(f"page on http://{host}:{port}/ for the server at {page.target}", flush=True)
+        print(f"page on http://{target_of(page.host, port)}/ for the server at {page.target}", flush=True)
         await uvicorn.Server(config).serve([listener])
 
 

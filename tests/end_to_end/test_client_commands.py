@@ -352,7 +352,7 @@ def test_what_is_wrong_is_said_in_one_line(server: ServerProcess, tmp_path: Path
         ("info --target localhost:1", "UNAVAILABLE: localhost:1: "),
         (
             "info --tls --target localhost:1",
-            "; is a server running there, and does it use TLS, or ask for a certificate?",
+            "is its certificate trusted (tls=FILE, or --tls-ca FILE), or does it ask for one?",
         ),
         ("health --target 127.0.0.1:1", "UNAVAILABLE: 127.0.0.1:1: "),
     ],
