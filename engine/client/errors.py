@@ -118,8 +118,8 @@ def _hint(target: str, message: str) -> str:
     if proxy is None:
         # Any of these: where a name has several addresses, gRPC tells why one of them failed.
         return (
-            f"; is a server running there, does it use TLS, is its certificate trusted ({_AUTHORITIES}), or does it ask "
-            "for one?"
+            "; is a server running there, does it use TLS, "
+            f"is its certificate trusted ({_AUTHORITIES}), or does it ask for one?"
         )
     name, address = proxy
     return (

@@ -99,7 +99,7 @@ class Session:
 
         Returns:
             Where it failed, the header has `error`, a sentence; `retry_s`, after which the same may go well; `reload`,
-            when the page must begin anew; or `align`, when it may do without.
+            when the page must begin anew; or `middle`, whether that of the photo can be taken without `align`.
         """
         try:
             what = self._asks.get(arguments.text("ask", ask.get("ask")))
@@ -110,10 +110,8 @@ class Session:
             return await what(ask, file)
         except ClientError as error:
             return Answer(self._told(error))
-        except NoFaceError as error:
-            return Answer({"error": f"The photo {error}.", "align": False})
-        except InvalidRequest as error:
-            return Answer({"error": f"The photo {error}."})
+        except (NoFaceError, InvalidRequest) as error:
+            return Answer({"error": f"The photo {error}.", "middle": isinstance(error, NoFaceError)})
         except (ValueError, TypeError) as error:
             return Answer({"error": str(error)})
         except MemoryError:

@@ -123,7 +123,7 @@ function take(slot, face) {
     failed: (answer) => {
       wanted[slot] = state.faces[slot];
       const middle = { label: "Take its middle", act: () => take(slot, { photo, align: false }) };
-      notice("photo", answer.error, answer.align === false ? middle : {});
+      notice("photo", answer.error, answer.middle ? middle : {});
     },
   });
 }
