@@ -156,7 +156,7 @@ class Session:
         mix = arguments.between("mix", ask.get("mix", 0.0), 0, 1)
         strengths, keep = ask.get("strengths", {}), ask.get("keep", [])
         if "face" not in self._faces:
-            raise ValueError("there is no face yet: add a photo, or take one that the model draws")
+            raise ValueError("There is no face yet: add a photo, or take one that the model draws.")
         face = self._faces["face"]
         if mix and "other" in self._faces:
             face = (1 - np.float32(mix)) * face + np.float32(mix) * self._faces["other"]

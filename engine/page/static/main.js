@@ -95,7 +95,9 @@ function knowModel(model) {
   conditions.build(model.conditions);
   for (const slot of SLOTS) {
     const face = wanted[slot] ?? state.faces[slot];
-    if (face) take(slot, face);
+    if (!face) continue;
+    for (const kind of ["having", "lacking"]) face[kind] = face[kind]?.filter((name) => model.conditions.includes(name));
+    take(slot, face);
   }
   askSamples();
   askEdit();
