@@ -13,18 +13,8 @@ from engine.client import AsyncClient
 from engine.client.cli.command import ServerOptions
 from engine.client.cli.outputs import UsageError
 from engine.command_line import program, read_flags
+from engine.page.session import Server
 from engine.process.address import is_local, target_of
-
-try:
-    import uvicorn
-
-    from engine.page.app import MAX_HEADER_BYTES, create_app
-    from engine.page.session import Server
-except ImportError as error:
-    if error.name is None or error.name.partition(".")[0] not in ("starlette", "uvicorn", "websockets"):
-        raise
-    print(f"error: the page needs {error.name}, which is not installed; pip install 'dfc-vae[page]'", file=sys.stderr)
-    raise SystemExit(2) from None
 
 _FAREWELL_S = 1
 
@@ -83,6 +73,12 @@ def main() -> int:
 
 
 async def _serve(page: Page) -> None:
+    try:
+        import uvicorn  # noqa: PLC0415 - an extra
+
+        from engine.page.app import MAX_HEADER_BYTES, create_app  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(f"the page needs {error.name}, which is not installed; pip install 'dfc-vae[page]'") from None
     client = page.connect(AsyncClient, retries=0)  # pages ask again themselves
     server = Server(client, page.timeout_s, page.max_photo_bytes)
     app = create_app(server, (page.host, *page.allow_host), page.max_visitors)

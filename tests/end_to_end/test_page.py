@@ -278,6 +278,12 @@ def test_another_host_is_a_note(server: ServerProcess, tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_one_sentence() -> None:
     code = "import runpy, sys; sys.modules['uvicorn'] = None; runpy.run_module('engine.page', run_name='__main__')"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    def start(*options: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", code, *options]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    result = start()
     assert result.returncode == 2
     assert result.stderr == "error: the page needs uvicorn, which is not installed; pip install 'dfc-vae[page]'\n"
+    assert "--max-visitors" in start("--help").stdout
