@@ -17,6 +17,7 @@ from engine.page.session import Server
 from engine.process.address import is_local, target_of
 
 _FAREWELL_S = 1
+_UPLOAD_S = 300  # behind a photo that is on its way a ping's answer waits; a slow network takes minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,7 @@ async def _serve(page: Page) -> None:
         ws="websockets-sansio",
         ws_max_size=page.max_photo_bytes + MAX_HEADER_BYTES,
         ws_per_message_deflate=False,  # pixels of one face are compressed for longer than they travel
+        ws_ping_timeout=_UPLOAD_S,
         timeout_graceful_shutdown=_FAREWELL_S,
     )
     with _listening(page.host, page.port) as listener:

@@ -126,6 +126,21 @@ def test_a_photo_goes_in_a_slider_moves_and_the_picture_changes(visit: Callable[
     wait_for_colour(page, (100, 100, 100))
 
 
+def test_that_a_photo_is_on_its_way_is_said(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.evaluate(
+        """() => {
+          window.said = [];
+          const status = document.getElementById("status");
+          const note = new MutationObserver(() => window.said.push(status.textContent));
+          note.observe(status, { subtree: true, childList: true });
+        }"""
+    )
+    page.set_input_files("#file", photo(GREY))
+    wait_for_colour(page, (100, 100, 100))
+    assert page.evaluate("window.said") == ["sending the photo", "ready"]
+
+
 def test_a_kept_attribute_stays(visit: Callable[..., Page]) -> None:
     page = visit()
     page.set_input_files("#file", photo(GREY))

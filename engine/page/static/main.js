@@ -108,7 +108,11 @@ function take(slot, face) {
   const { photo, align } = face;
   wanted[slot] = face;
   session.want(slot, {
-    make: () => (photo ? { ask: "photo", slot, align, file: photo } : { ask: "sample", slot, ...face }),
+    make: () => {
+      if (!photo) return { ask: "sample", slot, ...face };
+      status("sending", "sending the photo");
+      return { ask: "photo", slot, align, file: photo };
+    },
     done: (answer, pixels) => {
       if (!wanted[slot]) return; // removed meanwhile
       if (state.faces[slot] !== face) {
