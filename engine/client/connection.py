@@ -76,7 +76,7 @@ class Connection:
         arguments.whole("retries", retries, 0, _LARGEST)
         arguments.whole("retry_overload", retry_overload, 0, _LARGEST)
         if certificate and not tls:
-            raise ValueError("a client certificate needs TLS; set tls as well")
+            raise ValueError("a client certificate needs TLS; give tls, or --tls or --tls-ca FILE, as well")
         if token is not None and not is_word(arguments.text("token", token)):
             raise ValueError("the token must be one word of printable ASCII")
         if token and not (tls or allow_plaintext_token or is_local(target)):

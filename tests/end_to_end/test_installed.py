@@ -26,6 +26,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+def test_types_are_installed(installed: Path) -> None:
+    assert {path.parent.name for path in installed.glob("*/py.typed")} == {"engine", "framing", "protos"}
+
+
 def test_the_commands_work_beside_a_folder_called_engine(installed: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     for name in PACKAGES:
         (tmp_path / name).mkdir()
