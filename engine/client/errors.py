@@ -17,9 +17,9 @@ _BROKEN_WRITE = "Internal error from Core"
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 2.0
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_AUTHORITIES = "tls=FILE, or --tls-ca FILE"
 # What BoringSSL and gRPC say of a server's certificate.
 _UNTRUSTED = ("self signed certificate", "self-signed certificate", "unable to get local issuer certificate")
-_AUTHORITIES = "tls=FILE, or --tls-ca FILE"
 _OTHER_NAME = ("Hostname Verification Check failed", "is not in peer certificate")
 
 

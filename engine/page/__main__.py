@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import UseAppendAction, arg
 
 from engine.client import AsyncClient
-from engine.client.cli.command import ServerOptions
+from engine.client.cli.command import ServerOptions, report
 from engine.client.cli.outputs import UsageError
 from engine.command_line import program, read_flags
 from engine.page.session import Server
@@ -66,8 +66,7 @@ def main() -> int:
         page.check()
         asyncio.run(_serve(page))
     except (UsageError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     except KeyboardInterrupt:
         pass
     return 0

@@ -259,7 +259,7 @@ def test_signals_end_it_in_order(server: ServerProcess, tmp_path: Path) -> None:
         (["--port", "99999"], "--port must be from 0 to 65535, not 99999"),
         (["--max-visitors", "0"], "--max-visitors must be from 1"),
         (["--token", "two words"], "--token must be one word"),
-        (["--tls-ca", "/nowhere"], "[Errno 2] No such file"),
+        (["--tls-ca", "/nowhere"], "/nowhere can't be used: no such file or directory"),
         (["--host", "no.such.host.invalid"], "can't listen on no.such.host.invalid:8080"),
     ],
 )
