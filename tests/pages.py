@@ -71,14 +71,12 @@ class Visitor:
 
     def ask(self, ask: str, file: bytes | None = None, **fields: Any) -> tuple[dict[str, Any], Bytes]:
         """What comes back: the header, and the bytes of the pixels."""
-        header = json.dumps({"ask": ask, "id": 7, **fields})
+        header = json.dumps({"ask": ask, **fields})
         self.socket.send(header if file is None else header.encode() + b"\n" + file)
         answer = self.socket.recv(timeout=60)
         assert isinstance(answer, bytes)
         head, _, pixels = answer.partition(b"\n")
-        told = json.loads(head)
-        assert told.pop("id") == 7
-        return told, np.frombuffer(pixels, np.uint8)
+        return json.loads(head), np.frombuffer(pixels, np.uint8)
 
     def images(self, ask: str, file: bytes | None = None, **fields: Any) -> Bytes:
         """The images of an ask that goes well, uint8 [N, 8, 8, 3]."""

@@ -159,7 +159,7 @@ class Workload:
     def _sample(self, rng: np.random.Generator) -> Request:
         count, seed, temperature = self._size(rng), int(rng.integers(2**32)), float(np.float32(rng.uniform(0.5, 1.0)))
         latents = Gaussian.standard(self._mu.shape[1]).draw(count, seed, temperature)
-        message = messages.sample_request(count, seed, temperature, "standard", having=(), lacking=(), result="both")
+        message = messages.sample_request(count, seed, temperature, "standard", "both")
         return Request("Sample", message, self._reference.decode(latents), latents)
 
     def _size(self, rng: np.random.Generator) -> int:

@@ -3,12 +3,12 @@
 import sys
 
 from engine.batch.encode_folder import EncodeFolder
-from engine.command_line import read_flags
+from engine.command_line import program, read_flags
 
 
 def main() -> int:
     """Runs the command; its exit code."""
-    return read_flags(EncodeFolder, "python -m engine.batch").execute()
+    return read_flags(EncodeFolder, program("engine.batch", "dfcvae-batch")).execute()
 
 
 if __name__ == "__main__":

@@ -98,11 +98,12 @@ class EncodeFolder(Command):
             list_of_damaged = parts.list_damaged(damaged)
         finally:
             parts.close()
-        print(f"wrote {len(parts.done) - there} latents to {self.output}, which has {len(parts.done)} now")
+        new = len(parts.done) - there
+        print(f"wrote {new} {'latent' if new == 1 else 'latents'} to {self.output}, which has {len(parts.done)} now")
         for path, why in damaged[:_SHOWN]:
             print(f"{path!r}: {why}", file=sys.stderr)
         if list_of_damaged:
-            print(f"{len(damaged)} can't be encoded; all are in {list_of_damaged}", file=sys.stderr)
+            print(f"can't be encoded: {len(damaged)}, listed in {list_of_damaged}", file=sys.stderr)
         return 0
 
     def _encode(self, encoder: "_Encoder", parts: "Parts", paths: list[str], size: int) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from engine.client.errors import ClientError, FieldViolation
 from engine.client.slider import AsyncSlider, Slider
 from engine.client.values import (
     Attribute,
+    ConditionalOptions,
     Distribution,
     Edited,
     Edits,
@@ -15,6 +16,7 @@ from engine.client.values import (
     Options,
     Posterior,
     Priority,
+    Source,
     StreamEdit,
     Walk,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "Bytes",
     "Client",
     "ClientError",
+    "ConditionalOptions",
     "Distribution",
     "Edited",
     "Edits",
@@ -38,6 +41,7 @@ __all__ = [
     "Posterior",
     "Priority",
     "Slider",
+    "Source",
     "StreamEdit",
     "Walk",
 ]

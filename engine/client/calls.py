@@ -20,7 +20,19 @@ from engine.arrays import Bytes, Floats
 from engine.client import messages
 from engine.client.connection import Connection
 from engine.client.errors import RetryBudget
-from engine.client.values import Distribution, Edits, FileFormat, Images, Model, Options, Posterior, StreamEdit, Walk
+from engine.client.values import (
+    ConditionalOptions,
+    Distribution,
+    Edits,
+    FileFormat,
+    Images,
+    Model,
+    Options,
+    Posterior,
+    Source,
+    StreamEdit,
+    Walk,
+)
 from protos import dfcvae_pb2 as pb
 
 P = ParamSpec("P")
@@ -91,14 +103,7 @@ class Calls(Connection):
 
     @Method
     def edit(
-        self,
-        source: Images | Floats,
-        edits: Edits = (),
-        keep: Iterable[str] = (),
-        *,
-        having: Iterable[str] = (),
-        lacking: Iterable[str] = (),
-        **options: Unpack[Options],
+        self, source: Source, edits: Edits = (), keep: Iterable[str] = (), **options: Unpack[ConditionalOptions]
     ) -> Call[Bytes]:
         """Moves images or latents along directions.
 
@@ -107,72 +112,48 @@ class Calls(Connection):
             edits: Strengths by attribute name, or pairs of a name or an explicit direction float32 [D] and a
                 strength. The unit is the length of the attribute's mean difference, as protos/dfcvae.proto defines it.
             keep: Attributes that must stay as they are: their directions are projected out of the edits.
-            having: Attributes that every face is to have, as much as training faces with them do on average, or more:
-                each is moved as little as it takes, so that more of the person stays than with a strength for all.
-            lacking: Attributes that none is to have, no more than training faces without them do on average.
-            options: Model, priority, timeout, request_id.
+            options: Having and lacking, by which each face is moved as little as it takes, so that more of the person
+                stays than with a strength for all; model, priority, timeout, request_id.
 
         Returns:
             Edited images, uint8 [N, S, S, 3].
         """
-        step = StreamEdit(source, edits, keep, having=having, lacking=lacking)
-        return Call("Edit", messages.edit_request(step), options, messages.read_images)
+        request = messages.edit_request(StreamEdit(source, edits, keep))
+        return _conditional("Edit", request, options, messages.read_images)
 
     @Method
     def edit_files(
         self,
-        source: Images | Floats,
+        source: Source,
         edits: Edits = (),
         keep: Iterable[str] = (),
         file_format: FileFormat = "PNG",
         quality: int = 0,
-        *,
-        having: Iterable[str] = (),
-        lacking: Iterable[str] = (),
-        **options: Unpack[Options],
+        **options: Unpack[ConditionalOptions],
     ) -> Call[list[bytes]]:
         """As `edit`, to one image file each; quality 1 to 100, 0 for the server's default."""
-        step = StreamEdit(source, edits, keep, file_format=file_format, quality=quality, having=having, lacking=lacking)
-        return Call("Edit", messages.edit_request(step), options, messages.read_files)
+        request = messages.edit_request(StreamEdit(source, edits, keep, "images", file_format, quality))
+        return _conditional("Edit", request, options, messages.read_files)
 
     @Method
     def edit_latents(
-        self,
-        source: Images | Floats,
-        edits: Edits = (),
-        keep: Iterable[str] = (),
-        *,
-        having: Iterable[str] = (),
-        lacking: Iterable[str] = (),
-        **options: Unpack[Options],
+        self, source: Source, edits: Edits = (), keep: Iterable[str] = (), **options: Unpack[ConditionalOptions]
     ) -> Call[Floats]:
         """As `edit`, to latents float32 [N, D]; nothing is decoded."""
-        request = messages.edit_request(StreamEdit(source, edits, keep, "latents", having=having, lacking=lacking))
-        return Call("Edit", request, options, messages.read_latents)
+        request = messages.edit_request(StreamEdit(source, edits, keep, "latents"))
+        return _conditional("Edit", request, options, messages.read_latents)
 
     @Method
     def edit_both(
-        self,
-        source: Images | Floats,
-        edits: Edits = (),
-        keep: Iterable[str] = (),
-        *,
-        having: Iterable[str] = (),
-        lacking: Iterable[str] = (),
-        **options: Unpack[Options],
+        self, source: Source, edits: Edits = (), keep: Iterable[str] = (), **options: Unpack[ConditionalOptions]
     ) -> Call[tuple[Bytes, Floats]]:
         """As `edit`, to images uint8 [N, S, S, 3] and latents float32 [N, D]."""
-        request = messages.edit_request(StreamEdit(source, edits, keep, "both", having=having, lacking=lacking))
-        return Call("Edit", request, options, lambda got: (messages.read_images(got), messages.read_latents(got)))
+        request = messages.edit_request(StreamEdit(source, edits, keep, "both"))
+        return _conditional("Edit", request, options, messages.read_both)
 
     @Method
     def interpolate(
-        self,
-        start: Images | Floats,
-        end: Images | Floats,
-        steps: int,
-        walk: Walk = "linear",
-        **options: Unpack[Options],
+        self, start: Source, end: Source, steps: int, walk: Walk = "linear", **options: Unpack[Options]
     ) -> Call[Bytes]:
         """Walks from images or latents to others.
 
@@ -191,12 +172,7 @@ class Calls(Connection):
 
     @Method
     def interpolate_latents(
-        self,
-        start: Images | Floats,
-        end: Images | Floats,
-        steps: int,
-        walk: Walk = "linear",
-        **options: Unpack[Options],
+        self, start: Source, end: Source, steps: int, walk: Walk = "linear", **options: Unpack[Options]
     ) -> Call[Floats]:
         """As `interpolate`, to latents float32 [N, steps, D]; nothing is decoded."""
         request = messages.walk_request(start, end, steps, walk, "latents")
@@ -209,10 +185,7 @@ class Calls(Connection):
         seed: int = 0,
         temperature: float = 1.0,
         distribution: Distribution = "auto",
-        *,
-        having: Iterable[str] = (),
-        lacking: Iterable[str] = (),
-        **options: Unpack[Options],
+        **options: Unpack[ConditionalOptions],
     ) -> Call[Bytes]:
         """Draws new images.
 
@@ -223,17 +196,13 @@ class Calls(Connection):
             temperature: Factor on the distance from the distribution's mean, 0 to 10.
             distribution: "standard", N(0, I); "fitted", the Gaussian that fits the posteriors of real images;
                 "mixture", the mixture of Gaussians that does; "auto", the closest to them that the model has.
-            having: Attributes that every face is to have, as much as training faces with them do on average, or more.
-            lacking: Attributes that none is to have, no more than training faces without them do on average.
-            options: Model, priority, timeout, request_id.
+            options: Having, lacking, model, priority, timeout, request_id.
 
         Returns:
             Images, uint8 [count, S, S, 3].
         """
-        request = messages.sample_request(
-            count, seed, temperature, distribution, having=having, lacking=lacking, result="images"
-        )
-        return Call("Sample", request, options, messages.read_images)
+        request = messages.sample_request(count, seed, temperature, distribution, "images")
+        return _conditional("Sample", request, options, messages.read_images)
 
     @Method
     def sample_latents(
@@ -242,16 +211,11 @@ class Calls(Connection):
         seed: int = 0,
         temperature: float = 1.0,
         distribution: Distribution = "auto",
-        *,
-        having: Iterable[str] = (),
-        lacking: Iterable[str] = (),
-        **options: Unpack[Options],
+        **options: Unpack[ConditionalOptions],
     ) -> Call[Floats]:
         """As `sample`, to latents float32 [count, D]; nothing is decoded."""
-        request = messages.sample_request(
-            count, seed, temperature, distribution, having=having, lacking=lacking, result="latents"
-        )
-        return Call("Sample", request, options, messages.read_latents)
+        request = messages.sample_request(count, seed, temperature, distribution, "latents")
+        return _conditional("Sample", request, options, messages.read_latents)
 
     def _prepare(self, call: Call[Any]) -> tuple[Callable[[float | None], Any], RetryBudget]:
         """What sends a call, given the seconds that it has, and how often it may."""
@@ -302,6 +266,11 @@ class AwaitedCalls(Calls):
                     return asked.read(answer)
 
         return ask
+
+
+def _conditional(method: str, request: Any, options: ConditionalOptions, read: Callable[[Any], T]) -> Call[T]:
+    messages.write_conditions(request, options.pop("having", ()), options.pop("lacking", ()))
+    return Call(method, request, options, read)
 
 
 def _by_walk(points: npt.NDArray[Any], steps: int) -> npt.NDArray[Any]:

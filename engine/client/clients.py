@@ -55,27 +55,16 @@ class Client(BlockingCalls):
         Yields:
             One answer per step, in their order: its results, or what was wrong with the step; the stream goes on.
         """
-        merged, method = self._stream(options)
-        failures: list[Exception] = []
-        requests = messages.stream_requests(steps, merged, failures)
-        call = method(requests)
-        try:
-            for answer in call:
+        with self._answers(messages.stream_requests, steps, options) as answers:
+            for answer in answers:
                 yield messages.read_stream_answer(answer)
-        except grpc.RpcError as error:
-            raise self._error(error) from None
-        finally:
-            call.cancel()
-        if failures:
-            raise failures[0]
 
     def stream(self, **options: Unpack[Options]) -> Slider:
         """Opens a stream for edits of which each waits for its answer; use it as a context manager.
 
         The timeout among the options is that of the whole stream; there is none when it isn't given.
         """
-        merged, method = self._stream(options)
-        return Slider(method, merged, self._error)
+        return Slider(*self._stream(options), self._error)
 
 
 class AsyncClient(AwaitedCalls):
@@ -101,21 +90,10 @@ class AsyncClient(AwaitedCalls):
         self, steps: Iterable[StreamEdit] | AsyncIterable[StreamEdit], **options: Unpack[Options]
     ) -> AsyncGenerator[Edited | ClientError, None]:
         """As `Client.edit_stream`; the steps may come asynchronously."""
-        merged, method = self._stream(options)
-        failures: list[Exception] = []
-        requests = messages.async_stream_requests(steps, merged, failures)
-        call = method(requests)
-        try:
-            async for answer in call:
+        with self._answers(messages.async_stream_requests, steps, options) as answers:
+            async for answer in answers:
                 yield messages.read_stream_answer(answer)
-        except grpc.RpcError as error:
-            raise self._error(error) from None
-        finally:
-            call.cancel()
-        if failures:
-            raise failures[0]
 
     def stream(self, **options: Unpack[Options]) -> AsyncSlider:
         """As `Client.stream`; an asynchronous context manager."""
-        merged, method = self._stream(options)
-        return AsyncSlider(method, merged, self._error)
+        return AsyncSlider(*self._stream(options), self._error)

@@ -3,7 +3,8 @@
 import json
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +76,7 @@ class Connection:
         arguments.whole("retries", retries, 0, _LARGEST)
         arguments.whole("retry_overload", retry_overload, 0, _LARGEST)
         if certificate and not tls:
-            raise ValueError("a client certificate needs TLS; set tls as well")
+            raise ValueError("a client certificate needs TLS; give tls, or --tls or --tls-ca FILE, as well")
         if token is not None and not is_word(arguments.text("token", token)):
             raise ValueError("the token must be one word of printable ASCII")
         if token and not (tls or allow_plaintext_token or is_local(target)):
@@ -103,10 +104,25 @@ class Connection:
         merged: Options = {**self._defaults, **arguments.options(options)}
         return merged
 
-    def _stream(self, options: Options) -> tuple[Options, Callable[..., Any]]:
-        """The options of a stream, as for a call but without its deadline, and what opens it."""
+    def _stream(self, options: Options) -> tuple[Callable[..., Any], Options]:
+        """What opens a stream, and its options, as for a call but without its deadline."""
         merged = self._with_defaults({"timeout": None, **options})
-        return merged, partial(self._methods["EditStream"], **self._call_arguments(merged, merged["timeout"]))
+        return partial(self._methods["EditStream"], **self._call_arguments(merged, merged["timeout"])), merged
+
+    @contextmanager
+    def _answers(self, requests_of: Callable[..., Any], steps: Any, options: Options) -> Iterator[Any]:
+        """The answers to the steps of a stream, which ends with the context; what `steps` raised comes out last."""
+        method, merged = self._stream(options)
+        failures: list[Exception] = []
+        call = method(requests_of(steps, merged, failures))
+        try:
+            yield call
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+        finally:
+            call.cancel()
+        if failures:
+            raise failures[0]
 
     def _budget(self, options: Options) -> RetryBudget:
         return RetryBudget(self._retries, self._retry_overload, options["timeout"])

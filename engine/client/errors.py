@@ -17,6 +17,7 @@ _BROKEN_WRITE = "Internal error from Core"
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 2.0
 _NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+_AUTHORITIES = "tls=FILE, or --tls-ca FILE"
 # What BoringSSL and gRPC say of a server's certificate.
 _UNTRUSTED = ("self signed certificate", "self-signed certificate", "unable to get local issuer certificate")
 _OTHER_NAME = ("Hostname Verification Check failed", "is not in peer certificate")
@@ -110,12 +111,16 @@ class RetryBudget:
 def _hint(target: str, message: str) -> str:
     """What a person may look for when a target can't be reached."""
     if any(reason in message for reason in _UNTRUSTED):
-        return "; give the certificates of the authorities that signed the server's: tls=FILE, or --tls-ca FILE"
+        return f"; give the certificates of the authorities that signed the server's: {_AUTHORITIES}"
     if any(reason in message for reason in _OTHER_NAME):
         return "; the server's certificate is for other names: call it by one of those"
     proxy = proxy_of(target)
     if proxy is None:
-        return "; is a server running there, and does it use TLS, or ask for a certificate?"
+        # Any of these: where a name has several addresses, gRPC tells why one of them failed.
+        return (
+            "; is a server running there, does it use TLS, "
+            f"is its certificate trusted ({_AUTHORITIES}), or does it ask for one?"
+        )
     name, address = proxy
     return (
         f"; {name} in the environment sends the call through {address}: is a server to be reached from there? "

@@ -25,6 +25,7 @@ from engine.client.values import (
     Options,
     Posterior,
     Result,
+    Source,
     StreamEdit,
     Walk,
 )
@@ -137,9 +138,7 @@ def edit_request(step: StreamEdit) -> pb.EditRequest:
     return request
 
 
-def walk_request(
-    start: Images | Floats, end: Images | Floats, steps: int, walk: Walk, result: Result
-) -> pb.InterpolateRequest:
+def walk_request(start: Source, end: Source, steps: int, walk: Walk, result: Result) -> pb.InterpolateRequest:
     """Walks from images or latents to others."""
     request = pb.InterpolateRequest(
         steps=arguments.whole("steps", steps, 2, _UINT32),
@@ -156,9 +155,6 @@ def sample_request(
     seed: int,
     temperature: float,
     distribution: Distribution,
-    *,
-    having: Iterable[str],
-    lacking: Iterable[str],
     result: Result,
 ) -> pb.SampleRequest:
     """Draws."""
@@ -167,10 +163,14 @@ def sample_request(
         seed=arguments.whole("seed", seed, 0, _UINT64),
         temperature=arguments.between("temperature", temperature, 0, 10),
         distribution=_DISTRIBUTIONS[arguments.choice("distribution", distribution, _DISTRIBUTIONS)],
-        having=arguments.names("having", having),
-        lacking=arguments.names("lacking", lacking),
         result=_RESULTS[result],
     )
+
+
+def write_conditions(request: Any, having: Iterable[str], lacking: Iterable[str]) -> None:
+    """Adds what faces are to have and to lack."""
+    request.having.extend(arguments.names("having", having))
+    request.lacking.extend(arguments.names("lacking", lacking))
 
 
 def _write_edit(request: Any, step: StreamEdit) -> None:
@@ -182,8 +182,8 @@ def _write_edit(request: Any, step: StreamEdit) -> None:
             request.edits.add(attribute=target, strength=strength)
         else:
             request.edits.add(direction=target, strength=strength)
-    for field in ("keep", "having", "lacking"):
-        getattr(request, field).extend(arguments.names(field, getattr(step, field)))
+    request.keep.extend(arguments.names("keep", step.keep))
+    write_conditions(request, step.having, step.lacking)
     request.result = _RESULTS[arguments.choice("result", step.result, _RESULTS)]
     if step.file_format is not None:
         _write_output(request.output, step.file_format, step.quality)
@@ -241,6 +241,11 @@ def read_files(answer: Any) -> list[bytes]:
 def read_latents(answer: Any) -> Floats:
     """Latents, float32 [N, D]."""
     return _floats(answer.latents)
+
+
+def read_both(answer: Any) -> tuple[Bytes, Floats]:
+    """Pixels and latents."""
+    return read_images(answer), read_latents(answer)
 
 
 def read_model(answer: pb.GetModelResponse) -> Model:

@@ -14,10 +14,10 @@ import grpc
 import grpc.aio
 from typing_extensions import Self
 
-from engine.arrays import Bytes, Floats
+from engine.arrays import Bytes
 from engine.client import messages
 from engine.client.errors import ClientError
-from engine.client.values import Edited, Edits, FileFormat, Images, Options, StreamEdit
+from engine.client.values import Edited, Edits, Options, Source, StreamEdit
 from protos import dfcvae_pb2 as pb
 
 _FAREWELL_S = 1.0
@@ -52,27 +52,14 @@ class Slider:
             self._call.exception(_FAREWELL_S)
         self._call.cancel()
 
-    def edit(self, source: Images | Floats | None, edits: Edits, keep: Iterable[str] = ()) -> Bytes:
+    def edit(self, source: Source | None, edits: Edits, keep: Iterable[str] = ()) -> Bytes:
         """As `Client.edit`: images uint8 [N, S, S, 3]."""
         images = self.send(StreamEdit(source, edits, keep)).images
         assert images is not None
         return images
 
-    def edit_files(
-        self,
-        source: Images | Floats | None,
-        edits: Edits,
-        keep: Iterable[str] = (),
-        file_format: FileFormat = "PNG",
-        quality: int = 0,
-    ) -> list[bytes]:
-        """As `Client.edit_files`: one image file each."""
-        files = self.send(StreamEdit(source, edits, keep, file_format=file_format, quality=quality)).files
-        assert files is not None
-        return files
-
     def send(self, step: StreamEdit) -> Edited:
-        """Makes one step of any kind and waits for its answer."""
+        """Makes one step and waits for its answer; the step says in which form that comes."""
         with self._lock:
             self._sent += 1
             self._requests.put(messages.stream_request(step, self._options, self._sent))
@@ -109,28 +96,14 @@ class AsyncSlider:
             await asyncio.wait_for(self._call.code(), _FAREWELL_S)
         self._call.cancel()
 
-    async def edit(self, source: Images | Floats | None, edits: Edits, keep: Iterable[str] = ()) -> Bytes:
+    async def edit(self, source: Source | None, edits: Edits, keep: Iterable[str] = ()) -> Bytes:
         """As `Client.edit`: images uint8 [N, S, S, 3]."""
         images = (await self.send(StreamEdit(source, edits, keep))).images
         assert images is not None
         return images
 
-    async def edit_files(
-        self,
-        source: Images | Floats | None,
-        edits: Edits,
-        keep: Iterable[str] = (),
-        file_format: FileFormat = "PNG",
-        quality: int = 0,
-    ) -> list[bytes]:
-        """As `Client.edit_files`: one image file each."""
-        step = StreamEdit(source, edits, keep, file_format=file_format, quality=quality)
-        files = (await self.send(step)).files
-        assert files is not None
-        return files
-
     async def send(self, step: StreamEdit) -> Edited:
-        """Makes one step of any kind and waits for its answer."""
+        """Makes one step and waits for its answer; the step says in which form that comes."""
         async with self._lock:
             self._sent += 1
             request = messages.stream_request(step, self._options, self._sent)

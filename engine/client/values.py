@@ -13,6 +13,7 @@ from engine.arrays import Bytes, Floats
 from framing import Frame, Landmarks
 
 Images = Bytes | Sequence[bytes]
+Source = Images | Floats
 Edits = Mapping[str, float] | Iterable[tuple[str | Floats, float]]
 FileFormat = Literal["JPEG", "PNG", "WEBP"]
 Result = Literal["images", "latents", "both"]
@@ -28,6 +29,13 @@ class Options(TypedDict, total=False):
     priority: Priority  # who goes first when requests wait
     timeout: float | None  # with all retries, seconds, above 0; None for none
     request_id: str  # in the server's logs and traces: 1 to 128 characters of [A-Za-z0-9._:/=+-]
+
+
+class ConditionalOptions(Options, total=False):
+    """What methods take besides whose faces can be under conditions."""
+
+    having: Iterable[str]  # attributes of every face: as much as training faces with them have on average, or more
+    lacking: Iterable[str]  # attributes of none: no more than training faces without them have on average
 
 
 class Posterior(NamedTuple):
@@ -47,14 +55,14 @@ class Edited(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamEdit:
-    """One step of a stream; edits, keep, having and lacking are as in `Client.edit`, and no edit at all reconstructs.
+    """One step of a stream; edits, keep, having and lacking are as for `Client.edit`, and no edit at all reconstructs.
 
     Without a source the step edits that of the last step that had one, which costs no encoding. That step's own failure
     doesn't matter: after edits that were wrong its source can be edited, after images that can't be used the server
     refuses them again until another source comes. What comes back is what `Client.edit` gives, up to rounding.
     """
 
-    source: Images | Floats | None = None
+    source: Source | None = None
     edits: Edits = ()
     keep: Iterable[str] = ()
     result: Result = "images"

@@ -1,6 +1,5 @@
 """Latent arithmetic: directions of attributes, edits along them, conditions, walks, samples. Pure numpy."""
 
-from engine.arrays import Floats
 from engine.latents.conditions import Conditions, can_condition
 from engine.latents.directions import Directions, Move
 from engine.latents.sampling import FITTED, MIXTURE, Gaussian, Mixture, Prior, load_priors
@@ -11,7 +10,6 @@ __all__ = [
     "MIXTURE",
     "Conditions",
     "Directions",
-    "Floats",
     "Gaussian",
     "Mixture",
     "Move",

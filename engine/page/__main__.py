@@ -10,23 +10,14 @@ from typing import Annotated
 from tyro.conf import UseAppendAction, arg
 
 from engine.client import AsyncClient
-from engine.client.cli.command import ServerOptions
+from engine.client.cli.command import ServerOptions, report
 from engine.client.cli.outputs import UsageError
-from engine.command_line import read_flags
+from engine.command_line import program, read_flags
+from engine.page.session import Server
+from engine.process.address import is_local, target_of
 
-try:
-    import uvicorn
-
-    from engine.page.app import MAX_HEADER_BYTES, create_app
-    from engine.page.session import Server
-except ImportError as error:
-    if error.name is None or error.name.partition(".")[0] not in ("starlette", "uvicorn", "websockets"):
-        raise
-    print(f"error: the page needs {error.name}, which is not installed; pip install 'dfc-vae[page]'", file=sys.stderr)
-    raise SystemExit(2) from None
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _FAREWELL_S = 1
+_UPLOAD_S = 300  # behind a photo that is on its way a ping's answer waits; a slow network takes minutes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +60,25 @@ class Page(ServerOptions):
 
 def main() -> int:
     """Serves the page; 0 after its end, 2 for bad input."""
-    page = read_flags(Page, "python -m engine.page")
+    page = read_flags(Page, program("engine.page", "dfcvae-page"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         page.check()
         asyncio.run(_serve(page))
     except (UsageError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     except KeyboardInterrupt:
         pass
     return 0
 
 
 async def _serve(page: Page) -> None:
+    try:
+        import uvicorn  # noqa: PLC0415 - an extra
+
+        from engine.page.app import MAX_HEADER_BYTES, create_app  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(f"the page needs {error.name}, which is not installed; pip install 'dfc-vae[page]'") from None
     client = page.connect(AsyncClient, retries=0)  # pages ask again themselves
     server = Server(client, page.timeout_s, page.max_photo_bytes)
     app = create_app(server, (page.host, *page.allow_host), page.max_visitors)
@@ -92,18 +88,18 @@ async def _serve(page: Page) -> None:
         ws="websockets-sansio",
         ws_max_size=page.max_photo_bytes + MAX_HEADER_BYTES,
         ws_per_message_deflate=False,  # pixels of one face are compressed for longer than they travel
+        ws_ping_timeout=_UPLOAD_S,
         timeout_graceful_shutdown=_FAREWELL_S,
     )
     with _listening(page.host, page.port) as listener:
         port = listener.getsockname()[1]
-        host = f"[{page.host}]" if ":" in page.host else page.host
-        if page.host not in _LOOPBACK:
+        if not is_local(page.host):
             print(
                 f"note: --host {page.host}: whoever reaches this machine can use the page, and photos travel to it "
                 "unencrypted; it has no login",
                 file=sys.stderr,
             )
-        print(f"page on http://{host}:{port}/ for the server at {page.target}", flush=True)
+        print(f"page on http://{target_of(page.host, port)}/ for the server at {page.target}", flush=True)
         await uvicorn.Server(config).serve([listener])
 
 

@@ -76,7 +76,7 @@ class Sessions:
         """Answers one page, until it closes."""
         await visitor.accept()
         if self._now >= self._most:
-            await visitor.close(_TRY_LATER, f"{self._most} pages are open, which is the most at once.")
+            await visitor.close(_TRY_LATER, f"The page serves {self._most} at a time, and is full.")
             return
         self._now += 1
         session = Session(visitor.app.state.server)

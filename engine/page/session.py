@@ -85,7 +85,6 @@ class Session:
             "model": self._model,
             "photo": self._photo,
             "sample": self._sample,
-            "forget": self._forget,
             "samples": self._samples,
             "edit": self._edit,
         }
@@ -99,28 +98,24 @@ class Session:
         """Does what `ask` names, with the photo that it may bring, or says in a sentence why not.
 
         Returns:
-            With the ask's `id` in its header. Where it failed, the header has `error`, a sentence; `retry_s`, after
-            which the same may go well; `reload`, when the page must begin anew; or `align`, when it may do without.
+            Where it failed, the header has `error`, a sentence; `retry_s`, after which the same may go well; `reload`,
+            when the page must begin anew; or `middle`, whether that of the photo can be taken without `align`.
         """
         try:
             what = self._asks.get(arguments.text("ask", ask.get("ask")))
             if what is None:
                 raise ValueError(f"ask must be one of {', '.join(self._asks)}, not {ask['ask']!r}")
             if what != self._model and (await self._server.model()).fingerprint != self._fingerprint:
-                answer = Answer({"error": "The server has another model now.", "reload": True})
-            else:
-                answer = await what(ask, file)
+                return Answer({"error": "The server has another model now.", "reload": True})
+            return await what(ask, file)
         except ClientError as error:
-            answer = Answer(self._told(error))
-        except NoFaceError as error:
-            answer = Answer({"error": f"The photo {error}.", "align": False})
-        except InvalidRequest as error:
-            answer = Answer({"error": f"The photo {error}."})
+            return Answer(self._told(error))
+        except (NoFaceError, InvalidRequest) as error:
+            return Answer({"error": f"The photo {error}.", "middle": isinstance(error, NoFaceError)})
         except (ValueError, TypeError) as error:
-            answer = Answer({"error": str(error)})
+            return Answer({"error": str(error)})
         except MemoryError:
-            answer = Answer({"error": "There is not enough memory for this photo; make it smaller."})
-        return Answer({"id": ask.get("id"), **answer.header}, answer.images)
+            return Answer({"error": "There is not enough memory for this photo; make it smaller."})
 
     async def _model(self, _ask: dict[str, Any], _file: bytes) -> Answer:
         model = await self._server.model()
@@ -153,10 +148,6 @@ class Session:
         self._faces[slot] = drawn[pick:]
         return Answer({}, await self._server.client.decode(self._faces[slot], priority="interactive"))
 
-    async def _forget(self, ask: dict[str, Any], _file: bytes) -> Answer:
-        self._faces.pop(arguments.choice("slot", ask.get("slot"), SLOTS), None)
-        return Answer()
-
     async def _samples(self, ask: dict[str, Any], _file: bytes) -> Answer:
         count = arguments.whole("count", ask.get("count"), 1, MAX_SAMPLES)
         return Answer({}, await self._server.client.sample(count, *_draw(ask), **_conditions(ask)))
@@ -165,7 +156,7 @@ class Session:
         mix = arguments.between("mix", ask.get("mix", 0.0), 0, 1)
         strengths, keep = ask.get("strengths", {}), ask.get("keep", [])
         if "face" not in self._faces:
-            raise ValueError("there is no face yet: add a photo, or take one that the model draws")
+            raise ValueError("There is no face yet: add a photo, or take one that the model draws.")
         face = self._faces["face"]
         if mix and "other" in self._faces:
             face = (1 - np.float32(mix)) * face + np.float32(mix) * self._faces["other"]

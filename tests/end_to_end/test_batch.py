@@ -99,7 +99,7 @@ def test_damaged_files_are_listed_and_tried_again(server: ServerProcess, tmp_pat
     result = run_python(command_of(server.target, album, out), tmp_path)
     assert result.returncode == 0
     assert result.stdout == f"wrote 2 latents to {out}, which has 2 now\n"
-    assert f"4 can't be encoded; all are in {out / '_damaged.csv'}" in result.stderr
+    assert f"can't be encoded: 4, listed in {out / '_damaged.csv'}" in result.stderr
     rows = list(csv.reader((out / "_damaged.csv").open()))
     assert [row[0] for row in rows] == ["path", "b.png", "d.png", "huge.png", "link.png"]
     assert rows[1][1].startswith("is damaged or truncated")
@@ -109,7 +109,7 @@ def test_damaged_files_are_listed_and_tried_again(server: ServerProcess, tmp_pat
     for name in ("d.png", "huge.png", "link.png"):
         (album / name).unlink()
     result = run_python(command_of(server.target, album, out), tmp_path)
-    assert (result.stdout, result.stderr) == (f"wrote 1 latents to {out}, which has 3 now\n", "")
+    assert (result.stdout, result.stderr) == (f"wrote 1 latent to {out}, which has 3 now\n", "")
     assert pq.read_table(out)["path"].to_pylist() == ["a.png", "c.png", "b.png"]
     assert not (out / "_damaged.csv").exists()
 
@@ -172,7 +172,7 @@ def test_folders_without_permission_are_listed(server: ServerProcess, tmp_path: 
     arguments = command_of(server.target, Path("album"), Path("out.parquet"))
     result = as_nobody(tmp_path, [sys.executable, *arguments])
     (tmp_path / "album" / "closed").chmod(0o755)
-    assert result.stdout == "wrote 1 latents to out.parquet, which has 1 now\n"
+    assert result.stdout == "wrote 1 latent to out.parquet, which has 1 now\n"
     assert "'closed': can't be read: Permission denied" in result.stderr
     rows = list(csv.reader((tmp_path / "out.parquet" / "_damaged.csv").open()))
     assert rows == [["path", "error"], ["closed", "can't be read: Permission denied"]]
@@ -191,4 +191,4 @@ def test_a_damaged_part_is_named(server: ServerProcess, tmp_path: Path) -> None:
     assert f"error: {part} is damaged (" in result.stderr
     assert "); remove it, and its images are encoded again" in result.stderr
     part.unlink()
-    assert run_python(command, tmp_path).stdout == f"wrote 1 latents to {out}, which has 1 now\n"
+    assert run_python(command, tmp_path).stdout == f"wrote 1 latent to {out}, which has 1 now\n"

@@ -122,6 +122,7 @@ CASES: list[tuple[Callable[[Any], object], type[Exception], str]] = [
     ),
     (lambda c: c.sample(1, timeout=1e10), ValueError, "at most 1e+09 s, or None for none, not 10000000000.0"),
     (lambda c: c.sample(1, model=7), TypeError, "model must be a string, not the int 7"),
+    (lambda c: c.decode(Z, having=["Smiling"]), TypeError, "unknown options: having; there are: model, priority, time"),
     (lambda c: c.sample(1, modle="faces"), TypeError, "unknown options: modle; there are: model, priority, timeout, r"),
     (
         lambda c: c.stream(request_id=""),

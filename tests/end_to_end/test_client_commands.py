@@ -320,7 +320,10 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         ("info --token 'two words'", "--token must be one word"),
         ("info --token-file IN", "in.png must be one word"),
         ("info --tls-cert cert.pem", "--tls-cert and --tls-key go together; give both"),
-        ("info --tls-cert a --tls-key b", "--tls-cert needs TLS; give --tls or --tls-ca as well"),
+        (
+            "info --tls-cert a --tls-key b",
+            "a client certificate needs TLS; give tls, or --tls or --tls-ca FILE, as well",
+        ),
         ("info --target example.org:1 --token t", "example.org:1 unencrypted; give --tls or --tls-ca as"),
     ],
 )
@@ -352,7 +355,7 @@ def test_what_is_wrong_is_said_in_one_line(server: ServerProcess, tmp_path: Path
         ("info --target localhost:1", "UNAVAILABLE: localhost:1: "),
         (
             "info --tls --target localhost:1",
-            "; is a server running there, and does it use TLS, or ask for a certificate?",
+            "is its certificate trusted (tls=FILE, or --tls-ca FILE), or does it ask for one?",
         ),
         ("health --target 127.0.0.1:1", "UNAVAILABLE: 127.0.0.1:1: "),
     ],

@@ -137,7 +137,9 @@ def test_a_slider(server: ServerProcess) -> None:
             slider.edit(None, {"Bald": 1})
         with pytest.raises(TypeError, match="source must be"):
             slider.edit("face.png", {"Smiling": 1})  # type: ignore[arg-type]
-        assert slider.edit_files(None, {"Smiling": 2}) == client.edit_files(IMAGES, {"Smiling": 2})
+        assert slider.send(StreamEdit(edits={"Smiling": 2}, file_format="PNG")).files == client.edit_files(
+            IMAGES, {"Smiling": 2}
+        )
         np.testing.assert_array_equal(slider.edit(None, []), IMAGES)
 
 
@@ -150,7 +152,8 @@ def test_an_asynchronous_slider(server: ServerProcess) -> None:
                 np.testing.assert_array_equal(answer, smiling(number))
             with pytest.raises(ClientError, match="NOT_FOUND: unknown attribute 'Bald'"):
                 await slider.edit(None, {"Bald": 1})
-            assert await slider.edit_files(None, {"Smiling": 2}) == await client.edit_files(IMAGES, {"Smiling": 2})
+            filed = await slider.send(StreamEdit(edits={"Smiling": 2}, file_format="PNG"))
+            assert filed.files == await client.edit_files(IMAGES, {"Smiling": 2})
             await slider.close()
             with pytest.raises(ClientError, match="the stream has ended; open another one"):
                 await slider.edit(None, {"Smiling": 2})

@@ -126,6 +126,21 @@ def test_a_photo_goes_in_a_slider_moves_and_the_picture_changes(visit: Callable[
     wait_for_colour(page, (100, 100, 100))
 
 
+def test_that_a_photo_is_on_its_way_is_said(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.evaluate(
+        """() => {
+          window.said = [];
+          const status = document.getElementById("status");
+          const note = new MutationObserver(() => window.said.push(status.textContent));
+          note.observe(status, { subtree: true, childList: true });
+        }"""
+    )
+    page.set_input_files("#file", photo(GREY))
+    wait_for_colour(page, (100, 100, 100))
+    assert page.evaluate("window.said") == ["sending the photo", "ready"]
+
+
 def test_a_kept_attribute_stays(visit: Callable[..., Page]) -> None:
     page = visit()
     page.set_input_files("#file", photo(GREY))
@@ -268,6 +283,15 @@ def soon(holds: Callable[[], bool]) -> bool:
     return held
 
 
+def test_a_link_may_name_attributes_that_the_model_has_not(visit: Callable[..., Page]) -> None:
+    page = visit("#set=Gone:1&set=Smiling:1&keep=Gone&face=3:0:0.8&face-with=Gone&face-with=Male&seed=3&with=Gone")
+    page.wait_for_function(f"argument => ({READ})(argument).some(level => level > 0)", arg=["canvas.edited", SIDE])
+    assert page.locator("#notices").inner_text() == ""
+    slider(page, "Variety").fill("1.2")
+    page.wait_for_function("() => location.hash.includes('temperature=1.2')")
+    assert "Gone" not in page.url
+
+
 def test_a_link_of_a_photo_says_what_is_missing(visit: Callable[..., Page]) -> None:
     page = visit("#set=Smiling:1&set=Unknown:2&set=:&keep=Nobody&face=photo&mix=7&seed=x&temperature=")
     page.get_by_text("which a link doesn't hold").wait_for()
@@ -330,7 +354,7 @@ def test_it_recovers_by_itself(visit: Callable[..., Page], tiny_bundle: Path, tm
                 wait_for_colour(page, (130, 100, 100))
 
 
-def test_a_photo_whose_file_is_gone_is_sent_again(
+def test_photos_are_sent_again_also_one_whose_file_is_gone_and_one_of_meanwhile(
     visit: Callable[..., Page], server: ServerProcess, tmp_path: Path
 ) -> None:
     with PageProcess(server.target, tmp_path) as site:
@@ -342,10 +366,13 @@ def test_a_photo_whose_file_is_gone_is_sent_again(
         path.unlink()
         place = site.place.rpartition(":")[2]
     page.get_by_text("The page's own server can't be reached.").wait_for()
+    page.get_by_role("button", name="Second face", exact=True).click()
+    page.set_input_files("#file", photo(GREY + np.uint8(100)))
     with PageProcess(server.target, tmp_path, ["--port", place]):
         wait_until_ready(page)
+        wait_for_colour(page, (150, 150, 150))
         slider(page, "Smiling").fill("3")
-        wait_for_colour(page, (130, 100, 100))
+        wait_for_colour(page, (180, 150, 150))
 
 
 def test_a_photo_that_can_not_be_read_is_said(visit: Callable[..., Page], tmp_path: Path) -> None:

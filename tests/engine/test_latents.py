@@ -6,8 +6,9 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_model import tiny_directions
 
+from engine.arrays import Floats
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
-from engine.latents import Directions, Floats, Move
+from engine.latents import Directions, Move
 
 
 def floats(*shape: int, seed: int = 0) -> Floats:

@@ -7,8 +7,9 @@ import pytest
 from bundles import save_prior
 from safetensors.numpy import save_file
 
+from engine.arrays import Floats
 from engine.errors import BundleError, InvalidRequest
-from engine.latents import Floats, Gaussian, Mixture, Prior, linear, load_priors, spherical
+from engine.latents import Gaussian, Mixture, Prior, linear, load_priors, spherical
 
 Between = Callable[[Floats, Floats, int], Floats]
 

@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images
 
-from engine.latents import Directions, Floats
+from engine.arrays import Floats
+from engine.latents import Directions
 from export.graphs.edit import write_edit, write_edit_by_steps, write_move
 from export.graphs.fp16 import write_half
 from export.graphs.names import DecoderForm, EncoderForm

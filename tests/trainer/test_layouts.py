@@ -207,7 +207,10 @@ def test_rows_without_an_image_are_left_out_up_to_a_number(tmp_path: Path, caplo
     for name in (NAMES[2], NAMES[20]):
         (root / "img_align_celeba" / "img_align_celeba" / name).unlink()
     for skip in (0, 1):
-        with pytest.raises(DataError, match=r"000003\.jpg is missing, and so is another, .*train's --skip-damaged 2$"):
+        with pytest.raises(
+            DataError,
+            match=r"000003\.jpg is missing, and so is another, .*missing by --skip-damaged 2$",
+        ):
             read_index(root, skip_damaged=skip)
     data = load_data(root, 16, 0, skip_damaged=2)
     kept = [row for row in range(COUNT) if row not in (2, 20)]
@@ -240,7 +243,7 @@ def test_damaged_images_are_in_no_split_and_are_recorded(tmp_path: Path) -> None
         load_data(root, 16, 0, skip_damaged=2)
     head, *lines = str(caught.value).splitlines()
     assert head.startswith("2 of 23 images cannot be used")
-    assert head.endswith("or leave them out with train's --skip-damaged 3:")
+    assert head.endswith("or train without them by --skip-damaged 3:")
     assert lines[0].strip() == f"{images}/{NAMES[1]} is empty (0 bytes)"
     Image.new("RGB", (20, 20)).save(images / NAMES[1])
     assert len(load_data(root, 16, 0, skip_damaged=2).index.left_out) == 2

@@ -87,7 +87,7 @@ def test_all_unusable_images_are_named_together_and_nothing_is_left_behind(broke
     head, *lines = str(caught.value).splitlines()
     assert head == (
         "4 of 200 images cannot be used; for each, replace it, or remove its line from list_attr_celeba.txt and lower "
-        "the count in line 1; or leave them out with train's --skip-damaged 4:"
+        "the count in line 1; or train without them by --skip-damaged 4:"
     )
     assert [line.strip().removeprefix(f"{images}/").split()[0] for line in lines] == [
         "000003.jpg",

@@ -291,9 +291,9 @@ class Pack:
         if not damaged or allowed <= self.index.skip_damaged:
             return
         said = [f"{self.index.folder}/{sentence}" for sentence in damaged.values()]
-        mend, skip = f"replace it, or {self.index.removal}", f"with train's --skip-damaged {allowed}"
+        mend, skip = f"replace it, or {self.index.removal}", f"by --skip-damaged {allowed}"
         if len(said) == 1:
-            raise DataError(f"{said[0]}; {mend}, or leave it out {skip}")
+            raise DataError(f"{said[0]}; {mend}, or train without it {skip}")
         lines = said[:REPORTED]
         if len(said) > REPORTED:
             report = self.path.with_name(REPORT)
@@ -301,8 +301,8 @@ class Pack:
             lines = [*lines, f"... and {len(said) - REPORTED} more, all in {report}"]
         listed = "".join(f"\n  {line}" for line in lines)
         raise DataError(
-            f"{len(said)} of {len(self.index.files)} images cannot be used; for each, {mend}; or leave them out {skip}:"
-            f"{listed}"
+            f"{len(said)} of {len(self.index.files)} images cannot be used; for each, {mend}; "
+            f"or train without them {skip}:{listed}"
         )
 
 

@@ -214,7 +214,7 @@ def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: 
         raise DataError(
             f"{index.folder / labels.files[first]} is missing{others}, though line {labels.lines[first]} of "
             f"{labels.path.name} lists it; {mend}"
-            + f", or leave out what is missing with train's --skip-damaged {total}"
+            + f", or train without what is missing by --skip-damaged {total}"
             * may_skip
         )
     return index.leaving_out(new)

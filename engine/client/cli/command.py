@@ -63,25 +63,17 @@ class ServerOptions:
             raise UsageError(f"--target {self.target!r}: {fault}")
         if not 0 < self.timeout_s <= arguments.LONGEST_S:
             raise UsageError(f"--timeout-s must be above 0 and at most {arguments.LONGEST_S:g}, not {self.timeout_s:g}")
-        token = self._token()
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise UsageError("--tls-cert and --tls-key go together; give both")
         return kind(
             self.target,
             self.timeout_s,
             model=self.model,
             tls=self.tls_ca or self.tls,
-            certificate=self._certificate(),
-            token=token,
+            certificate=(self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None,
+            token=self._token(),
             **options,
         )
-
-    def _certificate(self) -> tuple[Path, Path] | None:
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise UsageError("--tls-cert and --tls-key go together; give both")
-        if self.tls_cert is None or self.tls_key is None:
-            return None
-        if not (self.tls or self.tls_ca):
-            raise UsageError("--tls-cert needs TLS; give --tls or --tls-ca as well")
-        return self.tls_cert, self.tls_key
 
     def _token(self) -> str | None:
         if self.token is not None and self.token_file is not None:

@@ -20,7 +20,7 @@ from tyro.conf import arg
 from engine.arrays import Floats
 from engine.client.arguments import finite, shown, whole
 from engine.client.cli.outputs import FORMATS, PIPE, UsageError
-from engine.client.values import Images, Model
+from engine.client.values import Model, Source
 from framing import Aligner, Frame, FramingError, to_rgb, upright
 
 Setting = tuple[str, list[float]]
@@ -111,7 +111,7 @@ def load_latents(path: Path) -> Floats:
     return latents
 
 
-def load_source(path: Path, read: Read) -> Images | Floats:
+def load_source(path: Path, read: Read) -> Source:
     """Latents, or a picture."""
     is_array = bytes_of(path).startswith(_NPY) if path == PIPE else path.suffix == ".npy"
     return load_latents(path) if is_array else [read(path)]

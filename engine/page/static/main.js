@@ -17,7 +17,7 @@ const at = (id) => document.getElementById(id);
 const picture = new Picture();
 const attributes = new Attributes((event) => moved(event));
 const conditions = new Conditions(() => redraw());
-// faces: of each slot a drawn one, {seed, pick, temperature, having, lacking}, or a {photo}, which links don't hold.
+// faces: of each slot a drawn one, {seed, pick, temperature, having, lacking}, or a {photo, align}, which links don't hold.
 const state = { size: 0, maxBytes: 0, faces: {}, active: "face", mix: 0, seed: START.seed, temperature: START.temperature };
 const wanted = {}; // the face that was asked for last, of each slot
 let moves = []; // times of those that no ask has taken along yet
@@ -60,7 +60,7 @@ function status(name, text, detail = "") {
 
 function trouble(sentence, detail) {
   if (sentence === null) {
-    if (notices.has("trouble")) quiet("trouble");
+    quiet("trouble");
     if (at("status").dataset.state !== "ready") status("ready", "ready");
     return;
   }
@@ -93,35 +93,43 @@ function knowModel(model) {
   at("about").textContent = `${model.name} · ${model.size} × ${model.size} pixels · ${model.engine} · ${model.target}`;
   attributes.build(model.attributes);
   conditions.build(model.conditions);
-  for (const slot of SLOTS) if (state.faces[slot]) take(slot, state.faces[slot], { again: true });
+  for (const slot of SLOTS) {
+    const face = wanted[slot] ?? state.faces[slot];
+    if (!face) continue;
+    for (const kind of ["having", "lacking"]) face[kind] = face[kind]?.filter((name) => model.conditions.includes(name));
+    take(slot, face);
+  }
   askSamples();
   askEdit();
 }
 
-// Makes a face that of a slot, once the server has it. `again`: it is so already, on this side.
-function take(slot, face, { align = true, again = false } = {}) {
-  const drawn = face.photo === undefined;
+// Makes a face that of a slot, once the server has it.
+function take(slot, face) {
+  const { photo, align } = face;
   wanted[slot] = face;
   session.want(slot, {
-    make: () => (drawn ? { ask: "sample", slot, ...face } : { ask: "photo", slot, align, file: face.photo }),
+    make: () => {
+      if (!photo) return { ask: "sample", slot, ...face };
+      status("sending", "sending the photo");
+      return { ask: "photo", slot, align, file: photo };
+    },
     done: (answer, pixels) => {
       if (!wanted[slot]) return; // removed meanwhile
-      const isNew = slot === "other" && !state.faces.other;
-      state.faces[slot] = face;
-      if (isNew && state.mix === 0) state.mix = 0.5;
-      if (!again) {
+      if (state.faces[slot] !== face) {
+        if (slot === "other" && !state.faces.other && state.mix === 0) state.mix = 0.5;
+        state.faces[slot] = face;
         quiet("photo");
+        if (answer.note) notice("photo", answer.note);
         save();
       }
-      if (answer.note && !again) notice("photo", answer.note);
       if (slot === "face") picture.show("original", pixels, state.size);
       showTile(slot, pixels);
       askEdit();
     },
     failed: (answer) => {
       wanted[slot] = state.faces[slot];
-      const middle = { label: "Take its middle", act: () => take(slot, face, { align: false }) };
-      notice("photo", answer.error, answer.align === false ? middle : {});
+      const middle = { label: "Take its middle", act: () => take(slot, { photo, align: false }) };
+      notice("photo", answer.error, answer.middle ? middle : {});
     },
   });
 }
@@ -227,8 +235,8 @@ function activate(slot) {
 
 // What can be done
 
-function drawOthers(seed) {
-  state.seed = seed;
+function drawOthers() {
+  state.seed = Math.floor(SEEDS * Math.random());
   askSamples();
   save();
 }
@@ -264,8 +272,7 @@ function redraw() {
 function remove() {
   delete state.faces.other;
   delete wanted.other;
-  session.drop("other");
-  Object.assign(state, { mix: 0 });
+  state.mix = 0;
   activate("face");
   showMix();
   showPicks();
@@ -331,7 +338,7 @@ at("mix").addEventListener("input", (event) => {
   moved(event);
 });
 at("remove").addEventListener("click", remove);
-at("again").addEventListener("click", () => drawOthers(Math.floor(SEEDS * Math.random())));
+at("again").addEventListener("click", drawOthers);
 at("temperature").addEventListener("input", warm);
 at("link").addEventListener("click", copyLink);
 at("download").addEventListener("click", () => {

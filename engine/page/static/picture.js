@@ -32,7 +32,9 @@ export class Picture {
   #sources = {};
 
   constructor() {
-    document.getElementById("views").addEventListener("change", (event) => this.#view(event.target.value));
+    document.getElementById("views").addEventListener("change", (event) => {
+      this.#root.dataset.view = event.target.value;
+    });
     this.#divider.addEventListener("input", () => {
       this.#root.style.setProperty("--cut", `${this.#divider.value / 10}%`);
     });
@@ -60,10 +62,6 @@ export class Picture {
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     });
-  }
-
-  #view(name) {
-    this.#root.dataset.view = name;
   }
 
   #draw(which) {

@@ -9,7 +9,6 @@ export class Session {
   #socket = null;
   #waiting = new Map();
   #sent = null;
-  #number = 0;
   #pause = FIRST_PAUSE;
   #held = 0;
 
@@ -25,10 +24,6 @@ export class Session {
   want(kind, { make, done, failed }) {
     this.#waiting.set(kind, { make, done, failed });
     this.#next();
-  }
-
-  drop(kind) {
-    this.#waiting.delete(kind);
   }
 
   #open() {
@@ -64,16 +59,15 @@ export class Session {
     const want = this.#waiting.get(kind);
     this.#waiting.delete(kind);
     const { file, ...ask } = want.make();
-    this.#sent = { kind, want, id: ++this.#number };
-    const header = JSON.stringify({ ...ask, id: this.#number });
+    this.#sent = { kind, want };
+    const header = JSON.stringify(ask);
     this.#socket.send(file ? new Blob([header, "\n", file]) : header);
   }
 
   #answered(message) {
     const end = message.indexOf(10);
     const header = JSON.parse(new TextDecoder().decode(message.subarray(0, end)));
-    const { kind, want, id } = this.#sent ?? {};
-    if (header.id !== id) return;
+    const { kind, want } = this.#sent;
     this.#sent = null;
     if (header.reload) {
       this.#begin();
@@ -87,8 +81,8 @@ export class Session {
     } else {
       this.#pause = FIRST_PAUSE;
       this.trouble(null);
-      if (header.error) want.failed?.(header);
-      else want.done?.(header, message.subarray(end + 1));
+      if (header.error) want.failed(header);
+      else want.done(header, message.subarray(end + 1));
       this.#next();
     }
   }
