@@ -109,6 +109,7 @@ def test_every_preset_survives_json(preset: str) -> None:
         ("--image-size 50", ["--image-size 50", "positive multiple of 32"]),
         ("--channels 1 2", ["--channels 1 2", "such as 32 64 128 256 512"]),
         ("--taps relu9_9", ["unknown relu9_9", "VGG19 has relu1_1"]),
+        ("--taps relu5_1 --image-size 8 --channels 8 8 8", ["--image-size 8: VGG19 halves it 4 times", "shallower"]),
         ("--lr -1", ["--lr -1.0", "above 0"]),
         ("--lr inf", ["--lr inf: must be a finite number"]),
         ("--kl-weight nan", ["--kl-weight nan: must be a finite number"]),
