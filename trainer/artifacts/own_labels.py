@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.latents import Directions
 from trainer import run_folder
 from trainer.artifacts import derived
-from trainer.artifacts.directions import MIN_IMAGES, Direction, directions_of, load_directions
+from trainer.artifacts.directions import MIN_IMAGES, directions_of, load_directions
 from trainer.artifacts.encode import encode
 from trainer.config import Kind, TrainConfig
 from trainer.data import FaceData, Pack, load_data_for, read_index
@@ -55,7 +56,7 @@ def _labelled(data: FaceData, csv: Path | None) -> Labelled:
     own, train = data.index, data.rows("train")
     if csv is None:
         return Labelled(train, own.attributes, own.labels[train], own.attributes)
-    index = relabel(own, csv, "leave out")
+    index = relabel(own, csv, some=True)
     row_of = {name: row for row, name in enumerate(own.files)}
     rows = np.array([row_of[index.files[row]] for row in index.rows("train")], np.int64)
     others = [column for column, name in enumerate(own.attributes) if name not in index.attributes]
@@ -89,8 +90,9 @@ def from_data(
         model = place.module(run_folder.load_model(run))
         data = load_data_for(config, resolved, directory, align=align)
         own = data.fingerprint == resolved.get("data_fingerprint")
-        data = replace(data, index=data.index.limited(config.limit_train))
-        if not own:
+        if own:
+            data = replace(data, index=data.index.limited(config.limit_train))
+        else:
             logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
         labelled = _labelled(data, csv)
         if not (run / SAMPLES).exists():
@@ -100,14 +102,15 @@ def from_data(
             mu = derived.write_prior(run, model, place, data)[np.searchsorted(data.rows("train"), labelled.rows)]
         else:
             mu, _ = encode(model, data.images, labelled.rows, place)
-        found = directions_of(mu, labelled.labels, labelled.attributes, kind or config.directions, labelled.wanted)
-        if labelled.wanted and not found:
+        labels, attributes, wanted = labelled.labels, labelled.attributes, labelled.wanted
+        found = directions_of(mu, labels, attributes, kind or config.directions, wanted=wanted)
+        if wanted and not found.names:
             raise DataError(
                 f"{csv or directory}: no attribute has {MIN_IMAGES} images of the train split with it and as many "
                 f"without it; label more images, or give two folders by --with and --without"
             )
         _tell(found)
-        return derived.write_directions(run, found, model.config.latent_dim)
+        return derived.write_directions(run, found)
 
 
 def from_folders(
@@ -152,9 +155,9 @@ def from_folders(
             logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
         mu = np.concatenate([encode(model, images, np.arange(len(images)), place)[0] for images in sides])
         labels = np.repeat([True, False], [len(images) for images in sides])[:, None]
-        found = directions_of(mu, labels, (name,), kind)
+        found = directions_of(mu, labels, (name,), kind, split="folders")
         _tell(found)
-        return derived.write_directions(run, found, mu.shape[1], split="folders")
+        return derived.write_directions(run, found)
 
 
 def drop(run: Path, names: Sequence[str]) -> str:
@@ -165,18 +168,18 @@ def drop(run: Path, names: Sequence[str]) -> str:
     """
     config, _ = run_folder.load_config(run)
     with run_folder.occupied(run, _FILE_BYTES):
-        path = run / DIRECTIONS
-        known = [direction.name for direction in load_directions(path)[0]] if path.exists() else []
+        before = load_directions(run)
+        known = before.names if before else ()
         if unknown := [name for name in names if name not in known]:
             has = ", ".join(known) or "none at all"
             raise RunError(f"--drop {' '.join(unknown)}: {run} has no such directions; it has {has}")
-        return derived.write_directions(run, [], config.model.latent_dim, without=tuple(dict.fromkeys(names)))
+        none = Directions((), np.empty((0, config.model.latent_dim), np.float32), (), (), "train")
+        return derived.write_directions(run, none, without=tuple(dict.fromkeys(names)))
 
 
-def _tell(found: Sequence[Direction]) -> None:
-    for direction in found:
-        sides = direction.positives, direction.negatives
-        logger.info("%s (%s): %d images with it, %d without", direction.name, direction.kind, *sides)
+def _tell(found: Directions) -> None:
+    for name, kind, *sides in zip(found.names, found.kinds, found.positives, found.negatives, strict=True):
+        logger.info("%s (%s): %d images with it, %d without", name, kind, *sides)
 
 
 def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArray[np.uint8]:
@@ -188,8 +191,7 @@ def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArra
 
     if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
         require_enough(len(files))
-    size, align = config.model.image_size, align or config.align
     index = read_index(folder, skip_damaged=config.skip_damaged)
-    images = Pack.of(index, size, config.crop, config.source, align).intact()
+    images = Pack.of(index, config.frame, align or config.align).intact()
     require_enough(len(images))
     return images

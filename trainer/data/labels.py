@@ -6,17 +6,19 @@ import dataclasses
 import unicodedata
 from collections import defaultdict
 from pathlib import Path
-from typing import Literal
 
 from trainer.data.index import Index
 from trainer.data.table import Labels, leave_out_absent, read_labels
 from trainer.errors import DataError
 
-Unlabelled = Literal["refuse", "leave out"]
 
-
-def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
+def relabel(index: Index, path: Path, *, some: bool = False) -> Index:
     """The same images with the labels of a CSV instead of their own, see `read_index`.
+
+    Args:
+        index: the images.
+        path: the CSV.
+        some: it may list some of the images only; the others are left out.
 
     Raises:
         DataError: the CSV is missing or malformed, or its images are not those of the data set; names the line or the
@@ -28,12 +30,12 @@ def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
     labels = read_labels(path)
     row_of, absent = _match(index, labels)
     mend = f"names are relative to {index.folder}, such as {index.files[0]}"
-    if unlabelled == "leave out":
+    if some:
         mend += "; remove the lines of images that are not there"
     # A list of none of the images is another set's.
-    index = leave_out_absent(index, labels, absent, mend, may_skip=bool(row_of) and unlabelled == "refuse")
+    index = leave_out_absent(index, labels, absent, mend, may_skip=bool(row_of) and not some)
     without = [name for row, name in enumerate(index.files) if row not in row_of]
-    if without and unlabelled == "refuse":
+    if without and not some:
         raise DataError(
             f"{path} lists {len(row_of)} of the {len(index.files)} images of {index.root} and not {without[0]}; add a "
             "line for each of the others, or move them away"
