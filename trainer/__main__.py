@@ -180,14 +180,14 @@ class Train:
         from trainer import training  # noqa: PLC0415
 
         training.train(self.config, data, self.out, self.resume)
-        if _speaks():
+        if _is_main_process():
             out, given = quote(str(self.out)), quote(str(self.data))
             evaluate = f"python -m trainer evaluate {out} --data {given}"
             print(f"next: {evaluate}, then python -m export.build_engines --run {out} --out BUNDLE")
 
 
-def _speaks() -> bool:
-    """Whether this process says what goes on: of those that torchrun starts, the first does."""
+def _is_main_process() -> bool:
+    """Whether this is the process that logs, of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -250,7 +250,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if tell_version(arguments):
         return 0
-    logging.basicConfig(level=logging.INFO if _speaks() else logging.ERROR, format="%(levelname)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if _is_main_process() else logging.ERROR, format="%(levelname)s: %(message)s"
+    )
     received: list[int] = [signal.SIGINT]
 
     def interrupt(signum: int, frame: FrameType | None) -> None:

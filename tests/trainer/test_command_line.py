@@ -47,6 +47,11 @@ def test_commands_that_are_said_can_be_pasted(faces: Path, tmp_path: Path, capsy
     assert shlex.split(export)[3:] == ["--run", str(out), "--out", "BUNDLE"]
 
 
+def test_an_evaluation_needs_a_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "run", "--data", "faces", "--threads", "0"]) == 2
+    refusal(capsys, "--threads 0: must be at least 1")
+
+
 def test_help_of_train_lists_the_presets_with_a_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         train("--preset", "plain", "--help")

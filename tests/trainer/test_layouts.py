@@ -333,9 +333,10 @@ def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path)
     with pytest.raises(DataError, match=r"labels.csv lists 3 of the 24 images of .*set and not 000001.jpg; add a line"):
         read_index(root, labels=table)
     index = relabel(read_index(root), table, some=True)
-    assert index.files == (NAMES[3], NAMES[4], NAMES[18])
-    assert index.labels[:, 0].tolist() == [True, False, False]
-    assert index.splits.tolist() == [0, 0, 1]
+    assert index.rows("train").tolist() == [3, 4]
+    assert index.rows("val").tolist() == [18]
+    assert index.labels[[3, 4, 18], 0].tolist() == [True, False, False]
+    assert not len(index.rows("test"))
 
 
 @pytest.mark.parametrize(

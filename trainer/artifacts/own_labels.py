@@ -11,7 +11,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from trainer.artifacts import derived
 from trainer.artifacts.directions import MIN_IMAGES, directions_of, load_directions
 from trainer.artifacts.encode import encode
 from trainer.config import Kind, TrainConfig
-from trainer.data import FaceData, Pack, load_data_for, read_index
+from trainer.data import Index, Pack, load_data_for, read_index
 from trainer.data.folder import SUFFIXES, find
 from trainer.data.labels import relabel
 from trainer.errors import ConfigError, DataError, RunError
@@ -35,34 +34,21 @@ _FILE_BYTES = 4_000_000
 """About what directions and prior take on disk."""
 
 
-class Labelled(NamedTuple):
-    """Labels of L images of a train split.
+def _labelled(index: Index, csv: Path | None) -> tuple[Index, tuple[str, ...]]:
+    """The data set with the labels of a CSV beside its own, and the attributes whose directions are asked for.
 
-    Attributes:
-        rows: (L,) of the data set's images, rising.
-        attributes: the A names.
-        labels: (L, A) bool.
-        wanted: the attributes whose directions are asked for; the others only have a say in adjusted ones.
+    Images that the CSV doesn't list are in no split.
+
+    Raises:
+        DataError: the CSV cannot be used.
     """
-
-    rows: NDArray[np.int64]
-    attributes: tuple[str, ...]
-    labels: NDArray[np.bool_]
-    wanted: tuple[str, ...]
-
-
-def _labelled(data: FaceData, csv: Path | None) -> Labelled:
-    """The data set's own labels, or those of a CSV beside them; DataError if the CSV cannot be used."""
-    own, train = data.index, data.rows("train")
     if csv is None:
-        return Labelled(train, own.attributes, own.labels[train], own.attributes)
-    index = relabel(own, csv, some=True)
-    row_of = {name: row for row, name in enumerate(own.files)}
-    rows = np.array([row_of[index.files[row]] for row in index.rows("train")], np.int64)
-    others = [column for column, name in enumerate(own.attributes) if name not in index.attributes]
-    labels = np.hstack([own.labels[rows][:, others], index.labels[index.rows("train")]])
-    names = tuple(own.attributes[column] for column in others)
-    return Labelled(rows, names + index.attributes, labels, index.attributes)
+        return index, index.attributes
+    new = relabel(index, csv, some=True)
+    others = [column for column, name in enumerate(index.attributes) if name not in new.attributes]
+    names = tuple(index.attributes[column] for column in others)
+    labels = np.hstack([index.labels[:, others], new.labels])
+    return replace(new, attributes=names + new.attributes, labels=labels), new.attributes
 
 
 def from_data(
@@ -94,16 +80,17 @@ def from_data(
             data = replace(data, index=data.index.limited(config.limit_train))
         else:
             logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
-        labelled = _labelled(data, csv)
+        index, wanted = _labelled(data.index, csv)
+        rows = index.rows("train")
         if not (run / SAMPLES).exists():
             derived.write_samples(run, data)
         needs_prior = (own and csv is None) or not belongs(run / PRIOR, sha256_of(run / MODEL))
         if needs_prior:
-            mu = derived.write_prior(run, model, place, data)[np.searchsorted(data.rows("train"), labelled.rows)]
+            mu = derived.write_prior(run, model, place, data)[np.searchsorted(data.rows("train"), rows)]
         else:
-            mu, _ = encode(model, data.images, labelled.rows, place)
-        labels, attributes, wanted = labelled.labels, labelled.attributes, labelled.wanted
-        found = directions_of(mu, labels, attributes, kind or config.directions, wanted=wanted)
+            mu, _ = encode(model, data.images, rows, place)
+        kind = kind or config.directions
+        found = directions_of(mu, index.labels[rows], index.attributes, kind, wanted=wanted)
         if wanted and not found.names:
             raise DataError(
                 f"{csv or directory}: no attribute has {MIN_IMAGES} images of the train split with it and as many "

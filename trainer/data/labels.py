@@ -7,7 +7,9 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
-from trainer.data.index import Index
+import numpy as np
+
+from trainer.data.index import LEFT_OUT, Index
 from trainer.data.table import Labels, leave_out_absent, read_labels
 from trainer.errors import DataError
 
@@ -18,7 +20,7 @@ def relabel(index: Index, path: Path, *, some: bool = False) -> Index:
     Args:
         index: the images.
         path: the CSV.
-        some: it may list some of the images only; the others are left out.
+        some: it may list some of the images only; the others are in no split then.
 
     Raises:
         DataError: the CSV is missing or malformed, or its images are not those of the data set; names the line or the
@@ -41,8 +43,11 @@ def relabel(index: Index, path: Path, *, some: bool = False) -> Index:
             "line for each of the others, or move them away"
         )
     rows = sorted(row_of)
-    values = labels.values[[row_of[row] for row in rows]]
-    return dataclasses.replace(index.take(rows), attributes=labels.attributes, labels=values)
+    values = np.zeros((len(index.files), len(labels.attributes)), np.bool_)
+    values[rows] = labels.values[[row_of[row] for row in rows]]
+    splits = np.full_like(index.splits, LEFT_OUT)
+    splits[rows] = index.splits[rows]
+    return dataclasses.replace(index, attributes=labels.attributes, labels=values, splits=splits)
 
 
 def _match(index: Index, labels: Labels) -> tuple[dict[int, int], list[int]]:
