@@ -96,7 +96,7 @@ def test_all_unusable_images_are_named_together_and_nothing_is_left_behind(broke
         "000200.jpg",
     ]
     assert lines[3].endswith(
-        "is 64x64 pixels, smaller than the crop of 148; use --crop 0 for images that are cropped already"
+        "is 64x64 pixels, smaller than the crop of 148; train with --crop 0 on images that are cropped already"
     )
     assert not leftovers(broken)
 
