@@ -45,11 +45,7 @@ def summary(metrics: dict[str, Any]) -> str:
     lines = [report.verdict(metrics), f"{'edit over gRPC':<34}{'faces':>7}{'flipped':>9}{'kept':>8}{'judge':>8}"]
     for edit in metrics["served_edits"]:
         name = f"{edit['attribute']} at strength {edit['strength']:+.1f}"
-        flipped, kept, right = map(_percent, (edit["flipped"], edit["kept"], accuracy[edit["attribute"]]))
+        shares = edit["flipped"], edit["kept"], accuracy[edit["attribute"]]
+        flipped, kept, right = (report.percent(share, "-") for share in shares)
         lines.append(f"{name:<34}{edit['faces']:>7}{flipped:>9}{kept:>8}{right:>8}")
     return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-    """A share as per cent; a dash where there were no faces to judge."""
-    return "-" if share is None else f"{share:.1%}"

@@ -69,6 +69,10 @@ class Evaluate:
     threads: int | None = None
     """Threads that compute on a CPU; default: $OMP_NUM_THREADS, or as many as the machine has free cores now."""
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads {self.threads}: must be at least 1")
+
     def __call__(self) -> None:
         """Runs the command."""
         from trainer import run_folder  # noqa: PLC0415
@@ -176,10 +180,15 @@ class Train:
         from trainer import training  # noqa: PLC0415
 
         training.train(self.config, data, self.out, self.resume)
-        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+        if _is_main_process():
             out, given = quote(str(self.out)), quote(str(self.data))
             evaluate = f"python -m trainer evaluate {out} --data {given}"
             print(f"next: {evaluate}, then python -m export.build_engines --run {out} --out BUNDLE")
+
+
+def _is_main_process() -> bool:
+    """Whether this is the process that logs, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _defaults(arguments: list[str]) -> TrainConfig:
@@ -241,7 +250,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if tell_version(arguments):
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if _is_main_process() else logging.ERROR, format="%(levelname)s: %(message)s"
+    )
     received: list[int] = [signal.SIGINT]
 
     def interrupt(signum: int, frame: FrameType | None) -> None:

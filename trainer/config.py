@@ -255,6 +255,12 @@ class TrainConfig:
         unknown = [tap for tap in self.taps if tap not in VGG19_TAPS]
         _require(not unknown, f"--taps: unknown {', '.join(unknown)}; VGG19 has {', '.join(VGG19_TAPS)}")
         _require(len(set(self.taps)) == len(self.taps), f"--taps {' '.join(self.taps)}: names one tap twice")
+        deepest = max((int(tap[4]) for tap in self.taps), default=1)  # the number of VGG19's block
+        _require(
+            self.model.image_size >= 2 ** (deepest - 1),
+            f"--image-size {self.model.image_size}: VGG19 halves it {deepest - 1} times before relu{deepest}_1, and "
+            "nothing is left; give shallower --taps or larger images",
+        )
         _require(
             bool(self.taps) or self.vgg_weights is None,
             f"--vgg-weights {self.vgg_weights}: of no use without taps; give --taps or leave it out",
@@ -322,17 +328,9 @@ class TrainConfig:
         Raises:
             ConfigError: a field is unknown, as in a file of another version.
         """
-        values = {name: value for name, value in values.items() if name not in RETIRED}
+        known = {name: value for name, value in values.items() if name not in RETIRED}
         try:
-            model = dict(values.pop("model"))
-            model["channels"] = tuple(model["channels"])
-            values["taps"] = tuple(values["taps"])
-            width, height = values.get("source", CELEBA_SOURCE)  # runs of older versions have none
-            values["source"] = (width, height)
-            for name in ("vgg_weights", "labels", "init_from"):
-                if values.get(name) is not None:
-                    values[name] = Path(values[name])
-            return cls(model=ModelConfig(**model), **values)
+            return cls(**known | {"model": ModelConfig(**values["model"])})
         except (KeyError, TypeError) as error:
             raise ConfigError(
                 f"the configuration does not fit this version of the project ({error}); train again"

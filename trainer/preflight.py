@@ -69,7 +69,7 @@ class Plan:
         if begins and config.init_from is not None:
             initial_weights(config)
         weights = check_weights(config.taps, config.vgg_weights) if config.taps else "none: no taps"
-        pack = Pack.of(index, config.model.image_size, config.crop, config.source, config.align)
+        pack = Pack.of(index, config.frame, config.align)
         pack.check()
         _warn_of_constants(index)
         if begins and config.init_from is None:

@@ -42,6 +42,8 @@ CONFIG, MODEL, CHECKPOINT = "config.json", "model.safetensors", "checkpoint.pt"
 METRICS, SAMPLES = "metrics.jsonl", "samples.safetensors"
 DIRECTIONS, PRIOR = "directions.safetensors", "prior.safetensors"
 EVALUATION, CARD = "metrics.json", "README.md"
+LOCK = ".lock"
+"""Stays in every folder that a run or an evaluation wrote to."""
 
 
 def require_free(run: Path, resume: bool) -> None:
@@ -75,14 +77,14 @@ def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / ".lock")
+        lock = FileLock(run / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(f"{run} is in use: another process works there; wait for it, or choose another --out") from None
     except OSError as error:
         raise RunError(f"{run} cannot be written to ({error.strerror}); choose another --out") from error
     try:
-        for left in run.glob(".*.tmp"):  # by a process that was killed while it wrote
+        for left in run.glob(".*.[0-9]*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
         free = shutil.disk_usage(run).free
         if free < needed_bytes:
@@ -200,11 +202,9 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
     """Reads checkpoint.pt.
 
     Raises:
-        RunError: there is none, or it is torn.
+        RunError: it is torn, or of another version.
     """
     path = run / CHECKPOINT
-    if not path.is_file():
-        raise RunError(f"{run} has no {CHECKPOINT} to resume from; train without --resume")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a torn file

@@ -20,7 +20,7 @@ from trainer.data import FaceData
 from trainer.data.loader import Batch, BatchLoader
 from trainer.errors import NonFiniteLossError, RunError
 from trainer.hardware.conv_as_matmul import use_matmul
-from trainer.hardware.device import Placement
+from trainer.hardware.device import Placement, seeded
 from trainer.hardware.distributed import Processes
 from trainer.loss.perceptual import PerceptualLoss
 from trainer.loss.vae_loss import Terms, VAELoss
@@ -68,8 +68,8 @@ class TrainState:
         # Data
         self.loader = BatchLoader(config, data, self.place, self.processes)
         # Network
-        torch.manual_seed(config.seed)
-        vae = VAE(config.model)
+        with seeded(config.seed):
+            vae = VAE(config.model)
         freeze_biases_before_batch_norm(vae)
         num_attributes = data.index.labels.shape[1] if config.attribute_weight else 0
         net = self.place.module(VAEWithHead(vae, num_attributes))

@@ -47,6 +47,11 @@ def test_commands_that_are_said_can_be_pasted(faces: Path, tmp_path: Path, capsy
     assert shlex.split(export)[3:] == ["--run", str(out), "--out", "BUNDLE"]
 
 
+def test_an_evaluation_needs_a_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "run", "--data", "faces", "--threads", "0"]) == 2
+    refusal(capsys, "--threads 0: must be at least 1")
+
+
 def test_help_of_train_lists_the_presets_with_a_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         train("--preset", "plain", "--help")
@@ -109,6 +114,7 @@ def test_every_preset_survives_json(preset: str) -> None:
         ("--image-size 50", ["--image-size 50", "positive multiple of 32"]),
         ("--channels 1 2", ["--channels 1 2", "such as 32 64 128 256 512"]),
         ("--taps relu9_9", ["unknown relu9_9", "VGG19 has relu1_1"]),
+        ("--taps relu5_1 --image-size 8 --channels 8 8 8", ["--image-size 8: VGG19 halves it 4 times", "shallower"]),
         ("--lr -1", ["--lr -1.0", "above 0"]),
         ("--lr inf", ["--lr inf: must be a finite number"]),
         ("--kl-weight nan", ["--kl-weight nan: must be a finite number"]),

@@ -296,6 +296,15 @@ def test_an_edit_that_no_test_face_needs_has_no_shares(encoded: EncodedRun, tmp_
     assert "edit_removing_Smiling.png" in files
 
 
+def test_an_attribute_may_have_any_name(encoded: EncodedRun, tmp_path: Path) -> None:
+    names = ("round/square", "price $x_$", NAMES[2])
+    data = replace(encoded.data, index=replace(encoded.data.index, attributes=names))
+    named = replace(encoded, data=data, directions=replace(encoded.directions, names=names))
+    found = curves.measure(named, replace(seer(), attributes=names), Options(), metric_networks())
+    for figure in edit_figures.draw(named, found, [], tmp_path):
+        assert (tmp_path / figure.file).is_file()
+
+
 class Contrast(nn.Module):
     """Stands where LPIPS would: the mean absolute difference of two batches."""
 

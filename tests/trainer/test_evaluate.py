@@ -15,7 +15,7 @@ from trainer.errors import ConfigError, RunError
 from trainer.evaluation import generation, networks
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, Network
 from trainer.evaluation.encoded_run import Autoencoder, EncodedRun, Floats, Images
-from trainer.evaluation.evaluate import evaluate, evaluate_autoencoder
+from trainer.evaluation.evaluate import Evaluation, evaluate, evaluate_autoencoder
 from trainer.evaluation.networks import MetricNetwork, MetricNetworks
 from trainer.evaluation.options import Options
 from trainer.hardware.device import Placement
@@ -220,6 +220,20 @@ def test_what_no_evaluation_wrote_is_not_replaced(run: Path, data: FaceData, tmp
     assert [path for path in (tmp_path / "paper").rglob("*") if path.is_file()] == [mine]
 
 
+def test_what_an_interrupted_evaluation_left_is_replaced(
+    run: Path, data: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(encoded: EncodedRun, metrics: dict[str, Any], folder: Path, evaluation: Evaluation) -> None:
+        folder.mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    options = replace(QUICK, out=tmp_path / "elsewhere")
+    monkeypatch.setattr("trainer.evaluation.evaluate.draw", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, data, options)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_two_evaluations_do_not_share_a_folder(run: Path, data: FaceData, tmp_path: Path) -> None:
     with run_folder.occupied(run, 0):
@@ -300,8 +314,6 @@ def test_a_subject_is_encoded_once_and_decodes_what_it_encoded(trained: Path, da
     assert np.array_equal(encoded.labels, data.index.labels[data.rows("test")])
     assert encoded.reconstructions is encoded.reconstructions
     assert np.array_equal(encoded.reconstructions[3:5], encoded.decode(encoded.mu[3:5]))
-    fast = encoded.decode(encoded.mu, fast=True)
-    assert np.abs(fast.astype(int) - encoded.reconstructions).max() <= 8
 
 
 def test_metrics_are_strict_json(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from framing import Frame
 from trainer.__main__ import main
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data import ATTRIBUTES as ATTRIBUTES_FILE
 from trainer.data import IMAGES, PARTITION, FaceData, Index, Pack, load_data, load_data_for, read_index
-from trainer.data.labels import Unlabelled
+from trainer.data.labels import relabel
 from trainer.data.splits import split_by_name
 from trainer.errors import DataError
 
@@ -325,7 +326,7 @@ def test_a_csv_replaces_the_labels_of_celeba_and_keeps_its_splits_and_pixels(tmp
     index = read_index(root, labels=table)
     assert (index.attributes, bool(index.labels.all())) == (("Happy",), True)
     assert np.array_equal(index.splits, SPLITS)
-    before, after = (Pack.of(one, 16, 0) for one in (read_index(root), index))
+    before, after = (Pack.of(one, Frame(16)) for one in (read_index(root), index))
     assert before.path == after.path
 
 
@@ -334,10 +335,11 @@ def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path)
     table = csv_for(tmp_path / "labels.csv", [f"{NAMES[row]},{row % 2}" for row in (18, 3, 4)])
     with pytest.raises(DataError, match=r"labels.csv lists 3 of the 24 images of .*set and not 000001.jpg; add a line"):
         read_index(root, labels=table)
-    index = read_index(root, labels=table, unlabelled="leave out")
-    assert index.files == (NAMES[3], NAMES[4], NAMES[18])
-    assert index.labels[:, 0].tolist() == [True, False, False]
-    assert index.splits.tolist() == [0, 0, 1]
+    index = relabel(read_index(root), table, some=True)
+    assert index.rows("train").tolist() == [3, 4]
+    assert index.rows("val").tolist() == [18]
+    assert index.labels[[3, 4, 18], 0].tolist() == [True, False, False]
+    assert not len(index.rows("test"))
 
 
 @pytest.mark.parametrize(
@@ -356,7 +358,7 @@ def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path)
 def test_a_mistake_in_a_csv_is_one_sentence(tmp_path: Path, lines: list[str], said: str) -> None:
     draw(tmp_path / "set", [f"{folder}/{number}.png" for folder in "ab" for number in range(9)] + ["c/c.png", "d.png"])
     with pytest.raises(DataError, match=said):
-        read_index(tmp_path / "set", labels=csv_for(tmp_path / "labels.csv", lines), unlabelled="leave out")
+        relabel(read_index(tmp_path / "set"), csv_for(tmp_path / "labels.csv", lines), some=True)
 
 
 @pytest.mark.parametrize(
@@ -372,15 +374,15 @@ def test_a_csv_without_a_proper_header_is_refused(tmp_path: Path, content: str, 
         read_index(tmp_path / "set", labels=tmp_path / "none.csv")
 
 
-@pytest.mark.parametrize("unlabelled", ["refuse", "leave out"])
+@pytest.mark.parametrize("some", [True, False])
 @pytest.mark.parametrize("lines", [["a/9.png,1"], ["a/9.png,1", "a/1.png,1"]])
-def test_to_skip_images_is_advised_where_it_helps(tmp_path: Path, lines: list[str], unlabelled: Unlabelled) -> None:
+def test_to_skip_images_is_advised_where_it_helps(tmp_path: Path, lines: list[str], some: bool) -> None:
     draw(tmp_path / "set", [f"{folder}/{number}.png" for folder in "abc" for number in range(9)])
     with pytest.raises(DataError) as caught:
-        read_index(tmp_path / "set", labels=csv_for(tmp_path / "labels.csv", lines), unlabelled=unlabelled)
-    helps = unlabelled == "refuse" and len(lines) > 1  # of a list of nothing else nothing would be left
+        relabel(read_index(tmp_path / "set"), csv_for(tmp_path / "labels.csv", lines), some=some)
+    helps = not some and len(lines) > 1  # of a list of nothing else nothing would be left
     assert ("--skip-damaged" in str(caught.value)) == helps
-    assert ("remove the lines of images that are not there" in str(caught.value)) == (unlabelled == "leave out")
+    assert ("remove the lines of images that are not there" in str(caught.value)) == some
 
 
 def test_labels_and_splits_of_a_run_are_for_its_own_data(tmp_path: Path) -> None:

@@ -219,6 +219,10 @@ def test_other_data_than_the_run_s_are_taken_by_their_own_labels(
     assert directions(run, "--data", other, "--kind", "svm") == 0
     assert load(run).names == before.names
     assert kind_of(run, "Smiling") == "svm"
+    config["config"] |= {"labels": None, "limit_train": 161}  # more than the other data's 160
+    (run / "config.json").write_text(json.dumps(config))
+    assert directions(run, "--data", other) == 0
+    assert kind_of(run, "Smiling") == "mean"
 
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from scripts import running
 
-from framing import Aligner, Frame
+from framing import CELEBA_SOURCE, Aligner, Frame
 from trainer.data import IMAGES, Pack, load_data, pixels, read_index
 from trainer.errors import DataError
 
@@ -47,13 +47,13 @@ def test_images_are_decoded_once_and_mapped_afterwards(photos: Path) -> None:
 
 
 def test_a_changed_image_a_changed_size_and_a_changed_crop_are_packed_again(photos: Path) -> None:
-    paths = {Pack.of(read_index(photos), 32, crop).path for crop in (0, 20)}
+    paths = {Pack.of(read_index(photos), Frame.of(32, crop, CELEBA_SOURCE)).path for crop in (0, 20)}
     first = load_data(photos, 16, 0)
-    paths.add(Pack.of(first.index, 16, 0).path)
+    paths.add(Pack.of(first.index, Frame(16)).path)
     Image.new("RGB", (40, 40), "red").save(photos / "05.png")
     changed = load_data(photos, 32, 0)
     assert changed.images[5, 16, 16].tolist() == [255, 0, 0]
-    assert len({*paths, Pack.of(changed.index, 32, 0).path}) == 4
+    assert len({*paths, Pack.of(changed.index, Frame(32)).path}) == 4
     assert load_data(photos, 16, 0).fingerprint != first.fingerprint
 
 
@@ -62,7 +62,7 @@ def test_a_copy_has_the_same_fingerprint(photos: Path, tmp_path: Path) -> None:
     shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)
     copy = load_data(tmp_path / "copy", 32, 0)
     assert copy.fingerprint == first.fingerprint
-    limited = Pack.of(first.index.limited(5), 32, 0).data()
+    limited = Pack.of(first.index.limited(5), Frame(32)).data()
     assert limited.fingerprint == first.fingerprint
 
 
@@ -96,7 +96,7 @@ def test_all_unusable_images_are_named_together_and_nothing_is_left_behind(broke
         "000200.jpg",
     ]
     assert lines[3].endswith(
-        "is 64x64 pixels, smaller than the crop of 148; use --crop 0 for images that are cropped already"
+        "is 64x64 pixels, smaller than the crop of 148; train with --crop 0 on images that are cropped already"
     )
     assert not leftovers(broken)
 
@@ -128,7 +128,7 @@ def test_images_that_are_all_smaller_than_the_crop_are_refused_before_any_is_dec
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pixels, "read", None)
-    pack = Pack.of(read_index(photos), 32, 148)
+    pack = Pack.of(read_index(photos), Frame.of(32, 148, CELEBA_SOURCE))
     with pytest.raises(DataError, match=r"00\.png is 40x40 pixels, smaller than the crop of 148; use --crop 0"):
         pack.check()
 
@@ -187,7 +187,7 @@ def test_of_two_that_pack_at_once_one_waits_for_the_other(
     logger = logging.getLogger("trainer.data.packed")
     monkeypatch.setattr(logger, "handlers", [Waits()])
     logger.setLevel(logging.INFO)
-    packs = [Pack.of(read_index(photos), 32, 0) for _ in range(2)]
+    packs = [Pack.of(read_index(photos), Frame(32)) for _ in range(2)]
     results: list[npt.NDArray[np.uint8]] = []
     threads = [threading.Thread(target=lambda pack=pack: results.append(pack.images())) for pack in packs]
     for thread in threads:

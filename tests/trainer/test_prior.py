@@ -42,6 +42,7 @@ def test_few_images_are_shrunk_to_something_better() -> None:
 def test_hardly_any_images(count: int) -> None:
     mu, log_var, _ = posteriors(count, 5)
     assert np.isfinite(covariance_of(mu, log_var)).all()
+    assert set(fit_priors(mu[:, :1], log_var[:, :1])) == {"mean", "factor"}
 
 
 def test_one_dimension_that_is_not_used() -> None:

@@ -61,6 +61,18 @@ def test_a_run_learns_and_leaves_the_folder_of_the_design(small: TrainConfig, da
     assert reconstructed.images.shape == (2, 3, 32, 32)
 
 
+def test_a_seed_is_of_the_run_alone(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
+    states, drawn = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(TrainState(small, data, tmp_path).net.state_dict())
+        drawn.append(torch.rand(1))
+        torch.manual_seed(seed)
+        assert torch.equal(drawn[-1], torch.rand(1))  # goes on as if there had been no run
+    assert same(*states)
+    assert not torch.equal(*drawn)
+
+
 def test_directions_are_mean_differences_over_the_train_split(
     small: TrainConfig, data: FaceData, tmp_path: Path
 ) -> None:

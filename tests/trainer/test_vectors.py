@@ -50,8 +50,10 @@ def test_tsne_keeps_clusters_apart() -> None:
     inside = max(places[:30].std(0).max(), places[30:].std(0).max())
     assert np.linalg.norm(places[:30].mean(0) - places[30:].mean(0)) > 2 * inside
     assert np.array_equal(places, tsne(mu, seed=0))
-    with pytest.raises(SkippedError, match="needs ten test images, and there are 9"):
+    with pytest.raises(SkippedError, match="needs ten test images and two latents, and there are 9 and "):
         tsne(mu[:9], seed=0)
+    with pytest.raises(SkippedError, match="there are 60 and 1"):
+        tsne(mu[:, :1], seed=0)
 
 
 def test_pairs_are_of_different_faces() -> None:

@@ -11,17 +11,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.latents import Directions
 from trainer import run_folder
 from trainer.artifacts import derived
-from trainer.artifacts.directions import MIN_IMAGES, Direction, directions_of, load_directions
+from trainer.artifacts.directions import MIN_IMAGES, directions_of, load_directions
 from trainer.artifacts.encode import encode
 from trainer.config import Kind, TrainConfig
-from trainer.data import FaceData, Pack, load_data_for, read_index
+from trainer.data import Index, Pack, load_data_for, read_index
 from trainer.data.folder import SUFFIXES, find
 from trainer.data.labels import relabel
 from trainer.errors import ConfigError, DataError, RunError
@@ -34,34 +34,21 @@ _FILE_BYTES = 4_000_000
 """About what directions and prior take on disk."""
 
 
-class Labelled(NamedTuple):
-    """Labels of L images of a train split.
+def _labelled(index: Index, csv: Path | None) -> tuple[Index, tuple[str, ...]]:
+    """The data set with the labels of a CSV beside its own, and the attributes whose directions are asked for.
 
-    Attributes:
-        rows: (L,) of the data set's images, rising.
-        attributes: the A names.
-        labels: (L, A) bool.
-        wanted: the attributes whose directions are asked for; the others only have a say in adjusted ones.
+    Images that the CSV doesn't list are in no split.
+
+    Raises:
+        DataError: the CSV cannot be used.
     """
-
-    rows: NDArray[np.int64]
-    attributes: tuple[str, ...]
-    labels: NDArray[np.bool_]
-    wanted: tuple[str, ...]
-
-
-def _labelled(data: FaceData, csv: Path | None) -> Labelled:
-    """The data set's own labels, or those of a CSV beside them; DataError if the CSV cannot be used."""
-    own, train = data.index, data.rows("train")
     if csv is None:
-        return Labelled(train, own.attributes, own.labels[train], own.attributes)
-    index = relabel(own, csv, "leave out")
-    row_of = {name: row for row, name in enumerate(own.files)}
-    rows = np.array([row_of[index.files[row]] for row in index.rows("train")], np.int64)
-    others = [column for column, name in enumerate(own.attributes) if name not in index.attributes]
-    labels = np.hstack([own.labels[rows][:, others], index.labels[index.rows("train")]])
-    names = tuple(own.attributes[column] for column in others)
-    return Labelled(rows, names + index.attributes, labels, index.attributes)
+        return index, index.attributes
+    new = relabel(index, csv, some=True)
+    others = [column for column, name in enumerate(index.attributes) if name not in new.attributes]
+    names = tuple(index.attributes[column] for column in others)
+    labels = np.hstack([index.labels[:, others], new.labels])
+    return replace(new, attributes=names + new.attributes, labels=labels), new.attributes
 
 
 def from_data(
@@ -89,25 +76,28 @@ def from_data(
         model = place.module(run_folder.load_model(run))
         data = load_data_for(config, resolved, directory, align=align)
         own = data.fingerprint == resolved.get("data_fingerprint")
-        data = replace(data, index=data.index.limited(config.limit_train))
-        if not own:
+        if own:
+            data = replace(data, index=data.index.limited(config.limit_train))
+        else:
             logger.warning("%s is not what %s was trained on, or its files have changed since", directory, run)
-        labelled = _labelled(data, csv)
+        index, wanted = _labelled(data.index, csv)
+        rows = index.rows("train")
         if not (run / SAMPLES).exists():
             derived.write_samples(run, data)
         needs_prior = (own and csv is None) or not belongs(run / PRIOR, sha256_of(run / MODEL))
         if needs_prior:
-            mu = derived.write_prior(run, model, place, data)[np.searchsorted(data.rows("train"), labelled.rows)]
+            mu = derived.write_prior(run, model, place, data)[np.searchsorted(data.rows("train"), rows)]
         else:
-            mu, _ = encode(model, data.images, labelled.rows, place)
-        found = directions_of(mu, labelled.labels, labelled.attributes, kind or config.directions, labelled.wanted)
-        if labelled.wanted and not found:
+            mu, _ = encode(model, data.images, rows, place)
+        kind = kind or config.directions
+        found = directions_of(mu, index.labels[rows], index.attributes, kind, wanted=wanted)
+        if wanted and not found.names:
             raise DataError(
                 f"{csv or directory}: no attribute has {MIN_IMAGES} images of the train split with it and as many "
                 f"without it; label more images, or give two folders by --with and --without"
             )
         _tell(found)
-        return derived.write_directions(run, found, model.config.latent_dim)
+        return derived.write_directions(run, found)
 
 
 def from_folders(
@@ -152,9 +142,9 @@ def from_folders(
             logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
         mu = np.concatenate([encode(model, images, np.arange(len(images)), place)[0] for images in sides])
         labels = np.repeat([True, False], [len(images) for images in sides])[:, None]
-        found = directions_of(mu, labels, (name,), kind)
+        found = directions_of(mu, labels, (name,), kind, split="folders")
         _tell(found)
-        return derived.write_directions(run, found, mu.shape[1], split="folders")
+        return derived.write_directions(run, found)
 
 
 def drop(run: Path, names: Sequence[str]) -> str:
@@ -165,18 +155,18 @@ def drop(run: Path, names: Sequence[str]) -> str:
     """
     config, _ = run_folder.load_config(run)
     with run_folder.occupied(run, _FILE_BYTES):
-        path = run / DIRECTIONS
-        known = [direction.name for direction in load_directions(path)[0]] if path.exists() else []
+        before = load_directions(run)
+        known = before.names if before else ()
         if unknown := [name for name in names if name not in known]:
             has = ", ".join(known) or "none at all"
             raise RunError(f"--drop {' '.join(unknown)}: {run} has no such directions; it has {has}")
-        return derived.write_directions(run, [], config.model.latent_dim, without=tuple(dict.fromkeys(names)))
+        none = Directions((), np.empty((0, config.model.latent_dim), np.float32), (), (), "train")
+        return derived.write_directions(run, none, without=tuple(dict.fromkeys(names)))
 
 
-def _tell(found: Sequence[Direction]) -> None:
-    for direction in found:
-        sides = direction.positives, direction.negatives
-        logger.info("%s (%s): %d images with it, %d without", direction.name, direction.kind, *sides)
+def _tell(found: Directions) -> None:
+    for name, kind, *sides in zip(found.names, found.kinds, found.positives, found.negatives, strict=True):
+        logger.info("%s (%s): %d images with it, %d without", name, kind, *sides)
 
 
 def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArray[np.uint8]:
@@ -188,8 +178,7 @@ def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArra
 
     if folder.is_dir() and (files := list(find(folder, SUFFIXES))):
         require_enough(len(files))
-    size, align = config.model.image_size, align or config.align
     index = read_index(folder, skip_damaged=config.skip_damaged)
-    images = Pack.of(index, size, config.crop, config.source, align).intact()
+    images = Pack.of(index, config.frame, align or config.align).intact()
     require_enough(len(images))
     return images

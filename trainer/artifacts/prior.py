@@ -107,11 +107,12 @@ def fit_mixture(latents: NDArray[np.float64]) -> Tensors:
     mean = seen.mean(axis=0)
     try:
         root = np.linalg.cholesky(np.atleast_2d(np.cov(seen.T)))
-    except np.linalg.LinAlgError:  # an encoder without noise, of which some dimension follows from others
+        white = np.linalg.solve(root, (seen - mean).T).T  # where no dimension decides alone what lies close together
+        clusters = KMeans(components, n_init=1, random_state=0).fit(white)
+        within = np.atleast_2d(np.cov((white - clusters.cluster_centers_[clusters.labels_]).T))
+        np.linalg.cholesky(within)
+    except np.linalg.LinAlgError:  # an encoder without noise, of which some dimension follows from others; few images
         return {}
-    white = np.linalg.solve(root, (seen - mean).T).T  # where no dimension decides alone what lies close together
-    clusters = KMeans(components, n_init=1, random_state=0).fit(white)
-    within = np.atleast_2d(np.cov((white - clusters.cluster_centers_[clusters.labels_]).T))
     strength = max(STRENGTH, latent_dim)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is stopped early on purpose

@@ -11,12 +11,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from framing import CELEBA_SOURCE
+from framing import CELEBA_SOURCE, Frame
 from trainer.config import TrainConfig
 from trainer.data import celeba, folder, parquet
 from trainer.data.celeba import ATTRIBUTES, IMAGES, PARTITION
 from trainer.data.index import SPLITS, Index
-from trainer.data.labels import Unlabelled, relabel
+from trainer.data.labels import relabel
 from trainer.data.packed import FaceData, Pack
 from trainer.data.splits import MIN_IMAGES, SplitBy
 from trainer.errors import DataError
@@ -56,10 +56,10 @@ def load_data(
 
     Args:
         directory: see `read_index`, as for labels, split_by and skip_damaged.
-        image_size: see `Pack.of`, as for crop, source and align.
-        crop: pixels.
-        source: width and height, pixels.
-        align: whether faces are found and aligned.
+        image_size: side S of the packed images, pixels.
+        crop: side of the square cut out of images of the size `source`, pixels; 0 takes the whole image.
+        source: width and height of the aligned images that `crop` is cut out of, pixels.
+        align: find the face in each image and align it with the frame first.
         labels: a CSV.
         split_by: name or folder.
         skip_damaged: a number of images.
@@ -69,7 +69,7 @@ def load_data(
         DataError: a list or an image is missing, truncated, malformed or undecodable.
     """
     index = read_index(directory, labels=labels, split_by=split_by, skip_damaged=skip_damaged)
-    return Pack.of(index, image_size, crop, source, align).data()
+    return Pack.of(index, Frame.of(image_size, crop, source), align).data()
 
 
 def load_data_for(
@@ -117,7 +117,6 @@ def read_index(
     labels: Path | None = None,
     split_by: SplitBy = "name",
     skip_damaged: int = 0,
-    unlabelled: Unlabelled = "refuse",
 ) -> Index:
     """Finds the images of a data set and reads its lists; opens no image.
 
@@ -129,17 +128,14 @@ def read_index(
         split_by: what the splits of images without a list of splits are drawn by. name: each image by itself; folder:
             all images of a folder come into one split.
         skip_damaged: how many images that are listed and absent, or damaged, may be left out.
-        unlabelled: what to do about images that `labels` doesn't list: refuse the data set, or leave them out. Those
-            that stay keep their splits.
 
     Raises:
         DataError: something is missing, truncated or malformed; names the file and the line.
     """
     index = _find(directory, split_by, skip_damaged)
     if labels is not None:
-        index = relabel(index, labels, unlabelled)
-    if unlabelled == "refuse":
-        index.require_splits()
+        index = relabel(index, labels)
+    index.require_splits()
     return index
 
 

@@ -6,17 +6,21 @@ import dataclasses
 import unicodedata
 from collections import defaultdict
 from pathlib import Path
-from typing import Literal
 
-from trainer.data.index import Index
+import numpy as np
+
+from trainer.data.index import LEFT_OUT, Index
 from trainer.data.table import Labels, leave_out_absent, read_labels
 from trainer.errors import DataError
 
-Unlabelled = Literal["refuse", "leave out"]
 
-
-def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
+def relabel(index: Index, path: Path, *, some: bool = False) -> Index:
     """The same images with the labels of a CSV instead of their own, see `read_index`.
+
+    Args:
+        index: the images.
+        path: the CSV.
+        some: it may list some of the images only; the others are in no split then.
 
     Raises:
         DataError: the CSV is missing or malformed, or its images are not those of the data set; names the line or the
@@ -28,19 +32,22 @@ def relabel(index: Index, path: Path, unlabelled: Unlabelled) -> Index:
     labels = read_labels(path)
     row_of, absent = _match(index, labels)
     mend = f"names are relative to {index.folder}, such as {index.files[0]}"
-    if unlabelled == "leave out":
+    if some:
         mend += "; remove the lines of images that are not there"
     # A list of none of the images is another set's.
-    index = leave_out_absent(index, labels, absent, mend, may_skip=bool(row_of) and unlabelled == "refuse")
+    index = leave_out_absent(index, labels, absent, mend, may_skip=bool(row_of) and not some)
     without = [name for row, name in enumerate(index.files) if row not in row_of]
-    if without and unlabelled == "refuse":
+    if without and not some:
         raise DataError(
             f"{path} lists {len(row_of)} of the {len(index.files)} images of {index.root} and not {without[0]}; add a "
             "line for each of the others, or move them away"
         )
     rows = sorted(row_of)
-    values = labels.values[[row_of[row] for row in rows]]
-    return dataclasses.replace(index.take(rows), attributes=labels.attributes, labels=values)
+    values = np.zeros((len(index.files), len(labels.attributes)), np.bool_)
+    values[rows] = labels.values[[row_of[row] for row in rows]]
+    splits = np.full_like(index.splits, LEFT_OUT)
+    splits[rows] = index.splits[rows]
+    return dataclasses.replace(index, attributes=labels.attributes, labels=values, splits=splits)
 
 
 def _match(index: Index, labels: Labels) -> tuple[dict[int, int], list[int]]:

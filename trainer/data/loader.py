@@ -6,7 +6,6 @@ Shapes: B global batch, b this process's part of it, S image side, D latent size
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections import deque
 from collections.abc import Generator
@@ -23,12 +22,8 @@ from trainer.data import FaceData
 from trainer.hardware.device import Placement
 from trainer.hardware.distributed import Processes
 
-logger = logging.getLogger(__name__)
-
 NUM_PREFETCHED = 4
 """Batches that are made ready in advance."""
-MAX_GPU_FRACTION = 0.5
-"""Fraction of the GPU's free memory that the images may take; the rest is for activations."""
 _ORDER, _BATCH, _SAMPLE = range(3)
 """What random numbers are for: the order of an epoch, the flips and noise of a batch, a sample of images."""
 
@@ -64,7 +59,6 @@ class BatchLoader:
         place: where the batches go.
         processes: every process takes each `world_size`-th image of a batch, from the `rank`-th on: strided, so that
             the first images, which the feature terms look at, are spread evenly.
-        resident: keep all training images on the device; None: if it is a GPU with room for them.
 
     Attributes:
         steps_per_epoch: see `TrainConfig.steps_per_epoch`.
@@ -73,12 +67,7 @@ class BatchLoader:
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        data: FaceData,
-        place: Placement,
-        processes: Processes | None = None,
-        resident: bool | None = None,
+        self, config: TrainConfig, data: FaceData, place: Placement, processes: Processes | None = None
     ) -> None:
         self._config, self._place = config, place
         processes = processes or Processes()
@@ -88,27 +77,9 @@ class BatchLoader:
         self.steps_per_epoch = config.steps_per_epoch(len(self._rows))
         self.num_steps = config.epochs * self.steps_per_epoch
         self.waited_seconds = 0.0
-        self._resident = self._fits() if resident is None else resident
-
-    def _fits(self) -> bool:
-        if self._place.device.type != "cuda":
-            return False
-        free, _ = torch.cuda.mem_get_info(self._place.device)
-        needed = len(self._rows) * self._images[0].nbytes
-        fits = bool(needed <= MAX_GPU_FRACTION * free)
-        what = "stay in" if fits else "are streamed, as they would take too much of"
-        logger.info("the training images (%.1f GB) %s the GPU's free memory (%.1f GB)", needed / 1e9, what, free / 1e9)
-        return fits
-
-    @functools.cached_property
-    def _on_device(self) -> Tensor:
-        return torch.from_numpy(self._images[self._rows]).to(self._place.device)
 
     def _draw(self, step: int) -> tuple[tuple[Tensor, ...], int]:
-        """A batch in host memory, pinned where there is a GPU: images, flips, noise and labels; and its total.
-
-        Of images that the device holds already, their places among the training images.
-        """
+        """A batch in host memory, pinned where there is a GPU: images, flips, noise and labels; and its total."""
         config = self._config
         epoch, position = divmod(step, self.steps_per_epoch)
         order = _order(config.seed, epoch, len(self._rows))
@@ -116,10 +87,9 @@ class BatchLoader:
         random = _generator(config.seed, _BATCH, step)
         flips = random.random(len(chosen)) < (0.5 if config.flip else 0.0)
         noise = random.standard_normal((len(chosen), config.model.latent_dim), np.float32)
-        ours = chosen[self._part]
-        images = ours if self._resident else self._images[self._rows[ours]]
-        labels = self._labels[self._rows[ours]].astype(np.float32)
-        return tuple(map(self._pin, (images, flips[self._part], noise[self._part], labels))), len(chosen)
+        ours = self._rows[chosen[self._part]]
+        labels = self._labels[ours].astype(np.float32)
+        return tuple(map(self._pin, (self._images[ours], flips[self._part], noise[self._part], labels))), len(chosen)
 
     def _pin(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -127,7 +97,6 @@ class BatchLoader:
 
     def _unpack(self, host: tuple[Tensor, ...], total: int) -> Batch:
         images, flips, noise, labels = (tensor.to(self._place.device, non_blocking=True) for tensor in host)
-        images = self._on_device[images] if self._resident else images
         images = torch.where(flips.view(-1, 1, 1, 1), images.flip(2), images)  # (b, S, S, 3) uint8
         return Batch(images.permute(0, 3, 1, 2).float() / 255, noise, labels, total)
 

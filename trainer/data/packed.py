@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from framing import CELEBA_SOURCE, Aligner, Frame, FramingError
+from framing import Aligner, Frame, FramingError
 from trainer.data import pixels
 from trainer.data.index import LEFT_OUT, REPORTED, Index
 from trainer.data.pixels import Reading
@@ -57,25 +57,13 @@ class Pack:
     path: Path
 
     @classmethod
-    def of(
-        cls, index: Index, image_size: int, crop: int, source: tuple[int, int] = CELEBA_SOURCE, align: bool = False
-    ) -> Pack:
-        """Finds the place: beside the images where that is allowed, else in the user's cache.
-
-        Args:
-            index: the images.
-            image_size: side S of the packed images, pixels.
-            crop: side of the square cut out of images of the size `source`, pixels; 0 takes the whole image (and the
-                centre of one that is not square).
-            source: width and height of the aligned images that `crop` is cut out of, pixels; see `framing.Frame`.
-            align: find the face in each image and align it with the frame first.
-        """
-        frame = Frame.of(image_size, crop, source)
+    def of(cls, index: Index, frame: Frame, align: bool = False) -> Pack:
+        """Finds the place: beside the images where that is allowed, else in the user's cache."""
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
             cache = os.environ.get("XDG_CACHE_HOME", "")
             folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
-        return cls(index, frame, align, folder / f"{image_size}px-{_digest(index, frame, align)[:16]}.npy")
+        return cls(index, frame, align, folder / f"{frame.size}px-{_digest(index, frame, align)[:16]}.npy")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

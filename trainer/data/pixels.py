@@ -76,7 +76,7 @@ def check_size(path: ImageFile, size: tuple[int, int], frame: Frame) -> None:
     try:
         frame.check(*size)
     except TooSmallError as error:
-        raise DataError(f"{path} {error}; use --crop 0 for images that are cropped already") from error
+        raise DataError(f"{path} {error}; train with --crop 0 on images that are cropped already") from error
     except TooLongError as error:
         raise DataError(f"{path} {error}; cut the face out, or give --align") from error
 

@@ -28,6 +28,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.edgecolor": "#555555",
     "figure.dpi": DPI,
+    "text.parse_math": False,  # a dollar in an attribute's name is a dollar
 }
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions, Prior, load_priors
 from trainer import run_folder
-from trainer.artifacts.directions import directions_of, save_directions
+from trainer.artifacts.directions import directions_of
 from trainer.artifacts.encode import BATCH_IMAGES, decode
 from trainer.artifacts.prior import fit_priors, save_priors
 from trainer.config import Kind
@@ -46,14 +46,12 @@ class Autoencoder:
     # encoder that gives a point
     encode: Callable[[Images], tuple[Floats, Floats | None]]
     decode: Callable[[Floats], Images]  # latents (B, D) float32 to images (B, S, S, 3) uint8
-    # the same in coarser arithmetic, for edits that are compared with one another; None: `decode`
-    decode_fast: Callable[[Floats], Images] | None = None
 
     @classmethod
     def of(
         cls, encoder: Callable[[Tensor], Sequence[Tensor]], decoder: Callable[[Tensor], Tensor], place: Placement
     ) -> Autoencoder:
-        """Networks in evaluation mode on the device of `place`, in FP32, as served; fast is as trained.
+        """Networks in evaluation mode on the device of `place`, in FP32, as served.
 
         The encoder takes images (B, 3, S, S) float32 in [0, 1] to mu (B, D) and, unless it gives points, log variances,
         the decoder latents (B, D) float32 to images (B, 3, S, S) in [0, 1].
@@ -64,11 +62,7 @@ class Autoencoder:
             mu, *log_var = (part.cpu().numpy() for part in encoder(place.images(images)))
             return mu, log_var[0] if log_var else None
 
-        def decode_fast(latents: Floats) -> Images:
-            with place.autocast():
-                return decode(decoder, latents, place)
-
-        return cls(encode, lambda latents: decode(decoder, latents, place), decode_fast)
+        return cls(encode, lambda latents: decode(decoder, latents, place))
 
 
 @dataclass(frozen=True)
@@ -118,10 +112,9 @@ class EncodedRun:
         priors = fit_priors(train_mu, point if train_log_var is None else train_log_var)
         save_priors(folder / PRIOR, priors, len(train_mu))
         found = directions_of(train_mu, data.index.labels[data.rows("train")], data.index.attributes, kind)
-        path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
-        run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
+        run_folder.write_atomically(folder / DIRECTIONS, found.save)
         encoded = _encode(autoencoder, data, "test")
-        return cls(autoencoder, data, place, *encoded, train_mu, Directions.load(path), load_priors(folder / PRIOR))
+        return cls(autoencoder, data, place, *encoded, train_mu, found, load_priors(folder / PRIOR))
 
     @cached_property
     def images(self) -> Images:
@@ -153,15 +146,11 @@ class EncodedRun:
         """The names of the A columns of the labels."""
         return self.data.index.attributes
 
-    def decode(self, latents: Floats, fast: bool = False) -> Images:
-        """Decodes any number of latents (L, D) to images (L, S, S, 3).
-
-        `fast` is in the arithmetic of training rather than as served; pixels differ by a level or so.
-        """
-        decode = (self.autoencoder.decode_fast if fast else None) or self.autoencoder.decode
+    def decode(self, latents: Floats) -> Images:
+        """Decodes any number of latents (L, D) to images (L, S, S, 3)."""
         images = np.empty((len(latents), *self.data.images.shape[1:]), np.uint8)
         for some in batches(len(latents), BATCH_IMAGES, "decoding"):
-            images[some] = decode(latents[some])
+            images[some] = self.autoencoder.decode(latents[some])
         return images
 
 

@@ -76,7 +76,7 @@ class Evaluation:
 
     def _require_no_strangers(self) -> None:
         in_the_run = self.log is not None and self.log.parent == self.out
-        if in_the_run or made_with(self.out) or (self.out / CLASSIFIER).exists():
+        if in_the_run or made_with(self.out) or (self.out / run_folder.LOCK).exists():
             return
         for name in (FIGURES, EVALUATION, REPORT):
             if (self.out / name).exists():

@@ -40,7 +40,7 @@ def headlines(metrics: dict[str, Any]) -> list[Headline]:
     taps = ", ".join(f"{tap} {value:.1%}" for tap, value in features.get("relative", {}).items())
     points = {"skipped": "the encoder gives points"}
     balanced, precision = (
-        _percent(linear.get(f"{name}_mean"), "unknown") for name in ("balanced_accuracy", "average_precision")
+        percent(linear.get(f"{name}_mean"), "unknown") for name in ("balanced_accuracy", "average_precision")
     )
     return [
         *_edits(metrics["edits"]),
@@ -129,7 +129,8 @@ def _edit_name(made: dict[str, Any]) -> str:
     return f"{readable(made['attribute'])} {'added' if made['strength'] > 0 else 'removed'}"
 
 
-def _percent(value: float | None, missing: str = "") -> str:
+def percent(value: float | None, missing: str = "") -> str:
+    """A share as per cent, or what stands where there is none."""
     return missing if value is None else f"{value:.1%}"
 
 
@@ -165,7 +166,7 @@ def _conditions(part: dict[str, Any]) -> list[Headline]:
     found = []
     for edit, ways in part["edits"].items():
         known = [
-            f"{name} {_percent(at['flipped'], 'no faces')}, {_percent(at['kept'], '-')} kept, strength "
+            f"{name} {percent(at['flipped'], 'no faces')}, {percent(at['kept'], '-')} kept, strength "
             f"{at['strength']:+.1f}" + ("" if at["identity"] is None else f", identity {at['identity']:.3f}")
             for name, at in (("each", ways["conditional"]), ("all alike", ways["alike"]))
         ]
@@ -183,7 +184,7 @@ def _best_strengths(part: dict[str, Any]) -> list[Headline]:
     for attribute, sides in part["attributes"].items():
         for side, kinds in sides.items():
             value = ", ".join(
-                "{} {flipped:.1%}, {} kept ({strength:+.1f}, {faces} faces)".format(kind, _percent(at["kept"]), **at)
+                "{} {flipped:.1%}, {} kept ({strength:+.1f}, {faces} faces)".format(kind, percent(at["kept"]), **at)
                 for kind, at in ((kind, curve["best"]) for kind, curve in kinds.items())
                 if at
             )
@@ -285,7 +286,7 @@ def attribute_table(metrics: dict[str, Any]) -> tuple[list[str], list[Row]]:
     marks = dict.fromkeys(judge.get("unsure", []), " *")
     names = sorted({name for column in columns.values() for name in column})
     return list(columns), [
-        Row(readable(name) + marks.get(name, ""), tuple(_percent(column.get(name)) for column in columns.values()))
+        Row(readable(name) + marks.get(name, ""), tuple(percent(column.get(name)) for column in columns.values()))
         for name in names
     ]
 

@@ -53,11 +53,11 @@ def tsne(mu: Floats, seed: int) -> NDArray[np.float32]:
     Barnes and Hut's approximation of t-SNE (van der Maaten, 2014): mu (N, D) to (min(N, `MAX_MAPPED`), 2).
 
     Raises:
-        SkippedError: there are too few images for neighbourhoods.
+        SkippedError: there are too few images for neighbourhoods, or the latent space is a line.
     """
     mu = mu[:MAX_MAPPED]
-    if len(mu) < 10:
-        raise SkippedError(f"needs ten test images, and there are {len(mu)}; move more into the test split")
+    if len(mu) < 10 or mu.shape[1] < 2:
+        raise SkippedError(f"needs ten test images and two latents, and there are {len(mu)} and {mu.shape[1]}")
     perplexity = min(30.0, (len(mu) - 1) / 3)
     places: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=seed).fit_transform(mu)
     return places

@@ -27,10 +27,6 @@ _BYTE_DEVIATION = sqrt((256**2 - 1) / 12)  # standard deviation of a random byte
 _ACROSS: Array = np.linspace(0, 1, WIDTH, dtype=np.float32)
 _DOWN: Array = np.linspace(0, 1, HEIGHT, dtype=np.float32)[:, None]
 
-# Freeing one large block tells glibc's allocator to keep freed memory for reuse. Without it, the arrays of every
-# picture are mapped and cleared anew by the kernel: some 250 page faults, a tenth of the time.
-np.empty(2**24, np.uint8)
-
 
 def render_face(face: Face) -> npt.NDArray[np.uint8]:
     """Draws a face: RGB, uint8 [218, 178, 3]. The same face gives the same picture."""

@@ -6,8 +6,11 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -86,6 +89,17 @@ class Placement:
     def autocast(self) -> torch.autocast:
         """The context in which the VAE runs."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+_seeding = Lock()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Has PyTorch draw from a seed within the block, for one thread at a time; then it goes on as it was."""
+    with _seeding, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _cpu_has_bf16() -> bool:

@@ -23,6 +23,7 @@ from torchvision.models import VGG19_Weights, vgg19
 
 from trainer.config import RANDOM, VGG19_TAPS
 from trainer.errors import ConfigError
+from trainer.hardware.device import seeded
 from trainer.loss import pretrained
 
 IMAGENET_URL = VGG19_Weights.IMAGENET1K_V1.url
@@ -58,8 +59,7 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
         ConfigError: the weights are missing, damaged or lack a layer that the taps need.
     """
     positions = {tap: _position(tap) for tap in sorted(taps, key=VGG19_TAPS.index)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         with torch.device("meta"):  # the classifier on top, half a gigabyte, is never made
             layers = vgg19(weights=None).features[: max(positions.values()) + 1]
         layers.to_empty(device="cpu")

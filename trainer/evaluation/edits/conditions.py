@@ -55,7 +55,7 @@ def compare(
             middle = (low + high) / 2
             quality, _images = _judge(val, tried, name, sign, _move(test, name, sign * middle))
             low, high = (low, middle) if (quality.flipped or 0.0) >= wanted else (middle, high)
-        before = test.encoded.decode(test.mu[faces], fast=True)
+        before = test.encoded.decode(test.mu[faces])
         ways: dict[str, Any] = {}
         for way, edit in (("conditional", conditional), ("alike", _move(test, name, sign * high))):
             quality, after = _judge(test, faces, name, sign, edit)
@@ -85,5 +85,5 @@ def _judge(
     after = edit(before)
     length = np.linalg.norm(split.encoded.directions[name])
     distance = sign * float(np.linalg.norm(after - before, axis=1).mean() / length)
-    images = split.encoded.decode(after, fast=True)
+    images = split.encoded.decode(after)
     return split.quality(faces, name, distance, split.judge.logits(images)), images

@@ -165,7 +165,7 @@ def distances(
             if len(faces):
                 before, after = (test.draw(faces, name, size) for size in (0.0, sign * strength))
                 edits[f"{side} {name}"] = compare(sees, before, after)
-    some = test.encoded.decode(test.mu[:DISTANCE_FACES], fast=True)
+    some = test.encoded.decode(test.mu[:DISTANCE_FACES])
     return {
         **network.about,
         "edits": edits,

@@ -1,7 +1,7 @@
 """Held-out faces that are edited, and how an image classifier sees them before and after.
 
 Edits are made by `engine.latents.Directions.move`, as the server makes them. The classifier never sees a latent; it
-compares each face's unedited reconstruction with the edited one, both decoded in the same arithmetic.
+compares each face's unedited reconstruction with the edited one.
 
 Shapes: N faces, D latent_dim, A attributes that the classifier judges.
 """
@@ -38,7 +38,7 @@ class EditedFaces:
         """Has a split's unedited faces judged; val is for choices that must not see the test split."""
         mu = encoded.mu if split == "test" else encoded.val_mu
         labels = encoded.data.index.labels[encoded.data.rows(split)]
-        return cls(encoded, judge, mu, labels, judge.logits(encoded.decode(mu, fast=True)))
+        return cls(encoded, judge, mu, labels, judge.logits(encoded.decode(mu)))
 
     @property
     def names(self) -> list[str]:
@@ -57,7 +57,7 @@ class EditedFaces:
         must stay.
         """
         move = self.encoded.directions.move([(target, strength)], keep)
-        return self.encoded.decode(self.mu[faces] + move.step, fast=True)
+        return self.encoded.decode(self.mu[faces] + move.step)
 
     def after(
         self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()

@@ -61,7 +61,7 @@ def _strips(encoded: EncodedRun, names: list[str], folder: Path) -> list[Figure]
             strips = [np.concatenate([encoded.images[[row]], strip]) for row, strip in zip(rows, strips, strict=True)]
             labels = ["image", "unedited", *(f"{sign * strength:+.1f}" for strength in STRIP_STRENGTHS[1:])]
             title = f"{side.capitalize()} {readable(name)}: strength in lengths of the mean difference"
-            file = f"edit_{side}_{name}.png"
+            file = f"edit_{side}_{name.replace('/', '_')}.png"
             grids.save_grid(folder / file, title, strips, across=labels)
             look_for = "The attribute should change from left to right, and the person should stay who they are."
             drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for, "edits"))
