@@ -58,7 +58,7 @@ class PyTorchConfig:
     max_batch: int = 256
     """Largest batch, images."""
     device: Literal["cuda", "cpu"] = "cuda"
-    """cpu: a rehearsal, without the compiled side."""
+    """cpu: a rehearsal in FP32, without the compiled side."""
     seconds: float = 0.5
     """Time of each measurement, seconds."""
 
@@ -139,7 +139,9 @@ def time_pytorch(config: PyTorchConfig) -> None:
     if config.device != CPU and not torch.cuda.is_available():
         raise InputError(f"PyTorch {torch.__version__} finds no GPU here; see what nvidia-smi says")
     run = Run.load(config.run)
-    side = partial(PyTorchBackend, run.model, torch.float16, device=config.device)
+    # A CPU without units for FP16 takes tens of times as long: a rehearsal would not end in time.
+    dtype = torch.float32 if config.device == CPU else torch.float16
+    side = partial(PyTorchBackend, run.model, dtype, device=config.device)
     sides: dict[str, Backend] = {f"PyTorch {torch.__version__} eager": side(compiled=False)}
     if config.device != CPU:
         sides[f"PyTorch {torch.__version__} compiled"] = side(compiled=True)

@@ -1,4 +1,4 @@
-"""PyTorch behind the engine's own interface, only to be timed: in half precision, channels last, eager or compiled."""
+"""PyTorch behind the engine's own interface, only to be timed: in any precision, channels last, eager or compiled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PyTorchBackend(Backend):
 
     Args:
         model: The VAE in evaluation mode, on the CPU, float32; left as it is.
-        dtype: What it computes in: float16 or bfloat16.
+        dtype: What it computes in, such as float16.
         compiled: Compile each call for each batch size, on a GPU with CUDA graphs, which takes some ten seconds each;
             on a CPU a minute, and a C++ compiler.
         device: "cpu" or "cuda".
