@@ -33,6 +33,7 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, RunError
+from trainer.hardware.device import seeded
 from trainer.model import VAE
 
 RUN_FORMAT_VERSION = 1
@@ -181,7 +182,8 @@ def load_model(run: Path) -> VAE:
     path = run / MODEL
     if not path.is_file():
         raise RunError(f"{run} has no {MODEL}: its training has not finished an epoch; go on with --resume")
-    model = VAE(config.model)
+    with seeded(config.seed):  # first weights are drawn, to be replaced
+        model = VAE(config.model)
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:

@@ -68,12 +68,11 @@ class TrainState:
         # Data
         self.loader = BatchLoader(config, data, self.place, self.processes)
         # Network
-        with seeded(config.seed):
-            vae = VAE(config.model)
-        freeze_biases_before_batch_norm(vae)
         num_attributes = data.index.labels.shape[1] if config.attribute_weight else 0
-        net = self.place.module(VAEWithHead(vae, num_attributes))
-        self.net = self.processes.synchronise_batch_norm(net)
+        with seeded(config.seed):
+            net = VAEWithHead(VAE(config.model), num_attributes)
+        freeze_biases_before_batch_norm(net.vae)
+        self.net = self.processes.synchronise_batch_norm(self.place.module(net))
         self.model = self.net.vae
         if self.place.device.type == "cpu":
             use_matmul(self.model)
