@@ -215,7 +215,7 @@ class Directions:
 
     @classmethod
     def load(cls, path: str | Path) -> "Directions":
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, here or in the trainer.
 
         Raises:
             DirectionsError: When the file is missing, truncated, or not a directions file.

@@ -11,7 +11,9 @@ from trainer.artifacts.directions import (
     KINDS,
     adjusted_differences,
     directions_of,
+    load_directions,
     mean_differences,
+    save_directions,
     svm_normals,
 )
 from trainer.config import Kind
@@ -81,22 +83,28 @@ def test_every_kind_is_kept_for_the_engine(
     rare = np.zeros((4000, 1), bool)
     rare[:19] = True
     found = directions_of(mu, np.hstack([labels, rare]), ("Smiling", "Eyeglasses", "Old", "Bald"), kind)
-    found.save(tmp_path / "d.safetensors")
+    save_directions(tmp_path / "d.safetensors", found, D, "train", "ab" * 32)
     directions = Directions.load(tmp_path / "d.safetensors")
     assert directions.names == ("Smiling", "Eyeglasses", "Old")
     assert np.allclose(directions.vectors, KINDS[kind](mu, labels), atol=1e-5)
     assert directions.positives[0] == labels[:, 0].sum() == 4000 - directions.negatives[0]
     assert directions.kinds == (kind,) * 3
-    assert directions.split == "train"
+    assert directions.model_sha256 == "ab" * 32
     along = mu @ directions.vectors.T / (directions.vectors**2).sum(axis=1)
     for column, sides in enumerate(directions.sides):
         has = labels[:, column]
         assert sides == pytest.approx((along[~has, column].mean(), along[has, column].mean()), abs=1e-4)
+    again, metadata = load_directions(tmp_path / "d.safetensors")
+    assert [(d.name, d.kind, d.positives, d.sides) for d in again] == [
+        (d.name, d.kind, d.positives, d.sides) for d in found
+    ]
+    assert metadata["split"] == "train"
     assert any("no direction for Bald: 19 images have it and 3981 do not" in line for line in said)
 
 
-def test_without_attributes_there_are_no_directions(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_attributes_there_are_no_directions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     found = directions_of(np.zeros((30, D), np.float32), np.zeros((30, 0), bool), (), "adjusted")
-    assert found.vectors.shape == (0, D)
+    save_directions(tmp_path / "d.safetensors", found, D, "train")
+    assert Directions.load(tmp_path / "d.safetensors").vectors.shape == (0, D)
     assert not caplog.text

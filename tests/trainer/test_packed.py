@@ -129,7 +129,7 @@ def test_images_that_are_all_smaller_than_the_crop_are_refused_before_any_is_dec
 ) -> None:
     monkeypatch.setattr(pixels, "read", None)
     pack = Pack.of(read_index(photos), Frame.of(32, 148, CELEBA_SOURCE))
-    with pytest.raises(DataError, match=r"00\.png is 40x40 pixels, smaller than the crop of 148; use --crop 0"):
+    with pytest.raises(DataError, match=r"00\.png is 40x40 pixels, smaller than the crop of 148; train with --crop 0"):
         pack.check()
 
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from engine.latents import Directions
 from trainer import run_folder
-from trainer.artifacts.directions import directions_of, load_directions
+from trainer.artifacts.directions import Direction, directions_of, load_directions, save_directions
 from trainer.artifacts.encode import encode
 from trainer.artifacts.model_card import write_card
 from trainer.artifacts.prior import Floats, fit_priors, moments, save_priors
@@ -76,8 +74,8 @@ def complete(
     rows, model = data.rows("train"), place.module(run_folder.load_model(folder))
     mu = write_prior(folder, model, place, data) if lacks_prior else encode(model, data.images, rows, place)[0]
     labels, attributes = data.index.labels[rows], data.index.attributes
-    found = directions_of(mu, labels, attributes, kind, wanted=attributes if lacks_directions else ())
-    return write_directions(folder, found)
+    found = directions_of(mu, labels, attributes, kind) if lacks_directions else []
+    return write_directions(folder, found, mu.shape[1])
 
 
 def write_samples(folder: Path, data: FaceData) -> None:
@@ -137,13 +135,17 @@ def _standardise(model: VAE, mu: Floats, log_var: Floats) -> bool:
     return True
 
 
-def write_directions(folder: Path, found: Directions, *, without: Sequence[str] = ()) -> str:
+def write_directions(
+    folder: Path, found: Sequence[Direction], latent_dim: int, *, without: Sequence[str] = (), split: str = "train"
+) -> str:
     """Writes directions beside those of the run's present weights, and the model card, which names them.
 
     Args:
         folder: the run folder.
         found: new directions; one of a name that the run has takes its place.
+        latent_dim: D.
         without: names of directions that do not stay.
+        split: images that the new ones were computed from.
 
     Returns:
         Which were added, replaced (computed again), kept as they were, and dropped, for people.
@@ -152,9 +154,9 @@ def write_directions(folder: Path, found: Directions, *, without: Sequence[str] 
         RunError: the file cannot be read or written.
     """
     path, model_sha256 = folder / DIRECTIONS, sha256_of(folder / MODEL)
-    before = load_directions(folder)
-    had, new = _rows(before) if before else {}, _rows(found)
-    left = [name for name in had if name not in new and name not in without]
+    before, metadata = load_directions(path) if path.exists() else ([], {})
+    new = {direction.name: direction for direction in found}
+    left = [direction.name for direction in before if direction.name not in new and direction.name not in without]
     outdated = [] if belongs(path, model_sha256) else left
     if outdated:
         logger.warning(
@@ -163,21 +165,13 @@ def write_directions(folder: Path, found: Directions, *, without: Sequence[str] 
             *(", ".join(outdated), run_folder.directions_command(folder)),
         )
     kept = [name for name in left if name not in outdated]
-    rows = {name: row for name, row in had.items() if name in kept or name in new} | new
-    vectors, positives, negatives, kinds, sides = zip(*rows.values(), strict=True) if rows else ((),) * 5
-    splits = [*(before.split.split(", ") if before and kept else []), *([found.split] if new or not kept else [])]
-    joined = Directions(
-        tuple(rows),
-        np.array(vectors, np.float32).reshape(len(rows), found.latent_dim),
-        positives,
-        negatives,
-        ", ".join(dict.fromkeys(splits)),
-        kinds,
-        model_sha256,
-        sides,
-    )
-    run_folder.write_atomically(path, joined.save)
+    rows = [new.get(d.name, d) for d in before if d.name in new or d.name in kept]
+    rows += [direction for direction in found if direction not in rows]
+    splits = [*(metadata.get("split", "").split(", ") if kept else []), *([split] if found or not kept else [])]
+    joined = ", ".join(dict.fromkeys(splits))
+    run_folder.write_atomically(path, lambda file: save_directions(file, rows, latent_dim, joined, model_sha256))
     write_card(folder)
+    had = {direction.name for direction in before}
     changes = {
         "added": [name for name in new if name not in had],
         "replaced": [name for name in new if name in had],
@@ -185,9 +179,3 @@ def write_directions(folder: Path, found: Directions, *, without: Sequence[str] 
         "dropped": [*without, *outdated],
     }
     return "; ".join(f"{change} {_listed(names)}" for change, names in changes.items() if names) or "none"
-
-
-def _rows(directions: Directions) -> dict[str, tuple[Any, ...]]:
-    """Vector, positives, negatives, kind and sides by name."""
-    columns = (directions.vectors, directions.positives, directions.negatives, directions.kinds, directions.sides)
-    return dict(zip(directions.names, zip(*columns, strict=True), strict=True))

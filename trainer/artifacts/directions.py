@@ -19,18 +19,19 @@ Shapes: N images, D latent_dim, A attributes.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from engine.errors import DirectionsError
-from engine.latents import Directions
 from trainer.config import Kind
 from trainer.errors import RunError
-from trainer.run_folder import DIRECTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,28 @@ and val faces."""
 SVM_C = 1e-3
 """Weight of the SVM's errors. Larger ones classify latents better, but their normals lean on dimensions in which faces
 hardly differ: a step of the same length flips fewer faces (0.01: 27 % instead of 70 % glasses added)."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One attribute's direction.
+
+    Attributes:
+        name: the attribute.
+        vector: (D,) float32, as long as the mean difference.
+        positives: images that have the attribute.
+        negatives: images that do not.
+        kind: how it was found; "unknown" in files of before they said so.
+        sides: where images without it and those with it lie along the direction on average, as multiples of it; None
+            in files of before they said so, and where the direction has no length.
+    """
+
+    name: str
+    vector: NDArray[np.float32]
+    positives: int
+    negatives: int
+    kind: str
+    sides: tuple[float, float] | None = None
 
 
 def mean_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
@@ -129,10 +152,8 @@ def directions_of(
     labels: NDArray[np.bool_],
     attributes: tuple[str, ...],
     kind: Kind = "mean",
-    *,
     wanted: Collection[str] | None = None,
-    split: str = "train",
-) -> Directions:
+) -> list[Direction]:
     """The direction of every attribute with at least `MIN_IMAGES` images on either side; others are left out, logged.
 
     Args:
@@ -141,7 +162,6 @@ def directions_of(
         attributes: their A names.
         kind: of direction.
         wanted: which of the attributes; the others only have a say in adjusted directions. None: all.
-        split: what the images are, for the record.
     """
     wanted = set(attributes) if wanted is None else set(wanted)
     positives = labels.sum(0)
@@ -153,24 +173,26 @@ def directions_of(
             "no direction for %s: %d images have it and %d do not; each side needs %d",
             *(attributes[column], positives[column], negatives[column], MIN_IMAGES),
         )
-    found = np.flatnonzero(enough & asked)
-    if not len(found):
-        return Directions((), np.empty((0, mu.shape[1]), np.float32), (), (), split)
-    used = np.flatnonzero(enough) if kind == "adjusted" else found
-    vectors = KINDS[kind](mu, labels[:, used])[np.isin(used, found)].astype(np.float32)
-    return Directions(
-        tuple(attributes[column] for column in found),
-        vectors,
-        tuple(positives[found].tolist()),
-        tuple(negatives[found].tolist()),
-        split,
-        (kind,) * len(found),
-        sides=tuple(_sides(mu, labels[:, column], vector) for column, vector in zip(found, vectors, strict=True)),
-    )
+    used = np.flatnonzero(enough if kind == "adjusted" else enough & asked)
+    if not (enough & asked).any():
+        return []
+    vectors = KINDS[kind](mu, labels[:, used]).astype(np.float32)
+    return [
+        Direction(
+            attributes[column],
+            vector,
+            int(positives[column]),
+            int(negatives[column]),
+            kind,
+            _sides(mu, labels[:, column], vector),
+        )
+        for column, vector in zip(used, vectors, strict=True)
+        if asked[column]
+    ]
 
 
 def _sides(mu: NDArray[np.float32], has: NDArray[np.bool_], vector: NDArray[np.float32]) -> tuple[float, float] | None:
-    """Where mu (N, D) without the attribute and with it, which `has` (N,) says, lie along its direction on average."""
+    """`Direction.sides` of mu (N, D), of which `has` (N,) says which have the attribute."""
     direction = vector.astype(np.float64)
     square = direction @ direction
     if not square:
@@ -179,14 +201,45 @@ def _sides(mu: NDArray[np.float32], has: NDArray[np.bool_], vector: NDArray[np.f
     return float(along[~has].mean()), float(along[has].mean())
 
 
-def load_directions(run: Path) -> Directions | None:
-    """The directions of a run; None where it has none.
+def save_directions(
+    path: Path, directions: Sequence[Direction], latent_dim: int, split: str, model_sha256: str = ""
+) -> None:
+    """Writes directions.safetensors.
+
+    One tensor `directions` (A, D) float32; metadata `names`, `positives`, `negatives`, `kinds`, `sides` (JSON lists,
+    one entry a row), `split`, the images that they were computed from, and `model_sha256`, the weights whose latents
+    they are of.
+    `engine.latents.Directions` reads it.
+    """
+    vectors = np.array([d.vector for d in directions], np.float32).reshape(len(directions), latent_dim)
+    metadata = {
+        "names": json.dumps([d.name for d in directions]),
+        "positives": json.dumps([d.positives for d in directions]),
+        "negatives": json.dumps([d.negatives for d in directions]),
+        "kinds": json.dumps([d.kind for d in directions]),
+        "sides": json.dumps([d.sides for d in directions]),
+        "split": split,
+        "model_sha256": model_sha256,
+    }
+    save_file({"directions": vectors}, path, metadata)
+
+
+def load_directions(path: Path) -> tuple[list[Direction], dict[str, str]]:
+    """Reads what `save_directions` wrote, in this version or before.
+
+    Returns:
+        The directions, and the metadata.
 
     Raises:
-        RunError: the file cannot be read.
+        RunError: the file is torn, or holds no directions.
     """
-    path = run / DIRECTIONS
     try:
-        return Directions.load(path) if path.exists() else None
-    except DirectionsError as error:
-        raise RunError(f"{error}; delete it, then go on") from error
+        with safe_open(path, framework="np") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            names, positives, negatives = (json.loads(metadata[key]) for key in ("names", "positives", "negatives"))
+            kinds = json.loads(metadata.get("kinds", "null")) or [metadata.get("kind", "unknown")] * len(names)
+            sides = [pair and tuple(pair) for pair in json.loads(metadata.get("sides", "[]"))] or [None] * len(names)
+            rows = zip(names, file.get_tensor("directions"), positives, negatives, kinds, sides, strict=True)
+            return [Direction(*row) for row in rows], metadata
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{path} cannot be read as attribute directions ({error}); delete it, then go on") from error

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from trainer import run_folder
 from trainer.artifacts.directions import load_directions
-from trainer.run_folder import CARD, EVALUATION, MODEL, sha256_of
+from trainer.run_folder import CARD, DIRECTIONS, EVALUATION, MODEL, sha256_of
 
 MARKER = "<!-- Written by the trainer, and renewed by it; delete this line to keep a text of your own. -->"
 
@@ -42,7 +42,7 @@ def write_card(run: Path) -> None:
     if path.exists() and MARKER not in path.read_text(encoding="utf-8", errors="replace"):
         return
     config, resolved = run_folder.load_config(run)
-    directions = load_directions(run)
+    directions = load_directions(run / DIRECTIONS)[0] if (run / DIRECTIONS).exists() else []
     measured = Measured.of(run)
     text = Card(
         name=run.resolve().name,
@@ -51,7 +51,7 @@ def write_card(run: Path) -> None:
         latent_dim=config.model.latent_dim,
         data=data_name(resolved),
         images=f"{resolved.get('images', {}).get('train', 0):,}",
-        attributes=directions.names if directions else (),
+        attributes=tuple(direction.name for direction in directions),
         results=measured.results,
         measured_on=measured.data,
         marker=MARKER,

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.latents import Directions
 from trainer import run_folder
 from trainer.artifacts import derived
-from trainer.artifacts.directions import MIN_IMAGES, directions_of, load_directions
+from trainer.artifacts.directions import MIN_IMAGES, Direction, directions_of, load_directions
 from trainer.artifacts.encode import encode
 from trainer.config import Kind, TrainConfig
 from trainer.data import Index, Pack, load_data_for, read_index
@@ -89,15 +88,14 @@ def from_data(
             mu = derived.write_prior(run, model, place, data)[np.searchsorted(data.rows("train"), rows)]
         else:
             mu, _ = encode(model, data.images, rows, place)
-        kind = kind or config.directions
-        found = directions_of(mu, index.labels[rows], index.attributes, kind, wanted=wanted)
-        if wanted and not found.names:
+        found = directions_of(mu, index.labels[rows], index.attributes, kind or config.directions, wanted)
+        if wanted and not found:
             raise DataError(
                 f"{csv or directory}: no attribute has {MIN_IMAGES} images of the train split with it and as many "
                 f"without it; label more images, or give two folders by --with and --without"
             )
         _tell(found)
-        return derived.write_directions(run, found)
+        return derived.write_directions(run, found, model.config.latent_dim)
 
 
 def from_folders(
@@ -142,9 +140,9 @@ def from_folders(
             logger.warning("%d images are in %s as well as in %s; take them out of one", twice, having, lacking)
         mu = np.concatenate([encode(model, images, np.arange(len(images)), place)[0] for images in sides])
         labels = np.repeat([True, False], [len(images) for images in sides])[:, None]
-        found = directions_of(mu, labels, (name,), kind, split="folders")
+        found = directions_of(mu, labels, (name,), kind)
         _tell(found)
-        return derived.write_directions(run, found)
+        return derived.write_directions(run, found, mu.shape[1], split="folders")
 
 
 def drop(run: Path, names: Sequence[str]) -> str:
@@ -155,18 +153,18 @@ def drop(run: Path, names: Sequence[str]) -> str:
     """
     config, _ = run_folder.load_config(run)
     with run_folder.occupied(run, _FILE_BYTES):
-        before = load_directions(run)
-        known = before.names if before else ()
+        path = run / DIRECTIONS
+        known = [direction.name for direction in load_directions(path)[0]] if path.exists() else []
         if unknown := [name for name in names if name not in known]:
             has = ", ".join(known) or "none at all"
             raise RunError(f"--drop {' '.join(unknown)}: {run} has no such directions; it has {has}")
-        none = Directions((), np.empty((0, config.model.latent_dim), np.float32), (), (), "train")
-        return derived.write_directions(run, none, without=tuple(dict.fromkeys(names)))
+        return derived.write_directions(run, [], config.model.latent_dim, without=tuple(dict.fromkeys(names)))
 
 
-def _tell(found: Directions) -> None:
-    for name, kind, *sides in zip(found.names, found.kinds, found.positives, found.negatives, strict=True):
-        logger.info("%s (%s): %d images with it, %d without", name, kind, *sides)
+def _tell(found: Sequence[Direction]) -> None:
+    for direction in found:
+        sides = direction.positives, direction.negatives
+        logger.info("%s (%s): %d images with it, %d without", direction.name, direction.kind, *sides)
 
 
 def _images(folder: Path, flag: str, config: TrainConfig, align: bool) -> NDArray[np.uint8]:

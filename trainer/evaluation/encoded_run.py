@@ -19,7 +19,7 @@ from tqdm import tqdm
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions, Prior, load_priors
 from trainer import run_folder
-from trainer.artifacts.directions import directions_of
+from trainer.artifacts.directions import directions_of, save_directions
 from trainer.artifacts.encode import BATCH_IMAGES, decode
 from trainer.artifacts.prior import fit_priors, save_priors
 from trainer.config import Kind
@@ -112,9 +112,10 @@ class EncodedRun:
         priors = fit_priors(train_mu, point if train_log_var is None else train_log_var)
         save_priors(folder / PRIOR, priors, len(train_mu))
         found = directions_of(train_mu, data.index.labels[data.rows("train")], data.index.attributes, kind)
-        run_folder.write_atomically(folder / DIRECTIONS, found.save)
+        path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
+        run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
         encoded = _encode(autoencoder, data, "test")
-        return cls(autoencoder, data, place, *encoded, train_mu, found, load_priors(folder / PRIOR))
+        return cls(autoencoder, data, place, *encoded, train_mu, Directions.load(path), load_priors(folder / PRIOR))
 
     @cached_property
     def images(self) -> Images:
