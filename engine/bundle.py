@@ -12,7 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from engine.errors import BundleError, DirectionsError
-from engine.latents import Directions
+from engine.latents import Directions, Prior, load_priors
 from engine.process.files import open_regular, read_text
 from engine.validation import first_fault
 from framing import Frame, Landmarks
@@ -168,11 +168,19 @@ _MANIFEST = TypeAdapter(Manifest)
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A bundle folder that was verified file by file, what its `manifest.json` says, and its attribute directions."""
+    """A bundle folder that was verified file by file, and what it says in numbers.
+
+    Attributes:
+        path: The folder.
+        manifest: What its `manifest.json` says.
+        directions: Of its attributes.
+        priors: What new faces are drawn from, by name, the default first; none in bundles of before there was one.
+    """
 
     path: Path
     manifest: Manifest
     directions: Directions
+    priors: dict[str, Prior]
 
     @classmethod
     def load(cls, path: str | Path) -> "Bundle":
@@ -205,7 +213,14 @@ class Bundle:
                 f"{folder / DIRECTIONS} has vectors of {directions.latent_dim} values, "
                 f"the manifest says latent_dim {manifest.latent_dim}; {_REBUILD}"
             )
-        return cls(folder, manifest, directions)
+        priors = load_priors(folder / PRIOR) if PRIOR in manifest.files else {}
+        for prior in priors.values():
+            if prior.latent_dim != manifest.latent_dim:
+                raise BundleError(
+                    f"{folder / PRIOR} has latents of {prior.latent_dim} values, "
+                    f"the manifest says latent_dim {manifest.latent_dim}; {_REBUILD}"
+                )
+        return cls(folder, manifest, directions, priors)
 
     def with_max_batch_size(self, max_batch_size: int) -> "Bundle":
         """The same, to be served in smaller batches than it was built for.

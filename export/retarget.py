@@ -27,7 +27,6 @@ import tyro
 from engine.backends import Options, open_graphs
 from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle
 from engine.errors import BundleError
-from engine.latents import load_priors
 from engine.proof.opening import load_truth
 from export import command
 from export.bundle.assembly import Assembly, outcome
@@ -123,8 +122,9 @@ def _calibration(bundle: Bundle, threads: int) -> Calibration:
     """What INT8 is calibrated on without the run: its portable graphs in FP32, asked about images of their own."""
     encoder, decoder = (bundle.path / name for name in (ENCODER, DECODER))
     model = open_graphs(encoder, decoder, Options(max_batch_size=bundle.manifest.max_batch_size, threads=threads))
-    prior = next(iter(load_priors(bundle.path / PRIOR).values()))
-    return Calibration.drawn(model, prior, bundle.directions)
+    if not bundle.priors:
+        raise InputError(f"{bundle.path} has no {PRIOR}, which images for INT8 are drawn from; build the bundle again")
+    return Calibration.drawn(model, next(iter(bundle.priors.values())), bundle.directions)
 
 
 def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[str]) -> list[Candidate]:

@@ -15,10 +15,10 @@ from engine.arrays import Bytes, Floats
 from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, RequestContext, Reservation, Run
 from engine.batching.scheduler import Scheduler
-from engine.bundle import PRIOR, Bundle, Manifest
+from engine.bundle import Bundle, Manifest
 from engine.config import ServerConfig
 from engine.images import Codec, EncodedFiles, PixelBudget
-from engine.latents import FITTED, Conditions, Gaussian, Move, Prior, load_priors
+from engine.latents import FITTED, Conditions, Gaussian, Move, Prior
 
 Images: TypeAlias = Bytes | EncodedFiles
 """Pixels, uint8 [N, S, S, 3], or files."""
@@ -64,10 +64,9 @@ class Model:
         self.bundle = bundle
         self.fingerprint = fingerprint
         self.max_images = _max_images_per_request(manifest, config)
-        fitted = load_priors(bundle.path / PRIOR) if PRIOR in manifest.files else {}
         standard = Gaussian.standard(manifest.latent_dim)
-        self.priors: dict[str, Prior] = {**fitted, STANDARD: standard}
-        self.centre = fitted.get(FITTED, standard).mean
+        self.priors: dict[str, Prior] = {**bundle.priors, STANDARD: standard}
+        self.centre = bundle.priors.get(FITTED, standard).mean
         self.codec = Codec(manifest.frame, config.codec_threads, config.max_pixels_per_file, pixels)
         self.backend = backend
         pixels_of_one = (manifest.image_size, manifest.image_size, 3)

@@ -170,21 +170,20 @@ class ModelRepository:
             bundle = Bundle.load(path)
             if self._config.max_batch is not None:
                 bundle = bundle.with_max_batch_size(self._config.max_batch)
-            return bundle, self._opener(bundle), fingerprint
+            backend = self._opener(bundle)
+            if _fingerprint(path) != fingerprint:  # what was read may be of either
+                backend.close()
+                raise BundleError(f"{path} was replaced by another bundle while it was read; load it again")
+            return bundle, backend, fingerprint
 
-        opened = await in_thread(load)
-        model = Model(
+        return Model(
             name,
-            *opened,
+            *await in_thread(load),
             scheduler=self._scheduler,
             config=self._config,
             pixels=self._pixels,
             observer=lambda graph: self._observer(name, graph),
         )
-        if await in_thread(_fingerprint, path) != model.fingerprint:  # what was read may be of either
-            await model.close()
-            raise BundleError(f"{path} was replaced by another bundle while it was read; load it again")
-        return model
 
     async def _warm_up(self, model: Model) -> None:
         # One batch at a time, so that those of clients go in between.

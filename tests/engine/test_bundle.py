@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import reseal, write_tiny_bundle
+from bundles import add_prior, reseal, write_tiny_bundle
 from tiny_model import ATTRIBUTES, IMAGE_SIZE, LATENT_DIM, tiny_directions
 
 from engine.backends import open_backend, warm_up
 from engine.bundle import Bundle, Manifest, sha256_of
 from engine.errors import BackendError, BundleError
+from engine.latents import Gaussian
 from framing import CELEBA_LANDMARKS, CELEBA_SOURCE, Frame
 
 FRAMED = {"crop": 148, "resize": "bilinear", "source": [178, 218], "landmarks": None}
@@ -90,6 +91,12 @@ def test_directions_must_agree_with_the_manifest(bundle: Path) -> None:
     replace(directions, vectors=np.zeros((3, 7), np.float32)).save(path)
     reseal(bundle)
     with pytest.raises(BundleError, match="vectors of 7 values, the manifest says latent_dim 192"):
+        Bundle.load(bundle)
+
+
+def test_a_prior_of_other_latents_is_refused(bundle: Path) -> None:
+    add_prior(bundle, Gaussian.standard(7))
+    with pytest.raises(BundleError, match="latents of 7 values, the manifest says latent_dim 192"):
         Bundle.load(bundle)
 
 
