@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torchvision.models import vgg19
+from torchvision.models import AlexNet_Weights, VGG19_Weights, vgg19
 
 from trainer.config import RANDOM, VGG19_TAPS
 from trainer.errors import ConfigError
+from trainer.evaluation import networks
 from trainer.loss import vgg
 from trainer.loss.vgg import Backbone, check_weights, load_backbone
 
@@ -30,6 +31,15 @@ def test_every_tap_is_a_relu_of_the_right_block() -> None:
         convolution = sum(isinstance(layer, nn.Conv2d) for layer in before[last_pool + 1 :])
         assert isinstance(layers[position], nn.ReLU)
         assert tap == f"relu{block}_{convolution}"
+
+
+def test_layers_and_addresses_are_torchvisions() -> None:
+    with torch.device("meta"):
+        expected = vgg19(weights=None).features
+    plain = [str(layer).replace(", inplace=True", "").replace("inplace=True", "") for layer in expected]
+    assert [str(layer) for layer in vgg._layers()] == plain
+    assert VGG19_Weights.IMAGENET1K_V1.url == vgg.IMAGENET_URL
+    assert AlexNet_Weights.IMAGENET1K_V1.url == networks.ALEXNET_URL
 
 
 def test_weights_from_a_file_that_ends_at_the_deepest_tap(tmp_path: Path) -> None:

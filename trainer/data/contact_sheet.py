@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
-from torchvision.utils import make_grid
 
 from trainer.data.packed import Pack
 from trainer.errors import DataError, RunError
@@ -77,6 +76,8 @@ def _is_sheet(path: Path) -> bool:
 
 def grid(rows: Sequence[NDArray[np.uint8]], gap: int = 2) -> NDArray[np.uint8]:
     """Lays rows of images out on white: (R rows of N images of side S) to (R*(S+gap)+gap, N*(S+gap)+gap, 3)."""
+    from torchvision.utils import make_grid  # noqa: PLC0415  (start-up: seconds)
+
     images = torch.from_numpy(np.concatenate(rows)).permute(0, 3, 1, 2)
     sheet: NDArray[np.uint8] = make_grid(images, len(rows[0]), gap, pad_value=255).permute(1, 2, 0).numpy()
     return sheet

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import kstest
 
 from trainer.evaluation.encoded_run import Floats
 from trainer.loss.vae_loss import kl_divergence
@@ -44,6 +43,8 @@ def summary(mu: Floats, log_var: Floats | None, samples: Floats) -> dict[str, An
         Smirnov's distance of z from N(0, 1), averaged over dimensions; and `per_dimension`: `kl_nats`, D numbers.
     """
     kl = None if log_var is None else kl_per_dimension(mu, log_var)
+    from scipy.stats import kstest  # noqa: PLC0415  (start-up: seconds)
+
     distances = [kstest(column, "norm").statistic for column in samples.astype(np.float64).T]
     return {
         "images": len(mu),

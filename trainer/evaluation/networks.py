@@ -13,8 +13,6 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image.lpips import _NoTrainLpips
-from torchvision.models import AlexNet_Weights
 
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
@@ -36,7 +34,8 @@ BACKBONES: dict[tuple[int, ...], tuple[Literal["alex", "vgg"], str]] = {
     (64, 3, 3, 3): ("vgg", "VGG16"),
 }
 """LPIPS's name of a network and its own, by the shape of its first kernels."""
-ALEXNET_URL = AlexNet_Weights.IMAGENET1K_V1.url
+ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+"""Of torchvision's AlexNet_Weights.IMAGENET1K_V1, whose module takes seconds to import."""
 WEIGHTS = {
     "vgg": ("VGG19", "--vgg-weights (torchvision's layout, up to relu3_1 will do)"),
     "lpips": ("AlexNet", "--lpips-weights (AlexNet or VGG16)"),
@@ -165,6 +164,8 @@ def lpips(weights: Path | None) -> tuple[nn.Module, str, Path]:
     if shape not in BACKBONES:
         raise ConfigError(f"--lpips-weights {weights}: holds neither AlexNet nor VGG16 in torchvision's layout")
     net, name = BACKBONES[shape]
+    from torchmetrics.functional.image.lpips import _NoTrainLpips  # noqa: PLC0415  (start-up: seconds)
+
     network = _NoTrainLpips(net=net, pnet_rand=True)  # the public class would download the backbone
     names = {key: f"features.{key.split('.', 1)[1]}" for key in network.net.state_dict()}  # slice1.0.weight
     try:

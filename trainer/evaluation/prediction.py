@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, balanced_accuracy_score
-from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from trainer.artifacts import linear_svm
@@ -37,6 +35,8 @@ def svm(train: Split, test: Split) -> NDArray[np.float64]:
     In `train` each attribute must occur and be absent. Returns signed distances of `test` from the boundaries, (M, A),
     above 0 where an attribute is predicted.
     """
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415  (start-up: seconds)
+
     scaler = StandardScaler().fit(train.mu)
     inputs, test_inputs = (scaler.transform(split.mu.astype(np.float64)) for split in (train, test))
     columns = []
@@ -54,6 +54,8 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 def balanced_accuracy(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> list[float | None]:
     """Mean of the shares of right predictions among images with and without each attribute; None if one is empty."""
+    from sklearn.metrics import balanced_accuracy_score  # noqa: PLC0415  (start-up: seconds)
+
     return [
         float(balanced_accuracy_score(has, seen)) if has.any() and not has.all() else None
         for has, seen in zip(labels.T, predicted.T, strict=True)
@@ -66,6 +68,8 @@ def average_precision(scores: NDArray[np.float64], labels: NDArray[np.bool_]) ->
     Unlike accuracy it does not hang on the threshold, and always predicting the majority gains nothing; scores without
     knowledge reach the share of images that have the attribute. None where none has it or all have.
     """
+    from sklearn.metrics import average_precision_score  # noqa: PLC0415  (start-up: seconds)
+
     return [
         float(average_precision_score(has, score)) if has.any() and not has.all() else None
         for has, score in zip(labels.T, scores.T, strict=True)

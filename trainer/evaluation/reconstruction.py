@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from trainer.evaluation.encoded_run import EncodedRun, Images, batches
 from trainer.evaluation.identity import Recogniser, similarity
@@ -57,6 +56,11 @@ def pixel_metrics(originals: Images, reconstructions: Images, place: Placement) 
         `images`; `psnr_db`, capped at 99 for images that are the same; `psnr_db_quantiles` (`p5`, `median`, `p95` over
         images); `ssim`.
     """
+    from torchmetrics.functional.image import (  # noqa: PLC0415  (start-up: seconds)
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
     psnr, ssim = [], []
     for truth, ours in _pairs(place, "comparing pixels", originals, reconstructions):
         psnr.append(peak_signal_noise_ratio(ours, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)))

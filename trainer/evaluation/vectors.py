@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
-from sklearn.manifold import TSNE
 
 from engine.latents import Directions
 from trainer.evaluation.encoded_run import Floats
@@ -59,6 +58,8 @@ def tsne(mu: Floats, seed: int) -> NDArray[np.float32]:
     if len(mu) < 10 or mu.shape[1] < 2:
         raise SkippedError(f"needs ten test images and two latents, and there are {len(mu)} and {mu.shape[1]}")
     perplexity = min(30.0, (len(mu) - 1) / 3)
+    from sklearn.manifold import TSNE  # noqa: PLC0415  (start-up: seconds)
+
     places: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=seed).fit_transform(mu)
     return places
 

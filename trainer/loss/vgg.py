@@ -19,15 +19,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import VGG19_Weights, vgg19
 
 from trainer.config import RANDOM, VGG19_TAPS
 from trainer.errors import ConfigError
 from trainer.hardware.device import seeded
 from trainer.loss import pretrained
 
-IMAGENET_URL = VGG19_Weights.IMAGENET1K_V1.url
+IMAGENET_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+"""Of torchvision's VGG19_Weights.IMAGENET1K_V1, whose module takes seconds to import."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))  # convolutions of each, and their channels
 _aten = torch.ops.aten
 
 
@@ -60,16 +61,13 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
     """
     positions = {tap: _position(tap) for tap in sorted(taps, key=VGG19_TAPS.index)}
     with seeded(seed):
-        with torch.device("meta"):  # the classifier on top, half a gigabyte, is never made
-            layers = vgg19(weights=None).features[: max(positions.values()) + 1]
+        layers = nn.Sequential(*list(_layers())[: max(positions.values()) + 1])
         layers.to_empty(device="cpu")
         for module in layers:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # keeps the scale from layer to layer
                 assert module.bias is not None  # VGG19 has them all
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.ReLU):
-                module.inplace = False  # a tap must keep its value
     if weights == RANDOM:
         source = f"VGG19 with random weights (seed {seed})"
     elif weights is not None:
@@ -108,6 +106,19 @@ def _without_weights(error: pretrained.UnavailableError) -> pretrained.Unavailab
         f"the feature terms need VGG19's weights: {error.reason}; or give --vgg-weights FILE (torchvision's layout), "
         "or --vgg-weights random (random features work, but less well)",
     )
+
+
+def _layers() -> nn.Sequential:
+    """VGG19's feature layers as torchvision numbers them, without memory for weights."""
+    layers: list[nn.Module] = []
+    before = 3
+    with torch.device("meta"):
+        for convolutions, channels in _BLOCKS:
+            for _ in range(convolutions):
+                layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU()]
+                before = channels
+            layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers)
 
 
 def _position(tap: str) -> int:

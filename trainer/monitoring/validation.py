@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.utils import make_grid
 
 from trainer.hardware.device import Placement
 from trainer.loss.vae_loss import VAELoss
@@ -49,7 +48,7 @@ def validate(model: VAE, place: Placement, loss: VAELoss, images: NDArray[np.uin
         images: packed, (N, S, S, 3).
     """
     model.eval()
-    errors, means, losses, shown = [], [], [], []
+    errors, means, losses = [], [], []
     for start in range(0, len(images), BATCH_IMAGES):
         batch = place.images(images[start : start + BATCH_IMAGES])
         with place.autocast():
@@ -59,14 +58,14 @@ def validate(model: VAE, place: Placement, loss: VAELoss, images: NDArray[np.uin
         means.append(output.mu.float())
         errors.append((output.images - batch).square().mean((1, 2, 3)))
         if start == 0:
-            shown = [*batch[:NUM_SHOWN], *output.images[:NUM_SHOWN]]
+            shown = torch.stack([batch[:NUM_SHOWN], output.images[:NUM_SHOWN].float()])  # (2, N, 3, S, S)
     model.train()
-    grid = make_grid(shown, nrow=min(NUM_SHOWN, len(images)), padding=2, pad_value=1)  # (3, H, W)
+    picture = shown.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     total, kl = (torch.stack(losses).sum(0) / len(images)).tolist()
     return Validation(
         psnr=float((-10 * torch.cat(errors).log10()).mean()),
         loss=total,
         kl=kl,
         active=int((torch.cat(means).var(0, correction=0) > ACTIVE_VARIANCE).sum()),
-        picture=(grid.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8),
+        picture=(picture.cpu().numpy() * 255).round().astype(np.uint8),
     )
