@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.models.vgg import VGG, make_layers
 
 from trainer import run_folder
 from trainer.config import RANDOM
 from trainer.data import FaceData, load_data
+from trainer.loss import vgg
 from trainer.presets import PRESETS
 from trainer.training import train
 
-WIDTHS: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M")
 NARROWER = 8
 
 LEFT = {"seed": 0.95, "paper-123": 0.85, "paper-345": 0.75, "plain": 0.65, "best": 0.35, "quickstart": 0.55}
@@ -31,8 +30,8 @@ def faces64(faces: Path) -> FaceData:
 @pytest.fixture(autouse=True)
 def narrow_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
     """VGG19 with an eighth of its channels: random features of the same depth and scale, in a fraction of the time."""
-    widths: list[str | int] = [width if isinstance(width, str) else width // NARROWER for width in WIDTHS]
-    monkeypatch.setattr("trainer.loss.vgg.vgg19", lambda weights: VGG(make_layers(widths), init_weights=False))
+    blocks = [(convolutions, channels // NARROWER) for convolutions, channels in vgg._BLOCKS]
+    monkeypatch.setattr(vgg, "_BLOCKS", blocks)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
