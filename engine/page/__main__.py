@@ -77,7 +77,7 @@ async def _serve(page: Page) -> None:
         import uvicorn  # noqa: PLC0415 - an extra
 
         from engine.page.app import MAX_HEADER_BYTES, create_app  # noqa: PLC0415
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UsageError(f"the page needs {error.name}, which is not installed; pip install 'dfc-vae[page]'") from None
     client = page.connect(AsyncClient, retries=0)  # pages ask again themselves
     server = Server(client, page.timeout_s, page.max_photo_bytes)
