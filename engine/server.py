@@ -15,7 +15,7 @@ from engine.bundle import Bundle
 from engine.config import ServerConfig
 from engine.models.repository import ModelRepository
 from engine.process import address
-from engine.process.memory import collect_rarely, share_freed_memory
+from engine.process.memory import collect_rarely, give_freed_memory_back
 from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread
 from engine.service import health, latent_engine, reflection
@@ -64,7 +64,7 @@ async def _start(
     stack: AsyncExitStack, config: ServerConfig, opener: Callable[[Bundle], Backend], signals: Signals
 ) -> None:
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
-    share_freed_memory()
+    give_freed_memory_back()
     await prove()
     metrics = Metrics()
     tracing = Tracing(config.traces) if config.traces else None

@@ -4,19 +4,27 @@ import ctypes
 import gc
 from contextlib import suppress
 
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+_LARGE_BYTES = 4 * 2**20  # pictures and messages, not batches of small images, which come and go all the time
 # Calls leave next to no cycles behind, and with Python's own number it searches after every few of them.
 _OBJECTS = 10_000
 
 
-def share_freed_memory() -> None:
-    """Has all threads share one arena, as MALLOC_ARENA_MAX=1 does; of other C libraries, nothing.
+def give_freed_memory_back() -> None:
+    """Has glibc give large blocks back as soon as they are freed, and all threads share one arena; else does nothing.
 
-    By default each thread has one of its own: eight threads that decode large pictures in turn hold as much memory as
-    if they did it at once.
+    By default each thread has an arena of its own: eight threads that decode large pictures in turn hold as much memory
+    as if they did it at once. And with each large block that is freed it keeps larger ones from then on, in a heap that
+    what came after them holds fast.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
 
 def collect_rarely() -> None:
