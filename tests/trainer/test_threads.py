@@ -12,6 +12,7 @@ from trainer.hardware import threads
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four cores are this process's, of eight; OpenMP is told nothing."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 4, 6})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
@@ -36,6 +37,13 @@ def test_as_many_threads_as_free_cores(
     assert said == (chosen < 4)
     assert threads.choose(None, recorded=7) == 7
     assert threads.choose(6, recorded=7) == 6
+
+
+@pytest.mark.usefixtures("cores")
+def test_a_containers_quota_bounds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_percent", lambda seconds, percpu: [0.0] * 8)
+    monkeypatch.setattr(threads, "cpu_count", lambda: 2)
+    assert threads.choose(None) == 2
 
 
 def test_openmps_own_setting_counts_where_nothing_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
+from joblib import cpu_count
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -254,7 +255,7 @@ class Pack:
             except DataError as error:
                 return error
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow works outside the interpreter lock
+        with ThreadPoolExecutor(cpu_count()) as pool:  # Pillow works outside the interpreter lock
             try:
                 for start in range(0, len(rows), BLOCK):
                     yield from pool.map(read, rows[start : start + BLOCK].tolist())

@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+from joblib import cpu_count
 from PIL import Image
 from tqdm import tqdm
 
@@ -49,7 +50,7 @@ def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None 
         ConfigError: `count`, `seed` or `workers` is too small, the disk is too full for so many, or the folder cannot
             be made.
     """
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    workers = cpu_count() if workers is None else workers
     for flag, value, least in (("--count", count, _MIN_COUNT), ("--seed", seed, 0), ("--workers", workers, 1)):
         if value < least:
             raise ConfigError(f"{flag} is {value}, but must be at least {least}; give {flag} {least} or more")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import psutil
 import torch
+from joblib import cpu_count  # knows of a container's quota, too
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def free_cores() -> float:
     cores = os.sched_getaffinity(0)
     loads = psutil.cpu_percent(WATCHED_SECONDS, percpu=True)
     busy = sum(load for core, load in enumerate(loads) if core in cores) / 100
-    return max(1.0, len(cores) - busy)
+    return max(1.0, min(len(cores) - busy, float(cpu_count())))
 
 
 def choose(asked: int | None, recorded: int | None = None) -> int:
@@ -44,8 +45,7 @@ def choose(asked: int | None, recorded: int | None = None) -> int:
         return asked or recorded or 1
     if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
         return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0))
-    threads = round(free_cores())
+    cores, threads = cpu_count(), round(free_cores())
     if threads < cores:
         logger.info(
             "this machine is busy: %d of its %d cores are free, so %d thread(s) compute; --threads N decides otherwise",
