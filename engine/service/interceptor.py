@@ -183,7 +183,9 @@ class CallInterceptor:
                         async for response in responses:
                             data: bytes = response.SerializeToString()
                             method.sent_bytes.inc(len(data))
+                            del response
                             yield data
+                            del data  # what has left doesn't stay while the next one is waited for
                             messages.answered()
                 finally:
                     messages.close()
