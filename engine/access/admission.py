@@ -244,7 +244,8 @@ class Admission:
         try:
             await asyncio.wait_for(self._all_released(), timeout)
         except asyncio.TimeoutError:
-            logger.warning("%d calls are cut off: the grace is over", self.total.calls)
+            if self.total.calls:
+                logger.warning("%d calls are cut off: the grace is over", self.total.calls)
 
     def admit(self, client: str, method: str = "", *, stream: bool = False) -> CallPermit:
         """Admits a call. On any thread.

@@ -189,7 +189,7 @@ def _read(core: Any, path: Path, inputs: Sequence[str], outputs: Sequence[str]) 
         model = core.read_model(path)
         found = ([value.any_name for value in model.inputs], [value.any_name for value in model.outputs])
     except Exception as error:  # OpenVINO raises RuntimeError and its own types for a bad graph
-        raise BundleError(f"OpenVINO can't open {path}: {str(error).splitlines()[-1]}") from error
+        raise BundleError(f"OpenVINO can't open {path}: {str(error).strip().splitlines()[-1]}") from error
     if found != (list(inputs), list(outputs)):
         raise BundleError(
             f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {list(inputs)} "

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from engine.arrays import Bytes
@@ -19,6 +20,8 @@ from framing import Frame, TooLongError, TooSmallError, prepare, upright
 FILE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_FILE_PIXELS = 64_000_000
 DEFAULT_QUALITY = 95
+# What libjpeg and libwebp need for each pixel, beside the picture.
+_DECODERS_BYTES = 8
 
 
 class PixelBudget:
@@ -66,14 +69,16 @@ def open_file(data: bytes, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudge
     check_parts(data)
     if size := webp_size(data):
         _check_pixels(*size, max_pixels)
+    pixels = size[0] * size[1] if size else 0
     with ExitStack() as stack:
         try:
             if size:
-                stack.enter_context(budget.taken(size[0] * size[1]))
+                stack.enter_context(budget.taken(pixels))
             image = stack.enter_context(Image.open(io.BytesIO(data), formats=FILE_FORMATS))
             _check_pixels(*image.size, max_pixels)
             if not size:
-                stack.enter_context(budget.taken(image.width * image.height))
+                pixels = image.width * image.height
+                stack.enter_context(budget.taken(pixels))
             image.load()
             check_number(len(image.info.get("exif", b"")), MAX_EXIF_BYTES, "bytes of EXIF data")
             upright(image)  # EXIF data may be damaged, too
@@ -84,6 +89,7 @@ def open_file(data: bytes, max_pixels: int = MAX_FILE_PIXELS, budget: PixelBudge
         except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
             if "out of memory" in str(error):
                 raise MemoryError(str(error)) from error
+            np.empty(pixels * _DECODERS_BYTES, np.uint8)  # some say the same of too little memory
             raise InvalidRequest(f"is damaged or truncated ({error}); save it again") from error
         yield image
 

@@ -140,6 +140,7 @@ class EditStream:
                     task = loop.create_task(self._answer(request, source, new))
                     tasks.add(task)
                     started.put_nowait(_Work(task, size, share, source))
+                    del request, task  # or they would stay while the client is silent, and nobody count them
                     await room.is_free.wait()
             finally:
                 started.put_nowait(None)
@@ -155,6 +156,7 @@ class EditStream:
                 kept = now
                 room.change(1, work.share)
                 tasks.discard(work.task)
+                del work
             await reader
         finally:  # also when the client has gone
             reader.cancel()

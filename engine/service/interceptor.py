@@ -4,6 +4,7 @@ A call is judged by what comes before its message: client, token, room; of one t
 Handlers are wrapped once, when a service is registered, and see bytes also where they are no message.
 """
 
+import ipaddress
 import itertools
 import re
 import secrets
@@ -42,10 +43,11 @@ _OK, _LATE, _CANCELLED = grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED, 
 _ids = itertools.count(1)
 _id_prefix = secrets.token_hex(5)
 
-# Health answers whatever else is held, and everyone: it has room of its own. Its messages are a few bytes, but a client
-# may send others.
+# Health answers whatever else is held, and asks nobody for a token: it has room of its own. Its messages are a few
+# bytes, but a client may send others.
 _PROBES = 1024
 _PROBE_MESSAGES = 8
+_LEAST_PROBE_BYTES = 16 * 2**20  # or the windows of two probes would not fit where messages are small
 
 
 class CallInterceptor:
@@ -62,7 +64,7 @@ class CallInterceptor:
         calls, streams = config.max_calls_in_flight, config.max_streams_in_flight
         size = config.max_message_bytes
         self.admission = Admission(Limits(calls, streams, config.max_bytes_in_flight, size))
-        self._probes = Admission(Limits(_PROBES, _PROBES, _PROBE_MESSAGES * size, size))
+        self._probes = Admission(Limits(_PROBES, _PROBES, max(_PROBE_MESSAGES * size, _LEAST_PROBE_BYTES), size))
         self._probes.open()
         self._certificates = config.tls_client_ca is not None
         self._methods: dict[str, MethodFigures] = {}  # those that aren't probes, by path
@@ -183,7 +185,9 @@ class CallInterceptor:
                         async for response in responses:
                             data: bytes = response.SerializeToString()
                             method.sent_bytes.inc(len(data))
+                            del response
                             yield data
+                            del data  # what has left doesn't stay while the next one is waited for
                             messages.answered()
                 finally:
                     messages.close()
@@ -311,6 +315,12 @@ class CallScope(Call):
 
 
 def host_of(peer: str) -> str:
-    """The host in gRPC's name of a peer, for example ipv4:127.0.0.1:50051 or ipv6:%5B::1%5D:50051."""
+    """The host in gRPC's name of a peer, for example ipv4:127.0.0.1:50051; of IPv6 its network.
+
+    A machine that speaks IPv6 may take any of the 2^64 addresses of its network, and would be as many clients.
+    """
     kind, _, address = peer.partition(":")
-    return unquote(address.rpartition(":")[0]).strip("[]") if kind.startswith("ip") else peer
+    host = unquote(address.rpartition(":")[0]).strip("[]")
+    if kind == "ipv6" and host != "::1":
+        return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+    return host if kind in ("ipv4", "ipv6") else peer

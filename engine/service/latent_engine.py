@@ -79,12 +79,11 @@ class LatentEngine:
                 images, _, latents = await scope.model.edit(source, move, conditions, context, decode=output.images)
             return await scope.respond(pb.EditResponse(), output, images, latents)
 
-    async def EditStream(  # noqa: N802
+    def EditStream(  # noqa: N802
         self, requests: AsyncIterator[pb.EditStreamRequest], call: Call
     ) -> AsyncIterator[pb.EditStreamResponse]:
         """Edits one after the other."""
-        async for response in EditStream(self._repository, call).answers(requests, _REQUESTS_AHEAD):
-            yield response
+        return EditStream(self._repository, call).answers(requests, _REQUESTS_AHEAD)
 
     async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> pb.InterpolateResponse:  # noqa: N802
         """Walks between images or latents."""

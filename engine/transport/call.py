@@ -181,6 +181,7 @@ class ServerCall:
             async with aclosing(answers):
                 async for answer in answers:
                     await self.write(answer)
+                    del answer  # it would stay while the next one is waited for
         else:
             await answers
 

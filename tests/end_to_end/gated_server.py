@@ -4,8 +4,8 @@ While FOLDER/closed exists, every batch waits. FOLDER/batches gets one line per 
 first number of each image or latent in it (tests send constant images). Value 13 makes a batch fail.
 
 Python's collector is off. On SIGUSR1 it looks once, and FOLDER/garbage gets two lines with the types of objects that
-calls shouldn't leave behind: in cycles frames, errors, and whatever is the engine's own; then calls and requests that
-are alive.
+calls shouldn't leave behind: in cycles frames, errors, and whatever is the engine's own; then calls, requests and
+answers that are alive.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ def _is_telling(kind: type) -> bool:
 
 def _belongs_to_a_call(kind: type) -> bool:
     return kind in (Request, ServerCall, CallScope, RequestScope) or (
-        kind.__name__.endswith("Request") and issubclass(kind, Message)
+        kind.__name__.endswith(("Request", "Response")) and issubclass(kind, Message)
     )
 
 

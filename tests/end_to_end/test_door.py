@@ -283,6 +283,18 @@ async def test_watches_of_health_are_bounded_and_checks_are_answered(tiny_bundle
 
 
 @in_loop
+async def test_a_check_that_is_sent_by_half_holds_up_no_other(tiny_bundle: Path, tmp_path: Path) -> None:
+    with serve(tiny_bundle, tmp_path, "--max-message-bytes", "65536") as server:
+        half, probe = await Wire.to(server.target, "127.0.0.2"), await Wire.to(server.target)
+        half.send(http2.opening(1, CHECK))
+        await half.until_pong()
+        probe.send(http2.call(1, CHECK))
+        assert [frame[3][5:] for frame in await probe.until_answered(1) if frame[0] == http2.DATA] == [b"\x08\x01"]
+        for wire in (half, probe):
+            wire.drop()
+
+
+@in_loop
 async def test_memory_stays_below_what_docs_operating_says(tiny_bundle: Path, tmp_path: Path) -> None:
     streams, pixels = 8, 4_000_000
     options = (

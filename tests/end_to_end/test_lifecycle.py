@@ -233,6 +233,13 @@ def test_what_can_not_be_a_unix_socket(tiny_bundle: Path, tmp_path: Path, short:
     assert (short / "file").read_text() == "mine"
 
 
+def test_a_server_without_calls_and_grace_cuts_none_off(tiny_bundle: Path, tmp_path: Path) -> None:
+    with server_of(tiny_bundle, tmp_path, "--grace-s", "0") as server:
+        server.terminate()
+        assert server.wait() == 0
+        assert "cut off" not in server.log
+
+
 def test_sigterm_ends_streams_after_what_they_have_read(tiny_bundle: Path, tmp_path: Path) -> None:
     with (
         gated_server(tiny_bundle, tmp_path, "--grace-s", "3600", "--metrics-port", "0") as gate,

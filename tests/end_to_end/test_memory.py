@@ -1,5 +1,6 @@
 """Nothing of a call outlives its answer, however the call ends."""
 
+import queue
 import re
 import signal
 import threading
@@ -161,6 +162,20 @@ def test_a_request_of_tensors_is_dropped_once_it_is_read(tiny_bundle: Path, tmp_
         assert call.result()
     assert any(name.endswith(".EncodeRequest") for name in alive), "the request that it became is there"
     assert not [name for name in alive if name.endswith(".ModelInferRequest")]
+
+
+def test_a_stream_that_falls_silent_holds_no_request_and_no_answer(tiny_bundle: Path, tmp_path: Path) -> None:
+    with gated_server(tiny_bundle, tmp_path) as gate, connected(gate.server.target) as stub:
+        requests: queue.Queue[pb.EditStreamRequest | None] = queue.Queue()
+        stream = stub.EditStream(iter(requests.get, None))
+        for images, expected in ((ONE, "edited"), (file_batch([b"no image"]), "error")):
+            requests.put(pb.EditStreamRequest(images=images))
+            assert next(stream).WhichOneof("outcome") == expected
+            time.sleep(0.1)  # the server hears of it when the answer has left
+            _, alive = garbage(gate, tmp_path)
+            assert not [name for name in alive if "EditStream" in name]
+            assert any(name.endswith(".CallScope") for name in alive), "the stream is open"
+        requests.put(None)
 
 
 def test_requests_that_are_refused_do_not_stay_in_memory(tiny_bundle: Path, tmp_path: Path) -> None:

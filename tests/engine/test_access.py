@@ -92,7 +92,8 @@ def test_reading_again_takes_good_files_and_refuses_bad_ones(tmp_path: Path, cap
     [
         ("ipv4:127.0.0.1:50051", "127.0.0.1"),
         ("ipv6:%5B::1%5D:50051", "::1"),
-        ("ipv6:%5Bfe80::1%25eth0%5D:50051", "fe80::1%eth0"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:50051", "2001:db8:1:2::/64"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:50051", "fe80::/64"),
         ("unix:", "unix:"),
     ],
 )

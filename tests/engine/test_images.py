@@ -5,12 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fuzzing.files import file_of, mend_png
 from PIL import Image
+from servers import run_python
 from torchvision import transforms
 
 from engine.errors import InvalidRequest
@@ -353,3 +355,26 @@ def test_closing_does_not_wait_for_work_whose_client_has_gone() -> None:
     safety.start()
     asyncio.run(scenario())
     safety.cancel()
+
+
+_DECODE_WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from engine.images import open_file
+
+data = Path(sys.argv[1]).read_bytes()
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 60 * 2**20,) * 2)
+with open_file(data):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "options"),
+    [("RGB", "PNG", {}), ("RGB", "WEBP", {"lossless": True}), ("CMYK", "JPEG", {"progressive": True})],
+)
+def test_too_little_memory_is_no_fault_of_the_file(tmp_path: Path, mode: str, form: str, options: Any) -> None:
+    (tmp_path / "file").write_bytes(file_of(Image.new(mode, (4000, 4000)), form, **options))
+    told = run_python(["-c", _DECODE_WITH_LITTLE_MEMORY, str(tmp_path / "file")], tmp_path)
+    assert "MemoryError" in told.stderr.strip().splitlines()[-1], told.stderr

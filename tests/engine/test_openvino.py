@@ -63,7 +63,7 @@ def test_damaged_and_foreign_graphs_are_named(tiny_bundle: Path, tmp_path: Path)
         open_tiny(folder)
     (folder / "decoder.onnx").write_bytes(b"no graph")
     reseal(folder)
-    with pytest.raises(BundleError, match=r"can't open .*decoder\.onnx"):
+    with pytest.raises(BundleError, match=r"can't open .*decoder\.onnx: .*\w"):
         open_tiny(folder)
     (folder / "decoder.onnx").unlink()
     with pytest.raises(BundleError, match=r"no ONNX graph at .*decoder\.onnx"):
