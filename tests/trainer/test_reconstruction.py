@@ -75,9 +75,10 @@ def test_images_that_are_the_same_have_finite_metrics() -> None:
 def test_ssim_is_that_of_torchmetrics(side: int) -> None:
     truth = images()[:, :side, :side]
     ours = truth + np.random.default_rng(0).integers(0, 50, truth.shape, np.uint8)
-    pair = (torch.from_numpy(array).permute(0, 3, 1, 2) / 255 for array in (ours, truth))
-    theirs = structural_similarity_index_measure(*pair, data_range=1.0)
-    assert pixel_metrics(truth, ours, CPU)["ssim"] == pytest.approx(float(theirs), abs=1e-5)
+    a, b = (torch.from_numpy(array).permute(0, 3, 1, 2) / 255 for array in (ours, truth))
+    theirs = structural_similarity_index_measure(a, b, data_range=1.0)
+    assert isinstance(theirs, torch.Tensor)
+    assert pixel_metrics(truth, ours, CPU)["ssim"] == pytest.approx(theirs.item(), abs=1e-5)
 
 
 def test_ssim_falls_when_structure_is_lost() -> None:

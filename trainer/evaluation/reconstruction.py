@@ -82,7 +82,7 @@ def structural_similarity(ours: Tensor, truth: Tensor) -> Tensor:
     x, y, xx, yy, xy = means
     variances = (xx - x * x).clamp(min=0) + (yy - y * y).clamp(min=0)
     c1, c2 = 0.01**2, 0.03**2
-    similar = (2 * x * y + c1) * (2 * (xy - x * y) + c2) / ((x * x + y * y + c1) * (variances + c2))
+    similar: Tensor = (2 * x * y + c1) * (2 * (xy - x * y) + c2) / ((x * x + y * y + c1) * (variances + c2))
     return similar.mean((1, 2, 3))
 
 
