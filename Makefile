@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out/quickstart
 RUN     = $(VENV)/bin/python
-# Python compiles what is imported, when it is; of all packages that is a small part.
+# Python compiles what is imported, when it is; of all packages that is a small part. It keeps that for the next process,
+# of which there are many, also where the environment says otherwise, as containers like to.
 INSTALL = -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test lint pytest protos lock
 .DELETE_ON_ERROR:

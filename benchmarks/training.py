@@ -55,6 +55,8 @@ from trainer.training import compile_run
 Side = Literal["ours", "straightforward"]
 SIDES: tuple[Side, ...] = ("straightforward", "ours")
 WARM_STEPS = 3
+GEMM_SIDES = {"cuda": 8192, "cpu": 2048}
+"""Rows and columns of the matrices whose product is the machine's rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +226,7 @@ def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None
 
 def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
     """The machine's rate of large matrix products, FLOP/s: median of ten."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = GEMM_SIDES[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     rates = []
     for _ in range(12):

@@ -10,6 +10,8 @@ from servers import ServerProcess, server_of
 
 # Where it is set, as build machines have it, what a command leaves in its buffer would be seen all the same.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# With it every process would compile what it imports, of PyTorch alone for seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture(scope="session")

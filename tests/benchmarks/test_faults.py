@@ -1,10 +1,11 @@
 """Faults and overload, in short, against the tiny bundle."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scripts import benchmark, require_refused
+from scripts import Result, benchmark, require_refused
 
 
 def test_faults(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -66,5 +67,7 @@ def test_overload(tiny_bundle: Path, tmp_path: Path) -> None:
         ("overload", ("--json", "/nowhere/a.json"), "--json /nowhere/a.json: there is no folder /nowhere"),
     ],
 )
-def test_bad_input(tiny_bundle: Path, name: str, arguments: tuple[str, str], message: str) -> None:
-    require_refused(benchmark(name, "--bundle", tiny_bundle, *arguments), message)
+def test_bad_input(
+    script: Callable[..., Result], tiny_bundle: Path, name: str, arguments: tuple[str, str], message: str
+) -> None:
+    require_refused(script(name, "--bundle", tiny_bundle, *arguments), message)

@@ -1,6 +1,6 @@
 import json
 import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from builds import plain, silent
 from bundles import reseal, spoil
 from runs import write_run
-from scripts import benchmark, require_refused
+from scripts import Result, require_refused
 
 from export.build_engines import build
 
@@ -32,8 +32,9 @@ def make(run: Path, name: str, **forms: Any) -> Path:
     return build(plain(run=run, out=run.parent / name, max_batch=3, **forms), silent)
 
 
-def latency(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return benchmark("latency", *arguments, "--seconds", 0.01)
+@pytest.fixture
+def latency(script: Callable[..., Result]) -> Callable[..., Result]:
+    return lambda *arguments: script("latency", *arguments, "--seconds", 0.01)
 
 
 def check_timing(timing: dict[str, Any], batch_size: int) -> None:
@@ -46,7 +47,7 @@ ENGINE, PORTABLE = "bundle: onnxruntime fp32 on cpu", "portable: onnxruntime fp3
 DEFAULTS, PYTORCH = "ONNX Runtime's defaults", "PyTorch eager FP32"
 
 
-def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
+def test_beside_pytorch(latency: Callable[..., Result], run: Path, bundle: Path, tmp_path: Path) -> None:
     result = latency("--bundle", bundle, "--run", run, "--threads", 1, "--json", tmp_path / "latency.json")
     assert result.returncode == 0, result.stderr
     assert "decode of N(0, I)" in result.stdout
@@ -68,7 +69,7 @@ def test_beside_pytorch(run: Path, bundle: Path, tmp_path: Path) -> None:
         assert sum(line.startswith("|") and line.split("|")[-2].strip() == side for line in lines) == 9
 
 
-def test_without_a_run_pytorch_is_left_out(bundle: Path, tmp_path: Path) -> None:
+def test_without_a_run_pytorch_is_left_out(latency: Callable[..., Result], bundle: Path, tmp_path: Path) -> None:
     arguments = ("--batch-sizes", 2, "--threads", 1, "--json", tmp_path / "latency.json", "--no-portable")
     result = latency("--bundle", bundle, *arguments)
     assert result.returncode == 0, result.stderr
@@ -81,7 +82,9 @@ def test_without_a_run_pytorch_is_left_out(bundle: Path, tmp_path: Path) -> None
     assert figures["bundles"][ENGINE]["parity"] == manifest["parity"]
 
 
-def test_several_bundles_side_by_side(run: Path, bundle: Path, rewritten: Path, tmp_path: Path) -> None:
+def test_several_bundles_side_by_side(
+    latency: Callable[..., Result], run: Path, bundle: Path, rewritten: Path, tmp_path: Path
+) -> None:
     arguments = ("--run", run, "--batch-sizes", 1, "--threads", 1, "--json", tmp_path / "latency.json")
     result = latency("--bundle", bundle, rewritten, *arguments)
     assert result.returncode == 0, result.stderr
@@ -91,7 +94,9 @@ def test_several_bundles_side_by_side(run: Path, bundle: Path, rewritten: Path, 
     assert list(figures["bundles"]) == sides[:2]
 
 
-def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path, tmp_path: Path) -> None:
+def test_engines_beyond_their_tolerance_are_exit_code_1(
+    latency: Callable[..., Result], run: Path, bundle: Path, tmp_path: Path
+) -> None:
     wrong = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     spoil(wrong / "decoder.onnx")
     reseal(wrong)  # only a new measurement of parity can notice
@@ -115,11 +120,11 @@ def test_engines_beyond_their_tolerance_are_exit_code_1(run: Path, bundle: Path,
         (("--bundle", "nowhere"), "no bundle folder at nowhere"),
     ],
 )
-def test_bad_input(bundle: Path, arguments: tuple[str, str], message: str) -> None:
+def test_bad_input(latency: Callable[..., Result], bundle: Path, arguments: tuple[str, str], message: str) -> None:
     require_refused(latency("--bundle", bundle, *arguments), message)
 
 
-def test_bundle_of_another_run_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_bundle_of_another_run_is_refused(latency: Callable[..., Result], bundle: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", image_size=32)
     result = latency("--bundle", bundle, "--run", other)
     assert result.returncode == 2

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from bundles import reseal, write_tiny_bundle
-from scripts import benchmark, require_refused
+from scripts import Result, benchmark, require_refused
 from servers import ServerProcess, server_of
 from serving.clients import Load, Stats
 from serving.workload import Workload
@@ -87,7 +88,7 @@ def test_mixed_up_answers_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None
     assert stats.answered["Encode"] == stats.sent["Encode"] > 0
 
 
-def test_answers_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+def test_answers_that_cannot_be_told_apart_are_refused(script: Callable[..., Result], tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
     graph = onnx.load(bundle / "decoder.onnx")
     for tensor in graph.graph.initializer:
@@ -96,7 +97,7 @@ def test_answers_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(black, "high"))
     onnx.save(graph, bundle / "decoder.onnx")
     reseal(bundle)
-    result = benchmark("soak", "--bundle", bundle, "--minutes", 0.02)
+    result = script("soak", "--bundle", bundle, "--minutes", 0.02)
     assert result.returncode == 2
     assert "answers of this bundle can't be told apart; use a trained model" in result.stderr
 
@@ -109,5 +110,5 @@ def test_answers_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
         (("--bundle", "nowhere"), "no bundle folder at nowhere"),
     ],
 )
-def test_bad_input(tiny_bundle: Path, arguments: tuple[str, str], message: str) -> None:
-    require_refused(benchmark("soak", "--bundle", tiny_bundle, *arguments), message)
+def test_bad_input(script: Callable[..., Result], tiny_bundle: Path, arguments: tuple[str, str], message: str) -> None:
+    require_refused(script("soak", "--bundle", tiny_bundle, *arguments), message)

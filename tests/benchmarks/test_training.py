@@ -1,16 +1,21 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from scripts import benchmark, require_refused
+import training
+from scripts import Result, require_refused
 
 from trainer.faces import write_faces
 
 
-def test_both_loops_train_in_turns_and_are_measured_alike(tmp_path: Path) -> None:
+def test_both_loops_train_in_turns_and_are_measured_alike(
+    script: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(training.GEMM_SIDES, "cpu", 256)
     write_faces(tmp_path / "faces", 90, seed=1, workers=1)
     short = ("--preset", "plain", "--seconds", 0.1, "--turns", 1)
-    done = benchmark("training", *short, "--data", tmp_path / "faces", "--json", tmp_path / "speed.json")
+    done = script("training", *short, "--data", tmp_path / "faces", "--json", tmp_path / "speed.json")
     assert done.returncode == 0, done.stderr
     assert "times as fast" in done.stdout
     found = json.loads((tmp_path / "speed.json").read_text())
@@ -25,5 +30,5 @@ def test_both_loops_train_in_turns_and_are_measured_alike(tmp_path: Path) -> Non
         assert one["peak_host_bytes"] > 2**26
 
 
-def test_bad_input_is_named() -> None:
-    require_refused(benchmark("training", "--preset", "bset"), "--preset bset: choose one of")
+def test_bad_input_is_named(script: Callable[..., Result]) -> None:
+    require_refused(script("training", "--preset", "bset"), "--preset bset: choose one of")

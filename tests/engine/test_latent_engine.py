@@ -59,7 +59,7 @@ class HoldUp:
 
     def __call__(self, *arguments: Any) -> Any:
         self.began.set()
-        assert self.go.wait(10), "the event loop is held up"
+        assert self.go.wait(60), "the event loop is held up"
         return self._function(*arguments)
 
 

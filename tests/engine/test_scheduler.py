@@ -126,7 +126,7 @@ class Counted:
             self.most = max(self.most, self.inside)
             self.order.append(len(batch))
         if len(batch) == MAX_BATCH_SIZE:
-            self._barrier.wait(10)
+            self._barrier.wait(60)
         elif self.inside > 1:
             raise RuntimeError("a batch that isn't full was started beside another")
         with self._lock:

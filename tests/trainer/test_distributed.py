@@ -55,7 +55,7 @@ def stopped(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Stopped:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=250)
     return Stopped(run, said, process.returncode)
 
 

@@ -188,7 +188,7 @@ def test_a_signal_to_all_processes_leaves_nothing(tmp_path: Path, signum: int, c
             assert process.poll() is None
             time.sleep(0.01)
         os.killpg(process.pid, signum)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=250)
     assert process.returncode == code
     assert said.splitlines()[-1] == "error: interrupted"
     assert list(tmp_path.iterdir()) == []

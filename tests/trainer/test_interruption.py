@@ -45,7 +45,7 @@ def kill_after(process: multiprocessing.process.BaseProcess, run: Path, checkpoi
         time.sleep(0.001)
     time.sleep(seconds)
     process.kill()
-    process.join(100)
+    process.join(250)
 
 
 def contents(run: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def test_killed_at_any_moment_it_ends_at_the_very_same_weights(small: TrainConfi
     config = replace(small, epochs=12, optimizer="muon", save_minutes=1e-9)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     process = start(config, faces, whole)
-    process.join(100)
+    process.join(250)
     assert process.exitcode == 0
     random = np.random.default_rng(0)
     steps = []
@@ -66,7 +66,7 @@ def test_killed_at_any_moment_it_ends_at_the_very_same_weights(small: TrainConfi
         steps.append(run_folder.load_checkpoint(parts)["step"])  # never torn
     assert steps == sorted(set(steps))  # each went on from where the one before had come to
     process = start(config, faces, parts)
-    process.join(100)
+    process.join(250)
     assert process.exitcode == 0
     expected, found = contents(whole), contents(parts)
     assert expected.keys() == found.keys()

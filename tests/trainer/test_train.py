@@ -316,7 +316,7 @@ def test_a_signal_stops_the_command_with_a_checkpoint_to_go_on_from(
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signum)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=250)
     assert process.returncode == 128 + signum
     assert f"stopped by {signum.name}" in said
     assert "--resume" in said

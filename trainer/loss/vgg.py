@@ -62,12 +62,11 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
     positions = {tap: _position(tap) for tap in sorted(taps, key=VGG19_TAPS.index)}
     with seeded(seed):
         layers = nn.Sequential(*list(_layers())[: max(positions.values()) + 1])
-        layers.to_empty(device="cpu")
         for module in layers:
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # keeps the scale from layer to layer
-                assert module.bias is not None  # VGG19 has them all
-                nn.init.zeros_(module.bias)
+                weight = torch.empty(module.weight.shape)
+                nn.init.kaiming_normal_(weight, nonlinearity="relu")  # keeps the scale from layer to layer
+                module.weight, module.bias = nn.Parameter(weight), nn.Parameter(torch.zeros(module.out_channels))
     if weights == RANDOM:
         source = f"VGG19 with random weights (seed {seed})"
     elif weights is not None:
@@ -89,9 +88,11 @@ def check_weights(taps: tuple[str, ...], weights: Path | None) -> str:
     Raises:
         ConfigError: as `load_backbone`.
     """
+    if weights == RANDOM:
+        return "random ones"
     if weights is not None:
         load_backbone(taps, weights, seed=0)
-        return "random ones" if weights == RANDOM else f"the file {weights}"
+        return f"the file {weights}"
     try:
         pretrained.check(IMAGENET_URL)
     except pretrained.UnavailableError as error:
