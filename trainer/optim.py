@@ -1,8 +1,7 @@
-"""The optimisers, Muon among them, and the learning rates over the steps of a run."""
+"""Muon, and the learning rates over the steps of a run."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,31 +81,7 @@ def is_matrix(parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2
 
 
-class Eager(torch.optim.Optimizer):
-    """An optimiser that is never compiled: torch's own ones import torch._dynamo to begin with, for seconds."""
-
-    def __init_subclass__(cls) -> None:
-        cls.step = torch.no_grad()(inspect.unwrap(cls.step))  # type: ignore[method-assign]
-
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
-    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
-
-
-class Adam(Eager, torch.optim.Adam):
-    """torch's Adam."""
-
-
-class AdamW(Eager, torch.optim.AdamW):
-    """torch's AdamW."""
-
-
-class SGD(Eager, torch.optim.SGD):
-    """torch's SGD."""
-
-
-class Muon(Eager):
+class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for weights that act as matrices (Jordan et al., 2024).
 
     A step along the nearest semi-orthogonal matrix moves every direction of a weight alike, the rare ones too. The
@@ -132,6 +107,7 @@ class Muon(Eager):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "steps": steps})
         self._dtype = dtype
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step; parameters without a gradient are left alone."""
         for group in self.param_groups:

@@ -26,7 +26,7 @@ from trainer.loss.perceptual import PerceptualLoss
 from trainer.loss.vae_loss import Terms, VAELoss
 from trainer.loss.vgg import load_backbone
 from trainer.model import VAE, Output, VAEWithHead, freeze_biases_before_batch_norm
-from trainer.optim import SGD, Adam, Eager, Muon, Schedule, is_matrix
+from trainer.optim import Muon, Schedule, is_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class TrainState:
             start = leg["from_step"]
         return Schedule(config.schedule, config.lr_gamma, self.loader.steps_per_epoch, self.loader.num_steps, start)
 
-    def _optimizers(self) -> list[Eager]:
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
         """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
         config, model = self.config, self.model
         # Adam or SGD keeps the kernel that draws pixels, as Muon's authors advise for output layers, and the log
@@ -142,9 +142,9 @@ class TrainState:
         others = [p for p in self.net.parameters() if p.requires_grad and id(p) not in done]
         rest = [{"params": others, "peak_lr": config.lr}]
         if config.optimizer == "muon-sgd":
-            first: Eager = SGD(rest, lr=config.lr, momentum=config.momentum, fused=True)
+            first: torch.optim.Optimizer = torch.optim.SGD(rest, lr=config.lr, momentum=config.momentum, fused=True)
         else:
-            first = Adam(rest, lr=config.lr, fused=True)
+            first = torch.optim.Adam(rest, lr=config.lr, fused=True)
         if not inner:
             return [first]
         return [first, Muon([{"params": inner, "peak_lr": config.muon_lr}], dtype=self.place.dtype)]

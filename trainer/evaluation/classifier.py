@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from trainer.data import FaceData
 from trainer.hardware.device import Placement
-from trainer.optim import AdamW
 from trainer.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -146,7 +145,7 @@ def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = place.module(Network(labels.shape[1]))
-        optimizer = AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
         batch_size = min(BATCH_SIZE, max(MIN_BATCH_SIZE, len(rows) // BATCHES_AN_EPOCH), len(rows))
         steps = epochs * (len(rows) // batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)
