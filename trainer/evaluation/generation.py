@@ -15,6 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from engine.latents import Gaussian, Prior
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
@@ -70,8 +73,6 @@ def measure(encoded: EncodedRun, networks: MetricNetworks, options: Options) -> 
         images = make()
         features = {key: comparison.add(name, images) for key, comparison in comparisons.items()}
         if (seen := features.get("fid")) is not None:
-            from torch_fidelity.metric_isc import isc_features_to_metric  # noqa: PLC0415  (start-up: seconds)
-
             score = isc_features_to_metric(networks.inception.get().logits(seen))
             mean, deviation = (score[f"inception_score_{part}"] for part in ("mean", "std"))
             scores[name] = {"mean": mean, "deviation": deviation}
@@ -121,12 +122,9 @@ class Comparison:
     """
 
     def __init__(self, network: Network, reference: str, real: Images, least: int = 2) -> None:
-        from torch_fidelity import metric_fid, metric_prc  # noqa: PLC0415  (start-up: seconds)
-
-        self._fid, self._prc = metric_fid, metric_prc
         self._network, self._least = network, least
         self._real = torch.from_numpy(network.describe(real))
-        self._statistics = metric_fid.fid_features_to_statistics(self._real)
+        self._statistics = fid_features_to_statistics(self._real)
         self.found: dict[str, dict[str, Any]] = {"distance": {}, "precision": {}, "recall": {}}
         self.found["images"] = {reference: len(real)}
 
@@ -137,9 +135,8 @@ class Comparison:
         features = torch.from_numpy(self._network.describe(images))
         fewest = min(len(features), len(self._real))
         how = {"prc_neighborhood": min(NEIGHBOURS, fewest - 1), "prc_batch_size": ROWS, "save_cpu_ram": True}
-        shares = self._prc.prc_features_to_metric(features, self._real, verbose=False, **how)
-        statistics = self._fid.fid_features_to_statistics(features)
-        distance = self._fid.fid_statistics_to_metric(statistics, self._statistics, verbose=False)
+        shares = prc_features_to_metric(features, self._real, verbose=False, **how)
+        distance = fid_statistics_to_metric(fid_features_to_statistics(features), self._statistics, verbose=False)
         # Rounding takes the distance of equal sets a little below zero.
         self.found["distance"][name] = max(0.0, distance["frechet_inception_distance"])
         self.found["precision"][name], self.found["recall"][name] = shares["precision"], shares["recall"]

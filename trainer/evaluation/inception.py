@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from trainer.errors import ConfigError
 from trainer.evaluation.encoded_run import Floats, Images, batches
@@ -24,23 +26,13 @@ from trainer.evaluation.options import Resizing
 from trainer.hardware.device import Placement
 from trainer.loss import pretrained
 
-URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-"""Of torch-fidelity, which takes seconds to import."""
+URL = URL_INCEPTION_V3
 FLAG = "--inception-weights"
 SIDE, NUM_FEATURES = 299, 2048
 BATCH_IMAGES = 32
-
-
-def _as_tensorflow(levels: Tensor) -> Tensor:
-    from torch_fidelity import interpolate_compat_tensorflow as compat  # noqa: PLC0415  (start-up: seconds)
-
-    resized: Tensor = compat.interpolate_bilinear_2d_like_tensorflow1x(levels, (SIDE, SIDE), align_corners=False)
-    return resized
-
-
 RESIZE: dict[Resizing, Callable[[Tensor], Tensor]] = {
     "clean": lambda levels: F.interpolate(levels, SIDE, mode="bicubic", antialias=True).clamp(0, 255),
-    "tensorflow": _as_tensorflow,
+    "tensorflow": lambda levels: interpolate_bilinear_2d_like_tensorflow1x(levels, (SIDE, SIDE), align_corners=False),
 }
 """Levels (N, 3, S, S), 0 to 255, to (N, 3, SIDE, SIDE)."""
 
@@ -90,10 +82,6 @@ def inception(weights: Path | None, resizing: Resizing, place: Placement) -> tup
 
 
 def _of_state_dict(path: Path) -> tuple[nn.Module, Tensor]:
-    from torch_fidelity.feature_extractor_inceptionv3 import (  # noqa: PLC0415  (start-up: seconds)
-        FeatureExtractorInceptionV3,
-    )
-
     pretrained.read(path, FLAG)  # refuses anything but tensors, which torch-fidelity would not
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
