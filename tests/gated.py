@@ -52,7 +52,7 @@ class Gated:
         self._gate = threading.Semaphore(0)
 
     async def busy(self) -> None:
-        """Waits until a batch is being computed; in no thread, as one that waits for ever would outlive a failed test."""
+        """Waits until a batch is being computed; not in a thread, which would outlive a failed test."""
         while not self.started.acquire(blocking=False):
             await asyncio.sleep(0.001)
 
