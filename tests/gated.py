@@ -52,8 +52,9 @@ class Gated:
         self._gate = threading.Semaphore(0)
 
     async def busy(self) -> None:
-        """Waits until a batch is being computed."""
-        await asyncio.get_running_loop().run_in_executor(None, self.started.acquire)
+        """Waits until a batch is being computed; not in a thread, which would outlive a failed test."""
+        while not self.started.acquire(blocking=False):
+            await asyncio.sleep(0.001)
 
 
 class Notes:

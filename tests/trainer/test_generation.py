@@ -1,6 +1,7 @@
 """Distances of sets of images, and the libraries' own numbers of them, through networks with random weights."""
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,9 @@ def test_features_are_clean_fids_own(torchscript_file: Path, state_file: Path, t
     )
     assert expected.std(axis=0).max() > 0.01
     for file in (torchscript_file, state_file):
-        network, description, _ = inception(file, "clean", CPU)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            network, description, _ = inception(file, "clean", CPU)
         np.testing.assert_allclose(network.describe(images), expected, rtol=1e-3, atol=1e-3)
         assert "clean resizing" in description
 

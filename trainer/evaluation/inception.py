@@ -9,6 +9,7 @@ Shapes: N images, S image side, F = 2048 features, C = 1008 classes.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,10 @@ def _is_torchscript(path: Path) -> bool:
 
 def _of_torchscript(path: Path) -> tuple[nn.Module, Tensor]:
     try:
-        network = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # The file is TorchScript, which PyTorch has deprecated: whoever has the file can do nothing about it.
+            warnings.filterwarnings("ignore", message="`torch.jit.load`")
+            network = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
         return network.layers, network.output.weight
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"{FLAG} {path}: is no TorchScript of clean-fid's Inception: {error}") from error
