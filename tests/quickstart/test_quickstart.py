@@ -31,9 +31,9 @@ def quickstart(out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
         "--out",
         os.path.join(".", out),
         "--count",
-        "300",
+        "120",
         "--epochs",
-        "1",
+        "10",
         *more,
     ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -54,7 +54,7 @@ def test_figures_and_metrics_are_left_and_printed(first: "tuple[Path, subprocess
         assert Image.open(out / f"{name}.png").width > 300
         assert f"{name}.png" in ended.stdout
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["reconstruction"]["images"] == 30
+    assert metrics["reconstruction"]["images"] == 12
     assert metrics["parity"]
     assert metrics["peak_memory_mib"] > 0
     assert {(edit["attribute"], edit["strength"]) for edit in metrics["served_edits"]} == {
