@@ -57,7 +57,7 @@ class Stats:
         start = time.perf_counter()
         self.sent[method] += 1
         try:
-            self.images += await request
+            images = await request
         except GivenUp:
             self.statuses["CANCELLED"] += 1
         except grpc.RpcError as error:
@@ -71,6 +71,7 @@ class Stats:
             self.wrong.append(f"{method}: {error}")
         else:
             self.answered[method] += 1
+            self.images += images
             self.pairs.append((start, time.perf_counter() - start))
             return True
         return False

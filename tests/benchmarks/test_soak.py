@@ -51,6 +51,19 @@ def test_every_rpc_is_answered_right(server: ServerProcess, tiny_bundle: Path) -
     assert not stats.wrong
 
 
+def test_images_of_requests_under_way_at_once_are_all_counted() -> None:
+    async def answer(images: int) -> int:
+        await asyncio.sleep(0)
+        return images
+
+    async def scene() -> Stats:
+        stats = Stats()
+        await asyncio.gather(*(stats.count("Edit", answer(images)) for images in (2, 3)))
+        return stats
+
+    assert asyncio.run(scene()).images == 5
+
+
 def test_a_soak_tells_what_it_sent_and_got(tiny_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "soak.json"
     result = benchmark("soak", "--bundle", tiny_bundle, "--clients", 8, "--minutes", 0.02, "--json", record)
