@@ -37,7 +37,7 @@ def check_row(row: dict[str, Any]) -> None:
 def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: Path) -> None:
     record = tmp_path / "load.json"
     operations = ("encode", "edit", "decode")
-    chosen = ("--in-flight", 4, "--images", 1, 8, "--arrivals", 0.5, "--seconds", 0.1)
+    chosen = ("--in-flight", 1, 4, "--images", 1, 8, "--arrivals", 0.5, "--seconds", 0.1)
     what = ("--target", server.target, "--bundle", tiny_bundle, "--infer-operations", *operations)
     result = benchmark("load", *what, *chosen, "--json", record)
     assert result.returncode == 0, result.stderr
@@ -47,7 +47,7 @@ def test_every_kind_of_load(server: ServerProcess, tiny_bundle: Path, tmp_path: 
     inferred = [("raw", name) for name in operations]
     streams = [(form, name) for form in ("raw", "jpeg") for name in ("edit", "slide")]
     for transport, kinds in (("unary", unary), ("infer", inferred), ("stream", streams)):
-        expected = [(*kind, images, 4) for kind in kinds for images in (1, 8)]
+        expected = [(*kind, images, flight) for kind in kinds for images in (1, 8) for flight in (1, 4)]
         found = [case for case in cases if case["transport"] == transport]
         assert [tuple(case[key] for key in ("form", "operation", "images", "in_flight")) for case in found] == expected
     for row in figures["closed_loop"]:
