@@ -75,6 +75,8 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Runs the command."""
+        # PyTorch reads it with its first tensor: on huge pages, large activations touch far fewer pages anew.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         from trainer import run_folder  # noqa: PLC0415
         from trainer.data import load_data_for  # noqa: PLC0415
         from trainer.evaluation.evaluate import REPORT, evaluate  # noqa: PLC0415

@@ -106,7 +106,7 @@ def quickstart() -> TrainConfig:
         batch_size=64,
         lr=2e-3,
         schedule="one-cycle",
-        epochs=8,
+        epochs=6,
     )
 
 

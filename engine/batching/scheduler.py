@@ -14,8 +14,9 @@ Work = Callable[[], None]
 
 _NEVER = float("inf")
 
-# The longest wait, as a share of the time that the last batch took, and in seconds.
-_LONGEST = 0.75
+# The longest wait, in times of what the last batch took, and in seconds. With a fast model, answers and requests take
+# longer on the wire than the batch did.
+_LONGEST = 2.5
 _LONGEST_S = 0.02
 # Where fewer than this share of the expected requests came, the wait was in vain.
 _ENOUGH = 0.75

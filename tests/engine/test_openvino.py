@@ -56,6 +56,17 @@ def test_a_bundle_names_it(tiny_bundle: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(backend.decode(latents), np.full((3, IMAGE_SIZE, IMAGE_SIZE, 3), 7, np.uint8))
 
 
+def test_what_openvino_cannot_compile_here_is_one_sentence(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("Exception from src/core.cpp:117:\nobject is not initialized\n\n")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    with pytest.raises(BackendError, match="object is not initialized") as told:
+        open_tiny(tiny_bundle)
+    assert "in fp32 on this machine" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
 def test_damaged_and_foreign_graphs_are_named(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     (folder / "decoder.onnx").write_bytes((folder / "encoder.onnx").read_bytes())
