@@ -7,22 +7,20 @@ from contextlib import suppress
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_M_ARENA_MAX = -8
 _LARGE_BYTES = 4 * 2**20  # pictures and messages, not batches of small images, which come and go all the time
 # Calls leave next to no cycles behind, and with Python's own number it searches after every few of them.
 _OBJECTS = 10_000
 
 
 def give_freed_memory_back() -> None:
-    """Has glibc give large blocks back as soon as they are freed, and all threads share one arena; else does nothing.
+    """Has glibc give large blocks back as soon as they are freed; elsewhere it does nothing.
 
-    By default each thread has an arena of its own: eight threads that decode large pictures in turn hold as much memory
-    as if they did it at once. And with each large block that is freed it keeps larger ones from then on, in a heap that
-    what came after them holds fast.
+    By default it keeps, with each large block that is freed, larger ones from then on, each thread in a heap of its
+    own, which what came after them holds fast: eight threads that decode large pictures in turn would hold as much
+    memory as if they did it at once.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
