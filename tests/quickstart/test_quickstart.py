@@ -110,7 +110,7 @@ def test_an_interrupted_training_writes_its_checkpoint_and_goes_on(
                 written = len(list((out / "run").glob("events.out.tfevents.*")))
             told(process.pid, signum)
             _, said = process.communicate()
-        assert process.returncode == 128 + signum
+        assert process.returncode == 128 + signum, said
         (step,) = re.findall(rf"stopped by {signum.name} after step (\d+) of", said)
         ends.append(int(step))
     assert ends[0] < ends[1]
