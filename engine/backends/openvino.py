@@ -51,7 +51,14 @@ class OpenVinoBackend(Backend):
                 for model in models
             ]
 
-        made = _beside_int8(graphs) if options.precision == "int8" else graphs(options.precision)
+        try:
+            made = _beside_int8(graphs) if options.precision == "int8" else graphs(options.precision)
+        except RuntimeError as error:
+            raise BackendError(
+                f"OpenVINO can't compile {encoder.name} and {decoder.name} in {options.precision} on this machine "
+                f"({_last_line(error)}); take another --backend or --precision, for a bundle that is there already "
+                "with: python -m export.retarget"
+            ) from error
         self._encoder, self._decoder, self._editor = made
 
     overlaps = 1
@@ -89,8 +96,9 @@ def _beside_int8(graphs: "Callable[[str], list[_Graph]]") -> "list[_Graph]":
         try:
             return graphs("bf16")
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            logger.warning("what int8 leaves in float is computed in fp32: OpenVINO has no bf16 for it (%s)", reason)
+            logger.warning(
+                "what int8 leaves in float is computed in fp32: OpenVINO has no bf16 for it (%s)", _last_line(error)
+            )
     return graphs("fp32")
 
 
@@ -189,10 +197,15 @@ def _read(core: Any, path: Path, inputs: Sequence[str], outputs: Sequence[str]) 
         model = core.read_model(path)
         found = ([value.any_name for value in model.inputs], [value.any_name for value in model.outputs])
     except Exception as error:  # OpenVINO raises RuntimeError and its own types for a bad graph
-        raise BundleError(f"OpenVINO can't open {path}: {str(error).strip().splitlines()[-1]}") from error
+        raise BundleError(f"OpenVINO can't open {path}: {_last_line(error)}") from error
     if found != (list(inputs), list(outputs)):
         raise BundleError(
             f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {list(inputs)} "
             f"and outputs {list(outputs)}"
         )
     return model
+
+
+def _last_line(error: Exception) -> str:
+    """The reason; the lines before it are places in OpenVINO's source."""
+    return str(error).strip().splitlines()[-1]

@@ -14,8 +14,8 @@ Work = Callable[[], None]
 
 _NEVER = float("inf")
 
-# The longest wait, in times of what the last batch took, and in seconds. With a fast model, answers and requests take
-# longer on the wire than the batch did.
+# The longest wait, as a multiple of what the last batch took, and in seconds. With a fast model, answers and requests
+# take longer on the wire than the batch did.
 _LONGEST = 2.5
 _LONGEST_S = 0.02
 # Where fewer than this share of the expected requests came, the wait was in vain.
@@ -36,7 +36,7 @@ class BatchWindow:
     """
 
     def __init__(self) -> None:
-        self._share = _LONGEST
+        self._factor = _LONGEST
         self._until = 0.0
         self.expected = 0  # requests that are worth waiting for: 0, or at least 2
 
@@ -48,7 +48,7 @@ class BatchWindow:
         """
         expected = answered + waiting
         self.expected = expected if expected > 1 else 0
-        self._until = now + min(self._share * seconds, _LONGEST_S)
+        self._until = now + min(self._factor * seconds, _LONGEST_S)
 
     def until(self, waiting: int) -> float:
         """Time until which a batch should wait while so many requests do; 0 for one that shouldn't."""
@@ -58,7 +58,7 @@ class BatchWindow:
         """A batch was started while so many requests waited; a full one had no more to wait for."""
         if self.expected:
             came = full or waiting >= _ENOUGH * self.expected
-            self._share = min(_LONGEST, 2 * self._share + 0.01) if came else self._share / 2
+            self._factor = min(_LONGEST, 2 * self._factor + 0.01) if came else self._factor / 2
         self.expected = 0
 
 

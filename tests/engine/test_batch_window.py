@@ -8,7 +8,7 @@ from engine.batching.scheduler import BatchWindow
 
 
 def wait_after(window: BatchWindow, answered: int, waiting: int, now_waiting: int, *, ms: float = 4.0) -> float:
-    """How long a batch waits, ms, after one that took so many."""
+    """How long a batch waits after one that took `ms`; milliseconds, too."""
     window.computed(answered, waiting, seconds=ms / 1e3, now=100.0)
     return max(0.0, window.until(now_waiting) - 100.0) * 1e3
 
@@ -42,7 +42,7 @@ def test_it_does_not_grow_without_end() -> None:
     window = BatchWindow()
     for _ in range(10):
         window.taken(8, full=False)
-        assert 0 < wait_after(window, 8, 0, 1, ms=2.0) < 10
+        assert wait_after(window, 8, 0, 1, ms=2.0) == pytest.approx(2.5 * 2)
     assert wait_after(window, 8, 0, 1, ms=60_000) < 100
 
 
@@ -68,9 +68,9 @@ def test_a_full_batch_is_no_disappointment_however_few_fill_it() -> None:
 
 def test_what_starts_while_nobody_is_expected_teaches_nothing() -> None:
     window = BatchWindow()
-    waits = disappoint(window, 6)
+    disappoint(window, 6)
     for full in (False, True) * 5:
         window.taken(8, full)  # beside a batch that is being computed
         window.computed(1, 0, 0.01, 100.0)  # by somebody who is alone
         window.taken(1, full)
-    assert wait_after(window, 8, 0, 1) == pytest.approx(waits[-1] / 2)
+    assert wait_after(window, 8, 0, 1) == pytest.approx(2.5 * 4 / 2**6)
