@@ -74,6 +74,8 @@ class Backend(ABC):
 
     overlaps: int = 0
     """How many other batches may come while it is at one, as it computes them together in less time."""
+    together: bool = False
+    """Whether several threads compute a batch together, and wait for each other, rather than a share of it each."""
 
     @classmethod  # noqa: B027 - what needs nothing has nothing to check
     def check(cls, options: Options) -> None:

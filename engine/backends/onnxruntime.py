@@ -53,6 +53,7 @@ class OnnxRuntimeBackend(Backend):
         self.overlaps = int(on_cpu)
         self._whole = _Graphs(encoder, decoder, options)
         self._most_shares = options.threads if options.split and on_cpu else 1
+        self.together = on_cpu and options.threads > 1 and self._most_shares == 1
         if self._most_shares > 1:
             self._alone = _Graphs(encoder, decoder, replace(options, threads=1))
             self._pool = ThreadPoolExecutor(self._most_shares, "share")

@@ -60,6 +60,7 @@ class OpenVinoBackend(Backend):
                 "with: python -m export.retarget"
             ) from error
         self._encoder, self._decoder, self._editor = made
+        self.together = options.threads > 1 and not options.split
 
     overlaps = 1
     """The shares of two batches queue up behind each other, and no thread waits for the other."""

@@ -98,6 +98,7 @@ class Batcher:
         max_delay: How long the first item of a batch may wait for others while the device is free, seconds.
         max_queue: Most items that may wait; a request beyond is refused at once.
         overlaps: How many other batches may be computed while `run` is at one.
+        together: Whether threads of `run` wait for each other; see `HalfBatches`.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Batcher:
         max_delay: float = 0.0,
         max_queue: int = 4096,
         overlaps: int = 0,
+        together: bool = False,
     ) -> None:
         self._run = run
         self._scheduler = scheduler
@@ -125,7 +127,7 @@ class Batcher:
         self._queue = FairQueue(max_batch_size)
         self._since = 0.0  # when the first item came to an empty queue
         self._window = BatchWindow()
-        self._halves = HalfBatches(max_batch_size, overlaps)
+        self._halves = HalfBatches(max_batch_size, overlaps, together)
         self._reserved: Counter[str] = Counter()  # items by client
         # What was taken from the queue, a batch or expired requests, until those who wait for it have seen the outcome.
         self._unsettled = 0

@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable
+from math import ceil
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +23,8 @@ _LONGEST_S = 0.02
 _ENOUGH = 0.75
 # Half batches have this many items at least; smaller ones take too long an item.
 _LEAST_HALF = 12
+# Where threads compute together, even crowds of more than this many items are cut in two.
+_LEAST_CROWD = 6
 # So many times the largest batch must be under way for the next batch to fill while one is computed.
 _ENOUGH_TO_FILL = 1.5
 
@@ -66,12 +69,15 @@ class HalfBatches:
     """Batches that have nothing to wait for: full ones, and where batches overlap halves.
 
     Where a crowd is too small to fill a batch while another is computed, one half is computed while the other is on
-    the wire, and no core is idle. Large requests are not cut in two for it.
+    the wire, and no core is idle. Where threads compute a batch together, that is worth it for crowds of less than half
+    a batch, too: whenever a call takes the core of one thread, the others go on with the other half. Large requests are
+    not cut in two for it.
     """
 
-    def __init__(self, largest: int, overlaps: int) -> None:
+    def __init__(self, largest: int, overlaps: int, together: bool) -> None:
         self._largest = largest
         self._half = largest // 2 if overlaps and largest // 2 >= _LEAST_HALF else 0  # items; 0: there are no halves
+        self._together = together
         self._computing = 0  # items of batches that are being computed
         self._crowd = 0.0  # items under way, of late
 
@@ -79,9 +85,11 @@ class HalfBatches:
         """Items of the next batch of so many that wait, in so many requests; 0 where it should wait for others."""
         if waiting >= self._largest:
             return self._largest
-        halves = self._half and self._crowd < _ENOUGH_TO_FILL * self._largest
-        small = waiting <= requests * self._half // 4
-        return self._half if halves and small and waiting >= self._half else 0
+        half = self._half if self._crowd < _ENOUGH_TO_FILL * self._largest else 0
+        if self._together and _LEAST_CROWD < self._crowd < half:
+            half = ceil(self._crowd / 2)
+        small = waiting <= requests * half // 4
+        return half if half and small and waiting >= half else 0
 
     def taken(self, items: int) -> None:
         """A batch was started."""

@@ -82,6 +82,7 @@ class Model:
                 max_delay=config.max_delay_ms / 1000,
                 max_queue=config.max_queue,
                 overlaps=backend.overlaps,
+                together=backend.together,
             )
 
         self._encoder = queue("encode", lambda images, _: self.backend.encode(images), pixels_of_one)

@@ -32,13 +32,22 @@ class Held:
         return self.started.get(timeout=60)
 
 
-def play(scene: Callable[[Batcher, Scheduler, Held], Awaitable[None]], overlaps: int = 1) -> None:
+def play(
+    scene: Callable[[Batcher, Scheduler, Held], Awaitable[None]], overlaps: int = 1, together: bool = False
+) -> None:
     """Runs a scene, and lets all batches through at its end."""
 
     async def whole() -> None:
         held, scheduler = Held(), Scheduler()
         batcher = Batcher(
-            held, (2,), np.float32, scheduler, max_batch_size=LARGEST, observer=Notes(), overlaps=overlaps
+            held,
+            (2,),
+            np.float32,
+            scheduler,
+            max_batch_size=LARGEST,
+            observer=Notes(),
+            overlaps=overlaps,
+            together=together,
         )
         await scene(batcher, scheduler, held)
         held.go.release(100)
@@ -99,3 +108,34 @@ def test_a_crowd_that_fills_whole_batches_is_not_halved() -> None:
         assert held.next() == 20
 
     play(scene)
+
+
+def small_crowd(first: int, *sizes: int, together: bool) -> None:
+    """A crowd of `first` is computed, and comes back: the sizes of the batches that start then."""
+
+    async def scene(batcher: Batcher, scheduler: Scheduler, held: Held) -> None:
+        async with device_taken(scheduler):
+            tasks = [submit(batcher, value) for value in range(first)]
+            await queued()
+        assert held.next() == first
+        held.go.release()
+        await asyncio.gather(*tasks)
+        for value in range(first):
+            submit(batcher, value)
+        await queued()
+        assert [held.next() for _ in sizes] == list(sizes)
+
+    play(scene, together=together)
+
+
+def test_a_small_crowd_is_cut_where_threads_compute_together() -> None:
+    small_crowd(8, 4, 4, together=True)
+    small_crowd(12, 6, 6, together=True)
+
+
+def test_a_crowd_of_a_few_is_not_cut() -> None:
+    small_crowd(6, 6, together=True)
+
+
+def test_a_small_crowd_is_not_cut_where_each_thread_has_a_share() -> None:
+    small_crowd(8, 8, together=False)
