@@ -57,7 +57,7 @@ def run(
 
 
 def interruptible() -> Callable[[], bool]:
-    """Makes SIGINT and SIGTERM raise KeyboardInterrupt in the main thread.
+    """Makes SIGINT and SIGTERM raise KeyboardInterrupt in the main thread, unless they are ignored.
 
     Returns:
         Whether one came; to be asked again at the end, since the exception is lost if the signal meets a finaliser of
@@ -70,5 +70,6 @@ def interruptible() -> Callable[[], bool]:
         raise KeyboardInterrupt
 
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, interrupt)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as SIGINT is in what a script starts in the background
+            signal.signal(signum, interrupt)
     return lambda: bool(received)

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from servers import ServerProcess, server_of
 os.environ.pop("PYTHONUNBUFFERED", None)
 # With it every process would compile what it imports, of PyTorch alone for seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Where a script started the tests in the background it is ignored, and commands are to be interrupted all the same.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from typing import Any
 class Signals:
     """Turns SIGINT and SIGTERM into a number that the loop looks at between two steps.
 
-    Outside the main thread, which alone is interrupted, nothing is noted.
+    Outside the main thread, which alone is interrupted, nothing is noted; nor is a signal that is ignored, as SIGINT is
+    in what a script starts in the background.
 
     Args:
         patient: let a second signal, too, wait for the end of the step; else it acts at once.
@@ -31,7 +32,8 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             return self
         for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous[signum] = signal.signal(signum, self._note)
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._previous[signum] = signal.signal(signum, self._note)
         return self
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

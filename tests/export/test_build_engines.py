@@ -23,6 +23,7 @@ from engine.errors import ParityError
 from engine.proof.figures import TOLERANCES, Tolerances
 from engine.proof.machine import machine_of
 from export.build_engines import BuildConfig, build
+from export.command import interruptible
 from export.engines.candidate import Candidate, Option
 from export.engines.contest import Entry
 from export.engines.support import Support
@@ -399,6 +400,16 @@ def test_ctrl_c_leaves_nothing(
     result = command("--run", shared_run, "--out", tmp_path / "bundle")
     assert (result.returncode, result.stderr) == (130, "error: interrupted; no bundle was written\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("command")  # which brings the handlers back
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_from_the_start_stays_ignored(signum: int) -> None:
+    """Such as SIGINT, in what a script starts in the background."""
+    signal.signal(signum, signal.SIG_IGN)
+    interrupted = interruptible()
+    signal.raise_signal(signum)
+    assert not interrupted()
 
 
 def test_a_terminated_process_leaves_nothing(tmp_path: Path) -> None:

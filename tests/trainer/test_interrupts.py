@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.signals import held_back
+from trainer.signals import Signals, held_back
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +36,20 @@ def test_an_interrupt_acts_when_the_block_ends(signum: int) -> None:
     command = [sys.executable, "-c", _TWO_SIGNALS, str(number)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert ended.stdout.split() == ["noted", str(number), "raised", str(number)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_ignored_signal_stays_ignored(signum: int) -> None:
+    """Such as SIGINT, in what a script starts in the background."""
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        with Signals() as signals, held_back() as within:
+            signal.raise_signal(signum)
+        assert not signals.received
+        assert not within.received
+        assert signal.getsignal(signum) is signal.SIG_IGN
+    finally:
+        signal.signal(signum, before)
 
 
 def test_a_block_without_an_interrupt_just_ends() -> None:
