@@ -14,12 +14,11 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from engine.client import arguments
-from engine.client.errors import ClientError, RetryBudget
+from engine.client.errors import ClientError
 from engine.client.target import is_local, places_of
 from engine.client.values import Options, Priority
 from protos import dfcvae_pb2_grpc
 
-_RETRIES = 4
 _NO_LIMIT = -1
 _LARGEST = 2**31 - 1
 
@@ -63,7 +62,7 @@ class Connection:
         *,
         model: str = "",
         priority: Priority = "normal",
-        retries: int = _RETRIES,
+        retries: int = 4,
         retry_overload: int = 0,
         wait_for_ready: bool = False,
         tls: bool | str | os.PathLike[str] = False,
@@ -104,10 +103,16 @@ class Connection:
         merged: Options = {**self._defaults, **arguments.options(options)}
         return merged
 
+    def _method(self, name: str, options: Options) -> Callable[..., Any]:
+        """A method of the contract, called as the options say; each call has a `timeout` of its own."""
+        named = (("x-request-id", options["request_id"]),) if "request_id" in options else ()
+        metadata = (*self._metadata, *named)
+        return partial(self._methods[name], metadata=metadata, wait_for_ready=self._wait_for_ready)
+
     def _stream(self, options: Options) -> tuple[Callable[..., Any], Options]:
         """What opens a stream, and its options, as for a call but without its deadline."""
         merged = self._with_defaults({"timeout": None, **options})
-        return partial(self._methods["EditStream"], **self._call_arguments(merged, merged["timeout"])), merged
+        return partial(self._method("EditStream", merged), timeout=merged["timeout"]), merged
 
     @contextmanager
     def _answers(self, requests_of: Callable[..., Any], steps: Any, options: Options) -> Iterator[Any]:
@@ -124,18 +129,9 @@ class Connection:
         if failures:
             raise failures[0]
 
-    def _budget(self, options: Options) -> RetryBudget:
-        return RetryBudget(self._retries, self._retry_overload, options["timeout"])
-
     def _error(self, error: Any) -> ClientError:
         """What a call of this connection failed with, from gRPC's error."""
         return ClientError.of_call(error, self.target, unasked=not self._closed)
-
-    def _call_arguments(self, options: Options, timeout: float | None) -> dict[str, Any]:
-        metadata = self._metadata
-        if "request_id" in options:
-            metadata = (*metadata, ("x-request-id", options["request_id"]))
-        return {"timeout": timeout, "metadata": metadata, "wait_for_ready": self._wait_for_ready}
 
 
 def is_word(text: str) -> bool:

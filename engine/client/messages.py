@@ -64,7 +64,7 @@ def address(request: Any, options: Options) -> None:
         request.priority = _PRIORITIES[options["priority"]]
 
 
-def stream_request(step: StreamEdit, options: Options, number: int) -> pb.EditStreamRequest:
+def stream_request(step: StreamEdit, options: Options, number: int = 0) -> pb.EditStreamRequest:
     """One step of a stream; its number comes back with the answer."""
     if not isinstance(step, StreamEdit):
         raise TypeError(f"the steps of a stream must be StreamEdit, not {arguments.shown(step)}")
@@ -86,13 +86,9 @@ def stream_requests(
 
 
 async def async_stream_requests(
-    steps: Iterable[StreamEdit] | AsyncIterable[StreamEdit], options: Options, failures: list[Exception]
+    steps: AsyncIterable[StreamEdit], options: Options, failures: list[Exception]
 ) -> AsyncIterator[pb.EditStreamRequest]:
-    """As `stream_requests`, for asyncio."""
-    if not isinstance(steps, AsyncIterable):
-        for request in stream_requests(steps, options, failures):
-            yield request
-        return
+    """As `stream_requests`, of steps that come asynchronously."""
     number = 0
     try:
         async for step in steps:
@@ -260,20 +256,12 @@ def read_model(answer: pb.GetModelResponse) -> Model:
         attributes=tuple(
             Attribute(one.name, one.positives, one.negatives, one.kind, one.can_condition) for one in answer.attributes
         ),
-        distributions=tuple(
-            _DISTRIBUTION_NAMES[number] for number in answer.distributions if number in _DISTRIBUTION_NAMES
-        ),
+        distributions=tuple(filter(None, map(_DISTRIBUTION_NAMES.get, answer.distributions))),
         backend=answer.backend,
         precision=answer.precision,
         max_batch_size=answer.max_batch_size,
         max_delay_ms=answer.max_delay_ms,
-        max_images_per_request=limits.max_images_per_request,
-        max_message_bytes=limits.max_message_bytes,
-        max_queued_images=limits.max_queued_images,
-        max_pixels_per_file=limits.max_pixels_per_file,
-        max_concurrent_streams=limits.max_concurrent_streams,
-        max_images_per_second=limits.max_images_per_second,
-        max_requests_ahead=limits.max_requests_ahead,
+        **{field.name: getattr(limits, field.name) for field in limits.DESCRIPTOR.fields},
         crop=made.crop or None,
         resize=made.resize,
         source=(made.source_width, made.source_height) if made.source_width else None,
