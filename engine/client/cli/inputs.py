@@ -4,10 +4,10 @@ Pictures go to the server as they are, or with their faces aligned first.
 """
 
 import difflib
-import functools
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +40,7 @@ Align = Annotated[
 ]
 
 
-def inputs_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
+def files_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
     """The files to read, folders among them opened, and the name of what to write."""
     if not paths:
         raise UsageError("no input and no output: give at least one image file, and then OUT")
@@ -125,7 +125,7 @@ def reader(frame: Frame, align: bool) -> Read:
     Raises:
         FramingError: The model's frame, or this environment, doesn't allow aligning.
     """
-    return _aligned(Aligner(frame)) if align else _as_it_is(frame)
+    return partial(_aligned, Aligner(frame)) if align else partial(_as_it_is, frame, iter([True]))
 
 
 def bytes_of(path: Path) -> bytes:
@@ -133,25 +133,20 @@ def bytes_of(path: Path) -> bytes:
     return _stdin() if path == PIPE else path.read_bytes()
 
 
-@functools.cache
+@cache
 def _stdin() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _as_it_is(frame: Frame) -> Read:
-    first = iter([True])
-
-    def read(path: Path) -> bytes:
-        data = bytes_of(path)
-        size = _size(data)
-        if size and frame.source and frame.brings(*size) and next(first, False):
-            _note(
-                f"{path} is {size[0]}x{size[1]} pixels, the model knows faces in {frame.source[0]}x{frame.source[1]}: "
-                "the middle is taken for the face; --align finds it"
-            )
-        return data
-
-    return read
+def _as_it_is(frame: Frame, first: Iterator[bool], path: Path) -> bytes:
+    data = bytes_of(path)
+    size = _size(data)
+    if size and frame.source and frame.brings(*size) and next(first, False):
+        _note(
+            f"{path} is {size[0]}x{size[1]} pixels, the model knows faces in {frame.source[0]}x{frame.source[1]}: "
+            "the middle is taken for the face; --align finds it"
+        )
+    return data
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
@@ -168,23 +163,20 @@ def _note(text: str) -> None:
     tqdm.write(f"note: {text}", file=sys.stderr)
 
 
-def _aligned(aligner: Aligner) -> Read:
-    def read(path: Path) -> bytes:
-        data = bytes_of(path)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                upright(image)
-                aligned = aligner.align(to_rgb(image))
-        except FramingError as error:
-            raise FramingError(f"{path} {error}") from None
-        except UnidentifiedImageError:
-            raise FramingError(f"{path} is no image, or of a format that can't be read; convert it to JPEG") from None
-        except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
-            raise FramingError(f"{path} is damaged or too large ({error}); save it again") from error
-        if aligned.faces > 1:
-            _note(f"{path} shows {aligned.faces} faces; the largest is taken")
-        file = io.BytesIO()
-        aligned.image.save(file, "PNG")
-        return file.getvalue()
-
-    return read
+def _aligned(aligner: Aligner, path: Path) -> bytes:
+    data = bytes_of(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright(image)
+            aligned = aligner.align(to_rgb(image))
+    except FramingError as error:
+        raise FramingError(f"{path} {error}") from None
+    except UnidentifiedImageError:
+        raise FramingError(f"{path} is no image, or of a format that can't be read; convert it to JPEG") from None
+    except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
+        raise FramingError(f"{path} is damaged or too large ({error}); save it again") from error
+    if aligned.faces > 1:
+        _note(f"{path} shows {aligned.faces} faces; the largest is taken")
+    file = io.BytesIO()
+    aligned.image.save(file, "PNG")
+    return file.getvalue()
