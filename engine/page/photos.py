@@ -13,7 +13,6 @@ from framing import Aligner, Frame, FramingError, to_rgb
 
 MAX_PIXELS = 24_000_000
 """Largest photo, pixels; the page makes larger ones smaller before it sends them."""
-_UNALIGNED = "The middle of the photo is taken for the face: {reason}"
 
 
 class Framed(NamedTuple):
@@ -38,9 +37,8 @@ class Photos:
         try:
             self._aligner = Aligner(frame)
         except FramingError as error:
-            self._unaligned = _UNALIGNED.format(
-                reason=str(error).replace("--align:", "").replace("--align", "aligning").strip()
-            )
+            reason = str(error).replace("--align:", "").replace("--align", "aligning").strip()
+            self._unaligned = f"The middle of the photo is taken for the face: {reason}"
 
     async def framed(self, file: bytes, align: bool = True) -> Framed:
         """Decodes a JPEG, PNG or WebP file and brings it to the frame: by its face, or without `align` by its middle.
