@@ -1,8 +1,9 @@
 """Calls that fail, and when to send them again."""
 
+import contextlib
 import random
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import grpc
@@ -30,23 +31,18 @@ class FieldViolation(NamedTuple):
     description: str
 
 
+@dataclass(eq=False, repr=False)
 class ClientError(Exception):
     """A call that failed."""
 
-    def __init__(
-        self,
-        status: str,
-        message: str,
-        violations: Sequence[FieldViolation] = (),
-        retry_after_s: float | None = None,
-        request_id: str | None = None,
-    ) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status = status  # name of the gRPC status, for example "INVALID_ARGUMENT"
-        self.message = message  # what the server, or gRPC, said
-        self.violations = tuple(violations)  # fields that are wrong, where the server names them
-        self.retry_after_s = retry_after_s  # when the same request may get an answer; None: waiting doesn't help
-        self.request_id = request_id  # of the call in the server's logs, where the server gave one
+    status: str  # name of the gRPC status, for example "INVALID_ARGUMENT"
+    message: str  # what the server, or gRPC, said
+    violations: tuple[FieldViolation, ...] = ()  # fields that are wrong, where the server names them
+    retry_after_s: float | None = None  # when the same request may get an answer; None: waiting doesn't help
+    request_id: str | None = None  # of the call in the server's logs, where the server gave one
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.message}"
 
     @classmethod
     def of_call(cls, error: Any, target: str, unasked: bool) -> "ClientError":
@@ -128,17 +124,14 @@ def _hint(target: str, message: str) -> str:
     )
 
 
-def _details(data: bytes) -> tuple[list[FieldViolation], float | None]:
+def _details(data: bytes) -> tuple[tuple[FieldViolation, ...], float | None]:
     violations: list[FieldViolation] = []
     retry_after_s = None
     bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-    try:
-        details = status_pb2.Status.FromString(data).details
-    except DecodeError:  # of a proxy, perhaps
-        return violations, None
-    for detail in details:
-        if detail.Unpack(bad):
-            violations += [FieldViolation(one.field, one.description) for one in bad.field_violations]
-        elif detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
-    return violations, retry_after_s
+    with contextlib.suppress(DecodeError):  # of a proxy, perhaps
+        for detail in status_pb2.Status.FromString(data).details:
+            if detail.Unpack(bad):
+                violations += [FieldViolation(one.field, one.description) for one in bad.field_violations]
+            elif detail.Unpack(retry):
+                retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+    return tuple(violations), retry_after_s

@@ -8,7 +8,7 @@ once; latents are small, and the caller's own.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from engine.client.values import (
     Model,
     Options,
     Posterior,
+    Priority,
     Result,
     Source,
     StreamEdit,
@@ -34,18 +35,14 @@ from protos import dfcvae_pb2 as pb
 _UINT32 = 2**32 - 1
 _UINT64 = 2**64 - 1
 
-_FORMATS = {"JPEG": pb.IMAGE_FORMAT_JPEG, "PNG": pb.IMAGE_FORMAT_PNG, "WEBP": pb.IMAGE_FORMAT_WEBP}
-_PRIORITIES = {
-    "normal": pb.PRIORITY_NORMAL,
-    "background": pb.PRIORITY_BACKGROUND,
-    "interactive": pb.PRIORITY_INTERACTIVE,
-}
+_FORMATS = {name: pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}") for name in get_args(FileFormat)}
+_PRIORITIES = {name: pb.Priority.Value(f"PRIORITY_{name.upper()}") for name in get_args(Priority)}
+_WALKS = {name: pb.Walk.Value(f"WALK_{name.upper()}") for name in get_args(Walk)}
 _RESULTS = {
     "images": pb.EDIT_RESULT_IMAGES,
     "latents": pb.EDIT_RESULT_LATENTS,
     "both": pb.EDIT_RESULT_IMAGES_AND_LATENTS,
 }
-_WALKS = {"linear": pb.WALK_LINEAR, "spherical": pb.WALK_SPHERICAL}
 _DISTRIBUTIONS: dict[Distribution, Any] = {
     "auto": pb.DISTRIBUTION_UNSPECIFIED,
     "standard": pb.DISTRIBUTION_STANDARD,

@@ -78,12 +78,11 @@ class ServerOptions:
     def _token(self) -> str | None:
         if self.token is not None and self.token_file is not None:
             raise UsageError("give --token or --token-file, not both")
+        token, source = self.token, "--token"
         if self.token_file is not None:
-            source = f"the content of --token-file {self.token_file}"
             token = self.token_file.read_text(errors="replace")
-        elif self.token is not None:
-            source, token = "--token", self.token
-        else:
+            source = f"the content of --token-file {self.token_file}"
+        if token is None:
             return None
         token = token.strip()
         if not is_word(token):
