@@ -18,6 +18,7 @@ from engine.client.cli.inputs import Align, Read, reader
 from engine.client.cli.outputs import FORMATS, UsageError
 from engine.client.clients import Client
 from engine.client.errors import ClientError
+from engine.client.values import Model
 from framing import FramingError
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ class EncodeFolder(Command):
     Several servers share the work: --target ipv4:10.0.0.1:50051,10.0.0.2:50051, or a DNS name of all.
     """
 
-    retries: ClassVar[int] = _AS_LONG_AS_IT_TAKES
-    retry_overload: ClassVar[int] = _AS_LONG_AS_IT_TAKES
+    patience: ClassVar[dict[str, int]] = {"retries": _AS_LONG_AS_IT_TAKES, "retry_overload": _AS_LONG_AS_IT_TAKES}
 
     folder: Annotated[Positional[Path], arg(metavar="IN_FOLDER")]
     """Images, also in folders within it; links to other folders are not followed."""
@@ -77,8 +77,7 @@ class EncodeFolder(Command):
                 raise UsageError(f"{self.folder / closed[0][0]} {closed[0][1]}, and {self.folder} has no other images")
             raise UsageError(f"{self.folder} has no image files ({', '.join(FORMATS)}), nor have folders within it")
         model = client.model(timeout=min(_FIRST_ANSWER_S, self.timeout_s))
-        room = model.max_message_bytes - _REST_OF_MESSAGE
-        encoder = _Encoder(client, model.reference, self.folder, room, reader(model.frame, self.align))
+        encoder = _Encoder(client, model, self.folder, reader(model.frame, self.align))
         size = min(self.images_per_request, model.max_images_per_request)
         try:
             from engine.batch.parts import Parts  # noqa: PLC0415 - an extra
@@ -150,15 +149,11 @@ def images_under(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Has the files of a folder encoded, as many in a message as there is `room` for, in bytes.
-
-    Servers that have another bundle than `model` refuse.
-    """
+    """Has the files of a folder encoded; servers that have another bundle than `model` refuse."""
 
     client: Client
-    model: str
+    model: Model
     folder: Path
-    room: int
     read: Read
 
     def encode(self, names: list[str]) -> dict[str, Outcome]:
@@ -182,11 +177,12 @@ class _Encoder:
         """What comes of files: sent as one message, or by halves where that is too large or some can't be encoded."""
         if not files:
             return []
-        if sum(len(file) + _BYTES_A_FILE for file in files) > self.room:
-            fault = f"has {len(files[0])} bytes; the server takes {self.room} at a time"
+        room = self.model.max_message_bytes - _REST_OF_MESSAGE
+        if sum(len(file) + _BYTES_A_FILE for file in files) > room:
+            fault = f"has {len(files[0])} bytes; the server takes {room} at a time"
         else:
             try:
-                return list(self.client.encode(files, model=self.model, priority="background").mu)
+                return list(self.client.encode(files, model=self.model.reference, priority="background").mu)
             except ClientError as error:
                 if error.status != "INVALID_ARGUMENT" or not error.message.startswith("images.files["):
                     raise

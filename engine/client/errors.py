@@ -110,17 +110,15 @@ def _hint(target: str, message: str) -> str:
         return f"; give the certificates of the authorities that signed the server's: {_AUTHORITIES}"
     if any(reason in message for reason in _OTHER_NAME):
         return "; the server's certificate is for other names: call it by one of those"
-    proxy = proxy_of(target)
-    if proxy is None:
-        # Any of these: where a name has several addresses, gRPC tells why one of them failed.
+    if proxy := proxy_of(target):
         return (
-            "; is a server running there, does it use TLS, "
-            f"is its certificate trusted ({_AUTHORITIES}), or does it ask for one?"
-        )
-    name, address = proxy
+            "; {} in the environment sends the call through {}: is a server to be reached from there? "
+            "no_proxy=HOST makes an exception"
+        ).format(*proxy)
+    # Any of these: where a name has several addresses, gRPC tells why one of them failed.
     return (
-        f"; {name} in the environment sends the call through {address}: is a server to be reached from there? "
-        "no_proxy=HOST makes an exception"
+        "; is a server running there, does it use TLS, "
+        f"is its certificate trusted ({_AUTHORITIES}), or does it ask for one?"
     )
 
 

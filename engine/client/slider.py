@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -50,9 +50,7 @@ class Slider(contextlib.AbstractContextManager["Slider"]):
 
     def edit(self, source: Source | None, edits: Edits, keep: Iterable[str] = ()) -> Bytes:
         """As `Client.edit`: images uint8 [N, S, S, 3]."""
-        images = self.send(StreamEdit(source, edits, keep)).images
-        assert images is not None
-        return images
+        return cast(Bytes, self.send(StreamEdit(source, edits, keep)).images)
 
     def send(self, step: StreamEdit) -> Edited:
         """Makes one step and waits for its answer; the step says in which form that comes."""
@@ -90,9 +88,7 @@ class AsyncSlider(contextlib.AbstractAsyncContextManager["AsyncSlider"]):
 
     async def edit(self, source: Source | None, edits: Edits, keep: Iterable[str] = ()) -> Bytes:
         """As `Client.edit`: images uint8 [N, S, S, 3]."""
-        images = (await self.send(StreamEdit(source, edits, keep))).images
-        assert images is not None
-        return images
+        return cast(Bytes, (await self.send(StreamEdit(source, edits, keep))).images)
 
     async def send(self, step: StreamEdit) -> Edited:
         """Makes one step and waits for its answer; the step says in which form that comes."""

@@ -57,7 +57,7 @@ def main() -> int:
         whole("--max-visitors", page.max_visitors, 1, 65536)
         whole("--max-photo-bytes", page.max_photo_bytes, 65536, 2**28)
         asyncio.run(_serve(page))
-    except (UsageError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         return report(error)
     except KeyboardInterrupt:
         pass

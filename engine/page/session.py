@@ -7,8 +7,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,6 @@ from engine.page.photos import NoFaceError, Photos
 SLOTS = ("face", "other")
 """The face that is edited, and the one that it may be blended with."""
 MAX_SAMPLES = 24
-MAX_SEED = 2**32 - 1
-MAX_TEMPERATURE = 10.0
 _MODEL_AGE_S = 2.0
 _RETRY_S = 1.0
 
@@ -64,11 +61,10 @@ class Server:
         return self._photos
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What the page is told: what is to be written as JSON, and images, uint8 [N, S, S, 3]."""
 
-    header: dict[str, Any] = field(default_factory=dict)
+    header: dict[str, Any]
     images: Bytes | None = None
 
 
@@ -144,23 +140,22 @@ class Session:
     async def _sample(self, ask: dict[str, Any], _file: bytes) -> Answer:
         slot = arguments.choice("slot", ask.get("slot"), SLOTS)
         pick = arguments.whole("pick", ask.get("pick"), 0, MAX_SAMPLES - 1)
-        drawn = await self._server.client.sample_latents(pick + 1, *_draw(ask), **_conditions(ask))
+        drawn = await self._server.client.sample_latents(pick + 1, **_draw(ask))
         self._faces[slot] = drawn[pick:]
         return Answer({}, await self._server.client.decode(self._faces[slot], priority="interactive"))
 
     async def _samples(self, ask: dict[str, Any], _file: bytes) -> Answer:
         count = arguments.whole("count", ask.get("count"), 1, MAX_SAMPLES)
-        return Answer({}, await self._server.client.sample(count, *_draw(ask), **_conditions(ask)))
+        return Answer({}, await self._server.client.sample(count, **_draw(ask)))
 
     async def _edit(self, ask: dict[str, Any], _file: bytes) -> Answer:
         mix = arguments.between("mix", ask.get("mix", 0.0), 0, 1)
-        strengths, keep = ask.get("strengths", {}), ask.get("keep", [])
         if "face" not in self._faces:
             raise ValueError("There is no face yet: add a photo, or take one that the model draws.")
         face = self._faces["face"]
         if mix and "other" in self._faces:
             face = (1 - np.float32(mix)) * face + np.float32(mix) * self._faces["other"]
-        return Answer({}, await self._slide(face, strengths, keep))
+        return Answer({}, await self._slide(face, ask.get("strengths", {}), ask.get("keep", [])))
 
     async def _slide(self, face: Floats, strengths: Edits, keep: list[str]) -> Bytes:
         """Edits a face on the stream; one that has ended meanwhile, having been silent for long, is opened again."""
@@ -205,14 +200,6 @@ class Session:
         return {"error": sentence[:1].upper() + sentence[1:]}
 
 
-def _draw(ask: dict[str, Any]) -> tuple[int, float]:
-    """Seed and temperature."""
-    return (
-        arguments.whole("seed", ask.get("seed"), 0, MAX_SEED),
-        arguments.between("temperature", ask.get("temperature", 1.0), 0, MAX_TEMPERATURE),
-    )
-
-
-def _conditions(ask: dict[str, Any]) -> dict[str, Any]:
-    """Attributes that drawn faces are to have, and to lack."""
-    return {name: ask.get(name, []) for name in ("having", "lacking")}
+def _draw(ask: dict[str, Any]) -> dict[str, Any]:
+    """How faces are drawn; the client refuses what can't be."""
+    return {name: ask[name] for name in ("seed", "temperature", "having", "lacking") if name in ask}

@@ -3,8 +3,7 @@
 import io
 import itertools
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
 from engine.client.cli import inputs, outputs
-from engine.client.cli.command import Command, about_file, report
+from engine.client.cli.command import Command, report
 from engine.client.cli.inputs import Align, Setting
 from engine.client.cli.outputs import PIPE, Output, Overwrite, PictureFormat, UsageError
 from engine.client.clients import Client
@@ -89,10 +88,7 @@ class Edit(Command):
         read = inputs.reader(model.frame, self.align)
 
         def edit(path: Path) -> None:
-            picture = self._edited(client, read(path), settings, place.file_format)
-            if place.is_folder:
-                place.path.mkdir(exist_ok=True)
-            outputs.write(files[path], picture)
+            outputs.write(files[path], self._edited(client, read(path), settings, place.file_format))
 
         code, done = _for_each(edit, paths, "edit")
         if done:
@@ -156,7 +152,7 @@ class Decode(Command):
         """Sends the latents and writes their images."""
         output = outputs.image_output(self.output, self.overwrite)
         images = client.decode(inputs.load_latents(self.input))
-        outputs.save(images[np.newaxis], output, _columns(len(images)))
+        outputs.save(images[np.newaxis], output)
         return 0
 
 
@@ -192,7 +188,7 @@ class Interpolate(Command):
         try:
             walks = client.interpolate(start, end, self.steps, self.walk)
         except ClientError as error:
-            raise about_file(error, {"start.images.files[0]": self.start, "end.images.files[0]": self.end}) from None
+            raise _about_file(error, {"start.images.files[0]": self.start, "end.images.files[0]": self.end}) from None
         outputs.save(walks, output, self.steps)
         return 0
 
@@ -232,7 +228,7 @@ class Sample(Command):
             inputs.require_known(conditional, client.model())
         drawn = self.count, self.seed, self.temperature, self.distribution
         images = client.sample(*drawn, having=self.having, lacking=self.lacking)
-        outputs.save(images[np.newaxis], output, _columns(self.count))
+        outputs.save(images[np.newaxis], output)
         return 0
 
 
@@ -275,12 +271,21 @@ def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[in
             except (ClientError, FramingError, OSError) as error:
                 if isinstance(error, ClientError) and error.status != "INVALID_ARGUMENT":
                     raise
-                told = about_file(error, {"images.files[0]": path})
+                told = _about_file(error, {"images.files[0]": path})
                 named = len(paths) == 1 or isinstance(told, FramingError)
                 code = report(told, "" if named else f"{path}: ")
     finally:
         pool.shutdown(cancel_futures=True)
     return code, results
+
+
+def _about_file(error: Exception, files: Mapping[str, Path]) -> Exception:
+    """The refusal of a file by its own name, instead of its place in the request; other errors as they are."""
+    if isinstance(error, ClientError):
+        for field, path in files.items():
+            if error.message.startswith(f"{field} "):
+                return FramingError(f"{'stdin' if path == PIPE else path}{error.message.removeprefix(field)}")
+    return error
 
 
 def _files_to_write(paths: list[Path], place: Output) -> dict[Path, Path]:
@@ -298,7 +303,3 @@ def _files_to_write(paths: list[Path], place: Output) -> dict[Path, Path]:
             raise UsageError(f"{sources[file]} and {path} would both be written to {file}; rename one")
     outputs.require_new(sources, place.overwrite)
     return {path: file for file, path in sources.items()}
-
-
-def _columns(count: int) -> int:
-    return math.ceil(math.sqrt(count))
