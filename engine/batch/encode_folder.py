@@ -134,16 +134,13 @@ def images_under(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     And those of the folders in it that can't be read, and why.
     """
     found: list[str] = []
-    closed: list[tuple[str, str]] = []
-
-    def shut(error: OSError) -> None:
-        closed.append((os.path.relpath(error.filename, folder), f"can't be read: {error.strerror}"))
-
-    for where, folders, files in os.walk(folder, onerror=shut):
+    errors: list[OSError] = []
+    for where, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         base = Path(where).relative_to(folder)
         images = (name for name in files if Path(name).suffix.lower() in FORMATS and not name.startswith("."))
         found += [(base / name).as_posix() for name in images]
+    closed = [(os.path.relpath(error.filename, folder), f"can't be read: {error.strerror}") for error in errors]
     return sorted(found), closed
 
 

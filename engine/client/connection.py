@@ -72,8 +72,6 @@ class Connection:
     ) -> None:
         if not arguments.text("target", target):
             raise ValueError("target must not be empty: give HOST:PORT of the server, for example localhost:50051")
-        arguments.whole("retries", retries, 0, _LARGEST)
-        arguments.whole("retry_overload", retry_overload, 0, _LARGEST)
         if certificate and not tls:
             raise ValueError("a client certificate needs TLS; give tls, or --tls or --tls-ca FILE, as well")
         if token is not None and not is_word(arguments.text("token", token)):
@@ -84,8 +82,8 @@ class Connection:
             )
         self.target = target
         self._defaults = arguments.options({"timeout": timeout, "model": model, "priority": priority})
-        self._retries = retries
-        self._retry_overload = retry_overload
+        self._retries = arguments.whole("retries", retries, 0, _LARGEST)
+        self._retry_overload = arguments.whole("retry_overload", retry_overload, 0, _LARGEST)
         self._closed = False
         self._wait_for_ready = wait_for_ready
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -100,8 +98,7 @@ class Connection:
         self._methods: dict[str, Any] = {**vars(engine), **vars(health_pb2_grpc.HealthStub(self._channel))}
 
     def _with_defaults(self, options: Options) -> Options:
-        merged: Options = {**self._defaults, **arguments.options(options)}
-        return merged
+        return {**self._defaults, **arguments.options(options)}
 
     def _method(self, name: str, options: Options) -> Callable[..., Any]:
         """A method of the contract, called as the options say; each call has a `timeout` of its own."""

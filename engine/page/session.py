@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,9 @@ _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
 # The field of the request that a sentence of the server's begins with: visitors see none.
 _FIELD = re.compile(r"^\w+\[\d+\][.\w]*:? ")
 
+# What frames photos for a model.
+_photos_of = lru_cache(maxsize=1)(Photos)
+
 
 class Server:
     """The server as all sessions see it.
@@ -42,7 +46,6 @@ class Server:
         self.client = client
         self.timeout = timeout
         self.max_photo_bytes = max_photo_bytes
-        self._photos: Photos | None = None
         self._model: Model | None = None
         self._asked = -_MODEL_AGE_S
 
@@ -52,13 +55,6 @@ class Server:
             self._model = await self.client.model()
             self._asked = time.monotonic()
         return self._model
-
-    async def photos(self) -> Photos:
-        """What frames photos for its model."""
-        frame = (await self.model()).frame
-        if self._photos is None or self._photos.frame != frame:
-            self._photos = await asyncio.to_thread(Photos, frame)
-        return self._photos
 
 
 class Answer(NamedTuple):
@@ -98,9 +94,7 @@ class Session:
             when the page must begin anew; or `middle`, whether that of the photo can be taken without `align`.
         """
         try:
-            what = self._asks.get(arguments.text("ask", ask.get("ask")))
-            if what is None:
-                raise ValueError(f"ask must be one of {', '.join(self._asks)}, not {ask['ask']!r}")
+            what = self._asks[arguments.choice("ask", arguments.text("ask", ask.get("ask")), self._asks)]
             if what != self._model and (await self._server.model()).fingerprint != self._fingerprint:
                 return Answer({"error": "The server has another model now.", "reload": True})
             return await what(ask, file)
@@ -132,7 +126,7 @@ class Session:
 
     async def _photo(self, ask: dict[str, Any], file: bytes) -> Answer:
         slot = arguments.choice("slot", ask.get("slot"), SLOTS)
-        photos = await self._server.photos()
+        photos = await asyncio.to_thread(_photos_of, (await self._server.model()).frame)
         pixels, note = await photos.framed(file, align=bool(ask.get("align", True)))
         self._faces[slot] = (await self._server.client.encode(pixels[np.newaxis])).mu
         return Answer({"note": note}, pixels[np.newaxis])

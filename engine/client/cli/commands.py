@@ -15,7 +15,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from engine.client.cli import inputs, outputs
 from engine.client.cli.command import Command, report
-from engine.client.cli.inputs import Align, Setting
+from engine.client.cli.inputs import Align, Settings
 from engine.client.cli.outputs import PIPE, Output, Overwrite, PictureFormat, UsageError
 from engine.client.clients import Client
 from engine.client.errors import ClientError
@@ -66,8 +66,8 @@ class Edit(Command):
 
     def run(self, client: Client) -> int:
         """Sends the files and writes the results; a bad one doesn't keep the others from it."""
-        settings = [inputs.parse_setting(setting) for setting in self.settings]
-        names = [name for name, _ in settings]
+        given = [inputs.parse_setting(setting) for setting in self.settings]
+        names, settings = [name for name, _ in given], dict(given)
         conditions = (*self.having, *self.lacking)
         if not settings and not conditions:
             raise UsageError(
@@ -77,7 +77,7 @@ class Edit(Command):
             raise UsageError(f"--set gives {twice} several strengths; give one, or a range, for example {twice}=-2:2:5")
         paths, out = inputs.files_and_output(self.paths)
         place = outputs.image_output(out, self.overwrite, self.file_format)
-        ranges = sum(len(strengths) > 1 for _, strengths in settings)
+        ranges = sum(len(strengths) > 1 for strengths in settings.values())
         if ranges > 2:
             raise UsageError(f"--set: {ranges} ranges of strengths; a grid has room for two")
         if place.file_format == "GIF" and not ranges:
@@ -95,16 +95,15 @@ class Edit(Command):
             outputs.say_written(place.path, len(done) if place.is_folder else None)
         return code
 
-    def _edited(self, client: Client, file: bytes, settings: list[Setting], file_format: PictureFormat) -> bytes:
+    def _edited(self, client: Client, file: bytes, settings: Settings, file_format: PictureFormat) -> bytes:
         """One image file of the edits by all combinations of strengths, the last range's next to each other."""
-        names, ranges = [name for name, _ in settings], [strengths for _, strengths in settings]
-        combinations = list(itertools.product(*ranges))
+        combinations = list(itertools.product(*settings.values()))
         source = [file] if len(combinations) == 1 else client.encode([file]).mu
         images = []
         for strengths in combinations:
-            edits = zip(names, strengths, strict=True)
+            edits = zip(settings, strengths, strict=True)
             images.append(client.edit(source, edits, self.keep, having=self.having, lacking=self.lacking))
-        columns = next((len(strengths) for strengths in reversed(ranges) if len(strengths) > 1), 1)
+        columns = next((len(strengths) for strengths in reversed(settings.values()) if len(strengths) > 1), 1)
         walks = np.concatenate(images).reshape(-1, columns, *images[0].shape[1:])
         return outputs.picture(walks, columns, file_format)
 
@@ -264,8 +263,7 @@ def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[in
     try:
         calls = [pool.submit(do, path) for path in paths]
         hidden = True if len(paths) == 1 else None  # None: where stderr is no terminal
-        progress = tqdm(zip(paths, calls, strict=True), verb, len(paths), unit="file", disable=hidden)
-        for path, call in progress:
+        for path, call in tqdm(zip(paths, calls, strict=True), verb, len(paths), unit="file", disable=hidden):
             try:
                 results.append(call.result())
             except (ClientError, FramingError, OSError) as error:

@@ -7,6 +7,7 @@ import difflib
 import io
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
@@ -23,8 +24,8 @@ from engine.client.cli.outputs import FORMATS, PIPE, UsageError
 from engine.client.values import Model, Source
 from framing import Aligner, Frame, FramingError, to_rgb, upright
 
-Setting = tuple[str, list[float]]
-"""An attribute, and its strength; or several, of which each gets a picture."""
+Settings = dict[str, list[float]]
+"""Attributes, and of each its strength; or several, of which each gets a picture."""
 
 _NPY = b"\x93NUMPY"  # the first bytes of a .npy file
 _MOST_STEPS = 100
@@ -72,14 +73,12 @@ def require_known(names: list[str], model: Model) -> None:
             raise UsageError(f"unknown attribute {name!r}; did you mean {known[near[0]]!r}?")
 
 
-def parse_setting(setting: str) -> Setting:
+def parse_setting(setting: str) -> tuple[str, list[float]]:
     """An attribute and its strengths, from NAME=STRENGTH or NAME=FROM:TO:COUNT."""
     name, equals, value = map(str.strip, setting.rpartition("="))
-    try:
+    with suppress(ValueError):
         if name and equals:
             return name, _strengths(value)
-    except ValueError:
-        pass
     raise UsageError(
         "--set takes NAME=STRENGTH, the strength a finite float32 number, for example Smiling=1.5, or a range of 2 to "
         f"{_MOST_STEPS} strengths, FROM:TO:COUNT, for example Smiling=-2:2:5, not {setting!r}"
