@@ -60,10 +60,10 @@ def create_app(server: Server, hosts: Iterable[str], max_visitors: int) -> Starl
         session = Session(server)
         try:
             async with places:
-                while True:
-                    ask, file = _read(await visitor.receive())
+                while (message := await visitor.receive())["type"] == "websocket.receive":
+                    ask, file = _read(message)
                     await visitor.send_bytes(_written(await session.answer(ask, file)))
-        except WebSocketDisconnect:
+        except WebSocketDisconnect:  # before its answer
             pass
         finally:
             await session.close()
@@ -129,10 +129,8 @@ def _with_headers(send: Send) -> Send:
 
 def _read(message: Message) -> tuple[dict[str, Any], bytes]:
     """What is asked, and the photo that comes with it."""
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1000))
-    text, data = message.get("text"), message.get("bytes") or b""
-    header, _, file = (text.encode(), b"", b"") if text is not None else data.partition(b"\n")
+    data = message.get("bytes") or (message.get("text") or "").encode()
+    header, _, file = data.partition(b"\n")
     if len(header) > MAX_HEADER_BYTES:
         raise WebSocketException(_UNREADABLE, f"An ask has more than {MAX_HEADER_BYTES} bytes beside its photo.")
     try:
