@@ -35,9 +35,9 @@ from protos import dfcvae_pb2 as pb
 _UINT32 = 2**32 - 1
 _UINT64 = 2**64 - 1
 
-_FORMATS = {name: pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}") for name in get_args(FileFormat)}
-_PRIORITIES = {name: pb.Priority.Value(f"PRIORITY_{name.upper()}") for name in get_args(Priority)}
-_WALKS = {name: pb.Walk.Value(f"WALK_{name.upper()}") for name in get_args(Walk)}
+_FORMATS: dict[str, Any] = {name: pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}") for name in get_args(FileFormat)}
+_PRIORITIES: dict[str, Any] = {name: pb.Priority.Value(f"PRIORITY_{name.upper()}") for name in get_args(Priority)}
+_WALKS: dict[str, Any] = {name: pb.Walk.Value(f"WALK_{name.upper()}") for name in get_args(Walk)}
 _RESULTS = {
     "images": pb.EDIT_RESULT_IMAGES,
     "latents": pb.EDIT_RESULT_LATENTS,
