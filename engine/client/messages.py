@@ -199,15 +199,13 @@ def _write_images(batch: pb.ImageBatch, name: str, images: Any, allowed: str = a
         batch.raw.count, batch.raw.height, batch.raw.width, _ = pixels.shape
         batch.raw.data = pixels.tobytes()
     else:
-        files = arguments.files(name, images, allowed)
         batch.files.SetInParent()
-        batch.files.files.extend(files)
+        batch.files.files.extend(arguments.files(name, images, allowed))
 
 
 def _write_latents(batch: pb.LatentBatch, name: str, latents: Any) -> None:
-    data = arguments.latents(name, latents)
+    batch.data = arguments.latents(name, latents)
     batch.count, batch.dim = latents.shape
-    batch.data = data
 
 
 def _write_output(output: pb.ImageOutput, file_format: FileFormat, quality: int) -> None:
