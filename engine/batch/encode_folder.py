@@ -1,13 +1,10 @@
 """Every image of a folder to its latent, by as many servers as there are."""
 
 import os
-import re
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -21,6 +18,7 @@ from engine.client.cli.inputs import Align, Read, reader
 from engine.client.cli.outputs import FORMATS, UsageError
 from engine.client.clients import Client
 from engine.client.errors import ClientError
+from engine.client.values import Model
 from framing import FramingError
 
 if TYPE_CHECKING:
@@ -32,7 +30,6 @@ Outcome = Floats | str
 _AS_LONG_AS_IT_TAKES = 2**31 - 1  # times, within the deadline of a call
 _FIRST_ANSWER_S = 5.0
 _SHOWN = 10
-_FILE = re.compile(r"images\.files\[(\d+)\]")
 _REST_OF_MESSAGE = 4096
 _BYTES_A_FILE = 16
 
@@ -49,8 +46,7 @@ class EncodeFolder(Command):
     Several servers share the work: --target ipv4:10.0.0.1:50051,10.0.0.2:50051, or a DNS name of all.
     """
 
-    retries: ClassVar[int] = _AS_LONG_AS_IT_TAKES
-    retry_overload: ClassVar[int] = _AS_LONG_AS_IT_TAKES
+    patience: ClassVar[dict[str, int]] = {"retries": _AS_LONG_AS_IT_TAKES, "retry_overload": _AS_LONG_AS_IT_TAKES}
 
     folder: Annotated[Positional[Path], arg(metavar="IN_FOLDER")]
     """Images, also in folders within it; links to other folders are not followed."""
@@ -81,8 +77,7 @@ class EncodeFolder(Command):
                 raise UsageError(f"{self.folder / closed[0][0]} {closed[0][1]}, and {self.folder} has no other images")
             raise UsageError(f"{self.folder} has no image files ({', '.join(FORMATS)}), nor have folders within it")
         model = client.model(timeout=min(_FIRST_ANSWER_S, self.timeout_s))
-        room = model.max_message_bytes - _REST_OF_MESSAGE
-        encoder = _Encoder(client, model.reference, self.folder, room, reader(model.frame, self.align))
+        encoder = _Encoder(client, model, self.folder, reader(model.frame, self.align))
         size = min(self.images_per_request, model.max_images_per_request)
         try:
             from engine.batch.parts import Parts  # noqa: PLC0415 - an extra
@@ -90,14 +85,12 @@ class EncodeFolder(Command):
             raise UsageError(
                 f"Parquet files need pyarrow, which can't be imported ({error}); pip install 'dfc-vae[parquet]'"
             ) from None
-        parts = Parts(self.output, model.latent_dim, model.fingerprint)
-        try:
+        with closing(Parts(self.output, model.latent_dim, model.fingerprint)) as parts:
             paths = [path for path in found if path not in parts.done]
             there = len(parts.done)
-            damaged = closed + self._encode(encoder, parts, paths, size)
+            requests = [paths[start : start + size] for start in range(0, len(paths), size)]
+            damaged = closed + self._encode(encoder, parts, requests)
             list_of_damaged = parts.list_damaged(damaged)
-        finally:
-            parts.close()
         new = len(parts.done) - there
         print(f"wrote {new} {'latent' if new == 1 else 'latents'} to {self.output}, which has {len(parts.done)} now")
         for path, why in damaged[:_SHOWN]:
@@ -106,21 +99,21 @@ class EncodeFolder(Command):
             print(f"can't be encoded: {len(damaged)}, listed in {list_of_damaged}", file=sys.stderr)
         return 0
 
-    def _encode(self, encoder: "_Encoder", parts: "Parts", paths: list[str], size: int) -> list[tuple[str, str]]:
-        """Encodes images, so many a request, and adds their latents in their order; those that can't be, and why."""
+    def _encode(self, encoder: "_Encoder", parts: "Parts", requests: list[list[str]]) -> list[tuple[str, str]]:
+        """Adds the latents of images, by their paths, in their order; those that can't be encoded, and why."""
         rows: list[tuple[str, Floats]] = []
         damaged: list[tuple[str, str]] = []
-        done, ahead = len(parts.done), 2 * self.requests_in_flight
+        done = len(parts.done)
         pool = ThreadPoolExecutor(self.requests_in_flight)
-        bar = tqdm(total=done + len(paths), initial=done, unit="image", desc="encode", disable=None)
+        bar = tqdm(total=done + sum(map(len, requests)), initial=done, unit="image", desc="encode", disable=None)
         try:
-            for names, outcomes in encoder.in_order(pool, paths, size, ahead):
-                for name, outcome in zip(names, outcomes, strict=True):
+            for outcomes in pool.map(encoder.encode, requests):
+                for name, outcome in outcomes.items():
                     if isinstance(outcome, str):
                         damaged.append((name, outcome))
                     else:
                         rows.append((name, outcome))
-                bar.update(len(names))
+                bar.update(len(outcomes))
                 if len(rows) >= self.images_per_part:
                     parts.append(rows)
                     rows = []
@@ -141,48 +134,27 @@ def images_under(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
     And those of the folders in it that can't be read, and why.
     """
     found: list[str] = []
-    closed: list[tuple[str, str]] = []
-
-    def shut(error: OSError) -> None:
-        closed.append((os.path.relpath(error.filename, folder), f"can't be read: {error.strerror}"))
-
-    for where, folders, files in os.walk(folder, onerror=shut):
+    errors: list[OSError] = []
+    for where, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         base = Path(where).relative_to(folder)
         images = (name for name in files if Path(name).suffix.lower() in FORMATS and not name.startswith("."))
         found += [(base / name).as_posix() for name in images]
+    closed = [(os.path.relpath(error.filename, folder), f"can't be read: {error.strerror}") for error in errors]
     return sorted(found), closed
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Has the files of a folder encoded, as many in a message as there is `room` for, in bytes.
-
-    Servers that have another bundle than `model` refuse.
-    """
+    """Has the files of a folder encoded; servers that have another bundle than `model` refuse."""
 
     client: Client
-    model: str
+    model: Model
     folder: Path
-    room: int
     read: Read
 
-    def in_order(
-        self, pool: ThreadPoolExecutor, names: Sequence[str], size: int, ahead: int
-    ) -> Iterator[tuple[list[str], list[Outcome]]]:
-        """Names, so many a request, and what came of them, in their order; some requests are ahead of the reader."""
-        waiting: deque[tuple[list[str], Future[list[Outcome]]]] = deque()
-        left = iter(names)
-        while some := list(islice(left, size)):
-            waiting.append((some, pool.submit(self.encode, some)))
-            if len(waiting) > ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for first, future in waiting:
-            yield first, future.result()
-
-    def encode(self, names: Sequence[str]) -> list[Outcome]:
-        """What comes of some files."""
+    def encode(self, names: list[str]) -> dict[str, Outcome]:
+        """What comes of some files, by name."""
         outcomes: dict[str, Outcome] = {}
         files = {}
         for name in names:
@@ -196,32 +168,23 @@ class _Encoder:
             except FramingError as error:
                 outcomes[name] = str(error).removeprefix(f"{self.folder / name} ")
         outcomes.update(zip(files, self._send([*files.values()]), strict=True))
-        return [outcomes[name] for name in names]
+        return {name: outcomes[name] for name in names}
 
     def _send(self, files: list[bytes]) -> list[Outcome]:
-        """What comes of files, in as many messages as they need."""
-        if sum(len(file) + _BYTES_A_FILE for file in files) <= self.room:
-            return self._send_message(files)
+        """What comes of files: sent as one message, or by halves where that is too large or some can't be encoded."""
+        if not files:
+            return []
+        room = self.model.max_message_bytes - _REST_OF_MESSAGE
+        if sum(len(file) + _BYTES_A_FILE for file in files) > room:
+            fault = f"has {len(files[0])} bytes; the server takes {room} at a time"
+        else:
+            try:
+                return list(self.client.encode(files, model=self.model.reference, priority="background").mu)
+            except ClientError as error:
+                if error.status != "INVALID_ARGUMENT" or not error.message.startswith("images.files["):
+                    raise
+                fault = error.message.removeprefix("images.files[0] ")
         if len(files) == 1:
-            return [f"has {len(files[0])} bytes; the server takes {self.room} at a time"]
+            return [fault]
         half = len(files) // 2
         return self._send(files[:half]) + self._send(files[half:])
-
-    def _send_message(self, files: list[bytes]) -> list[Outcome]:
-        """What comes of files; those that can't be encoded are taken out, and the others sent again."""
-        outcomes: dict[int, Outcome] = {}
-        left = list(range(len(files)))
-        while left:
-            try:
-                latents = self.client.encode(
-                    [files[index] for index in left], model=self.model, priority="background"
-                ).mu
-            except ClientError as error:
-                found = [match for one in error.violations if (match := _FILE.fullmatch(one.field))]
-                if error.status != "INVALID_ARGUMENT" or not found:
-                    raise
-                outcomes[left.pop(int(found[0][1]))] = error.message.removeprefix(f"{found[0][0]} ")
-            else:
-                outcomes.update(zip(left, latents, strict=True))
-                break
-        return [outcomes[index] for index in range(len(files))]

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -83,23 +82,18 @@ class Parts:
         """Lets other processes write."""
         self._lock.close()
 
-    def _open(self, name: str) -> Any:
-        try:
-            return pq.ParquetFile(self._folder / name)
-        except pa.ArrowInvalid as error:
-            raise UsageError(
-                f"{self._folder / name} is damaged ({error}); remove it, and its images are encoded again"
-            ) from None
-
     def _read_paths(self) -> set[str]:
         paths: set[str] = set()
-        for name in sorted(os.listdir(self._folder)):
-            if match := _PART.fullmatch(name):
-                part = self._open(name)
-                if (part.schema_arrow.metadata or {}).get(_FINGERPRINT) != self._schema.metadata[_FINGERPRINT]:
-                    raise UsageError(
-                        f"{self._folder} has latents of another model; name another OUT, or remove {self._folder}"
-                    )
-                paths.update(part.read(["path"])["path"].to_pylist())
-                self._next = int(match[1]) + 1
+        for match in filter(None, map(_PART.fullmatch, sorted(os.listdir(self._folder)))):
+            file = self._folder / match[0]
+            try:
+                part = pq.ParquetFile(file)
+            except pa.ArrowInvalid as error:
+                raise UsageError(f"{file} is damaged ({error}); remove it, and its images are encoded again") from None
+            if (part.schema_arrow.metadata or {}).get(_FINGERPRINT) != self._schema.metadata[_FINGERPRINT]:
+                raise UsageError(
+                    f"{self._folder} has latents of another model; name another OUT, or remove {self._folder}"
+                )
+            paths.update(part.read(["path"])["path"].to_pylist())
+            self._next = int(match[1]) + 1
         return paths

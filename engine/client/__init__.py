@@ -1,6 +1,5 @@
 """Clients of the server: `Client`, and `AsyncClient` for asyncio. Neither needs torch, nor a model."""
 
-from engine.arrays import Bytes, Floats
 from engine.client.clients import AsyncClient, Client
 from engine.client.errors import ClientError, FieldViolation
 from engine.client.slider import AsyncSlider, Slider
@@ -25,7 +24,6 @@ __all__ = [
     "AsyncClient",
     "AsyncSlider",
     "Attribute",
-    "Bytes",
     "Client",
     "ClientError",
     "ConditionalOptions",
@@ -34,7 +32,6 @@ __all__ = [
     "Edits",
     "FieldViolation",
     "FileFormat",
-    "Floats",
     "Images",
     "Model",
     "Options",

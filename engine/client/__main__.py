@@ -4,24 +4,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes, subcommand
+from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes
 
-from engine.client.cli import commands
 from engine.client.cli.command import Command
+from engine.client.cli.commands import Decode, Edit, Encode, Health, Info, Interpolate, Sample
 from engine.command_line import REAL_PATHS, is_flag, program, tell_version
-
-Commands = (
-    Annotated[commands.Edit, subcommand("edit")]
-    | Annotated[commands.Encode, subcommand("encode")]
-    | Annotated[commands.Decode, subcommand("decode")]
-    | Annotated[commands.Sample, subcommand("sample")]
-    | Annotated[commands.Interpolate, subcommand("interpolate")]
-    | Annotated[commands.Info, subcommand("info")]
-    | Annotated[commands.Health, subcommand("health")]
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +27,7 @@ def _parsed(words: list[str]) -> Command:
     """The command; its files may stand apart, before options and behind them, which tyro alone takes for unknown."""
     parse = partial(
         tyro.cli,
-        Commands,
+        Edit | Encode | Decode | Sample | Interpolate | Info | Health,
         args=words,
         prog=program("engine.client", "dfcvae"),
         description="One task for a server that `python -m engine` runs.",
@@ -46,7 +35,7 @@ def _parsed(words: list[str]) -> Command:
     )
     command: Command
     command, apart = parse(return_unknown_args=True)
-    if isinstance(command, commands.Edit | commands.Encode) and not any(map(is_flag, apart)):
+    if isinstance(command, Edit | Encode) and not any(map(is_flag, apart)):
         return replace(command, paths=(*command.paths, *apart))
     if apart:
         parse()  # says that it doesn't know them, and ends the process

@@ -50,14 +50,13 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
 def number(name: str, value: Any) -> float:
     """A number of any size, infinity among them."""
     try:
-        result = None if isinstance(value, bool) or not isinstance(value, SupportsFloat) else float(value)
+        if isinstance(value, SupportsFloat) and not isinstance(value, bool):
+            return float(value)
     except OverflowError:  # of whole numbers
-        result = math.inf
+        return math.inf
     except (TypeError, ValueError):
-        result = None
-    if result is None:
-        raise TypeError(f"{name} must be a number, not {shown(value)}")
-    return result
+        pass
+    raise TypeError(f"{name} must be a number, not {shown(value)}")
 
 
 def finite(name: str, value: Any) -> float:

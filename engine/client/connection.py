@@ -14,12 +14,11 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from engine.client import arguments
-from engine.client.errors import ClientError, RetryBudget
+from engine.client.errors import ClientError
 from engine.client.target import is_local, places_of
 from engine.client.values import Options, Priority
 from protos import dfcvae_pb2_grpc
 
-_RETRIES = 4
 _NO_LIMIT = -1
 _LARGEST = 2**31 - 1
 
@@ -63,7 +62,7 @@ class Connection:
         *,
         model: str = "",
         priority: Priority = "normal",
-        retries: int = _RETRIES,
+        retries: int = 4,
         retry_overload: int = 0,
         wait_for_ready: bool = False,
         tls: bool | str | os.PathLike[str] = False,
@@ -73,8 +72,6 @@ class Connection:
     ) -> None:
         if not arguments.text("target", target):
             raise ValueError("target must not be empty: give HOST:PORT of the server, for example localhost:50051")
-        arguments.whole("retries", retries, 0, _LARGEST)
-        arguments.whole("retry_overload", retry_overload, 0, _LARGEST)
         if certificate and not tls:
             raise ValueError("a client certificate needs TLS; give tls, or --tls or --tls-ca FILE, as well")
         if token is not None and not is_word(arguments.text("token", token)):
@@ -85,8 +82,8 @@ class Connection:
             )
         self.target = target
         self._defaults = arguments.options({"timeout": timeout, "model": model, "priority": priority})
-        self._retries = retries
-        self._retry_overload = retry_overload
+        self._retries = arguments.whole("retries", retries, 0, _LARGEST)
+        self._retry_overload = arguments.whole("retry_overload", retry_overload, 0, _LARGEST)
         self._closed = False
         self._wait_for_ready = wait_for_ready
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
@@ -101,13 +98,18 @@ class Connection:
         self._methods: dict[str, Any] = {**vars(engine), **vars(health_pb2_grpc.HealthStub(self._channel))}
 
     def _with_defaults(self, options: Options) -> Options:
-        merged: Options = {**self._defaults, **arguments.options(options)}
-        return merged
+        return {**self._defaults, **arguments.options(options)}
+
+    def _method(self, name: str, options: Options) -> Callable[..., Any]:
+        """A method of the contract, called as the options say; each call has a `timeout` of its own."""
+        named = (("x-request-id", options["request_id"]),) if "request_id" in options else ()
+        metadata = (*self._metadata, *named)
+        return partial(self._methods[name], metadata=metadata, wait_for_ready=self._wait_for_ready)
 
     def _stream(self, options: Options) -> tuple[Callable[..., Any], Options]:
         """What opens a stream, and its options, as for a call but without its deadline."""
         merged = self._with_defaults({"timeout": None, **options})
-        return partial(self._methods["EditStream"], **self._call_arguments(merged, merged["timeout"])), merged
+        return partial(self._method("EditStream", merged), timeout=merged["timeout"]), merged
 
     @contextmanager
     def _answers(self, requests_of: Callable[..., Any], steps: Any, options: Options) -> Iterator[Any]:
@@ -124,18 +126,9 @@ class Connection:
         if failures:
             raise failures[0]
 
-    def _budget(self, options: Options) -> RetryBudget:
-        return RetryBudget(self._retries, self._retry_overload, options["timeout"])
-
     def _error(self, error: Any) -> ClientError:
         """What a call of this connection failed with, from gRPC's error."""
         return ClientError.of_call(error, self.target, unasked=not self._closed)
-
-    def _call_arguments(self, options: Options, timeout: float | None) -> dict[str, Any]:
-        metadata = self._metadata
-        if "request_id" in options:
-            metadata = (*metadata, ("x-request-id", options["request_id"]))
-        return {"timeout": timeout, "metadata": metadata, "wait_for_ready": self._wait_for_ready}
 
 
 def is_word(text: str) -> bool:

@@ -1,8 +1,9 @@
 """Calls that fail, and when to send them again."""
 
+import contextlib
 import random
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import grpc
@@ -30,23 +31,18 @@ class FieldViolation(NamedTuple):
     description: str
 
 
+@dataclass(eq=False, repr=False)
 class ClientError(Exception):
     """A call that failed."""
 
-    def __init__(
-        self,
-        status: str,
-        message: str,
-        violations: Sequence[FieldViolation] = (),
-        retry_after_s: float | None = None,
-        request_id: str | None = None,
-    ) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status = status  # name of the gRPC status, for example "INVALID_ARGUMENT"
-        self.message = message  # what the server, or gRPC, said
-        self.violations = tuple(violations)  # fields that are wrong, where the server names them
-        self.retry_after_s = retry_after_s  # when the same request may get an answer; None: waiting doesn't help
-        self.request_id = request_id  # of the call in the server's logs, where the server gave one
+    status: str  # name of the gRPC status, for example "INVALID_ARGUMENT"
+    message: str  # what the server, or gRPC, said
+    violations: tuple[FieldViolation, ...] = ()  # fields that are wrong, where the server names them
+    retry_after_s: float | None = None  # when the same request may get an answer; None: waiting doesn't help
+    request_id: str | None = None  # of the call in the server's logs, where the server gave one
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.message}"
 
     @classmethod
     def of_call(cls, error: Any, target: str, unasked: bool) -> "ClientError":
@@ -114,31 +110,26 @@ def _hint(target: str, message: str) -> str:
         return f"; give the certificates of the authorities that signed the server's: {_AUTHORITIES}"
     if any(reason in message for reason in _OTHER_NAME):
         return "; the server's certificate is for other names: call it by one of those"
-    proxy = proxy_of(target)
-    if proxy is None:
-        # Any of these: where a name has several addresses, gRPC tells why one of them failed.
+    if proxy := proxy_of(target):
         return (
-            "; is a server running there, does it use TLS, "
-            f"is its certificate trusted ({_AUTHORITIES}), or does it ask for one?"
-        )
-    name, address = proxy
+            "; {} in the environment sends the call through {}: is a server to be reached from there? "
+            "no_proxy=HOST makes an exception"
+        ).format(*proxy)
+    # Any of these: where a name has several addresses, gRPC tells why one of them failed.
     return (
-        f"; {name} in the environment sends the call through {address}: is a server to be reached from there? "
-        "no_proxy=HOST makes an exception"
+        "; is a server running there, does it use TLS, "
+        f"is its certificate trusted ({_AUTHORITIES}), or does it ask for one?"
     )
 
 
-def _details(data: bytes) -> tuple[list[FieldViolation], float | None]:
+def _details(data: bytes) -> tuple[tuple[FieldViolation, ...], float | None]:
     violations: list[FieldViolation] = []
     retry_after_s = None
     bad, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-    try:
-        details = status_pb2.Status.FromString(data).details
-    except DecodeError:  # of a proxy, perhaps
-        return violations, None
-    for detail in details:
-        if detail.Unpack(bad):
-            violations += [FieldViolation(one.field, one.description) for one in bad.field_violations]
-        elif detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
-    return violations, retry_after_s
+    with contextlib.suppress(DecodeError):  # of a proxy, perhaps
+        for detail in status_pb2.Status.FromString(data).details:
+            if detail.Unpack(bad):
+                violations += [FieldViolation(one.field, one.description) for one in bad.field_violations]
+            elif detail.Unpack(retry):
+                retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+    return tuple(violations), retry_after_s

@@ -8,7 +8,7 @@ once; latents are small, and the caller's own.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from engine.client.values import (
     Model,
     Options,
     Posterior,
+    Priority,
     Result,
     Source,
     StreamEdit,
@@ -34,18 +35,14 @@ from protos import dfcvae_pb2 as pb
 _UINT32 = 2**32 - 1
 _UINT64 = 2**64 - 1
 
-_FORMATS = {"JPEG": pb.IMAGE_FORMAT_JPEG, "PNG": pb.IMAGE_FORMAT_PNG, "WEBP": pb.IMAGE_FORMAT_WEBP}
-_PRIORITIES = {
-    "normal": pb.PRIORITY_NORMAL,
-    "background": pb.PRIORITY_BACKGROUND,
-    "interactive": pb.PRIORITY_INTERACTIVE,
-}
+_FORMATS: dict[str, Any] = {name: pb.ImageFormat.Value(f"IMAGE_FORMAT_{name}") for name in get_args(FileFormat)}
+_PRIORITIES: dict[str, Any] = {name: pb.Priority.Value(f"PRIORITY_{name.upper()}") for name in get_args(Priority)}
+_WALKS: dict[str, Any] = {name: pb.Walk.Value(f"WALK_{name.upper()}") for name in get_args(Walk)}
 _RESULTS = {
     "images": pb.EDIT_RESULT_IMAGES,
     "latents": pb.EDIT_RESULT_LATENTS,
     "both": pb.EDIT_RESULT_IMAGES_AND_LATENTS,
 }
-_WALKS = {"linear": pb.WALK_LINEAR, "spherical": pb.WALK_SPHERICAL}
 _DISTRIBUTIONS: dict[Distribution, Any] = {
     "auto": pb.DISTRIBUTION_UNSPECIFIED,
     "standard": pb.DISTRIBUTION_STANDARD,
@@ -64,7 +61,7 @@ def address(request: Any, options: Options) -> None:
         request.priority = _PRIORITIES[options["priority"]]
 
 
-def stream_request(step: StreamEdit, options: Options, number: int) -> pb.EditStreamRequest:
+def stream_request(step: StreamEdit, options: Options, number: int = 0) -> pb.EditStreamRequest:
     """One step of a stream; its number comes back with the answer."""
     if not isinstance(step, StreamEdit):
         raise TypeError(f"the steps of a stream must be StreamEdit, not {arguments.shown(step)}")
@@ -86,13 +83,9 @@ def stream_requests(
 
 
 async def async_stream_requests(
-    steps: Iterable[StreamEdit] | AsyncIterable[StreamEdit], options: Options, failures: list[Exception]
+    steps: AsyncIterable[StreamEdit], options: Options, failures: list[Exception]
 ) -> AsyncIterator[pb.EditStreamRequest]:
-    """As `stream_requests`, for asyncio."""
-    if not isinstance(steps, AsyncIterable):
-        for request in stream_requests(steps, options, failures):
-            yield request
-        return
+    """As `stream_requests`, of steps that come asynchronously."""
     number = 0
     try:
         async for step in steps:
@@ -206,15 +199,13 @@ def _write_images(batch: pb.ImageBatch, name: str, images: Any, allowed: str = a
         batch.raw.count, batch.raw.height, batch.raw.width, _ = pixels.shape
         batch.raw.data = pixels.tobytes()
     else:
-        files = arguments.files(name, images, allowed)
         batch.files.SetInParent()
-        batch.files.files.extend(files)
+        batch.files.files.extend(arguments.files(name, images, allowed))
 
 
 def _write_latents(batch: pb.LatentBatch, name: str, latents: Any) -> None:
-    data = arguments.latents(name, latents)
+    batch.data = arguments.latents(name, latents)
     batch.count, batch.dim = latents.shape
-    batch.data = data
 
 
 def _write_output(output: pb.ImageOutput, file_format: FileFormat, quality: int) -> None:
@@ -260,20 +251,12 @@ def read_model(answer: pb.GetModelResponse) -> Model:
         attributes=tuple(
             Attribute(one.name, one.positives, one.negatives, one.kind, one.can_condition) for one in answer.attributes
         ),
-        distributions=tuple(
-            _DISTRIBUTION_NAMES[number] for number in answer.distributions if number in _DISTRIBUTION_NAMES
-        ),
+        distributions=tuple(filter(None, map(_DISTRIBUTION_NAMES.get, answer.distributions))),
         backend=answer.backend,
         precision=answer.precision,
         max_batch_size=answer.max_batch_size,
         max_delay_ms=answer.max_delay_ms,
-        max_images_per_request=limits.max_images_per_request,
-        max_message_bytes=limits.max_message_bytes,
-        max_queued_images=limits.max_queued_images,
-        max_pixels_per_file=limits.max_pixels_per_file,
-        max_concurrent_streams=limits.max_concurrent_streams,
-        max_images_per_second=limits.max_images_per_second,
-        max_requests_ahead=limits.max_requests_ahead,
+        **{field.name: getattr(limits, field.name) for field in limits.DESCRIPTOR.fields},
         crop=made.crop or None,
         resize=made.resize,
         source=(made.source_width, made.source_height) if made.source_width else None,

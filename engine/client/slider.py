@@ -8,11 +8,10 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
-from typing_extensions import Self
 
 from engine.arrays import Bytes
 from engine.client import messages
@@ -23,7 +22,7 @@ from protos import dfcvae_pb2 as pb
 _FAREWELL_S = 1.0
 
 
-class Slider:
+class Slider(contextlib.AbstractContextManager["Slider"]):
     """A stream of edits from `Client.stream`; threads may share it, their edits take turns.
 
     A source that is None stands for the last one, whose latents the server still has: the edit costs a decode only.
@@ -39,9 +38,6 @@ class Slider:
         self._sent = 0
         self._call = method(iter(self._requests.get, None))
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -54,9 +50,7 @@ class Slider:
 
     def edit(self, source: Source | None, edits: Edits, keep: Iterable[str] = ()) -> Bytes:
         """As `Client.edit`: images uint8 [N, S, S, 3]."""
-        images = self.send(StreamEdit(source, edits, keep)).images
-        assert images is not None
-        return images
+        return cast(Bytes, self.send(StreamEdit(source, edits, keep)).images)
 
     def send(self, step: StreamEdit) -> Edited:
         """Makes one step and waits for its answer; the step says in which form that comes."""
@@ -73,18 +67,14 @@ class Slider:
         return _result(answer)
 
 
-class AsyncSlider:
+class AsyncSlider(contextlib.AbstractAsyncContextManager["AsyncSlider"]):
     """As `Slider`, for asyncio: from `AsyncClient.stream`, tasks may share it. Cancelling an edit ends the stream."""
 
     def __init__(self, method: Callable[..., Any], options: Options, error: Callable[[Any], ClientError]) -> None:
         self._options = options
         self._error = error
         self._lock = asyncio.Lock()
-        self._sent = 0
         self._call = method()
-
-    async def __aenter__(self) -> Self:
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
@@ -98,15 +88,12 @@ class AsyncSlider:
 
     async def edit(self, source: Source | None, edits: Edits, keep: Iterable[str] = ()) -> Bytes:
         """As `Client.edit`: images uint8 [N, S, S, 3]."""
-        images = (await self.send(StreamEdit(source, edits, keep))).images
-        assert images is not None
-        return images
+        return cast(Bytes, (await self.send(StreamEdit(source, edits, keep))).images)
 
     async def send(self, step: StreamEdit) -> Edited:
         """Makes one step and waits for its answer; the step says in which form that comes."""
         async with self._lock:
-            self._sent += 1
-            request = messages.stream_request(step, self._options, self._sent)
+            request = messages.stream_request(step, self._options)
             if self._call.cancelled():  # Reading it would look as if the task were cancelled.
                 raise _ended()
             try:

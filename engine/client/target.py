@@ -14,7 +14,7 @@ _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
 def places_of(target: str) -> list[str]:
     """The addresses that a target lists, mostly a single one."""
-    return [target] if target.startswith(_UNIX) else _without_scheme(target).split(",")
+    return [target] if target.startswith(_UNIX) else re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target).split(",")
 
 
 def is_local(target: str) -> bool:
@@ -63,7 +63,3 @@ def _is_loopback(place: str) -> bool:
 
 def _host_of(place: str) -> str:
     return place.rpartition(":")[0].strip("[]") or place
-
-
-def _without_scheme(target: str) -> str:
-    return re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target)

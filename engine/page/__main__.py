@@ -10,6 +10,7 @@ from typing import Annotated
 from tyro.conf import UseAppendAction, arg
 
 from engine.client import AsyncClient
+from engine.client.arguments import whole
 from engine.client.cli.command import ServerOptions, report
 from engine.client.cli.outputs import UsageError
 from engine.command_line import program, read_flags
@@ -46,26 +47,17 @@ class Page(ServerOptions):
     max_photo_bytes: int = 16 * 2**20
     """Largest file of a photo, bytes; pages make large photos smaller before they send them."""
 
-    def check(self) -> None:
-        """Refuses what can't be.
-
-        Raises:
-            UsageError: Naming the flag, its value and the mend.
-        """
-        bounds = {"port": (0, 65535), "max_visitors": (1, 65536), "max_photo_bytes": (65536, 2**28)}
-        for name, (least, most) in bounds.items():
-            if not least <= (value := getattr(self, name)) <= most:
-                raise UsageError(f"--{name.replace('_', '-')} must be from {least} to {most}, not {value}")
-
 
 def main() -> int:
     """Serves the page; 0 after its end, 2 for bad input."""
     page = read_flags(Page, program("engine.page", "dfcvae-page"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        page.check()
+        whole("--port", page.port, 0, 65535)
+        whole("--max-visitors", page.max_visitors, 1, 65536)
+        whole("--max-photo-bytes", page.max_photo_bytes, 65536, 2**28)
         asyncio.run(_serve(page))
-    except (UsageError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         return report(error)
     except KeyboardInterrupt:
         pass

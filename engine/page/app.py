@@ -4,17 +4,19 @@ A message of a page is JSON; one with a photo is bytes: a line of JSON, then the
 JSON, then pixels, uint8 [N, S, S, 3], if it has some.
 """
 
+import asyncio
 import ipaddress
 import json
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import WebSocketException
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, WebSocketRoute
@@ -48,49 +50,34 @@ def create_app(server: Server, hosts: Iterable[str], max_visitors: int) -> Starl
 
     `hosts` are names that the page is called by, beside addresses, localhost and this machine's name.
     """
+    places = asyncio.Semaphore(max_visitors)
+
+    async def serve(visitor: WebSocket) -> None:
+        """Answers one page, until it closes; what it brought is forgotten then."""
+        await visitor.accept()
+        if places.locked():
+            raise WebSocketException(_TRY_LATER, f"The page serves {max_visitors} at a time, and is full.")
+        session = Session(server)
+        try:
+            async with places:
+                while (message := await visitor.receive())["type"] == "websocket.receive":
+                    ask, file = _read(message)
+                    await visitor.send_bytes(_written(await session.answer(ask, file)))
+        except WebSocketDisconnect:  # before its answer
+            pass
+        finally:
+            await session.close()
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with server.client:
-            app.state.server = server
             yield
 
     return Starlette(
-        routes=[
-            WebSocketRoute("/session", Sessions(max_visitors).serve),
-            Mount("/", StaticFiles(directory=STATIC, html=True)),
-        ],
+        routes=[WebSocketRoute("/session", serve), Mount("/", StaticFiles(directory=STATIC, html=True))],
         middleware=[Middleware(OriginCheck, hosts={"localhost", socket.gethostname(), *hosts})],
         lifespan=lifespan,
     )
-
-
-class Sessions:
-    """The sessions of all visitors, `most` at once; each is forgotten when its socket closes."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._now = 0
-
-    async def serve(self, visitor: WebSocket) -> None:
-        """Answers one page, until it closes."""
-        await visitor.accept()
-        if self._now >= self._most:
-            await visitor.close(_TRY_LATER, f"The page serves {self._most} at a time, and is full.")
-            return
-        self._now += 1
-        session = Session(visitor.app.state.server)
-        try:
-            while True:
-                ask, file = _read(await visitor.receive())
-                await visitor.send_bytes(_written(await session.answer(ask, file)))
-        except WebSocketDisconnect:
-            pass
-        except _UnreadableError as error:
-            await visitor.close(_UNREADABLE, str(error))
-        finally:
-            self._now -= 1
-            await session.close()
 
 
 class OriginCheck:
@@ -106,21 +93,17 @@ class OriginCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, or answers it with 403."""
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif fault := self._fault(scope):
-            refusal = PlainTextResponse(f"{fault}\n", 403)
-            if scope["type"] == "http":
-                await refusal(scope, receive, send)
-            else:
-                await WebSocket(scope, receive, send).send_denial_response(refusal)
+            await PlainTextResponse(f"{fault}\n", 403)(scope, receive, send)
         else:
             await self._app(scope, receive, _with_headers(send))
 
     def _fault(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if not self._knows(_name_of(f"//{host}")):
+        if not self._knows(host):
             return f"This page is not called {host!r}; --allow-host allows the name."
         if scope["type"] == "websocket":
             origin = headers.get("origin", "")
@@ -128,25 +111,11 @@ class OriginCheck:
                 return f"Only the page itself may open its socket, not {origin!r}."
         return None
 
-    def _knows(self, name: str) -> bool:
-        if name in self._hosts:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-
-class _UnreadableError(ValueError):
-    """Raise when a message isn't one of a page."""
-
-
-def _name_of(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "").lower()
-    except ValueError:
-        return ""
+    def _knows(self, host: str) -> bool:
+        with suppress(ValueError):
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+            return name in self._hosts or ipaddress.ip_address(name) is not None  # ValueError where it is none
+        return False
 
 
 def _with_headers(send: Send) -> Send:
@@ -160,18 +129,16 @@ def _with_headers(send: Send) -> Send:
 
 def _read(message: Message) -> tuple[dict[str, Any], bytes]:
     """What is asked, and the photo that comes with it."""
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1000))
-    text, data = message.get("text"), message.get("bytes") or b""
-    header, _, file = (text.encode(), b"", b"") if text is not None else data.partition(b"\n")
+    data = message.get("bytes") or (message.get("text") or "").encode()
+    header, _, file = data.partition(b"\n")
     if len(header) > MAX_HEADER_BYTES:
-        raise _UnreadableError(f"An ask has more than {MAX_HEADER_BYTES} bytes beside its photo.")
+        raise WebSocketException(_UNREADABLE, f"An ask has more than {MAX_HEADER_BYTES} bytes beside its photo.")
     try:
         ask = json.loads(header)
     except (ValueError, RecursionError):
-        raise _UnreadableError("An ask is not JSON.") from None
+        raise WebSocketException(_UNREADABLE, "An ask is not JSON.") from None
     if not isinstance(ask, dict):
-        raise _UnreadableError("An ask is not an object.")
+        raise WebSocketException(_UNREADABLE, "An ask is not an object.")
     return ask, file
 
 

@@ -13,7 +13,6 @@ from framing import Aligner, Frame, FramingError, to_rgb
 
 MAX_PIXELS = 24_000_000
 """Largest photo, pixels; the page makes larger ones smaller before it sends them."""
-_UNALIGNED = "The middle of the photo is taken for the face: {reason}"
 
 
 class Framed(NamedTuple):
@@ -31,16 +30,15 @@ class Photos:
     """Frames photos for a model, as the command-line client does, off the event loop: aligned, where that can be."""
 
     def __init__(self, frame: Frame) -> None:
-        self.frame = frame
+        self._frame = frame
         self._budget = PixelBudget(MAX_PIXELS)
         self._aligner: Aligner | None = None
         self._unaligned = ""
         try:
             self._aligner = Aligner(frame)
         except FramingError as error:
-            self._unaligned = _UNALIGNED.format(
-                reason=str(error).replace("--align:", "").replace("--align", "aligning").strip()
-            )
+            reason = str(error).replace("--align:", "").replace("--align", "aligning").strip()
+            self._unaligned = f"The middle of the photo is taken for the face: {reason}"
 
     async def framed(self, file: bytes, align: bool = True) -> Framed:
         """Decodes a JPEG, PNG or WebP file and brings it to the frame: by its face, or without `align` by its middle.
@@ -54,8 +52,8 @@ class Photos:
     def _framed(self, file: bytes, align: bool) -> Framed:
         with open_file(file, MAX_PIXELS, self._budget) as picture:
             if self._aligner is None or not align:
-                brought = self.frame.brings(*picture.size)
-                return Framed(frame_picture(picture, self.frame), self._unaligned if brought and align else "")
+                brought = self._frame.brings(*picture.size)
+                return Framed(frame_picture(picture, self._frame), self._unaligned if brought and align else "")
             try:
                 image, faces = self._aligner.align(to_rgb(picture))
             except FramingError as error:
@@ -63,4 +61,4 @@ class Photos:
             except ValueError as error:
                 raise InvalidRequest(str(error)) from None
             note = f"The photo shows {faces} faces; the largest is taken." if faces > 1 else ""
-            return Framed(frame_picture(image, self.frame), note)
+            return Framed(frame_picture(image, self._frame), note)

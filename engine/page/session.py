@@ -7,8 +7,8 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from engine.page.photos import NoFaceError, Photos
 SLOTS = ("face", "other")
 """The face that is edited, and the one that it may be blended with."""
 MAX_SAMPLES = 24
-MAX_SEED = 2**32 - 1
-MAX_TEMPERATURE = 10.0
 _MODEL_AGE_S = 2.0
 _RETRY_S = 1.0
 
@@ -33,6 +31,9 @@ _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
 
 # The field of the request that a sentence of the server's begins with: visitors see none.
 _FIELD = re.compile(r"^\w+\[\d+\][.\w]*:? ")
+
+# What frames photos for a model.
+_photos_of = lru_cache(maxsize=1)(Photos)
 
 
 class Server:
@@ -45,7 +46,6 @@ class Server:
         self.client = client
         self.timeout = timeout
         self.max_photo_bytes = max_photo_bytes
-        self._photos: Photos | None = None
         self._model: Model | None = None
         self._asked = -_MODEL_AGE_S
 
@@ -56,19 +56,11 @@ class Server:
             self._asked = time.monotonic()
         return self._model
 
-    async def photos(self) -> Photos:
-        """What frames photos for its model."""
-        frame = (await self.model()).frame
-        if self._photos is None or self._photos.frame != frame:
-            self._photos = await asyncio.to_thread(Photos, frame)
-        return self._photos
 
-
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What the page is told: what is to be written as JSON, and images, uint8 [N, S, S, 3]."""
 
-    header: dict[str, Any] = field(default_factory=dict)
+    header: dict[str, Any]
     images: Bytes | None = None
 
 
@@ -102,9 +94,7 @@ class Session:
             when the page must begin anew; or `middle`, whether that of the photo can be taken without `align`.
         """
         try:
-            what = self._asks.get(arguments.text("ask", ask.get("ask")))
-            if what is None:
-                raise ValueError(f"ask must be one of {', '.join(self._asks)}, not {ask['ask']!r}")
+            what = self._asks[arguments.choice("ask", arguments.text("ask", ask.get("ask")), self._asks)]
             if what != self._model and (await self._server.model()).fingerprint != self._fingerprint:
                 return Answer({"error": "The server has another model now.", "reload": True})
             return await what(ask, file)
@@ -136,7 +126,7 @@ class Session:
 
     async def _photo(self, ask: dict[str, Any], file: bytes) -> Answer:
         slot = arguments.choice("slot", ask.get("slot"), SLOTS)
-        photos = await self._server.photos()
+        photos = await asyncio.to_thread(_photos_of, (await self._server.model()).frame)
         pixels, note = await photos.framed(file, align=bool(ask.get("align", True)))
         self._faces[slot] = (await self._server.client.encode(pixels[np.newaxis])).mu
         return Answer({"note": note}, pixels[np.newaxis])
@@ -144,23 +134,22 @@ class Session:
     async def _sample(self, ask: dict[str, Any], _file: bytes) -> Answer:
         slot = arguments.choice("slot", ask.get("slot"), SLOTS)
         pick = arguments.whole("pick", ask.get("pick"), 0, MAX_SAMPLES - 1)
-        drawn = await self._server.client.sample_latents(pick + 1, *_draw(ask), **_conditions(ask))
+        drawn = await self._server.client.sample_latents(pick + 1, **_draw(ask))
         self._faces[slot] = drawn[pick:]
         return Answer({}, await self._server.client.decode(self._faces[slot], priority="interactive"))
 
     async def _samples(self, ask: dict[str, Any], _file: bytes) -> Answer:
         count = arguments.whole("count", ask.get("count"), 1, MAX_SAMPLES)
-        return Answer({}, await self._server.client.sample(count, *_draw(ask), **_conditions(ask)))
+        return Answer({}, await self._server.client.sample(count, **_draw(ask)))
 
     async def _edit(self, ask: dict[str, Any], _file: bytes) -> Answer:
         mix = arguments.between("mix", ask.get("mix", 0.0), 0, 1)
-        strengths, keep = ask.get("strengths", {}), ask.get("keep", [])
         if "face" not in self._faces:
             raise ValueError("There is no face yet: add a photo, or take one that the model draws.")
         face = self._faces["face"]
         if mix and "other" in self._faces:
             face = (1 - np.float32(mix)) * face + np.float32(mix) * self._faces["other"]
-        return Answer({}, await self._slide(face, strengths, keep))
+        return Answer({}, await self._slide(face, ask.get("strengths", {}), ask.get("keep", [])))
 
     async def _slide(self, face: Floats, strengths: Edits, keep: list[str]) -> Bytes:
         """Edits a face on the stream; one that has ended meanwhile, having been silent for long, is opened again."""
@@ -205,14 +194,6 @@ class Session:
         return {"error": sentence[:1].upper() + sentence[1:]}
 
 
-def _draw(ask: dict[str, Any]) -> tuple[int, float]:
-    """Seed and temperature."""
-    return (
-        arguments.whole("seed", ask.get("seed"), 0, MAX_SEED),
-        arguments.between("temperature", ask.get("temperature", 1.0), 0, MAX_TEMPERATURE),
-    )
-
-
-def _conditions(ask: dict[str, Any]) -> dict[str, Any]:
-    """Attributes that drawn faces are to have, and to lack."""
-    return {name: ask.get(name, []) for name in ("having", "lacking")}
+def _draw(ask: dict[str, Any]) -> dict[str, Any]:
+    """How faces are drawn; the client refuses what can't be."""
+    return {name: ask[name] for name in ("seed", "temperature", "having", "lacking") if name in ask}

@@ -18,10 +18,11 @@ from protos.dfcvae_pb2_grpc import add_LatentEngineServicer_to_server
 FUNCTIONS = tuple(f"{__name__}.{name}" for name in ("add_latent_engine", "add_health"))
 """Names of the functions, for `gRPCOptions`."""
 
-_ATTEMPTS = 4
-_PAUSE_S = 0.1
-_OK = (None, 0, grpc.StatusCode.OK)
-_INTERNAL = (grpc.StatusCode.INTERNAL, grpc.StatusCode.INTERNAL.value[0])
+_PAUSES_S = (0.1, 0.2, 0.3, 0.0)
+"""After each try."""
+
+# As a context has them where gRPC's core counted them.
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def add_latent_engine(servicer: Any, server: Any) -> None:
@@ -58,25 +59,18 @@ async def watch(request: Any, context: Any) -> AsyncIterator[bytes]:
 def answering(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A handler that asks again where a replica has ended, and ends calls that failed with nothing but a status."""
 
-    async def call(request: Any, context: Any) -> bytes:
-        for attempt in range(1, _ATTEMPTS + 1):
-            response: bytes = await handler(request, context)
+    async def call(request: Any, context: Any) -> Any:
+        for pause_s in _PAUSES_S:
+            response = await handler(request, context)
             code, trailing = context.code(), tuple(context.trailing_metadata())
-            if code in _OK:
+            code = _CODES.get(code, code)
+            if code in (None, grpc.StatusCode.OK):
                 return response
-            lost = code in _INTERNAL and not any(key == REQUEST_ID for key, _ in trailing)
-            if not lost:
-                await context.abort(_status(code), context.details(), trailing)
-            if attempt < _ATTEMPTS:
-                context.set_code(grpc.StatusCode.OK)
-                context.set_details("")
-                await asyncio.sleep(_PAUSE_S * attempt)
+            if code is not grpc.StatusCode.INTERNAL or any(key == REQUEST_ID for key, _ in trailing):
+                await context.abort(code, context.details(), trailing)
+            context.set_code(grpc.StatusCode.OK)
+            context.set_details("")
+            await asyncio.sleep(pause_s)
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the replica ended before it answered; send again", trailing)
-        raise AssertionError("abort raises")
 
     return call
-
-
-def _status(code: Any) -> grpc.StatusCode:
-    """The status that a context has, as it was set or as gRPC's core counts it."""
-    return code if isinstance(code, grpc.StatusCode) else next(one for one in grpc.StatusCode if one.value[0] == code)

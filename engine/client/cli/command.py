@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,12 +9,11 @@ from typing import Any, ClassVar, TypeVar
 from tqdm import tqdm
 
 from engine.client import arguments
-from engine.client.cli.outputs import PIPE, UsageError
+from engine.client.cli.outputs import UsageError
 from engine.client.clients import Client
 from engine.client.connection import Connection, is_word
 from engine.client.errors import ClientError
 from engine.client.target import fault_of, is_local
-from framing import FramingError
 
 C = TypeVar("C", bound=Connection)
 
@@ -78,12 +76,11 @@ class ServerOptions:
     def _token(self) -> str | None:
         if self.token is not None and self.token_file is not None:
             raise UsageError("give --token or --token-file, not both")
+        token, source = self.token, "--token"
         if self.token_file is not None:
-            source = f"the content of --token-file {self.token_file}"
             token = self.token_file.read_text(errors="replace")
-        elif self.token is not None:
-            source, token = "--token", self.token
-        else:
+            source = f"the content of --token-file {self.token_file}"
+        if token is None:
             return None
         token = token.strip()
         if not is_word(token):
@@ -97,11 +94,8 @@ class ServerOptions:
 class Command(ServerOptions):
     """A command with the options of its connection."""
 
-    retries: ClassVar[int] = 4
-    """Times that a call is sent again while no server can be reached."""
-
-    retry_overload: ClassVar[int] = 10
-    """Times that a call is sent again that a busy server refused."""
+    patience: ClassVar[dict[str, int]] = {"retry_overload": 10}
+    """How often calls are sent again, as `Connection` says."""
 
     def run(self, client: Client) -> int:
         """Does it; the exit code."""
@@ -114,26 +108,17 @@ class Command(ServerOptions):
             0 when it worked, 2 for bad input, 1 when the server failed or can't be reached, 130 after Ctrl-C.
         """
         try:
-            with self.connect(Client, retries=self.retries, retry_overload=self.retry_overload) as client:
+            with self.connect(Client, **self.patience) as client:
                 code = self.run(client)
             sys.stdout.flush()
             return code
         except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except (ClientError, UsageError, ValueError, OSError) as error:
+        except (ClientError, ValueError, OSError) as error:
             return report(error)
         except KeyboardInterrupt:
             return 130
-
-
-def about_file(error: Exception, files: Mapping[str, Path]) -> Exception:
-    """The refusal of a file by its own name, instead of its place in the request; other errors as they are."""
-    if isinstance(error, ClientError):
-        for field, path in files.items():
-            if error.message.startswith(f"{field} "):
-                return FramingError(f"{'stdin' if path == PIPE else path}{error.message.removeprefix(field)}")
-    return error
 
 
 def report(error: Exception, about: str = "") -> int:

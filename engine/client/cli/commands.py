@@ -3,8 +3,7 @@
 import io
 import itertools
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,32 +13,10 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import Positional, UseAppendAction, arg
 
-from engine.arrays import Bytes
-from engine.client.cli.command import Command, about_file, report
-from engine.client.cli.inputs import (
-    Align,
-    Setting,
-    inputs_and_output,
-    load_latents,
-    load_source,
-    parse_setting,
-    reader,
-    require_known,
-)
-from engine.client.cli.outputs import (
-    PIPE,
-    Output,
-    Overwrite,
-    PictureFormat,
-    UsageError,
-    array_output,
-    image_output,
-    picture,
-    require_new,
-    save,
-    say_written,
-    write,
-)
+from engine.client.cli import inputs, outputs
+from engine.client.cli.command import Command, report
+from engine.client.cli.inputs import Align, Settings
+from engine.client.cli.outputs import PIPE, Output, Overwrite, PictureFormat, UsageError
 from engine.client.clients import Client
 from engine.client.errors import ClientError
 from engine.client.values import Distribution, Walk
@@ -89,8 +66,8 @@ class Edit(Command):
 
     def run(self, client: Client) -> int:
         """Sends the files and writes the results; a bad one doesn't keep the others from it."""
-        settings = [parse_setting(setting) for setting in self.settings]
-        names = [name for name, _ in settings]
+        given = [inputs.parse_setting(setting) for setting in self.settings]
+        names, settings = [name for name, _ in given], dict(given)
         conditions = (*self.having, *self.lacking)
         if not settings and not conditions:
             raise UsageError(
@@ -98,46 +75,37 @@ class Edit(Command):
             )
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UsageError(f"--set gives {twice} several strengths; give one, or a range, for example {twice}=-2:2:5")
-        inputs, out = inputs_and_output(self.paths)
-        place = image_output(out, self.overwrite, self.file_format)
-        ranges = sum(len(strengths) > 1 for _, strengths in settings)
+        paths, out = inputs.files_and_output(self.paths)
+        place = outputs.image_output(out, self.overwrite, self.file_format)
+        ranges = sum(len(strengths) > 1 for strengths in settings.values())
         if ranges > 2:
             raise UsageError(f"--set: {ranges} ranges of strengths; a grid has room for two")
         if place.file_format == "GIF" and not ranges:
             raise UsageError("a GIF shows a range of strengths, for example --set Smiling=-2:2:9; one has no room here")
-        outputs = _outputs(inputs, place)
+        files = _files_to_write(paths, place)
         model = client.model()
-        require_known([*names, *conditions, *self.keep], model)
-        read = reader(model.frame, self.align)
+        inputs.require_known([*names, *conditions, *self.keep], model)
+        read = inputs.reader(model.frame, self.align)
 
         def edit(path: Path) -> None:
-            file = self._edited(client, read(path), settings, place.file_format)
-            if place.is_folder:
-                place.path.mkdir(exist_ok=True)
-            write(outputs[path], file)
+            outputs.write(files[path], self._edited(client, read(path), settings, place.file_format))
 
-        code, done = _for_each(edit, inputs, "edit")
+        code, done = _for_each(edit, paths, "edit")
         if done:
-            say_written(place.path, len(done) if place.is_folder else None)
+            outputs.say_written(place.path, len(done) if place.is_folder else None)
         return code
 
-    def _edited(self, client: Client, file: bytes, settings: list[Setting], file_format: PictureFormat) -> bytes:
-        columns = next((len(strengths) for _, strengths in reversed(settings) if len(strengths) > 1), 1)
-        if columns > 1:
-            walks = self._walks(client, file, settings)
-            return picture(walks.reshape(-1, columns, *walks.shape[1:]), columns, file_format)
-        assert file_format != "GIF"
-        edits = [(name, strength) for name, (strength,) in settings]
-        return client.edit_files([file], edits, self.keep, file_format, having=self.having, lacking=self.lacking)[0]
-
-    def _walks(self, client: Client, file: bytes, settings: list[Setting]) -> Bytes:
-        """A picture for every combination of strengths, the last range's next to each other, uint8 [N, S, S, 3]."""
-        names, latents = [name for name, _ in settings], client.encode([file]).mu
-        combinations = itertools.product(*(strengths for _, strengths in settings))
-        edits = [list(zip(names, strengths, strict=True)) for strengths in combinations]
-        return np.concatenate(
-            [client.edit(latents, edit, self.keep, having=self.having, lacking=self.lacking) for edit in edits]
-        )
+    def _edited(self, client: Client, file: bytes, settings: Settings, file_format: PictureFormat) -> bytes:
+        """One image file of the edits by all combinations of strengths, the last range's next to each other."""
+        combinations = list(itertools.product(*settings.values()))
+        source = [file] if len(combinations) == 1 else client.encode([file]).mu
+        images = []
+        for strengths in combinations:
+            edits = zip(settings, strengths, strict=True)
+            images.append(client.edit(source, edits, self.keep, having=self.having, lacking=self.lacking))
+        columns = next((len(strengths) for strengths in reversed(settings.values()) if len(strengths) > 1), 1)
+        walks = np.concatenate(images).reshape(-1, columns, *images[0].shape[1:])
+        return outputs.picture(walks, columns, file_format)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +122,15 @@ class Encode(Command):
 
     def run(self, client: Client) -> int:
         """Sends the files and writes their latents, if all could be encoded."""
-        inputs, out = inputs_and_output(self.paths)
-        output = array_output(out, self.overwrite)
-        read = reader(client.model().frame, self.align)
-        code, latents = _for_each(lambda path: client.encode([read(path)]).mu, inputs, "encode")
+        paths, out = inputs.files_and_output(self.paths)
+        output = outputs.array_output(out, self.overwrite)
+        read = inputs.reader(client.model().frame, self.align)
+        code, latents = _for_each(lambda path: client.encode([read(path)]).mu, paths, "encode")
         if not code:
             file = io.BytesIO()
             np.save(file, np.concatenate(latents))
-            write(output, file.getvalue())
-            say_written(output)
+            outputs.write(output, file.getvalue())
+            outputs.say_written(output)
         return code
 
 
@@ -181,9 +149,9 @@ class Decode(Command):
 
     def run(self, client: Client) -> int:
         """Sends the latents and writes their images."""
-        output = image_output(self.output, self.overwrite)
-        images = client.decode(load_latents(self.input))
-        save(images[np.newaxis], output, _columns(len(images)))
+        output = outputs.image_output(self.output, self.overwrite)
+        images = client.decode(inputs.load_latents(self.input))
+        outputs.save(images[np.newaxis], output)
         return 0
 
 
@@ -213,14 +181,14 @@ class Interpolate(Command):
 
     def run(self, client: Client) -> int:
         """Sends both ends and writes the images."""
-        output = image_output(self.output, self.overwrite)
-        read = reader(client.model().frame, self.align)
-        start, end = load_source(self.start, read), load_source(self.end, read)
+        output = outputs.image_output(self.output, self.overwrite)
+        read = inputs.reader(client.model().frame, self.align)
+        start, end = inputs.load_source(self.start, read), inputs.load_source(self.end, read)
         try:
             walks = client.interpolate(start, end, self.steps, self.walk)
         except ClientError as error:
-            raise about_file(error, {"start.images.files[0]": self.start, "end.images.files[0]": self.end}) from None
-        save(walks, output, self.steps)
+            raise _about_file(error, {"start.images.files[0]": self.start, "end.images.files[0]": self.end}) from None
+        outputs.save(walks, output, self.steps)
         return 0
 
 
@@ -254,12 +222,12 @@ class Sample(Command):
 
     def run(self, client: Client) -> int:
         """Draws and writes."""
-        output = image_output(self.output, self.overwrite)
+        output = outputs.image_output(self.output, self.overwrite)
         if conditional := [*self.having, *self.lacking]:
-            require_known(conditional, client.model())
+            inputs.require_known(conditional, client.model())
         drawn = self.count, self.seed, self.temperature, self.distribution
         images = client.sample(*drawn, having=self.having, lacking=self.lacking)
-        save(images[np.newaxis], output, _columns(self.count))
+        outputs.save(images[np.newaxis], output)
         return 0
 
 
@@ -295,14 +263,13 @@ def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[in
     try:
         calls = [pool.submit(do, path) for path in paths]
         hidden = True if len(paths) == 1 else None  # None: where stderr is no terminal
-        progress = tqdm(zip(paths, calls, strict=True), verb, len(paths), unit="file", disable=hidden)
-        for path, call in progress:
+        for path, call in tqdm(zip(paths, calls, strict=True), verb, len(paths), unit="file", disable=hidden):
             try:
                 results.append(call.result())
             except (ClientError, FramingError, OSError) as error:
                 if isinstance(error, ClientError) and error.status != "INVALID_ARGUMENT":
                     raise
-                told = about_file(error, {"images.files[0]": path})
+                told = _about_file(error, {"images.files[0]": path})
                 named = len(paths) == 1 or isinstance(told, FramingError)
                 code = report(told, "" if named else f"{path}: ")
     finally:
@@ -310,23 +277,27 @@ def _for_each(do: Callable[[Path], T], paths: list[Path], verb: str) -> tuple[in
     return code, results
 
 
-def _outputs(inputs: list[Path], place: Output) -> dict[Path, Path]:
-    """The file to write for each input."""
+def _about_file(error: Exception, files: Mapping[str, Path]) -> Exception:
+    """The refusal of a file by its own name, instead of its place in the request; other errors as they are."""
+    if isinstance(error, ClientError):
+        for field, path in files.items():
+            if error.message.startswith(f"{field} "):
+                return FramingError(f"{'stdin' if path == PIPE else path}{error.message.removeprefix(field)}")
+    return error
+
+
+def _files_to_write(paths: list[Path], place: Output) -> dict[Path, Path]:
+    """The file to write for each that is read."""
     if not place.is_folder:
-        if len(inputs) > 1:
+        if len(paths) > 1:
             what = "stdout" if place.path == PIPE else f"{place.path} is a file"
-            raise UsageError(f"{len(inputs)} inputs need a folder to write to, and {what}")
-        return {inputs[0]: place.path}
+            raise UsageError(f"{len(paths)} inputs need a folder to write to, and {what}")
+        return {paths[0]: place.path}
     suffix = {"JPEG": ".jpg"}.get(place.file_format, f".{place.file_format.lower()}")
-    outputs: dict[Path, Path] = {}
     sources: dict[Path, Path] = {}
-    for path in inputs:
-        outputs[path] = file = place.path / f"{'stdin' if path == PIPE else path.stem}{suffix}"
+    for path in paths:
+        file = place.path / f"{'stdin' if path == PIPE else path.stem}{suffix}"
         if sources.setdefault(file, path) != path:
             raise UsageError(f"{sources[file]} and {path} would both be written to {file}; rename one")
-    require_new(sources, place.overwrite)
-    return outputs
-
-
-def _columns(count: int) -> int:
-    return math.ceil(math.sqrt(count))
+    outputs.require_new(sources, place.overwrite)
+    return {path: file for file, path in sources.items()}

@@ -4,10 +4,11 @@ Pictures go to the server as they are, or with their faces aligned first.
 """
 
 import difflib
-import functools
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +24,8 @@ from engine.client.cli.outputs import FORMATS, PIPE, UsageError
 from engine.client.values import Model, Source
 from framing import Aligner, Frame, FramingError, to_rgb, upright
 
-Setting = tuple[str, list[float]]
-"""An attribute, and its strength; or several, of which each gets a picture."""
+Settings = dict[str, list[float]]
+"""Attributes, and of each its strength; or several, of which each gets a picture."""
 
 _NPY = b"\x93NUMPY"  # the first bytes of a .npy file
 _MOST_STEPS = 100
@@ -40,7 +41,7 @@ Align = Annotated[
 ]
 
 
-def inputs_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
+def files_and_output(paths: tuple[str, ...]) -> tuple[list[Path], str]:
     """The files to read, folders among them opened, and the name of what to write."""
     if not paths:
         raise UsageError("no input and no output: give at least one image file, and then OUT")
@@ -72,14 +73,12 @@ def require_known(names: list[str], model: Model) -> None:
             raise UsageError(f"unknown attribute {name!r}; did you mean {known[near[0]]!r}?")
 
 
-def parse_setting(setting: str) -> Setting:
+def parse_setting(setting: str) -> tuple[str, list[float]]:
     """An attribute and its strengths, from NAME=STRENGTH or NAME=FROM:TO:COUNT."""
     name, equals, value = map(str.strip, setting.rpartition("="))
-    try:
+    with suppress(ValueError):
         if name and equals:
             return name, _strengths(value)
-    except ValueError:
-        pass
     raise UsageError(
         "--set takes NAME=STRENGTH, the strength a finite float32 number, for example Smiling=1.5, or a range of 2 to "
         f"{_MOST_STEPS} strengths, FROM:TO:COUNT, for example Smiling=-2:2:5, not {setting!r}"
@@ -125,7 +124,7 @@ def reader(frame: Frame, align: bool) -> Read:
     Raises:
         FramingError: The model's frame, or this environment, doesn't allow aligning.
     """
-    return _aligned(Aligner(frame)) if align else _as_it_is(frame)
+    return partial(_aligned, Aligner(frame)) if align else partial(_as_it_is, frame, iter([True]))
 
 
 def bytes_of(path: Path) -> bytes:
@@ -133,25 +132,20 @@ def bytes_of(path: Path) -> bytes:
     return _stdin() if path == PIPE else path.read_bytes()
 
 
-@functools.cache
+@cache
 def _stdin() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _as_it_is(frame: Frame) -> Read:
-    first = iter([True])
-
-    def read(path: Path) -> bytes:
-        data = bytes_of(path)
-        size = _size(data)
-        if size and frame.source and frame.brings(*size) and next(first, False):
-            _note(
-                f"{path} is {size[0]}x{size[1]} pixels, the model knows faces in {frame.source[0]}x{frame.source[1]}: "
-                "the middle is taken for the face; --align finds it"
-            )
-        return data
-
-    return read
+def _as_it_is(frame: Frame, first: Iterator[bool], path: Path) -> bytes:
+    data = bytes_of(path)
+    size = _size(data)
+    if size and frame.source and frame.brings(*size) and next(first, False):
+        _note(
+            f"{path} is {size[0]}x{size[1]} pixels, the model knows faces in {frame.source[0]}x{frame.source[1]}: "
+            "the middle is taken for the face; --align finds it"
+        )
+    return data
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
@@ -168,23 +162,20 @@ def _note(text: str) -> None:
     tqdm.write(f"note: {text}", file=sys.stderr)
 
 
-def _aligned(aligner: Aligner) -> Read:
-    def read(path: Path) -> bytes:
-        data = bytes_of(path)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                upright(image)
-                aligned = aligner.align(to_rgb(image))
-        except FramingError as error:
-            raise FramingError(f"{path} {error}") from None
-        except UnidentifiedImageError:
-            raise FramingError(f"{path} is no image, or of a format that can't be read; convert it to JPEG") from None
-        except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
-            raise FramingError(f"{path} is damaged or too large ({error}); save it again") from error
-        if aligned.faces > 1:
-            _note(f"{path} shows {aligned.faces} faces; the largest is taken")
-        file = io.BytesIO()
-        aligned.image.save(file, "PNG")
-        return file.getvalue()
-
-    return read
+def _aligned(aligner: Aligner, path: Path) -> bytes:
+    data = bytes_of(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            upright(image)
+            aligned = aligner.align(to_rgb(image))
+    except FramingError as error:
+        raise FramingError(f"{path} {error}") from None
+    except UnidentifiedImageError:
+        raise FramingError(f"{path} is no image, or of a format that can't be read; convert it to JPEG") from None
+    except Exception as error:  # Pillow's decoders raise many unrelated types for damaged files
+        raise FramingError(f"{path} is damaged or too large ({error}); save it again") from error
+    if aligned.faces > 1:
+        _note(f"{path} shows {aligned.faces} faces; the largest is taken")
+    file = io.BytesIO()
+    aligned.image.save(file, "PNG")
+    return file.getvalue()

@@ -6,6 +6,7 @@ Shapes: W walks of N images of side S.
 """
 
 import io
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ _QUALITY = 95
 _FRAME_MS = 120
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """Raise when the command line asks for something that can't be done."""
 
 
@@ -75,7 +76,7 @@ def image_output(name: str, overwrite: bool, file_format: PictureFormat = "PNG")
     elif path.exists() and not path.is_dir():
         why = "ends in a slash" if slash else "has no suffix"
         raise UsageError(f"{name} {why}, so a folder is meant, and it is a file; remove it, or give another name")
-    return Output(_in_a_folder(path), is_folder, overwrite, file_format)
+    return Output(path, is_folder, overwrite, file_format)
 
 
 def array_output(name: str, overwrite: bool) -> Path:
@@ -88,7 +89,7 @@ def array_output(name: str, overwrite: bool) -> Path:
     if name.endswith(os.sep) or path.is_dir():
         raise UsageError(f"{name} is a folder; give a .npy file, for example {path / 'latents.npy'}")
     require_new([path], overwrite)
-    return _in_a_folder(path)
+    return path
 
 
 def require_new(paths: Iterable[Path], overwrite: bool) -> None:
@@ -99,24 +100,24 @@ def require_new(paths: Iterable[Path], overwrite: bool) -> None:
         raise UsageError(f"{there[0]} exists{others}; name another OUT, at the end, or give --overwrite to replace it")
 
 
-def save(walks: Bytes, output: Output, columns: int) -> None:
+def save(walks: Bytes, output: Output, columns: int | None = None) -> None:
     """Writes images, uint8 [W, N, S, S, 3], and says so: to a folder as 000.png, 001.png, ..., else as one `picture`.
+
+    Its columns are by default about as many as its rows.
 
     Raises:
         UsageError: When files in a folder would have to be replaced; nothing is written then.
     """
-    path = output.path
+    path, images = output.path, walks.reshape(-1, *walks.shape[2:])
     if output.is_folder:
-        images = walks.reshape(-1, *walks.shape[2:])
         digits = max(3, len(str(len(images) - 1)))
         files = [path / f"{index:0{digits}}.png" for index in range(len(images))]
         require_new(files, output.overwrite)
-        path.mkdir(exist_ok=True)
         for file, image in zip(files, images, strict=True):
             write(file, _file_of([image], "PNG"))
         say_written(path, len(files))
     else:
-        write(path, picture(walks, columns, output.file_format))
+        write(path, picture(walks, columns or math.ceil(math.sqrt(len(images))), output.file_format))
         say_written(path)
 
 
@@ -141,10 +142,11 @@ def say_written(path: Path, files: int | None = None) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file that is there with all of its content, or as it was before; or writes to stdout."""
+    """Writes a file that is there with all of its content, or as it was before, and its folder; or writes to stdout."""
     if path == PIPE:
         sys.stdout.buffer.write(content)
         return
+    path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(content)
@@ -173,10 +175,6 @@ def _path(name: str) -> Path:
     path = Path(name)
     if path == PIPE and sys.stdout.isatty():
         raise UsageError("- as OUT: stdout is a terminal; give it a file or a command: ... - > face.png")
-    return path
-
-
-def _in_a_folder(path: Path) -> Path:
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path} lies in a folder that doesn't exist; make it first")
     return path
