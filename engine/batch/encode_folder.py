@@ -63,7 +63,7 @@ class EncodeFolder(Command):
     """Requests that wait for an answer at a time, 1 or more: some for each server."""
 
     images_per_part: int = 8192
-    """Images of a Parquet file, 1 or more; an interruption loses at most so many."""
+    """Images of a Parquet file, 1 or more; who is killed loses what isn't in one yet."""
 
     def run(self, client: Client) -> int:
         """Encodes what isn't there yet."""
