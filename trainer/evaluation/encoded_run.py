@@ -5,7 +5,7 @@ Shapes: N test images, M train images, V val images, D latent_dim, A attributes,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions, Prior, load_priors
 from trainer import run_folder
 from trainer.artifacts.directions import directions_of, save_directions
-from trainer.artifacts.encode import BATCH_IMAGES, decode
+from trainer.artifacts.encode import BATCH_IMAGES, batches, decode
 from trainer.artifacts.prior import fit_priors, save_priors
 from trainer.config import Kind
 from trainer.data import FaceData
@@ -30,12 +29,6 @@ from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 
 Images = NDArray[np.uint8]  # (N, S, S, 3) uint8 RGB
 Floats = NDArray[np.float32]
-
-
-def batches(count: int, size: int, what: str) -> Iterator[slice]:
-    """Slices of `size` at most that cover `count` things, with a progress bar where it takes a few seconds."""
-    for start in tqdm(range(0, count, size), what, unit="batch", delay=3, leave=False, disable=None):
-        yield slice(start, start + size)
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ class EncodedRun:
     def decode(self, latents: Floats) -> Images:
         """Decodes any number of latents (L, D) to images (L, S, S, 3)."""
         images = np.empty((len(latents), *self.data.images.shape[1:]), np.uint8)
-        for some in batches(len(latents), BATCH_IMAGES, "decoding"):
+        for some in batches(len(latents), "decoding", BATCH_IMAGES):
             images[some] = self.autoencoder.decode(latents[some])
         return images
 
@@ -158,7 +151,7 @@ class EncodedRun:
 def _encode(autoencoder: Autoencoder, data: FaceData, split: str) -> tuple[Floats, Floats | None]:
     """Posteriors of a split's R images: mu (R, D), and log variances (R, D) where there are."""
     rows = data.rows(split)
-    encoded = [autoencoder.encode(data.images[rows[some]]) for some in batches(len(rows), BATCH_IMAGES, "encoding")]
+    encoded = [autoencoder.encode(data.images[rows[some]]) for some in batches(len(rows), "encoding", BATCH_IMAGES)]
     if not encoded:
         return np.empty((0, 0), np.float32), None
     log_vars = [log_var for _, log_var in encoded if log_var is not None]

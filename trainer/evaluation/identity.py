@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from trainer.artifacts.encode import batches
 from trainer.errors import ConfigError
-from trainer.evaluation.encoded_run import Floats, Images, batches
+from trainer.evaluation.encoded_run import Floats, Images
 from trainer.evaluation.skipped import SkippedError
 
 BATCH_IMAGES = 32
@@ -63,7 +64,7 @@ class Recogniser:
     def describe(self, images: Images) -> Floats:
         """Descriptors (N, 128) of length 1 of images (N, S, S, 3)."""
         parts = []
-        for some in batches(len(images), self._batch, "recognising faces"):
+        for some in batches(len(images), "recognising faces", self._batch):
             chips = self._chips(images[some])
             filled = np.zeros((self._batch, *chips.shape[1:]), np.float32)  # as some networks take one size of batch
             filled[: len(chips)] = chips

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from trainer.artifacts.encode import batches
 from trainer.errors import ConfigError
-from trainer.evaluation.encoded_run import Floats, Images, batches
+from trainer.evaluation.encoded_run import Floats, Images
 from trainer.evaluation.options import Resizing
 from trainer.hardware.device import Placement
 from trainer.loss import pretrained
@@ -30,7 +31,6 @@ from trainer.loss import pretrained
 URL = URL_INCEPTION_V3
 FLAG = "--inception-weights"
 SIDE, NUM_FEATURES = 299, 2048
-BATCH_IMAGES = 32
 RESIZE: dict[Resizing, Callable[[Tensor], Tensor]] = {
     "clean": lambda levels: F.interpolate(levels, SIDE, mode="bicubic", antialias=True).clamp(0, 255),
     "tensorflow": lambda levels: interpolate_bilinear_2d_like_tensorflow1x(levels, (SIDE, SIDE), align_corners=False),
@@ -53,7 +53,7 @@ class Inception:
     def describe(self, images: Images) -> Floats:
         """Features (N, F) of images (N, S, S, 3)."""
         features = np.empty((len(images), NUM_FEATURES), np.float32)
-        for some in batches(len(images), BATCH_IMAGES, "Inception's features"):
+        for some in batches(len(images), "Inception's features"):
             levels = torch.from_numpy(images[some].transpose(0, 3, 1, 2).astype(np.float32)).to(self._device)
             seen = self._layers((self._resize(levels) - 128) / 128)
             features[some] = seen.reshape(-1, NUM_FEATURES).cpu().numpy()

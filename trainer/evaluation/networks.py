@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.artifacts.encode import batches
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
 from trainer.evaluation import identity, inception
-from trainer.evaluation.encoded_run import Floats, Images, batches
+from trainer.evaluation.encoded_run import Floats, Images
 from trainer.evaluation.identity import Recogniser
 from trainer.evaluation.inception import Inception
 from trainer.evaluation.options import Options
@@ -42,7 +43,6 @@ WEIGHTS = {
     "fid": ("Inception", f"{inception.FLAG} (torch-fidelity's or clean-fid's layout)"),
 }
 """Whose weights are missing, and how to give them, by measure."""
-BATCH_IMAGES = 32
 NetworkT = TypeVar("NetworkT")
 
 
@@ -81,10 +81,8 @@ class Features:
     @torch.no_grad()
     def describe(self, images: Images) -> Floats:
         """The deepest tap of images (N, S, S, 3), averaged over the picture: (N, F)."""
-        some = batches(len(images), BATCH_IMAGES, "VGG19's features")
-        return np.concatenate(
-            [self.maps(self._place.images(images[each]))[-1].mean((2, 3)).cpu().numpy() for each in some]
-        )
+        some = (self._place.images(images[rows]) for rows in batches(len(images), "VGG19's features"))
+        return np.concatenate([self.maps(batch)[-1].mean((2, 3)).cpu().numpy() for batch in some])
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.evaluation.encoded_run import EncodedRun, Images, batches
+from trainer.artifacts.encode import batches
+from trainer.evaluation.encoded_run import EncodedRun, Images
 from trainer.evaluation.identity import Recogniser, similarity
 from trainer.evaluation.networks import Features, MetricNetworks
 from trainer.evaluation.skipped import attempt
 from trainer.hardware.device import Placement
 
-BATCH_IMAGES = 32
 IDENTITY_IMAGES = 300
 LPIPS_SIDE = 64  # AlexNet's poolings leave nothing of smaller images
 
@@ -43,7 +43,7 @@ def measure(encoded: EncodedRun, networks: MetricNetworks) -> dict[str, Any]:
 
 def _pairs(place: Placement, what: str, *sets: Images) -> Iterator[tuple[Tensor, ...]]:
     """Some of each set in turn, (B, 3, S, S) in [0, 1] on the device."""
-    for some in batches(len(sets[0]), BATCH_IMAGES, what):
+    for some in batches(len(sets[0]), what):
         yield tuple(place.images(images[some]) for images in sets)
 
 
