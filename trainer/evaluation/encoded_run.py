@@ -30,6 +30,9 @@ from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 Images = NDArray[np.uint8]  # (N, S, S, 3) uint8 RGB
 Floats = NDArray[np.float32]
 
+KIND: Kind = "adjusted"
+"""Of the directions that are computed for networks of other projects."""
+
 
 @dataclass(frozen=True)
 class Autoencoder:
@@ -93,10 +96,8 @@ class EncodedRun:
         return cls(autoencoder, data, place, *_encode(autoencoder, data, "test"), train_mu, directions, priors)
 
     @classmethod
-    def of_autoencoder(
-        cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement
-    ) -> EncodedRun:
-        """Encodes both splits, and computes what a run has in its folder: a prior, and directions of `kind`.
+    def of_autoencoder(cls, autoencoder: Autoencoder, data: FaceData, folder: Path, place: Placement) -> EncodedRun:
+        """Encodes both splits, and computes what a run has in its folder: a prior, and directions of `KIND`.
 
         Both are kept in `folder`, which exists.
         """
@@ -104,7 +105,7 @@ class EncodedRun:
         point = np.full_like(train_mu, -np.inf)  # of no width
         priors = fit_priors(train_mu, point if train_log_var is None else train_log_var)
         save_priors(folder / PRIOR, priors, len(train_mu))
-        found = directions_of(train_mu, data.index.labels[data.rows("train")], data.index.attributes, kind)
+        found = directions_of(train_mu, data.index.labels[data.rows("train")], data.index.attributes, KIND)
         path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
         run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
         encoded = _encode(autoencoder, data, "test")
