@@ -38,7 +38,7 @@ def headlines(metrics: dict[str, Any]) -> list[Headline]:
     reconstruction, encoding, linear = (metrics[key] for key in ("reconstruction", "encoding", "attribute_prediction"))
     features = reconstruction["features"]
     taps = ", ".join(f"{tap} {value:.1%}" for tap, value in features.get("relative", {}).items())
-    points = {"skipped": "the encoder gives points"}
+    kl = {"skipped": "the encoder gives points"} if encoding["kl_nats"] is None else encoding
     balanced, precision = (
         percent(linear.get(f"{name}_mean"), "unknown") for name in ("balanced_accuracy", "average_precision")
     )
@@ -64,12 +64,7 @@ def headlines(metrics: dict[str, Any]) -> list[Headline]:
             taps,
             "Error of the activations, which the perceptual loss compares, over their mean square; lower is closer.",
         ),
-        _line(
-            "KL",
-            points if encoding["kl_nats"] is None else encoding,
-            "{kl_nats:.1f} nats an image",
-            "Information that the latents carry.",
-        ),
+        _line("KL", kl, "{kl_nats:.1f} nats an image", "Information that the latents carry."),
         _line(
             "Active units",
             encoding,
@@ -184,9 +179,9 @@ def _best_strengths(part: dict[str, Any]) -> list[Headline]:
     for attribute, sides in part["attributes"].items():
         for side, kinds in sides.items():
             value = ", ".join(
-                "{} {flipped:.1%}, {} kept ({strength:+.1f}, {faces} faces)".format(kind, percent(at["kept"]), **at)
-                for kind, at in ((kind, curve["best"]) for kind, curve in kinds.items())
-                if at
+                "{} {flipped:.1%}, {kept:.1%} kept ({strength:+.1f}, {faces} faces)".format(kind, **curve["best"])
+                for kind, curve in kinds.items()
+                if curve["best"]
             )
             found.append(Headline(f"Best: {side} {readable(attribute)}", value or "no faces to judge", meaning))
             meaning = ""
@@ -304,14 +299,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def embed(drawn: list[Figure], folder: Path) -> list[tuple[Figure, str]]:
     """Each figure with its picture, read from `folder`, as a data URI: WebP, a fraction of the PNG's size."""
-    return [(figure, f"data:image/webp;base64,{_webp(folder / figure.file)}") for figure in drawn]
-
-
-def _webp(file: Path) -> str:
-    buffer = io.BytesIO()
-    with Image.open(file) as image:
-        image.convert("RGB").save(buffer, "WEBP", quality=90)
-    return base64.b64encode(buffer.getvalue()).decode()
+    pictures = []
+    for figure in drawn:
+        buffer = io.BytesIO()
+        Image.open(folder / figure.file).convert("RGB").save(buffer, "WEBP", quality=90)
+        pictures.append((figure, f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"))
+    return pictures
 
 
 def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]], configuration: dict[str, Any]) -> str:
