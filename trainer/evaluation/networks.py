@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -37,12 +38,6 @@ BACKBONES: dict[tuple[int, ...], tuple[Literal["alex", "vgg"], str]] = {
 """LPIPS's name of a network and its own, by the shape of its first kernels."""
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 """Of torchvision's AlexNet_Weights.IMAGENET1K_V1, whose module takes seconds to import."""
-WEIGHTS = {
-    "vgg": ("VGG19", "--vgg-weights (torchvision's layout, up to relu3_1 will do)"),
-    "lpips": ("AlexNet", "--lpips-weights (AlexNet or VGG16)"),
-    "fid": ("Inception", f"{inception.FLAG} (torch-fidelity's or clean-fid's layout)"),
-}
-"""Whose weights are missing, and how to give them, by measure."""
 NetworkT = TypeVar("NetworkT")
 
 
@@ -102,13 +97,14 @@ class MetricNetworks:
             ConfigError: a file of weights is missing or does not fit.
         """
 
-        def find(name: str, load: Callable[[], tuple[NetworkT, str, Path]]) -> MetricNetwork[NetworkT]:
+        def find(
+            name: str, load: Callable[[], tuple[NetworkT, str, Path]], what: str = "", flag: str = ""
+        ) -> MetricNetwork[NetworkT]:
             try:
                 if name in options.skip:
                     raise SkippedError(f"left out by --skip {name}")
                 network, description, path = load()
             except pretrained.UnavailableError as error:
-                what, flag = WEIGHTS[name]
                 reason = f"needs trained {what} weights: {error.reason}; or give a file of them with {flag}"
                 return MetricNetwork(None, reason)
             except SkippedError as reason:
@@ -123,11 +119,12 @@ class MetricNetworks:
             except ConfigError as error:
                 raise SkippedError(f"the file that the run was trained with will not do ({error})") from error
 
+        fid = partial(inception.inception, options.inception_weights, options.resizing, place)
         return cls(
-            find("vgg", vgg),
-            find("lpips", lambda: lpips(options.lpips_weights)),
-            find("fid", lambda: inception.inception(options.inception_weights, options.resizing, place)),
-            find("identity", lambda: identity.recogniser(options.identity_weights)),
+            find("vgg", vgg, "VGG19", "--vgg-weights (torchvision's layout, up to relu3_1 will do)"),
+            find("lpips", partial(lpips, options.lpips_weights), "AlexNet", "--lpips-weights (AlexNet or VGG16)"),
+            find("fid", fid, "Inception", f"{inception.FLAG} (torch-fidelity's or clean-fid's layout)"),
+            find("identity", partial(identity.recogniser, options.identity_weights)),
         )
 
 
