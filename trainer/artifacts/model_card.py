@@ -42,7 +42,7 @@ def write_card(run: Path) -> None:
     if path.exists() and MARKER not in path.read_text(encoding="utf-8", errors="replace"):
         return
     config, resolved = run_folder.load_config(run)
-    directions = load_directions(run / DIRECTIONS)[0] if (run / DIRECTIONS).exists() else []
+    directions, _ = load_directions(run / DIRECTIONS)
     measured = Measured.of(run)
     text = Card(
         name=run.resolve().name,

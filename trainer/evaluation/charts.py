@@ -155,12 +155,11 @@ def save_training_curves(
     path: Path, losses: NDArray[np.float64], validation: NDArray[np.float64], psnr: NDArray[np.float64]
 ) -> None:
     """Writes the loss of training and of validation, and the PSNR of validation in dB: (R, 2), steps and values."""
-    positive = bool((np.concatenate([losses, validation])[:, 1] > 0).all())
     with canvas(path, 10, 3.2, 1, 2) as (_, axes):
         left, right = axes[0]
         left.plot(*losses.T, color=BLUE, lw=1.2, label="training")
         left.plot(*validation.T, "o-", color=ORANGE, ms=3.5, label="validation, at mu, without the attribute term")
-        left.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
+        left.set(xlabel="step", ylabel="loss", yscale="log")
         left.set_title("Loss", loc="left")
         left.legend(frameon=False)
         right.plot(*psnr.T, "o-", color=ORANGE, ms=3.5)

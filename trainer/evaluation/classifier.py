@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from trainer.data import FaceData
-from trainer.hardware.device import Placement
+from trainer.hardware.device import Placement, seeded
 from trainer.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -142,8 +142,7 @@ def classifier_of(folder: Path, data: FaceData, place: Placement) -> Classifier:
 def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 0) -> Classifier:
     """Trains on the train split and measures the accuracy on the test split."""
     labels, rows, random = data.index.labels, data.rows("train"), np.random.default_rng(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = place.module(Network(labels.shape[1]))
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
         batch_size = min(BATCH_SIZE, max(MIN_BATCH_SIZE, len(rows) // BATCHES_AN_EPOCH), len(rows))

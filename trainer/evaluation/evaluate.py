@@ -20,7 +20,7 @@ from trainer import run_folder
 from trainer.artifacts.model_card import write_card
 from trainer.data import SPLITS, FaceData
 from trainer.errors import ConfigError, RunError
-from trainer.evaluation import encoding, figures, generation, prediction, reconstruction, report, vectors
+from trainer.evaluation import figures, generation, latent_space, prediction, reconstruction, report
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, classifier_of
 from trainer.evaluation.edits import curves
 from trainer.evaluation.edits import figures as edit_figures
@@ -195,7 +195,7 @@ def _measure(evaluation: Evaluation, encode: Callable[[Placement], EncodedRun], 
     with run_folder.occupied(out, _FILE_BYTES):
         began = time.monotonic()
         encoded = encode(place)
-        samples = encoding.posterior_samples(encoded.mu, encoded.log_var, options.seed)
+        samples = latent_space.posterior_samples(encoded.mu, encoded.log_var, options.seed)
         splits = Split(encoded.train_mu, encoded.train_labels), Split(encoded.mu, encoded.labels)
 
         metrics: dict[str, Any] = {"evaluation": {}}
@@ -203,9 +203,9 @@ def _measure(evaluation: Evaluation, encode: Callable[[Placement], EncodedRun], 
         metrics["reconstruction"] = reconstruction.measure(encoded, networks)
         metrics["generation"] = generation.measure(encoded, networks, options)
         logger.info("encoding and attributes")
-        metrics["encoding"] = {"split": "test", **encoding.summary(encoded.mu, encoded.log_var, samples)}
+        metrics["encoding"] = {"split": "test", **latent_space.summary(encoded.mu, encoded.log_var, samples)}
         metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))
-        metrics["vectors"] = attempt(lambda: vectors.correlation(encoded.directions))
+        metrics["vectors"] = attempt(lambda: latent_space.correlation(encoded.directions))
         logger.info("edits")
         metrics |= edits(encoded, evaluation, networks, judge)
         logger.info("figures")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.errors import InvalidRequest
 from engine.latents import FITTED, MIXTURE, Conditions, Gaussian, can_condition, linear, spherical
-from trainer.evaluation import charts, encoding, grids, vectors
+from trainer.evaluation import charts, grids, latent_space
 from trainer.evaluation.charts import readable
 from trainer.evaluation.edits.curves import JUDGED_ATTRIBUTES
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
@@ -128,7 +128,7 @@ def _conditions(encoded: EncodedRun, folder: Path, seed: int) -> Iterator[Figure
 
 
 def _encoding(encoded: EncodedRun, measured: dict[str, Any], folder: Path, seed: int) -> Iterator[Figure]:
-    samples = encoding.posterior_samples(encoded.mu, encoded.log_var, seed)
+    samples = latent_space.posterior_samples(encoded.mu, encoded.log_var, seed)
     charts.save_encoding_distribution(folder / "encoding_distribution.png", encoded.mu, samples)
     look_for = (
         "Where z (filled) follows the black curve, samples from N(0, I) land where the decoder was trained; mu (line) "
@@ -145,7 +145,7 @@ def _encoding(encoded: EncodedRun, measured: dict[str, Any], folder: Path, seed:
 def _interpolations(encoded: EncodedRun, folder: Path, seed: int) -> Iterator[Figure]:
     if len(encoded.mu) < 2:
         return
-    pairs = vectors.pairs(len(encoded.mu), NUM_INTERPOLATIONS, seed)
+    pairs = latent_space.pairs(len(encoded.mu), NUM_INTERPOLATIONS, seed)
     start, end = encoded.mu[pairs[:, 0]], encoded.mu[pairs[:, 1]]
 
     def strips(latents: Floats) -> list[Images]:
@@ -201,7 +201,7 @@ def _correlation(measured: dict[str, Any], folder: Path) -> Iterator[Figure]:
 
 def _map(encoded: EncodedRun, folder: Path, seed: int) -> Iterator[Figure]:
     try:
-        places = vectors.tsne(encoded.mu, seed)
+        places = latent_space.tsne(encoded.mu, seed)
     except SkippedError:  # too few images
         return
     title = f"t-SNE of the posterior means of {len(places):,} test images"

@@ -14,8 +14,6 @@ from trainer.evaluation.charts import readable
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.prediction import mean_of
 
-TEMPLATE = "report.html.jinja"
-
 
 class Headline(NamedTuple):
     """A number that a run is known by."""
@@ -314,7 +312,7 @@ def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]],
     )
     lines = headlines(metrics)
     sections = ("edits", "faces", "figures")
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template("report.html.jinja").render(
         metrics,
         name=name,
         verdict=verdict(metrics),
