@@ -4,7 +4,6 @@ evaluate        the order of the measures, and what is written
 options         how to judge
 encoded_run     a run and the images that it is judged on, encoded once
 networks        VGG19, LPIPS and Inception, from files, the hub cache or a download, or why there are none
-inception       Inception, in torch-fidelity's and clean-fid's layouts
 classifier      sees attributes in images; trained on the data, never on latents
 identity        face recognition
 reconstruction  PSNR, SSIM, LPIPS, VGG19 distances

@@ -151,17 +151,19 @@ def save_accuracy_bars(path: Path, title: str, accuracy: Mapping[str, float], ma
         axis.legend(loc="lower right", framealpha=0.9)
 
 
-def save_training_curves(
-    path: Path, losses: NDArray[np.float64], validation: NDArray[np.float64], psnr: NDArray[np.float64]
-) -> None:
-    """Writes the loss of training and of validation, and the PSNR of validation in dB: (R, 2), steps and values."""
+Points = Sequence[tuple[int, float]]  # steps and values
+
+
+def save_training_curves(path: Path, losses: Points, validation: Points, psnr: Points) -> None:
+    """Writes the loss of training and of validation, and the PSNR of validation in dB, by step."""
+    losses_xy, validation_xy, psnr_xy = (np.reshape(points, (-1, 2)).T for points in (losses, validation, psnr))
     with canvas(path, 10, 3.2, 1, 2) as (_, axes):
         left, right = axes[0]
-        left.plot(*losses.T, color=BLUE, lw=1.2, label="training")
-        left.plot(*validation.T, "o-", color=ORANGE, ms=3.5, label="validation, at mu, without the attribute term")
+        left.plot(*losses_xy, color=BLUE, lw=1.2, label="training")
+        left.plot(*validation_xy, "o-", color=ORANGE, ms=3.5, label="validation, at mu, without the attribute term")
         left.set(xlabel="step", ylabel="loss", yscale="log")
         left.set_title("Loss", loc="left")
         left.legend(frameon=False)
-        right.plot(*psnr.T, "o-", color=ORANGE, ms=3.5)
+        right.plot(*psnr_xy, "o-", color=ORANGE, ms=3.5)
         right.set(xlabel="step", ylabel="PSNR of val images, dB")
         right.set_title("Reconstruction", loc="left")

@@ -148,6 +148,14 @@ class EncodedRun:
             images[some] = self.autoencoder.decode(latents[some])
         return images
 
+    def edit(self, latents: Floats, target: str | Floats, strength: float, keep: Sequence[str] = ()) -> Images:
+        """Latents (L, D) edited as the server edits them, and decoded: (L, S, S, 3).
+
+        The target is an attribute, or a direction (D,) of another kind than the run's own; `keep` are attributes that
+        must stay.
+        """
+        return self.decode(latents + self.directions.move([(target, strength)], keep).step)
+
 
 def _encode(autoencoder: Autoencoder, data: FaceData, split: str) -> tuple[Floats, Floats | None]:
     """Posteriors of a split's R images: mu (R, D), and log variances (R, D) where there are."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.errors import InvalidRequest
 from engine.latents import FITTED, MIXTURE, Conditions, Gaussian, can_condition, linear, spherical
@@ -46,13 +45,11 @@ def training_curves(log: Path, folder: Path) -> list[Figure]:
     with contextlib.suppress(OSError, ValueError):  # there is none, or an interruption tore its last line
         records += map(json.loads, log.read_text().splitlines())
 
-    def points(value_of: Callable[[dict[str, Any]], float | None]) -> NDArray[np.float64]:
-        found = [(record["step"], value) for record in records if (value := value_of(record)) is not None]
-        return np.array(found, np.float64).reshape(-1, 2)
-
-    losses = points(lambda record: record.get("loss", {}).get("total"))
-    validation, psnr = points(lambda record: record.get("val_loss")), points(lambda record: record.get("val_psnr"))
-    if not len(losses) and not len(psnr):
+    losses = [(record["step"], record["loss"]["total"]) for record in records if "loss" in record]
+    validation, psnr = (
+        [(record["step"], record[name]) for record in records if name in record] for name in ("val_loss", "val_psnr")
+    )
+    if not losses and not psnr:
         return []
     charts.save_training_curves(folder / "training_curves.png", losses, validation, psnr)
     look_for = (

@@ -163,7 +163,7 @@ def distances(
         for side, sign in SIDES.items():
             faces = test.lacking(name, sign, DISTANCE_FACES)
             if len(faces):
-                before, after = (test.draw(faces, name, size) for size in (0.0, sign * strength))
+                before, after = (test.encoded.edit(test.mu[faces], name, size) for size in (0.0, sign * strength))
                 edits[f"{side} {name}"] = compare(sees, before, after)
     some = test.encoded.decode(test.mu[:DISTANCE_FACES])
     return {

@@ -46,9 +46,7 @@ def draw(encoded: EncodedRun, measured: dict[str, Any], unsure: list[str], folde
 
 def _edited(encoded: EncodedRun, rows: list[int], name: str, strengths: Iterable[float]) -> list[Images]:
     """One strip a test face: (strengths, S, S, 3)."""
-    moves = [encoded.directions.move([(name, strength)]) for strength in strengths]
-    columns = [encoded.decode(encoded.mu[rows] + move.step) for move in moves]
-    return list(np.stack(columns, axis=1))
+    return list(np.stack([encoded.edit(encoded.mu[rows], name, strength) for strength in strengths], axis=1))
 
 
 def _strips(encoded: EncodedRun, names: Iterable[str], folder: Path) -> Iterator[Figure]:
