@@ -176,18 +176,13 @@ def directions_of(
     if not (enough & asked).any():
         return []
     vectors = KINDS[kind](mu, labels[:, used]).astype(np.float32)
-    return [
-        Direction(
-            attributes[column],
-            vector,
-            int(positives[column]),
-            int(negatives[column]),
-            kind,
-            _sides(mu, labels[:, column], vector),
-        )
-        for column, vector in zip(used, vectors, strict=True)
-        if asked[column]
-    ]
+    found = []
+    for column, vector in zip(used, vectors, strict=True):
+        if asked[column]:
+            counts = int(positives[column]), int(negatives[column])
+            sides = _sides(mu, labels[:, column], vector)
+            found.append(Direction(attributes[column], vector, *counts, kind, sides))
+    return found
 
 
 def _sides(mu: NDArray[np.float32], has: NDArray[np.bool_], vector: NDArray[np.float32]) -> tuple[float, float] | None:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CLASSIFIER = "classifier.safetensors"
 VERSION = "2"
+DESCRIBED = ("attributes", "accuracy", "majority")  # what a file has besides the weights, as JSON
 NUM_IMAGES = 54_000  # images that it sees in training, if that makes 2 to 20 epochs
 BATCH_SIZE, MIN_BATCH_SIZE, BATCHES_AN_EPOCH = 128, 8, 8
 """Images a step; fewer on small data, so that an epoch has steps enough to be learnt from."""
@@ -101,13 +102,8 @@ class Classifier:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Writes the weights, with everything else in the file's metadata."""
-        metadata = {
-            "version": VERSION,
-            "fingerprint": fingerprint,
-            "attributes": json.dumps(self.attributes),
-            "accuracy": json.dumps(self.accuracy),
-            "majority": json.dumps(self.majority),
-        }
+        described = {name: json.dumps(getattr(self, name)) for name in DESCRIBED}
+        metadata = {"version": VERSION, "fingerprint": fingerprint, **described}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
 
@@ -119,13 +115,12 @@ class Classifier:
                 metadata = file.metadata()
                 if (metadata["version"], metadata["fingerprint"]) != (VERSION, fingerprint):
                     return None
-                attributes = tuple(json.loads(metadata["attributes"]))
+                attributes, accuracy, majority = (json.loads(metadata[name]) for name in DESCRIBED)
                 network = Network(len(attributes))
                 network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, RuntimeError):  # RuntimeError: of another architecture
             return None
-        accuracy, majority = json.loads(metadata["accuracy"]), json.loads(metadata["majority"])
-        return cls(place.module(network).eval(), attributes, accuracy, majority, place)
+        return cls(place.module(network).eval(), tuple(attributes), accuracy, majority, place)
 
 
 def classifier_of(folder: Path, data: FaceData, place: Placement) -> Classifier:

@@ -80,7 +80,7 @@ def _walks(encoded: EncodedRun, folder: Path) -> Figure:
 def _curves(measured: dict[str, Any], folder: Path) -> Figure:
     attributes, share, file = measured["attributes"], measured["kept_share"], "edit_curves.png"
     width, height = 4.2 * len(SIDES), 3.4 * len(attributes) + 0.5
-    with charts.canvas(folder / file, width, height, len(attributes), len(SIDES)) as (figure, axes):
+    with charts.canvas(folder / file, width, height, len(attributes), len(SIDES), squeeze=False) as (figure, axes):
         for row, (name, sides) in zip(axes, attributes.items(), strict=True):
             for axis, (side, kinds) in zip(row, sides.items(), strict=True):
                 _curve(axis, kinds, measured["served"], share)
