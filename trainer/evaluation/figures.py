@@ -15,6 +15,7 @@ from engine.latents import FITTED, MIXTURE, Conditions, Gaussian, can_condition,
 from trainer.evaluation import charts, grids, latent_space
 from trainer.evaluation.charts import readable
 from trainer.evaluation.edits.curves import JUDGED_ATTRIBUTES
+from trainer.evaluation.edits.faces import preferred
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.options import Options
@@ -99,8 +100,7 @@ SAMPLES = {
 
 def _conditions(encoded: EncodedRun, folder: Path, seed: int) -> Iterator[Figure]:
     directions = encoded.directions
-    known = [name for name in directions.names if can_condition(directions, name)]
-    names = [name for name in JUDGED_ATTRIBUTES if name in known] or known[: len(JUDGED_ATTRIBUTES)]
+    names = preferred(JUDGED_ATTRIBUTES, [name for name in directions.names if can_condition(directions, name)])
     if not names:
         return
     latents = next(iter(encoded.priors.values())).draw(grids.COLUMNS, seed)

@@ -16,7 +16,7 @@ from trainer.artifacts.directions import KINDS, directions_of
 from trainer.evaluation import identity, reconstruction
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits import conditions, matrix
-from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, EditedFaces
+from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, EditedFaces, preferred
 from trainer.evaluation.edits.quality import EditQuality, best_strength
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
 from trainer.evaluation.networks import MetricNetwork, MetricNetworks
@@ -87,8 +87,7 @@ def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: 
 
 def judged(test: EditedFaces) -> list[str]:
     """Those of `JUDGED_ATTRIBUTES` that can be edited; where there is none, the first attributes that can."""
-    wanted = [name for name in JUDGED_ATTRIBUTES if name in test.names]
-    return wanted or list(test.names[: len(JUDGED_ATTRIBUTES)])
+    return preferred(JUDGED_ATTRIBUTES, test.names)
 
 
 def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[str, Any]:

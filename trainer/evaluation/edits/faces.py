@@ -23,6 +23,11 @@ SIDES = {"adding": 1, "removing": -1}  # what can be done with an attribute, and
 MAX_EDITED = 500  # faces a direction at most that edits are judged on
 
 
+def preferred(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Those of the wanted attributes that are known; where there is none, as many of the first known ones."""
+    return [name for name in wanted if name in known] or list(known[: len(wanted)])
+
+
 @dataclass(frozen=True)
 class EditedFaces:
     """Faces of one split, and how the judge sees them before and after edits."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from trainer.evaluation import charts, grids
 from trainer.evaluation.charts import readable
-from trainer.evaluation.edits.faces import SIDES
+from trainer.evaluation.edits.faces import SIDES, preferred
 from trainer.evaluation.encoded_run import EncodedRun, Images
 from trainer.evaluation.grids import Figure
 
@@ -67,8 +67,7 @@ def _strips(encoded: EncodedRun, names: Iterable[str], folder: Path) -> Iterator
 
 
 def _walks(encoded: EncodedRun, folder: Path) -> Figure:
-    known = encoded.directions.names
-    names = [name for name in WALKED if name in known] or list(known[: len(WALKED)])
+    names = preferred(WALKED, encoded.directions.names)
     rows = [_edited(encoded, [0], name, WALK_STRENGTHS)[0] for name in names]
     file, title = "edit_walks.png", "Walks along attribute vectors"
     across = [f"{strength:+.1f}" if strength else "unedited" for strength in WALK_STRENGTHS]
