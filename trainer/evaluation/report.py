@@ -148,7 +148,15 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
         if rescored.get("target") is not None:
             meaning = f"Change of the classifier's logits, averaged over {len(part['rescoring']['edited'])} attributes."
             found.append(_line(name, rescored, "{target:.2f} sigma wanted, {others:.2f} elsewhere", meaning))
-    return [*found, *_conditions(part["conditions"]), *_best_strengths(part["curves"]), *_distances(part["distances"])]
+    lpips, identity = part["distances"]["lpips"], part["distances"]["identity"]
+    same = "Cosine similarity that a face recognition network gives an edited face and its unedited reconstruction"
+    return [
+        *found,
+        *_conditions(part["conditions"]),
+        *_best_strengths(part["curves"]),
+        _distance("LPIPS of edits", lpips, "How different faces are before and after an edit"),
+        _distance("Same person after edits", identity, same),
+    ]
 
 
 def _conditions(part: dict[str, Any]) -> list[Headline]:
@@ -186,23 +194,11 @@ def _best_strengths(part: dict[str, Any]) -> list[Headline]:
     return found
 
 
-DISTANCES = {
-    "lpips": ("LPIPS of edits", "How different faces are before and after an edit"),
-    "identity": (
-        "Same person after edits",
-        "Cosine similarity that a face recognition network gives an edited face and its unedited reconstruction",
-    ),
-}
-"""Name and meaning of how far edits move faces, by key."""
-
-
-def _distances(part: dict[str, Any]) -> list[Headline]:
-    found = []
-    for key, (name, meaning) in DISTANCES.items():
-        edits = ", ".join(f"{readable(edit)} {value:.3g}" for edit, value in part[key].get("edits", {}).items())
-        value = f"{edits}; different faces {{different_faces:.3g}}"
-        found.append(_line(name, part[key], value, f"{meaning}; different people are there to compare with."))
-    return found
+def _distance(name: str, part: dict[str, Any], meaning: str) -> Headline:
+    """How far edits move faces."""
+    edits = ", ".join(f"{readable(edit)} {value:.3g}" for edit, value in part.get("edits", {}).items())
+    value = f"{edits}; different faces {{different_faces:.3g}}"
+    return _line(name, part, value, f"{meaning}; different people are there to compare with.")
 
 
 NETWORKS = {"fid": "FID", "frechet_vgg19": "Fréchet distance on VGG19", "recognition": "Fréchet distance of faces"}
