@@ -29,9 +29,7 @@ from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 
 Images = NDArray[np.uint8]  # (N, S, S, 3) uint8 RGB
 Floats = NDArray[np.float32]
-
-KIND: Kind = "adjusted"
-"""Of the directions that are computed for networks of other projects."""
+KIND: Kind = "adjusted"  # of the directions that are computed for networks of other projects
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ BACKBONES: dict[tuple[int, ...], tuple[Literal["alex", "vgg"], str]] = {
 """LPIPS's name of a network and its own, by the shape of its first kernels."""
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 """Of torchvision's AlexNet_Weights.IMAGENET1K_V1, whose module takes seconds to import."""
-SIDE, NUM_FEATURES = 299, 2048
-"""Of Inception."""
+SIDE, NUM_FEATURES = 299, 2048  # of Inception
 RESIZE: dict[Resizing, Callable[[Tensor], Tensor]] = {
     "clean": lambda levels: F.interpolate(levels, SIDE, mode="bicubic", antialias=True).clamp(0, 255),
     "tensorflow": lambda levels: interpolate_bilinear_2d_like_tensorflow1x(levels, (SIDE, SIDE), align_corners=False),

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from trainer.evaluation.prediction import balanced_accuracy, mean_of
 
-Logits = NDArray[np.float32]
-"""(N, A)."""
+Logits = NDArray[np.float32]  # (N, A)
 
 
 @dataclass(frozen=True)
