@@ -109,18 +109,18 @@ def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[st
     stored = {kind for name, kind in zip(directions.names, directions.kinds, strict=True) if name in names}
     served = stored.pop() if len(stored) == 1 and stored <= set(KINDS) else "served"
     kinds: dict[str, dict[str, Floats]] = {}
-    for kind in KINDS if compare else ():
-        computed = directions_of(encoded.train_mu, encoded.train_labels, encoded.attributes, kind, names)
-        kinds[kind] = {direction.name: direction.vector for direction in computed}
+    for each in KINDS if compare else ():
+        computed = directions_of(encoded.train_mu, encoded.train_labels, encoded.attributes, each, names)
+        kinds[each] = {direction.name: direction.vector for direction in computed}
     kinds[served] = {name: directions[name] for name in names}
     found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
     work = [(name, side, kind) for name in names for side in SIDES for kind in kinds if name in kinds[kind]]
-    for name, side, of in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False, disable=None):
-        vector, strengths = kinds[of][name], [SIDES[side] * size for size in STRENGTHS]
+    for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False, disable=None):
+        vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
         points, tried = (_curve(split, name, vector, strengths) for split in (test, val))
         strength = best_strength(tried, KEPT_SHARE)
         best = None if strength is None else asdict(_curve(test, name, vector, [strength])[0])
-        found[name][side][of] = {
+        found[name][side][kind] = {
             "points": [asdict(point) for point in points],
             "best": best if best and best["faces"] else None,
         }
