@@ -50,5 +50,4 @@ def encode(
 def decode(decoder: Callable[[Tensor], Tensor], latents: NDArray[np.float32], place: Placement) -> NDArray[np.uint8]:
     """Images (N, S, S, 3) uint8 of one batch of latents (N, D), by a decoder to (N, 3, S, S) in [0, 1] on `place`."""
     decoded = decoder(torch.from_numpy(latents).to(place.device)).float()
-    images: NDArray[np.uint8] = decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
-    return images
+    return decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()

@@ -51,9 +51,8 @@ def save_grid(
 
 def save_reconstructions(path: Path, originals: Images, reconstructions: Images) -> None:
     """Writes pairs of rows of `COLUMNS` at most: originals above, their reconstructions below."""
-    rows = []
-    for start in range(0, max(1, len(originals) - COLUMNS + 1), COLUMNS):
-        rows += [originals[start : start + COLUMNS], reconstructions[start : start + COLUMNS]]
+    starts = range(0, max(1, len(originals) - COLUMNS + 1), COLUMNS)
+    rows = [images[start : start + COLUMNS] for start in starts for images in (originals, reconstructions)]
     labels = ("original", "reconstruction") * (len(rows) // 2)
     save_grid(path, "Held-out images and their reconstructions", rows, down=labels)
 

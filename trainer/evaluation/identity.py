@@ -79,8 +79,7 @@ class Recogniser:
         whole = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
         theta = torch.tensor([[[right - left, 0.0, left + right - 1], [0.0, bottom - top, top + bottom - 1]]])
         places = F.affine_grid(theta.expand(len(images), -1, -1), [len(images), 3, side, side], align_corners=False)
-        chips: Floats = F.grid_sample(whole, places, padding_mode="border", align_corners=False).numpy()
-        return chips
+        return F.grid_sample(whole, places, padding_mode="border", align_corners=False).numpy()
 
 
 def recogniser(weights: Path | None) -> tuple[Recogniser, str, Path]:

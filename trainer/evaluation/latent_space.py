@@ -38,8 +38,7 @@ def posterior_samples(mu: Floats, log_var: Floats | None, seed: int) -> Floats:
 def kl_per_dimension(mu: Floats, log_var: Floats) -> NDArray[np.float64]:
     """KL(q(z|x) || N(0, I)) of each dimension, averaged over images, in nats, (D,)."""
     kl = kl_divergence(torch.from_numpy(mu).double(), torch.from_numpy(log_var).double())
-    mean: NDArray[np.float64] = kl.mean(0).numpy()
-    return mean
+    return kl.mean(0).numpy()
 
 
 def summary(mu: Floats, log_var: Floats | None, samples: Floats) -> dict[str, Any]:
