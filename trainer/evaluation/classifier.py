@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from trainer.artifacts.encode import batches
 from trainer.data import FaceData
 from trainer.hardware.device import Placement, seeded
 from trainer.run_folder import write_atomically
@@ -63,11 +64,11 @@ class Classifier:
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Of images (N, S, S, 3), averaged over each and its mirror image: (N, A), above 0 where it sees it."""
         logits = np.empty((len(images), len(self.attributes)), np.float32)
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = self.place.images(images[start : start + BATCH_SIZE])
+        for some in batches(len(images), "judging images", BATCH_SIZE):
+            batch = self.place.images(images[some])
             with self.place.autocast():
                 both = self.network(batch) + self.network(batch.flip(-1))
-            logits[start : start + BATCH_SIZE] = (both.float() / 2).cpu().numpy()
+            logits[some] = (both.float() / 2).cpu().numpy()
         return logits
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -176,11 +176,8 @@ def vgg19(weights: Path | None, place: Placement) -> tuple[Features, str, Path]:
     if weights == RANDOM:
         raise ConfigError("--vgg-weights random: measures nothing that could be compared; give a file, or --skip vgg")
     backbone = load_backbone(VGG_TAPS, weights, seed=0)
-    return (
-        Features(backbone, place),
-        f"{backbone.source}, at {', '.join(VGG_TAPS)}",
-        weights or pretrained.cached(IMAGENET_URL),
-    )
+    description = f"{backbone.source}, at {', '.join(VGG_TAPS)}"
+    return Features(backbone, place), description, weights or pretrained.cached(IMAGENET_URL)
 
 
 def lpips(weights: Path | None) -> tuple[nn.Module, str, Path]:
