@@ -22,8 +22,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation import generation
 from trainer.evaluation.encoded_run import EncodedRun
 from trainer.evaluation.generation import Comparison, image_sets, measure
-from trainer.evaluation.inception import inception
-from trainer.evaluation.networks import MetricNetwork, MetricNetworks
+from trainer.evaluation.networks import MetricNetwork, MetricNetworks, inception
 from trainer.evaluation.options import Options
 from trainer.hardware.device import Placement
 from trainer.run_folder import sha256_of

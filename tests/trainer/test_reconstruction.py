@@ -10,8 +10,7 @@ from torchvision.models import alexnet, vgg19
 from trainer.config import RANDOM
 from trainer.errors import ConfigError
 from trainer.evaluation import networks
-from trainer.evaluation.inception import inception
-from trainer.evaluation.networks import MetricNetwork, MetricNetworks
+from trainer.evaluation.networks import MetricNetwork, MetricNetworks, inception
 from trainer.evaluation.options import Options
 from trainer.evaluation.reconstruction import feature_distance, lpips_distance, pixel_metrics
 from trainer.evaluation.skipped import SkippedError

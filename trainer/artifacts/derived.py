@@ -154,9 +154,9 @@ def write_directions(
         RunError: the file cannot be read or written.
     """
     path, model_sha256 = folder / DIRECTIONS, sha256_of(folder / MODEL)
-    before, metadata = load_directions(path) if path.exists() else ([], {})
-    new = {direction.name: direction for direction in found}
-    left = [direction.name for direction in before if direction.name not in new and direction.name not in without]
+    stored, metadata = load_directions(path)
+    before, new = ({direction.name: direction for direction in directions} for directions in (stored, found))
+    left = [name for name in before if name not in new and name not in without]
     outdated = [] if belongs(path, model_sha256) else left
     if outdated:
         logger.warning(
@@ -165,16 +165,14 @@ def write_directions(
             *(", ".join(outdated), run_folder.directions_command(folder)),
         )
     kept = [name for name in left if name not in outdated]
-    rows = [new.get(d.name, d) for d in before if d.name in new or d.name in kept]
-    rows += [direction for direction in found if direction not in rows]
+    rows = [*({name: before[name] for name in before if name in kept or name in new} | new).values()]
     splits = [*(metadata.get("split", "").split(", ") if kept else []), *([split] if found or not kept else [])]
     joined = ", ".join(dict.fromkeys(splits))
     run_folder.write_atomically(path, lambda file: save_directions(file, rows, latent_dim, joined, model_sha256))
     write_card(folder)
-    had = {direction.name for direction in before}
     changes = {
-        "added": [name for name in new if name not in had],
-        "replaced": [name for name in new if name in had],
+        "added": [name for name in new if name not in before],
+        "replaced": [name for name in new if name in before],
         "kept": kept,
         "dropped": [*without, *outdated],
     }

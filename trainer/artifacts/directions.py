@@ -104,12 +104,11 @@ def adjusted_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> 
     standard = (labels - labels.mean(0)) / labels.std(0)
     correlation = standard.T @ standard / count
     moments = standard.T @ mu / count  # (A, D); the mean of mu does not matter, as the columns of `standard` sum to 0
-    effects = []
-    for attribute in range(attributes):
-        penalty = np.full(attributes, ADJUSTMENT_PENALTY)
-        penalty[attribute] = 0.0
-        effects.append(np.linalg.solve(correlation + np.diag(penalty), moments)[attribute])
-    return _of_length(np.reshape(effects, (attributes, mu.shape[1])), mean_differences(mu, labels))
+    effects = [
+        np.linalg.solve(correlation + np.diag(penalty), moments)[attribute]
+        for attribute, penalty in enumerate(ADJUSTMENT_PENALTY * (1 - np.eye(attributes)))
+    ]
+    return _of_length(np.array(effects), mean_differences(mu, labels))
 
 
 def svm_normals(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
@@ -130,7 +129,7 @@ def svm_normals(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
     spread = np.maximum(mu.std(0, dtype=np.float64), 1e-12)
     inputs = mu / spread
     normals = [linear_svm.fit(inputs, has, SVM_C, balanced=True)[0] / spread for has in labels.T]
-    return _of_length(np.reshape(normals, (labels.shape[1], mu.shape[1])), mean_differences(mu, labels))
+    return _of_length(np.array(normals), mean_differences(mu, labels))
 
 
 def _of_length(vectors: Vectors, references: Vectors) -> Vectors:
@@ -177,18 +176,13 @@ def directions_of(
     if not (enough & asked).any():
         return []
     vectors = KINDS[kind](mu, labels[:, used]).astype(np.float32)
-    return [
-        Direction(
-            attributes[column],
-            vector,
-            int(positives[column]),
-            int(negatives[column]),
-            kind,
-            _sides(mu, labels[:, column], vector),
-        )
-        for column, vector in zip(used, vectors, strict=True)
-        if asked[column]
-    ]
+    found = []
+    for column, vector in zip(used, vectors, strict=True):
+        if asked[column]:
+            counts = int(positives[column]), int(negatives[column])
+            sides = _sides(mu, labels[:, column], vector)
+            found.append(Direction(attributes[column], vector, *counts, kind, sides))
+    return found
 
 
 def _sides(mu: NDArray[np.float32], has: NDArray[np.bool_], vector: NDArray[np.float32]) -> tuple[float, float] | None:
@@ -228,11 +222,13 @@ def load_directions(path: Path) -> tuple[list[Direction], dict[str, str]]:
     """Reads what `save_directions` wrote, in this version or before.
 
     Returns:
-        The directions, and the metadata.
+        The directions, and the metadata; empty where there is no file.
 
     Raises:
         RunError: the file is torn, or holds no directions.
     """
+    if not path.exists():
+        return [], {}
     try:
         with safe_open(path, framework="np") as file:
             metadata: dict[str, str] = file.metadata() or {}

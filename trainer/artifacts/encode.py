@@ -5,7 +5,7 @@ Shapes: N images, R rows, S image side, D latent_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -19,14 +19,20 @@ from trainer.model import VAE
 BATCH_IMAGES = 128
 
 
+def batches(count: int, what: str, size: int = 32) -> Iterator[slice]:
+    """Slices of `size` at most that cover `count` images, with a progress bar where it takes a few seconds."""
+    for start in tqdm(range(0, count, size), what, unit="batch", delay=3, leave=False, disable=None):
+        yield slice(start, start + size)
+
+
 @torch.no_grad()
 def encode(
     model: VAE, images: NDArray[np.uint8], rows: NDArray[np.int64], place: Placement
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Posteriors of some rows of a packed array, in FP32 and evaluation mode.
+    """Posteriors of some rows of a packed array, in FP32.
 
     Args:
-        model: the VAE; its mode is left as it was.
+        model: the VAE, in evaluation mode.
         images: (N, S, S, 3) uint8.
         rows: which of them, (R,).
         place: the model's.
@@ -34,14 +40,9 @@ def encode(
     Returns:
         mu and log_var, each (R, D) float32.
     """
-    training = model.training
-    model.eval()
     mu, log_var = (np.empty((len(rows), model.config.latent_dim), np.float32) for _ in range(2))
-    for start in tqdm(range(0, len(rows), BATCH_IMAGES), "encoding", unit="batch", delay=3, leave=False, disable=None):
-        batch = slice(start, start + BATCH_IMAGES)
-        posterior = model.encoder(place.images(images[rows[batch]]))
-        mu[batch], log_var[batch] = posterior.mu.float().cpu().numpy(), posterior.log_var.float().cpu().numpy()
-    model.train(training)
+    for some in batches(len(rows), "encoding", BATCH_IMAGES):
+        mu[some], log_var[some] = (part.cpu().numpy() for part in model.encoder(place.images(images[rows[some]])))
     return mu, log_var
 
 
@@ -49,5 +50,4 @@ def encode(
 def decode(decoder: Callable[[Tensor], Tensor], latents: NDArray[np.float32], place: Placement) -> NDArray[np.uint8]:
     """Images (N, S, S, 3) uint8 of one batch of latents (N, D), by a decoder to (N, 3, S, S) in [0, 1] on `place`."""
     decoded = decoder(torch.from_numpy(latents).to(place.device)).float()
-    images: NDArray[np.uint8] = decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
-    return images
+    return decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()

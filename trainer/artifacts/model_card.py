@@ -15,17 +15,13 @@ from trainer.run_folder import CARD, DIRECTIONS, EVALUATION, MODEL, sha256_of
 
 MARKER = "<!-- Written by the trainer, and renewed by it; delete this line to keep a text of your own. -->"
 
-FIGURES: dict[str, tuple[str, tuple[str, ...], int]] = {
-    "psnr": ("PSNR of reconstructions, dB", ("reconstruction", "psnr_db"), 2),
-    "ssim": ("SSIM of reconstructions", ("reconstruction", "ssim"), 3),
-    "lpips": ("LPIPS of reconstructions", ("reconstruction", "lpips", "lpips"), 3),
-    "fid": ("FID of samples", ("generation", "fid", "distance", "mixture"), 1),
-    "frechet_vgg19": (
-        "Fréchet distance of samples on VGG19",
-        ("generation", "frechet_vgg19", "distance", "mixture"),
-        1,
-    ),
-    "accuracy": ("Attributes read off the latents, mean accuracy", ("attribute_prediction", "accuracy_mean"), 4),
+FIGURES = {
+    "psnr": ("PSNR of reconstructions, dB", "reconstruction.psnr_db", 2),
+    "ssim": ("SSIM of reconstructions", "reconstruction.ssim", 3),
+    "lpips": ("LPIPS of reconstructions", "reconstruction.lpips.lpips", 3),
+    "fid": ("FID of samples", "generation.fid.distance.mixture", 1),
+    "frechet_vgg19": ("Fréchet distance of samples on VGG19", "generation.frechet_vgg19.distance.mixture", 1),
+    "accuracy": ("Attributes read off the latents, mean accuracy", "attribute_prediction.accuracy_mean", 4),
 }
 """Figures of metrics.json that the card shows: by Hugging Face's name of the metric, ours, the place and the digits."""
 
@@ -42,7 +38,7 @@ def write_card(run: Path) -> None:
     if path.exists() and MARKER not in path.read_text(encoding="utf-8", errors="replace"):
         return
     config, resolved = run_folder.load_config(run)
-    directions = load_directions(run / DIRECTIONS)[0] if (run / DIRECTIONS).exists() else []
+    directions, _ = load_directions(run / DIRECTIONS)
     measured = Measured.of(run)
     text = Card(
         name=run.resolve().name,
@@ -127,19 +123,19 @@ class Measured:
             metrics = json.loads((run / EVALUATION).read_text())
         except (OSError, ValueError):
             return cls("", [])
-        weights = _at(metrics, "evaluation", "files", MODEL)
+        weights = (_at(metrics, "evaluation.files") or {}).get(MODEL)
         if weights is not None and weights != sha256_of(run / MODEL):
             return cls("", [])
         found = []
-        for kind, (name, keys, digits) in FIGURES.items():
-            value = _at(metrics, *keys)
+        for kind, (name, place, digits) in FIGURES.items():
+            value = _at(metrics, place)
             if isinstance(value, (int, float)):
                 found.append({"type": kind, "name": name, "value": round(value, digits)})
-        return cls(_at(metrics, "evaluation", "data", "name") or "", found)
+        return cls(_at(metrics, "evaluation.data.name") or "", found)
 
 
-def _at(values: Any, *keys: str) -> Any:
-    """A value in nested dictionaries; None if there is none."""
-    for key in keys:
+def _at(values: Any, place: str) -> Any:
+    """A value in nested dictionaries, by its keys with dots between; None if there is none."""
+    for key in place.split("."):
         values = values.get(key) if isinstance(values, dict) else None
     return values

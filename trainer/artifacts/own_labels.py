@@ -153,8 +153,7 @@ def drop(run: Path, names: Sequence[str]) -> str:
     """
     config, _ = run_folder.load_config(run)
     with run_folder.occupied(run, _FILE_BYTES):
-        path = run / DIRECTIONS
-        known = [direction.name for direction in load_directions(path)[0]] if path.exists() else []
+        known = [direction.name for direction in load_directions(run / DIRECTIONS)[0]]
         if unknown := [name for name in names if name not in known]:
             has = ", ".join(known) or "none at all"
             raise RunError(f"--drop {' '.join(unknown)}: {run} has no such directions; it has {has}")

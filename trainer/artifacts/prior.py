@@ -135,14 +135,12 @@ def fit_mixture(latents: NDArray[np.float64]) -> Tensors:
 def _likelihood(
     latents: NDArray[np.float64], weights: NDArray[Any], means: NDArray[Any], factors: NDArray[Any]
 ) -> float:
-    """Mean log-likelihood of latents under a mixture, but for a constant."""
-    from scipy.linalg import solve_triangular  # noqa: PLC0415
+    """Mean log-likelihood of latents under a mixture."""
     from scipy.special import logsumexp  # noqa: PLC0415
+    from scipy.stats import Covariance, multivariate_normal  # noqa: PLC0415
 
     terms = [
-        np.log(weight)
-        - np.log(np.diag(factor)).sum()
-        - 0.5 * (solve_triangular(factor, (latents - mean).T, lower=True) ** 2).sum(axis=0)
+        np.log(weight) + multivariate_normal(mean, Covariance.from_cholesky(factor)).logpdf(latents)
         for weight, mean, factor in zip(weights, means, factors, strict=True)
     ]
     return float(logsumexp(terms, axis=0).mean())

@@ -14,7 +14,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 NUM_HISTOGRAMS = 20
@@ -41,14 +40,14 @@ def readable(name: str) -> str:
 def canvas(
     path: Path, width: float, height: float, rows: int = 1, columns: int = 1, *, trim: bool = False, **kwargs: Any
 ) -> Iterator[Any]:
-    """A figure of `width` x `height` inches with (rows, columns) axes, written to `path` (PNG) and closed at the end.
+    """A figure of `width` x `height` inches and its axes, written to `path` (PNG) and closed at the end.
 
     `trim` fits the picture to what was drawn, whatever its size, and takes twice as long; `kwargs` are for
     `matplotlib.pyplot.subplots`.
     """
     with plt.rc_context(_STYLE):
         kwargs.setdefault("layout", "constrained")
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **kwargs)
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), **kwargs)
         try:
             yield figure, axes
             figure.savefig(path, bbox_inches="tight" if trim else None, pad_inches=0.08)
@@ -87,8 +86,7 @@ def save_encoding_distribution(path: Path, mu: NDArray[np.float32], latents: NDA
 def save_kl_bars(path: Path, kl: Sequence[float], active: int) -> None:
     """Writes the KL of each dimension (D,), in nats, the largest first; `active` of them are active units."""
     values = np.sort(np.asarray(kl))[::-1]
-    with canvas(path, 10, 3.2) as (_, axes):
-        axis = axes[0, 0]
+    with canvas(path, 10, 3.2) as (_, axis):
         axis.bar(np.arange(len(values)), values, width=0.85 if len(values) < 200 else 1.0, color=BLUE)
         axis.set(xlabel="dimension, the most informative first", ylabel="KL, nats an image", xlim=(-1, len(values)))
         axis.set_title(
@@ -114,17 +112,13 @@ def save_heat_map(
     `limit` is the absolute value of the strongest colour; `across` and `down` say what columns and rows are.
     """
     width, height = (max(3.5, 0.215 * len(names)) for names in (columns, rows))
-    with canvas(path, width + 3.0, height + 2.3, trim=True) as (figure, axes):
-        axis = axes[0, 0]
-        image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-        axis.set_xticks(range(len(columns)), [readable(name) for name in columns], rotation=90, fontsize=8)
-        axis.set_yticks(range(len(rows)), [readable(name) for name in rows], fontsize=8)
-        axis.set_xticks(np.arange(0.5, len(columns) - 1), minor=True)
-        axis.set_yticks(np.arange(0.5, len(rows) - 1), minor=True)
-        axis.grid(which="minor", color="white", lw=0.6)
-        axis.tick_params(which="both", length=0)
+    with canvas(path, width + 3.0, height + 2.3, trim=True) as (figure, axis):
+        image = axis.pcolormesh(values, cmap="RdBu_r", vmin=-limit, vmax=limit, edgecolors="white", lw=0.6)
+        axis.set_xticks(np.arange(len(columns)) + 0.5, [readable(name) for name in columns], rotation=90, fontsize=8)
+        axis.set_yticks(np.arange(len(rows)) + 0.5, [readable(name) for name in rows], fontsize=8)
+        axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        axis.set(xlabel=across, ylabel=down)
+        axis.set(xlabel=across, ylabel=down, aspect="equal", ylim=(len(rows), 0))
         lines = [textwrap.fill(line, int(CHARACTERS_AN_INCH * width)) for line in title.splitlines()]
         axis.set_title("\n".join(lines), loc="left", pad=8)
         figure.colorbar(image, ax=axis, label=unit, shrink=min(1.0, 4 / height), pad=0.02, aspect=25)
@@ -135,8 +129,7 @@ def save_accuracy_bars(path: Path, title: str, accuracy: Mapping[str, float], ma
     names = sorted(accuracy, key=lambda name: accuracy[name])
     places = np.arange(len(names))
     floor = min(0.5, *accuracy.values(), *majority.values())
-    with canvas(path, 7.5, 1.4 + 0.2 * len(names)) as (_, axes):
-        axis: Axes = axes[0, 0]
+    with canvas(path, 7.5, 1.4 + 0.2 * len(names)) as (_, axis):
         axis.barh(places, [accuracy[name] - floor for name in names], left=floor, height=0.7, color=BLUE)
         axis.plot(
             [majority[name] for name in names], places, "|", color=ORANGE, ms=9, mew=2.2, label="always the majority"
@@ -151,18 +144,18 @@ def save_accuracy_bars(path: Path, title: str, accuracy: Mapping[str, float], ma
         axis.legend(loc="lower right", framealpha=0.9)
 
 
-def save_training_curves(
-    path: Path, losses: NDArray[np.float64], validation: NDArray[np.float64], psnr: NDArray[np.float64]
-) -> None:
-    """Writes the loss of training and of validation, and the PSNR of validation in dB: (R, 2), steps and values."""
-    positive = bool((np.concatenate([losses, validation])[:, 1] > 0).all())
-    with canvas(path, 10, 3.2, 1, 2) as (_, axes):
-        left, right = axes[0]
-        left.plot(*losses.T, color=BLUE, lw=1.2, label="training")
-        left.plot(*validation.T, "o-", color=ORANGE, ms=3.5, label="validation, at mu, without the attribute term")
-        left.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
+Points = Sequence[tuple[int, float]]  # steps and values
+
+
+def save_training_curves(path: Path, losses: Points, validation: Points, psnr: Points) -> None:
+    """Writes the loss of training and of validation, and the PSNR of validation in dB, by step."""
+    losses_xy, validation_xy, psnr_xy = (np.reshape(points, (-1, 2)).T for points in (losses, validation, psnr))
+    with canvas(path, 10, 3.2, 1, 2) as (_, (left, right)):
+        left.plot(*losses_xy, color=BLUE, lw=1.2, label="training")
+        left.plot(*validation_xy, "o-", color=ORANGE, ms=3.5, label="validation, at mu, without the attribute term")
+        left.set(xlabel="step", ylabel="loss", yscale="log")
         left.set_title("Loss", loc="left")
         left.legend(frameon=False)
-        right.plot(*psnr.T, "o-", color=ORANGE, ms=3.5)
+        right.plot(*psnr_xy, "o-", color=ORANGE, ms=3.5)
         right.set(xlabel="step", ylabel="PSNR of val images, dB")
         right.set_title("Reconstruction", loc="left")

@@ -20,14 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from trainer.artifacts.encode import batches
 from trainer.data import FaceData
-from trainer.hardware.device import Placement
+from trainer.hardware.device import Placement, seeded
 from trainer.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
 CLASSIFIER = "classifier.safetensors"
 VERSION = "2"
+DESCRIBED = ("attributes", "accuracy", "majority")  # what a file has besides the weights, as JSON
 NUM_IMAGES = 54_000  # images that it sees in training, if that makes 2 to 20 epochs
 BATCH_SIZE, MIN_BATCH_SIZE, BATCHES_AN_EPOCH = 128, 8, 8
 """Images a step; fewer on small data, so that an epoch has steps enough to be learnt from."""
@@ -62,11 +64,11 @@ class Classifier:
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Of images (N, S, S, 3), averaged over each and its mirror image: (N, A), above 0 where it sees it."""
         logits = np.empty((len(images), len(self.attributes)), np.float32)
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = self.place.images(images[start : start + BATCH_SIZE])
+        for some in batches(len(images), "judging images", BATCH_SIZE):
+            batch = self.place.images(images[some])
             with self.place.autocast():
                 both = self.network(batch) + self.network(batch.flip(-1))
-            logits[start : start + BATCH_SIZE] = (both.float() / 2).cpu().numpy()
+            logits[some] = (both.float() / 2).cpu().numpy()
         return logits
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -101,13 +103,8 @@ class Classifier:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Writes the weights, with everything else in the file's metadata."""
-        metadata = {
-            "version": VERSION,
-            "fingerprint": fingerprint,
-            "attributes": json.dumps(self.attributes),
-            "accuracy": json.dumps(self.accuracy),
-            "majority": json.dumps(self.majority),
-        }
+        described = {name: json.dumps(getattr(self, name)) for name in DESCRIBED}
+        metadata = {"version": VERSION, "fingerprint": fingerprint, **described}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
 
@@ -119,13 +116,12 @@ class Classifier:
                 metadata = file.metadata()
                 if (metadata["version"], metadata["fingerprint"]) != (VERSION, fingerprint):
                     return None
-                attributes = tuple(json.loads(metadata["attributes"]))
+                attributes, accuracy, majority = (json.loads(metadata[name]) for name in DESCRIBED)
                 network = Network(len(attributes))
                 network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, RuntimeError):  # RuntimeError: of another architecture
             return None
-        accuracy, majority = json.loads(metadata["accuracy"]), json.loads(metadata["majority"])
-        return cls(place.module(network).eval(), attributes, accuracy, majority, place)
+        return cls(place.module(network).eval(), tuple(attributes), accuracy, majority, place)
 
 
 def classifier_of(folder: Path, data: FaceData, place: Placement) -> Classifier:
@@ -142,8 +138,7 @@ def classifier_of(folder: Path, data: FaceData, place: Placement) -> Classifier:
 def train_classifier(data: FaceData, place: Placement, epochs: int, seed: int = 0) -> Classifier:
     """Trains on the train split and measures the accuracy on the test split."""
     labels, rows, random = data.index.labels, data.rows("train"), np.random.default_rng(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = place.module(Network(labels.shape[1]))
         optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
         batch_size = min(BATCH_SIZE, max(MIN_BATCH_SIZE, len(rows) // BATCHES_AN_EPOCH), len(rows))

@@ -5,7 +5,7 @@ Shapes: N test images, M train images, V val images, D latent_dim, A attributes,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions, Prior, load_priors
 from trainer import run_folder
 from trainer.artifacts.directions import directions_of, save_directions
-from trainer.artifacts.encode import BATCH_IMAGES, decode
+from trainer.artifacts.encode import BATCH_IMAGES, batches, decode
 from trainer.artifacts.prior import fit_priors, save_priors
 from trainer.config import Kind
 from trainer.data import FaceData
@@ -30,12 +29,7 @@ from trainer.run_folder import DIRECTIONS, MODEL, PRIOR, belongs, sha256_of
 
 Images = NDArray[np.uint8]  # (N, S, S, 3) uint8 RGB
 Floats = NDArray[np.float32]
-
-
-def batches(count: int, size: int, what: str) -> Iterator[slice]:
-    """Slices of `size` at most that cover `count` things, with a progress bar where it takes a few seconds."""
-    for start in tqdm(range(0, count, size), what, unit="batch", delay=3, leave=False, disable=None):
-        yield slice(start, start + size)
+KIND: Kind = "adjusted"  # of the directions that are computed for networks of other projects
 
 
 @dataclass(frozen=True)
@@ -100,10 +94,8 @@ class EncodedRun:
         return cls(autoencoder, data, place, *_encode(autoencoder, data, "test"), train_mu, directions, priors)
 
     @classmethod
-    def of_autoencoder(
-        cls, autoencoder: Autoencoder, data: FaceData, folder: Path, kind: Kind, place: Placement
-    ) -> EncodedRun:
-        """Encodes both splits, and computes what a run has in its folder: a prior, and directions of `kind`.
+    def of_autoencoder(cls, autoencoder: Autoencoder, data: FaceData, folder: Path, place: Placement) -> EncodedRun:
+        """Encodes both splits, and computes what a run has in its folder: a prior, and directions of `KIND`.
 
         Both are kept in `folder`, which exists.
         """
@@ -111,7 +103,7 @@ class EncodedRun:
         point = np.full_like(train_mu, -np.inf)  # of no width
         priors = fit_priors(train_mu, point if train_log_var is None else train_log_var)
         save_priors(folder / PRIOR, priors, len(train_mu))
-        found = directions_of(train_mu, data.index.labels[data.rows("train")], data.index.attributes, kind)
+        found = directions_of(train_mu, data.index.labels[data.rows("train")], data.index.attributes, KIND)
         path, latent_dim = folder / DIRECTIONS, train_mu.shape[1]
         run_folder.write_atomically(path, lambda file: save_directions(file, found, latent_dim, "train"))
         encoded = _encode(autoencoder, data, "test")
@@ -150,15 +142,23 @@ class EncodedRun:
     def decode(self, latents: Floats) -> Images:
         """Decodes any number of latents (L, D) to images (L, S, S, 3)."""
         images = np.empty((len(latents), *self.data.images.shape[1:]), np.uint8)
-        for some in batches(len(latents), BATCH_IMAGES, "decoding"):
+        for some in batches(len(latents), "decoding", BATCH_IMAGES):
             images[some] = self.autoencoder.decode(latents[some])
         return images
+
+    def edit(self, latents: Floats, target: str | Floats, strength: float, keep: Sequence[str] = ()) -> Images:
+        """Latents (L, D) edited as the server edits them, and decoded: (L, S, S, 3).
+
+        The target is an attribute, or a direction (D,) of another kind than the run's own; `keep` are attributes that
+        must stay.
+        """
+        return self.decode(latents + self.directions.move([(target, strength)], keep).step)
 
 
 def _encode(autoencoder: Autoencoder, data: FaceData, split: str) -> tuple[Floats, Floats | None]:
     """Posteriors of a split's R images: mu (R, D), and log variances (R, D) where there are."""
     rows = data.rows(split)
-    encoded = [autoencoder.encode(data.images[rows[some]]) for some in batches(len(rows), BATCH_IMAGES, "encoding")]
+    encoded = [autoencoder.encode(data.images[rows[some]]) for some in batches(len(rows), "encoding", BATCH_IMAGES)]
     if not encoded:
         return np.empty((0, 0), np.float32), None
     log_vars = [log_var for _, log_var in encoded if log_var is not None]

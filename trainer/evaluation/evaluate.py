@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer import run_folder
 from trainer.artifacts.model_card import write_card
-from trainer.config import Kind
 from trainer.data import SPLITS, FaceData
 from trainer.errors import ConfigError, RunError
-from trainer.evaluation import encoding, figures, generation, prediction, reconstruction, report, vectors
+from trainer.evaluation import figures, generation, latent_space, prediction, reconstruction, report
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, classifier_of
 from trainer.evaluation.edits import curves
 from trainer.evaluation.edits import figures as edit_figures
-from trainer.evaluation.encoded_run import Autoencoder, EncodedRun
+from trainer.evaluation.encoded_run import KIND, Autoencoder, EncodedRun
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.networks import MetricNetworks
 from trainer.evaluation.options import Options
@@ -61,36 +61,30 @@ class Evaluation:
         Raises:
             RunError: there are such in the folder that would be written to.
         """
-        self._require_no_strangers()
-        root = self.data.index.root
+        out, root, made = self.out, self.data.index.root, made_with(self.out)
+        written = [out / name for name in (FIGURES, EVALUATION, REPORT) if (out / name).exists()]
+        if written and not made and not any((out / name).exists() for name in (run_folder.CONFIG, run_folder.LOCK)):
+            raise RunError(
+                f"{out} holds {written[0].name}, which no evaluation wrote; choose another folder with --out, or move "
+                "that away"
+            )
         if self.own is False:
             logger.warning("%s is not the data that %s was trained on; the report will say so", root, self.name)
-        judged = made_with(self.out).get("data", {})
+        judged = made.get("data", {})
         # A report of an earlier version does not say of what data it is; it is taken to be of the run's own.
         same = judged["fingerprint"] == self.data.fingerprint if judged else self.own is not False
-        if (self.out / EVALUATION).exists() and not same and not self.options.force:
+        if (out / EVALUATION).exists() and not same and not self.options.force:
             raise RunError(
-                f"{self.out} holds the report of another data set ({judged.get('name', 'name unknown')}) than {root}; "
+                f"{out} holds the report of another data set ({judged.get('name', 'name unknown')}) than {root}; "
                 "write this one elsewhere with --out FOLDER, or replace that with --force"
             )
 
-    def _require_no_strangers(self) -> None:
-        in_the_run = self.log is not None and self.log.parent == self.out
-        if in_the_run or made_with(self.out) or (self.out / run_folder.LOCK).exists():
-            return
-        for name in (FIGURES, EVALUATION, REPORT):
-            if (self.out / name).exists():
-                raise RunError(
-                    f"{self.out} holds {name}, which no evaluation wrote; choose another folder with --out, or move "
-                    "that away"
-                )
-
-    def judge(self) -> Classifier | None:
+    def judge(self, place: Placement) -> Classifier | None:
         """The classifier that the options name, if they name one; raises ConfigError if it is of other data."""
         given, data = self.options.judge, self.data
         if given is None or "edits" in self.options.skip:
             return None
-        if judge := Classifier.load(given, data.fingerprint, Placement.of()):
+        if judge := Classifier.load(given, data.fingerprint, place):
             return judge
         raise ConfigError(
             f"--judge {given}: is missing, torn or of other data than {data.index.root}; give the {CLASSIFIER} of an "
@@ -131,13 +125,13 @@ def made_with(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[str, Any]:
+def evaluate(run: Path, data: FaceData, options: Options) -> dict[str, Any]:
     """Measures a run on the test split; writes metrics.json, figures/ and report.html into its folder.
 
     Args:
         run: a finished run folder.
         data: the data set, packed at the model's size.
-        options: how; default: `Options()`.
+        options: how.
 
     Returns:
         What metrics.json holds; each part is described where it is measured.
@@ -147,22 +141,19 @@ def evaluate(run: Path, data: FaceData, options: Options | None = None) -> dict[
             be replaced, or another process works in the folder.
         ConfigError: a file of weights is missing or does not fit.
     """
-    options = options or Options()
     config, resolved = run_folder.load_config(run)
-    own = data.fingerprint == resolved.get("data_fingerprint")
     name, out = f"{run.resolve().name}, preset {config.preset}", options.out or run
-    if out.resolve() == run.resolve():
-        out = run  # whatever --out calls it
-    elif (out / run_folder.CONFIG).exists() and not options.force:
+    in_the_run = out.resolve() == run.resolve()
+    if (out / run_folder.CONFIG).exists() and not in_the_run and not options.force:
         raise RunError(
             f"--out {out}: is the folder of another run than {run}, and for the report of that one; choose another "
             "folder, or write into it with --force"
         )
+    own = data.fingerprint == resolved.get("data_fingerprint")
     configuration = {**config.to_json(), "resolved": resolved}
     evaluation = Evaluation(name, data, own, out, options, configuration, {}, digests(run), run / METRICS)
-    place = Placement.of()
-    metrics = _judge(evaluation, lambda: EncodedRun.of(run, data, place), config.vgg_weights, place)
-    if out == run:
+    metrics = _measure(evaluation, partial(EncodedRun.of, run, data), config.vgg_weights)
+    if in_the_run:
         write_card(run)
     return metrics
 
@@ -171,10 +162,9 @@ def evaluate_autoencoder(
     autoencoder: Autoencoder,
     data: FaceData,
     out: Path,
-    options: Options | None = None,
+    options: Options,
     *,
     name: str = "autoencoder",
-    kind: Kind = "adjusted",
     training: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measures any network that encodes and decodes faces as `evaluate` measures this project's.
@@ -185,63 +175,47 @@ def evaluate_autoencoder(
         autoencoder: the network, in evaluation mode.
         data: the data set, packed at the network's size.
         out: folder to write to; made if need be.
-        options: how; default: `Options()`.
+        options: how.
         name: of the network, for the report.
-        kind: of the attribute directions that are computed for it from the train split.
         training: `images` that it saw, `epochs` and `images_per_second`, as far as they are known, for metrics.json.
 
     Returns and raises what `evaluate` does.
     """
-    options = options or Options()
     out = options.out or out
-    evaluation = Evaluation(name, data, None, out, options, {"name": name, "directions": kind}, training or {}, {})
-    place = Placement.of()
-    return _judge(evaluation, lambda: EncodedRun.of_autoencoder(autoencoder, data, out, kind, place), None, place)
+    configuration = {"name": name, "directions": KIND}
+    evaluation = Evaluation(name, data, None, out, options, configuration, training or {}, {})
+    return _measure(evaluation, partial(EncodedRun.of_autoencoder, autoencoder, data, out), None)
 
 
-def _judge(
-    evaluation: Evaluation, encode: Callable[[], EncodedRun], own_vgg: Path | None, place: Placement
-) -> dict[str, Any]:
-    """Refuses what is bad input, then keeps other commands out of the folder that it measures into."""
+def _measure(evaluation: Evaluation, encode: Callable[[Placement], EncodedRun], own_vgg: Path | None) -> dict[str, Any]:
+    """Refuses what is bad input; then measures, draws and writes everything, in the report's order."""
+    options, out, place = evaluation.options, evaluation.out, Placement.of()
     evaluation.check()
-    networks, judge = MetricNetworks.of(evaluation.options, own_vgg, place), evaluation.judge()
-    with run_folder.occupied(evaluation.out, _FILE_BYTES):
-        return _measure(evaluation, encode, networks, judge, place)
+    networks, judge = MetricNetworks.of(options, own_vgg, place), evaluation.judge(place)
+    with run_folder.occupied(out, _FILE_BYTES):
+        began = time.monotonic()
+        encoded = encode(place)
+        samples = latent_space.posterior_samples(encoded.mu, encoded.log_var, options.seed)
+        splits = Split(encoded.train_mu, encoded.train_labels), Split(encoded.mu, encoded.labels)
 
-
-def _measure(
-    evaluation: Evaluation,
-    encode: Callable[[], EncodedRun],
-    networks: MetricNetworks,
-    judge: Classifier | None,
-    place: Placement,
-) -> dict[str, Any]:
-    """Measures, draws and writes everything, in the report's order."""
-    began = time.monotonic()
-    encoded = encode()
-    options, out = evaluation.options, evaluation.out
-    samples = encoding.posterior_samples(encoded.mu, encoded.log_var, options.seed)
-    splits = Split(encoded.train_mu, encoded.train_labels), Split(encoded.mu, encoded.labels)
-
-    metrics: dict[str, Any] = {"evaluation": {}}
-    logger.info("reconstruction and generation")
-    metrics["reconstruction"] = reconstruction.measure(encoded, networks)
-    metrics["generation"] = generation.measure(encoded, networks, options)
-    logger.info("encoding and attributes")
-    metrics["encoding"] = {"split": "test", **encoding.summary(encoded.mu, encoded.log_var, samples)}
-    metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))
-    metrics["vectors"] = attempt(lambda: vectors.correlation(encoded.directions))
-    logger.info("edits")
-    metrics |= edits(encoded, evaluation, networks, judge)
-    logger.info("figures")
-    folder = out / FIGURES
-    drawn = draw(encoded, metrics, folder, evaluation)
-    metrics["evaluation"] = evaluation.about(time.monotonic() - began, place)
-    if evaluation.training:
-        metrics["training"] = evaluation.training
-    run_folder.write_json(out / EVALUATION, metrics)
-    page = report.page(evaluation.name, metrics, report.embed(drawn, folder), evaluation.configuration)
-    run_folder.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
+        metrics: dict[str, Any] = {"evaluation": {}}
+        logger.info("reconstruction and generation")
+        metrics["reconstruction"] = reconstruction.measure(encoded, networks)
+        metrics["generation"] = generation.measure(encoded, networks, options)
+        logger.info("encoding and attributes")
+        metrics["encoding"] = {"split": "test", **latent_space.summary(encoded.mu, encoded.log_var, samples)}
+        metrics["attribute_prediction"] = attempt(lambda: prediction.measure(encoded.attributes, *splits))
+        metrics["vectors"] = attempt(lambda: latent_space.correlation(encoded.directions))
+        logger.info("edits")
+        metrics |= edits(encoded, evaluation, networks, judge)
+        logger.info("figures")
+        drawn = draw(encoded, metrics, out / FIGURES, evaluation)
+        metrics["evaluation"] = evaluation.about(time.monotonic() - began, place)
+        if evaluation.training:
+            metrics["training"] = evaluation.training
+        run_folder.write_json(out / EVALUATION, metrics)
+        page = report.page(evaluation.name, metrics, report.embed(drawn, out / FIGURES), evaluation.configuration)
+        run_folder.write_atomically(out / REPORT, lambda file: file.write_text(page, encoding="utf-8"))
     return metrics
 
 

@@ -68,16 +68,13 @@ def measure(encoded: EncodedRun, networks: MetricNetworks, options: Options) -> 
             found[key] = comparisons[key].found | seer.about
         except SkippedError as reason:
             found[key] = {"skipped": str(reason)}
-    scores: dict[str, Any] = {}
     for name, make in image_sets(encoded, options).items() if comparisons else ():
         images = make()
         features = {key: comparison.add(name, images) for key, comparison in comparisons.items()}
         if (seen := features.get("fid")) is not None:
             score = isc_features_to_metric(networks.inception.get().logits(seen))
-            mean, deviation = (score[f"inception_score_{part}"] for part in ("mean", "std"))
-            scores[name] = {"mean": mean, "deviation": deviation}
-    if scores:
-        found["fid"]["inception_score"] = scores
+            mean, deviation = score["inception_score_mean"], score["inception_score_std"]
+            found["fid"].setdefault("inception_score", {})[name] = {"mean": mean, "deviation": deviation}
     return found
 
 

@@ -39,8 +39,7 @@ def save_grid(
     sheet = grid(rows)
     zoom = CELL / rows[0].shape[1]
     width, height = (zoom * pixels / DPI for pixels in (sheet.shape[1], sheet.shape[0]))
-    with canvas(path, width + (1.5 if down else 0.1), height + (0.75 if across else 0.45), trim=True) as (_, axes):
-        axis = axes[0, 0]
+    with canvas(path, width + (1.5 if down else 0.1), height + (0.75 if across else 0.45), trim=True) as (_, axis):
         axis.imshow(sheet, interpolation="bicubic")
         pitch = sheet.shape[0] / len(rows)
         axis.set_yticks([pitch * (row + 0.5) for row in range(len(down))], down, fontsize=LABEL_SIZE)
@@ -52,9 +51,8 @@ def save_grid(
 
 def save_reconstructions(path: Path, originals: Images, reconstructions: Images) -> None:
     """Writes pairs of rows of `COLUMNS` at most: originals above, their reconstructions below."""
-    rows = []
-    for start in range(0, max(1, len(originals) - COLUMNS + 1), COLUMNS):
-        rows += [originals[start : start + COLUMNS], reconstructions[start : start + COLUMNS]]
+    starts = range(0, max(1, len(originals) - COLUMNS + 1), COLUMNS)
+    rows = [images[start : start + COLUMNS] for start in starts for images in (originals, reconstructions)]
     labels = ("original", "reconstruction") * (len(rows) // 2)
     save_grid(path, "Held-out images and their reconstructions", rows, down=labels)
 
@@ -81,7 +79,7 @@ def save_face_map(path: Path, title: str, places: NDArray[np.float32], images: I
     """Writes a `face_map` as PNG."""
     cells = max(8, min(50, int(np.ceil(np.sqrt(1.5 * len(places))))))
     sheet = face_map(places, images, cells, 1800 // cells)
-    with canvas(path, 1800 / DPI, 1800 / DPI + 0.6) as (_, axes):
-        axes[0, 0].imshow(sheet, interpolation="none")
-        axes[0, 0].axis("off")
-        axes[0, 0].set_title(title, loc="left", fontsize=2 * TITLE_SIZE)
+    with canvas(path, 1800 / DPI, 1800 / DPI + 0.6) as (_, axis):
+        axis.imshow(sheet, interpolation="none")
+        axis.axis("off")
+        axis.set_title(title, loc="left", fontsize=2 * TITLE_SIZE)

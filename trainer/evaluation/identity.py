@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from trainer.artifacts.encode import batches
 from trainer.errors import ConfigError
-from trainer.evaluation.encoded_run import Floats, Images, batches
+from trainer.evaluation.encoded_run import Floats, Images
 from trainer.evaluation.skipped import SkippedError
 
 BATCH_IMAGES = 32
@@ -63,7 +64,7 @@ class Recogniser:
     def describe(self, images: Images) -> Floats:
         """Descriptors (N, 128) of length 1 of images (N, S, S, 3)."""
         parts = []
-        for some in batches(len(images), self._batch, "recognising faces"):
+        for some in batches(len(images), "recognising faces", self._batch):
             chips = self._chips(images[some])
             filled = np.zeros((self._batch, *chips.shape[1:]), np.float32)  # as some networks take one size of batch
             filled[: len(chips)] = chips
@@ -78,8 +79,7 @@ class Recogniser:
         whole = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
         theta = torch.tensor([[[right - left, 0.0, left + right - 1], [0.0, bottom - top, top + bottom - 1]]])
         places = F.affine_grid(theta.expand(len(images), -1, -1), [len(images), 3, side, side], align_corners=False)
-        chips: Floats = F.grid_sample(whole, places, padding_mode="border", align_corners=False).numpy()
-        return chips
+        return F.grid_sample(whole, places, padding_mode="border", align_corners=False).numpy()
 
 
 def recogniser(weights: Path | None) -> tuple[Recogniser, str, Path]:

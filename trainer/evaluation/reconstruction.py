@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.evaluation.encoded_run import EncodedRun, Images, batches
+from trainer.artifacts.encode import batches
+from trainer.evaluation.encoded_run import EncodedRun, Images
 from trainer.evaluation.identity import Recogniser, similarity
 from trainer.evaluation.networks import Features, MetricNetworks
 from trainer.evaluation.skipped import attempt
 from trainer.hardware.device import Placement
 
-BATCH_IMAGES = 32
 IDENTITY_IMAGES = 300
 LPIPS_SIDE = 64  # AlexNet's poolings leave nothing of smaller images
 
@@ -43,7 +43,7 @@ def measure(encoded: EncodedRun, networks: MetricNetworks) -> dict[str, Any]:
 
 def _pairs(place: Placement, what: str, *sets: Images) -> Iterator[tuple[Tensor, ...]]:
     """Some of each set in turn, (B, 3, S, S) in [0, 1] on the device."""
-    for some in batches(len(sets[0]), BATCH_IMAGES, what):
+    for some in batches(len(sets[0]), what):
         yield tuple(place.images(images[some]) for images in sets)
 
 
@@ -56,23 +56,20 @@ def pixel_metrics(originals: Images, reconstructions: Images, place: Placement) 
         `images`; `psnr_db`, capped at 99 for images that are the same; `psnr_db_quantiles` (`p5`, `median`, `p95` over
         images); `ssim`.
     """
-    from torchmetrics.functional.image import (  # noqa: PLC0415  (start-up: seconds)
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
+    from torchmetrics.functional import image  # noqa: PLC0415  (start-up: seconds)
 
     psnr, ssim = [], []
     for truth, ours in _pairs(place, "comparing pixels", originals, reconstructions):
-        psnr.append(peak_signal_noise_ratio(ours, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)))
-        similar = structural_similarity_index_measure(ours, truth, data_range=1.0, reduction="none")
+        psnr.append(image.peak_signal_noise_ratio(ours, truth, data_range=1.0, reduction="none", dim=(1, 2, 3)))
+        similar = image.structural_similarity_index_measure(ours, truth, data_range=1.0, reduction="none")
         assert isinstance(similar, torch.Tensor)  # a pair where more is asked for
         ssim.append(similar.reshape(-1))
     decibels = torch.cat(psnr).clamp(max=99.0).cpu().numpy()
-    quantiles = zip(("p5", "median", "p95"), np.percentile(decibels, [5, 50, 95]), strict=True)
+    quantiles = np.percentile(decibels, [5, 50, 95]).tolist()
     return {
         "images": len(originals),
         "psnr_db": float(decibels.mean()),
-        "psnr_db_quantiles": {name: float(value) for name, value in quantiles},
+        "psnr_db_quantiles": dict(zip(("p5", "median", "p95"), quantiles, strict=True)),
         "ssim": float(torch.cat(ssim).mean()),
     }
 

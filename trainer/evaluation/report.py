@@ -14,8 +14,6 @@ from trainer.evaluation.charts import readable
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.prediction import mean_of
 
-TEMPLATE = "report.html.jinja"
-
 
 class Headline(NamedTuple):
     """A number that a run is known by."""
@@ -38,7 +36,7 @@ def headlines(metrics: dict[str, Any]) -> list[Headline]:
     reconstruction, encoding, linear = (metrics[key] for key in ("reconstruction", "encoding", "attribute_prediction"))
     features = reconstruction["features"]
     taps = ", ".join(f"{tap} {value:.1%}" for tap, value in features.get("relative", {}).items())
-    points = {"skipped": "the encoder gives points"}
+    kl = {"skipped": "the encoder gives points"} if encoding["kl_nats"] is None else encoding
     balanced, precision = (
         percent(linear.get(f"{name}_mean"), "unknown") for name in ("balanced_accuracy", "average_precision")
     )
@@ -64,12 +62,7 @@ def headlines(metrics: dict[str, Any]) -> list[Headline]:
             taps,
             "Error of the activations, which the perceptual loss compares, over their mean square; lower is closer.",
         ),
-        _line(
-            "KL",
-            points if encoding["kl_nats"] is None else encoding,
-            "{kl_nats:.1f} nats an image",
-            "Information that the latents carry.",
-        ),
+        _line("KL", kl, "{kl_nats:.1f} nats an image", "Information that the latents carry."),
         _line(
             "Active units",
             encoding,
@@ -155,7 +148,15 @@ def _edits(part: dict[str, Any]) -> list[Headline]:
         if rescored.get("target") is not None:
             meaning = f"Change of the classifier's logits, averaged over {len(part['rescoring']['edited'])} attributes."
             found.append(_line(name, rescored, "{target:.2f} sigma wanted, {others:.2f} elsewhere", meaning))
-    return [*found, *_conditions(part["conditions"]), *_best_strengths(part["curves"]), *_distances(part["distances"])]
+    lpips, identity = part["distances"]["lpips"], part["distances"]["identity"]
+    same = "Cosine similarity that a face recognition network gives an edited face and its unedited reconstruction"
+    return [
+        *found,
+        *_conditions(part["conditions"]),
+        *_best_strengths(part["curves"]),
+        _distance("LPIPS of edits", lpips, "How different faces are before and after an edit"),
+        _distance("Same person after edits", identity, same),
+    ]
 
 
 def _conditions(part: dict[str, Any]) -> list[Headline]:
@@ -184,32 +185,20 @@ def _best_strengths(part: dict[str, Any]) -> list[Headline]:
     for attribute, sides in part["attributes"].items():
         for side, kinds in sides.items():
             value = ", ".join(
-                "{} {flipped:.1%}, {} kept ({strength:+.1f}, {faces} faces)".format(kind, percent(at["kept"]), **at)
-                for kind, at in ((kind, curve["best"]) for kind, curve in kinds.items())
-                if at
+                "{} {flipped:.1%}, {kept:.1%} kept ({strength:+.1f}, {faces} faces)".format(kind, **curve["best"])
+                for kind, curve in kinds.items()
+                if curve["best"]
             )
             found.append(Headline(f"Best: {side} {readable(attribute)}", value or "no faces to judge", meaning))
             meaning = ""
     return found
 
 
-DISTANCES = {
-    "lpips": ("LPIPS of edits", "How different faces are before and after an edit"),
-    "identity": (
-        "Same person after edits",
-        "Cosine similarity that a face recognition network gives an edited face and its unedited reconstruction",
-    ),
-}
-"""Name and meaning of how far edits move faces, by key."""
-
-
-def _distances(part: dict[str, Any]) -> list[Headline]:
-    found = []
-    for key, (name, meaning) in DISTANCES.items():
-        edits = ", ".join(f"{readable(edit)} {value:.3g}" for edit, value in part[key].get("edits", {}).items())
-        value = f"{edits}; different faces {{different_faces:.3g}}"
-        found.append(_line(name, part[key], value, f"{meaning}; different people are there to compare with."))
-    return found
+def _distance(name: str, part: dict[str, Any], meaning: str) -> Headline:
+    """How far edits move faces."""
+    edits = ", ".join(f"{readable(edit)} {value:.3g}" for edit, value in part.get("edits", {}).items())
+    value = f"{edits}; different faces {{different_faces:.3g}}"
+    return _line(name, part, value, f"{meaning}; different people are there to compare with.")
 
 
 NETWORKS = {"fid": "FID", "frechet_vgg19": "Fréchet distance on VGG19", "recognition": "Fréchet distance of faces"}
@@ -304,14 +293,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def embed(drawn: list[Figure], folder: Path) -> list[tuple[Figure, str]]:
     """Each figure with its picture, read from `folder`, as a data URI: WebP, a fraction of the PNG's size."""
-    return [(figure, f"data:image/webp;base64,{_webp(folder / figure.file)}") for figure in drawn]
-
-
-def _webp(file: Path) -> str:
-    buffer = io.BytesIO()
-    with Image.open(file) as image:
-        image.convert("RGB").save(buffer, "WEBP", quality=90)
-    return base64.b64encode(buffer.getvalue()).decode()
+    pictures = []
+    for figure in drawn:
+        buffer = io.BytesIO()
+        Image.open(folder / figure.file).convert("RGB").save(buffer, "WEBP", quality=90)
+        pictures.append((figure, f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"))
+    return pictures
 
 
 def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]], configuration: dict[str, Any]) -> str:
@@ -321,7 +308,7 @@ def page(name: str, metrics: dict[str, Any], pictures: list[tuple[Figure, str]],
     )
     lines = headlines(metrics)
     sections = ("edits", "faces", "figures")
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template("report.html.jinja").render(
         metrics,
         name=name,
         verdict=verdict(metrics),

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from trainer.artifacts.directions import KINDS
+from trainer.artifacts.directions import KINDS, directions_of
 from trainer.evaluation import identity, reconstruction
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits import conditions, matrix
-from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, EditedFaces
+from trainer.evaluation.edits.faces import MAX_EDITED, SIDES, EditedFaces, preferred
 from trainer.evaluation.edits.quality import EditQuality, best_strength
 from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
 from trainer.evaluation.networks import MetricNetwork, MetricNetworks
@@ -87,14 +87,14 @@ def measure(encoded: EncodedRun, judge: Classifier, options: Options, networks: 
 
 def judged(test: EditedFaces) -> list[str]:
     """Those of `JUDGED_ATTRIBUTES` that can be edited; where there is none, the first attributes that can."""
-    wanted = [name for name in JUDGED_ATTRIBUTES if name in test.names]
-    return wanted or list(test.names[: len(JUDGED_ATTRIBUTES)])
+    return preferred(JUDGED_ATTRIBUTES, test.names)
 
 
 def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[str, Any]:
     """Flips against kept predictions at `STRENGTHS`, and at the best strength, for every kind of direction.
 
-    With `compare` off, for the run's own kind alone.
+    With `compare` off, for the run's own kind alone. Other kinds are computed from the train split, for attributes that
+    have images enough there.
 
     The best strength is the one that flips most val faces while `KEPT_SHARE` of the other predictions stay. What it
     does is measured on test faces, where a little more or less may stay.
@@ -105,13 +105,16 @@ def curves(test: EditedFaces, val: EditedFaces, compare: bool = True) -> dict[st
         `EditQuality` each, of test faces) and `best`, the `EditQuality` of test faces at the best strength, None where
         a split has no faces to judge.
     """
-    names, directions = judged(test), test.encoded.directions
+    names, encoded, directions = judged(test), test.encoded, test.encoded.directions
     stored = {kind for name, kind in zip(directions.names, directions.kinds, strict=True) if name in names}
     served = stored.pop() if len(stored) == 1 and stored <= set(KINDS) else "served"
-    kinds = _kinds(test.encoded, test.names, names) if compare else {}
+    kinds: dict[str, dict[str, Floats]] = {}
+    for each in KINDS if compare else ():
+        computed = directions_of(encoded.train_mu, encoded.train_labels, encoded.attributes, each, names)
+        kinds[each] = {direction.name: direction.vector for direction in computed}
     kinds[served] = {name: directions[name] for name in names}
     found: dict[str, Any] = {name: {side: {} for side in SIDES} for name in names}
-    work = [(name, side, kind) for name in names for side in SIDES for kind in kinds]
+    work = [(name, side, kind) for name in names for side in SIDES for kind in kinds if name in kinds[kind]]
     for name, side, kind in tqdm(work, "edits at many strengths", unit="curve", delay=3, leave=False, disable=None):
         vector, strengths = kinds[kind][name], [SIDES[side] * size for size in STRENGTHS]
         points, tried = (_curve(split, name, vector, strengths) for split in (test, val))
@@ -130,18 +133,6 @@ def _curve(
     """What edits along a direction of one attribute flip and keep, at several strengths of one sign."""
     faces = split.lacking(name, strengths[0], limit)
     return [split.quality(faces, name, strength, split.after(faces, target, strength)) for strength in strengths]
-
-
-def _kinds(encoded: EncodedRun, names: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, Floats]]:
-    """Vectors of the wanted ones among some attributes, by kind and name, computed from the train split."""
-    labels = encoded.train_labels[:, [encoded.attributes.index(name) for name in names]]
-    rows = [names.index(name) for name in wanted]
-    found = {
-        "mean": KINDS["mean"](encoded.train_mu, labels[:, rows]),
-        "adjusted": KINDS["adjusted"](encoded.train_mu, labels)[rows],  # an adjustment needs them all
-        "svm": KINDS["svm"](encoded.train_mu, labels[:, rows]),
-    }
-    return {kind: dict(zip(wanted, vectors.astype(np.float32), strict=True)) for kind, vectors in found.items()}
 
 
 def distances(
@@ -163,7 +154,7 @@ def distances(
         for side, sign in SIDES.items():
             faces = test.lacking(name, sign, DISTANCE_FACES)
             if len(faces):
-                before, after = (test.draw(faces, name, size) for size in (0.0, sign * strength))
+                before, after = (test.encoded.edit(test.mu[faces], name, size) for size in (0.0, sign * strength))
                 edits[f"{side} {name}"] = compare(sees, before, after)
     some = test.encoded.decode(test.mu[:DISTANCE_FACES])
     return {

@@ -1,7 +1,7 @@
 """Held-out faces that are edited, and how an image classifier sees them before and after.
 
-Edits are made by `engine.latents.Directions.move`, as the server makes them. The classifier never sees a latent; it
-compares each face's unedited reconstruction with the edited one.
+Edits are made as the server makes them. The classifier never sees a latent; it compares each face's unedited
+reconstruction with the edited one.
 
 Shapes: N faces, D latent_dim, A attributes that the classifier judges.
 """
@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits.quality import EditQuality, Logits, quality
-from trainer.evaluation.encoded_run import EncodedRun, Floats, Images
+from trainer.evaluation.encoded_run import EncodedRun, Floats
 
 SIDES = {"adding": 1, "removing": -1}  # what can be done with an attribute, and the sign of its strength
 MAX_EDITED = 500  # faces a direction at most that edits are judged on
+
+
+def preferred(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Those of the wanted attributes that are known; where there is none, as many of the first known ones."""
+    return [name for name in wanted if name in known] or list(known[: len(wanted)])
 
 
 @dataclass(frozen=True)
@@ -50,20 +55,11 @@ class EditedFaces:
         has = self.labels[:, self.judge.attributes.index(attribute)]
         return np.flatnonzero(has != (strength > 0))[:limit]
 
-    def draw(self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()) -> Images:
-        """Some of the faces (n,), edited: (n, S, S, 3).
-
-        The target is an attribute, or a direction (D,) of another kind than the run's own; `keep` are attributes that
-        must stay.
-        """
-        move = self.encoded.directions.move([(target, strength)], keep)
-        return self.encoded.decode(self.mu[faces] + move.step)
-
     def after(
         self, faces: NDArray[np.int64], target: str | Floats, strength: float, keep: Sequence[str] = ()
     ) -> Logits:
-        """Logits (n, A) of what `draw` gives."""
-        return self.judge.logits(self.draw(faces, target, strength, keep))
+        """Logits (n, A) of some of the faces (n,), edited as by `EncodedRun.edit`."""
+        return self.judge.logits(self.encoded.edit(self.mu[faces], target, strength, keep))
 
     def quality(self, faces: NDArray[np.int64], attribute: str, strength: float, after: Logits) -> EditQuality:
         """What an edit of some of the faces flipped and kept."""

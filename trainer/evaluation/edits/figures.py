@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from matplotlib.axes import Axes
 
 from trainer.evaluation import charts, grids
 from trainer.evaluation.charts import readable
-from trainer.evaluation.edits.faces import SIDES
+from trainer.evaluation.edits.faces import SIDES, preferred
 from trainer.evaluation.encoded_run import EncodedRun, Images
 from trainer.evaluation.grids import Figure
 
+UNIT = "strength in lengths of the mean difference"
 STRIP_FACES = 8
 STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 WALKED = ("Smiling", "Eyeglasses", "Male", "Young", "Bangs", "Blond_Hair", "Pale_Skin", "Wearing_Hat")
@@ -35,81 +37,63 @@ def draw(encoded: EncodedRun, measured: dict[str, Any], unsure: list[str], folde
     """
     rescoring = measured["rescoring"]
     return [
-        *_strips(encoded, list(measured["curves"]["attributes"]), folder),
+        *_strips(encoded, measured["curves"]["attributes"], folder),
         _walks(encoded, folder),
-        *_curves(measured["curves"], folder),
+        *([_curves(measured["curves"], folder)] if measured["curves"]["attributes"] else []),
         *([] if "skipped" in rescoring else _matrices(rescoring, measured["strength"], unsure, folder)),
     ]
 
 
-def _edited(encoded: EncodedRun, rows: list[int], name: str, strengths: list[float]) -> list[Images]:
+def _edited(encoded: EncodedRun, rows: list[int], name: str, strengths: Iterable[float]) -> list[Images]:
     """One strip a test face: (strengths, S, S, 3)."""
-    moves = [encoded.directions.move([(name, strength)]) for strength in strengths]
-    columns = [encoded.decode(encoded.mu[rows] + move.step) for move in moves]
-    return list(np.stack(columns, axis=1))
+    return list(np.stack([encoded.edit(encoded.mu[rows], name, strength) for strength in strengths], axis=1))
 
 
-def _strips(encoded: EncodedRun, names: list[str], folder: Path) -> list[Figure]:
-    drawn = []
+def _strips(encoded: EncodedRun, names: Iterable[str], folder: Path) -> Iterator[Figure]:
     for name in names:
         has = encoded.labels[:, encoded.attributes.index(name)]
         for side, sign in SIDES.items():
             rows = np.flatnonzero(has != (sign > 0))[:STRIP_FACES].tolist()
             if not rows:
                 continue
-            strips = _edited(encoded, rows, name, [sign * strength for strength in STRIP_STRENGTHS])
+            strengths = [sign * strength for strength in STRIP_STRENGTHS]
+            strips = _edited(encoded, rows, name, strengths)
             strips = [np.concatenate([encoded.images[[row]], strip]) for row, strip in zip(rows, strips, strict=True)]
-            labels = ["image", "unedited", *(f"{sign * strength:+.1f}" for strength in STRIP_STRENGTHS[1:])]
-            title = f"{side.capitalize()} {readable(name)}: strength in lengths of the mean difference"
-            file = f"edit_{side}_{name.replace('/', '_')}.png"
-            grids.save_grid(folder / file, title, strips, across=labels)
+            labels = ["image", "unedited", *(f"{strength:+.1f}" for strength in strengths[1:])]
+            file, title = f"edit_{side}_{name.replace('/', '_')}.png", f"{side.capitalize()} {readable(name)}"
+            grids.save_grid(folder / file, f"{title}: {UNIT}", strips, across=labels)
             look_for = "The attribute should change from left to right, and the person should stay who they are."
-            drawn.append(Figure(file, f"{side.capitalize()} {readable(name)}", look_for, "edits"))
-    return drawn
+            yield Figure(file, title, look_for, "edits")
 
 
 def _walks(encoded: EncodedRun, folder: Path) -> Figure:
-    known = encoded.directions.names
-    names = [name for name in WALKED if name in known] or list(known[: len(WALKED)])
-    rows = [_edited(encoded, [0], name, WALK_STRENGTHS.tolist())[0] for name in names]
-    title = "Walks along attribute vectors: strength in lengths of the mean difference"
+    names = preferred(WALKED, encoded.directions.names)
+    rows = [_edited(encoded, [0], name, WALK_STRENGTHS)[0] for name in names]
+    file, title = "edit_walks.png", "Walks along attribute vectors"
     across = [f"{strength:+.1f}" if strength else "unedited" for strength in WALK_STRENGTHS]
-    down = [readable(name) for name in names]
-    grids.save_grid(folder / "edit_walks.png", title, rows, down=down, across=across)
-    return Figure(
-        "edit_walks.png",
-        "Walks along attribute vectors",
-        "One face, the unedited one in the middle: each row should change in one way only.",
-        "edits",
-        names_rows=True,
-    )
+    grids.save_grid(folder / file, f"{title}: {UNIT}", rows, down=[readable(name) for name in names], across=across)
+    look_for = "One face, the unedited one in the middle: each row should change in one way only."
+    return Figure(file, title, look_for, "edits", names_rows=True)
 
 
-def _curves(measured: dict[str, Any], folder: Path) -> list[Figure]:
-    attributes = measured["attributes"]
-    if not attributes:
-        return []
-    share = measured["kept_share"]
-    width = 4.2 * len(SIDES)
-    file, height = folder / "edit_curves.png", 3.4 * len(attributes) + 0.5
-    with charts.canvas(file, width, height, len(attributes), len(SIDES)) as (figure, axes):
+def _curves(measured: dict[str, Any], folder: Path) -> Figure:
+    attributes, share, file = measured["attributes"], measured["kept_share"], "edit_curves.png"
+    width, height = 4.2 * len(SIDES), 3.4 * len(attributes) + 0.5
+    with charts.canvas(folder / file, width, height, len(attributes), len(SIDES), squeeze=False) as (figure, axes):
         for row, (name, sides) in zip(axes, attributes.items(), strict=True):
             for axis, (side, kinds) in zip(row, sides.items(), strict=True):
                 _curve(axis, kinds, measured["served"], share)
                 faces = next(iter(kinds.values()))["points"][0]["faces"]
                 axis.set_title(f"{side.capitalize()} {readable(name)} ({faces} faces)", loc="left")
         for axis in axes[-1]:
-            axis.set_xlabel("strength, in lengths of the mean difference")
+            axis.set_xlabel(UNIT)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=max(1, len(handles) // 2), frameon=False)
-    return [
-        Figure(
-            "edit_curves.png",
-            "What edits flip, and what they keep",
-            "Faces that the classifier sees flipped rise with the strength, its other predictions that stay fall: the "
-            f"later and the less, the better. The star is the strength that flips most val faces at {share:.0%} kept.",
-        )
-    ]
+    look_for = (
+        "Faces that the classifier sees flipped rise with the strength, its other predictions that stay fall: the "
+        f"later and the less, the better. The star is the strength that flips most val faces at {share:.0%} kept."
+    )
+    return Figure(file, "What edits flip, and what they keep", look_for)
 
 
 def _curve(axis: Axes, kinds: dict[str, Any], served: str, share: float) -> None:
@@ -120,11 +104,10 @@ def _curve(axis: Axes, kinds: dict[str, Any], served: str, share: float) -> None
         points = [point for point in found["points"] if point["kept"] is not None]
         strengths = [abs(point["strength"]) for point in points]
         label, color = KINDS[kind]
-        width = 2.0 if kind == served else 1.2
-        label += ", served" * (kind == served)
+        label, width = (f"{label}, served", 2.0) if kind == served else (label, 1.2)
         for what, words, style in (("flipped", "faces flipped", "o-"), ("kept", "others kept", "o:")):
-            shares, name = [point[what] for point in points], f"{label}: {words}"
-            axis.plot(strengths, shares, style, color=color, ms=3, lw=width, label=name)
+            shares = [point[what] for point in points]
+            axis.plot(strengths, shares, style, color=color, ms=3, lw=width, label=f"{label}: {words}")
         best = found["best"]
         if kind == served and best:  # the strength that was chosen on val faces
             axis.plot([abs(best["strength"])], [best["flipped"]], "*", color=color, ms=12, mec="white", zorder=3)
@@ -147,13 +130,13 @@ MATRICES = {
 """Title and what to look for, by mode."""
 
 
-def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], folder: Path) -> list[Figure]:
+def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], folder: Path) -> Iterator[Figure]:
     rows, columns = (
         [f"{name} *" if name in unsure else name for name in measured[names]] for names in ("edited", "judged")
     )
     note = "\n* the classifier is no better than the majority" if unsure else ""
     empty = ", ".join(map(readable, measured["nothing_left"]))
-    drawn = []
+    nothing = f" Rows without colour: with the others kept, nothing is left of {empty}."
     for mode, (title, look_for) in MATRICES.items():
         found, file = measured[mode], f"edit_matrix_{mode}.png"
         if found["target"] is None:
@@ -170,6 +153,4 @@ def _matrices(measured: dict[str, Any], strength: float, unsure: list[str], fold
             across="what the classifier sees",
             down="what is edited",
         )
-        nothing = f" Rows without colour: with the others kept, nothing is left of {empty}."
-        drawn.append(Figure(file, title, look_for + nothing if mode == "keep" and empty else look_for))
-    return drawn
+        yield Figure(file, title, look_for + nothing if mode == "keep" and empty else look_for)

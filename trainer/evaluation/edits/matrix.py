@@ -115,15 +115,14 @@ def _summary(names: Sequence[str], columns: Sequence[int], results: Sequence[Res
     target = np.zeros(matrix.shape, np.bool_)
     target[range(len(names)), columns] = True
     made = np.array([[bool(found)] for _, found in results])
-    qualities = [[found.get(side) for side in SIDES] for _, found in results]
-    known = [found for sides in qualities for found in sides if found]
+    known = [quality for _, found in results for quality in found.values()]
     return {
         "target": mean_of(np.abs(matrix[target & made])),
         "others": mean_of(np.abs(matrix[~target & made])),
-        **{part: mean_of(getattr(found, part) for found in known) for part in ("flipped", "kept", "kept_balanced")},
+        **{part: mean_of(getattr(quality, part) for quality in known) for part in ("flipped", "kept", "kept_balanced")},
         "attributes": {
-            name: {side: found and asdict(found) for side, found in zip(SIDES, sides, strict=True)}
-            for name, sides in zip(names, qualities, strict=True)
+            name: {side: asdict(found[side]) if side in found else None for side in SIDES}
+            for name, (_, found) in zip(names, results, strict=True)
         },
         "matrix": matrix.round(3).tolist(),
     }

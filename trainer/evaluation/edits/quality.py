@@ -12,8 +12,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-Logits = NDArray[np.float32]
-"""(N, A)."""
+from trainer.evaluation.prediction import balanced_accuracy, mean_of
+
+Logits = NDArray[np.float32]  # (N, A)
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,15 @@ def quality(attributes: Sequence[str], attribute: str, strength: float, before: 
     column, wanted = attributes.index(attribute), strength > 0
     seen_before, seen_after = before > 0, after > 0
     judged = seen_before[:, column] != wanted
-    same = np.delete((seen_before == seen_after)[judged], column, axis=1)
+    others_before, others_after = (np.delete(seen[judged], column, axis=1) for seen in (seen_before, seen_after))
     return EditQuality(
         attribute,
         float(strength),
         int(judged.sum()),
         float((seen_after[judged, column] == wanted).mean()) if judged.any() else None,
-        float(same.mean()) if same.size else None,
-        _balanced(same, np.delete(seen_before[judged], column, axis=1)),
+        float((others_before == others_after).mean()) if others_before.size else None,
+        mean_of(balanced_accuracy(others_after, others_before)),
     )
-
-
-def _balanced(same: NDArray[np.bool_], seen: NDArray[np.bool_]) -> float | None:
-    """Mean over attributes, of those seen on some faces and not on others, of the share kept on either side."""
-    shares = [
-        (kept[has].mean() + kept[~has].mean()) / 2
-        for kept, has in zip(same.T, seen.T, strict=True)
-        if has.any() and not has.all()
-    ]
-    return float(np.mean(shares)) if shares else None
 
 
 def best_strength(curve: Sequence[EditQuality], kept: float) -> float | None:

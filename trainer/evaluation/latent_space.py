@@ -1,4 +1,4 @@
-"""The geometry of the latent space: how attribute vectors correlate, t-SNE of mu, and lines between faces.
+"""The latent space: how far posteriors are from N(0, I), how attribute vectors correlate, and a map of the images.
 
 Shapes: N images, A attributes, D latent_dim.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
@@ -15,9 +16,50 @@ from scipy.spatial.distance import squareform
 from engine.latents import Directions
 from trainer.evaluation.encoded_run import Floats
 from trainer.evaluation.skipped import SkippedError
+from trainer.loss.vae_loss import kl_divergence
+from trainer.monitoring.watchdog import ACTIVE_VARIANCE
 
 MAX_MAPPED = 2000
 """Images at most on a t-SNE map: a person can look at no more, and its time grows faster than their number."""
+
+
+def posterior_samples(mu: Floats, log_var: Floats | None, seed: int) -> Floats:
+    """One draw of q(z|x) for each image, (N, D): together, draws of the aggregate posterior.
+
+    Without log variances it is mu itself.
+    """
+    if log_var is None:
+        return mu
+    noise = np.random.default_rng(seed).standard_normal(mu.shape, np.float32)
+    drawn: Floats = mu + np.exp(0.5 * log_var) * noise
+    return drawn
+
+
+def kl_per_dimension(mu: Floats, log_var: Floats) -> NDArray[np.float64]:
+    """KL(q(z|x) || N(0, I)) of each dimension, averaged over images, in nats, (D,)."""
+    kl = kl_divergence(torch.from_numpy(mu).double(), torch.from_numpy(log_var).double())
+    return kl.mean(0).numpy()
+
+
+def summary(mu: Floats, log_var: Floats | None, samples: Floats) -> dict[str, Any]:
+    """The encoding in numbers: of means, log variances (without them there is no KL) and `posterior_samples`, (N, D).
+
+    Returns:
+        `images`; `latent_dim`; `kl_nats` an image, summed over dimensions; `active_units`; `ks_mean`: Kolmogorov and
+        Smirnov's distance of z from N(0, 1), averaged over dimensions; and `per_dimension`: `kl_nats`, D numbers.
+    """
+    kl = None if log_var is None else kl_per_dimension(mu, log_var)
+    from scipy.stats import kstest  # noqa: PLC0415  (start-up: seconds)
+
+    distances = [kstest(column, "norm").statistic for column in samples.astype(np.float64).T]
+    return {
+        "images": len(mu),
+        "latent_dim": mu.shape[1],
+        "kl_nats": None if kl is None else float(kl.sum()),
+        "active_units": int((mu.var(0) > ACTIVE_VARIANCE).sum()),
+        "ks_mean": float(np.mean(distances)),
+        "per_dimension": {"kl_nats": None if kl is None else kl.round(5).tolist()},
+    }
 
 
 def correlation(directions: Directions) -> dict[str, Any]:
