@@ -76,11 +76,6 @@ def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     return nearest.float()
 
 
-def is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether a weight has at least two dimensions: linear and convolution kernels, but no biases and norms."""
-    return parameter.ndim >= 2
-
-
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for weights that act as matrices (Jordan et al., 2024).
 

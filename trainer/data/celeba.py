@@ -77,26 +77,22 @@ def read(root: Path, split_by: SplitBy, skip_damaged: int) -> Index:
             "has no such lists"
         )
     labels = read_labels(attributes)
-    splits = _draw(root, labels) if partition is None else _look_up(partition, labels)
+    if partition is None:
+        splits = draw(root, labels.files, "name")
+        counts = root, PARTITION, *np.bincount(splits)
+        logger.info("%s has no %s: its images are split by name, %d train, %d val, %d test", *counts)
+    else:
+        splits = _look_up(partition, labels)
     try:
         present = set(os.listdir(images))
     except OSError as error:
         raise DataError(f"{images} cannot be read ({error.strerror}); make it readable") from error
     kept = [row for row, name in enumerate(labels.files) if name in present]
+    absent = [row for row, name in enumerate(labels.files) if name not in present]
     removal = f"remove its line from {attributes.name}" + labels.counted * " and lower the count in line 1"
-    index = Index(
-        root,
-        images,
-        labels.files,
-        labels.attributes,
-        labels.values,
-        splits,
-        layout="CelebAMask-HQ's layout" if attributes.name == HQ_ATTRIBUTES else "CelebA's layout",
-        removal=removal,
-        skip_damaged=skip_damaged,
-    ).take(kept)
-    absent = sorted(set(range(len(labels.files))) - set(kept))
-    return leave_out_absent(index, labels, absent, f"restore it, or {removal}")
+    layout = "CelebAMask-HQ's layout" if attributes.name == HQ_ATTRIBUTES else "CelebA's layout"
+    index = Index(root, images, labels.files, labels.attributes, labels.values, splits, layout, removal, skip_damaged)
+    return leave_out_absent(index.take(kept), labels, absent, f"restore it, or {removal}")
 
 
 def _first(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -110,15 +106,6 @@ def _has_lists(folder: Path) -> bool:
 def _images_of(root: Path) -> Path | None:
     candidates = (root / IMAGES / IMAGES, root / IMAGES, root / HQ_IMAGES)
     return next((folder for folder in candidates if folder.is_dir()), None)
-
-
-def _draw(root: Path, labels: Labels) -> NDArray[np.int8]:
-    """The splits of images without a list of them."""
-    splits = draw(root, labels.files, "name")
-    logger.info(
-        "%s has no %s: its images are split by name, %d train, %d val, %d test", root, PARTITION, *np.bincount(splits)
-    )
-    return splits
 
 
 def _look_up(partition: Path, labels: Labels) -> NDArray[np.int8]:

@@ -24,6 +24,12 @@ REPORTED = 10
 """Images that a message names; the others go to a file."""
 
 
+def shortened(items: Sequence[str], rest: str = "") -> list[str]:
+    """The first of some items and how many more there are, for a message; `rest` says where those are."""
+    more = len(items) - REPORTED
+    return [*items[:REPORTED], f"... and {more} more{rest}"] if more > 0 else list(items)
+
+
 class ImageFile(Protocol):
     """An encoded image: a file, or something inside one. Its `str` names it in messages."""
 
@@ -91,9 +97,7 @@ class Index:
         Args:
             sentences: one an image.
         """
-        shown = list(sentences[:REPORTED])
-        if len(sentences) > REPORTED:
-            shown.append(f"and {len(sentences) - REPORTED} more, which config.json of a run lists")
+        shown = shortened(sentences, ", which config.json of a run lists")
         logger.warning("%s: %d image(s) are left out: %s", self.root, len(sentences), "; ".join(shown))
         return dataclasses.replace(self, left_out=(*self.left_out, *sentences))
 

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
@@ -59,6 +59,8 @@ class ParquetImage:
 class ParquetIndex(Index):
     """An index whose names are a parquet file, `/`, and the number of a row in it, from 0."""
 
+    layout: str = "parquet files"
+    removal: str = "remove its row"
     column: str = "image"
 
     def location(self, row: int) -> str:
@@ -103,18 +105,9 @@ def read(directory: Path, names: Sequence[str], split_by: SplitBy, skip_damaged:
     labels = _labels(directory, files)
     rows = [f"{name}/{row}" for name, file in files.items() for row in range(file.metadata.num_rows)]
     told = [split for name, file in files.items() for split in [_split_of(name)] * file.metadata.num_rows]
-    return ParquetIndex(
-        directory,
-        directory,
-        tuple(rows),
-        tuple(labels),
-        np.stack(list(labels.values()), 1) if labels else np.zeros((len(rows), 0), np.bool_),
-        _splits(directory, rows, told),
-        layout="parquet files",
-        removal="remove its row",
-        skip_damaged=skip_damaged,
-        column=column,
-    )
+    values = np.stack(list(labels.values()), 1) if labels else np.zeros((len(rows), 0), np.bool_)
+    index = ParquetIndex(directory, directory, tuple(rows), tuple(labels), values, _splits(directory, rows, told))
+    return replace(index, skip_damaged=skip_damaged, column=column)
 
 
 @cache
