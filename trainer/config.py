@@ -324,6 +324,4 @@ class TrainConfig:
         try:
             return cls(**known | {"model": ModelConfig(**values["model"])})
         except (KeyError, TypeError) as error:
-            raise ConfigError(
-                f"the configuration does not fit this version of the project ({error}); train again"
-            ) from error
+            raise ConfigError(f"the configuration does not fit this version ({error}); train again") from error

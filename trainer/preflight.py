@@ -161,12 +161,9 @@ def _require_labels(config: TrainConfig, index: Index) -> None:
 
 def _warn_of_constants(index: Index) -> None:
     held = index.labels[index.rows("train")].mean(0)
-    names = [name for name, share in zip(index.attributes, held, strict=True) if share in (0, 1)]
+    names = ", ".join(name for name, share in zip(index.attributes, held, strict=True) if share in (0, 1))
     if names:
-        logger.warning(
-            "%s: all training images have it or none has, so there will be no direction; training goes on",
-            ", ".join(names),
-        )
+        logger.warning("%s: all training images have it or none has, so there will be no direction; it goes on", names)
 
 
 def _warn_of_few_steps(config: TrainConfig, index: Index) -> None:

@@ -36,9 +36,7 @@ def write(path: Path, pack: Pack) -> None:
         RunError: another file is there, or the place cannot be written to.
     """
     if path.exists() and not _is_sheet(path):
-        raise RunError(
-            f"{path} is no contact sheet and would be replaced by one; move it away, or choose another --out"
-        )
+        raise RunError(f"{path} is no contact sheet and would be replaced by one; move it, or choose another --out")
     train = pack.index.rows("train")
     chosen = train[np.unique(np.linspace(0, len(train) - 1, IMAGES).round().astype(int))]
     results = list(pack.decode(chosen))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.index import LEFT_OUT, Index
-from trainer.data.table import Labels, leave_out_absent, read_labels
+from trainer.data.table import Labels, leave_out_absent, line_error, read_labels
 from trainer.errors import DataError
 
 
@@ -63,14 +63,12 @@ def _match(index: Index, labels: Labels) -> tuple[dict[int, int], list[int]]:
         found = rows.get(key.removeprefix("./")) or by_base_name.get(key, [])
         if len(found) > 1:
             several = " and ".join(index.files[image] for image in found[:2])
-            raise DataError(f"{labels.path}, line {line}: {name} may be {several}; give the name with its folders")
+            raise line_error(labels.path, line, f"{name} may be {several}; give the name with its folders")
         if not found:
             absent.append(row)
         elif found[0] in row_of:
             first = labels.lines[row_of[found[0]]]
-            raise DataError(
-                f"{labels.path}, line {line}: {name} is the image of line {first}, too; keep one line an image"
-            )
+            raise line_error(labels.path, line, f"{name} is the image of line {first}, too; keep one line an image")
         else:
             row_of[found[0]] = row
     return row_of, absent

@@ -29,10 +29,7 @@ def draw(root: Path, files: Sequence[str], split_by: SplitBy) -> NDArray[np.int8
         DataError: there are too few images or folders.
     """
     if len(files) < MIN_IMAGES:
-        raise DataError(
-            f"{root} holds {len(files)} image(s); add more, at least {MIN_IMAGES}, so that there are some to train on "
-            "and some to judge on"
-        )
+        raise DataError(f"{root} holds {len(files)} image(s); add more, at least {MIN_IMAGES}, to train and judge on")
     return split_by_name(files) if split_by == "name" else split_by_folder(root, files)
 
 

@@ -65,37 +65,29 @@ def read_labels(path: Path) -> Labels:
     announced = first[1][0] if len(first[1]) == 1 and not is_csv else ""
     counted = announced.isdecimal()
     if announced and not counted and not _VALUES.keys() >= set(second[1][1:]):
-        raise DataError(
-            f"{path}, line {first[0]}: '{announced[:60]}' is not the number of images; the lines are the count, the "
-            "attribute names, then images"
-        )
+        said = f"'{announced[:60]}' is not the number of images; needs the count, the attribute names, then images"
+        raise line_error(path, first[0], said)
     header_line, header = second if counted else first
     if is_csv and Path(header[0]).suffix.lower() in SUFFIXES:
-        raise DataError(
-            f"{path}, line {header_line}: '{header[0][:60]}' is an image where the header is expected; put one before "
-            "it, such as `file,Smiling`"
-        )
-    if is_csv and (later := _file_column(header)):
-        raise DataError(
-            f"{path}, line {header_line}: '{header[later]}' is column {later + 1}; the images' names must come first, "
-            "as in `file,Smiling`"
-        )
-    if is_csv or header[0].lower() in FILE_COLUMNS:
+        said = f"'{header[0][:60]}' is an image where the header is expected; put one before it, such as `file,Smiling`"
+        raise line_error(path, header_line, said)
+    is_file = [name.lower() in FILE_COLUMNS for name in header]
+    if is_csv and any(is_file) and not is_file[0]:
+        column = is_file.index(True)
+        said = f"'{header[column]}' is column {column + 1}; the images' names must come first, as in `file,Smiling`"
+        raise line_error(path, header_line, said)
+    if is_csv or is_file[0]:
         header = header[1:]
     if not header or not all(header) or len(set(header)) != len(header):
-        raise DataError(
-            f"{path}, line {header_line}: needs the attribute names, each once; found '{' '.join(header)[:60]}'"
-        )
+        raise line_error(path, header_line, f"needs the attribute names, each once; found '{' '.join(header)[:60]}'")
     files: list[str] = []
     lines: list[int] = []
     values: list[bytes] = []
     code = defaultdict(lambda: _ODD, _VALUES).__getitem__
     for number, (name, *cells) in rows if counted else chain([second] if any(second[1]) else [], rows):
         if len(cells) != len(header):
-            raise DataError(
-                f"{path}, line {number} ({name}): {len(cells)} values, but line {header_line} names {len(header)} "
-                "attributes"
-            )
+            said = f"{len(cells)} values, but line {header_line} names {len(header)} attributes"
+            raise line_error(path, f"{number} ({name})", said)
         files.append(name)
         lines.append(number)
         values.append(bytes(map(code, cells)))
@@ -104,20 +96,12 @@ def read_labels(path: Path) -> Labels:
         said = f", though line 1 announces {announced}" if counted else ""
         raise DataError(f"{path}: {1 + counted} line(s) and 0 rows of images{said}; needs {needs}, then images")
     if counted and int(announced) != len(files):
-        raise DataError(
-            f"{path}: line 1 announces {announced} images, {len(files)} rows follow; the file is truncated or line 1 "
-            "wrong"
-        )
+        said = f"announces {announced} images, {len(files)} rows follow; the file is truncated or this line wrong"
+        raise line_error(path, 1, said)
     _require_once(path, files)
     codes = np.frombuffer(b"".join(values), np.uint8).reshape(len(files), -1)
     _require_two_values(path, lines, codes)
     return Labels(path, tuple(files), tuple(lines), tuple(header), codes == _VALUES["1"], counted)
-
-
-def _file_column(header: list[str]) -> int:
-    """Where the images' names are, as far as the header tells; 0: in the first column."""
-    is_file = [name.lower() in FILE_COLUMNS for name in header]
-    return is_file.index(True) if any(is_file) and not is_file[0] else 0
 
 
 def _require_two_values(path: Path, lines: list[int], codes: NDArray[np.uint8]) -> None:
@@ -130,10 +114,8 @@ def _require_two_values(path: Path, lines: list[int], codes: NDArray[np.uint8]) 
         return
     row, column = np.argwhere(wrong)[0]
     name, *cells = next(cells for number, cells in read_rows(path)[0] if number == lines[row])
-    raise DataError(
-        f"{path}, line {lines[row]} ({name}): '{cells[column]}' is {known}; write 1 where an image has the attribute "
-        f"and {no} where it has not"
-    )
+    said = f"'{cells[column]}' is {known}; write 1 where an image has the attribute and {no} where it has not"
+    raise line_error(path, f"{lines[row]} ({name})", said)
 
 
 def read_splits(path: Path) -> dict[str, int]:
@@ -147,7 +129,7 @@ def read_splits(path: Path) -> dict[str, int]:
         if row == 0 and cells[-1] == "partition":
             continue
         if len(cells) != 2 or cells[1] not in ("0", "1", "2"):
-            raise DataError(f"{path}, line {number}: '{' '.join(cells)[:60]}' is not `file split` with split 0, 1 or 2")
+            raise line_error(path, number, f"'{' '.join(cells)[:60]}' is not `file split` with split 0, 1 or 2")
         names.append(cells[0])
         splits[cells[0]] = int(cells[1])
     _require_once(path, names)
@@ -180,6 +162,11 @@ def read_rows(path: Path) -> tuple[Iterator[Row], bool]:
 
     rows = ((number, split(line)) for number, line in enumerate(lines, start=1) if line.strip(_EMPTY))
     return rows, delimiter is not None
+
+
+def line_error(path: Path, line: object, said: str) -> DataError:
+    """What is wrong with a line of a list; `line` is its number, perhaps with the image's name."""
+    return DataError(f"{path}, line {line}: {said}")
 
 
 def _require_once(path: Path, names: list[str]) -> None:
