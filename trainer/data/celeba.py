@@ -4,8 +4,8 @@ torchvision:     img_align_celeba/, list_attr_celeba.txt, list_eval_partition.tx
 Kaggle:          img_align_celeba/img_align_celeba/, list_attr_celeba.csv, list_eval_partition.csv
 CelebAMask-HQ:   CelebA-HQ-img/, CelebAMask-HQ-attribute-anno.txt
 
-`table` describes the list of attributes. The list of splits has a line `000001.jpg 0` an image: 0 train, 1 val, 2 test.
-It may be missing: then the splits are drawn as those of a plain folder.
+`labels` describes the list of attributes. The list of splits has a line `000001.jpg 0` an image: 0 train, 1 val, 2
+test. It may be missing: then the splits are drawn as those of a plain folder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.index import SPLITS, Index
-from trainer.data.splits import SplitBy, draw
-from trainer.data.table import Labels, leave_out_absent, read_labels, read_splits
+from trainer.data.index import SPLITS, Index, SplitBy, draw
+from trainer.data.labels import Labels, leave_out_absent, read_labels, read_splits
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)

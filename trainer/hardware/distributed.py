@@ -95,14 +95,14 @@ class Processes:
         if self.world_size == 1:
             return work()
         outcome: list[Any] = [None, None]
-        if self.is_main:
-            try:
+        try:
+            if self.is_main:
                 outcome[0] = work()
-            except BaseException as error:  # the others wait to hear of it, whatever it is
-                outcome[1] = error.exit_code if isinstance(error, TrainerError) else 1
-                dist.broadcast_object_list(outcome, device=torch.device("cpu"))
-                raise
-        dist.broadcast_object_list(outcome, device=torch.device("cpu"))
+        except BaseException as error:  # the others wait to hear of it, whatever it is
+            outcome[1] = error.exit_code if isinstance(error, TrainerError) else 1
+            raise
+        finally:
+            dist.broadcast_object_list(outcome, device=torch.device("cpu"))
         result, exit_code = outcome
         if exit_code is not None:
             raise SystemExit(exit_code)
