@@ -50,11 +50,6 @@ class Schedule:
             return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, length - warm)))
         return 1.0
 
-    @property
-    def steps_at_peak(self) -> float:
-        """How many steps at the peak rate the whole run amounts to: the sum of its factors."""
-        return sum(map(self.factor, range(self.start, self.num_steps)))
-
 
 def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """The semi-orthogonal matrix nearest to a matrix, roughly: singular vectors kept, singular values near 1.

@@ -290,6 +290,10 @@ class TrainState:
             optimizer.load_state_dict(values)
         self.step, self._digests, self.legs = state["step"], state["digests"], state["legs"]
         self.schedule = self._schedule()
+        for name in CHANGEABLE:
+            before, now = self.held(name), getattr(self.config, name)
+            if before not in (None, now):
+                logger.info("from step %d on, %s is %s instead of %s", self.step, flag_of(name), now, before)
 
     def _read(self) -> dict[str, Any] | None:
         if not (self.folder / run_folder.CHECKPOINT).exists():
@@ -304,11 +308,6 @@ class TrainState:
         done = state["step"] / self.loader.steps_per_epoch
         if self.config.epochs < done:
             raise RunError(f"--epochs {self.config.epochs}: {self.folder} has done {done:.4g} already; give more")
-        last = state["legs"][-1] if state["legs"] else {}
-        for name in CHANGEABLE:
-            before, now = last.get(name), getattr(self.config, name)
-            if before not in (None, now):
-                logger.info("from step %d on, %s is %s instead of %s", state["step"], flag_of(name), now, before)
         return state
 
 

@@ -46,29 +46,25 @@ def _through(control: Array) -> Array:
     return (_BASIS @ windows).reshape(-1, control.shape[1])
 
 
-# A curve is linear in its control points, so that one matrix serves every curve of as many of them.
 @lru_cache
-def _closed_weights(count: int) -> Array:
+def _weights(count: int, closed: bool) -> Array:
+    """A curve is linear in its control points: the matrix that takes so many of them to its points."""
     unit = np.eye(count, dtype=np.float32)
-    return _through(np.concatenate([unit[-1:], unit, unit[:2]]))
-
-
-@lru_cache
-def _open_weights(count: int) -> Array:
-    unit = np.eye(count, dtype=np.float32)
+    if closed:
+        return _through(np.concatenate([unit[-1:], unit, unit[:2]]))
     return np.concatenate([_through(np.concatenate([unit[:1], unit, unit[-1:]])), unit[-1:]])
 
 
 def closed_curve(points: npt.ArrayLike) -> Array:
     """Smooth closed outline through control points (Catmull-Rom): [N, 2] -> [4 N, 2]."""
     control = np.asarray(points, np.float32)
-    return _closed_weights(len(control)) @ control
+    return _weights(len(control), closed=True) @ control
 
 
 def open_curve(points: npt.ArrayLike) -> Array:
     """Smooth path through control points, both ends included: [N, 2] -> [4 (N - 1) + 1, 2]."""
     control = np.asarray(points, np.float32)
-    return _open_weights(len(control)) @ control
+    return _weights(len(control), closed=False) @ control
 
 
 def ellipse(centre: Point, radii: Point) -> Array:
