@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.errors import InterruptedRunError, NonFiniteLossError, TrainerError
-from trainer.hardware.device import Placement
+from trainer.hardware.device import ModuleT, Placement
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
 
 # To the group that was joined last. Where data-parallel models alone hold a group, PyTorch ends it under Python's lock,
@@ -111,10 +110,8 @@ class Processes:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of the processes' tensors."""
-        if self.world_size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
+        total: Tensor = tensor if self.world_size == 1 else _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+        return total
 
     def max(self, *numbers: int) -> tuple[int, ...]:
         """The largest that any process gave of each number; on the host, so that no GPU is waited for."""
