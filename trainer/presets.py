@@ -129,10 +129,5 @@ def best() -> TrainConfig:
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
-    "seed": seed,
-    "paper-123": paper_123,
-    "paper-345": paper_345,
-    "plain": plain,
-    "best": best,
-    "quickstart": quickstart,
+    make().preset: make for make in (seed, paper_123, paper_345, plain, best, quickstart)
 }

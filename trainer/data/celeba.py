@@ -86,12 +86,13 @@ def read(root: Path, split_by: SplitBy, skip_damaged: int) -> Index:
         present = set(os.listdir(images))
     except OSError as error:
         raise DataError(f"{images} cannot be read ({error.strerror}); make it readable") from error
-    kept = [row for row, name in enumerate(labels.files) if name in present]
-    absent = [row for row, name in enumerate(labels.files) if name not in present]
+    kept = np.array([name in present for name in labels.files])
+    files = tuple(name for name in labels.files if name in present)
     removal = f"remove its line from {attributes.name}" + labels.counted * " and lower the count in line 1"
     layout = "CelebAMask-HQ's layout" if attributes.name == HQ_ATTRIBUTES else "CelebA's layout"
-    index = Index(root, images, labels.files, labels.attributes, labels.values, splits, layout, removal, skip_damaged)
-    return leave_out_absent(index.take(kept), labels, absent, f"restore it, or {removal}")
+    values = labels.values[kept]
+    index = Index(root, images, files, labels.attributes, values, splits[kept], layout, removal, skip_damaged)
+    return leave_out_absent(index, labels, np.flatnonzero(~kept).tolist(), f"restore it, or {removal}")
 
 
 def _first(root: Path, names: tuple[str, ...]) -> Path | None:

@@ -76,16 +76,12 @@ class Index:
     skip_damaged: int = 0
     left_out: tuple[str, ...] = ()
 
-    def location(self, row: int) -> str:
-        """The path of the file that an image is, or lies in."""
-        return f"{self.folder}/{self.files[row]}"
-
     def image(self, row: int) -> ImageFile:
         """An image, to be opened."""
         return self.path(row)
 
     def path(self, row: int) -> Path:
-        """The file of an image."""
+        """The file that an image is, or lies in."""
         return self.folder / self.files[row]
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -111,12 +107,6 @@ class Index:
         shown = shortened(sentences, ", which config.json of a run lists")
         logger.warning("%s: %d image(s) are left out: %s", self.root, len(sentences), "; ".join(shown))
         return dataclasses.replace(self, left_out=(*self.left_out, *sentences))
-
-    def take(self, rows: Sequence[int]) -> Index:
-        """The index of some of the images, in the given order."""
-        files = tuple(self.files[row] for row in rows)
-        chosen = np.asarray(rows, np.int64)
-        return dataclasses.replace(self, files=files, labels=self.labels[chosen], splits=self.splits[chosen])
 
     def limited(self, count: int) -> Index:
         """The same images with `count` of the train split's, 0 for all; the others are in no split.

@@ -322,7 +322,7 @@ def _digest(index: Index, frame: Frame, align: bool) -> str:
     digest = hashlib.sha256(f"{PACK_VERSION} {frame.size} {frame.crop} {frame.source} {landmarks}\n".encode())
     for row, name in enumerate(index.files):
         try:
-            stat = os.stat(index.location(row))
+            stat = os.stat(index.path(row))
             size, time = stat.st_size, stat.st_mtime_ns
         except OSError:  # such as a link to nothing; whether it may be left out is seen when the images are packed
             size, time = -1, -1

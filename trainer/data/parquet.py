@@ -62,13 +62,13 @@ class ParquetIndex(Index):
     removal: str = "remove its row"
     column: str = "image"
 
-    def location(self, row: int) -> str:
-        """The path of the file that an image lies in."""
-        return f"{self.folder}/{self.files[row].rpartition('/')[0]}"
+    def path(self, row: int) -> Path:
+        """The file that an image lies in."""
+        return self.folder / self.files[row].rpartition("/")[0]
 
     def image(self, row: int) -> ParquetImage:
         """An image, to be opened."""
-        return ParquetImage(Path(self.location(row)), self.column, int(self.files[row].rpartition("/")[2]))
+        return ParquetImage(self.path(row), self.column, int(self.files[row].rpartition("/")[2]))
 
 
 def read(directory: Path, names: Sequence[str], split_by: SplitBy, skip_damaged: int) -> ParquetIndex:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,12 +100,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
-    capabilities = torch.backends.cpu.get_cpu_capability() if platform.machine() == "x86_64" else ""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return "AVX512" in capabilities and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    return "AVX512" in torch.backends.cpu.get_cpu_capability() and ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -96,12 +97,9 @@ def _cut(path: Path, step: int) -> None:
     """Drops the records of later steps, and a line that was torn."""
     if not path.exists():
         return
-
-    def holds(line: str) -> bool:
-        try:
-            return bool(json.loads(line)["step"] <= step)
-        except ValueError:
-            return False
-
-    kept = [line for line in path.read_text(errors="replace").splitlines() if holds(line)]
-    write_atomically(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
+    kept = []
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
+        with suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    write_atomically(path, lambda file: file.write_text("".join(kept)))
