@@ -98,8 +98,8 @@ def _cut(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(errors="replace").splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines():
         with suppress(ValueError):
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                kept.append(f"{line}\n")
     write_atomically(path, lambda file: file.write_text("".join(kept)))
