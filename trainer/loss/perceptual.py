@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -59,8 +57,9 @@ class PerceptualLoss:
             The sum of the terms, () float32, and the terms one by one, (taps,) float32 in order of depth and without
             gradients.
         """
-        total, terms = _Distance.apply(reconstructions, targets, self)  # type: ignore[no-untyped-call]
-        return total, terms
+        terms, gradient = self.terms_and_gradient(reconstructions.detach(), targets)
+        nothing = reconstructions - reconstructions.detach()  # but for autograd, to which the gradient is told here
+        return terms.sum() + (nothing * gradient).sum(), terms
 
     def terms_and_gradient(self, reconstructions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The terms, (taps,) float32, and the gradient of their sum with regard to the reconstructions, float32."""
@@ -74,19 +73,3 @@ class PerceptualLoss:
             terms.append(part * fraction)
             gradients.append(gradient * fraction)
         return torch.stack(terms).sum(0), torch.cat(gradients)
-
-
-class _Distance(torch.autograd.Function):
-    """The sum of the terms, its gradient, and the terms."""
-
-    @staticmethod
-    def forward(ctx: Any, reconstructions: Tensor, targets: Tensor, loss: PerceptualLoss) -> tuple[Tensor, Tensor]:
-        terms, gradient = loss.terms_and_gradient(reconstructions, targets)
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(terms)
-        return terms.sum(), terms
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None
