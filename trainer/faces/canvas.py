@@ -55,16 +55,13 @@ def _weights(count: int, closed: bool) -> Array:
     return np.concatenate([_through(np.concatenate([unit[:1], unit, unit[-1:]])), unit[-1:]])
 
 
-def closed_curve(points: npt.ArrayLike) -> Array:
-    """Smooth closed outline through control points (Catmull-Rom): [N, 2] -> [4 N, 2]."""
-    control = np.asarray(points, np.float32)
-    return _weights(len(control), closed=True) @ control
+def curve(points: npt.ArrayLike, closed: bool = False) -> Array:
+    """Smooth path through control points (Catmull-Rom), both ends included: [N, 2] -> [4 (N - 1) + 1, 2].
 
-
-def open_curve(points: npt.ArrayLike) -> Array:
-    """Smooth path through control points, both ends included: [N, 2] -> [4 (N - 1) + 1, 2]."""
+    A closed one is an outline: [N, 2] -> [4 N, 2].
+    """
     control = np.asarray(points, np.float32)
-    return _weights(len(control), closed=False) @ control
+    return _weights(len(control), closed) @ control
 
 
 def ellipse(centre: Point, radii: Point) -> Array:
@@ -81,7 +78,7 @@ def symmetric_curve(top: float, right: Sequence[Point], bottom: float | None = N
     axis = [] if bottom is None else [(0.0, bottom)]
     points = np.array([(0.0, top), *right, *axis, *((-x, y) for x, y in reversed(right))], np.float32)
     points[:, 0] += shift
-    return closed_curve(points)
+    return curve(points, closed=True)
 
 
 def both_sides(outline: Array, shift: float = 0.0) -> list[Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.faces.canvas import Array, Canvas, Light, closed_curve, symmetric_curve
+from trainer.faces.canvas import Array, Canvas, Light, curve, symmetric_curve
 from trainer.faces.features import Mouth
 from trainer.faces.head import Head
 from trainer.faces.palette import Palette, between, times
@@ -41,7 +41,7 @@ def draw_hair(canvas: Canvas, face: Face, palette: Palette, head: Head) -> None:
     points[:, 0] = points[:, 0] * face.head_width - 3 * face.yaw
     strands = _strands(face)
     canvas.shade((0, -44), (30, 5), (0.86, 0.8, 0.78), head.mask)
-    canvas.fill(closed_curve(points), palette.hair, light=strands, feather=0.7)
+    canvas.fill(curve(points, closed=True), palette.hair, light=strands, feather=0.7)
     if face.has("Bangs"):
         edge, tilt = between(-25, -22, face.bangs_degree), 3 * face.hair_parting
         over = [(-47, -8), (-50, -40), (-30, -66), (0, -72), (30, -66), (50, -40), (47, -8)]
@@ -50,7 +50,7 @@ def draw_hair(canvas: Canvas, face: Face, palette: Palette, head: Head) -> None:
         points = np.array([*over, *fringe], np.float32)
         points[:, 0] = points[:, 0] * face.head_width - 2 * face.yaw
         canvas.shade((0, edge + 3), (26, 3.5), (0.8, 0.74, 0.72), head.mask)
-        canvas.fill(closed_curve(points), palette.hair, light=strands, feather=0.7)
+        canvas.fill(curve(points, closed=True), palette.hair, light=strands, feather=0.7)
 
 
 def draw_beard(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth, head: Head) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.faces.canvas import Array, Canvas, Light, Mask, both_sides, closed_curve, ellipse, symmetric_curve
+from trainer.faces.canvas import Array, Canvas, Light, Mask, both_sides, curve, ellipse, symmetric_curve
 from trainer.faces.palette import Palette, between, times
 from trainer.faces.person import Face
 
@@ -35,7 +35,7 @@ def draw_head(canvas: Canvas, face: Face, palette: Palette) -> Head:
     head = Head(canvas.mask(_outline(face)), _light(face))
     wide = 50.5 * face.head_width
     rim = [(-5, -11), (5, -13), (7.5, -3), (5, 10), (1, 19), (-5, 15)]
-    ear = closed_curve([(wide + x, y) for x, y in rim])
+    ear = curve([(wide + x, y) for x, y in rim], closed=True)
     canvas.fill(both_sides(ear, -3 * face.yaw), times(palette.skin, (0.95, 0.88, 0.86)), light=head.light)
     hollow = both_sides(ellipse((wide + 3, 0), (2.3, 8)), -3 * face.yaw)
     canvas.fill(hollow, palette.shadow, opacity=0.5, feather=1)
