@@ -128,7 +128,8 @@ def mouth_of(face: Face) -> Mouth:
     x = half * _ACROSS + 2 * face.yaw
 
     top, bottom = upper - thick * _UPPER_LIP + _CUPIDS_BOW, lower + thick * _LOWER_LIP
-    return Mouth(*(np.stack([x, y], axis=1) for y in (top, upper, lower, bottom)), open=gap > 0)
+    lines = [np.stack([x, y], axis=1) for y in (top, upper, lower, bottom)]
+    return Mouth(lines[0], lines[1], lines[2], lines[3], gap > 0)
 
 
 def draw_mouth(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) -> None:

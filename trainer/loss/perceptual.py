@@ -65,7 +65,7 @@ class PerceptualLoss:
         """The terms, (taps,) float32, and the gradient of their sum with regard to the reconstructions, float32."""
         terms, gradients = [], []
         weights = [scale**2 for scale in self.scales.values()]
-        chunks = reconstructions.split(self.chunk_images), targets.split(self.chunk_images)
+        chunks = (torch.split(images, self.chunk_images) for images in (reconstructions, targets))
         for ours, theirs in zip(*chunks, strict=True):
             compare = self._compare_whole if len(ours) == self.chunk_images else self._extractor.compare
             part, gradient = compare(ours, theirs, weights)

@@ -112,7 +112,7 @@ def _layers() -> Iterator[nn.Module]:
     before = 3
     for convolutions, channels in _BLOCKS:
         for _ in range(convolutions):
-            convolution = nn.utils.skip_init(nn.Conv2d, before, channels, 3, padding=1)
+            convolution = nn.utils.skip_init(nn.Conv2d, before, channels, 3, padding=1)  # type: ignore[no-untyped-call]
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
             nn.init.zeros_(convolution.bias)
             yield convolution
