@@ -15,8 +15,7 @@ import numpy.typing as npt
 from trainer.faces.canvas import Array, Canvas
 from trainer.faces.clothes import draw_clothes, draw_glasses, draw_hat
 from trainer.faces.features import draw_brows, draw_eyes, draw_mouth, draw_nose, mouth_of
-from trainer.faces.hair import draw_beard, draw_hair, draw_hair_behind, draw_mustache
-from trainer.faces.head import draw_head, draw_neck
+from trainer.faces.head import draw_beard, draw_hair, draw_hair_behind, draw_head, draw_mustache, draw_neck
 from trainer.faces.palette import hsv, palette_of
 from trainer.faces.person import Face
 
