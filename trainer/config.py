@@ -178,7 +178,7 @@ class TrainConfig:
     """Factor of the step schedule."""
     grad_clip: _NotNegative = 0.0
     """Largest norm of the gradient, longer ones are scaled down; 0 for no limit."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: int = 0
     """Seed of the weights, the order of the images, the flips and the latent noise."""
 
     rec_weight: _NotNegative = 1.0
@@ -244,6 +244,7 @@ class TrainConfig:
             f"--align: brings faces to CelebA's frame; leave out --crop {self.crop} and --source {width} {height}, "
             "or leave out --align",
         )
+        _require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and {2**63 - 1}")
         unknown = [tap for tap in self.taps if tap not in VGG19_TAPS]
         _require(not unknown, f"--taps: unknown {', '.join(unknown)}; VGG19 has {', '.join(VGG19_TAPS)}")
         _require(len(set(self.taps)) == len(self.taps), f"--taps {' '.join(self.taps)}: names one tap twice")
