@@ -14,24 +14,12 @@ from typing import Any
 from framing import CELEBA_SOURCE, Frame
 from trainer.config import TrainConfig
 from trainer.data import celeba, folder, parquet
-from trainer.data.celeba import ATTRIBUTES, IMAGES, PARTITION
 from trainer.data.index import MIN_IMAGES, SPLITS, Index, SplitBy
 from trainer.data.labels import relabel
 from trainer.data.packed import FaceData, Pack
 from trainer.errors import DataError
 
-__all__ = [
-    "ATTRIBUTES",
-    "IMAGES",
-    "PARTITION",
-    "SPLITS",
-    "FaceData",
-    "Index",
-    "Pack",
-    "load_data",
-    "load_data_for",
-    "read_index",
-]
+__all__ = ["SPLITS", "FaceData", "Index", "Pack", "load_data", "load_data_for", "read_index"]
 
 logger = logging.getLogger(__name__)
 
