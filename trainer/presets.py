@@ -45,9 +45,9 @@ def _paper(name: str, taps: tuple[str, ...]) -> TrainConfig:
 
     Departures, each for a reason. The paper weighs features on the scale of Caffe's VGG19, whose inputs run to 255;
     no factor carries its weights over to other VGG19 files, so each tap is scaled to a mean activation of one, and the
-    KL weight is set anew, such that the KL is about 65 nats an image on real faces. Images are
-    cropped and flipped as in the seed, LeakyReLU and the sigmoid at the end are the seed's too, and directions are of
-    posterior means over the whole train split rather than of samples over 1,000 images.
+    KL weight is set anew, such that the KL is about 65 nats an image on real faces. Images are cropped and flipped as
+    in the seed, LeakyReLU and the sigmoid at the end are the seed's too, and directions are of posterior means over the
+    whole train split rather than of samples over 1,000 images.
     """
     return TrainConfig(
         preset=name,
