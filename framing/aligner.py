@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from framing.centerface import CenterFace
-from framing.frame import AlignmentError, Frame, FramingError
+from framing.frame import Frame, FramingError
 
 MIN_SHARE = 0.5
 """Pixels that a face needs, of the pixels that the model gives it, along one side; below, enlarging would invent it."""
@@ -51,17 +51,17 @@ class Aligner:
             image: RGB, upright, of any size.
 
         Raises:
-            AlignmentError: no face is found, or it is too small.
+            FramingError: no face is found, or it is too small.
         """
         if self._frame.is_framed(*image.size):
             return Aligned(image, 0)
         found = self._detector.find(image)
         if not len(found):
-            raise AlignmentError("shows no face that can be found; cut the face out, or leave the picture out")
+            raise FramingError("shows no face that can be found; cut the face out, or leave the picture out")
         move = self._fit(found[0])
         side, needed = self._crop / abs(move[0]), MIN_SHARE * min(self._frame.size, self._crop)
         if side < needed:
-            raise AlignmentError(
+            raise FramingError(
                 f"shows a face that is too small: its frame is {side:.0f} pixels wide, at least {needed:.0f} are needed"
             )
         aligned = self._warp(image, *move)

@@ -46,9 +46,7 @@ class CenterFace:
             import onnx  # noqa: PLC0415  (an extra)
             import onnxruntime  # noqa: PLC0415
         except ImportError as error:
-            raise FramingError(
-                f"--align needs onnx and onnxruntime, and one can't be imported ({error}); {_MEND}"
-            ) from None
+            raise FramingError(f"--align needs onnx and onnxruntime, one of which fails: {error}; {_MEND}") from None
         model = onnx.load(_weights())
         # The file declares the sizes of one example; the network takes any.
         (image, *_), outputs = model.graph.input, model.graph.output

@@ -29,10 +29,6 @@ class TooLongError(FramingError):
     """Raise when a picture is so far from square that its middle says nothing about where the face is."""
 
 
-class AlignmentError(FramingError):
-    """Raise when no face can be found, or not one that can be aligned."""
-
-
 @dataclass(frozen=True)
 class Frame:
     """What a model was trained on.

@@ -252,9 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if tell_version(arguments):
         return 0
-    logging.basicConfig(
-        level=logging.INFO if _is_main_process() else logging.ERROR, format="%(levelname)s: %(message)s"
-    )
+    level = logging.INFO if _is_main_process() else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     received: list[int] = [signal.SIGINT]
 
     def interrupt(signum: int, frame: FrameType | None) -> None:

@@ -8,9 +8,9 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from framing import CELEBA_SOURCE, Frame
 from trainer.errors import ConfigError
@@ -22,7 +22,6 @@ VGG19_TAPS = (
     "relu5_1", "relu5_2", "relu5_3", "relu5_4",
 )  # fmt: skip
 """The ReLU outputs of VGG19 in order of depth: what `taps` may name."""
-
 
 Kind = Literal["mean", "adjusted", "svm"]
 """Kinds of attribute directions, which `trainer.artifacts.directions` describes."""
@@ -41,6 +40,24 @@ CHANGEABLE = ("epochs", "lr", "muon_lr", "grad_clip")
 """Fields that a run that is gone on with may change; config.json says from which step on."""
 
 
+_AtLeastOne = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_WORDING = {
+    "Input should be": "must be",
+    "greater than or equal to": "at least",
+    "greater than": "above",
+    "less than or equal to": "at most",
+    "less than": "below",
+}
+"""Pydantic's words for what a field must be, and ours."""
+
+
+def flag_of(name: str) -> str:
+    """The command line's name of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide what a run computes, those of the model beside the others."""
     flat = values | dataclasses.asdict(ModelConfig()) | values["model"]
@@ -49,14 +66,14 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _adapters(config: type) -> dict[str, TypeAdapter[Any]]:
-    return {name: TypeAdapter(kind) for name, kind in get_type_hints(config).items()}
+    return {name: TypeAdapter(kind) for name, kind in get_type_hints(config, include_extras=True).items()}
 
 
 def _require_types(config: ModelConfig | TrainConfig) -> None:
     """Makes of every field what it is declared as, such as a path of a file's name; flags are that already.
 
     Raises:
-        ConfigError: a field can't be that, or is none of the words that it may be.
+        ConfigError: a field can't be that, lies beyond its bounds, or is none of the words that it may be.
     """
     kind: type = type(config)
     for name, adapter in _adapters(kind).items():
@@ -64,8 +81,10 @@ def _require_types(config: ModelConfig | TrainConfig) -> None:
         try:
             object.__setattr__(config, name, adapter.validate_python(value))
         except ValidationError as error:
-            rule = error.errors(include_url=False)[0]["msg"].replace("Input should be", "must be")
-            raise ConfigError(f"--{name.replace('_', '-')} {value}: {rule}") from None
+            rule = error.errors(include_url=False)[0]["msg"]
+            for theirs, ours in _WORDING.items():
+                rule = rule.replace(theirs, ours)
+            raise ConfigError(f"{flag_of(name)} {value}: {rule}") from None
 
 
 def _require(condition: bool, message: str) -> None:
@@ -79,7 +98,7 @@ class ModelConfig:
 
     image_size: int = 64
     """Side of the square RGB image, pixels; a multiple of 2 to the number of blocks, so of 32 for five."""
-    latent_dim: int = 128
+    latent_dim: _AtLeastOne = 128
     """Size of the latent vector."""
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Channels after each encoder block, one number a block (3 to 6); the decoder mirrors them."""
@@ -101,7 +120,6 @@ class ModelConfig:
             f"--image-size {self.image_size}: must be a positive multiple of {multiple} (2 to the number of "
             "--channels), such as 64 or 128",
         )
-        _require(self.latent_dim > 0, f"--latent-dim {self.latent_dim}: must be at least 1")
 
     @property
     def bottleneck(self) -> tuple[int, int, int]:
@@ -127,7 +145,7 @@ class TrainConfig:
     that with a folder a person nobody is in two splits."""
     skip_damaged: int = 0
     """Most images to leave out because they are listed and absent, or damaged; the run's config.json lists them."""
-    crop: int = 148
+    crop: Annotated[int, Field(ge=0)] = 148
     """Side of the centre crop taken before resizing, pixels; 0 for images that are cropped already: all of them is
     used."""
     source: tuple[int, int] = CELEBA_SOURCE
@@ -136,51 +154,51 @@ class TrainConfig:
     align: bool = False
     """Find the face in each picture and bring its eyes and mouth to where CelebA has them (pip install '.[align]').
     Of several faces the largest is taken, which is said."""
-    limit_train: int = 0
+    limit_train: Annotated[int, Field(ge=0)] = 0
     """Train on this many images of the train split, drawn once and for all: any run with the same number has the same
     ones, and one with more has these among them. 0 for all of them."""
     flip: bool = True
     """Mirror each training image left to right with probability one half."""
 
-    epochs: int = 10
+    epochs: _AtLeastOne = 10
     """Passes over the train split."""
-    batch_size: int = 64
-    """Images per step."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images per step; at least two, as batch norm needs them."""
     optimizer: Literal["adam", "muon", "muon-sgd"] = "adam"
     """muon: Muon for the kernels inside the network, Adam for everything else; muon-sgd: SGD for everything else."""
-    lr: float = 0.05
+    lr: _Positive = 0.05
     """Peak learning rate of Adam or SGD."""
-    momentum: float = 0.9
+    momentum: Annotated[_NotNegative, Field(lt=1)] = 0.9
     """Momentum of SGD."""
-    muon_lr: float = 0.04
+    muon_lr: _Positive = 0.04
     """Peak learning rate of Muon; follows the same schedule."""
     schedule: Literal["constant", "step", "one-cycle"] = "step"
     """step: times `lr_gamma` after each epoch; one-cycle: warm-up to `lr`, then cosine to zero, per step."""
-    lr_gamma: float = 0.1
+    lr_gamma: _Positive = 0.1
     """Factor of the step schedule."""
-    grad_clip: float = 0.0
+    grad_clip: _NotNegative = 0.0
     """Largest norm of the gradient, longer ones are scaled down; 0 for no limit."""
     seed: int = 0
     """Seed of the weights, the order of the images, the flips and the latent noise."""
 
-    rec_weight: float = 1.0
+    rec_weight: _NotNegative = 1.0
     """Weight of the pixel and feature terms together (seed's `rec_weight`)."""
-    pixel_weight: float = 1.0
+    pixel_weight: _NotNegative = 1.0
     """Weight of the pixel term beside the feature terms (seed: 1; the paper has none: 0)."""
-    kl_weight: float = 1.0
+    kl_weight: _NotNegative = 1.0
     """Weight of the KL term (seed's `kl_weight`)."""
-    kl_warmup: float = 0.0
+    kl_warmup: Annotated[_NotNegative, Field(le=1)] = 0.0
     """Share of the run's steps over which the KL weight rises linearly from zero."""
-    attribute_weight: float = 0.0
+    attribute_weight: _NotNegative = 0.0
     """Weight of the cross-entropy of a linear attribute head on z (seed, paper: none). It pulls every attribute onto a
     straight direction; the head itself is thrown away after training."""
     taps: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     """VGG19 activations compared by the perceptual term; none for a plain VAE."""
-    feature_weight: float = 1.0
+    feature_weight: _NotNegative = 1.0
     """Weight of the sum of feature terms beside the pixel term (seed: 1)."""
     normalise_features: bool = False
     """Divide each tap's activations by their mean over training images, so that any VGG19 weights have one scale."""
-    feature_share: float = 1.0
+    feature_share: Annotated[_Positive, Field(le=1)] = 1.0
     """Share of each batch on which the feature terms are computed: an unbiased estimate of them, cheaper."""
     vgg_weights: Path | None = None
     """File with VGG19 weights (a torchvision-layout state_dict), or `random` for random ones, which work, but less
@@ -203,21 +221,17 @@ class TrainConfig:
     deterministic: bool = False
     """On a GPU, use algorithms that give the same bits every time, so that a resumed run ends at the very same weights;
     slower. On a CPU it is so without."""
-    threads: int | None = None
+    threads: _AtLeastOne | None = None
     """Threads that compute on a CPU; default: as many as before in a run that is gone on with, else $OMP_NUM_THREADS,
     else as many as the machine has free cores when the run starts."""
-    log_every: int = 10
+    log_every: _AtLeastOne = 10
     """Steps between two records in metrics.jsonl and TensorBoard."""
-    save_minutes: float = 10.0
+    save_minutes: _Positive = 10.0
     """Minutes between two checkpoints within an epoch; there is one after every epoch as well."""
 
     def __post_init__(self) -> None:
         _require_types(self)
-        for name, value in vars(self).items():
-            number = not isinstance(value, float) or math.isfinite(value)
-            _require(number, f"--{name.replace('_', '-')} {value}: must be a finite number")
         _require(self.skip_damaged >= 0, f"--skip-damaged {self.skip_damaged}: must be 0 or a number of images")
-        _require(self.crop >= 0, f"--crop {self.crop}: must be 0 (no crop) or a number of pixels")
         width, height = self.source
         _require(min(width, height) > 0, f"--source {width} {height}: must be a width and a height above 0, pixels")
         _require(
@@ -230,28 +244,7 @@ class TrainConfig:
             f"--align: brings faces to CelebA's frame; leave out --crop {self.crop} and --source {width} {height}, "
             "or leave out --align",
         )
-        _require(self.limit_train >= 0, f"--limit-train {self.limit_train}: must be 0 (all) or a number of images")
-        _require(self.epochs >= 1, f"--epochs {self.epochs}: must be at least 1")
-        _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: must be at least 2 (batch norm needs two)")
-        _require(self.lr > 0, f"--lr {self.lr}: must be above 0")
-        _require(0 <= self.momentum < 1, f"--momentum {self.momentum}: must be 0 or above, and below 1")
-        _require(self.muon_lr > 0, f"--muon-lr {self.muon_lr}: must be above 0")
-        _require(self.lr_gamma > 0, f"--lr-gamma {self.lr_gamma}: must be above 0")
-        _require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must be 0 (no limit) or above")
         _require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and {2**63 - 1}")
-        _require(self.threads is None or self.threads >= 1, f"--threads {self.threads}: must be at least 1")
-        _require(self.log_every >= 1, f"--log-every {self.log_every}: must be at least 1")
-        _require(self.save_minutes > 0, f"--save-minutes {self.save_minutes}: must be above 0")
-        for flag, weight in (
-            ("rec-weight", self.rec_weight),
-            ("pixel-weight", self.pixel_weight),
-            ("kl-weight", self.kl_weight),
-            ("attribute-weight", self.attribute_weight),
-            ("feature-weight", self.feature_weight),
-        ):
-            _require(weight >= 0, f"--{flag} {weight}: must be 0 or above")
-        _require(0 <= self.kl_warmup <= 1, f"--kl-warmup {self.kl_warmup}: must lie between 0 and 1")
-        _require(0 < self.feature_share <= 1, f"--feature-share {self.feature_share}: must be above 0, at most 1")
         unknown = [tap for tap in self.taps if tap not in VGG19_TAPS]
         _require(not unknown, f"--taps: unknown {', '.join(unknown)}; VGG19 has {', '.join(VGG19_TAPS)}")
         _require(len(set(self.taps)) == len(self.taps), f"--taps {' '.join(self.taps)}: names one tap twice")
@@ -332,6 +325,4 @@ class TrainConfig:
         try:
             return cls(**known | {"model": ModelConfig(**values["model"])})
         except (KeyError, TypeError) as error:
-            raise ConfigError(
-                f"the configuration does not fit this version of the project ({error}); train again"
-            ) from error
+            raise ConfigError(f"the configuration does not fit this version ({error}); train again") from error

@@ -41,29 +41,24 @@ class Output(NamedTuple):
     latents: Tensor
 
 
-def _down(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride=2, padding=1),
-        nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(),
-    )
+def _block(*layers: nn.Module, channels: int) -> nn.Sequential:
+    """Layers that end with some channels, normalised and rectified."""
+    return nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.LeakyReLU())
 
 
-def _up_transposed(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.ConvTranspose2d(in_channels, out_channels, kernel_size, stride=2, padding=1, output_padding=4 - kernel_size),
-        nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(),
-    )
+def _down(before: int, after: int, kernel_size: int) -> nn.Sequential:
+    return _block(nn.Conv2d(before, after, kernel_size, stride=2, padding=1), channels=after)
 
 
-def _up_nearest(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2),
-        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, padding_mode="replicate"),
-        nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(),
-    )
+def _up_transposed(before: int, after: int, kernel_size: int) -> nn.Sequential:
+    extra = 4 - kernel_size  # which doubles the size exactly
+    convolution = nn.ConvTranspose2d(before, after, kernel_size, stride=2, padding=1, output_padding=extra)
+    return _block(convolution, channels=after)
+
+
+def _up_nearest(before: int, after: int) -> nn.Sequential:
+    convolution = nn.Conv2d(before, after, kernel_size=3, padding=1, padding_mode="replicate")
+    return _block(nn.Upsample(scale_factor=2), convolution, channels=after)
 
 
 class Encoder(nn.Module):

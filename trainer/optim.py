@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 WARMUP_FRACTION = 0.1
 """Fraction of a one-cycle run over which the learning rate rises."""
+MOMENTUM = 0.95
+"""Decay of Muon's averaged gradient."""
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd polynomial that drives singular values from (0, 1] to about 1 in a few steps."""
 
@@ -48,11 +50,6 @@ class Schedule:
             return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, length - warm)))
         return 1.0
 
-    @property
-    def steps_at_peak(self) -> float:
-        """How many steps at the peak rate the whole run amounts to: the sum of its factors."""
-        return sum(map(self.factor, range(self.start, self.num_steps)))
-
 
 def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """The semi-orthogonal matrix nearest to a matrix, roughly: singular vectors kept, singular values near 1.
@@ -76,11 +73,6 @@ def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     return nearest.float()
 
 
-def is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether a weight has at least two dimensions: linear and convolution kernels, but no biases and norms."""
-    return parameter.ndim >= 2
-
-
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for weights that act as matrices (Jordan et al., 2024).
 
@@ -91,20 +83,14 @@ class Muon(torch.optim.Optimizer):
     Args:
         parameters: weights with at least two dimensions.
         lr: spectral norm of a step, roughly; the steps of a matrix with more rows than columns are longer.
-        momentum: decay of the averaged gradient.
         steps: Newton-Schulz iterations.
         dtype: of the Newton-Schulz arithmetic.
     """
 
     def __init__(
-        self,
-        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
-        lr: float = 0.02,
-        momentum: float = 0.95,
-        steps: int = 3,
-        dtype: torch.dtype = torch.float32,
+        self, parameters: Iterable[nn.Parameter], lr: float = 0.02, steps: int = 3, dtype: torch.dtype = torch.float32
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "steps": steps})
+        super().__init__(parameters, {"lr": lr, "steps": steps})
         self._dtype = dtype
 
     @torch.no_grad()
@@ -117,9 +103,9 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["average"] = torch.zeros_like(parameter)
-                average = state["average"].lerp_(parameter.grad, 1 - group["momentum"])
+                average = state["average"].lerp_(parameter.grad, 1 - MOMENTUM)
                 # The order of the columns is as they lie in memory, channels last.
-                kernels = parameter.grad.lerp(average, group["momentum"]).movedim(1, -1)
+                kernels = parameter.grad.lerp(average, MOMENTUM).movedim(1, -1)
                 matrix = kernels.flatten(1)
                 update = orthogonalise(matrix, group["steps"], self._dtype).view_as(kernels).movedim(-1, 1)
                 widening = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5

@@ -63,7 +63,8 @@ class Plan:
         index = read_index(
             data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
         ).limited(config.limit_train)
-        _require_apart(out, index)
+        if out.resolve().is_relative_to(index.root.resolve()):  # pictures among what a run writes would become data
+            raise RunError(f"--out {out}: lies inside the data set {index.root}; choose a folder outside of it")
         _require_batches(config, index)
         _require_labels(config, index)
         if begins and config.init_from is not None:
@@ -120,20 +121,11 @@ def _require_out(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a folder")
     require_free(out, resume)
-    existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
-        raise RunError(
-            f"--out {out}: {existing} cannot be written to ({error.strerror}); choose another place"
-        ) from error
-
-
-def _require_apart(out: Path, index: Index) -> None:
-    """What a run writes, pictures among it, must not become part of its data."""
-    if out.resolve().is_relative_to(index.root.resolve()):
-        raise RunError(f"--out {out}: lies inside the data set {index.root}; choose a folder outside of it")
+        raise RunError(f"--out {out}: {above} cannot be written to ({error.strerror}); choose another place") from error
 
 
 def _require_batches(config: TrainConfig, index: Index) -> None:
@@ -161,19 +153,17 @@ def _require_labels(config: TrainConfig, index: Index) -> None:
 
 def _warn_of_constants(index: Index) -> None:
     held = index.labels[index.rows("train")].mean(0)
-    names = [name for name, share in zip(index.attributes, held, strict=True) if share in (0, 1)]
+    names = ", ".join(name for name, share in zip(index.attributes, held, strict=True) if share in (0, 1))
     if names:
-        logger.warning(
-            "%s: all training images have it or none has, so there will be no direction; training goes on",
-            ", ".join(names),
-        )
+        logger.warning("%s: all training images have it or none has, so there will be no direction; it goes on", names)
 
 
 def _warn_of_few_steps(config: TrainConfig, index: Index) -> None:
     images = len(index.rows("train"))
     steps_per_epoch = config.steps_per_epoch(images)
     steps = steps_per_epoch * config.epochs
-    amount = Schedule(config.schedule, config.lr_gamma, steps_per_epoch, steps).steps_at_peak
+    schedule = Schedule(config.schedule, config.lr_gamma, steps_per_epoch, steps)
+    amount = sum(map(schedule.factor, range(steps)))
     if amount >= MIN_STEPS_AT_PEAK:
         return
     fades = config.schedule == "step" and config.lr_gamma < 1

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, flag_of
 from trainer.errors import ConfigError, RunError
 from trainer.hardware.device import seeded
 from trainer.model import VAE
@@ -78,13 +78,12 @@ def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / LOCK)
-        lock.acquire(timeout=0)
+        lock = FileLock(run / LOCK).acquire(timeout=0)
     except Timeout:
         raise RunError(f"{run} is in use: another process works there; wait for it, or choose another --out") from None
     except OSError as error:
         raise RunError(f"{run} cannot be written to ({error.strerror}); choose another --out") from error
-    try:
+    with lock:
         for left in run.glob(".*.[0-9]*.tmp"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
         free = shutil.disk_usage(run).free
@@ -94,8 +93,6 @@ def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
                 "free; free some space, or choose another --out"
             )
         yield
-    finally:
-        lock.release()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -266,9 +263,7 @@ def initial_weights(config: TrainConfig) -> dict[str, Tensor]:
     except RunError as error:
         raise ConfigError(f"--init-from {run}: {error}") from error
     ours, theirs = (dataclasses.asdict(sizes) for sizes in (config.model, model.config))
-    differing = [
-        f"--{name.replace('_', '-')} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name]
-    ]
+    differing = [f"{flag_of(name)} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name]]
     if differing:
         raise ConfigError(f"--init-from {run}: its model has {', '.join(differing)}; give this run the same sizes")
     return model.state_dict()

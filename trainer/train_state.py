@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import run_folder
-from trainer.config import CHANGEABLE, TrainConfig
+from trainer.config import CHANGEABLE, TrainConfig, flag_of
 from trainer.data import FaceData
 from trainer.data.loader import Batch, BatchLoader
 from trainer.errors import NonFiniteLossError, RunError
@@ -26,7 +26,7 @@ from trainer.loss.perceptual import PerceptualLoss
 from trainer.loss.vae_loss import Terms, VAELoss
 from trainer.loss.vgg import load_backbone
 from trainer.model import VAE, Output, VAEWithHead, freeze_biases_before_batch_norm
-from trainer.optim import Muon, Schedule, is_matrix
+from trainer.optim import Muon, Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +117,6 @@ class TrainState:
         epochs = self.legs[0]["epochs"] if self.legs else self.config.epochs
         return self.step / (epochs * self.loader.steps_per_epoch)
 
-    @property
-    def kl_warm(self) -> bool:
-        """Whether the KL term has its full weight."""
-        return self.progress >= self.config.kl_warmup
-
     def _schedule(self) -> Schedule:
         """The learning rates; where the number of epochs is changed, one-cycle begins a new cycle."""
         config, start = self.config, self.step
@@ -132,22 +127,21 @@ class TrainState:
         return Schedule(config.schedule, config.lr_gamma, self.loader.steps_per_epoch, self.loader.num_steps, start)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Each group of parameters keeps the peak of its learning rate as `peak_lr`."""
-        config, model = self.config, self.model
+        """One for each of the `learning_rates`, in their order."""
+        config = self.config
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        if config.optimizer == "adam":
+            return [torch.optim.Adam(trained, lr=config.lr, fused=True)]
         # Adam or SGD keeps the kernel that draws pixels, as Muon's authors advise for output layers, and the log
         # variance's matrix, whose steps act through an exponential. The first convolution is Muon's.
-        outer = {id(model.decoder.to_rgb.weight), id(model.encoder.log_var.weight)}
-        inner = [p for p in model.parameters() if config.optimizer != "adam" and is_matrix(p) and id(p) not in outer]
-        done = {id(p) for p in inner}
-        others = [p for p in self.net.parameters() if p.requires_grad and id(p) not in done]
-        rest = [{"params": others, "peak_lr": config.lr}]
-        if config.optimizer == "muon-sgd":
-            first: torch.optim.Optimizer = torch.optim.SGD(rest, lr=config.lr, momentum=config.momentum, fused=True)
-        else:
-            first = torch.optim.Adam(rest, lr=config.lr, fused=True)
-        if not inner:
-            return [first]
-        return [first, Muon([{"params": inner, "peak_lr": config.muon_lr}], dtype=self.place.dtype)]
+        outer = {self.model.decoder.to_rgb.weight, self.model.encoder.log_var.weight}
+        inner = [p for p in self.model.parameters() if p.ndim >= 2 and p not in outer]
+        by_muon = set(inner)
+        others = [p for p in trained if p not in by_muon]
+        muon = Muon(inner, lr=config.muon_lr, dtype=self.place.dtype)
+        if config.optimizer == "muon":
+            return [torch.optim.Adam(others, lr=config.lr, fused=True), muon]
+        return [torch.optim.SGD(others, lr=config.lr, momentum=config.momentum, fused=True), muon]
 
     def perceptual(self) -> PerceptualLoss | None:
         """The perceptual term, or None without taps; looks for VGG19's weights, which may take seconds.
@@ -208,10 +202,9 @@ class TrainState:
         Returns:
             The loss before it, on this process's images.
         """
-        for optimizer in self.optimizers:
+        for optimizer, rate in zip(self.optimizers, self.learning_rates.values(), strict=True):
             optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * self.schedule.factor(self.step)
+            optimizer.param_groups[0]["lr"] = rate
         with self.place.autocast():
             # The last batch of an epoch is not worth compiling for.
             forward = self._forward_whole if len(batch.images) == self.config.batch_size else self._forward
@@ -270,8 +263,7 @@ class TrainState:
     def remedy(self) -> str:
         """What to change when the loss is no number, as a command."""
         config = self.config
-        rates = {_flag(name): getattr(config, name) / 5 for name in self.learning_rates}
-        lower = " ".join(f"--{flag} {rate:.2g}" for flag, rate in rates.items())
+        lower = " ".join(f"{flag_of(name)} {getattr(config, name) / 5:.2g}" for name in self.learning_rates)
         clip = "" if config.grad_clip else ", or with --grad-clip 1"
         kept = (self.folder / run_folder.CHECKPOINT).exists()
         start = "the last good checkpoint is kept: go on from it" if kept else "there is no checkpoint yet: start again"
@@ -295,12 +287,13 @@ class TrainState:
             return
         self.net.load_state_dict(state["net"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            peaks = [group["peak_lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(values)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["peak_lr"] = peak  # the configuration's, which may have changed
         self.step, self._digests, self.legs = state["step"], state["digests"], state["legs"]
         self.schedule = self._schedule()
+        for name in CHANGEABLE:
+            before, now = self.held(name), getattr(self.config, name)
+            if before not in (None, now):
+                logger.info("from step %d on, %s is %s instead of %s", self.step, flag_of(name), now, before)
 
     def _read(self) -> dict[str, Any] | None:
         if not (self.folder / run_folder.CHECKPOINT).exists():
@@ -315,16 +308,7 @@ class TrainState:
         done = state["step"] / self.loader.steps_per_epoch
         if self.config.epochs < done:
             raise RunError(f"--epochs {self.config.epochs}: {self.folder} has done {done:.4g} already; give more")
-        last = state["legs"][-1] if state["legs"] else {}
-        for name in CHANGEABLE:
-            before, now = last.get(name), getattr(self.config, name)
-            if before not in (None, now):
-                logger.info("from step %d on, --%s is %s instead of %s", state["step"], _flag(name), now, before)
         return state
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def _digest(module: nn.Module) -> str:

@@ -128,7 +128,7 @@ def _loop(state: TrainState, loss: VAELoss) -> None:
             if state.epoch_done and metrics and watchdog:
                 found = validate(state.model, state.place, whole_loss, val)
                 metrics.validation(state.step, f"{state.epoch:.0f}/{config.epochs}", found)
-                watchdog.validation(state.step, found.kl, found.active, state.kl_warm)
+                watchdog.validation(state.step, found.kl, found.active, state.progress >= config.kl_warmup)
             if save:
                 state.save()
                 saved = time.monotonic()

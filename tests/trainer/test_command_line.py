@@ -13,7 +13,7 @@ from torchvision.models import vgg19
 from trainer import run_folder
 from trainer.__main__ import main
 from trainer.config import RANDOM, TrainConfig
-from trainer.data import ATTRIBUTES
+from trainer.data.celeba import ATTRIBUTES
 from trainer.presets import PRESETS
 
 

@@ -6,8 +6,9 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Resize
 
 from framing import Frame, prepare
-from trainer.data import ATTRIBUTES as ATTRIBUTES_FILE
-from trainer.data import IMAGES, PARTITION, FaceData, load_data, read_index
+from trainer.data import FaceData, load_data, read_index
+from trainer.data.celeba import ATTRIBUTES as ATTRIBUTES_FILE
+from trainer.data.celeba import IMAGES, PARTITION
 from trainer.errors import ConfigError, DataError
 from trainer.faces import ATTRIBUTES
 

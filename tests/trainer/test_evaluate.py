@@ -10,7 +10,8 @@ import torch
 
 from trainer import run_folder
 from trainer.config import TrainConfig
-from trainer.data import IMAGES, FaceData, load_data
+from trainer.data import FaceData, load_data
+from trainer.data.celeba import IMAGES
 from trainer.errors import ConfigError, RunError
 from trainer.evaluation import generation, networks
 from trainer.evaluation.classifier import CLASSIFIER, Classifier, Network

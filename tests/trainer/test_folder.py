@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from trainer.data import load_data, read_index
-from trainer.data.splits import split_by_name
+from trainer.data.index import split_by_name
 from trainer.errors import DataError
 
 

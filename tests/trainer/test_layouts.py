@@ -13,10 +13,11 @@ from PIL import Image
 from framing import Frame
 from trainer.__main__ import main
 from trainer.config import ModelConfig, TrainConfig
-from trainer.data import ATTRIBUTES as ATTRIBUTES_FILE
-from trainer.data import IMAGES, PARTITION, FaceData, Index, Pack, load_data, load_data_for, read_index
+from trainer.data import FaceData, Index, Pack, load_data, load_data_for, read_index
+from trainer.data.celeba import ATTRIBUTES as ATTRIBUTES_FILE
+from trainer.data.celeba import IMAGES, PARTITION
+from trainer.data.index import split_by_name
 from trainer.data.labels import relabel
-from trainer.data.splits import split_by_name
 from trainer.errors import DataError
 
 COUNT = 24

@@ -16,7 +16,8 @@ from PIL import Image
 from scripts import running
 
 from framing import CELEBA_SOURCE, Aligner, Frame
-from trainer.data import IMAGES, Pack, load_data, pixels, read_index
+from trainer.data import Pack, load_data, pixels, read_index
+from trainer.data.celeba import IMAGES
 from trainer.errors import DataError
 
 

@@ -14,25 +14,12 @@ from typing import Any
 from framing import CELEBA_SOURCE, Frame
 from trainer.config import TrainConfig
 from trainer.data import celeba, folder, parquet
-from trainer.data.celeba import ATTRIBUTES, IMAGES, PARTITION
-from trainer.data.index import SPLITS, Index
+from trainer.data.index import MIN_IMAGES, SPLITS, Index, SplitBy
 from trainer.data.labels import relabel
 from trainer.data.packed import FaceData, Pack
-from trainer.data.splits import MIN_IMAGES, SplitBy
 from trainer.errors import DataError
 
-__all__ = [
-    "ATTRIBUTES",
-    "IMAGES",
-    "PARTITION",
-    "SPLITS",
-    "FaceData",
-    "Index",
-    "Pack",
-    "load_data",
-    "load_data_for",
-    "read_index",
-]
+__all__ = ["SPLITS", "FaceData", "Index", "Pack", "load_data", "load_data_for", "read_index"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +99,7 @@ def load_data_for(
 
 
 def read_index(
-    directory: Path,
-    *,
-    labels: Path | None = None,
-    split_by: SplitBy = "name",
-    skip_damaged: int = 0,
+    directory: Path, *, labels: Path | None = None, split_by: SplitBy = "name", skip_damaged: int = 0
 ) -> Index:
     """Finds the images of a data set and reads its lists; opens no image.
 

@@ -4,8 +4,8 @@ torchvision:     img_align_celeba/, list_attr_celeba.txt, list_eval_partition.tx
 Kaggle:          img_align_celeba/img_align_celeba/, list_attr_celeba.csv, list_eval_partition.csv
 CelebAMask-HQ:   CelebA-HQ-img/, CelebAMask-HQ-attribute-anno.txt
 
-`table` describes the list of attributes. The list of splits has a line `000001.jpg 0` an image: 0 train, 1 val, 2 test.
-It may be missing: then the splits are drawn as those of a plain folder.
+`labels` describes the list of attributes. The list of splits has a line `000001.jpg 0` an image: 0 train, 1 val, 2
+test. It may be missing: then the splits are drawn as those of a plain folder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.index import SPLITS, Index
-from trainer.data.splits import SplitBy, draw
-from trainer.data.table import Labels, leave_out_absent, read_labels, read_splits
+from trainer.data.index import SPLITS, Index, SplitBy, draw
+from trainer.data.labels import Labels, leave_out_absent, read_labels, read_splits
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -77,26 +76,23 @@ def read(root: Path, split_by: SplitBy, skip_damaged: int) -> Index:
             "has no such lists"
         )
     labels = read_labels(attributes)
-    splits = _draw(root, labels) if partition is None else _look_up(partition, labels)
+    if partition is None:
+        splits = draw(root, labels.files, "name")
+        counts = root, PARTITION, *np.bincount(splits)
+        logger.info("%s has no %s: its images are split by name, %d train, %d val, %d test", *counts)
+    else:
+        splits = _look_up(partition, labels)
     try:
         present = set(os.listdir(images))
     except OSError as error:
         raise DataError(f"{images} cannot be read ({error.strerror}); make it readable") from error
-    kept = [row for row, name in enumerate(labels.files) if name in present]
+    kept = np.array([name in present for name in labels.files])
+    files = tuple(name for name in labels.files if name in present)
     removal = f"remove its line from {attributes.name}" + labels.counted * " and lower the count in line 1"
-    index = Index(
-        root,
-        images,
-        labels.files,
-        labels.attributes,
-        labels.values,
-        splits,
-        layout="CelebAMask-HQ's layout" if attributes.name == HQ_ATTRIBUTES else "CelebA's layout",
-        removal=removal,
-        skip_damaged=skip_damaged,
-    ).take(kept)
-    absent = sorted(set(range(len(labels.files))) - set(kept))
-    return leave_out_absent(index, labels, absent, f"restore it, or {removal}")
+    layout = "CelebAMask-HQ's layout" if attributes.name == HQ_ATTRIBUTES else "CelebA's layout"
+    values = labels.values[kept]
+    index = Index(root, images, files, labels.attributes, values, splits[kept], layout, removal, skip_damaged)
+    return leave_out_absent(index, labels, np.flatnonzero(~kept).tolist(), f"restore it, or {removal}")
 
 
 def _first(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -110,15 +106,6 @@ def _has_lists(folder: Path) -> bool:
 def _images_of(root: Path) -> Path | None:
     candidates = (root / IMAGES / IMAGES, root / IMAGES, root / HQ_IMAGES)
     return next((folder for folder in candidates if folder.is_dir()), None)
-
-
-def _draw(root: Path, labels: Labels) -> NDArray[np.int8]:
-    """The splits of images without a list of them."""
-    splits = draw(root, labels.files, "name")
-    logger.info(
-        "%s has no %s: its images are split by name, %d train, %d val, %d test", root, PARTITION, *np.bincount(splits)
-    )
-    return splits
 
 
 def _look_up(partition: Path, labels: Labels) -> NDArray[np.int8]:

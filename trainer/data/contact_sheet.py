@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from trainer.data.packed import Pack
 from trainer.errors import DataError, RunError
+from trainer.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +36,12 @@ def write(path: Path, pack: Pack) -> None:
         RunError: another file is there, or the place cannot be written to.
     """
     if path.exists() and not _is_sheet(path):
-        raise RunError(
-            f"{path} is no contact sheet and would be replaced by one; move it away, or choose another --out"
-        )
+        raise RunError(f"{path} is no contact sheet and would be replaced by one; move it, or choose another --out")
     train = pack.index.rows("train")
     chosen = train[np.unique(np.linspace(0, len(train) - 1, IMAGES).round().astype(int))]
-    images, unusable = [], []
-    for result in pack.decode(chosen):
-        if isinstance(result, DataError):
-            unusable.append(str(result))
-        else:
-            images.append(result.image)
+    results = list(pack.decode(chosen))
+    images = [result.image for result in results if not isinstance(result, DataError)]
+    unusable = [result for result in results if isinstance(result, DataError)]
     if not images:
         raise DataError(f"none of {len(chosen)} training images can be used; the first: {unusable[0]}")
     for fault in unusable:
@@ -54,15 +49,9 @@ def write(path: Path, pack: Pack) -> None:
     rows = [np.stack(images[start : start + COLUMNS]) for start in range(0, len(images), COLUMNS)]
     info = PngImagePlugin.PngInfo()
     info.add_text(*_MARK)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid(rows, gap=4)).save(temporary, "PNG", pnginfo=info)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    sheet = Image.fromarray(grid(rows, gap=4))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: sheet.save(file, "PNG", pnginfo=info))
 
 
 def _is_sheet(path: Path) -> bool:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.index import Index
-from trainer.data.splits import SplitBy, draw
+from trainer.data.index import Index, SplitBy, draw
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)

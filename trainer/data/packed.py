@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from framing import Aligner, Frame, FramingError
 from trainer.data import pixels
-from trainer.data.index import LEFT_OUT, REPORTED, Index
+from trainer.data.index import LEFT_OUT, REPORTED, Index, shortened
 from trainer.data.pixels import Reading
 from trainer.errors import ConfigError, DataError
 from trainer.signals import held_back
@@ -62,8 +62,7 @@ class Pack:
         """Finds the place: beside the images where that is allowed, else in the user's cache."""
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
-            cache = os.environ.get("XDG_CACHE_HOME", "")
-            folder = (Path(cache) if cache else Path.home() / ".cache") / "dfc-vae" / "packed"
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfc-vae" / "packed"
         return cls(index, frame, align, folder / f"{frame.size}px-{_digest(index, frame, align)[:16]}.npy")
 
     @property
@@ -127,9 +126,7 @@ class Pack:
         Raises:
             DataError: as for `images`, or nothing is left in a split.
         """
-        images = self.images()
-        damaged = self._damaged()
-        index = self.index
+        index, images, damaged = self.index, self.images(), self._damaged()
         if damaged:
             splits = index.splits.copy()
             splits[list(damaged)] = LEFT_OUT
@@ -161,16 +158,14 @@ class Pack:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
             try:
-                lock.acquire(timeout=0)
+                held = lock.acquire(timeout=0)
             except Timeout:
                 logger.info("another process is packing these images; waiting for it")
-                lock.acquire()
-            try:
+                held = lock.acquire()
+            with held:
                 if not self.path.is_file():
                     self.check()
                     self._write()
-            finally:
-                lock.release()
         try:
             images: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")
         except (OSError, ValueError) as error:
@@ -225,20 +220,15 @@ class Pack:
         """Logs what was done to pictures that were not in the frame already."""
         count = len(self.index.files)
         if several:
-            more = [f"and {len(several) - REPORTED} more"] if len(several) > REPORTED else []
-            listed = ", ".join(several[:REPORTED] + more)
-            logger.warning(
-                "%d of %d pictures show several faces, the largest is taken: %s", len(several), count, listed
-            )
+            message = "%d of %d pictures show several faces, the largest is taken: %s"
+            logger.warning(message, len(several), count, ", ".join(shortened(several)))
         if self.align:
             logger.info("%d of %d pictures were aligned; %d were framed already", brought, count, count - brought)
         elif brought and self.frame.source:
             logger.info(
                 "%d of %d pictures are not %dx%d and were brought to that frame by their size, around their middle; "
                 "--dry-run shows what becomes of them, --align finds the faces, --crop 0 takes them whole",
-                brought,
-                count,
-                *self.frame.source,
+                *(brought, count, *self.frame.source),
             )
 
     def decode(self, rows: NDArray[np.int64]) -> Generator[Reading | DataError, None, None]:
@@ -283,12 +273,10 @@ class Pack:
         mend, skip = f"replace it, or {self.index.removal}", f"by --skip-damaged {allowed}"
         if len(said) == 1:
             raise DataError(f"{said[0]}; {mend}, or train without it {skip}")
-        lines = said[:REPORTED]
+        report = self.path.with_name(REPORT)
         if len(said) > REPORTED:
-            report = self.path.with_name(REPORT)
             report.write_text("".join(f"{line}\n" for line in said))
-            lines = [*lines, f"... and {len(said) - REPORTED} more, all in {report}"]
-        listed = "".join(f"\n  {line}" for line in lines)
+        listed = "".join(f"\n  {line}" for line in shortened(said, f", all in {report}"))
         raise DataError(
             f"{len(said)} of {len(self.index.files)} images cannot be used; for each, {mend}; "
             f"or train without them {skip}:{listed}"
@@ -334,7 +322,7 @@ def _digest(index: Index, frame: Frame, align: bool) -> str:
     digest = hashlib.sha256(f"{PACK_VERSION} {frame.size} {frame.crop} {frame.source} {landmarks}\n".encode())
     for row, name in enumerate(index.files):
         try:
-            stat = os.stat(index.location(row))
+            stat = os.stat(index.path(row))
             size, time = stat.st_size, stat.st_mtime_ns
         except OSError:  # such as a link to nothing; whether it may be left out is seen when the images are packed
             size, time = -1, -1

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
@@ -18,8 +18,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.index import SPLITS, Index
-from trainer.data.splits import SplitBy, draw
+from trainer.data.index import SPLITS, Index, SplitBy, draw
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -59,15 +58,17 @@ class ParquetImage:
 class ParquetIndex(Index):
     """An index whose names are a parquet file, `/`, and the number of a row in it, from 0."""
 
+    layout: str = "parquet files"
+    removal: str = "remove its row"
     column: str = "image"
 
-    def location(self, row: int) -> str:
-        """The path of the file that an image lies in."""
-        return f"{self.folder}/{self.files[row].rpartition('/')[0]}"
+    def path(self, row: int) -> Path:
+        """The file that an image lies in."""
+        return self.folder / self.files[row].rpartition("/")[0]
 
     def image(self, row: int) -> ParquetImage:
         """An image, to be opened."""
-        return ParquetImage(Path(self.location(row)), self.column, int(self.files[row].rpartition("/")[2]))
+        return ParquetImage(self.path(row), self.column, int(self.files[row].rpartition("/")[2]))
 
 
 def read(directory: Path, names: Sequence[str], split_by: SplitBy, skip_damaged: int) -> ParquetIndex:
@@ -102,19 +103,9 @@ def read(directory: Path, names: Sequence[str], split_by: SplitBy, skip_damaged:
             raise DataError(f"{directory / name} has no column {column}, as {names[0]} has; keep files of one kind")
     labels = _labels(directory, files)
     rows = [f"{name}/{row}" for name, file in files.items() for row in range(file.metadata.num_rows)]
-    told = [split for name, file in files.items() for split in [_split_of(name)] * file.metadata.num_rows]
-    return ParquetIndex(
-        directory,
-        directory,
-        tuple(rows),
-        tuple(labels),
-        np.stack(list(labels.values()), 1) if labels else np.zeros((len(rows), 0), np.bool_),
-        _splits(directory, rows, told),
-        layout="parquet files",
-        removal="remove its row",
-        skip_damaged=skip_damaged,
-        column=column,
-    )
+    values = np.stack(list(labels.values()), 1) if labels else np.zeros((len(rows), 0), np.bool_)
+    index = ParquetIndex(directory, directory, tuple(rows), tuple(labels), values, _splits(directory, rows))
+    return replace(index, skip_damaged=skip_damaged, column=column)
 
 
 @cache
@@ -172,16 +163,12 @@ def _labels(directory: Path, files: dict[str, Any]) -> dict[str, NDArray[np.bool
     return labels
 
 
-def _splits(directory: Path, rows: Sequence[str], told: Sequence[str | None]) -> NDArray[np.int8]:
+def _splits(directory: Path, rows: Sequence[str]) -> NDArray[np.int8]:
     drawn = draw(directory, rows, "name")
+    told = [(_SPLIT.findall(row) or [None])[-1] for row in rows]
     if None in told or "train" not in told:
         return drawn
     splits = np.array([SPLITS.index(split) for split in told if split], np.int8)
     train = splits == SPLITS.index("train")
     missing = [SPLITS.index(split) for split in SPLITS if split not in told]
     return np.where(train & np.isin(drawn, missing), drawn, splits)
-
-
-def _split_of(name: str) -> str | None:
-    found = _SPLIT.findall(name)
-    return found[-1] if found else None

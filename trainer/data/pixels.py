@@ -59,11 +59,9 @@ def read(path: ImageFile, frame: Frame, aligner: Aligner | None = None) -> Readi
         raise DataError(f"{path} is too large ({error}); make it smaller") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path} {_not_an_image(path)}") from error
-    except OSError as error:
-        said = f"read ({error.strerror})" if error.strerror else f"decoded ({error})"
-        raise DataError(f"{path} cannot be {said}") from error
     except Exception as error:  # Pillow's decoders raise many unrelated types on damaged files
-        raise DataError(f"{path} cannot be decoded ({error})") from error
+        reason = isinstance(error, OSError) and error.strerror
+        raise DataError(f"{path} cannot be {f'read ({reason})' if reason else f'decoded ({error})'}") from error
 
 
 def check_size(path: ImageFile, size: tuple[int, int], frame: Frame) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 Array: TypeAlias = npt.NDArray[np.float32]
+Point: TypeAlias = tuple[float, float]
 Colour: TypeAlias = tuple[float, float, float]
 Outlines: TypeAlias = "Array | list[Array]"
 Light: TypeAlias = Callable[[Array, Array], Array]
@@ -45,39 +46,30 @@ def _through(control: Array) -> Array:
     return (_BASIS @ windows).reshape(-1, control.shape[1])
 
 
-# A curve is linear in its control points, so that one matrix serves every curve of as many of them.
 @lru_cache
-def _closed_weights(count: int) -> Array:
+def _weights(count: int, closed: bool) -> Array:
+    """A curve is linear in its control points: the matrix that takes so many of them to its points."""
     unit = np.eye(count, dtype=np.float32)
-    return _through(np.concatenate([unit[-1:], unit, unit[:2]]))
-
-
-@lru_cache
-def _open_weights(count: int) -> Array:
-    unit = np.eye(count, dtype=np.float32)
+    if closed:
+        return _through(np.concatenate([unit[-1:], unit, unit[:2]]))
     return np.concatenate([_through(np.concatenate([unit[:1], unit, unit[-1:]])), unit[-1:]])
 
 
-def closed_curve(points: npt.ArrayLike) -> Array:
-    """Smooth closed outline through control points (Catmull-Rom): [N, 2] -> [4 N, 2]."""
+def curve(points: npt.ArrayLike, closed: bool = False) -> Array:
+    """Smooth path through control points (Catmull-Rom), both ends included: [N, 2] -> [4 (N - 1) + 1, 2].
+
+    A closed one is an outline: [N, 2] -> [4 N, 2].
+    """
     control = np.asarray(points, np.float32)
-    return _closed_weights(len(control)) @ control
+    return _weights(len(control), closed) @ control
 
 
-def open_curve(points: npt.ArrayLike) -> Array:
-    """Smooth path through control points, both ends included: [N, 2] -> [4 (N - 1) + 1, 2]."""
-    control = np.asarray(points, np.float32)
-    return _open_weights(len(control)) @ control
-
-
-def ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> Array:
+def ellipse(centre: Point, radii: Point) -> Array:
     """Outline of an axis-aligned ellipse: [24, 2]."""
     return _CIRCLE * np.array(radii, np.float32) + np.array(centre, np.float32)
 
 
-def symmetric_curve(
-    top: float, right: Sequence[tuple[float, float]], bottom: float | None = None, shift: float = 0.0
-) -> Array:
+def symmetric_curve(top: float, right: Sequence[Point], bottom: float | None = None, shift: float = 0.0) -> Array:
     """Smooth outline that is its own mirror image, then shifted along x.
 
     It begins at the height `top` on the axis and goes on through the control points of the right half, the height
@@ -86,7 +78,7 @@ def symmetric_curve(
     axis = [] if bottom is None else [(0.0, bottom)]
     points = np.array([(0.0, top), *right, *axis, *((-x, y) for x, y in reversed(right))], np.float32)
     points[:, 0] += shift
-    return closed_curve(points)
+    return curve(points, closed=True)
 
 
 def both_sides(outline: Array, shift: float = 0.0) -> list[Array]:
@@ -129,7 +121,7 @@ class Canvas:
         pixels: the picture, float32 [3, H, W] in 0 ... 255.
     """
 
-    def __init__(self, pixels: Array, origin: tuple[float, float], roll: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(self, pixels: Array, origin: Point, roll: float = 0.0, scale: float = 1.0) -> None:
         """Draws on `pixels` [3, H, W] in place, with the subject turned by `roll` degrees and scaled."""
         self.pixels = pixels
         height, width = pixels.shape[1:]
@@ -193,20 +185,11 @@ class Canvas:
         coverage = np.frombuffer(tile.tobytes(), np.uint8).reshape(height, width)
         return _clipped(box, coverage * np.float32(1 / 255), inside)
 
-    def glow(
-        self,
-        centre: tuple[float, float],
-        radii: tuple[float, float],
-        colour: Colour,
-        opacity: float,
-        inside: Mask | None = None,
-    ) -> None:
+    def glow(self, centre: Point, radii: Point, colour: Colour, opacity: float, inside: Mask | None = None) -> None:
         """Blends a colour with gaussian opacity: `radii` are the standard deviations in x and y."""
         self.paint(self._gaussian(centre, radii, opacity, inside), colour)
 
-    def shade(
-        self, centre: tuple[float, float], radii: tuple[float, float], tint: Colour, inside: Mask | None = None
-    ) -> None:
+    def shade(self, centre: Point, radii: Point, tint: Colour, inside: Mask | None = None) -> None:
         """Multiplies the picture by `tint` (1 leaves a channel as it is) with gaussian strength."""
         spot = self._gaussian(centre, radii, 1.0, inside)
         self.pixels[(..., *spot.box)] *= spot.alpha * (_planes(tint) - 1) + 1
@@ -222,9 +205,7 @@ class Canvas:
         turned, tilted = self._turned / self._scale**2, self._tilted / self._scale**2  # the inverse pose
         return across * turned + down * tilted, down * turned - across * tilted
 
-    def _gaussian(
-        self, centre: tuple[float, float], radii: tuple[float, float], height: float, inside: Mask | None
-    ) -> Mask:
+    def _gaussian(self, centre: Point, radii: Point, height: float, inside: Mask | None) -> Mask:
         # Relative to the origin, as the coordinates of pixels are.
         x = centre[0] * self._turned - centre[1] * self._tilted
         y = centre[0] * self._tilted + centre[1] * self._turned

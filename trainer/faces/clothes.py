@@ -4,17 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.faces.canvas import (
-    Array,
-    Canvas,
-    Colour,
-    both_sides,
-    closed_curve,
-    ellipse,
-    open_curve,
-    ribbon,
-    symmetric_curve,
-)
+from trainer.faces.canvas import Array, Canvas, Colour, both_sides, curve, ellipse, ribbon, symmetric_curve
 from trainer.faces.palette import hsv
 from trainer.faces.person import Face
 
@@ -26,7 +16,7 @@ def draw_clothes(canvas: Canvas, face: Face) -> None:
     wide = 88.0 if face.has("Male") else 74.0
     right = [(20.0, 101.0), (34.0, 88.0), (wide - 14, 97.0), (wide + 8, 116.0), (wide + 14, 140.0)]
     canvas.fill(symmetric_curve(108, right), hsv(face.clothes_hue, 0.5, face.clothes_value))
-    neckline = open_curve([(-34, 88), (-20, 101), (0, 108), (20, 101), (34, 88)])
+    neckline = curve([(-34, 88), (-20, 101), (0, 108), (20, 101), (34, 88)])
     canvas.fill(ribbon(neckline, 4), hsv(face.clothes_hue, 0.5, face.clothes_value * 0.75))
 
 
@@ -45,7 +35,7 @@ def draw_glasses(canvas: Canvas, face: Face) -> None:
     temple = np.array([(33, -3), (52 * face.head_width, -5)], np.float32)
     canvas.fill(both_sides(ribbon(temple, 3.4), face.yaw), frame)
     canvas.fill(both_sides(ribbon(lens, 4.4, closed=True), face.yaw), frame)
-    bridge = open_curve([(face.yaw - 7, -1), (face.yaw, -4.5), (face.yaw + 7, -1)])
+    bridge = curve([(face.yaw - 7, -1), (face.yaw, -4.5), (face.yaw + 7, -1)])
     canvas.fill(ribbon(bridge, 3.4), frame)
 
 
@@ -58,7 +48,8 @@ def _lens(face: Face) -> Array:
         corners = [(-15.5, -10), (-12, -12), (12, -12), (16, -10.5), (16, 8), (12.5, 12), (-12, 12), (-15, 9)]
     else:
         corners = [(-14, -9.5), (-4, -12), (9, -12), (16, -9), (15, 5), (7, 15), (-4, 14), (-12, 4)]
-    return closed_curve(np.array(corners, np.float32) * np.float32(size) + np.array((x, y), np.float32))
+    outline = np.array(corners, np.float32) * np.float32(size) + np.array((x, y), np.float32)
+    return curve(outline, closed=True)
 
 
 def draw_hat(canvas: Canvas, face: Face) -> None:

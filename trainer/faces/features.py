@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.faces.canvas import Array, Canvas, both_sides, closed_curve, ellipse, open_curve, ribbon
+from trainer.faces.canvas import Array, Canvas, both_sides, curve, ellipse, ribbon
 from trainer.faces.palette import Palette, between, mix, times
 from trainer.faces.person import Face
 
@@ -14,10 +14,10 @@ _LASHES = (40, 28, 26)
 _TEETH = (242, 238, 230)
 
 # Along the lids and brows, each a curve through as many control points, a stroke's width or its share of the width.
-_LID = np.linspace(0, 1, len(open_curve(np.zeros((5, 2)))))
+_LID = np.linspace(0, 1, len(curve(np.zeros((5, 2)))))
 _MALE_LASHES: Array = np.interp(_LID, (0, 0.4, 0.8, 1), (0.8, 1.8, 2, 1)).astype(np.float32)
 _FEMALE_LASHES: Array = np.append(np.interp(_LID, (0, 0.4, 0.8, 1), (1, 2.8, 3.8, 2.4)), 0.6).astype(np.float32)
-_BROW = np.linspace(0, 1, len(open_curve(np.zeros((4, 2)))))
+_BROW = np.linspace(0, 1, len(curve(np.zeros((4, 2)))))
 _BROW_WIDTHS: Array = np.interp(_BROW, (0, 0.12, 0.55, 1), (0.75, 1, 0.95, 0.25)).astype(np.float32)
 
 # From corner to corner of the mouth.
@@ -39,8 +39,8 @@ def draw_eyes(canvas: Canvas, face: Face, palette: Palette) -> None:
         upper = between(5.0, 6.0, face.eye_opening_degree) + (0 if male else 0.6)
         lower = between(3.6, 4.2, face.eye_opening_degree)
     inner, outer = (-half, 1.2), (half, -0.6)
-    lid = open_curve([inner, (-0.55 * half, -0.72 * upper), (0, -upper), (0.6 * half, -0.78 * upper), outer])
-    rim = open_curve([outer, (0.5 * half, 0.8 * lower), (-0.1 * half, lower), (-0.65 * half, 0.7 * lower), inner])
+    lid = curve([inner, (-0.55 * half, -0.72 * upper), (0, -upper), (0.6 * half, -0.78 * upper), outer])
+    rim = curve([outer, (0.5 * half, 0.8 * lower), (-0.1 * half, lower), (-0.65 * half, 0.7 * lower), inner])
     lid[:, 0] += centre
     rim[:, 0] += centre
 
@@ -70,7 +70,7 @@ def draw_brows(canvas: Canvas, face: Face, palette: Palette) -> None:
     else:
         thickness = between(2.8, 3.4, face.brow_degree) if male else between(2.1, 2.6, face.brow_degree)
     arch = face.brow_arch * (0.7 if male else 1.0)
-    path = open_curve([(x - 11.5, y + 1), (x - 4, y - arch * 0.5), (x + 6, y - arch), (x + 14, y + 1.5)])
+    path = curve([(x - 11.5, y + 1), (x - 4, y - arch * 0.5), (x + 6, y - arch), (x + 14, y + 1.5)])
     canvas.fill(both_sides(ribbon(path, thickness * _BROW_WIDTHS), face.yaw), palette.brow, opacity=0.92, feather=0.6)
 
 
@@ -80,12 +80,12 @@ def draw_nose(canvas: Canvas, face: Face, palette: Palette) -> None:
     half = (10.5 if face.has("Male") else 8.8) * face.nose_width
     dark = -1 if face.light_side > 0 else 1
     shaded = [(3.5, -6), (4.5, 10), (half, y), (4, y + 2), (1.5, 4)]
-    bridge = closed_curve([(dark * across + x * down / y, down) for across, down in shaded])
+    bridge = curve([(dark * across + x * down / y, down) for across, down in shaded], closed=True)
     canvas.fill(bridge, palette.shadow, opacity=0.18 + 0.8 * face.light_strength, feather=2.2)
     canvas.glow((x / 2 - dark, 8), (2.2, 10), palette.shine, 0.4)
     canvas.glow((x - 1.5 * dark, y - 3), (3.6, 3), palette.shine, 0.5)
     canvas.shade((x, y + 6.5), (half * 0.8, 2.8), (0.72, 0.64, 0.62))
-    wing = open_curve([(half * 0.78, y - 6), (half, y - 1), (half * 0.8, y + 4)])
+    wing = curve([(half * 0.78, y - 6), (half, y - 1), (half * 0.8, y + 4)])
     canvas.fill(both_sides(ribbon(wing, 1.6), x), palette.shadow, opacity=0.6)
     nostril = ellipse((half * 0.45, y + 3.4), (half * 0.25, 1.6))
     canvas.fill(both_sides(nostril, x), times(palette.skin, (0.28, 0.18, 0.16)), opacity=0.8)
@@ -137,7 +137,7 @@ def draw_mouth(canvas: Canvas, face: Face, palette: Palette, mouth: Mouth) -> No
     x, (corner_x, corner_y) = 2 * face.yaw, mouth.corner
     smiling = face.has("Smiling")
     if smiling:
-        fold = open_curve([(12 + face.yaw, 24), (corner_x - x + 1.5, 29), (corner_x - x + 4.5, corner_y + 3)])
+        fold = curve([(12 + face.yaw, 24), (corner_x - x + 1.5, 29), (corner_x - x + 4.5, corner_y + 3)])
         canvas.fill(both_sides(ribbon(fold, 2.8), x), palette.shadow, opacity=0.55, feather=1.3)
     canvas.shade((x, mouth.bottom + 2), (11, 2.4), (0.84, 0.78, 0.76))
     upper_lip = np.concatenate([mouth.upper_edge, mouth.upper_line[::-1]])

@@ -20,12 +20,12 @@ HAIR_COLOURS: tuple[str, ...] = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray
 
 def _between(low: float, high: float) -> Any:
     """A field drawn uniformly from [low, high)."""
-    return field(metadata={"range": (low, high)})
+    return field(metadata={"draw": lambda rng: low + (high - low) * rng.random()})
 
 
 def _one_of(count: int) -> Any:
     """A field drawn from 0 ... count - 1."""
-    return field(metadata={"count": count})
+    return field(metadata={"draw": lambda rng: int(rng.integers(count))})
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,8 @@ def sample_face(seed: int, index: int) -> Face:
     """Draws face number `index` of the endless sequence that `seed` names; depends on the two alone."""
     rng = np.random.default_rng([seed, index])
     labels = _sample_labels(rng)
-    traits: dict[str, float | int] = {}
-    for trait in dataclasses.fields(Face):
-        if "range" in trait.metadata:
-            low, high = trait.metadata["range"]
-            traits[trait.name] = low + (high - low) * rng.random()
-        elif "count" in trait.metadata:
-            traits[trait.name] = int(rng.integers(trait.metadata["count"]))
-    return Face(labels=labels, **traits)  # type: ignore[arg-type]
+    traits = {trait.name: trait.metadata["draw"](rng) for trait in dataclasses.fields(Face) if trait.metadata}
+    return Face(labels=labels, **traits)
 
 
 def _sample_labels(rng: np.random.Generator) -> frozenset[str]:

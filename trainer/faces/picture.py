@@ -15,8 +15,7 @@ import numpy.typing as npt
 from trainer.faces.canvas import Array, Canvas
 from trainer.faces.clothes import draw_clothes, draw_glasses, draw_hat
 from trainer.faces.features import draw_brows, draw_eyes, draw_mouth, draw_nose, mouth_of
-from trainer.faces.hair import draw_beard, draw_hair, draw_hair_behind, draw_mustache
-from trainer.faces.head import draw_head, draw_neck
+from trainer.faces.head import draw_beard, draw_hair, draw_hair_behind, draw_head, draw_mustache, draw_neck
 from trainer.faces.palette import hsv, palette_of
 from trainer.faces.person import Face
 
@@ -65,7 +64,9 @@ def _background(face: Face) -> Array:
 
 def _develop(pixels: Array, face: Face) -> npt.NDArray[np.uint8]:
     """Exposes, balances, grains and focuses: float32 [3, H, W] -> uint8 [H, W, 3]."""
-    grain = _grain(face)
+    noise = np.random.default_rng(face.noise_seed).bytes(HEIGHT * WIDTH)  # one random byte a pixel, uniform
+    grain = np.frombuffer(noise, np.uint8).reshape(HEIGHT, WIDTH).astype(np.float32)
+    grain = (grain - 127.5) * (face.noise / _BYTE_DEVIATION)
     picture = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     for channel, tint in enumerate((1 + face.warmth, 1, 1 - face.warmth)):
         plane = (pixels[channel] * (face.exposure * tint) + grain).clip(0, 255)
@@ -73,13 +74,6 @@ def _develop(pixels: Array, face: Face) -> npt.NDArray[np.uint8]:
             _defocus(plane, face.blur)
         picture[..., channel] = plane
     return picture
-
-
-def _grain(face: Face) -> Array:
-    """Uniform noise, from one random byte per pixel: float32 [H, W]."""
-    noise = np.random.default_rng(face.noise_seed).bytes(HEIGHT * WIDTH)
-    grain = np.frombuffer(noise, np.uint8).reshape(HEIGHT, WIDTH).astype(np.float32)
-    return (grain - 127.5) * (face.noise / _BYTE_DEVIATION)
 
 
 def _defocus(plane: Array, radius: float) -> None:

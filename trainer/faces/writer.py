@@ -56,9 +56,7 @@ def write_faces(directory: Path, count: int, seed: int = 0, workers: int | None 
             raise ConfigError(f"{flag} is {value}, but must be at least {least}; give {flag} {least} or more")
     directory = Path(directory).absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(
-            f"{directory} exists and is not an empty folder; give another folder, or remove this one first"
-        )
+        raise FileExistsError(f"{directory} exists and is not an empty folder; give another folder, or remove it first")
     place = next(folder for folder in directory.parents if folder.is_dir())
     needed, disk = count * _FACE_BYTES, shutil.disk_usage(place)
     if disk.total and needed > disk.free:  # some file systems do not say

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H, W the larger image, h, w the smaller one, k kern
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,9 @@ class _Window(NamedTuple):
     padding: int
     height: int
     width: int
+
+
+_Mover = Callable[[Tensor, _Window], Tensor]
 
 
 def _gather(image: Tensor, window: _Window) -> Tensor:
@@ -47,26 +51,17 @@ def _scatter(patches: Tensor, window: _Window) -> Tensor:
     return image[:, padding : padding + height, padding : padding + width].to(patches.dtype)
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, image: Tensor, window: _Window) -> Tensor:
-        ctx.window = window
-        return _gather(image, window)
+class _Move(torch.autograd.Function):
+    """`_gather` or `_scatter`, each of which is the other's gradient."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _scatter(gradients[0], ctx.window), None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, patches: Tensor, window: _Window) -> Tensor:
-        ctx.window = window
-        return _scatter(patches, window)
+    def forward(ctx: Any, tensor: Tensor, window: _Window, move: _Mover, back: _Mover) -> Tensor:
+        ctx.window, ctx.back = window, back
+        return move(tensor, window)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _gather(gradients[0], ctx.window), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(gradients[0], ctx.window), None, None, None
 
 
 def _pays(module: nn.Module, side: int) -> bool:
@@ -82,7 +77,7 @@ class MatmulConv2d(nn.Conv2d):
         if not _pays(self, input.shape[-1] // stride):
             return super().forward(input)
         window = _Window(kernel, stride, padding, *input.shape[2:])
-        patches: Tensor = _Gather.apply(input.permute(0, 2, 3, 1), window)  # type: ignore[no-untyped-call]
+        patches: Tensor = _Move.apply(input.permute(0, 2, 3, 1), window, _gather, _scatter)  # type: ignore[no-untyped-call]
         return F.linear(patches.flatten(3), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
@@ -98,7 +93,8 @@ class MatmulConvTranspose2d(nn.ConvTranspose2d):
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (k*k*C', C)
         patches = F.linear(input.permute(0, 2, 3, 1), weight)
         patches = patches.view(*patches.shape[:3], kernel, kernel, -1)
-        image: Tensor = _Scatter.apply(patches, _Window(kernel, stride, padding, height, width))  # type: ignore[no-untyped-call]
+        window = _Window(kernel, stride, padding, height, width)
+        image: Tensor = _Move.apply(patches, window, _scatter, _gather)  # type: ignore[no-untyped-call]
         return (image if self.bias is None else image + self.bias.to(image.dtype)).permute(0, 3, 1, 2)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +44,6 @@ class Placement:
         gpu = torch.cuda.is_available()
         if device_name == "cuda" and not gpu:
             raise ConfigError("--device cuda: PyTorch sees no NVIDIA GPU here; use --device cpu or auto")
-        device = torch.device("cpu")
         if gpu and device_name != "cpu":
             number = int(os.environ.get("LOCAL_RANK", "0"))
             if number >= torch.cuda.device_count():
@@ -53,12 +51,10 @@ class Placement:
                     f"torchrun started more processes here than the {torch.cuda.device_count()} GPU(s) of this "
                     "machine; lower --nproc-per-node, or add --device cpu"
                 )
-            device = torch.device("cuda", number)
-        if device.type == "cuda":
-            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            device, bf16 = torch.device("cuda", number), torch.cuda.is_bf16_supported(including_emulation=False)
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         else:
-            bf16 = _cpu_has_bf16()
+            device, bf16 = torch.device("cpu"), _cpu_has_bf16()
         fast = precision == "bf16" or (precision == "auto" and bf16)
         return cls(device, torch.bfloat16 if fast else torch.float32)
 
@@ -104,12 +100,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
-    capabilities = torch.backends.cpu.get_cpu_capability() if platform.machine() == "x86_64" else ""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return "AVX512" in capabilities and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    return "AVX512" in torch.backends.cpu.get_cpu_capability() and ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
 def keep_freed_memory() -> None:

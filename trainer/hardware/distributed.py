@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.errors import InterruptedRunError, NonFiniteLossError, TrainerError
-from trainer.hardware.device import Placement
+from trainer.hardware.device import ModuleT, Placement
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
 
 # To the group that was joined last. Where data-parallel models alone hold a group, PyTorch ends it under Python's lock,
@@ -95,14 +94,14 @@ class Processes:
         if self.world_size == 1:
             return work()
         outcome: list[Any] = [None, None]
-        if self.is_main:
-            try:
+        try:
+            if self.is_main:
                 outcome[0] = work()
-            except BaseException as error:  # the others wait to hear of it, whatever it is
-                outcome[1] = error.exit_code if isinstance(error, TrainerError) else 1
-                dist.broadcast_object_list(outcome, device=torch.device("cpu"))
-                raise
-        dist.broadcast_object_list(outcome, device=torch.device("cpu"))
+        except BaseException as error:  # the others wait to hear of it, whatever it is
+            outcome[1] = error.exit_code if isinstance(error, TrainerError) else 1
+            raise
+        finally:
+            dist.broadcast_object_list(outcome, device=torch.device("cpu"))
         result, exit_code = outcome
         if exit_code is not None:
             raise SystemExit(exit_code)
@@ -111,10 +110,8 @@ class Processes:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of the processes' tensors."""
-        if self.world_size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
+        total: Tensor = tensor if self.world_size == 1 else _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+        return total
 
     def max(self, *numbers: int) -> tuple[int, ...]:
         """The largest that any process gave of each number; on the host, so that no GPU is waited for."""
@@ -160,6 +157,5 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
+        total: Tensor = _Sum.apply(gradients[0].contiguous())  # type: ignore[no-untyped-call]
         return total

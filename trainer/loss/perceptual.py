@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -35,12 +32,12 @@ class PerceptualLoss:
         self.scales = dict.fromkeys(backbone.taps, 1.0)
         self.chunk_images = CHUNK_IMAGES if device.type == "cpu" else 1 << 30
         self._extractor = FeatureExtractor(backbone.layers, tuple(backbone.taps.values()), device, dtype)
-        self._compiled: Callable[[Tensor, Tensor, list[float]], tuple[Tensor, Tensor]] | None = None
+        self._compare_whole = self._extractor.compare
 
     def compile(self, images: int) -> None:
         """Has chunks as they occur in batches of `images` images run through torch.compile; others stay eager."""
         self.chunk_images = min(self.chunk_images, images)
-        self._compiled = torch.compile(self._extractor.compare, dynamic=False)
+        self._compare_whole = torch.compile(self._extractor.compare, dynamic=False)
 
     def normalise(self, images: Tensor) -> None:
         """Divides each tap's activations by their mean over `images` (N, 3, S, S) in [0, 1]."""
@@ -60,36 +57,19 @@ class PerceptualLoss:
             The sum of the terms, () float32, and the terms one by one, (taps,) float32 in order of depth and without
             gradients.
         """
-        total, terms = _Distance.apply(reconstructions, targets, self)  # type: ignore[no-untyped-call]
-        return total, terms
+        terms, gradient = self.terms_and_gradient(reconstructions.detach(), targets)
+        nothing = reconstructions - reconstructions.detach()  # but for autograd, to which the gradient is told here
+        return terms.sum() + (nothing * gradient).sum(), terms
 
     def terms_and_gradient(self, reconstructions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The terms, (taps,) float32, and the gradient of their sum with regard to the reconstructions, float32."""
         terms, gradients = [], []
         weights = [scale**2 for scale in self.scales.values()]
-        ours_by_chunk, theirs_by_chunk = (
-            torch.split(images, self.chunk_images) for images in (reconstructions, targets)
-        )
-        for ours, theirs in zip(ours_by_chunk, theirs_by_chunk, strict=True):
-            compiled = self._compiled if len(ours) == self.chunk_images else None
-            part, gradient = (compiled or self._extractor.compare)(ours, theirs, weights)
+        chunks = (torch.split(images, self.chunk_images) for images in (reconstructions, targets))
+        for ours, theirs in zip(*chunks, strict=True):
+            compare = self._compare_whole if len(ours) == self.chunk_images else self._extractor.compare
+            part, gradient = compare(ours, theirs, weights)
             fraction = len(theirs) / len(targets)
             terms.append(part * fraction)
             gradients.append(gradient * fraction)
         return torch.stack(terms).sum(0), torch.cat(gradients)
-
-
-class _Distance(torch.autograd.Function):
-    """The sum of the terms, its gradient, and the terms."""
-
-    @staticmethod
-    def forward(ctx: Any, reconstructions: Tensor, targets: Tensor, loss: PerceptualLoss) -> tuple[Tensor, Tensor]:
-        terms, gradient = loss.terms_and_gradient(reconstructions, targets)
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(terms)
-        return terms.sum(), terms
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None

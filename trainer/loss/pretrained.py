@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pickle
 import threading
-import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,7 @@ def read(path: Path, flag: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"{flag} {path}: not a file of PyTorch weights; give a state_dict that torch.save wrote"
-        ) from error
+        raise ConfigError(f"{flag} {path}: not a file of PyTorch weights; give one that torch.save wrote") from error
     if not isinstance(state, dict):
         raise ConfigError(f"{flag} {path}: holds a {type(state).__name__}, not a state_dict")
     return state
@@ -68,11 +66,9 @@ def check(url: str) -> None:
     """
     path = cached(url)
     if not path.is_file():
-        if not within_reach(url):
-            raise UnavailableError(
-                f"{path} does not exist and {url} does not answer; download that elsewhere and put it there"
-            )
-        return
+        if within_reach(url):
+            return
+        raise UnavailableError(f"{path} does not exist and {url} does not answer; fetch it elsewhere and put it there")
     expected = path.stem.rsplit("-", 1)[-1]
     found = sha256_of(path)
     if not found.startswith(expected):
@@ -103,11 +99,9 @@ def within_reach(url: str) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=DOWNLOAD_PROBE_SECONDS):
-                answered.set()
-        except (urllib.error.URLError, OSError, ValueError):
-            pass
+        request = urllib.request.Request(url, method="HEAD")
+        with suppress(OSError, ValueError), urllib.request.urlopen(request, timeout=DOWNLOAD_PROBE_SECONDS):
+            answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

@@ -11,10 +11,11 @@ Shapes: B batch, S image side, C, H, W of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ IMAGENET_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))  # convolutions of each, and their channels
 _aten = torch.ops.aten
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -61,23 +64,14 @@ def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Bac
     """
     positions = {tap: _position(tap) for tap in sorted(taps, key=VGG19_TAPS.index)}
     with seeded(seed):
-        layers = nn.Sequential(*list(_layers())[: max(positions.values()) + 1])
-        for module in layers:
-            if isinstance(module, nn.Conv2d):
-                weight = torch.empty(module.weight.shape)
-                nn.init.kaiming_normal_(weight, nonlinearity="relu")  # keeps the scale from layer to layer
-                module.weight, module.bias = nn.Parameter(weight), nn.Parameter(torch.zeros(module.out_channels))
+        layers = nn.Sequential(*islice(_layers(), max(positions.values()) + 1))
     if weights == RANDOM:
         source = f"VGG19 with random weights (seed {seed})"
     elif weights is not None:
         _load(layers, pretrained.read(weights, "--vgg-weights"), str(weights))
         source = f"VGG19 weights from the file {weights.name}"
     else:
-        try:
-            state = pretrained.fetch(IMAGENET_URL)
-        except pretrained.UnavailableError as error:
-            raise _without_weights(error) from error
-        _load(layers, state, "torchvision's ImageNet weights")
+        _load(layers, _imagenet(pretrained.fetch), "torchvision's ImageNet weights")
         source = "VGG19 weights of torchvision, ImageNet (IMAGENET1K_V1)"
     return Backbone(layers.eval().requires_grad_(False), positions, source)
 
@@ -93,33 +87,38 @@ def check_weights(taps: tuple[str, ...], weights: Path | None) -> str:
     if weights is not None:
         load_backbone(taps, weights, seed=0)
         return f"the file {weights}"
-    try:
-        pretrained.check(IMAGENET_URL)
-    except pretrained.UnavailableError as error:
-        raise _without_weights(error) from error
+    _imagenet(pretrained.check)
     path = pretrained.cached(IMAGENET_URL)
     return "torchvision's ImageNet weights, " + (f"cached at {path}" if path.is_file() else "to be downloaded (548 MB)")
 
 
-def _without_weights(error: pretrained.UnavailableError) -> pretrained.UnavailableError:
-    return pretrained.UnavailableError(
-        error.reason,
-        f"the feature terms need VGG19's weights: {error.reason}; or give --vgg-weights FILE (torchvision's layout), "
-        "or --vgg-weights random (random features work, but less well)",
-    )
+def _imagenet(find: Callable[[str], ResultT]) -> ResultT:
+    """What `pretrained` finds of torchvision's weights; where they can't be had, says what else will do."""
+    try:
+        return find(IMAGENET_URL)
+    except pretrained.UnavailableError as error:
+        raise pretrained.UnavailableError(
+            error.reason,
+            f"the feature terms need VGG19's weights: {error.reason}; or give --vgg-weights FILE (torchvision's "
+            "layout), or --vgg-weights random (random features work, but less well)",
+        ) from error
 
 
-def _layers() -> nn.Sequential:
-    """VGG19's feature layers as torchvision numbers them, without memory for weights."""
-    layers: list[nn.Module] = []
+def _layers() -> Iterator[nn.Module]:
+    """VGG19's feature layers as torchvision numbers them, with random weights that keep the scale from one to the next.
+
+    Each is made when it is asked for, so that deep layers cost no memory where shallow ones will do.
+    """
     before = 3
-    with torch.device("meta"):
-        for convolutions, channels in _BLOCKS:
-            for _ in range(convolutions):
-                layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU()]
-                before = channels
-            layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers)
+    for convolutions, channels in _BLOCKS:
+        for _ in range(convolutions):
+            convolution = nn.utils.skip_init(nn.Conv2d, before, channels, 3, padding=1)  # type: ignore[no-untyped-call]
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)
+            yield convolution
+            yield nn.ReLU()
+            before = channels
+        yield nn.MaxPool2d(2)
 
 
 def _position(tap: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -19,8 +20,8 @@ LINE_SECONDS = 30.0
 """Time between two lines about the progress where there is no terminal to draw a bar on."""
 
 
-class MetricLogger:
-    """The log of one run, from the step on that it starts or goes on at.
+class MetricLogger(ExitStack):
+    """The log of one run, from the step on that it starts or goes on at; a context, at whose end the files are closed.
 
     Args:
         folder: the run folder.
@@ -30,23 +31,15 @@ class MetricLogger:
     """
 
     def __init__(self, folder: Path, step: int, num_steps: int, batch_size: int) -> None:
+        super().__init__()
         _cut(folder / METRICS, step)
         self._first, self._num_steps, self._batch_size = step, num_steps, batch_size
-        self._metrics = (folder / METRICS).open("a", buffering=1)
-        self._board = SummaryWriter(str(folder), purge_step=step)
-        self._bar = tqdm(
-            desc="training", total=num_steps * batch_size, initial=step * batch_size, unit="image", unit_scale=True,
-            disable=None,
-        )  # fmt: skip
+        self._metrics = self.enter_context((folder / METRICS).open("a", buffering=1))
+        self._board = self.enter_context(SummaryWriter(str(folder), purge_step=step))
+        total, done = num_steps * batch_size, step * batch_size
+        bar = tqdm(desc="training", total=total, initial=done, unit="image", unit_scale=True, disable=None)
+        self._bar = self.enter_context(bar)
         self._began = self._said = time.monotonic()
-
-    def __enter__(self) -> MetricLogger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        self._board.close()
-        self._metrics.close()
 
     def advance(self, step: int) -> None:
         """One more step is done: moves the bar, or says now and then how far the run is."""
@@ -96,12 +89,9 @@ def _cut(path: Path, step: int) -> None:
     """Drops the records of later steps, and a line that was torn."""
     if not path.exists():
         return
-
-    def holds(line: str) -> bool:
-        try:
-            return bool(json.loads(line)["step"] <= step)
-        except ValueError:
-            return False
-
-    kept = [line for line in path.read_text(errors="replace").splitlines() if holds(line)]
-    write_atomically(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+    write_atomically(path, lambda file: file.write_text("".join(kept)))
