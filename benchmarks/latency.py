@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+from peers.servers.plain import PlainRuntime
 from script import machine, require_positive, run, summary, write_json
 from timing import by_case, measure, table
 
-from engine.arrays import Bytes, Floats
 from engine.backends import Backend, Options, cores, open_backend, open_graphs
 from engine.backends.base import bucket_sizes
 from engine.bundle import DECODER, ENCODER, Bundle
@@ -54,29 +53,6 @@ class LatencyConfig:
     """Compute threads of each side; None: all cores."""
 
 
-class DefaultRuntime(Backend):
-    """ONNX Runtime with all of its own defaults, but for the number of threads where one is given."""
-
-    def __init__(self, folder: Path, threads: int | None) -> None:
-        options = onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        self._encoder, self._decoder = (
-            onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
-            for name in (ENCODER, DECODER)
-        )
-
-    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
-        """Means and log variances."""
-        mu, log_var = self._encoder.run(["mu", "log_var"], {"images": images})
-        return mu, log_var
-
-    def decode(self, latents: Floats) -> Bytes:
-        """Images."""
-        (images,) = self._decoder.run(["images"], {"latents": latents})
-        return np.asarray(images)
-
-
 def held_out(bundles: Sequence[Bundle], run: Path) -> tuple[Truth, Trial | str]:
     """What parity is measured against, and edits for the run's classifier, or why there are none."""
     # INT8 was calibrated on half of the run's images: if any bundle has it, all are measured on the others.
@@ -94,7 +70,7 @@ def open_sides(config: LatencyConfig, bundles: Mapping[str, Bundle], threads: in
         first = next(iter(bundles.values()))
         options = Options(max_batch_size=first.manifest.max_batch_size, threads=threads)
         sides["portable: onnxruntime fp32"] = open_graphs(first.path / ENCODER, first.path / DECODER, options)
-        sides["ONNX Runtime's defaults"] = DefaultRuntime(first.path, config.threads)
+        sides["ONNX Runtime's defaults"] = PlainRuntime(first.path, config.threads)
     if config.run is not None:
         # Engines can be measured alone where there is no torch.
         import torch  # noqa: PLC0415

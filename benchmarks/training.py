@@ -23,10 +23,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing.connection import Connection
+from functools import cache, partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,7 @@ from PIL import Image
 from script import machine, require_positive, run, write_json
 from serving.figures import markdown
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
@@ -126,16 +129,12 @@ class _Straightforward:
         self.mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
         self.waited = 0.0
-        self._loader = DataLoader(
+        loader = DataLoader(
             _Files(read_index(data), config), config.batch_size, shuffle=True, drop_last=True,
             num_workers=min(8, len(os.sched_getaffinity(0))), persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
-        self._batches = self._endless()
-
-    def _endless(self) -> Iterator[Tensor]:
-        while True:
-            yield from self._loader
+        self._batches = chain.from_iterable(repeat(loader))
 
     def _features(self, images: Tensor) -> list[Tensor]:
         activation, found = (images - self.mean) / self.std, []
@@ -197,45 +196,47 @@ class _Ours:
         self._run.train_step(self._loss, next(self._batches))
 
 
-def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
-    """A side's process: builds its loop, then trains for each number of seconds that it receives, until None comes."""
+@cache
+def _loop(side: Side, config: TrainConfig, data: Path) -> _Straightforward | _Ours:
+    """The loop of a side in its process, built and warmed up when it is first asked for."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loop = _Straightforward(config, data) if side == "straightforward" else _Ours(config, data)
-    finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
     for _ in range(WARM_STEPS):
         loop.step()
-    finish()
-    link.send(loop.flops_per_image() if isinstance(loop, _Straightforward) else 0.0)
-    while (seconds := link.recv()) is not None:
-        waited, steps, began = loop.waited, 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            loop.step()
-            steps += 1
-        finish()
-        took = time.perf_counter() - began
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        link.send(
-            {
-                "images_per_second": steps * config.batch_size / took,
-                "waiting_share": (loop.waited - waited) / took,
-                "peak_host_bytes": memory,
-                "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
-            }
-        )
+    return loop
+
+
+def _turn(side: Side, config: TrainConfig, data: Path, seconds: float) -> dict[str, float]:
+    """Trains for so long, in the side's process; 0 only makes the loop ready."""
+    loop = _loop(side, config, data)
+    gpu = loop.device.type == "cuda"
+    waited, steps, began = loop.waited, 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        loop.step()
+        steps += 1
+    if gpu:
+        torch.cuda.synchronize()
+    took = time.perf_counter() - began
+    return {
+        "images_per_second": steps * config.batch_size / took,
+        "waiting_share": (loop.waited - waited) / took,
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if gpu else 0,
+    }
+
+
+def _flops_per_image(side: Side, config: TrainConfig, data: Path) -> float:
+    loop = _loop(side, config, data)
+    assert isinstance(loop, _Straightforward)
+    return loop.flops_per_image()
 
 
 def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The machine's rate of large matrix products, FLOP/s: median of ten."""
+    """The machine's rate of large matrix products, FLOP/s: the median of a second."""
     side = GEMM_SIDES[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    rates = []
-    for _ in range(12):
-        began = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        rates.append(2 * side**3 / (time.perf_counter() - began))
-    return statistics.median(rates[2:])
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / timer.blocked_autorange(min_run_time=1).median
 
 
 def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[str, Any]:
@@ -246,26 +247,22 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         "ours": gemm_flops(place.device, place.dtype),
     }
     context = multiprocessing.get_context("spawn")
-    links: dict[Side, Connection] = {}
-    flops = 0.0
     turns: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
-    processes = []
-    for side in SIDES:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(side, training, data, theirs))
-        process.start()
-        theirs.close()
-        processes.append(process)
-        links[side] = ours
-        flops = max(flops, _answer(ours, side))
-    for _ in range(config.turns):
+    with ProcessPoolExecutor(1, context) as theirs, ProcessPoolExecutor(1, context) as ours:
+
+        def ask(side: Side, work: Callable[..., Any], *arguments: float) -> Any:
+            pool = ours if side == "ours" else theirs
+            try:
+                return pool.submit(work, side, training, data, *arguments).result()
+            except BrokenProcessPool:
+                raise ConfigError(f"the {side} side ended before its time; its own message is above") from None
+
         for side in SIDES:
-            links[side].send(config.seconds)
-            turns[side].append(_answer(links[side], side))
-    for link in links.values():
-        link.send(None)
-    for process in processes:
-        process.join()
+            ask(side, _turn, 0.0)
+        flops = ask("straightforward", _flops_per_image)
+        for _ in range(config.turns):
+            for side in SIDES:
+                turns[side].append(ask(side, _turn, config.seconds))
     results = {}
     for side in SIDES:
         middle = {key: statistics.median(turn[key] for turn in turns[side]) for key in turns[side][0]}
@@ -284,13 +281,6 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         "results": results,
         "speed_up": results["ours"]["images_per_second"] / results["straightforward"]["images_per_second"],
     }
-
-
-def _answer(link: Connection, side: Side) -> Any:
-    try:
-        return link.recv()
-    except EOFError:
-        raise ConfigError(f"the {side} side ended before its time; its own message is above") from None
 
 
 def table(found: dict[str, Any]) -> str:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import onnxruntime
 from serving import http2
 from serving.process import ROOT
 from serving.requests import INFER, SERVICE
 
 from engine.arrays import Bytes
 from engine.backends import cores
-from engine.bundle import DECODER, ENCODER, Bundle
+from engine.bundle import Bundle
 from engine.client import StreamEdit, messages
+from peers.servers.plain import PlainRuntime
 from protos import dfcvae_pb2 as pb
 from protos import open_inference_pb2 as infer
 
@@ -43,10 +43,9 @@ class Job:
         """The job for a bundle."""
         size, attribute = bundle.manifest.image_size, bundle.directions.names[0]
         image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-        encoder, decoder = (onnxruntime.InferenceSession(bundle.path / name) for name in (ENCODER, DECODER))
-        (mu,) = encoder.run(["mu"], {encoder.get_inputs()[0].name: image[None]})
-        moved = mu + bundle.directions.move([(attribute, 1.0)]).step
-        return cls(image, attribute, np.asarray(decoder.run(None, {decoder.get_inputs()[0].name: moved})[0])[0])
+        step = bundle.directions.move([(attribute, 1.0)]).step
+        ((expected,), _) = PlainRuntime(bundle.path).edit(image[None], step[None])
+        return cls(image, attribute, expected)
 
 
 @dataclass(frozen=True)
