@@ -6,7 +6,7 @@ import base64
 import http.client
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +104,8 @@ MODEL_INFER = Protocol(
 )
 
 
-def _bytes(path: str) -> Protocol:
+def raw(path: str) -> Protocol:
+    """Pixels there and back."""
     return Protocol(path, _RAW, lambda job: job.image.tobytes(), lambda data: data)
 
 
@@ -132,46 +133,37 @@ class Peer:
     protocol: Protocol  # how it is asked
     engine: bool = False  # whether it has this project's engine inside
 
-    def there(self, environments: Path) -> bool:
-        """Whether its environment is there."""
-        return not self.environment or self._python(environments).exists()
+    def python(self, environments: Path) -> Path:
+        """Its Python, which is there if its environment is."""
+        return environments.resolve() / self.environment / "bin/python" if self.environment else Path(sys.executable)
 
     def command(self, environments: Path, bundle: Path, port: int) -> tuple[list[str], dict[str, str]]:
         """Its command line, and the environment variables that it needs."""
-        words = {"port": str(port), "bundle": str(bundle.resolve())}
+        bundle = bundle.resolve()
+        arguments = [word.format(port=port, bundle=bundle) for word in self.arguments]
         variables = {
             "PYTHONPATH": f"{ROOT}:{SERVERS}",
-            "PEER_BUNDLE": words["bundle"],
-            "PEER_PORT": words["port"],
+            "PEER_BUNDLE": str(bundle),
+            "PEER_PORT": str(port),
             "PEER_THREADS": str(cores()),
             "PEER_ENGINE": str(int(self.engine)),
         }
-        arguments = [word.format(**words) for word in self.arguments]
-        return [str(self._python(environments)), *arguments], variables
-
-    def _python(self, environments: Path) -> Path:
-        folder = environments.resolve() / self.environment / "bin"
-        return folder / "python" if self.environment else Path(sys.executable)
+        return [str(self.python(environments)), *arguments], variables
 
 
-def _all() -> dict[str, Peer]:
-    peers: dict[str, tuple[tuple[str, ...], Protocol]] = {
-        "grpcio": ((f"{SERVERS}/grpcio_server.py",), EDIT),
-        "mosec": ((f"{SERVERS}/mosec_server.py", "--address", "127.0.0.1", "--port", "{port}"), _bytes("/inference")),
-        "litserve": ((f"{SERVERS}/litserve_server.py",), LITSERVE),
-        "bentoml": (
-            ("-m", "bentoml", "serve", "bentoml_server:Edit", "--working-dir", str(SERVERS), "--port", "{port}"),
-            BENTOML,
-        ),
-        "ray": ((f"{SERVERS}/ray_server.py",), _bytes("/")),
-        "triton": ((f"{SERVERS}/triton_server.py",), MODEL_INFER),
-    }
-    found = {OURS: Peer(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)}
-    for name, (arguments, protocol) in peers.items():
-        for engine in (False, True):
-            title = f"{name}+engine" if engine else name
-            found[title] = Peer(title, name, arguments, protocol, engine)
-    return found
+def _all() -> Iterator[Peer]:
+    yield Peer(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)
+    bentoml = ("-m", "bentoml", "serve", "bentoml_server:Edit", "--working-dir", str(SERVERS), "--port", "{port}")
+    for name, protocol, arguments in (
+        ("grpcio", EDIT, (f"{SERVERS}/grpcio_server.py",)),
+        ("mosec", raw("/inference"), (f"{SERVERS}/mosec_server.py", "--address", "127.0.0.1", "--port", "{port}")),
+        ("litserve", LITSERVE, (f"{SERVERS}/litserve_server.py",)),
+        ("bentoml", BENTOML, bentoml),
+        ("ray", raw("/"), (f"{SERVERS}/ray_server.py",)),
+        ("triton", MODEL_INFER, (f"{SERVERS}/triton_server.py",)),
+    ):
+        yield Peer(name, name, arguments, protocol)
+        yield Peer(f"{name}+engine", name, arguments, protocol, engine=True)
 
 
-PEERS = _all()  # all of them, by name, in the order of the table
+PEERS = {peer.name: peer for peer in _all()}  # in the order of the table
