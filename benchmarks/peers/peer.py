@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from serving import http2
 from serving.process import ROOT
-from serving.requests import INFER, SERVICE
+from serving.requests import INFER, SERVICE, infer_request
 
 from engine.arrays import Bytes
 from engine.backends import cores
@@ -80,16 +80,6 @@ class Protocol:
         return np.frombuffer(self.image(data), np.uint8).reshape(job.image.shape)
 
 
-def _edit(job: Job) -> bytes:
-    return messages.edit_request(StreamEdit(job.image[None], {job.attribute: 1.0})).SerializeToString()
-
-
-def _infer(job: Job) -> bytes:
-    request = infer.ModelInferRequest(model_name="edit", raw_input_contents=[job.image.tobytes()])
-    request.inputs.add(name="images", datatype="UINT8", shape=[1, *job.image.shape])
-    return request.SerializeToString()
-
-
 def _text(job: Job) -> str:
     return base64.b64encode(job.image.tobytes()).decode()
 
@@ -98,9 +88,19 @@ _GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
 _JSON = ("--h1", "-H", "content-type: application/json")
 _RAW = ("--h1", "-H", "content-type: application/octet-stream")
 
-EDIT = Protocol(f"{SERVICE}Edit", _GRPC, _edit, lambda data: pb.EditResponse.FromString(data).images.raw.data, True)
+EDIT = Protocol(
+    f"{SERVICE}Edit",
+    _GRPC,
+    lambda job: messages.edit_request(StreamEdit(job.image[None], {job.attribute: 1.0})).SerializeToString(),
+    lambda data: pb.EditResponse.FromString(data).images.raw.data,
+    grpc=True,
+)
 MODEL_INFER = Protocol(
-    INFER, _GRPC, _infer, lambda data: infer.ModelInferResponse.FromString(data).raw_output_contents[0], True
+    INFER,
+    _GRPC,
+    lambda job: infer_request("edit", {"images": job.image[None]}).SerializeToString(),
+    lambda data: infer.ModelInferResponse.FromString(data).raw_output_contents[0],
+    grpc=True,
 )
 
 

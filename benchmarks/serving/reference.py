@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.arrays import Bytes, Floats
+from engine.arrays import Array, Bytes, Floats
 from engine.backends import open_backend, warm_up
+from engine.backends.base import in_parts
 from engine.bundle import Bundle
 from engine.images import decode_file
 from export.errors import InputError
@@ -53,12 +53,13 @@ class Reference:
 
     def encode(self, images: Bytes, batch: int | None = None) -> tuple[Floats, Floats]:
         """Means and log variances, in batches of `batch`, or of the largest size."""
-        pairs = [self._backend.encode(part) for part in self._parts(images, batch)]
-        return np.concatenate([mu for mu, _ in pairs]), np.concatenate([log_var for _, log_var in pairs])
+        mu, log_var = in_parts(lambda part: [*self._backend.encode(part)], batch or self.max_batch_size, images)
+        return mu, log_var
 
     def decode(self, latents: Floats, batch: int | None = None) -> Bytes:
         """Images, in batches of `batch`, or of the largest size."""
-        return np.concatenate([self._backend.decode(part) for part in self._parts(latents, batch)])
+        (images,) = in_parts(lambda part: [self._backend.decode(part)], batch or self.max_batch_size, latents)
+        return images
 
     def step(self, moves: Moves, keep: tuple[str, ...] = ()) -> Floats:
         """What an edit adds to latents, float32 [D]."""
@@ -78,7 +79,7 @@ class Reference:
             calls += 1
         return Throughput(batch * calls, time.perf_counter() - start, time.process_time() - cpu)
 
-    def check(self, case: Case, got: npt.NDArray[Any], name: str) -> None:
+    def check(self, case: Case, got: Array, name: str) -> None:
         """Compares an answer with what this process computes from the same request."""
         expected = self._expected(case)
         difference = float(np.abs(got.astype(np.float64) - expected).mean()) if got.shape == expected.shape else np.inf
@@ -89,11 +90,7 @@ class Reference:
                 "is --bundle the one that the server serves?"
             )
 
-    def _parts(self, items: npt.NDArray[Any], batch: int | None) -> list[npt.NDArray[Any]]:
-        size = batch or self.max_batch_size
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
-    def _expected(self, case: Case) -> npt.NDArray[Any]:
+    def _expected(self, case: Case) -> Array:
         size = self.manifest.image_size
         if case.operation == "decode":
             images = self.decode(random_latents(case.images, self.manifest.latent_dim))
