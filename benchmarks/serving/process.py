@@ -51,14 +51,12 @@ class Server:
         if self.said:
             self.target = self.said.split()[-1]
             return self
-        code = self.process.wait()
-        self.process.stdout.close()
+        with self.process:
+            code = self.process.wait()
         raise InputError(f"the server ended with exit code {code}; it said: {self.log.strip()[-500:]}")
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        if self.wait(40) is None:
-            self.process.kill()
-            self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        with self.process:
+            self.process.terminate()
+            if self.wait(40) is None:
+                self.process.kill()
