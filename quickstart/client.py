@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,12 @@ class Job:
 
     attribute: str  # what to change
     strength: float  # in lengths of the mean difference; negative removes it
-    files: tuple[str, ...]  # the image files
+    files: list[str]  # the image files
 
     @property
     def name(self) -> str:
         """Name of the job's arrays and figures."""
         return f"{'adding' if self.strength > 0 else 'removing'}_{self.attribute}"
-
-
-def read_order(path: Path) -> list[Job]:
-    """Reads the JSON list that says which faces to edit and how."""
-    return [Job(job["attribute"], job["strength"], tuple(job["files"])) for job in json.loads(path.read_text())]
 
 
 def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
@@ -51,8 +47,9 @@ def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
         before.append(client.decode(client.encode(files).mu))
         after.append(client.edit(files, {job.attribute: job.strength}))
     latents = client.encode([Path(file).read_bytes() for file in job.files[:NUM_STRIPS]]).mu
-    sign = float(np.sign(job.strength))
-    strips = [client.edit(latents, {job.attribute: sign * strength}) for strength in STRIP_STRENGTHS]
+    strips = [
+        client.edit(latents, {job.attribute: math.copysign(strength, job.strength)}) for strength in STRIP_STRENGTHS
+    ]
     return {"before": np.concatenate(before), "after": np.concatenate(after), "strips": np.stack(strips, axis=1)}
 
 
@@ -66,8 +63,9 @@ def main(target: str, order: Path, out: Path) -> int:
     """
     arrays: dict[str, NDArray[np.uint8]] = {}
     try:
+        jobs = [Job(**job) for job in json.loads(order.read_text())]
         with Client(target) as client:
-            for job in tqdm(read_order(order), "editing over gRPC", unit="job", disable=None):
+            for job in tqdm(jobs, "editing over gRPC", unit="job", disable=None):
                 arrays |= {f"{job.name}/{key}": value for key, value in run(client, job).items()}
     except (ClientError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

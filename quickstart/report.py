@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) 
             before, after, strips = (arrays[f"{job.name}/{key}"] for key in ("before", "after", "strips"))
             logits = classifier.logits(before), classifier.logits(after)
             results.append(asdict(quality(classifier.attributes, job.attribute, job.strength, *logits)))
-            sign = 1 if job.strength > 0 else -1
-            columns = [f"{sign * strength:+.1f}" if strength else "unedited" for strength in STRIP_STRENGTHS]
+            signed = [math.copysign(strength, job.strength) for strength in STRIP_STRENGTHS]
+            columns = [f"{strength:+.1f}" if strength else "unedited" for strength in signed]
             title = f"{job.name.replace('_', ' ')}: strength in lengths of the mean difference"
             grids.save_grid(folder / f"{job.name}.png", title, list(strips), across=columns)
     return results
