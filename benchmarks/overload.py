@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from script import ServedFlags, require_positive, run, show_checks, write_json
+from script import ServedFlags, conclude, require_positive, run
 from serving.bench import Bench, Row
 from serving.figures import Calls, markdown
 from serving.generator import REFUSED_STREAM, Outcome
@@ -136,9 +136,7 @@ def overload(config: OverloadConfig) -> bool:
         "every refusal says when to come again": all(one["refused"] == one["retries_told"] for one in found),
         "the server ends with exit code 0": server.process.returncode == 0,
     }
-    figures = {"capacity": asdict(capacity), "offers": found, "checks": checks}
-    write_json(config.json, {"config": asdict(config), **figures})
-    return show_checks(checks, server.log)
+    return conclude(config, {"capacity": asdict(capacity), "offers": found}, checks, server.log)
 
 
 main = partial(run, OverloadConfig, overload, __doc__)

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,9 @@ def summary(here: dict[str, Any]) -> str:
     return f"{here['cpu']}, {here['cores']} cores, load {here['load']}, {here['date']}\n{known}"
 
 
-def show_checks(checks: dict[str, bool], log: str) -> bool:
-    """Prints whether each check held, and the end of a server's log. Returns whether all of them held."""
+def conclude(flags: ServedFlags, figures: dict[str, Any], checks: dict[str, bool], log: str) -> bool:
+    """Writes the figures; prints whether each check held, and the end of the server's log. Returns whether all held."""
+    write_json(flags.json, {"config": asdict(flags), **figures, "checks": checks})
     for what, holds in checks.items():
         print(f"{'PASS' if holds else 'FAIL'}  {what}")
     if log:

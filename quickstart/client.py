@@ -33,13 +33,18 @@ class Job:
         """Name of the job's arrays and figures."""
         return f"{'adding' if self.strength > 0 else 'removing'}_{self.attribute}"
 
+    @property
+    def strip(self) -> list[float]:
+        """The strengths that the first faces are shown at."""
+        return [math.copysign(strength, self.strength) for strength in STRIP_STRENGTHS]
+
 
 def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
     """Sends the faces of a job to the server to be edited.
 
     Returns:
         `before` (unedited reconstructions) and `after`, each (N, S, S, 3) uint8, and `strips`
-        (faces, strengths, S, S, 3): the first faces at every strength of `STRIP_STRENGTHS`.
+        (faces, strengths, S, S, 3): the first faces at every strength of `Job.strip`.
     """
     before, after = [], []
     for start in range(0, len(job.files), REQUEST_IMAGES):
@@ -47,9 +52,7 @@ def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
         before.append(client.decode(client.encode(files).mu))
         after.append(client.edit(files, {job.attribute: job.strength}))
     latents = client.encode([Path(file).read_bytes() for file in job.files[:NUM_STRIPS]]).mu
-    strips = [
-        client.edit(latents, {job.attribute: math.copysign(strength, job.strength)}) for strength in STRIP_STRENGTHS
-    ]
+    strips = [client.edit(latents, {job.attribute: strength}) for strength in job.strip]
     return {"before": np.concatenate(before), "after": np.concatenate(after), "strips": np.stack(strips, axis=1)}
 
 

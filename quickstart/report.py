@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quickstart.client import STRIP_STRENGTHS, Job
+from quickstart.client import Job
 from trainer.evaluation import grids, report
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits.quality import quality
@@ -33,8 +32,7 @@ def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) 
             before, after, strips = (arrays[f"{job.name}/{key}"] for key in ("before", "after", "strips"))
             logits = classifier.logits(before), classifier.logits(after)
             results.append(asdict(quality(classifier.attributes, job.attribute, job.strength, *logits)))
-            signed = [math.copysign(strength, job.strength) for strength in STRIP_STRENGTHS]
-            columns = [f"{strength:+.1f}" if strength else "unedited" for strength in signed]
+            columns = [f"{strength:+.1f}" if strength else "unedited" for strength in job.strip]
             title = f"{job.name.replace('_', ' ')}: strength in lengths of the mean difference"
             grids.save_grid(folder / f"{job.name}.png", title, list(strips), across=columns)
     return results
