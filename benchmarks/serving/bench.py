@@ -55,8 +55,8 @@ class Row:
             "images": case.images,
             **({"in flight": case.in_flight} if closed else {"arrivals/s": round(self.arrivals_per_s or 0)}),
             "images/s": round(self.images_per_s),
-            "share": _percent(self.share),
-            "CPU share": _percent(self.cpu_share),
+            "share": self.share and f"{self.share:.0%}",
+            "CPU share": self.cpu_share and f"{self.cpu_share:.0%}",
             **{name.replace("_", "."): value for name, value in self.latency_ms.items()},
             **({} if closed else {"late p99": self.late_p99_ms}),
             "server cores": self.server_cores,
@@ -118,10 +118,6 @@ class Bench:
             return []
         batch = min(case.images * case.in_flight, self.reference.max_batch_size)
         return [self.reference.throughput(case.operation, batch, self.seconds / 4)]
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.0%}"
 
 
 def _row(
