@@ -269,13 +269,9 @@ def notes(rows: dict[str, dict[str, Any]]) -> str:
         found[f"data set {data['name']} ({data['fingerprint'][:8]}): {counts} faces; {right}"] = None
         faces = (f"{side} {what} {_best(metrics['edits'], what, side).get('faces', 0)}" for what, side in EDITS)
         found[f"edited test faces, `{name}`: {', '.join(faces)}"] = None
-        for part, key in (
-            ("reconstruction", "features"),
-            ("generation", "frechet_vgg19"),
-            ("reconstruction", "identity"),
-        ):
-            measured = metrics[part][key]
-            found[f"{key}: {measured.get('network', measured.get('skipped'))}"] = None
+        measured = {**metrics["reconstruction"], **metrics["generation"]}
+        for key in ("features", "frechet_vgg19", "identity"):
+            found[f"{key}: {measured[key].get('network', measured[key].get('skipped'))}"] = None
     return "\n".join(f"- {line}" for line in found)
 
 
