@@ -4,8 +4,6 @@ Each scenario starts a server of its own, puts load on it whose every answer is 
 1 if something that was accepted is lost or wrong, or if anything hangs.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ its bytes mutated; then connections that speak no proper HTTP/2 or gRPC, and bom
 Exit code 1 if an answer wasn't clean, or the server or the other client took any harm.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

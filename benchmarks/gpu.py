@@ -12,8 +12,6 @@ The bundles stay in FOLDER. Exit codes: 0 measured, 1 an engine is beyond the to
 than its engine, 2 unusable input.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import platform

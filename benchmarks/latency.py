@@ -6,8 +6,6 @@ that the server gives it, and with its own defaults, whose threads spin. Parity 
 `python -m export.verify BUNDLE --run RUN` measures it anew.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -5,8 +5,6 @@ from the time that they were meant to leave. With --bundle the same engine is me
 after each case, while the server is idle. Exit code 1 if an answer was not right.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ if a request gets anything but its answer or a refusal (RESOURCE_EXHAUSTED; HTTP
 that a connection may have open), or if the server doesn't end with exit code 0.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ the first animation frame after a picture of it, or of a later move, was drawn; 
 above 50 ms. Needs dfc-vae[page], playwright and a Chromium.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys

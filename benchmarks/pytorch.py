@@ -1,7 +1,5 @@
 """PyTorch behind the engine's own interface, only to be timed: in any precision, channels last, eager or compiled."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

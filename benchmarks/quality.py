@@ -21,8 +21,6 @@ project has a row, too, if `trainer.evaluation.evaluate.evaluate_autoencoder` ha
 in --out; docs/benchmarks.md says how some that are well known are trained.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What every script of this folder has in common: flags, errors as one line, exit codes, the machine, JSON."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

@@ -5,8 +5,6 @@ measured beforehand, since rounding may depend on the batch that a request gets 
 wrong or missing, or if the server's memory grows by more than 10 % after the first 20 s.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

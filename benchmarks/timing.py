@@ -1,7 +1,5 @@
 """Timings of backends side by side: all take turns, so that a change of a machine's clock and load meets all."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ class Timing:
     p99_ms: float
 
     @classmethod
-    def of(cls, side: str, operation: str, batch_size: int, seconds: Sequence[float]) -> Timing:
+    def of(cls, side: str, operation: str, batch_size: int, seconds: Sequence[float]) -> "Timing":
         """Sums up the durations of calls."""
         ms = np.asarray(seconds) * 1e3
         figures = [ms.mean(), ms.min(), *np.percentile(ms, [50, 90, 99])]

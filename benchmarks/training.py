@@ -8,8 +8,6 @@ are processes of their own and take turns, so that a change of clock or load mee
 waits. FLOPs are those that the straightforward loop needs an image, counted by PyTorch.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """`python -m quickstart`: every command of the project in turn, each printed, so that it can be run by hand as well."""
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

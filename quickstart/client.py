@@ -1,7 +1,5 @@
 """The quickstart's client: a process of its own that knows the server's address, image files, and nothing of torch."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

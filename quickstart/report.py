@@ -1,7 +1,5 @@
 """Judges the faces that came back over gRPC, and draws them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any

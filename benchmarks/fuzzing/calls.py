@@ -1,7 +1,5 @@
 """Hypothesis strategies of calls: good messages, messages with fields that aren't, bytes that hardly are any."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Connections that don't speak HTTP/2 or gRPC as they should."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import struct

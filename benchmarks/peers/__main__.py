@@ -11,8 +11,6 @@ process's start to that first answer; memory is that of all its processes after 
 """
 # ruff: noqa: E402 - Python puts this folder on its path, and not the two above it.
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The servers that are compared: how each is started, and how it is asked."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import json
@@ -39,7 +37,7 @@ class Job:
     expected: Bytes  # ONNX Runtime's answer, uint8 [S, S, 3]
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Job:
+    def of(cls, bundle: Bundle) -> "Job":
         """The job for a bundle."""
         size, attribute = bundle.manifest.image_size, bundle.directions.names[0]
         image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)

@@ -1,7 +1,5 @@
 """One measured case: closed or open loop against a server, beside the same engine in this process."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
@@ -41,7 +39,7 @@ class Row:
     shares: tuple[float | None, ...]  # of all rounds, of which this row is the median
 
     @classmethod
-    def median(cls, rows: Sequence[Row]) -> Row:
+    def median(cls, rows: Sequence["Row"]) -> "Row":
         """The row of the median share, or rate where there are no shares, with the failures of all."""
         failures = sum((Counter(row.failures) for row in rows), Counter[str]())
         ordered = sorted(rows, key=lambda row: row.images_per_s if row.share is None else row.share)

@@ -1,7 +1,5 @@
 """Clients that check every answer: each has its own connection, and one request after the other."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter

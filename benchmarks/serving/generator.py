@@ -4,8 +4,6 @@ gRPC's Python clients take more processor time for a request than the server doe
 requests are HTTP/2 frames that are prepared once, and of answers only lengths and statuses are looked at.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import struct
@@ -79,7 +77,7 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(
-        self, target: str, prepared: Prepared, outcome: Outcome, ended: Callable[[Connection], None] = lambda _: None
+        self, target: str, prepared: Prepared, outcome: Outcome, ended: Callable[["Connection"], None] = lambda _: None
     ) -> None:
         self.ready = asyncio.get_running_loop().create_future()
         self.closed = False
@@ -96,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._in, self._out = bytearray(), list[bytes]()
 
     @classmethod
-    async def to(cls, target: str, *arguments: Any) -> Connection:
+    async def to(cls, target: str, *arguments: Any) -> "Connection":
         """Connects, and waits for the server's settings."""
         host, _, port = target.rpartition(":")
         made = partial(cls, target, *arguments)

@@ -1,7 +1,5 @@
 """HTTP/2 frames and gRPC messages as bytes, for clients that count every call, or that break the rules on purpose."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Servers as processes: starting one, and stopping it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -45,7 +43,7 @@ class Server:
         except subprocess.TimeoutExpired:
             return None
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> "Server":
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline()
         if self.said:

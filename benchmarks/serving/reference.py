@@ -1,7 +1,5 @@
 """The bundle's engine in this process, without a server: what a server's answers and rates are compared with."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import NamedTuple

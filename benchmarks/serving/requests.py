@@ -3,8 +3,6 @@
 Shapes: N images of side S, latents of dimension D.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

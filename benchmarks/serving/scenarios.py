@@ -1,7 +1,5 @@
 """What goes wrong around a server under load, and what must hold then: a function a scenario."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -7,8 +7,6 @@ any two pictures' answers, so that a mixed-up answer can't pass.
 Shapes: P pictures of side S, latents of dimension D.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

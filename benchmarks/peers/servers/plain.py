@@ -1,7 +1,5 @@
 """ONNX Runtime as its users have it: the portable graphs of a bundle, and its own options but for the threads."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
