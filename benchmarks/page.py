@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from playwright.sync_api import Browser, Page, sync_playwright
 from script import ServedFlags, machine, require_positive, run, summary, write_json
 from serving.process import Server
 
+from engine.arrays import Doubles
 from export.errors import InputError
 
 LIMIT_MS = 50.0
@@ -110,7 +110,7 @@ def measure(config: PageConfig) -> bool:
     return p95 <= LIMIT_MS
 
 
-def tell(config: PageConfig, here: dict[str, Any], moves: npt.NDArray[np.float64]) -> float:
+def tell(config: PageConfig, here: dict[str, Any], moves: Doubles) -> float:
     """Prints and writes the figures. Returns the 95th percentile of moves, ms."""
     p50, p95, p99 = map(float, np.percentile(moves, [50, 95, 99]))
     print(

@@ -2,14 +2,12 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Array, Bytes, Floats
+from engine.backends import Backend
 from trainer.model import VAE
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -64,9 +62,7 @@ class PyTorchBackend(Backend):
 
     def decode(self, latents: Floats) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
-        images: Bytes
-        (images,) = self._run(self._decode, latents)
-        return images
+        return self._run(self._decode, latents)[0]
 
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
         """Images, uint8 [N, S, S, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu."""
@@ -74,7 +70,7 @@ class PyTorchBackend(Backend):
         return edited, mu
 
     @torch.no_grad()
-    def _run(self, function: Function, *inputs: npt.NDArray[np.generic]) -> list[npt.NDArray[Any]]:
+    def _run(self, function: Function, *inputs: Array) -> list[Array]:
         given = [torch.from_numpy(array) for array in inputs]
         if self._device == "cpu":
             return [result.numpy() for result in function(*given)]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from engine.arrays import Floats
 from engine.client import Client, ClientError
 
 _IMAGES_PER_REQUEST = 32
@@ -40,7 +41,7 @@ class Encode:
             mu, errors = self._one_by_one(files)
         return {"path": batch["path"], "mu": mu, "error": np.array(errors, object)}
 
-    def _one_by_one(self, files: list[bytes]) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[str]]:
+    def _one_by_one(self, files: list[bytes]) -> tuple[Floats, list[str]]:
         """One of the files is damaged: which?"""
         mu = np.full((len(files), self._client.model().latent_dim), np.nan, np.float32)
         errors = [""] * len(files)

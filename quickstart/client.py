@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from engine.arrays import Bytes
 from engine.client import Client, ClientError
 
 STRIP_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -37,7 +37,7 @@ class Job:
         return [math.copysign(strength, self.strength) for strength in STRIP_STRENGTHS]
 
 
-def run(client: Client, job: Job) -> dict[str, NDArray[np.uint8]]:
+def run(client: Client, job: Job) -> dict[str, Bytes]:
     """Sends the faces of a job to the server to be edited.
 
     Returns:
@@ -62,7 +62,7 @@ def main(target: str, order: Path, out: Path) -> int:
         order: JSON list of jobs: attribute, strength, files.
         out: npz file to write: `NAME/before`, `NAME/after` and `NAME/strips` of every job.
     """
-    arrays: dict[str, NDArray[np.uint8]] = {}
+    arrays: dict[str, Bytes] = {}
     try:
         jobs = [Job(**job) for job in json.loads(order.read_text())]
         with Client(target) as client:

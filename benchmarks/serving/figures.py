@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Doubles = npt.NDArray[np.float64]
-
+from engine.arrays import Doubles
 
 _BUCKETS_PER_DECADE = 20
 

@@ -28,12 +28,8 @@ def frames(buffer: bytearray) -> Iterator[tuple[int, int, int, bytes]]:
         end = at + 9 + int.from_bytes(buffer[at : at + 3], "big")
         if len(buffer) < end:
             break
-        yield (
-            buffer[at + 3],
-            buffer[at + 4],
-            int.from_bytes(buffer[at + 5 : at + 9], "big"),
-            bytes(buffer[at + 9 : end]),
-        )
+        kind, flags, stream = struct.unpack_from(">BBL", buffer, at + 3)
+        yield kind, flags, stream, bytes(buffer[at + 9 : end])
         at = end
     del buffer[:at]
 

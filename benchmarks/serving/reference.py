@@ -56,8 +56,7 @@ class Reference:
 
     def decode(self, latents: Floats, batch: int | None = None) -> Bytes:
         """Images, in batches of `batch`, or of the largest size."""
-        (images,) = in_parts(lambda part: [self._backend.decode(part)], batch or self.max_batch_size, latents)
-        return images
+        return in_parts(lambda part: [self._backend.decode(part)], batch or self.max_batch_size, latents)[0]
 
     def step(self, moves: Moves, keep: tuple[str, ...] = ()) -> Floats:
         """What an edit adds to latents, float32 [D]."""
