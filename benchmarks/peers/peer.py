@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import numpy as np
@@ -51,25 +52,30 @@ class Protocol:
     """How a server is asked."""
 
     path: str  # of the request
-    flags: tuple[str, ...]  # for h2load
+    content: Literal["grpc", "json", "octet-stream"]  # its type
     message: Callable[[Job], bytes]  # the request of a job
     image: Callable[[bytes], bytes]  # the image of an answer, uint8 [S * S * 3]
-    grpc: bool = False  # whether it is gRPC
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What h2load must know."""
+        others = ("-H", "te: trailers") if self.content == "grpc" else ("--h1",)
+        return "-H", f"content-type: application/{self.content}", *others
 
     def body(self, job: Job) -> bytes:
         """What h2load sends: with gRPC's frame around it where it is gRPC."""
         message = self.message(job)
-        return http2.message(message) if self.grpc else message
+        return http2.message(message) if self.content == "grpc" else message
 
     def ask(self, port: int, job: Job) -> Bytes:
         """One request's answer."""
-        if self.grpc:
+        if self.content == "grpc":
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
                 data = channel.unary_unary(self.path)(self.message(job), timeout=30)
         else:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            headers = dict(flag.split(": ", 1) for flag in self.flags if ": " in flag)
-            connection.request("POST", self.path, self.message(job), headers)
+            content_type = {"content-type": f"application/{self.content}"}
+            connection.request("POST", self.path, self.message(job), content_type)
             response = connection.getresponse()
             data = response.read()
             connection.close()
@@ -82,40 +88,34 @@ def _text(job: Job) -> str:
     return base64.b64encode(job.image.tobytes()).decode()
 
 
-_GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
-_JSON = ("--h1", "-H", "content-type: application/json")
-_RAW = ("--h1", "-H", "content-type: application/octet-stream")
-
 EDIT = Protocol(
     f"{SERVICE}Edit",
-    _GRPC,
+    "grpc",
     lambda job: messages.edit_request(StreamEdit(job.image[None], {job.attribute: 1.0})).SerializeToString(),
     lambda data: pb.EditResponse.FromString(data).images.raw.data,
-    grpc=True,
 )
 MODEL_INFER = Protocol(
     INFER,
-    _GRPC,
+    "grpc",
     lambda job: infer_request("edit", {"images": job.image[None]}).SerializeToString(),
     lambda data: infer.ModelInferResponse.FromString(data).raw_output_contents[0],
-    grpc=True,
 )
 
 
 def raw(path: str) -> Protocol:
     """Pixels there and back."""
-    return Protocol(path, _RAW, lambda job: job.image.tobytes(), lambda data: data)
+    return Protocol(path, "octet-stream", lambda job: job.image.tobytes(), lambda data: data)
 
 
 LITSERVE = Protocol(
     "/predict",
-    _JSON,
+    "json",
     lambda job: json.dumps({"image": _text(job)}).encode(),
     lambda data: base64.b64decode(json.loads(data)["image"]),
 )
 BENTOML = Protocol(
     "/edit",
-    _JSON,
+    "json",
     lambda job: json.dumps({"images": [_text(job)]}).encode(),
     lambda data: base64.b64decode(json.loads(data)[0]),
 )
