@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from script import machine, require_positive, run, summary, write_json
 from serving.bench import Bench, Row
@@ -135,7 +135,7 @@ def measure(config: LoadConfig) -> bool:
     if opened:
         print("\nOpen loop: latency from the intended start; late: what the generator itself was late\n")
         print(markdown([row.cells() for row in opened]))
-    record: dict[str, Any] = {
+    record = {
         "machine": here,
         "config": asdict(config),
         "server": {"backend": model.backend, "precision": model.precision, "max_batch_size": model.max_batch_size},

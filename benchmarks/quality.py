@@ -116,7 +116,7 @@ def train_and_judge(config: QualityConfig, variant: str) -> None:
     trainer, data = [sys.executable, "-m", "trainer"], ["--data", str(config.data)]
     weights = [] if config.vgg_weights is None else ["--vgg-weights", str(config.vgg_weights)]
     featureless = preset == "plain" or re.search(r"--taps(?! *[^-\s])", " ".join(flags)) is not None
-    budget = ["--crop", str(config.crop), *_budget(config, preset)]
+    budget = ["--crop", str(config.crop), *_budget(config.images, config.data, preset)]
     command = [*trainer, "train", "--preset", preset, *data, "--out", str(run), "--resume", *budget]
     subprocess.run([*command, *([] if featureless else weights), *flags], check=True)
     (run / ROW).write_text(json.dumps({"variant": variant}) + "\n")
@@ -128,13 +128,11 @@ def train_and_judge(config: QualityConfig, variant: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def _budget(config: QualityConfig, preset: str) -> list[str]:
-    """Flags that make a run see `config.images` images."""
-    assert config.data is not None
+def _budget(images: int, data: Path, preset: str) -> list[str]:
+    """Flags that make a run see so many images."""
     if preset in OWN_EPOCHS:
-        return ["--limit-train", str(config.images // PRESETS[preset]().epochs)]
-    count = len(read_index(config.data).rows("train"))
-    return ["--epochs", str(max(1, round(config.images / count)))]
+        return ["--limit-train", str(images // PRESETS[preset]().epochs)]
+    return ["--epochs", str(max(1, round(images / len(read_index(data).rows("train")))))]
 
 
 def judge(out: Path, data: FaceData) -> Path:

@@ -240,10 +240,7 @@ def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
 def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[str, Any]:
     """Measures both sides; what the JSON file holds."""
     place = Placement.of(training.device, training.precision)
-    rates = {
-        "straightforward": gemm_flops(place.device, torch.float32),
-        "ours": gemm_flops(place.device, place.dtype),
-    }
+    rates = [gemm_flops(place.device, dtype) for dtype in (torch.float32, place.dtype)]
     context = multiprocessing.get_context("spawn")
     turns: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
     with ProcessPoolExecutor(1, context) as theirs, ProcessPoolExecutor(1, context) as ours:
@@ -262,10 +259,10 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
             for side in SIDES:
                 turns[side].append(ask(side, _turn, config.seconds))
     results = {}
-    for side in SIDES:
+    for side, gemm in zip(SIDES, rates, strict=True):
         middle = {key: statistics.median(turn[key] for turn in turns[side]) for key in turns[side][0]}
         rate = middle["images_per_second"] * flops
-        results[side] = {**middle, "flops": rate, "gemm_flops": rates[side], "gemm_share": rate / rates[side]}
+        results[side] = {**middle, "flops": rate, "gemm_flops": gemm, "gemm_share": rate / gemm}
     return {
         "machine": machine(),
         "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
@@ -283,20 +280,18 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: one row a side."""
-    rows = []
-    for side in SIDES:
-        one = found["results"][side]
-        rows.append(
-            {
-                "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
-                "images/s": one["images_per_second"],
-                "waiting for data": f"{one['waiting_share']:.1%}",
-                "GFLOP/s": round(one["flops"] / 1e9),
-                "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
-                "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
-                "GPU": one["peak_gpu_bytes"] / 2**30,
-            }
-        )
+    rows = [
+        {
+            "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
+            "images/s": one["images_per_second"],
+            "waiting for data": f"{one['waiting_share']:.1%}",
+            "GFLOP/s": round(one["flops"] / 1e9),
+            "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
+            "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
+            "GPU": one["peak_gpu_bytes"] / 2**30,
+        }
+        for side, one in found["results"].items()
+    ]
     return (
         f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
         f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image\n\n{markdown(rows)}\n\n"

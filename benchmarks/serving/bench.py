@@ -114,7 +114,7 @@ class Bench:
     def _inside(self, case: Case) -> list[Throughput]:
         if self.reference is None:
             return []
-        batch = min(case.images * case.in_flight, self.reference.max_batch_size)
+        batch = min(case.images * case.in_flight, self.reference.manifest.max_batch_size)
         return [self.reference.throughput(case.operation, batch, self.seconds / 4)]
 
 

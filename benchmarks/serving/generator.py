@@ -236,14 +236,11 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> None:
         """Opens a call: of one request, or a stream of all that are waiting."""
         stream, opening = self._prepared.stream, self._prepared.opening
-        starts = deque(self._held) if stream else deque([self._held[0]])
-        for _ in starts:
-            self._held.popleft()
+        starts = deque(self._held.popleft() for _ in range(len(self._held) if stream else 1))
         call = _Call(self._next, starts, self._first_credit, opened=opening is None)
         self._next += 2
         self._calls[call.number] = call
-        head = len(self._headers).to_bytes(3, "big") + bytes((http2.HEADERS, http2.END_HEADERS))
-        self._out.append(head + call.number.to_bytes(4, "big") + self._headers)
+        self._out.append(http2.frame(http2.HEADERS, http2.END_HEADERS, call.number, self._headers))
         if opening is not None:
             self._queue(call, http2.message(opening))
         else:

@@ -44,19 +44,19 @@ class Reference:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.manifest = bundle.manifest
         self.directions = bundle.directions
-        self.max_batch_size = bundle.manifest.max_batch_size
         self._backend = open_backend(bundle, threads)
         warm_up(self._backend, bundle.manifest)
         self._step = self.step(edits_of(bundle.directions.names, bundle.manifest.latent_dim))
 
     def encode(self, images: Bytes, batch: int | None = None) -> tuple[Floats, Floats]:
         """Means and log variances, in batches of `batch`, or of the largest size."""
-        mu, log_var = in_parts(lambda part: [*self._backend.encode(part)], batch or self.max_batch_size, images)
+        largest = batch or self.manifest.max_batch_size
+        mu, log_var = in_parts(lambda part: [*self._backend.encode(part)], largest, images)
         return mu, log_var
 
     def decode(self, latents: Floats, batch: int | None = None) -> Bytes:
         """Images, in batches of `batch`, or of the largest size."""
-        return in_parts(lambda part: [self._backend.decode(part)], batch or self.max_batch_size, latents)[0]
+        return in_parts(lambda part: [self._backend.decode(part)], batch or self.manifest.max_batch_size, latents)[0]
 
     def step(self, moves: Moves, keep: tuple[str, ...] = ()) -> Floats:
         """What an edit adds to latents, float32 [D]."""

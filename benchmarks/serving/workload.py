@@ -175,7 +175,7 @@ class Workload:
         for moved, edited in zip(self._edited_mu, self.edited, strict=True):
             for towards in (-np.inf, np.inf):
                 levels = max(levels, _apart(reference.decode(np.nextafter(moved, np.float32(towards))), edited))
-        largest = reference.max_batch_size
+        largest = reference.manifest.max_batch_size
         for batch in sorted({size for size in (1, 2, 3, 5, 8, 13, 21, largest - 1) if 0 < size <= largest}):
             mu, log_var = reference.encode(self.pictures, batch)
             latents = max(latents, _apart(mu, self._mu), _apart(log_var, self._log_var))
