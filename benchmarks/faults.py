@@ -15,10 +15,9 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
-from script import ServedFlags, require_positive, run, write_json
+from script import ServedFlags, main_of, require_positive, write_json
 from serving.clients import Load
 from serving.poisoned_server import SECRET
 from serving.process import ROOT, Server
@@ -104,7 +103,7 @@ def faults(config: FaultsConfig) -> bool:
     return not failed
 
 
-main = partial(run, FaultsConfig, faults, __doc__)
+main = main_of(FaultsConfig, faults, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from script import require_positive, run, write_json
+from script import main_of, require_positive, write_json
 from serving.figures import markdown
 from serving.process import Server
 from timing import Timing, measure, table, take_turns
@@ -248,7 +248,7 @@ Step = (
     | Annotated[EnginesConfig, subcommand("run")]
     | Annotated[ServeConfig, subcommand("serve")]
 )
-main = partial(run, Step, lambda config: STEPS[type(config)](config), __doc__)
+main = main_of(Step, lambda config: STEPS[type(config)](config), __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,12 +9,11 @@ that the server gives it, and with its own defaults, whose threads spin. Parity 
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from peers.servers.plain import PlainRuntime
-from script import machine, require_positive, run, summary, write_json
+from script import machine, main_of, require_positive, summary, write_json
 from timing import by_case, measure, table
 
 from engine.backends import Backend, Options, cores, open_backend, open_graphs
@@ -117,7 +116,7 @@ def benchmark(config: LatencyConfig) -> None:
     write_json(config.json, record)
 
 
-main = partial(run, LatencyConfig, benchmark, __doc__)
+main = main_of(LatencyConfig, benchmark, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

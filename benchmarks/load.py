@@ -13,12 +13,11 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from script import machine, require_positive, run, summary, write_json
+from script import machine, main_of, require_positive, summary, write_json
 from serving.bench import Bench, Row
 from serving.figures import markdown
 from serving.reference import Reference
@@ -149,7 +148,7 @@ def measure(config: LoadConfig) -> bool:
     return not failed
 
 
-main = partial(run, LoadConfig, measure, __doc__)
+main = main_of(LoadConfig, measure, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

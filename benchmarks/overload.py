@@ -14,10 +14,9 @@ if __name__ == "__main__":
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
-from script import ServedFlags, conclude, require_positive, run
+from script import ServedFlags, conclude, main_of, require_positive
 from serving.bench import Bench, Row
 from serving.figures import Calls, markdown
 from serving.generator import REFUSED_STREAM, Outcome
@@ -137,7 +136,7 @@ def overload(config: OverloadConfig) -> bool:
     return conclude(config, {"capacity": asdict(capacity), "offers": found}, checks, server.log)
 
 
-main = partial(run, OverloadConfig, overload, __doc__)
+main = main_of(OverloadConfig, overload, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,13 +11,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
-from script import ServedFlags, machine, require_positive, run, summary, write_json
+from script import ServedFlags, machine, main_of, require_positive, summary, write_json
 from serving.process import Server
 
 from engine.arrays import Doubles
@@ -123,7 +122,7 @@ def tell(config: PageConfig, here: dict[str, Any], moves: Doubles) -> float:
     return p95
 
 
-main = partial(run, PageConfig, measure, __doc__)
+main = main_of(PageConfig, measure, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

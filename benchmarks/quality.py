@@ -33,13 +33,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from filelock import FileLock
-from script import run, write_json
+from script import main_of, write_json
 from serving.figures import markdown
 
 from trainer.data import FaceData, load_data, read_index
@@ -284,7 +283,7 @@ def quality(config: QualityConfig) -> None:
     write_json(config.json, rows)
 
 
-main = partial(run, QualityConfig, quality, __doc__)
+main = main_of(QualityConfig, quality, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -28,14 +28,18 @@ class ServedFlags:
     """File to write all figures to."""
 
 
-def run(config: Any, work: Callable[[Any], object], doc: str | None, arguments: Sequence[str] | None = None) -> int:
+def main_of(config: Any, work: Callable[[Any], object], doc: str | None) -> Callable[..., int]:
     """The command of a script: reads the flags, works, and reports what can't be used in one line.
 
     `config` is the dataclass of the flags; `work` gives False if something that it checked did not hold.
     Exit codes: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
     """
-    prog = f"python benchmarks/{Path(sys.argv[0]).name}"
-    return command.run(config, work, arguments, prog=prog, doc=doc)
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        prog = f"python benchmarks/{Path(sys.argv[0]).name}"
+        return command.run(config, work, arguments, prog=prog, doc=doc)
+
+    return main
 
 
 def require_positive(config: object, *names: str) -> None:

@@ -14,9 +14,8 @@ import asyncio
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 
-from script import ServedFlags, conclude, require_positive, run
+from script import ServedFlags, conclude, main_of, require_positive
 from serving.clients import Load, Stats
 from serving.figures import markdown
 from serving.process import Server
@@ -117,7 +116,7 @@ def soak(config: SoakConfig) -> bool:
     return conclude(config, figures, checks, server.log)
 
 
-main = partial(run, SoakConfig, soak, __doc__)
+main = main_of(SoakConfig, soak, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

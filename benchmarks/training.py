@@ -25,7 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from script import machine, require_positive, run, write_json
+from script import machine, main_of, require_positive, write_json
 from serving.figures import markdown
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
@@ -314,7 +314,7 @@ def benchmark(config: SpeedConfig) -> None:
     write_json(config.json, found)
 
 
-main = partial(run, SpeedConfig, benchmark, __doc__)
+main = main_of(SpeedConfig, benchmark, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,12 +27,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import psutil
-from script import ServedFlags, machine, require_positive, run, summary, write_json
+from script import ServedFlags, machine, main_of, require_positive, summary, write_json
 from serving.figures import markdown
 from serving.usage import process_tree
 
@@ -169,7 +168,7 @@ def work(config: PeersConfig) -> bool:
     return whole
 
 
-main = partial(run, PeersConfig, work, __doc__)
+main = main_of(PeersConfig, work, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())
