@@ -19,10 +19,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from engine.bundle import MANIFEST
-from engine.command_line import REAL_PATHS, tell_version
+from engine.command_line import read_flags
 from quickstart import report
 from quickstart.client import Job
 from trainer import run_folder
@@ -263,14 +261,11 @@ def serve_and_edit(bundle: Path, order: Path, answers: Path, stages: Stages) -> 
 
 def main() -> int:
     """Runs the quickstart; 0 done, 1 a stage failed, 2 bad input."""
-    if tell_version(sys.argv[1:]):
-        return 0
     began = time.monotonic()
     stages = Stages()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with REAL_PATHS:
-            config = tyro.cli(Quickstart, prog="python -m quickstart")
+        config = read_flags(Quickstart, "python -m quickstart")
         config.check()
         config.occupy()
         run, bundle, order = config.out / "run", config.out / "bundle", config.out / "order.json"
