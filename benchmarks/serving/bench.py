@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -74,7 +74,6 @@ class Bench:
     pid: int  # its process, to watch what it takes; 0 for none
     seconds: float  # time per case, seconds
     reference: Reference | None  # the same engine in this process; None leaves shares and values of answers alone
-    _prepared: dict[Case, Prepared] = field(default_factory=dict, init=False)
 
     def fits(self, case: Case) -> bool:
         """Whether the server's limits let a case through without refusals."""
@@ -97,19 +96,16 @@ class Bench:
         return _row(case, outcome, usage, arrivals=rate), outcome
 
     def _checked(self, case: Case) -> Prepared:
-        """A case's messages; the values of the right answer are checked once."""
-        one = replace(case, in_flight=1)
-        if one not in self._prepared:
-            prepared = prepare(one, self.model)
-            answer = ask(self.target, prepared)
-            got = read_answer(one, answer)
-            name = f"{case.operation} {case.form} {case.transport} of {case.images}"
-            if len(got) != case.images:
-                raise InputError(f"{name}: the answer has {len(got)} items")
-            if self.reference is not None:
-                self.reference.check(one, got, name)
-            self._prepared[one] = replace(prepared, answer_bytes=len(answer))
-        return self._prepared[one]
+        """A case's messages, with the length of their right answer, whose values are checked once."""
+        prepared = prepare(case, self.model)
+        answer = ask(self.target, prepared)
+        got = read_answer(case, answer)
+        name = f"{case.operation} {case.form} {case.transport} of {case.images}"
+        if len(got) != case.images:
+            raise InputError(f"{name}: the answer has {len(got)} items")
+        if self.reference is not None:
+            self.reference.check(case, got, name)
+        return replace(prepared, answer_bytes=len(answer))
 
     def _inside(self, case: Case) -> list[Throughput]:
         if self.reference is None:
