@@ -37,7 +37,6 @@ from engine.bundle import Bundle
 from engine.client import Client
 from engine.errors import BackendError, ParityError
 from engine.proof.figures import Report
-from engine.proof.opening import load_truth
 from export.errors import InputError
 from trainer.extras import require
 
@@ -108,7 +107,6 @@ def time_engines(config: EnginesConfig) -> None:
     if not config.report.parent.is_dir():
         raise InputError(f"--report {config.report}: there is no folder {config.report.parent}; make it first")
     source = Bundle.load(config.bundle)
-    images = load_truth(source).images
     rivals = [] if config.pytorch is None else _read_timings(config.pytorch)
     made = {}
     for precision in config.precision:
@@ -119,7 +117,7 @@ def time_engines(config: EnginesConfig) -> None:
         made[precision] = Bundle.load(retarget(wanted))
     sides = {f"{config.backend} {precision}": open_backend(bundle) for precision, bundle in made.items()}
     sizes = bucket_sizes(config.max_batch or source.manifest.max_batch_size)
-    timings = measure(sides, images, source.directions, sizes, config.seconds) + rivals
+    timings = measure(sides, source.manifest.image_size, source.directions, sizes, config.seconds) + rivals
     text = _report(config.seconds, device, made, timings)
     config.report.write_text(text, encoding="utf-8")
     print(text)
@@ -148,7 +146,7 @@ def time_pytorch(config: PyTorchConfig) -> None:
     except BackendError as error:
         print(f"ONNX Runtime is left out: {error}")
     sizes = sorted({size for size in (1, 8, 32) if size < config.max_batch} | {config.max_batch})
-    timings = measure(sides, run.samples, run.directions, sizes, config.seconds)
+    timings = measure(sides, run.config.model.image_size, run.directions, sizes, config.seconds)
     write_json(config.json, [asdict(timing) for timing in timings])
     print(table(timings))
 

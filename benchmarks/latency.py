@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from peers.servers.plain import PlainRuntime
 from script import machine, main_of, require_positive, summary, write_json
 from timing import by_case, measure, table
@@ -94,9 +93,7 @@ def benchmark(config: LatencyConfig) -> None:
     here = {**machine(), "threads": config.threads or cores()}
     sides = open_sides(config, bundles, here["threads"])
     first = next(iter(bundles.values()))
-    shape = (64, first.manifest.image_size, first.manifest.image_size, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    timings = measure(sides, images, first.directions, batch_sizes, config.seconds)
+    timings = measure(sides, first.manifest.image_size, first.directions, batch_sizes, config.seconds)
 
     print(f"{summary(here)}\n{here['threads']} threads")
     if here["load"] > here["cores"] / 2:

@@ -10,7 +10,7 @@ import numpy as np
 from serving.figures import markdown
 from tqdm import tqdm
 
-from engine.arrays import Array, Bytes
+from engine.arrays import Array
 from engine.backends import Backend
 from engine.latents import Directions
 
@@ -44,17 +44,16 @@ class Timing:
 
 
 def measure(
-    sides: Mapping[str, Backend], images: Bytes, directions: Directions, sizes: Sequence[int], seconds: float
+    sides: Mapping[str, Backend], image_size: int, directions: Directions, sizes: Sequence[int], seconds: float
 ) -> list[Timing]:
-    """Times every operation at every batch size, all sides in turns, `seconds` each.
+    """Times every operation at every batch size on random images, all sides in turns, `seconds` each.
 
-    Images, uint8 [N, S, S, 3], are repeated where a batch is larger. Edits move along the first direction, where
-    there is any.
+    Edits move along the first direction, where there is any.
     """
-    shape = (max(sizes), directions.latent_dim)
-    latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], shape).astype(np.float32)
-    images = np.resize(images, (max(sizes), *images.shape[1:]))
+    noise, largest = np.random.default_rng(0), max(sizes)
+    images = noise.integers(0, 256, (largest, image_size, image_size, 3), np.uint8)
+    latents = noise.standard_normal((largest, directions.latent_dim), np.float32)
+    steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], latents.shape).astype(np.float32)
     arguments: dict[str, tuple[Array, ...]] = {"encode": (images,), "edit": (images, steps), "decode": (latents,)}
     timings = []
     cases = list(product(sizes, arguments))
