@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from script import ServedFlags, main_of, require_positive, write_json
@@ -96,7 +96,7 @@ def faults(config: FaultsConfig) -> bool:
         )
     failed = [str(result["name"]) for result in results if not result["passed"]]
     print(f"\nFAIL: {', '.join(failed)}" if failed else "\nPASS")
-    write_json(config.json, {"config": asdict(config), "results": results})
+    write_json(config.json, {"config": config, "results": results})
     return not failed
 
 

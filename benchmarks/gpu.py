@@ -18,7 +18,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -147,7 +147,7 @@ def time_pytorch(config: PyTorchConfig) -> None:
         print(f"ONNX Runtime is left out: {error}")
     sizes = sorted({size for size in (1, 8, 32) if size < config.max_batch} | {config.max_batch})
     timings = measure(sides, run.config.model.image_size, run.directions, sizes, config.seconds)
-    write_json(config.json, [asdict(timing) for timing in timings])
+    write_json(config.json, timings)
     print(table(timings))
 
 

@@ -8,7 +8,7 @@ that the server gives it, and with its own defaults, whose threads spin. Parity 
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from peers.servers.plain import PlainRuntime
@@ -103,11 +103,11 @@ def benchmark(config: LatencyConfig) -> None:
         print(f"\n{name}\n{report.table()}")
     record = {
         "machine": here,
-        "bundles": {name: asdict(bundle.manifest) for name, bundle in bundles.items()},
+        "bundles": {name: bundle.manifest for name, bundle in bundles.items()},
         "seconds": config.seconds,
         "results": [
-            {"batch_size": size, "operation": operation, "timings": {name: asdict(one) for name, one in sides.items()}}
-            for (size, operation), sides in by_case(timings).items()
+            {"batch_size": size, "operation": operation, "timings": of_case}
+            for (size, operation), of_case in by_case(timings).items()
         ],
     }
     write_json(config.json, record)

@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -136,10 +136,10 @@ def measure(config: LoadConfig) -> bool:
         print(markdown([row.cells() for row in opened]))
     record = {
         "machine": here,
-        "config": asdict(config),
+        "config": config,
         "server": {"backend": model.backend, "precision": model.precision, "max_batch_size": model.max_batch_size},
-        "closed_loop": [asdict(row) for row in closed],
-        "open_loop": [asdict(row) for row in opened],
+        "closed_loop": closed,
+        "open_loop": opened,
     }
     write_json(config.json, record)
     failed = sum(sum(row.failures.values()) for row in (*closed, *opened))

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from script import ServedFlags, conclude, main_of, require_positive
@@ -59,7 +59,7 @@ def offer(times: float, row: Row, outcome: Outcome) -> dict[str, Any]:
     others, told = dict(outcome.failures), outcome.retry_after_s
     return {
         "times": times,
-        "row": asdict(row),
+        "row": row,
         "accepted": len(outcome.answered),
         "refused": others.pop(REFUSAL, 0),
         "resets": others.pop(REFUSED_STREAM, 0),
@@ -75,19 +75,19 @@ def cells(found: dict[str, Any], capacity: float) -> dict[str, object]:
     row, ended = found["row"], max(1, found["accepted"] + found["refused"] + found["resets"])
     return {
         "offered": f"{found['times']:g} x",
-        "requests/s": round(row["arrivals_per_s"]),
-        "images/s": round(row["images_per_s"]),
-        "of capacity": f"{row['images_per_s'] / capacity:.0%}",
-        **{name: row["latency_ms"][name] for name in ("p50", "p99", "max")},
+        "requests/s": round(row.arrivals_per_s),
+        "images/s": round(row.images_per_s),
+        "of capacity": f"{row.images_per_s / capacity:.0%}",
+        **{name: row.latency_ms[name] for name in ("p50", "p99", "max")},
         "refused": f"{found['refused'] / ended:.0%}",
         "by HTTP/2": f"{found['resets'] / ended:.0%}",
         "refusal p50": found["refusal_ms"]["p50"],
         "p99 of it": found["refusal_ms"]["p99"],
         "retry after, s": found["retry_after_s"] and "{:.2f} to {:.2f}".format(*found["retry_after_s"]),
-        "late p99": row["late_p99_ms"],
-        "server cores": row["server_cores"],
-        "client cores": row["client_cores"],
-        "RSS MiB": round(row["rss_mib"]),
+        "late p99": row.late_p99_ms,
+        "server cores": row.server_cores,
+        "client cores": row.client_cores,
+        "RSS MiB": round(row.rss_mib),
         "other ends": sum(found["others"].values()),
     }
 
@@ -133,7 +133,7 @@ def overload(config: OverloadConfig) -> bool:
         "every refusal says when to come again": all(one["refused"] == one["retries_told"] for one in found),
         "the server ends with exit code 0": server.process.returncode == 0,
     }
-    return conclude(config, {"capacity": asdict(capacity), "offers": found}, checks, server.log)
+    return conclude(config, {"capacity": capacity, "offers": found}, checks, server.log)
 
 
 main = main_of(OverloadConfig, overload, __doc__)

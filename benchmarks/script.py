@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def summary(here: dict[str, Any]) -> str:
 
 def conclude(flags: ServedFlags, figures: dict[str, Any], checks: dict[str, bool], log: str) -> bool:
     """Writes the figures; prints whether each check held, and the end of the server's log. Returns whether all held."""
-    write_json(flags.json, {"config": asdict(flags), **figures, "checks": checks})
+    write_json(flags.json, {"config": flags, **figures, "checks": checks})
     for what, holds in checks.items():
         print(f"{'PASS' if holds else 'FAIL'}  {what}")
     if log:
@@ -80,7 +80,8 @@ def conclude(flags: ServedFlags, figures: dict[str, Any], checks: dict[str, bool
 
 
 def write_json(path: Path | None, figures: Any) -> None:
-    """Writes figures as JSON, where a file is wanted; NaN, which JSON doesn't have, becomes null."""
+    """Writes figures as JSON, dataclasses too, where a file is wanted; NaN, which JSON doesn't have, becomes null."""
     if path is not None:
-        plain = json.loads(json.dumps(figures, default=str), parse_constant=lambda _: None)
+        text = json.dumps(figures, default=lambda value: asdict(value) if is_dataclass(value) else str(value))
+        plain = json.loads(text, parse_constant=lambda _: None)
         path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
