@@ -264,11 +264,6 @@ class Connection(asyncio.Protocol):
             self._out.clear()
 
 
-def connections(in_flight: int) -> int:
-    """Connections that requests are spread over: the largest divisor of `in_flight` up to `MAX_CONNECTIONS`."""
-    return max(number for number in range(1, MAX_CONNECTIONS + 1) if in_flight % number == 0)
-
-
 async def closed_loop(target: str, prepared: Prepared, in_flight: int, seconds: float) -> Outcome:
     """Keeps `in_flight` requests under way for `seconds`, over several connections; then waits for the last answers."""
     outcome = Outcome()
@@ -278,12 +273,10 @@ async def closed_loop(target: str, prepared: Prepared, in_flight: int, seconds: 
         if (now := time.perf_counter()) < until:
             asyncio.get_running_loop().call_soon(connection.request, now)
 
-    number = connections(in_flight)
-    async with _connected(target, prepared, outcome, number, again) as opened:
+    async with _connected(target, prepared, outcome, min(in_flight, MAX_CONNECTIONS), again) as opened:
         until = time.perf_counter() + seconds
-        for _ in range(in_flight // number):
-            for connection in opened:
-                connection.request(time.perf_counter())
+        for number in range(in_flight):
+            opened[number % len(opened)].request(time.perf_counter())
         await asyncio.sleep(seconds)
     return outcome
 
