@@ -108,7 +108,7 @@ def time_engines(config: EnginesConfig) -> None:
         raise InputError(f"--report {config.report}: there is no folder {config.report.parent}; make it first")
     source = Bundle.load(config.bundle)
     rivals = [] if config.pytorch is None else _read_timings(config.pytorch)
-    made = {}
+    made: dict[str, Bundle] = {}
     for precision in config.precision:
         wanted = RetargetConfig(
             bundle=config.bundle, out=config.out / precision, backend=config.backend, precision=precision,

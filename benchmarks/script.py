@@ -81,7 +81,10 @@ def conclude(flags: ServedFlags, figures: dict[str, Any], checks: dict[str, bool
 
 def write_json(path: Path | None, figures: Any) -> None:
     """Writes figures as JSON, dataclasses too, where a file is wanted; NaN, which JSON doesn't have, becomes null."""
+
+    def plain(value: Any) -> Any:
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
     if path is not None:
-        text = json.dumps(figures, default=lambda value: asdict(value) if is_dataclass(value) else str(value))
-        plain = json.loads(text, parse_constant=lambda _: None)
-        path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        values = json.loads(json.dumps(figures, default=plain), parse_constant=lambda _: None)
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
