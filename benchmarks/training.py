@@ -22,11 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import chain, repeat
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +34,6 @@ from PIL import Image
 from script import machine, main_of, require_positive, write_json
 from serving.figures import markdown
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
@@ -194,47 +191,44 @@ class _Ours:
         self._run.train_step(self._loss, next(self._batches))
 
 
-@cache
-def _loop(side: Side, config: TrainConfig, data: Path) -> _Straightforward | _Ours:
-    """The loop of a side in its process, built and warmed up when it is first asked for."""
+def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
+    """A side's process: builds its loop, then trains for each number of seconds that it receives, until None comes."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loop = _Straightforward(config, data) if side == "straightforward" else _Ours(config, data)
+    finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
     for _ in range(WARM_STEPS):
         loop.step()
-    return loop
-
-
-def _turn(side: Side, config: TrainConfig, data: Path, seconds: float) -> dict[str, float]:
-    """Trains for so long, in the side's process; 0 only makes the loop ready."""
-    loop = _loop(side, config, data)
-    gpu = loop.device.type == "cuda"
-    waited, steps, began = loop.waited, 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        loop.step()
-        steps += 1
-    if gpu:
-        torch.cuda.synchronize()
-    took = time.perf_counter() - began
-    return {
-        "images_per_second": steps * config.batch_size / took,
-        "waiting_share": (loop.waited - waited) / took,
-        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if gpu else 0,
-    }
-
-
-def _flops_per_image(side: Side, config: TrainConfig, data: Path) -> float:
-    loop = _loop(side, config, data)
-    assert isinstance(loop, _Straightforward)
-    return loop.flops_per_image()
+    finish()
+    link.send(loop.flops_per_image() if isinstance(loop, _Straightforward) else 0.0)
+    while (seconds := link.recv()) is not None:
+        waited, steps, began = loop.waited, 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            loop.step()
+            steps += 1
+        finish()
+        took = time.perf_counter() - began
+        link.send(
+            {
+                "images_per_second": steps * config.batch_size / took,
+                "waiting_share": (loop.waited - waited) / took,
+                "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
+            }
+        )
 
 
 def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The machine's rate of large matrix products, FLOP/s: the median of a second."""
+    """The machine's rate of large matrix products, FLOP/s: median of ten."""
     side = GEMM_SIDES[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
-    return 2 * side**3 / timer.blocked_autorange(min_run_time=1).median
+    rates = []
+    for _ in range(12):
+        began = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        rates.append(2 * side**3 / (time.perf_counter() - began))
+    return statistics.median(rates[2:])
 
 
 def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[str, Any]:
@@ -242,22 +236,26 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
     place = Placement.of(training.device, training.precision)
     rates = [gemm_flops(place.device, dtype) for dtype in (torch.float32, place.dtype)]
     context = multiprocessing.get_context("spawn")
+    links: dict[Side, Connection] = {}
+    flops = 0.0
     turns: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
-    with ProcessPoolExecutor(1, context) as theirs, ProcessPoolExecutor(1, context) as ours:
-
-        def ask(side: Side, work: Callable[..., Any], *arguments: float) -> Any:
-            pool = ours if side == "ours" else theirs
-            try:
-                return pool.submit(work, side, training, data, *arguments).result()
-            except BrokenProcessPool:
-                raise ConfigError(f"the {side} side ended before its time; its own message is above") from None
-
+    processes = []
+    for side in SIDES:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(side, training, data, theirs))
+        process.start()
+        theirs.close()
+        processes.append(process)
+        links[side] = ours
+        flops = max(flops, _answer(ours, side))
+    for _ in range(config.turns):
         for side in SIDES:
-            ask(side, _turn, 0.0)
-        flops = ask("straightforward", _flops_per_image)
-        for _ in range(config.turns):
-            for side in SIDES:
-                turns[side].append(ask(side, _turn, config.seconds))
+            links[side].send(config.seconds)
+            turns[side].append(_answer(links[side], side))
+    for link in links.values():
+        link.send(None)
+    for process in processes:
+        process.join()
     results = {}
     for side, gemm in zip(SIDES, rates, strict=True):
         middle = {key: statistics.median(turn[key] for turn in turns[side]) for key in turns[side][0]}
@@ -276,6 +274,13 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         "results": results,
         "speed_up": results["ours"]["images_per_second"] / results["straightforward"]["images_per_second"],
     }
+
+
+def _answer(link: Connection, side: Side) -> Any:
+    try:
+        return link.recv()
+    except EOFError:
+        raise ConfigError(f"the {side} side ended before its time; its own message is above") from None
 
 
 def table(found: dict[str, Any]) -> str:
