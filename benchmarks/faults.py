@@ -4,8 +4,6 @@ Each scenario starts a server of its own, puts load on it whose every answer is 
 1 if something that was accepted is lost or wrong, or if anything hangs.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":
@@ -16,11 +14,10 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
-from script import ServedFlags, require_positive, run, write_json
+from script import ServedFlags, main_of, require_positive, write_json
 from serving.clients import Load
 from serving.poisoned_server import SECRET
 from serving.process import ROOT, Server
@@ -52,23 +49,20 @@ def play(name: str, config: FaultsConfig, workload: Workload) -> tuple[FaultTest
     """Runs one scenario with a server of its own. Returns it, and the seconds that it took."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        folder, bundle = Path(scratch), config.bundle.resolve()
-        if name == "sighup":
-            bundle = Path(shutil.copytree(bundle, folder / "bundle"))
+        folder = Path(scratch)
+        bundle = Path(shutil.copytree(config.bundle, folder / "bundle"))  # SIGHUP's changes are the scenario's own
         command: list[object] = ["-m", "engine"]
         if name == "backend-raises":
             command = [ROOT / "benchmarks" / "serving" / "poisoned_server.py", folder / "failures"]
         command += ["--bundle", bundle, *ROOM, "--grace-s", GRACE_S]
         with Server(command) as server:
-            test = FaultTest(
-                server, bundle, Load(server.target, workload, config.clients), folder, config.settle_s, config.scale
-            )
+            load = Load(server.target, workload, config.clients)
+            test = FaultTest(server, bundle, load, folder, config.settle_s, config.scale)
             asyncio.run(SCENARIOS[name](test))
         test.checks["it ends with exit code 0"] = server.process.returncode == 0
         # Every trace in it is of the failure that was made on purpose.
-        test.checks["its log has no trace but the backend's"] = server.log.count("Traceback") == server.log.count(
-            SECRET
-        )
+        log = server.log
+        test.checks["its log has no trace but the backend's"] = log.count("Traceback") == log.count(SECRET)
     test.facts += [f"wrong: {text}" for text in test.load.stats.wrong[:5]]
     return test, time.monotonic() - start
 
@@ -102,11 +96,11 @@ def faults(config: FaultsConfig) -> bool:
         )
     failed = [str(result["name"]) for result in results if not result["passed"]]
     print(f"\nFAIL: {', '.join(failed)}" if failed else "\nPASS")
-    write_json(config.json, {"config": asdict(config), "results": results})
+    write_json(config.json, {"config": config, "results": results})
     return not failed
 
 
-main = partial(run, FaultsConfig, faults, __doc__)
+main = main_of(FaultsConfig, faults, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

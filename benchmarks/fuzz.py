@@ -5,8 +5,6 @@ its bytes mutated; then connections that speak no proper HTTP/2 or gRPC, and bom
 Exit code 1 if an answer wasn't clean, or the server or the other client took any harm.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":
@@ -16,7 +14,6 @@ import asyncio
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import grpc
@@ -25,7 +22,7 @@ from fuzzing.calls import Case, calls
 from fuzzing.connections import abuse_all, send_bombs, send_foreign_path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
-from script import require_positive, run
+from script import main_of, require_positive
 from serving.clients import Load
 from serving.figures import markdown
 from serving.process import Server
@@ -153,7 +150,7 @@ def fuzz(config: FuzzConfig) -> bool:
     return not wrong
 
 
-main = partial(run, FuzzConfig, fuzz, __doc__)
+main = main_of(FuzzConfig, fuzz, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,21 +12,19 @@ The bundles stay in FOLDER. Exit codes: 0 measured, 1 an engine is beyond the to
 than its engine, 2 unusable input.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from script import require_positive, run, write_json
+from script import main_of, require_positive, write_json
 from serving.figures import markdown
 from serving.process import Server
 from timing import Timing, measure, table, take_turns
@@ -39,7 +37,6 @@ from engine.bundle import Bundle
 from engine.client import Client
 from engine.errors import BackendError, ParityError
 from engine.proof.figures import Report
-from engine.proof.opening import load_truth
 from export.errors import InputError
 from trainer.extras import require
 
@@ -110,18 +107,17 @@ def time_engines(config: EnginesConfig) -> None:
     if not config.report.parent.is_dir():
         raise InputError(f"--report {config.report}: there is no folder {config.report.parent}; make it first")
     source = Bundle.load(config.bundle)
-    truth = load_truth(source)
-    timings = _read_timings(config.pytorch)
+    rivals = [] if config.pytorch is None else _read_timings(config.pytorch)
     made: dict[str, Bundle] = {}
     for precision in config.precision:
-        out = config.out / precision
-        flags: dict[str, Any] = {"backend": config.backend, "max_batch": config.max_batch, "tactics": TACTICS}
-        made[precision] = Bundle.load(
-            retarget(RetargetConfig(bundle=config.bundle, out=out, precision=precision, force=True, **flags))
-        )
-    sides: dict[str, Backend] = {f"{config.backend} {name}": open_backend(bundle) for name, bundle in made.items()}
-    largest = config.max_batch or source.manifest.max_batch_size
-    timings = measure(sides, truth.images, source.directions, bucket_sizes(largest), config.seconds) + timings
+        wanted = RetargetConfig(
+            bundle=config.bundle, out=config.out / precision, backend=config.backend, precision=precision,
+            max_batch=config.max_batch, tactics=TACTICS, force=True,
+        )  # fmt: skip
+        made[precision] = Bundle.load(retarget(wanted))
+    sides = {f"{config.backend} {precision}": open_backend(bundle) for precision, bundle in made.items()}
+    sizes = bucket_sizes(config.max_batch or source.manifest.max_batch_size)
+    timings = measure(sides, source.manifest.image_size, source.directions, sizes, config.seconds) + rivals
     text = _report(config.seconds, device, made, timings)
     config.report.write_text(text, encoding="utf-8")
     print(text)
@@ -150,8 +146,8 @@ def time_pytorch(config: PyTorchConfig) -> None:
     except BackendError as error:
         print(f"ONNX Runtime is left out: {error}")
     sizes = sorted({size for size in (1, 8, 32) if size < config.max_batch} | {config.max_batch})
-    timings = measure(sides, run.samples, run.directions, sizes, config.seconds)
-    write_json(config.json, [asdict(timing) for timing in timings])
+    timings = measure(sides, run.config.model.image_size, run.directions, sizes, config.seconds)
+    write_json(config.json, timings)
     print(table(timings))
 
 
@@ -170,9 +166,7 @@ def _onnx_runtime(run: Any, config: PyTorchConfig) -> Backend:
         return open_graphs(encoder, decoder, options)
 
 
-def _read_timings(path: Path | None) -> list[Timing]:
-    if path is None:
-        return []
+def _read_timings(path: Path) -> list[Timing]:
     try:
         return [Timing(**timing) for timing in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
@@ -242,22 +236,17 @@ def time_server(config: ServeConfig) -> None:
     print(markdown(rows))
 
 
-def work(config: PyTorchConfig | EnginesConfig | ServeConfig) -> None:
-    """One of the steps."""
-    if isinstance(config, PyTorchConfig):
-        time_pytorch(config)
-    elif isinstance(config, EnginesConfig):
-        time_engines(config)
-    else:
-        time_server(config)
-
-
+STEPS: dict[type, Callable[[Any], None]] = {
+    PyTorchConfig: time_pytorch,
+    EnginesConfig: time_engines,
+    ServeConfig: time_server,
+}
 Step = (
     Annotated[PyTorchConfig, subcommand("pytorch")]
     | Annotated[EnginesConfig, subcommand("run")]
     | Annotated[ServeConfig, subcommand("serve")]
 )
-main = partial(run, Step, work, __doc__)
+main = main_of(Step, lambda config: STEPS[type(config)](config), __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

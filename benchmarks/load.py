@@ -5,8 +5,6 @@ from the time that they were meant to leave. With --bundle the same engine is me
 after each case, while the server is idle. Exit code 1 if an answer was not right.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":
@@ -14,13 +12,12 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from script import machine, require_positive, run, summary, write_json
+from script import machine, main_of, require_positive, summary, write_json
 from serving.bench import Bench, Row
 from serving.figures import markdown
 from serving.reference import Reference
@@ -137,12 +134,12 @@ def measure(config: LoadConfig) -> bool:
     if opened:
         print("\nOpen loop: latency from the intended start; late: what the generator itself was late\n")
         print(markdown([row.cells() for row in opened]))
-    record: dict[str, Any] = {
+    record = {
         "machine": here,
-        "config": asdict(config),
+        "config": config,
         "server": {"backend": model.backend, "precision": model.precision, "max_batch_size": model.max_batch_size},
-        "closed_loop": [asdict(row) for row in closed],
-        "open_loop": [asdict(row) for row in opened],
+        "closed_loop": closed,
+        "open_loop": opened,
     }
     write_json(config.json, record)
     failed = sum(sum(row.failures.values()) for row in (*closed, *opened))
@@ -151,7 +148,7 @@ def measure(config: LoadConfig) -> bool:
     return not failed
 
 
-main = partial(run, LoadConfig, measure, __doc__)
+main = main_of(LoadConfig, measure, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

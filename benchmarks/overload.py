@@ -6,8 +6,6 @@ if a request gets anything but its answer or a refusal (RESOURCE_EXHAUSTED; HTTP
 that a connection may have open), or if the server doesn't end with exit code 0.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":
@@ -15,11 +13,10 @@ if __name__ == "__main__":
 
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-from script import ServedFlags, require_positive, run, show_checks, write_json
+from script import ServedFlags, conclude, main_of, require_positive
 from serving.bench import Bench, Row
 from serving.figures import Calls, markdown
 from serving.generator import REFUSED_STREAM, Outcome
@@ -62,7 +59,7 @@ def offer(times: float, row: Row, outcome: Outcome) -> dict[str, Any]:
     others, told = dict(outcome.failures), outcome.retry_after_s
     return {
         "times": times,
-        "row": asdict(row),
+        "row": row,
         "accepted": len(outcome.answered),
         "refused": others.pop(REFUSAL, 0),
         "resets": others.pop(REFUSED_STREAM, 0),
@@ -78,19 +75,19 @@ def cells(found: dict[str, Any], capacity: float) -> dict[str, object]:
     row, ended = found["row"], max(1, found["accepted"] + found["refused"] + found["resets"])
     return {
         "offered": f"{found['times']:g} x",
-        "requests/s": round(row["arrivals_per_s"]),
-        "images/s": round(row["images_per_s"]),
-        "of capacity": f"{row['images_per_s'] / capacity:.0%}",
-        **{name: row["latency_ms"][name] for name in ("p50", "p99", "max")},
+        "requests/s": round(row.arrivals_per_s),
+        "images/s": round(row.images_per_s),
+        "of capacity": f"{row.images_per_s / capacity:.0%}",
+        **{name: row.latency_ms[name] for name in ("p50", "p99", "max")},
         "refused": f"{found['refused'] / ended:.0%}",
         "by HTTP/2": f"{found['resets'] / ended:.0%}",
         "refusal p50": found["refusal_ms"]["p50"],
         "p99 of it": found["refusal_ms"]["p99"],
         "retry after, s": found["retry_after_s"] and "{:.2f} to {:.2f}".format(*found["retry_after_s"]),
-        "late p99": row["late_p99_ms"],
-        "server cores": row["server_cores"],
-        "client cores": row["client_cores"],
-        "RSS MiB": round(row["rss_mib"]),
+        "late p99": row.late_p99_ms,
+        "server cores": row.server_cores,
+        "client cores": row.client_cores,
+        "RSS MiB": round(row.rss_mib),
         "other ends": sum(found["others"].values()),
     }
 
@@ -136,12 +133,10 @@ def overload(config: OverloadConfig) -> bool:
         "every refusal says when to come again": all(one["refused"] == one["retries_told"] for one in found),
         "the server ends with exit code 0": server.process.returncode == 0,
     }
-    figures = {"capacity": asdict(capacity), "offers": found, "checks": checks}
-    write_json(config.json, {"config": asdict(config), **figures})
-    return show_checks(checks, server.log)
+    return conclude(config, {"capacity": capacity, "offers": found}, checks, server.log)
 
 
-main = partial(run, OverloadConfig, overload, __doc__)
+main = main_of(OverloadConfig, overload, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,36 +5,27 @@ the first animation frame after a picture of it, or of a later move, was drawn; 
 above 50 ms. Needs dfc-vae[page], playwright and a Chromium.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from playwright.sync_api import Browser, Page, sync_playwright
-from script import ServedFlags, machine, require_positive, run, summary, write_json
+from script import ServedFlags, machine, main_of, require_positive, summary, write_json
 from serving.process import Server
 
+from engine.arrays import Doubles
 from export.errors import InputError
 
 LIMIT_MS = 50.0
 """Largest 95th percentile; beyond, the exit code is 1."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SHOWN = {"Smiling": 1.5, "Eyeglasses": 1.5}  # what pictures of the page show
-PHONE: dict[str, Any] = {
-    "viewport": {"width": 360, "height": 740},
-    "device_scale_factor": 2,
-    "has_touch": True,
-    "is_mobile": True,
-}
 WATCH = """window.moves = [];
 new PerformanceObserver((list) => {
   for (const entry of list.getEntriesByName("move")) window.moves.push(entry.duration);
@@ -111,13 +102,14 @@ def measure(config: PageConfig) -> bool:
         if config.pictures:
             config.pictures.mkdir(parents=True, exist_ok=True)
             wide: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}}
-            for name, options in {"light": wide, "dark": {**wide, "color_scheme": "dark"}, "phone": PHONE}.items():
+            phone = playwright.devices["Galaxy S8"]  # 360 pixels wide
+            for name, options in {"light": wide, "dark": {**wide, "color_scheme": "dark"}, "phone": phone}.items():
                 picture(browser, url, config.pictures / f"page-{name}.png", options)
         # The end of playwright kills the browser; closing it has been seen to take forever.
     return p95 <= LIMIT_MS
 
 
-def tell(config: PageConfig, here: dict[str, Any], moves: npt.NDArray[np.float64]) -> float:
+def tell(config: PageConfig, here: dict[str, Any], moves: Doubles) -> float:
     """Prints and writes the figures. Returns the 95th percentile of moves, ms."""
     p50, p95, p99 = map(float, np.percentile(moves, [50, 95, 99]))
     print(
@@ -130,7 +122,7 @@ def tell(config: PageConfig, here: dict[str, Any], moves: npt.NDArray[np.float64
     return p95
 
 
-main = partial(run, PageConfig, measure, __doc__)
+main = main_of(PageConfig, measure, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,17 +1,13 @@
 """PyTorch behind the engine's own interface, only to be timed: in any precision, channels last, eager or compiled."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Array, Bytes, Floats
+from engine.backends import Backend
 from trainer.model import VAE
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -20,8 +16,8 @@ Function = Callable[..., tuple[Tensor, ...]]
 class PyTorchBackend(Backend):
     """The model from host to host, as an engine.
 
-    On a GPU it keeps page-locked memory and memory of the GPU from call to call, copies without waiting, waits once a
-    call, and leaves the latents of an edit on the GPU, as the engine does.
+    On a GPU it copies from and to page-locked memory without waiting, waits once a call, and leaves the latents of an
+    edit on the GPU, as the engine does; PyTorch itself keeps the memory on both sides from call to call.
 
     Args:
         model: The VAE in evaluation mode, on the CPU, float32; left as it is.
@@ -35,7 +31,6 @@ class PyTorchBackend(Backend):
         half = copy.deepcopy(model).to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         encoder, decoder = half.encoder, half.decoder
         self._device = device
-        self._kept: dict[tuple[object, ...], Tensor] = {}  # memory that calls share
 
         def encode(images: Tensor) -> tuple[Tensor, ...]:
             mu, log_var = encoder((images.permute(0, 3, 1, 2).float() / 255).to(dtype))
@@ -67,9 +62,7 @@ class PyTorchBackend(Backend):
 
     def decode(self, latents: Floats) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, S, S, 3]."""
-        images: Bytes
-        (images,) = self._run(self._decode, latents)
-        return images
+        return self._run(self._decode, latents)[0]
 
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
         """Images, uint8 [N, S, S, 3], and steps, float32 [N, D], to images decoded from mu + steps, and mu."""
@@ -77,26 +70,11 @@ class PyTorchBackend(Backend):
         return edited, mu
 
     @torch.no_grad()
-    def _run(self, function: Function, *inputs: npt.NDArray[np.generic]) -> list[npt.NDArray[Any]]:
+    def _run(self, function: Function, *inputs: Array) -> list[Array]:
         given = [torch.from_numpy(array) for array in inputs]
         if self._device == "cpu":
             return [result.numpy() for result in function(*given)]
-        staged = [self._memory("in", place, each, "cpu").copy_(each) for place, each in enumerate(given)]
-        results = function(
-            *(
-                self._memory("in", place, host, self._device).copy_(host, non_blocking=True)
-                for place, host in enumerate(staged)
-            )
-        )
-        hosts = [
-            self._memory("out", place, each, "cpu").copy_(each, non_blocking=True) for place, each in enumerate(results)
-        ]
+        results = function(*(tensor.pin_memory().to(self._device, non_blocking=True) for tensor in given))
+        hosts = [result.to("cpu", non_blocking=True) for result in results]  # into page-locked memory, too
         torch.cuda.current_stream().synchronize()
-        return [host.numpy().copy() for host in hosts]
-
-    def _memory(self, way: str, place: int, like: Tensor, device: str) -> Tensor:
-        """Memory of a tensor's shape and type, the same each time; page-locked on the host."""
-        key = (way, place, device, like.dtype, tuple(like.shape))
-        if key not in self._kept:
-            self._kept[key] = torch.empty(like.shape, dtype=like.dtype, device=device, pin_memory=device == "cpu")
-        return self._kept[key]
+        return [host.numpy() for host in hosts]

@@ -21,8 +21,6 @@ project has a row, too, if `trainer.evaluation.evaluate.evaluate_autoencoder` ha
 in --out; docs/benchmarks.md says how some that are well known are trained.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":
@@ -35,13 +33,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from filelock import FileLock
-from script import run, write_json
+from script import main_of, write_json
 from serving.figures import markdown
 
 from trainer.data import FaceData, load_data, read_index
@@ -118,7 +115,7 @@ def train_and_judge(config: QualityConfig, variant: str) -> None:
     trainer, data = [sys.executable, "-m", "trainer"], ["--data", str(config.data)]
     weights = [] if config.vgg_weights is None else ["--vgg-weights", str(config.vgg_weights)]
     featureless = preset == "plain" or re.search(r"--taps(?! *[^-\s])", " ".join(flags)) is not None
-    budget = ["--crop", str(config.crop), *_budget(config, preset)]
+    budget = ["--crop", str(config.crop), *_budget(config.images, config.data, preset)]
     command = [*trainer, "train", "--preset", preset, *data, "--out", str(run), "--resume", *budget]
     subprocess.run([*command, *([] if featureless else weights), *flags], check=True)
     (run / ROW).write_text(json.dumps({"variant": variant}) + "\n")
@@ -130,13 +127,11 @@ def train_and_judge(config: QualityConfig, variant: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def _budget(config: QualityConfig, preset: str) -> list[str]:
-    """Flags that make a run see `config.images` images."""
-    assert config.data is not None
+def _budget(images: int, data: Path, preset: str) -> list[str]:
+    """Flags that make a run see so many images."""
     if preset in OWN_EPOCHS:
-        return ["--limit-train", str(config.images // PRESETS[preset]().epochs)]
-    count = len(read_index(config.data).rows("train"))
-    return ["--epochs", str(max(1, round(config.images / count)))]
+        return ["--limit-train", str(images // PRESETS[preset]().epochs)]
+    return ["--epochs", str(max(1, round(images / len(read_index(data).rows("train")))))]
 
 
 def judge(out: Path, data: FaceData) -> Path:
@@ -156,8 +151,7 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
         run = path.parent
         name = json.loads((run / ROW).read_text())["variant"] if (run / ROW).exists() else run.name
         rows[name] = {"training": training(run) if (run / "config.json").exists() else {}, **metrics}
-    order = {name: number for number, name in enumerate(VARIANTS)}
-    return dict(sorted(rows.items(), key=lambda row: order.get(row[0], len(order))))
+    return {name: rows[name] for name in (*VARIANTS, *rows) if name in rows}
 
 
 def training(run: Path) -> dict[str, float]:
@@ -169,37 +163,37 @@ def training(run: Path) -> dict[str, float]:
     return {"images": config["resolved"]["images"]["train"] * epochs, "epochs": epochs, "images_per_second": rate}
 
 
-COLUMNS: dict[str, tuple[str, float, tuple[str, ...]]] = {
-    "epochs": (",.0f", 1, ("training.epochs",)),
-    "images": (",.0f", 1, ("training.images",)),
-    "PSNR, dB": (".2f", 1, ("reconstruction.psnr_db",)),
-    "SSIM": (".3f", 1, ("reconstruction.ssim",)),
-    "feature error": (".3f", 1, ("reconstruction.features.relative",)),
-    "KL, nats": (",.0f", 1, ("encoding.kl_nats",)),
-    "active units": (",.0f", 1, ("encoding.active_units",)),
-    "Fréchet, reconstructions": (".1f", 1, ("generation.frechet_vgg19.distance.reconstructions",)),
-    "Fréchet, mixture": (".1f", 1, ("generation.frechet_vgg19.distance.mixture",)),
-    "Fréchet, Gaussian": (".1f", 1, ("generation.frechet_vgg19.distance.fitted",)),
-    "Fréchet, N(0, I)": (".1f", 1, ("generation.frechet_vgg19.distance.prior",)),
-    "accuracy, %": (".1f", 100, ("attribute_prediction.accuracy_mean",)),
-    "balanced accuracy, %": (".1f", 100, ("attribute_prediction.balanced_accuracy_mean",)),
-    "average precision, %": (".1f", 100, ("attribute_prediction.average_precision_mean",)),
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "epochs": (",.0f", "training.epochs"),
+    "images": (",.0f", "training.images"),
+    "PSNR, dB": (".2f", "reconstruction.psnr_db"),
+    "SSIM": (".3f", "reconstruction.ssim"),
+    "feature error": (".3f", "reconstruction.features.relative"),
+    "KL, nats": (",.0f", "encoding.kl_nats"),
+    "active units": (",.0f", "encoding.active_units"),
+    "Fréchet, reconstructions": (".1f", "generation.frechet_vgg19.distance.reconstructions"),
+    "Fréchet, mixture": (".1f", "generation.frechet_vgg19.distance.mixture"),
+    "Fréchet, Gaussian": (".1f", "generation.frechet_vgg19.distance.fitted"),
+    "Fréchet, N(0, I)": (".1f", "generation.frechet_vgg19.distance.prior"),
+    "accuracy, %": (".1%", "attribute_prediction.accuracy_mean"),
+    "balanced accuracy, %": (".1%", "attribute_prediction.balanced_accuracy_mean"),
+    "average precision, %": (".1%", "attribute_prediction.average_precision_mean"),
     **{
         f"{side} {name}: flips / kept / balanced, %": (
-            ".1f", 100, tuple(f"best.{side} {name}.{share}" for share in ("flipped", "kept", "kept_balanced"))
+            ".1%", *(f"best.{side} {name}.{share}" for share in ("flipped", "kept", "kept_balanced"))
         )
         for name, side in EDITS
     },
-    "identity, reconstructions": (".3f", 1, ("reconstruction.identity.similarity",)),
-    "identity, edits": (".3f", 1, ("edits.distances.identity.edits",)),
+    "identity, reconstructions": (".3f", "reconstruction.identity.similarity"),
+    "identity, edits": (".3f", "edits.distances.identity.edits"),
     "identity, adding Smiling: each as far as needed / all alike": (
-        ".3f", 1, tuple(f"edits.conditions.edits.adding Smiling.{way}.identity" for way in ("conditional", "alike"))
+        ".3f", *(f"edits.conditions.edits.adding Smiling.{way}.identity" for way in ("conditional", "alike"))
     ),
-    "identity, different faces": (".3f", 1, ("edits.distances.identity.different_faces",)),
-    "images/s": (",.0f", 1, ("training.images_per_second",)),
+    "identity, different faces": (".3f", "edits.distances.identity.different_faces"),
+    "images/s": (",.0f", "training.images_per_second"),
 }  # fmt: skip
-"""What the table has of metrics.json: form of a number, factor, and where it is; several in one column where they
-belong together. Of several numbers in one place it has the mean."""
+"""What the table has of metrics.json: form of a number, and where it is; several in one column where they belong
+together. Of several numbers in one place it has the mean."""
 
 
 def find(metrics: dict[str, Any], place: str) -> float | None:
@@ -232,17 +226,18 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def _line(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     line = {"": name}
-    for column, (form, factor, places) in COLUMNS.items():
-        numbers = ([find(metrics, place) for metrics in rows] for place in places)
-        line[column] = " / ".join(_cell(form, [factor * one for one in of if one is not None]) for of in numbers)
+    for column, (form, *places) in COLUMNS.items():
+        line[column] = " / ".join(_cell(form, [find(metrics, place) for metrics in rows]) for place in places)
     return line
 
 
-def _cell(form: str, values: Sequence[float]) -> str:
-    if not values:
+def _cell(form: str, values: Sequence[float | None]) -> str:
+    """The mean, and the standard deviation where there are several; of shares per cent, as the column's head says."""
+    known = [value for value in values if value is not None]
+    if not known:
         return "-"
-    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{mean(values):{form}}{spread}"
+    spread = f" ± {stdev(known):{form}}" if len(known) > 1 else ""
+    return f"{mean(known):{form}}{spread}".replace("%", "")
 
 
 def attribute_table(rows: dict[str, dict[str, Any]]) -> str:
@@ -253,8 +248,7 @@ def attribute_table(rows: dict[str, dict[str, Any]]) -> str:
     lines = []
     for attribute, share in majority.items():
         shares = {"majority": share} | {f"`{name}`": of["accuracy"].get(attribute) for name, of in known.items()}
-        cells = {name: _cell(".1f", () if one is None else (100 * one,)) for name, one in shares.items()}
-        lines.append({"": attribute, **cells})
+        lines.append({"": attribute, **{name: _cell(".1%", [one]) for name, one in shares.items()}})
     return markdown(lines)
 
 
@@ -268,17 +262,11 @@ def notes(rows: dict[str, dict[str, Any]]) -> str:
         counts = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
         right = "no judge" if "skipped" in classifier else f"the judge is right in {classifier['accuracy_mean']:.1%}"
         found[f"data set {data['name']} ({data['fingerprint'][:8]}): {counts} faces; {right}"] = None
-        faces = ", ".join(
-            f"{side} {what} {_best(metrics['edits'], what, side).get('faces', 0)}" for what, side in EDITS
-        )
-        found[f"edited test faces, `{name}`: {faces}"] = None
-        for part, key in (
-            ("reconstruction", "features"),
-            ("generation", "frechet_vgg19"),
-            ("reconstruction", "identity"),
-        ):
-            measured = metrics[part][key]
-            found[f"{key}: {measured.get('network', measured.get('skipped'))}"] = None
+        faces = (f"{side} {what} {_best(metrics['edits'], what, side).get('faces', 0)}" for what, side in EDITS)
+        found[f"edited test faces, `{name}`: {', '.join(faces)}"] = None
+        measured = {**metrics["reconstruction"], **metrics["generation"]}
+        for key in ("features", "frechet_vgg19", "identity"):
+            found[f"{key}: {measured[key].get('network', measured[key].get('skipped'))}"] = None
     return "\n".join(f"- {line}" for line in found)
 
 
@@ -295,7 +283,7 @@ def quality(config: QualityConfig) -> None:
     write_json(config.json, rows)
 
 
-main = partial(run, QualityConfig, quality, __doc__)
+main = main_of(QualityConfig, quality, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,5 @@
 """What every script of this folder has in common: flags, errors as one line, exit codes, the machine, JSON."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import math
@@ -9,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +28,18 @@ class ServedFlags:
     """File to write all figures to."""
 
 
-def run(config: Any, work: Callable[[Any], object], doc: str | None, arguments: Sequence[str] | None = None) -> int:
+def main_of(config: Any, work: Callable[[Any], object], doc: str | None) -> Callable[..., int]:
     """The command of a script: reads the flags, works, and reports what can't be used in one line.
 
     `config` is the dataclass of the flags; `work` gives False if something that it checked did not hold.
     Exit codes: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
     """
-    prog = f"python benchmarks/{Path(sys.argv[0]).name}"
-    return command.run(config, work, arguments, prog=prog, doc=doc)
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        prog = f"python benchmarks/{Path(sys.argv[0]).name}"
+        return command.run(config, work, arguments, prog=prog, doc=doc)
+
+    return main
 
 
 def require_positive(config: object, *names: str) -> None:
@@ -67,8 +69,9 @@ def summary(here: dict[str, Any]) -> str:
     return f"{here['cpu']}, {here['cores']} cores, load {here['load']}, {here['date']}\n{known}"
 
 
-def show_checks(checks: dict[str, bool], log: str) -> bool:
-    """Prints whether each check held, and the end of a server's log. Returns whether all of them held."""
+def conclude(flags: ServedFlags, figures: dict[str, Any], checks: dict[str, bool], log: str) -> bool:
+    """Writes the figures; prints whether each check held, and the end of the server's log. Returns whether all held."""
+    write_json(flags.json, {"config": flags, **figures, "checks": checks})
     for what, holds in checks.items():
         print(f"{'PASS' if holds else 'FAIL'}  {what}")
     if log:
@@ -77,7 +80,11 @@ def show_checks(checks: dict[str, bool], log: str) -> bool:
 
 
 def write_json(path: Path | None, figures: Any) -> None:
-    """Writes figures as JSON, where a file is wanted; NaN, which JSON doesn't have, becomes null."""
+    """Writes figures as JSON, dataclasses too, where a file is wanted; NaN, which JSON doesn't have, becomes null."""
+
+    def plain(value: Any) -> Any:
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
     if path is not None:
-        plain = json.loads(json.dumps(figures, default=str), parse_constant=lambda _: None)
-        path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        values = json.loads(json.dumps(figures, default=plain), parse_constant=lambda _: None)
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -5,8 +5,6 @@ measured beforehand, since rounding may depend on the batch that a request gets 
 wrong or missing, or if the server's memory grows by more than 10 % after the first 20 s.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":
@@ -15,11 +13,9 @@ if __name__ == "__main__":
 import asyncio
 import sys
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
-from script import ServedFlags, require_positive, run, show_checks, write_json
+from script import ServedFlags, conclude, main_of, require_positive
 from serving.clients import Load, Stats
 from serving.figures import markdown
 from serving.process import Server
@@ -59,26 +55,12 @@ def growth(usage: Usage) -> float | None:
 async def send(load: Load, seconds: float) -> None:
     """Runs the load for `seconds`."""
     end = time.monotonic() + seconds
-
-    async def show(bar: Any) -> None:
-        while (left := end - time.monotonic()) > 0:
-            await asyncio.sleep(min(1.0, left))
-            bar.n = round(seconds - max(0.0, left))
-            bar.set_postfix(answered=load.stats.answered.total(), wrong=len(load.stats.wrong))
-
+    running = asyncio.ensure_future(load.run(lambda: time.monotonic() >= end))
     with tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
-        await asyncio.gather(load.run(lambda: time.monotonic() >= end), show(bar))
-
-
-def verdicts(stats: Stats, grown: float | None, code: int | None) -> dict[str, bool]:
-    """What must hold, and whether it did."""
-    checks = {
-        "no answer is wrong or mixed up": not stats.wrong,
-        "no request is lost": not stats.lost,
-        "no request is refused": not stats.statuses,
-        "the server ends with exit code 0": code == 0,
-    }
-    return checks if grown is None else {**checks, "memory grows by at most 10 % after 20 s": grown <= MAX_GROWTH}
+        while not (await asyncio.wait({running}, timeout=1.0))[0]:
+            bar.update()
+            bar.set_postfix(answered=load.stats.answered.total(), wrong=len(load.stats.wrong))
+    await running
 
 
 def report(workload: Workload, stats: Stats, usage: Usage) -> None:
@@ -108,12 +90,10 @@ def soak(config: SoakConfig) -> bool:
     with Server(command) as server, Usage(server.process.pid) as usage:
         load = Load(server.target, workload, config.clients)
         asyncio.run(send(load, config.minutes * 60))
-    stats = load.stats
-    checks = verdicts(stats, growth(usage), server.process.returncode)
+    stats, grown = load.stats, growth(usage)
     print(f"{config.clients} clients, 1 to {MAX_IMAGES} images a request, {cores()} cores for both sides\n")
     report(workload, stats, usage)
     figures = {
-        "config": asdict(config),
         "sent": stats.sent,
         "answered": stats.answered,
         "refused": stats.statuses,
@@ -123,14 +103,20 @@ def soak(config: SoakConfig) -> bool:
         "deviation": workload.deviation,
         "latency_ms": stats.calls.percentiles(),
         "histogram_ms": stats.calls.histogram(),
-        "server": {"cores": usage.cores, "rss_mib": usage.rss_mib, "growth": growth(usage)},
-        "checks": checks,
+        "server": {"cores": usage.cores, "rss_mib": usage.rss_mib, "growth": grown},
     }
-    write_json(config.json, figures)
-    return show_checks(checks, server.log)
+    checks = {
+        "no answer is wrong or mixed up": not stats.wrong,
+        "no request is lost": not stats.lost,
+        "no request is refused": not stats.statuses,
+        "the server ends with exit code 0": server.process.returncode == 0,
+    }
+    if grown is not None:
+        checks["memory grows by at most 10 % after 20 s"] = grown <= MAX_GROWTH
+    return conclude(config, figures, checks, server.log)
 
 
-main = partial(run, SoakConfig, soak, __doc__)
+main = main_of(SoakConfig, soak, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,5 @@
 """Timings of backends side by side: all take turns, so that a change of a machine's clock and load meets all."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import numpy as np
 from serving.figures import markdown
 from tqdm import tqdm
 
-from engine.arrays import Array, Bytes
+from engine.arrays import Array
 from engine.backends import Backend
 from engine.latents import Directions
 
@@ -38,7 +36,7 @@ class Timing:
     p99_ms: float
 
     @classmethod
-    def of(cls, side: str, operation: str, batch_size: int, seconds: Sequence[float]) -> Timing:
+    def of(cls, side: str, operation: str, batch_size: int, seconds: Sequence[float]) -> "Timing":
         """Sums up the durations of calls."""
         ms = np.asarray(seconds) * 1e3
         figures = [ms.mean(), ms.min(), *np.percentile(ms, [50, 90, 99])]
@@ -46,17 +44,16 @@ class Timing:
 
 
 def measure(
-    sides: Mapping[str, Backend], images: Bytes, directions: Directions, sizes: Sequence[int], seconds: float
+    sides: Mapping[str, Backend], image_size: int, directions: Directions, sizes: Sequence[int], seconds: float
 ) -> list[Timing]:
-    """Times every operation at every batch size, all sides in turns, `seconds` each.
+    """Times every operation at every batch size on random images, all sides in turns, `seconds` each.
 
-    Images, uint8 [N, S, S, 3], are repeated where a batch is larger. Edits move along the first direction, where
-    there is any.
+    Edits move along the first direction, where there is any.
     """
-    shape = (max(sizes), directions.latent_dim)
-    latents = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], shape).astype(np.float32)
-    images = np.resize(images, (max(sizes), *images.shape[1:]))
+    noise, largest = np.random.default_rng(0), max(sizes)
+    images = noise.integers(0, 256, (largest, image_size, image_size, 3), np.uint8)
+    latents = noise.standard_normal((largest, directions.latent_dim), np.float32)
+    steps = np.resize([*directions.vectors[:1], np.zeros(directions.latent_dim)][0], latents.shape).astype(np.float32)
     arguments: dict[str, tuple[Array, ...]] = {"encode": (images,), "edit": (images, steps), "decode": (latents,)}
     timings = []
     cases = list(product(sizes, arguments))

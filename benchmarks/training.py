@@ -8,8 +8,6 @@ are processes of their own and take turns, so that a change of clock or load mee
 waits. FLOPs are those that the straightforward loop needs an image, counted by PyTorch.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":
@@ -23,9 +21,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain, repeat
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +31,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from script import machine, require_positive, run, write_json
+from script import machine, main_of, require_positive, write_json
 from serving.figures import markdown
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -126,16 +124,12 @@ class _Straightforward:
         self.mean = torch.tensor(IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1)
         self.std = torch.tensor(IMAGENET_STD, device=self.device).view(1, 3, 1, 1)
         self.waited = 0.0
-        self._loader = DataLoader(
+        loader = DataLoader(
             _Files(read_index(data), config), config.batch_size, shuffle=True, drop_last=True,
             num_workers=min(8, len(os.sched_getaffinity(0))), persistent_workers=True,
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
-        self._batches = self._endless()
-
-    def _endless(self) -> Iterator[Tensor]:
-        while True:
-            yield from self._loader
+        self._batches = chain.from_iterable(repeat(loader))
 
     def _features(self, images: Tensor) -> list[Tensor]:
         activation, found = (images - self.mean) / self.std, []
@@ -213,12 +207,11 @@ def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None
             steps += 1
         finish()
         took = time.perf_counter() - began
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         link.send(
             {
                 "images_per_second": steps * config.batch_size / took,
                 "waiting_share": (loop.waited - waited) / took,
-                "peak_host_bytes": memory,
+                "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
             }
         )
@@ -241,10 +234,7 @@ def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
 def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[str, Any]:
     """Measures both sides; what the JSON file holds."""
     place = Placement.of(training.device, training.precision)
-    rates = {
-        "straightforward": gemm_flops(place.device, torch.float32),
-        "ours": gemm_flops(place.device, place.dtype),
-    }
+    rates = [gemm_flops(place.device, dtype) for dtype in (torch.float32, place.dtype)]
     context = multiprocessing.get_context("spawn")
     links: dict[Side, Connection] = {}
     flops = 0.0
@@ -267,10 +257,10 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
     for process in processes:
         process.join()
     results = {}
-    for side in SIDES:
+    for side, gemm in zip(SIDES, rates, strict=True):
         middle = {key: statistics.median(turn[key] for turn in turns[side]) for key in turns[side][0]}
         rate = middle["images_per_second"] * flops
-        results[side] = {**middle, "flops": rate, "gemm_flops": rates[side], "gemm_share": rate / rates[side]}
+        results[side] = {**middle, "flops": rate, "gemm_flops": gemm, "gemm_share": rate / gemm}
     return {
         "machine": machine(),
         "device": torch.cuda.get_device_name() if place.device.type == "cuda" else "cpu",
@@ -295,20 +285,18 @@ def _answer(link: Connection, side: Side) -> Any:
 
 def table(found: dict[str, Any]) -> str:
     """Markdown: one row a side."""
-    rows = []
-    for side in SIDES:
-        one = found["results"][side]
-        rows.append(
-            {
-                "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
-                "images/s": one["images_per_second"],
-                "waiting for data": f"{one['waiting_share']:.1%}",
-                "GFLOP/s": round(one["flops"] / 1e9),
-                "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
-                "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
-                "GPU": one["peak_gpu_bytes"] / 2**30,
-            }
-        )
+    rows = [
+        {
+            "": "straightforward, FP32" if side == "straightforward" else f"ours, {found['dtype']}",
+            "images/s": one["images_per_second"],
+            "waiting for data": f"{one['waiting_share']:.1%}",
+            "GFLOP/s": round(one["flops"] / 1e9),
+            "of the GEMM rate": f"{one['gemm_share']:.1%} of {one['gemm_flops'] / 1e9:.0f}",
+            "peak memory, GiB: host": one["peak_host_bytes"] / 2**30,
+            "GPU": one["peak_gpu_bytes"] / 2**30,
+        }
+        for side, one in found["results"].items()
+    ]
     return (
         f"{found['preset']}, {found['image_size']} pixels, batch {found['batch_size']}, {found['machine']['cpu']}, "
         f"{found['device']}, {found['flops_per_image'] / 1e9:.2f} GFLOP an image\n\n{markdown(rows)}\n\n"
@@ -331,7 +319,7 @@ def benchmark(config: SpeedConfig) -> None:
     write_json(config.json, found)
 
 
-main = partial(run, SpeedConfig, benchmark, __doc__)
+main = main_of(SpeedConfig, benchmark, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from engine.arrays import Floats
 from engine.client import Client, ClientError
 
 _IMAGES_PER_REQUEST = 32
@@ -28,28 +29,23 @@ class Encode:
 
     def __init__(self, target: str, model: str) -> None:
         self._client = Client(target, model=model, priority="background", retry_overload=1000)
+        self._none = np.full(self._client.model().latent_dim, np.nan, np.float32)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """From `path` and `bytes` of image files to `path`, `mu` (float32 [D]; NaN without one) and `error`."""
-        files = [bytes(file) for file in batch["bytes"]]
+        mu, errors = zip(*self._encode([bytes(file) for file in batch["bytes"]]), strict=True)
+        return {"path": batch["path"], "mu": np.stack(mu), "error": np.array(errors, object)}
+
+    def _encode(self, files: list[bytes]) -> list[tuple[Floats, str]]:
+        """Of each file `mu` and what is wrong with it; where one is damaged, each is sent alone."""
         try:
-            mu, errors = self._client.encode(files).mu, [""] * len(files)
+            return [(mu, "") for mu in self._client.encode(files).mu]
         except ClientError as error:
             if error.status != "INVALID_ARGUMENT":
                 raise
-            mu, errors = self._one_by_one(files)
-        return {"path": batch["path"], "mu": mu, "error": np.array(errors, object)}
-
-    def _one_by_one(self, files: list[bytes]) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[str]]:
-        """One of the files is damaged: which?"""
-        mu = np.full((len(files), self._client.model().latent_dim), np.nan, np.float32)
-        errors = [""] * len(files)
-        for index, file in enumerate(files):
-            try:
-                mu[index] = self._client.encode([file]).mu[0]
-            except ClientError as error:
-                errors[index] = error.message
-        return mu, errors
+            if len(files) > 1:
+                return [one for file in files for one in self._encode([file])]
+            return [(self._none, error.message)]
 
 
 def main(images: str, out: str, servers: str) -> None:

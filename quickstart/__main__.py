@@ -1,7 +1,5 @@
 """`python -m quickstart`: every command of the project in turn, each printed, so that it can be run by hand as well."""
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":
@@ -21,10 +19,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from engine.bundle import MANIFEST
-from engine.command_line import REAL_PATHS, tell_version
+from engine.command_line import read_flags
 from quickstart import report
 from quickstart.client import Job
 from trainer import run_folder
@@ -74,11 +70,10 @@ class Quickstart:
 
     def training(self, num_images: int = PRESET_IMAGES) -> TrainConfig:
         """The preset with this command's own choices, for a train split of `num_images`."""
-        config = replace(preset(), seed=self.seed, vgg_weights=self.vgg or RANDOM)
-        if self.crop is not None:
-            config = replace(config, crop=self.crop)
+        config = preset()
+        crop = config.crop if self.crop is None else self.crop
         epochs = max(1, round(config.epochs * PRESET_IMAGES / num_images)) if self.epochs is None else self.epochs
-        return replace(config, epochs=epochs)
+        return replace(config, seed=self.seed, vgg_weights=self.vgg or RANDOM, crop=crop, epochs=epochs)
 
     def check(self) -> None:
         """Refuses what would fail minutes later."""
@@ -141,17 +136,22 @@ class Stages:
         print(f"\n== {name}: re-using {what}", flush=True)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file; empty where there is none that can be read."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return values
+
+
 def draw(config: Quickstart, stages: Stages) -> Path:
     """The data set: the user's, or procedural faces."""
     if config.data is not None:
         return config.data
     folder = config.out / "faces"
     wanted = {"count": config.count, "seed": config.seed, "generator_version": FACES_VERSION}
-    try:
-        drawn = json.loads((folder / "faces.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        drawn = {}
-    if wanted.items() <= drawn.items():
+    if wanted.items() <= _read(folder / "faces.json").items():
         stages.reuse("faces", folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
@@ -190,26 +190,19 @@ def evaluate(config: Quickstart, folder: Path, data: FaceData, run: Path, stages
     else:
         options = ("--strength", config.strength, "--skip", *SKIPPED)
         stages.run("evaluation", "trainer", "evaluate", run, "--data", folder, *options)
-    metrics: dict[str, Any] = json.loads(path.read_text())
-    return metrics
+    return _read(path)
 
 
 def export(run: Path, bundle: Path, stages: Stages) -> dict[str, Any]:
     """The bundle of the run; its manifest. Built again if it was of other weights, directions or another prior."""
-    manifest = bundle / MANIFEST
-    wanted = digests(run)
-    try:
-        built = json.loads(manifest.read_text())
-        found = {run_folder.MODEL: built["run"]["model_sha256"], **built["files"]}
-    except (OSError, json.JSONDecodeError, KeyError):
-        found = {}
-    if wanted.items() <= found.items():
+    built = _read(bundle / MANIFEST)
+    found = {run_folder.MODEL: built.get("run", {}).get("model_sha256"), **built.get("files", {})}
+    if digests(run).items() <= found.items():
         stages.reuse("export", bundle)
     else:
         force = ["--force"] if bundle.exists() else []
         stages.run("export", "export.build_engines", "--run", run, "--out", bundle, *force)
-    values: dict[str, Any] = json.loads(manifest.read_text())
-    return values
+    return _read(bundle / MANIFEST)
 
 
 def _file(image: ImageFile, copy: Path) -> Path:
@@ -232,7 +225,7 @@ def write_order(config: Quickstart, data: FaceData, attributes: list[str], path:
         rows = test[has != (strength > 0)][:MAX_EDITED]
         if len(rows):
             files = [str(_file(data.index.image(row), path.parent / "asked" / f"{row}.image")) for row in rows]
-            jobs.append(Job(attribute, strength, tuple(files)))
+            jobs.append(Job(attribute, strength, files))
     if not jobs:
         raise DataError(
             f"{data.index.root}: no direction of {' or '.join(JUDGED_ATTRIBUTES)} could be computed, so there is "
@@ -245,38 +238,34 @@ def write_order(config: Quickstart, data: FaceData, attributes: list[str], path:
 def serve_and_edit(bundle: Path, order: Path, answers: Path, stages: Stages) -> None:
     """Starts the server as a process, lets the client process work, and stops the server with SIGTERM."""
     command = stages.show("server", "engine", "--bundle", bundle, "--port", 0, "--log-level", "warning")
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        if not select.select([server.stdout], [], [], START_SECONDS)[0]:
-            raise StageError(f"the server has not started in {START_SECONDS} s; what it said stands above")
-        line = server.stdout.readline().strip()
-        if not line:
-            raise StageError(f"the server ended with exit code {server.wait()}; what it said stands above")
-        print(line, flush=True)
-        target = line.rsplit(" ", 1)[-1]
-        stages.run("client", "quickstart.client", "--target", target, "--order", order, "--out", answers)
-    finally:
-        server.terminate()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            code = server.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            code = server.wait()
-    if code:
-        raise StageError(f"the server ended with exit code {code}")
+            assert server.stdout is not None
+            if not select.select([server.stdout], [], [], START_SECONDS)[0]:
+                raise StageError(f"the server has not started in {START_SECONDS} s; what it said stands above")
+            line = server.stdout.readline().strip()
+            if not line:
+                raise StageError(f"the server ended with exit code {server.wait()}; what it said stands above")
+            print(line, flush=True)
+            target = line.rsplit(" ", 1)[-1]
+            stages.run("client", "quickstart.client", "--target", target, "--order", order, "--out", answers)
+        finally:
+            server.terminate()
+            try:
+                server.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+    if server.returncode:
+        raise StageError(f"the server ended with exit code {server.returncode}")
 
 
 def main() -> int:
     """Runs the quickstart; 0 done, 1 a stage failed, 2 bad input."""
-    if tell_version(sys.argv[1:]):
-        return 0
     began = time.monotonic()
     stages = Stages()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with REAL_PATHS:
-            config = tyro.cli(Quickstart, prog="python -m quickstart")
+        config = read_flags(Quickstart, "python -m quickstart")
         config.check()
         config.occupy()
         run, bundle, order = config.out / "run", config.out / "bundle", config.out / "order.json"

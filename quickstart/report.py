@@ -1,14 +1,12 @@
 """Judges the faces that came back over gRPC, and draws them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quickstart.client import STRIP_STRENGTHS, Job
+from quickstart.client import Job
 from trainer.evaluation import grids, report
 from trainer.evaluation.classifier import Classifier
 from trainer.evaluation.edits.quality import quality
@@ -32,8 +30,7 @@ def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) 
             before, after, strips = (arrays[f"{job.name}/{key}"] for key in ("before", "after", "strips"))
             logits = classifier.logits(before), classifier.logits(after)
             results.append(asdict(quality(classifier.attributes, job.attribute, job.strength, *logits)))
-            sign = 1 if job.strength > 0 else -1
-            columns = [f"{sign * strength:+.1f}" if strength else "unedited" for strength in STRIP_STRENGTHS]
+            columns = [f"{strength:+.1f}" if strength else "unedited" for strength in job.strip]
             title = f"{job.name.replace('_', ' ')}: strength in lengths of the mean difference"
             grids.save_grid(folder / f"{job.name}.png", title, list(strips), across=columns)
     return results

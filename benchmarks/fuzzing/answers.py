@@ -3,8 +3,6 @@
 Clean is a documented status, details that parse, and nothing of the server's insides.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Connections that don't speak HTTP/2 or gRPC as they should."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import struct
@@ -9,23 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import grpc
-from serving.http2 import (
-    CONTINUATION,
-    DATA,
-    END_HEADERS,
-    END_STREAM,
-    HEADERS,
-    PING,
-    RST_STREAM,
-    SETTINGS,
-    START,
-    WINDOW_UPDATE,
-    block,
-    call,
-    frame,
-    message,
-    opening,
-)
+from serving import http2
+from serving.http2 import START, block, call, frame, message, opening
 from serving.requests import OPTIONS
 
 from fuzzing.answers import leaked
@@ -62,27 +45,27 @@ def abuses(seed: int) -> Iterator[tuple[str, bytes]]:
         yield "empty frame", START + frame(kind, 0, 0) + frame(kind, 255, 1)
         yield "odd frame", START + frame(kind, 0, 7, draw.randbytes(draw.randrange(40)))
         yield "frame of 16 MiB", START + b"\xff\xff\xff" + bytes([kind, 0, 0, 0, 0, 1]) + bytes(1000)
-    yield "settings", START + frame(SETTINGS, 0, 0, struct.pack(">HL", 4, 2**32 - 1))
-    yield "flood of settings", START + frame(SETTINGS, 0, 0) * 5000
-    yield "flood of pings", START + frame(PING, 0, 0, bytes(8)) * 5000
-    yield "window overflow", START + frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 3
+    yield "settings", START + frame(http2.SETTINGS, 0, 0, struct.pack(">HL", 4, 2**32 - 1))
+    yield "flood of settings", START + frame(http2.SETTINGS, 0, 0) * 5000
+    yield "flood of pings", START + frame(http2.PING, 0, 0, bytes(8)) * 5000
+    yield "window overflow", START + frame(http2.WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff") * 3
     opened = [(number, opening(number, _ENCODE)) for number in range(1, 4000, 2)]
     first = START + opened[0][1]
-    yield "window that opens by nothing", first + frame(WINDOW_UPDATE, 0, 1, bytes(4))
-    yield "flood of windows", first + frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\1") * 5000
-    yield "more than the window", first + frame(DATA, 0, 1, b"\0\0\x40\0\0" + bytes(16_379)) * 20
-    yield "flood of empty data", first + frame(DATA, 0, 1) * 5000
-    sizes = [frame(SETTINGS, 0, 0, struct.pack(">HL", 4, size)) for size in range(2000)]
+    yield "window that opens by nothing", first + frame(http2.WINDOW_UPDATE, 0, 1, bytes(4))
+    yield "flood of windows", first + frame(http2.WINDOW_UPDATE, 0, 1, b"\0\0\0\1") * 5000
+    yield "more than the window", first + frame(http2.DATA, 0, 1, b"\0\0\x40\0\0" + bytes(16_379)) * 20
+    yield "flood of empty data", first + frame(http2.DATA, 0, 1) * 5000
+    sizes = [frame(http2.SETTINGS, 0, 0, struct.pack(">HL", 4, size)) for size in range(2000)]
     yield "windows of no size", START + sizes[0] + call(1, _ENCODE, b"")
     yield "flood of windows of other sizes", START + b"".join(sizes) + call(1, _ENCODE, b"")
     paths = (opening(number, f"/{number}") for number, _ in opened[:500])
     yield "flood of unknown paths", START + b"".join(paths)
-    yield "rapid reset", START + b"".join(one + frame(RST_STREAM, 0, number, bytes(4)) for number, one in opened[:500])
+    yield "rapid reset", START + b"".join(one + http2.cancel(number) for number, one in opened[:500])
     yield "many calls", START + b"".join(one for _, one in opened)
-    yield "half a header block", START + frame(HEADERS, 0, 1, opened[0][1][9:])
-    yield "long headers", START + frame(HEADERS, END_HEADERS, 1, block(("a", "b" * 100)) * 100)
-    endless = frame(CONTINUATION, 0, 1, block(("a", "b" * 120)) * 100)
-    yield "endless headers", START + frame(HEADERS, 0, 1, opened[0][1][9:]) + endless * 200
+    yield "half a header block", START + frame(http2.HEADERS, 0, 1, opened[0][1][9:])
+    yield "long headers", START + frame(http2.HEADERS, http2.END_HEADERS, 1, block(("a", "b" * 100)) * 100)
+    endless = frame(http2.CONTINUATION, 0, 1, block(("a", "b" * 120)) * 100)
+    yield "endless headers", START + frame(http2.HEADERS, 0, 1, opened[0][1][9:]) + endless * 200
     for name, headers in _HEADERS.items():
         yield name, START + call(1, _ENCODE, b"", *headers)
     yield "key that isn't UTF-8", START + call(1, _ENCODE, b"", (b"k\xeey", b"value"))
@@ -96,8 +79,8 @@ def abuses(seed: int) -> Iterator[tuple[str, bytes]]:
         ("two messages", message(b"") * 2),
         ("no message", b""),
     ):
-        for end in (0, END_STREAM):
-            yield name, first + frame(DATA, end, 1, data)
+        for end in (0, http2.END_STREAM):
+            yield name, first + frame(http2.DATA, end, 1, data)
     for _ in range(200):
         good = bytearray(START + call(1, _ENCODE, b"\x0a\x00"))
         for _ in range(draw.choice((1, 1, 2, 5))):
@@ -127,24 +110,22 @@ async def abuse_all(target: str, seed: int) -> tuple[int, list[str]]:
     Returns how many connections there were, and what was wrong with the answers.
     """
     faults: list[str] = []
-    waiting = abuses(seed)
-    count = 0
+    room = asyncio.Semaphore(16)
 
-    async def work() -> None:
-        nonlocal count
-        for name, data in waiting:
-            count += 1
+    async def send(name: str, data: bytes) -> None:
+        async with room:
             answer = await _abuse(target, data)
-            if secret := leaked(answer.decode("latin-1"), (data,)):
-                faults.append(f"the answer to {name} gives away {secret!r}")
+        if secret := leaked(answer.decode("latin-1"), (data,)):
+            faults.append(f"the answer to {name} gives away {secret!r}")
 
-    await asyncio.gather(*(work() for _ in range(16)))
+    sent = [*abuses(seed)]
+    await asyncio.gather(*(send(name, data) for name, data in sent))
     for _ in range(3):
         opened = (asyncio.open_connection(*target.rsplit(":", 1)) for _ in range(_MANY))
         for pair in await asyncio.gather(*opened, return_exceptions=True):
             if not isinstance(pair, BaseException):
                 pair[1].transport.abort()
-    return count + 3 * _MANY, faults
+    return len(sent) + 3 * _MANY, faults
 
 
 async def send_foreign_path(target: str) -> list[str]:

@@ -1,7 +1,5 @@
 """Image files to mutate: every format and mode that the server takes, and bombs made of them."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -11,8 +11,6 @@ process's start to that first answer; memory is that of all its processes after 
 """
 # ruff: noqa: E402 - Python puts this folder on its path, and not the two above it.
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -29,12 +27,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import psutil
-from script import ServedFlags, machine, require_positive, run, summary, write_json
+from script import ServedFlags, machine, main_of, require_positive, summary, write_json
 from serving.figures import markdown
 from serving.usage import process_tree
 
@@ -69,6 +66,7 @@ def measure(peer: Peer, job: Job, config: PeersConfig) -> dict[str, Any]:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
+        (Path(folder) / "body").write_bytes(peer.protocol.body(job))
         started = time.perf_counter()
         command, environment = peer.command(config.environments, config.bundle, port)
         with log.open("w") as out:
@@ -78,9 +76,7 @@ def measure(peer: Peer, job: Job, config: PeersConfig) -> dict[str, Any]:
         try:
             _await(process, peer, job, port, log)
             start = time.perf_counter() - started
-            loads = [
-                _load(peer, job, port, count, Path(folder), seconds=config.seconds) for count in config.concurrency
-            ]
+            loads = [_load(peer, port, count, config.seconds, Path(folder)) for count in config.concurrency]
             return {"start_s": start, "memory_mb": _memory(process), "loads": loads}
         finally:
             _end(process)
@@ -102,20 +98,13 @@ def _await(process: subprocess.Popen[bytes], peer: Peer, job: Job, port: int, lo
         raise InputError(f"{peer.name} answers with another image: {difference.max()} of 255 apart")
 
 
-def _load(peer: Peer, job: Job, port: int, count: int, folder: Path, *, seconds: float) -> dict[str, float]:
-    body, log = folder / "body", folder / "requests"
-    body.write_bytes(peer.protocol.body(job))
+def _load(peer: Peer, port: int, count: int, seconds: float, folder: Path) -> dict[str, float]:
+    log = folder / "requests"
     log.unlink(missing_ok=True)
-    output = subprocess.run(
-        [
-            *("h2load", "-c", str(count), "-m", "1", "-t", "1", "-D", f"{seconds:g}", "--warm-up-time", "1"),
-            *("-d", str(body), "--log-file", str(log), *peer.protocol.flags),
-            f"http://127.0.0.1:{port}{peer.protocol.path}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    command = ["h2load", "-c", str(count), "-m", "1", "-t", "1", "-D", f"{seconds:g}", "--warm-up-time", "1"]
+    command += ["-d", str(folder / "body"), "--log-file", str(log), *peer.protocol.flags]
+    command.append(f"http://127.0.0.1:{port}{peer.protocol.path}")
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split("\t") for line in log.read_text().splitlines()]
     times = np.array([int(took) for _, status, took in rows if status == "200"]) / 1000
     failed = len(rows) - len(times)
@@ -165,7 +154,7 @@ def work(config: PeersConfig) -> bool:
     job = Job.of(Bundle.load(config.bundle))
     results, whole = {}, True
     for name, peer in PEERS.items():
-        if name in config.peers or (not config.peers and peer.there(config.environments)):
+        if name in config.peers or (not config.peers and peer.python(config.environments).exists()):
             try:
                 results[name] = measure(peer, job, config)
                 print(*cells(name, results[name], config.concurrency).values(), sep=" | ", flush=True)
@@ -173,12 +162,13 @@ def work(config: PeersConfig) -> bool:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 whole = False
     table = markdown([cells(name, found, config.concurrency) for name, found in results.items()])
-    print(summary(machine()), table, sep="\n\n")
-    write_json(config.json, {"machine": machine(), "concurrency": config.concurrency, "peers": results})
+    here = machine()
+    print(summary(here), table, sep="\n\n")
+    write_json(config.json, {"machine": here, "concurrency": config.concurrency, "peers": results})
     return whole
 
 
-main = partial(run, PeersConfig, work, __doc__)
+main = main_of(PeersConfig, work, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

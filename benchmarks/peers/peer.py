@@ -1,26 +1,25 @@
 """The servers that are compared: how each is started, and how it is asked."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import numpy as np
-import onnxruntime
 from serving import http2
 from serving.process import ROOT
-from serving.requests import INFER, SERVICE
+from serving.requests import INFER, SERVICE, infer_request
 
 from engine.arrays import Bytes
 from engine.backends import cores
-from engine.bundle import DECODER, ENCODER, Bundle
+from engine.bundle import Bundle
 from engine.client import StreamEdit, messages
+from peers.servers.plain import PlainRuntime
 from protos import dfcvae_pb2 as pb
 from protos import open_inference_pb2 as infer
 
@@ -39,14 +38,13 @@ class Job:
     expected: Bytes  # ONNX Runtime's answer, uint8 [S, S, 3]
 
     @classmethod
-    def of(cls, bundle: Bundle) -> Job:
+    def of(cls, bundle: Bundle) -> "Job":
         """The job for a bundle."""
         size, attribute = bundle.manifest.image_size, bundle.directions.names[0]
         image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-        encoder, decoder = (onnxruntime.InferenceSession(bundle.path / name) for name in (ENCODER, DECODER))
-        (mu,) = encoder.run(["mu"], {encoder.get_inputs()[0].name: image[None]})
-        moved = mu + bundle.directions.move([(attribute, 1.0)]).step
-        return cls(image, attribute, np.asarray(decoder.run(None, {decoder.get_inputs()[0].name: moved})[0])[0])
+        step = bundle.directions.move([(attribute, 1.0)]).step
+        ((expected,), _) = PlainRuntime(bundle.path).edit(image[None], step[None])
+        return cls(image, attribute, expected)
 
 
 @dataclass(frozen=True)
@@ -54,25 +52,30 @@ class Protocol:
     """How a server is asked."""
 
     path: str  # of the request
-    flags: tuple[str, ...]  # for h2load
+    content: Literal["grpc", "json", "octet-stream"]  # its type
     message: Callable[[Job], bytes]  # the request of a job
     image: Callable[[bytes], bytes]  # the image of an answer, uint8 [S * S * 3]
-    grpc: bool = False  # whether it is gRPC
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What h2load must know."""
+        others = ("-H", "te: trailers") if self.content == "grpc" else ("--h1",)
+        return "-H", f"content-type: application/{self.content}", *others
 
     def body(self, job: Job) -> bytes:
         """What h2load sends: with gRPC's frame around it where it is gRPC."""
         message = self.message(job)
-        return http2.message(message) if self.grpc else message
+        return http2.message(message) if self.content == "grpc" else message
 
     def ask(self, port: int, job: Job) -> Bytes:
         """One request's answer."""
-        if self.grpc:
+        if self.content == "grpc":
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
                 data = channel.unary_unary(self.path)(self.message(job), timeout=30)
         else:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            headers = dict(flag.split(": ", 1) for flag in self.flags if ": " in flag)
-            connection.request("POST", self.path, self.message(job), headers)
+            content_type = {"content-type": f"application/{self.content}"}
+            connection.request("POST", self.path, self.message(job), content_type)
             response = connection.getresponse()
             data = response.read()
             connection.close()
@@ -81,43 +84,38 @@ class Protocol:
         return np.frombuffer(self.image(data), np.uint8).reshape(job.image.shape)
 
 
-def _edit(job: Job) -> bytes:
-    return messages.edit_request(StreamEdit(job.image[None], {job.attribute: 1.0})).SerializeToString()
-
-
-def _infer(job: Job) -> bytes:
-    request = infer.ModelInferRequest(model_name="edit", raw_input_contents=[job.image.tobytes()])
-    request.inputs.add(name="images", datatype="UINT8", shape=[1, *job.image.shape])
-    return request.SerializeToString()
-
-
 def _text(job: Job) -> str:
     return base64.b64encode(job.image.tobytes()).decode()
 
 
-_GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
-_JSON = ("--h1", "-H", "content-type: application/json")
-_RAW = ("--h1", "-H", "content-type: application/octet-stream")
-
-EDIT = Protocol(f"{SERVICE}Edit", _GRPC, _edit, lambda data: pb.EditResponse.FromString(data).images.raw.data, True)
+EDIT = Protocol(
+    f"{SERVICE}Edit",
+    "grpc",
+    lambda job: messages.edit_request(StreamEdit(job.image[None], {job.attribute: 1.0})).SerializeToString(),
+    lambda data: pb.EditResponse.FromString(data).images.raw.data,
+)
 MODEL_INFER = Protocol(
-    INFER, _GRPC, _infer, lambda data: infer.ModelInferResponse.FromString(data).raw_output_contents[0], True
+    INFER,
+    "grpc",
+    lambda job: infer_request("edit", {"images": job.image[None]}).SerializeToString(),
+    lambda data: infer.ModelInferResponse.FromString(data).raw_output_contents[0],
 )
 
 
-def _bytes(path: str) -> Protocol:
-    return Protocol(path, _RAW, lambda job: job.image.tobytes(), lambda data: data)
+def raw(path: str) -> Protocol:
+    """Pixels there and back."""
+    return Protocol(path, "octet-stream", lambda job: job.image.tobytes(), lambda data: data)
 
 
 LITSERVE = Protocol(
     "/predict",
-    _JSON,
+    "json",
     lambda job: json.dumps({"image": _text(job)}).encode(),
     lambda data: base64.b64decode(json.loads(data)["image"]),
 )
 BENTOML = Protocol(
     "/edit",
-    _JSON,
+    "json",
     lambda job: json.dumps({"images": [_text(job)]}).encode(),
     lambda data: base64.b64decode(json.loads(data)[0]),
 )
@@ -133,46 +131,37 @@ class Peer:
     protocol: Protocol  # how it is asked
     engine: bool = False  # whether it has this project's engine inside
 
-    def there(self, environments: Path) -> bool:
-        """Whether its environment is there."""
-        return not self.environment or self._python(environments).exists()
+    def python(self, environments: Path) -> Path:
+        """Its Python, which is there if its environment is."""
+        return environments.resolve() / self.environment / "bin/python" if self.environment else Path(sys.executable)
 
     def command(self, environments: Path, bundle: Path, port: int) -> tuple[list[str], dict[str, str]]:
         """Its command line, and the environment variables that it needs."""
-        words = {"port": str(port), "bundle": str(bundle.resolve())}
+        bundle = bundle.resolve()
+        arguments = [word.format(port=port, bundle=bundle) for word in self.arguments]
         variables = {
             "PYTHONPATH": f"{ROOT}:{SERVERS}",
-            "PEER_BUNDLE": words["bundle"],
-            "PEER_PORT": words["port"],
+            "PEER_BUNDLE": str(bundle),
+            "PEER_PORT": str(port),
             "PEER_THREADS": str(cores()),
             "PEER_ENGINE": str(int(self.engine)),
         }
-        arguments = [word.format(**words) for word in self.arguments]
-        return [str(self._python(environments)), *arguments], variables
-
-    def _python(self, environments: Path) -> Path:
-        folder = environments.resolve() / self.environment / "bin"
-        return folder / "python" if self.environment else Path(sys.executable)
+        return [str(self.python(environments)), *arguments], variables
 
 
-def _all() -> dict[str, Peer]:
-    peers: dict[str, tuple[tuple[str, ...], Protocol]] = {
-        "grpcio": ((f"{SERVERS}/grpcio_server.py",), EDIT),
-        "mosec": ((f"{SERVERS}/mosec_server.py", "--address", "127.0.0.1", "--port", "{port}"), _bytes("/inference")),
-        "litserve": ((f"{SERVERS}/litserve_server.py",), LITSERVE),
-        "bentoml": (
-            ("-m", "bentoml", "serve", "bentoml_server:Edit", "--working-dir", str(SERVERS), "--port", "{port}"),
-            BENTOML,
-        ),
-        "ray": ((f"{SERVERS}/ray_server.py",), _bytes("/")),
-        "triton": ((f"{SERVERS}/triton_server.py",), MODEL_INFER),
-    }
-    found = {OURS: Peer(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)}
-    for name, (arguments, protocol) in peers.items():
-        for engine in (False, True):
-            title = f"{name}+engine" if engine else name
-            found[title] = Peer(title, name, arguments, protocol, engine)
-    return found
+def _all() -> Iterator[Peer]:
+    yield Peer(OURS, "", ("-m", "engine", "--bundle", "{bundle}", "--port", "{port}"), EDIT)
+    bentoml = ("-m", "bentoml", "serve", "bentoml_server:Edit", "--working-dir", str(SERVERS), "--port", "{port}")
+    for name, protocol, arguments in (
+        ("grpcio", EDIT, (f"{SERVERS}/grpcio_server.py",)),
+        ("mosec", raw("/inference"), (f"{SERVERS}/mosec_server.py", "--address", "127.0.0.1", "--port", "{port}")),
+        ("litserve", LITSERVE, (f"{SERVERS}/litserve_server.py",)),
+        ("bentoml", BENTOML, bentoml),
+        ("ray", raw("/"), (f"{SERVERS}/ray_server.py",)),
+        ("triton", MODEL_INFER, (f"{SERVERS}/triton_server.py",)),
+    ):
+        yield Peer(name, name, arguments, protocol)
+        yield Peer(f"{name}+engine", name, arguments, protocol, engine=True)
 
 
-PEERS = _all()  # all of them, by name, in the order of the table
+PEERS = {peer.name: peer for peer in _all()}  # in the order of the table

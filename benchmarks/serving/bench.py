@@ -1,11 +1,9 @@
 """One measured case: closed or open loop against a server, beside the same engine in this process."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,7 +39,7 @@ class Row:
     shares: tuple[float | None, ...]  # of all rounds, of which this row is the median
 
     @classmethod
-    def median(cls, rows: Sequence[Row]) -> Row:
+    def median(cls, rows: Sequence["Row"]) -> "Row":
         """The row of the median share, or rate where there are no shares, with the failures of all."""
         failures = sum((Counter(row.failures) for row in rows), Counter[str]())
         ordered = sorted(rows, key=lambda row: row.images_per_s if row.share is None else row.share)
@@ -55,8 +53,8 @@ class Row:
             "images": case.images,
             **({"in flight": case.in_flight} if closed else {"arrivals/s": round(self.arrivals_per_s or 0)}),
             "images/s": round(self.images_per_s),
-            "share": _percent(self.share),
-            "CPU share": _percent(self.cpu_share),
+            "share": None if self.share is None else f"{self.share:.0%}",
+            "CPU share": None if self.cpu_share is None else f"{self.cpu_share:.0%}",
             **{name.replace("_", "."): value for name, value in self.latency_ms.items()},
             **({} if closed else {"late p99": self.late_p99_ms}),
             "server cores": self.server_cores,
@@ -76,7 +74,6 @@ class Bench:
     pid: int  # its process, to watch what it takes; 0 for none
     seconds: float  # time per case, seconds
     reference: Reference | None  # the same engine in this process; None leaves shares and values of answers alone
-    _prepared: dict[Case, Prepared] = field(default_factory=dict, init=False)
 
     def fits(self, case: Case) -> bool:
         """Whether the server's limits let a case through without refusals."""
@@ -99,29 +96,22 @@ class Bench:
         return _row(case, outcome, usage, arrivals=rate), outcome
 
     def _checked(self, case: Case) -> Prepared:
-        """A case's messages; the values of the right answer are checked once."""
-        one = replace(case, in_flight=1)
-        if one not in self._prepared:
-            prepared = prepare(one, self.model)
-            answer = ask(self.target, prepared)
-            got = read_answer(one, answer)
-            name = f"{case.operation} {case.form} {case.transport} of {case.images}"
-            if len(got) != case.images:
-                raise InputError(f"{name}: the answer has {len(got)} items")
-            if self.reference is not None:
-                self.reference.check(one, got, name)
-            self._prepared[one] = replace(prepared, answer_bytes=len(answer))
-        return self._prepared[one]
+        """A case's messages, with the length of their right answer, whose values are checked once."""
+        prepared = prepare(case, self.model)
+        answer = ask(self.target, prepared)
+        got = read_answer(case, answer)
+        name = f"{case.operation} {case.form} {case.transport} of {case.images}"
+        if len(got) != case.images:
+            raise InputError(f"{name}: the answer has {len(got)} items")
+        if self.reference is not None:
+            self.reference.check(case, got, name)
+        return replace(prepared, answer_bytes=len(answer))
 
     def _inside(self, case: Case) -> list[Throughput]:
         if self.reference is None:
             return []
-        batch = min(case.images * case.in_flight, self.reference.max_batch_size)
+        batch = min(case.images * case.in_flight, self.reference.manifest.max_batch_size)
         return [self.reference.throughput(case.operation, batch, self.seconds / 4)]
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.0%}"
 
 
 def _row(

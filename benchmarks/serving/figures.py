@@ -1,16 +1,12 @@
 """Figures of a run: latencies as percentiles and histogram, throughput, and Markdown tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Doubles = npt.NDArray[np.float64]
-
+from engine.arrays import Doubles
 
 _BUCKETS_PER_DECADE = 20
 
@@ -23,7 +19,7 @@ class Calls:
     latencies: Doubles  # how long its answer took from there, seconds, float64 [N]
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[float, float]]) -> Calls:
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Calls":
         """From pairs of start and latency, in any order."""
         array = np.asarray(sorted(pairs), np.float64).reshape(-1, 2)
         return cls(array[:, 0], array[:, 1])

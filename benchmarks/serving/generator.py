@@ -4,14 +4,13 @@ gRPC's Python clients take more processor time for a request than the server doe
 requests are HTTP/2 frames that are prepared once, and of answers only lengths and statuses are looked at.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -78,7 +77,7 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(
-        self, target: str, prepared: Prepared, outcome: Outcome, ended: Callable[[Connection], None] = lambda _: None
+        self, target: str, prepared: Prepared, outcome: Outcome, ended: Callable[["Connection"], None] = lambda _: None
     ) -> None:
         self.ready = asyncio.get_running_loop().create_future()
         self.closed = False
@@ -95,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._in, self._out = bytearray(), list[bytes]()
 
     @classmethod
-    async def to(cls, target: str, *arguments: Any) -> Connection:
+    async def to(cls, target: str, *arguments: Any) -> "Connection":
         """Connects, and waits for the server's settings."""
         host, _, port = target.rpartition(":")
         made = partial(cls, target, *arguments)
@@ -124,7 +123,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Ends the stream, if this connection has one, and then the connection."""
         for number in self._calls:
-            self._write(http2.frame(http2.DATA, http2.END_STREAM, number))
+            self._out.append(http2.frame(http2.DATA, http2.END_STREAM, number))
         self._send()
         self._transport.close()
 
@@ -159,7 +158,7 @@ class Connection(asyncio.Protocol):
         if kind == http2.DATA:
             self._used += len(payload)
             if self._used > _CREDIT // 2:
-                self._write(http2.window(0, self._used))
+                self._out.append(http2.window(0, self._used))
                 self._used = 0
             if (call := self._calls.get(number)) is not None:
                 call.received += payload
@@ -176,7 +175,7 @@ class Connection(asyncio.Protocol):
             elif number in self._calls:
                 self._calls[number].credit += credit
         elif kind == http2.PING and not flags & http2.ACK:
-            self._write(http2.frame(http2.PING, http2.ACK, 0, payload))
+            self._out.append(http2.frame(http2.PING, http2.ACK, 0, payload))
         elif kind == http2.SETTINGS and not flags & http2.ACK:
             self._obey(dict(struct.iter_unpack(">HI", payload)))
 
@@ -186,7 +185,7 @@ class Connection(asyncio.Protocol):
         before, self._first_credit = self._first_credit, settings.get(_INITIAL_WINDOW, self._first_credit)
         for call in self._calls.values():
             call.credit += self._first_credit - before
-        self._write(http2.frame(http2.SETTINGS, http2.ACK, 0))
+        self._out.append(http2.frame(http2.SETTINGS, http2.ACK, 0))
         if not self.ready.done():
             self.ready.set_result(None)
 
@@ -230,9 +229,6 @@ class Connection(asyncio.Protocol):
         if not self.closed:
             self._ended(self)
 
-    def _write(self, data: bytes) -> None:
-        self._out.append(data)
-
     def _queue(self, call: _Call, data: bytes | memoryview) -> None:
         call.unsent = memoryview(data)
         self._sending[call.number] = call
@@ -240,14 +236,11 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> None:
         """Opens a call: of one request, or a stream of all that are waiting."""
         stream, opening = self._prepared.stream, self._prepared.opening
-        starts = deque(self._held) if stream else deque([self._held[0]])
-        for _ in starts:
-            self._held.popleft()
+        starts = deque(self._held.popleft() for _ in range(len(self._held) if stream else 1))
         call = _Call(self._next, starts, self._first_credit, opened=opening is None)
         self._next += 2
         self._calls[call.number] = call
-        head = len(self._headers).to_bytes(3, "big") + bytes((http2.HEADERS, http2.END_HEADERS))
-        self._write(head + call.number.to_bytes(4, "big") + self._headers)
+        self._out.append(http2.frame(http2.HEADERS, http2.END_HEADERS, call.number, self._headers))
         if opening is not None:
             self._queue(call, http2.message(opening))
         else:
@@ -263,17 +256,12 @@ class Connection(asyncio.Protocol):
                 self._credit -= size
                 call.credit -= size
                 last = not (self._prepared.stream or call.unsent)
-                self._write(http2.frame(http2.DATA, http2.END_STREAM if last else 0, number, part))
+                self._out.append(http2.frame(http2.DATA, http2.END_STREAM if last else 0, number, part))
             if not call.unsent:
                 del self._sending[number]
         if self._out:
             self._transport.write(b"".join(self._out))
             self._out.clear()
-
-
-def connections(in_flight: int) -> int:
-    """Connections that requests are spread over: the largest divisor of `in_flight` up to `MAX_CONNECTIONS`."""
-    return max(number for number in range(1, MAX_CONNECTIONS + 1) if in_flight % number == 0)
 
 
 async def closed_loop(target: str, prepared: Prepared, in_flight: int, seconds: float) -> Outcome:
@@ -285,16 +273,11 @@ async def closed_loop(target: str, prepared: Prepared, in_flight: int, seconds: 
         if (now := time.perf_counter()) < until:
             asyncio.get_running_loop().call_soon(connection.request, now)
 
-    number = connections(in_flight)
-    opened = [await Connection.to(target, prepared, outcome, again) for _ in range(number)]
-    cpu = time.process_time()
-    until = time.perf_counter() + seconds
-    for _ in range(in_flight // number):
-        for connection in opened:
-            connection.request(time.perf_counter())
-    await asyncio.sleep(seconds)
-    await _finish(opened, outcome)
-    outcome.cpu_s = time.process_time() - cpu
+    async with _connected(target, prepared, outcome, min(in_flight, MAX_CONNECTIONS), again) as opened:
+        until = time.perf_counter() + seconds
+        for number in range(in_flight):
+            opened[number % len(opened)].request(time.perf_counter())
+        await asyncio.sleep(seconds)
     return outcome
 
 
@@ -306,25 +289,29 @@ async def open_loop(target: str, prepared: Prepared, rate: float, seconds: float
     """
     outcome = Outcome()
     gaps = np.random.default_rng(0).exponential(1 / rate, max(1, round(rate * seconds)))
-    opened = [await Connection.to(target, prepared, outcome) for _ in range(MAX_CONNECTIONS)]
-    cpu = time.process_time()
-    for number, intended in enumerate((time.perf_counter() + np.cumsum(gaps)).tolist()):
-        await asyncio.sleep(max(0.0, intended - time.perf_counter()))  # reads answers, too
-        outcome.late.append(max(0.0, time.perf_counter() - intended))
-        opened[number % len(opened)].request(intended)
-    await _finish(opened, outcome)
-    outcome.cpu_s = time.process_time() - cpu
+    async with _connected(target, prepared, outcome, MAX_CONNECTIONS) as opened:
+        for number, intended in enumerate((time.perf_counter() + np.cumsum(gaps)).tolist()):
+            await asyncio.sleep(max(0.0, intended - time.perf_counter()))  # reads answers, too
+            outcome.late.append(max(0.0, time.perf_counter() - intended))
+            opened[number % len(opened)].request(intended)
     return outcome
 
 
-async def _finish(opened: list[Connection], outcome: Outcome) -> None:
-    """Waits for the last answers, and closes the connections."""
+@asynccontextmanager
+async def _connected(
+    target: str, prepared: Prepared, outcome: Outcome, number: int, *ended: Callable[[Connection], None]
+) -> AsyncIterator[list[Connection]]:
+    """So many connections, which are closed when the last answers are there, and the processor time that all took."""
+    opened = [await Connection.to(target, prepared, outcome, *ended) for _ in range(number)]
+    cpu = time.process_time()
+    yield opened
     until = time.perf_counter() + TIMEOUT_S
     while (left := sum(connection.under_way for connection in opened)) and time.perf_counter() < until:
         await asyncio.sleep(0.005)
     outcome.failures += Counter({"no answer": left})
     for connection in opened:
         connection.close()
+    outcome.cpu_s = time.process_time() - cpu
 
 
 def _read_status(trailers: bytes) -> tuple[str, list[float]]:

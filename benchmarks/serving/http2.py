@@ -1,7 +1,5 @@
 """HTTP/2 frames and gRPC messages as bytes, for clients that count every call, or that break the rules on purpose."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 
@@ -30,12 +28,8 @@ def frames(buffer: bytearray) -> Iterator[tuple[int, int, int, bytes]]:
         end = at + 9 + int.from_bytes(buffer[at : at + 3], "big")
         if len(buffer) < end:
             break
-        yield (
-            buffer[at + 3],
-            buffer[at + 4],
-            int.from_bytes(buffer[at + 5 : at + 9], "big"),
-            bytes(buffer[at + 9 : end]),
-        )
+        kind, flags, stream = struct.unpack_from(">BBL", buffer, at + 3)
+        yield kind, flags, stream, bytes(buffer[at + 9 : end])
         at = end
     del buffer[:at]
 
@@ -57,17 +51,16 @@ def opening(
     stream: int, path: str | bytes, *fields: tuple[str | bytes, str | bytes], authority: str = "localhost"
 ) -> bytes:
     """The frame that begins a call; `fields` take the place of its usual headers, or come behind them."""
-    usual = {
-        b":method": b"POST",
-        b":scheme": b"http",
-        b":path": _bytes(path),
-        b":authority": authority.encode(),
-        b"content-type": b"application/grpc",
-        b"te": b"trailers",
+    usual: dict[str | bytes, str | bytes] = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": authority,
+        "content-type": "application/grpc",
+        "te": "trailers",
     }
-    given = [(_bytes(key), _bytes(value)) for key, value in fields]
-    changed = usual | {key: value for key, value in given if key in usual}
-    others = [field for field in given if field[0] not in usual]
+    changed = usual | {key: value for key, value in fields if key in usual}
+    others = [field for field in fields if field[0] not in usual]
     return frame(HEADERS, END_HEADERS, stream, block(*changed.items(), *others))
 
 
@@ -84,7 +77,3 @@ def cancel(stream: int) -> bytes:
 def window(stream: int, size: int) -> bytes:
     """The frame that lets the other side send so many bytes more: on a stream, or with 0 on the connection."""
     return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", size))
-
-
-def _bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text

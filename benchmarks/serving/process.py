@@ -1,7 +1,5 @@
 """Servers as processes: starting one, and stopping it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -45,20 +43,18 @@ class Server:
         except subprocess.TimeoutExpired:
             return None
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> "Server":
         assert self.process.stdout is not None
         self.said = self.process.stdout.readline()
         if self.said:
             self.target = self.said.split()[-1]
             return self
-        code = self.process.wait()
-        self.process.stdout.close()
+        with self.process:
+            code = self.process.wait()
         raise InputError(f"the server ended with exit code {code}; it said: {self.log.strip()[-500:]}")
 
     def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        if self.wait(40) is None:
-            self.process.kill()
-            self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        with self.process:
+            self.process.terminate()
+            if self.wait(40) is None:
+                self.process.kill()

@@ -1,16 +1,14 @@
 """The bundle's engine in this process, without a server: what a server's answers and rates are compared with."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from engine.arrays import Bytes, Floats
+from engine.arrays import Array, Bytes, Floats
 from engine.backends import open_backend, warm_up
+from engine.backends.base import in_parts
 from engine.bundle import Bundle
 from engine.images import decode_file
 from export.errors import InputError
@@ -46,19 +44,19 @@ class Reference:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.manifest = bundle.manifest
         self.directions = bundle.directions
-        self.max_batch_size = bundle.manifest.max_batch_size
         self._backend = open_backend(bundle, threads)
         warm_up(self._backend, bundle.manifest)
         self._step = self.step(edits_of(bundle.directions.names, bundle.manifest.latent_dim))
 
     def encode(self, images: Bytes, batch: int | None = None) -> tuple[Floats, Floats]:
         """Means and log variances, in batches of `batch`, or of the largest size."""
-        pairs = [self._backend.encode(part) for part in self._parts(images, batch)]
-        return np.concatenate([mu for mu, _ in pairs]), np.concatenate([log_var for _, log_var in pairs])
+        largest = batch or self.manifest.max_batch_size
+        mu, log_var = in_parts(lambda part: [*self._backend.encode(part)], largest, images)
+        return mu, log_var
 
     def decode(self, latents: Floats, batch: int | None = None) -> Bytes:
         """Images, in batches of `batch`, or of the largest size."""
-        return np.concatenate([self._backend.decode(part) for part in self._parts(latents, batch)])
+        return in_parts(lambda part: [self._backend.decode(part)], batch or self.manifest.max_batch_size, latents)[0]
 
     def step(self, moves: Moves, keep: tuple[str, ...] = ()) -> Floats:
         """What an edit adds to latents, float32 [D]."""
@@ -78,7 +76,7 @@ class Reference:
             calls += 1
         return Throughput(batch * calls, time.perf_counter() - start, time.process_time() - cpu)
 
-    def check(self, case: Case, got: npt.NDArray[Any], name: str) -> None:
+    def check(self, case: Case, got: Array, name: str) -> None:
         """Compares an answer with what this process computes from the same request."""
         expected = self._expected(case)
         difference = float(np.abs(got.astype(np.float64) - expected).mean()) if got.shape == expected.shape else np.inf
@@ -89,11 +87,7 @@ class Reference:
                 "is --bundle the one that the server serves?"
             )
 
-    def _parts(self, items: npt.NDArray[Any], batch: int | None) -> list[npt.NDArray[Any]]:
-        size = batch or self.max_batch_size
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
-    def _expected(self, case: Case) -> npt.NDArray[Any]:
+    def _expected(self, case: Case) -> Array:
         size = self.manifest.image_size
         if case.operation == "decode":
             images = self.decode(random_latents(case.images, self.manifest.latent_dim))

@@ -3,19 +3,16 @@
 Shapes: N images of side S, latents of dimension D.
 """
 
-from __future__ import annotations
-
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from engine.arrays import Bytes, Floats
+from engine.arrays import Array, Bytes, Floats
 from engine.client import FileFormat, StreamEdit, messages
 from engine.images import encode_file
 from export.errors import InputError
@@ -33,6 +30,7 @@ SEED = 0
 TIMEOUT_S = 120.0  # what isn't answered by then hangs
 SERVICE = "/dfcvae.v1.LatentEngine/"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+_DATATYPES = {"u": "UINT8", "f": "FP32", "S": "BYTES"}  # by numpy's kind
 OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -122,35 +120,35 @@ def stream_request(step: StreamEdit, number: int = 0) -> pb.EditStreamRequest:
     return messages.stream_request(step, {"model": "", "priority": "normal"}, number)
 
 
+def infer_request(model: str, tensors: Mapping[str, Array]) -> infer.ModelInferRequest:
+    """A request of the Open Inference Protocol with raw contents: of bytes, float32, or one text as numpy's bytes."""
+    request = infer.ModelInferRequest(model_name=model)
+    for name, values in tensors.items():
+        kind, contents = values.dtype.kind, values.tobytes()
+        request.inputs.add(name=name, datatype=_DATATYPES[kind], shape=values.shape)
+        request.raw_input_contents.append(len(contents).to_bytes(4, "little") + contents if kind == "S" else contents)
+    return request
+
+
 def _prepare_infer(case: Case, model: pb.GetModelResponse) -> Prepared:
     """The same request as tensors with raw contents; the answer has the same values."""
-    name, output = {"encode": ("encoder", "mu"), "decode": ("decoder", "images"), "edit": ("edit", "images")}[
-        case.operation
-    ]
-    request = infer.ModelInferRequest(model_name=name)
-    if case.operation != "encode":  # whose answer has both of its outputs
-        request.outputs.add(name=output)
-
-    def add(tensor: str, datatype: str, shape: Sequence[int], contents: bytes) -> None:
-        request.inputs.add(name=tensor, datatype=datatype, shape=shape)
-        request.raw_input_contents.append(contents)
-
+    tensors: dict[str, Array]
     if case.operation == "decode":
-        latents = random_latents(case.images, model.latent_dim)
-        add("latents", "FP32", latents.shape, latents.tobytes())
+        tensors = {"latents": random_latents(case.images, model.latent_dim)}
     else:
-        images = pictures(case.images, model.image_size, SEED)
-        add("images", "UINT8", images.shape, images.tobytes())
+        tensors = {"images": pictures(case.images, model.image_size, SEED)}
     if case.operation == "edit" and model.attributes:
-        attribute = model.attributes[0].name.encode()
-        add("attributes", "BYTES", [1], len(attribute).to_bytes(4, "little") + attribute)
-        add("strengths", "FP32", [1], np.array([STRENGTH], "<f4").tobytes())
+        tensors["attributes"] = np.array([model.attributes[0].name.encode()])
+        tensors["strengths"] = np.array([STRENGTH], "<f4")
     elif case.operation == "edit":
-        add("offsets", "FP32", [model.latent_dim], np.full(model.latent_dim, 0.1 * STRENGTH, "<f4").tobytes())
+        tensors["offsets"] = np.full(model.latent_dim, 0.1 * STRENGTH, "<f4")
+    request = infer_request({"encode": "encoder", "decode": "decoder"}.get(case.operation, "edit"), tensors)
+    if case.operation != "encode":  # whose answer has both of its outputs
+        request.outputs.add(name="images")
     return Prepared(INFER, request.SerializeToString())
 
 
-def read_answer(case: Case, answer: bytes) -> npt.NDArray[Any]:
+def read_answer(case: Case, answer: bytes) -> Array:
     """What an answer holds: latents float32 [N, D] of an encode, else images uint8 [N, S, S, 3]."""
     if case.transport == "infer":
         response = infer.ModelInferResponse.FromString(answer)
@@ -158,10 +156,9 @@ def read_answer(case: Case, answer: bytes) -> npt.NDArray[Any]:
         return np.frombuffer(values, "<f4" if case.operation == "encode" else np.uint8).reshape(shape)
     if case.operation == "encode":
         return messages.read_posterior(pb.EncodeResponse.FromString(answer)).mu
-    if case.operation == "decode":
-        return read_images(pb.DecodeResponse.FromString(answer))
     if case.transport == "unary":
-        return read_images(pb.EditResponse.FromString(answer))
+        kind = pb.DecodeResponse if case.operation == "decode" else pb.EditResponse
+        return read_images(kind.FromString(answer))
     streamed = pb.EditStreamResponse.FromString(answer)
     if streamed.WhichOneof("outcome") != "edited":
         raise InputError(f"the stream answered with an error: {streamed.error.message}")

@@ -1,7 +1,5 @@
 """What processes take of the machine, found by their id or by where they listen."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time
@@ -48,7 +46,7 @@ class Usage:
         """Largest resident memory between two times since the start of the block, MiB; NaN without a sample."""
         return max((rss for at, rss in self.rss_mib if start <= at < end), default=float("nan"))
 
-    def __enter__(self) -> Usage:
+    def __enter__(self) -> "Usage":
         self._processes = process_tree(self.pid)
         self._before, _ = _taken(self._processes)
         self._start = time.monotonic()

@@ -7,15 +7,13 @@ any two pictures' answers, so that a mixed-up answer can't pass.
 Shapes: P pictures of side S, latents of dimension D.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from engine.arrays import Array, Bytes, Floats
+from engine.arrays import Array, Bytes
 from engine.bundle import PRIOR, Bundle
 from engine.client import StreamEdit, messages
 from engine.latents import FITTED, Gaussian, linear, load_priors, spherical
@@ -31,6 +29,15 @@ _FILES = 32
 _PREPARED = 6
 
 
+READ: dict[str, Callable[[Any], Array]] = {
+    "images": read_images,
+    "latents": messages.read_latents,
+    "mu": lambda answer: messages.read_posterior(answer).mu,
+    "log_var": lambda answer: messages.read_posterior(answer).log_var,
+}
+"""How parts of answers are read."""
+
+
 class WrongAnswer(Exception):  # noqa: N818 - reads better without the suffix at the place of the raise
     """Raise when an answer isn't what the same bundle gives in this process."""
 
@@ -41,14 +48,13 @@ class Request:
 
     method: str  # name of the RPC
     message: Any  # protobuf's
-    images: Bytes | None = None  # uint8 [N, S, S, 3] of the answer; None: it has none, or they aren't looked at
-    latents: Floats | None = None  # likewise float32 [N, D]; of Encode the means
-    log_var: Floats | None = None  # of Encode
+    # What of the answer is looked at, by its name in `READ`: images, uint8 [N, S, S, 3], or latents, float32 [N, D].
+    answer: dict[str, Array] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Images or latents of the answer."""
-        return len(self.images if self.images is not None else self.latents if self.latents is not None else ())
+        return len(next(iter(self.answer.values()), ()))
 
 
 class Workload:
@@ -86,20 +92,19 @@ class Workload:
         few = slice(first, first + min(rows.stop - rows.start, MAX_FILES))
         kinds: tuple[Callable[[], Request], ...] = (
             lambda: self.encode(rows),
-            lambda: Request("Encode", messages.encode_request(self._files[few]), latents=self._file_mu[few]),
-            lambda: Request("Decode", messages.decode_request(self._mu[rows]), self._decoded[rows]),
-            lambda: Request("Decode", messages.decode_request(self._mu[few], "PNG"), self._decoded[few]),
+            lambda: Request("Encode", messages.encode_request(self._files[few]), {"mu": self._file_mu[few]}),
+            lambda: Request("Decode", messages.decode_request(self._mu[rows]), {"images": self._decoded[rows]}),
+            lambda: Request("Decode", messages.decode_request(self._mu[few], "PNG"), {"images": self._decoded[few]}),
             lambda: self.edit(rows, edit),
             lambda: Request(
                 "Edit",
                 messages.edit_request(StreamEdit(self._mu[rows], *self.edits[edit], result="both")),
-                self.edited[edit][rows],
-                self._edited_mu[edit][rows],
+                {"images": self.edited[edit][rows], "latents": self._edited_mu[edit][rows]},
             ),
             lambda: Request(
                 "Edit",
                 messages.edit_request(StreamEdit(self._files[few], *self.edits[0], file_format="PNG")),
-                self._file_edited[few],
+                {"images": self._file_edited[few]},
             ),
             *[lambda: self._drawn[rows.start % len(self._drawn)]] * 2,  # a walk or a sample, computed beforehand
         )
@@ -119,17 +124,12 @@ class Workload:
 
     def check(self, request: Request, answer: Any) -> None:
         """Compares an answer with the right one."""
-        if request.images is not None:
-            self.compare("levels", read_images(answer), request.images)
-        if request.log_var is not None:
-            self.compare("latents", messages.read_posterior(answer).log_var, request.log_var)
-        if request.latents is not None:
-            encoded = request.method == "Encode"
-            got = messages.read_posterior(answer).mu if encoded else messages.read_latents(answer)
-            self.compare("latents", got, request.latents)
+        for name, expected in request.answer.items():
+            self.compare(READ[name](answer), expected)
 
-    def compare(self, what: Literal["levels", "latents"], got: Array, expected: Array) -> None:
+    def compare(self, got: Array, expected: Array) -> None:
         """Compares images, uint8 [N, S, S, 3], by their levels, or latents, float32 [N, D]."""
+        what = "levels" if expected.dtype == np.uint8 else "latents"
         if got.shape != expected.shape:
             raise WrongAnswer(f"{what} of shape {got.shape}; expected {expected.shape}")
         difference = 0.0 if np.array_equal(got, expected) else _apart(got, expected)
@@ -140,12 +140,12 @@ class Workload:
     def encode(self, rows: slice) -> Request:
         """An Encode of some pictures."""
         message = messages.encode_request(self.pictures[rows])
-        return Request("Encode", message, latents=self._mu[rows], log_var=self._log_var[rows])
+        return Request("Encode", message, {"mu": self._mu[rows], "log_var": self._log_var[rows]})
 
     def edit(self, rows: slice, edit: int = 0) -> Request:
         """An Edit of some pictures."""
         message = messages.edit_request(StreamEdit(self.pictures[rows], *self.edits[edit]))
-        return Request("Edit", message, self.edited[edit][rows])
+        return Request("Edit", message, {"images": self.edited[edit][rows]})
 
     def _walk(self, rng: np.random.Generator) -> Request:
         total = max(2, self._size(rng))
@@ -154,13 +154,13 @@ class Workload:
         arc = bool(rng.integers(2))
         points = spherical(first, last, steps, self._centre) if arc else linear(first, last, steps)
         message = messages.walk_request(first, last, steps, "spherical" if arc else "linear", "both")
-        return Request("Interpolate", message, self._reference.decode(points), points)
+        return Request("Interpolate", message, {"images": self._reference.decode(points), "latents": points})
 
     def _sample(self, rng: np.random.Generator) -> Request:
         count, seed, temperature = self._size(rng), int(rng.integers(2**32)), float(np.float32(rng.uniform(0.5, 1.0)))
         latents = Gaussian.standard(self._mu.shape[1]).draw(count, seed, temperature)
         message = messages.sample_request(count, seed, temperature, "standard", "both")
-        return Request("Sample", message, self._reference.decode(latents), latents)
+        return Request("Sample", message, {"images": self._reference.decode(latents), "latents": latents})
 
     def _size(self, rng: np.random.Generator) -> int:
         return min(self._max_images, int(np.exp(rng.uniform(0, np.log(self._max_images + 1)))))
@@ -175,7 +175,7 @@ class Workload:
         for moved, edited in zip(self._edited_mu, self.edited, strict=True):
             for towards in (-np.inf, np.inf):
                 levels = max(levels, _apart(reference.decode(np.nextafter(moved, np.float32(towards))), edited))
-        largest = reference.max_batch_size
+        largest = reference.manifest.max_batch_size
         for batch in sorted({size for size in (1, 2, 3, 5, 8, 13, 21, largest - 1) if 0 < size <= largest}):
             mu, log_var = reference.encode(self.pictures, batch)
             latents = max(latents, _apart(mu, self._mu), _apart(log_var, self._log_var))
