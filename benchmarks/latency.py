@@ -1,14 +1,14 @@
-"""Latency and throughput of bundles' engines in this process, beside plain ONNX Runtime and PyTorch.
+"""Latency and throughput of bundles' engines in this process, beside plain ONNX Runtime and PyTorch, with parity.
 
 All sides get the same uint8 images and float32 latents and the same number of threads, and take turns in short
 blocks, so that a change of clock or load meets all. Plain ONNX Runtime runs the same graphs twice: with the options
-that the server gives it, and with its own defaults, whose threads spin. Parity is quoted from the bundles;
-`python -m export.verify BUNDLE --run RUN` measures it anew.
+that the server gives it, and with its own defaults, whose threads spin. With --run parity is measured first, as by
+`python -m export.verify BUNDLE --run RUN`, and exit code 1 says that an engine exceeds its tolerances.
 """
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from peers.servers.plain import PlainRuntime
@@ -18,8 +18,9 @@ from timing import by_case, measure, table
 from engine.backends import Backend, Options, cores, open_backend, open_graphs
 from engine.backends.base import bucket_sizes
 from engine.bundle import DECODER, ENCODER, Bundle
+from engine.proof.figures import Report
 from export.errors import InputError
-from export.verify import built_parity, require_run
+from export.verify import VerifyConfig, built_parity, verify
 from trainer.extras import require
 
 
@@ -30,7 +31,7 @@ class LatencyConfig:
     bundle: tuple[Path, ...]
     """Bundle folder; several of one run are measured side by side."""
     run: Path | None = None
-    """Run folder that the bundles were built from: adds PyTorch eager."""
+    """Run folder that the bundles were built from: adds PyTorch eager and measures parity anew."""
     compiled: bool = False
     """Add PyTorch compiled in bfloat16 (needs --run and a C++ compiler; a minute for each batch size)."""
     portable: bool = True
@@ -61,14 +62,19 @@ def open_sides(config: LatencyConfig, bundles: Mapping[str, Bundle], threads: in
         from export.proof.reference import NAME, EagerBackend  # noqa: PLC0415
         from export.run import Run  # noqa: PLC0415
 
-        run = Run.load(config.run)
-        for bundle in bundles.values():
-            require_run(bundle, config.run, run.model_sha256)
+        model = Run.load(config.run).model
         torch.set_num_threads(threads)
-        sides[NAME] = EagerBackend(run.model)
+        sides[NAME] = EagerBackend(model)
         if config.compiled:
-            sides["PyTorch compiled BF16"] = PyTorchBackend(run.model, torch.bfloat16, compiled=True, device="cpu")
+            sides["PyTorch compiled BF16"] = PyTorchBackend(model, torch.bfloat16, compiled=True, device="cpu")
     return sides
+
+
+def parity_of(bundle: Bundle, config: LatencyConfig, threads: int) -> Report:
+    """Parity with the run, measured now; without one as it was measured at export."""
+    if config.run is None:
+        return built_parity(bundle)
+    return verify(VerifyConfig(bundle=bundle.path, run=config.run, threads=threads))
 
 
 def _name(bundle: Bundle) -> str:
@@ -84,13 +90,13 @@ def benchmark(config: LatencyConfig) -> None:
     if config.compiled and config.run is None:
         raise InputError("--compiled: needs the model; give --run RUN")
     bundles = {_name(bundle): bundle for bundle in map(Bundle.load, config.bundle)}
-    parity = {name: built_parity(bundle) for name, bundle in bundles.items()}
     largest = min(bundle.manifest.max_batch_size for bundle in bundles.values())
     batch_sizes = config.batch_sizes or bucket_sizes(largest)
     for size in batch_sizes:
         if not 1 <= size <= largest:
             raise InputError(f"--batch-sizes {size}: these bundles take 1 to {largest} images")
     here = {**machine(), "threads": config.threads or cores()}
+    parity = {name: parity_of(bundle, config, here["threads"]) for name, bundle in bundles.items()}
     sides = open_sides(config, bundles, here["threads"])
     first = next(iter(bundles.values()))
     timings = measure(sides, first.manifest.image_size, first.directions, batch_sizes, config.seconds)
@@ -98,12 +104,17 @@ def benchmark(config: LatencyConfig) -> None:
     print(f"{summary(here)}\n{here['threads']} threads")
     if here["load"] > here["cores"] / 2:
         print("this machine was busy: PyTorch's threads suffer more from that than the engine's, so measure again")
-    print(f"\n{table(timings)}\nparity, as it was measured at export:")
+    print(f"\n{table(timings)}")
+    if config.run is None:
+        print("PyTorch was not measured (give --run); parity is quoted from the export")
     for name, report in parity.items():
         print(f"\n{name}\n{report.table()}")
     record = {
         "machine": here,
-        "bundles": {name: bundle.manifest for name, bundle in bundles.items()},
+        "bundles": {
+            name: {**asdict(bundle.manifest), "parity": parity[name].to_json()} for name, bundle in bundles.items()
+        },
+        "parity_measured": "at export" if config.run is None else "now",
         "seconds": config.seconds,
         "results": [
             {"batch_size": size, "operation": operation, "timings": of_case}

@@ -1,10 +1,12 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builds import plain, silent
+from bundles import reseal, spoil
 from runs import write_run
 from scripts import Result, require_refused
 
@@ -59,6 +61,7 @@ def test_beside_pytorch(latency: Callable[..., Result], run: Path, bundle: Path,
     assert figures["machine"]["threads"] == 1
     assert {"cpu", "cores", "load", "system", "date", "versions"} <= set(figures["machine"])
     assert figures["bundles"][ENGINE]["backend"] == "onnxruntime"
+    assert figures["parity_measured"] == "now"
     assert figures["bundles"][ENGINE]["parity"]["samples"] == 3
     lines = result.stdout.splitlines()
     for side in (ENGINE, PORTABLE, DEFAULTS, PYTORCH):
@@ -69,10 +72,11 @@ def test_without_a_run_pytorch_is_left_out(latency: Callable[..., Result], bundl
     arguments = ("--batch-sizes", 2, "--threads", 1, "--json", tmp_path / "latency.json", "--no-portable")
     result = latency("--bundle", bundle, *arguments)
     assert result.returncode == 0, result.stderr
-    assert "parity, as it was measured at export:" in result.stdout
+    assert "PyTorch was not measured (give --run); parity is quoted from the export" in result.stdout
     figures = json.loads((tmp_path / "latency.json").read_text())
     assert [case["batch_size"] for case in figures["results"]] == [2, 2, 2]
     assert all(list(case["timings"]) == [ENGINE] for case in figures["results"])
+    assert figures["parity_measured"] == "at export"
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert figures["bundles"][ENGINE]["parity"] == manifest["parity"]
 
@@ -87,6 +91,20 @@ def test_several_bundles_side_by_side(
     sides = [ENGINE, "rewritten: onnxruntime fp32 on cpu", PORTABLE, DEFAULTS, PYTORCH]
     assert all(list(case["timings"]) == sides for case in figures["results"])
     assert list(figures["bundles"]) == sides[:2]
+
+
+def test_engines_beyond_their_tolerance_are_exit_code_1(
+    latency: Callable[..., Result], run: Path, bundle: Path, tmp_path: Path
+) -> None:
+    wrong = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    spoil(wrong / "decoder.onnx")
+    reseal(wrong)  # only a new measurement of parity can notice
+    arguments = ("--run", run, "--batch-sizes", 1, "--threads", 1, "--json", tmp_path / "latency.json")
+    result = latency("--bundle", wrong, *arguments)
+    assert result.returncode == 1
+    message = "error: stage portable (encoder.onnx and decoder.onnx by onnxruntime in fp32 on cpu) differs from PyTorch"
+    assert result.stderr.startswith(message)
+    assert "FAIL" in result.stdout
 
 
 @pytest.mark.parametrize(
