@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from engine.backends import BACKENDS, DEVICE_RULE, cores, is_device, kind_of
+from engine.backends import BACKENDS, CPU, DEVICE_RULE, cores, is_device
 from engine.backends.tensorrt import TARGETS
 from engine.bundle import LARGEST_BATCH
 from engine.proof.figures import TOLERANCES, Tolerances
@@ -159,7 +159,7 @@ class EngineFlags:
         return DECODER_FORMS if runs else (PLAIN,)
 
     def _splits(self, option: Option) -> tuple[bool, ...]:
-        if kind_of(option.device) not in BACKENDS[option.backend].splits:
+        if option.device != CPU:
             return () if self.split == "yes" else (False,)
         if self.split == "auto":
             return (False, True) if self.cores != 1 and self.max_batch != 1 else (False,)

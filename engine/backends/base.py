@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from engine.arrays import Array, Bytes, Floats
+from engine.errors import BundleError
 
 CPU, CUDA = "cpu", "cuda"
 """Kinds of devices."""
+
+Names = tuple[list[str], list[str]]
+"""Names of a graph's inputs, and of its outputs."""
 
 _DEVICE = re.compile(rf"{CPU}|{CUDA}(:\d{{1,3}})?")
 # The container's (cgroup v2): microseconds of processor time, in a period of so many.
@@ -102,6 +106,19 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027 - the end of the object does where nothing lies outside of Python
         """Frees what it holds outside of Python. No batch may be in it, and none may come."""
+
+
+def require_names(path: Path, found: Names, needed: Names) -> None:
+    """Lets an ONNX graph pass that has the inputs and outputs that it must have, by name and in order.
+
+    Raises:
+        BundleError: it has others.
+    """
+    if found != needed:
+        raise BundleError(
+            f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {needed[0]} "
+            f"and outputs {needed[1]}"
+        )
 
 
 def bucket_sizes(largest: int) -> list[int]:

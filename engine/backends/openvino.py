@@ -20,7 +20,7 @@ import openvino
 import openvino.opset13 as opset
 
 from engine.arrays import Array, Bytes, Floats
-from engine.backends.base import Backend, Options
+from engine.backends.base import Backend, Names, Options, require_names
 from engine.errors import BackendError, BundleError
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ class OpenVinoBackend(Backend):
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
         core = openvino.Core()
-        encoding = _read(core, encoder, ["images"], ["mu", "log_var"])
-        decoding = _read(core, decoder, ["latents"], ["images"])
+        encoding = _read(core, encoder, (["images"], ["mu", "log_var"]))
+        decoding = _read(core, decoder, (["latents"], ["images"]))
         models = (encoding, decoding, _join(encoding, decoding))
 
         def graphs(floats: str) -> "list[_Graph]":
@@ -190,7 +190,7 @@ def _join(encoder: Any, decoder: Any) -> Any:
     return openvino.Model([decoder.results[0], mu], [encoder.parameters[0], steps], "edit")
 
 
-def _read(core: Any, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+def _read(core: Any, path: Path, names: Names) -> Any:
     if not path.is_file():
         raise BundleError(f"no ONNX graph at {path}")
     try:
@@ -198,11 +198,7 @@ def _read(core: Any, path: Path, inputs: Sequence[str], outputs: Sequence[str]) 
         found = ([value.any_name for value in model.inputs], [value.any_name for value in model.outputs])
     except Exception as error:  # OpenVINO raises RuntimeError and its own types for a bad graph
         raise BundleError(f"OpenVINO can't open {path}: {_last_line(error)}") from error
-    if found != (list(inputs), list(outputs)):
-        raise BundleError(
-            f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {list(inputs)} "
-            f"and outputs {list(outputs)}"
-        )
+    require_names(path, found, names)
     return model
 
 

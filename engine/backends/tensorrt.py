@@ -169,30 +169,25 @@ def make_logger(tensorrt: Any, say: Callable[[str], None]) -> Any:
     on it talks to `say`.
     """
     log = _logger(tensorrt)
-    log.begin(say)
+    log.say, log.said = say, {}
     return log
 
 
 @cache
 def _logger(tensorrt: Any) -> Any:
     class Logger(tensorrt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            tensorrt.ILogger.__init__(self)
-            self._say: Callable[[str], None] = logger.warning
-            self._said: dict[str, str] = {}
-
-        def begin(self, say: Callable[[str], None]) -> None:
-            self._say, self._said = say, {}
+        say: Callable[[str], None]
+        said: dict[str, str]  # severities by text
 
         def log(self, severity: Any, text: str) -> None:
-            if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING") and text not in self._said:
-                self._said[text] = severity.name
-                self._say(f"TensorRT {severity.name.lower().replace('_', ' ')}: {text}")
+            if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING") and text not in self.said:
+                self.said[text] = severity.name
+                self.say(f"TensorRT {severity.name.lower().replace('_', ' ')}: {text}")
 
         def reason(self) -> str:
             # The first error is the cause, those after it follow from it; what CUDA refuses comes as a warning.
-            errors = [text for text, severity in self._said.items() if severity != "WARNING"]
-            return next(iter([*errors, *reversed(self._said)]), "it gives no reason")
+            errors = [text for text, severity in self.said.items() if severity != "WARNING"]
+            return next(iter([*errors, *reversed(self.said)]), "it gives no reason")
 
     return Logger()
 
