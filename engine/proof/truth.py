@@ -75,7 +75,6 @@ class Truth:
         noise = np.random.default_rng(_NOISE_SEED).standard_normal((count, directions.latent_dim), dtype=np.float32)
         latents = {"random": noise, "sample": prior.draw(count, _SAMPLE_SEED)}
         steps, edits = _edits(directions, count)
-        asked = cls(what, images, steps, edits, latents, {}, model_sha256)
         rows = [np.arange(start, min(start + _REFERENCE_BATCH, count)) for start in range(0, count, _REFERENCE_BATCH)]
         encoded = [reference.encode(images[each]) for each in rows]
         mu, log_var = (np.concatenate(values) for values in zip(*encoded, strict=True))
@@ -84,16 +83,18 @@ class Truth:
             name: np.concatenate([reference.decode(values[each]) for each in rows])
             for name, values in {"decode": mu, **latents, "edit": mu + steps}.items()
         }
-        asked.answers.update({"mu": mu, "log_var": log_var, "edit_mu": mu, **decoded})
-        return asked
+        answers = {"mu": mu, "log_var": log_var, "edit_mu": mu, **decoded}
+        return cls(what, images, steps, edits, latents, answers, model_sha256)
 
-    def compare(self, engine: Backend, what: str, tolerances: Tolerances, max_batch: int) -> Stage:
+    def compare(
+        self, engine: Backend, what: str, tolerances: Tolerances, max_batch: int, stage: str = "engine"
+    ) -> Stage:
         """Measures an engine in batches of every kind, one after the other and, where it overlaps them, at once.
 
         `what` and `tolerances` are kept for the verdict; its largest batch has `max_batch` images.
 
         Raises:
-            ParityError: its mu is not finite.
+            ParityError: its mu is not finite; names the `stage`.
         """
         calls = [(rows, "") for rows in batches(len(self.images), batch_sizes(max_batch))]
         found = [self._ask(engine, name, rows) for rows, _ in calls for name in _CALLS]
@@ -104,21 +105,16 @@ class Truth:
             tasks = [partial(self._ask, engine, name, rows) for rows in beside for name in _CALLS]
             with ThreadPoolExecutor(1 + at_once) as pool:
                 found += pool.map(lambda task: task(), tasks)
-        merged = {name: [part[name] for part in found if name in part] for name in (*LATENTS, *IMAGES)}
+        merged = {name: np.concatenate([part[name] for part in found if name in part]) for name in (*LATENTS, *IMAGES)}
         rows = np.concatenate([rows for rows, _ in calls])
         names = [name for rows, how in calls for name in self._names(rows, how)]
-        _require_finite(f"the {what}'s", np.concatenate(merged["mu"]), f"{self.what}'s is: the engine is broken")
+        whose, mend = f"stage {stage}: the {what}'s", f"{self.what}'s is: the engine is broken"
+        _require_finite(whose, merged["mu"], mend)
         return Stage(
             what=what,
             tolerances=tolerances,
-            latents={
-                name: LatentError.between(np.concatenate(merged[name]), self.answers[name][rows], names)
-                for name in LATENTS
-            },
-            images={
-                name: ImageError.between(np.concatenate(merged[name]), self.answers[name][rows], names)
-                for name in IMAGES
-            },
+            latents={name: LatentError.between(merged[name], self.answers[name][rows], names) for name in LATENTS},
+            images={name: ImageError.between(merged[name], self.answers[name][rows], names) for name in IMAGES},
         )
 
     def _ask(self, engine: Backend, call: str, rows: Rows) -> dict[str, Array]:
@@ -160,17 +156,15 @@ class Truth:
             metadata = json.loads((file.metadata() or {})[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             what, model_sha256 = str(metadata["what"]), str(metadata["model_sha256"])
-            edits = tuple(str(name) for name in metadata["edits"])
+            edits = tuple(map(str, metadata["edits"]))
             images, steps = tensors["images"], tensors["steps"]
             latents = {name: tensors[name] for name in ("random", "sample")}
             answers = {name: tensors[f"answer.{name}"] for name in (*LATENTS, *IMAGES) if name != "edit_mu"}
         count = len(edits)
-        floats = {"steps": steps, **latents, "mu": answers["mu"], "log_var": answers["log_var"]}
-        pixels = {"images": images, **{name: answers[name] for name in IMAGES}}
-        for name, values, shape, dtype in (
-            *((name, values, (count, latent_dim), np.float32) for name, values in floats.items()),
-            *((name, values, (count, image_size, image_size, 3), np.uint8) for name, values in pixels.items()),
-        ):
+        for name, values in {"steps": steps, **latents, "images": images, **answers}.items():
+            pixels = name == "images" or name in IMAGES
+            shape = (count, image_size, image_size, 3) if pixels else (count, latent_dim)
+            dtype = np.uint8 if pixels else np.float32
             if values.shape != shape or values.dtype != dtype or count < 2:
                 raise BundleError(
                     f"{path} doesn't fit the graphs: its {name} is {values.dtype} {list(values.shape)}, for {count} "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -81,11 +82,8 @@ class Assembly:
         (self.folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         bundle = Bundle.load(self.folder)
         if runs:
-            backend = open_backend(bundle, self.flags.cores, winner.device)
-            try:
+            with closing(open_backend(bundle, self.flags.cores, winner.device)) as backend:
                 warm_up(backend, manifest)
-            finally:
-                backend.close()
         return bundle
 
     def _plan_builder(self) -> PlanBuilder:
