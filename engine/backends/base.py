@@ -3,7 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,7 +129,7 @@ def bucket_sizes(largest: int) -> list[int]:
     return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
-def in_parts(run: Callable[..., list[Array]], largest: int, *batches: Array) -> list[Array]:
+def in_parts(run: Callable[..., Sequence[Array]], largest: int, *batches: Array) -> Sequence[Array]:
     """Computes batches [N, ...], one for each input, by a function of at most `largest` rows; in parts beyond."""
     starts = range(0, max(len(batches[0]), 1), largest)
     parts = [run(*(batch[start : start + largest] for batch in batches)) for start in starts]

@@ -100,7 +100,7 @@ class _Bound:
         self._sizes = bucket_sizes(options.max_batch_size)
         self._buckets: dict[int, tuple[Array, Any, Any]] = {}
 
-    def __call__(self, batch: Array) -> list[Array]:
+    def __call__(self, batch: Array) -> Sequence[Array]:
         """Computes a batch [N, ...]; the results are the caller's."""
         return in_parts(self._run, self._sizes[-1], batch)
 

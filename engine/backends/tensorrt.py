@@ -242,7 +242,7 @@ class _Graph:
         self._outputs = [buffer for buffer in buffers if buffer.name not in inputs]
         self._buckets = [self._prepare(count, contexts[count]) for count in sizes]
 
-    def run(self, *batches: Array) -> list[Array]:
+    def run(self, *batches: Array) -> Sequence[Array]:
         """Computes a batch, [N, ...] for each input; the results are the caller's.
 
         Raises:

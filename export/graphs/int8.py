@@ -21,6 +21,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from engine.backends import Backend, Bytes, Floats
+from engine.backends.base import in_parts
 from engine.errors import BackendError
 from engine.latents import Directions, Prior
 from export.graphs.fp16 import WEIGHTED
@@ -52,7 +53,7 @@ class Calibration:
             images: uint8 [N, S, S, 3], none of those that parity is measured on.
             directions: Directions of the edits.
         """
-        mu = np.concatenate([model.encode(images[at : at + _BATCH])[0] for at in range(0, len(images), _BATCH)])
+        mu, _ = in_parts(model.encode, _BATCH, images)
         latents = [mu, np.random.default_rng(2).standard_normal(mu.shape, dtype=np.float32)]
         moves = [directions.move([(name, sign * _REACH)]) for name in directions.names for sign in (1, -1)]
         latents += [mu[row :: len(moves)] + move.step for row, move in enumerate(moves) if row < len(mu)]

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.backends import Backend, Bytes, Floats
+from engine.backends.base import in_parts
 from engine.latents import Directions
 from engine.proof.figures import Judgement
 
@@ -110,7 +111,6 @@ class Trial:
 
     def _logits(self, backend: Backend, step: Floats, batch_size: int) -> npt.NDArray[np.float64]:
         """Mean logits of the images, moved by a step float32 [D]: [A]."""
-        parts = [self._images[at : at + batch_size] for at in range(0, len(self._images), batch_size)]
-        edited = np.concatenate([backend.edit(part, np.tile(step, (len(part), 1)))[0] for part in parts])
+        edited, _ = in_parts(backend.edit, batch_size, self._images, np.tile(step, (len(self._images), 1)))
         means: npt.NDArray[np.float64] = self._judge.logits(edited).astype(np.float64).mean(axis=0)
         return means
