@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from engine.latents import Directions
+from export.graphs.onnx_model import labels_of, write_model
 
 _FROM_ENCODER, _FROM_MOVE, _FROM_DECODER = "encode/", "move/", "decode/"
 
@@ -106,18 +107,11 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
         value.name = new if value.name == old else value.name
 
 
-def _labels(graph: onnx.ModelProto) -> dict[str, str]:
-    return {each.key: each.value for each in graph.metadata_props}
-
-
 def _finish(graph: onnx.ModelProto, parts: Sequence[onnx.ModelProto], labels: Mapping[str, str], target: Path) -> None:
     """Labels a graph as its parts are, and with more, checks it and writes it."""
     first = parts[0]
     graph.producer_name, graph.producer_version = first.producer_name, first.producer_version
-    graph.ClearField("metadata_props")
-    helper.set_model_props(graph, {**_labels(first), **labels})
     versions = {each.domain: each.version for part in parts for each in part.opset_import}
     graph.ClearField("opset_import")
     graph.opset_import.extend(helper.make_opsetid(domain, versions[domain]) for domain in versions)
-    onnx.checker.check_model(graph, full_check=True)
-    target.write_bytes(graph.SerializeToString(deterministic=True))
+    write_model(graph, {**labels_of(first), **labels}, target)

@@ -8,10 +8,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
@@ -22,6 +20,7 @@ from engine.bundle import DECODER, ENCODER, FORMAT_VERSION
 from engine.version import NAME, version_here
 from export.graphs.forms import decoder_graph, encoder_graph
 from export.graphs.names import PLAIN, DecoderForm, EncoderForm, file_name
+from export.graphs.onnx_model import drop_unused, write_model
 from trainer.model import VAE
 
 OPSET = 17
@@ -100,25 +99,17 @@ def _write(
     traced.graph.name = path.stem
     for part in (traced, traced.graph, *traced.graph.node):
         part.ClearField("doc_string")
-    onnx.helper.set_model_props(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256})
-    onnx.checker.check_model(traced, full_check=True)
-    path.write_bytes(traced.SerializeToString(deterministic=True))
+    write_model(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256}, path)
 
 
 def _fold_constants(graph: onnx.GraphProto) -> None:
     """Replaces nodes that depend on no input by their values: the tracer spells out how a padding is computed."""
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    computed: dict[str, npt.NDArray[Any]] = {}
-    nodes = list(graph.node)
-    for node in nodes:
+    for node in list(graph.node):
         if all(not name or name in known for name in node.input):
             inputs = {name: known[name] for name in node.input if name}
-            values = list(ReferenceEvaluator(node).run(None, inputs))
-            computed |= dict(zip(node.output, values, strict=True))
-            known |= computed
+            for name, value in zip(node.output, ReferenceEvaluator(node).run(None, inputs), strict=True):
+                known[name] = np.asarray(value)
+                graph.initializer.append(numpy_helper.from_array(known[name], name))
             graph.node.remove(node)
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    kept += [numpy_helper.from_array(np.asarray(computed[name]), name) for name in computed if name in used]
-    graph.ClearField("initializer")
-    graph.initializer.extend(kept)
+    drop_unused(graph)
