@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -144,11 +145,7 @@ def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 made, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
-    stopped = command.interruptible()
-
-    def work(config: RetargetConfig) -> None:
-        retarget(config, stopped=stopped)
-
+    work = partial(retarget, stopped=command.interruptible())
     prog = "python -m export.retarget"
     return command.run(RetargetConfig, work, arguments, prog=prog, doc=__doc__, outcome="no bundle was written")
 

@@ -48,9 +48,17 @@ class VerifyConfig:
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: must be at least 1")
+        if self.json is not None:
+            self._check_json(self.json)
+
+    def _check_json(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
+        if path.is_dir():
+            raise InputError(f"--json {path}: is a folder; name a file, for example {path / 'figures.json'}")
         for folder in (self.bundle, self.run):
-            if self.json is not None and folder is not None and self.json.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"--json {self.json}: lies in {folder}, which is only read; choose another place")
+            if folder is not None and path.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"--json {path}: lies in {folder}, which is only read; choose another place")
 
 
 def verify(config: VerifyConfig) -> Report:
@@ -64,19 +72,20 @@ def verify(config: VerifyConfig) -> Report:
     bundle, threads = Bundle.load(config.bundle), config.threads or cores()
     manifest = bundle.manifest
     open_backend(bundle, threads, config.device).close()  # what can't run here is refused before all is measured
-    trial: Trial | str = NO_RUN
-    proof = load_truth(bundle) if config.run is None or PROOF in manifest.files else None
-    truth = proof
-    if config.run is not None:
+    truth: Truth
+    trial: Trial | str
+    if config.run is None:
+        truth, trial, proof = load_truth(bundle), NO_RUN, None
+    else:
         truth, trial = run_truth(bundle, config.run)
-    assert truth is not None, "one of the two"
+        proof = load_truth(bundle) if PROOF in manifest.files else None
     print(f"edits judged: {describe(trial)}")
     built = tolerances_of(bundle)
     gate = Gate(
         bundle.path,
         truth,
         trial=trial,
-        proof=None if config.run is None else proof,
+        proof=proof,
         max_batch=manifest.max_batch_size,
         threads=threads,
         tolerances=lambda precision: built if precision == manifest.precision else TOLERANCES[precision],

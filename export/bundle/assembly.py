@@ -175,11 +175,7 @@ class Assembly:
         if runs:
             machine = machine_of(manifest, self.flags.cores, winner.device)
             return {"tolerances": tolerances, "status": PROVEN, "machine": machine}
-        reason = "no engine was run"
-        try:
-            tensorrt.require_device(winner.backend, winner.device)
-        except BackendError as error:
-            reason = str(error).partition(";")[0]
+        reason = self.support.missing[winner.option].partition(";")[0]
         return {"tolerances": tolerances, "status": UNPROVEN, "reason": reason}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -149,15 +149,10 @@ def _check_parent(place: Path, flag: str = "--out") -> None:
     if place.name in ("", ".."):
         raise InputError(f"{flag} {place}: is not the name of a new folder; choose another place")
     parent = _existing(place.parent)
-    if not parent.is_dir():
-        number = errno.ENOTDIR
-    elif os.statvfs(parent).f_flag & os.ST_RDONLY:
-        number = errno.EROFS
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        number = errno.EACCES
-    else:
-        return
-    raise _unwritable(place, parent, OSError(number, os.strerror(number)), flag)
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise _unwritable(place, parent, error, flag) from error
 
 
 def _unwritable(place: Path, parent: Path, error: OSError, flag: str) -> InputError:

@@ -63,17 +63,13 @@ class Candidate:
         if self.precision not in IN_GRAPH:
             return self.portable
         name = "int8-symmetric" if self.precision == "int8" and self.symmetric else self.precision
-        encoder, decoder = (f"{Path(graph).stem}.{name}.onnx" for graph in self.portable)
-        return encoder, decoder
+        return _renamed(self.portable, f".{name}.onnx")
 
     @property
     def files(self) -> Files:
         """What its runtime loads."""
         ending = BACKENDS[self.backend].plan
-        if ending is None:
-            return self.graphs
-        encoder, decoder = (str(Path(graph).with_suffix(ending)) for graph in self.graphs)
-        return encoder, decoder
+        return _renamed(self.graphs, ending) if ending else self.graphs
 
     @property
     def edit(self) -> str | None:
@@ -96,3 +92,8 @@ class Candidate:
     def __str__(self) -> str:
         shared = ", batches split over the threads" if self.split else ""
         return f"{self.option}, encoder {self.encoder}, decoder {self.decoder}{shared}"
+
+
+def _renamed(files: Files, ending: str) -> Files:
+    encoder, decoder = (str(Path(file).with_suffix(ending)) for file in files)
+    return encoder, decoder

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+from engine.backends.base import Names
 from engine.bundle import DECODER, ENCODER, FORMAT_VERSION
 from engine.version import NAME, version_here
 from export.graphs.forms import decoder_graph, encoder_graph
@@ -54,25 +55,20 @@ def write_encoder(model: VAE, form: EncoderForm, folder: Path, model_sha256: str
     size = model.config.image_size
     # An exporter may take a batch of one for a constant; two stays dynamic.
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    name = file_name(ENCODER, form)
-    graph = encoder_graph(model.encoder, form)
-    _write(graph, images, folder / name, model_sha256, inputs=["images"], outputs=["mu", "log_var"])
-    return name
+    path, names = folder / file_name(ENCODER, form), (["images"], ["mu", "log_var"])
+    return _write(encoder_graph(model.encoder, form), images, path, model_sha256, names)
 
 
 def write_decoder(model: VAE, form: DecoderForm, folder: Path, model_sha256: str) -> str:
     """Writes the decoder in one form; otherwise as `write_graphs`. Returns the file's name."""
     latents = torch.zeros(2, model.config.latent_dim)
-    name = file_name(DECODER, form)
-    graph = decoder_graph(model.decoder, form)
-    _write(graph, latents, folder / name, model_sha256, inputs=["latents"], outputs=["images"])
-    return name
+    path, names = folder / file_name(DECODER, form), (["latents"], ["images"])
+    return _write(decoder_graph(model.decoder, form), latents, path, model_sha256, names)
 
 
-def _write(
-    graph: nn.Module, sample: Tensor, path: Path, model_sha256: str, *, inputs: list[str], outputs: list[str]
-) -> None:
-    """Traces, simplifies, labels and checks a graph."""
+def _write(graph: nn.Module, sample: Tensor, path: Path, model_sha256: str, names: Names) -> str:
+    """Traces, simplifies, labels and checks a graph; returns the file's name."""
+    inputs, outputs = names
     with warnings.catch_warnings():
         # The TorchScript exporter is deprecated, but it alone writes opset 17 itself, with no more packages.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -100,6 +96,7 @@ def _write(
     for part in (traced, traced.graph, *traced.graph.node):
         part.ClearField("doc_string")
     write_model(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256}, path)
+    return path.name
 
 
 def _fold_constants(graph: onnx.GraphProto) -> None:
