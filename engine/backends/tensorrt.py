@@ -229,7 +229,8 @@ class _Graph:
         self._cuda.select()
         self._tensorrt = tensorrt
         self._path = path
-        self._runtime, self._engine = _deserialize(tensorrt, path)  # the engine needs the runtime as long as it lives
+        log = make_logger(tensorrt, logger.warning)
+        self._runtime, self._engine = deserialize(tensorrt, path, log)
         _check_tensors(self._engine, path, tensors, max_batch_size)
         self._stream = self._cuda.call("cudaStreamCreateWithFlags", 1)  # does not wait for the legacy default stream
         self._owned: list[tuple[str, Any]] = [("cudaStreamDestroy", self._stream)]
@@ -332,10 +333,15 @@ def _free(cuda: Cuda, stream: Any, owned: list[tuple[str, Any]]) -> None:
             logger.warning("%s", error)
 
 
-def _deserialize(tensorrt: Any, path: Path) -> tuple[Any, Any]:
+def deserialize(tensorrt: Any, path: Path, log: Any) -> tuple[Any, Any]:
+    """A plan's runtime, which must live as long as the engine, and its engine.
+
+    Raises:
+        BundleError: When there is no plan, or it is damaged or of another TensorRT.
+        BackendError: As `start`.
+    """
     if not path.is_file():
         raise BundleError(f"no TensorRT plan at {path}; {_REBUILD}")
-    log = make_logger(tensorrt, logger.warning)
     runtime = start(tensorrt, "Runtime", log)
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:

@@ -22,6 +22,7 @@ from engine.backends.tensorrt import (
     COMPATIBILITIES,
     DEFAULT_TARGETS,
     TARGETS,
+    deserialize,
     load_tensorrt,
     make_logger,
     require_device,
@@ -63,7 +64,7 @@ class PlanBuilder:
 
         Args:
             graph: An FP32 graph, its FP16 form, or one with quantisation (Q/DQ).
-            plan: File to write, at once and in full.
+            plan: File to write.
             backend: "tensorrt", for a GPU of this machine, or "tensorrt-rtx", which needs neither GPU nor driver.
             device: The GPU that "tensorrt" builds on and for.
 
@@ -104,10 +105,10 @@ class PlanBuilder:
         del parser  # until here the network's weights were in its memory
         seconds = time.perf_counter() - began
         content = bytes(memoryview(built))
+        plan.write_bytes(content)
         if backend == "tensorrt":
+            layers_of(plan).write_text(_inspect(trt, log, plan))
             _write(self.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
-            _write(layers_of(plan), _inspect(trt, log, content, plan))
-        _write(plan, content)
         self.say(f"built {plan.name}: {len(content) / 1e6:.1f} MB in {seconds:.0f} s")
         return {"graph": graph.name, **settings, "layers": int(network.num_layers), "seconds": round(seconds, 1)}
 
@@ -197,14 +198,11 @@ def _set_compatibility(trt: Any, config: Any, compatibility: str) -> None:
     config.hardware_compatibility_level = level
 
 
-def _inspect(trt: Any, log: Any, content: bytes, plan: Path) -> bytes:
+def _inspect(trt: Any, log: Any, plan: Path) -> str:
     """What the engine inspector says of a plan, JSON."""
-    runtime = start(trt, "Runtime", log)
-    engine = runtime.deserialize_cuda_engine(content)
-    if engine is None:
-        raise BackendError(f"TensorRT {trt.__version__} can't open {plan.name} that it built: {log.reason()}")
+    _runtime, engine = deserialize(trt, plan, log)
     inspector = engine.create_engine_inspector()
-    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).encode()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dict[str, int]:
@@ -220,23 +218,20 @@ def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dic
 
 def _make_monitor(trt: Any, say: Say, stop: Event) -> Any:
     """A progress monitor: a line for each step of the outermost phases; ends the build when it is to stop."""
+    outermost: dict[str, int] = {}  # their numbers of steps
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
-
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if not parent:
-                self._steps[phase] = steps
+                outermost[phase] = steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            if phase in self._steps:
-                say(f"{phase}: {step + 1} of {self._steps[phase]}")
+            if phase in outermost:
+                say(f"{phase}: {step + 1} of {outermost[phase]}")
             return not stop.is_set()
 
         def phase_finish(self, phase: str) -> None:
-            self._steps.pop(phase, None)
+            outermost.pop(phase, None)
 
     return Monitor()
 
