@@ -21,6 +21,7 @@ import numpy as np
 from engine.arrays import Array, Bytes, Floats
 from engine.backends.base import CUDA, Backend, Options, bucket_sizes, gpu_of, in_parts
 from engine.backends.cuda import Cuda
+from engine.backends.registry import BACKENDS
 from engine.errors import BackendError, BundleError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,6 @@ COMPATIBILITIES = {
 }
 """Which GPUs a plan of TensorRT may be for, beside those of the name of the one that built it; with its own names."""
 
-_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 _REBUILD = "build the bundle again on this machine: python -m export.build_engines --run RUN --out BUNDLE"
 _DTYPES = {"UINT8": np.uint8, "FLOAT": np.float32}
 _ENCODER = {"images": ("INPUT", "UINT8"), "mu": ("OUTPUT", "FLOAT"), "log_var": ("OUTPUT", "FLOAT")}
@@ -152,14 +152,14 @@ def load_tensorrt(backend: str = "tensorrt") -> Any:
         return importlib.import_module(MODULES[backend])
     except ImportError as error:
         raise BackendError(
-            f"the backend {backend} needs {_TITLES[backend]}, which can't be imported ({error}); "
+            f"the backend {backend} needs {BACKENDS[backend].title}, which can't be imported ({error}); "
             f"pip install 'dfc-vae[{backend}]'"
         ) from error
 
 
 def title(backend: str) -> str:
     """Name and version of a backend's runtime, for a person."""
-    return f"{_TITLES[backend]} {load_tensorrt(backend).__version__}"
+    return f"{BACKENDS[backend].title} {load_tensorrt(backend).__version__}"
 
 
 def make_logger(tensorrt: Any, say: Callable[[str], None]) -> Any:
