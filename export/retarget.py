@@ -121,8 +121,7 @@ def _require_readable(bundle: Bundle, graphs: Sequence[str]) -> None:
 
 def _calibration(bundle: Bundle, threads: int) -> Calibration:
     """What INT8 is calibrated on without the run: its portable graphs in FP32, asked about images of their own."""
-    encoder, decoder = (bundle.path / name for name in (ENCODER, DECODER))
-    model = open_graphs(encoder, decoder, Options(max_batch_size=bundle.manifest.max_batch_size, threads=threads))
+    model = open_graphs(bundle.path / ENCODER, bundle.path / DECODER, Options(threads=threads))
     if not bundle.priors:
         raise InputError(f"{bundle.path} has no {PRIOR}, which images for INT8 are drawn from; build the bundle again")
     return Calibration.drawn(model, next(iter(bundle.priors.values())), bundle.directions)
@@ -130,13 +129,9 @@ def _calibration(bundle: Bundle, threads: int) -> Calibration:
 
 def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[str]) -> list[Candidate]:
     """The candidates whose graphs follow from those that are there."""
-
-    def missing(candidate: Candidate) -> list[str]:
-        return [name for name in candidate.portable if name not in graphs]
-
-    if found := [candidate for candidate in candidates if not missing(candidate)]:
+    if found := [candidate for candidate in candidates if set(candidate.portable) <= set(graphs)]:
         return found
-    names = " and ".join(missing(candidates[0]))
+    names = " and ".join(name for name in candidates[0].portable if name not in graphs)
     raise InputError(
         f"{candidates[0]}: {bundle} has no {names}, and exact forms are traced from the run; "
         "make it from the run with: python -m export.build_engines --run RUN --out BUNDLE"
