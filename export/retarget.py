@@ -39,7 +39,6 @@ from export.engines.support import Support
 from export.errors import InputError
 from export.flags import EngineFlags
 from export.graphs.int8 import Calibration
-from export.proof.judge import NO_RUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +95,6 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
             manifest=manifest,
             support=support,
             truth=truth,
-            proof=truth,
-            trial=NO_RUN,
             kept=graphs,
             say=say,
             calibrate=lambda: _calibration(bundle, config.cores),

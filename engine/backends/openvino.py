@@ -45,11 +45,7 @@ class OpenVinoBackend(Backend):
 
         def graphs(floats: str) -> "list[_Graph]":
             settings = {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": options.threads}
-            shares, batches = options.threads if options.split else 1, 1 + self.overlaps
-            return [
-                _Graph(core, model, settings, options.max_batch_size, shares=shares, batches=batches)
-                for model in models
-            ]
+            return [_Graph(core, model, settings, options, batches=1 + self.overlaps) for model in models]
 
         try:
             made = _beside_int8(graphs) if options.precision == "int8" else graphs(options.precision)
@@ -108,19 +104,17 @@ def _capabilities() -> list[str]:
 
 
 class _Graph:
-    """One graph in its compilations, which computes `batches` at the same time, each in `shares` parts at once."""
+    """One graph in its compilations, which computes `batches` at the same time, with `split` each in parts at once."""
 
-    def __init__(
-        self, core: Any, model: Any, settings: dict[str, Any], max_batch_size: int, *, shares: int, batches: int
-    ) -> None:
-        self._shares = shares
+    def __init__(self, core: Any, model: Any, settings: dict[str, Any], options: Options, *, batches: int) -> None:
+        self._shares = shares = options.threads if options.split else 1
         self._free: SimpleQueue[int] = SimpleQueue()  # sets of requests, by the first of each
         for batch in range(batches):
             self._free.put(batch * shares)
         # Threads are not pinned to cores: the server's own threads need those too.
         common = {**settings, "ENABLE_CPU_PINNING": False, "PERFORMANCE_HINT": "LATENCY"}
         spread = {**common, "NUM_STREAMS": shares}
-        full = -(-max_batch_size // shares)
+        full = -(-options.max_batch_size // shares)
         requests = batches * shares
         self._single = _Compiled(core, model, 1, {**common, "NUM_STREAMS": 1}, requests)
         self._known = {size: _Compiled(core, model, size, spread, requests) for size in {full, -(-full // 2)}}

@@ -157,11 +157,6 @@ def load_tensorrt(backend: str = "tensorrt") -> Any:
         ) from error
 
 
-def title(backend: str) -> str:
-    """Name and version of a backend's runtime, for a person."""
-    return f"{BACKENDS[backend].title} {load_tensorrt(backend).__version__}"
-
-
 def make_logger(tensorrt: Any, say: Callable[[str], None]) -> Any:
     """The TensorRT logger: gives warnings and errors to `say`, each text once; `reason()` is why something failed.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.backends import BACKENDS, Options
+from engine.backends import BACKENDS
 from engine.bundle import DECODER, ENCODER, Engine
 from export.graphs.names import PLAIN, DecoderForm, EncoderForm, file_name
 
@@ -42,10 +42,6 @@ class Candidate:
     def option(self) -> Option:
         """How it computes, apart from the graphs' forms."""
         return Option(self.backend, self.device, self.precision)
-
-    def options(self, max_batch_size: int, threads: int) -> Options:
-        """How its files are opened."""
-        return Options(**self.option._asdict(), split=self.split, max_batch_size=max_batch_size, threads=threads)
 
     @property
     def symmetric(self) -> bool:

@@ -16,7 +16,8 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from engine.backends.base import CUDA, gpu_of
+from engine.backends import BACKENDS, CUDA
+from engine.backends.base import gpu_of
 from engine.backends.cuda import Cuda
 from engine.backends.tensorrt import (
     COMPATIBILITIES,
@@ -27,7 +28,6 @@ from engine.backends.tensorrt import (
     make_logger,
     require_device,
     start,
-    title,
 )
 from engine.errors import BackendError
 from export.engines import tensorrt_8
@@ -86,7 +86,8 @@ class PlanBuilder:
 
     def _build(self, graph: Path, plan: Path, backend: str, device: str, stop: Event) -> dict[str, Any]:
         where = self._select(backend, device)
-        trt, what = load_tensorrt(backend), title(backend)
+        trt = load_tensorrt(backend)
+        what = f"{BACKENDS[backend].title} {trt.__version__}"
         log = make_logger(trt, self.say)
         builder = start(trt, "Builder", log)
         network, typed = _network(trt, builder)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from engine.backends import Backend, Bytes
+from engine.backends import Backend, Bytes, Floats
 from engine.proof.truth import Truth
 from export.proof.judge import Trial, judge_of
 from export.run import Run
@@ -27,18 +25,18 @@ class EagerBackend(Backend):
     def __init__(self, model: VAE) -> None:
         self._model = model
 
-    def encode(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, S, S, 3], to `mu` and `log_var`, float32 [N, D] each."""
         with torch.inference_mode():
             scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
             mu, log_var = self._model.encoder(scaled)
             return mu.numpy(), log_var.numpy()
 
-    def decode(self, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    def decode(self, latents: Floats) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, S, S, 3], rounded half to even."""
         with torch.inference_mode():
             levels = torch.round(self._model.decoder(torch.from_numpy(latents)) * 255)
-            images: npt.NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+            images: Bytes = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
             return images
 
 
