@@ -164,16 +164,15 @@ def _open(path: Path, options: Options, names: Names) -> Callable[[Array], Seque
     if not path.is_file():
         raise BundleError(f"no ONNX graph at {path}")
     on_gpu = options.device != CPU
-    provider, of_provider = PROVIDERS[CUDA if on_gpu else CPU], {}
+    provider = PROVIDERS[CUDA if on_gpu else CPU]
+    of_provider = {**_CUDA_OPTIONS, "device_id": str(gpu_of(options.device))} if on_gpu else {}
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
     settings.log_severity_level = 3
     # Threads of the idle session would spin against those of the busy one: half the speed on few cores.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if on_gpu:
-        of_provider = {**_CUDA_OPTIONS, "device_id": str(gpu_of(options.device))}
-        for name, value in _CUDA_SESSION.items():
-            settings.add_session_config_entry(name, value)
+    entries = {"session.intra_op.allow_spinning": "0", **(_CUDA_SESSION if on_gpu else {})}
+    for name, value in entries.items():
+        settings.add_session_config_entry(name, value)
     try:
         # Without fallback: by itself it would try the CPU next.
         providers = [(provider, of_provider)]
