@@ -72,10 +72,10 @@ def verify(config: VerifyConfig) -> Report:
     bundle, threads = Bundle.load(config.bundle), config.threads or cores()
     manifest = bundle.manifest
     open_backend(bundle, threads, config.device).close()  # what can't run here is refused before all is measured
-    truth: Truth
-    trial: Trial | str
+    trial: Trial | str = NO_RUN
+    proof: Truth | None = None
     if config.run is None:
-        truth, trial, proof = load_truth(bundle), NO_RUN, None
+        truth = load_truth(bundle)
     else:
         truth, trial = run_truth(bundle, config.run)
         proof = load_truth(bundle) if PROOF in manifest.files else None

@@ -103,10 +103,11 @@ class LatentError:
 
     def beyond(self, tolerances: Tolerances) -> Iterator[str]:
         """What of it is beyond the tolerances, one clause each; NaN always is."""
-        largest, bias, bound = self.max_relative, self.bias_relative, tolerances.latents
+        largest, bound = self.max_relative, tolerances.latents
         if not largest <= bound:
             yield f"is off by {largest:.2e} of its spread of {self.spread:.3g} in {self.worst} (tolerance {bound:.2e})"
-        if not bias <= (bound := BIAS_SHARE * bound):
+        bias, bound = self.bias_relative, BIAS_SHARE * tolerances.latents
+        if not bias <= bound:
             yield f"is off by {bias:.2e} of its spread in the mean of a dimension (tolerance {bound:.2e})"
 
     def cells(self, tolerances: Tolerances) -> list[str]:
