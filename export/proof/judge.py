@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -38,24 +37,6 @@ class Judge:
     what: str  # which one, for reports
     attributes: Sequence[str]  # what it knows
     logits: Callable[[Bytes], Floats]  # of images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees one
-
-
-def judge_of(run: Path, fingerprint: str | None) -> Judge | str:
-    """The judge of a run that was trained on data with this fingerprint, or why there is none."""
-    # Imported here, so that bundles can be verified by themselves where there is no torch.
-    from trainer.evaluation.classifier import CLASSIFIER, Classifier  # noqa: PLC0415
-    from trainer.hardware.device import Placement  # noqa: PLC0415
-
-    path = run / CLASSIFIER
-    evaluate = "run `python -m trainer evaluate RUN --data DIR` first"
-    if not path.is_file():
-        return f"skipped: the run has no {CLASSIFIER}; {evaluate}"
-    classifier = Classifier.load(path, fingerprint or "", Placement.of("cpu", "fp32"))
-    if classifier is None:
-        return f"skipped: {CLASSIFIER} is damaged or of other data than the run's; {evaluate}"
-    accuracy = np.mean([classifier.accuracy[name] for name in classifier.attributes])
-    what = f"the run's classifier ({accuracy:.1%} right on its test images)"
-    return Judge(what, classifier.attributes, classifier.logits)
 
 
 def describe(trial: Trial | str) -> str:
