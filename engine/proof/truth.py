@@ -149,10 +149,12 @@ class Truth:
             latents = {name: tensors[name] for name in ("random", "sample")}
             answers = {name: tensors[f"answer.{name}"] for name in (*LATENTS, *IMAGES) if name != "edit_mu"}
         count = len(edits)
-        for name, values in {"steps": steps, **latents, "images": images, **answers}.items():
-            pixels = name == "images" or name in IMAGES
-            shape = (count, image_size, image_size, 3) if pixels else (count, latent_dim)
-            dtype = np.uint8 if pixels else np.float32
+        floats = {"steps": steps, **latents, "mu": answers["mu"], "log_var": answers["log_var"]}
+        pixels = {"images": images, **{name: answers[name] for name in IMAGES}}
+        for name, values, shape, dtype in (
+            *((name, values, (count, latent_dim), np.float32) for name, values in floats.items()),
+            *((name, values, (count, image_size, image_size, 3), np.uint8) for name, values in pixels.items()),
+        ):
             if values.shape != shape or values.dtype != dtype or count < 2:
                 raise BundleError(
                     f"{path} doesn't fit the graphs: its {name} is {values.dtype} {list(values.shape)}, for {count} "
