@@ -63,7 +63,8 @@ class Cuda:
         """An array in page-locked memory, zeroed; free it with `cudaFreeHost(array.ctypes.data)` after its last use."""
         size = prod(shape) * np.dtype(dtype).itemsize
         pointer = self.call("cudaHostAlloc", size, 0)
-        array = np.frombuffer((ctypes.c_uint8 * size).from_address(int(pointer)), dtype).reshape(shape)
+        memory = (ctypes.c_uint8 * size).from_address(int(pointer))
+        array = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
         array[...] = 0
         return array
 
