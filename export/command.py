@@ -28,19 +28,24 @@ def run(
     """Runs a command.
 
     Args:
-        config: Dataclass of the flags.
-        work: What is done with them.
+        config: Dataclass of the flags; a file `json` among them must have its folder, and be none.
+        work: What is done with them; False: something that it checked didn't hold.
         arguments: Of the command line; None: this process's own.
         prog: How the command is called, for `--help`, which says `doc` as well.
         doc: What it does.
         outcome: What follows from a failure that is no unusable input, such as "no bundle was written".
 
     Returns:
-        Exit code: 0 done, 1 beyond the tolerances, 2 unusable input, 130 interrupted.
+        Exit code: 0 done, 1 something didn't hold or is beyond the tolerances, 2 unusable input, 130 interrupted.
     """
     try:
-        work(read_flags(config, prog, doc, arguments))
-        return 0
+        flags = read_flags(config, prog, doc, arguments)
+        path = getattr(flags, "json", None)
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
+        if path is not None and path.is_dir():
+            raise InputError(f"--json {path}: is a folder; name a file, for example {path / 'figures.json'}")
+        return 1 if work(flags) is False else 0
     # Anything else is a fault of this program, and shows its traceback.
     except (ParityError, InputError, TrainerError, EngineError, OSError, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt)

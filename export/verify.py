@@ -48,17 +48,9 @@ class VerifyConfig:
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads {self.threads}: must be at least 1")
-        if self.json is not None:
-            self._check_json(self.json)
-
-    def _check_json(self, path: Path) -> None:
-        if not path.parent.is_dir():
-            raise InputError(f"--json {path}: there is no folder {path.parent}; make it first")
-        if path.is_dir():
-            raise InputError(f"--json {path}: is a folder; name a file, for example {path / 'figures.json'}")
         for folder in (self.bundle, self.run):
-            if folder is not None and path.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"--json {path}: lies in {folder}, which is only read; choose another place")
+            if self.json is not None and folder is not None and self.json.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"--json {self.json}: lies in {folder}, which is only read; choose another place")
 
 
 def verify(config: VerifyConfig) -> Report:
