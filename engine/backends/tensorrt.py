@@ -32,12 +32,6 @@ TARGETS = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "
 """Compute capabilities that TensorRT for RTX builds for, with its own names of them."""
 DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "12.0")
 """Those that it builds for when none is named; the last one stands for newer ones, too."""
-COMPATIBILITIES = {
-    "none": "NONE",
-    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
-    "ampere-plus": "AMPERE_PLUS",
-}
-"""Which GPUs a plan of TensorRT may be for, beside those of the name of the one that built it; with its own names."""
 
 _REBUILD = "build the bundle again on this machine: python -m export.build_engines --run RUN --out BUNDLE"
 _DTYPES = {"UINT8": np.uint8, "FLOAT": np.float32}

@@ -20,7 +20,6 @@ from engine.backends import BACKENDS, CUDA
 from engine.backends.base import gpu_of
 from engine.backends.cuda import Cuda
 from engine.backends.tensorrt import (
-    COMPATIBILITIES,
     DEFAULT_TARGETS,
     TARGETS,
     deserialize,
@@ -56,7 +55,9 @@ class PlanBuilder:
     timing_cache: Path
     say: Say  # takes warnings and errors of TensorRT, and the progress
     compute_capabilities: Sequence[str] = ()  # that TensorRT for RTX builds for, of `TARGETS`; none: `DEFAULT_TARGETS`
-    compatibility: str = "none"  # other GPUs that a plan of TensorRT is for, a key of `COMPATIBILITIES`
+    # Which GPUs a plan of TensorRT is for, beside those of the name of the one that builds it: its own word for that, in
+    # small letters and with dashes.
+    compatibility: str = "none"
     tactics: Sequence[str] = ()  # names of the only sources of kernels that TensorRT may use; none: all
 
     def build(self, graph: Path, plan: Path, *, backend: str = "tensorrt", device: str = CUDA) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> 
 
 
 def _set_compatibility(trt: Any, config: Any, compatibility: str) -> None:
-    level = trt.HardwareCompatibilityLevel.__members__.get(COMPATIBILITIES[compatibility])
+    level = trt.HardwareCompatibilityLevel.__members__.get(compatibility.upper().replace("-", "_"))
     if level is None:
         raise BackendError(f"TensorRT {trt.__version__} has no hardware compatibility {compatibility}; newer ones have")
     config.hardware_compatibility_level = level

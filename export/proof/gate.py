@@ -25,6 +25,7 @@ from export.proof.judge import Trial, describe
 
 Subject = tuple[Option, Engine]
 """What a stage runs: how it computes, and the files."""
+_PORTABLE: Subject = Option("onnxruntime", CPU, "fp32"), Engine()
 
 
 @dataclass
@@ -58,7 +59,8 @@ class Gate:
         """
         stages = {"portable": _PORTABLE}
         for name, (encoder, decoder) in engine.stages.items():
-            stages[name] = _on_cpu(option.precision if name == "reduced" else "fp32"), Engine(encoder, decoder)
+            precision = option.precision if name == "reduced" else "fp32"
+            stages[name] = Option("onnxruntime", CPU, precision), Engine(encoder, decoder)
         if runs:
             stages["engine"] = option, engine
         if self.proof is not None:
@@ -89,10 +91,3 @@ class Gate:
             self._measured[key] = stage
         self._measured[key].require(name, self.truth.what)
         return self._measured[key]
-
-
-def _on_cpu(precision: str) -> Option:
-    return Option("onnxruntime", CPU, precision)
-
-
-_PORTABLE: Subject = _on_cpu("fp32"), Engine()
