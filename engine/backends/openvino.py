@@ -8,7 +8,7 @@ are faster.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -42,20 +42,14 @@ class OpenVinoBackend(Backend):
         encoding = _read(core, encoder, (["images"], ["mu", "log_var"]))
         decoding = _read(core, decoder, (["latents"], ["images"]))
         models = (encoding, decoding, _join(encoding, decoding))
-
-        def graphs(floats: str) -> "list[_Graph]":
-            settings = {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": options.threads}
-            return [_Graph(core, model, settings, options, batches=1 + self.overlaps) for model in models]
-
         try:
-            made = _beside_int8(graphs) if options.precision == "int8" else graphs(options.precision)
+            self._encoder, self._decoder, self._editor = _compile(core, models, options, batches=1 + self.overlaps)
         except RuntimeError as error:
             raise BackendError(
                 f"OpenVINO can't compile {encoder.name} and {decoder.name} in {options.precision} on this machine "
                 f"({_last_line(error)}); take another --backend or --precision, for a bundle that is there already "
                 "with: python -m export.retarget"
             ) from error
-        self._encoder, self._decoder, self._editor = made
 
     overlaps = 1
     """The shares of two batches queue up behind each other, and no thread waits for the other."""
@@ -86,8 +80,18 @@ class OpenVinoBackend(Backend):
         return edited, mu
 
 
-def _beside_int8(graphs: "Callable[[str], list[_Graph]]") -> "list[_Graph]":
-    """Graphs in bf16 where the CPU has units for it and OpenVINO kernels: on AMX, 2026.4 has none for int8 `Gemm`s."""
+def _compile(core: Any, models: Sequence[Any], options: Options, *, batches: int) -> "list[_Graph]":
+    """Graphs in their precision; what int8 leaves in float, in bf16 where the CPU has units for it and OpenVINO kernels.
+
+    On AMX, 2026.4 has none for int8 `Gemm`s.
+    """
+
+    def graphs(floats: str) -> "list[_Graph]":
+        settings = {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": options.threads}
+        return [_Graph(core, model, settings, options, batches=batches) for model in models]
+
+    if options.precision != "int8":
+        return graphs(options.precision)
     if "BF16" in _capabilities():
         try:
             return graphs("bf16")

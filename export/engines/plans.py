@@ -55,7 +55,7 @@ class PlanBuilder:
     timing_cache: Path
     say: Say  # takes warnings and errors of TensorRT, and the progress
     compute_capabilities: Sequence[str] = ()  # that TensorRT for RTX builds for, of `TARGETS`; none: `DEFAULT_TARGETS`
-    # Which GPUs a plan of TensorRT is for, beside those of the name of the one that builds it: its own word for that, in
+    # Which GPUs a plan of TensorRT is for, beside those of the name of the one that builds it: TensorRT's own word, in
     # small letters and with dashes.
     compatibility: str = "none"
     tactics: Sequence[str] = ()  # names of the only sources of kernels that TensorRT may use; none: all
