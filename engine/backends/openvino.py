@@ -81,9 +81,9 @@ class OpenVinoBackend(Backend):
 
 
 def _compile(core: Any, models: Sequence[Any], options: Options, *, batches: int) -> "list[_Graph]":
-    """Graphs in their precision; what int8 leaves in float, in bf16 where the CPU has units for it and OpenVINO kernels.
+    """Graphs in their precision; what int8 leaves in float in bf16, where CPU and OpenVINO have it.
 
-    On AMX, 2026.4 has none for int8 `Gemm`s.
+    The CPU needs units for it, and OpenVINO kernels: on AMX, 2026.4 has none for int8 `Gemm`s.
     """
 
     def graphs(floats: str) -> "list[_Graph]":
