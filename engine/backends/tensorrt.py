@@ -61,8 +61,7 @@ class TensorRtBackend(Backend):
         tensorrt = load_tensorrt(options.backend)
         self._encoder = _Graph(tensorrt, encoder, _ENCODER, options)
         self._decoder = _Graph(tensorrt, decoder, _DECODER, options)
-        both = options.edit
-        self._editor = _Graph(tensorrt, both, _EDITOR, options) if both else None
+        self._editor = _Graph(tensorrt, options.edit, _EDITOR, options) if options.edit else None
 
     @classmethod
     def check(cls, options: Options) -> None:

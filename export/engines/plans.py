@@ -96,7 +96,7 @@ class PlanBuilder:
         config, settings = self._configure(trt, builder, network, typed=typed)
         if backend == "tensorrt":
             settings |= self._configure_for_this_gpu(trt, config, stop)
-        else:
+        elif self.compute_capabilities:
             _set_targets(trt, config, self.compute_capabilities)
 
         self.say(f"building {plan.name} with {what} {where} ({network.num_layers} layers)")
@@ -185,8 +185,6 @@ def _refusal(error: Any) -> str:
 
 
 def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> None:
-    if not compute_capabilities:
-        return
     config.num_compute_capabilities = len(compute_capabilities)
     for index, each in enumerate(compute_capabilities):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[each]), index):
