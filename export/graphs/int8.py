@@ -14,10 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from engine.arrays import Doubles
 from engine.backends import Backend, Bytes, Floats
 from engine.backends.base import in_parts
 from engine.errors import BackendError
@@ -185,9 +185,7 @@ def _centre(model: onnx.ModelProto, quantised: onnx.ModelProto, name: str, value
         tensors[bias].CopyFrom(numpy_helper.from_array(corrected.astype(np.float32), bias))
 
 
-def _means(
-    model: onnx.ModelProto, outputs: list[str], name: str, values: Bytes | Floats
-) -> dict[str, npt.NDArray[np.float64]]:
+def _means(model: onnx.ModelProto, outputs: list[str], name: str, values: Bytes | Floats) -> dict[str, Doubles]:
     """Mean of each channel of some tensors, float64 [C]."""
     session = session_for(model, outputs)
     results = in_parts(lambda part: session.run(None, {name: part}), _BATCH, values)
