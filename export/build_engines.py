@@ -16,23 +16,14 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from engine.backends import Bytes
-from engine.bundle import (
-    DECODER,
-    DIRECTIONS,
-    ENCODER,
-    FORMAT_VERSION,
-    PRIOR,
-    PROOF,
-    Engine,
-    Manifest,
-    Preprocessing,
-)
+from engine.bundle import DIRECTIONS, FORMAT_VERSION, PRIOR, PROOF, Engine, Manifest, Preprocessing
 from export import command
 from export.bundle.assembly import Assembly, outcome
 from export.bundle.output import check_apart, check_free, check_place, publish, require_space, staging
@@ -45,7 +36,7 @@ from export.engines.support import Support
 from export.errors import InputError
 from export.flags import EngineFlags
 from export.graphs.int8 import Calibration
-from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, PLAIN, DecoderForm, EncoderForm, file_name
+from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, PLAIN
 from export.graphs.trace import write_graphs
 from export.proof.judge import describe
 from export.proof.reference import Reference, answers
@@ -79,15 +70,6 @@ class BuildConfig(EngineFlags):
     dry_run: bool = False
     """Check everything, print the resolved configuration and the candidates, and stop."""
 
-    def candidates(self, support: Support) -> list[Candidate]:
-        """As `EngineFlags`; without those that Triton, where it is asked for, doesn't run."""
-        found = super().candidates(support)
-        if self.triton is None:
-            return found
-        if served := [candidate for candidate in found if candidate.backend != "tensorrt-rtx"]:
-            return served
-        raise InputError(f"{TRITON_FLAG}: Triton runs no plans of TensorRT for RTX; take --backend tensorrt")
-
 
 def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = lambda: False) -> Path:
     """Builds a bundle.
@@ -98,7 +80,7 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         stopped: Asked once more before the bundle gets its name; True gives up.
 
     Returns:
-        The bundle folder.
+        The bundle folder; with `dry_run` nothing is there.
 
     Raises:
         InputError: a flag, the run folder or the place for the bundle cannot be used.
@@ -108,9 +90,15 @@ def build(config: BuildConfig, say: Say = print, stopped: Callable[[], bool] = l
         KeyboardInterrupt: `stopped` said so. Nothing is written.
     """
     support, candidates, run = _check(config)
+    if config.dry_run:
+        say(json.dumps(_resolved(config, candidates, run), indent=2, default=str))
+        return config.out
     with staging(config.out) as folder:
         say(f"writing ONNX graphs of {config.run} ({run.config.model.image_size} pixels)")
-        write_graphs(run.model, folder, run.model_sha256, *_forms(config, candidates))
+        encoders = {PLAIN, *(candidate.encoder for candidate in candidates)}
+        decoders = {PLAIN, *(candidate.decoder for candidate in candidates)}
+        forms = (ENCODER_FORMS, DECODER_FORMS) if config.all_forms else (encoders, decoders)
+        write_graphs(run.model, folder, run.model_sha256, *forms)
         for name in (DIRECTIONS, PRIOR):
             shutil.copyfile(config.run / name, folder / name)
         kept = {path.name for path in folder.glob("*.onnx")} if config.all_forms else set()
@@ -150,32 +138,24 @@ def _check(config: BuildConfig) -> tuple[Support, list[Candidate], Run]:
         check_apart(config.out, config.triton, TRITON_FLAG)
     support = Support.find(config.device)
     candidates = config.candidates(support)
+    if config.triton is not None:
+        candidates = [candidate for candidate in candidates if candidate.backend != "tensorrt-rtx"]
+        if not candidates:
+            raise InputError(f"{TRITON_FLAG}: Triton runs no plans of TensorRT for RTX; take --backend tensorrt")
     run = Run.load(config.run)
     if _calibrates(candidates) and len(run.samples) < 4:
         raise InputError(
             f"{config.run} holds {len(run.samples)} images: int8 needs 4 to calibrate and measure; "
             "name another --precision"
         )
-    names = {name for each in candidates for name in (*each.portable, *each.graphs, *each.files)}
-    encoders, decoders = _forms(config, candidates)
-    names |= {*(file_name(ENCODER, form) for form in encoders), *(file_name(DECODER, form) for form in decoders)}
     # A graph holds about half of the weights; the proof's images are small beside them.
+    names = {name for each in candidates for name in (*each.portable, *each.graphs, *each.files)}
     require_space(config.out.parent, len(names) * (config.run / MODEL).stat().st_size // 2)
     return support, candidates, run
 
 
 def _calibrates(candidates: Sequence[Candidate]) -> bool:
     return any(candidate.precision == "int8" for candidate in candidates)
-
-
-def _forms(config: BuildConfig, candidates: Sequence[Candidate]) -> tuple[list[EncoderForm], list[DecoderForm]]:
-    """The forms of both graphs that are written: the portable ones, those of candidates, or all that there are."""
-    encoders = {PLAIN, *(candidate.encoder for candidate in candidates)}
-    decoders = {PLAIN, *(candidate.decoder for candidate in candidates)}
-    return (
-        [form for form in ENCODER_FORMS if config.all_forms or form in encoders],
-        [form for form in DECODER_FORMS if config.all_forms or form in decoders],
-    )
 
 
 def _proof_images(config: BuildConfig, run: Run, reference: Reference) -> Bytes:
@@ -216,9 +196,8 @@ def _manifest(config: BuildConfig, run: Run) -> Manifest:
     )
 
 
-def _dry_run(config: BuildConfig) -> dict[str, Any]:
-    """Checks what `build` checks first; returns the resolved configuration and what it would build from."""
-    _, candidates, run = _check(config)
+def _resolved(config: BuildConfig, candidates: Sequence[Candidate], run: Run) -> dict[str, Any]:
+    """The resolved configuration, and what would be built from it, as JSON types."""
     return {
         "config": {**dataclasses.asdict(config), "threads": config.cores},
         "candidates": [str(candidate) for candidate in candidates],
@@ -230,14 +209,7 @@ def _dry_run(config: BuildConfig) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 built, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
-    stopped = command.interruptible()
-
-    def work(config: BuildConfig) -> None:
-        if config.dry_run:
-            print(json.dumps(_dry_run(config), indent=2, default=str))
-        else:
-            build(config, stopped=stopped)
-
+    work = partial(build, stopped=command.interruptible())
     prog = "python -m export.build_engines"
     return command.run(BuildConfig, work, arguments, prog=prog, doc=__doc__, outcome="no bundle was written")
 

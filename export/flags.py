@@ -6,18 +6,20 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from engine.backends import BACKENDS, DEVICE_RULE, cores, is_device, kind_of
+from engine.backends import BACKENDS, CPU, DEVICE_RULE, cores, is_device
 from engine.backends.tensorrt import TARGETS
 from engine.bundle import LARGEST_BATCH
 from engine.proof.figures import TOLERANCES, Tolerances
 from export.engines.candidate import Candidate, Option
 from export.engines.support import AUTO, Support
 from export.errors import InputError
-from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS, PLAIN, DecoderForm, EncoderForm
+from export.graphs.names import DECODER_FORMS, ENCODER_FORMS, INT8_ENCODERS, DecoderForm, EncoderForm
+
+Form = TypeVar("Form", EncoderForm, DecoderForm)
 
 if TYPE_CHECKING:
     BackendName = str
@@ -138,8 +140,10 @@ class EngineFlags:
             Candidate(*option, encoder, decoder, split)
             for option in support.choose(self.backend, self.device, self.precision, budget=self.min_psnr is not None)
             for split in self._splits(option)
-            for encoder in self._encoders(option.precision, option in support.here)
-            for decoder in self._decoders(option in support.here)
+            for encoder in _forms(
+                self.encoder, INT8_ENCODERS if option.precision == "int8" else ENCODER_FORMS, option in support.here
+            )
+            for decoder in _forms(self.decoder, DECODER_FORMS, option in support.here)
         ]
         if not found:
             if self.encoder != "auto" and self.precision == "int8":
@@ -147,20 +151,16 @@ class EngineFlags:
             raise InputError(f"--split yes: batches are split over the threads of a CPU, and not by {self.backend}")
         return found
 
-    def _encoders(self, precision: str, runs: bool) -> tuple[EncoderForm, ...]:
-        if self.encoder == "auto" and not runs:
-            return (PLAIN,)  # no contest without a GPU
-        forms = INT8_ENCODERS if precision == "int8" else ENCODER_FORMS
-        return tuple(form for form in forms if self.encoder in ("auto", form))
-
-    def _decoders(self, runs: bool) -> tuple[DecoderForm, ...]:
-        if self.decoder != "auto":
-            return (self.decoder,)
-        return DECODER_FORMS if runs else (PLAIN,)
-
     def _splits(self, option: Option) -> tuple[bool, ...]:
-        if kind_of(option.device) not in BACKENDS[option.backend].splits:
+        if option.device != CPU:
             return () if self.split == "yes" else (False,)
         if self.split == "auto":
             return (False, True) if self.cores != 1 and self.max_batch != 1 else (False,)
         return (self.split == "yes",)
+
+
+def _forms(named: str, forms: tuple[Form, ...], runs: bool) -> tuple[Form, ...]:
+    """The form that is named, or all; without a GPU there is no contest, and the plain one, the first, will do."""
+    if named != AUTO:
+        return tuple(form for form in forms if form == named)
+    return forms if runs else forms[:1]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from trainer.extras import require
+
+if __name__ == "__main__":
+    require("train")  # before what needs it is imported
+
 import json
 import os
 import re
@@ -19,9 +24,9 @@ from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle, Ma
 from export import command
 from export.bundle.output import check_free, publish, staging
 from export.errors import InputError
-from trainer.extras import require
+from trainer.artifacts.model_card import Card, Measured, data_name
+from trainer.run_folder import CARD, CONFIG, MODEL, load_config
 
-CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 GRAPHS = "onnx"
 FLAG = "OUT"
 # What the Hub takes as the name of a repository.
@@ -63,12 +68,11 @@ def write(config: HubConfig) -> None:
         raise InputError(
             f"--license {config.license}: must be one of the Hub's names, such as apache-2.0 or cc-by-nc-4.0"
         )
-    if config.run is not None and not _is_run_of(config.run, bundle.manifest):
-        raise InputError(f"--run {config.run}: {bundle.path} was built from another model; name its own run")
+    resolved: dict[str, Any] = {}
     if config.run is not None:
-        from trainer.run_folder import load_config  # noqa: PLC0415 - needs the extra
-
-        load_config(config.run)  # refuses one that can't be read
+        if not _is_run_of(config.run, bundle.manifest):
+            raise InputError(f"--run {config.run}: {bundle.path} was built from another model; name its own run")
+        _, resolved = load_config(config.run)
     with staging(out, FLAG) as folder:
         (folder / GRAPHS).mkdir()
         for name in (ENCODER, DECODER):
@@ -79,9 +83,9 @@ def write(config: HubConfig) -> None:
         settings = _settings(bundle.manifest)
         if config.run is not None:
             shutil.copyfile(config.run / MODEL, folder / MODEL)
-            settings |= _run_settings(config.run)
+            settings |= _run_settings(config.run, resolved)
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(_card(config, bundle.manifest), encoding="utf-8")
+        (folder / CARD).write_text(_card(config, bundle.manifest, resolved), encoding="utf-8")
         publish(folder, out, force=False, flag=FLAG)
 
 
@@ -103,25 +107,17 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _run_settings(run: Path) -> dict[str, Any]:
+def _run_settings(run: Path, resolved: dict[str, Any]) -> dict[str, Any]:
     """The run's own config.json, which `VAE.from_pretrained` reads, without the places of this machine."""
-    from trainer.artifacts.model_card import data_name  # noqa: PLC0415 - needs the extra
-
     values: dict[str, Any] = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-    resolved = values["resolved"]
-    config = {name: Path(value).name if _is_path(value) else value for name, value in values["config"].items()}
-    return {**values, "config": config, "resolved": {**resolved, "data": data_name(resolved)}}
+    for name, value in values["config"].items():
+        if isinstance(value, str) and os.sep in value:
+            values["config"][name] = Path(value).name
+    return {**values, "resolved": {**resolved, "data": data_name(resolved)}}
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and os.sep in value
-
-
-def _card(config: HubConfig, manifest: Manifest) -> str:
-    from trainer.artifacts.model_card import Card, Measured, data_name  # noqa: PLC0415 - needs the extra
-
+def _card(config: HubConfig, manifest: Manifest, resolved: dict[str, Any]) -> str:
     run, images = config.run, manifest.run.get("data", {}).get("images", {}).get("train", 0)
-    resolved = json.loads((run / CONFIG).read_text(encoding="utf-8"))["resolved"] if run else {}
     measured = Measured.of(run) if run else Measured("", [])
     return Card(
         name=config.out.name,
@@ -152,7 +148,6 @@ def _parity(manifest: Manifest) -> str:
 
 def work(config: HubConfig) -> None:
     """The command's work."""
-    require("train")
     write(config)
     upload = shlex.join(["hf", "upload", f"USER/{config.out.name}", str(config.out)])
     print(f"wrote {config.out}; look through its {CARD}, then: {upload}")

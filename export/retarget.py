@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,6 @@ from export.engines.support import Support
 from export.errors import InputError
 from export.flags import EngineFlags
 from export.graphs.int8 import Calibration
-from export.proof.judge import NO_RUN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,6 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
             manifest=manifest,
             support=support,
             truth=truth,
-            proof=truth,
-            trial=NO_RUN,
             kept=graphs,
             say=say,
             calibrate=lambda: _calibration(bundle, config.cores),
@@ -120,8 +118,7 @@ def _require_readable(bundle: Bundle, graphs: Sequence[str]) -> None:
 
 def _calibration(bundle: Bundle, threads: int) -> Calibration:
     """What INT8 is calibrated on without the run: its portable graphs in FP32, asked about images of their own."""
-    encoder, decoder = (bundle.path / name for name in (ENCODER, DECODER))
-    model = open_graphs(encoder, decoder, Options(max_batch_size=bundle.manifest.max_batch_size, threads=threads))
+    model = open_graphs(bundle.path / ENCODER, bundle.path / DECODER, Options(threads=threads))
     if not bundle.priors:
         raise InputError(f"{bundle.path} has no {PRIOR}, which images for INT8 are drawn from; build the bundle again")
     return Calibration.drawn(model, next(iter(bundle.priors.values())), bundle.directions)
@@ -129,13 +126,9 @@ def _calibration(bundle: Bundle, threads: int) -> Calibration:
 
 def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[str]) -> list[Candidate]:
     """The candidates whose graphs follow from those that are there."""
-
-    def missing(candidate: Candidate) -> list[str]:
-        return [name for name in candidate.portable if name not in graphs]
-
-    if found := [candidate for candidate in candidates if not missing(candidate)]:
+    if found := [candidate for candidate in candidates if set(candidate.portable) <= set(graphs)]:
         return found
-    names = " and ".join(missing(candidates[0]))
+    names = " and ".join(name for name in candidates[0].portable if name not in graphs)
     raise InputError(
         f"{candidates[0]}: {bundle} has no {names}, and exact forms are traced from the run; "
         "make it from the run with: python -m export.build_engines --run RUN --out BUNDLE"
@@ -144,11 +137,7 @@ def _possible(bundle: Path, candidates: Sequence[Candidate], graphs: Sequence[st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit codes: 0 made, 1 beyond the tolerances, 2 unusable input, 130 interrupted."""
-    stopped = command.interruptible()
-
-    def work(config: RetargetConfig) -> None:
-        retarget(config, stopped=stopped)
-
+    work = partial(retarget, stopped=command.interruptible())
     prog = "python -m export.retarget"
     return command.run(RetargetConfig, work, arguments, prog=prog, doc=__doc__, outcome="no bundle was written")
 

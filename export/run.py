@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from engine.arrays import Bytes
 from engine.bundle import DIRECTIONS, PRIOR, sha256_of
 from engine.errors import BundleError, DirectionsError
 from engine.latents import Directions, Prior, load_priors
@@ -36,9 +36,9 @@ class Run:
     model_sha256: str  # of its file of weights, hex
     directions: Directions
     prior: Prior  # what random faces are drawn from
-    samples: npt.NDArray[np.uint8]  # held-out real images, [N, S, S, 3] RGB, N at least 2
+    samples: Bytes  # held-out real images, [N, S, S, 3] RGB, N at least 2
 
-    def split_samples(self, *, calibrates: bool) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    def split_samples(self, *, calibrates: bool) -> tuple[Bytes, Bytes]:
         """The samples that parity is measured on, and those that INT8 is calibrated on.
 
         A run holds no images of the train split. So where INT8 takes part they are halved, in turns; without it
@@ -113,7 +113,7 @@ def _load_prior(path: Path, latent_dim: int, model_sha256: str) -> Prior:
     return prior
 
 
-def _load_samples(path: Path, image_size: int) -> npt.NDArray[np.uint8]:
+def _load_samples(path: Path, image_size: int) -> Bytes:
     if not path.is_file():
         raise InputError(f"{path.parent} has no {path.name}, the images that parity is measured on; {_RESUME}")
     try:

@@ -65,18 +65,19 @@ def verify(config: VerifyConfig) -> Report:
     manifest = bundle.manifest
     open_backend(bundle, threads, config.device).close()  # what can't run here is refused before all is measured
     trial: Trial | str = NO_RUN
-    proof = load_truth(bundle) if config.run is None or PROOF in manifest.files else None
-    truth = proof
-    if config.run is not None:
+    proof: Truth | None = None
+    if config.run is None:
+        truth = load_truth(bundle)
+    else:
         truth, trial = run_truth(bundle, config.run)
-    assert truth is not None, "one of the two"
+        proof = load_truth(bundle) if PROOF in manifest.files else None
     print(f"edits judged: {describe(trial)}")
     built = tolerances_of(bundle)
     gate = Gate(
         bundle.path,
         truth,
         trial=trial,
-        proof=None if config.run is None else proof,
+        proof=proof,
         max_batch=manifest.max_batch_size,
         threads=threads,
         tolerances=lambda precision: built if precision == manifest.precision else TOLERANCES[precision],

@@ -2,11 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import numpy as np
 
@@ -31,24 +32,17 @@ __all__ = [
     "open_backend",
     "open_engine",
     "open_graphs",
-    "switch_off_usage_reports",
     "warm_up",
     "warmup_calls",
 ]
 
 
-def switch_off_usage_reports() -> None:
-    """Switches off what runtimes tell of their use, in this process and its children, before they are imported.
-
-    As published, ONNX Runtime (from 1.29 on) tells Microsoft of every session, and OpenVINO and NNCF tell Google
-    Analytics of every import, OpenVINO from a fork of the process.
-    """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    # OpenVINO and NNCF do without this package where it can't be imported; its own opt-out writes into the home folder.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-
-switch_off_usage_reports()
+# Before runtimes are imported, in this process or its children, what they tell of their use is switched off. As
+# published, ONNX Runtime (from 1.29 on) tells Microsoft of every session, and OpenVINO and NNCF tell Google Analytics
+# of every import, OpenVINO from a fork of the process.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# OpenVINO and NNCF do without this package where it can't be imported; its own opt-out writes into the home folder.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def open_backend(bundle: Bundle, threads: int | None = None, device: str | None = None) -> Backend:
@@ -104,8 +98,8 @@ def _retarget(bundle: Bundle, flags: str) -> str:
     return f"python -m export.retarget {quote(str(bundle.path))} {flags} --out BUNDLE2"
 
 
-def _device(values: object) -> str:
-    if not isinstance(values, dict) or not values:
+def _device(values: Mapping[str, Any]) -> str:
+    if not values:
         return "something that the manifest does not name"
     listed = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
     return ", ".join(f"{name} {' and '.join(map(str, found))}" for name, found in listed.items())

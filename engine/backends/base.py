@@ -3,16 +3,20 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from engine.arrays import Array, Bytes, Floats
+from engine.errors import BundleError
 
 CPU, CUDA = "cpu", "cuda"
 """Kinds of devices."""
+
+Names = tuple[list[str], list[str]]
+"""Names of a graph's inputs, and of its outputs."""
 
 _DEVICE = re.compile(rf"{CPU}|{CUDA}(:\d{{1,3}})?")
 # The container's (cgroup v2): microseconds of processor time, in a period of so many.
@@ -106,6 +110,19 @@ class Backend(ABC):
         """Frees what it holds outside of Python. No batch may be in it, and none may come."""
 
 
+def require_names(path: Path, found: Names, needed: Names) -> None:
+    """Lets an ONNX graph pass that has the inputs and outputs that it must have, by name and in order.
+
+    Raises:
+        BundleError: it has others.
+    """
+    if found != needed:
+        raise BundleError(
+            f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {needed[0]} "
+            f"and outputs {needed[1]}"
+        )
+
+
 def bucket_sizes(largest: int) -> list[int]:
     """1, 2, 4 ... and `largest`: the few sizes that batches are computed in, where each size has a cost of its own.
 
@@ -114,7 +131,7 @@ def bucket_sizes(largest: int) -> list[int]:
     return [*(2**power for power in range((largest - 1).bit_length())), largest]
 
 
-def in_parts(run: Callable[..., list[Array]], largest: int, *batches: Array) -> list[Array]:
+def in_parts(run: Callable[..., Sequence[Array]], largest: int, *batches: Array) -> Sequence[Array]:
     """Computes batches [N, ...], one for each input, by a function of at most `largest` rows; in parts beyond."""
     starts = range(0, max(len(batches[0]), 1), largest)
     parts = [run(*(batch[start : start + largest] for batch in batches)) for start in starts]

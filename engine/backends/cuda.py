@@ -21,11 +21,16 @@ class Cuda:
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
-        self._api = _import()
-        error, *found = self._api.cudaGetDeviceCount()
-        if int(error) or not found[0]:
+        try:
+            self._api: Any = importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
             raise BackendError(
-                f"CUDA finds no GPU that it can use ({self._describe(error) if int(error) else 'none is visible'}); "
+                f"plans need cuda-bindings, which can't be imported ({error}); pip install cuda-bindings"
+            ) from error
+        failed, *found = self._api.cudaGetDeviceCount()
+        if int(failed) or not found[0]:
+            raise BackendError(
+                f"CUDA finds no GPU that it can use ({self._describe(failed) if int(failed) else 'none is visible'}); "
                 "a GPU bundle needs an NVIDIA GPU with its driver: see what nvidia-smi says, or build a bundle for "
                 "the CPU with --backend openvino"
             )
@@ -82,12 +87,3 @@ class Cuda:
     def _describe(self, error: Any) -> str:
         _, text = self._api.cudaGetErrorString(error)
         return f"{text.decode() if isinstance(text, bytes) else text}, code {int(error)}"
-
-
-def _import() -> Any:
-    try:
-        return importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise BackendError(
-            f"plans need cuda-bindings, which can't be imported ({error}); pip install cuda-bindings"
-        ) from error

@@ -6,11 +6,11 @@ cuDNN chooses its algorithms anew for every size that it meets, and the warm-up 
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from engine.arrays import Array, Bytes, Floats
-from engine.backends.base import CPU, CUDA, Backend, Options, bucket_sizes, gpu_of, in_parts, kind_of
+from engine.backends.base import CPU, CUDA, Backend, Names, Options, bucket_sizes, gpu_of, in_parts, require_names
 from engine.errors import BackendError, BundleError
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
@@ -49,75 +49,59 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
-        on_cpu = kind_of(options.device) == CPU
+        on_cpu = options.device == CPU
         self.overlaps = int(on_cpu)
-        self._whole = _Graphs(encoder, decoder, options)
-        self._most_shares = options.threads if options.split and on_cpu else 1
-        self.together = on_cpu and options.threads > 1 and self._most_shares == 1
-        if self._most_shares > 1:
-            self._alone = _Graphs(encoder, decoder, replace(options, threads=1))
-            self._pool = ThreadPoolExecutor(self._most_shares, "share")
+        self._encoder = _open(encoder, options, (["images"], ["mu", "log_var"]))
+        self._decoder = _open(decoder, options, (["latents"], ["images"]))
+        self._shares = options.threads if options.split and on_cpu else 1
+        self.together = on_cpu and self._shares < options.threads
+        if self._shares > 1:
+            self._alone = OnnxRuntimeBackend(encoder, decoder, replace(options, threads=1))
+            self._pool = ThreadPoolExecutor(self._shares, "share")
 
     @classmethod
     def check(cls, options: Options) -> None:
         """Lets a device pass that this ONNX Runtime and this machine have."""
-        if kind_of(options.device) == CUDA:
+        if options.device != CPU:
             _require_cuda(options.device)
 
     def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """As `Backend.encode`."""
-        mu, log_var = self._compute(_Graphs.encode, images, least=_LEAST_ENCODED)
+        shared = self._is_shared(images, least=_LEAST_ENCODED)
+        mu, log_var = self._in_shares(self._alone._encoder, images) if shared else self._encoder(images)
         return mu, log_var
 
     def decode(self, latents: Floats) -> Bytes:
         """As `Backend.decode`."""
-        (images,) = self._compute(_Graphs.decode, latents)
+        shared = self._is_shared(latents)
+        (images,) = self._in_shares(self._alone._decoder, latents) if shared else self._decoder(latents)
         return images
 
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
         """As `Backend.edit`: each thread takes its share of the batch from end to end."""
-        edited, mu = self._compute(_Graphs.edit, images, steps)
+        if not self._is_shared(images):
+            return super().edit(images, steps)
+        edited, mu = self._in_shares(self._alone.edit, images, steps)
         return edited, mu
 
-    def _compute(self, function: Callable[..., Sequence[Array]], *batches: Array, least: int = 1) -> Sequence[Array]:
-        """Computes a batch: in shares, if there would be `least` images for each thread."""
-        count = len(batches[0])
-        shares = min(self._most_shares, count)
-        if shares <= 1 or count < least * self._most_shares:
-            return function(self._whole, *batches)
-        split = (np.array_split(batch, shares) for batch in batches)
-        parts = self._pool.map(partial(function, self._alone), *split)
-        return [np.concatenate(results) for results in zip(*parts, strict=True)]
+    def _is_shared(self, batch: Array, least: int = 1) -> bool:
+        """Whether each thread computes a share of a batch: there must be `least` images for each of several."""
+        return self._shares > 1 and len(batch) >= least * self._shares
 
-
-class _Graphs:
-    """The two graphs, opened in one way."""
-
-    def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
-        self._encoder = _open(encoder, options, ["images"], ["mu", "log_var"])
-        self._decoder = _open(decoder, options, ["latents"], ["images"])
-
-    def encode(self, images: Array) -> Sequence[Array]:
-        return self._encoder(images)
-
-    def decode(self, latents: Array) -> Sequence[Array]:
-        return self._decoder(latents)
-
-    def edit(self, images: Array, steps: Array) -> Sequence[Array]:
-        mu, _ = self._encoder(images)
-        return [*self._decoder(mu + steps), mu]
+    def _in_shares(self, function: Callable[..., Sequence[Array]], *batches: Array) -> Sequence[Array]:
+        split = (np.array_split(batch, self._shares) for batch in batches)
+        return [np.concatenate(results) for results in zip(*self._pool.map(function, *split), strict=True)]
 
 
 class _Bound:
     """A session whose input and outputs lie in the memory of a device, at a fixed place for each bucket."""
 
-    def __init__(self, session: Any, memory: str, number: int, max_batch_size: int) -> None:
-        self._session, self._device = session, (memory, number)
-        (self._input,) = session.get_inputs()
-        self._sizes = bucket_sizes(max_batch_size)
+    def __init__(self, session: Any, options: Options) -> None:
+        self._session, self._device = session, (_GPU_MEMORY, gpu_of(options.device))
+        self._sizes = bucket_sizes(options.max_batch_size)
         self._buckets: dict[int, tuple[Array, Any, Any]] = {}
 
-    def __call__(self, batch: Array) -> list[Array]:
+    def __call__(self, batch: Array) -> Sequence[Array]:
         """Computes a batch [N, ...]; the results are the caller's."""
         return in_parts(self._run, self._sizes[-1], batch)
 
@@ -137,7 +121,7 @@ class _Bound:
         rows = np.zeros((size, *batch.shape[1:]), batch.dtype)
         value = onnxruntime.OrtValue.ortvalue_from_numpy(rows.copy(), *self._device)
         binding = self._session.io_binding()
-        binding.bind_ortvalue_input(self._input.name, value)
+        binding.bind_ortvalue_input(self._session.get_inputs()[0].name, value)
         for output in self._session.get_outputs():
             binding.bind_output(output.name, *self._device)
         return rows, value, binding
@@ -176,48 +160,34 @@ def _load_libraries() -> str:
     return ", ".join(missing)
 
 
-def _session_options(threads: int, entries: Mapping[str, str]) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads of the idle session would spin against those of the busy one: half the speed on few cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in entries.items():
-        options.add_session_config_entry(name, value)
-    options.log_severity_level = 3
-    return options
-
-
-def _open(
-    path: Path, options: Options, inputs: Sequence[str], outputs: Sequence[str]
-) -> Callable[[Array], Sequence[Array]]:
+def _open(path: Path, options: Options, names: Names) -> Callable[[Array], Sequence[Array]]:
     """A function from a batch of the input to those of the outputs."""
     if not path.is_file():
         raise BundleError(f"no ONNX graph at {path}")
-    kind, number = kind_of(options.device), gpu_of(options.device)
-    on_gpu = kind == CUDA
-    settings = {**_CUDA_OPTIONS, "device_id": str(number)} if on_gpu else {}
+    on_gpu = options.device != CPU
+    provider = PROVIDERS[CUDA if on_gpu else CPU]
+    of_provider = {**_CUDA_OPTIONS, "device_id": str(gpu_of(options.device))} if on_gpu else {}
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
+    settings.log_severity_level = 3
+    # Threads of the idle session would spin against those of the busy one: half the speed on few cores.
+    entries = {"session.intra_op.allow_spinning": "0", **(_CUDA_SESSION if on_gpu else {})}
+    for name, value in entries.items():
+        settings.add_session_config_entry(name, value)
     try:
-        session = onnxruntime.InferenceSession(
-            str(path),
-            _session_options(options.threads, _CUDA_SESSION if on_gpu else {}),
-            providers=[(PROVIDERS[kind], settings)],
-            enable_fallback=0,  # by itself it would try the CPU next
-        )
+        # Without fallback: by itself it would try the CPU next.
+        providers = [(provider, of_provider)]
+        session = onnxruntime.InferenceSession(str(path), settings, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types for a bad graph
         if "CPU EP" in str(error):
             raise BackendError(
-                f"ONNX Runtime would compute {path}, or a part of it, on the CPU instead of by {PROVIDERS[kind]} "
+                f"ONNX Runtime would compute {path}, or a part of it, on the CPU instead of by {provider} "
                 f"({error}); take --device cpu"
             ) from error
         raise BundleError(f"ONNX Runtime can't open {path}: {error}") from error
     found = ([value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()])
-    if found != (list(inputs), list(outputs)):
-        raise BundleError(
-            f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {list(inputs)} "
-            f"and outputs {list(outputs)}"
-        )
+    require_names(path, found, names)
     if on_gpu:
-        return _Bound(session, _GPU_MEMORY, number, options.max_batch_size)
-    (name,) = inputs
-    return lambda batch: session.run(list(outputs), {name: batch})
+        return _Bound(session, options)
+    (given,), results = names
+    return lambda batch: session.run(results, {given: batch})

@@ -8,7 +8,7 @@ are faster.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ import openvino
 import openvino.opset13 as opset
 
 from engine.arrays import Array, Bytes, Floats
-from engine.backends.base import Backend, Options
+from engine.backends.base import Backend, Names, Options, require_names
 from engine.errors import BackendError, BundleError
 
 logger = logging.getLogger(__name__)
@@ -39,27 +39,17 @@ class OpenVinoBackend(Backend):
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
         core = openvino.Core()
-        encoding = _read(core, encoder, ["images"], ["mu", "log_var"])
-        decoding = _read(core, decoder, ["latents"], ["images"])
+        encoding = _read(core, encoder, (["images"], ["mu", "log_var"]))
+        decoding = _read(core, decoder, (["latents"], ["images"]))
         models = (encoding, decoding, _join(encoding, decoding))
-
-        def graphs(floats: str) -> "list[_Graph]":
-            settings = {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": options.threads}
-            shares, batches = options.threads if options.split else 1, 1 + self.overlaps
-            return [
-                _Graph(core, model, settings, options.max_batch_size, shares=shares, batches=batches)
-                for model in models
-            ]
-
         try:
-            made = _beside_int8(graphs) if options.precision == "int8" else graphs(options.precision)
+            self._encoder, self._decoder, self._editor = _compile(core, models, options, batches=1 + self.overlaps)
         except RuntimeError as error:
             raise BackendError(
                 f"OpenVINO can't compile {encoder.name} and {decoder.name} in {options.precision} on this machine "
                 f"({_last_line(error)}); take another --backend or --precision, for a bundle that is there already "
                 "with: python -m export.retarget"
             ) from error
-        self._encoder, self._decoder, self._editor = made
         self.together = options.threads > 1 and not options.split
 
     overlaps = 1
@@ -91,8 +81,18 @@ class OpenVinoBackend(Backend):
         return edited, mu
 
 
-def _beside_int8(graphs: "Callable[[str], list[_Graph]]") -> "list[_Graph]":
-    """Graphs in bf16 where the CPU has units for it and OpenVINO kernels: on AMX, 2026.4 has none for int8 `Gemm`s."""
+def _compile(core: Any, models: Sequence[Any], options: Options, *, batches: int) -> "list[_Graph]":
+    """Graphs in their precision; what int8 leaves in float in bf16, where CPU and OpenVINO have it.
+
+    The CPU needs units for it, and OpenVINO kernels: on AMX, 2026.4 has none for int8 `Gemm`s.
+    """
+
+    def graphs(floats: str) -> "list[_Graph]":
+        settings = {"INFERENCE_PRECISION_HINT": _FLOATS[floats], "INFERENCE_NUM_THREADS": options.threads}
+        return [_Graph(core, model, settings, options, batches=batches) for model in models]
+
+    if options.precision != "int8":
+        return graphs(options.precision)
     if "BF16" in _capabilities():
         try:
             return graphs("bf16")
@@ -109,19 +109,17 @@ def _capabilities() -> list[str]:
 
 
 class _Graph:
-    """One graph in its compilations, which computes `batches` at the same time, each in `shares` parts at once."""
+    """One graph in its compilations, which computes `batches` at the same time, with `split` each in parts at once."""
 
-    def __init__(
-        self, core: Any, model: Any, settings: dict[str, Any], max_batch_size: int, *, shares: int, batches: int
-    ) -> None:
-        self._shares = shares
+    def __init__(self, core: Any, model: Any, settings: dict[str, Any], options: Options, *, batches: int) -> None:
+        self._shares = shares = options.threads if options.split else 1
         self._free: SimpleQueue[int] = SimpleQueue()  # sets of requests, by the first of each
         for batch in range(batches):
             self._free.put(batch * shares)
         # Threads are not pinned to cores: the server's own threads need those too.
         common = {**settings, "ENABLE_CPU_PINNING": False, "PERFORMANCE_HINT": "LATENCY"}
         spread = {**common, "NUM_STREAMS": shares}
-        full = -(-max_batch_size // shares)
+        full = -(-options.max_batch_size // shares)
         requests = batches * shares
         self._single = _Compiled(core, model, 1, {**common, "NUM_STREAMS": 1}, requests)
         self._known = {size: _Compiled(core, model, size, spread, requests) for size in {full, -(-full // 2)}}
@@ -191,7 +189,7 @@ def _join(encoder: Any, decoder: Any) -> Any:
     return openvino.Model([decoder.results[0], mu], [encoder.parameters[0], steps], "edit")
 
 
-def _read(core: Any, path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+def _read(core: Any, path: Path, names: Names) -> Any:
     if not path.is_file():
         raise BundleError(f"no ONNX graph at {path}")
     try:
@@ -199,11 +197,7 @@ def _read(core: Any, path: Path, inputs: Sequence[str], outputs: Sequence[str]) 
         found = ([value.any_name for value in model.inputs], [value.any_name for value in model.outputs])
     except Exception as error:  # OpenVINO raises RuntimeError and its own types for a bad graph
         raise BundleError(f"OpenVINO can't open {path}: {_last_line(error)}") from error
-    if found != (list(inputs), list(outputs)):
-        raise BundleError(
-            f"{path} has inputs {found[0]} and outputs {found[1]}; the engine needs inputs {list(inputs)} "
-            f"and outputs {list(outputs)}"
-        )
+    require_names(path, found, names)
     return model
 
 

@@ -25,7 +25,6 @@ class Row:
     packages: tuple[str, ...]  # of its runtime, one of which is installed; their versions decide what it computes
     plan: str | None = None  # ending of the names of its plans, built for some GPUs and one version; None: it has none
     built_anywhere: bool = False  # its plans can be built where they don't run
-    splits: tuple[str, ...] = ()  # kinds of devices on which it can split a batch over its threads
 
     def load(self, device: str) -> type[Backend]:
         """Its class.
@@ -56,7 +55,6 @@ BACKENDS: dict[str, Row] = {
             {CPU: ("fp32", "fp16", "int8"), CUDA: ("fp32", "fp16")},
             {CPU: "cpu", CUDA: "gpu"},
             ("onnxruntime", "onnxruntime-gpu"),
-            splits=(CPU,),
         ),
         Row(
             "openvino",
@@ -66,7 +64,6 @@ BACKENDS: dict[str, Row] = {
             {CPU: ("fp32", "bf16", "int8")},
             {CPU: "openvino"},
             ("openvino",),
-            splits=(CPU,),
         ),
         Row(
             "tensorrt",

@@ -21,6 +21,7 @@ import numpy as np
 from engine.arrays import Array, Bytes, Floats
 from engine.backends.base import CUDA, Backend, Options, bucket_sizes, gpu_of, in_parts
 from engine.backends.cuda import Cuda
+from engine.backends.registry import BACKENDS
 from engine.errors import BackendError, BundleError
 
 logger = logging.getLogger(__name__)
@@ -31,14 +32,7 @@ TARGETS = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "
 """Compute capabilities that TensorRT for RTX builds for, with its own names of them."""
 DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "12.0")
 """Those that it builds for when none is named; the last one stands for newer ones, too."""
-COMPATIBILITIES = {
-    "none": "NONE",
-    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
-    "ampere-plus": "AMPERE_PLUS",
-}
-"""Which GPUs a plan of TensorRT may be for, beside those of the name of the one that built it; with its own names."""
 
-_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 _REBUILD = "build the bundle again on this machine: python -m export.build_engines --run RUN --out BUNDLE"
 _DTYPES = {"UINT8": np.uint8, "FLOAT": np.float32}
 _ENCODER = {"images": ("INPUT", "UINT8"), "mu": ("OUTPUT", "FLOAT"), "log_var": ("OUTPUT", "FLOAT")}
@@ -67,8 +61,7 @@ class TensorRtBackend(Backend):
         tensorrt = load_tensorrt(options.backend)
         self._encoder = _Graph(tensorrt, encoder, _ENCODER, options)
         self._decoder = _Graph(tensorrt, decoder, _DECODER, options)
-        both = options.edit
-        self._editor = _Graph(tensorrt, both, _EDITOR, options) if both else None
+        self._editor = _Graph(tensorrt, options.edit, _EDITOR, options) if options.edit else None
 
     @classmethod
     def check(cls, options: Options) -> None:
@@ -152,14 +145,9 @@ def load_tensorrt(backend: str = "tensorrt") -> Any:
         return importlib.import_module(MODULES[backend])
     except ImportError as error:
         raise BackendError(
-            f"the backend {backend} needs {_TITLES[backend]}, which can't be imported ({error}); "
+            f"the backend {backend} needs {BACKENDS[backend].title}, which can't be imported ({error}); "
             f"pip install 'dfc-vae[{backend}]'"
         ) from error
-
-
-def title(backend: str) -> str:
-    """Name and version of a backend's runtime, for a person."""
-    return f"{_TITLES[backend]} {load_tensorrt(backend).__version__}"
 
 
 def make_logger(tensorrt: Any, say: Callable[[str], None]) -> Any:
@@ -169,30 +157,25 @@ def make_logger(tensorrt: Any, say: Callable[[str], None]) -> Any:
     on it talks to `say`.
     """
     log = _logger(tensorrt)
-    log.begin(say)
+    log.say, log.said = say, {}
     return log
 
 
 @cache
 def _logger(tensorrt: Any) -> Any:
     class Logger(tensorrt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            tensorrt.ILogger.__init__(self)
-            self._say: Callable[[str], None] = logger.warning
-            self._said: dict[str, str] = {}
-
-        def begin(self, say: Callable[[str], None]) -> None:
-            self._say, self._said = say, {}
+        say: Callable[[str], None]
+        said: dict[str, str]  # severities by text
 
         def log(self, severity: Any, text: str) -> None:
-            if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING") and text not in self._said:
-                self._said[text] = severity.name
-                self._say(f"TensorRT {severity.name.lower().replace('_', ' ')}: {text}")
+            if severity.name in ("INTERNAL_ERROR", "ERROR", "WARNING") and text not in self.said:
+                self.said[text] = severity.name
+                self.say(f"TensorRT {severity.name.lower().replace('_', ' ')}: {text}")
 
         def reason(self) -> str:
             # The first error is the cause, those after it follow from it; what CUDA refuses comes as a warning.
-            errors = [text for text, severity in self._said.items() if severity != "WARNING"]
-            return next(iter([*errors, *reversed(self._said)]), "it gives no reason")
+            errors = [text for text, severity in self.said.items() if severity != "WARNING"]
+            return next(iter([*errors, *reversed(self.said)]), "it gives no reason")
 
     return Logger()
 
@@ -234,7 +217,8 @@ class _Graph:
         self._cuda.select()
         self._tensorrt = tensorrt
         self._path = path
-        self._runtime, self._engine = _deserialize(tensorrt, path)  # the engine needs the runtime as long as it lives
+        log = make_logger(tensorrt, logger.warning)
+        self._runtime, self._engine = deserialize(tensorrt, path, log)
         _check_tensors(self._engine, path, tensors, max_batch_size)
         self._stream = self._cuda.call("cudaStreamCreateWithFlags", 1)  # does not wait for the legacy default stream
         self._owned: list[tuple[str, Any]] = [("cudaStreamDestroy", self._stream)]
@@ -247,7 +231,7 @@ class _Graph:
         self._outputs = [buffer for buffer in buffers if buffer.name not in inputs]
         self._buckets = [self._prepare(count, contexts[count]) for count in sizes]
 
-    def run(self, *batches: Array) -> list[Array]:
+    def run(self, *batches: Array) -> Sequence[Array]:
         """Computes a batch, [N, ...] for each input; the results are the caller's.
 
         Raises:
@@ -337,10 +321,15 @@ def _free(cuda: Cuda, stream: Any, owned: list[tuple[str, Any]]) -> None:
             logger.warning("%s", error)
 
 
-def _deserialize(tensorrt: Any, path: Path) -> tuple[Any, Any]:
+def deserialize(tensorrt: Any, path: Path, log: Any) -> tuple[Any, Any]:
+    """A plan's runtime, which must live as long as the engine, and its engine.
+
+    Raises:
+        BundleError: When there is no plan, or it is damaged or of another TensorRT.
+        BackendError: As `start`.
+    """
     if not path.is_file():
         raise BundleError(f"no TensorRT plan at {path}; {_REBUILD}")
-    log = make_logger(tensorrt, logger.warning)
     runtime = start(tensorrt, "Runtime", log)
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:

@@ -6,7 +6,7 @@ Shapes: R rows, each an image or a latent in some batch; D latent dimensions, S 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,6 +101,20 @@ class LatentError:
         name = rows[worst] if rows else f"row {worst}"
         return cls(largest, mean, bias, spread, largest / spread, mean / spread, bias / spread, worst=name)
 
+    def beyond(self, tolerances: Tolerances) -> Iterator[str]:
+        """What of it is beyond the tolerances, one clause each; NaN always is."""
+        largest, bound = self.max_relative, tolerances.latents
+        if not largest <= bound:
+            yield f"is off by {largest:.2e} of its spread of {self.spread:.3g} in {self.worst} (tolerance {bound:.2e})"
+        bias, bound = self.bias_relative, BIAS_SHARE * tolerances.latents
+        if not bias <= bound:
+            yield f"is off by {bias:.2e} of its spread in the mean of a dimension (tolerance {bound:.2e})"
+
+    def cells(self, tolerances: Tolerances) -> list[str]:
+        """Its row in a stage's table."""
+        errors = [f"{self.max_abs:.2e}", f"{self.mean_abs:.2e}", f"{self.spread:.3g}", f"{self.max_relative:.2e}"]
+        return [*errors, f"{tolerances.latents:.2e}", _verdict(self, tolerances)]
+
 
 @dataclass(frozen=True)
 class ImageError:
@@ -129,6 +143,24 @@ class ImageError:
             worst=rows[worst] if rows else f"row {worst}",
         )
 
+    def beyond(self, tolerances: Tolerances) -> Iterator[str]:
+        """What of it is beyond the tolerances, one clause each."""
+        worst, off, bounds = self.worst_psnr_db, abs(self.bias_levels), tolerances
+        if self.max_levels > bounds.levels:
+            yield f"is off by up to {self.max_levels} of 255 levels (tolerance {bounds.levels})"
+        if worst is not None and worst < bounds.psnr_db:
+            yield f"has {worst:.1f} dB PSNR in {self.worst} (tolerance {bounds.psnr_db:g})"
+        if self.mean_levels > bounds.mean_levels:
+            yield f"is off by {self.mean_levels:.2g} levels in the mean (tolerance {bounds.mean_levels:g})"
+        if off > bounds.bias_levels:
+            side = "bright" if self.bias_levels > 0 else "dark"
+            yield f"is {off:.2g} levels too {side} in the mean (tolerance {bounds.bias_levels:g})"
+
+    def cells(self, tolerances: Tolerances) -> list[str]:
+        """Its row in a stage's table."""
+        levels = [f"{self.max_levels}", f"{self.mean_levels:.2e}", f"{self.bias_levels:+.2e}"]
+        return [*levels, _decibels(self.psnr_db), _decibels(self.worst_psnr_db), _verdict(self, tolerances)]
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -144,6 +176,15 @@ class Judgement:
         """The edit with the largest share."""
         return max(self.shares, key=lambda edit: self.shares[edit])
 
+    def beyond(self, tolerances: Tolerances) -> Iterator[str]:
+        """What of it is beyond the tolerance, in a clause; NaN always is."""
+        edit, share, bound = self.worst, self.shares[self.worst], tolerances.logits
+        if not share <= bound:
+            yield (
+                f"edit {edit} moves the classifier's mean logit of {self.attributes[edit]} by {share:.3g} of the "
+                f"edit's own shift away (tolerance {bound:g})"
+            )
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -157,19 +198,19 @@ class Stage:
 
     def failures(self) -> list[str]:
         """One clause per figure beyond its tolerance, with both; empty when all hold."""
-        found = []
-        for name, error in self.latents.items():
-            found += [f"{_LABELS[name]} {clause}" for clause in _beyond_latents(error, self.tolerances)]
-        for name, difference in self.images.items():
-            found += [f"{_LABELS[name]} {clause}" for clause in _beyond(difference, self.tolerances)]
-        if self.judged is not None:
-            edit, bound = self.judged.worst, self.tolerances.logits
-            if not self.judged.shares[edit] <= bound:
-                found.append(
-                    f"edit {edit} moves the classifier's mean logit of {self.judged.attributes[edit]} by "
-                    f"{self.judged.shares[edit]:.3g} of the edit's own shift away (tolerance {bound:g})"
-                )
-        return found
+        errors: dict[str, LatentError | ImageError] = {**self.latents, **self.images}
+        bounds = self.tolerances
+        found = [f"{_LABELS[name]} {clause}" for name, error in errors.items() for clause in error.beyond(bounds)]
+        return [*found, *self.judged.beyond(bounds)] if self.judged else found
+
+    def require(self, name: str, truth: str) -> None:
+        """Lets a stage of that name pass that is within its tolerances.
+
+        Raises:
+            ParityError: it is not; names every figure that is beyond, and `truth`.
+        """
+        if failures := self.failures():
+            raise ParityError(f"stage {name} ({self.what}) differs from {truth}: {'; '.join(failures)}")
 
     def table(self, name: str) -> str:
         """The stage as text for a screen."""
@@ -178,22 +219,15 @@ class Stage:
             f"stage {name}: {self.what}",
             _row("", "max error", "mean error", "spread", "max/spread", "tolerance"),
         ]
-        for result, error in self.latents.items():
-            figures = (f"{error.max_abs:.2e}", f"{error.mean_abs:.2e}", f"{error.spread:.3g}")
-            verdict = _verdict(not _beyond_latents(error, bounds))
-            lines.append(_row(_LABELS[result], *figures, f"{error.max_relative:.2e}", f"{bounds.latents:.2e}", verdict))
+        lines += [_row(_LABELS[result], *error.cells(bounds)) for result, error in self.latents.items()]
         lines.append(_row("levels", "max", "mean", "signed mean", "PSNR", "worst image"))
-        for result, difference in self.images.items():
-            levels = (f"{difference.max_levels}", f"{difference.mean_levels:.2e}", f"{difference.bias_levels:+.2e}")
-            decibels = (_decibels(difference.psnr_db), _decibels(difference.worst_psnr_db))
-            lines.append(_row(_LABELS[result], *levels, *decibels, _verdict(not _beyond(difference, bounds))))
+        lines += [_row(_LABELS[result], *error.cells(bounds)) for result, error in self.images.items()]
         asked = (f"{bounds.levels}", f"{bounds.mean_levels:.2e}", f"{bounds.bias_levels:.2e}", "")
         lines.append(_row("tolerance", *asked, f"{bounds.psnr_db:g} dB"))
-        if self.judged is not None:
-            share = self.judged.shares[self.judged.worst]
+        if judged := self.judged:
             lines.append(_row("edits by judge", "edits", "worst", "tolerance"))
-            figures = (f"{len(self.judged.shares)}", f"{share:.2e}", f"{bounds.logits:.2e}")
-            lines.append(_row(self.judged.worst, *figures, "", "", _verdict(share <= bounds.logits)))
+            figures = (f"{len(judged.shares)}", f"{judged.shares[judged.worst]:.2e}", f"{bounds.logits:.2e}")
+            lines.append(_row(judged.worst, *figures, "", "", _verdict(judged, bounds)))
         return "\n".join(lines)
 
 
@@ -224,41 +258,12 @@ class Report:
             ParityError: names the first stage beyond its tolerances, and every figure that is.
         """
         for name, stage in self.stages.items():
-            if failures := stage.failures():
-                raise ParityError(f"stage {name} ({stage.what}) differs from {self.truth}: {'; '.join(failures)}")
+            stage.require(name, self.truth)
 
     def table(self) -> str:
         """The report as text for a screen."""
         lines = [f"parity with {self.truth}, {self.samples} images", f"edits judged: {self.judge}"]
         return "\n".join([*lines, *(stage.table(name) for name, stage in self.stages.items())])
-
-
-def _beyond_latents(error: LatentError, tolerances: Tolerances) -> list[str]:
-    """What of a latent error is beyond the tolerances, one clause each."""
-    largest, bias, bound = error.max_relative, error.bias_relative, tolerances.latents
-    clauses = {
-        f"is off by {largest:.2e} of its spread of {error.spread:.3g} in {error.worst} (tolerance {bound:.2e})": (
-            largest <= bound
-        ),
-        f"is off by {bias:.2e} of its spread in the mean of a dimension (tolerance {BIAS_SHARE * bound:.2e})": (
-            bias <= BIAS_SHARE * bound
-        ),
-    }
-    return [clause for clause, holds in clauses.items() if not holds]  # so that NaN fails
-
-
-def _beyond(difference: ImageError, tolerances: Tolerances) -> list[str]:
-    """What of an image error is beyond the tolerances, one clause each."""
-    largest, mean, bounds = difference.max_levels, difference.mean_levels, tolerances
-    worst = math.inf if difference.worst_psnr_db is None else difference.worst_psnr_db
-    off, side = abs(difference.bias_levels), "bright" if difference.bias_levels > 0 else "dark"
-    clauses = {
-        f"is off by up to {largest} of 255 levels (tolerance {bounds.levels})": largest <= bounds.levels,
-        f"has {worst:.1f} dB PSNR in {difference.worst} (tolerance {bounds.psnr_db:g})": worst >= bounds.psnr_db,
-        f"is off by {mean:.2g} levels in the mean (tolerance {bounds.mean_levels:g})": mean <= bounds.mean_levels,
-        f"is {off:.2g} levels too {side} in the mean (tolerance {bounds.bias_levels:g})": off <= bounds.bias_levels,
-    }
-    return [clause for clause, holds in clauses.items() if not holds]
 
 
 def _psnr(mean_square: float) -> float | None:
@@ -273,5 +278,5 @@ def _row(label: str, *cells: str) -> str:
     return f"  {label:<26}{''.join(f'{cell:>13}' for cell in cells)}".rstrip()
 
 
-def _verdict(holds: bool) -> str:
-    return "ok" if holds else "FAIL"
+def _verdict(figures: LatentError | ImageError | Judgement, tolerances: Tolerances) -> str:
+    return "FAIL" if any(figures.beyond(tolerances)) else "ok"

@@ -36,8 +36,7 @@ def machine_of(manifest: Manifest, threads: int | None = None, device: str | Non
         from engine.backends.cuda import Cuda  # noqa: PLC0415
 
         found |= Cuda(gpu_of(device)).gpu()
-    threads = threads or cores()
-    return {**found, "threads": str(threads), "max_batch": str(manifest.max_batch_size)}
+    return {**found, "threads": str(threads or cores()), "max_batch": str(manifest.max_batch_size)}
 
 
 def cpu_model() -> str:

@@ -25,6 +25,7 @@ from safetensors.numpy import save
 
 from engine.arrays import Array
 from engine.backends import Backend, Bytes, Floats
+from engine.backends.base import in_parts
 from engine.errors import BundleError, ParityError
 from engine.latents import Directions, Prior
 from engine.process.files import reading
@@ -35,7 +36,6 @@ Rows = npt.NDArray[np.intp]
 LATENTS, IMAGES = ("mu", "log_var", "edit_mu"), ("decode", "random", "sample", "edit")
 """The results, by kind."""
 _METADATA = "proof"
-_CALLS = ("encode", "decode", "edit", "random", "sample")
 _REFERENCE_BATCH = 32
 _NOISE_SEED, _SAMPLE_SEED = 0, 1
 
@@ -75,67 +75,51 @@ class Truth:
         noise = np.random.default_rng(_NOISE_SEED).standard_normal((count, directions.latent_dim), dtype=np.float32)
         latents = {"random": noise, "sample": prior.draw(count, _SAMPLE_SEED)}
         steps, edits = _edits(directions, count)
-        asked = cls(what, images, steps, edits, latents, {}, model_sha256)
-        rows = [np.arange(start, min(start + _REFERENCE_BATCH, count)) for start in range(0, count, _REFERENCE_BATCH)]
-        encoded = [reference.encode(images[each]) for each in rows]
-        mu, log_var = (np.concatenate(values) for values in zip(*encoded, strict=True))
+        mu, log_var = in_parts(reference.encode, _REFERENCE_BATCH, images)
         _require_finite(f"{what}'s own", mu, "the training has diverged: train again with a smaller --lr")
-        decoded = {
-            name: np.concatenate([reference.decode(values[each]) for each in rows])
-            for name, values in {"decode": mu, **latents, "edit": mu + steps}.items()
-        }
-        asked.answers.update({"mu": mu, "log_var": log_var, "edit_mu": mu, **decoded})
-        return asked
+        answers = {"mu": mu, "log_var": log_var, "edit_mu": mu}
+        for name, values in {"decode": mu, **latents, "edit": mu + steps}.items():
+            (answers[name],) = in_parts(lambda part: [reference.decode(part)], _REFERENCE_BATCH, values)
+        return cls(what, images, steps, edits, latents, answers, model_sha256)
 
-    def compare(self, engine: Backend, what: str, tolerances: Tolerances, max_batch: int) -> Stage:
+    def compare(
+        self, engine: Backend, what: str, tolerances: Tolerances, max_batch: int, stage: str = "engine"
+    ) -> Stage:
         """Measures an engine in batches of every kind, one after the other and, where it overlaps them, at once.
 
         `what` and `tolerances` are kept for the verdict; its largest batch has `max_batch` images.
 
         Raises:
-            ParityError: its mu is not finite.
+            ParityError: its mu is not finite; names the `stage`.
         """
         calls = [(rows, "") for rows in batches(len(self.images), batch_sizes(max_batch))]
-        found = [self._ask(engine, name, rows) for rows, _ in calls for name in _CALLS]
+        found = [self._ask(engine, rows) for rows, _ in calls]
         if at_once := engine.overlaps:
-            # The sizes that matter under load; neighbours differ in size and in kind.
+            # The sizes that matter under load.
             beside = [rows for rows in batches(len(self.images), batch_sizes(max_batch)[-3:]) for _ in range(2)]
             calls += [(rows, " beside another one") for rows in beside]
-            tasks = [partial(self._ask, engine, name, rows) for rows in beside for name in _CALLS]
             with ThreadPoolExecutor(1 + at_once) as pool:
-                found += pool.map(lambda task: task(), tasks)
-        merged = {name: [part[name] for part in found if name in part] for name in (*LATENTS, *IMAGES)}
+                found += pool.map(partial(self._ask, engine), beside)
+        merged = {name: np.concatenate([part[name] for part in found]) for name in (*LATENTS, *IMAGES)}
+        names = [
+            f"image {row} ({self.edits[row]}) in a batch of {len(part)}{how}" for part, how in calls for row in part
+        ]
+        _require_finite(f"stage {stage}: the {what}'s", merged["mu"], f"{self.what}'s is: the engine is broken")
         rows = np.concatenate([rows for rows, _ in calls])
-        names = [name for rows, how in calls for name in self._names(rows, how)]
-        _require_finite(f"the {what}'s", np.concatenate(merged["mu"]), f"{self.what}'s is: the engine is broken")
         return Stage(
             what=what,
             tolerances=tolerances,
-            latents={
-                name: LatentError.between(np.concatenate(merged[name]), self.answers[name][rows], names)
-                for name in LATENTS
-            },
-            images={
-                name: ImageError.between(np.concatenate(merged[name]), self.answers[name][rows], names)
-                for name in IMAGES
-            },
+            latents={name: LatentError.between(merged[name], self.answers[name][rows], names) for name in LATENTS},
+            images={name: ImageError.between(merged[name], self.answers[name][rows], names) for name in IMAGES},
         )
 
-    def _ask(self, engine: Backend, call: str, rows: Rows) -> dict[str, Array]:
-        """One call of an engine: its results by name."""
-        if call == "encode":
-            mu, log_var = engine.encode(self.images[rows])
-            return {"mu": mu, "log_var": log_var}
-        if call == "edit":
-            edited, mu = engine.edit(self.images[rows], self.steps[rows])
-            return {"edit": edited, "edit_mu": mu}
-        latents = self.answers["mu"] if call == "decode" else self.latents[call]
-        return {call: engine.decode(latents[rows])}
-
-    def _names(self, rows: Rows, how: str) -> Iterator[str]:
-        """What the rows of a batch are called."""
-        for row in rows:
-            yield f"image {row} ({self.edits[row]}) in a batch of {len(rows)}{how}"
+    def _ask(self, engine: Backend, rows: Rows) -> dict[str, Array]:
+        """All calls of an engine about some rows: its results by name."""
+        mu, log_var = engine.encode(self.images[rows])
+        edited, edit_mu = engine.edit(self.images[rows], self.steps[rows])
+        latents = {"decode": self.answers["mu"], **self.latents}
+        decoded = {name: engine.decode(values[rows]) for name, values in latents.items()}
+        return {"mu": mu, "log_var": log_var, "edit_mu": edit_mu, "edit": edited, **decoded}
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file: the inputs under their names, the answers under `answer.` and theirs.
@@ -160,7 +144,7 @@ class Truth:
             metadata = json.loads((file.metadata() or {})[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             what, model_sha256 = str(metadata["what"]), str(metadata["model_sha256"])
-            edits = tuple(str(name) for name in metadata["edits"])
+            edits = tuple(map(str, metadata["edits"]))
             images, steps = tensors["images"], tensors["steps"]
             latents = {name: tensors[name] for name in ("random", "sample")}
             answers = {name: tensors[f"answer.{name}"] for name in (*LATENTS, *IMAGES) if name != "edit_mu"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from engine.backends import BACKENDS, kind_of, open_backend, tensorrt, warm_up
+from engine.backends import BACKENDS, kind_of, tensorrt
 from engine.bundle import DECODER, ENCODER, MANIFEST, PROVEN, UNPROVEN, Bundle, Manifest, sha256_of
 from engine.errors import BackendError, ParityError
 from engine.proof.figures import Report
@@ -26,7 +26,7 @@ from export.errors import RewriteError
 from export.flags import EngineFlags
 from export.graphs.int8 import Calibration
 from export.proof.gate import Gate
-from export.proof.judge import Trial
+from export.proof.judge import NO_RUN, Trial
 from export.proof.layers import table as layers_table
 
 
@@ -39,8 +39,8 @@ class Assembly:
     manifest: Manifest  # what it is to say, but for backend, precision, engine, files, parity, tensorrt and proof
     support: Support  # what runs here
     truth: Truth  # what engines are held against
-    proof: Truth  # the answers that travel with the bundle
-    trial: Trial | str  # edits to be judged, or why there are none
+    proof: Truth | None = None  # the answers that travel with the bundle, if those are not `truth`
+    trial: Trial | str = NO_RUN  # edits to be judged, or why there are none
     kept: Collection[str]  # names of graphs that stay though no engine is made from them
     say: Say  # takes each line about the progress, and the tables of contest and parity
     calibrate: Callable[[], Calibration]  # gives what INT8 is calibrated on
@@ -56,7 +56,7 @@ class Assembly:
             self.folder,
             self.truth,
             trial=self.trial,
-            proof=None if self.proof is self.truth else self.proof,
+            proof=self.proof,
             max_batch=self.manifest.max_batch_size,
             threads=self.flags.cores,
             tolerances=self.flags.tolerances,
@@ -79,14 +79,7 @@ class Assembly:
         self._drop_others(winner)
         manifest = self._complete(winner, report, _chosen(entries, rejected, self.flags.cores), plans, runs=runs)
         (self.folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        bundle = Bundle.load(self.folder)
-        if runs:
-            backend = open_backend(bundle, self.flags.cores, winner.device)
-            try:
-                warm_up(backend, manifest)
-            finally:
-                backend.close()
-        return bundle
+        return Bundle.load(self.folder)
 
     def _plan_builder(self) -> PlanBuilder:
         return PlanBuilder(
@@ -177,11 +170,7 @@ class Assembly:
         if runs:
             machine = machine_of(manifest, self.flags.cores, winner.device)
             return {"tolerances": tolerances, "status": PROVEN, "machine": machine}
-        reason = "no engine was run"
-        try:
-            tensorrt.require_device(winner.backend, winner.device)
-        except BackendError as error:
-            reason = str(error).partition(";")[0]
+        reason = self.support.missing[winner.option].partition(";")[0]
         return {"tolerances": tolerances, "status": UNPROVEN, "reason": reason}
 
 

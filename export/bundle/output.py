@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,12 +26,10 @@ def check_place(out: Path, force: bool) -> None:
     Raises:
         InputError: otherwise.
     """
-    if not _is_taken(out):
-        _check_parent(out)
-        return
     listed = _files_of_bundle(out)
     if listed is None:
-        raise InputError(f"--out {out}: exists and is not a bundle; choose another place")
+        check_free(out, taken="exists and is not a bundle")
+        return
     if not force:
         raise InputError(f"--out {out}: holds a bundle already; add --force to replace it, or choose another place")
     if out.is_symlink():
@@ -43,15 +41,22 @@ def check_place(out: Path, force: bool) -> None:
         )
 
 
-def check_free(place: Path, flag: str = "--out") -> None:
-    """Lets `place` pass if nothing is there and it can be made; `flag` is what errors call it.
+def check_free(place: Path, flag: str = "--out", taken: str = "exists already") -> None:
+    """Lets `place` pass if nothing is there and it can be made; `flag` is what errors call it, `taken` what is wrong.
 
     Raises:
         InputError: otherwise.
     """
-    if _is_taken(place, flag):
-        raise InputError(f"{flag} {place}: exists already; choose another place")
-    _check_parent(place, flag)
+    parent = place.parent
+    try:
+        if place.exists() or place.is_symlink():
+            raise InputError(f"{flag} {place}: {taken}; choose another place")
+        if place.name in ("", ".."):
+            raise InputError(f"{flag} {place}: is not the name of a new folder; choose another place")
+        parent = _existing(parent)
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise _unwritable(place, parent, error, flag) from error
 
 
 def require_space(folder: Path, bytes_needed: int) -> None:
@@ -135,29 +140,6 @@ def publish(folder: Path, out: Path, *, force: bool = True, flag: str = "--out")
         old.rename(out)
         raise
     shutil.rmtree(old)
-
-
-def _is_taken(place: Path, flag: str = "--out") -> bool:
-    try:
-        return place.exists() or place.is_symlink()
-    except OSError as error:
-        raise _unwritable(place, place.parent, error, flag) from error
-
-
-def _check_parent(place: Path, flag: str = "--out") -> None:
-    """Refuses early what `staging` could not make either."""
-    if place.name in ("", ".."):
-        raise InputError(f"{flag} {place}: is not the name of a new folder; choose another place")
-    parent = _existing(place.parent)
-    if not parent.is_dir():
-        number = errno.ENOTDIR
-    elif os.statvfs(parent).f_flag & os.ST_RDONLY:
-        number = errno.EROFS
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        number = errno.EACCES
-    else:
-        return
-    raise _unwritable(place, parent, OSError(number, os.strerror(number)), flag)
 
 
 def _unwritable(place: Path, parent: Path, error: OSError, flag: str) -> InputError:

@@ -6,17 +6,9 @@ from itertools import chain
 from engine.backends import BACKENDS
 from engine.proof.machine import versions_of
 
-_PACKAGES = (
-    "dfc-vae",
-    "torch",
-    "onnx",
-    *chain.from_iterable(row.packages for row in BACKENDS.values()),
-    "nncf",
-    "cuda-bindings",
-    "numpy",
-)
-
 
 def versions() -> dict[str, str]:
     """Versions by package name, of Python and of those packages behind an engine that are installed."""
-    return {"python": platform.python_version(), **versions_of(_PACKAGES)}
+    runtimes = chain.from_iterable(row.packages for row in BACKENDS.values())
+    packages = ("dfc-vae", "torch", "onnx", *runtimes, "nncf", "cuda-bindings", "numpy")
+    return {"python": platform.python_version(), **versions_of(packages)}

@@ -65,14 +65,21 @@ ensemble_scheduling {{
 """
 
 
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
+"""Older names of Triton's backends, where they have any."""
+
+
 class Runtime(NamedTuple):
     """Who runs a model's file, and where."""
 
     backend: str  # Triton's name of it
-    platform: str  # its older name, empty where it has none
-    file: str  # name of the model's file
     kind: str  # where its instances are
     parameters: dict[str, str]  # settings of the backend
+
+    @property
+    def file(self) -> str:
+        """Name of the model's file."""
+        return "model.plan" if self.backend == "tensorrt" else "model.onnx"
 
 
 def write_triton(bundle: Bundle, folder: Path) -> None:
@@ -103,7 +110,7 @@ def _add_edits(place: Path, bundle: Bundle, encoder: Path, decoder: Path) -> Non
         target = _add(place, "edit", bundle, _runtime(bundle, encoder))
         write_edit(encoder, decoder, bundle.directions, target)
     on_gpu = _runtime(bundle, encoder).kind
-    target = _add(place, "arithmetic", bundle, _onnx_runtime(on_gpu))
+    target = _add(place, "arithmetic", bundle, Runtime("onnxruntime", on_gpu, {}))
     write_move(bundle.path / ENCODER, bundle.directions, target)
     _add(place, "ensemble", bundle, None)
 
@@ -120,19 +127,15 @@ def _runtime(bundle: Bundle, file: Path) -> Runtime:
     """What runs an encoder's or decoder's file as the bundle's own backend does."""
     backend, precision = bundle.manifest.backend, bundle.manifest.precision
     if file.suffix == PLAN:
-        return Runtime("tensorrt", "tensorrt_plan", "model.plan", ON_GPU, {})
+        return Runtime("tensorrt", ON_GPU, {})
     # On a CPU with units for bf16 OpenVINO takes them unless told not to, and Triton's backend has no way to tell it:
     # a bundle in fp32 keeps its accuracy with ONNX Runtime.
     if backend == "openvino" and precision != "fp32":
         parameters = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
         if precision == "bf16":
             parameters["HINT_BF16"] = "YES"
-        return Runtime("openvino", "", "model.onnx", ON_CPU, parameters)
-    return _onnx_runtime(ON_GPU if bundle.manifest.device == CUDA else ON_CPU)
-
-
-def _onnx_runtime(kind: str) -> Runtime:
-    return Runtime("onnxruntime", "onnxruntime_onnx", "model.onnx", kind, {})
+        return Runtime("openvino", ON_CPU, parameters)
+    return Runtime("onnxruntime", ON_GPU if bundle.manifest.device == CUDA else ON_CPU, {})
 
 
 def _config(model: str, bundle: Bundle, runtime: Runtime | None) -> str:
@@ -146,27 +149,23 @@ def _config(model: str, bundle: Bundle, runtime: Runtime | None) -> str:
         lines.append(_ENSEMBLE)
     else:
         parameters |= runtime.parameters
-        warmed = " ".join(
-            f'inputs {{ key: "{name}" value {{ {_tensor(name, bundle)} zero_data: true }} }}' for name in inputs
-        )
+        zeros = [f'inputs {{ key: "{name}" value {{ {_tensor(name, bundle)} zero_data: true }} }}' for name in inputs]
         lines += [
-            f'platform: "{runtime.platform}"' if runtime.platform else "",
+            f'platform: "{_PLATFORMS.get(runtime.backend, "")}"',
             f'backend: "{runtime.backend}"',
             f'default_model_filename: "{runtime.file}"',
             f"instance_group {{ count: 1 kind: {runtime.kind} }}",
             # What waits is taken at once, at most a full batch: an idle engine makes nobody wait.
             f"dynamic_batching {{ preferred_batch_size: {largest} max_queue_delay_microseconds: 0 }}",
-            *(
-                f'model_warmup {{ name: "batch of {size}" batch_size: {size} {warmed} }}'
-                for size in sorted({1, largest})
-            ),
         ]
+        for size in sorted({1, largest}):
+            lines.append(f'model_warmup {{ name: "batch of {size}" batch_size: {size} {" ".join(zeros)} }}')
     # JSON's quoted ASCII is the text format's, too.
     lines += [
         f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(text)} }} }}'
         for key, text in parameters.items()
     ]
-    return "\n".join(filter(None, lines)) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _tensor(name: str, bundle: Bundle) -> str:

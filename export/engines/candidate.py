@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.backends import BACKENDS, Options
+from engine.backends import BACKENDS
 from engine.bundle import DECODER, ENCODER, Engine
 from export.graphs.names import PLAIN, DecoderForm, EncoderForm, file_name
 
@@ -43,10 +43,6 @@ class Candidate:
         """How it computes, apart from the graphs' forms."""
         return Option(self.backend, self.device, self.precision)
 
-    def options(self, max_batch_size: int, threads: int) -> Options:
-        """How its files are opened."""
-        return Options(**self.option._asdict(), split=self.split, max_batch_size=max_batch_size, threads=threads)
-
     @property
     def symmetric(self) -> bool:
         """Whether its int8 is symmetric about 0: TensorRT reads no other; elsewhere it only costs accuracy."""
@@ -63,17 +59,13 @@ class Candidate:
         if self.precision not in IN_GRAPH:
             return self.portable
         name = "int8-symmetric" if self.precision == "int8" and self.symmetric else self.precision
-        encoder, decoder = (f"{Path(graph).stem}.{name}.onnx" for graph in self.portable)
-        return encoder, decoder
+        return _renamed(self.portable, f".{name}.onnx")
 
     @property
     def files(self) -> Files:
         """What its runtime loads."""
         ending = BACKENDS[self.backend].plan
-        if ending is None:
-            return self.graphs
-        encoder, decoder = (str(Path(graph).with_suffix(ending)) for graph in self.graphs)
-        return encoder, decoder
+        return _renamed(self.graphs, ending) if ending else self.graphs
 
     @property
     def edit(self) -> str | None:
@@ -96,3 +88,8 @@ class Candidate:
     def __str__(self) -> str:
         shared = ", batches split over the threads" if self.split else ""
         return f"{self.option}, encoder {self.encoder}, decoder {self.decoder}{shared}"
+
+
+def _renamed(files: Files, ending: str) -> Files:
+    encoder, decoder = (str(Path(file).with_suffix(ending)) for file in files)
+    return encoder, decoder

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.arrays import Array
-from engine.backends import open_graphs
+from engine.backends import Options, open_graphs
 from engine.bundle import Manifest
 from engine.errors import EngineError
 from export.engines.candidate import Candidate, Option
@@ -80,22 +80,17 @@ def rank(
         if encode[:2] in refused or (encode not in calls) + (decode not in calls) != missing:
             continue
         encoder, decoder = (folder / name for name in candidate.files)
+        how = Options(**candidate.option._asdict(), split=candidate.split, max_batch_size=max_batch, threads=threads)
         try:
-            engine = open_graphs(encoder, decoder, candidate.options(max_batch, threads))
+            engine = open_graphs(encoder, decoder, how)
         except EngineError as error:
             refused.add(encode[:2])
             say(f"{candidate.option} is out: {error}")
             continue
         calls.setdefault(encode, engine.encode)
         calls.setdefault(decode, engine.decode)
-    ms = _time(
-        {
-            (part, size): partial(call, batches[part[2]][:size])
-            for part, call in calls.items()
-            for size in batch_sizes
-            if part[:2] not in refused
-        }
-    )
+    sized = product(calls.items(), batch_sizes)
+    ms = _time({(part, size): partial(call, batches[part[2]][:size]) for (part, call), size in sized})
     entries = [
         Entry(candidate, {size: sum(ms[part, size] for part in _parts(candidate)) for size in batch_sizes})
         for candidate in candidates

@@ -96,10 +96,7 @@ def write_edit_plan(candidate: Candidate, folder: Path, builder: PlanBuilder) ->
         return {}
     encoder, decoder = (folder / graph for graph in candidate.graphs)
     plan = folder / candidate.edit
-    graph = plan.with_suffix(".onnx")
+    graph = plan.with_suffix(".onnx")  # goes with the graphs of other candidates
     write_edit_by_steps(encoder, decoder, graph)
-    try:
-        settings = builder.build(graph, plan, backend=candidate.backend, device=candidate.device)
-    finally:
-        graph.unlink()
+    settings = builder.build(graph, plan, backend=candidate.backend, device=candidate.device)
     return {candidate.edit: {**settings, "graph": " + ".join(candidate.graphs)}}

@@ -16,17 +16,17 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from engine.backends.base import CUDA, gpu_of
+from engine.backends import BACKENDS, CUDA
+from engine.backends.base import gpu_of
 from engine.backends.cuda import Cuda
 from engine.backends.tensorrt import (
-    COMPATIBILITIES,
     DEFAULT_TARGETS,
     TARGETS,
+    deserialize,
     load_tensorrt,
     make_logger,
     require_device,
     start,
-    title,
 )
 from engine.errors import BackendError
 from export.engines import tensorrt_8
@@ -55,7 +55,9 @@ class PlanBuilder:
     timing_cache: Path
     say: Say  # takes warnings and errors of TensorRT, and the progress
     compute_capabilities: Sequence[str] = ()  # that TensorRT for RTX builds for, of `TARGETS`; none: `DEFAULT_TARGETS`
-    compatibility: str = "none"  # other GPUs that a plan of TensorRT is for, a key of `COMPATIBILITIES`
+    # Which GPUs a plan of TensorRT is for, beside those of the name of the one that builds it: TensorRT's own word, in
+    # small letters and with dashes.
+    compatibility: str = "none"
     tactics: Sequence[str] = ()  # names of the only sources of kernels that TensorRT may use; none: all
 
     def build(self, graph: Path, plan: Path, *, backend: str = "tensorrt", device: str = CUDA) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class PlanBuilder:
 
         Args:
             graph: An FP32 graph, its FP16 form, or one with quantisation (Q/DQ).
-            plan: File to write, at once and in full.
+            plan: File to write.
             backend: "tensorrt", for a GPU of this machine, or "tensorrt-rtx", which needs neither GPU nor driver.
             device: The GPU that "tensorrt" builds on and for.
 
@@ -85,7 +87,8 @@ class PlanBuilder:
 
     def _build(self, graph: Path, plan: Path, backend: str, device: str, stop: Event) -> dict[str, Any]:
         where = self._select(backend, device)
-        trt, what = load_tensorrt(backend), title(backend)
+        trt = load_tensorrt(backend)
+        what = f"{BACKENDS[backend].title} {trt.__version__}"
         log = make_logger(trt, self.say)
         builder = start(trt, "Builder", log)
         network, typed = _network(trt, builder)
@@ -93,7 +96,7 @@ class PlanBuilder:
         config, settings = self._configure(trt, builder, network, typed=typed)
         if backend == "tensorrt":
             settings |= self._configure_for_this_gpu(trt, config, stop)
-        else:
+        elif self.compute_capabilities:
             _set_targets(trt, config, self.compute_capabilities)
 
         self.say(f"building {plan.name} with {what} {where} ({network.num_layers} layers)")
@@ -104,10 +107,10 @@ class PlanBuilder:
         del parser  # until here the network's weights were in its memory
         seconds = time.perf_counter() - began
         content = bytes(memoryview(built))
+        plan.write_bytes(content)
         if backend == "tensorrt":
+            layers_of(plan).write_text(_inspect(trt, log, plan))
             _write(self.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
-            _write(layers_of(plan), _inspect(trt, log, content, plan))
-        _write(plan, content)
         self.say(f"built {plan.name}: {len(content) / 1e6:.1f} MB in {seconds:.0f} s")
         return {"graph": graph.name, **settings, "layers": int(network.num_layers), "seconds": round(seconds, 1)}
 
@@ -182,8 +185,6 @@ def _refusal(error: Any) -> str:
 
 
 def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> None:
-    if not compute_capabilities:
-        return
     config.num_compute_capabilities = len(compute_capabilities)
     for index, each in enumerate(compute_capabilities):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[each]), index):
@@ -191,20 +192,17 @@ def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> 
 
 
 def _set_compatibility(trt: Any, config: Any, compatibility: str) -> None:
-    level = trt.HardwareCompatibilityLevel.__members__.get(COMPATIBILITIES[compatibility])
+    level = trt.HardwareCompatibilityLevel.__members__.get(compatibility.upper().replace("-", "_"))
     if level is None:
         raise BackendError(f"TensorRT {trt.__version__} has no hardware compatibility {compatibility}; newer ones have")
     config.hardware_compatibility_level = level
 
 
-def _inspect(trt: Any, log: Any, content: bytes, plan: Path) -> bytes:
+def _inspect(trt: Any, log: Any, plan: Path) -> str:
     """What the engine inspector says of a plan, JSON."""
-    runtime = start(trt, "Runtime", log)
-    engine = runtime.deserialize_cuda_engine(content)
-    if engine is None:
-        raise BackendError(f"TensorRT {trt.__version__} can't open {plan.name} that it built: {log.reason()}")
+    _runtime, engine = deserialize(trt, plan, log)
     inspector = engine.create_engine_inspector()
-    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).encode()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dict[str, int]:
@@ -220,23 +218,20 @@ def _add_profile(builder: Any, config: Any, network: Any, max_batch: int) -> dic
 
 def _make_monitor(trt: Any, say: Say, stop: Event) -> Any:
     """A progress monitor: a line for each step of the outermost phases; ends the build when it is to stop."""
+    outermost: dict[str, int] = {}  # their numbers of steps
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
-
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if not parent:
-                self._steps[phase] = steps
+                outermost[phase] = steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            if phase in self._steps:
-                say(f"{phase}: {step + 1} of {self._steps[phase]}")
+            if phase in outermost:
+                say(f"{phase}: {step + 1} of {outermost[phase]}")
             return not stop.is_set()
 
         def phase_finish(self, phase: str) -> None:
-            self._steps.pop(phase, None)
+            outermost.pop(phase, None)
 
     return Monitor()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from engine.backends import BACKENDS, CPU, Options, kind_of
+from engine.backends import BACKENDS, CPU, Options, kind_of, tensorrt
 from engine.errors import BackendError
 from export.engines.candidate import Option
 from export.errors import InputError
@@ -41,8 +42,10 @@ class Support:
                         here.append(option)
                     except BackendError as error:
                         missing[option] = str(error)
-                        if row.built_anywhere and _can_build(option):
-                            elsewhere.append(option)
+                        if row.built_anywhere:
+                            with suppress(BackendError):
+                                _require_builder(option)
+                                elsewhere.append(option)
         return cls(here, missing, elsewhere)
 
     def choose(self, backend: str, device: str, precision: str, *, budget: bool = False) -> list[Option]:
@@ -105,14 +108,8 @@ def _require(option: Option) -> None:
         require_nncf()
 
 
-def _can_build(option: Option) -> bool:
-    """Whether plans that don't run here can be built here."""
-    from engine.backends import tensorrt  # noqa: PLC0415
-
-    try:
-        tensorrt.load_tensorrt(option.backend)
-        if option.precision == "int8":
-            require_nncf()
-    except BackendError:
-        return False
-    return True
+def _require_builder(option: Option) -> None:
+    """What it takes to build plans that don't run here."""
+    tensorrt.load_tensorrt(option.backend)
+    if option.precision == "int8":
+        require_nncf()

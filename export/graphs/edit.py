@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from engine.latents import Directions
+from export.graphs.onnx_model import labels_of, write_model
 
 _FROM_ENCODER, _FROM_MOVE, _FROM_DECODER = "encode/", "move/", "decode/"
 
@@ -30,7 +31,7 @@ def write_edit(encoder: Path, decoder: Path, directions: Directions, target: Pat
     """
     parts = onnx.load(encoder), onnx.load(decoder)
     graph = _join(parts, _move_as(directions, parts[0]), [])
-    _finish(graph, parts, {"attributes": json.dumps(directions.names)}, target)
+    _finish(graph, parts[0], {"attributes": json.dumps(directions.names)}, target)
 
 
 def write_edit_by_steps(encoder: Path, decoder: Path, target: Path) -> None:
@@ -44,7 +45,7 @@ def write_edit_by_steps(encoder: Path, decoder: Path, target: Path) -> None:
     move = helper.make_graph(
         nodes, "move", [_floats("mu", width), _floats("steps", width)], [_floats("latents", width)]
     )
-    _finish(_join(parts, _model(move, parts[0]), ["mu"]), parts, {}, target)
+    _finish(_join(parts, _model(move, parts[0]), ["mu"]), parts[0], {}, target)
 
 
 def write_move(encoder: Path, directions: Directions, target: Path) -> None:
@@ -53,7 +54,7 @@ def write_move(encoder: Path, directions: Directions, target: Path) -> None:
     Opset and labels are those of the encoder's ONNX graph, whose `mu` it takes.
     """
     like = onnx.load(encoder)
-    _finish(_move_as(directions, like), (like,), {"attributes": json.dumps(directions.names)}, target)
+    _finish(_move_as(directions, like), like, {"attributes": json.dumps(directions.names)}, target)
 
 
 def _join(
@@ -106,18 +107,10 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
         value.name = new if value.name == old else value.name
 
 
-def _labels(graph: onnx.ModelProto) -> dict[str, str]:
-    return {each.key: each.value for each in graph.metadata_props}
-
-
-def _finish(graph: onnx.ModelProto, parts: Sequence[onnx.ModelProto], labels: Mapping[str, str], target: Path) -> None:
-    """Labels a graph as its parts are, and with more, checks it and writes it."""
-    first = parts[0]
-    graph.producer_name, graph.producer_version = first.producer_name, first.producer_version
-    graph.ClearField("metadata_props")
-    helper.set_model_props(graph, {**_labels(first), **labels})
-    versions = {each.domain: each.version for part in parts for each in part.opset_import}
+def _finish(graph: onnx.ModelProto, like: onnx.ModelProto, labels: Mapping[str, str], target: Path) -> None:
+    """Labels a graph as another one is, and with more, and writes it."""
+    graph.producer_name, graph.producer_version = like.producer_name, like.producer_version
+    versions = {each.domain: each.version for each in graph.opset_import}  # each of them once
     graph.ClearField("opset_import")
-    graph.opset_import.extend(helper.make_opsetid(domain, versions[domain]) for domain in versions)
-    onnx.checker.check_model(graph, full_check=True)
-    target.write_bytes(graph.SerializeToString(deterministic=True))
+    graph.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in versions.items())
+    write_model(graph, {**labels_of(like), **labels}, target)

@@ -23,6 +23,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import InputError
+from export.graphs.onnx_model import drop_unused, labels_of, write_model
 
 _FULL, _HALF = int(TensorProto.FLOAT), int(TensorProto.FLOAT16)
 _SUFFIXES = {_FULL: "float32", _HALF: "float16"}
@@ -51,10 +52,7 @@ def write_half(source: Path, target: Path) -> None:
         _retype(model)
     except OverflowError as error:
         raise InputError(f"{source}: {error}; build it with --precision fp32 or bf16") from None
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    helper.set_model_props(model, {"precision": "fp16", **properties})
-    onnx.checker.check_model(model, full_check=True)
-    target.write_bytes(model.SerializeToString(deterministic=True))
+    write_model(model, {"precision": "fp16", **labels_of(model)}, target)
 
 
 def _retype(model: onnx.ModelProto) -> None:
@@ -84,11 +82,8 @@ def _retype(model: onnx.ModelProto) -> None:
         nodes.append(node)
     graph.ClearField("node")
     graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    graph.ClearField("initializer")
-    graph.initializer.extend(kept)
     graph.ClearField("value_info")
+    drop_unused(graph)
 
 
 def _halves(graph: onnx.GraphProto) -> set[str]:

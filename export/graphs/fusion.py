@@ -68,8 +68,7 @@ class ProductConvolution(nn.Module):
     def __init__(self, layer: nn.Conv2d, side: int) -> None:
         super().__init__()
         # Where each position of each window lies in the flattened image; h * h is a position that holds zeros.
-        grid = torch.full((1, 1, side, side), 0.0)
-        grid[0, 0] = torch.arange(1, side * side + 1).view(side, side)
+        grid = torch.arange(1.0, side * side + 1).view(1, 1, side, side)
         windows = nn.functional.unfold(grid, layer.kernel_size, 1, layer.padding, layer.stride)  # type: ignore[arg-type]
         self.register_buffer("indices", (windows[0].T.flatten().long() - 1) % (side * side + 1))
         self.side = (side + 2 * int(layer.padding[0]) - layer.kernel_size[0]) // layer.stride[0] + 1

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
+from engine.arrays import Doubles
 from engine.backends import Backend, Bytes, Floats
+from engine.backends.base import in_parts
 from engine.errors import BackendError
 from engine.latents import Directions, Prior
 from export.graphs.fp16 import WEIGHTED
+from export.graphs.onnx_model import labels_of, session_for, write_model
 
 _BATCH = 32
 _REACH = 1.5
@@ -52,7 +52,7 @@ class Calibration:
             images: uint8 [N, S, S, 3], none of those that parity is measured on.
             directions: Directions of the edits.
         """
-        mu = np.concatenate([model.encode(images[at : at + _BATCH])[0] for at in range(0, len(images), _BATCH)])
+        mu, _ = in_parts(model.encode, _BATCH, images)
         latents = [mu, np.random.default_rng(2).standard_normal(mu.shape, dtype=np.float32)]
         moves = [directions.move([(name, sign * _REACH)]) for name in directions.names for sign in (1, -1)]
         latents += [mu[row :: len(moves)] + move.step for row, move in enumerate(moves) if row < len(mu)]
@@ -109,29 +109,28 @@ def write_int8(source: Path, target: Path, calibration: Calibration, *, symmetri
     # Scaling to [0, 1] is no layer, yet NNCF would round the pixels before it as well.
     kept += [node.name for node in model.graph.node if encodes and node.op_type == "Div"]
     values = calibration.images if encodes else calibration.latents
-    quantised = _quantise(model, {name: values}, symmetric, kept)
+    quantised = _quantise(model, name, values, kept, symmetric=symmetric)
     if not symmetric:
         _drop_zero_points(quantised.graph)
     _centre(model, quantised, name, values)
 
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(quantised, {**properties, "precision": "int8"})
     quantised.producer_name, quantised.producer_version = model.producer_name, model.producer_version
     quantised.graph.name = target.stem
-    onnx.checker.check_model(quantised, full_check=True)
-    target.write_bytes(quantised.SerializeToString(deterministic=True))
+    write_model(quantised, {**labels_of(model), "precision": "int8"}, target)
 
 
 def _quantise(
-    model: onnx.ModelProto, inputs: dict[str, Bytes | Floats], symmetric: bool, kept: list[str]
+    model: onnx.ModelProto, name: str, values: Bytes | Floats, kept: list[str], *, symmetric: bool
 ) -> onnx.ModelProto:
-    with _quiet():
+    # NNCF draws bars on stdout and makes torch warn of a GPU's absence. Its reports over the network are switched off
+    # in `engine.backends`.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with redirect_stdout(io.StringIO()):
         import nncf  # noqa: PLC0415
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters  # noqa: PLC0415
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet  # noqa: PLC0415
 
         logging.getLogger("nncf").setLevel(logging.ERROR)  # its own function also silences handlers of others
-        ((name, values),) = inputs.items()
         ranges = RangeEstimatorParametersSet.MINMAX
         # Of one size: NNCF corrects biases by the mean of the batches' means.
         batches = [{name: part} for part in np.array_split(values, -(-len(values) // _BATCH))]
@@ -176,7 +175,8 @@ def _centre(model: onnx.ModelProto, quantised: onnx.ModelProto, name: str, value
     NNCF corrects single layers. A network trained on real faces, on latents that were not calibrated on: the signed
     mean of decoded images goes from -0.99 to -0.04 levels, the worst image from 41.5 to 44.5 dB.
     """
-    last = _last_layers(model.graph)
+    results = 2 if name == "images" else 1  # mu and log_var, or what becomes pixels
+    last = [node.output[0] for node in model.graph.node if node.op_type in WEIGHTED][-results:]
     means, rounded = (_means(each, last, name, values) for each in (model, quantised))
     biases = {node.output[0]: node.input[2] for node in quantised.graph.node if node.output[0] in last}
     tensors = {tensor.name: tensor for tensor in quantised.graph.initializer}
@@ -185,45 +185,11 @@ def _centre(model: onnx.ModelProto, quantised: onnx.ModelProto, name: str, value
         tensors[bias].CopyFrom(numpy_helper.from_array(corrected.astype(np.float32), bias))
 
 
-def _last_layers(graph: onnx.GraphProto) -> list[str]:
-    """What those layers give that no other layer comes behind."""
-    read: set[str] = set()  # by a layer, or by what leads to one
-    last = []
-    for node in reversed(graph.node):
-        leads = not read.isdisjoint(node.output)
-        if node.op_type in WEIGHTED and not leads:
-            last.append(node.output[0])
-        if node.op_type in WEIGHTED or leads:
-            read.update(node.input)
-    return last
-
-
-def _means(
-    model: onnx.ModelProto, outputs: list[str], name: str, values: Bytes | Floats
-) -> dict[str, npt.NDArray[np.float64]]:
+def _means(model: onnx.ModelProto, outputs: list[str], name: str, values: Bytes | Floats) -> dict[str, Doubles]:
     """Mean of each channel of some tensors, float64 [C]."""
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    opened.graph.ClearField("output")
-    opened.graph.output.extend(onnx.ValueInfoProto(name=output) for output in outputs)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # so that sums are the same each time
-    session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    sums = [np.zeros(1) for _ in outputs]
-    for at in range(0, len(values), _BATCH):
-        for index, result in enumerate(session.run(None, {name: values[at : at + _BATCH]})):
-            pixels = tuple(range(2, result.ndim))
-            sums[index] = sums[index] + result.astype(np.float64).mean(axis=pixels).sum(axis=0)
-    return {output: total / len(values) for output, total in zip(outputs, sums, strict=True)}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps NNCF to itself.
-
-    It draws bars on stdout and makes torch warn of a GPU's absence. Its reports over the network are switched off in
-    `engine.backends`.
-    """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    with redirect_stdout(io.StringIO()):
-        yield
+    session = session_for(model, outputs)
+    results = in_parts(lambda part: session.run(None, {name: part}), _BATCH, values)
+    return {
+        output: result.mean(axis=(0, *range(2, result.ndim)), dtype=np.float64)
+        for output, result in zip(outputs, results, strict=True)
+    }

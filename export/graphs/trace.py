@@ -8,20 +8,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
+from engine.backends.base import Names
 from engine.bundle import DECODER, ENCODER, FORMAT_VERSION
 from engine.version import NAME, version_here
 from export.graphs.forms import decoder_graph, encoder_graph
 from export.graphs.names import PLAIN, DecoderForm, EncoderForm, file_name
+from export.graphs.onnx_model import drop_unused, write_model
 from trainer.model import VAE
 
 OPSET = 17
@@ -55,25 +55,20 @@ def write_encoder(model: VAE, form: EncoderForm, folder: Path, model_sha256: str
     size = model.config.image_size
     # An exporter may take a batch of one for a constant; two stays dynamic.
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    name = file_name(ENCODER, form)
-    graph = encoder_graph(model.encoder, form)
-    _write(graph, images, folder / name, model_sha256, inputs=["images"], outputs=["mu", "log_var"])
-    return name
+    path, names = folder / file_name(ENCODER, form), (["images"], ["mu", "log_var"])
+    return _write(encoder_graph(model.encoder, form), images, path, model_sha256, names)
 
 
 def write_decoder(model: VAE, form: DecoderForm, folder: Path, model_sha256: str) -> str:
     """Writes the decoder in one form; otherwise as `write_graphs`. Returns the file's name."""
     latents = torch.zeros(2, model.config.latent_dim)
-    name = file_name(DECODER, form)
-    graph = decoder_graph(model.decoder, form)
-    _write(graph, latents, folder / name, model_sha256, inputs=["latents"], outputs=["images"])
-    return name
+    path, names = folder / file_name(DECODER, form), (["latents"], ["images"])
+    return _write(decoder_graph(model.decoder, form), latents, path, model_sha256, names)
 
 
-def _write(
-    graph: nn.Module, sample: Tensor, path: Path, model_sha256: str, *, inputs: list[str], outputs: list[str]
-) -> None:
-    """Traces, simplifies, labels and checks a graph."""
+def _write(graph: nn.Module, sample: Tensor, path: Path, model_sha256: str, names: Names) -> str:
+    """Traces, simplifies, labels and checks a graph; returns the file's name."""
+    inputs, outputs = names
     with warnings.catch_warnings():
         # The TorchScript exporter is deprecated, but it alone writes opset 17 itself, with no more packages.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -100,25 +95,18 @@ def _write(
     traced.graph.name = path.stem
     for part in (traced, traced.graph, *traced.graph.node):
         part.ClearField("doc_string")
-    onnx.helper.set_model_props(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256})
-    onnx.checker.check_model(traced, full_check=True)
-    path.write_bytes(traced.SerializeToString(deterministic=True))
+    write_model(traced, {"bundle_format_version": str(FORMAT_VERSION), "model_sha256": model_sha256}, path)
+    return path.name
 
 
 def _fold_constants(graph: onnx.GraphProto) -> None:
     """Replaces nodes that depend on no input by their values: the tracer spells out how a padding is computed."""
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    computed: dict[str, npt.NDArray[Any]] = {}
-    nodes = list(graph.node)
-    for node in nodes:
+    for node in list(graph.node):
         if all(not name or name in known for name in node.input):
             inputs = {name: known[name] for name in node.input if name}
-            values = list(ReferenceEvaluator(node).run(None, inputs))
-            computed |= dict(zip(node.output, values, strict=True))
-            known |= computed
+            for name, value in zip(node.output, ReferenceEvaluator(node).run(None, inputs), strict=True):
+                known[name] = np.asarray(value)
+                graph.initializer.append(numpy_helper.from_array(known[name], name))
             graph.node.remove(node)
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    kept += [numpy_helper.from_array(np.asarray(computed[name]), name) for name in computed if name in used]
-    graph.ClearField("initializer")
-    graph.initializer.extend(kept)
+    drop_unused(graph)

@@ -10,6 +10,7 @@ proof        the last of these, on the answers that travel with the bundle
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from export.proof.judge import Trial, describe
 
 Subject = tuple[Option, Engine]
 """What a stage runs: how it computes, and the files."""
+_PORTABLE: Subject = Option("onnxruntime", CPU, "fp32"), Engine()
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Gate:
         Raises:
             ParityError: they are beyond their tolerances.
         """
-        self._report({"portable": self._measure("portable", _PORTABLE)}).require()
+        self._measure("portable", _PORTABLE)
 
     def check(self, option: Option, engine: Engine, *, runs: bool = True) -> Report:
         """Measures all stages of an engine: the last one is the engine itself, if it `runs` on this machine.
@@ -57,7 +59,8 @@ class Gate:
         """
         stages = {"portable": _PORTABLE}
         for name, (encoder, decoder) in engine.stages.items():
-            stages[name] = _on_cpu(option.precision if name == "reduced" else "fp32"), Engine(encoder, decoder)
+            precision = option.precision if name == "reduced" else "fp32"
+            stages[name] = Option("onnxruntime", CPU, precision), Engine(encoder, decoder)
         if runs:
             stages["engine"] = option, engine
         if self.proof is not None:
@@ -66,40 +69,25 @@ class Gate:
         for name, subject in stages.items():
             try:
                 measured[name] = self._measure(name, subject)
-                self._report(measured).require()
             except ParityError as error:
                 if name != "rewritten":
                     raise
                 raise RewriteError(f"{error}; a rewrite must be exact: a fault of export.graphs.forms") from None
-        return self._report(measured)
-
-    def _report(self, stages: dict[str, Stage]) -> Report:
-        return Report(self.truth.what, len(self.truth.images), describe(self.trial), stages)
+        return Report(self.truth.what, len(self.truth.images), describe(self.trial), measured)
 
     def _measure(self, name: str, subject: Subject) -> Stage:
+        """A stage within its tolerances, measured anew unless it was before."""
         option, engine = subject
         key = (name == "proof", option, engine.encoder, engine.decoder, engine.split)
-        if key in self._measured:
-            return self._measured[key]
-        options = Options(**option._asdict(), max_batch_size=self.max_batch, threads=self.threads)
-        opened = open_engine(self.folder, engine, options)
-        what = f"{engine.encoder} and {engine.decoder} by {option.backend} in {option.precision} on {option.device}"
-        truth = self.proof if name == "proof" and self.proof else self.truth
-        try:
-            stage = truth.compare(opened, what, self.tolerances(option.precision), self.max_batch)
-            if truth is self.truth and not isinstance(self.trial, str):
-                stage = replace(stage, judged=self.trial.judge(opened, self.max_batch))
-        except ParityError as error:
-            raise ParityError(f"stage {name}: {error}") from None
-        finally:
-            opened.close()
-        self.say(stage.table(name))
-        self._measured[key] = stage
-        return stage
-
-
-def _on_cpu(precision: str) -> Option:
-    return Option("onnxruntime", CPU, precision)
-
-
-_PORTABLE: Subject = _on_cpu("fp32"), Engine()
+        if key not in self._measured:
+            options = Options(**option._asdict(), max_batch_size=self.max_batch, threads=self.threads)
+            what = f"{engine.encoder} and {engine.decoder} by {option.backend} in {option.precision} on {option.device}"
+            truth = self.proof if name == "proof" and self.proof else self.truth
+            with closing(open_engine(self.folder, engine, options)) as opened:
+                stage = truth.compare(opened, what, self.tolerances(option.precision), self.max_batch, name)
+                if truth is self.truth and not isinstance(self.trial, str):
+                    stage = replace(stage, judged=self.trial.judge(opened, self.max_batch))
+            self.say(stage.table(name))
+            self._measured[key] = stage
+        self._measured[key].require(name, self.truth.what)
+        return self._measured[key]

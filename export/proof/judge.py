@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
+from engine.arrays import Doubles
 from engine.backends import Backend, Bytes, Floats
+from engine.backends.base import in_parts
 from engine.latents import Directions
 from engine.proof.figures import Judgement
 
@@ -39,24 +40,6 @@ class Judge:
     logits: Callable[[Bytes], Floats]  # of images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees one
 
 
-def judge_of(run: Path, fingerprint: str | None) -> Judge | str:
-    """The judge of a run that was trained on data with this fingerprint, or why there is none."""
-    # Imported here, so that bundles can be verified by themselves where there is no torch.
-    from trainer.evaluation.classifier import CLASSIFIER, Classifier  # noqa: PLC0415
-    from trainer.hardware.device import Placement  # noqa: PLC0415
-
-    path = run / CLASSIFIER
-    evaluate = "run `python -m trainer evaluate RUN --data DIR` first"
-    if not path.is_file():
-        return f"skipped: the run has no {CLASSIFIER}; {evaluate}"
-    classifier = Classifier.load(path, fingerprint or "", Placement.of("cpu", "fp32"))
-    if classifier is None:
-        return f"skipped: {CLASSIFIER} is damaged or of other data than the run's; {evaluate}"
-    accuracy = np.mean([classifier.accuracy[name] for name in classifier.attributes])
-    what = f"the run's classifier ({accuracy:.1%} right on its test images)"
-    return Judge(what, classifier.attributes, classifier.logits)
-
-
 def describe(trial: Trial | str) -> str:
     """Who judges which edits, or why nobody does."""
     return trial if isinstance(trial, str) else trial.what
@@ -73,22 +56,18 @@ class Trial:
     """
 
     def __init__(self, judge: Judge, reference: Backend, images: Bytes, directions: Directions) -> None:
-        self._judge = judge
-        self._images = images[:IMAGES]
-        names = [name for name in directions.names if name in judge.attributes]
-        self._steps = {
-            f"{name} {sign * STRENGTH:+g}": (name, np.float32(sign * STRENGTH) * directions[name])
-            for name in names
-            for sign in (1, -1)
-        }
-        plain = self._logits(reference, np.zeros(directions.latent_dim, np.float32), len(self._images))
-        self._seen: dict[str, npt.NDArray[np.float64]] = {}
-        self._shifts: dict[str, float] = {}
-        for move, (name, step) in self._steps.items():
-            self._seen[move] = self._logits(reference, step, len(self._images))
-            own = list(judge.attributes).index(name)
-            self._shifts[move] = max(abs(float(self._seen[move][own] - plain[own])), LEAST_SHIFT)
-        self.what = f"{len(self._steps)} edits, {STRENGTH:g} to both sides, by {judge.what}"
+        self._judge, self._images = judge, images[:IMAGES]
+        count = len(self._images)
+        plain = self._logits(reference, np.zeros(directions.latent_dim, np.float32), count)
+        # By edit: its step, what the judge sees in the reference's, and what that shifts the logit of its attribute by.
+        self._edits: dict[str, tuple[Floats, Doubles, float]] = {}
+        for name, sign in product(directions.names, (1, -1)):
+            if name in judge.attributes:
+                step = np.float32(sign * STRENGTH) * directions[name]
+                seen, own = self._logits(reference, step, count), list(judge.attributes).index(name)
+                shift = max(abs(float(seen[own] - plain[own])), LEAST_SHIFT)
+                self._edits[f"{name} {sign * STRENGTH:+g}"] = step, seen, shift
+        self.what = f"{len(self._edits)} edits, {STRENGTH:g} to both sides, by {judge.what}"
 
     @classmethod
     def of(cls, judge: Judge | str, reference: Backend, images: Bytes, directions: Directions) -> Trial | str:
@@ -102,15 +81,14 @@ class Trial:
     def judge(self, engine: Backend, max_batch: int) -> Judgement:
         """Compares an engine's edits, made in batches of at most `max_batch`, with the reference's."""
         shares, attributes = {}, {}
-        for move, (_, step) in self._steps.items():
-            away = np.abs(self._logits(engine, step, max_batch) - self._seen[move])
-            shares[move] = float(away.max()) / self._shifts[move]
-            attributes[move] = self._judge.attributes[int(away.argmax())]
+        for edit, (step, seen, shift) in self._edits.items():
+            away = np.abs(self._logits(engine, step, max_batch) - seen)
+            shares[edit] = float(away.max()) / shift
+            attributes[edit] = self._judge.attributes[int(away.argmax())]
         return Judgement(shares, attributes)
 
-    def _logits(self, backend: Backend, step: Floats, batch_size: int) -> npt.NDArray[np.float64]:
+    def _logits(self, backend: Backend, step: Floats, batch_size: int) -> Doubles:
         """Mean logits of the images, moved by a step float32 [D]: [A]."""
-        parts = [self._images[at : at + batch_size] for at in range(0, len(self._images), batch_size)]
-        edited = np.concatenate([backend.edit(part, np.tile(step, (len(part), 1)))[0] for part in parts])
-        means: npt.NDArray[np.float64] = self._judge.logits(edited).astype(np.float64).mean(axis=0)
+        edited, _ = in_parts(backend.edit, batch_size, self._images, np.tile(step, (len(self._images), 1)))
+        means: Doubles = self._judge.logits(edited).astype(np.float64).mean(axis=0)
         return means

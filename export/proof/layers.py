@@ -11,21 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import helper
 
+from engine.arrays import Array
 from engine.proof.truth import Truth
 from export.engines.candidate import Candidate
 from export.graphs.fp16 import WEIGHTED
+from export.graphs.onnx_model import session_for
 
 IMAGES = 8
 """Images, and latents, that layers are compared on: each gives thousands of values of every layer."""
 SHOWN = 5
 """Layers that the table has: those that cost most."""
-
-Array = npt.NDArray[Any]
 
 
 class Cost(NamedTuple):
@@ -43,11 +41,10 @@ def costs(source: Path, reduced: Path, values: Array) -> list[Cost]:
     full, model = onnx.load(source), onnx.load(reduced)
     (name,) = [value.name for value in full.graph.input]
     layers = {node.output[0]: node for node in full.graph.node if node.op_type in WEIGHTED}
-    full.graph.ClearField("output")
-    full.graph.output.extend(onnx.ValueInfoProto(name=output) for output in layers)
-    truth = dict(zip(layers, _run(full, {name: values}), strict=True))
+    truth = dict(zip(layers, session_for(full, layers).run(None, {name: values}), strict=True))
     given = _cut(model, list(layers))
-    found = _run(model, {name: values, **{each: truth[each].astype(kind) for each, kind in given.items()}})
+    feeds = {name: values, **{each: truth[each].astype(kind) for each, kind in given.items()}}
+    found = session_for(model, [f"{output}.own" for output in layers]).run(None, feeds)
     return [
         Cost(_share(own, truth[output]), f"{reduced.name}: {node.op_type} {node.name}")
         for (output, node), own in zip(layers.items(), found, strict=True)
@@ -68,7 +65,7 @@ def table(folder: Path, candidate: Candidate, truth: Truth) -> str:
 
 
 def _cut(model: onnx.ModelProto, outputs: list[str]) -> dict[str, Any]:
-    """Makes what layers give inputs of the graph, and what they would have given its outputs; the inputs' dtypes."""
+    """Makes what layers give inputs of the graph; gives their dtypes. What would have been given is called `.own`."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
     graph = model.graph
@@ -76,19 +73,9 @@ def _cut(model: onnx.ModelProto, outputs: list[str]) -> dict[str, Any]:
     for node in graph.node:
         if node.output[0] in outputs:
             node.output[0] += ".own"
-    graph.ClearField("output")
     graph.ClearField("value_info")
-    graph.output.extend(onnx.ValueInfoProto(name=f"{output}.own") for output in outputs)
     graph.input.extend(helper.make_tensor_value_info(output, kinds[output], None) for output in read)
     return {output: helper.tensor_dtype_to_np_dtype(kinds[output]) for output in read}
-
-
-def _run(model: onnx.ModelProto, feeds: dict[str, Array]) -> list[Array]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    results: list[Array] = session.run(None, feeds)
-    return results
 
 
 def _share(values: Array, reference: Array) -> float:

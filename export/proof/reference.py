@@ -1,17 +1,19 @@
-"""PyTorch behind the engine's own interface, in float32: the truth."""
+"""PyTorch behind the engine's own interface, in float32: the truth; and the run's own classifier as a judge."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from engine.backends import Backend, Bytes
+from engine.backends import Backend, Bytes, Floats
 from engine.proof.truth import Truth
-from export.proof.judge import Trial, judge_of
+from export.proof.judge import Judge, Trial
 from export.run import Run
+from trainer.evaluation.classifier import CLASSIFIER, Classifier
+from trainer.hardware.device import Placement
 from trainer.model import VAE
 
 NAME = "PyTorch eager FP32"
@@ -27,18 +29,18 @@ class EagerBackend(Backend):
     def __init__(self, model: VAE) -> None:
         self._model = model
 
-    def encode(self, images: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def encode(self, images: Bytes) -> tuple[Floats, Floats]:
         """Images, uint8 [N, S, S, 3], to `mu` and `log_var`, float32 [N, D] each."""
         with torch.inference_mode():
             scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
             mu, log_var = self._model.encoder(scaled)
             return mu.numpy(), log_var.numpy()
 
-    def decode(self, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    def decode(self, latents: Floats) -> Bytes:
         """Latents, float32 [N, D], to images, uint8 [N, S, S, 3], rounded half to even."""
         with torch.inference_mode():
             levels = torch.round(self._model.decoder(torch.from_numpy(latents)) * 255)
-            images: npt.NDArray[np.uint8] = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+            images: Bytes = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
             return images
 
 
@@ -59,6 +61,20 @@ class Reference:
         judge = judge_of(run.path, run.resolved.get("data_fingerprint"))
         trial = Trial.of(judge, model, samples, run.directions)
         return cls(model, answers(run, model, samples), trial, calibration_images)
+
+
+def judge_of(run: Path, fingerprint: str | None) -> Judge | str:
+    """The judge of a run that was trained on data with this fingerprint, or why there is none."""
+    path = run / CLASSIFIER
+    evaluate = "run `python -m trainer evaluate RUN --data DIR` first"
+    if not path.is_file():
+        return f"skipped: the run has no {CLASSIFIER}; {evaluate}"
+    classifier = Classifier.load(path, fingerprint or "", Placement.of("cpu", "fp32"))
+    if classifier is None:
+        return f"skipped: {CLASSIFIER} is damaged or of other data than the run's; {evaluate}"
+    accuracy = np.mean([classifier.accuracy[name] for name in classifier.attributes])
+    what = f"the run's classifier ({accuracy:.1%} right on its test images)"
+    return Judge(what, classifier.attributes, classifier.logits)
 
 
 def answers(run: Run, model: EagerBackend, images: Bytes) -> Truth:

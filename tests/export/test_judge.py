@@ -8,8 +8,8 @@ from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 from engine.backends import Backend, Bytes, Floats
 from engine.latents import Directions
 from engine.proof.figures import Judgement, Stage, Tolerances
-from export.proof.judge import LEAST_SHIFT, NO_RUN, Judge, Trial, judge_of
-from export.proof.reference import EagerBackend
+from export.proof.judge import LEAST_SHIFT, NO_RUN, Judge, Trial
+from export.proof.reference import EagerBackend, judge_of
 from trainer.evaluation.classifier import Classifier, Network
 from trainer.hardware.device import Placement
 

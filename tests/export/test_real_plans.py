@@ -18,7 +18,7 @@ from runs import ATTRIBUTES, FORMS, LATENT_DIM, small_vae, smooth_images, write_
 import engine.backends.tensorrt
 import export.engines.plans
 import export.engines.tensorrt_8
-from engine.backends.tensorrt import COMPATIBILITIES, TARGETS
+from engine.backends.tensorrt import TARGETS
 from engine.bundle import Bundle
 from engine.errors import BackendError
 from engine.latents import Directions
@@ -227,7 +227,7 @@ WORDS = {
     "DataType": {"UINT8", "FLOAT", "HALF"},
     "TensorIOMode": {"INPUT", "OUTPUT"},
     "NetworkDefinitionCreationFlag": {"STRONGLY_TYPED"},
-    "HardwareCompatibilityLevel": set(COMPATIBILITIES.values()),
+    "HardwareCompatibilityLevel": {"NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"},
     "TacticSource": {"EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"},
 }
 """Names that our code has as words."""
