@@ -14,7 +14,6 @@ from engine.bundle import Preprocessing
 from engine.config import ServerConfig
 from engine.errors import InvalidField, InvalidRequest
 from engine.latents import can_condition, linear, spherical
-from engine.models.model import Source
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream
 from engine.service.request_scope import (
@@ -22,6 +21,7 @@ from engine.service.request_scope import (
     Call,
     OutputSpec,
     RequestScope,
+    member,
     read_form,
     read_output,
     read_prior,
@@ -31,6 +31,7 @@ from protos import dfcvae_pb2 as pb
 
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 _MAX_TEMPERATURE = 10.0
+_IS_ARC = {pb.WALK_UNSPECIFIED: False, pb.WALK_LINEAR: False, pb.WALK_SPHERICAL: True}
 
 # Requests of one EditStream that are read ahead of its answers; fewer once they have as many images as one may have.
 _REQUESTS_AHEAD = 64
@@ -73,8 +74,6 @@ class LatentEngine:
                 )
             move, conditions = scope.move(request.edits, request.keep), scope.conditions(request)
             source = scope.source(request)
-            if source is None:
-                raise InvalidRequest("the request has no source; set images or latents", "source")
             with scope.admit(len(source), decodes=bool(conditions)) as context:
                 images, _, latents = await scope.model.edit(source, move, conditions, context, decode=output.images)
             return await scope.respond(pb.EditResponse(), output, images, latents)
@@ -89,18 +88,16 @@ class LatentEngine:
         """Walks between images or latents."""
         with self._scope(request, call) as scope:
             output = read_output(request)
-            if request.walk not in pb.Walk.values():
-                raise InvalidField("walk", f"is {request.walk}, which is none of Walk's values")
+            arc = member(request.walk, _IS_ARC, "walk", "Walk")
             if request.steps < 2:
                 raise InvalidField("steps", f"is {request.steps}; a walk has at least 2 points, its ends")
-            start, end = _read_end(scope, request, "start"), _read_end(scope, request, "end")
+            start, end = scope.source(request.start, "start"), scope.source(request.end, "end")
             count = len(start)
             if count != len(end):
                 raise InvalidRequest(f"start has {count} images or latents, end has {len(end)}; send pairs", "end")
             points = count * request.steps
             with scope.admit(points, "steps", "ask for", decodes=True) as context:
                 ends = await scope.model.mu(start, context), await scope.model.mu(end, context)
-                arc = request.walk == pb.WALK_SPHERICAL
                 walk = partial(spherical, centre=scope.model.centre) if arc else linear
                 latents = await scope.model.compute(points, partial(walk, *ends, request.steps), context)
                 images = await scope.model.decode(latents, context) if output.images else None
@@ -169,10 +166,3 @@ def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
     return pb.Preprocessing(
         crop=made.crop or 0, resize=made.resize, source_width=width, source_height=height, landmarks=landmarks
     )
-
-
-def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) -> Source:
-    source = scope.source(getattr(request, name), f"{name}.")
-    if source is None:
-        raise InvalidField(name, f"has no source; set {name}.images or {name}.latents")
-    return source

@@ -8,7 +8,6 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 import asyncio
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
@@ -26,11 +25,18 @@ from engine.models.model import STANDARD, Images, Source
 from engine.models.repository import ModelRepository
 from protos import dfcvae_pb2 as pb
 
+T = TypeVar("T")
 _Response = TypeVar("_Response", bound=Message)
 
 _MAX_EDITS = 1024
 
-_RESULTS = frozenset(pb.EditResult.values())
+# Whether images come back, and whether latents do.
+_RESULTS = {
+    pb.EDIT_RESULT_UNSPECIFIED: (True, False),
+    pb.EDIT_RESULT_IMAGES: (True, False),
+    pb.EDIT_RESULT_LATENTS: (False, True),
+    pb.EDIT_RESULT_IMAGES_AND_LATENTS: (True, True),
+}
 _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: None,
     pb.IMAGE_FORMAT_RAW: None,
@@ -102,7 +108,8 @@ class RequestScope:
         remaining = call.time_remaining()
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         self._call = call
-        self._context = RequestContext(deadline, call.client, _read_priority(request))
+        priority = member(request.priority, _PRIORITIES, "priority", "Priority")
+        self._context = RequestContext(deadline, call.client, priority)
         self._one_of_several = len(repository.names) > 1
         self.model = repository.get(model)
         self._manifest, self._directions = self.model.bundle.manifest, self.model.bundle.directions
@@ -119,12 +126,16 @@ class RequestScope:
         if self._one_of_several and isinstance(error, Overloaded):
             error.recheck = None  # whoever looks at calls before their messages can't tell for which model they are
 
-    def source(self, message: Any, field: str = "") -> Source | None:
-        """What stands in `images` or `latents` of a message; None where neither is set."""
-        name = message.WhichOneof("source")
+    def source(self, message: Any, field: str = "") -> Source:
+        """What stands in `images` or `latents` of a message, which is that `field` of the request, or all of it."""
+        name, at = message.WhichOneof("source"), f"{field}." if field else ""
         if name == "images":
-            return self.images(message.images, f"{field}images")
-        return self.latents(message.latents, f"{field}latents") if name else None
+            return self.images(message.images, f"{at}images")
+        if name == "latents":
+            return self.latents(message.latents, f"{at}latents")
+        raise InvalidRequest(
+            f"{field or 'the request'} has no source; set {at}images or {at}latents", field or "source"
+        )
 
     def images(self, batch: pb.ImageBatch, field: str = "images") -> Images:
         """Images of a request: pixels, uint8 [N, S, S, 3], or files, not yet decoded."""
@@ -197,6 +208,8 @@ class RequestScope:
 
     def conditions(self, request: Any) -> Conditions:
         """What a request wants faces to have and to lack."""
+        if not (request.having or request.lacking):
+            return Conditions()
         return Conditions.of(self._directions, request.having, request.lacking, getattr(request, "keep", ()))
 
     @contextmanager
@@ -251,18 +264,17 @@ def count_sent(message: Any) -> int:
     return int(images.raw.count) if images.WhichOneof("images") == "raw" else len(images.files.files)
 
 
-def _read_priority(request: Any) -> int:
-    try:
-        return _PRIORITIES[request.priority]
-    except KeyError:
-        raise InvalidField("priority", f"is {request.priority}, which is none of Priority's values") from None
+def member(value: int, known: Mapping[Any, T], field: str, kind: str) -> T:
+    """What the value of an enumeration stands for, which `field` of a request has."""
+    if value not in known:
+        raise InvalidField(field, f"is {value}, which is none of {kind}'s values")
+    return known[value]
 
 
 def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
     """What a request with `distribution` draws from, of what its model has by name, the default first."""
     names = {pb.DISTRIBUTION_UNSPECIFIED: next(iter(known)), **{value: name for name, value in DISTRIBUTIONS.items()}}
-    if (name := names.get(request.distribution)) is None:
-        raise InvalidField("distribution", f"is {request.distribution}, which is none of Distribution's values")
+    name = member(request.distribution, names, "distribution", "Distribution")
     if name not in known:
         raise InvalidField(
             "distribution",
@@ -273,22 +285,17 @@ def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
 
 def read_output(request: Any) -> OutputSpec:
     """What a request with `result` and `output` wants back."""
-    if request.result not in _RESULTS:
-        raise InvalidField("result", f"is {request.result}, which is none of EditResult's values")
-    if request.result == pb.EDIT_RESULT_LATENTS:
-        if request.HasField("output"):
-            raise InvalidField("output", "is set, but only latents are asked for; ask for images, or leave it out")
-        return OutputSpec(False, True, None, 0)
-    return OutputSpec(True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS, *read_form(request.output))
+    images, latents = member(request.result, _RESULTS, "result", "EditResult")
+    if not images and request.HasField("output"):
+        raise InvalidField("output", "is set, but only latents are asked for; ask for images, or leave it out")
+    return OutputSpec(images, latents, *read_form(request.output))
 
 
 def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
     """Format of the images that are to come back, None for raw, and quality, 0 for the default."""
-    if output.format not in _FORMATS:
-        raise InvalidField("output.format", f"is {output.format}, which is none of ImageFormat's values")
+    file_format = member(output.format, _FORMATS, "output.format", "ImageFormat")
     if output.quality > 100:
         raise InvalidField("output.quality", f"is {output.quality}; it goes from 1 to 100")
-    file_format = _FORMATS[output.format]
     if output.quality and file_format not in ("JPEG", "WEBP"):
         raise InvalidField("output.quality", "is for JPEG and WebP; choose one of them, or leave it out")
     return file_format, output.quality
@@ -307,5 +314,4 @@ def write_latents(batch: pb.LatentBatch, latents: Floats) -> None:
 
 
 def _floats(data: bytes) -> Floats:
-    values = np.frombuffer(data, "<f4")
-    return values if sys.byteorder == "little" else values.astype(np.float32)
+    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)

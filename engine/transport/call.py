@@ -4,9 +4,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
@@ -14,6 +14,9 @@ from engine.errors import FAILED
 from engine.transport.core import CoreCall, CoreError, Metadata, message_of, was_cancelled
 from engine.transport.permit import Permit
 from engine.transport.stream_buffers import ReceiveBuffer, SendBuffer
+
+if TYPE_CHECKING:
+    from engine.transport.server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -23,31 +26,13 @@ _NO_ROOM = "there was no room for the message within {:g} s; send it again after
 
 
 class ServerCall:
-    """A call, and what its handler gets as context: the methods of grpc.aio.ServicerContext that this project uses.
+    """A call, and what its handler gets as context: the methods of grpc.aio.ServicerContext that this project uses."""
 
-    `post` has a function called on the event loop, from any thread, and `hand_over` a call started there with its
-    message. `incomplete` is told there (path, client) of a call whose message didn't come. Calls end while `may_end` is
-    set.
-    """
-
-    def __init__(
-        self,
-        call: CoreCall,
-        handler: Any,
-        permit: Permit,
-        post: Callable[..., None],
-        *,
-        hand_over: Callable[["ServerCall", bytes | None], None],
-        incomplete: Callable[[str, str], None],
-        may_end: asyncio.Event,
-    ) -> None:
+    def __init__(self, server: "Server", call: CoreCall, handler: Any, permit: Permit) -> None:
+        self._server = server
         self._core = call
         self._handler = handler
         self.permit = permit
-        self._post = post
-        self._hand_over = hand_over
-        self._incomplete = incomplete
-        self._may_end = may_end
         self._task: asyncio.Task[None] | None = None
         self._message: bytes | None = None
         self._gone = False
@@ -55,8 +40,8 @@ class ServerCall:
         self._code: grpc.StatusCode | None = None
         self._details = ""
         self._trailing: Metadata = None
-        self._inbox = ReceiveBuffer(call, permit, post) if handler.request_streaming else None
-        self._outbox = SendBuffer(call, post) if handler.response_streaming else None
+        self._inbox = ReceiveBuffer(call, permit, server.post) if handler.request_streaming else None
+        self._outbox = SendBuffer(call, server.post) if handler.response_streaming else None
 
     # On the queue's thread; `_receive` on that of whoever makes room.
 
@@ -68,7 +53,7 @@ class ServerCall:
             self._fail()
             return
         if self._handler.request_streaming:
-            self._hand_over(self, None)
+            self._server.hand_over(self, None)
         else:
             self.permit.receive_when_room(self._receive)
 
@@ -82,23 +67,23 @@ class ServerCall:
         """Core has cancelled the call, and perhaps tells nobody."""
         logger.exception("%s could not be begun", self._core.path)
         self._gone = True
-        self._hand_over(self, None)
+        self._server.hand_over(self, None)
 
     def _received(self, event: Any) -> None:
         message = message_of(event)
         self.permit.received(len(message) if message else 0)
-        self._hand_over(self, message)
+        self._server.hand_over(self, message)
 
     def _closed(self, event: Any) -> None:
         if was_cancelled(event):
-            self._post(self._leave)
+            self._server.post(self._leave)
 
     # On the event loop.
 
     def start(self, message: bytes | None) -> None:
         """The message has come, or won't; a stream's are yet to come."""
         if message is None and self._awaits_message:
-            self._incomplete(self._core.path, self.permit.client)
+            self._server.incomplete(self._core.path, self.permit.client)
         self.permit.started()
         expired = not self._awaits_message and not self._handler.request_streaming
         self._awaits_message = False
@@ -113,7 +98,7 @@ class ServerCall:
         if not self._awaits_message or self._gone:
             return
         self._awaits_message = False
-        self._incomplete(self._core.path, self.permit.client)
+        self._server.incomplete(self._core.path, self.permit.client)
         if self.permit.abandon():
             self._code, self._details = grpc.StatusCode.RESOURCE_EXHAUSTED, _NO_ROOM.format(limit_s)
         else:
@@ -127,14 +112,14 @@ class ServerCall:
             task.cancel()
             task.add_done_callback(self._is_over)
         elif self.permit.abandon():
-            self._hand_over(self, None)
+            self._server.hand_over(self, None)
 
     async def _serve(self) -> None:
         last = await self._handle()
         with suppress(asyncio.CancelledError):  # the client has gone meanwhile
             if self._outbox is not None:
                 await self._outbox.drain()
-            await self._may_end.wait()
+            await self._server.may_end.wait()
         if self._gone:
             self._is_over(None)
         else:
@@ -210,6 +195,11 @@ class ServerCall:
             return message
         self._check()
         return grpc.aio.EOF
+
+    def end_reading(self) -> None:
+        """Lets `read` give grpc.aio.EOF after what has come, also to whoever waits in it. On the event loop."""
+        assert self._inbox is not None, "only streams are read"
+        self._inbox.end()
 
     async def write(self, answer: Any) -> None:
         """Sends an answer of a stream; while many have not left, it waits: a client that doesn't read holds this up.

@@ -55,7 +55,7 @@ class Server:
         message_limit_s: float = math.inf,
     ) -> None:
         self._admit = admit
-        self._incomplete = incomplete
+        self.incomplete = incomplete
         self._unknown = unknown
         self._message_limit_s = message_limit_s
         self._awaited: dict[ServerCall, float] = {}  # whose message is to come, by when they came
@@ -70,8 +70,8 @@ class Server:
         self._leaving = False
         self._stopped = False
         self._ended = asyncio.Event()
-        self._may_end = asyncio.Event()
-        self._may_end.set()
+        self.may_end = asyncio.Event()  # calls end while it is set
+        self.may_end.set()
 
     def add_service(self, name: str, handlers: Mapping[str, Any]) -> None:
         """Adds a service, before the start: by method what `grpc.unary_unary_rpc_method_handler` and the like give."""
@@ -106,12 +106,12 @@ class Server:
         self._leaving = True
         if not self._started:
             self._core.start()  # core can't end a server, and so frees no port, before its start
-        self._may_end.clear()
+        self.may_end.clear()
         try:
             await asyncio.sleep(_QUIET_S if self._started else 0)
         finally:
-            self._core.shutdown(lambda: self._post(self._ended.set))
-            self._may_end.set()
+            self._core.shutdown(lambda: self.post(self._ended.set))
+            self.may_end.set()
 
     async def stop(self, grace: float) -> None:
         """Goes away, cancels the calls that last longer than `grace` seconds, and frees the ports."""
@@ -136,22 +136,15 @@ class Server:
         if isinstance(permit, tuple):
             call.refuse(*permit)
             return
-        served = ServerCall(
-            call,
-            handler,
-            permit,
-            self._post,
-            hand_over=self._hand_over,
-            incomplete=self._incomplete,
-            may_end=self._may_end,
-        )
+        served = ServerCall(self, call, handler, permit)
         if not handler.request_streaming:
             self._awaited[served] = time.monotonic()
         served.open()
 
-    def _hand_over(self, call: ServerCall, message: bytes | None) -> None:
+    def hand_over(self, call: ServerCall, message: bytes | None) -> None:
+        """Has a call started on the event loop, with its message; None where none comes, or several do."""
         self._awaited.pop(call, None)
-        self._post(call.start, message)
+        self.post(call.start, message)
 
     def _expire(self) -> None:
         """On the event loop: ends calls whose message is late, from time to time."""
@@ -163,7 +156,7 @@ class Server:
             call.expire(self._message_limit_s)
         self._look = self._loop.call_later(min(_LOOK_EVERY_S, self._message_limit_s), self._expire)
 
-    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
+    def post(self, function: Callable[..., None], *arguments: Any) -> None:
         """Has a function called on the event loop, from any thread; calls are kept in their order."""
         self._work.append((function, arguments))
         if not self._called:

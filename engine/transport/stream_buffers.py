@@ -22,7 +22,6 @@ MAX_BYTES = 65_536
 MAX_MESSAGES = 16
 
 Post = Callable[..., None]
-_Waiting = list["asyncio.Future[None]"]
 
 
 class ReceiveBuffer:
@@ -37,7 +36,7 @@ class ReceiveBuffer:
         self._bytes = 0
         self._asked = False  # core is to bring the next one
         self._ended = False
-        self._waiting: _Waiting = []
+        self._changed = _nobody_waits()
 
     async def get(self) -> bytes | None:
         """The next message; None after the last. A caller that is cancelled while it waits takes none."""
@@ -47,12 +46,19 @@ class ReceiveBuffer:
                 if message is not None:
                     self._bytes -= len(message)
                 ask = self._wants_more()
-                waiting = None if message is not None or self._ended else _wait(self._waiting)
+                if waits := message is None and not self._ended:
+                    self._changed.clear()
             if ask:
                 self._permit.receive_when_room(self._ask)
-            if waiting is None:
+            if not waits:
                 return message
-            await waiting
+            await self._changed.wait()
+
+    def end(self) -> None:
+        """Takes no more messages, and tells so to whoever waits for one. On the event loop."""
+        with self._lock:
+            self._ended = True
+        self._changed.set()
 
     def _ask(self) -> None:
         try:
@@ -81,11 +87,10 @@ class ReceiveBuffer:
                 self._messages.append(message)
                 self._bytes += len(message)
             ask = self._wants_more()
-            waiting, self._waiting = self._waiting, []
         if ask:
             self._permit.receive_when_room(self._ask)
-        if waiting:
-            self._post(_wake, waiting)
+        if not self._changed.is_set():
+            self._post(self._changed.set)
 
     def _wants_more(self) -> bool:
         """Whether core is to be asked for a message, which the caller then does; with the lock held."""
@@ -106,7 +111,7 @@ class SendBuffer:
         self._messages: deque[bytes] = deque()  # the first is being sent
         self._bytes = 0
         self._broken = False
-        self._waiting: _Waiting = []
+        self._changed = _nobody_waits()
         self.is_used = False  # something was put, and so the header is sent
 
     async def put(self, message: bytes) -> bool:
@@ -135,8 +140,8 @@ class SendBuffer:
             with self._lock:
                 if self._broken or holds():
                     return
-                waiting = _wait(self._waiting)
-            await waiting
+                self._changed.clear()
+            await self._changed.wait()
 
     def _sent(self, event: Any) -> None:
         with self._lock:
@@ -145,21 +150,14 @@ class SendBuffer:
                 self._broken = True
                 self._messages.clear()
             message = self._messages[0] if self._messages else None
-            waiting, self._waiting = self._waiting, []
         if message is not None:
             self._call.send(self._sent, header=False, message=message)
-        if waiting:
-            self._post(_wake, waiting)
+        if not self._changed.is_set():
+            self._post(self._changed.set)
 
 
-def _wait(waiting: _Waiting) -> "asyncio.Future[None]":
-    """One more who waits."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiting.append(future)
-    return future
-
-
-def _wake(waiting: _Waiting) -> None:
-    for future in waiting:
-        if not future.done():
-            future.set_result(None)
+def _nobody_waits() -> asyncio.Event:
+    """Whoever waits for a change clears it; while it is set, the event loop needn't hear of changes."""
+    event = asyncio.Event()
+    event.set()
+    return event
