@@ -31,7 +31,7 @@ from engine.service.status import RpcStatus, domain_error, rpc_status_of
 from engine.telemetry import logs
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
-from engine.telemetry.tracing import Tracing
+from engine.telemetry.tracing import SpanEnd, Tracing
 from engine.transport import Server
 from engine.transport.core import CoreCall
 
@@ -217,7 +217,7 @@ class CallScope(Call):
         self._request_id = permit.request_id
         self._images = 0  # that there was room for
         self._refusal: RpcStatus | None = None
-        self._span: Any = None
+        self._end_span: SpanEnd | None = None
 
     def begin(self) -> None:
         """Begins to answer the call.
@@ -229,7 +229,7 @@ class CallScope(Call):
         self._context.set_trailing_metadata((("x-request-id", self._request_id),))
         if self._calls.tracing is not None:
             metadata = self._context.invocation_metadata()
-            self._span = self._calls.tracing.start(self._method.path, self._request_id, metadata)
+            self._end_span = self._calls.tracing.start(self._method.path, self._request_id, metadata)
         if (refusal := self._context.permit.refusal) is not None:
             raise refusal
 
@@ -309,8 +309,8 @@ class CallScope(Call):
             code, message = (_LATE if late else _CANCELLED), "given up"
             log.failed(method, code.name, client, seconds, message)
         self._method.ended("OK" if code is _OK else code.name, seconds)
-        if self._span is not None and self._calls.tracing is not None:
-            self._calls.tracing.end(self._span, code.name, message, self._images)
+        if self._end_span is not None:
+            self._end_span(code.name, message, self._images)
         return self._refusal is not None
 
 
