@@ -182,11 +182,6 @@ class Output(NamedTuple):
     shape: Shape
     data: bytes | Sequence[bytes]  # as it travels raw; of BYTES the values
 
-    @classmethod
-    def of_bytes(cls, values: Sequence[bytes]) -> "Output":
-        """Of BYTES, of one dimension."""
-        return cls(BYTES, (len(values),), values)
-
 
 def write(message: pb.ModelInferResponse, tensors: Mapping[str, Output], *, raw: bool) -> None:
     """Puts tensors into a response by their names, raw or typed."""
