@@ -11,8 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -157,7 +156,7 @@ class CallInterceptor:
         self, method: MethodFigures, decode: Callable[[bytes], Any], answer: Callable[..., Any]
     ) -> Callable[[bytes, Any], Any]:
         async def call(request: bytes, context: Any) -> bytes:
-            with CallScope(self, method, context) as scope:
+            async with CallScope(self, method, context) as scope:
                 scope.begin()
                 size = len(request)
                 method.received(size)
@@ -166,8 +165,7 @@ class CallInterceptor:
                 response: bytes = (await answering).SerializeToString()
                 method.sent_bytes.inc(len(response))
                 context.permit.answered(size, len(response))
-                return response
-            await scope.refuse()
+            return response
 
         return call
 
@@ -175,7 +173,7 @@ class CallInterceptor:
         self, method: MethodFigures, decode: Callable[[bytes], Any], answers: Callable[..., Any]
     ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
-            with CallScope(self, method, context) as scope:
+            async with CallScope(self, method, context) as scope:
                 scope.begin()
                 messages = RequestStream(context, decode, method, check=scope.check, max_idle_s=self._max_stream_idle_s)
                 self._streams.add(messages)
@@ -194,14 +192,12 @@ class CallInterceptor:
                     self._streams.discard(messages)
                 if messages.cut_off:
                     raise ShuttingDown("what is unanswered")
-                return
-            await scope.refuse()
 
         return call
 
 
 class CallScope(Call):
-    """A call, as a context around its answer; `refuse` ends it when the answer raised something.
+    """A call, as a context around its answer, which ends it where that raises something.
 
     Handlers get it in place of gRPC's context. Its client is the name of the token, or of the certificate, else the
     peer's host.
@@ -216,7 +212,6 @@ class CallScope(Call):
         self.client: str = permit.client
         self._request_id = permit.request_id
         self._images = 0  # that there was room for
-        self._refusal: RpcStatus | None = None
         self._end_span: SpanEnd | None = None
 
     def begin(self) -> None:
@@ -275,31 +270,20 @@ class CallScope(Call):
         if (tokens := self._calls.tokens) is not None:
             tokens.name_of(self._context.permit.authorization)
 
-    async def refuse(self) -> NoReturn:
-        """Ends the call with what it is refused with.
-
-        `abort` answers with nothing but a status, which is what lets clients' retry policies try again; setting code
-        and details would send a header first.
-        """
-        assert self._refusal is not None
-        await self._context.abort(*self._refusal)
-        raise AssertionError("abort raises")
-
-    def __enter__(self) -> "CallScope":
+    async def __aenter__(self) -> "CallScope":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         seconds = time.perf_counter() - self._arrived
         log, method, client = self._calls.log, self._method.name, self.client
+        refusal = None
         if error is None:
             code, message = _OK, ""
             if log.verbose:
                 log.answered(method, client, seconds)
         elif isinstance(error, Exception):
-            self._refusal = rpc_status_of(domain_error(error, method), self._request_id)
-            code, message = self._refusal.code, self._refusal.message
+            refusal = rpc_status_of(domain_error(error, method), self._request_id)
+            code, message = refusal.code, refusal.message
             log.failed(method, code.name, client, seconds, message)
             if isinstance(error, Overloaded) and error.recheck is not None:
                 self._context.permit.usage.overloaded[self._method.path] = error.recheck
@@ -311,7 +295,10 @@ class CallScope(Call):
         self._method.ended("OK" if code is _OK else code.name, seconds)
         if self._end_span is not None:
             self._end_span(code.name, message, self._images)
-        return self._refusal is not None
+        if refusal is not None:
+            # It answers with nothing but a status, which is what lets clients' retry policies try again; setting code
+            # and details would send a header first.
+            await self._context.abort(*refusal)
 
 
 def host_of(peer: str) -> str:
