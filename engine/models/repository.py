@@ -123,12 +123,20 @@ class ModelRepository:
             path, old = self._bundles[name], self._models[name]
             self._versions[name] = _file_versions(path)
             try:
-                new = await self._successor(name, old)
+                if await in_thread(_fingerprint, path) == old.fingerprint:
+                    return
+                new = await self._open(name)
+                try:
+                    await self._warm_up(new)
+                except BaseException:
+                    await new.close()
+                    raise
             except Exception as error:
-                self._refuse(name, error)
+                expected = isinstance(error, (EngineError, OSError))
+                text = "model %s: the bundle at %s is refused, the old one stays: %s"
+                logger.error(text, name, path, error, exc_info=None if expected else error)
+                self._reloaded(name, False)
                 release_frames(error)  # or what was opened in vain would stay, on a GPU too
-                return
-            if new is None:
                 return
             self._models[name] = new
             logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
@@ -136,29 +144,6 @@ class ModelRepository:
             retiring = asyncio.get_running_loop().create_task(old.close())
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
-
-    async def _successor(self, name: str, old: Model) -> Model | None:
-        """The model of a changed bundle, warmed up; None where nothing has changed."""
-        if await in_thread(_fingerprint, self._bundles[name]) == old.fingerprint:
-            return None
-        new = await self._open(name)
-        try:
-            await self._warm_up(new)
-        except BaseException:
-            await new.close()
-            raise
-        return new
-
-    def _refuse(self, name: str, error: Exception) -> None:
-        expected = isinstance(error, (EngineError, OSError))
-        logger.error(
-            "model %s: the bundle at %s is refused, the old one stays: %s",
-            name,
-            self._bundles[name],
-            error,
-            exc_info=None if expected else error,
-        )
-        self._reloaded(name, False)
 
     async def _open(self, name: str) -> Model:
         """Verifies and compiles beside what is served."""
