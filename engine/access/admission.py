@@ -88,7 +88,9 @@ class CallPermit:
             if self._released:
                 return
             if not self.stream:
-                self._wait_for_loop()
+                admission._line[self] = admission._clock()
+                for one in self._counts:
+                    one.waiting += 1
                 if not admission._bytes_fit(self.usage, size, instead_of=self._reserved):
                     self.refusal = admission._too_many_bytes(size)
             self._have(self._held + size)
@@ -171,11 +173,6 @@ class CallPermit:
             return False
         self._have(self._held, self._admission.limits.message_bytes)
         return True
-
-    def _wait_for_loop(self) -> None:
-        self._admission._line[self] = self._admission._clock()
-        for one in self._counts:
-            one.waiting += 1
 
     def _leave_line(self) -> None:
         """Waits for the event loop no longer, if it did."""

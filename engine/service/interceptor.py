@@ -95,13 +95,10 @@ class CallInterceptor:
                 return self._probes.admit(client)
             except EngineError as error:
                 return rpc_status_of(error, "")
-        request_id, authorization = "", None
-        for key, value in call.metadata:
-            if key == "x-request-id" and isinstance(value, str) and _SANE_ID.fullmatch(value):
-                request_id = value
-            elif key == "authorization":
-                authorization = value
-        request_id = request_id or f"{_id_prefix}-{next(_ids):x}"
+        metadata = dict(call.metadata)
+        request_id, authorization = metadata.get("x-request-id"), metadata.get("authorization")
+        if not isinstance(request_id, str) or not _SANE_ID.fullmatch(request_id):
+            request_id = f"{_id_prefix}-{next(_ids):x}"
         try:
             if self.tokens is not None:
                 client = self.tokens.name_of(authorization)

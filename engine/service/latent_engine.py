@@ -2,6 +2,7 @@
 
 Shapes: N images of side S, latents of dimension D.
 """
+# ruff: noqa: N802 - methods go by the names of their RPCs
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -44,7 +45,7 @@ class LatentEngine:
         self._repository = repository
         self._config = config
 
-    async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
+    async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:
         """Images to mu and log_var."""
         with self._scope(request, call) as scope:
             images = scope.images(request.images)
@@ -55,7 +56,7 @@ class LatentEngine:
         write_latents(response.log_var, log_var)
         return response
 
-    async def Decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:  # noqa: N802
+    async def Decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:
         """Latents to images."""
         with self._scope(request, call) as scope:
             output = OutputSpec(True, False, *read_form(request.output))
@@ -64,7 +65,7 @@ class LatentEngine:
                 images = await scope.model.decode(latents, context)
             return await scope.respond(pb.DecodeResponse(), output, images)
 
-    async def Edit(self, request: pb.EditRequest, call: Call) -> pb.EditResponse:  # noqa: N802
+    async def Edit(self, request: pb.EditRequest, call: Call) -> pb.EditResponse:
         """Images or latents, moved along directions."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -78,13 +79,13 @@ class LatentEngine:
                 images, _, latents = await scope.model.edit(source, move, conditions, context, decode=output.images)
             return await scope.respond(pb.EditResponse(), output, images, latents)
 
-    def EditStream(  # noqa: N802
+    def EditStream(
         self, requests: AsyncIterator[pb.EditStreamRequest], call: Call
     ) -> AsyncIterator[pb.EditStreamResponse]:
         """Edits one after the other."""
         return EditStream(self._repository, call).answers(requests, _REQUESTS_AHEAD)
 
-    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> pb.InterpolateResponse:  # noqa: N802
+    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> pb.InterpolateResponse:
         """Walks between images or latents."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -103,7 +104,7 @@ class LatentEngine:
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.InterpolateResponse(), output, images, latents)
 
-    async def Sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse:  # noqa: N802
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse:
         """Draws latents and decodes them."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -121,7 +122,7 @@ class LatentEngine:
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.SampleResponse(), output, images, latents)
 
-    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
+    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         """What is served."""
         model = self._repository.get(request.model)
         manifest, directions = model.bundle.manifest, model.bundle.directions

@@ -131,7 +131,9 @@ class MethodFigures:
         # By gRPC status: to look labels up costs as much as to count.
         self._answers = cache(partial(metrics.stream_answers.labels, name))
         self._requests = cache(partial(metrics.requests.labels, name))
-        self._seconds = cache(partial(_seconds_of, metrics, path.lstrip("/")))
+        self._seconds = cache(
+            lambda code: metrics.seconds.labels("grpc", path[1:], code, code if code in SERVER_ERRORS else "")
+        )
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
@@ -147,10 +149,6 @@ class MethodFigures:
         self._requests(code).inc()
         if seconds is not None:
             self._seconds(code).observe(seconds)
-
-
-def _seconds_of(metrics: Metrics, method: str, code: str) -> Histogram:
-    return metrics.seconds.labels("grpc", method, code, code if code in SERVER_ERRORS else "")
 
 
 class QueueFigures:

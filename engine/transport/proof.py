@@ -68,11 +68,8 @@ def _call(target: str) -> None:
         answers = list(channel.stream_stream(f"/{_SERVICE}/EchoAll")(iter(_MESSAGES), timeout=_LIMIT_S))
         if [answer, *answers] != [_MESSAGES[0], *_MESSAGES]:
             raise RuntimeError(f"{_MESSAGES} came back as {answer!r} and {answers}")
-        refusal: Any = None
-        try:
-            channel.unary_unary(f"/{_SERVICE}/Refuse")(b"", timeout=_LIMIT_S)
-        except grpc.RpcError as error:
-            refusal = (error.code(), error.details(), tuple(map(tuple, error.trailing_metadata())))
+        call = channel.unary_unary(f"/{_SERVICE}/Refuse").future(b"", timeout=_LIMIT_S)
+        refusal = call.code(), call.details(), tuple(map(tuple, call.trailing_metadata()))
         if refusal != _REFUSAL:
             raise RuntimeError(f"{_REFUSAL} came back as {refusal}")
 
