@@ -1,7 +1,6 @@
 """The models that are served, by name, and how one is replaced without a pause."""
 
 import asyncio
-import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -10,12 +9,12 @@ from pathlib import Path
 from engine.backends import Backend, warmup_calls
 from engine.batching.batcher import BatchObserver
 from engine.batching.scheduler import Scheduler
-from engine.bundle import MANIFEST, Bundle
+from engine.bundle import MANIFEST, Bundle, sha256_of
 from engine.config import ServerConfig
 from engine.errors import BundleError, EngineError, UnknownModel, release_frames
 from engine.images import PixelBudget
 from engine.models.model import Model
-from engine.process.files import read_bytes, version_of
+from engine.process.files import version_of
 from engine.process.threads import give_way, in_thread
 
 logger = logging.getLogger(__name__)
@@ -179,7 +178,7 @@ class ModelRepository:
 def _fingerprint(path: Path) -> str:
     """Hash of the manifest, which has the hashes of all other files; "" where there is none."""
     try:
-        return hashlib.sha256(read_bytes(path / MANIFEST)).hexdigest()[:16]
+        return sha256_of(path / MANIFEST)[:16]
     except OSError:  # loading the bundle says what is wrong with it
         return ""
 

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -33,6 +34,8 @@ from engine.telemetry.metrics import MethodFigures, Metrics
 from engine.telemetry.tracing import SpanEnd, Tracing
 from engine.transport import Server
 from engine.transport.core import CoreCall
+
+_Decode = Callable[[bytes], Any]
 
 _INCOMPLETE = "the call ended before its message had come: it was too large or too late, or the client gave up"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
@@ -139,58 +142,52 @@ class CallInterceptor:
     def _handler(self, path: str, definition: MethodDescriptor, servicer: Any) -> Any:
         """A handler that takes and gives bytes, around a method that takes and gives messages."""
         method, decode = self.metrics.method(path), deserializer(GetMessageClass(definition.input_type))
-        answer = getattr(servicer, definition.name)
+        bound = method, decode, getattr(servicer, definition.name)
         self._methods[path] = method
         match definition.client_streaming, definition.server_streaming:
             case False, False:
-                return grpc.unary_unary_rpc_method_handler(self._answering(method, decode, answer))
+                return grpc.unary_unary_rpc_method_handler(partial(self._answer, *bound))
             case True, True:
                 self._streaming.add(path)
-                return grpc.stream_stream_rpc_method_handler(self._conversing(method, decode, answer))
+                return grpc.stream_stream_rpc_method_handler(partial(self._converse, *bound))
         raise NotImplementedError(f"{method.name} is neither unary nor a stream in both directions")
 
-    def _answering(
-        self, method: MethodFigures, decode: Callable[[bytes], Any], answer: Callable[..., Any]
-    ) -> Callable[[bytes, Any], Any]:
-        async def call(request: bytes, context: Any) -> bytes:
-            async with CallScope(self, method, context) as scope:
-                scope.begin()
-                size = len(request)
-                method.received(size)
-                answering = answer(decode(request), scope)
-                del request  # its bytes are in the message, too, which is the handler's to drop
-                response: bytes = (await answering).SerializeToString()
-                method.sent_bytes.inc(len(response))
-                context.permit.answered(size, len(response))
-            return response
+    async def _answer(
+        self, method: MethodFigures, decode: _Decode, answer: Callable[..., Any], request: bytes, context: Any
+    ) -> bytes:
+        async with CallScope(self, method, context) as scope:
+            scope.begin()
+            size = len(request)
+            method.received(size)
+            answering = answer(decode(request), scope)
+            del request  # its bytes are in the message, too, which is the handler's to drop
+            response: bytes = (await answering).SerializeToString()
+            method.sent_bytes.inc(len(response))
+            context.permit.answered(size, len(response))
+        return response
 
-        return call
-
-    def _conversing(
-        self, method: MethodFigures, decode: Callable[[bytes], Any], answers: Callable[..., Any]
-    ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
-        async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
-            async with CallScope(self, method, context) as scope:
-                scope.begin()
-                messages = RequestStream(context, decode, method, check=scope.check, max_idle_s=self._max_stream_idle_s)
-                self._streams.add(messages)
-                try:
-                    scope.check()  # tokens may have been read again since the call was admitted
-                    async with aclosing(answers(messages, scope)) as responses:
-                        async for response in responses:
-                            data: bytes = response.SerializeToString()
-                            method.sent_bytes.inc(len(data))
-                            del response
-                            yield data
-                            del data  # what has left doesn't stay while the next one is waited for
-                            messages.answered()
-                finally:
-                    messages.close()
-                    self._streams.discard(messages)
-                if messages.cut_off:
-                    raise ShuttingDown("what is unanswered")
-
-        return call
+    async def _converse(
+        self, method: MethodFigures, decode: _Decode, answers: Callable[..., Any], requests: Any, context: Any
+    ) -> AsyncIterator[bytes]:
+        async with CallScope(self, method, context) as scope:
+            scope.begin()
+            messages = RequestStream(context, decode, method, check=scope.check, max_idle_s=self._max_stream_idle_s)
+            self._streams.add(messages)
+            try:
+                scope.check()  # tokens may have been read again since the call was admitted
+                async with aclosing(answers(messages, scope)) as responses:
+                    async for response in responses:
+                        data: bytes = response.SerializeToString()
+                        method.sent_bytes.inc(len(data))
+                        del response
+                        yield data
+                        del data  # what has left doesn't stay while the next one is waited for
+                        messages.answered()
+            finally:
+                messages.close()
+                self._streams.discard(messages)
+            if messages.cut_off:
+                raise ShuttingDown("what is unanswered")
 
 
 class CallScope(Call):

@@ -10,7 +10,6 @@ Shapes: N images of side S, latents of dimension D.
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -88,7 +87,7 @@ class OutputSpec(NamedTuple):
     images: bool
     latents: bool
     file_format: str | None  # of the images, one of `engine.images.FILE_FORMATS`; None: raw
-    quality: int  # of JPEG and WebP, 1 to 100; 0: the default
+    quality: int  # of JPEG and WebP, 1 to 100
 
 
 class RequestScope:
@@ -119,9 +118,7 @@ class RequestScope:
         self._lease.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._lease.__exit__(kind, error, trace)
         if self._one_of_several and isinstance(error, Overloaded):
             error.recheck = None  # whoever looks at calls before their messages can't tell for which model they are
@@ -251,8 +248,8 @@ class RequestScope:
         if output.file_format is None:
             write_pixels(fields.images.raw, images)
             return message
-        quality, client = output.quality or DEFAULT_QUALITY, self._context.client
-        fields.images.files.files.extend(await self.model.codec.encode(images, output.file_format, quality, client))
+        files = await self.model.codec.encode(images, output.file_format, output.quality, self._context.client)
+        fields.images.files.files.extend(files)
         return message
 
 
@@ -292,13 +289,13 @@ def read_output(request: Any) -> OutputSpec:
 
 
 def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
-    """Format of the images that are to come back, None for raw, and quality, 0 for the default."""
+    """Format of the images that are to come back, None for raw, and their quality as JPEG or WebP."""
     file_format = member(output.format, _FORMATS, "output.format", "ImageFormat")
     if output.quality > 100:
         raise InvalidField("output.quality", f"is {output.quality}; it goes from 1 to 100")
     if output.quality and file_format not in ("JPEG", "WEBP"):
         raise InvalidField("output.quality", "is for JPEG and WebP; choose one of them, or leave it out")
-    return file_format, output.quality
+    return file_format, output.quality or DEFAULT_QUALITY
 
 
 def write_pixels(raw: pb.RawImages, pixels: Bytes) -> None:

@@ -104,8 +104,10 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
         )
     refuse_extensions(tensor, f"input {name}")
     count = math.prod(shape)
+    if datatype == BYTES and count > _MAX_STRINGS:
+        raise InvalidRequest(f"input {name} has {count} values; at most {_MAX_STRINGS} are accepted", name)
     if raw is None:
-        return _read_typed(tensor, shape)
+        return _read_typed(tensor, shape, count)
     if tensor.HasField("contents"):
         raise InvalidRequest(f"input {name} has contents beside raw_input_contents; send one of them", name)
     if datatype == BYTES:
@@ -120,36 +122,29 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _read_typed(tensor: _Input, shape: Shape) -> Value:
-    name, count = tensor.name, math.prod(shape)
-    if tensor.datatype == BYTES:
-        _check_count(name, "contents.bytes_contents", len(tensor.contents.bytes_contents), count, _MAX_STRINGS)
-        return list(tensor.contents.bytes_contents)
-    kind = _NUMBERS[tensor.datatype]
-    values = getattr(tensor.contents, kind.field)
-    _check_count(name, f"contents.{kind.field}", len(values), count, MAX_TYPED)
+def _read_typed(tensor: _Input, shape: Shape, count: int) -> Value:
+    name, kind = tensor.name, _NUMBERS.get(tensor.datatype)
+    field = kind.field if kind else "bytes_contents"
+    values = getattr(tensor.contents, field)
+    if len(values) != count:
+        raise InvalidRequest(f"input {name} has {len(values)} values in contents.{field}; its shape has {count}", name)
+    if count > MAX_TYPED:
+        raise InvalidRequest(
+            f"input {name} has {count} values in contents.{field}, where at most {MAX_TYPED} are accepted; send it in "
+            "raw_input_contents",
+            name,
+        )
+    if kind is None:
+        return list(values)
     array = np.array(values, kind.typed)
     if tensor.datatype == UINT8 and array.max(initial=0) > 255:
         raise InvalidRequest(f"input {name} has the value {array.max()}; UINT8 goes up to 255", name)
     return array.astype(kind.raw, copy=False).reshape(shape)
 
 
-def _check_count(name: str, where: str, found: int, count: int, most: int) -> None:
-    if found != count:
-        raise InvalidRequest(f"input {name} has {found} values in {where}; its shape has {count}", name)
-    if found > most:
-        raise InvalidRequest(
-            f"input {name} has {found} values in {where}, where at most {most} are accepted; send it in "
-            "raw_input_contents",
-            name,
-        )
-
-
 def _split(name: str, raw: bytes, count: int) -> list[bytes]:
     """Strings, each with four bytes before it that say how long it is."""
     found: list[bytes] = []
-    if count > _MAX_STRINGS:
-        raise InvalidRequest(f"input {name} has {count} values; at most {_MAX_STRINGS} are accepted", name)
     start = 0
     while start + 4 <= len(raw) and len(found) < count:
         end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
