@@ -80,10 +80,7 @@ async def _start(
     await repository.open()
 
     engine = LatentEngine(repository, config)
-    served = (
-        (latent_engine.SERVICE, engine),
-        (open_inference.SERVICE, OpenInference(repository, engine)),
-    )
+    served = ((latent_engine.SERVICE, engine), (open_inference.SERVICE, OpenInference(repository, engine)))
     healths = health.Health((*(service.full_name for service, _ in served), *reflection.NAMES))
     server = Server(
         _options(config), calls.admit, calls.incomplete, metrics.unknown, message_limit_s=config.max_message_s

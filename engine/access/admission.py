@@ -15,7 +15,6 @@ logger = logging.getLogger(__name__)
 WINDOW_BYTES = 65_535
 """What core receives of a message before it is asked for one: HTTP/2's first window."""
 
-_RETRY_AFTER_S = 0.1
 # One in so many of everything is kept for clients that have less than that themselves.
 _KEPT_PART = 8
 # One in so many bytes is for the windows of calls that wait for room, the rest for messages and answers.
@@ -337,5 +336,5 @@ def _at_most(number: int) -> str:
     return f"at most {number}, the last eighth for clients that have less"
 
 
-def _overloaded(reason: str, retry_after_s: float = _RETRY_AFTER_S) -> Overloaded:
+def _overloaded(reason: str, retry_after_s: float = 0.1) -> Overloaded:
     return Overloaded(f"{reason}; send again after a pause, or to another one", retry_after_s)

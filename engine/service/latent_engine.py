@@ -20,10 +20,8 @@ from engine.service.edit_stream import EditStream
 from engine.service.request_scope import (
     DISTRIBUTIONS,
     Call,
-    OutputSpec,
     RequestScope,
     member,
-    read_form,
     read_output,
     read_prior,
     write_latents,
@@ -59,7 +57,7 @@ class LatentEngine:
     async def Decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:
         """Latents to images."""
         with self._scope(request, call) as scope:
-            output = OutputSpec(True, False, *read_form(request.output))
+            output = read_output(request)
             latents = scope.latents(request.latents)
             with scope.admit(len(latents)) as context:
                 images = await scope.model.decode(latents, context)

@@ -281,21 +281,17 @@ def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
 
 
 def read_output(request: Any) -> OutputSpec:
-    """What a request with `result` and `output` wants back."""
-    images, latents = member(request.result, _RESULTS, "result", "EditResult")
+    """What a request with `output`, and perhaps with `result`, wants back."""
+    images, latents = member(getattr(request, "result", pb.EDIT_RESULT_IMAGES), _RESULTS, "result", "EditResult")
     if not images and request.HasField("output"):
         raise InvalidField("output", "is set, but only latents are asked for; ask for images, or leave it out")
-    return OutputSpec(images, latents, *read_form(request.output))
-
-
-def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
-    """Format of the images that are to come back, None for raw, and their quality as JPEG or WebP."""
-    file_format = member(output.format, _FORMATS, "output.format", "ImageFormat")
-    if output.quality > 100:
-        raise InvalidField("output.quality", f"is {output.quality}; it goes from 1 to 100")
-    if output.quality and file_format not in ("JPEG", "WEBP"):
+    file_format = member(request.output.format, _FORMATS, "output.format", "ImageFormat")
+    quality = request.output.quality
+    if quality > 100:
+        raise InvalidField("output.quality", f"is {quality}; it goes from 1 to 100")
+    if quality and file_format not in ("JPEG", "WEBP"):
         raise InvalidField("output.quality", "is for JPEG and WebP; choose one of them, or leave it out")
-    return file_format, output.quality or DEFAULT_QUALITY
+    return OutputSpec(images, latents, file_format, quality or DEFAULT_QUALITY)
 
 
 def write_pixels(raw: pb.RawImages, pixels: Bytes) -> None:

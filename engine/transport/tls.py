@@ -49,13 +49,13 @@ class _Files:
         cert, key, client_ca = self._cert, self._key, self._client_ca
         pair = _read("--tls-key", key), _read("--tls-cert", cert)
         authorities = _read("--tls-client-ca", client_ca) if client_ca else None
-        _check(cert, key, client_ca)
+        context = _checked(cert, key, client_ca)
         if not _is_usable(pair, authorities):
             raise StartupError(
                 f"gRPC can't use --tls-cert {cert} and --tls-key {key}; make a key that it knows, "
                 "for example with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
             )
-        self._look_as_a_client()
+        self._look_as_a_client(context)
         return grpc.ssl_server_certificate_configuration([pair], authorities)
 
     def renewed(self) -> Any:
@@ -77,10 +77,9 @@ class _Files:
     def _versions(self) -> list[Any]:
         return [version_of(path) for path in (self._cert, self._key, self._client_ca) if path]
 
-    def _look_as_a_client(self) -> None:
+    def _look_as_a_client(self, server: ssl.SSLContext) -> None:
         """Looks at the certificate in a handshake in memory."""
-        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        server.load_cert_chain(self._cert, self._key, password="")
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname = False
         client.load_verify_locations(self._cert)
         client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # whoever has signed it
@@ -103,7 +102,7 @@ class _Files:
 
 
 def _is_usable(pair: tuple[bytes, bytes], client_ca: bytes | None) -> bool:
-    """Whether gRPC can serve with these; its own TLS knows fewer kinds of keys than Python's, which `_check` asks."""
+    """Whether gRPC can serve with these; its own TLS knows fewer kinds of keys than Python's, which `_checked` asks."""
     trial = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
     try:
         trial.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair], client_ca, client_ca is not None))
@@ -115,8 +114,8 @@ def _is_usable(pair: tuple[bytes, bytes], client_ca: bytes | None) -> bool:
     return True
 
 
-def _check(cert: Path, key: Path, client_ca: Path | None) -> None:
-    """Lets OpenSSL read the files, whose errors say more than gRPC's."""
+def _checked(cert: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    """Lets OpenSSL read the files, whose errors say more than gRPC's; gives a server's context of them."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     with _refusing(f"--tls-cert {cert} and --tls-key {key} must be PEM, and belong together"):
         # A key with a passphrase would be asked for at the terminal.
@@ -124,6 +123,7 @@ def _check(cert: Path, key: Path, client_ca: Path | None) -> None:
     if client_ca:
         with _refusing(f"--tls-client-ca {client_ca} has no certificates in PEM"):
             context.load_verify_locations(client_ca)
+    return context
 
 
 def _read(flag: str, path: Path) -> bytes:
