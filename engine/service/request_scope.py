@@ -149,7 +149,7 @@ class RequestScope:
 
     def _pixels(self, raw: pb.RawImages, field: str) -> Bytes:
         count, height, width, data = raw.count, raw.height, raw.width, raw.data
-        size, expected = self._manifest.image_size, count * height * width * 3
+        size = self._manifest.image_size
         self._check_count(count, f"{field}.count")
         if (height, width) != (size, size):
             raise InvalidRequest(
@@ -157,10 +157,7 @@ class RequestScope:
                 "resize them, or send them as files for the server to crop and resize",
                 field,
             )
-        if len(data) != expected:
-            raise InvalidField(
-                f"{field}.data", f"has {len(data)} bytes; {count} images of {height}x{width} RGB are {expected}"
-            )
+        _check_bytes(data, count * height * width * 3, f"{field}.data", f"{count} images of {height}x{width} RGB")
         return np.frombuffer(data, np.uint8).reshape(count, height, width, 3)
 
     def latents(self, batch: pb.LatentBatch, field: str = "latents") -> Floats:
@@ -171,10 +168,7 @@ class RequestScope:
             raise InvalidField(
                 f"{field}.dim", f"is {dim}; this model's latents have {self._manifest.latent_dim} values"
             )
-        if len(data) != count * dim * 4:
-            raise InvalidField(
-                f"{field}.data", f"has {len(data)} bytes; {count} latents of {dim} float32 are {count * dim * 4}"
-            )
+        _check_bytes(data, count * dim * 4, f"{field}.data", f"{count} latents of {dim} float32")
         latents = _floats(data).reshape(count, dim)
         finite = np.isfinite(latents).all(axis=1)
         if not finite.all():
@@ -199,8 +193,7 @@ class RequestScope:
         if target is None:
             raise InvalidField(field, "has no target; set attribute or direction")
         dim = self._manifest.latent_dim
-        if len(one.direction) != dim * 4:
-            raise InvalidField(f"{field}.direction", f"has {len(one.direction)} bytes; {dim} float32 are {dim * 4}")
+        _check_bytes(one.direction, dim * 4, f"{field}.direction", f"{dim} float32")
         return _floats(one.direction)
 
     def conditions(self, request: Any) -> Conditions:
@@ -304,6 +297,11 @@ def write_latents(batch: pb.LatentBatch, latents: Floats) -> None:
     """Puts latents, float32 [N, D], into a message."""
     batch.count, batch.dim = latents.shape
     batch.data = latents.astype("<f4", copy=False).tobytes()
+
+
+def _check_bytes(data: bytes, expected: int, field: str, what: str) -> None:
+    if len(data) != expected:
+        raise InvalidField(field, f"has {len(data)} bytes; {what} are {expected}")
 
 
 def _floats(data: bytes) -> Floats:
