@@ -319,11 +319,10 @@ class Admission:
 
     async def _wait_until(self, holds: Callable[[], bool]) -> None:
         """Looks again whenever something is given back."""
-        while True:
-            self._given_back.clear()  # first: what other threads give back from here on, they tell
-            if holds():
-                return
-            await self._given_back.wait()
+        while not holds():
+            self._given_back.clear()
+            if not holds():  # looked at once more: what other threads give back from here on, they tell
+                await self._given_back.wait()
 
 
 def _fits(total: int, own: int, more: int, most: int, kept: int | None = None) -> bool:
