@@ -90,7 +90,7 @@ class Core:
         self._thread.start()
 
     def shutdown(self, ended: Callable[[], None]) -> None:
-        """Takes no more connections and calls; `ended` is called on the queue's thread when all calls are over."""
+        """Takes no more connections and calls; `ended` is called on the event loop when all calls are over."""
 
         def end(_: Any) -> None:
             self._ended = ended
@@ -184,7 +184,7 @@ class Core:
         # Handlers may still wait for operations, and nobody else brings them.
         while self._take_event(time.time() + _LAST_EVENTS_S):
             pass
-        self._ended()
+        self.post(self._ended)
 
     def _take_event(self, deadline: float | None = None) -> bool:
         """Waits for an event, and lets it go: one of a call whose connection has gone can keep core busy."""

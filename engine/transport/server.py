@@ -106,7 +106,7 @@ class Server:
         try:
             await asyncio.sleep(_QUIET_S if self._started else 0)
         finally:
-            self._core.shutdown(lambda: self._core.post(self._ended.set))
+            self._core.shutdown(self._ended.set)
             self._may_end.set()
 
     async def stop(self, grace: float) -> None:
