@@ -69,11 +69,10 @@ class ReceiveBuffer:
 
     def _received(self, event: Any) -> None:
         message = message_of(event)
+        self._permit.received(len(message) if message else 0)
         if message is not None:
-            self._permit.received(len(message))
             self._take(message)
         else:
-            self._permit.received(0)
             # Core ends the messages of a call that was given up, too, and may tell so before it tells that the call
             # is over; with one more turn through the queue, handlers don't take the one for the other.
             self._call.receive_message(lambda _: self._take(None))
