@@ -142,6 +142,8 @@ class RequestScope:
         if form is None:
             raise InvalidField(field, f"has no images; set {field}.raw or {field}.files")
         files = batch.files.files
+        if not files:
+            raise InvalidField(f"{field}.files", "is empty; send at least one image")
         self._check_count(len(files), f"{field}.files")
         return EncodedFiles(files, f"{field}.files")
 
