@@ -36,7 +36,8 @@ class ReceiveBuffer:
         self._bytes = 0
         self._asked = False  # core is to bring the next one
         self._ended = False
-        self._changed = _nobody_waits()
+        self._awaited = False  # a handler waits for `_changed`, and nobody has posted it yet
+        self._changed = asyncio.Event()
 
     async def get(self) -> bytes | None:
         """The next message; None after the last. A caller that is cancelled while it waits takes none."""
@@ -47,6 +48,7 @@ class ReceiveBuffer:
                     self._bytes -= len(message)
                 ask = self._wants_more()
                 if waits := message is None and not self._ended:
+                    self._awaited = True
                     self._changed.clear()
             if ask:
                 self._permit.receive_when_room(self._ask)
@@ -86,9 +88,10 @@ class ReceiveBuffer:
                 self._messages.append(message)
                 self._bytes += len(message)
             ask = self._wants_more()
+            awaited, self._awaited = self._awaited, False
         if ask:
             self._permit.receive_when_room(self._ask)
-        if not self._changed.is_set():
+        if awaited:
             self._post(self._changed.set)
 
     def _wants_more(self) -> bool:
@@ -110,7 +113,8 @@ class SendBuffer:
         self._messages: deque[bytes] = deque()  # the first is being sent
         self._bytes = 0
         self._broken = False
-        self._changed = _nobody_waits()
+        self._awaited = False  # a handler waits for `_changed`, and nobody has posted it yet
+        self._changed = asyncio.Event()
         self.is_used = False  # something was put, and so the header is sent
 
     async def put(self, message: bytes) -> bool:
@@ -139,6 +143,7 @@ class SendBuffer:
             with self._lock:
                 if self._broken or holds():
                     return
+                self._awaited = True
                 self._changed.clear()
             await self._changed.wait()
 
@@ -149,14 +154,8 @@ class SendBuffer:
                 self._broken = True
                 self._messages.clear()
             message = self._messages[0] if self._messages else None
+            awaited, self._awaited = self._awaited, False
         if message is not None:
             self._call.send(self._sent, header=False, message=message)
-        if not self._changed.is_set():
+        if awaited:
             self._post(self._changed.set)
-
-
-def _nobody_waits() -> asyncio.Event:
-    """Whoever waits for a change clears it; while it is set, the event loop needn't hear of changes."""
-    event = asyncio.Event()
-    event.set()
-    return event
