@@ -15,7 +15,7 @@ from engine.arrays import Bytes, Floats
 from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, RequestContext, Reservation
 from engine.batching.scheduler import Scheduler
-from engine.bundle import Bundle, Manifest
+from engine.bundle import Bundle
 from engine.config import ServerConfig
 from engine.images import Codec, EncodedFiles, PixelBudget
 from engine.latents import FITTED, Conditions, Gaussian, Move, Prior
@@ -63,7 +63,10 @@ class Model:
         self.name = name
         self.bundle = bundle
         self.fingerprint = fingerprint
-        self.max_images = _max_images_per_request(manifest, config)
+        # The largest answer, images as PNG of noise plus latents, must fit into one message.
+        bytes_per_image = manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
+        fitting = config.max_message_bytes // bytes_per_image
+        self.max_images = max(1, min(config.max_images_per_request, config.max_queue, fitting))
         standard = Gaussian.standard(manifest.latent_dim)
         self.priors: dict[str, Prior] = {**bundle.priors, STANDARD: standard}
         self.centre = bundle.priors.get(FITTED, standard).mean
@@ -172,10 +175,3 @@ class Model:
 def latents_of(source: Source) -> Floats | None:
     """The latents, if it is latents rather than images."""
     return cast(Floats, source) if isinstance(source, np.ndarray) and source.dtype == np.float32 else None
-
-
-def _max_images_per_request(manifest: Manifest, config: ServerConfig) -> int:
-    # The largest answer, images as PNG of noise plus latents, must fit into one message.
-    bytes_per_image = manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
-    fitting = config.max_message_bytes // bytes_per_image
-    return max(1, min(config.max_images_per_request, config.max_queue, fitting))
