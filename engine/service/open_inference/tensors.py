@@ -44,20 +44,13 @@ class Tensor(NamedTuple):
         return self.forms[self.datatype]
 
 
-class _Number(NamedTuple):
-    """How values of a datatype travel."""
-
-    raw: np.dtype[Any]  # in raw contents
-    field: str  # of InferTensorContents
-    typed: str  # in that field
-
-
-_NUMBERS = {
-    UINT8: _Number(np.dtype("u1"), "uint_contents", "u4"),
-    INT64: _Number(np.dtype("<i8"), "int64_contents", "i8"),
-    UINT64: _Number(np.dtype("<u8"), "uint64_contents", "u8"),
-    FP32: _Number(np.dtype("<f4"), "fp32_contents", "f4"),
+_NUMBERS: dict[str, tuple[np.dtype[Any], str]] = {
+    UINT8: (np.dtype("u1"), "uint_contents"),
+    INT64: (np.dtype("<i8"), "int64_contents"),
+    UINT64: (np.dtype("<u8"), "uint64_contents"),
+    FP32: (np.dtype("<f4"), "fp32_contents"),
 }
+"""How numbers travel, by datatype: in raw contents, and in which field of InferTensorContents."""
 
 
 def read_given(request: Any, known: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[str, Any]:
@@ -112,7 +105,7 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
         raise InvalidRequest(f"input {name} has contents beside raw_input_contents; send one of them", name)
     if datatype == BYTES:
         return _split(name, raw, count)
-    dtype = _NUMBERS[datatype].raw
+    dtype, _ = _NUMBERS[datatype]
     if len(raw) != count * dtype.itemsize:
         raise InvalidRequest(
             f"input {name} has {len(raw)} bytes of raw_input_contents; {datatype} {list(shape)} has "
@@ -123,8 +116,8 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
 
 
 def _read_typed(tensor: _Input, shape: Shape, count: int) -> Value:
-    name, kind = tensor.name, _NUMBERS.get(tensor.datatype)
-    field = kind.field if kind else "bytes_contents"
+    name = tensor.name
+    dtype, field = _NUMBERS.get(tensor.datatype, (None, "bytes_contents"))
     values = getattr(tensor.contents, field)
     if len(values) != count:
         raise InvalidRequest(f"input {name} has {len(values)} values in contents.{field}; its shape has {count}", name)
@@ -134,12 +127,11 @@ def _read_typed(tensor: _Input, shape: Shape, count: int) -> Value:
             "raw_input_contents",
             name,
         )
-    if kind is None:
+    if dtype is None:
         return list(values)
-    array = np.array(values, kind.typed)
-    if tensor.datatype == UINT8 and array.max(initial=0) > 255:
-        raise InvalidRequest(f"input {name} has the value {array.max()}; UINT8 goes up to 255", name)
-    return array.astype(kind.raw, copy=False).reshape(shape)
+    if tensor.datatype == UINT8 and (largest := max(values, default=0)) > 255:
+        raise InvalidRequest(f"input {name} has the value {largest}; UINT8 goes up to 255", name)
+    return np.array(values, dtype).reshape(shape)
 
 
 def _split(name: str, raw: bytes, count: int) -> list[bytes]:
@@ -185,8 +177,8 @@ def write(message: pb.ModelInferResponse, tensors: Mapping[str, Output], *, raw:
         if raw:
             message.raw_output_contents.append(data if isinstance(data, bytes) else _join(data))
         elif isinstance(data, bytes):
-            kind = _NUMBERS[datatype]
-            getattr(tensor.contents, kind.field).extend(np.frombuffer(data, kind.raw).tolist())
+            dtype, field = _NUMBERS[datatype]
+            getattr(tensor.contents, field).extend(np.frombuffer(data, dtype).tolist())
         else:
             tensor.contents.bytes_contents.extend(data)
         message.outputs.append(tensor)
