@@ -43,7 +43,10 @@ def main() -> int:
             return 0
         config = load_config(sys.argv[1:])
         if config.dry_run:
-            _print(config.to_json())
+            try:
+                print(config.to_json(), flush=True)
+            except (OSError, ValueError) as error:
+                raise StartupError(f"stdout can't be written ({error})") from None
             return 0
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         logs.set_up(config.log_level, config.log_format)
@@ -56,13 +59,6 @@ def main() -> int:
     except StuckError:  # it is in the log
         return 1
     return 0
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except (OSError, ValueError) as error:
-        raise StartupError(f"stdout can't be written ({error})") from None
 
 
 def run() -> NoReturn:

@@ -198,28 +198,21 @@ class Bundle:
             directions = Directions.load(folder / DIRECTIONS)
         except DirectionsError as error:
             raise BundleError(f"{error}; {_REBUILD}") from None
-        if directions.names != manifest.attributes:
-            raise BundleError(
-                f"{folder / DIRECTIONS} has the attributes {list(directions.names)}, "
-                f"the manifest says {list(manifest.attributes)}; {_REBUILD}"
-            )
-        if manifest.kinds not in ((), directions.kinds):
-            raise BundleError(
-                f"{folder / DIRECTIONS} has directions of the kinds {list(directions.kinds)}, "
-                f"the manifest says {list(manifest.kinds)}; {_REBUILD}"
-            )
-        if directions.latent_dim != manifest.latent_dim:
-            raise BundleError(
-                f"{folder / DIRECTIONS} has vectors of {directions.latent_dim} values, "
-                f"the manifest says latent_dim {manifest.latent_dim}; {_REBUILD}"
-            )
         priors = load_priors(folder / PRIOR) if PRIOR in manifest.files else {}
-        for prior in priors.values():
-            if prior.latent_dim != manifest.latent_dim:
+
+        def require_same(file: str, what: str, found: Any, key: str, said: Any) -> None:
+            if found != said:
                 raise BundleError(
-                    f"{folder / PRIOR} has latents of {prior.latent_dim} values, "
-                    f"the manifest says latent_dim {manifest.latent_dim}; {_REBUILD}"
+                    f"{folder / file} has {what.format(found)}, the manifest says {key}{said}; {_REBUILD}"
                 )
+
+        names, kinds, latent_dim = list(manifest.attributes), list(manifest.kinds), manifest.latent_dim
+        require_same(DIRECTIONS, "the attributes {}", list(directions.names), "", names)
+        if kinds:
+            require_same(DIRECTIONS, "directions of the kinds {}", list(directions.kinds), "", kinds)
+        require_same(DIRECTIONS, "vectors of {} values", directions.latent_dim, "latent_dim ", latent_dim)
+        for prior in priors.values():
+            require_same(PRIOR, "latents of {} values", prior.latent_dim, "latent_dim ", latent_dim)
         return cls(folder, manifest, directions, priors)
 
     def with_max_batch_size(self, max_batch_size: int) -> "Bundle":

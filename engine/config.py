@@ -36,15 +36,33 @@ _UINT32 = 2**32 - 1
 _WEEK_S = 7 * 86_400
 
 
+def _rule(rule: str, holds: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """Checks a value, and says what it must be; None is for its type to allow."""
+
+    def check(value: Any) -> Any:
+        if value is None or holds(value):
+            return value
+        raise ValueError(f"{rule}, not {value!r}")
+
+    return check
+
+
 def _between(low: float, high: float, *, or_zero: bool = False) -> AfterValidator:
     rule = f"must be {'0, or ' if or_zero else ''}from {low} to {high}"
+    return AfterValidator(_rule(rule, lambda value: low <= value <= high or (or_zero and value == 0)))
 
-    def check(value: float | None) -> float | None:
-        if value is None or low <= value <= high or (or_zero and value == 0):
-            return value
-        raise ValueError(f"{rule}, not {value}")
 
-    return AfterValidator(check)
+def _is_true_or_false(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false", "1", "0"))
+
+
+def _is_collector(value: str) -> bool:
+    return value == "console" or urlsplit(value).scheme in ("http", "https")
+
+
+_DEVICE = AfterValidator(_rule(DEVICE_RULE, is_device))
+_COLLECTOR = AfterValidator(_rule('must be "console" or the http(s) URL of a collector', _is_collector))
+_TRUE_OR_FALSE = BeforeValidator(_rule("must be true or false", _is_true_or_false))
 
 
 def _named_bundles(value: Any) -> Any:
@@ -52,24 +70,6 @@ def _named_bundles(value: Any) -> Any:
     if isinstance(value, dict):
         value = [f"{name}={path}" for name, path in value.items()]
     return tuple(value.split(",")) if isinstance(value, str) else value
-
-
-def _true_or_false(value: Any) -> Any:
-    if not isinstance(value, bool) and not (isinstance(value, str) and value.lower() in ("true", "false", "1", "0")):
-        raise ValueError(f"must be true or false, not {value!r}")
-    return value
-
-
-def _device(value: str | None) -> str | None:
-    if value is not None and not is_device(value):
-        raise ValueError(f"{DEVICE_RULE}, not {value!r}")
-    return value
-
-
-def _collector(value: str | None) -> str | None:
-    if value not in (None, "console") and urlsplit(value).scheme not in ("http", "https"):
-        raise ValueError(f'must be "console" or the http(s) URL of a collector, not {value!r}')
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class ServerConfig:
     port: Annotated[int, _between(0, 65535)] = 50051
     """TCP port; 0 picks a free one. A Unix socket has none."""
 
-    insecure: Annotated[bool, BeforeValidator(_true_or_false)] = False
+    insecure: Annotated[bool, _TRUE_OR_FALSE] = False
     """Serve other machines without TLS: only where something else encrypts, for example a service mesh."""
 
     tls_cert: Path | None = None
@@ -169,7 +169,7 @@ class ServerConfig:
     max_queue: Annotated[int, _between(1, _UINT32)] = 4096
     """Images that may wait for each of encode, decode and edit, of each model; requests beyond are refused at once."""
 
-    device: Annotated[str | None, AfterValidator(_device)] = None
+    device: Annotated[str | None, _DEVICE] = None
     """Where engines compute, of the kind that the bundle was built for: cpu, cuda, or one of several GPUs, such as
     cuda:1; None: the first of that kind."""
 
@@ -191,7 +191,7 @@ class ServerConfig:
     metrics_port: Annotated[int | None, _between(0, 65535)] = None
     """TCP port of the metrics for Prometheus (HTTP, /metrics); 0 picks a free one, None: no metrics."""
 
-    traces: Annotated[str | None, AfterValidator(_collector)] = None
+    traces: Annotated[str | None, _COLLECTOR] = None
     """Where OpenTelemetry spans go: "console", or the URL of a collector (OTLP over HTTP). Needs dfc-vae[traces]."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -200,7 +200,7 @@ class ServerConfig:
     log_format: Literal["text", "json"] = "text"
     """Lines for people, or one JSON object a line."""
 
-    dry_run: Annotated[bool, BeforeValidator(_true_or_false)] = False
+    dry_run: Annotated[bool, _TRUE_OR_FALSE] = False
     """Print the resolved configuration as JSON and stop."""
 
     @property

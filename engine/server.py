@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
 
 from engine.access.admission import WINDOW_BYTES
 from engine.backends import Backend
@@ -81,15 +80,18 @@ async def _start(
     await repository.open()
 
     engine = LatentEngine(repository, config)
-    served = (
-        (latent_engine.SERVICE, engine),
-        (open_inference.SERVICE, OpenInference(repository, engine)),
-    )
+    served = ((latent_engine.SERVICE, engine), (open_inference.SERVICE, OpenInference(repository, engine)))
     healths = health.Health((*(service.full_name for service, _ in served), *reflection.NAMES))
     server = Server(
         _options(config), calls.admit, calls.incomplete, metrics.unknown, message_limit_s=config.max_message_s
     )
-    _add_services(server, calls, healths, served)
+    for service, servicer in served:
+        calls.register(server, service, servicer)
+    reflects = reflection.servicer_of((health.FILE, *(service.file for service, _ in served)))
+    for name in reflection.NAMES:
+        calls.register(server, reflection.SERVICE, reflects, name)
+    # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
+    healths.add_to_server(server)
     target = _listen(server, config, credentials)
     await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
     await repository.warm_up()
@@ -131,21 +133,6 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         *((name, int(value)) for name, value in limits.items() if value),
     ]
-
-
-def _add_services(
-    server: Server,
-    calls: CallInterceptor,
-    healths: health.Health,
-    served: Sequence[tuple[ServiceDescriptor, Any]],
-) -> None:
-    for service, servicer in served:
-        calls.register(server, service, servicer)
-    reflects = reflection.servicer_of((health.FILE, *(service.file for service, _ in served)))
-    for name in reflection.NAMES:
-        calls.register(server, reflection.SERVICE, reflects, name)
-    # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
-    healths.add_to_server(server)
 
 
 def _listen(server: Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> str:
@@ -208,15 +195,10 @@ async def _reloads(
     """Looks for new bundles and tokens on SIGHUP, also one that came before, and for new bundles from time to time."""
     tasks: set[asyncio.Task[None]] = set()
 
-    def ended(task: asyncio.Task[None]) -> None:
-        tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            logger.error("reloads have failed; from now on some may not be seen", exc_info=error)
-
     def start(work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         tasks.add(task)
-        task.add_done_callback(ended)
+        task.add_done_callback(tasks.discard)  # asyncio logs what it has failed with, if it has
 
     async def on_reload() -> None:
         while True:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.errors import EngineError, NotReady, Overloaded, ShuttingDown
 
@@ -15,7 +15,6 @@ logger = logging.getLogger(__name__)
 WINDOW_BYTES = 65_535
 """What core receives of a message before it is asked for one: HTTP/2's first window."""
 
-_RETRY_AFTER_S = 0.1
 # One in so many of everything is kept for clients that have less than that themselves.
 _KEPT_PART = 8
 # One in so many bytes is for the windows of calls that wait for room, the rest for messages and answers.
@@ -37,21 +36,19 @@ class Limits:
     message_bytes: int  # that may come when core is asked for a message
 
 
+@dataclass(slots=True)
 class Usage:
     """What a client has of the server, or all clients together."""
 
-    __slots__ = ("bytes", "calls", "overloaded", "reserved", "streams", "waiting", "windows")
-
-    def __init__(self) -> None:
-        self.calls = 0  # that are inside, streams among them
-        self.streams = 0
-        self.bytes = 0  # of requests, answers, sources of streams, and room that is reserved for messages
-        self.reserved = 0  # calls that have room reserved for a message
-        self.windows = 0  # bytes that may have come of messages without such room
-        self.waiting = 0  # calls whose message has come, and which the event loop has not started
-        # By method, what raises while the queue that once refused its call has no room for another one behind so many
-        # that wait for the event loop.
-        self.overloaded: dict[str, Callable[[int], None]] = {}
+    calls: int = 0  # that are inside, streams among them
+    streams: int = 0
+    bytes: int = 0  # of requests, answers, sources of streams, and room that is reserved for messages
+    reserved: int = 0  # calls that have room reserved for a message
+    windows: int = 0  # bytes that may have come of messages without such room
+    waiting: int = 0  # calls whose message has come, and which the event loop has not started
+    # By method, what raises while the queue that once refused its call has no room for another one behind so many that
+    # wait for the event loop.
+    overloaded: dict[str, Callable[[int], None]] = field(default_factory=dict)
 
 
 class CallPermit:
@@ -90,7 +87,9 @@ class CallPermit:
             if self._released:
                 return
             if not self.stream:
-                self._wait_for_loop(True)
+                admission._line[self] = admission._clock()
+                for one in self._counts:
+                    one.waiting += 1
                 if not admission._bytes_fit(self.usage, size, instead_of=self._reserved):
                     self.refusal = admission._too_many_bytes(size)
             self._have(self._held + size)
@@ -100,7 +99,7 @@ class CallPermit:
     def started(self) -> None:
         """The event loop begins to answer the call."""
         with self._admission._lock:
-            self._wait_for_loop(False)
+            self._leave_line()
 
     def answered(self, size: int, answer: int = 0) -> None:
         """Messages of `size` bytes give way to an answer of `answer` bytes."""
@@ -120,35 +119,31 @@ class CallPermit:
         """Holds `size` bytes more, or fewer where that is negative."""
         self.answered(0, size)
 
-    def has_room(self) -> bool:
-        """Whether more of its client should be held."""
-        return self._admission._bytes_fit(self.usage, 1)
-
-    async def wait_for_room(self) -> None:
-        """Returns when there may be room again. On the event loop."""
-        await self._admission._wait_unless(self.has_room)
+    async def wait_for_room(self, unless: Callable[[], bool]) -> None:
+        """Returns when more of its client may be held, or `unless` that is so. On the event loop."""
+        await self._admission._wait_until(lambda: unless() or self._admission._bytes_fit(self.usage, 1))
 
     def abandon(self) -> bool:
         """Releases the permit if the call still waits for room for its message; whether it did."""
-        return self._release(only_waiting=True)
+        with self._admission._lock:
+            waited = self._leave_queue()
+        if waited:
+            self.release()
+        return waited
 
     def release(self) -> None:
         """The call is over; it may be told so twice."""
-        self._release()
-
-    def _release(self, *, only_waiting: bool = False) -> bool:
         with self._admission._lock:
-            waited = self._leave_queue()
-            if self._released or (only_waiting and not waited):
-                return False
+            if self._released:
+                return
             self._released = True
-            self._wait_for_loop(False)
+            self._leave_queue()
+            self._leave_line()
             self._have(0)
             self._count(-1)
             if not self.usage.calls:
                 self._admission._clients.pop(self.client, None)
         self._admission._freed()
-        return True
 
     # With the lock held.
 
@@ -178,16 +173,11 @@ class CallPermit:
         self._have(self._held, self._admission.limits.message_bytes)
         return True
 
-    def _wait_for_loop(self, waiting: bool) -> None:
-        times = self._admission._waiting
-        if waiting == (self in times):
-            return
-        if waiting:
-            times[self] = self._admission._clock()
-        else:
-            del times[self]
-        for one in self._counts:
-            one.waiting += 1 if waiting else -1
+    def _leave_line(self) -> None:
+        """Waits for the event loop no longer, if it did."""
+        if self._admission._line.pop(self, None) is not None:
+            for one in self._counts:
+                one.waiting -= 1
 
     def _leave_queue(self) -> bool:
         """Waits for room no longer; whether it did."""
@@ -225,8 +215,9 @@ class Admission:
         self._clients: dict[str, Usage] = {}
         # Calls that wait for room, and what asks core for their messages, by client; the next client first.
         self._queues: dict[str, dict[CallPermit, Callable[[], None]]] = {}
-        self._waiting: dict[CallPermit, float] = {}  # for the event loop, since when; the oldest first
-        self._waiters: list[asyncio.Future[None]] = []  # for something to be given back
+        self._line: dict[CallPermit, float] = {}  # calls that wait for the event loop, since when; the oldest first
+        self._given_back = asyncio.Event()  # whoever waits for it clears it
+        self._given_back.set()
         self._ready = False
         self._closing = False
         self._loop = asyncio.get_running_loop()
@@ -241,11 +232,10 @@ class Admission:
 
     async def wait_until_idle(self, timeout: float) -> None:
         """Returns when no call is inside, or after `timeout` seconds."""
-        try:
-            await asyncio.wait_for(self._all_released(), timeout)
-        except asyncio.TimeoutError:
-            if self.total.calls:
-                logger.warning("%d calls are cut off: the grace is over", self.total.calls)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._wait_until(lambda: not self.total.calls), timeout)
+        if self.total.calls:
+            logger.warning("%d calls are cut off: the grace is over", self.total.calls)
 
     def admit(self, client: str, method: str = "", *, stream: bool = False) -> CallPermit:
         """Admits a call. On any thread.
@@ -276,7 +266,7 @@ class Admission:
     def _require_room(self, usage: Usage, *, stream: bool) -> None:
         total, limits = self.total, self.limits
         now = self._clock()
-        late = now - next(iter(self._waiting.values()), now) > _MAX_WAIT_FOR_LOOP_S
+        late = now - next(iter(self._line.values()), now) > _MAX_WAIT_FOR_LOOP_S
         if late and total.waiting > _SHORT_LINE and (usage.waiting + 1) * _KEPT_PART > total.waiting:
             raise _overloaded("more calls come than the server can look at", 0.5)
         if not _fits(total.calls, usage.calls, 1, limits.calls):
@@ -310,9 +300,9 @@ class Admission:
         while self._queues and (found := self._next()):
             for receive in found:
                 receive()
-        if self._waiters:
+        if not self._given_back.is_set():
             with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-                self._loop.call_soon_threadsafe(self._wake)
+                self._loop.call_soon_threadsafe(self._given_back.set)
 
     def _next(self) -> list[Callable[[], None]]:
         """Reserves room for calls that wait for it, clients in turn; who asks core for their messages."""
@@ -327,22 +317,12 @@ class Admission:
                         self._queues[client] = self._queues.pop(client)
         return found
 
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _wait_unless(self, ready: Callable[[], bool]) -> None:
-        """Returns when something is given back, or at once where it is `ready`."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(waiter)
-        if not ready():  # looked at last: what other threads give back from here on, they tell
-            await waiter
-
-    async def _all_released(self) -> None:
-        while self.total.calls:
-            await self._wait_unless(lambda: not self.total.calls)
+    async def _wait_until(self, holds: Callable[[], bool]) -> None:
+        """Looks again whenever something is given back."""
+        while not holds():
+            self._given_back.clear()
+            if not holds():  # looked at once more: what other threads give back from here on, they tell
+                await self._given_back.wait()
 
 
 def _fits(total: int, own: int, more: int, most: int, kept: int | None = None) -> bool:
@@ -355,5 +335,5 @@ def _at_most(number: int) -> str:
     return f"at most {number}, the last eighth for clients that have less"
 
 
-def _overloaded(reason: str, retry_after_s: float = _RETRY_AFTER_S) -> Overloaded:
+def _overloaded(reason: str, retry_after_s: float = 0.1) -> Overloaded:
     return Overloaded(f"{reason}; send again after a pause, or to another one", retry_after_s)

@@ -4,6 +4,7 @@ Shapes: images of side S.
 """
 
 import io
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,10 +28,10 @@ _DECODERS_BYTES = 8
 class PixelBudget:
     """Pixels that are decoded at one time, on all threads of all models; where they don't fit, a thread waits.
 
-    One file is decoded in any case, however large it is. None: any number of pixels.
+    One file is decoded in any case, however large it is.
     """
 
-    def __init__(self, pixels: int | None = None) -> None:
+    def __init__(self, pixels: float) -> None:
         self._most = pixels
         self._taken = 0
         self._changed = threading.Condition()
@@ -40,7 +41,7 @@ class PixelBudget:
     def taken(self, pixels: int) -> Iterator[None]:
         """Takes so many for the time of a context, as soon as there are so many."""
         with self._line, self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._most is None or self._taken + pixels <= self._most)
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._most)
             self._taken += pixels
         try:
             yield
@@ -50,7 +51,7 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-UNLIMITED = PixelBudget()
+UNLIMITED = PixelBudget(math.inf)
 
 
 @contextmanager

@@ -25,10 +25,6 @@ class _Request:
         self.results: list[Any] = [None] * len(items)
         self.future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
-    def call(self, index: int) -> None:
-        """Calls the function with an item."""
-        self.results[index] = self.function(self.items[index])
-
     def end(self, error: BaseException | None = None) -> None:
         """Wakes the one who waits, from any thread."""
         with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
@@ -98,7 +94,7 @@ class RoundRobinPool:
         if given_up:
             return
         try:
-            request.call(index)
+            request.results[index] = request.function(request.items[index])
             with self._lock:
                 request.left -= 1
                 ended = not request.left

@@ -10,7 +10,6 @@ Shapes: N latents of dimension D.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -43,11 +42,8 @@ class _HalfSpace(NamedTuple):
         return np.maximum(self.sign * (self.boundary - along), 0)
 
 
-@dataclass(frozen=True)
-class Conditions:
+class Conditions(tuple[_HalfSpace, ...]):
     """Half-spaces that latents are to lie in."""
-
-    half_spaces: tuple[_HalfSpace, ...] = ()
 
     @classmethod
     def of(
@@ -63,16 +59,11 @@ class Conditions:
                 what is kept, or nobody knows where its sides are.
             UnknownAttribute: When this model has no direction of a name.
         """
-        if not (having or lacking):
-            return cls()
         if both := set(having) & set(lacking):
             raise InvalidRequest(f"{min(both)!r} is in having and in lacking; take it out of one of them", "lacking")
         wanted = {name: (f"having[{index}]", 1) for index, name in enumerate(having)}
         wanted |= {name: (f"lacking[{index}]", -1) for index, name in enumerate(lacking)}
-        return cls(tuple(_half_space(directions, name, *how, keep) for name, how in wanted.items()))
-
-    def __len__(self) -> int:
-        return len(self.half_spaces)
+        return cls(_half_space(directions, name, *how, keep) for name, how in wanted.items())
 
     def project(self, latents: Floats) -> Floats:
         """Moves the latents [N, D] that lie outside into all half-spaces; those that lie inside stay.
@@ -82,12 +73,10 @@ class Conditions:
         Raises:
             InvalidRequest: When no place meets all conditions.
         """
-        if not self.half_spaces:
-            return latents
         moved = latents.astype(np.float64)
         for _ in range(_ROUNDS):
             settled = True
-            for half_space in self.half_spaces:
+            for half_space in self:
                 distance = half_space.distance(moved)
                 distance[distance <= _SETTLED] = 0
                 settled &= not distance.any()
@@ -95,8 +84,8 @@ class Conditions:
             if settled:
                 break
         projected = moved.astype(np.float32)
-        if not all((each.distance(projected.astype(np.float64)) < _NEAR_ENOUGH).all() for each in self.half_spaces):
-            names = ", ".join(each.name for each in self.half_spaces)
+        if not all((each.distance(projected.astype(np.float64)) < _NEAR_ENOUGH).all() for each in self):
+            names = ", ".join(each.name for each in self)
             raise InvalidRequest(f"no face meets the conditions on all of {names}; ask for fewer", "having")
         return projected
 

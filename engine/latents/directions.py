@@ -192,25 +192,24 @@ class Directions:
 
     @cached_property
     def _basis_of(self) -> Callable[[frozenset[str]], Doubles]:
-        """Orthonormal rows that span the directions of a set of names; those in use are remembered."""
+        """Orthonormal rows [at most K, D] that span the directions of a set of names; those in use are remembered."""
 
         @lru_cache(_REMEMBERED_SPANS)
         def basis(names: frozenset[str]) -> Doubles:
-            return _basis(np.stack([self.named(name, "keep") for name in sorted(names)]).astype(np.float64))
+            vectors = np.stack([self.named(name, "keep") for name in sorted(names)]).astype(np.float64)
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            units = vectors / np.where(lengths > 0, lengths, 1.0)
+            _, sizes, rows = np.linalg.svd(units, full_matrices=False)
+            found: Doubles = rows[sizes > _SPAN_TOLERANCE * max(float(sizes[0]), 1.0)]
+            return found
 
         return basis
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: tensor `directions` [A, D]; everything else in its metadata."""
-        metadata = {
-            "names": json.dumps(self.names),
-            "positives": json.dumps(self.positives),
-            "negatives": json.dumps(self.negatives),
-            "split": self.split,
-            "kinds": json.dumps(self.kinds),
-            "model_sha256": self.model_sha256,
-            "sides": json.dumps(self.sides),
-        }
+        columns = ("names", "positives", "negatives", "kinds", "sides")
+        metadata = {name: json.dumps(getattr(self, name)) for name in columns}
+        metadata |= {"split": self.split, "model_sha256": self.model_sha256}
         save_file({"directions": np.ascontiguousarray(self.vectors)}, path, metadata=metadata)
 
     @classmethod
@@ -243,12 +242,3 @@ def _sides(pair: Any) -> Sides | None:
         return None
     without, having = pair
     return float(without), float(having)
-
-
-def _basis(vectors: Doubles) -> Doubles:
-    """Orthonormal rows [at most K, D] that span the rows of `vectors` [K, D]."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = vectors / np.where(lengths > 0, lengths, 1.0)
-    _, sizes, basis = np.linalg.svd(units, full_matrices=False)
-    found: Doubles = basis[sizes > _SPAN_TOLERANCE * max(float(sizes[0]), 1.0)]
-    return found

@@ -6,16 +6,16 @@ Shapes: N images of side S, latents of dimension D.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.arrays import Bytes, Floats
 from engine.backends import Backend
-from engine.batching.batcher import Batcher, BatchObserver, Part, RequestContext, Reservation, Run
+from engine.batching.batcher import Batcher, BatchObserver, Part, RequestContext, Reservation
 from engine.batching.scheduler import Scheduler
-from engine.bundle import Bundle, Manifest
+from engine.bundle import Bundle
 from engine.config import ServerConfig
 from engine.images import Codec, EncodedFiles, PixelBudget
 from engine.latents import FITTED, Conditions, Gaussian, Move, Prior
@@ -63,33 +63,29 @@ class Model:
         self.name = name
         self.bundle = bundle
         self.fingerprint = fingerprint
-        self.max_images = _max_images_per_request(manifest, config)
+        # The largest answer, images as PNG of noise plus latents, must fit into one message.
+        bytes_per_image = manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
+        fitting = config.max_message_bytes // bytes_per_image
+        self.max_images = max(1, min(config.max_images_per_request, config.max_queue, fitting))
         standard = Gaussian.standard(manifest.latent_dim)
         self.priors: dict[str, Prior] = {**bundle.priors, STANDARD: standard}
         self.centre = bundle.priors.get(FITTED, standard).mean
         self.codec = Codec(manifest.frame, config.codec_threads, config.max_pixels_per_file, pixels)
         self.backend = backend
-        pixels_of_one = (manifest.image_size, manifest.image_size, 3)
-
-        def queue(graph: str, run: Run, shape: tuple[int, ...], dtype: npt.DTypeLike = np.uint8) -> Batcher:
-            return Batcher(
-                run,
-                shape,
-                dtype,
-                scheduler,
-                max_batch_size=manifest.max_batch_size,
-                observer=observer(graph),
-                max_delay=config.max_delay_ms / 1000,
-                max_queue=config.max_queue,
-                overlaps=backend.overlaps,
-                together=backend.together,
-            )
-
-        self._encoder = queue("encode", lambda images, _: self.backend.encode(images), pixels_of_one)
-        self._decoder = queue(
-            "decode", lambda latents, _: (self.backend.decode(latents),), (manifest.latent_dim,), np.float32
+        queue = partial(
+            Batcher,
+            scheduler=scheduler,
+            max_batch_size=manifest.max_batch_size,
+            max_delay=config.max_delay_ms / 1000,
+            max_queue=config.max_queue,
+            overlaps=backend.overlaps,
+            together=backend.together,
         )
-        self._editor = queue("edit", self._run_edit, pixels_of_one)
+        image = (manifest.image_size, manifest.image_size, 3), np.uint8
+        latent = (manifest.latent_dim,), np.float32
+        self._encoder = queue(lambda given, _: self.backend.encode(given), *image, observer=observer("encode"))
+        self._decoder = queue(lambda given, _: (self.backend.decode(given),), *latent, observer=observer("decode"))
+        self._editor = queue(self._run_edit, *image, observer=observer("edit"))
         self._scheduler = scheduler
         self._leases = 0
         self._unused = asyncio.Event()
@@ -180,10 +176,3 @@ class Model:
 def latents_of(source: Source) -> Floats | None:
     """The latents, if it is latents rather than images."""
     return cast(Floats, source) if isinstance(source, np.ndarray) and source.dtype == np.float32 else None
-
-
-def _max_images_per_request(manifest: Manifest, config: ServerConfig) -> int:
-    # The largest answer, images as PNG of noise plus latents, must fit into one message.
-    bytes_per_image = manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
-    fitting = config.max_message_bytes // bytes_per_image
-    return max(1, min(config.max_images_per_request, config.max_queue, fitting))

@@ -1,7 +1,6 @@
 """The models that are served, by name, and how one is replaced without a pause."""
 
 import asyncio
-import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -10,12 +9,12 @@ from pathlib import Path
 from engine.backends import Backend, warmup_calls
 from engine.batching.batcher import BatchObserver
 from engine.batching.scheduler import Scheduler
-from engine.bundle import MANIFEST, Bundle
+from engine.bundle import MANIFEST, Bundle, sha256_of
 from engine.config import ServerConfig
 from engine.errors import BundleError, EngineError, UnknownModel, release_frames
 from engine.images import PixelBudget
 from engine.models.model import Model
-from engine.process.files import read_bytes, version_of
+from engine.process.files import version_of
 from engine.process.threads import give_way, in_thread
 
 logger = logging.getLogger(__name__)
@@ -123,12 +122,20 @@ class ModelRepository:
             path, old = self._bundles[name], self._models[name]
             self._versions[name] = _file_versions(path)
             try:
-                new = await self._successor(name, old)
+                if await in_thread(_fingerprint, path) == old.fingerprint:
+                    return
+                new = await self._open(name)
+                try:
+                    await self._warm_up(new)
+                except BaseException:
+                    await new.close()
+                    raise
             except Exception as error:
-                self._refuse(name, error)
+                expected = isinstance(error, (EngineError, OSError))
+                text = "model %s: the bundle at %s is refused, the old one stays: %s"
+                logger.error(text, name, path, error, exc_info=None if expected else error)
+                self._reloaded(name, False)
                 release_frames(error)  # or what was opened in vain would stay, on a GPU too
-                return
-            if new is None:
                 return
             self._models[name] = new
             logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
@@ -136,29 +143,6 @@ class ModelRepository:
             retiring = asyncio.get_running_loop().create_task(old.close())
             self._retiring.add(retiring)
             retiring.add_done_callback(self._retiring.discard)
-
-    async def _successor(self, name: str, old: Model) -> Model | None:
-        """The model of a changed bundle, warmed up; None where nothing has changed."""
-        if await in_thread(_fingerprint, self._bundles[name]) == old.fingerprint:
-            return None
-        new = await self._open(name)
-        try:
-            await self._warm_up(new)
-        except BaseException:
-            await new.close()
-            raise
-        return new
-
-    def _refuse(self, name: str, error: Exception) -> None:
-        expected = isinstance(error, (EngineError, OSError))
-        logger.error(
-            "model %s: the bundle at %s is refused, the old one stays: %s",
-            name,
-            self._bundles[name],
-            error,
-            exc_info=None if expected else error,
-        )
-        self._reloaded(name, False)
 
     async def _open(self, name: str) -> Model:
         """Verifies and compiles beside what is served."""
@@ -194,7 +178,7 @@ class ModelRepository:
 def _fingerprint(path: Path) -> str:
     """Hash of the manifest, which has the hashes of all other files; "" where there is none."""
     try:
-        return hashlib.sha256(read_bytes(path / MANIFEST)).hexdigest()[:16]
+        return sha256_of(path / MANIFEST)[:16]
     except OSError:  # loading the bundle says what is wrong with it
         return ""
 

@@ -3,13 +3,14 @@
 import asyncio
 import math
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import grpc
 import numpy as np
 
-from engine.arrays import Floats
+from engine.arrays import Bytes, Floats
 from engine.errors import InvalidRequest, UnknownModel, release_frames
 from engine.images import EncodedFiles
 from engine.models.model import Model, Source, latents_of
@@ -18,9 +19,6 @@ from engine.service.request_scope import Call, RequestScope, count_sent, read_ou
 from engine.service.status import domain_error, truncated
 from framing import Frame
 from protos import dfcvae_pb2 as pb
-
-# As many images as one request may have, whatever the model; so requests for several models can be added up.
-_WHOLE = 2**32
 
 
 class _Source:
@@ -36,17 +34,17 @@ class _Source:
         self.answered = asyncio.Event()
         # By which model, and mu, float32 [N, D]; a model that was replaced meanwhile isn't kept alive by this.
         self.encoded: tuple[weakref.ref[Model], Floats] | None = None
-        self._size = request.ByteSize()
-        self._request: pb.EditStreamRequest | None = request
-        self._given: Source | None = None
-        self._frame: Frame | None = None
-        self._fault = ""
+        # The request; what was read of it, pixels or latents; or why they can't be used.
+        self._held: pb.EditStreamRequest | Bytes | Floats | str = request
+        self._frame: Frame | None = None  # that pixels were brought to
 
     @property
     def size(self) -> int:
         """Bytes that it holds."""
         mu = 0 if self.encoded is None else self.encoded[1].nbytes
-        return mu + (self._given.nbytes if isinstance(self._given, np.ndarray) else 0) + self._size
+        if isinstance(self._held, str):
+            return mu
+        return mu + (self._held.nbytes if isinstance(self._held, np.ndarray) else self._held.ByteSize())
 
     def read(self, scope: RequestScope) -> Source:
         """Its images or latents, for the model of a request.
@@ -54,27 +52,23 @@ class _Source:
         Raises:
             InvalidRequest: When they can't be used.
         """
-        if self._fault:
-            raise InvalidRequest(self._fault, "source")
-        if self._request is None:
-            assert self._given is not None
-            if latents_of(self._given) is None and self._frame != scope.model.bundle.manifest.frame:
-                raise InvalidRequest("the stream's last source was framed for another model; send it again", "source")
-            return self._given
-        source = scope.source(self._request)
-        assert source is not None, "a request is a source only if it has one"
-        return source
+        if isinstance(self._held, str):
+            raise InvalidRequest(self._held, "source")
+        if isinstance(self._held, pb.EditStreamRequest):
+            return scope.source(self._held)
+        if latents_of(self._held) is None and self._frame != scope.model.bundle.manifest.frame:
+            raise InvalidRequest("the stream's last source was framed for another model; send it again", "source")
+        return self._held
 
     def take(self, given: Source, model: Model) -> None:
         """Keeps what was read, in place of the request, once it is decoded."""
         pixels = given.pixels if isinstance(given, EncodedFiles) else given
-        if self._request is not None and pixels is not None:
-            self._given = pixels
-            self._frame, self._request, self._size = model.bundle.manifest.frame, None, 0
+        if isinstance(self._held, pb.EditStreamRequest) and pixels is not None:
+            self._held, self._frame = pixels, model.bundle.manifest.frame
 
     def refuse(self, fault: str) -> None:
         """Drops the request, whose images or latents can't be used."""
-        self._fault, self._request, self._size = fault, None, 0
+        self._held = fault
 
 
 class _Work(NamedTuple):
@@ -82,29 +76,8 @@ class _Work(NamedTuple):
 
     task: "asyncio.Task[pb.EditStreamResponse]"
     size: int  # bytes of the images that the answer has at most
-    share: int  # of the images that one request may have, see `_Room`
+    share: float  # of the images that one request may have
     source: _Source | None
-
-
-class _Room:
-    """How far a stream is read ahead of the answers that were taken.
-
-    At most so many requests, and none further once they have as many images as one may have, which is `_WHOLE`.
-    """
-
-    def __init__(self, requests: int) -> None:
-        self._requests = requests
-        self._share = _WHOLE
-        self.is_free = asyncio.Event()
-
-    def change(self, requests: int, share: int) -> None:
-        """There is room for so many requests more, or fewer, and such a share of the images."""
-        self._requests += requests
-        self._share += share
-        if self._requests > 0 and self._share > 0:
-            self.is_free.set()
-        else:
-            self.is_free.clear()
 
 
 class EditStream:
@@ -124,8 +97,8 @@ class EditStream:
         """
         loop, hold = asyncio.get_running_loop(), self._call.hold
         started: asyncio.Queue[_Work | None] = asyncio.Queue()
-        tasks: set[asyncio.Task[pb.EditStreamResponse]] = set()  # whose answers are not taken yet
-        room = _Room(ahead)
+        works: deque[_Work] = deque()  # whose answers are not taken yet
+        taken = asyncio.Event()
         source: _Source | None = None
 
         async def read() -> None:
@@ -135,13 +108,13 @@ class EditStream:
                     if new := request.WhichOneof("source") is not None:
                         source = _Source(request)
                     size, share = self._measure(request, source)
-                    room.change(-1, -share)
                     hold(size)
-                    task = loop.create_task(self._answer(request, source, new))
-                    tasks.add(task)
-                    started.put_nowait(_Work(task, size, share, source))
-                    del request, task  # or they would stay while the client is silent, and nobody count them
-                    await room.is_free.wait()
+                    works.append(_Work(loop.create_task(self._answer(request, source, new)), size, share, source))
+                    started.put_nowait(works[-1])
+                    del request  # it would stay while the client is silent, and nobody count it
+                    while len(works) >= ahead or sum(work.share for work in works) >= 1:
+                        taken.clear()
+                        await taken.wait()
             finally:
                 started.put_nowait(None)
 
@@ -154,23 +127,23 @@ class EditStream:
                 now = work.source.size if work.source is not None and work.source is source else 0
                 hold(now - kept - work.size)
                 kept = now
-                room.change(1, work.share)
-                tasks.discard(work.task)
+                works.popleft()
+                taken.set()
                 del work
             await reader
         finally:  # also when the client has gone
             reader.cancel()
-            for task in tasks:
-                task.cancel()
+            for work in works:
+                work.task.cancel()
 
-    def _measure(self, request: pb.EditStreamRequest, source: _Source | None) -> tuple[int, int]:
+    def _measure(self, request: pb.EditStreamRequest, source: _Source | None) -> tuple[int, float]:
         """Bytes of the images that a request's answer has at most, and its share of those that one request may have."""
         try:
             model = self._repository.get(request.model or (source.model if source else ""))
         except UnknownModel:  # the answer will say so
             return 0, 0
         images = min(source.images, model.max_images) if source else 0
-        return images * model.bundle.manifest.image_size**2 * 3, -(-images * _WHOLE // model.max_images)
+        return images * model.bundle.manifest.image_size**2 * 3, images / model.max_images
 
     async def _answer(self, request: pb.EditStreamRequest, source: _Source | None, new: bool) -> pb.EditStreamResponse:
         """Answers one request; what is wrong with it goes into the answer."""

@@ -11,8 +11,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from types import TracebackType
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -31,9 +31,11 @@ from engine.service.status import RpcStatus, domain_error, rpc_status_of
 from engine.telemetry import logs
 from engine.telemetry.logs import CallLog
 from engine.telemetry.metrics import MethodFigures, Metrics
-from engine.telemetry.tracing import Tracing
+from engine.telemetry.tracing import SpanEnd, Tracing
 from engine.transport import Server
 from engine.transport.core import CoreCall
+
+_Decode = Callable[[bytes], Any]
 
 _INCOMPLETE = "the call ended before its message had come: it was too large or too late, or the client gave up"
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
@@ -96,13 +98,10 @@ class CallInterceptor:
                 return self._probes.admit(client)
             except EngineError as error:
                 return rpc_status_of(error, "")
-        request_id, authorization = "", None
-        for key, value in call.metadata:
-            if key == "x-request-id" and isinstance(value, str) and _SANE_ID.fullmatch(value):
-                request_id = value
-            elif key == "authorization":
-                authorization = value
-        request_id = request_id or f"{_id_prefix}-{next(_ids):x}"
+        metadata = dict(call.metadata)
+        request_id, authorization = metadata.get("x-request-id"), metadata.get("authorization")
+        if not isinstance(request_id, str) or not _SANE_ID.fullmatch(request_id):
+            request_id = f"{_id_prefix}-{next(_ids):x}"
         try:
             if self.tokens is not None:
                 client = self.tokens.name_of(authorization)
@@ -143,65 +142,56 @@ class CallInterceptor:
     def _handler(self, path: str, definition: MethodDescriptor, servicer: Any) -> Any:
         """A handler that takes and gives bytes, around a method that takes and gives messages."""
         method, decode = self.metrics.method(path), deserializer(GetMessageClass(definition.input_type))
-        answer = getattr(servicer, definition.name)
+        bound = method, decode, getattr(servicer, definition.name)
         self._methods[path] = method
         match definition.client_streaming, definition.server_streaming:
             case False, False:
-                return grpc.unary_unary_rpc_method_handler(self._answering(method, decode, answer))
+                return grpc.unary_unary_rpc_method_handler(partial(self._answer, *bound))
             case True, True:
                 self._streaming.add(path)
-                return grpc.stream_stream_rpc_method_handler(self._conversing(method, decode, answer))
+                return grpc.stream_stream_rpc_method_handler(partial(self._converse, *bound))
         raise NotImplementedError(f"{method.name} is neither unary nor a stream in both directions")
 
-    def _answering(
-        self, method: MethodFigures, decode: Callable[[bytes], Any], answer: Callable[..., Any]
-    ) -> Callable[[bytes, Any], Any]:
-        async def call(request: bytes, context: Any) -> bytes:
-            with CallScope(self, method, context) as scope:
-                scope.begin()
-                size = len(request)
-                method.received(size)
-                answering = answer(decode(request), scope)
-                del request  # its bytes are in the message, too, which is the handler's to drop
-                response: bytes = (await answering).SerializeToString()
-                method.sent_bytes.inc(len(response))
-                context.permit.answered(size, len(response))
-                return response
-            await scope.refuse()
+    async def _answer(
+        self, method: MethodFigures, decode: _Decode, answer: Callable[..., Any], request: bytes, context: Any
+    ) -> bytes:
+        async with CallScope(self, method, context) as scope:
+            scope.begin()
+            size = len(request)
+            method.received(size)
+            answering = answer(decode(request), scope)
+            del request  # its bytes are in the message, too, which is the handler's to drop
+            response: bytes = (await answering).SerializeToString()
+            method.sent_bytes.inc(len(response))
+            context.permit.answered(size, len(response))
+        return response
 
-        return call
-
-    def _conversing(
-        self, method: MethodFigures, decode: Callable[[bytes], Any], answers: Callable[..., Any]
-    ) -> Callable[[Any, Any], AsyncIterator[bytes]]:
-        async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
-            with CallScope(self, method, context) as scope:
-                scope.begin()
-                messages = RequestStream(context, decode, method, check=scope.check, max_idle_s=self._max_stream_idle_s)
-                self._streams.add(messages)
-                try:
-                    scope.check()  # tokens may have been read again since the call was admitted
-                    async with aclosing(answers(messages, scope)) as responses:
-                        async for response in responses:
-                            data: bytes = response.SerializeToString()
-                            method.sent_bytes.inc(len(data))
-                            del response
-                            yield data
-                            del data  # what has left doesn't stay while the next one is waited for
-                            messages.answered()
-                finally:
-                    messages.close()
-                    self._streams.discard(messages)
-                if messages.cut_off:
-                    raise ShuttingDown("what is unanswered")
-                return
-            await scope.refuse()
-
-        return call
+    async def _converse(
+        self, method: MethodFigures, decode: _Decode, answers: Callable[..., Any], requests: Any, context: Any
+    ) -> AsyncIterator[bytes]:
+        async with CallScope(self, method, context) as scope:
+            scope.begin()
+            messages = RequestStream(context, decode, method, check=scope.check, max_idle_s=self._max_stream_idle_s)
+            self._streams.add(messages)
+            try:
+                scope.check()  # tokens may have been read again since the call was admitted
+                async with aclosing(answers(messages, scope)) as responses:
+                    async for response in responses:
+                        data: bytes = response.SerializeToString()
+                        method.sent_bytes.inc(len(data))
+                        del response
+                        yield data
+                        del data  # what has left doesn't stay while the next one is waited for
+                        messages.answered()
+            finally:
+                messages.close()
+                self._streams.discard(messages)
+            if messages.cut_off:
+                raise ShuttingDown("what is unanswered")
 
 
 class CallScope(Call):
-    """A call, as a context around its answer; `refuse` ends it when the answer raised something.
+    """A call, as a context around its answer, which ends it where that raises something.
 
     Handlers get it in place of gRPC's context. Its client is the name of the token, or of the certificate, else the
     peer's host.
@@ -216,8 +206,7 @@ class CallScope(Call):
         self.client: str = permit.client
         self._request_id = permit.request_id
         self._images = 0  # that there was room for
-        self._refusal: RpcStatus | None = None
-        self._span: Any = None
+        self._end_span: SpanEnd | None = None
 
     def begin(self) -> None:
         """Begins to answer the call.
@@ -229,7 +218,7 @@ class CallScope(Call):
         self._context.set_trailing_metadata((("x-request-id", self._request_id),))
         if self._calls.tracing is not None:
             metadata = self._context.invocation_metadata()
-            self._span = self._calls.tracing.start(self._method.path, self._request_id, metadata)
+            self._end_span = self._calls.tracing.start(self._method.path, self._request_id, metadata)
         if (refusal := self._context.permit.refusal) is not None:
             raise refusal
 
@@ -275,31 +264,20 @@ class CallScope(Call):
         if (tokens := self._calls.tokens) is not None:
             tokens.name_of(self._context.permit.authorization)
 
-    async def refuse(self) -> NoReturn:
-        """Ends the call with what it is refused with.
-
-        `abort` answers with nothing but a status, which is what lets clients' retry policies try again; setting code
-        and details would send a header first.
-        """
-        assert self._refusal is not None
-        await self._context.abort(*self._refusal)
-        raise AssertionError("abort raises")
-
-    def __enter__(self) -> "CallScope":
+    async def __aenter__(self) -> "CallScope":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         seconds = time.perf_counter() - self._arrived
         log, method, client = self._calls.log, self._method.name, self.client
+        refusal = None
         if error is None:
             code, message = _OK, ""
             if log.verbose:
                 log.answered(method, client, seconds)
         elif isinstance(error, Exception):
-            self._refusal = rpc_status_of(domain_error(error, method), self._request_id)
-            code, message = self._refusal.code, self._refusal.message
+            refusal = rpc_status_of(domain_error(error, method), self._request_id)
+            code, message = refusal.code, refusal.message
             log.failed(method, code.name, client, seconds, message)
             if isinstance(error, Overloaded) and error.recheck is not None:
                 self._context.permit.usage.overloaded[self._method.path] = error.recheck
@@ -309,9 +287,12 @@ class CallScope(Call):
             code, message = (_LATE if late else _CANCELLED), "given up"
             log.failed(method, code.name, client, seconds, message)
         self._method.ended("OK" if code is _OK else code.name, seconds)
-        if self._span is not None and self._calls.tracing is not None:
-            self._calls.tracing.end(self._span, code.name, message, self._images)
-        return self._refusal is not None
+        if self._end_span is not None:
+            self._end_span(code.name, message, self._images)
+        if refusal is not None:
+            # It answers with nothing but a status, which is what lets clients' retry policies try again; setting code
+            # and details would send a header first.
+            await self._context.abort(*refusal)
 
 
 def host_of(peer: str) -> str:

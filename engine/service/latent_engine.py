@@ -2,6 +2,7 @@
 
 Shapes: N images of side S, latents of dimension D.
 """
+# ruff: noqa: N802 - methods go by the names of their RPCs
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -14,15 +15,13 @@ from engine.bundle import Preprocessing
 from engine.config import ServerConfig
 from engine.errors import InvalidField, InvalidRequest
 from engine.latents import can_condition, linear, spherical
-from engine.models.model import Source
 from engine.models.repository import ModelRepository
 from engine.service.edit_stream import EditStream
 from engine.service.request_scope import (
     DISTRIBUTIONS,
     Call,
-    OutputSpec,
     RequestScope,
-    read_form,
+    member,
     read_output,
     read_prior,
     write_latents,
@@ -31,6 +30,7 @@ from protos import dfcvae_pb2 as pb
 
 SERVICE: ServiceDescriptor = pb.DESCRIPTOR.services_by_name["LatentEngine"]
 _MAX_TEMPERATURE = 10.0
+_IS_ARC = {pb.WALK_UNSPECIFIED: False, pb.WALK_LINEAR: False, pb.WALK_SPHERICAL: True}
 
 # Requests of one EditStream that are read ahead of its answers; fewer once they have as many images as one may have.
 _REQUESTS_AHEAD = 64
@@ -43,7 +43,7 @@ class LatentEngine:
         self._repository = repository
         self._config = config
 
-    async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:  # noqa: N802
+    async def Encode(self, request: pb.EncodeRequest, call: Call) -> pb.EncodeResponse:
         """Images to mu and log_var."""
         with self._scope(request, call) as scope:
             images = scope.images(request.images)
@@ -54,16 +54,16 @@ class LatentEngine:
         write_latents(response.log_var, log_var)
         return response
 
-    async def Decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:  # noqa: N802
+    async def Decode(self, request: pb.DecodeRequest, call: Call) -> pb.DecodeResponse:
         """Latents to images."""
         with self._scope(request, call) as scope:
-            output = OutputSpec(True, False, *read_form(request.output))
+            output = read_output(request)
             latents = scope.latents(request.latents)
             with scope.admit(len(latents)) as context:
                 images = await scope.model.decode(latents, context)
             return await scope.respond(pb.DecodeResponse(), output, images)
 
-    async def Edit(self, request: pb.EditRequest, call: Call) -> pb.EditResponse:  # noqa: N802
+    async def Edit(self, request: pb.EditRequest, call: Call) -> pb.EditResponse:
         """Images or latents, moved along directions."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -73,40 +73,36 @@ class LatentEngine:
                 )
             move, conditions = scope.move(request.edits, request.keep), scope.conditions(request)
             source = scope.source(request)
-            if source is None:
-                raise InvalidRequest("the request has no source; set images or latents", "source")
             with scope.admit(len(source), decodes=bool(conditions)) as context:
                 images, _, latents = await scope.model.edit(source, move, conditions, context, decode=output.images)
             return await scope.respond(pb.EditResponse(), output, images, latents)
 
-    def EditStream(  # noqa: N802
+    def EditStream(
         self, requests: AsyncIterator[pb.EditStreamRequest], call: Call
     ) -> AsyncIterator[pb.EditStreamResponse]:
         """Edits one after the other."""
         return EditStream(self._repository, call).answers(requests, _REQUESTS_AHEAD)
 
-    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> pb.InterpolateResponse:  # noqa: N802
+    async def Interpolate(self, request: pb.InterpolateRequest, call: Call) -> pb.InterpolateResponse:
         """Walks between images or latents."""
         with self._scope(request, call) as scope:
             output = read_output(request)
-            if request.walk not in pb.Walk.values():
-                raise InvalidField("walk", f"is {request.walk}, which is none of Walk's values")
+            arc = member(request.walk, _IS_ARC, "walk", "Walk")
             if request.steps < 2:
                 raise InvalidField("steps", f"is {request.steps}; a walk has at least 2 points, its ends")
-            start, end = _read_end(scope, request, "start"), _read_end(scope, request, "end")
+            start, end = scope.source(request.start, "start"), scope.source(request.end, "end")
             count = len(start)
             if count != len(end):
                 raise InvalidRequest(f"start has {count} images or latents, end has {len(end)}; send pairs", "end")
             points = count * request.steps
             with scope.admit(points, "steps", "ask for", decodes=True) as context:
                 ends = await scope.model.mu(start, context), await scope.model.mu(end, context)
-                arc = request.walk == pb.WALK_SPHERICAL
                 walk = partial(spherical, centre=scope.model.centre) if arc else linear
                 latents = await scope.model.compute(points, partial(walk, *ends, request.steps), context)
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.InterpolateResponse(), output, images, latents)
 
-    async def Sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse:  # noqa: N802
+    async def Sample(self, request: pb.SampleRequest, call: Call) -> pb.SampleResponse:
         """Draws latents and decodes them."""
         with self._scope(request, call) as scope:
             output = read_output(request)
@@ -124,7 +120,7 @@ class LatentEngine:
                 images = await scope.model.decode(latents, context) if output.images else None
             return await scope.respond(pb.SampleResponse(), output, images, latents)
 
-    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:  # noqa: N802
+    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         """What is served."""
         model = self._repository.get(request.model)
         manifest, directions = model.bundle.manifest, model.bundle.directions
@@ -169,10 +165,3 @@ def _preprocessing(made: Preprocessing) -> pb.Preprocessing:
     return pb.Preprocessing(
         crop=made.crop or 0, resize=made.resize, source_width=width, source_height=height, landmarks=landmarks
     )
-
-
-def _read_end(scope: RequestScope, request: pb.InterpolateRequest, name: str) -> Source:
-    source = scope.source(getattr(request, name), f"{name}.")
-    if source is None:
-        raise InvalidField(name, f"has no source; set {name}.images or {name}.latents")
-    return source

@@ -16,20 +16,11 @@ NAMES = ("grpc.reflection.v1.ServerReflection", str(reflection.SERVICE_NAME))
 def servicer_of(files: Iterable[FileDescriptor]) -> Any:
     """What tells clients of the services that these files define, and of itself."""
     pool, names = DescriptorPool(), list(NAMES)
-    alpha = _copy(reflection_pb2.DESCRIPTOR)
-    for own in (alpha, _version_1(alpha)):  # grpcio-reflection has v1alpha only
-        pool.Add(own)
+    alpha = FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(alpha)
+    # grpcio-reflection has v1alpha only.
+    pool.Add(text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto()))
     for file in files:
-        pool.Add(_copy(file))
+        pool.AddSerializedFile(file.serialized_pb)
         names += [service.full_name for service in file.services_by_name.values()]
     return reflection.aio.ReflectionServicer(names, pool)
-
-
-def _copy(file: FileDescriptor) -> FileDescriptorProto:
-    copy = FileDescriptorProto()
-    file.CopyToProto(copy)
-    return copy
-
-
-def _version_1(alpha: FileDescriptorProto) -> FileDescriptorProto:
-    return text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto())

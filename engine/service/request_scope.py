@@ -8,10 +8,8 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 import asyncio
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -26,11 +24,18 @@ from engine.models.model import STANDARD, Images, Source
 from engine.models.repository import ModelRepository
 from protos import dfcvae_pb2 as pb
 
+T = TypeVar("T")
 _Response = TypeVar("_Response", bound=Message)
 
 _MAX_EDITS = 1024
 
-_RESULTS = frozenset(pb.EditResult.values())
+# Whether images come back, and whether latents do.
+_RESULTS = {
+    pb.EDIT_RESULT_UNSPECIFIED: (True, False),
+    pb.EDIT_RESULT_IMAGES: (True, False),
+    pb.EDIT_RESULT_LATENTS: (False, True),
+    pb.EDIT_RESULT_IMAGES_AND_LATENTS: (True, True),
+}
 _FORMATS: dict[int, str | None] = {
     pb.IMAGE_FORMAT_UNSPECIFIED: None,
     pb.IMAGE_FORMAT_RAW: None,
@@ -82,7 +87,7 @@ class OutputSpec(NamedTuple):
     images: bool
     latents: bool
     file_format: str | None  # of the images, one of `engine.images.FILE_FORMATS`; None: raw
-    quality: int  # of JPEG and WebP, 1 to 100; 0: the default
+    quality: int  # of JPEG and WebP, 1 to 100
 
 
 class RequestScope:
@@ -102,7 +107,8 @@ class RequestScope:
         remaining = call.time_remaining()
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         self._call = call
-        self._context = RequestContext(deadline, call.client, _read_priority(request))
+        priority = member(request.priority, _PRIORITIES, "priority", "Priority")
+        self._context = RequestContext(deadline, call.client, priority)
         self._one_of_several = len(repository.names) > 1
         self.model = repository.get(model)
         self._manifest, self._directions = self.model.bundle.manifest, self.model.bundle.directions
@@ -112,19 +118,21 @@ class RequestScope:
         self._lease.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._lease.__exit__(kind, error, trace)
         if self._one_of_several and isinstance(error, Overloaded):
             error.recheck = None  # whoever looks at calls before their messages can't tell for which model they are
 
-    def source(self, message: Any, field: str = "") -> Source | None:
-        """What stands in `images` or `latents` of a message; None where neither is set."""
-        name = message.WhichOneof("source")
+    def source(self, message: Any, field: str = "") -> Source:
+        """What stands in `images` or `latents` of a message, which is that `field` of the request, or all of it."""
+        name, at = message.WhichOneof("source"), f"{field}." if field else ""
         if name == "images":
-            return self.images(message.images, f"{field}images")
-        return self.latents(message.latents, f"{field}latents") if name else None
+            return self.images(message.images, f"{at}images")
+        if name == "latents":
+            return self.latents(message.latents, f"{at}latents")
+        raise InvalidRequest(
+            f"{field or 'the request'} has no source; set {at}images or {at}latents", field or "source"
+        )
 
     def images(self, batch: pb.ImageBatch, field: str = "images") -> Images:
         """Images of a request: pixels, uint8 [N, S, S, 3], or files, not yet decoded."""
@@ -141,7 +149,7 @@ class RequestScope:
 
     def _pixels(self, raw: pb.RawImages, field: str) -> Bytes:
         count, height, width, data = raw.count, raw.height, raw.width, raw.data
-        size, expected = self._manifest.image_size, count * height * width * 3
+        size = self._manifest.image_size
         self._check_count(count, f"{field}.count")
         if (height, width) != (size, size):
             raise InvalidRequest(
@@ -149,10 +157,7 @@ class RequestScope:
                 "resize them, or send them as files for the server to crop and resize",
                 field,
             )
-        if len(data) != expected:
-            raise InvalidField(
-                f"{field}.data", f"has {len(data)} bytes; {count} images of {height}x{width} RGB are {expected}"
-            )
+        _check_bytes(data, count * height * width * 3, f"{field}.data", f"{count} images of {height}x{width} RGB")
         return np.frombuffer(data, np.uint8).reshape(count, height, width, 3)
 
     def latents(self, batch: pb.LatentBatch, field: str = "latents") -> Floats:
@@ -163,10 +168,7 @@ class RequestScope:
             raise InvalidField(
                 f"{field}.dim", f"is {dim}; this model's latents have {self._manifest.latent_dim} values"
             )
-        if len(data) != count * dim * 4:
-            raise InvalidField(
-                f"{field}.data", f"has {len(data)} bytes; {count} latents of {dim} float32 are {count * dim * 4}"
-            )
+        _check_bytes(data, count * dim * 4, f"{field}.data", f"{count} latents of {dim} float32")
         latents = _floats(data).reshape(count, dim)
         finite = np.isfinite(latents).all(axis=1)
         if not finite.all():
@@ -191,12 +193,13 @@ class RequestScope:
         if target is None:
             raise InvalidField(field, "has no target; set attribute or direction")
         dim = self._manifest.latent_dim
-        if len(one.direction) != dim * 4:
-            raise InvalidField(f"{field}.direction", f"has {len(one.direction)} bytes; {dim} float32 are {dim * 4}")
+        _check_bytes(one.direction, dim * 4, f"{field}.direction", f"{dim} float32")
         return _floats(one.direction)
 
     def conditions(self, request: Any) -> Conditions:
         """What a request wants faces to have and to lack."""
+        if not (request.having or request.lacking):
+            return Conditions()
         return Conditions.of(self._directions, request.having, request.lacking, getattr(request, "keep", ()))
 
     @contextmanager
@@ -238,8 +241,8 @@ class RequestScope:
         if output.file_format is None:
             write_pixels(fields.images.raw, images)
             return message
-        quality, client = output.quality or DEFAULT_QUALITY, self._context.client
-        fields.images.files.files.extend(await self.model.codec.encode(images, output.file_format, quality, client))
+        files = await self.model.codec.encode(images, output.file_format, output.quality, self._context.client)
+        fields.images.files.files.extend(files)
         return message
 
 
@@ -251,18 +254,17 @@ def count_sent(message: Any) -> int:
     return int(images.raw.count) if images.WhichOneof("images") == "raw" else len(images.files.files)
 
 
-def _read_priority(request: Any) -> int:
-    try:
-        return _PRIORITIES[request.priority]
-    except KeyError:
-        raise InvalidField("priority", f"is {request.priority}, which is none of Priority's values") from None
+def member(value: int, known: Mapping[Any, T], field: str, kind: str) -> T:
+    """What the value of an enumeration stands for, which `field` of a request has."""
+    if value not in known:
+        raise InvalidField(field, f"is {value}, which is none of {kind}'s values")
+    return known[value]
 
 
 def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
     """What a request with `distribution` draws from, of what its model has by name, the default first."""
     names = {pb.DISTRIBUTION_UNSPECIFIED: next(iter(known)), **{value: name for name, value in DISTRIBUTIONS.items()}}
-    if (name := names.get(request.distribution)) is None:
-        raise InvalidField("distribution", f"is {request.distribution}, which is none of Distribution's values")
+    name = member(request.distribution, names, "distribution", "Distribution")
     if name not in known:
         raise InvalidField(
             "distribution",
@@ -272,26 +274,17 @@ def read_prior(request: Any, known: Mapping[str, Prior]) -> Prior:
 
 
 def read_output(request: Any) -> OutputSpec:
-    """What a request with `result` and `output` wants back."""
-    if request.result not in _RESULTS:
-        raise InvalidField("result", f"is {request.result}, which is none of EditResult's values")
-    if request.result == pb.EDIT_RESULT_LATENTS:
-        if request.HasField("output"):
-            raise InvalidField("output", "is set, but only latents are asked for; ask for images, or leave it out")
-        return OutputSpec(False, True, None, 0)
-    return OutputSpec(True, request.result == pb.EDIT_RESULT_IMAGES_AND_LATENTS, *read_form(request.output))
-
-
-def read_form(output: pb.ImageOutput) -> tuple[str | None, int]:
-    """Format of the images that are to come back, None for raw, and quality, 0 for the default."""
-    if output.format not in _FORMATS:
-        raise InvalidField("output.format", f"is {output.format}, which is none of ImageFormat's values")
-    if output.quality > 100:
-        raise InvalidField("output.quality", f"is {output.quality}; it goes from 1 to 100")
-    file_format = _FORMATS[output.format]
-    if output.quality and file_format not in ("JPEG", "WEBP"):
+    """What a request with `output`, and perhaps with `result`, wants back."""
+    images, latents = member(getattr(request, "result", pb.EDIT_RESULT_IMAGES), _RESULTS, "result", "EditResult")
+    if not images and request.HasField("output"):
+        raise InvalidField("output", "is set, but only latents are asked for; ask for images, or leave it out")
+    file_format = member(request.output.format, _FORMATS, "output.format", "ImageFormat")
+    quality = request.output.quality
+    if quality > 100:
+        raise InvalidField("output.quality", f"is {quality}; it goes from 1 to 100")
+    if quality and file_format not in ("JPEG", "WEBP"):
         raise InvalidField("output.quality", "is for JPEG and WebP; choose one of them, or leave it out")
-    return file_format, output.quality
+    return OutputSpec(images, latents, file_format, quality or DEFAULT_QUALITY)
 
 
 def write_pixels(raw: pb.RawImages, pixels: Bytes) -> None:
@@ -306,6 +299,10 @@ def write_latents(batch: pb.LatentBatch, latents: Floats) -> None:
     batch.data = latents.astype("<f4", copy=False).tobytes()
 
 
+def _check_bytes(data: bytes, expected: int, field: str, what: str) -> None:
+    if len(data) != expected:
+        raise InvalidField(field, f"has {len(data)} bytes; {what} are {expected}")
+
+
 def _floats(data: bytes) -> Floats:
-    values = np.frombuffer(data, "<f4")
-    return values if sys.byteorder == "little" else values.astype(np.float32)
+    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)

@@ -1,11 +1,10 @@
 """The messages of one stream, as its handler reads them."""
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
@@ -43,7 +42,6 @@ class RequestStream:
         self._interrupted = False
         self._complete = False
         self._refusal: EngineError | None = None
-        self._reader: asyncio.Task[Any] | None = None
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
         self._timer = self._loop.call_later(max_idle_s, self._look, context=_NOBODYS)
@@ -57,20 +55,14 @@ class RequestStream:
         return self
 
     async def __anext__(self) -> Any:
+        # One message of each stream is read in any case, so that every stream goes on.
+        if self._sizes:
+            await self._context.permit.wait_for_room(unless=lambda: not self._sizes)
+        data = await self._context.read()
+        if self._refusal is not None:
+            raise self._refusal
         if self._interrupted:
-            self._stop()
-        self._reader = task = asyncio.current_task()
-        try:
-            # One message of each stream is read in any case, so that every stream goes on.
-            while self._sizes and not self._context.permit.has_room():
-                await self._context.permit.wait_for_room()
-            data = await self._context.read()
-        except asyncio.CancelledError:
-            if not self._takes_back(task):
-                raise
-            self._stop()
-        finally:
-            self._reader = task = None  # a task that was cancelled holds the error, whose frame is this one
+            raise StopAsyncIteration
         if data is grpc.aio.EOF:
             self._complete = True
             raise StopAsyncIteration
@@ -93,8 +85,7 @@ class RequestStream:
     def interrupt(self) -> None:
         """Ends the iteration, also where somebody waits for the next message."""
         self._interrupted = True
-        if self._reader is not None:
-            self._reader.cancel()
+        self._context.end_reading()
 
     def recheck(self) -> None:
         """Ends the iteration with what the check has against it now, if anything."""
@@ -106,7 +97,7 @@ class RequestStream:
     def _look(self) -> None:
         """Ends the iteration when the client has been silent for too long, and waits for no answer."""
         silent = self._loop.time() - self._last
-        if silent >= self._max_idle_s and not self._sizes and self._reader is not None:
+        if silent >= self._max_idle_s and not self._sizes:
             self._end(StreamIdle(f"the stream had no request for {self._max_idle_s:g} s; open another one"))
         else:
             self._timer = self._loop.call_later(max(self._max_idle_s - silent, _LOOK_S), self._look, context=_NOBODYS)
@@ -114,14 +105,3 @@ class RequestStream:
     def _end(self, refusal: EngineError) -> None:
         self._refusal = refusal
         self.interrupt()
-
-    def _stop(self) -> NoReturn:
-        if self._refusal is not None:
-            raise self._refusal
-        raise StopAsyncIteration
-
-    def _takes_back(self, task: "asyncio.Task[Any] | None") -> bool:
-        """Whether a cancellation was this object's own, and nobody else's; before Python 3.11 nobody can tell."""
-        if not self._interrupted:
-            return False
-        return sys.version_info < (3, 11) or task is None or task.uncancel() == 0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, Literal, TextIO
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ class BackgroundHandler(logging.Handler):
         self._stream = stream
         self._queue: queue.Queue[str | threading.Event | None] = queue.Queue(most)
         self._dropped = 0
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Leaves a record's line to the thread, or counts it."""
@@ -169,7 +169,7 @@ class GrpcFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._throttle = Throttle(5, self._tell)
+        self._throttle = Throttle(5, partial(logger.warning, "gRPC logged %d more messages, which are left out here"))
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is logged; what it says of metadata is taken out of it."""
@@ -179,9 +179,6 @@ class GrpcFilter(logging.Filter):
         if isinstance(record.args, tuple):
             record.args = tuple(f"{len(arg)} bytes" if isinstance(arg, bytes) else arg for arg in record.args)
         return self._throttle.passes()
-
-    def _tell(self, left_out: int) -> None:
-        logger.warning("gRPC logged %d more messages, which are left out here", left_out)
 
 
 class CallLog:
@@ -193,7 +190,7 @@ class CallLog:
 
     def __init__(self) -> None:
         self.verbose = _calls.isEnabledFor(logging.DEBUG)  # answered calls have lines, too
-        self._throttle = Throttle(100, self._tell)
+        self._throttle = Throttle(100, partial(_calls.info, "%d more requests failed, which are left out here"))
 
     def failed(self, method: str, code: str, client: str, seconds: float, error: str) -> None:
         """A call was refused, failed or was given up."""
@@ -213,6 +210,3 @@ class CallLog:
         if _calls.isEnabledFor(logging.INFO) and self._throttle.passes():
             fields["error"] = error[:_MOST_ERROR]
             _calls.info(text, *fields.values(), extra=fields)
-
-    def _tell(self, left_out: int) -> None:
-        _calls.info("%d more requests failed, which are left out here", left_out)

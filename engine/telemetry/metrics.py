@@ -39,14 +39,13 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._names: set[str] = set()
-        method, code = "method", "code"
-        self.requests = self._counter("requests", "Calls that have ended, by gRPC status.", method, code)
-        self.stream_answers = self._counter(
-            "stream_answers",
-            "Requests within streams that were answered, by the gRPC status of the error in the answer, or OK.",
-            method,
-            code,
-        )
+        counter = partial(Counter, namespace="dfcvae", registry=self.registry)
+        histogram = partial(Histogram, namespace="dfcvae", registry=self.registry)
+        self._gauge = partial(Gauge, namespace="dfcvae", registry=self.registry)
+        method, status, queue = ["method"], ["method", "code"], ["model", "graph"]
+        self.requests = counter("requests", "Calls that have ended, by gRPC status.", status)
+        text = "Requests within streams that were answered, by the gRPC status of the error in the answer, or OK."
+        self.stream_answers = counter("stream_answers", text, status)
         self.seconds = Histogram(
             "rpc_server_call_duration_seconds",  # and its labels: OpenTelemetry's rpc.server.call.duration
             "From a call's arrival to its end.",
@@ -54,23 +53,20 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.images = self._counter("images", "Images and latents that calls asked for.", method)
-        self.received_messages = self._counter(
-            "received_messages", "Messages that came in; one a call, streams have many.", method
-        )
-        self.received_bytes = self._counter("received_bytes", "Bytes of messages that came in.", method)
-        self.sent_bytes = self._counter("sent_bytes", "Bytes of messages that went out.", method)
+        self.images = counter("images", "Images and latents that calls asked for.", method)
+        text = "Messages that came in; one a call, streams have many."
+        self.received_messages = counter("received_messages", text, method)
+        self.received_bytes = counter("received_bytes", "Bytes of messages that came in.", method)
+        self.sent_bytes = counter("sent_bytes", "Bytes of messages that went out.", method)
         text = "Calls that ended before their message had come: too large, or given up. Not in requests."
-        self.unheard = self._counter("unheard", text, method)
-        queue = "model", "graph"
-        self.queue_images = Gauge("dfcvae_queue_images", "Images that wait.", queue, registry=self.registry)
-        self.queue_waits = self._histogram(
-            "queue_wait_seconds", "From queue to batch, for each request.", queue, _SECONDS
-        )
-        self.batch_images = self._histogram("batch_images", "Images in a batch.", queue, _IMAGES)
-        self.compute_seconds = self._histogram("compute_seconds", "Compute time of a batch.", queue, _SECONDS)
-        self.failed_batches = self._counter("failed_batches", "Batches that the backend failed on.", *queue)
-        self._reloads = self._counter("reloads", "New bundles, by whether they were taken.", "model", "outcome")
+        self.unheard = counter("unheard", text, method)
+        self.queue_images = self._gauge("queue_images", "Images that wait.", queue)
+        text = "From queue to batch, for each request."
+        self.queue_waits = histogram("queue_wait_seconds", text, queue, buckets=_SECONDS)
+        self.batch_images = histogram("batch_images", "Images in a batch.", queue, buckets=_IMAGES)
+        self.compute_seconds = histogram("compute_seconds", "Compute time of a batch.", queue, buckets=_SECONDS)
+        self.failed_batches = counter("failed_batches", "Batches that the backend failed on.", queue)
+        self._reloads = counter("reloads", "New bundles, by whether they were taken.", ["model", "outcome"])
         versions = {"version": version_here(), "python": platform.python_version(), "grpc": str(grpc.__version__)}
         Info("dfcvae_build", "Versions of the server's software.", registry=self.registry).info(versions)
         self.unknown = self.requests.labels("unknown", "UNIMPLEMENTED").inc
@@ -93,7 +89,7 @@ class Metrics:
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Adds a figure that is asked for at each scrape, from another thread."""
-        Gauge(f"dfcvae_{name}", text, registry=self.registry).set_function(value)
+        self._gauge(name, text).set_function(value)
 
     def serve(self, host: str, port: int) -> Callable[[], None]:
         """Answers scrapes over HTTP, from a thread of its own; gives a function that ends it. Port 0 picks a free one.
@@ -121,12 +117,6 @@ class Metrics:
 
         return end
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"dfcvae_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-        return Histogram(f"dfcvae_{name}", text, labels, buckets=buckets, registry=self.registry)
-
 
 class MethodFigures:
     """The figures of one RPC, by its path and the name that it goes by, for example "Edit". For any thread."""
@@ -141,7 +131,9 @@ class MethodFigures:
         # By gRPC status: to look labels up costs as much as to count.
         self._answers = cache(partial(metrics.stream_answers.labels, name))
         self._requests = cache(partial(metrics.requests.labels, name))
-        self._seconds = cache(partial(_seconds_of, metrics, path.lstrip("/")))
+        self._seconds = cache(
+            lambda code: metrics.seconds.labels("grpc", path[1:], code, code if code in SERVER_ERRORS else "")
+        )
 
     def received(self, size: int) -> None:
         """A message of `size` bytes came in."""
@@ -157,10 +149,6 @@ class MethodFigures:
         self._requests(code).inc()
         if seconds is not None:
             self._seconds(code).observe(seconds)
-
-
-def _seconds_of(metrics: Metrics, method: str, code: str) -> Histogram:
-    return metrics.seconds.labels("grpc", method, code, code if code in SERVER_ERRORS else "")
 
 
 class QueueFigures:

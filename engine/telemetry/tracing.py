@@ -1,11 +1,14 @@
 """OpenTelemetry spans of calls, where the operator asks for them; the packages are an extra."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from engine.errors import StartupError
 from engine.telemetry.metrics import SERVER_ERRORS
+
+SpanEnd = Callable[[str, str, int], None]
 
 
 class Tracing:
@@ -40,23 +43,18 @@ class Tracing:
         self._tracer = self._provider.get_tracer(__name__)
         self._trace, self._extract = trace, propagate.extract
 
-    def start(self, method: str, request_id: str, metadata: Sequence[tuple[str, str | bytes]]) -> Any:
-        """Starts the span of a call of a method, a path; `end` ends it."""
+    def start(self, method: str, request_id: str, metadata: Sequence[tuple[str, str | bytes]]) -> SpanEnd:
+        """Starts the span of a call of a method, a path; gives what ends it.
+
+        That takes the name of the call's gRPC status, what went wrong, if anything did, and how many images it had.
+        """
         name = method.lstrip("/")
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
-        return self._tracer.start_span(
-            name,
-            context=self._extract(carrier),
-            kind=self._trace.SpanKind.SERVER,
-            attributes={
-                "rpc.system.name": "grpc",
-                "rpc.method": name,
-                "dfcvae.request_id": request_id,
-            },
-        )
+        attributes = {"rpc.system.name": "grpc", "rpc.method": name, "dfcvae.request_id": request_id}
+        kind, context = self._trace.SpanKind.SERVER, self._extract(carrier)
+        return partial(self._end, self._tracer.start_span(name, context=context, kind=kind, attributes=attributes))
 
-    def end(self, span: Any, status: str, message: str, images: int) -> None:
-        """Ends a call's span, with the name of its gRPC status and what went wrong, if anything did."""
+    def _end(self, span: Any, status: str, message: str, images: int) -> None:
         span.set_attribute("rpc.response.status_code", status)
         span.set_attribute("dfcvae.images", images)
         if message:

@@ -1,14 +1,21 @@
-"""gRPC core, as grpcio's own servers use it.
+"""gRPC core, as grpcio's own servers use it, and who takes its events.
 
-The only room that knows `grpc._cython`, which is no public interface. What is used of it is the same in all versions
+The only module that knows `grpc._cython`, which is no public interface. What is used of it is the same in all versions
 that pyproject.toml allows; tests serve with the oldest of them and with the lock's.
+
+The queue's thread takes core's events while the event loop has nothing to do. Once it has called the loop it steps
+aside, and the loop takes what else comes until there is nothing left: the two would only wait for each other at the
+interpreter, several times a call.
 """
 
+import asyncio
 import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -45,7 +52,10 @@ class CoreError(RuntimeError):
 
 
 class Core:
-    """Core's server with its completion queue, and the thread that waits for it; gives new calls to `arrived`."""
+    """Core's server with its completion queue, and the thread that waits for it; gives new calls to `arrived`.
+
+    Construct it inside a running event loop.
+    """
 
     def __init__(self, options: Sequence[tuple[str, int]], arrived: Callable[["CoreCall"], None]) -> None:
         self._arrived = arrived
@@ -56,6 +66,10 @@ class Core:
         self._taking = threading.Lock()  # whoever has it takes events: tags are called one after the other
         self._resumed = threading.Event()  # the queue's thread is to take them
         self._resumed.set()
+        self._loop = asyncio.get_running_loop()
+        self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._called = False  # the event loop is at its turns, or about to be
+        self._loop_takes_events = False  # meanwhile
         self._ending = False
         self._ended: Callable[[], None] | None = None
 
@@ -76,7 +90,7 @@ class Core:
         self._thread.start()
 
     def shutdown(self, ended: Callable[[], None]) -> None:
-        """Takes no more connections and calls; `ended` is called on the queue's thread when all calls are over."""
+        """Takes no more connections and calls; `ended` is called on the event loop when all calls are over."""
 
         def end(_: Any) -> None:
             self._ended = ended
@@ -84,26 +98,11 @@ class Core:
         self._ending = True
         self._server.shutdown(self._queue, end)
 
-    def step_aside(self) -> None:
-        """Has the queue's thread wait for `resume` after the event that it is at, as another takes events meanwhile."""
-        self._resumed.clear()
-
-    def resume(self) -> None:
-        """Has the queue's thread take events again."""
-        self._resumed.set()
-
-    def take_events(self) -> bool:
-        """Takes events that are there, unless the queue's thread is at it; whether there may be more."""
-        self.step_aside()  # again: that thread goes on by itself when it has waited long
-        if not self._taking.acquire(blocking=False):
-            return False
-        try:
-            taken = 0
-            while taken < _EVENTS_AT_ONCE and self._ended is None and self._take_event(0.0):
-                taken += 1
-            return taken > 0
-        finally:
-            self._taking.release()
+    def post(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Has a function called on the event loop, from any thread; calls are kept in their order."""
+        self._work.append((function, arguments))
+        if not self._called:
+            self._call_loop()
 
     def cancel_calls(self) -> None:
         """Cancels the calls that are left."""
@@ -116,6 +115,47 @@ class Core:
         destroying = threading.Thread(target=self._server.destroy, name="grpc-destroy", daemon=True)
         destroying.start()
         destroying.join(_DESTROY_S)
+
+    def _call_loop(self) -> None:
+        # Set first: the event loop may be through before the next lines end.
+        self._called = True
+        if self._loop_takes_events:
+            self._resumed.clear()
+        with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
+            self._loop.call_soon_threadsafe(self._take_turn)
+
+    def _take_turn(self, before: int = 0) -> None:
+        """On the event loop: takes events, and does what was posted; again and again while there is any."""
+        taken = self._take_events() if self._loop_takes_events else False
+        posted = len(self._work)
+        for _ in range(posted):
+            function, arguments = self._work.popleft()
+            try:
+                function(*arguments)
+            except Exception:
+                logger.exception("a call could not be begun or ended")
+        if self._loop_takes_events and (taken or posted):
+            self._loop.call_soon(self._take_turn, before + posted)
+            return
+        self._resumed.set()
+        # Not for one call at a time: the queue's thread waits for its next event by then.
+        self._loop_takes_events = before + posted > 1
+        self._called = False
+        if self._work:  # posted meanwhile, by one who saw that the loop was called
+            self._call_loop()
+
+    def _take_events(self) -> bool:
+        """Takes events that are there, unless the queue's thread is at it; whether there may be more."""
+        self._resumed.clear()  # again: that thread goes on by itself when it has waited long
+        if not self._taking.acquire(blocking=False):
+            return False
+        try:
+            taken = 0
+            while taken < _EVENTS_AT_ONCE and self._ended is None and self._take_event(0.0):
+                taken += 1
+            return taken > 0
+        finally:
+            self._taking.release()
 
     def _ask_for_call(self) -> None:
         try:
@@ -137,14 +177,14 @@ class Core:
     def _run(self) -> None:
         while self._ended is None:
             if not self._resumed.wait(_HELD_UP_S):
-                self.resume()
+                self._resumed.set()
             with self._taking:
                 if self._ended is None:
                     self._take_event()
         # Handlers may still wait for operations, and nobody else brings them.
         while self._take_event(time.time() + _LAST_EVENTS_S):
             pass
-        self._ended()
+        self.post(self._ended)
 
     def _take_event(self, deadline: float | None = None) -> bool:
         """Waits for an event, and lets it go: one of a call whose connection has gone can keep core busy."""

@@ -36,8 +36,11 @@ async def prove() -> None:
         await in_thread(_call, f"127.0.0.1:{port}")
         await asyncio.wait_for(server.stop(0), _LIMIT_S)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, grpc.RpcError):
+            reason = f"a call to itself ended with {error.code().name}: {error.details()}"
         raise StartupError(
-            f"the server's transport fails with grpcio {grpc.__version__} ({_reason(error)}); {INSTALL}"
+            f"the server's transport fails with grpcio {grpc.__version__} ({reason}); {INSTALL}"
         ) from error
 
 
@@ -68,16 +71,7 @@ def _call(target: str) -> None:
         answers = list(channel.stream_stream(f"/{_SERVICE}/EchoAll")(iter(_MESSAGES), timeout=_LIMIT_S))
         if [answer, *answers] != [_MESSAGES[0], *_MESSAGES]:
             raise RuntimeError(f"{_MESSAGES} came back as {answer!r} and {answers}")
-        refusal: Any = None
-        try:
-            channel.unary_unary(f"/{_SERVICE}/Refuse")(b"", timeout=_LIMIT_S)
-        except grpc.RpcError as error:
-            refusal = (error.code(), error.details(), tuple(map(tuple, error.trailing_metadata())))
+        call = channel.unary_unary(f"/{_SERVICE}/Refuse").future(b"", timeout=_LIMIT_S)
+        refusal = call.code(), call.details(), tuple(map(tuple, call.trailing_metadata()))
         if refusal != _REFUSAL:
             raise RuntimeError(f"{_REFUSAL} came back as {refusal}")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, grpc.RpcError):
-        return f"a call to itself ended with {error.code().name}: {error.details()}"
-    return f"{type(error).__name__}: {error}"

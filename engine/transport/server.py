@@ -1,29 +1,29 @@
-"""The server: ports, services, and the way from the queue's thread to the event loop.
+"""The server: ports and services, and the calls that are being answered.
 
 Whoever takes core's events judges new calls, refuses those that can't be let in, and hands the others over to the event
-loop, which runs the handlers. The queue's thread takes them while the event loop has nothing to do. Once it has called
-the loop it steps aside, and the loop takes what else comes until there is nothing left: the two would only wait for
-each other at the interpreter, several times a call.
+loop, which runs the handlers.
 """
 
 import asyncio
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, NoReturn
 
 import grpc
 
-from engine.errors import StartupError
-from engine.transport.call import ServerCall
-from engine.transport.core import Core, CoreCall, Metadata
+from engine.errors import FAILED, StartupError
+from engine.transport.core import Core, CoreCall, CoreError, Metadata, message_of, was_cancelled
 from engine.transport.permit import Permit, Unlimited
+from engine.transport.stream_buffers import ReceiveBuffer, SendBuffer
 
 logger = logging.getLogger(__name__)
 
+_NO_MESSAGE = "the call ended without a message; send one"
+_LATE = "the message did not come within {:g} s; send it again, or a smaller one"
+_NO_ROOM = "there was no room for the message within {:g} s; send it again after a pause, or to another server"
 
 # What a call is ended with: status, sentence, trailing metadata.
 Ending = tuple[grpc.StatusCode, str, Metadata]
@@ -60,17 +60,13 @@ class Server:
         self._message_limit_s = message_limit_s
         self._awaited: dict[ServerCall, float] = {}  # whose message is to come, by when they came
         self._look: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
         self._handlers: dict[str, Any] = {}  # by path
-        self._work: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._called = False  # the event loop is at its turns, or about to be
-        self._takes_events = False  # it takes core's events meanwhile
         self._core = Core(options, self._arrived)
         self._started = False
         self._leaving = False
         self._stopped = False
         self._ended = asyncio.Event()
-        self._may_end = asyncio.Event()
+        self._may_end = asyncio.Event()  # calls end while it is set
         self._may_end.set()
 
     def add_service(self, name: str, handlers: Mapping[str, Any]) -> None:
@@ -110,7 +106,7 @@ class Server:
         try:
             await asyncio.sleep(_QUIET_S if self._started else 0)
         finally:
-            self._core.shutdown(lambda: self._post(self._ended.set))
+            self._core.shutdown(self._ended.set)
             self._may_end.set()
 
     async def stop(self, grace: float) -> None:
@@ -136,22 +132,15 @@ class Server:
         if isinstance(permit, tuple):
             call.refuse(*permit)
             return
-        served = ServerCall(
-            call,
-            handler,
-            permit,
-            self._post,
-            hand_over=self._hand_over,
-            incomplete=self._incomplete,
-            may_end=self._may_end,
-        )
+        served = ServerCall(self, call, handler, permit)
         if not handler.request_streaming:
             self._awaited[served] = time.monotonic()
         served.open()
 
-    def _hand_over(self, call: ServerCall, message: bytes | None) -> None:
+    def _hand_over(self, call: "ServerCall", message: bytes | None) -> None:
+        """On any thread: has a call started, with its message; None where none comes, or several do."""
         self._awaited.pop(call, None)
-        self._post(call.start, message)
+        self._core.post(call.start, message)
 
     def _expire(self) -> None:
         """On the event loop: ends calls whose message is late, from time to time."""
@@ -161,38 +150,223 @@ class Server:
                 break
             self._awaited.pop(call, None)
             call.expire(self._message_limit_s)
-        self._look = self._loop.call_later(min(_LOOK_EVERY_S, self._message_limit_s), self._expire)
+        every = min(_LOOK_EVERY_S, self._message_limit_s)
+        self._look = asyncio.get_running_loop().call_later(every, self._expire)
 
-    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Has a function called on the event loop, from any thread; calls are kept in their order."""
-        self._work.append((function, arguments))
-        if not self._called:
-            self._call_loop()
 
-    def _call_loop(self) -> None:
-        # Set first: the event loop may be through before the next lines end.
-        self._called = True
-        if self._takes_events:
-            self._core.step_aside()
-        with suppress(RuntimeError):  # the event loop is closed, and nobody waits any more
-            self._loop.call_soon_threadsafe(self._take_turn)
+class ServerCall:
+    """A call, and what its handler gets as context: the methods of grpc.aio.ServicerContext that this project uses."""
 
-    def _take_turn(self, before: int = 0) -> None:
-        """On the event loop: takes events, and does what was posted; again and again while there is any."""
-        taken = self._core.take_events() if self._takes_events else False
-        posted = len(self._work)
-        for _ in range(posted):
-            function, arguments = self._work.popleft()
-            try:
-                function(*arguments)
-            except Exception:
-                logger.exception("a call could not be begun or ended")
-        if self._takes_events and (taken or posted):
-            self._loop.call_soon(self._take_turn, before + posted)
+    def __init__(self, server: Server, call: CoreCall, handler: Any, permit: Permit) -> None:
+        self._server = server
+        self._core = call
+        self._handler = handler
+        self.permit = permit
+        self._task: asyncio.Task[None] | None = None
+        self._message: bytes | None = None
+        self._gone = False
+        self._awaits_message = not handler.request_streaming
+        self._code = grpc.StatusCode.OK
+        self._details = ""
+        self._trailing: Metadata = None
+        self._inbox = ReceiveBuffer(call, permit, server._core.post) if handler.request_streaming else None
+        self._outbox = SendBuffer(call, server._core.post) if handler.response_streaming else None
+
+    # On the queue's thread; `_receive` on that of whoever makes room.
+
+    def open(self) -> None:
+        """Starts to listen to the client."""
+        try:
+            self._core.receive_close(self._closed)
+        except CoreError:
+            self._fail()
             return
-        self._core.resume()
-        # Not for one call at a time: the queue's thread waits for its next event by then.
-        self._takes_events = before + posted > 1
-        self._called = False
-        if self._work:  # posted meanwhile, by one who saw that the loop was called
-            self._call_loop()
+        if self._handler.request_streaming:
+            self._server._hand_over(self, None)
+        else:
+            self.permit.receive_when_room(self._receive)
+
+    def _receive(self) -> None:
+        try:
+            self._core.receive_message(self._received)
+        except CoreError:  # not for whoever made room for the message: that may be another call
+            self._fail()
+
+    def _fail(self) -> None:
+        """Core has cancelled the call, and perhaps tells nobody."""
+        logger.exception("%s could not be begun", self._core.path)
+        self._gone = True
+        self._server._hand_over(self, None)
+
+    def _received(self, event: Any) -> None:
+        message = message_of(event)
+        self.permit.received(len(message) if message else 0)
+        self._server._hand_over(self, message)
+
+    def _closed(self, event: Any) -> None:
+        if was_cancelled(event):
+            self._server._core.post(self._leave)
+
+    # On the event loop.
+
+    def start(self, message: bytes | None) -> None:
+        """The message has come, or won't; a stream's are yet to come."""
+        if message is None and self._awaits_message:
+            self._server._incomplete(self._core.path, self.permit.client)
+        self._awaits_message = False
+        self.permit.started()
+        if self._gone:
+            self._is_over(None)
+        elif self._code is grpc.StatusCode.OK:  # or it has expired
+            self._message = message
+            self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    def expire(self, limit_s: float) -> None:
+        """Ends the call if its message is not there, for which it had `limit_s` seconds."""
+        if not self._awaits_message or self._gone:
+            return
+        self._awaits_message = False
+        self._server._incomplete(self._core.path, self.permit.client)
+        if self.permit.abandon():
+            self._code, self._details = grpc.StatusCode.RESOURCE_EXHAUSTED, _NO_ROOM.format(limit_s)
+        else:
+            self._code, self._details = grpc.StatusCode.DEADLINE_EXCEEDED, _LATE.format(limit_s)
+        self._end(None)
+
+    def _leave(self) -> None:
+        self._gone = True
+        if self._task is not None:
+            task, self._task = self._task, None  # a task that never begins keeps an error whose frame has this call
+            task.cancel()
+            task.add_done_callback(self._is_over)
+        elif self.permit.abandon():
+            self._server._hand_over(self, None)
+
+    async def _serve(self) -> None:
+        last = await self._handle()
+        with suppress(asyncio.CancelledError):  # the client has gone meanwhile
+            if self._outbox is not None:
+                await self._outbox.drain()
+            await self._server._may_end.wait()
+        if self._gone:
+            self._is_over(None)
+        else:
+            self._end(last)
+
+    async def _handle(self) -> bytes | None:
+        """Has the call handled; gives the answer of one that has a single one."""
+        handler = self._handler
+        try:
+            if handler.request_streaming:
+                await self._stream(handler.stream_stream(self._messages(), self))
+            elif self._message is None:
+                self._code, self._details = grpc.StatusCode.INVALID_ARGUMENT, _NO_MESSAGE
+            elif handler.response_streaming:
+                await self._stream(handler.unary_stream(self._take_message(), self))
+            else:
+                return _bytes(await handler.unary_unary(self._take_message(), self))
+        except grpc.aio.AbortError:
+            pass  # the status is set
+        except asyncio.CancelledError:
+            self._code, self._details = grpc.StatusCode.CANCELLED, "the call was given up"
+        except Exception:
+            logger.exception("%s failed", self._core.path)
+            self._code, self._details = grpc.StatusCode.INTERNAL, FAILED
+        return None
+
+    def _end(self, last: bytes | None) -> None:
+        header = self._outbox is None or not self._outbox.is_used
+        try:
+            self._core.end(self._is_over, self._code, self._details, self._trailing, header=header, message=last)
+        except Exception:
+            logger.exception("%s could not be ended", self._core.path)
+            self._core.cancel()
+            self._is_over(None)
+
+    def _is_over(self, _: Any) -> None:
+        """On any thread."""
+        self.permit.release()
+
+    async def _stream(self, answers: Any) -> None:
+        if hasattr(answers, "__aiter__"):
+            async with aclosing(answers):
+                async for answer in answers:
+                    await self.write(answer)
+                    del answer  # it would stay while the next one is waited for
+        else:
+            await answers
+
+    async def _messages(self) -> AsyncIterator[bytes]:
+        while (message := await self.read()) is not grpc.aio.EOF:
+            yield message
+
+    def _take_message(self) -> bytes:
+        """The message, which is the handler's alone from now on: it may drop the bytes before it has answered."""
+        message, self._message = self._message, None
+        assert message is not None
+        return message
+
+    # What handlers use.
+
+    async def read(self) -> Any:
+        """The bytes of the next message of a stream; grpc.aio.EOF after the last.
+
+        Raises:
+            asyncio.CancelledError: When the client has gone before it had said all.
+        """
+        assert self._inbox is not None, "only streams are read"
+        self._check()
+        message = await self._inbox.get()
+        if message is not None:
+            return message
+        self._check()
+        return grpc.aio.EOF
+
+    def end_reading(self) -> None:
+        """Lets `read` give grpc.aio.EOF after what has come, also to whoever waits in it. On the event loop."""
+        assert self._inbox is not None, "only streams are read"
+        self._inbox.end()
+
+    async def write(self, answer: Any) -> None:
+        """Sends an answer of a stream; while many have not left, it waits: a client that doesn't read holds this up.
+
+        Raises:
+            asyncio.CancelledError: When the client has gone.
+        """
+        assert self._outbox is not None, "only streams are written"
+        self._check()
+        if not await self._outbox.put(_bytes(answer)):
+            raise asyncio.CancelledError
+
+    def _check(self) -> None:
+        if self._gone:
+            raise asyncio.CancelledError
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = None) -> NoReturn:
+        """Ends the call with a status.
+
+        Raises:
+            grpc.aio.AbortError: Always.
+        """
+        self._code, self._details = code, details
+        self._trailing = trailing_metadata or self._trailing
+        raise grpc.aio.AbortError
+
+    def set_trailing_metadata(self, metadata: Metadata) -> None:
+        """Sets what goes with the status."""
+        self._trailing = metadata
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """What the client sent with the call."""
+        return self._core.metadata
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the deadline, at least 0; None without one."""
+        deadline = self._core.deadline
+        return None if math.isinf(deadline) else max(0.0, deadline - time.time())
+
+
+def _bytes(answer: Any) -> bytes:
+    if not isinstance(answer, bytes):  # core would find out when the handler is through
+        raise TypeError(f"an answer is {type(answer).__name__}, not bytes")
+    return answer

@@ -22,7 +22,6 @@ MAX_BYTES = 65_536
 MAX_MESSAGES = 16
 
 Post = Callable[..., None]
-_Waiting = list["asyncio.Future[None]"]
 
 
 class ReceiveBuffer:
@@ -37,7 +36,8 @@ class ReceiveBuffer:
         self._bytes = 0
         self._asked = False  # core is to bring the next one
         self._ended = False
-        self._waiting: _Waiting = []
+        self._awaited = False  # a handler waits for `_changed`, and nobody has posted it yet
+        self._changed = asyncio.Event()
 
     async def get(self) -> bytes | None:
         """The next message; None after the last. A caller that is cancelled while it waits takes none."""
@@ -47,12 +47,20 @@ class ReceiveBuffer:
                 if message is not None:
                     self._bytes -= len(message)
                 ask = self._wants_more()
-                waiting = None if message is not None or self._ended else _wait(self._waiting)
+                if waits := message is None and not self._ended:
+                    self._awaited = True
+                    self._changed.clear()
             if ask:
                 self._permit.receive_when_room(self._ask)
-            if waiting is None:
+            if not waits:
                 return message
-            await waiting
+            await self._changed.wait()
+
+    def end(self) -> None:
+        """Takes no more messages, and tells so to whoever waits for one. On the event loop."""
+        with self._lock:
+            self._ended = True
+        self._changed.set()
 
     def _ask(self) -> None:
         try:
@@ -63,11 +71,10 @@ class ReceiveBuffer:
 
     def _received(self, event: Any) -> None:
         message = message_of(event)
+        self._permit.received(len(message) if message else 0)
         if message is not None:
-            self._permit.received(len(message))
             self._take(message)
         else:
-            self._permit.received(0)
             # Core ends the messages of a call that was given up, too, and may tell so before it tells that the call
             # is over; with one more turn through the queue, handlers don't take the one for the other.
             self._call.receive_message(lambda _: self._take(None))
@@ -81,11 +88,11 @@ class ReceiveBuffer:
                 self._messages.append(message)
                 self._bytes += len(message)
             ask = self._wants_more()
-            waiting, self._waiting = self._waiting, []
+            awaited, self._awaited = self._awaited, False
         if ask:
             self._permit.receive_when_room(self._ask)
-        if waiting:
-            self._post(_wake, waiting)
+        if awaited:
+            self._post(self._changed.set)
 
     def _wants_more(self) -> bool:
         """Whether core is to be asked for a message, which the caller then does; with the lock held."""
@@ -106,7 +113,8 @@ class SendBuffer:
         self._messages: deque[bytes] = deque()  # the first is being sent
         self._bytes = 0
         self._broken = False
-        self._waiting: _Waiting = []
+        self._awaited = False  # a handler waits for `_changed`, and nobody has posted it yet
+        self._changed = asyncio.Event()
         self.is_used = False  # something was put, and so the header is sent
 
     async def put(self, message: bytes) -> bool:
@@ -135,8 +143,9 @@ class SendBuffer:
             with self._lock:
                 if self._broken or holds():
                     return
-                waiting = _wait(self._waiting)
-            await waiting
+                self._awaited = True
+                self._changed.clear()
+            await self._changed.wait()
 
     def _sent(self, event: Any) -> None:
         with self._lock:
@@ -145,21 +154,8 @@ class SendBuffer:
                 self._broken = True
                 self._messages.clear()
             message = self._messages[0] if self._messages else None
-            waiting, self._waiting = self._waiting, []
+            awaited, self._awaited = self._awaited, False
         if message is not None:
             self._call.send(self._sent, header=False, message=message)
-        if waiting:
-            self._post(_wake, waiting)
-
-
-def _wait(waiting: _Waiting) -> "asyncio.Future[None]":
-    """One more who waits."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    waiting.append(future)
-    return future
-
-
-def _wake(waiting: _Waiting) -> None:
-    for future in waiting:
-        if not future.done():
-            future.set_result(None)
+        if awaited:
+            self._post(self._changed.set)

@@ -5,7 +5,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,54 +27,59 @@ def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
         StartupError: When a file can't be read, is no PEM, key and certificate don't fit together, or gRPC can't use
             them.
     """
-    files = [path for path in (cert, key, client_ca) if path]
-    seen = [version_of(path) for path in files]
-    validity = _Validity(cert, key)
+    files = _Files(cert, key, client_ca)
+    return grpc.dynamic_ssl_server_credentials(files.read(), files.renewed, client_ca is not None)
 
-    def read() -> Any:
+
+class _Files:
+    """Certificate and key, and what those of clients are signed with; read again when they have changed.
+
+    The log says, once for each certificate, that clients refuse it: it has expired, or is not yet valid.
+    """
+
+    def __init__(self, cert: Path, key: Path, client_ca: Path | None) -> None:
+        self._cert = cert
+        self._key = key
+        self._client_ca = client_ca
+        self._seen = self._versions()
+        self._end: float | None = None  # of the certificate, seconds since 1970; None: not known, or told already
+
+    def read(self) -> Any:
+        """What a port needs of them."""
+        cert, key, client_ca = self._cert, self._key, self._client_ca
         pair = _read("--tls-key", key), _read("--tls-cert", cert)
         authorities = _read("--tls-client-ca", client_ca) if client_ca else None
-        _check(cert, key, client_ca)
+        context = _checked(cert, key, client_ca)
         if not _is_usable(pair, authorities):
             raise StartupError(
                 f"gRPC can't use --tls-cert {cert} and --tls-key {key}; make a key that it knows, "
                 "for example with: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"
             )
-        validity.read()
+        self._look_as_a_client(context)
         return grpc.ssl_server_certificate_configuration([pair], authorities)
 
-    def renewed() -> Any:
+    def renewed(self) -> Any:
         """Called by gRPC for each connection; None keeps what there is."""
-        nonlocal seen
-        validity.check()
-        now = [version_of(path) for path in files]
-        if now == seen:
+        if self._end is not None and time.time() > self._end:
+            self._end = None
+            self._warn("certificate has expired")
+        seen, self._seen = self._seen, self._versions()
+        if self._seen == seen:
             return None
         try:
-            configuration = read()
+            configuration = self.read()
         except (StartupError, OSError) as error:  # files may go between two looks at them
             logger.error("%s; connections go on with the old certificate", error)
             return None
-        finally:
-            seen = now
-        logger.info("new certificate from %s", cert)
+        logger.info("new certificate from %s", self._cert)
         return configuration
 
-    return grpc.dynamic_ssl_server_credentials(read(), renewed, require_client_authentication=client_ca is not None)
+    def _versions(self) -> list[Any]:
+        return [version_of(path) for path in (self._cert, self._key, self._client_ca) if path]
 
-
-class _Validity:
-    """Says in the log, once for each certificate, that clients refuse it: it has expired, or is not yet valid."""
-
-    def __init__(self, cert: Path, key: Path) -> None:
-        self._cert = cert
-        self._key = key
-        self._end: float | None = None
-
-    def read(self) -> None:
-        """Looks at the certificate as a client does, in a handshake in memory."""
-        server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        server.load_cert_chain(self._cert, self._key, password="")
+    def _look_as_a_client(self, server: ssl.SSLContext) -> None:
+        """Looks at the certificate in a handshake in memory."""
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname = False
         client.load_verify_locations(self._cert)
         client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # whoever has signed it
@@ -83,10 +88,8 @@ class _Validity:
         self._end = None
         try:
             for side in sides * 2:
-                try:
+                with suppress(ssl.SSLWantReadError):
                     side.do_handshake()
-                except ssl.SSLWantReadError:
-                    continue
             end = (sides[0].getpeercert() or {}).get("notAfter")
             self._end = ssl.cert_time_to_seconds(str(end)) if end else None
         except ssl.SSLCertVerificationError as error:
@@ -94,18 +97,12 @@ class _Validity:
         except ssl.SSLError as error:
             logger.debug("--tls-cert %s could not be looked at: %s", self._cert, error)
 
-    def check(self) -> None:
-        """Looks at the clock."""
-        if self._end is not None and time.time() > self._end:
-            self._end = None
-            self._warn("certificate has expired")
-
     def _warn(self, reason: str) -> None:
         logger.warning("clients refuse --tls-cert %s: %s", self._cert, reason)
 
 
 def _is_usable(pair: tuple[bytes, bytes], client_ca: bytes | None) -> bool:
-    """Whether gRPC can serve with these; its own TLS knows fewer kinds of keys than Python's, which `_check` asks."""
+    """Whether gRPC can serve with these; its own TLS knows fewer kinds of keys than Python's, which `_checked` asks."""
     trial = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
     try:
         trial.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair], client_ca, client_ca is not None))
@@ -117,8 +114,8 @@ def _is_usable(pair: tuple[bytes, bytes], client_ca: bytes | None) -> bool:
     return True
 
 
-def _check(cert: Path, key: Path, client_ca: Path | None) -> None:
-    """Lets OpenSSL read the files, whose errors say more than gRPC's."""
+def _checked(cert: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    """Lets OpenSSL read the files, whose errors say more than gRPC's; gives a server's context of them."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     with _refusing(f"--tls-cert {cert} and --tls-key {key} must be PEM, and belong together"):
         # A key with a passphrase would be asked for at the terminal.
@@ -126,6 +123,7 @@ def _check(cert: Path, key: Path, client_ca: Path | None) -> None:
     if client_ca:
         with _refusing(f"--tls-client-ca {client_ca} has no certificates in PEM"):
             context.load_verify_locations(client_ca)
+    return context
 
 
 def _read(flag: str, path: Path) -> bytes:

@@ -25,7 +25,7 @@ from engine.server import serve
 from engine.service.interceptor import CallScope
 from engine.service.request_scope import RequestScope
 from engine.telemetry import logs
-from engine.transport.call import ServerCall
+from engine.transport.server import ServerCall
 
 
 class GatedBackend(Backend):

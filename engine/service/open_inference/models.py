@@ -7,14 +7,17 @@ Shapes: N images of side S, latents of dimension D, A attributes, K kept ones.
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 
 from engine.errors import InvalidRequest
 from engine.service.open_inference.tensors import BYTES, FP32, INT64, UINT8, UINT64, Output, Shape, Tensor
 from engine.service.request_scope import write_latents, write_pixels
 from protos import dfcvae_pb2 as pb
+
+_Request = TypeVar("_Request", bound=Message)
 
 _ANY = -1
 _IMAGES_AND_LATENTS = ("images", "latents")
@@ -32,33 +35,24 @@ def tensors(size: int, dim: int) -> dict[str, Tensor]:
     """All tensors of the models of a bundle, by name, for images of side `size` and latents of `dim` values."""
     forms: dict[str, dict[str, Shape]] = {
         "images": {UINT8: (_ANY, size, size, 3), BYTES: (_ANY,)},
-        "latents": {FP32: (_ANY, dim)},
-        "mu": {FP32: (_ANY, dim)},
-        "log_var": {FP32: (_ANY, dim)},
-        "attributes": {BYTES: (_ANY,)},
+        **{name: {FP32: (_ANY, dim)} for name in ("latents", "mu", "log_var")},
+        **{name: {BYTES: (_ANY,)} for name in ("attributes", "keep", "having", "lacking")},
         "strengths": {FP32: (_ANY,)},
         "offsets": {FP32: (dim,)},
-        "keep": {BYTES: (_ANY,)},
         "count": {INT64: (1,)},
         "seed": {UINT64: (1,)},
         "temperature": {FP32: (1,)},
         "distribution": {BYTES: (1,)},
-        "having": {BYTES: (_ANY,)},
-        "lacking": {BYTES: (_ANY,)},
     }
     return {name: Tensor(name, form, single=(1,) in form.values()) for name, form in forms.items()}
 
 
 def _encode(given: Mapping[str, Any]) -> pb.EncodeRequest:
-    request = pb.EncodeRequest()
-    _set_images(request, given)
-    return request
+    return _with_source(pb.EncodeRequest(), given, "images")
 
 
 def _decode(given: Mapping[str, Any]) -> pb.DecodeRequest:
-    request = pb.DecodeRequest()
-    _set_latents(request, given)
-    return request
+    return _with_source(pb.DecodeRequest(), given, "latents")
 
 
 def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
@@ -76,8 +70,7 @@ def _edit(given: Mapping[str, Any]) -> pb.EditRequest:
     if not (edits or having or lacking):
         raise InvalidRequest("send attributes with their strengths, offsets, having or lacking", "attributes")
     request = pb.EditRequest(edits=edits, keep=_strings(given, "keep"), having=having, lacking=lacking)
-    (_set_images if "images" in given else _set_latents)(request, given)
-    return request
+    return _with_source(request, given, "images" if "images" in given else "latents")
 
 
 def _sample(given: Mapping[str, Any]) -> pb.SampleRequest:
@@ -168,27 +161,24 @@ def output_of(answer: Any, name: str) -> Output:
     if name != "images":
         return Output(FP32, (field.count, field.dim), field.data)
     if field.WhichOneof("images") == "files":
-        return Output.of_bytes(field.files.files)
+        files = field.files.files
+        return Output(BYTES, (len(files),), files)
     raw = field.raw
     return Output(UINT8, (raw.count, raw.height, raw.width, 3), raw.data)
 
 
-def _set_images(request: Any, given: Mapping[str, Any]) -> None:
-    images = _needed(given, "images")
-    if isinstance(images, list):
-        request.images.files.files.extend(images)
-    else:
-        write_pixels(request.images.raw, images)
-
-
-def _set_latents(request: Any, given: Mapping[str, Any]) -> None:
-    write_latents(request.latents, _needed(given, "latents"))
-
-
-def _needed(given: Mapping[str, Any], name: str) -> Any:
+def _with_source(request: _Request, given: Mapping[str, Any], name: str) -> _Request:
+    """A request with the images or latents that are given."""
     if name not in given:
         raise InvalidRequest(f"input {name} is missing; send it", name)
-    return given[name]
+    message: Any = request
+    if name == "latents":
+        write_latents(message.latents, given[name])
+    elif isinstance(given[name], list):
+        message.images.files.files.extend(given[name])
+    else:
+        write_pixels(message.images.raw, given[name])
+    return request
 
 
 def _strings(given: Mapping[str, Any], name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 What it is asked, LatentEngine answers: so admission, limits, rates, queues and errors are the same.
 """
+# ruff: noqa: N802 - methods go by the names of their RPCs
 
 import math
 from collections.abc import Sequence
@@ -28,30 +29,27 @@ class OpenInference:
         self._repository = repository
         self._engine = engine
 
-    async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:  # noqa: N802
+    async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         """True: a server that is not live gives no answer."""
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:  # noqa: N802
+    async def ServerReady(self, request: pb.ServerReadyRequest, call: Call) -> pb.ServerReadyResponse:
         """Admission refuses all calls until the models are warm."""
         return pb.ServerReadyResponse(ready=True)
 
-    async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:  # noqa: N802
+    async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         """Every model that is served is ready."""
         self._find(request.name, request.version)
         return pb.ModelReadyResponse(ready=True)
 
-    async def ServerMetadata(  # noqa: N802
-        self, request: pb.ServerMetadataRequest, call: Call
-    ) -> pb.ServerMetadataResponse:
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, call: Call) -> pb.ServerMetadataResponse:
         """The software."""
         return pb.ServerMetadataResponse(name=NAME, version=version_here())
 
-    async def ModelMetadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:  # noqa: N802
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, call: Call) -> pb.ModelMetadataResponse:
         """A model's tensors."""
-        function, model = self._find(request.name, request.version)
+        function, model, known = self._find(request.name, request.version)
         manifest = model.bundle.manifest
-        known = tensors(manifest.image_size, manifest.latent_dim)
 
         def tell(names: Sequence[str]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
             make = pb.ModelMetadataResponse.TensorMetadata
@@ -65,12 +63,10 @@ class OpenInference:
             outputs=tell(function.outputs),
         )
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:  # noqa: N802
+    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         """Tensors to tensors."""
-        function, model = self._find(request.model_name, request.model_version)
+        function, model, known = self._find(request.model_name, request.model_version)
         outputs = _read_outputs(request, function)
-        manifest = model.bundle.manifest
-        known = tensors(manifest.image_size, manifest.latent_dim)
         given = read_given(request, {name: known[name] for name in function.inputs}, function.parameters)
         wanted = function.fill(given, tuple(name for name in function.outputs if name in outputs), model.name)
         raw = bool(request.raw_input_contents) or not request.inputs
@@ -91,7 +87,7 @@ class OpenInference:
         write(answered, {name: output_of(answer, name) for name in outputs}, raw=raw)
         return answered
 
-    def _find(self, name: str, version: str) -> tuple[Function, Model]:
+    def _find(self, name: str, version: str) -> tuple[Function, Model, dict[str, Tensor]]:
         bundle, _, short = name.rpartition(".")
         if short not in MODELS or (bundle and bundle not in self._repository.names):
             bundles = self._repository.names
@@ -102,7 +98,8 @@ class OpenInference:
             raise UnknownModel(
                 f"model {name} is served in version {model.fingerprint!r}, not {version!r}; ask for that, or for none"
             )
-        return MODELS[short], model
+        manifest = model.bundle.manifest
+        return MODELS[short], model, tensors(manifest.image_size, manifest.latent_dim)
 
 
 def _read_outputs(request: pb.ModelInferRequest, function: Function) -> list[str]:

@@ -44,20 +44,13 @@ class Tensor(NamedTuple):
         return self.forms[self.datatype]
 
 
-class _Number(NamedTuple):
-    """How values of a datatype travel."""
-
-    raw: np.dtype[Any]  # in raw contents
-    field: str  # of InferTensorContents
-    typed: str  # in that field
-
-
-_NUMBERS = {
-    UINT8: _Number(np.dtype("u1"), "uint_contents", "u4"),
-    INT64: _Number(np.dtype("<i8"), "int64_contents", "i8"),
-    UINT64: _Number(np.dtype("<u8"), "uint64_contents", "u8"),
-    FP32: _Number(np.dtype("<f4"), "fp32_contents", "f4"),
+_NUMBERS: dict[str, tuple[np.dtype[Any], str]] = {
+    UINT8: (np.dtype("u1"), "uint_contents"),
+    INT64: (np.dtype("<i8"), "int64_contents"),
+    UINT64: (np.dtype("<u8"), "uint64_contents"),
+    FP32: (np.dtype("<f4"), "fp32_contents"),
 }
+"""How numbers travel, by datatype: in raw contents, and in which field of InferTensorContents."""
 
 
 def read_given(request: Any, known: Mapping[str, Tensor], parameters: Iterable[str]) -> dict[str, Any]:
@@ -104,13 +97,15 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
         )
     refuse_extensions(tensor, f"input {name}")
     count = math.prod(shape)
+    if datatype == BYTES and count > _MAX_STRINGS:
+        raise InvalidRequest(f"input {name} has {count} values; at most {_MAX_STRINGS} are accepted", name)
     if raw is None:
-        return _read_typed(tensor, shape)
+        return _read_typed(tensor, shape, count)
     if tensor.HasField("contents"):
         raise InvalidRequest(f"input {name} has contents beside raw_input_contents; send one of them", name)
     if datatype == BYTES:
         return _split(name, raw, count)
-    dtype = _NUMBERS[datatype].raw
+    dtype, _ = _NUMBERS[datatype]
     if len(raw) != count * dtype.itemsize:
         raise InvalidRequest(
             f"input {name} has {len(raw)} bytes of raw_input_contents; {datatype} {list(shape)} has "
@@ -120,36 +115,28 @@ def _read(tensor: _Input, forms: Mapping[str, Shape], raw: bytes | None) -> Valu
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def _read_typed(tensor: _Input, shape: Shape) -> Value:
-    name, count = tensor.name, math.prod(shape)
-    if tensor.datatype == BYTES:
-        _check_count(name, "contents.bytes_contents", len(tensor.contents.bytes_contents), count, _MAX_STRINGS)
-        return list(tensor.contents.bytes_contents)
-    kind = _NUMBERS[tensor.datatype]
-    values = getattr(tensor.contents, kind.field)
-    _check_count(name, f"contents.{kind.field}", len(values), count, MAX_TYPED)
-    array = np.array(values, kind.typed)
-    if tensor.datatype == UINT8 and array.max(initial=0) > 255:
-        raise InvalidRequest(f"input {name} has the value {array.max()}; UINT8 goes up to 255", name)
-    return array.astype(kind.raw, copy=False).reshape(shape)
-
-
-def _check_count(name: str, where: str, found: int, count: int, most: int) -> None:
-    if found != count:
-        raise InvalidRequest(f"input {name} has {found} values in {where}; its shape has {count}", name)
-    if found > most:
+def _read_typed(tensor: _Input, shape: Shape, count: int) -> Value:
+    name = tensor.name
+    dtype, field = _NUMBERS.get(tensor.datatype, (None, "bytes_contents"))
+    values = getattr(tensor.contents, field)
+    if len(values) != count:
+        raise InvalidRequest(f"input {name} has {len(values)} values in contents.{field}; its shape has {count}", name)
+    if count > MAX_TYPED:
         raise InvalidRequest(
-            f"input {name} has {found} values in {where}, where at most {most} are accepted; send it in "
+            f"input {name} has {count} values in contents.{field}, where at most {MAX_TYPED} are accepted; send it in "
             "raw_input_contents",
             name,
         )
+    if dtype is None:
+        return list(values)
+    if tensor.datatype == UINT8 and (largest := max(values, default=0)) > 255:
+        raise InvalidRequest(f"input {name} has the value {largest}; UINT8 goes up to 255", name)
+    return np.array(values, dtype).reshape(shape)
 
 
 def _split(name: str, raw: bytes, count: int) -> list[bytes]:
     """Strings, each with four bytes before it that say how long it is."""
     found: list[bytes] = []
-    if count > _MAX_STRINGS:
-        raise InvalidRequest(f"input {name} has {count} values; at most {_MAX_STRINGS} are accepted", name)
     start = 0
     while start + 4 <= len(raw) and len(found) < count:
         end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
@@ -182,11 +169,6 @@ class Output(NamedTuple):
     shape: Shape
     data: bytes | Sequence[bytes]  # as it travels raw; of BYTES the values
 
-    @classmethod
-    def of_bytes(cls, values: Sequence[bytes]) -> "Output":
-        """Of BYTES, of one dimension."""
-        return cls(BYTES, (len(values),), values)
-
 
 def write(message: pb.ModelInferResponse, tensors: Mapping[str, Output], *, raw: bool) -> None:
     """Puts tensors into a response by their names, raw or typed."""
@@ -195,8 +177,8 @@ def write(message: pb.ModelInferResponse, tensors: Mapping[str, Output], *, raw:
         if raw:
             message.raw_output_contents.append(data if isinstance(data, bytes) else _join(data))
         elif isinstance(data, bytes):
-            kind = _NUMBERS[datatype]
-            getattr(tensor.contents, kind.field).extend(np.frombuffer(data, kind.raw).tolist())
+            dtype, field = _NUMBERS[datatype]
+            getattr(tensor.contents, field).extend(np.frombuffer(data, dtype).tolist())
         else:
             tensor.contents.bytes_contents.extend(data)
         message.outputs.append(tensor)
