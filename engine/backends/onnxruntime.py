@@ -79,9 +79,11 @@ class OnnxRuntimeBackend(Backend):
 
     def edit(self, images: Bytes, steps: Floats) -> tuple[Bytes, Floats]:
         """As `Backend.edit`: each thread takes its share of the batch from end to end."""
-        if not self._is_shared(images):
-            return super().edit(images, steps)
-        edited, mu = self._in_shares(self._alone.edit, images, steps)
+        if self._is_shared(images):
+            edited, mu = self._in_shares(self._alone.edit, images, steps)
+        else:
+            mu, _ = self._encoder(images)
+            (edited,) = self._decoder(mu + steps)
         return edited, mu
 
     def _is_shared(self, batch: Array, least: int = 1) -> bool:
