@@ -2,7 +2,9 @@
 
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +65,7 @@ class EncodeFolder(Command):
     """Requests that wait for an answer at a time, 1 or more: some for each server."""
 
     images_per_part: int = 8192
-    """Images of a Parquet file, 1 or more; who is killed loses what isn't in one yet."""
+    """Images of a Parquet file, 1 or more; an interruption loses at most so many."""
 
     def run(self, client: Client) -> int:
         """Encodes what isn't there yet."""
@@ -107,7 +109,7 @@ class EncodeFolder(Command):
         pool = ThreadPoolExecutor(self.requests_in_flight)
         bar = tqdm(total=done + sum(map(len, requests)), initial=done, unit="image", desc="encode", disable=None)
         try:
-            for outcomes in pool.map(encoder.encode, requests):
+            for outcomes in _in_order(pool, encoder, requests, ahead=2 * self.requests_in_flight):
                 for name, outcome in outcomes.items():
                     if isinstance(outcome, str):
                         damaged.append((name, outcome))
@@ -126,6 +128,19 @@ class EncodeFolder(Command):
             if rows:
                 parts.append(rows)
         return damaged
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, encoder: "_Encoder", requests: list[list[str]], ahead: int
+) -> Iterator[dict[str, Outcome]]:
+    """What comes of requests, in their order; few are ahead of the reader, whatever one of them waits for."""
+    waiting: deque[Future[dict[str, Outcome]]] = deque()
+    for request in requests:
+        waiting.append(pool.submit(encoder.encode, request))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def images_under(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
