@@ -62,6 +62,11 @@ class Options:
     split: bool = False  # as `engine.bundle.Engine` says
     threads: int = field(default_factory=cores)
 
+    @property
+    def together(self) -> bool:
+        """Whether several threads of a CPU compute each batch together."""
+        return self.device == CPU and self.threads > 1 and not self.split
+
 
 class Backend(ABC):
     """The two graphs of a model. Inputs are C-contiguous; the arrays that come back belong to the caller.

@@ -54,7 +54,7 @@ class OnnxRuntimeBackend(Backend):
         self._encoder = _open(encoder, options, (["images"], ["mu", "log_var"]))
         self._decoder = _open(decoder, options, (["latents"], ["images"]))
         self._shares = options.threads if options.split and on_cpu else 1
-        self.together = on_cpu and self._shares < options.threads
+        self.together = options.together
         if self._shares > 1:
             self._alone = OnnxRuntimeBackend(encoder, decoder, replace(options, threads=1))
             self._pool = ThreadPoolExecutor(self._shares, "share")

@@ -50,7 +50,7 @@ class OpenVinoBackend(Backend):
                 f"({_last_line(error)}); take another --backend or --precision, for a bundle that is there already "
                 "with: python -m export.retarget"
             ) from error
-        self.together = options.threads > 1 and not options.split
+        self.together = options.together
 
     overlaps = 1
     """The shares of two batches queue up behind each other, and no thread waits for the other."""
