@@ -260,7 +260,9 @@ def main(arguments: list[str] | None = None) -> int:
         received.append(signum)
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)  # so that it, like SIGINT, leaves no half-written file
+    previous = signal.getsignal(signal.SIGTERM)
+    if previous is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, interrupt)  # so that it, like SIGINT, leaves no half-written file
     try:
         default = Train(data=tyro.MISSING, out=tyro.MISSING, config=_defaults(arguments))
         with REAL_PATHS:
