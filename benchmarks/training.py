@@ -22,9 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
-from multiprocessing.connection import Connection
+from functools import cache
+from itertools import chain, product, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,30 +194,39 @@ class _Ours:
         self._run.train_step(self._loss, next(self._batches))
 
 
-def _work(side: Side, config: TrainConfig, data: Path, link: Connection) -> None:
-    """A side's process: builds its loop, then trains for each number of seconds that it receives, until None comes."""
+@cache
+def _loop(side: Side, config: TrainConfig, data: Path) -> _Straightforward | _Ours:
+    """A side's loop, built and warmed up once, in the process that is the side's own."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     loop = _Straightforward(config, data) if side == "straightforward" else _Ours(config, data)
-    finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
     for _ in range(WARM_STEPS):
         loop.step()
+    return loop
+
+
+def _flops(config: TrainConfig, data: Path) -> float:
+    loop = _loop("straightforward", config, data)
+    assert isinstance(loop, _Straightforward)
+    return loop.flops_per_image()
+
+
+def _turn(side: Side, config: TrainConfig, data: Path, seconds: float) -> dict[str, float]:
+    """Trains for so many seconds."""
+    loop = _loop(side, config, data)
+    finish: Callable[[], None] = torch.cuda.synchronize if loop.device.type == "cuda" else (lambda: None)
     finish()
-    link.send(loop.flops_per_image() if isinstance(loop, _Straightforward) else 0.0)
-    while (seconds := link.recv()) is not None:
-        waited, steps, began = loop.waited, 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            loop.step()
-            steps += 1
-        finish()
-        took = time.perf_counter() - began
-        link.send(
-            {
-                "images_per_second": steps * config.batch_size / took,
-                "waiting_share": (loop.waited - waited) / took,
-                "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
-            }
-        )
+    waited, steps, began = loop.waited, 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        loop.step()
+        steps += 1
+    finish()
+    took = time.perf_counter() - began
+    return {
+        "images_per_second": steps * config.batch_size / took,
+        "waiting_share": (loop.waited - waited) / took,
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if loop.device.type == "cuda" else 0,
+    }
 
 
 def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -235,27 +247,16 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
     """Measures both sides; what the JSON file holds."""
     place = Placement.of(training.device, training.precision)
     rates = [gemm_flops(place.device, dtype) for dtype in (torch.float32, place.dtype)]
-    context = multiprocessing.get_context("spawn")
-    links: dict[Side, Connection] = {}
-    flops = 0.0
     turns: dict[Side, list[dict[str, float]]] = {side: [] for side in SIDES}
-    processes = []
-    for side in SIDES:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(side, training, data, theirs))
-        process.start()
-        theirs.close()
-        processes.append(process)
-        links[side] = ours
-        flops = max(flops, _answer(ours, side))
-    for _ in range(config.turns):
-        for side in SIDES:
-            links[side].send(config.seconds)
-            turns[side].append(_answer(links[side], side))
-    for link in links.values():
-        link.send(None)
-    for process in processes:
-        process.join()
+    with ExitStack() as stack:
+        spawn = multiprocessing.get_context("spawn")
+        pools = {side: stack.enter_context(ProcessPoolExecutor(1, spawn)) for side in SIDES}
+        try:
+            flops = pools["straightforward"].submit(_flops, training, data).result()
+            for _, (side, pool) in product(range(config.turns), pools.items()):
+                turns[side].append(pool.submit(_turn, side, training, data, config.seconds).result())
+        except BrokenProcessPool:
+            raise ConfigError("the process of a side ended before its time; its own message is above") from None
     results = {}
     for side, gemm in zip(SIDES, rates, strict=True):
         middle = {key: statistics.median(turn[key] for turn in turns[side]) for key in turns[side][0]}
@@ -274,13 +275,6 @@ def take_turns(config: SpeedConfig, training: TrainConfig, data: Path) -> dict[s
         "results": results,
         "speed_up": results["ours"]["images_per_second"] / results["straightforward"]["images_per_second"],
     }
-
-
-def _answer(link: Connection, side: Side) -> Any:
-    try:
-        return link.recv()
-    except EOFError:
-        raise ConfigError(f"the {side} side ended before its time; its own message is above") from None
 
 
 def table(found: dict[str, Any]) -> str:
