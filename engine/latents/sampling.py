@@ -3,8 +3,6 @@
 Shapes: N latents of dimension D, K components of a mixture.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +38,7 @@ class Gaussian:
                 raise BundleError(f"{name} of a Gaussian has values that are not finite")
 
     @classmethod
-    def standard(cls, latent_dim: int) -> Gaussian:
+    def standard(cls, latent_dim: int) -> "Gaussian":
         """N(0, I), which a VAE's latents are trained towards."""
         return cls(np.zeros(latent_dim, np.float32), np.eye(latent_dim, dtype=np.float32))
 

@@ -1,7 +1,5 @@
 """Charts that a person looks at: the encoding distribution, KL and accuracy bars, heat maps, curves."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Shapes: B batch, N images, A attributes, S image side.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import dataclass, replace
@@ -109,7 +107,7 @@ class Classifier:
         write_atomically(path, lambda file: save_file(tensors, file, metadata))
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str, place: Placement) -> Classifier | None:
+    def load(cls, path: Path, fingerprint: str, place: Placement) -> "Classifier | None":
         """The classifier of a file, or None when there is none or it was trained on other data."""
         try:
             with safe_open(path, "pt") as file:

@@ -3,8 +3,6 @@
 Shapes: N test images, M train images, V val images, D latent_dim, A attributes, S image side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +42,7 @@ class Autoencoder:
     @classmethod
     def of(
         cls, encoder: Callable[[Tensor], Sequence[Tensor]], decoder: Callable[[Tensor], Tensor], place: Placement
-    ) -> Autoencoder:
+    ) -> "Autoencoder":
         """Networks in evaluation mode on the device of `place`, in FP32, as served.
 
         The encoder takes images (B, 3, S, S) float32 in [0, 1] to mu (B, D) and, unless it gives points, log variances,
@@ -74,7 +72,7 @@ class EncodedRun:
     priors: dict[str, Prior]
 
     @classmethod
-    def of(cls, run: Path, data: FaceData, place: Placement) -> EncodedRun:
+    def of(cls, run: Path, data: FaceData, place: Placement) -> "EncodedRun":
         """Reads a finished run and encodes both splits.
 
         Raises:
@@ -94,7 +92,7 @@ class EncodedRun:
         return cls(autoencoder, data, place, *_encode(autoencoder, data, "test"), train_mu, directions, priors)
 
     @classmethod
-    def of_autoencoder(cls, autoencoder: Autoencoder, data: FaceData, folder: Path, place: Placement) -> EncodedRun:
+    def of_autoencoder(cls, autoencoder: Autoencoder, data: FaceData, folder: Path, place: Placement) -> "EncodedRun":
         """Encodes both splits, and computes what a run has in its folder: a prior, and directions of `KIND`.
 
         Both are kept in `folder`, which exists.

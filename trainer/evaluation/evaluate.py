@@ -4,8 +4,6 @@ Left in the run folder: metrics.json (strict JSON; a part that could not be meas
 and report.html, which shows all of it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -1,7 +1,5 @@
 """The figures of a run's report: those of the seed document and the paper. Those of edits are in `edits.figures`."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ is made of the features is torch-fidelity's.
 A set of images is (N, S, S, 3) uint8, its features (N, F).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Pictures that a person looks at: grids of faces with labels, a map of faces. Charts are in `charts`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

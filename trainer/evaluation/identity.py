@@ -13,8 +13,6 @@ crop (its aligned pictures, the middle 148 pixels), from which the same piece is
 Shapes: N images, S image side.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Shapes: N images, A attributes, D latent_dim.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

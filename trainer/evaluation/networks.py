@@ -6,8 +6,6 @@ VGG19, LPIPS and TensorFlow's Inception of 2015, which FID and the Inception sco
 Shapes: B batch, N images, S image side, F features; C = 1008 of Inception's classes.
 """
 
-from __future__ import annotations
-
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -129,7 +127,7 @@ class MetricNetworks:
     recogniser: MetricNetwork[Recogniser]
 
     @classmethod
-    def of(cls, options: Options, own_vgg: Path | None, place: Placement) -> MetricNetworks:
+    def of(cls, options: Options, own_vgg: Path | None, place: Placement) -> "MetricNetworks":
         """Finds them, in the files that the options name or that the run was trained with (`own_vgg`, VGG19 weights).
 
         Raises:

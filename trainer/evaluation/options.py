@@ -1,7 +1,5 @@
 """How a run is judged: the flags of `trainer evaluate`."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Shapes: N train images, M test images, D latent_dim, A attributes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Originals and reconstructions are (N, S, S, 3) uint8 everywhere here, and all means are over the N images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """report.html: one file that a person looks at, with every figure in it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measures that cannot be taken: said, never faked."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

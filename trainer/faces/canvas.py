@@ -6,8 +6,6 @@ gaussians. Shapes of arrays: N points, H x W pixels; pictures are planar, [3, H,
 times faster on long rows than on pixels of three numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

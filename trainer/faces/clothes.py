@@ -1,7 +1,5 @@
 """What a face wears: clothes, glasses, hats."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from trainer.faces.canvas import Array, Canvas, Colour, both_sides, curve, ellipse, ribbon, symmetric_curve

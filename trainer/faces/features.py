@@ -1,7 +1,5 @@
 """Eyes, brows, nose and mouth."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The head without its features: skull, ears, neck, hair and beard, and what light makes of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

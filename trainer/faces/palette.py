@@ -1,7 +1,5 @@
 """The colours of a face, before light, and arithmetic on colours."""
 
-from __future__ import annotations
-
 import colorsys
 from dataclasses import dataclass
 

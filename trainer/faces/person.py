@@ -1,7 +1,5 @@
 """Who is drawn: the attributes of a procedural face, and everything else that tells one face from another."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any

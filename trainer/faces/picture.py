@@ -5,8 +5,6 @@ corners near (+-16.5, 42), chin near (0, 69), crown near (0, -73). Lengths are i
 picture. Parts are painted from back to front; each is a function of the canvas, the face and its colours.
 """
 
-from __future__ import annotations
-
 from math import sqrt
 
 import numpy as np

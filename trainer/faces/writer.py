@@ -8,8 +8,6 @@
     DIR/faces.json                        seed, version and the share of faces that have each attribute
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import multiprocessing

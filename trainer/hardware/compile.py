@@ -1,7 +1,5 @@
 """Whether torch.compile pays in a run, and works on this machine."""
 
-from __future__ import annotations
-
 import logging
 from typing import Literal
 

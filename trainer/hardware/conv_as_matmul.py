@@ -6,8 +6,6 @@ takes several times as long as the product. The arithmetic is the same; `use_mat
 Shapes: B batch, C channels, H, W the larger image, h, w the smaller one, k kernel side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

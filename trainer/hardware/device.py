@@ -1,7 +1,5 @@
 """Where a run computes, and in which arithmetic."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys
@@ -30,7 +28,7 @@ class Placement:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, device_name: str = "auto", precision: str = "auto") -> Placement:
+    def of(cls, device_name: str = "auto", precision: str = "auto") -> "Placement":
         """Resolves `--device` and `--precision`, each of which may be "auto".
 
         On a GPU, FP32 is never TF32 from then on.

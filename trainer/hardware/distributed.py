@@ -4,8 +4,6 @@ NCCL carries what is on GPUs, Gloo what is on CPUs. Each process computes its pa
 averaged by `DistributedDataParallel`, and batch norm sees the whole batch, so the loss is that of one process.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +39,7 @@ class Processes:
 
     @classmethod
     @contextmanager
-    def join(cls, place: Placement) -> Iterator[Processes]:
+    def join(cls, place: Placement) -> "Iterator[Processes]":
         """Joins the other processes, if torchrun started several; leaves them at the end.
 
         Of an error that stops all of them alike, the main process alone prints the message.

@@ -6,8 +6,6 @@ one busy core train many times slower than one thread. GNU OpenMP's other wait p
 instead of spinning make a quiet machine a third slower and leave a busy one several times slower than one thread.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Faces moved as far as each needs, beside faces that are all moved alike, where both ways flip as many."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any

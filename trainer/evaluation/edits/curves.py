@@ -3,8 +3,6 @@
 Shapes: D latent_dim.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any

@@ -6,8 +6,6 @@ reconstruction with the edited one.
 Shapes: N faces, D latent_dim, A attributes that the classifier judges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,7 +37,7 @@ class EditedFaces:
     before: Logits  # (N, A) logits of their unedited reconstructions
 
     @classmethod
-    def of(cls, encoded: EncodedRun, judge: Classifier, split: Literal["test", "val"]) -> EditedFaces:
+    def of(cls, encoded: EncodedRun, judge: Classifier, split: Literal["test", "val"]) -> "EditedFaces":
         """Has a split's unedited faces judged; val is for choices that must not see the test split."""
         mu = encoded.mu if split == "test" else encoded.val_mu
         labels = encoded.data.index.labels[encoded.data.rows(split)]

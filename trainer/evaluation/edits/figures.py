@@ -1,7 +1,5 @@
 """The figures of edits: strips, walks, re-scoring matrices, and what is flipped against what is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any

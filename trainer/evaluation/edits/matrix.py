@@ -3,8 +3,6 @@
 Shapes: E edited attributes, A attributes that the classifier judges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any

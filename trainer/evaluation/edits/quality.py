@@ -3,8 +3,6 @@
 Shapes: N faces, A attributes that the classifier judges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
