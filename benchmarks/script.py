@@ -6,8 +6,9 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,7 @@ def main_of(config: Any, work: Callable[[Any], object], doc: str | None) -> Call
     `config` is the dataclass of the flags; `work` gives False if something that it checked did not hold.
     Exit codes: 0 all held, 1 something didn't, 2 unusable input, 130 interrupted.
     """
-
-    def main(arguments: Sequence[str] | None = None) -> int:
-        prog = f"python benchmarks/{Path(sys.argv[0]).name}"
-        return command.run(config, work, arguments, prog=prog, doc=doc)
-
-    return main
+    return partial(command.run, config, work, prog=f"python benchmarks/{Path(sys.argv[0]).name}", doc=doc)
 
 
 def require_positive(config: object, *names: str) -> None:

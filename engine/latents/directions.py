@@ -200,8 +200,7 @@ class Directions:
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             units = vectors / np.where(lengths > 0, lengths, 1.0)
             _, sizes, rows = np.linalg.svd(units, full_matrices=False)
-            found: Doubles = rows[sizes > _SPAN_TOLERANCE * max(float(sizes[0]), 1.0)]
-            return found
+            return rows[sizes > _SPAN_TOLERANCE * max(float(sizes[0]), 1.0)]
 
         return basis
 

@@ -113,8 +113,7 @@ class Mixture:
     @cached_property
     def _bounds(self) -> Doubles:
         """The weights up to each component, [K]. Unlike those of a sum, its roundings are the same everywhere."""
-        bounds: Doubles = np.cumsum(self.weights)
-        return bounds
+        return np.cumsum(self.weights)
 
     def draw(self, count: int, seed: int, temperature: float = 1.0) -> Floats:
         """Draws latents, float32 [count, D], as `Gaussian.draw` does and from the same noise.

@@ -38,8 +38,7 @@ def spherical(start: Floats, end: Floats, steps: int, centre: Floats | Doubles |
     middle = np.zeros(start.shape[1:]) if centre is None else centre.astype(np.float64)
 
     def on_arc(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
-        points: Doubles = middle + _on_arc(start - middle, end - middle, share)
-        return points
+        return middle + _on_arc(start - middle, end - middle, share)
 
     return _between(start, end, steps, on_arc)
 
@@ -53,8 +52,7 @@ def _between(start: Floats, end: Floats, steps: int, path: Callable[[Doubles, Do
 
 def _on_line(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
     """Starts and ends, [N, 1, D], and shares of the way, [steps, 1], to points, [N, steps, D]."""
-    points: Doubles = (1 - share) * start + share * end
-    return points
+    return (1 - share) * start + share * end
 
 
 def _on_arc(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
@@ -75,10 +73,8 @@ def _on_arc(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
     sine = np.where(turning, np.sin(angle), 1)
     from_start = np.where(turning, np.sin((1 - share) * angle) / sine, 1 - share)
     from_end = np.where(turning, np.sin(share * angle) / sine, share)
-    points: Doubles = length * (from_start * start + from_end * end)
-    return points
+    return length * (from_start * start + from_end * end)
 
 
 def _unit(vectors: Doubles, length: Doubles) -> Doubles:
-    units: Doubles = vectors / np.where(length > 0, length, 1)
-    return units
+    return vectors / np.where(length > 0, length, 1)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
@@ -98,11 +97,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware; elsewhere bf16 is emulated and slower than fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "AVX512" in torch.backends.cpu.get_cpu_capability() and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    has = torch.cpu.get_capabilities()
+    return "AVX512" in torch.backends.cpu.get_cpu_capability() and any(map(has.get, ("avx512_bf16", "amx_bf16")))
 
 
 def keep_freed_memory() -> None:
