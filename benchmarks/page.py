@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,28 +37,21 @@ class PageConfig(ServedFlags):
 
     seconds: float = 10.0
     """Time that the slider is moved, seconds, after as long a time that doesn't count."""
-    visitors: int = 1
-    """Pages that are open; all are moved in turn."""
     pictures: Path | None = None
     """Folder to write pictures of the page to: page-light.png, page-dark.png, page-phone.png."""
 
 
-def drag(pages: Sequence[Page], seconds: float) -> None:
-    """Moves the first slider of each page to and fro by the mouse."""
-    boxes = []
-    for page in pages:
-        box = page.locator(".attribute input").first.bounding_box()
-        assert box is not None
-        boxes.append(box)
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.mouse.down()
+def drag(page: Page, seconds: float) -> None:
+    """Moves the first slider to and fro by the mouse."""
+    box = page.locator(".attribute input").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
     began = time.monotonic()
     while (passed := time.monotonic() - began) < seconds:
         share = 0.5 + 0.4 * float(np.sin(2 * passed))
-        for page, box in zip(pages, boxes, strict=True):
-            page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
-    for page in pages:
-        page.mouse.up()
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+    page.mouse.up()
 
 
 def picture(browser: Browser, url: str, path: Path, options: dict[str, Any]) -> None:
@@ -76,7 +68,7 @@ def picture(browser: Browser, url: str, path: Path, options: dict[str, Any]) -> 
 
 def measure(config: PageConfig) -> bool:
     """Moves the sliders, prints and writes the figures. Returns whether the limit held."""
-    require_positive(config, "seconds", "visitors")
+    require_positive(config, "seconds")
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     if chromium is None:
         raise InputError(f"there is no Chromium here (none of {', '.join(BROWSERS)}); apt-get install chromium")
@@ -88,17 +80,14 @@ def measure(config: PageConfig) -> bool:
     ):
         (url,) = re.findall(r"http://\S+", web.said)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        pages = [browser.new_page() for _ in range(config.visitors)]
-        for page in pages:
-            page.add_init_script(WATCH)
-            page.goto(url)
-            page.wait_for_selector("#samples [aria-pressed]")
-        drag(pages, config.seconds)
-        for page in pages:
-            page.evaluate("() => { window.moves = []; }")
-        drag(pages, config.seconds)
-        moves = np.array([duration for page in pages for duration in page.evaluate("() => window.moves")])
-        p95 = tell(config, here, moves)
+        page = browser.new_page()
+        page.add_init_script(WATCH)
+        page.goto(url)
+        page.wait_for_selector("#samples [aria-pressed]")
+        drag(page, config.seconds)
+        page.evaluate("() => { window.moves = []; }")
+        drag(page, config.seconds)
+        p95 = tell(config, here, np.array(page.evaluate("() => window.moves")))
         if config.pictures:
             config.pictures.mkdir(parents=True, exist_ok=True)
             wide: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}}
@@ -112,13 +101,11 @@ def measure(config: PageConfig) -> bool:
 def tell(config: PageConfig, here: dict[str, Any], moves: Doubles) -> float:
     """Prints and writes the figures. Returns the 95th percentile of moves, ms."""
     p50, p95, p99 = map(float, np.percentile(moves, [50, 95, 99]))
-    print(
-        f"{len(moves)} moves in {config.seconds:g} s on {config.visitors} page(s), each until the frame that shows it"
-    )
+    print(f"{len(moves)} moves in {config.seconds:g} s, each until the frame that shows it")
     print(f"p50 {p50:.1f} ms, p95 {p95:.1f} ms, p99 {p99:.1f} ms, longest {moves.max():.1f} ms")
     print(summary(here), flush=True)
     figures = {"moves": len(moves), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "max_ms": float(moves.max())}
-    write_json(config.json, {"machine": here, "visitors": config.visitors, **figures})
+    write_json(config.json, {"machine": here, **figures})
     return p95
 
 

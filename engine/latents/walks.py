@@ -36,11 +36,7 @@ def spherical(start: Floats, end: Floats, steps: int, centre: Floats | Doubles |
         InvalidRequest: When the two latents of a pair are opposite: all arcs are equally short.
     """
     middle = np.zeros(start.shape[1:]) if centre is None else centre.astype(np.float64)
-
-    def on_arc(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
-        return middle + _on_arc(start - middle, end - middle, share)
-
-    return _between(start, end, steps, on_arc)
+    return _between(start, end, steps, lambda start, end, share: middle + _on_arc(start - middle, end - middle, share))
 
 
 def _between(start: Floats, end: Floats, steps: int, path: Callable[[Doubles, Doubles, Doubles], Doubles]) -> Floats:
@@ -58,7 +54,7 @@ def _on_line(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
 def _on_arc(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
     start_length, end_length = (np.linalg.norm(side, axis=2, keepdims=True) for side in (start, end))
     length = _on_line(start_length, end_length, share)
-    start, end = _unit(start, start_length), _unit(end, end_length)
+    start, end = start / np.where(start_length > 0, start_length, 1), end / np.where(end_length > 0, end_length, 1)
     start, end = np.where(start_length > 0, start, end), np.where(end_length > 0, end, start)
     apart, together = (np.linalg.norm(sides, axis=2, keepdims=True) for sides in (end - start, end + start))
     opposite = (together < _OPPOSITE) & (length[:, :1] + length[:, -1:] > 0)
@@ -74,7 +70,3 @@ def _on_arc(start: Doubles, end: Doubles, share: Doubles) -> Doubles:
     from_start = np.where(turning, np.sin((1 - share) * angle) / sine, 1 - share)
     from_end = np.where(turning, np.sin(share * angle) / sine, share)
     return length * (from_start * start + from_end * end)
-
-
-def _unit(vectors: Doubles, length: Doubles) -> Doubles:
-    return vectors / np.where(length > 0, length, 1)

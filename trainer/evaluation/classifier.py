@@ -4,7 +4,6 @@ Shapes: B batch, N images, A attributes, S image side.
 """
 
 import json
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from trainer.artifacts.encode import batches
 from trainer.data import FaceData
 from trainer.hardware.device import Placement, seeded
 from trainer.run_folder import write_atomically
-
-logger = logging.getLogger(__name__)
 
 CLASSIFIER = "classifier.safetensors"
 VERSION = "2"
