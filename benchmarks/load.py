@@ -108,10 +108,8 @@ def open_loops(config: LoadConfig, bench: Bench, closed: Sequence[Row]) -> list[
         if row.case.transport == "unary" and row.requests:
             best[row.case.form, row.case.operation, row.case.images] = row
     plan = [(row, share) for row in best.values() for share in config.arrivals]
-    rows = []
-    for row, share in tqdm(plan, desc="open loop", unit="case", leave=False, disable=None):
-        rows.append(bench.open(row.case, share * row.images_per_s / row.case.images)[0])
-    return rows
+    cases = tqdm(plan, desc="open loop", unit="case", leave=False, disable=None)
+    return [bench.open(row.case, share * row.images_per_s / row.case.images)[0] for row, share in cases]
 
 
 def measure(config: LoadConfig) -> bool:

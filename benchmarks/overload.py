@@ -103,10 +103,9 @@ def offers(config: OverloadConfig, server: Server, reference: Reference) -> tupl
     if capacity.failures:
         raise InputError(f"the server refused some of {in_flight} requests at a time: {capacity.failures}")
     bench.seconds = seconds
-    found = []
-    for times in tqdm(config.times, desc="offering", unit="rate", leave=False, disable=None):
-        found.append(offer(times, *bench.open(case, times * capacity.images_per_s / config.images)))
-    return capacity, found
+    per_s = capacity.images_per_s / config.images
+    rates = tqdm(config.times, desc="offering", unit="rate", leave=False, disable=None)
+    return capacity, [offer(times, *bench.open(case, times * per_s)) for times in rates]
 
 
 def overload(config: OverloadConfig) -> bool:

@@ -62,12 +62,12 @@ class _Call:
     """A call whose answers are not all there."""
 
     number: int  # of its HTTP/2 stream
-    starts: deque[float]  # when the messages began that aren't answered, seconds
     credit: int  # bytes that may be sent
+    opened: bool  # whether a stream's opening, if it has one, is answered
+    starts: deque[float] = field(default_factory=deque)  # when the messages began that aren't answered, seconds
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))  # what HTTP/2 has no credit for yet
     received: bytearray = field(default_factory=bytearray)  # bytes of an answer that isn't whole
     sizes: list[int] = field(default_factory=list)  # bytes of whole answers
-    opened: bool = True  # whether the answer to a stream's opening has come
 
 
 class Connection(asyncio.Protocol):
@@ -111,14 +111,9 @@ class Connection(asyncio.Protocol):
         """Sends a request, as soon as the server lets it: in a call of its own, or on this connection's stream."""
         if self.closed:
             self._fail("connection closed")
-        elif self._prepared.stream and self._calls:
-            (call,) = self._calls.values()
-            call.starts.append(start)
-            if call.opened:
-                self._queue(call, bytes(call.unsent) + self._message if call.unsent else self._message)
         else:
             self._held.append(start)
-        self._send()
+            self._send()
 
     def close(self) -> None:
         """Ends the stream, if this connection has one, and then the connection."""
@@ -230,32 +225,32 @@ class Connection(asyncio.Protocol):
             self._ended(self)
 
     def _queue(self, call: _Call, data: bytes | memoryview) -> None:
-        call.unsent = memoryview(data)
+        call.unsent = memoryview(bytes(call.unsent) + data if call.unsent else data)
         self._sending[call.number] = call
 
-    def _begin(self) -> None:
-        """Opens a call: of one request, or a stream of all that are waiting."""
-        stream, opening = self._prepared.stream, self._prepared.opening
-        starts = deque(self._held.popleft() for _ in range(len(self._held) if stream else 1))
-        call = _Call(self._next, starts, self._first_credit, opened=opening is None)
+    def _open(self) -> _Call:
+        opening = self._prepared.opening
+        call = self._calls[self._next] = _Call(self._next, self._first_credit, opened=opening is None)
         self._next += 2
-        self._calls[call.number] = call
         self._out.append(http2.frame(http2.HEADERS, http2.END_HEADERS, call.number, self._headers))
         if opening is not None:
             self._queue(call, http2.message(opening))
-        else:
-            self._queue(call, bytes(self._message) * len(starts) if stream else self._message)
+        return call
 
     def _send(self) -> None:
-        """Opens calls and sends parts of messages, as far as the server's limits allow."""
-        while self._held and len(self._calls) < (1 if self._prepared.stream else self._max_streams):
-            self._begin()
+        """Takes up requests and sends parts of messages, as far as the server's limits allow."""
+        stream = self._prepared.stream
+        while self._held and (stream or len(self._calls) < self._max_streams):
+            call = next(iter(self._calls.values())) if stream and self._calls else self._open()
+            call.starts.append(self._held.popleft())
+            if call.opened:
+                self._queue(call, self._message)
         for number, call in list(self._sending.items()) if self._credit > 0 else ():
             while call.unsent and (size := min(len(call.unsent), self._max_frame, self._credit, call.credit)) > 0:
                 part, call.unsent = call.unsent[:size], call.unsent[size:]
                 self._credit -= size
                 call.credit -= size
-                last = not (self._prepared.stream or call.unsent)
+                last = not (stream or call.unsent)
                 self._out.append(http2.frame(http2.DATA, http2.END_STREAM if last else 0, number, part))
             if not call.unsent:
                 del self._sending[number]
