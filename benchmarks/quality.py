@@ -63,7 +63,7 @@ VARIANTS = (
     "best --seed 2",
 )
 OWN_EPOCHS = ("seed", "paper-123", "paper-345")
-EDITS = (("Smiling", "adding"), ("Smiling", "removing"), ("Eyeglasses", "adding"), ("Eyeglasses", "removing"))
+EDITS = ("adding Smiling", "removing Smiling", "adding Eyeglasses", "removing Eyeglasses")
 ROW = "row.json"
 """In a run folder: the variant that it is of."""
 SKIPPED: tuple[Measure, ...] = ("lpips", "fid", "tsne", "kinds", "rescoring")
@@ -150,7 +150,8 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
         metrics = json.loads(path.read_text())
         run = path.parent
         name = json.loads((run / ROW).read_text())["variant"] if (run / ROW).exists() else run.name
-        rows[name] = {"training": training(run) if (run / "config.json").exists() else {}, **metrics}
+        best = {edit: best_of(metrics["edits"], edit) for edit in EDITS}
+        rows[name] = {"training": training(run) if (run / "config.json").exists() else {}, "best": best, **metrics}
     return {name: rows[name] for name in (*VARIANTS, *rows) if name in rows}
 
 
@@ -179,10 +180,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "balanced accuracy, %": (".1%", "attribute_prediction.balanced_accuracy_mean"),
     "average precision, %": (".1%", "attribute_prediction.average_precision_mean"),
     **{
-        f"{side} {name}: flips / kept / balanced, %": (
-            ".1%", *(f"best.{side} {name}.{share}" for share in ("flipped", "kept", "kept_balanced"))
+        f"{edit}: flips / kept / balanced, %": (
+            ".1%", *(f"best.{edit}.{share}" for share in ("flipped", "kept", "kept_balanced"))
         )
-        for name, side in EDITS
+        for edit in EDITS
     },
     "identity, reconstructions": (".3f", "reconstruction.identity.similarity"),
     "identity, edits": (".3f", "edits.distances.identity.edits"),
@@ -198,7 +199,7 @@ together. Of several numbers in one place it has the mean."""
 
 def find(metrics: dict[str, Any], place: str) -> float | None:
     """The number at a place of the metrics; None where there is none."""
-    found: Any = {**metrics, "best": {f"{side} {name}": _best(metrics["edits"], name, side) for name, side in EDITS}}
+    found: Any = metrics
     for key in place.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     if isinstance(found, dict):
@@ -206,8 +207,9 @@ def find(metrics: dict[str, Any], place: str) -> float | None:
     return None if found is None else float(found)
 
 
-def _best(edits: dict[str, Any], name: str, side: str) -> dict[str, Any]:
-    """What the run's own directions do to test faces at the strength that was chosen on val faces."""
+def best_of(edits: dict[str, Any], edit: str) -> dict[str, Any]:
+    """What an edit along the run's own direction does to test faces, at the strength that was chosen on val faces."""
+    side, name = edit.split()
     curves = edits.get("curves", {})
     kinds = curves.get("attributes", {}).get(name, {}).get(side)
     return {} if kinds is None else kinds[curves["served"] or "served"]["best"] or {}
@@ -262,7 +264,7 @@ def notes(rows: dict[str, dict[str, Any]]) -> str:
         counts = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
         right = "no judge" if "skipped" in classifier else f"the judge is right in {classifier['accuracy_mean']:.1%}"
         found[f"data set {data['name']} ({data['fingerprint'][:8]}): {counts} faces; {right}"] = None
-        faces = (f"{side} {what} {_best(metrics['edits'], what, side).get('faces', 0)}" for what, side in EDITS)
+        faces = (f"{edit} {best.get('faces', 0)}" for edit, best in metrics["best"].items())
         found[f"edited test faces, `{name}`: {', '.join(faces)}"] = None
         measured = {**metrics["reconstruction"], **metrics["generation"]}
         for key in ("features", "frechet_vgg19", "identity"):
