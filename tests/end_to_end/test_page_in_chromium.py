@@ -454,7 +454,7 @@ def test_a_fast_drag_never_queues(visit: Callable[..., Page]) -> None:
     assert frames == ["sent", "received", "sent", "received"]
 
 
-@pytest.mark.parametrize("width", [360, 820, 1000])
+@pytest.mark.parametrize("width", [320, 360, 820, 1000])
 def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> None:
     page = visit(viewport={"width": width, "height": 740}, has_touch=True, is_mobile=width < 800)
     page.set_input_files("#file", photo(GREY))
@@ -470,6 +470,26 @@ def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> No
         "innerWidth + 0.5).map(one => one.outerHTML)"
     )
     assert not wide
+
+
+@pytest.mark.parametrize(("width", "height"), [(844, 390), (667, 331)])
+def test_on_its_side_a_phone_shows_the_whole_picture_beside_the_sliders(
+    visit: Callable[..., Page], width: int, height: int
+) -> None:
+    page = visit(viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
+    slider(page, "Smiling").scroll_into_view_if_needed()
+    boxes = page.evaluate(
+        """() => ["#picture", "#views", "#download"].map((name) => {
+          const { left, right, top, bottom } = document.querySelector(name).getBoundingClientRect();
+          return { left, right, top, bottom };
+        })"""
+    )
+    assert min(box["top"] for box in boxes) >= 0
+    assert max(box["bottom"] for box in boxes) <= height
+    assert boxes[1]["top"] == boxes[2]["top"], "in one row"
+    moving = slider(page, "Smiling").bounding_box()
+    assert moving is not None
+    assert max(box["right"] for box in boxes) < moving["x"]
 
 
 def test_a_low_window_has_room_for_every_row(visit: Callable[..., Page]) -> None:
