@@ -9,7 +9,8 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -148,13 +149,21 @@ def write(path: Path, content: bytes) -> None:
         return
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    with naming(path):
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Has an OSError name a file, in place of one that stands in for it or of none."""
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def grid(images: Bytes, columns: int) -> Bytes:
