@@ -264,7 +264,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         ("edit --set smile=1 IN OUT", "unknown attribute 'smile'; did you mean 'Smiling'?"),
         ("edit --set Smiling=1 --keep MALE IN OUT", "'MALE'; did you mean 'Male'?"),
         ("edit --set Smiling=1 IN IN -", "2 inputs need a folder to write to, and stdout"),
-        ("edit --set Smiling=1 - FOLDER", "error: stdin is not a JPEG, PNG or WebP file (it starts with nothing)"),
+        ("edit --set Smiling=1 - FOLDER", "error: stdin is empty; send a picture"),
         ("edit --set Smiling=1:2:3 WHOLE OUT", "whole.npy is not a JPEG, PNG or WebP file"),
         ("interpolate IN FILE OUT", "file is not a JPEG, PNG or WebP file"),
         ("interpolate FILE IN OUT", "file is not a JPEG, PNG or WebP file"),
