@@ -38,7 +38,7 @@ class Context:
         self._context = context
         self.code: grpc.StatusCode | None = None
         self.details: str | None = None
-        self.trailing: list[tuple[str, Any]] = []
+        self.trailing: list[tuple[str, Any]] = [("request_id", "an-id")]
 
     def invocation_metadata(self) -> list[tuple[str, str]]:
         return [*self._context.invocation_metadata()]
@@ -46,8 +46,8 @@ class Context:
     def peer(self) -> str:
         return str(self._context.peer())
 
-    def request_id(self) -> str:
-        return "an-id"
+    def trailing_metadata(self) -> list[tuple[str, Any]]:
+        return self.trailing
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
@@ -57,7 +57,7 @@ class Context:
 
     def set_trailing_metadata(self, metadata: list[tuple[str, Any]]) -> None:
         assert isinstance(metadata, list)  # Ray puts its own before it
-        self.trailing = [("request_id", self.request_id()), *metadata]
+        self.trailing = [("request_id", "an-id"), *metadata]
 
     def tell(self, context: Any) -> None:
         """Ray's ingress does so with what came back from the replica."""
@@ -187,9 +187,14 @@ def test_streams_pass(place: tuple[str, Ingress]) -> None:
 
 
 def test_refusals_keep_status_and_sentence(place: tuple[str, Ingress]) -> None:
-    with Client(place[0]) as client, pytest.raises(ClientError, match="Grin") as refused:
-        client.edit(random_images(1, seed=0), {"Grin": 1.0})
-    assert refused.value.status == "NOT_FOUND"
+    with Client(place[0]) as client:
+        with pytest.raises(ClientError, match="Grin") as refused:
+            client.edit(random_images(1, seed=0), {"Grin": 1.0})
+        assert refused.value.status == "NOT_FOUND"
+        assert refused.value.request_id, "Ray's own"
+        with pytest.raises(ClientError) as refused:
+            client.edit(random_images(1, seed=0), {"Grin": 1.0}, request_id="mine")
+        assert refused.value.request_id == "mine"
 
 
 def test_another_replica_answers_where_one_has_ended(place: tuple[str, Ingress]) -> None:
