@@ -1,6 +1,7 @@
 """The standard reflection service, grpc.reflection.v1 and, for older tools, v1alpha: two names for the same."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from google.protobuf import text_format
@@ -23,4 +24,20 @@ def servicer_of(files: Iterable[FileDescriptor]) -> Any:
     for file in files:
         pool.AddSerializedFile(file.serialized_pb)
         names += [service.full_name for service in file.services_by_name.values()]
-    return reflection.aio.ReflectionServicer(names, pool)
+    return reflection.aio.ReflectionServicer(names, _Pool(pool))
+
+
+class _Pool:
+    """A pool that knows in which file a method is, too, as `grpcurl describe` asks; protobuf's own doesn't."""
+
+    def __init__(self, pool: DescriptorPool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802 - protobuf's name
+        """KeyError where nothing has that name."""
+        with suppress(KeyError):
+            return self._pool.FindFileContainingSymbol(symbol)
+        return self._pool.FindMethodByName(symbol).containing_service.file

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 from google.protobuf import descriptor_pb2
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 from servers import ServerProcess, client_workers, server_of
 from tiny_model import (
@@ -178,3 +178,14 @@ def test_reflection_of_version_1_tells_of_everything(server: ServerProcess) -> N
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
+
+
+def test_reflection_knows_methods_and_what_is_not_there(server: ServerProcess) -> None:
+    request = reflection_pb2.ServerReflectionRequest
+    with grpc.insecure_channel(server.target) as channel:
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        asked = ("dfcvae.v1.LatentEngine.Edit", "dfcvae.v1.LatentEngine.Grin", "Edit")
+        found, *unknown = ask(iter(request(file_containing_symbol=name) for name in asked), timeout=30)
+    files = map(descriptor_pb2.FileDescriptorProto.FromString, found.file_descriptor_response.file_descriptor_proto)
+    assert "dfcvae.v1" in [file.package for file in files]
+    assert [answer.error_response.error_code for answer in unknown] == [grpc.StatusCode.NOT_FOUND.value[0]] * 2
