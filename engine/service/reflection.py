@@ -8,6 +8,7 @@ from google.protobuf import text_format
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 SERVICE: ServiceDescriptor = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
@@ -21,8 +22,10 @@ def servicer_of(files: Iterable[FileDescriptor]) -> Any:
     pool.Add(alpha)
     # grpcio-reflection has v1alpha only.
     pool.Add(text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), FileDescriptorProto()))
-    for file in files:
-        pool.AddSerializedFile(file.serialized_pb)
+    # With what refusals have as their details, so that tools can show it.
+    for file in (*files, error_details_pb2.DESCRIPTOR):
+        for one in (*file.dependencies, file):
+            pool.AddSerializedFile(one.serialized_pb)
         names += [service.full_name for service in file.services_by_name.values()]
     return reflection.aio.ReflectionServicer(names, _Pool(pool))
 
