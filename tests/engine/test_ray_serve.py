@@ -26,6 +26,7 @@ from tiny_model import ATTRIBUTES, images_of, latents_of, random_images, tiny_di
 from engine.client import Client, ClientError
 from engine.config import load_config
 from engine.errors import StartupError
+from engine.ray_serve import __main__ as ray_serve
 from engine.ray_serve import ingress
 from engine.ray_serve.__main__ import ClusterConfig, application
 from engine.ray_serve.replica import Replica
@@ -236,6 +237,19 @@ def test_settings_of_a_replica() -> None:
     assert (server.bundles, server.threads) == ({"default": Path.cwd() / "bundle"}, 3), "not of Ray's folder"
     with pytest.raises(StartupError, match=r"no bundle folder at .*absent; build it with"):
         application(ClusterConfig(bundle="absent"))
+
+
+def test_what_ray_refuses_is_one_line(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = Mock()
+    ray.start.side_effect = RuntimeError(
+        "ray::ProxyActor.ready()\n  File ...\nRuntimeError: Failed to bind to [::]:1\n"
+    )
+    monkeypatch.setattr(ray_serve, "_imported", lambda name: ray)
+    monkeypatch.setattr(sys, "argv", ["ray_serve", "--bundle", str(tiny_bundle)])
+    assert ray_serve.main() == 2
+    assert capsys.readouterr().err == "error: RuntimeError: Failed to bind to [::]:1\n"
 
 
 @pytest.mark.timeout(600)
