@@ -148,6 +148,13 @@ def test_what_was_written_is_said_where_its_name_is_no_utf8(server: ServerProces
     assert path.exists()
 
 
+def test_a_name_may_be_as_long_as_the_disk_allows(server: ServerProcess, tmp_path: Path) -> None:
+    path = tmp_path / f"{251 * 'a'}.png"
+    check(run(server.target, tmp_path, "sample", "--count", "1", path))
+    assert path in tmp_path.iterdir()
+    assert not [*tmp_path.glob(".*")]
+
+
 def test_this_machine_is_reached_past_a_proxy(server: ServerProcess, tmp_path: Path) -> None:
     port = server.target.rpartition(":")[2]
     for host in ("localhost", "127.0.0.1"):

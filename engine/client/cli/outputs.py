@@ -8,6 +8,7 @@ Shapes: W walks of N images of side S.
 import io
 import math
 import os
+import secrets
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -148,7 +149,7 @@ def write(path: Path, content: bytes) -> None:
         sys.stdout.buffer.write(content)
         return
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{secrets.token_hex(4)}.part")  # the file's own name may have no room for more
     with naming(path):
         try:
             part.write_bytes(content)
