@@ -155,6 +155,8 @@ def test_a_folder_stands_for_its_images(server: ServerProcess, tmp_path: Path) -
     assert check(run(server, "edit", "--set", "Smiling = 0", album, out)) == f"wrote 3 files to {out}\n"
     assert sorted(file.name for file in out.iterdir()) == ["a.png", "b.png", "c.png"]
     np.testing.assert_array_equal(read(out / "b.png"), prepared(faces[1]))
+    again = tmp_path / "again"
+    assert check(run(server, "edit", "--set", "Smiling=0", album, faces[0], again)) == f"wrote 3 files to {again}\n"
     check(run(server, "encode", album, tmp_path / "z.npy"))
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy")[:2], latents_of(np.stack(list(map(prepared, faces[:2])))))
 
