@@ -21,6 +21,7 @@ from servers import ServerProcess, server_of
 from tiny_model import images_of, latents_of, tiny_directions
 
 from engine.images import encode_file
+from framing import CELEBA_SOURCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -422,6 +423,22 @@ def test_a_model_without_attributes_says_so(visit: Callable[..., Page], tmp_path
         page.set_input_files("#file", photo(GREY))
         wait_for_colour(page, (100, 100, 100))
         assert page.locator("#notices").inner_text() == ""
+
+
+def test_of_a_photo_without_a_face_the_middle_is_taken_if_that_is_wanted(
+    visit: Callable[..., Page], tmp_path: Path
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", 148, CELEBA_SOURCE)
+    with server_of(bundle, tmp_path) as server, PageProcess(server.target, tmp_path, aligns=True) as site:
+        page = visit(url=site.url, viewport={"width": 390, "height": 740})
+        for answer in ("Cancel", "Take its middle"):
+            before = pixels_of(page, "canvas.original")
+            page.set_input_files("#file", photo(np.full((300, 400, 3), 100, np.uint8)))
+            page.get_by_text("The photo shows no face that can be found.").wait_for()
+            np.testing.assert_array_equal(pixels_of(page, "canvas.original"), before)
+            page.get_by_role("button", name=answer).click()
+            assert page.locator("#notices").inner_text() == ""
+        wait_for_colour(page, (100, 100, 100), "canvas.original")
 
 
 def test_a_fast_drag_never_queues(visit: Callable[..., Page]) -> None:
