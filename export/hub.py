@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, PROOF, Bundle, Manifest, sha256_of
+from engine.bundle import DECODER, DIRECTIONS, ENCODER, PRIOR, Bundle, Manifest, sha256_of
 from export import command
 from export.bundle.output import check_free, publish, staging
 from export.errors import InputError
@@ -77,7 +77,8 @@ def write(config: HubConfig) -> None:
         (folder / GRAPHS).mkdir()
         for name in (ENCODER, DECODER):
             shutil.copyfile(bundle.path / name, folder / GRAPHS / name)
-        for name in (DIRECTIONS, PRIOR, PROOF):
+        # Not the bundle's proof, which has some of the images: they may not be ours to publish.
+        for name in (DIRECTIONS, PRIOR):
             if name in bundle.manifest.files:
                 shutil.copyfile(bundle.path / name, folder / name)
         settings = _settings(bundle.manifest)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from servers import ROOT, environment_without_torch
+from servers import ROOT, STRANGERS, environment_without_torch
 from websockets import Origin
 from websockets.sync.client import ClientConnection, connect
 
@@ -24,15 +24,16 @@ class PageProcess:
         target: HOST:PORT of the server that it asks.
         folder: Where its stderr goes.
         options: Other flags.
+        aligns: Whether it may import what aligns faces.
     """
 
-    def __init__(self, target: str, folder: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, target: str, folder: Path, options: Sequence[str] = (), aligns: bool = False) -> None:
         self._log = folder / "page.log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "engine.page", "--target", target, "--port", "0", *options],
                 cwd=ROOT,
-                env=environment_without_torch(folder / "site"),
+                env=environment_without_torch(folder / "site", ("torch",) if aligns else STRANGERS),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -27,10 +27,10 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
-_STRANGERS = ("torch", "torchvision", "onnx", "trainer", "export")
+STRANGERS = ("torch", "torchvision", "onnx", "trainer", "export")
 
 
-def environment_without_torch(folder: Path, names: Sequence[str] = _STRANGERS) -> dict[str, str]:
+def environment_without_torch(folder: Path, names: Sequence[str] = STRANGERS) -> dict[str, str]:
     """Environment variables for a Python that can import the engine, but nothing that it mustn't need."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_BLOCKER.replace("NAMES", repr(names)))
@@ -38,7 +38,7 @@ def environment_without_torch(folder: Path, names: Sequence[str] = _STRANGERS) -
 
 
 def run_python(
-    arguments: Sequence[str], folder: Path, without: Sequence[str] = _STRANGERS
+    arguments: Sequence[str], folder: Path, without: Sequence[str] = STRANGERS
 ) -> "subprocess.CompletedProcess[str]":
     """Runs Python to its end, at the root, where some packages can't be imported; gives its exit code and output."""
     return subprocess.run(

@@ -5,7 +5,7 @@ set -euo pipefail
 folder=${1:?folder for the environments}
 shift
 peers=${*:-grpcio mosec litserve bentoml ray triton}
-engine="onnxruntime numpy pillow safetensors tyro typing-extensions"
+engine="onnxruntime openvino numpy pillow pydantic safetensors typing-extensions"
 declare -A packages=([grpcio]="grpcio<1.86 protobuf>=6.31.1,<8" [ray]="ray[serve]" [triton]=nvidia-pytriton)
 for peer in $peers; do
   python=${PYTHON:-python3}

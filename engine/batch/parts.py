@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.arrays import Floats
-from engine.client.cli.outputs import UsageError
+from engine.client.cli.outputs import UsageError, naming
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _LOCK, _DAMAGED = "_lock", "_damaged.csv"
@@ -60,7 +60,7 @@ class Parts:
         table = pa.Table.from_arrays([pa.array(paths, pa.string()), mu], schema=self._schema)
         part = self._folder / f"part-{self._next:06}.parquet"
         hidden = part.with_name(f".{part.name}")
-        with hidden.open("wb") as file:
+        with naming(part), hidden.open("wb") as file:
             pq.write_table(table, file)
             file.flush()
             os.fsync(file.fileno())

@@ -109,9 +109,11 @@ def fault_of(data: bytes) -> str:
         if not width or not height:
             return f"is a PNG file of {width}x{height} pixels; send a picture"
         return "is a PNG file, but damaged or truncated; save it again"
-    start = data[:4].hex(" ") or "nothing"
+    if not data:
+        return "is empty; send a picture"
     if data.startswith(b"\xff\xd8\xff"):
         return "is a JPEG file, but damaged or truncated, or of a kind that can't be read here; save it again"
     kind = next((kind for at, magic, kind in _OTHERS if data.startswith(magic, at)), "")
-    what = f"is {kind}, not" if kind else "is not"
-    return f"{what} a JPEG, PNG or WebP file{'' if kind else f' (it starts with {start})'}; convert it to one"
+    if kind:
+        return f"is {kind}, not a JPEG, PNG or WebP file; convert it to one"
+    return f"is not a JPEG, PNG or WebP file (it starts with {data[:4].hex(' ')}); convert it to one"

@@ -57,7 +57,7 @@ class Photos:
             try:
                 image, faces = self._aligner.align(to_rgb(picture))
             except FramingError as error:
-                raise NoFaceError(str(error)) from None
+                raise NoFaceError(str(error).partition(";")[0]) from None  # the page itself says what to do about it
             except ValueError as error:
                 raise InvalidRequest(str(error)) from None
             note = f"The photo shows {faces} faces; the largest is taken." if faces > 1 else ""

@@ -112,9 +112,10 @@ def main() -> int:
         )
         serve.start(grpc_options={"port": config.port, "grpc_servicer_functions": [*FUNCTIONS]})
         serve.run(app, name=config.name)
-    except (StartupError, ConnectionError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except StartupError as error:
+        return _refused(str(error))
+    except (ConnectionError, RuntimeError) as error:
+        return _refused(str(error).strip().splitlines()[-1])  # the traces of Ray's own processes come before
     print(f"serving dfcvae.v1.LatentEngine on port {config.port} of every node with a replica", flush=True)
     if config.address is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a stack and leaves
@@ -122,6 +123,11 @@ def main() -> int:
             threading.Event().wait()
         serve.shutdown()
     return 0
+
+
+def _refused(why: str) -> int:
+    print(f"error: {why}", file=sys.stderr)
+    return 2
 
 
 def _imported(name: str) -> Any:

@@ -30,9 +30,10 @@ class RayCall(Call):
 
     def __init__(self, context: Any) -> None:
         self._context = context
-        metadata = dict(context.invocation_metadata())
         self.client = host_of(context.peer())
-        self.request_id: str = metadata.get(REQUEST_ID) or context.request_id() or ""
+        # Without one of the client's it is Ray's, which stands among what Ray sends back.
+        given, made = dict(context.invocation_metadata()), dict(context.trailing_metadata())
+        self.request_id: str = given.get(REQUEST_ID) or made.get("request_id", "")
         context.set_trailing_metadata([(REQUEST_ID, self.request_id)])
 
     def refuse(self, error: Exception, method: str) -> Empty:

@@ -2,8 +2,14 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +17,13 @@ import pytest
 from servers import ROOT
 
 FOLDER = ROOT / "benchmarks" / "peers"
+OPEN_BOTH = """import os, sys
+before = {*sys.modules}
+from model import Model
+for engine in "01":
+    os.environ["PEER_ENGINE"] = engine
+    Model()
+print(*{name.partition(".")[0] for name in {*sys.modules} - before})"""
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +67,38 @@ def test_every_peer_has_a_server_and_an_environment(peers: ModuleType) -> None:
         if peer.environment:
             assert peer.environment in environments
             assert (FOLDER / "servers" / f"{peer.environment}_server.py").exists()
+
+
+def test_environments_have_what_models_import(tiny_bundle: Path) -> None:
+    listed = re.search(r'^engine="(.*)"$', (FOLDER / "environments.sh").read_text(), re.MULTILINE)
+    assert listed is not None
+    variables = {
+        "PEER_BUNDLE": str(tiny_bundle),
+        "PEER_PORT": "1",
+        "PEER_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{FOLDER / 'servers'}",
+    }
+    opened = subprocess.run(
+        [sys.executable, "-c", OPEN_BOTH], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    )
+    known = packages_distributions()
+    imported = {normal(name) for module in opened.stdout.split() for name in known.get(module, ())}
+    assert imported - with_requirements(listed[1].split()) == {"dfc-vae"}
+
+
+def with_requirements(names: Iterable[str]) -> set[str]:
+    """Names of installed packages and of all that they require."""
+    found, open_ones = set[str](), {*names}
+    while open_ones:
+        name = normal(open_ones.pop())
+        if name in found:
+            continue
+        found.add(name)
+        with suppress(PackageNotFoundError):  # for another Python, or another machine
+            required = [one for one in requires(name) or () if "extra ==" not in one]
+            open_ones |= {re.split(r"[^\w.-]", one)[0] for one in required}
+    return found
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

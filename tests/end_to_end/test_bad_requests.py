@@ -61,7 +61,7 @@ CASES = {
         "images.files[1] is a GIF file, not a JPEG, PNG or WebP",
     ),
     "garbage file": (pb.EncodeRequest(images=file_batch([b"garbage"])), "images.files[0] is not a JPEG, PNG or WebP"),
-    "empty file": (pb.EncodeRequest(images=file_batch([b""])), "(it starts with nothing)"),
+    "empty file": (pb.EncodeRequest(images=file_batch([b""])), "is empty; send a picture"),
     "truncated file": (
         pb.EncodeRequest(images=file_batch([picture("PNG")[:60]])),
         "images.files[0] is damaged or truncated",

@@ -1,6 +1,7 @@
 """Folders encoded at scale, as a process against real servers; read back as anybody reads Parquet."""
 
 import csv
+import resource
 import signal
 import sys
 import time
@@ -199,3 +200,15 @@ def test_a_damaged_part_is_named(server: ServerProcess, tmp_path: Path) -> None:
     assert "); remove it, and its images are encoded again" in result.stderr
     part.unlink()
     assert run_python(command, tmp_path).stdout == f"wrote 1 latent to {out}, which has 1 now\n"
+
+
+def test_a_part_that_has_no_room_is_named(server: ServerProcess, images: Path, tmp_path: Path) -> None:
+    def allow_small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    out = tmp_path / "latents.parquet"
+    process = start_python(command_of(server.target, images, out), tmp_path, preexec_fn=allow_small_files_only)
+    assert process.communicate()[1] == f"error: {out / 'part-000000.parquet'} can't be used: file too large\n"
+    assert process.returncode == 2
+    assert run_python(command_of(server.target, images, out), tmp_path).returncode == 0
+    check_all_there(images, out)

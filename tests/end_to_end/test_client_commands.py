@@ -155,6 +155,8 @@ def test_a_folder_stands_for_its_images(server: ServerProcess, tmp_path: Path) -
     assert check(run(server, "edit", "--set", "Smiling = 0", album, out)) == f"wrote 3 files to {out}\n"
     assert sorted(file.name for file in out.iterdir()) == ["a.png", "b.png", "c.png"]
     np.testing.assert_array_equal(read(out / "b.png"), prepared(faces[1]))
+    again = tmp_path / "again"
+    assert check(run(server, "edit", "--set", "Smiling=0", album, faces[0], again)) == f"wrote 3 files to {again}\n"
     check(run(server, "encode", album, tmp_path / "z.npy"))
     np.testing.assert_array_equal(np.load(tmp_path / "z.npy")[:2], latents_of(np.stack(list(map(prepared, faces[:2])))))
 
@@ -264,7 +266,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(server: ServerProcess, tmp_pat
         ("edit --set smile=1 IN OUT", "unknown attribute 'smile'; did you mean 'Smiling'?"),
         ("edit --set Smiling=1 --keep MALE IN OUT", "'MALE'; did you mean 'Male'?"),
         ("edit --set Smiling=1 IN IN -", "2 inputs need a folder to write to, and stdout"),
-        ("edit --set Smiling=1 - FOLDER", "error: stdin is not a JPEG, PNG or WebP file (it starts with nothing)"),
+        ("edit --set Smiling=1 - FOLDER", "error: stdin is empty; send a picture"),
         ("edit --set Smiling=1:2:3 WHOLE OUT", "whole.npy is not a JPEG, PNG or WebP file"),
         ("interpolate IN FILE OUT", "file is not a JPEG, PNG or WebP file"),
         ("interpolate FILE IN OUT", "file is not a JPEG, PNG or WebP file"),

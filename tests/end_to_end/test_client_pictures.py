@@ -134,6 +134,27 @@ def test_a_picture_is_not_written_to_a_terminal(server: ServerProcess, tmp_path:
     assert b"error: - as OUT: stdout is a terminal; give it a file or a command: ... - > face.png" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["sample -", "info"])
+def test_a_full_disk_behind_stdout_is_said(server: ServerProcess, tmp_path: Path, command: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = run(server.target, tmp_path, *command.split(), stdout=full.fileno())
+    assert (result.returncode, result.stderr) == (2, b"error: stdout can't be used: no space left on device\n")
+
+
+def test_what_was_written_is_said_where_its_name_is_no_utf8(server: ServerProcess, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    said = check(run(server.target, tmp_path, "sample", path, PYTHONIOENCODING="utf-8:strict"))
+    assert said.decode() == f"wrote {tmp_path}/\\udcff.png\n"
+    assert path.exists()
+
+
+def test_a_name_may_be_as_long_as_the_disk_allows(server: ServerProcess, tmp_path: Path) -> None:
+    path = tmp_path / f"{251 * 'a'}.png"
+    check(run(server.target, tmp_path, "sample", "--count", "1", path))
+    assert path in tmp_path.iterdir()
+    assert not [*tmp_path.glob(".*")]
+
+
 def test_this_machine_is_reached_past_a_proxy(server: ServerProcess, tmp_path: Path) -> None:
     port = server.target.rpartition(":")[2]
     for host in ("localhost", "127.0.0.1"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from bundles import write_tiny_bundle
 from google.protobuf import descriptor_pb2
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 from servers import ServerProcess, client_workers, server_of
 from tiny_model import (
@@ -178,3 +178,15 @@ def test_reflection_of_version_1_tells_of_everything(server: ServerProcess) -> N
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
+
+
+@pytest.mark.parametrize("name", ["dfcvae.v1.LatentEngine.Edit", "google.rpc.BadRequest"])
+def test_reflection_knows_methods_and_the_details_of_refusals(server: ServerProcess, name: str) -> None:
+    request = reflection_pb2.ServerReflectionRequest
+    with grpc.insecure_channel(server.target) as channel:
+        ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        asked = (name, f"{name}er", "Edit")
+        found, *unknown = ask(iter(request(file_containing_symbol=one) for one in asked), timeout=30)
+    files = map(descriptor_pb2.FileDescriptorProto.FromString, found.file_descriptor_response.file_descriptor_proto)
+    assert any(name.startswith(file.package) for file in files)
+    assert [answer.error_response.error_code for answer in unknown] == [grpc.StatusCode.NOT_FOUND.value[0]] * 2

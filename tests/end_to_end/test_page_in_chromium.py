@@ -21,6 +21,7 @@ from servers import ServerProcess, server_of
 from tiny_model import images_of, latents_of, tiny_directions
 
 from engine.images import encode_file
+from framing import CELEBA_SOURCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -424,6 +425,22 @@ def test_a_model_without_attributes_says_so(visit: Callable[..., Page], tmp_path
         assert page.locator("#notices").inner_text() == ""
 
 
+def test_of_a_photo_without_a_face_the_middle_is_taken_if_that_is_wanted(
+    visit: Callable[..., Page], tmp_path: Path
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", 148, CELEBA_SOURCE)
+    with server_of(bundle, tmp_path) as server, PageProcess(server.target, tmp_path, aligns=True) as site:
+        page = visit(url=site.url, viewport={"width": 390, "height": 740})
+        for answer in ("Cancel", "Take its middle"):
+            before = pixels_of(page, "canvas.original")
+            page.set_input_files("#file", photo(np.full((300, 400, 3), 100, np.uint8)))
+            page.get_by_text("The photo shows no face that can be found.").wait_for()
+            np.testing.assert_array_equal(pixels_of(page, "canvas.original"), before)
+            page.get_by_role("button", name=answer).click()
+            assert page.locator("#notices").inner_text() == ""
+        wait_for_colour(page, (100, 100, 100), "canvas.original")
+
+
 def test_a_fast_drag_never_queues(visit: Callable[..., Page]) -> None:
     page = visit()
     page.set_input_files("#file", photo(GREY))
@@ -454,7 +471,7 @@ def test_a_fast_drag_never_queues(visit: Callable[..., Page]) -> None:
     assert frames == ["sent", "received", "sent", "received"]
 
 
-@pytest.mark.parametrize("width", [360, 820, 1000])
+@pytest.mark.parametrize("width", [320, 360, 820, 1000])
 def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> None:
     page = visit(viewport={"width": width, "height": 740}, has_touch=True, is_mobile=width < 800)
     page.set_input_files("#file", photo(GREY))
@@ -470,6 +487,26 @@ def test_no_width_scrolls_sideways(visit: Callable[..., Page], width: int) -> No
         "innerWidth + 0.5).map(one => one.outerHTML)"
     )
     assert not wide
+
+
+@pytest.mark.parametrize(("width", "height"), [(844, 390), (667, 331)])
+def test_on_its_side_a_phone_shows_the_whole_picture_beside_the_sliders(
+    visit: Callable[..., Page], width: int, height: int
+) -> None:
+    page = visit(viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
+    slider(page, "Smiling").scroll_into_view_if_needed()
+    boxes = page.evaluate(
+        """() => ["#picture", "#views", "#download"].map((name) => {
+          const { left, right, top, bottom } = document.querySelector(name).getBoundingClientRect();
+          return { left, right, top, bottom };
+        })"""
+    )
+    assert min(box["top"] for box in boxes) >= 0
+    assert max(box["bottom"] for box in boxes) <= height
+    assert boxes[1]["top"] == boxes[2]["top"], "in one row"
+    moving = slider(page, "Smiling").bounding_box()
+    assert moving is not None
+    assert max(box["right"] for box in boxes) < moving["x"]
 
 
 def test_a_low_window_has_room_for_every_row(visit: Callable[..., Page]) -> None:

@@ -112,7 +112,7 @@ def test_what_people_have_is_named(file: bytes, kind: str) -> None:
 def test_garbage_and_nothing_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="it starts with 00 01 02 03"):
         decode_file(bytes(range(100)), Frame(16))
-    with pytest.raises(InvalidRequest, match="it starts with nothing"):
+    with pytest.raises(InvalidRequest, match="is empty; send a picture"):
         decode_file(b"", Frame(16))
 
 

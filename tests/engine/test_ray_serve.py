@@ -26,6 +26,7 @@ from tiny_model import ATTRIBUTES, images_of, latents_of, random_images, tiny_di
 from engine.client import Client, ClientError
 from engine.config import load_config
 from engine.errors import StartupError
+from engine.ray_serve import __main__ as ray_serve
 from engine.ray_serve import ingress
 from engine.ray_serve.__main__ import ClusterConfig, application
 from engine.ray_serve.replica import Replica
@@ -38,7 +39,7 @@ class Context:
         self._context = context
         self.code: grpc.StatusCode | None = None
         self.details: str | None = None
-        self.trailing: list[tuple[str, Any]] = []
+        self.trailing: list[tuple[str, Any]] = [("request_id", "an-id")]
 
     def invocation_metadata(self) -> list[tuple[str, str]]:
         return [*self._context.invocation_metadata()]
@@ -46,8 +47,8 @@ class Context:
     def peer(self) -> str:
         return str(self._context.peer())
 
-    def request_id(self) -> str:
-        return "an-id"
+    def trailing_metadata(self) -> list[tuple[str, Any]]:
+        return self.trailing
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
@@ -57,7 +58,7 @@ class Context:
 
     def set_trailing_metadata(self, metadata: list[tuple[str, Any]]) -> None:
         assert isinstance(metadata, list)  # Ray puts its own before it
-        self.trailing = [("request_id", self.request_id()), *metadata]
+        self.trailing = [("request_id", "an-id"), *metadata]
 
     def tell(self, context: Any) -> None:
         """Ray's ingress does so with what came back from the replica."""
@@ -187,9 +188,14 @@ def test_streams_pass(place: tuple[str, Ingress]) -> None:
 
 
 def test_refusals_keep_status_and_sentence(place: tuple[str, Ingress]) -> None:
-    with Client(place[0]) as client, pytest.raises(ClientError, match="Grin") as refused:
-        client.edit(random_images(1, seed=0), {"Grin": 1.0})
-    assert refused.value.status == "NOT_FOUND"
+    with Client(place[0]) as client:
+        with pytest.raises(ClientError, match="Grin") as refused:
+            client.edit(random_images(1, seed=0), {"Grin": 1.0})
+        assert refused.value.status == "NOT_FOUND"
+        assert refused.value.request_id, "Ray's own"
+        with pytest.raises(ClientError) as refused:
+            client.edit(random_images(1, seed=0), {"Grin": 1.0}, request_id="mine")
+        assert refused.value.request_id == "mine"
 
 
 def test_another_replica_answers_where_one_has_ended(place: tuple[str, Ingress]) -> None:
@@ -231,6 +237,19 @@ def test_settings_of_a_replica() -> None:
     assert (server.bundles, server.threads) == ({"default": Path.cwd() / "bundle"}, 3), "not of Ray's folder"
     with pytest.raises(StartupError, match=r"no bundle folder at .*absent; build it with"):
         application(ClusterConfig(bundle="absent"))
+
+
+def test_what_ray_refuses_is_one_line(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = Mock()
+    ray.start.side_effect = RuntimeError(
+        "ray::ProxyActor.ready()\n  File ...\nRuntimeError: Failed to bind to [::]:1\n"
+    )
+    monkeypatch.setattr(ray_serve, "_imported", lambda name: ray)
+    monkeypatch.setattr(sys, "argv", ["ray_serve", "--bundle", str(tiny_bundle)])
+    assert ray_serve.main() == 2
+    assert capsys.readouterr().err == "error: RuntimeError: Failed to bind to [::]:1\n"
 
 
 @pytest.mark.timeout(600)

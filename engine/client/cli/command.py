@@ -1,5 +1,6 @@
 """What every command of a client has: where the server is, who asks, and how failures are told."""
 
+import io
 import os
 import sys
 from dataclasses import dataclass
@@ -107,15 +108,19 @@ class Command(ServerOptions):
         Returns:
             0 when it worked, 2 for bad input, 1 when the server failed or can't be reached, 130 after Ctrl-C.
         """
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files are any bytes
         try:
             with self.connect(Client, **self.patience) as client:
                 code = self.run(client)
             sys.stdout.flush()
             return code
-        except BrokenPipeError:  # whoever reads the output, `head` say, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except (ClientError, ValueError, OSError) as error:
+        except OSError as error:
+            if error.filename is None:  # it is stdout: what is left of it would fail once more at the very end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever reads the output, `head` say, has seen enough.
+            return 0 if isinstance(error, BrokenPipeError) else report(error)
+        except (ClientError, ValueError) as error:
             return report(error)
         except KeyboardInterrupt:
             return 130
@@ -124,7 +129,8 @@ class Command(ServerOptions):
 def report(error: Exception, about: str = "") -> int:
     """Says what went wrong, on one line of stderr; the exit code."""
     text = f"{about}{error}"
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        text = f"{error.filename} can't be used: {error.strerror[0].lower()}{error.strerror[1:]}"
+    if isinstance(error, OSError) and error.strerror:
+        # What has no name is what results are written to.
+        text = f"{error.filename or 'stdout'} can't be used: {error.strerror[0].lower()}{error.strerror[1:]}"
     tqdm.write(f"error: {text}", file=sys.stderr)
     return 1 if isinstance(error, ClientError) and error.status not in _CALLERS_FAULT else 2

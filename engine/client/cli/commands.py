@@ -90,7 +90,7 @@ class Edit(Command):
         def edit(path: Path) -> None:
             outputs.write(files[path], self._edited(client, read(path), settings, place.file_format))
 
-        code, done = _for_each(edit, paths, "edit")
+        code, done = _for_each(edit, [*files], "edit")
         if done:
             outputs.say_written(place.path, len(done) if place.is_folder else None)
         return code
@@ -287,7 +287,7 @@ def _about_file(error: Exception, files: Mapping[str, Path]) -> Exception:
 
 
 def _files_to_write(paths: list[Path], place: Output) -> dict[Path, Path]:
-    """The file to write for each that is read."""
+    """The file to write for each that is read, once, however often it is named."""
     if not place.is_folder:
         if len(paths) > 1:
             what = "stdout" if place.path == PIPE else f"{place.path} is a file"

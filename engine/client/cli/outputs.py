@@ -8,8 +8,10 @@ Shapes: W walks of N images of side S.
 import io
 import math
 import os
+import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -147,14 +149,22 @@ def write(path: Path, content: bytes) -> None:
         sys.stdout.buffer.write(content)
         return
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{secrets.token_hex(4)}.part")  # the file's own name may have no room for more
+    with naming(path):
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Has an OSError name a file, in place of one that stands in for it or of none."""
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def grid(images: Bytes, columns: int) -> Bytes:

@@ -50,6 +50,9 @@ export class Conditions {
       this[kind] = [...this.#kinds].filter(([, one]) => one === kind).map(([name]) => name);
     }
     const named = (kind) => this[kind].map((name) => `${WORDS[kind]} ${labelOf(name).toLowerCase()}`);
-    this.#root.querySelector("summary span").textContent = Object.keys(WORDS).flatMap(named).join(", ");
+    const summary = this.#root.querySelector("summary");
+    const said = Object.keys(WORDS).flatMap(named).join(", ");
+    summary.textContent = said ? said.charAt(0).toUpperCase() + said.slice(1) : "With or without";
+    summary.classList.toggle("set", said);
   }
 }

@@ -27,22 +27,23 @@ let saving = 0;
 
 const notices = new Map();
 
-function notice(about, text, { label, act, seconds } = {}) {
+// actions: buttons by their labels, each of which ends it; one that stays for some seconds has none.
+function notice(about, text, { actions = { OK: null }, seconds = 0 } = {}) {
   quiet(about);
   const line = document.createElement("p");
-  line.append(text);
-  if (!seconds) {
+  line.append(document.createElement("span"));
+  line.firstChild.append(text);
+  for (const [label, act] of seconds ? [] : Object.entries(actions)) {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = label ?? "OK";
+    button.textContent = label;
     button.addEventListener("click", () => {
       quiet(about);
       act?.();
     });
     line.append(button);
-  } else if (seconds < Infinity) {
-    setTimeout(() => line.remove(), 1000 * seconds);
   }
+  if (seconds && seconds < Infinity) setTimeout(() => line.remove(), 1000 * seconds);
   notices.set(about, line);
   at("notices").append(line);
 }
@@ -128,8 +129,8 @@ function take(slot, face) {
     },
     failed: (answer) => {
       wanted[slot] = state.faces[slot];
-      const middle = { label: "Take its middle", act: () => take(slot, { photo, align: false }) };
-      notice("photo", answer.error, answer.middle ? middle : {});
+      const actions = { "Take its middle": () => take(slot, { photo, align: false }), Cancel: null };
+      notice("photo", answer.error, answer.middle ? { actions } : {});
     },
   });
 }
