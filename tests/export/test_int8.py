@@ -165,10 +165,10 @@ def test_on_a_gpu_float_is_fp16_and_int8_layers_read_their_scales(
             if weight is None:
                 assert kinds[node.input[1]] == onnx.TensorProto.FLOAT16
             else:
-                source = made[node.input[0]]
-                while source.op_type in ("Reshape", "Flatten", "Slice", "Concat", "DepthToSpace", "Pad", "Transpose"):
-                    source = made[source.input[0]]
-                assert (weight.op_type, source.op_type) == ("DequantizeLinear", "DequantizeLinear"), node.name
+                feeding = made[node.input[0]]
+                while feeding.op_type in ("Reshape", "Flatten", "Slice", "Concat", "DepthToSpace", "Pad", "Transpose"):
+                    feeding = made[feeding.input[0]]
+                assert (weight.op_type, feeding.op_type) == ("DequantizeLinear", "DequantizeLinear"), node.name
             found["float" if weight is None else "int8"] += 1
         assert found["float"] == 1
         assert found["int8"] >= 3
