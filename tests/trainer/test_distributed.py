@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from fresh import FRESH
+from servers import ROOT
 from torch import nn
 
 from trainer import run_folder
 from trainer.config import TrainConfig
 from trainer.data import FaceData
 from trainer.errors import RunError
-from trainer.hardware.device import Placement
 from trainer.hardware.distributed import Processes
 from trainer.loss.vae_loss import VAELoss
 from trainer.train_state import TrainState
@@ -28,6 +27,7 @@ from trainer.train_state import TrainState
 SIZES = ["--image-size", "32", "--latent-dim", "16", "--channels", "16", "16", "32", "32"]
 COMMON = ["--preset", "plain", "--precision", "fp32", "--device", "cpu", "--log-every", "1", *SIZES]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LEAVING = Path(__file__).with_name("leaving_processes.py")
 MIN_STEPS = 10
 """Four steps an epoch, the last of them on a single image: so there are two of these."""
 
@@ -137,38 +137,6 @@ def test_whatever_ends_the_main_process_is_told_to_the_others(
     assert told == [None, code]
 
 
-def join_and_leave(rank: int, folder: Path, turns: int) -> None:
-    """What a run does with the other process: gradients are averaged, and the main process does something last.
-
-    Both share a core, so that the threads of a group come late.
-    """
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    shared = dist.FileStore(str(folder / "store"), 2)  # type: ignore[attr-defined]
-    stores = []  # all stay, so that no port comes again: one that did was refused as in use
-    for turn in range(turns):
-        if not rank:
-            store = dist.TCPStore(  # type: ignore[attr-defined]
-                "127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True
-            )
-            stores.append(store)
-            shared.set(f"port {turn}", str(store.port))
-        os.environ["MASTER_PORT"] = shared.get(f"port {turn}").decode()
-        with Processes.join(Placement.of("cpu", "fp32")) as processes:
-            model = processes.data_parallel(nn.Linear(4, 4))
-            model(torch.ones(2, 4)).sum().backward()
-            processes.on_main(lambda: None)
-
-
-def test_processes_leave_each_other_however_late_their_threads_are(tmp_path: Path) -> None:
-    pair = [FRESH.Process(target=join_and_leave, args=(rank, tmp_path, 10)) for rank in range(2)]
-    for process in pair:
-        process.start()
-    try:
-        for process in pair:
-            process.join(250)
-            assert process.exitcode == 0
-    finally:
-        for process in pair:
-            process.kill()
+def test_processes_leave_each_other_however_late_their_threads_are() -> None:
+    command = [*TORCHRUN, str(LEAVING), "10"]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=280)

@@ -1,14 +1,13 @@
 """Training that is killed without warning, and gone on with."""
 
 import json
+import multiprocessing
 import time
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import torch
-from fresh import FRESH
 from safetensors.torch import load_file
 
 from trainer import run_folder
@@ -16,13 +15,16 @@ from trainer.config import TrainConfig
 from trainer.data import load_data
 from trainer.training import train
 
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["trainer.training"])  # loads PyTorch once for all processes
+
 
 def work(config: TrainConfig, faces: Path, run: Path) -> None:
     torch.set_num_threads(1)
     train(config, load_data(faces, 32, 148), run, resume=True)
 
 
-def start(config: TrainConfig, faces: Path, run: Path) -> BaseProcess:
+def start(config: TrainConfig, faces: Path, run: Path) -> multiprocessing.process.BaseProcess:
     process = FRESH.Process(target=work, args=(config, faces, run))
     process.start()
     return process
@@ -34,7 +36,7 @@ def written(run: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def kill_after(process: BaseProcess, run: Path, checkpoints: int, seconds: float) -> None:
+def kill_after(process: multiprocessing.process.BaseProcess, run: Path, checkpoints: int, seconds: float) -> None:
     """Kills a process some time after it has written some checkpoints."""
     last = written(run)
     while checkpoints and process.is_alive():
