@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from servers import ROOT
 
 Result = subprocess.CompletedProcess[str]
 
