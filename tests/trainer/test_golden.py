@@ -1,6 +1,6 @@
 """What a change of form must not change: the first 20 losses of every preset, and the flags of every command.
 
-`python tests/trainer/test_golden.py` records both anew, for a change that is meant to change them.
+`PYTHONPATH=tests python tests/trainer/test_golden.py` records both anew, for a change that is meant to change them.
 """
 
 import contextlib
