@@ -29,7 +29,7 @@ Finished = tuple[Path, str]
 
 
 def flags(out: Path) -> list[str]:
-    return ["--out", os.path.join(".", out), "--count", "120", "--epochs", "10"]
+    return ["--out", os.path.join(".", out), "--count", "120", "--epochs", "3"]
 
 
 @pytest.fixture(scope="module")
