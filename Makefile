@@ -8,6 +8,8 @@ RUN     = $(VENV)/bin/python
 # of which there are many, also where the environment says otherwise, as containers like to.
 INSTALL = -m pip install --quiet --no-compile
 unexport PYTHONDONTWRITEBYTECODE
+# The other environments are made beside the large one; only installing this project, which writes its egg-info, is not.
+ALONE   = flock "$(VENV)/pyvenv.cfg"
 
 .PHONY: quickstart test lint pytest protos lock
 .DELETE_ON_ERROR:
@@ -42,16 +44,13 @@ $(VENV)/oldest: $(VENV)/installed
 	  $$(sed -nE 's/^ *"((grpcio|protobuf|googleapis)[a-z-]*)>=([0-9.]+).*/\1==\3/p' pyproject.toml)
 
 # What a server and a client need, for the oldest and the newest Python, where this machine has them.
-$(VENV)/python3.%: $(VENV)/installed
+$(VENV)/python3.%: requirements.lock pyproject.toml | $(VENV)/pyvenv.cfg
 	rm -rf "$@"
 	for python in python3.$* "$$HOME"/.pyenv/versions/3.$*.*/bin/python; do \
 	  "$$python" -m venv "$@" 2>/dev/null && break; done || { rm -rf "$@"; mkdir -p "$@"; }
 	[ ! -x "$@/bin/python" ] || \
-	  "$@/bin/python" $(INSTALL) --constraint requirements.lock --editable ".[cpu]" || \
+	  $(ALONE) "$@/bin/python" $(INSTALL) --constraint requirements.lock --editable ".[cpu]" || \
 	  { rm -rf "$@"; exit 1; }
-
-# One after the other: both write the project's egg-info.
-$(VENV)/python3.13: | $(VENV)/python3.10
 
 # The lock holds for every Python from 3.10 on, and for all that is needed; torch and torchvision are pinned as a pair.
 lock: $(VENV)/installed
@@ -61,10 +60,12 @@ lock: $(VENV)/installed
 	  --no-annotate --no-emit-index-url --no-emit-find-links --no-header --output-file requirements.lock
 	sed -i "1i # Exact versions of everything that make installs (Python 3.10 and newer). Renew with: make lock" requirements.lock
 
-$(VENV)/installed: requirements.lock pyproject.toml
+$(VENV)/installed: requirements.lock pyproject.toml | $(VENV)/pyvenv.cfg
+	$(RUN) $(INSTALL) --no-deps --requirement requirements.lock
+	$(ALONE) $(RUN) $(INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) $(INSTALL) --no-deps --requirement requirements.lock
-	$(RUN) $(INSTALL) --no-deps --no-build-isolation --editable .
-	touch $@

@@ -3,21 +3,20 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from servers import ROOT
 
 Result = subprocess.CompletedProcess[str]
 
 
-def on_small_disk(mount: Path, kilobytes: int, command: Sequence[object], *, read_only: bool = False) -> Result:
-    """Runs a command in `mount`, a disk of its own that is there for this command alone."""
-    options = f"size={kilobytes}k" + (",ro" if read_only else "")
-    script = f'mount -t tmpfs -o {options} none "$0" && cd "$0" && exec "$@"'
-    return _run(["unshare", "-Urm", "sh", "-c", script, mount, *command], mount)
+def on_disks(folder: Path, disks: Mapping[str, str], command: Sequence[object]) -> Result:
+    """Runs a command in `folder`, where disks of their own, by name and mount's options, are for this command alone."""
+    mounts = [f"mkdir {name} && mount -t tmpfs -o {options} none {name}" for name, options in disks.items()]
+    script = " && ".join([*mounts, 'exec "$@"'])
+    return _run(["unshare", "-Urm", "sh", "-c", script, "sh", *command], folder)
 
 
 def as_nobody(folder: Path, command: Sequence[object]) -> Result:

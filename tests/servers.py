@@ -1,5 +1,6 @@
 """Real server processes for tests, in an environment where torch and its friends can't be imported."""
 
+import json
 import os
 import re
 import signal
@@ -49,6 +50,28 @@ def run_python(
         text=True,
         check=False,
     )
+
+
+# Exit code and output of the server's main function, for each of several command lines.
+_STARTS = """
+import contextlib, io, json, sys
+from engine.__main__ import main
+ended = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["engine", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main()
+    ended.append((code, out.getvalue(), err.getvalue()))
+json.dump(ended, sys.stdout)
+"""
+
+
+def failed_starts(commands: Sequence[Sequence[str]], folder: Path) -> "list[subprocess.CompletedProcess[str]]":
+    """What servers that can't start say, one after the other in one process."""
+    result = run_python(["-c", _STARTS, json.dumps(commands)], folder)
+    assert result.returncode == 0, result.stderr
+    ended = zip(commands, json.loads(result.stdout), strict=True)
+    return [subprocess.CompletedProcess(words, *told) for words, told in ended]
 
 
 def start_python(arguments: Sequence[str], folder: Path, **streams: Any) -> "subprocess.Popen[str]":

@@ -79,9 +79,8 @@ class PlanBuilder:
         stop = Event()
         # A signal raises in the main thread, and TensorRT swallows what is raised in a callback.
         with ThreadPoolExecutor(1) as pool:
-            building = pool.submit(self._build, graph, plan, backend, device, stop)
             try:
-                return building.result()
+                return pool.submit(self._build, graph, plan, backend, device, stop).result()
             finally:
                 stop.set()
 

@@ -26,6 +26,7 @@ from servers import (
     ServerProcess,
     client_workers,
     environment_without_torch,
+    failed_starts,
     run_python,
     server_of,
     start_python,
@@ -216,20 +217,17 @@ def test_a_unix_socket_is_for_this_user_and_gone_at_the_end(tiny_bundle: Path, t
     assert not path.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("file", "it is there, and no socket"),
-        ("no/folder", "No such file or directory"),
-        ("x" * 110, "AF_UNIX path too long"),
-    ],
-)
-def test_what_can_not_be_a_unix_socket(tiny_bundle: Path, tmp_path: Path, short: Path, name: str, reason: str) -> None:
+def test_what_can_not_be_a_unix_socket(tiny_bundle: Path, tmp_path: Path, short: Path) -> None:
     (short / "file").write_text("mine")
-    host = f"unix:{short / name}"
-    result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--host", host], tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == f"error: can't listen on {host} ({reason}); choose another --host"
+    reasons = {
+        f"unix:{short}/file": "it is there, and no socket",
+        f"unix:{short}/no/folder": "No such file or directory",
+        f"unix:{short}/{'x' * 110}": "AF_UNIX path too long",
+    }
+    results = failed_starts([["--bundle", str(tiny_bundle), "--host", host] for host in reasons], tmp_path)
+    for result, (host, reason) in zip(results, reasons.items(), strict=True):
+        assert result.returncode == 2
+        assert result.stderr.splitlines()[-1] == f"error: can't listen on {host} ({reason}); choose another --host"
     assert (short / "file").read_text() == "mine"
 
 
@@ -308,35 +306,32 @@ def test_sigint_ends_it_too(tiny_bundle: Path, tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--bundle /no/such/bundle", "no bundle folder at /no/such/bundle; build it with: python -m "),
-        ("--port 70000", "--port must be from 0 to 65535, not 70000"),
-        ("--host no.such.host.invalid", "can't listen on no.such.host.invalid:"),
-        ("--tokens /no/such/tokens", "--tokens /no/such/tokens can't be read"),
-        ("--tls-cert /no/cert --tls-key /no/key", "--tls-key /no/key can't be read (No such file"),
-        ("--tls-cert EMPTY --tls-key EMPTY", "--tls-cert EMPTY and --tls-key EMPTY must be PEM, and belong together ("),
-    ],
-)
-def test_a_start_that_cannot_be_is_one_line(tiny_bundle: Path, tmp_path: Path, options: str, message: str) -> None:
+def test_a_start_that_cannot_be_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.touch()
-    if "--bundle" not in options:
-        options += f" --bundle {tiny_bundle}"
-    result = run_python(["-m", "engine", *options.replace("EMPTY", str(empty)).split()], tmp_path)
-    require_refused(result, message.replace("EMPTY", str(empty)))
-    assert result.stdout == ""
-
-
-def test_a_port_in_use_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        port = str(other.getsockname()[1])
-        result = run_python(["-m", "engine", "--bundle", str(tiny_bundle), "--port", port], tmp_path)
-    told = f"can't listen on 127.0.0.1:{port} (Address already in use); choose another --host or --port\n"
-    require_refused(result, told)
+        port = other.getsockname()[1]
+        messages = {
+            f"--port {port}": (
+                f"can't listen on 127.0.0.1:{port} (Address already in use); choose another --host or --port\n"
+            ),
+            "--bundle /no/such/bundle": "no bundle folder at /no/such/bundle; build it with: python -m ",
+            "--port 70000": "--port must be from 0 to 65535, not 70000",
+            "--host no.such.host.invalid": "can't listen on no.such.host.invalid:",
+            "--tokens /no/such/tokens": "--tokens /no/such/tokens can't be read",
+            "--tls-cert /no/cert --tls-key /no/key": "--tls-key /no/key can't be read (No such file",
+            f"--tls-cert {empty} --tls-key {empty}": (
+                f"--tls-cert {empty} and --tls-key {empty} must be PEM, and belong together ("
+            ),
+        }
+        bundle = ["--bundle", str(tiny_bundle)]
+        commands = [[*([] if "--bundle" in options else bundle), *options.split()] for options in messages]
+        results = failed_starts(commands, tmp_path)
+    for result, message in zip(results, messages.values(), strict=True):
+        require_refused(result, message)
+        assert result.stdout == ""
 
 
 def test_dry_run_prints_the_configuration_and_stops(tmp_path: Path) -> None:
@@ -360,17 +355,19 @@ def test_a_grpcio_that_cannot_carry_calls_is_one_sentence_at_the_start(
     assert f'"{allowed}"' in (ROOT / "pyproject.toml").read_text()
 
 
-@pytest.mark.parametrize("name", ["directions.safetensors", "manifest.json", "tokens"])
-def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path, name: str) -> None:
-    bundle = write_tiny_bundle(tmp_path / "bundle")
-    (bundle / "tokens").write_text("anna " + 32 * "a")
-    (bundle / name).unlink()
-    os.mkfifo(bundle / name)
-    arguments = ["--bundle", str(bundle), "--tokens", str(bundle / "tokens"), "--port", "0"]
-    result = run_python(["-m", "engine", *arguments], tmp_path)
-    assert result.returncode == 2
-    assert f"{bundle / name} can't be read" in result.stderr
-    assert "it is no regular file" in result.stderr
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    pipes, commands = [], []
+    for name in ("directions.safetensors", "manifest.json", "tokens"):
+        bundle = write_tiny_bundle(tmp_path / f"bundle without {name}")
+        (bundle / "tokens").write_text("anna " + 32 * "a")
+        (bundle / name).unlink()
+        os.mkfifo(bundle / name)
+        pipes.append(bundle / name)
+        commands.append(["--bundle", str(bundle), "--tokens", str(bundle / "tokens"), "--port", "0"])
+    for result, pipe in zip(failed_starts(commands, tmp_path), pipes, strict=True):
+        assert result.returncode == 2
+        assert f"{pipe} can't be read" in result.stderr
+        assert "it is no regular file" in result.stderr
 
 
 def test_a_log_that_nobody_reads_holds_up_nobody(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from builds import FLAGS
-from machine import as_nobody, on_small_disk
+from machine import as_nobody, on_disks
 from runs import LATENT_DIM, own_derived, smooth_images
 from safetensors.numpy import load_file, save_file
 from scripts import Result, require_refused
 
 from engine.latents import Directions
 
-COMMAND = (sys.executable, "-m", "export.build_engines", *FLAGS)
+DISKS = {"tiny": "size=20k", "small": "size=80k", "read_only": "size=1000k,ro"}
 FILES = ("config.json", "model.safetensors", "directions.safetensors", "prior.safetensors", "samples.safetensors")
 
 Spoil = Callable[[Path], object]
@@ -195,24 +195,22 @@ def test_a_place_for_triton_that_is_taken(command: Command, shared_run: Path, tm
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
-def test_a_read_only_disk(shared_run: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    arguments = [*COMMAND, "--run", shared_run, "--out", "new/bundle"]
-    result = on_small_disk(disk, 1000, arguments, read_only=True)
-    require_refused(result)
-    assert "new/bundle: " in result.stderr
-    assert "cannot be written to (Read-only file system); choose another place" in result.stderr
-
-
-@pytest.mark.parametrize("kilobytes", [20, 80])
-def test_a_small_disk(shared_run: Path, tmp_path: Path, kilobytes: int) -> None:
-    script = '"$@"; echo "exit code $?"; ls -A'
-    arguments = [*COMMAND, "--run", shared_run, "--out", "new/bundle"]
-    result = on_small_disk(tmp_path, kilobytes, ["sh", "-c", script, "sh", *arguments])
-    assert result.stderr.count("\n") == 1
-    assert "free some space, or choose another place" in result.stderr
-    assert result.stdout.endswith("exit code 2\n")  # and nothing on the disk
+def test_a_small_and_a_read_only_disk(shared_run: Path, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from export.build_engines import main
+for disk in {tuple(DISKS)}:
+    print(main([*{FLAGS}, "--run", {str(shared_run)!r}, "--out", disk + "/new/bundle"]), *Path(disk).iterdir())
+"""
+    result = on_disks(tmp_path, DISKS, [sys.executable, "-c", code])
+    assert result.stdout == "2\n" * len(DISKS), result.stderr  # and nothing on the disk
+    *small, read_only = result.stderr.splitlines()
+    for line, disk in zip(small, list(DISKS)[:-1], strict=True):
+        assert line.startswith("error: ")
+        assert f"{disk}/new" in line
+        assert line.endswith("free some space, or choose another place")
+    assert read_only.startswith("error: --out read_only/new/bundle: ")
+    assert read_only.endswith("cannot be written to (Read-only file system); choose another place")
 
 
 # The flags

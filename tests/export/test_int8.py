@@ -1,6 +1,8 @@
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from export.graphs.names import DecoderForm
 from export.graphs.trace import write_decoder, write_encoder
 from export.proof.reference import EagerBackend
 
+Graphs = tuple[Path, Path]
+
 IMAGES = smooth_images(4, 64)
 DIRECTIONS = Directions(ATTRIBUTES, 2 * np.eye(3, LATENT_DIM, dtype=np.float32), (20,) * 3, (20,) * 3, "train")
 
 
-def write(folder: Path, form: str, *, symmetric: bool = False) -> tuple[Path, Path]:
+def write(folder: Path, form: str, *, symmetric: bool = False) -> Graphs:
     """INT8 graphs of a small network, calibrated on a few images."""
     pytest.importorskip("nncf")
     model = small_vae(FORMS[form])
@@ -34,6 +38,12 @@ def write(folder: Path, form: str, *, symmetric: bool = False) -> tuple[Path, Pa
     for source, target in zip(sources, targets, strict=True):
         write_int8(folder / source, target, calibration, symmetric=symmetric)
     return targets
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Graphs]:
+    """`write`, once for all tests that leave the graphs as they are."""
+    return cache(lambda form, symmetric=False: write(tmp_path_factory.mktemp(form), form, symmetric=symmetric))
 
 
 def run(path: Path) -> list[Any]:
@@ -81,8 +91,8 @@ def test_calibration_covers_what_the_decoder_will_be_given() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_quantised_graphs_show_nearly_the_same(tmp_path: Path, form: str) -> None:
-    encoder, decoder = write(tmp_path, form)
+def test_quantised_graphs_show_nearly_the_same(written: Callable[..., Graphs], form: str) -> None:
+    encoder, decoder = written(form)
     model = EagerBackend(small_vae(FORMS[form]))
     images = smooth_images(13, FORMS[form].image_size)
     mu, _ = model.encode(images)
@@ -101,9 +111,9 @@ def test_quantised_graphs_show_nearly_the_same(tmp_path: Path, form: str) -> Non
     check(open_graphs(encoder, decoder, replace(options, backend="openvino")))
 
 
-def test_weights_are_int8_and_the_doors_are_as_they_were(tmp_path: Path) -> None:
-    encoder, _ = write(tmp_path, "seed-64")
-    before, after = onnx.load(tmp_path / "encoder.onnx"), onnx.load(encoder)
+def test_weights_are_int8_and_the_doors_are_as_they_were(written: Callable[..., Graphs]) -> None:
+    encoder, _ = written("seed-64")
+    before, after = onnx.load(encoder.with_name("encoder.onnx")), onnx.load(encoder)
     assert after.graph.input == before.graph.input
     assert after.graph.output == before.graph.output
     assert max(entry.version for entry in after.opset_import if not entry.domain) == 17
@@ -115,32 +125,35 @@ def test_weights_are_int8_and_the_doors_are_as_they_were(tmp_path: Path) -> None
     assert after.producer_name == "dfc-vae"
 
 
-def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    one, two = (write(tmp_path / name, "seed-64") for name in ("one", "two"))
-    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+def test_the_same_run_gives_the_same_bytes(written: Callable[..., Graphs], tmp_path: Path) -> None:
+    again = write(tmp_path, "seed-64")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in written("seed-64")]
 
 
-def test_symmetric_graphs_are_what_tensorrt_reads(tmp_path: Path) -> None:
-    for path in write(tmp_path, "seed-64", symmetric=True):
+def test_symmetric_graphs_are_what_tensorrt_reads(written: Callable[..., Graphs]) -> None:
+    encoder, decoder = written("seed-64", symmetric=True)
+    for path in (encoder, decoder):
         assert set(zero_points(path)) == {("int8", True)}
-    first = next(node for node in onnx.load(tmp_path / "encoder.int8.onnx").graph.node if node.op_type == "Conv")
+    first = next(node for node in onnx.load(encoder).graph.node if node.op_type == "Conv")
     assert "Dequantize" not in first.input[1]  # its pixels have no sign
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_pixels_are_not_rounded_on_their_way_to_the_first_convolution(tmp_path: Path, symmetric: bool) -> None:
-    encoder, _ = write(tmp_path, "seed-64", symmetric=symmetric)
+def test_pixels_are_not_rounded_on_their_way_to_the_first_convolution(
+    written: Callable[..., Graphs], symmetric: bool
+) -> None:
+    encoder, _ = written("seed-64", symmetric=symmetric)
     assert [node.op_type for node in onnx.load(encoder).graph.node][:3] == ["Cast", "Transpose", "Div"]
 
 
 @pytest.mark.parametrize("form", ["seed-64", "paper-64"])
-def test_on_a_gpu_float_is_fp16_and_int8_layers_read_their_scales(tmp_path: Path, form: str) -> None:
+def test_on_a_gpu_float_is_fp16_and_int8_layers_read_their_scales(
+    written: Callable[..., Graphs], tmp_path: Path, form: str
+) -> None:
     """A cast between the scales and the layer would keep TensorRT from computing in int8."""
-    for path in write(tmp_path, form, symmetric=True):
-        before = run(path)
-        write_half(path, path)
+    for source in written(form, symmetric=True):
+        before, path = run(source), tmp_path / source.name
+        write_half(source, path)
         graph = onnx.load(path).graph
         kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
         made = {name: node for node in graph.node for name in node.output}
@@ -152,10 +165,10 @@ def test_on_a_gpu_float_is_fp16_and_int8_layers_read_their_scales(tmp_path: Path
             if weight is None:
                 assert kinds[node.input[1]] == onnx.TensorProto.FLOAT16
             else:
-                source = made[node.input[0]]
-                while source.op_type in ("Reshape", "Flatten", "Slice", "Concat", "DepthToSpace", "Pad", "Transpose"):
-                    source = made[source.input[0]]
-                assert (weight.op_type, source.op_type) == ("DequantizeLinear", "DequantizeLinear"), node.name
+                feeding = made[node.input[0]]
+                while feeding.op_type in ("Reshape", "Flatten", "Slice", "Concat", "DepthToSpace", "Pad", "Transpose"):
+                    feeding = made[feeding.input[0]]
+                assert (weight.op_type, feeding.op_type) == ("DequantizeLinear", "DequantizeLinear"), node.name
             found["float" if weight is None else "int8"] += 1
         assert found["float"] == 1
         assert found["int8"] >= 3
@@ -165,8 +178,8 @@ def test_on_a_gpu_float_is_fp16_and_int8_layers_read_their_scales(tmp_path: Path
             assert np.abs(mine - rounded).mean() < 0.05 * before[0].std()
 
 
-def test_asymmetric_graphs_use_the_whole_range(tmp_path: Path) -> None:
-    assert any(not zero for path in write(tmp_path, "seed-64") for _, zero in zero_points(path))
+def test_asymmetric_graphs_use_the_whole_range(written: Callable[..., Graphs]) -> None:
+    assert any(not zero for path in written("seed-64") for _, zero in zero_points(path))
 
 
 def test_without_nncf_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

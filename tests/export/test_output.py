@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from machine import on_small_disk
+from machine import on_disks
 
 from export.bundle.output import check_apart, check_free, check_place, publish, require_space, staging
 from export.errors import InputError
@@ -33,17 +33,17 @@ from safetensors.numpy import save_file
 from export.errors import InputError
 from export.bundle.output import staging
 try:
-    with staging(Path("new/bundle")) as folder:
+    with staging(Path("disk/new/bundle")) as folder:
         (folder / "a").write_bytes(bytes(300_000))
         {write}
 except InputError as error:
     print(error)
-print(list(Path().iterdir()))
+print(list(Path("disk").iterdir()))
 """
-    result = on_small_disk(tmp_path, 1000, [sys.executable, "-c", code])
+    result = on_disks(tmp_path, {"disk": "size=1000k"}, [sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
     message, left = result.stdout.splitlines()
-    assert message.startswith("--out new/bundle: the disk is full (")
+    assert message.startswith("--out disk/new/bundle: the disk is full (")
     assert "No space left on device" in message
     assert message.endswith(" MB of it; free some space, or choose another place")
     assert left == "[]"

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +163,28 @@ def test_warnings_and_progress_are_said_once(graphs: Path, tmp_path: Path, monke
     assert re.fullmatch(r"built some\.plan: 0\.\d MB in 0 s", said[-1])
 
 
+class Interrupted(ThreadPoolExecutor):
+    """A signal comes before the main thread waits for what it has begun."""
+
+    def submit(self, *work: Any, **settings: Any) -> Future[Any]:
+        super().submit(*work, **settings)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("early", [False, True])
 def test_an_interruption_stops_the_timing_of_kernels(
-    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool
 ) -> None:
     def build_for_ever(_: object, network: Any, config: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        if not early:
+            os.kill(os.getpid(), signal.SIGINT)
         while config.progress_monitor.step_complete("Building Engine", 0):
             time.sleep(0.01)
 
     gpu_stand_in.install(monkeypatch, "10.3.0")
     monkeypatch.setattr(gpu_stand_in._Builder, "build_serialized_network", build_for_ever)
+    if early:
+        monkeypatch.setattr("export.engines.plans.ThreadPoolExecutor", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(graphs / "encoder.fp16.onnx", tmp_path)
     assert not list(tmp_path.iterdir())

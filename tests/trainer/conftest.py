@@ -8,6 +8,7 @@ import pytest
 
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data import FaceData, load_data
+from trainer.evaluation import charts
 from trainer.faces import write_faces
 from trainer.training import train
 
@@ -64,3 +65,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty hub cache and a network that refuses."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of few pixels, for tests that look at none of them."""
+    monkeypatch.setitem(charts._STYLE, "figure.dpi", 40)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torchvision.models import vgg19
 
 from trainer import run_folder
 from trainer.__main__ import main
@@ -90,8 +89,8 @@ def test_a_dry_run_says_where_vggs_weights_would_come_from(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     weights = tmp_path / "vgg.pth"
-    state = vgg19(weights=None).features[:2].state_dict()
-    torch.save({f"features.{name}": tensor for name, tensor in state.items()}, weights)
+    state = torch.nn.Conv2d(3, 64, 3).state_dict()
+    torch.save({f"features.0.{name}": tensor for name, tensor in state.items()}, weights)
     flags = ["--data", faces, "--out", tmp_path / "run", "--taps", "relu1_1", "--dry-run"]
     for given, source in ((weights, f"the file {weights}"), ("random", "random ones")):
         assert train(*flags, "--vgg-weights", given) == 0

@@ -25,6 +25,8 @@ from trainer.evaluation.skipped import SkippedError
 from trainer.hardware.device import Placement
 from trainer.model import VAE, Posterior
 
+pytestmark = pytest.mark.usefixtures("coarse")
+
 CPU = Placement.of("cpu", "fp32")
 NAMES = ("Smiling", "Eyeglasses", "Male")  # red, green and blue
 NOTHING: MetricNetwork[nn.Module] = MetricNetwork(None, "no weights here")

@@ -24,6 +24,8 @@ from trainer.loss.vgg import load_backbone
 from trainer.run_folder import EVALUATION, write_json
 from trainer.training import train
 
+pytestmark = pytest.mark.usefixtures("coarse")
+
 CPU = Placement.of("cpu", "fp32")
 FIGURES = {
     "attribute_accuracy",

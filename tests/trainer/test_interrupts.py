@@ -4,14 +4,11 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
+from servers import ROOT
 
 from trainer.signals import Signals, held_back
-
-ROOT = Path(__file__).parents[2]
-
 
 _TWO_SIGNALS = """
 import signal, sys

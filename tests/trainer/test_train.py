@@ -1,10 +1,8 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -106,24 +104,29 @@ def test_attributes_with_few_images_are_left_out_and_named(
     assert "no direction for Bald: 19 images have it and 141 do not" in caplog.text
 
 
-def interrupt(config: TrainConfig, data: FaceData, run: Path, before: int, resume: bool = False) -> None:
-    """Trains until a SIGTERM comes while the batch of step `before`, counted from 0, is fetched."""
+@contextmanager
+def signalled(before: int, signum: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """A signal comes while the batch of step `before`, counted from 0, is fetched."""
 
-    class Interrupting(BatchLoader):
+    class Signalling(BatchLoader):
         def stream(self, first: int, last: int) -> Generator[Batch, None, None]:
             for step, batch in enumerate(super().stream(first, last), start=first):
                 if step == before:
-                    signal.raise_signal(signal.SIGTERM)
+                    signal.raise_signal(signum)
                 yield batch
             if before == last:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signum)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train_state.BatchLoader", Interrupting)
-        with pytest.raises(
-            InterruptedRunError, match=r"stopped by SIGTERM after step \d+ of \d+; the checkpoint is written"
-        ):
-            train(config, data, run, resume)
+        patch.setattr("trainer.train_state.BatchLoader", Signalling)
+        yield
+
+
+def interrupt(config: TrainConfig, data: FaceData, run: Path, before: int, resume: bool = False) -> None:
+    """Trains until a SIGTERM comes before a step."""
+    told = r"stopped by SIGTERM after step \d+ of \d+; the checkpoint is written"
+    with signalled(before), pytest.raises(InterruptedRunError, match=told):
+        train(config, data, run, resume)
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -300,29 +303,19 @@ def test_a_checkpoint_of_another_version_is_refused(small: TrainConfig, data: Fa
         train(small, data, tmp_path, resume=True)
 
 
-def command(faces: Path, run: Path, *more: str) -> list[str]:
-    sizes = ["--image-size", "32", "--latent-dim", "8", "--channels", *["8"] * 5, "--precision", "fp32"]
-    plain = ["--preset", "plain", "--epochs", "400", "--batch-size", "32", "--log-every", "1", *sizes]
-    return [sys.executable, "-m", "trainer", "train", "--data", str(faces), "--out", str(run), *plain, *more]
-
-
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_command_with_a_checkpoint_to_go_on_from(
-    faces: Path, data: FaceData, tmp_path: Path, signum: signal.Signals
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], signum: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(command(faces, run), stderr=subprocess.PIPE, text=True)
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signum)
-    _, said = process.communicate(timeout=250)
-    assert process.returncode == 128 + signum
-    assert f"stopped by {signum.name}" in said
+    sizes = ["--image-size", "32", "--latent-dim", "8", "--channels", *["8"] * 5, "--precision", "fp32"]
+    flags = ["--preset", "plain", "--epochs", "400", "--batch-size", "32", "--log-every", "1", *sizes]
+    with signalled(3, signum):
+        assert main(["train", "--data", str(faces), "--out", str(run), *flags]) == 128 + signum
+    said = capsys.readouterr().err
+    assert f"stopped by {signum.name} after step 4 of 2000; " in said
     assert "--resume" in said
-    state = run_folder.load_checkpoint(run)
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert state["step"] == max(steps) >= 1
+    assert run_folder.load_checkpoint(run)["step"] == records(run, "loss")[-1]["step"] == 4
 
 
 def test_a_used_folder_is_not_overwritten(small: TrainConfig, data: FaceData, tmp_path: Path) -> None:
