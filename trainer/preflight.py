@@ -16,7 +16,7 @@ from trainer.hardware.device import Placement
 from trainer.loss.vgg import check_weights
 from trainer.optim import Schedule
 from trainer.presets import PRESETS
-from trainer.run_folder import CHECKPOINT, initial_weights, load_config, require_free, require_same
+from trainer.run_folder import CHECKPOINT, initial_weights, load_config, require_apart, require_free, require_same
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ class Plan:
         index = read_index(
             data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
         ).limited(config.limit_train)
-        if out.resolve().is_relative_to(index.root.resolve()):  # pictures among what a run writes would become data
-            raise RunError(f"--out {out}: lies inside the data set {index.root}; choose a folder outside of it")
+        require_apart(out, index.root)
         _require_batches(config, index)
         _require_labels(config, index)
         if begins and config.init_from is not None:
