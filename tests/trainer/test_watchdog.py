@@ -109,6 +109,7 @@ def test_one_validation_image_is_enough(small: TrainConfig, data: FaceData, recw
 
 def test_psnr_of_an_image_that_is_met_exactly_is_a_number(small: TrainConfig) -> None:
     vae = VAE(small.model)
+    assert vae.decoder.to_rgb.bias is not None
     torch.nn.init.constant_(vae.decoder.to_rgb.bias, 100.0)  # white
     white = np.full((2, vae.config.image_size, vae.config.image_size, 3), 255, np.uint8)
     found = validate(vae, Placement.of("cpu", "fp32"), VAELoss(small, None), white)
