@@ -208,8 +208,8 @@ def _defaults(arguments: list[str]) -> TrainConfig:
         name = DEFAULT_PRESET
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
-        nearest = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"--preset {name}: unknown; {nearest}The presets are {', '.join(PRESETS)}")
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--preset {name}: must be one of {', '.join(PRESETS)}{meant}")
     return PRESETS[name]()
 
 

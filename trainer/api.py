@@ -20,7 +20,7 @@ from engine.errors import BundleError, DirectionsError
 from engine.latents import Conditions, Directions, Prior, load_priors
 from framing import Aligner
 from trainer import model, run_folder, training
-from trainer.artifacts.encode import BATCH_IMAGES, decode, encode
+from trainer.artifacts.encode import decode, encode
 from trainer.config import TrainConfig
 from trainer.data import pixels
 from trainer.errors import RunError
@@ -181,11 +181,7 @@ class VAE:
             )
         if not np.isfinite(latents).all():
             raise ValueError("latents must be finite numbers; some are not")
-        images = np.empty((len(latents), self.image_size, self.image_size, 3), np.uint8)
-        for start in range(0, len(latents), BATCH_IMAGES):
-            batch = slice(start, start + BATCH_IMAGES)
-            images[batch] = decode(self.network.decoder, latents[batch], self._place)
-        return images
+        return decode(self.network.decoder, latents, self._place)
 
     def edit(
         self,

@@ -138,8 +138,8 @@ class TrainConfig:
     """Sizes of the VAE."""
 
     labels: Path | None = None
-    """CSV of labels to take instead of the data set's own: header `file,Smiling,...`, a row an image, values 0/1 or
-    -1/1; names are relative to the folder of the images, or base names where only one image has them."""
+    """CSV of labels to take instead of the data set's own: header `file,Smiling,...`, a row an image, values 0/1, -1/1
+    or False/True; names are paths in the data set, or base names where only one image has them."""
     split_by: Literal["name", "folder"] = "name"
     """How to split images that come without splits. name: each by itself; folder: all images of a folder together, so
     that with a folder a person nobody is in two splits."""

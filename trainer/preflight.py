@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.artifacts.directions import warn_of_few
 from trainer.config import TrainConfig
 from trainer.data import SPLITS, FaceData, Index, Pack, contact_sheet, read_index
 from trainer.errors import ConfigError, RunError
@@ -15,7 +16,7 @@ from trainer.hardware.device import Placement
 from trainer.loss.vgg import check_weights
 from trainer.optim import Schedule
 from trainer.presets import PRESETS
-from trainer.run_folder import CHECKPOINT, initial_weights, load_config, require_free, require_same
+from trainer.run_folder import CHECKPOINT, initial_weights, load_config, require_apart, require_free, require_same
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Plan:
         index = read_index(
             data, labels=config.labels, split_by=config.split_by, skip_damaged=config.skip_damaged
         ).limited(config.limit_train)
-        if out.resolve().is_relative_to(index.root.resolve()):  # pictures among what a run writes would become data
-            raise RunError(f"--out {out}: lies inside the data set {index.root}; choose a folder outside of it")
+        require_apart(out, index.root)
         _require_batches(config, index)
         _require_labels(config, index)
         if begins and config.init_from is not None:
@@ -72,7 +72,7 @@ class Plan:
         weights = check_weights(config.taps, config.vgg_weights) if config.taps else "none: no taps"
         pack = Pack.of(index, config.frame, config.align)
         pack.check()
-        _warn_of_constants(index)
+        warn_of_few(index.labels[index.rows("train")], index.attributes)
         if begins and config.init_from is None:
             _warn_of_few_steps(config, index)
         return cls(config, pack, out, place, weights)
@@ -149,13 +149,6 @@ def _require_labels(config: TrainConfig, index: Index) -> None:
             "learn from; leave it out, or give a data set with labels or --labels FILE"
         )
     logger.info("%s has no attributes: the attribute term of the preset %s is left out", index.root, config.preset)
-
-
-def _warn_of_constants(index: Index) -> None:
-    held = index.labels[index.rows("train")].mean(0)
-    names = ", ".join(name for name, share in zip(index.attributes, held, strict=True) if share in (0, 1))
-    if names:
-        logger.warning("%s: all training images have it or none has, so there will be no direction; it goes on", names)
 
 
 def _warn_of_few_steps(config: TrainConfig, index: Index) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -63,6 +64,16 @@ def require_free(run: Path, resume: bool) -> None:
                 f"--out {run}: holds a {name} of something else than a run, as there is no {CONFIG}; choose another "
                 "--out, or move it away"
             )
+
+
+def require_apart(out: Path, data: Path) -> None:
+    """Keeps what is written out of a data set, as pictures among it would become data.
+
+    Raises:
+        RunError: one folder lies in the other.
+    """
+    if out.resolve().is_relative_to(data.resolve()):
+        raise RunError(f"--out {out}: lies inside the data set {data}; choose a folder outside of it")
 
 
 @contextmanager
@@ -185,7 +196,8 @@ def load_model(run: Path) -> VAE:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise RunError(
-            f"{path} does not hold the weights of this run's model: {error}; copy the run again, or train again"
+            f"{path} does not hold the weights of this run's model: {shorten(str(error), 200)}; copy the run again, or "
+            "train again"
         ) from error
     return model.eval()
 
@@ -207,7 +219,8 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a torn file
-        raise RunError(f"{path} is torn or not a checkpoint ({error}); train again into a new folder") from error
+        said = f"{path} cannot be read or is no checkpoint ({type(error).__name__})"
+        raise RunError(f"{said}; copy the run again, or train into a new folder") from error
     if state.get("version") != CHECKPOINT_VERSION:
         raise RunError(
             f"{path} is of another version of this project, which would go on otherwise; train into a new folder, "

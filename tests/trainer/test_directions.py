@@ -99,7 +99,7 @@ def test_every_kind_is_kept_for_the_engine(
         (d.name, d.kind, d.positives, d.sides) for d in found
     ]
     assert metadata["split"] == "train"
-    assert any("no direction for Bald: 19 images have it and 3981 do not" in line for line in said)
+    assert any("no direction for Bald (19 have it, 3981 do not); each side needs 20 images" in line for line in said)
 
 
 def test_without_attributes_there_are_no_directions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

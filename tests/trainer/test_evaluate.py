@@ -198,6 +198,12 @@ def test_a_report_of_other_data_is_neither_silent_nor_written_over_another(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_pictures_of_a_report_do_not_become_data(run: Path, data: FaceData) -> None:
+    for out in (data.index.root, data.index.root / "report"):
+        with pytest.raises(RunError, match=rf"--out {out}: lies inside the data set"):
+            evaluate(run, data, replace(QUICK, out=out))
+
+
 def test_a_report_of_another_run_is_not_replaced(run: Path, data: FaceData, tmp_path: Path) -> None:
     evaluate(run, data, QUICK)
     own = (run / EVALUATION).read_text()

@@ -164,9 +164,12 @@ def test_copies_of_the_attribute_list_are_read_alike(tmp_path: Path, lines: list
     [
         (
             ["Smiling Male", *rows()[:3], "000004.jpg 1 2", *rows()[4:]],
-            r"line 5 \(000004.jpg\): '2' is neither 1 nor -1",
+            r"line 5 \(000004.jpg\): '2' of \w+ is neither 1 nor -1",
         ),
-        (["Smiling Male", *rows(no="0")[:3], "000004.jpg 1 -1"], r"line 5 \(000004.jpg\): '-1' is neither 1 nor 0"),
+        (
+            ["Smiling Male", *rows(no="0")[:3], "000004.jpg 1 -1"],
+            r"line 5 \(000004.jpg\): '-1' of \w+ is neither 1 nor 0",
+        ),
         (["Smiling Male", *rows()[:3], "000004.jpg 1"], r"line 5 \(000004.jpg\): 1 values, but line 1 names 2"),
         (["Smiling Male"], r"1 line\(s\) and 0 rows of images; needs"),
     ],
@@ -211,7 +214,7 @@ def test_rows_without_an_image_are_left_out_up_to_a_number(tmp_path: Path, caplo
     for skip in (0, 1):
         with pytest.raises(
             DataError,
-            match=r"000003\.jpg is missing, and so is another, .*missing by --skip-damaged 2$",
+            match=r"000003\.jpg is not in .*, nor is another, .*missing by --skip-damaged 2$",
         ):
             read_index(root, skip_damaged=skip)
     data = load_data(root, 16, 0, skip_damaged=2)
@@ -346,10 +349,13 @@ def test_images_that_a_csv_does_not_list_are_refused_or_left_out(tmp_path: Path)
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["a/1.png,yes"], r"labels\.csv, line 2 \(a/1\.png\): 'yes' is none of 1, 0 and -1"),
-        (["a/1.png,1", "a/2.png,"], r"line 3 \(a/2\.png\): '' is none of 1, 0 and -1"),
+        (["a/1.png,yes"], r"labels\.csv, line 2 \(a/1\.png\): 'yes' of Happy is none of 1, 0 and -1"),
+        (["a/1.png,1", "a/2.png,"], r"line 3 \(a/2\.png\): '' of Happy is none of 1, 0 and -1"),
         (["a/1.png,1", "", "a/2.png,1,0"], r"line 4 \(a/2\.png\): 2 values, but line 1 names 1"),
-        (["a/9.png,1"], r"a/9\.png is missing, though line 2 of labels\.csv .* relative to .*/set, such as a/0\.png"),
+        (
+            ["a/9.png,1"],
+            r"a/9\.png is not in .*/set, though line 2 of labels\.csv .* relative to .*/set, such as a/0\.png",
+        ),
         (["1.png,1"], r"line 2: 1\.png may be a/1\.png and b/1\.png; give the name with its folders"),
         (["c.png,1", "./c/c.png,1"], r"line 3: \./c/c\.png is the image of line 2, too; keep one line an image"),
         (["a/1.png,1", "a/1.png,0"], r"lists a/1\.png 2 times; keep one line an image"),

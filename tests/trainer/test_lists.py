@@ -44,11 +44,34 @@ def test_names_must_come_first(tmp_path: Path, header: str, row: str, found: str
         read_index(photos(tmp_path / "set"), labels=table(tmp_path / "frame.csv", header, *rows))
 
 
-@pytest.mark.parametrize("value", ["True", "1.0", "yes", ""])
+@pytest.mark.parametrize("value", ["true?", "1.0", "yes", ""])
 def test_what_values_must_be_is_said(tmp_path: Path, value: str) -> None:
     csv = table(tmp_path / "own.csv", "file,Smiling", f"{NAMES[0]},{value}", *ROWS[1:])
     with pytest.raises(DataError, match="is neither 1 nor 0; write 1 where an image has the attribute and 0 where"):
         read_index(photos(tmp_path / "set"), labels=csv)
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("1", "-1"), ("True", "False"), ("TRUE", "FALSE")])
+def test_values_are_those_of_celeba_and_of_tables(tmp_path: Path, yes: str, no: str) -> None:
+    rows = [f"{name},{yes if number % 3 else no}" for number, name in enumerate(NAMES)]
+    index = read_index(photos(tmp_path / "set"), labels=table(tmp_path / "own.csv", "file,Smiling", *rows))
+    assert index.labels[:, 0].tolist() == [number % 3 > 0 for number in range(len(NAMES))]
+
+
+def test_a_column_that_is_no_attribute_is_named(tmp_path: Path) -> None:
+    csv = table(tmp_path / "own.csv", "file,Smiling,age", *(f"{row},20" for row in ROWS))
+    with pytest.raises(DataError, match=r"'20' of age is neither 1 nor 0; write .*, or leave the column out$"):
+        read_index(photos(tmp_path / "set"), labels=csv)
+
+
+@pytest.mark.parametrize("before", ["", "./", "img_align_celeba/", "{folder}/img_align_celeba/"])
+def test_names_may_be_paths_from_the_images_the_data_set_or_the_root(tmp_path: Path, before: str) -> None:
+    root = tmp_path / "celeba"
+    photos(root / "img_align_celeba")
+    table(root / "list_attr_celeba.csv", "image_id,Smiling", *ROWS)
+    rows = [f"{before.format(folder=root)}{row}" for row in ROWS]
+    index = read_index(root, labels=table(tmp_path / "own.csv", "file,Happy", *rows))
+    assert index.labels[:, 0].tolist() == [row.endswith("1") for row in ROWS]
 
 
 def test_names_match_whatever_form_their_accents_have(tmp_path: Path) -> None:

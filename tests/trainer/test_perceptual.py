@@ -53,7 +53,7 @@ def test_weights_from_a_file_that_ends_at_the_deepest_tap(tmp_path: Path) -> Non
     assert "vgg.pth" in backbone.source
     assert torch.equal(weight(backbone, 10), state["features.10.weight"])
     assert not any(parameter.requires_grad for parameter in backbone.layers.parameters())
-    with pytest.raises(ConfigError, match=r"lacks features\.12\.weight.*tap shallower"):
+    with pytest.raises(ConfigError, match=r"lacks features\.12\.weight; .*shallower --taps"):
         load_backbone(("relu4_1",), tmp_path / "vgg.pth", seed=0)
 
 

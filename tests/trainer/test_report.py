@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.evaluation.charts import save_training_curves
 from trainer.evaluation.figures import training_curves
 from trainer.evaluation.grids import Figure
 from trainer.evaluation.report import attribute_table, embed, headlines, new_faces_table, page, summary
@@ -185,6 +187,23 @@ def test_the_training_is_drawn_from_its_log(tmp_path: Path) -> None:
     assert training_curves(log, tmp_path) == training_curves(tmp_path / "absent", tmp_path) == []
 
 
+@pytest.mark.parametrize("losses", [(0.5, 0.004), (0.09, 0.03)])  # over decades, and within one
+def test_numbers_beside_a_curve_are_numbers(tmp_path: Path, losses: tuple[float, float]) -> None:
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        save_training_curves(tmp_path / "curves.svg", list(enumerate(losses)), [], [])
+    said = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "curves.svg").read_text())
+    assert "loss" in said
+    assert not [text for text in said if "$" in text]
+    assert any(0.003 < float(text) < 0.6 for text in said if re.fullmatch(r"[\d.e-]+", text))
+
+
+def test_what_several_have_in_common_is_said_once(pictures: "list[tuple[Figure, str]]") -> None:
+    (figure, source), *_ = pictures
+    html = page("run", METRICS, [(figure, source)] * 3, {})
+    assert html.count(source) == 3
+    assert html.count(figure.look_for) == 1
+
+
 def test_what_was_skipped_says_why_and_how_to_mend_it(pictures: "list[tuple[Figure, str]]") -> None:
     html = page("run", METRICS, pictures, {})
     assert {line.name for line in headlines(METRICS) if not line.known} == {
@@ -221,5 +240,5 @@ def test_an_edit_without_faces_says_so() -> None:
     assert values["Bald removed"] == "no faces to judge"
     assert values["Best: adding Bald"] == "mean 95.0%, 90.0% kept (+1.8, 200 faces)"
     assert values["Best: removing Bald"] == "no faces to judge"
-    assert values["LPIPS of edits"] == "adding Bald 0.123; different faces 0.5"
+    assert values["LPIPS of edits"] == "adding Bald 0.123; different faces 0.500"
     assert values["Side effects of edits"] == "2.25 sigma wanted, 0.40 elsewhere"

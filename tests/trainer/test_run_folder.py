@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer import run_folder
 from trainer.config import TrainConfig
@@ -17,12 +18,22 @@ from trainer.train_state import TrainState
 from trainer.training import train
 
 
+def test_what_pytorch_advises_about_foreign_objects_is_not_repeated(tmp_path: Path) -> None:
+    torch.save({"version": Path("3")}, tmp_path / run_folder.CHECKPOINT)
+    with pytest.raises(
+        RunError, match=r"no checkpoint \(UnpicklingError\); copy the run again, or train into a new folder$"
+    ):
+        run_folder.load_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 1000, -1])
 def test_a_torn_checkpoint_is_refused(small: TrainConfig, data: FaceData, tmp_path: Path, keep: int) -> None:
     TrainState(small, data, tmp_path).save()
     path = tmp_path / run_folder.CHECKPOINT
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(RunError, match=r"checkpoint\.pt is torn"):
+    with pytest.raises(
+        RunError, match=r"checkpoint\.pt cannot be read or is no checkpoint \(\w+\); copy the run again"
+    ):
         train(small, data, tmp_path, resume=True)
 
 

@@ -3,14 +3,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from trainer.config import TrainConfig
 from trainer.data import FaceData
 from trainer.hardware.device import Placement
 from trainer.loss.vae_loss import VAELoss
 from trainer.model import VAE
-from trainer.monitoring.validation import validate
+from trainer.monitoring.validation import MAX_PSNR, validate
 from trainer.monitoring.watchdog import Watchdog
 from trainer.run_folder import METRICS
 from trainer.training import train
@@ -103,3 +105,12 @@ def test_one_validation_image_is_enough(small: TrainConfig, data: FaceData, recw
     found = validate(VAE(small.model), Placement.of("cpu", "fp32"), VAELoss(small, None), data.images[:1])
     assert found.active == 0
     assert not recwarn.list
+
+
+def test_psnr_of_an_image_that_is_met_exactly_is_a_number(small: TrainConfig) -> None:
+    vae = VAE(small.model)
+    assert vae.decoder.to_rgb.bias is not None
+    torch.nn.init.constant_(vae.decoder.to_rgb.bias, 100.0)  # white
+    white = np.full((2, vae.config.image_size, vae.config.image_size, 3), 255, np.uint8)
+    found = validate(vae, Placement.of("cpu", "fp32"), VAELoss(small, None), white)
+    assert found.psnr == MAX_PSNR

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from trainer.config import Kind
+from trainer.data.index import shortened
 from trainer.errors import RunError
 
 logger = logging.getLogger(__name__)
@@ -162,16 +163,11 @@ def directions_of(
         kind: of direction.
         wanted: which of the attributes; the others only have a say in adjusted directions. None: all.
     """
-    wanted = set(attributes) if wanted is None else set(wanted)
+    asked = np.array([wanted is None or name in wanted for name in attributes], bool)
+    warn_of_few(labels[:, asked], [name for name, ask in zip(attributes, asked, strict=True) if ask])
     positives = labels.sum(0)
     negatives = len(labels) - positives
     enough = np.minimum(positives, negatives) >= MIN_IMAGES
-    asked = np.array([name in wanted for name in attributes], bool)
-    for column in np.flatnonzero(asked & ~enough):
-        logger.warning(
-            "no direction for %s: %d images have it and %d do not; each side needs %d",
-            *(attributes[column], positives[column], negatives[column], MIN_IMAGES),
-        )
     used = np.flatnonzero(enough if kind == "adjusted" else enough & asked)
     if not (enough & asked).any():
         return []
@@ -183,6 +179,18 @@ def directions_of(
             sides = _sides(mu, labels[:, column], vector)
             found.append(Direction(attributes[column], vector, *counts, kind, sides))
     return found
+
+
+def warn_of_few(labels: NDArray[np.bool_], attributes: Sequence[str]) -> None:
+    """Names those of A attributes that have too few images on a side for a direction, by the labels (N, A)."""
+    positives = labels.sum(0)
+    few = [
+        f"{name} ({count} have it, {len(labels) - count} do not)"
+        for name, count in zip(attributes, positives, strict=True)
+        if min(count, len(labels) - count) < MIN_IMAGES
+    ]
+    if few:
+        logger.warning("no direction for %s; each side needs %d images", ", ".join(shortened(few)), MIN_IMAGES)
 
 
 def _sides(mu: NDArray[np.float32], has: NDArray[np.bool_], vector: NDArray[np.float32]) -> tuple[float, float] | None:

@@ -48,6 +48,9 @@ def encode(
 
 @torch.no_grad()
 def decode(decoder: Callable[[Tensor], Tensor], latents: NDArray[np.float32], place: Placement) -> NDArray[np.uint8]:
-    """Images (N, S, S, 3) uint8 of one batch of latents (N, D), by a decoder to (N, 3, S, S) in [0, 1] on `place`."""
-    decoded = decoder(torch.from_numpy(latents).to(place.device)).float()
-    return decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    """Images (N, S, S, 3) uint8 of latents (N, D), by a decoder to (B, 3, S, S) in [0, 1] on `place`."""
+    images = []
+    for some in batches(max(1, len(latents)), "decoding", BATCH_IMAGES):  # of no latents, no images of the right shape
+        decoded = decoder(torch.from_numpy(latents[some]).to(place.device)).float()
+        images.append(decoded.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).cpu().numpy())
+    return np.concatenate(images)

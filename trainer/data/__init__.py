@@ -107,7 +107,7 @@ def read_index(
         directory: a folder in CelebA's layout (see `celeba`), the folder around it or that of its images; or one of
             images or of parquet files, in folders of any depth.
         labels: a CSV with the header `file,Smiling,...` and a row an image, instead of the data set's own labels; its
-            names are relative to the folder of the images, or base names where only one image has them.
+            names are paths in the data set, or base names where only one image has them.
         split_by: what the splits of images without a list of splits are drawn by. name: each image by itself; folder:
             all images of a folder come into one split.
         skip_damaged: how many images that are listed and absent, or damaged, may be left out.

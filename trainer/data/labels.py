@@ -4,7 +4,7 @@ A list has one row an image, its cells parted by blanks, tabs, commas or semicol
 
 CelebA's list_attr_celeba.txt:  count (some copies lack it); attribute names; then `000001.jpg -1 1 ...`
 Kaggle's list_attr_celeba.csv:  `image_id,5_o_Clock_Shadow,...`; then `000001.jpg,-1,1,...`
-A user's own labels:            `file,Smiling,...`; then `anna/1.png,1,...`
+A user's own labels:            `file,Smiling,...`; then `anna/1.png,1,...`, or True and False
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from trainer.errors import DataError
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "image_id", "name", "path")
 """What the column of the images is called where its name isn't left out, as in CelebA's own list."""
 
-_VALUES = {"1": 1, "-1": 2, "0": 0}
+_VALUES = {"1": 1, "-1": 2, "0": 0, "True": 1, "False": 0, "TRUE": 1, "FALSE": 0}
+"""What a cell may say; pandas writes booleans as words, and spreadsheets in capitals."""
 _ODD = 3
 _EMPTY = " \t\r\f\v,;"
 """What a line of empty cells is made of."""
@@ -59,7 +60,7 @@ class Labels:
 
 
 def read_labels(path: Path) -> Labels:
-    """Reads a list of labels, 1 and -1 or 1 and 0.
+    """Reads a list of labels, 1 and -1, or 1 and 0, or True and False.
 
     Raises:
         DataError: it is empty, truncated or malformed; names the line.
@@ -104,11 +105,11 @@ def read_labels(path: Path) -> Labels:
         raise line_error(path, 1, said)
     _require_once(path, files)
     codes = np.frombuffer(b"".join(values), np.uint8).reshape(len(files), -1)
-    _require_two_values(path, lines, codes)
+    _require_two_values(path, lines, header, codes)
     return Labels(path, tuple(files), tuple(lines), tuple(header), codes == _VALUES["1"], counted)
 
 
-def _require_two_values(path: Path, lines: list[int], codes: NDArray[np.uint8]) -> None:
+def _require_two_values(path: Path, lines: list[int], header: list[str], codes: NDArray[np.uint8]) -> None:
     """Refuses what is neither 1 nor the list's own word for no, -1 or 0: names the first."""
     negative = codes[(codes == _VALUES["-1"]) | (codes == _VALUES["0"])]
     no = "0" if len(negative) and negative[0] == _VALUES["0"] else "-1"
@@ -118,7 +119,10 @@ def _require_two_values(path: Path, lines: list[int], codes: NDArray[np.uint8]) 
         return
     row, column = np.argwhere(wrong)[0]
     name, *cells = next(cells for number, cells in read_rows(path)[0] if number == lines[row])
-    said = f"'{cells[column]}' is {known}; write 1 where an image has the attribute and {no} where it has not"
+    said = (
+        f"'{cells[column]}' of {header[column]} is {known}; write 1 where an image has the attribute and {no} where it "
+        "has not, or leave the column out"
+    )
     raise line_error(path, f"{lines[row]} ({name})", said)
 
 
@@ -201,9 +205,9 @@ def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: 
     total = len(index.left_out) + len(new)
     if total > index.skip_damaged:
         first = absent[0]
-        others = {1: "", 2: ", and so is another"}.get(len(absent), f", and so are {len(absent) - 1} others")
+        others = {1: "", 2: ", nor is another"}.get(len(absent), f", nor are {len(absent) - 1} others")
         raise DataError(
-            f"{index.folder / labels.files[first]} is missing{others}, though line {labels.lines[first]} of "
+            f"{labels.files[first]} is not in {index.folder}{others}, though line {labels.lines[first]} of "
             f"{labels.path.name} lists it; {mend}"
             + f", or train without what is missing by --skip-damaged {total}"
             * may_skip
@@ -253,11 +257,15 @@ def _match(index: Index, labels: Labels) -> tuple[dict[int, int], list[int]]:
     for row, name in enumerate(map(_composed, index.files)):
         rows[name].append(row)
         by_base_name[name.rpartition("/")[2]].append(row)
+    inside = index.folder.relative_to(index.root)
+    prefixes = [_composed(f"{folder}/") for folder in (index.folder.absolute(), ".", inside)]
     row_of: dict[int, int] = {}
     absent = []
     for row, (line, name) in enumerate(zip(labels.lines, labels.files, strict=True)):
         key = _composed(name)
-        found = rows.get(key.removeprefix("./")) or by_base_name.get(key, [])
+        for prefix in prefixes:
+            key = key.removeprefix(prefix)
+        found = rows.get(key) or by_base_name.get(key, [])
         if len(found) > 1:
             several = " and ".join(index.files[image] for image in found[:2])
             raise line_error(labels.path, line, f"{name} may be {several}; give the name with its folders")

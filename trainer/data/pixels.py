@@ -56,7 +56,7 @@ def read(path: ImageFile, frame: Frame, aligner: Aligner | None = None) -> Readi
     except FramingError as error:
         raise DataError(f"{path} {error}") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} is too large ({error}); make it smaller") from error
+        raise DataError(f"{path} has more than the accepted {MAX_PIXELS:,} pixels; make it smaller") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{path} {_not_an_image(path)}") from error
     except Exception as error:  # Pillow's decoders raise many unrelated types on damaged files

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
 NUM_HISTOGRAMS = 20
@@ -152,6 +153,9 @@ def save_training_curves(path: Path, losses: Points, validation: Points, psnr: P
         left.plot(*losses_xy, color=BLUE, lw=1.2, label="training")
         left.plot(*validation_xy, "o-", color=ORANGE, ms=3.5, label="validation, at mu, without the attribute term")
         left.set(xlabel="step", ylabel="loss", yscale="log")
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.yaxis.set_major_formatter("{x:g}")  # by default they are formulas, which `_STYLE` leaves unparsed
+        left.yaxis.set_minor_formatter("")
         left.set_title("Loss", loc="left")
         left.legend(frameon=False)
         right.plot(*psnr_xy, "o-", color=ORANGE, ms=3.5)

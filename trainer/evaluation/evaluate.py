@@ -57,9 +57,10 @@ class Evaluation:
         """Keeps files of somebody else, and unasked the report of another data set, from being replaced.
 
         Raises:
-            RunError: there are such in the folder that would be written to.
+            RunError: there are such in the folder that would be written to, or it lies in the data set.
         """
         out, root, made = self.out, self.data.index.root, made_with(self.out)
+        run_folder.require_apart(out, root)
         written = [out / name for name in (FIGURES, EVALUATION, REPORT) if (out / name).exists()]
         if written and not made and not any((out / name).exists() for name in (run_folder.CONFIG, run_folder.LOCK)):
             raise RunError(

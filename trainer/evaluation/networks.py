@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -200,7 +201,7 @@ def lpips(weights: Path | None) -> tuple[nn.Module, str, Path]:
     try:
         network.net.load_state_dict({key: state[feature] for key, feature in names.items()})
     except (KeyError, RuntimeError) as error:
-        raise ConfigError(f"--lpips-weights {weights}: does not fit {name}: {error}") from error
+        raise ConfigError(f"--lpips-weights {weights}: does not fit {name}: {shorten(str(error), 200)}") from error
     return network, f"LPIPS v0.1, {name} weights from {source}", weights or pretrained.cached(ALEXNET_URL)
 
 
@@ -227,7 +228,8 @@ def _of_state_dict(path: Path) -> tuple[nn.Module, Tensor]:
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     except RuntimeError as error:
-        raise ConfigError(f"--inception-weights {path}: does not fit torch-fidelity's Inception: {error}") from error
+        said = f"does not fit torch-fidelity's Inception: {shorten(str(error), 200)}"
+        raise ConfigError(f"--inception-weights {path}: {said}") from error
     *layers, classifier = network.children()  # its own way in takes whole levels only
     return nn.Sequential(*layers), classifier.weight
 
@@ -240,4 +242,5 @@ def _of_torchscript(path: Path) -> tuple[nn.Module, Tensor]:
             network = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
         return network.layers, network.output.weight
     except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"--inception-weights {path}: is no TorchScript of clean-fid's Inception: {error}") from error
+        said = f"is no TorchScript of clean-fid's Inception: {shorten(str(error), 200)}"
+        raise ConfigError(f"--inception-weights {path}: {said}") from error

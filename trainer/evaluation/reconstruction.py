@@ -16,6 +16,7 @@ from trainer.evaluation.identity import Recogniser, similarity
 from trainer.evaluation.networks import Features, MetricNetworks
 from trainer.evaluation.skipped import attempt
 from trainer.hardware.device import Placement
+from trainer.monitoring.validation import MAX_PSNR
 
 IDENTITY_IMAGES = 300
 LPIPS_SIDE = 64  # AlexNet's poolings leave nothing of smaller images
@@ -51,7 +52,7 @@ def pixel_metrics(originals: Images, reconstructions: Images, place: Placement) 
     SSIM is that of Wang et al. (2004): an 11x11 Gaussian window of sigma 1.5, over the colour channels alike.
 
     Returns:
-        `images`; `psnr_db`, capped at 99 for images that are the same; `psnr_db_quantiles` (`p5`, `median`, `p95` over
+        `images`; `psnr_db`, `MAX_PSNR` for images that are the same; `psnr_db_quantiles` (`p5`, `median`, `p95` over
         images); `ssim`.
     """
     from torchmetrics.functional import image  # noqa: PLC0415  (start-up: seconds)
@@ -62,7 +63,7 @@ def pixel_metrics(originals: Images, reconstructions: Images, place: Placement) 
         similar = image.structural_similarity_index_measure(ours, truth, data_range=1.0, reduction="none")
         assert isinstance(similar, torch.Tensor)  # a pair where more is asked for
         ssim.append(similar.reshape(-1))
-    decibels = torch.cat(psnr).clamp(max=99.0).cpu().numpy()
+    decibels = torch.cat(psnr).clamp(max=MAX_PSNR).cpu().numpy()
     quantiles = np.percentile(decibels, [5, 50, 95]).tolist()
     return {
         "images": len(originals),

@@ -188,14 +188,13 @@ def _best_strengths(part: dict[str, Any]) -> list[Headline]:
                 if curve["best"]
             )
             found.append(Headline(f"Best: {side} {readable(attribute)}", value or "no faces to judge", meaning))
-            meaning = ""
     return found
 
 
 def _distance(name: str, part: dict[str, Any], meaning: str) -> Headline:
     """How far edits move faces."""
-    edits = ", ".join(f"{readable(edit)} {value:.3g}" for edit, value in part.get("edits", {}).items())
-    value = f"{edits}; different faces {{different_faces:.3g}}"
+    edits = ", ".join(f"{readable(edit)} {value:.3f}" for edit, value in part.get("edits", {}).items())
+    value = f"{edits}; different faces {{different_faces:.3f}}"
     return _line(name, part, value, f"{meaning}; different people are there to compare with.")
 
 

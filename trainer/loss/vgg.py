@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -131,11 +132,14 @@ def _load(layers: nn.Sequential, state: dict[str, Any], origin: str) -> None:
     wanted = {name: state.get(f"features.{name}") for name in layers.state_dict()}
     missing = [f"features.{name}" for name, tensor in wanted.items() if tensor is None]
     if missing:
-        raise ConfigError(f"--vgg-weights: {origin} lacks {missing[0]}, which the taps need; tap shallower layers")
+        raise ConfigError(
+            f"--vgg-weights: {origin} lacks {missing[0]}; give VGG19's weights up to the deepest tap, or train with "
+            "shallower --taps"
+        )
     try:
         layers.load_state_dict(wanted)
     except RuntimeError as error:
-        raise ConfigError(f"--vgg-weights: {origin} does not fit VGG19: {error}") from error
+        raise ConfigError(f"--vgg-weights: {origin} does not fit VGG19: {shorten(str(error), 200)}") from error
 
 
 @dataclass(frozen=True)

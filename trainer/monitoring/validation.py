@@ -16,6 +16,8 @@ from trainer.monitoring.watchdog import ACTIVE_VARIANCE
 BATCH_IMAGES = 64
 NUM_SHOWN = 8
 """Images that are shown with their reconstructions."""
+MAX_PSNR = 99.0
+"""What images count with that are the same to the last bit, as white ones may be, dB."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Validation:
     """What an epoch's validation came to.
 
     Attributes:
-        psnr: mean over the images, each reconstructed from its mu, dB.
+        psnr: mean over the images, each reconstructed from its mu, dB; of one `MAX_PSNR` at most.
         loss: the training loss at mu, without the attribute term.
         kl: nats an image.
         active: latents whose mu varies over the images.
@@ -63,7 +65,7 @@ def validate(model: VAE, place: Placement, loss: VAELoss, images: NDArray[np.uin
     picture = shown.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     total, kl = (torch.stack(losses).sum(0) / len(images)).tolist()
     return Validation(
-        psnr=float((-10 * torch.cat(errors).log10()).mean()),
+        psnr=float((-10 * torch.cat(errors).log10()).clamp(max=MAX_PSNR).mean()),
         loss=total,
         kl=kl,
         active=int((torch.cat(means).var(0, correction=0) > ACTIVE_VARIANCE).sum()),
