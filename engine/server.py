@@ -181,8 +181,8 @@ async def _close(repository: ModelRepository, signals: Signals) -> None:
     closing = asyncio.ensure_future(repository.close())
     await _unless(signals.force_stop, asyncio.wait({closing}, timeout=signals.grace_left_s))
     await asyncio.wait({closing}, timeout=_LAST_BATCH_S)
-    if not closing.done():
-        message = f"the backend is stuck in a batch of {', '.join(repository.busy) or 'the warm-up'}"
+    if busy := repository.busy:
+        message = f"the backend is stuck in a batch of {', '.join(busy)}"
         logger.error("%s; the process ends without it", message)
         raise StuckError(message)
     await closing

@@ -27,7 +27,7 @@ class ScrapeServer(ThreadingHTTPServer):
         super().__init__(address, _Handler.factory(registry))
 
     def server_bind(self) -> None:
-        """Binds the address, without asking DNS for its name as HTTPServer does: where DNS is silent that takes long."""
+        """Binds the address. HTTPServer would ask DNS for its name, too, which takes long where DNS is silent."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
