@@ -314,6 +314,8 @@ def test_sigint_ends_it_too(tiny_bundle: Path, tmp_path: Path) -> None:
         ("--bundle /no/such/bundle", "no bundle folder at /no/such/bundle; build it with: python -m "),
         ("--port 70000", "--port must be from 0 to 65535, not 70000"),
         ("--host no.such.host.invalid", "can't listen on no.such.host.invalid:"),
+        ("--host a..b", "can't listen on a..b:50051 (no name of a host); choose another --host or --port"),
+        ("--port 0 --metrics-port 0 --metrics-host a..b", "can't listen on a..b:0 (no name of a host) for metrics;"),
         ("--tokens /no/such/tokens", "--tokens /no/such/tokens can't be read"),
         ("--tls-cert /no/cert --tls-key /no/key", "--tls-key /no/key can't be read (No such file"),
         ("--tls-cert EMPTY --tls-key EMPTY", "--tls-cert EMPTY and --tls-key EMPTY must be PEM, and belong together ("),
