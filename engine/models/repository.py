@@ -133,7 +133,7 @@ class ModelRepository:
                 try:
                     await self._warm_up(new)
                 except BaseException:
-                    await new.close()
+                    self._end(name, new)  # not here: the warm-up may be stuck, and this be cancelled for that
                     raise
             except Exception as error:
                 expected = isinstance(error, (EngineError, OSError))
