@@ -87,6 +87,7 @@ class Model:
         self._encoder = queue(lambda given, _: self.backend.encode(given), *image, observer=observer("encode"))
         self._decoder = queue(lambda given, _: (self.backend.decode(given),), *latent, observer=observer("decode"))
         self._editor = queue(self._run_edit, *image, observer=observer("edit"))
+        self._batchers = (self._encoder, self._decoder, self._editor)
         self._scheduler = scheduler
         self._leases = 0
         self._unused = asyncio.Event()
@@ -104,10 +105,15 @@ class Model:
             if not self._leases:
                 self._unused.set()
 
+    def hurry(self) -> None:
+        """Starts batches without waiting for others from now on."""
+        for batcher in self._batchers:
+            batcher.hurry()
+
     async def close(self) -> None:
         """Waits for the requests that hold a lease, then ends the queues and threads, and lets go of the backend."""
         await self._unused.wait()
-        for batcher in (self._encoder, self._decoder, self._editor):
+        for batcher in self._batchers:
             await batcher.close()
         self.codec.close()
         # After the last batch of a warm-up, which nobody waits for any more.

@@ -104,6 +104,11 @@ class ModelRepository:
                 if at_rest and versions != self._versions[name]:
                     await self._reload(name)
 
+    def hurry(self) -> None:
+        """Starts batches without waiting for others from now on: the server is about to end."""
+        for model in self._models.values():
+            model.hurry()
+
     @property
     def busy(self) -> list[str]:
         """The models that `close` is waiting for, those among them that were replaced."""
