@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,7 +58,10 @@ def _is_true_or_false(value: Any) -> bool:
 
 
 def _is_collector(value: str) -> bool:
-    return value == "console" or urlsplit(value).scheme in ("http", "https")
+    with suppress(ValueError):  # of brackets that are no IPv6 address
+        url = urlsplit(value)
+        return value == "console" or (url.scheme in ("http", "https") and bool(url.hostname))
+    return False
 
 
 _DEVICE = AfterValidator(_rule(DEVICE_RULE, is_device))
@@ -256,7 +260,7 @@ class ServerConfig:
         """The resolved configuration, without secrets."""
         values = asdict(self)
         if self.traces:
-            values["traces"] = re.sub(r"//[^/@]*@", "//***@", self.traces)
+            values["traces"] = re.sub(r"//[^/]*@", "//***@", self.traces)
         return json.dumps(values, indent=2, default=str)
 
 

@@ -93,7 +93,7 @@ async def _start(
     # Health answers everyone and always: probes have no tokens, and ask most when the server is in trouble.
     healths.add_to_server(server)
     target = _listen(server, config, credentials)
-    await stack.enter_async_context(_running(server, calls, healths, signals, config.grace_s))
+    await stack.enter_async_context(_running(server, calls, repository, healths, signals, grace_s=config.grace_s))
     await repository.warm_up()
     collect_rarely()
     calls.admission.open()
@@ -147,7 +147,13 @@ def _listen(server: Server, config: ServerConfig, credentials: grpc.ServerCreden
 
 @asynccontextmanager
 async def _running(
-    server: Server, calls: CallInterceptor, healths: health.Health, signals: Signals, grace_s: float
+    server: Server,
+    calls: CallInterceptor,
+    repository: ModelRepository,
+    healths: health.Health,
+    signals: Signals,
+    *,
+    grace_s: float,
 ) -> AsyncIterator[None]:
     """Starts the server; at the end sends clients away, and waits for what was accepted."""
     try:
@@ -159,6 +165,7 @@ async def _running(
         await _unless(signals.force_stop, asyncio.sleep(min(_LEAVING_S, grace_s)))
         await server.go_away()
         healths.end_watches()
+        repository.hurry()
         if not await _unless(signals.force_stop, calls.drain(signals.grace_left_s)):
             logger.warning("asked again to end: %d calls are cut off", calls.admission.total.calls)
         # What is still open was never accepted, for example a request that was sent by half.
@@ -181,8 +188,8 @@ async def _close(repository: ModelRepository, signals: Signals) -> None:
     closing = asyncio.ensure_future(repository.close())
     await _unless(signals.force_stop, asyncio.wait({closing}, timeout=signals.grace_left_s))
     await asyncio.wait({closing}, timeout=_LAST_BATCH_S)
-    if not closing.done():
-        message = f"the backend is stuck in a batch of {', '.join(repository.busy) or 'the warm-up'}"
+    if busy := repository.busy:
+        message = f"the backend is stuck in a batch of {', '.join(busy)}"
         logger.error("%s; the process ends without it", message)
         raise StuckError(message)
     await closing

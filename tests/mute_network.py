@@ -25,9 +25,12 @@ RESOLVER = "127.0.0.99"
 _WATCHER = """
 import os, sys
 
+NUMBERS = ("127.0.0.1", "0.0.0.0", "localhost")
+
 def watch(event, arguments):
-    if event in ("os.fork", "os.forkpty", "socket.getaddrinfo", "socket.gethostbyname"):
-        if event.startswith("os.") or arguments[0] not in ("127.0.0.1", "localhost"):
+    forks = ("os.fork", "os.forkpty")
+    if event in (*forks, "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"):
+        if event in (*forks, "socket.gethostbyaddr") or arguments[0] not in NUMBERS:
             with open(os.path.join(FOLDER, "events"), "a") as file:
                 file.write(f"{event} {arguments[:1]} in {sys.argv}\\n")
 

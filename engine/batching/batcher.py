@@ -225,6 +225,12 @@ class Batcher:
             recheck=partial(_recheck, weakref.ref(self), client),
         )
 
+    def hurry(self) -> None:
+        """Waits for no more requests from now on, whatever `max_delay` says: hardly any will come."""
+        with self._scheduler.lock:
+            self._max_delay = 0.0
+            self._scheduler.wake()
+
     async def close(self) -> None:
         """Refuses new requests, and returns when all accepted ones are answered and no reservation is held."""
         with self._scheduler.lock:

@@ -140,7 +140,7 @@ class Scheduler:
         self._busy = 0  # threads that run something
         self._alone = False  # what runs wants nothing beside it
         self._closing = False
-        self._threads: list[threading.Thread] = []
+        self._threads = 0
         self._start_threads(1)
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -175,17 +175,15 @@ class Scheduler:
             self._idle.pop().notify()
 
     def close(self) -> None:
-        """Ends the threads, after what they are running; batchers are closed before."""
+        """Ends the threads after what they are running, which it doesn't wait for; batchers are closed before."""
         with self.lock:
             self._closing = True
             self._wake_all()
-        for thread in self._threads:
-            thread.join()
 
     def _start_threads(self, wanted: int) -> None:
-        for number in range(len(self._threads), wanted):
-            self._threads.append(threading.Thread(target=self._work, name=f"compute-{number}", daemon=True))
-            self._threads[-1].start()
+        for number in range(self._threads, wanted):
+            threading.Thread(target=self._work, name=f"compute-{number}", daemon=True).start()
+        self._threads = max(self._threads, wanted)
 
     def _work(self) -> None:
         give_way()

@@ -4,6 +4,7 @@ Shapes: N images of side S, latents of dimension D.
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -86,6 +87,7 @@ class Model:
         self._encoder = queue(lambda given, _: self.backend.encode(given), *image, observer=observer("encode"))
         self._decoder = queue(lambda given, _: (self.backend.decode(given),), *latent, observer=observer("decode"))
         self._editor = queue(self._run_edit, *image, observer=observer("edit"))
+        self._batchers = (self._encoder, self._decoder, self._editor)
         self._scheduler = scheduler
         self._leases = 0
         self._unused = asyncio.Event()
@@ -103,15 +105,28 @@ class Model:
             if not self._leases:
                 self._unused.set()
 
+    def hurry(self) -> None:
+        """Starts batches without waiting for others from now on."""
+        for batcher in self._batchers:
+            batcher.hurry()
+
     async def close(self) -> None:
-        """Waits for the requests that hold a lease, then ends the queues and threads, and frees the backend."""
+        """Waits for the requests that hold a lease, then ends the queues and threads, and lets go of the backend."""
         await self._unused.wait()
-        for batcher in (self._encoder, self._decoder, self._editor):
+        for batcher in self._batchers:
             await batcher.close()
         self.codec.close()
         # After the last batch of a warm-up, which nobody waits for any more.
-        await self._scheduler.run(self.backend.close)
-        del self.backend  # calls that have just ended may know this model yet, and graphs are large
+        await self._scheduler.run(self._close_backend)
+        # A runtime ends its threads with its graphs, whose priority is low: on a busy machine that takes seconds, which
+        # neither the event loop nor the end of the process waits for. Calls that have just ended may know this model.
+        graphs = [self.backend]
+        del self.backend
+        threading.Thread(target=graphs.clear, name="free", daemon=True).start()
+
+    def _close_backend(self) -> None:
+        """For a compute thread, which would hold what it is given for a while: the model, and not the backend."""
+        self.backend.close()
 
     async def encode(self, images: Images, context: RequestContext) -> tuple[Floats, Floats]:
         """Images to mu and log_var, float32 [N, D] each."""

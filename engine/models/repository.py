@@ -48,8 +48,7 @@ class ModelRepository:
         self._models: dict[str, Model] = {}
         self._versions: dict[str, FileVersions | None] = {}
         self._loading = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
-        self._closing: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[asyncio.Task[None], str] = {}  # models that answer what they have accepted, by their end
 
     async def open(self) -> None:
         """Opens all bundles; they are served from then on, and `warm_up` makes their first calls.
@@ -105,16 +104,27 @@ class ModelRepository:
                 if at_rest and versions != self._versions[name]:
                     await self._reload(name)
 
+    def hurry(self) -> None:
+        """Starts batches without waiting for others from now on: the server is about to end."""
+        for model in self._models.values():
+            model.hurry()
+
     @property
     def busy(self) -> list[str]:
-        """The models that `close` is waiting for."""
-        return [name for name, closing in self._closing.items() if not closing.done()]
+        """The models that `close` is waiting for, those among them that were replaced."""
+        return sorted(set(self._ending.values()))
 
     async def close(self) -> None:
         """Answers what was accepted, then ends all queues and threads."""
-        self._closing = {name: asyncio.ensure_future(model.close()) for name, model in self._models.items()}
-        await asyncio.gather(*self._closing.values(), *self._retiring)
-        await in_thread(self._scheduler.close)
+        for name, model in self._models.items():
+            self._end(name, model)
+        await asyncio.gather(*self._ending)
+        self._scheduler.close()
+
+    def _end(self, name: str, model: Model) -> None:
+        ending = asyncio.get_running_loop().create_task(model.close())
+        self._ending[ending] = name
+        ending.add_done_callback(self._ending.pop)
 
     async def _reload(self, name: str) -> None:
         """Takes a bundle, if it isn't the one that is served and can be used."""
@@ -128,7 +138,7 @@ class ModelRepository:
                 try:
                     await self._warm_up(new)
                 except BaseException:
-                    await new.close()
+                    self._end(name, new)  # not here: the warm-up may be stuck, and this be cancelled for that
                     raise
             except Exception as error:
                 expected = isinstance(error, (EngineError, OSError))
@@ -140,9 +150,7 @@ class ModelRepository:
             self._models[name] = new
             logger.info("model %s: bundle %s takes over from %s", name, new.fingerprint, old.fingerprint)
             self._reloaded(name, True)
-            retiring = asyncio.get_running_loop().create_task(old.close())
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            self._end(name, old)
 
     async def _open(self, name: str) -> Model:
         """Verifies and compiles beside what is served."""

@@ -51,8 +51,12 @@ def check(host: str, port: int) -> None:
                 probe.bind(address)
     except (OSError, UnicodeError) as error:
         where, mend = (host, "--host") if is_unix(host) else (f"{host}:{port}", "--host or --port")
-        reason = (error.strerror or error) if isinstance(error, OSError) else "no name of a host"
-        raise StartupError(f"can't listen on {where} ({reason}); choose another {mend}") from None
+        raise StartupError(f"can't listen on {where} ({reason_of(error)}); choose another {mend}") from None
+
+
+def reason_of(error: OSError | UnicodeError) -> str:
+    """Why an address can't be had."""
+    return str(error.strerror or error) if isinstance(error, OSError) else "no name of a host"
 
 
 def _check_unix(path: Path) -> None:

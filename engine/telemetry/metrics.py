@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 
 from engine.errors import StartupError
+from engine.process.address import reason_of
 from engine.telemetry.scrapes import ScrapeServer
 from engine.version import version_here
 
@@ -101,9 +102,9 @@ class Metrics:
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             server = ScrapeServer(family, (str(address[0]), int(address[1])), self.registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise StartupError(
-                f"can't listen on {host}:{port} ({error.strerror}) for metrics; choose another --metrics-host or "
+                f"can't listen on {host}:{port} ({reason_of(error)}) for metrics; choose another --metrics-host or "
                 "--metrics-port"
             ) from None
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)

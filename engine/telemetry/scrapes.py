@@ -2,6 +2,7 @@
 
 import threading
 from http.server import ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,11 @@ class ScrapeServer(ThreadingHTTPServer):
         self.address_family = family
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
         super().__init__(address, _Handler.factory(registry))
+
+    def server_bind(self) -> None:
+        """Binds the address. HTTPServer would ask DNS for its name, too, which takes long where DNS is silent."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Gives the connection a thread, where one is free."""

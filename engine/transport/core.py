@@ -212,8 +212,9 @@ class CoreCall:
         self.path: str = event.call_details.method.decode(errors="replace")
         # Values of keys that end in "-bin" are bytes.
         self.metadata: tuple[tuple[str, str | bytes], ...] = event.invocation_metadata
-        deadline: float = event.call_details.deadline
-        self.deadline = deadline if deadline < _ENDLESS_S else math.inf  # seconds since 1970
+        deadline: float = event.call_details.deadline  # seconds since 1970
+        # By a clock that nobody sets: streams are open for hours.
+        self.deadline = deadline - time.time() + time.monotonic() if deadline < _ENDLESS_S else math.inf
 
     def receive_close(self, tag: Tag) -> None:
         """Waits for the end of the call; see `was_cancelled`."""

@@ -145,7 +145,7 @@ class Server:
     def _expire(self) -> None:
         """On the event loop: ends calls whose message is late, from time to time."""
         late = time.monotonic() - self._message_limit_s
-        for call, came in list(self._awaited.items()):
+        for call, came in self._awaited.copy().items():  # other threads add some meanwhile
             if came > late:
                 break
             self._awaited.pop(call, None)
@@ -363,7 +363,7 @@ class ServerCall:
     def time_remaining(self) -> float | None:
         """Seconds to the deadline, at least 0; None without one."""
         deadline = self._core.deadline
-        return None if math.isinf(deadline) else max(0.0, deadline - time.time())
+        return None if math.isinf(deadline) else max(0.0, deadline - time.monotonic())
 
 
 def _bytes(answer: Any) -> bytes:

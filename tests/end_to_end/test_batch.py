@@ -1,6 +1,7 @@
 """Folders encoded at scale, as a process against real servers; read back as anybody reads Parquet."""
 
 import csv
+import os
 import resource
 import signal
 import sys
@@ -11,12 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from bundles import smile_more, write_tiny_bundle
+from gates import constant, until
 from machine import as_nobody
 from PIL import Image
 from servers import ServerProcess, run_python, server_of, start_python
 from tiny_model import IMAGE_SIZE, latents_of, random_images
 
 from engine.batch.__main__ import main
+from engine.client import Client
 
 COUNT = 300
 
@@ -87,6 +90,34 @@ def test_a_killed_run_goes_on_and_each_file_is_there_once(
     result = run_python(command_of(server.target, images, out), tmp_path)
     assert result.stdout == f"wrote {COUNT - there} latents to {out}, which has {COUNT} now\n"
     check_all_there(images, out)
+
+
+def test_few_requests_run_ahead_of_one_that_is_stuck(tiny_bundle: Path, tmp_path: Path) -> None:
+    album, out = tmp_path / "album", tmp_path / "latents.parquet"
+    album.mkdir()
+    for index, pixels in enumerate(random_images(20, seed=4)):
+        Image.fromarray(pixels).save(album / f"{index:02}.png")
+    whole = (album / "00.png").read_bytes()
+    (album / "00.png").unlink()
+    os.mkfifo(album / "00.png")  # whoever reads it waits for the test
+    with server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server, Client(server.target) as client:
+        options = ("--images-per-request", "1", "--requests-in-flight", "2")
+        process = start_python(command_of(server.target, album, out, *options), tmp_path)
+
+        def encoded() -> float:
+            return server.metric("dfcvae_images_total", method="Encode")
+
+        try:
+            ahead = 4  # twice those that are in flight
+            until(lambda: encoded() >= ahead or process.poll() is not None)
+            for _ in range(50):  # meanwhile one that went on would send more, too
+                client.encode(constant(1))
+            assert encoded() == ahead + 50
+            (album / "00.png").write_bytes(whole)
+            assert process.communicate() == (f"wrote 20 latents to {out}, which has 20 now\n", "")
+        finally:
+            process.kill()
+    assert pq.read_table(out)["path"].to_pylist() == [f"{index:02}.png" for index in range(20)]
 
 
 def test_damaged_files_are_listed_and_tried_again(server: ServerProcess, tmp_path: Path) -> None:

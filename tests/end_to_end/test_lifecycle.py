@@ -157,6 +157,18 @@ def test_sigterm_answers_what_was_accepted(tiny_bundle: Path, tmp_path: Path) ->
         assert "Traceback" not in gate.server.log
 
 
+def test_at_the_end_no_batch_waits_for_others(tiny_bundle: Path, tmp_path: Path) -> None:
+    # Hours of delay and grace: only the end itself starts the batch.
+    options = ("--max-delay-ms", "3600000", "--grace-s", "7200", "--metrics-port", "0")
+    with server_of(tiny_bundle, tmp_path, *options) as server, ThreadPoolExecutor(1) as pool:
+        with Client(server.target) as client:
+            accepted = pool.submit(client.encode, constant(9))
+            until(lambda: server.metric("dfcvae_queue_images", model="default", graph="encode") == 1)
+            server.terminate()
+            np.testing.assert_array_equal(accepted.result().mu, latents_of(constant(9)))
+        assert server.wait() == 0
+
+
 def test_a_long_end_keeps_no_client_from_another_server(tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     folder.mkdir()
@@ -320,6 +332,8 @@ def test_a_start_that_cannot_be_is_one_line(tiny_bundle: Path, tmp_path: Path) -
             "--bundle /no/such/bundle": "no bundle folder at /no/such/bundle; build it with: python -m ",
             "--port 70000": "--port must be from 0 to 65535, not 70000",
             "--host no.such.host.invalid": "can't listen on no.such.host.invalid:",
+            "--host a..b": "can't listen on a..b:50051 (no name of a host); choose another --host or --port",
+            "--port 0 --metrics-port 0 --metrics-host a..b": "can't listen on a..b:0 (no name of a host) for metrics;",
             "--tokens /no/such/tokens": "--tokens /no/such/tokens can't be read",
             "--tls-cert /no/cert --tls-key /no/key": "--tls-key /no/key can't be read (No such file",
             f"--tls-cert {empty} --tls-key {empty}": (

@@ -16,11 +16,12 @@ from tiny_model import ATTRIBUTES
 _SERVE = """
 import signal, subprocess, sys, time
 from engine.client import Client
-command = [sys.executable, "-m", "engine", "--bundle", sys.argv[1], "--port", "0"]
+command = [sys.executable, "-m", "engine", "--bundle", sys.argv[1], "--port", "0", "--insecure", "--host", "0.0.0.0"]
+command += ["--metrics-host", "0.0.0.0", "--metrics-port", "0"]
 server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-target = server.stdout.readline().split()[-1]
+port = server.stdout.readline().split(":")[-1].strip()
 time.sleep(5)
-with Client(target) as client:
+with Client(f"localhost:{port}") as client:
     assert client.edit([open(sys.argv[2], "rb").read()], {"%s": 1.0}).shape[0] == 1
 server.send_signal(signal.SIGTERM)
 sys.exit(server.wait())

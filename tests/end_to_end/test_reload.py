@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import pytest
 from bundles import write_tiny_bundle
-from gates import connected, until
+from gates import connected, gated_server, until
 from servers import ServerProcess, server_of
 from tiny_model import latents_of, random_images
 
@@ -124,3 +124,15 @@ def test_a_bundle_that_is_copied_in_the_wrong_order_is_taken_when_it_is_complete
         decoder.write_bytes(whole)
         until(lambda: crop_of(server) == 13)
         assert server.log.count("is refused") == 1
+
+
+def test_a_new_bundle_whose_backend_is_stuck_does_not_keep_the_server_alive(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle", crop=12)
+    with gated_server(bundle, tmp_path, "--grace-s", "0.5") as gate:
+        gate.close()
+        replace_bundle(bundle, 13)
+        gate.server.hang_up()
+        until(lambda: len(gate.batches()) == 1)
+        gate.server.terminate()
+        assert gate.server.wait() == 1
+        assert "the backend is stuck in a batch of default; the process ends without it" in gate.server.log

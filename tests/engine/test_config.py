@@ -72,6 +72,8 @@ def test_bundles_of_the_flags_replace_those_of_the_file(tmp_path: Path) -> None:
         ("insecure = 7", "FILE: insecure must be true or false, not 7"),
         ('log_level = "loud"', "FILE: log_level must be 'debug', 'info', 'warning' or 'error', not 'loud'"),
         ('traces = "nowhere"', "FILE: traces must be \"console\" or the http(s) URL of a collector, not 'nowhere'"),
+        ('traces = "https://"', "FILE: traces must be \"console\" or the http(s) URL of a collector, not 'https://'"),
+        ('traces = "http://["', "FILE: traces must be \"console\" or the http(s) URL of a collector, not 'http://['"),
         ("a = = b", "--config FILE is not TOML: "),
     ],
 )
@@ -158,7 +160,7 @@ def test_these_may_be_served_on(flags: str) -> None:
 
 
 def test_what_is_printed_can_be_read_again_and_has_no_password(tmp_path: Path) -> None:
-    config = load_config(["--bundle", "m=b", "--traces", "https://me:secret@host:4318/v1/traces"], {})
+    config = load_config(["--bundle", "m=b", "--traces", "https://me:secr@secret@host:4318/v1/traces"], {})
     printed = json.loads(config.to_json())
     assert printed["bundle"] == ["m=b"]
     assert printed["traces"] == "https://***@host:4318/v1/traces"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -69,6 +70,19 @@ async def test_a_handler_sees_the_time_that_remains() -> None:
     assert remaining[0] is not None
     assert 1000 - LIMIT_S < remaining[0] < 1100  # clients round up
     assert remaining[1] is None
+
+
+@in_loop
+async def test_a_clock_that_is_set_changes_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handle(request: bytes, context: Any) -> bytes:
+        hour_later = time.time() + 3600
+        monkeypatch.setattr(time, "time", lambda: hour_later)
+        left = context.time_remaining()
+        monkeypatch.undo()
+        return repr(left).encode()
+
+    async with served(Ask=unary(handle)) as channel:
+        assert 1000 - LIMIT_S < float(await channel.unary_unary(path("Ask"))(b"", timeout=1000)) < 1100
 
 
 @in_loop
