@@ -103,10 +103,10 @@ class EngineFlags:
         for target in self.compute_capability:
             if target not in TARGETS:
                 raise InputError(
-                    f"--compute-capability {target}: TensorRT for RTX builds for {', '.join(TARGETS)}; "
-                    "other GPUs, such as H100 and H200 (9.0), are for --backend tensorrt, on that machine"
+                    f"--compute-capability {target}: TensorRT for RTX builds for {', '.join(TARGETS)}; other GPUs, "
+                    "such as T4 (7.5), H100 and H200 (9.0), are for --backend tensorrt, on that machine"
                 )
-        if self.compute_capability and self.backend not in ("auto", "tensorrt-rtx"):
+        if self.compute_capability and self.backend != "tensorrt-rtx":
             raise InputError(
                 f"--compute-capability: --backend {self.backend} builds for this machine; take --backend tensorrt-rtx"
             )

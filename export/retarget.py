@@ -71,8 +71,8 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
         ParityError: the engines are beyond their tolerances. Nothing is written.
         KeyboardInterrupt: `stopped` said so. Nothing is written.
     """
-    check_place(config.out, config.force)
     check_apart(config.out, config.bundle, "BUNDLE")
+    check_place(config.out, config.force)
     bundle = Bundle.load(config.bundle)
     truth = load_truth(bundle)
     graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]

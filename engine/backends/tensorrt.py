@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 """The Python module of each backend of this kind."""
-TARGETS = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
-"""Compute capabilities that TensorRT for RTX builds for, with its own names of them."""
+TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that TensorRT for RTX builds for. It has 7.5, too, but there no matrix products in FP32."""
 DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "12.0")
 """Those that it builds for when none is named; the last one stands for newer ones, too."""
 
