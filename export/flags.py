@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -14,6 +13,7 @@ from engine.backends import BACKENDS, CPU, DEVICE_RULE, cores, is_device
 from engine.backends.tensorrt import TARGETS
 from engine.bundle import LARGEST_BATCH
 from engine.proof.figures import TOLERANCES, Tolerances
+from export.command import MOST_THREADS, require_between
 from export.engines.candidate import Candidate, Option
 from export.engines.support import AUTO, Support
 from export.errors import InputError
@@ -93,13 +93,10 @@ class EngineFlags:
     def __post_init__(self) -> None:
         if self.device != AUTO and not is_device(self.device):
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
-        for name, least in {"max_batch": 1, "threads": 1, **dict.fromkeys(_TOLERANCES, 0)}.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                finite = ", and finite" if isinstance(value, float) else ""
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}{finite}")
-        if (self.max_batch or 1) > LARGEST_BATCH:
-            raise InputError(f"--max-batch {self.max_batch}: must be at most {LARGEST_BATCH}")
+        require_between("max-batch", self.max_batch, 1, LARGEST_BATCH)
+        require_between("threads", self.threads, 1, MOST_THREADS)
+        for name in _TOLERANCES:
+            require_between(name.replace("_", "-"), getattr(self, name), 0)
         for target in self.compute_capability:
             if target not in TARGETS:
                 raise InputError(

@@ -48,8 +48,7 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         if self.device is not None and not is_device(self.device):
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads {self.threads}: must be at least 1")
+        command.require_between("threads", self.threads, 1, command.MOST_THREADS)
         for folder in (self.bundle, self.run):
             if self.json is not None and folder is not None and self.json.resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"--json {self.json}: lies in {folder}, which is only read; choose another place")

@@ -29,7 +29,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *arguments: call(verify.main, capsys, *arguments, "--threads", "1")
+    return lambda *arguments: call(verify.main, capsys, "--threads", "1", *arguments)
 
 
 def test_with_the_run_everything_is_measured_again(command: Command, run: Path, bundle: Path, tmp_path: Path) -> None:
@@ -83,6 +83,8 @@ def test_bad_input_is_one_line_and_exit_code_2(command: Command, bundle: Path, t
         ((bundle, "--run", other), "was built from another model"),
         ((bundle, "--json", tmp_path / "no" / "file"), "there is no folder"),
         ((bundle, "--json", tmp_path), "is a folder; name a file"),
+        ((bundle, "--threads", "0"), "--threads 0: must be at least 1"),
+        ((bundle, "--threads", "100000"), "--threads 100000: must be at most 4096"),
         ((bundle, "--json", bundle / "manifest.json"), "which is only read; choose another place"),
         ((damaged,), "decoder.onnx was changed after it was built"),
         ((silent,), "carries no proof (proof.safetensors) to hold its engines against; build it again"),
