@@ -87,7 +87,7 @@ def test_bad_input_is_one_line_and_exit_code_2(command: Command, bundle: Path, t
         ((bundle, "--threads", "100000"), "--threads 100000: must be at most 4096"),
         ((bundle, "--json", bundle / "manifest.json"), "which is only read; choose another place"),
         ((damaged,), "decoder.onnx was changed after it was built"),
-        ((silent,), "carries no proof (proof.safetensors) to hold its engines against; build it again"),
+        ((silent,), "manifest.json does not list proof.safetensors; build it with"),
     ]:
         result = command(*arguments)
         require_refused(result)
