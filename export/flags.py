@@ -67,7 +67,7 @@ class EngineFlags:
     tactics: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """The only sources of kernels that tensorrt may use, where a machine lacks the libraries of others; none: all."""
     max_batch: int | None = None
-    """Largest batch that the engines take, images; at most 4,096."""
+    """Largest batch that the engines take, images, at most 4,096; None: that of the bundle."""
     threads: int | None = None
     """Compute threads of the engines while they are measured; None: all cores."""
     min_psnr: float | None = None

@@ -50,8 +50,6 @@ class RetargetConfig(EngineFlags):
 
     bundle: Annotated[Path, tyro.conf.Positional]
     """Bundle folder to start from; it is only read."""
-    max_batch: int | None = None
-    """Largest batch that the engines take, images, at most 4,096; None: that of the bundle."""
 
 
 def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], bool] = lambda: False) -> Path:

@@ -25,7 +25,8 @@ class Cuda:
             self._api: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise BackendError(
-                f"plans need cuda-bindings, which can't be imported ({error}); pip install cuda-bindings"
+                f"GPUs need cuda-bindings, which can't be imported ({error}); pip install 'cuda-bindings<13', "
+                "for CUDA 13 'cuda-bindings<14'"
             ) from error
         failed, *found = self._api.cudaGetDeviceCount()
         if int(failed) or not found[0]:
