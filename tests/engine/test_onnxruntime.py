@@ -13,17 +13,11 @@ import pytest
 from exactness import check_a_batch, check_batches_that_overlap
 from gates import until
 from onnx import TensorProto, helper
-from servers import ROOT
 from tiny_model import LATENT_DIM, latents_of, random_images
 
-from engine.backends import BACKENDS, Options
+from engine.backends import Options
 from engine.backends.onnxruntime import PROVIDERS, OnnxRuntimeBackend
 from engine.errors import BackendError, BundleError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -151,13 +145,6 @@ def test_without_a_gpu_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(BackendError, match=r"need cuda-bindings, which can't be imported"):
         OnnxRuntimeBackend.check(CUDA)
-
-
-@pytest.mark.parametrize("extra", [row.extras["cuda"] for row in BACKENDS.values() if "cuda" in row.extras])
-def test_what_asks_the_gpu_comes_with_the_extra(extra: str) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for name, major in ((extra, 13), (f"{extra}-cu13", 14)):
-        assert any(line.startswith("cuda-bindings>=") and line.endswith(f",<{major}") for line in extras[name])
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has the CUDA provider")
