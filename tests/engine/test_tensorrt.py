@@ -183,7 +183,7 @@ def test_tensorrt_for_rtx_compiles_before_a_graph_is_captured(
     np.testing.assert_array_equal(backend.encode(images)[0], latents_of(images))
 
 
-@pytest.mark.parametrize(("gpu", "fits"), [("8.9", True), ("12.1", True), ("13.0", True), ("9.0", False), ("7.5", False)])
+@pytest.mark.parametrize(("gpu", "fits"), [("8.9", True), ("13.0", True), ("9.0", False), ("7.5", False)])
 def test_tensorrt_for_rtx_is_for_some_gpus(monkeypatch: pytest.MonkeyPatch, gpu: str, fits: bool) -> None:
     gpu_stand_in.install_rtx(monkeypatch, gpu)
     if fits:
@@ -213,7 +213,7 @@ def test_a_plan_of_another_tensorrt_is_refused(plans: Path, monkeypatch: pytest.
     gpu_stand_in.install(monkeypatch, "11.1.0")
     with pytest.raises(
         BundleError,
-        match=r"TensorRT 11\.1\.0 can't open .*encoder\.plan: the plan was serialized by another.*export\.retarget BUNDLE",
+        match=r"TensorRT 11\.1\.0 can't open .*encoder\.plan: the plan was serialized by .*export\.retarget BUNDLE",
     ):
         open_plans(plans, 6)
 
