@@ -254,8 +254,10 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _verify_files(folder: Path, manifest: Manifest) -> None:
     engine = manifest.engine
-    edits = [engine.edit] if engine.edit else []
-    for name in (*_REQUIRED_FILES, engine.encoder, engine.decoder, *edits, *chain(*engine.stages.values())):
+    others = [engine.edit] if engine.edit else []
+    if manifest.proof["status"] != UNKNOWN:  # as it is before bundles carried one
+        others.append(PROOF)
+    for name in (*_REQUIRED_FILES, engine.encoder, engine.decoder, *others, *chain(*engine.stages.values())):
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {name}; {_REBUILD}")
     for name, digest in manifest.files.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,9 @@ from export.errors import InputError
 from trainer.errors import TrainerError
 
 Config = TypeVar("Config")
+
+MOST_THREADS = 4096
+"""More than any machine has cores for."""
 
 
 def run(
@@ -54,6 +58,19 @@ def run(
         ending = f"; {outcome}" if outcome and code != 2 else ""
         print(f"error: {message}{ending}", file=sys.stderr)
         return code
+
+
+def require_between(flag: str, value: float | None, least: int, most: float = math.inf) -> None:
+    """Lets a flag's number pass that is finite and within its bounds, or None.
+
+    Raises:
+        InputError: it is not.
+    """
+    if value is None or (least <= value <= most and math.isfinite(value)):
+        return
+    finite = ", and finite" if isinstance(value, float) else ""
+    rule = f"at most {most}" if value > most else f"at least {least}{finite}"
+    raise InputError(f"--{flag} {value}: must be {rule}")
 
 
 def interruptible() -> Callable[[], bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -14,6 +13,7 @@ from engine.backends import BACKENDS, CPU, DEVICE_RULE, cores, is_device
 from engine.backends.tensorrt import TARGETS
 from engine.bundle import LARGEST_BATCH
 from engine.proof.figures import TOLERANCES, Tolerances
+from export.command import MOST_THREADS, require_between
 from export.engines.candidate import Candidate, Option
 from export.engines.support import AUTO, Support
 from export.errors import InputError
@@ -67,7 +67,7 @@ class EngineFlags:
     tactics: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """The only sources of kernels that tensorrt may use, where a machine lacks the libraries of others; none: all."""
     max_batch: int | None = None
-    """Largest batch that the engines take, images; at most 4,096."""
+    """Largest batch that the engines take, images, at most 4,096; None: that of the bundle."""
     threads: int | None = None
     """Compute threads of the engines while they are measured; None: all cores."""
     min_psnr: float | None = None
@@ -93,20 +93,17 @@ class EngineFlags:
     def __post_init__(self) -> None:
         if self.device != AUTO and not is_device(self.device):
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
-        for name, least in {"max_batch": 1, "threads": 1, **dict.fromkeys(_TOLERANCES, 0)}.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                finite = ", and finite" if isinstance(value, float) else ""
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}{finite}")
-        if (self.max_batch or 1) > LARGEST_BATCH:
-            raise InputError(f"--max-batch {self.max_batch}: must be at most {LARGEST_BATCH}")
+        require_between("max-batch", self.max_batch, 1, LARGEST_BATCH)
+        require_between("threads", self.threads, 1, MOST_THREADS)
+        for name in _TOLERANCES:
+            require_between(name.replace("_", "-"), getattr(self, name), 0)
         for target in self.compute_capability:
             if target not in TARGETS:
                 raise InputError(
-                    f"--compute-capability {target}: TensorRT for RTX builds for {', '.join(TARGETS)}; "
-                    "other GPUs, such as H100 and H200 (9.0), are for --backend tensorrt, on that machine"
+                    f"--compute-capability {target}: TensorRT for RTX builds for {', '.join(TARGETS)}; other GPUs, "
+                    "such as T4 (7.5), H100 and H200 (9.0), are for --backend tensorrt, on that machine"
                 )
-        if self.compute_capability and self.backend not in ("auto", "tensorrt-rtx"):
+        if self.compute_capability and self.backend != "tensorrt-rtx":
             raise InputError(
                 f"--compute-capability: --backend {self.backend} builds for this machine; take --backend tensorrt-rtx"
             )

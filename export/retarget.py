@@ -50,8 +50,6 @@ class RetargetConfig(EngineFlags):
 
     bundle: Annotated[Path, tyro.conf.Positional]
     """Bundle folder to start from; it is only read."""
-    max_batch: int | None = None
-    """Largest batch that the engines take, images, at most 4,096; None: that of the bundle."""
 
 
 def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], bool] = lambda: False) -> Path:
@@ -71,8 +69,8 @@ def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], boo
         ParityError: the engines are beyond their tolerances. Nothing is written.
         KeyboardInterrupt: `stopped` said so. Nothing is written.
     """
-    check_place(config.out, config.force)
     check_apart(config.out, config.bundle, "BUNDLE")
+    check_place(config.out, config.force)
     bundle = Bundle.load(config.bundle)
     truth = load_truth(bundle)
     graphs = [name for name in bundle.manifest.files if name.endswith(".onnx")]

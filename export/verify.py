@@ -11,14 +11,16 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import tyro
 
 from engine.backends import DEVICE_RULE, cores, is_device, open_backend
 from engine.bundle import PROOF, Bundle
+from engine.errors import ParityError
 from engine.proof.figures import TOLERANCES, Report
-from engine.proof.opening import load_truth, tolerances_of
+from engine.proof.opening import load_truth, mend_of, tolerances_of
 from engine.proof.truth import Truth
 from export import command
 from export.engines.candidate import Option
@@ -46,8 +48,7 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         if self.device is not None and not is_device(self.device):
             raise InputError(f"--device {self.device}: {DEVICE_RULE}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"--threads {self.threads}: must be at least 1")
+        command.require_between("threads", self.threads, 1, command.MOST_THREADS)
         for folder in (self.bundle, self.run):
             if self.json is not None and folder is not None and self.json.resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"--json {self.json}: lies in {folder}, which is only read; choose another place")
@@ -84,7 +85,10 @@ def verify(config: VerifyConfig) -> Report:
         say=print,
     )
     option = Option(manifest.backend, config.device or manifest.device, manifest.precision)
-    report = gate.check(option, manifest.engine)
+    try:
+        report = gate.check(option, manifest.engine)
+    except ParityError as error:
+        raise ParityError(f"{error}; {mend_of(bundle)}") from None
     if config.json is not None:
         config.json.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     return report
@@ -115,19 +119,10 @@ def run_truth(bundle: Bundle, path: Path) -> tuple[Truth, Trial | str]:
     from export.run import Run  # noqa: PLC0415
 
     run = Run.load(path)
-    require_run(bundle, path, run.model_sha256)
+    if bundle.manifest.run.get("model_sha256") != run.model_sha256:
+        raise InputError(f"--run {path}: {bundle.path} was built from another model; build it again from this one")
     reference = Reference.of(run, calibrates=bundle.manifest.precision == "int8")
     return reference.truth, reference.trial
-
-
-def require_run(bundle: Bundle, path: Path, model_sha256: str | None) -> None:
-    """Lets a bundle pass that was built from the model in the run folder `path`.
-
-    Raises:
-        InputError: it was built from another one.
-    """
-    if bundle.manifest.run.get("model_sha256") != model_sha256:
-        raise InputError(f"--run {path}: {bundle.path} was built from another model; build it again from this one")
 
 
 def work(config: VerifyConfig) -> None:
@@ -136,6 +131,7 @@ def work(config: VerifyConfig) -> None:
         require("train")
     report = verify(config)
     print(f"{config.bundle} agrees with {report.truth} on {report.samples} images and as many random latents")
+    print(f"next: python -m engine --bundle {quote(str(config.bundle))}")
 
 
 main = partial(command.run, VerifyConfig, work, prog="python -m export.verify", doc=__doc__)

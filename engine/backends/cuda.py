@@ -25,14 +25,15 @@ class Cuda:
             self._api: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise BackendError(
-                f"plans need cuda-bindings, which can't be imported ({error}); pip install cuda-bindings"
+                f"GPUs need cuda-bindings, which can't be imported ({error}); pip install 'cuda-bindings<13', "
+                "for CUDA 13 'cuda-bindings<14'"
             ) from error
         failed, *found = self._api.cudaGetDeviceCount()
         if int(failed) or not found[0]:
             raise BackendError(
                 f"CUDA finds no GPU that it can use ({self._describe(failed) if int(failed) else 'none is visible'}); "
-                "a GPU bundle needs an NVIDIA GPU with its driver: see what nvidia-smi says, or build a bundle for "
-                "the CPU with --backend openvino"
+                "a GPU bundle needs an NVIDIA GPU with its driver: see what nvidia-smi says, or take --backend "
+                "openvino, for a bundle that is there already with: python -m export.retarget"
             )
         if number >= found[0]:
             last = f"cuda:{found[0] - 1}" if found[0] > 1 else "cuda"

@@ -19,6 +19,7 @@ import onnxruntime
 
 from engine.arrays import Array, Bytes, Floats
 from engine.backends.base import CPU, CUDA, Backend, Names, Options, bucket_sizes, gpu_of, in_parts, require_names
+from engine.backends.cuda import Cuda
 from engine.errors import BackendError, BundleError
 
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
@@ -136,6 +137,7 @@ def _require_cuda(device: str) -> None:
             f"this build of ONNX Runtime {onnxruntime.__version__} has no {name} for NVIDIA GPUs (it has "
             f"{', '.join(found)}); pip uninstall onnxruntime, then pip install 'dfc-vae[gpu]'; or take --device cpu"
         )
+    Cuda(gpu_of(device))  # which a proof is bound to
     missing = _load_libraries()
     try:
         onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", gpu_of(device))

@@ -72,7 +72,7 @@ BACKENDS: dict[str, Row] = {
             "TensorRtBackend",
             _TENSORRT,
             {CUDA: "tensorrt"},
-            ("tensorrt",),
+            ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
             plan=".plan",
         ),
         Row(

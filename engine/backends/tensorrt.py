@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 """The Python module of each backend of this kind."""
-TARGETS = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
-"""Compute capabilities that TensorRT for RTX builds for, with its own names of them."""
+TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that TensorRT for RTX builds for. It has 7.5, too, but there no matrix products in FP32."""
 DEFAULT_TARGETS = ("8.0", "8.6", "8.9", "12.0")
 """Those that it builds for when none is named; the last one stands for newer ones, too."""
 
-_REBUILD = "build the bundle again on this machine: python -m export.build_engines --run RUN --out BUNDLE"
+_REMAKE = "make the plans again on this machine, with: python -m export.retarget BUNDLE --out BUNDLE2"
 _DTYPES = {"UINT8": np.uint8, "FLOAT": np.float32}
 _ENCODER = {"images": ("INPUT", "UINT8"), "mu": ("OUTPUT", "FLOAT"), "log_var": ("OUTPUT", "FLOAT")}
 _DECODER = {"latents": ("INPUT", "FLOAT"), "images": ("OUTPUT", "UINT8")}
@@ -108,8 +108,9 @@ def require_device(backend: str = "tensorrt", device: str = CUDA) -> dict[str, s
     gpu = Cuda(gpu_of(device)).gpu()
     if backend == "tensorrt-rtx" and not is_target(gpu["compute_capability"], TARGETS):
         raise BackendError(
-            f"TensorRT for RTX is for GPUs of compute capability {', '.join(TARGETS)}, this machine has {gpu['gpu']} "
-            f"with {gpu['compute_capability']}; take --backend tensorrt"
+            f"TensorRT for RTX is for GPUs of compute capability {', '.join(TARGETS)} and newer, this machine has "
+            f"{gpu['gpu']} with {gpu['compute_capability']}; take --backend tensorrt, for a bundle that is there "
+            "already with: python -m export.retarget"
         )
     return {backend: version, **gpu}
 
@@ -263,12 +264,12 @@ class _Graph:
             raise BackendError(f"TensorRT has no memory left for {self._path} at batch {count}; lower --max-batch")
         # TensorRT 8.6 gives the profile to the first context only.
         if not context.set_optimization_profile_async(0, int(self._stream)):
-            raise BackendError(f"{self._path} refuses its own profile; {_REBUILD}")
+            raise BackendError(f"{self._path} refuses its own profile; {_REMAKE}")
         self._cuda.call("cudaStreamSynchronize", self._stream)
         for name in inputs:
             item = tuple(self._engine.get_tensor_shape(name))[1:]
             if not context.set_input_shape(name, (count, *item)):
-                raise BackendError(f"{self._path} refuses {count} images; {_REBUILD}")
+                raise BackendError(f"{self._path} refuses {count} images; {_REMAKE}")
         return context
 
     def _runtime_config(self) -> list[Any]:
@@ -329,11 +330,11 @@ def deserialize(tensorrt: Any, path: Path, log: Any) -> tuple[Any, Any]:
         BackendError: As `start`.
     """
     if not path.is_file():
-        raise BundleError(f"no TensorRT plan at {path}; {_REBUILD}")
+        raise BundleError(f"no TensorRT plan at {path}; {_REMAKE}")
     runtime = start(tensorrt, "Runtime", log)
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise BundleError(f"TensorRT {tensorrt.__version__} can't open {path}: {log.reason()}; {_REBUILD}")
+        raise BundleError(f"TensorRT {tensorrt.__version__} can't open {path}: {log.reason()}; {_REMAKE}")
     return runtime, engine
 
 
@@ -341,9 +342,9 @@ def _check_tensors(engine: Any, path: Path, tensors: dict[str, tuple[str, str]],
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {name: (engine.get_tensor_mode(name).name, engine.get_tensor_dtype(name).name) for name in names}
     if found != tensors:
-        raise BundleError(f"{path} has the tensors {found}; the engine needs {tensors}; {_REBUILD}")
+        raise BundleError(f"{path} has the tensors {found}; the engine needs {tensors}; {_REMAKE}")
     for name, (mode, _) in tensors.items():
         if mode == "INPUT":
             _, _, (largest, *_) = engine.get_tensor_profile_shape(name, 0)
             if largest < max_batch_size:
-                raise BundleError(f"{path} takes up to {largest} images, not {max_batch_size}; {_REBUILD}")
+                raise BundleError(f"{path} takes up to {largest} images, not {max_batch_size}; {_REMAKE}")

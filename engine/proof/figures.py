@@ -251,15 +251,6 @@ class Report:
         """The inverse of `to_json`; ValueError when a part or figure is missing or wrong."""
         return TypeAdapter(cls).validate_python(values)
 
-    def require(self) -> None:
-        """Lets engines within the tolerances pass.
-
-        Raises:
-            ParityError: names the first stage beyond its tolerances, and every figure that is.
-        """
-        for name, stage in self.stages.items():
-            stage.require(name, self.truth)
-
     def table(self) -> str:
         """The report as text for a screen."""
         lines = [f"parity with {self.truth}, {self.samples} images", f"edits judged: {self.judge}"]

@@ -47,17 +47,19 @@ def prove(bundle: Bundle, backend: Backend) -> Stage:
     manifest, began = bundle.manifest, time.perf_counter()
     truth = load_truth(bundle)
     what = f"{manifest.engine.encoder} and {manifest.engine.decoder} by {manifest.backend} in {manifest.precision}"
-    mend = (
-        "it is not used here; make engines for this machine with: python -m export.retarget "
-        f"{quote(str(bundle.path))} --backend auto --out BUNDLE2"
-    )
     try:
         stage = truth.compare(backend, what, tolerances_of(bundle), manifest.max_batch_size)
         stage.require("engine", f"{truth.what} on this machine")
     except ParityError as error:
-        raise ParityError(f"{bundle.path}: {error}; {mend}") from None
+        raise ParityError(f"{bundle.path}: {error}; it is not used here; {mend_of(bundle)}") from None
     logger.info("%s: proven on this machine in %.1f s", bundle.path, time.perf_counter() - began)
     return stage
+
+
+def mend_of(bundle: Bundle) -> str:
+    """What to do about engines that are wrong on this machine."""
+    command = f"python -m export.retarget {quote(str(bundle.path))} --backend auto --out BUNDLE2"
+    return f"make engines for this machine with: {command}"
 
 
 def load_truth(bundle: Bundle) -> Truth:

@@ -21,7 +21,6 @@ from engine.backends.base import gpu_of
 from engine.backends.cuda import Cuda
 from engine.backends.tensorrt import (
     DEFAULT_TARGETS,
-    TARGETS,
     deserialize,
     load_tensorrt,
     make_logger,
@@ -54,7 +53,7 @@ class PlanBuilder:
     # alone.
     timing_cache: Path
     say: Say  # takes warnings and errors of TensorRT, and the progress
-    compute_capabilities: Sequence[str] = ()  # that TensorRT for RTX builds for, of `TARGETS`; none: `DEFAULT_TARGETS`
+    compute_capabilities: Sequence[str] = ()  # that TensorRT for RTX builds for; none: `DEFAULT_TARGETS`
     # Which GPUs a plan of TensorRT is for, beside those of the name of the one that builds it: TensorRT's own word, in
     # small letters and with dashes.
     compatibility: str = "none"
@@ -186,7 +185,7 @@ def _refusal(error: Any) -> str:
 def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[str]) -> None:
     config.num_compute_capabilities = len(compute_capabilities)
     for index, each in enumerate(compute_capabilities):
-        if not config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[each]), index):
+        if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{each.replace('.', '')}"), index):
             raise BackendError(f"TensorRT for RTX {trt.__version__} refuses compute capability {each}")
 
 

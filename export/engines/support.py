@@ -31,7 +31,11 @@ class Support:
 
         Args:
             device: The GPU to ask for, such as cuda:1; otherwise it is the first one.
+
+        Raises:
+            BackendError: ONNX Runtime is missing, by which the graphs of every build are measured.
         """
+        BACKENDS["onnxruntime"].load(CPU)
         here, missing, elsewhere = [], {}, []
         for row in BACKENDS.values():
             for kind, precisions in row.precisions.items():

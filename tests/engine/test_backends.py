@@ -1,11 +1,19 @@
 """What all backends have in common."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from servers import ROOT
 
-from engine.backends import base
+from engine.backends import BACKENDS, CUDA, base
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @pytest.mark.parametrize(
@@ -20,3 +28,14 @@ def test_a_container_has_the_cores_that_its_quota_is_worth(
     assert base.cores() == 8
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert base.cores() == expected
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_its_extras_bring_what_a_backend_needs(name: str) -> None:
+    row, listed = BACKENDS[name], tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = listed["project"]["optional-dependencies"]
+    for device, extra in row.extras.items():
+        for each in {extra, f"{extra}-cu13"} & extras.keys():
+            needed = {Requirement(line).name for line in extras[each]}
+            assert needed & set(row.packages)
+            assert device != CUDA or "cuda-bindings" in needed  # by which a proof knows the GPU

@@ -1,9 +1,11 @@
 import gc
+import sys
 import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import gpu_stand_in
 import numpy as np
 import onnx
 import onnxruntime
@@ -133,7 +135,15 @@ def test_without_the_cuda_provider_the_extra_is_named(tiny_bundle: Path) -> None
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has the CUDA provider")
 def test_without_a_gpu_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    cuda = gpu_stand_in.install(monkeypatch).cuda
     with pytest.raises(BackendError, match=r"can't use the GPU cuda \(.+\).*nvidia-smi"):
+        OnnxRuntimeBackend.check(CUDA)
+    cuda.gpus = 0
+    with pytest.raises(BackendError, match=r"no GPU that it can use \(none is visible\).*nvidia-smi"):
+        OnnxRuntimeBackend.check(CUDA)
+    # What a proof is bound to is asked for before minutes of measuring.
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendError, match=r"need cuda-bindings, which can't be imported"):
         OnnxRuntimeBackend.check(CUDA)
 
 

@@ -19,7 +19,7 @@ from engine.bundle import Bundle
 from engine.errors import BundleError, ParityError
 from engine.proof.figures import TOLERANCES
 from engine.proof.machine import machine_of
-from engine.proof.opening import open_proven, prove
+from engine.proof.opening import load_truth, open_proven, prove
 
 RETARGET = r"; it is not used here; make engines for this machine with: python -m export\.retarget "
 REBUILD = r"; build it again with: python -m export\.build_engines "
@@ -132,11 +132,12 @@ def test_engines_that_were_proven_elsewhere_may_fail_here(bundle: Path) -> None:
         open_proven(Bundle.load(bundle), 1)
 
 
-def test_a_bundle_without_its_proof_is_refused(bundle: Path) -> None:
+def test_a_bundle_without_its_proof_is_refused_even_where_it_was_proven(bundle: Path) -> None:
+    say_proven(bundle, machine=machine_of(Bundle.load(bundle).manifest, 1))
     values = json.loads((bundle / "manifest.json").read_text())
     del values["files"]["proof.safetensors"]
     (bundle / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(BundleError, match=r"/bundle carries no proof \(proof\.safetensors\) .*" + REBUILD):
+    with pytest.raises(BundleError, match=r"manifest\.json does not list proof\.safetensors; build it with: "):
         open_proven(Bundle.load(bundle), 1)
 
 
@@ -184,8 +185,11 @@ def test_bundles_of_before_there_was_a_proof_are_served_with_a_warning(
     values = json.loads((bundle / "manifest.json").read_text())
     del values["proof"], values["kinds"], values["files"]["proof.safetensors"]
     (bundle / "manifest.json").write_text(json.dumps({**values, "format_version": 3}))
-    open_proven(Bundle.load(bundle), 1)
+    loaded = Bundle.load(bundle)
+    open_proven(loaded, 1)
     assert "was built before bundles carried their proof" in caplog.text
+    with pytest.raises(BundleError, match=r"/bundle carries no proof \(proof\.safetensors\) .*" + REBUILD):
+        load_truth(loaded)
 
 
 def test_what_fails_is_closed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

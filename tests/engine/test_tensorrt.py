@@ -183,13 +183,13 @@ def test_tensorrt_for_rtx_compiles_before_a_graph_is_captured(
     np.testing.assert_array_equal(backend.encode(images)[0], latents_of(images))
 
 
-@pytest.mark.parametrize(("gpu", "fits"), [("8.9", True), ("12.1", True), ("13.0", True), ("9.0", False)])
+@pytest.mark.parametrize(("gpu", "fits"), [("8.9", True), ("13.0", True), ("9.0", False), ("7.5", False)])
 def test_tensorrt_for_rtx_is_for_some_gpus(monkeypatch: pytest.MonkeyPatch, gpu: str, fits: bool) -> None:
     gpu_stand_in.install_rtx(monkeypatch, gpu)
     if fits:
         assert require_device("tensorrt-rtx")["tensorrt-rtx"] == "1.7.1"
     else:
-        with pytest.raises(BackendError, match=r"is for GPUs of .*, this machine has NVIDIA Stand-In with 9\.0"):
+        with pytest.raises(BackendError, match=rf"this machine has NVIDIA Stand-In with {gpu}; .*export\.retarget$"):
             require_device("tensorrt-rtx")
 
 
@@ -213,13 +213,13 @@ def test_a_plan_of_another_tensorrt_is_refused(plans: Path, monkeypatch: pytest.
     gpu_stand_in.install(monkeypatch, "11.1.0")
     with pytest.raises(
         BundleError,
-        match=r"TensorRT 11\.1\.0 can't open .*encoder\.plan: the plan was serialized by another.*--run RUN",
+        match=r"TensorRT 11\.1\.0 can't open .*encoder\.plan: the plan was serialized by .*export\.retarget BUNDLE",
     ):
         open_plans(plans, 6)
 
 
 def test_damaged_missing_foreign_and_small_plans_are_named(plans: Path) -> None:
-    with pytest.raises(BundleError, match=r"encoder\.plan takes up to 6 images, not 7; build the bundle again"):
+    with pytest.raises(BundleError, match=r"encoder\.plan takes up to 6 images, not 7; make the plans again"):
         open_plans(plans, 7)
     (plans / "decoder.plan").write_bytes((plans / "encoder.plan").read_bytes())
     with pytest.raises(BundleError, match=r"decoder\.plan has the tensors .*'mu'.*; the engine needs .*'latents'"):
@@ -265,7 +265,7 @@ def test_without_the_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     gpu_stand_in.install(monkeypatch)
     for module in ("cuda.bindings.runtime", "cuda"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(BackendError, match=r"need cuda-bindings, which can't be imported.*pip install cuda-bindings"):
+    with pytest.raises(BackendError, match=r"need cuda-bindings, which can't be imported.*pip install 'cuda-bindings<"):
         require_device()
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"needs TensorRT, which can't be imported.*'dfc-vae\[tensorrt\]'"):

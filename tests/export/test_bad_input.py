@@ -223,6 +223,7 @@ for disk in {tuple(DISKS)}:
         (("--max-batch", "-3"), "--max-batch -3: must be at least 1"),
         (("--max-batch", "1000000"), "--max-batch 1000000: must be at most 4096"),
         (("--threads", "0"), "--threads 0: must be at least 1"),
+        (("--threads", "100000"), "--threads 100000: must be at most 4096"),
         (("--precision", "bf16"), "--backend onnxruntime --precision bf16: not supported; supported here: onnxruntime"),
         (("--backend", "tensorrt"), "--backend tensorrt --precision fp32: not supported (tensorrt fp32 on cuda: "),
         (("--precision", "int8", "--encoder", "product"), "--encoder product: int8 takes only plain"),

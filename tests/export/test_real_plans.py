@@ -134,8 +134,8 @@ def test_an_interruption_within_a_callback_is_not_lost(
 
 
 def test_targets_are_those_of_the_builder() -> None:
-    theirs = set(trt.ComputeCapability.__members__) - {"NONE", "CURRENT"}
-    assert set(TARGETS.values()) == theirs
+    theirs = set(trt.ComputeCapability.__members__) - {"NONE", "CURRENT", "SM75"}
+    assert {f"SM{target.replace('.', '')}" for target in TARGETS} == theirs
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,8 @@ def test_a_bundle_built_without_a_gpu_says_that_it_is_unproven(run: Path, tmp_pa
 
 
 @pytest.mark.skipif(not no_gpu(), reason="there is a GPU here")
-def test_a_build_that_fails_leaves_nothing(run: Path, tmp_path: Path) -> None:
+def test_a_build_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.flags.TARGETS", ("7.5",))
     config = BuildConfig(
         run=run, out=tmp_path / "bundle", backend="tensorrt-rtx", precision="fp32", compute_capability=("7.5",), **WIDE
     )
@@ -180,8 +181,10 @@ def test_a_build_that_fails_leaves_nothing(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"compute_capability": ("9.0",)}, r"--compute-capability 9\.0: .* builds for 7\.5, .*H200 \(9\.0\).*tensorrt"),
+        ({"compute_capability": ("9.0",)}, r"--compute-capability 9\.0: .* builds for 8\.0, .*H200 \(9\.0\).*tensorrt"),
+        ({"compute_capability": ("7.5",)}, r"--compute-capability 7\.5: .* builds for 8\.0, .*T4 \(7\.5\).*tensorrt"),
         ({"compute_capability": ("8.9",), "backend": "openvino"}, r"--backend openvino builds for this machine"),
+        ({"compute_capability": ("8.9",), "backend": "auto"}, r"--backend auto builds for this machine"),
         ({"hardware_compatibility": "ampere-plus"}, r"--hardware-compatibility ampere-plus: only --backend tensorrt"),
         ({"triton": Path("repository")}, r"--triton: Triton runs no plans of TensorRT for RTX"),
         ({"precision": "bf16"}, r"not supported.*by name: tensorrt-rtx on cuda \(fp32, fp16"),

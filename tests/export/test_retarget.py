@@ -7,6 +7,7 @@ import pytest
 from builds import FLAGS, WIDE, plain, silent
 from bundles import reseal, spoil
 from runs import write_run
+from scripts import require_refused
 from servers import run_python
 
 from engine.backends import open_backend
@@ -133,8 +134,9 @@ def test_a_file_that_is_no_graph_is_named(spoilt: Path, tmp_path: Path, flags: t
 
 
 def test_bundles_that_cannot_be_started_from(spoilt: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"BUNDLE .*: lies in --out"):
-        make(spoilt, spoilt, force=True)
+    for force in (False, True):
+        with pytest.raises(InputError, match=r"BUNDLE .*: lies in --out"):
+            make(spoilt, spoilt, force=force)
     with pytest.raises(BundleError, match="no bundle folder at"):
         make(tmp_path / "nowhere", tmp_path / "new")
     (spoilt / "proof.safetensors").write_bytes(b"torn")
@@ -146,7 +148,7 @@ def test_bundles_that_cannot_be_started_from(spoilt: Path, tmp_path: Path) -> No
     values = json.loads((spoilt / "manifest.json").read_text())
     del values["files"]["proof.safetensors"]
     (spoilt / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(BundleError, match=r"carries no proof \(proof\.safetensors\) .*; build it again"):
+    with pytest.raises(BundleError, match=r"does not list proof\.safetensors; build it with"):
         make(spoilt, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -162,6 +164,14 @@ def test_no_torch_is_needed(source: Path, tmp_path: Path, flags: tuple[str, str]
     assert result.returncode == 0, result.stderr
     assert f", {flags[0]} {flags[1]}, encoder." in result.stdout
     assert Bundle.load(tmp_path / "new").manifest.precision == flags[1]
+
+
+def test_without_onnx_runtime_the_extra_is_named(source: Path, tmp_path: Path) -> None:
+    for command in (["export.retarget", str(source)], ["export.build_engines", "--run", str(source)]):
+        arguments = ["-m", *command, "--out", str(tmp_path / "new"), "--backend", "openvino"]
+        result = run_python(arguments, tmp_path, without=("onnxruntime",))
+        require_refused(result, "ONNX Runtime can't be imported")
+        assert result.stderr.endswith("; pip install 'dfc-vae[cpu]'\n")
 
 
 def test_the_command_serves_what_it_made(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

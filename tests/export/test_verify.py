@@ -29,13 +29,15 @@ Command = Callable[..., Result]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *arguments: call(verify.main, capsys, *arguments, "--threads", "1")
+    return lambda *arguments: call(verify.main, capsys, "--threads", "1", *arguments)
 
 
 def test_with_the_run_everything_is_measured_again(command: Command, run: Path, bundle: Path, tmp_path: Path) -> None:
     result = command(bundle, "--run", run, "--json", tmp_path / "parity.json")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("agrees with PyTorch eager FP32 on 5 images and as many random latents\n")
+    agrees, following = result.stdout.splitlines()[-2:]
+    assert agrees.endswith("agrees with PyTorch eager FP32 on 5 images and as many random latents")
+    assert following == f"next: python -m engine --bundle {bundle}"
     figures = json.loads((tmp_path / "parity.json").read_text())
     assert list(figures["stages"]) == ["portable", "rewritten", "engine", "proof"]
     exported = json.loads((bundle / "manifest.json").read_text())["parity"]
@@ -48,7 +50,7 @@ def test_without_the_run_the_bundle_proves_itself(command: Command, bundle: Path
     for stage in ("portable", "rewritten"):
         assert f"stage {stage}: " in result.stdout
     assert "stage proof" not in result.stdout
-    assert result.stdout.endswith("agrees with PyTorch eager FP32 on 64 images and as many random latents\n")
+    assert "agrees with PyTorch eager FP32 on 64 images and as many random latents\n" in result.stdout
 
 
 @pytest.mark.parametrize("with_run", [True, False])
@@ -61,6 +63,8 @@ def test_a_wrong_engine_is_exit_code_1(
     result = command(wrong, *(("--run", run) if with_run else ()))
     assert result.returncode == 1
     assert result.stderr.startswith("error: stage rewritten (encoder.product.onnx and decoder.phases.onnx by onnx")
+    mend = f"make engines for this machine with: python -m export.retarget {wrong} --backend auto --out BUNDLE2\n"
+    assert result.stderr.endswith(f"; {mend}")
     assert result.stderr.count("\n") == 1
     assert "FAIL" in result.stdout
 
@@ -79,9 +83,11 @@ def test_bad_input_is_one_line_and_exit_code_2(command: Command, bundle: Path, t
         ((bundle, "--run", other), "was built from another model"),
         ((bundle, "--json", tmp_path / "no" / "file"), "there is no folder"),
         ((bundle, "--json", tmp_path), "is a folder; name a file"),
+        ((bundle, "--threads", "0"), "--threads 0: must be at least 1"),
+        ((bundle, "--threads", "100000"), "--threads 100000: must be at most 4096"),
         ((bundle, "--json", bundle / "manifest.json"), "which is only read; choose another place"),
         ((damaged,), "decoder.onnx was changed after it was built"),
-        ((silent,), "carries no proof (proof.safetensors) to hold its engines against; build it again"),
+        ((silent,), "manifest.json does not list proof.safetensors; build it with"),
     ]:
         result = command(*arguments)
         require_refused(result)
