@@ -16,7 +16,7 @@ from engine.models.repository import ModelRepository
 from engine.process import address
 from engine.process.memory import collect_rarely, give_freed_memory_back
 from engine.process.signals import Signals, signal_events
-from engine.process.threads import in_thread
+from engine.process.threads import in_thread, let_others_finish
 from engine.service import health, latent_engine, reflection
 from engine.service.interceptor import CallInterceptor
 from engine.service.latent_engine import LatentEngine
@@ -64,6 +64,7 @@ async def _start(
 ) -> None:
     """Builds the server up to the line that says it serves; what is to be ended goes on the stack."""
     give_freed_memory_back()
+    let_others_finish()
     await prove()
     metrics = Metrics()
     tracing = Tracing(config.traces) if config.traces else None

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -54,3 +55,14 @@ def give_way() -> None:
     """
     if sys.platform == "linux":
         os.nice(_NICENESS)
+
+
+def let_others_finish() -> None:
+    """Has this thread, and those that it starts, interrupt nobody the moment they wake, but at the kernel's next tick.
+
+    Calls come in crowds. Where all cores compute, each call would take one from a thread that the others of its batch
+    then wait for; so calls wait some milliseconds, and are looked at together.
+    """
+    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(OSError):  # some sandboxes forbid it, and all works without
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -55,6 +55,8 @@ def test_what_computes_gives_way_to_what_takes_calls(tiny_bundle: Path, tmp_path
         niceness = [os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in threads]
         assert os.getpriority(os.PRIO_PROCESS, server.process.pid) == usual  # the main thread, and so the event loop
         assert set(niceness) == {usual, min(usual + 10, 19)}
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # otherwise the server leaves it as it is
+            assert os.sched_getscheduler(server.process.pid) == os.SCHED_BATCH
 
 
 def test_who_sends_on_into_a_full_queue_is_refused_unread(tiny_bundle: Path, tmp_path: Path) -> None:
