@@ -70,7 +70,7 @@ def require_apart(out: Path, data: Path) -> None:
     """Keeps what is written out of a data set, as pictures among it would become data.
 
     Raises:
-        RunError: one folder lies in the other.
+        RunError: it lies in one.
     """
     if out.resolve().is_relative_to(data.resolve()):
         raise RunError(f"--out {out}: lies inside the data set {data}; choose a folder outside of it")
