@@ -30,6 +30,7 @@ class Job(Generic[T]):
         try:
             self._result.append(self._function(*self._arguments))
         except BaseException as error:  # the thread outlives whatever it runs
+            del self._function, self._arguments  # or who has the error would have them: it knows this frame
             self._done.set_exception(error)
         else:
             self._done.set_result(None)

@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +168,18 @@ def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
     assert "the old one stays" in caplog.text
 
 
-def test_a_backend_is_freed_with_its_model_and_when_its_bundle_is_refused(tmp_path: Path) -> None:
+class SlowThread(Future[None]):
+    """Of a job whose thread goes on long after whoever waits for it has heard of its error."""
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        super().set_exception(exception)
+        time.sleep(0.2)
+
+
+def test_a_backend_is_freed_with_its_model_and_when_its_bundle_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.process.threads.Future", SlowThread)
     bundle = write_tiny_bundle(tmp_path / "bundle")
 
     class Closing(Backend):
