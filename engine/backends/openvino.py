@@ -10,6 +10,7 @@ are faster.
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -38,7 +39,7 @@ class OpenVinoBackend(Backend):
 
     def __init__(self, encoder: Path, decoder: Path, options: Options) -> None:
         self.check(options)
-        core = openvino.Core()
+        core = _core()
         encoding = _read(core, encoder, (["images"], ["mu", "log_var"]))
         decoding = _read(core, decoder, (["latents"], ["images"]))
         models = (encoding, decoding, _join(encoding, decoding))
@@ -104,8 +105,19 @@ def _compile(core: Any, models: Sequence[Any], options: Options, *, batches: int
 
 
 def _capabilities() -> list[str]:
-    found: list[str] = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    found: list[str] = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return found
+
+
+@cache
+def _core() -> Any:
+    """The only one of this process, which is never freed.
+
+    The thread that makes one handles its signals on a stack that OpenVINO frees with it. Of two that are freed in the
+    order in which they were made, the second leaves the thread with the stack of the first, and the next signal, Ctrl-C
+    for example, would end the process by SIGSEGV.
+    """
+    return openvino.Core()
 
 
 class _Graph:

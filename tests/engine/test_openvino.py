@@ -14,6 +14,7 @@ from exactness import (
     check_parts_of_a_larger_buffer,
     check_results_belong_to_the_caller,
 )
+from servers import run_python
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
 from engine.backends import Options, open_backend, open_graphs, warm_up
@@ -54,6 +55,25 @@ def test_a_bundle_names_it(tiny_bundle: Path, tmp_path: Path) -> None:
     warm_up(backend, bundle.manifest)
     latents = np.full((3, LATENT_DIM), 7.0, np.float32)
     np.testing.assert_array_equal(backend.decode(latents), np.full((3, IMAGE_SIZE, IMAGE_SIZE, 3), 7, np.uint8))
+
+
+_SIGNALLED = """
+import signal, sys
+from pathlib import Path
+from engine.backends import Options, open_graphs
+folder = Path(sys.argv[1])
+graphs = folder / "encoder.onnx", folder / "decoder.onnx"
+backends = [open_graphs(*graphs, Options(backend="openvino", max_batch_size=8, threads=1)) for _ in range(2)]
+while backends:
+    del backends[0]
+signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_signals_can_be_handled_once_engines_are_freed(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = run_python(["-c", _SIGNALLED, str(tiny_bundle)], tmp_path)
+    assert (result.returncode, result.stdout) == (0, "interrupted\n"), result.stderr
 
 
 def test_what_openvino_cannot_compile_here_is_one_sentence(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +120,7 @@ def test_a_precision_without_units_for_it_is_refused(
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32", "FP16"]
 
-    monkeypatch.setattr("engine.backends.openvino.openvino.Core", Old)
+    monkeypatch.setattr("engine.backends.openvino._core", Old)
     with pytest.raises(
         BackendError, match=rf"no units for {precision} \(OpenVINO finds FP32, FP16\).*--precision fp32"
     ):
