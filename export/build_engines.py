@@ -3,8 +3,6 @@
 Nothing appears at --out before everything has been built, measured and verified.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

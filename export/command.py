@@ -1,7 +1,5 @@
 """How a command runs: its flags, how it is interrupted, errors as one line, exit codes."""
 
-from __future__ import annotations
-
 import math
 import signal
 import sys

@@ -1,7 +1,5 @@
 """The errors of the export; `export.command` says what its commands make of them."""
 
-from __future__ import annotations
-
 from engine.errors import ParityError
 
 

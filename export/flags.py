@@ -1,7 +1,5 @@
 """The flags that all commands have which make engines, and the candidates that they leave."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A bundle in the layout of the Hugging Face Hub: model card, config.json, safetensors, and ONNX graphs in `onnx/`."""
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

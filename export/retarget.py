@@ -6,8 +6,6 @@ bundle has (`build_engines --all-forms` keeps them all). Int8 graphs that the bu
 are calibrated on images that the model draws.
 """
 
-from __future__ import annotations
-
 from trainer.extras import require
 
 if __name__ == "__main__":

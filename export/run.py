@@ -1,7 +1,5 @@
 """A finished run folder, read and checked: everything that an export or a comparison needs of it."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +47,7 @@ class Run:
         return np.ascontiguousarray(self.samples[1::2]), np.ascontiguousarray(self.samples[::2])
 
     @classmethod
-    def load(cls, path: Path) -> Run:
+    def load(cls, path: Path) -> "Run":
         """Reads a run folder.
 
         Raises:

@@ -4,8 +4,6 @@ Without the run, it is held against the answers of PyTorch that it carries, whic
 is measured as at export: on the run's held-out images, and edits as the run's classifier sees them.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import dataclass

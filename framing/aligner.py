@@ -1,7 +1,5 @@
 """Finds the face in a picture and brings it to the frame by a similarity transform."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -6,8 +6,6 @@ package is used, nor what it depends on.
 Shapes: F faces; the network's maps have a quarter of the picture's height h and width w.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any

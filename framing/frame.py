@@ -1,7 +1,5 @@
 """The contract between what a model was trained on and what it is given: a square around an aligned face."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 Landmarks = tuple[tuple[float, float], ...]
@@ -55,7 +53,7 @@ class Frame:
     landmarks: Landmarks | None = None
 
     @classmethod
-    def of(cls, size: int, crop: int | None, source: tuple[int, int]) -> Frame:
+    def of(cls, size: int, crop: int | None, source: tuple[int, int]) -> "Frame":
         """The frame of a training: landmarks are known of CelebA's source, and without a crop there is no source."""
         if not crop:
             return cls(size)

@@ -1,7 +1,5 @@
 """A decoded picture of any mode and size to the pixels that a model takes."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps

@@ -1,7 +1,5 @@
 """Trains a DFC-VAE on faces and judges it: `python -m trainer {faces,train,directions,evaluate}`."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import errno

@@ -6,8 +6,6 @@ same run answers. Training itself never imports this module.
 Shapes: N images, S image side, D latent_dim.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +69,7 @@ class VAE:
         self._place = place
 
     @classmethod
-    def from_pretrained(cls, run: str | Path, device: str = "auto") -> VAE:
+    def from_pretrained(cls, run: str | Path, device: str = "auto") -> "VAE":
         """Reads a run folder, or the `config.json` and `model.safetensors` of one.
 
         Args:

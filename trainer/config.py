@@ -1,7 +1,5 @@
 """Configuration of a training run: typed, frozen, validated, and written into the run folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -69,7 +67,7 @@ def _adapters(config: type) -> dict[str, TypeAdapter[Any]]:
     return {name: TypeAdapter(kind) for name, kind in get_type_hints(config, include_extras=True).items()}
 
 
-def _require_types(config: ModelConfig | TrainConfig) -> None:
+def _require_types(config: "ModelConfig | TrainConfig") -> None:
     """Makes of every field what it is declared as, such as a path of a file's name; flags are that already.
 
     Raises:
@@ -315,7 +313,7 @@ class TrainConfig:
         return values
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TrainConfig:
+    def from_json(cls, values: dict[str, Any]) -> "TrainConfig":
         """The inverse of `to_json`.
 
         Raises:

@@ -1,7 +1,5 @@
 """Optional packages: whoever needs some that are not installed says which extra has them, instead of a traceback."""
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 from typing import Literal

@@ -3,8 +3,6 @@
 Shapes: B batch, A attributes, D latent_dim, S image_size, L blocks, C channels[-1], s = S / 2^L.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from typing import Literal, NamedTuple

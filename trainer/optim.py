@@ -1,7 +1,5 @@
 """Muon, and the learning rates over the steps of a run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

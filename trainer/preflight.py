@@ -1,7 +1,5 @@
 """What a training run is about to do, checked before it does anything that takes long or writes."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from dataclasses import dataclass
@@ -43,7 +41,7 @@ class Plan:
     perceptual_weights: str
 
     @classmethod
-    def of(cls, config: TrainConfig, data: Path, out: Path, resume: bool) -> Plan:
+    def of(cls, config: TrainConfig, data: Path, out: Path, resume: bool) -> "Plan":
         """Checks everything that can be checked in seconds: the run folder, the device, the data, VGG's weights.
 
         Args:

@@ -3,8 +3,6 @@
 Any field can be overridden on the command line.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -11,8 +11,6 @@ metrics.json             what `evaluate` measured, if it has
 samples.safetensors      held-out images, `images` (N, S, S, 3) uint8: what export's parity gate compares on, anywhere
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The state of one training run: network, optimisers and step; one step of training; to disk and back."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Training, from top to bottom. All randomness is a function of (seed, step), so a resumed run goes on exactly."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

@@ -3,8 +3,6 @@
 Shapes: R rows, each an image or a latent in some batch; D latent dimensions, S image size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -90,7 +88,7 @@ class LatentError:
     worst: str  # which row has the largest error
 
     @classmethod
-    def between(cls, values: Floats, reference: Floats, rows: Sequence[str] = ()) -> LatentError:
+    def between(cls, values: Floats, reference: Floats, rows: Sequence[str] = ()) -> "LatentError":
         """Measures float32 [R, D] values against the reference's; `rows` are the R names, if they have any."""
         error = values.astype(np.float64) - reference
         worst = int(np.abs(error).max(axis=1).argmax())
@@ -128,7 +126,7 @@ class ImageError:
     worst: str  # which image that is
 
     @classmethod
-    def between(cls, images: Bytes, reference: Bytes, rows: Sequence[str] = ()) -> ImageError:
+    def between(cls, images: Bytes, reference: Bytes, rows: Sequence[str] = ()) -> "ImageError":
         """Measures uint8 [R, S, S, 3] images against the reference's; `rows` are the R names, if they have any."""
         difference = images.astype(np.int16) - reference
         pixels = (1, 2, 3)
@@ -247,7 +245,7 @@ class Report:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Report:
+    def from_json(cls, values: dict[str, Any]) -> "Report":
         """The inverse of `to_json`; ValueError when a part or figure is missing or wrong."""
         return TypeAdapter(cls).validate_python(values)
 

@@ -1,7 +1,5 @@
 """The machine that engines were proven on: on another one they are proven again before they serve."""
 
-from __future__ import annotations
-
 import hashlib
 import platform
 from contextlib import suppress

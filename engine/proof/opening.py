@@ -1,7 +1,5 @@
 """Opens a bundle's engines for use: those that weren't proven on this machine are proven before anybody uses them."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

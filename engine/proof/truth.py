@@ -8,8 +8,6 @@ the mu that edits give.
 Shapes: N images, D latent dimensions, S image size.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +60,7 @@ class Truth:
         prior: Prior,
         *,
         model_sha256: str = "",
-    ) -> Truth:
+    ) -> "Truth":
         """Asks a reference of that name about images, uint8 [N, S, S, 3], N at least 2.
 
         Edits go along the directions in turn, first to one side and then to the other; without any, they only
@@ -134,7 +132,7 @@ class Truth:
         path.write_bytes(save(contiguous, {_METADATA: text}))
 
     @classmethod
-    def load(cls, path: Path, image_size: int, latent_dim: int) -> Truth:
+    def load(cls, path: Path, image_size: int, latent_dim: int) -> "Truth":
         """Reads what `save` wrote, of images of that side S and latents of that dimension D.
 
         Raises:

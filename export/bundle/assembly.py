@@ -3,8 +3,6 @@
 `build_engines` comes here with the graphs of a run, `retarget` with those of another bundle.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

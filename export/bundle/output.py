@@ -1,7 +1,5 @@
 """The place of a bundle on disk: free or replaceable, staged beside, and taken in one step."""
 
-from __future__ import annotations
-
 import errno
 import json
 import secrets

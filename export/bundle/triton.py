@@ -12,8 +12,6 @@ Every name begins with the repository's own, `dfcvae_`. Per image, `strengths` h
 order that the parameter `attributes` of the configuration gives.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One way to run a model, and the names of the files that it takes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple

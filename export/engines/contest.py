@@ -4,8 +4,6 @@ Encoders and decoders are measured by themselves, so that every pair of forms is
 edit is one of each (its arithmetic on latents takes microseconds).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence

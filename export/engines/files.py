@@ -3,8 +3,6 @@
 Every file is written once, whatever the number of candidates that need it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

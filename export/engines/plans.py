@@ -4,8 +4,6 @@ The precision of every layer stands in the graph, and is what TensorRT computes 
 needs besides is in `export.engines.tensorrt_8`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import time

@@ -1,7 +1,5 @@
 """Which backends, devices and precisions can be built, and which of them on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +24,7 @@ class Support:
     elsewhere: Sequence[Option] = ()
 
     @classmethod
-    def find(cls, device: str = AUTO) -> Support:
+    def find(cls, device: str = AUTO) -> "Support":
         """Asks the installed runtimes.
 
         Args:

@@ -5,8 +5,6 @@ graph keeps in FP32: `graphs.fp16` marks those layers by their names. A profile 
 preview feature shares it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from export.graphs.fp16 import KEPT

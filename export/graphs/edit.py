@@ -6,8 +6,6 @@ itself, for Triton; by steps it is what this engine asks for, which knows the ar
 Shapes: N batch (dynamic), S image_size, D latent_dim, A attributes in the order of the directions' rows.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

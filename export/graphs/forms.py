@@ -10,8 +10,6 @@ Which one is fastest depends on network, runtime, CPU and batch size, so each bu
 benchmarks/reports/2026-11-24-graph-forms.md has what each gained, and what was tried besides.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

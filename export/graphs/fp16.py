@@ -14,8 +14,6 @@ Tracing a network in FP16 gives the same nodes and the same figures, but needs t
 portable graphs can do without, and has no answer for quantised graphs.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

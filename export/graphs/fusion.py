@@ -1,7 +1,5 @@
 """Exact rewrites: modules that compute the same function with fewer operations."""
 
-from __future__ import annotations
-
 import copy
 from typing import TypeVar
 

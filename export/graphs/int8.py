@@ -4,8 +4,6 @@ NNCF places QuantizeLinear and DequantizeLinear nodes; ONNX Runtime, OpenVINO an
 int8 by output channel, activations by tensor.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 from contextlib import redirect_stdout
@@ -42,7 +40,7 @@ class Calibration:
     latents: Floats  # float32 [M, D], for the decoder
 
     @classmethod
-    def of(cls, model: Backend, images: Bytes, directions: Directions) -> Calibration:
+    def of(cls, model: Backend, images: Bytes, directions: Directions) -> "Calibration":
         """Images and what the decoder is given when it serves them.
 
         That is mu of the images, as many draws from N(0, I), and mu moved along the directions in turn, to both sides.
@@ -59,7 +57,7 @@ class Calibration:
         return cls(images, np.concatenate(latents))
 
     @classmethod
-    def drawn(cls, model: Backend, prior: Prior, directions: Directions) -> Calibration:
+    def drawn(cls, model: Backend, prior: Prior, directions: Directions) -> "Calibration":
         """As `of`, with images that the model makes of draws from its prior.
 
         These calibrate as well as the run's do: see the dated reports.

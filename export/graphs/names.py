@@ -1,7 +1,5 @@
 """Names of the forms of encoder and decoder, which `export.graphs.forms` makes, and of their files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """What the rewrites of ONNX graphs have in common: labels, files of the same bytes each time, results from within."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any

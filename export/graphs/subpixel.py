@@ -9,8 +9,6 @@ are those of `trainer.model.Decoder`; the parity gate would find a rewrite of an
 Shapes: I and O channels in and out, k side of a kernel, p phases (row, column), d offsets between cells.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: N batch (dynamic), S image_size, D latent_dim, C channels[-1], s side of the deepest features.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable
 from pathlib import Path

@@ -7,8 +7,6 @@ engine       what serves
 proof        the last of these, on the answers that travel with the bundle
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace

@@ -8,8 +8,6 @@ of their own attribute; what an engine shifts the mean logit of any attribute be
 Shapes: N images, A attributes, S image size, D latent dimensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -40,7 +38,7 @@ class Judge:
     logits: Callable[[Bytes], Floats]  # of images, uint8 [N, S, S, 3]: float32 [N, A], above 0 where it sees one
 
 
-def describe(trial: Trial | str) -> str:
+def describe(trial: "Trial | str") -> str:
     """Who judges which edits, or why nobody does."""
     return trial if isinstance(trial, str) else trial.what
 
@@ -70,7 +68,7 @@ class Trial:
         self.what = f"{len(self._edits)} edits, {STRENGTH:g} to both sides, by {judge.what}"
 
     @classmethod
-    def of(cls, judge: Judge | str, reference: Backend, images: Bytes, directions: Directions) -> Trial | str:
+    def of(cls, judge: Judge | str, reference: Backend, images: Bytes, directions: Directions) -> "Trial | str":
         """A trial, or why there is none."""
         if isinstance(judge, str):
             return judge

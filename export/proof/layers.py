@@ -5,8 +5,6 @@ the lower precision: so its error is its own. With Q/DQ, rounding a layer's inpu
 the correction for all layers in the biases of the last ones.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """PyTorch behind the engine's own interface, in float32: the truth; and the run's own classifier as a judge."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +52,7 @@ class Reference:
     calibration_images: Bytes  # uint8 [M, S, S, 3], none of those in `truth`; empty where INT8 takes no part
 
     @classmethod
-    def of(cls, run: Run, *, calibrates: bool) -> Reference:
+    def of(cls, run: Run, *, calibrates: bool) -> "Reference":
         """Asks a run's model; `calibrates`: half of the images are for INT8."""
         model = EagerBackend(run.model)
         samples, calibration_images = run.split_samples(calibrates=calibrates)

@@ -1,7 +1,5 @@
 """Procedural faces: what is written, what the labels promise, and what the pictures show."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -8,8 +8,6 @@ weights is never kept.
 Shapes: N images, D latent_dim, A attributes.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

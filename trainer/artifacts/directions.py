@@ -17,8 +17,6 @@ kinds, and `benchmarks/reports/` has figures.
 Shapes: N images, D latent_dim, A attributes.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Collection, Sequence

@@ -3,8 +3,6 @@
 Shapes: N images, R rows, S image side, D latent_dim.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

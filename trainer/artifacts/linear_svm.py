@@ -4,8 +4,6 @@ scikit-learn's LinearSVC minimises the same objective (`dual=False`: squared hin
 and finds the same boundaries, over sparse matrices and on one thread; a data set's latents are dense.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize

@@ -1,7 +1,5 @@
 """The model card: README.md of a run folder, with Hugging Face's YAML head, so that it can be pushed as it is."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,7 +115,7 @@ class Measured:
     results: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, run: Path) -> Measured:
+    def of(cls, run: Path) -> "Measured":
         """Reads a run's metrics.json, which may be missing, or of other weights, as far as it says."""
         try:
             metrics = json.loads((run / EVALUATION).read_text())

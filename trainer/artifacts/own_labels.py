@@ -5,8 +5,6 @@ from two folders of images of faces with and without something. New attributes g
 a name that it has takes its place.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

@@ -13,8 +13,6 @@ with `engine.latents.load_priors`.
 Shapes: N images, D latent_dim, K components of the mixture.
 """
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

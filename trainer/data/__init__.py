@@ -4,8 +4,6 @@ A data set is a folder in CelebA's layout (`celeba`), one with parquet files (`p
 (`folder`), whose labels may come from a CSV (`labels`).
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from shlex import quote

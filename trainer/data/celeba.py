@@ -8,8 +8,6 @@ CelebAMask-HQ:   CelebA-HQ-img/, CelebAMask-HQ-attribute-anno.txt
 test. It may be missing: then the splits are drawn as those of a plain folder.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

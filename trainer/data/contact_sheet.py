@@ -1,7 +1,5 @@
 """A contact sheet: some images of a data set in one picture, as the network will see them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

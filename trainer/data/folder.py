@@ -1,7 +1,5 @@
 """A plain folder of images: no lists, no attributes, splits drawn from the names."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 The splits of a data set that comes without are drawn by a hash, so that they depend on the names alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import logging
@@ -98,7 +96,7 @@ class Index:
             if not len(self.rows(split)):
                 raise DataError(f"{self.root}: no image is left in the {split} split; add some, or mend those left out")
 
-    def leaving_out(self, sentences: Sequence[str]) -> Index:
+    def leaving_out(self, sentences: Sequence[str]) -> "Index":
         """The index with more images recorded as left out; says so in the log, with the first of them.
 
         Args:
@@ -108,7 +106,7 @@ class Index:
         logger.warning("%s: %d image(s) are left out: %s", self.root, len(sentences), "; ".join(shown))
         return dataclasses.replace(self, left_out=(*self.left_out, *sentences))
 
-    def limited(self, count: int) -> Index:
+    def limited(self, count: int) -> "Index":
         """The same images with `count` of the train split's, 0 for all; the others are in no split.
 
         They are drawn at random, but always the same ones: a smaller count takes some of those of a larger one.

@@ -7,8 +7,6 @@ Kaggle's list_attr_celeba.csv:  `image_id,5_o_Clock_Shadow,...`; then `000001.jp
 A user's own labels:            `file,Smiling,...`; then `anna/1.png,1,...`, or True and False
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import unicodedata

@@ -3,8 +3,6 @@
 Shapes: B global batch, b this process's part of it, S image side, D latent size, A attributes.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections import deque

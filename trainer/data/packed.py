@@ -1,7 +1,5 @@
 """All images of a data set in one uint8 array on disk, decoded once and memory-mapped ever after."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -58,7 +56,7 @@ class Pack:
     path: Path
 
     @classmethod
-    def of(cls, index: Index, frame: Frame, align: bool = False) -> Pack:
+    def of(cls, index: Index, frame: Frame, align: bool = False) -> "Pack":
         """Finds the place: beside the images where that is allowed, else in the user's cache."""
         folder = index.root / "packed"
         if not os.access(index.root, os.W_OK):
@@ -120,7 +118,7 @@ class Pack:
         except FramingError as error:
             raise ConfigError(str(error)) from error
 
-    def data(self) -> FaceData:
+    def data(self) -> "FaceData":
         """The packed images and their index, in which those that are damaged and may be left out are in no split.
 
         Raises:

@@ -3,8 +3,6 @@
 Columns of bool, or of integers that are all 0 and 1 or all -1 and 1, are attributes.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import re

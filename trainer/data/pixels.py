@@ -1,7 +1,5 @@
 """One image file to the pixels that a model is trained on; `framing` does the same to what clients send."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The perceptual term: distances between VGG19 activations of two images (paper, section 3.2; seed)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Their absence is an error that says why and what to do: nothing else ever stands in for them unasked.
 """
 
-from __future__ import annotations
-
 import pickle
 import threading
 import urllib.request

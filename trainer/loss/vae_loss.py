@@ -9,8 +9,6 @@ cross-entropy is a mean over attributes and batch, in nats. On that scale the Ga
 kl_weight / rec_weight = 1 / (3 S^2), that is 8.1e-5 at 64 pixels, without feature terms.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

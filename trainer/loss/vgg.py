@@ -9,8 +9,6 @@ VGG19 lives outside the VAE's module tree: never in its state_dict, never in `.t
 Shapes: B batch, S image side, C, H, W of a layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice

@@ -1,7 +1,5 @@
 """What a run says while it trains: metrics.jsonl, TensorBoard, and its progress on the screen."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -1,7 +1,5 @@
 """How a run does on held-out images, once an epoch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is wrong with a training run that goes on all the same: it warns, once each, and says what to change."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
