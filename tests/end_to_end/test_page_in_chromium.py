@@ -1,5 +1,7 @@
 """The page as its visitors have it: a real browser without a screen, a real page, a real server."""
 
+from __future__ import annotations
+
 import io
 import os
 import re
