@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from engine.access.admission import WINDOW_BYTES
+from engine.access.admission import window_of
 from engine.backends import Backend
 from engine.bundle import Bundle
 from engine.config import ServerConfig
@@ -125,7 +125,7 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         # Otherwise core lets clients send megabytes of each call before anyone has asked for its message.
         ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.http2.lookahead_bytes", window_of(config.max_bytes_in_flight)),
         # Otherwise core cancels calls that come faster than they are taken; here they are told when to try again.
         ("grpc.server.max_pending_requests", 2**20),
         ("grpc.server.max_pending_requests_hard_limit", 2**20),

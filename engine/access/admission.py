@@ -12,13 +12,13 @@ from engine.errors import EngineError, NotReady, Overloaded, ShuttingDown
 
 logger = logging.getLogger(__name__)
 
-WINDOW_BYTES = 65_535
-"""What core receives of a message before it is asked for one: HTTP/2's first window."""
-
 # One in so many of everything is kept for clients that have less than that themselves.
 _KEPT_PART = 8
-# One in so many bytes is for the windows of calls that wait for room, the rest for messages and answers.
+# One in so many bytes is for the windows of calls that wait for room, the rest for messages and answers. That is to
+# be enough for so many calls, with windows between what HTTP/2 begins with and what hides a round trip.
 _WINDOWS_PART = 4
+_WINDOWS = 512
+_SMALLEST_WINDOW, _LARGEST_WINDOW = 65_535, 262_144
 # Calls wait no longer than about this for the event loop before others are refused: behind a longer line even a refusal
 # would take long.
 _MAX_WAIT_FOR_LOOP_S = 0.25
@@ -34,6 +34,12 @@ class Limits:
     streams: int  # of these
     bytes: int  # of requests and answers that are held at once
     message_bytes: int  # that may come when core is asked for a message
+    window_bytes: int  # that may come of a message before core is asked for it: HTTP/2's first window
+
+
+def window_of(max_bytes: int) -> int:
+    """The window of calls that may have `max_bytes` together: the larger, the fewer messages wait for a round trip."""
+    return min(max(max_bytes // _WINDOWS_PART // _WINDOWS, _SMALLEST_WINDOW), _LARGEST_WINDOW)
 
 
 @dataclass(slots=True)
@@ -103,17 +109,19 @@ class CallPermit:
 
     def answered(self, size: int, answer: int = 0) -> None:
         """Messages of `size` bytes give way to an answer of `answer` bytes."""
-        with self._admission._lock:
+        admission = self._admission
+        with admission._lock:
             if self._released:  # a handler that was cancelled may clean up later
                 return
             self._unanswered -= size
             held = self._held + answer - size
-            if self.stream and self._reserved and self._unanswered <= WINDOW_BYTES:
-                self._have(held, window=WINDOW_BYTES)  # its next message may never come
+            window = admission.limits.window_bytes
+            if self.stream and self._reserved and self._unanswered <= window:
+                self._have(held, window=window)  # its next message may never come
             else:
                 self._have(held, self._reserved, self._window)
         if answer < size:
-            self._admission._freed()
+            admission._freed()
 
     def hold(self, size: int) -> None:
         """Holds `size` bytes more, or fewer where that is negative."""
@@ -165,12 +173,13 @@ class CallPermit:
 
     def _reserve_message(self) -> bool:
         """Reserves room for a message, if there is any."""
-        if self.stream and self._unanswered <= WINDOW_BYTES:
-            self._have(self._held, window=WINDOW_BYTES)
+        limits = self._admission.limits
+        if self.stream and self._unanswered <= limits.window_bytes:
+            self._have(self._held, window=limits.window_bytes)
             return True
         if not self._admission._message_fits(self.usage):
             return False
-        self._have(self._held, self._admission.limits.message_bytes)
+        self._have(self._held, limits.message_bytes)
         return True
 
     def _leave_line(self) -> None:
@@ -258,7 +267,7 @@ class Admission:
             self._clients[client] = usage
             permit = CallPermit(self, client, usage, stream=stream)
             permit._count(1)
-            permit._have(0, window=WINDOW_BYTES)
+            permit._have(0, window=self.limits.window_bytes)
         return permit
 
     # With the lock held.
@@ -277,7 +286,7 @@ class Admission:
         held, own = total.bytes - total.reserved * size, usage.bytes - usage.reserved * size
         if not _fits(held, own, 1, self._max_bytes):
             raise self._too_many_bytes(1)
-        if not _fits(total.windows, usage.windows, WINDOW_BYTES, self._max_windows):
+        if not _fits(total.windows, usage.windows, limits.window_bytes, self._max_windows):
             raise _overloaded(f"{total.calls} calls wait for room for their messages")
 
     def _bytes_fit(self, usage: Usage, size: int, kept: int | None = None, *, instead_of: int = 0) -> bool:

@@ -19,7 +19,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from engine.access.admission import Admission, CallPermit, Limits
+from engine.access.admission import Admission, CallPermit, Limits, window_of
 from engine.access.auth import Tokens, name_in_certificate
 from engine.access.rate_limit import RateLimit
 from engine.config import ServerConfig
@@ -64,9 +64,11 @@ class CallInterceptor:
         rate, burst = config.max_images_per_second, config.burst
         self.rate = RateLimit(rate, burst or max(1.0, rate)) if rate else None
         calls, streams = config.max_calls_in_flight, config.max_streams_in_flight
-        size = config.max_message_bytes
-        self.admission = Admission(Limits(calls, streams, config.max_bytes_in_flight, size))
-        self._probes = Admission(Limits(_PROBES, _PROBES, max(_PROBE_MESSAGES * size, _LEAST_PROBE_BYTES), size))
+        size, most = config.max_message_bytes, config.max_bytes_in_flight
+        window = window_of(most)
+        self.admission = Admission(Limits(calls, streams, most, size, window))
+        for_probes = max(_PROBE_MESSAGES * size, _LEAST_PROBE_BYTES)
+        self._probes = Admission(Limits(_PROBES, _PROBES, for_probes, size, window))
         self._probes.open()
         self._certificates = config.tls_client_ca is not None
         self._methods: dict[str, MethodFigures] = {}  # those that aren't probes, by path

@@ -31,8 +31,9 @@ Metadata = Sequence[tuple[str, str | bytes]] | None
 INSTALL = "pip install 'grpcio>=1.72.2,<1.86'"
 """The versions that pyproject.toml allows."""
 
-# Calls that core may hand over before this process asks for more.
-_CALLS_ASKED_FOR = 64
+# Calls that core may hand over before this process asks for more: so few that a crowd's messages are taken, and their
+# room is free again, before many more calls need some.
+_CALLS_ASKED_FOR = 16
 _NO_FLAGS = 0
 # Core's deadline of calls without one is the last second of 63 bits; clients can't name one in half of that.
 _ENDLESS_S = 2.0**62

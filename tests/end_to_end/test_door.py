@@ -21,6 +21,7 @@ from serving.http2 import WINDOW_BYTES
 from serving.requests import stub_of
 from wires import OWN_CONNECTION, Wire, in_loop, refusal_of, until
 
+from engine.access.admission import window_of
 from protos import dfcvae_pb2 as pb
 
 ENCODE = b"/dfcvae.v1.LatentEngine/Encode"
@@ -28,7 +29,8 @@ STREAM = b"/dfcvae.v1.LatentEngine/EditStream"
 GET_MODEL = b"/dfcvae.v1.LatentEngine/GetModel"
 CHECK = b"/grpc.health.v1.Health/Check"
 MESSAGE_BYTES = 4 * 2**20
-NO_WINDOW = struct.pack(">HL", 4, 0)  # SETTINGS_INITIAL_WINDOW_SIZE
+INITIAL_WINDOW_SIZE = 4  # the setting's number
+NO_WINDOW = struct.pack(">HL", INITIAL_WINDOW_SIZE, 0)
 TOKENS = {"anna": "0123456789abcdef-anna", "bert": "0123456789abcdef-bert"}
 
 
@@ -89,6 +91,8 @@ class Uploads:
         elif kind == http2.WINDOW_UPDATE:
             self._room += int.from_bytes(payload, "big")
         elif kind == http2.SETTINGS and not flags:
+            more = dict(struct.iter_unpack(">HL", payload)).get(INITIAL_WINDOW_SIZE, WINDOW_BYTES) - WINDOW_BYTES
+            self._rooms = {number: room + more for number, room in self._rooms.items()}
             self._wire.send(http2.frame(http2.SETTINGS, 1, 0))
         elif kind == http2.PING and not flags:
             self._wire.send(http2.frame(http2.PING, 1, 0, payload))
@@ -108,6 +112,18 @@ async def test_nothing_is_taken_of_calls_without_a_token(tiny_bundle: Path, tmp_
         assert uploads.sent < 2 * MESSAGE_BYTES
         assert server.memory() - before < 30
         await until(lambda: "Encode UNAUTHENTICATED for 127.0.0.1" in server.log)
+        wire.drop()
+
+
+@pytest.mark.parametrize("most_bytes", [2**26, 2**29])
+@in_loop
+async def test_the_first_window_fits_the_bytes_in_flight(tiny_bundle: Path, tmp_path: Path, most_bytes: int) -> None:
+    with serve(tiny_bundle, tmp_path, "--max-bytes-in-flight", str(most_bytes)) as server:
+        wire = await Wire.to(server.target)
+        while (frame := await wire.receive())[0] != http2.SETTINGS or not frame[3]:
+            pass
+        settings = dict(struct.iter_unpack(">HL", frame[3]))
+        assert settings.get(INITIAL_WINDOW_SIZE, WINDOW_BYTES) == window_of(most_bytes)
         wire.drop()
 
 
@@ -207,8 +223,9 @@ def test_idle_streams_lock_nobody_out(tiny_bundle: Path, tmp_path: Path) -> None
 
 
 def test_a_stream_that_falls_silent_keeps_no_room_for_a_message(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--max-bytes-in-flight", str(8 * MESSAGE_BYTES), "--max-message-bytes", str(MESSAGE_BYTES))
     with (
-        gated_server(tiny_bundle, tmp_path, "--max-message-bytes", str(MESSAGE_BYTES), "--metrics-port", "0") as gate,
+        gated_server(tiny_bundle, tmp_path, *options, "--metrics-port", "0") as gate,
         connected(gate.server.target) as stub,
         ExitStack() as stack,
     ):

@@ -2,18 +2,28 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from engine.access.admission import Admission, CallPermit, Limits
+from engine.access.admission import Admission, CallPermit, Limits, window_of
 from engine.errors import Overloaded
 
 MESSAGE_BYTES = 1_000_000
 METHOD = "/dfcvae.v1.LatentEngine/Edit"
 FEW_BYTES = Limits(
-    calls=100, streams=10, bytes=8 * MESSAGE_BYTES, message_bytes=MESSAGE_BYTES
-)  # 6 of them for messages
-MANY_BYTES = Limits(calls=100, streams=10, bytes=2**30, message_bytes=MESSAGE_BYTES)
+    calls=100,
+    streams=10,
+    bytes=8 * MESSAGE_BYTES,  # 6 of them for messages
+    message_bytes=MESSAGE_BYTES,
+    window_bytes=window_of(8 * MESSAGE_BYTES),
+)
+MANY_BYTES = replace(FEW_BYTES, bytes=2**30, window_bytes=window_of(2**30))
+
+
+def test_many_calls_may_wait_for_room_however_few_bytes_there_are() -> None:
+    sizes = {bytes_: window_of(bytes_) for bytes_ in (2**20, 2**27, 2**28, 2**29, 2**34)}
+    assert sizes == {2**20: 65_535, 2**27: 65_536, 2**28: 2**17, 2**29: 2**18, 2**34: 2**18}
 
 
 class Calls:
