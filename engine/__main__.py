@@ -5,12 +5,9 @@ import os
 import signal
 import sys
 
-# A standard stream that was closed before the start would be the first socket's number, and what libraries print would
-# go to a client.
-for number, name in enumerate(("stdin", "stdout", "stderr")):
-    if getattr(sys, name) is None:
-        os.open(os.devnull, os.O_RDWR)
-        setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+from engine.process.standard_streams import open_closed_streams
+
+open_closed_streams()
 
 # Until `serve` listens there is nothing to be ended in order, and bundles that are still to be read can wait for it.
 for number in (signal.SIGTERM, signal.SIGINT):

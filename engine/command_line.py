@@ -8,6 +8,7 @@ from typing import TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from engine.process.standard_streams import open_closed_streams
 from engine.version import NAME, version_here
 
 Flags = TypeVar("Flags")
@@ -52,6 +53,7 @@ def read_flags(
     flags: type[Flags], program: str, description: str | None = None, arguments: Sequence[str] | None = None
 ) -> Flags:
     """The flags of a command line, by default the process's own; where it asks for the version, that is the end."""
+    open_closed_streams()
     words = sys.argv[1:] if arguments is None else list(arguments)
     if tell_version(words):
         raise SystemExit(0)

@@ -141,6 +141,23 @@ def test_a_full_disk_behind_stdout_is_said(server: ServerProcess, tmp_path: Path
     assert (result.returncode, result.stderr) == (2, b"error: stdout can't be used: no space left on device\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("info >&-", 0, b""),
+        ("sample --count 1 - >&-", 0, b""),
+        ("edit --set Smiling=1 - out <&-", 2, b"error: stdin is empty; send a picture\n"),
+        ("edit --set Smiling=1 - out 0>>/dev/null", 2, b"error: stdin can't be used: bad file descriptor\n"),
+    ],
+)
+def test_standard_streams_may_be_closed(server: ServerProcess, line: str, code: int, said: bytes) -> None:
+    command, rest = line.split(maxsplit=1)
+    words = f"exec {sys.executable} -m engine.client {command} --target {server.target} {rest}"
+    result = subprocess.run(["sh", "-c", words], cwd=ROOT, stderr=subprocess.PIPE, check=False)
+    assert (result.returncode, result.stderr) == (code, said)
+    assert not (ROOT / "out").exists()
+
+
 def test_what_was_written_is_said_where_its_name_is_no_utf8(server: ServerProcess, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"\xff.png")
     said = check(run(server.target, tmp_path, "sample", path, PYTHONIOENCODING="utf-8:strict"))

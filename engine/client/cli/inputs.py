@@ -20,7 +20,7 @@ from tyro.conf import arg
 
 from engine.arrays import Floats
 from engine.client.arguments import finite, shown, whole
-from engine.client.cli.outputs import FORMATS, PIPE, UsageError
+from engine.client.cli.outputs import FORMATS, PIPE, UsageError, naming
 from engine.client.values import Model, Source
 from framing import Aligner, Frame, FramingError, to_rgb, upright
 
@@ -134,7 +134,8 @@ def bytes_of(path: Path) -> bytes:
 
 @cache
 def _stdin() -> bytes:
-    return sys.stdin.buffer.read()
+    with naming("stdin"):
+        return sys.stdin.buffer.read()
 
 
 def _as_it_is(frame: Frame, first: Iterator[bool], path: Path) -> bytes:
