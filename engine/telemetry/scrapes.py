@@ -1,6 +1,8 @@
 """HTTP for Prometheus: the metrics at /metrics and /, and nothing else, for a few who ask at once."""
 
+import socket
 import threading
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -9,7 +11,7 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry, MetricsHandler
 
 _AT_ONCE = 8
-_SILENCE_S = 3.0
+_TIME_LIMIT_S = 3.0  # for a request to come, and for each step of its answer
 
 
 class ScrapeServer(ThreadingHTTPServer):
@@ -50,10 +52,23 @@ class ScrapeServer(ThreadingHTTPServer):
 
 
 class _Handler(MetricsHandler):
-    timeout = _SILENCE_S
+    timeout = _TIME_LIMIT_S
+
+    def handle(self) -> None:
+        limit = threading.Timer(_TIME_LIMIT_S, _stop_reading, (self.connection,))
+        limit.start()
+        try:
+            super().handle()
+        finally:
+            limit.cancel()
 
     def do_GET(self) -> None:  # noqa: N802
         if urlsplit(self.path).path in ("/", "/metrics"):
             super().do_GET()
         else:
             self.send_error(404, explain="the metrics are at /metrics")
+
+
+def _stop_reading(connection: socket.socket) -> None:
+    with suppress(OSError):  # the client has gone
+        connection.shutdown(socket.SHUT_RD)

@@ -2,9 +2,11 @@
 
 import re
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -194,6 +196,22 @@ def test_nothing_else_is_on_the_metrics_port(measured: ServerProcess) -> None:
     for path in ("/secret", "/metrics/x", "/favicon.ico"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(url + path, timeout=30)
+
+
+def test_scrapers_that_send_slowly_do_not_hold_the_port(measured: ServerProcess) -> None:
+    ((host, port),) = re.findall(r"metrics on http://(\S+):(\d+)", measured.wait_for_log("metrics on http"))
+    slow = [socket.create_connection((host, int(port))) for _ in range(8)]
+    while True:
+        for connection in slow:
+            with suppress(OSError):
+                connection.send(b"x")
+        try:
+            measured.scrape()
+            break
+        except OSError:
+            time.sleep(0.2)
+    for connection in slow:
+        connection.close()
 
 
 def test_scrapers_that_stall_get_a_few_threads_and_not_for_ever(measured: ServerProcess) -> None:
