@@ -124,9 +124,10 @@ class ServerConfig:
     max_concurrent_streams: Annotated[int, _between(0, _INT32)] = 1024
     """Calls that one connection may have open at once; 0: no limit."""
 
-    max_calls_in_flight: Annotated[int, _between(1, _INT32)] = 16384
-    """Calls of all clients together that are answered at once; those beyond are refused at once. Of calls, streams,
-    bytes and queued images the last eighth is for clients that have less than an eighth."""
+    max_calls_in_flight: Annotated[int, _between(1, _INT32)] = 4096
+    """Calls of all clients together that are answered at once; those beyond are refused at once, and about as many
+    more may wait to be judged. Of calls, streams, bytes and queued images the last eighth is for clients that have less
+    than an eighth."""
 
     max_streams_in_flight: Annotated[int, _between(1, _INT32)] = 256
     """Of these, EditStreams; each may have one message on its way that --max-bytes-in-flight doesn't count yet."""

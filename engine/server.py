@@ -18,7 +18,7 @@ from engine.process.memory import collect_rarely, give_freed_memory_back
 from engine.process.signals import Signals, signal_events
 from engine.process.threads import in_thread, let_others_finish
 from engine.service import health, latent_engine, reflection
-from engine.service.interceptor import CallInterceptor
+from engine.service.interceptor import PROBES, CallInterceptor
 from engine.service.latent_engine import LatentEngine
 from engine.service.open_inference import service as open_inference
 from engine.service.open_inference.service import OpenInference
@@ -113,6 +113,7 @@ def _announce(line: str) -> None:
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:
     """Channel arguments of gRPC core; those that are 0 keep its defaults, which are no limits."""
+    waiting = min(config.max_calls_in_flight + PROBES, 2**31 - 1)
     limits = {
         "grpc.max_concurrent_streams": config.max_concurrent_streams,
         "grpc.keepalive_time_ms": config.keepalive_s * 1000,
@@ -126,9 +127,10 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         # Otherwise core lets clients send megabytes of each call before anyone has asked for its message.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", window_of(config.max_bytes_in_flight)),
-        # Otherwise core cancels calls that come faster than they are taken; here they are told when to try again.
-        ("grpc.server.max_pending_requests", 2**20),
-        ("grpc.server.max_pending_requests_hard_limit", 2**20),
+        # Core cancels calls that come while so many wait to be judged, which take memory, a first window each. With its
+        # own limit it would cancel some that are let in here, or are told when to try again.
+        ("grpc.server.max_pending_requests", waiting),
+        ("grpc.server.max_pending_requests_hard_limit", waiting),
         ("grpc.http2.min_ping_interval_without_data_ms", int(config.min_ping_interval_s * 1000)),
         # Otherwise a connection without calls may ping every two hours only, whatever the interval says.
         ("grpc.keepalive_permit_without_calls", 1),

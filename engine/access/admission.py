@@ -115,9 +115,8 @@ class CallPermit:
                 return
             self._unanswered -= size
             held = self._held + answer - size
-            window = admission.limits.window_bytes
-            if self.stream and self._reserved and self._unanswered <= window:
-                self._have(held, window=window)  # its next message may never come
+            if self.stream and self._unanswered <= admission.limits.window_bytes:
+                self._have(held)  # its next message may never come
             else:
                 self._have(held, self._reserved, self._window)
         if answer < size:
@@ -175,7 +174,6 @@ class CallPermit:
         """Reserves room for a message, if there is any."""
         limits = self._admission.limits
         if self.stream and self._unanswered <= limits.window_bytes:
-            self._have(self._held, window=limits.window_bytes)
             return True
         if not self._admission._message_fits(self.usage):
             return False
@@ -207,7 +205,8 @@ class Admission:
     Core can't be told how much of a message to receive: once it is asked for one, as much may come as a message may
     have. So room for the largest is reserved before core is asked, and exchanged for the real size when it is there.
     Where there is no room the message waits, and stays with its client but for the first window. A stream waits for a
-    message most of the time. It may ask without room, unless messages are unanswered: the limit of streams bounds that.
+    message most of the time. It may ask without room, and its window doesn't count, unless messages are unanswered: the
+    limit of streams bounds that.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -267,7 +266,7 @@ class Admission:
             self._clients[client] = usage
             permit = CallPermit(self, client, usage, stream=stream)
             permit._count(1)
-            permit._have(0, window=self.limits.window_bytes)
+            permit._have(0, window=0 if stream else self.limits.window_bytes)
         return permit
 
     # With the lock held.
@@ -286,7 +285,7 @@ class Admission:
         held, own = total.bytes - total.reserved * size, usage.bytes - usage.reserved * size
         if not _fits(held, own, 1, self._max_bytes):
             raise self._too_many_bytes(1)
-        if not _fits(total.windows, usage.windows, limits.window_bytes, self._max_windows):
+        if not stream and not _fits(total.windows, usage.windows, limits.window_bytes, self._max_windows):
             raise _overloaded(f"{total.calls} calls wait for room for their messages")
 
     def _bytes_fit(self, usage: Usage, size: int, kept: int | None = None, *, instead_of: int = 0) -> bool:

@@ -47,7 +47,8 @@ _id_prefix = secrets.token_hex(5)
 
 # Health answers whatever else is held, and asks nobody for a token: it has room of its own. Its messages are a few
 # bytes, but a client may send others.
-_PROBES = 1024
+PROBES = 1024
+"""Calls of health at once."""
 _PROBE_MESSAGES = 8
 _LEAST_PROBE_BYTES = 16 * 2**20  # or the windows of two probes would not fit where messages are small
 
@@ -68,7 +69,7 @@ class CallInterceptor:
         window = window_of(most)
         self.admission = Admission(Limits(calls, streams, most, size, window))
         for_probes = max(_PROBE_MESSAGES * size, _LEAST_PROBE_BYTES)
-        self._probes = Admission(Limits(_PROBES, _PROBES, for_probes, size, window))
+        self._probes = Admission(Limits(PROBES, PROBES, for_probes, size, window))
         self._probes.open()
         self._certificates = config.tls_client_ca is not None
         self._methods: dict[str, MethodFigures] = {}  # those that aren't probes, by path

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from prometheus_client import generate_latest
 from servers import ROOT
 
+from engine.access.admission import window_of
 from engine.backends import BACKENDS
 from engine.config import PREFIX, ServerConfig, load_config
 from engine.service.latent_engine import SERVICE
@@ -105,7 +106,8 @@ def test_the_pod_is_given_time_to_end() -> None:
 
 
 def test_memory_s_limit_holds_what_requests_may_take() -> None:
-    queues, calls = 6 * CONFIG.max_queue * 3 * 64**2, 50_000 * CONFIG.max_calls_in_flight
+    queues = 6 * CONFIG.max_queue * 3 * 64**2
+    calls = (50_000 + window_of(CONFIG.max_bytes_in_flight)) * 2 * (CONFIG.max_calls_in_flight + 1024)
     messages = 2 * CONFIG.max_bytes_in_flight + (8 + CONFIG.max_streams_in_flight) * CONFIG.max_message_bytes
     models = 500 * 10**6
     assert queues + calls + messages + 20 * CONFIG.max_pixels_in_flight + models <= size(

@@ -15,7 +15,6 @@ from serving import http2
 from tiny_model import LATENT_DIM
 from wires import Wire, in_loop, until
 
-from engine.access.admission import window_of
 from protos import dfcvae_pb2 as pb
 
 SAMPLE = b"/dfcvae.v1.LatentEngine/Sample"
@@ -65,13 +64,11 @@ def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: 
             yield pb.EditStreamRequest(images=raw_batch(constant(value, count)))
             turn.acquire()
 
-    most_bytes = 2**30
-    options = ("--max-bytes-in-flight", str(most_bytes), "--metrics-port", "0")
-    with server_of(tiny_bundle, tmp_path, *options) as server, connected(server.target) as stub:
+    with server_of(tiny_bundle, tmp_path, "--metrics-port", "0") as server, connected(server.target) as stub:
         stream = stub.EditStream(requests())
         for count in (70, 1):
             assert next(stream).edited.images.raw.count == count
-            least = window_of(most_bytes) + count * 8 * 8 * 3
+            least = count * 8 * 8 * 3
             most = least + count * LATENT_DIM * 4
             wait_until(lambda a=least, b=most: a <= server.metric("dfcvae_bytes_in_flight") <= b)  # type: ignore[misc]
             turn.release()

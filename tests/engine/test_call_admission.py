@@ -142,3 +142,17 @@ def test_a_message_that_does_not_fit_any_more_is_refused() -> None:
         release(*permits)
 
     play(scene)
+
+
+def test_as_many_streams_may_be_idle_as_the_limit_of_streams_says() -> None:
+    def scene(calls: Calls) -> None:
+        streams = [calls.admission.admit(f"client {number % 4}", stream=True) for number in range(1000)]
+        asked: list[CallPermit] = []
+        for permit in streams:
+            permit.receive_when_room(lambda permit=permit: asked.append(permit))  # type: ignore[misc]
+        assert asked == streams
+        other = calls.enter("other")
+        assert calls.asked == ["other"]
+        release(*streams, other)
+
+    play(scene, replace(MANY_BYTES, calls=2000, streams=1200, bytes=2**28))
