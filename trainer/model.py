@@ -24,19 +24,12 @@ class Posterior(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What one pass returns.
+    """What one pass returns."""
 
-    Attributes:
-        images: (B, 3, S, S) float32 in [0, 1].
-        mu: (B, D) float32, mean of q(z|x).
-        log_var: (B, D) float32, its log variance.
-        latents: (B, D) float32, the z that was decoded.
-    """
-
-    images: Tensor
-    mu: Tensor
-    log_var: Tensor
-    latents: Tensor
+    images: Tensor  # (B, 3, S, S) float32 in [0, 1]
+    mu: Tensor  # (B, D) float32, mean of q(z|x)
+    log_var: Tensor  # (B, D) float32, its log variance
+    latents: Tensor  # (B, D) float32, the z that was decoded
 
 
 def _block(*layers: nn.Module, channels: int) -> nn.Sequential:

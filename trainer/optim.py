@@ -21,20 +21,14 @@ class Schedule:
     """Learning rate of every step, as a factor of its peak.
 
     Ours rather than `torch.optim.lr_scheduler`: a pure function of the step has no state to save or to resume.
-
-    Attributes:
-        kind: constant; step: times `gamma` after each epoch (seed); one-cycle: a linear rise, then half a cosine to 0.
-        gamma: of the kind step.
-        steps_per_epoch: steps of an epoch.
-        num_steps: steps of the run.
-        start: step at which the cycle of one-cycle begins; it ends with the run.
     """
 
+    # step: times `gamma` after each epoch (seed); one-cycle: a linear rise, then half a cosine to 0.
     kind: Literal["constant", "step", "one-cycle"]
-    gamma: float
+    gamma: float  # of the kind step
     steps_per_epoch: int
-    num_steps: int
-    start: int = 0
+    num_steps: int  # of the run
+    start: int = 0  # step at which the cycle of one-cycle begins; it ends with the run
 
     def factor(self, step: int) -> float:
         """Learning rate of a step, counted from 0, as a factor of its peak."""

@@ -24,21 +24,13 @@ MIN_STEPS_AT_PEAK = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start.
+    """A run that can start."""
 
-    Attributes:
-        config: what to compute.
-        pack: the images, which may still have to be packed.
-        out: the run folder, which can be written.
-        place: device and arithmetic.
-        perceptual_weights: where VGG19's weights come from.
-    """
-
-    config: TrainConfig
-    pack: Pack
-    out: Path
-    place: Placement
-    perceptual_weights: str
+    config: TrainConfig  # what to compute
+    pack: Pack  # the images, which may still have to be packed
+    out: Path  # the run folder, which can be written
+    place: Placement  # device and arithmetic
+    perceptual_weights: str  # where VGG19's weights come from
 
     @classmethod
     def of(cls, config: TrainConfig, data: Path, out: Path, resume: bool) -> "Plan":

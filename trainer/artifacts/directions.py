@@ -48,23 +48,15 @@ hardly differ: a step of the same length flips fewer faces (0.01: 27 % instead o
 
 @dataclass(frozen=True)
 class Direction:
-    """One attribute's direction.
+    """One attribute's direction."""
 
-    Attributes:
-        name: the attribute.
-        vector: (D,) float32, as long as the mean difference.
-        positives: images that have the attribute.
-        negatives: images that do not.
-        kind: how it was found; "unknown" in files of before they said so.
-        sides: where images without it and those with it lie along the direction on average, as multiples of it; None
-            in files of before they said so, and where the direction has no length.
-    """
-
-    name: str
-    vector: NDArray[np.float32]
-    positives: int
-    negatives: int
-    kind: str
+    name: str  # of the attribute
+    vector: NDArray[np.float32]  # (D,) float32, as long as the mean difference
+    positives: int  # images that have the attribute
+    negatives: int  # images that do not
+    kind: str  # how it was found; "unknown" in files of before they said so
+    # Where images without it and those with it lie along the direction on average, as multiples of it; None in files of
+    # before they said so, and where the direction has no length.
     sides: tuple[float, float] | None = None
 
 

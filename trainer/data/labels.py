@@ -38,23 +38,14 @@ Row = tuple[int, list[str]]
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels in a list.
+    """The labels in a list."""
 
-    Attributes:
-        path: the list.
-        files: the N image names as they stand there.
-        lines: their N line numbers, from 1.
-        attributes: the A attribute names.
-        values: (N, A) bool, True where the image has the attribute.
-        counted: whether the first line gives the number of images.
-    """
-
-    path: Path
-    files: tuple[str, ...]
-    lines: tuple[int, ...]
-    attributes: tuple[str, ...]
-    values: NDArray[np.bool_]
-    counted: bool
+    path: Path  # of the list
+    files: tuple[str, ...]  # the N image names as they stand there
+    lines: tuple[int, ...]  # their N line numbers, from 1
+    attributes: tuple[str, ...]  # the A attribute names
+    values: NDArray[np.bool_]  # (N, A), True where the image has the attribute
+    counted: bool  # whether the first line gives the number of images
 
 
 def read_labels(path: Path) -> Labels:

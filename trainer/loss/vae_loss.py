@@ -38,21 +38,13 @@ def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Terms:
-    """One evaluation of the loss; of one process of several, its part of every sum.
+    """One evaluation of the loss; of one process of several, its part of every sum."""
 
-    Attributes:
-        total: what is minimised; the only part with a gradient.
-        pixel: MSE of the images in [0, 1].
-        features: MSE of the activations, one a tap, on the scale of `PerceptualLoss`.
-        kl: nats per image.
-        attributes: cross-entropy of the attribute head, nats; None without one.
-    """
-
-    total: Tensor
-    pixel: Tensor
-    features: dict[str, Tensor]
-    kl: Tensor
-    attributes: Tensor | None = None
+    total: Tensor  # what is minimised; the only part with a gradient
+    pixel: Tensor  # MSE of the images in [0, 1]
+    features: dict[str, Tensor]  # MSE of the activations, one a tap, on the scale of `PerceptualLoss`
+    kl: Tensor  # nats per image
+    attributes: Tensor | None = None  # cross-entropy of the attribute head, nats; None without one
 
     def named(self, add: Callable[[Tensor], Tensor] = lambda parts: parts) -> dict[str, float]:
         """The parts as numbers, for logs.

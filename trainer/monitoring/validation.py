@@ -20,21 +20,13 @@ MAX_PSNR = 99.0
 
 @dataclass(frozen=True)
 class Validation:
-    """What an epoch's validation came to.
+    """What an epoch's validation came to."""
 
-    Attributes:
-        psnr: mean over the images, each reconstructed from its mu, dB; of one `MAX_PSNR` at most.
-        loss: the training loss at mu, without the attribute term.
-        kl: nats an image.
-        active: latents whose mu varies over the images.
-        picture: the first images above their reconstructions, (H, W, 3).
-    """
-
-    psnr: float
-    loss: float
-    kl: float
-    active: int
-    picture: NDArray[np.uint8]
+    psnr: float  # mean over the images, each reconstructed from its mu, dB; of one `MAX_PSNR` at most
+    loss: float  # the training loss at mu, without the attribute term
+    kl: float  # nats an image
+    active: int  # latents whose mu varies over the images
+    picture: NDArray[np.uint8]  # the first images above their reconstructions, (H, W, 3)
 
 
 @torch.no_grad()
