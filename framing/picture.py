@@ -12,9 +12,7 @@ _STRIP_PIXELS = 2**20
 def prepare(image: Image.Image, frame: Frame) -> NDArray[np.uint8]:
     """Makes a model input, pixel for pixel as torchvision's CenterCrop and Resize do (bilinear, with anti-aliasing).
 
-    Args:
-        image: a picture of any mode, see `to_rgb`; it may be turned in place, see `upright`.
-        frame: what to bring it to.
+    The picture may be of any mode, see `to_rgb`, and be turned in place, see `upright`.
 
     Returns:
         (S, S, 3) uint8 RGB.

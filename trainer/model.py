@@ -64,11 +64,7 @@ class Encoder(nn.Module):
         self.log_var = nn.Linear(features, config.latent_dim)
 
     def forward(self, images: Tensor) -> Posterior:
-        """Encodes.
-
-        Args:
-            images: (B, 3, S, S) float in [0, 1].
-        """
+        """Encodes images (B, 3, S, S) float in [0, 1]."""
         features = self.blocks(images).flatten(1)  # (B, C*s*s)
         return Posterior(self.mu(features), self.log_var(features))
 
@@ -94,14 +90,7 @@ class Decoder(nn.Module):
         self.to_rgb = nn.Conv2d(config.channels[0], 3, kernel_size=3, padding=1, padding_mode=padding)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decodes.
-
-        Args:
-            latents: (B, D) float.
-
-        Returns:
-            (B, 3, S, S) in [0, 1].
-        """
+        """Decodes latents (B, D) to images (B, 3, S, S) in [0, 1]."""
         features = self.linear(latents).reshape(-1, *self.shape)  # (B, C, s, s)
         return torch.sigmoid(self.to_rgb(self.blocks(features)))
 
@@ -136,9 +125,7 @@ class VAE(nn.Module):
     def shift_and_scale_latents(self, mean: Tensor, std: Tensor) -> None:
         """Changes the weights so that what was the latent z is (z - mean) / std, and all images stay what they were.
 
-        Args:
-            mean: (D,) float64.
-            std: (D,) float64, above 0.
+        Both are (D,) float64, std above 0.
         """
         encoder, linear = self.encoder, self.decoder.linear
         mean, std = mean.to(linear.weight.device), std.to(linear.weight.device)
@@ -172,11 +159,7 @@ class VAEWithHead(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Output, Tensor | None]:
-        """Reconstructs images and predicts their attributes from the same sampled latents.
-
-        Args:
-            images: (B, 3, S, S) float in [0, 1].
-            noise: (B, D) standard normal.
+        """Reconstructs images and predicts their attributes from the same sampled latents; arguments as for `VAE`.
 
         Returns:
             What the VAE gives, and logits (B, A) float32 if there is a head.

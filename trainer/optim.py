@@ -46,13 +46,7 @@ class Schedule:
 def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """The semi-orthogonal matrix nearest to a matrix, roughly: singular vectors kept, singular values near 1.
 
-    Args:
-        matrix: (rows, columns) float.
-        steps: Newton-Schulz iterations; three are enough to descend along.
-        dtype: of the arithmetic; bfloat16 will do.
-
-    Returns:
-        (rows, columns) float32.
+    Three Newton-Schulz steps are enough to descend along, and bfloat16 will do. The result is float32.
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]

@@ -36,12 +36,6 @@ class Plan:
     def of(cls, config: TrainConfig, data: Path, out: Path, resume: bool) -> "Plan":
         """Checks everything that can be checked in seconds: the run folder, the device, the data, VGG's weights.
 
-        Args:
-            config: what to compute.
-            data: the data set, see `read_index`.
-            out: the run folder.
-            resume: whether a run that is in it already is to be gone on with.
-
         Raises:
             TrainerError: something would fail later; names it and the mend.
         """

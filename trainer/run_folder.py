@@ -78,10 +78,6 @@ def require_apart(out: Path, data: Path) -> None:
 def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
     """Makes the folder of a run or an evaluation, sees that there is room in it, and keeps other commands out of it.
 
-    Args:
-        run: the folder.
-        needed_bytes: what will be written there.
-
     Raises:
         RunError: the folder cannot be written to, the disk is too full, or another process works there.
     """
@@ -228,12 +224,7 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
 
 
 def require_same(run: Path, config: TrainConfig, before: dict[str, Any]) -> None:
-    """Lets a run go on that computes what it did.
-
-    Args:
-        run: the folder.
-        config: what is to be computed now.
-        before: the configuration so far, as `TrainConfig.to_json` gives it.
+    """Lets a run go on that computes what it did: `before` is what `TrainConfig.to_json` gave then.
 
     Raises:
         RunError: names the preset or the fields that differ.

@@ -41,9 +41,7 @@ def transposed_in_phases(layer: nn.ConvTranspose2d) -> nn.Sequential:
 def enlarged_in_phases(layer: nn.Conv2d, phases_first: bool = False) -> nn.Sequential:
     """Doubling the side by repetition and a 3x3 convolution with replicating padding, as one 2x2 convolution.
 
-    Args:
-        layer: The convolution.
-        phases_first: Channels of the result in the order (p, p, O), and not as `torch.pixel_shuffle` takes them.
+    With `phases_first` channels of the result have the order (p, p, O), and not that of `torch.pixel_shuffle`.
 
     Returns:
         (N, I, h, h) to straddling cells (N, 4 O, h + 1, h + 1).

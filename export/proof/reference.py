@@ -20,8 +20,7 @@ NAME = "PyTorch eager FP32"
 class EagerBackend(Backend):
     """The model as it was trained, batch norm and all, with its own conversion from and to uint8.
 
-    Args:
-        model: The VAE in evaluation mode, on the CPU, float32.
+    It is in evaluation mode, on the CPU, float32.
     """
 
     def __init__(self, model: VAE) -> None:

@@ -61,14 +61,9 @@ class Direction:
 
 
 def mean_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
-    """Mean mu with each attribute minus mean mu without it.
+    """Mean mu (N, D) with each attribute minus mean mu without it, (A, D).
 
-    Args:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute; some must have it and some not.
-
-    Returns:
-        (A, D).
+    Of the labels (N, A) each must hold for some images and not for others.
     """
     sums = labels.T.astype(np.float64) @ mu
     positives = labels.sum(0)[:, None]
@@ -84,12 +79,7 @@ def adjusted_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> 
     own coefficients free and penalises the others'. Without the penalty these would be its partial effects (covariance
     adjustment); with it, what cannot be told from the attribute itself stays in its direction.
 
-    Args:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute; some must have it and some not.
-
-    Returns:
-        (A, D).
+    Shapes and labels as of `mean_differences`.
     """
     count, attributes = labels.shape
     standard = (labels - labels.mean(0)) / labels.std(0)
@@ -106,14 +96,7 @@ def svm_normals(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
     """Normals of one linear SVM an attribute, at the length of the mean difference.
 
     They are trained on standardised mu, both sides weighing the same; the normal is that of the boundary in the space
-    of mu itself.
-
-    Args:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute; some must have it and some not.
-
-    Returns:
-        (A, D).
+    of mu itself. Shapes and labels as of `mean_differences`.
     """
     from trainer.artifacts import linear_svm  # noqa: PLC0415  (start-up: training need not load it)
 
@@ -146,12 +129,8 @@ def directions_of(
 ) -> list[Direction]:
     """The direction of every attribute with at least `MIN_IMAGES` images on either side; others are left out, logged.
 
-    Args:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute.
-        attributes: their A names.
-        kind: of direction.
-        wanted: which of the attributes; the others only have a say in adjusted directions. None: all.
+    Of mu (N, D), labels (N, A) and their A names. `wanted` are those whose directions are asked for, None all; the
+    others only have a say in adjusted directions.
     """
     asked = np.array([wanted is None or name in wanted for name in attributes], bool)
     warn_of_few(labels[:, asked], [name for name, ask in zip(attributes, asked, strict=True) if ask])

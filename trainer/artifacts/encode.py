@@ -27,13 +27,7 @@ def batches(count: int, what: str, size: int = 32) -> Iterator[slice]:
 def encode(
     model: VAE, images: NDArray[np.uint8], rows: NDArray[np.int64], place: Placement
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Posteriors of some rows of a packed array, in FP32.
-
-    Args:
-        model: the VAE, in evaluation mode.
-        images: (N, S, S, 3) uint8.
-        rows: which of them, (R,).
-        place: the model's.
+    """Posteriors of some rows (R,) of packed images (N, S, S, 3) uint8, in FP32, by a model in evaluation mode.
 
     Returns:
         mu and log_var, each (R, D) float32.

@@ -84,11 +84,7 @@ class Index:
                 raise DataError(f"{self.root}: no image is left in the {split} split; add some, or mend those left out")
 
     def leaving_out(self, sentences: Sequence[str]) -> "Index":
-        """The index with more images recorded as left out; says so in the log, with the first of them.
-
-        Args:
-            sentences: one an image.
-        """
+        """The index with more images recorded as left out, a sentence each; the log names the first of them."""
         shown = shortened(sentences, ", which config.json of a run lists")
         logger.warning("%s: %d image(s) are left out: %s", self.root, len(sentences), "; ".join(shown))
         return dataclasses.replace(self, left_out=(*self.left_out, *sentences))

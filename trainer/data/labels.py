@@ -176,12 +176,7 @@ def _require_once(path: Path, names: list[str]) -> None:
 def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: str, *, may_skip: bool = True) -> Index:
     """Records in the index that rows of a list name images that are not there.
 
-    Args:
-        index: the images that are there.
-        labels: the list.
-        absent: the rows of the list without an image.
-        mend: what helps.
-        may_skip: whether `--skip-damaged` helps, too.
+    `mend` says what helps; so does `--skip-damaged`, if it `may_skip`.
 
     Raises:
         DataError: there are more than may be left out; counts them and names the first.
@@ -207,10 +202,7 @@ def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: 
 def relabel(index: Index, path: Path, *, some: bool = False) -> Index:
     """The same images with the labels of a CSV instead of their own, see `read_index`.
 
-    Args:
-        index: the images.
-        path: the CSV.
-        some: it may list some of the images only; the others are in no split then.
+    With `some` it may list some of the images only; the others are in no split then.
 
     Raises:
         DataError: the CSV is missing or malformed, or its images are not those of the data set; names the line or the

@@ -24,15 +24,7 @@ from trainer.model import Output
 
 
 def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mu, exp(log_var)) || N(0, I)) per image and dimension, nats (paper, equation 1).
-
-    Args:
-        mu: (B, D) float.
-        log_var: (B, D) float.
-
-    Returns:
-        (B, D), each at least 0.
-    """
+    """KL(N(mu, exp(log_var)) || N(0, I)) per image and dimension, nats (paper, equation 1): (B, D), each at least 0."""
     return -0.5 * (1 + log_var - mu.square() - log_var.exp())
 
 
@@ -47,11 +39,7 @@ class Terms:
     attributes: Tensor | None = None  # cross-entropy of the attribute head, nats; None without one
 
     def named(self, add: Callable[[Tensor], Tensor] = lambda parts: parts) -> dict[str, float]:
-        """The parts as numbers, for logs.
-
-        Args:
-            add: sums the parts of several processes up.
-        """
+        """The parts as numbers, for logs; `add` sums those of several processes up."""
         taps = {f"feature/{tap}": term for tap, term in self.features.items()}
         attributes = {} if self.attributes is None else {"attributes": self.attributes}
         parts = {"total": self.total.detach(), "pixel": self.pixel, **taps, "kl": self.kl, **attributes}

@@ -169,12 +169,7 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def compare(self, ours: Tensor, theirs: Tensor, weights: list[float]) -> tuple[Tensor, Tensor]:
-        """The weighted mean squared distance of two batches at every tap, and its gradient.
-
-        Args:
-            ours: (B, 3, S, S) float32 in [0, 1].
-            theirs: the same.
-            weights: one a tap.
+        """Weighted mean squared distances of two batches (B, 3, S, S) float32 in [0, 1] at every tap, and the gradient.
 
         Returns:
             The terms w_l * MSE(phi_l(ours), phi_l(theirs)), (taps,) float32, and the gradient of their sum with regard

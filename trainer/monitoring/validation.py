@@ -31,13 +31,9 @@ class Validation:
 
 @torch.no_grad()
 def validate(model: VAE, place: Placement, loss: VAELoss, images: NDArray[np.uint8]) -> Validation:
-    """Measures a model on images, in one process.
+    """Measures a model on packed images (N, S, S, 3), in one process, by the loss of whole batches.
 
-    Args:
-        model: it goes on in training mode.
-        place: the model's.
-        loss: of whole batches.
-        images: packed, (N, S, S, 3).
+    The model goes on in training mode.
     """
     model.eval()
     errors, means, losses = [], [], []
