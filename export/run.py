@@ -16,9 +16,7 @@ from engine.latents import Directions, Prior, load_priors
 from export.errors import InputError
 from trainer.config import TrainConfig
 from trainer.model import VAE
-from trainer.run_folder import CONFIG, MODEL, anew, belongs, load_config, load_model
-
-SAMPLES = "samples.safetensors"
+from trainer.run_folder import CONFIG, MODEL, SAMPLES, anew, belongs, load_config, load_model
 
 _RESUME = "finish the training with `python -m trainer train --resume`"
 

@@ -99,18 +99,18 @@ class Measured:
             metrics = json.loads((run / EVALUATION).read_text())
         except (OSError, ValueError):
             return cls("", [])
-        weights = (_at(metrics, "evaluation.files") or {}).get(MODEL)
+        weights = (value_at(metrics, "evaluation.files") or {}).get(MODEL)
         if weights is not None and weights != sha256_of(run / MODEL):
             return cls("", [])
         found = []
         for kind, (name, place, digits) in FIGURES.items():
-            value = _at(metrics, place)
+            value = value_at(metrics, place)
             if isinstance(value, (int, float)):
                 found.append({"type": kind, "name": name, "value": round(value, digits)})
-        return cls(_at(metrics, "evaluation.data.name") or "", found)
+        return cls(value_at(metrics, "evaluation.data.name") or "", found)
 
 
-def _at(values: Any, place: str) -> Any:
+def value_at(values: Any, place: str) -> Any:
     """A value in nested dictionaries, by its keys with dots between; None if there is none."""
     for key in place.split("."):
         values = values.get(key) if isinstance(values, dict) else None
