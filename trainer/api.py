@@ -114,7 +114,7 @@ class VAE:
         try:
             return Directions.load(self.run / DIRECTIONS)
         except DirectionsError as error:
-            raise RunError(f"{error}; {run_folder.anew(self.run)}") from error
+            raise RunError(f"{error}; {run_folder.mend_of(self.run)}") from error
 
     @cached_property
     def priors(self) -> dict[str, Prior]:
@@ -126,7 +126,7 @@ class VAE:
         try:
             return load_priors(self.run / PRIOR)
         except BundleError as error:
-            raise RunError(f"{error}; {run_folder.anew(self.run)}") from error
+            raise RunError(f"{error}; {run_folder.mend_of(self.run)}") from error
 
     def read(self, paths: Iterable[str | Path], *, align: bool = False) -> Images:
         """Image files as the model was trained on them: upright, RGB, brought to its frame, (N, S, S, 3).

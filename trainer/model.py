@@ -159,11 +159,7 @@ class VAEWithHead(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Output, Tensor | None]:
-        """Reconstructs images and predicts their attributes from the same sampled latents; arguments as for `VAE`.
-
-        Returns:
-            What the VAE gives, and logits (B, A) float32 if there is a head.
-        """
+        """What the VAE gives for the same arguments, and logits (B, A) float32 of the latents if there is a head."""
         output: Output = self.vae(images, noise)
         return output, None if self.head is None else self.head(output.latents).float()
 

@@ -140,10 +140,7 @@ def save_config(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> Non
 
 
 def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """Reads config.json.
-
-    Returns:
-        The configuration and the resolved values.
+    """Reads config.json: the configuration, and what it resolved to.
 
     Raises:
         RunError: no run there, or its configuration is unreadable or of another version.
@@ -247,7 +244,7 @@ def directions_command(run: Path, data: Path | None = None) -> str:
     return f"python -m trainer directions {quote(str(run))} --data {'DIR' if data is None else quote(str(data))}"
 
 
-def anew(run: Path, data: Path | None = None) -> str:
+def mend_of(run: Path, data: Path | None = None) -> str:
     """What to do about directions or a prior that cannot be used, for people."""
     return f"make it anew with `{directions_command(run, data)}`"
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from engine.arrays import Bytes, Floats
 from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, bucket_sizes, cores, is_device, kind_of
 from engine.backends.registry import BACKENDS, find, open_graphs
 from engine.bundle import Bundle, Engine, Manifest
@@ -23,8 +22,6 @@ __all__ = [
     "CUDA",
     "DEVICE_RULE",
     "Backend",
-    "Bytes",
-    "Floats",
     "Options",
     "cores",
     "is_device",

@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engine.arrays import Doubles
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Bytes, Doubles, Floats
+from engine.backends import Backend
 from engine.backends.base import in_parts
 from engine.errors import BackendError
 from engine.latents import Directions, Prior

@@ -14,8 +14,8 @@ from itertools import product
 
 import numpy as np
 
-from engine.arrays import Doubles
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Bytes, Doubles, Floats
+from engine.backends import Backend
 from engine.backends.base import in_parts
 from engine.latents import Directions
 from engine.proof.figures import Judgement

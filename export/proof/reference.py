@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Bytes, Floats
+from engine.backends import Backend
 from engine.proof.truth import Truth
 from export.proof.judge import Judge, Trial
 from export.run import Run

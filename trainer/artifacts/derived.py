@@ -86,10 +86,7 @@ def write_prior(folder: Path, model: VAE, place: Placement, data: FaceData) -> F
     """Writes the prior that fits the train split's posteriors; fresh weights have their latents standardised first.
 
     Weights are fresh that have neither prior nor directions yet. Directions, perhaps of the user's own labels, would be
-    of no use to other latents. The model changes with its weights.
-
-    Returns:
-        mu of the train split, (N, D).
+    of no use to other latents. The model changes with its weights. Gives mu of the train split, (N, D).
 
     Raises:
         RunError: latents are not finite, or a file cannot be written.

@@ -196,10 +196,7 @@ def save_directions(
 
 
 def load_directions(path: Path) -> tuple[list[Direction], dict[str, str]]:
-    """Reads what `save_directions` wrote, in this version or before.
-
-    Returns:
-        The directions, and the metadata; empty where there is no file.
+    """Reads what `save_directions` wrote, in this version or before, and the metadata; nothing where there is no file.
 
     Raises:
         RunError: the file is torn, or holds no directions.
