@@ -242,7 +242,11 @@ def _train_help() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; its exit code: 0 done, 1 the loss went astray, 2 bad input, 128 + signal when interrupted."""
+    """Runs one command.
+
+    Returns:
+        The exit code: 0 done, 1 the loss went astray, 2 bad input, 128 + signal when interrupted.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if tell_version(arguments):
         return 0
