@@ -41,6 +41,7 @@ from filelock import FileLock
 from script import main_of, write_json
 from serving.figures import markdown
 
+from trainer.artifacts.model_card import value_at
 from trainer.data import FaceData, load_data, read_index
 from trainer.errors import ConfigError
 from trainer.evaluation.classifier import classifier_of
@@ -199,9 +200,7 @@ together. Of several numbers in one place it has the mean."""
 
 def find(metrics: dict[str, Any], place: str) -> float | None:
     """The number at a place of the metrics; None where there is none."""
-    found: Any = metrics
-    for key in place.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
+    found = value_at(metrics, place)
     if isinstance(found, dict):
         found = mean(found.values()) if found else None
     return None if found is None else float(found)

@@ -20,12 +20,7 @@ _CLIENTS = 4
 
 
 class Encode:
-    """A client of the servers, one to each of Ray's actors.
-
-    Args:
-        target: Of the servers.
-        model: Its bundle, NAME@FINGERPRINT; servers that have another one refuse.
-    """
+    """A client of the servers, one to each of Ray's actors; servers of another bundle than `model` refuse."""
 
     def __init__(self, target: str, model: str) -> None:
         self._client = Client(target, model=model, priority="background", retry_overload=1000)

@@ -168,19 +168,12 @@ _MANIFEST = TypeAdapter(Manifest)
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A bundle folder that was verified file by file, and what it says in numbers.
+    """A bundle folder that was verified file by file, and what it says in numbers."""
 
-    Attributes:
-        path: The folder.
-        manifest: What its `manifest.json` says.
-        directions: Of its attributes.
-        priors: What new faces are drawn from, by name, the default first; none in bundles of before there was one.
-    """
-
-    path: Path
+    path: Path  # the folder
     manifest: Manifest
     directions: Directions
-    priors: dict[str, Prior]
+    priors: dict[str, Prior]  # by name, the default first; none in bundles of before there was one
 
     @classmethod
     def load(cls, path: str | Path) -> "Bundle":

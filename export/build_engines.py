@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.backends import Bytes
+from engine.arrays import Bytes
 from engine.bundle import DIRECTIONS, FORMAT_VERSION, PRIOR, PROOF, Engine, Manifest, Preprocessing
 from export import command
 from export.bundle.assembly import Assembly, outcome

@@ -51,15 +51,7 @@ class RetargetConfig(EngineFlags):
 
 
 def retarget(config: RetargetConfig, say: Say = print, stopped: Callable[[], bool] = lambda: False) -> Path:
-    """Makes a bundle with other engines.
-
-    Args:
-        config: What to make.
-        say: Takes each line about the progress, and the tables of contest and parity.
-        stopped: Asked once more before the bundle gets its name; True gives up.
-
-    Returns:
-        The new bundle folder.
+    """Makes a bundle with other engines, and gives its folder; arguments as of `export.build_engines.build`.
 
     Raises:
         InputError: a flag or the place for the new bundle cannot be used, or the bundle lacks the graphs for it.

@@ -16,9 +16,7 @@ from engine.latents import Directions, Prior, load_priors
 from export.errors import InputError
 from trainer.config import TrainConfig
 from trainer.model import VAE
-from trainer.run_folder import CONFIG, MODEL, anew, belongs, load_config, load_model
-
-SAMPLES = "samples.safetensors"
+from trainer.run_folder import CONFIG, MODEL, SAMPLES, belongs, load_config, load_model, mend_of
 
 _RESUME = "finish the training with `python -m trainer train --resume`"
 
@@ -63,7 +61,7 @@ class Run:
         model_sha256 = sha256_of(path / MODEL)
         directions = _load_directions(path / DIRECTIONS, config.model.latent_dim)
         if not belongs(path / DIRECTIONS, model_sha256):
-            raise InputError(f"{path / DIRECTIONS} is of other weights than {path / MODEL}; {anew(path)}")
+            raise InputError(f"{path / DIRECTIONS} is of other weights than {path / MODEL}; {mend_of(path)}")
         return cls(
             path=path,
             config=config,
@@ -101,13 +99,13 @@ def _load_directions(path: Path, latent_dim: int) -> Directions:
 def _load_prior(path: Path, latent_dim: int, model_sha256: str) -> Prior:
     run = path.parent
     if not path.is_file():  # as in runs of before the trainer fitted it
-        raise InputError(f"{run} has no {PRIOR}, which new faces are drawn from; {anew(run)}")
+        raise InputError(f"{run} has no {PRIOR}, which new faces are drawn from; {mend_of(run)}")
     try:
         prior = next(iter(load_priors(path).values()))
     except BundleError as error:
-        raise InputError(f"{error}; {anew(run)}") from error
+        raise InputError(f"{error}; {mend_of(run)}") from error
     if prior.latent_dim != latent_dim or not belongs(path, model_sha256):
-        raise InputError(f"{path} is of other weights than those of the run; {anew(run)}")
+        raise InputError(f"{path} is of other weights than those of the run; {mend_of(run)}")
     return prior
 
 

@@ -21,10 +21,7 @@ class Aligned(NamedTuple):
 
 
 class Aligner:
-    """Aligns faces; several threads may use one.
-
-    Args:
-        frame: what to bring them to.
+    """Aligns faces with a frame; several threads may use one.
 
     Raises:
         FramingError: the frame has no landmarks, or a package of the extra `align` is missing.
@@ -41,12 +38,9 @@ class Aligner:
         self._detector = CenterFace()
 
     def align(self, image: Image.Image) -> Aligned:
-        """Brings the largest face of a picture to the frame.
+        """Brings the largest face of a picture, RGB, upright and of any size, to the frame.
 
         A picture that is framed already is left as it is. What lies beyond the picture's edge repeats the edge.
-
-        Args:
-            image: RGB, upright, of any size.
 
         Raises:
             FramingError: no face is found, or it is too small.

@@ -37,20 +37,16 @@ class Frame:
     - `source`: the centred square of side `crop` is cut out and resized to `size`.
     - any other size: as if it were scaled, with its proportions, to cover `source`, and then cut: of a picture that is
       not aligned, the scaled centre is the best guess.
-
-    Attributes:
-        size: side S of the model's images, pixels.
-        crop: side of the square that is cut out of a picture of the size `source`, pixels. None: pictures are cropped
-            already; the shorter side is resized to `size`, and the centred square of that is taken.
-        source: width and height of the pictures that the model was trained on, pixels. None: not known, as in bundles
-            of older versions; `crop` is then cut out of pictures of any size.
-        landmarks: where the landmarks of an aligned face lie in a picture of the size `source`; None: not known.
     """
 
-    size: int
+    size: int  # side S of the model's images, pixels
+    # Side of the square that is cut out of a picture of the size `source`, pixels. None: pictures are cropped already;
+    # the shorter side is resized to `size`, and the centred square of that is taken.
     crop: int | None = None
+    # Width and height of the pictures that the model was trained on, pixels. None: not known, as in bundles of older
+    # versions; `crop` is then cut out of pictures of any size.
     source: tuple[int, int] | None = None
-    landmarks: Landmarks | None = None
+    landmarks: Landmarks | None = None  # of an aligned face in a picture of the size `source`; None: not known
 
     @classmethod
     def of(cls, size: int, crop: int | None, source: tuple[int, int]) -> "Frame":

@@ -10,14 +10,10 @@ _STRIP_PIXELS = 2**20
 
 
 def prepare(image: Image.Image, frame: Frame) -> NDArray[np.uint8]:
-    """Makes a model input, pixel for pixel as torchvision's CenterCrop and Resize do (bilinear, with anti-aliasing).
+    """Makes a model input, (S, S, 3) uint8 RGB, pixel for pixel as torchvision's CenterCrop and Resize do.
 
-    Args:
-        image: a picture of any mode, see `to_rgb`; it may be turned in place, see `upright`.
-        frame: what to bring it to.
-
-    Returns:
-        (S, S, 3) uint8 RGB.
+    They are bilinear, with anti-aliasing. The picture may be of any mode, see `to_rgb`, and be turned in place, see
+    `upright`.
 
     Raises:
         FramingError: it can't be brought to the frame.

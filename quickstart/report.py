@@ -13,16 +13,9 @@ from trainer.evaluation.edits.quality import quality
 
 
 def judge(classifier: Classifier, jobs: list[Job], answers: Path, folder: Path) -> list[dict[str, Any]]:
-    """Measures every edit as an image classifier sees it, and writes its strips.
+    """Measures every edit as an image classifier sees it: an `EditQuality` a job, as a dictionary.
 
-    Args:
-        classifier: the judge.
-        jobs: what the client was told to do.
-        answers: the npz file that it wrote.
-        folder: where the strips go, one PNG a job.
-
-    Returns:
-        One `EditQuality` a job, as a dictionary.
+    The answers are the npz file that the client wrote. Strips of them go into the folder, one PNG a job.
     """
     results = []
     with np.load(answers) as arrays:

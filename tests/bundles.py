@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
-from tiny_model import ATTRIBUTES, IMAGE_SIZE, MAX_BATCH_SIZE, TinyModel, tiny_directions
+from tiny_model import ATTRIBUTES, IMAGE_SIZE, MAX_BATCH_SIZE, TinyModel, save_directions, tiny_directions
 
 from engine.bundle import (
     DECODER,
@@ -34,7 +34,7 @@ def mix_directions(bundle: Path) -> None:
     directions = tiny_directions()
     vectors = directions.vectors.copy()
     vectors[2] = vectors[0] + 2 * vectors[1]
-    replace(directions, vectors=vectors).save(bundle / DIRECTIONS)
+    save_directions(replace(directions, vectors=vectors), bundle / DIRECTIONS)
     reseal(bundle)
 
 
@@ -42,7 +42,7 @@ def drop_attributes(bundle: Path) -> None:
     """Makes it a bundle of a run whose images had no labels."""
     directions = tiny_directions()
     none: Any = dict.fromkeys(("names", "positives", "negatives", "kinds", "sides"), ())
-    replace(directions, vectors=directions.vectors[:0], **none).save(bundle / DIRECTIONS)
+    save_directions(replace(directions, vectors=directions.vectors[:0], **none), bundle / DIRECTIONS)
     manifest = Manifest.from_json((bundle / MANIFEST).read_text())
     (bundle / MANIFEST).write_text(replace(manifest, attributes=(), kinds=()).to_json())
     reseal(bundle)
@@ -56,7 +56,7 @@ def write_tiny_bundle(
     frame = Frame.of(image_size, crop, source) if source else Frame(image_size, crop)
     onnx.save(_encoder(image_size), folder / ENCODER)
     onnx.save(_decoder(image_size), folder / DECODER)
-    tiny_directions(image_size).save(folder / DIRECTIONS)
+    save_directions(tiny_directions(image_size), folder / DIRECTIONS)
     tiny_truth(image_size).save(folder / PROOF)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -133,7 +133,7 @@ def spoil(path: Path) -> None:
 def smile_more(bundle: Path, factor: float) -> None:
     """Changes a bundle into another one: its directions get longer."""
     directions = tiny_directions()
-    replace(directions, vectors=directions.vectors * np.float32(factor)).save(bundle / DIRECTIONS)
+    save_directions(replace(directions, vectors=directions.vectors * np.float32(factor)), bundle / DIRECTIONS)
     reseal(bundle)
 
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tiny_model import save_directions
 from torch import nn
 
 from engine.latents import Directions
@@ -86,7 +87,7 @@ def write_run(folder: Path, image_size: int = 64, samples: int = 11) -> Path:
     vectors = np.random.default_rng(0).standard_normal((len(ATTRIBUTES), LATENT_DIM), dtype=np.float32)
     kinds, model_sha256 = ("mean", "adjusted", "svm"), sha256_of(folder / "model.safetensors")
     directions = Directions(ATTRIBUTES, vectors, (40, 41, 42), (50, 49, 48), "train", kinds, model_sha256)
-    directions.save(folder / "directions.safetensors")
+    save_directions(directions, folder / "directions.safetensors")
     mu, log_var = np.random.default_rng(1).standard_normal((2, 90, LATENT_DIM), dtype=np.float32)
     save_priors(folder / "prior.safetensors", fit_priors(mu, log_var), 90, model_sha256)
     save_file({"images": smooth_images(samples, image_size)}, folder / "samples.safetensors")

@@ -4,8 +4,12 @@ The latent of an 8 x 8 image is its 192 pixel values and nothing else: mu = pixe
 the decoder rounds and clips back to bytes. Encode then decode is the identity; edits add to pixel values.
 """
 
+import json
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import save_file
 
 from engine.backends import Backend
 from engine.latents import Directions
@@ -54,3 +58,11 @@ def tiny_directions(image_size: int = IMAGE_SIZE) -> Directions:
     flat, kinds = vectors.reshape(len(ATTRIBUTES), -1), ("mean", "adjusted", "svm")
     sides = ((12.0, 13.0), (6.0, 7.0), (25.0, 26.0))
     return Directions(ATTRIBUTES, flat, (100, 60, 50), (90, 130, 140), "train", kinds, sides=sides)
+
+
+def save_directions(directions: Directions, path: Path) -> None:
+    """Writes them as the trainer does."""
+    columns = ("names", "positives", "negatives", "kinds", "sides")
+    metadata = {name: json.dumps(getattr(directions, name)) for name in columns}
+    metadata |= {"split": directions.split, "model_sha256": directions.model_sha256}
+    save_file({"directions": np.ascontiguousarray(directions.vectors)}, path, metadata)

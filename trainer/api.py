@@ -114,7 +114,7 @@ class VAE:
         try:
             return Directions.load(self.run / DIRECTIONS)
         except DirectionsError as error:
-            raise RunError(f"{error}; {run_folder.anew(self.run)}") from error
+            raise RunError(f"{error}; {run_folder.mend_of(self.run)}") from error
 
     @cached_property
     def priors(self) -> dict[str, Prior]:
@@ -126,7 +126,7 @@ class VAE:
         try:
             return load_priors(self.run / PRIOR)
         except BundleError as error:
-            raise RunError(f"{error}; {run_folder.anew(self.run)}") from error
+            raise RunError(f"{error}; {run_folder.mend_of(self.run)}") from error
 
     def read(self, paths: Iterable[str | Path], *, align: bool = False) -> Images:
         """Image files as the model was trained on them: upright, RGB, brought to its frame, (N, S, S, 3).
@@ -146,10 +146,7 @@ class VAE:
         return np.array(read, np.uint8).reshape(len(read), self.image_size, self.image_size, 3)
 
     def encode(self, images: Images) -> Floats:
-        """Posterior means mu, (N, D).
-
-        Args:
-            images: (N, S, S, 3) uint8 RGB.
+        """Posterior means mu, (N, D), of images (N, S, S, 3) uint8 RGB.
 
         Raises:
             ValueError: they have another type or shape.
@@ -163,10 +160,7 @@ class VAE:
         return encode(self.network, images, np.arange(len(images)), self._place)[0]
 
     def decode(self, latents: Floats) -> Images:
-        """Images (N, S, S, 3) uint8 RGB.
-
-        Args:
-            latents: (N, D) float32.
+        """Images (N, S, S, 3) uint8 RGB of latents (N, D) float32.
 
         Raises:
             ValueError: they have another type or shape, or are not finite.

@@ -24,19 +24,12 @@ class Posterior(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What one pass returns.
+    """What one pass returns."""
 
-    Attributes:
-        images: (B, 3, S, S) float32 in [0, 1].
-        mu: (B, D) float32, mean of q(z|x).
-        log_var: (B, D) float32, its log variance.
-        latents: (B, D) float32, the z that was decoded.
-    """
-
-    images: Tensor
-    mu: Tensor
-    log_var: Tensor
-    latents: Tensor
+    images: Tensor  # (B, 3, S, S) float32 in [0, 1]
+    mu: Tensor  # (B, D) float32, mean of q(z|x)
+    log_var: Tensor  # (B, D) float32, its log variance
+    latents: Tensor  # (B, D) float32, the z that was decoded
 
 
 def _block(*layers: nn.Module, channels: int) -> nn.Sequential:
@@ -71,11 +64,7 @@ class Encoder(nn.Module):
         self.log_var = nn.Linear(features, config.latent_dim)
 
     def forward(self, images: Tensor) -> Posterior:
-        """Encodes.
-
-        Args:
-            images: (B, 3, S, S) float in [0, 1].
-        """
+        """Encodes images (B, 3, S, S) float in [0, 1]."""
         features = self.blocks(images).flatten(1)  # (B, C*s*s)
         return Posterior(self.mu(features), self.log_var(features))
 
@@ -101,14 +90,7 @@ class Decoder(nn.Module):
         self.to_rgb = nn.Conv2d(config.channels[0], 3, kernel_size=3, padding=1, padding_mode=padding)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decodes.
-
-        Args:
-            latents: (B, D) float.
-
-        Returns:
-            (B, 3, S, S) in [0, 1].
-        """
+        """Decodes latents (B, D) to images (B, 3, S, S) in [0, 1]."""
         features = self.linear(latents).reshape(-1, *self.shape)  # (B, C, s, s)
         return torch.sigmoid(self.to_rgb(self.blocks(features)))
 
@@ -143,9 +125,7 @@ class VAE(nn.Module):
     def shift_and_scale_latents(self, mean: Tensor, std: Tensor) -> None:
         """Changes the weights so that what was the latent z is (z - mean) / std, and all images stay what they were.
 
-        Args:
-            mean: (D,) float64.
-            std: (D,) float64, above 0.
+        Both are (D,) float64, std above 0.
         """
         encoder, linear = self.encoder, self.decoder.linear
         mean, std = mean.to(linear.weight.device), std.to(linear.weight.device)
@@ -179,15 +159,7 @@ class VAEWithHead(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Output, Tensor | None]:
-        """Reconstructs images and predicts their attributes from the same sampled latents.
-
-        Args:
-            images: (B, 3, S, S) float in [0, 1].
-            noise: (B, D) standard normal.
-
-        Returns:
-            What the VAE gives, and logits (B, A) float32 if there is a head.
-        """
+        """What the VAE gives for the same arguments, and logits (B, A) float32 of the latents if there is a head."""
         output: Output = self.vae(images, noise)
         return output, None if self.head is None else self.head(output.latents).float()
 

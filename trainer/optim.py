@@ -21,20 +21,14 @@ class Schedule:
     """Learning rate of every step, as a factor of its peak.
 
     Ours rather than `torch.optim.lr_scheduler`: a pure function of the step has no state to save or to resume.
-
-    Attributes:
-        kind: constant; step: times `gamma` after each epoch (seed); one-cycle: a linear rise, then half a cosine to 0.
-        gamma: of the kind step.
-        steps_per_epoch: steps of an epoch.
-        num_steps: steps of the run.
-        start: step at which the cycle of one-cycle begins; it ends with the run.
     """
 
+    # step: times `gamma` after each epoch (seed); one-cycle: a linear rise, then half a cosine to 0.
     kind: Literal["constant", "step", "one-cycle"]
-    gamma: float
+    gamma: float  # of the kind step
     steps_per_epoch: int
-    num_steps: int
-    start: int = 0
+    num_steps: int  # of the run
+    start: int = 0  # step at which the cycle of one-cycle begins; it ends with the run
 
     def factor(self, step: int) -> float:
         """Learning rate of a step, counted from 0, as a factor of its peak."""
@@ -52,13 +46,7 @@ class Schedule:
 def orthogonalise(matrix: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """The semi-orthogonal matrix nearest to a matrix, roughly: singular vectors kept, singular values near 1.
 
-    Args:
-        matrix: (rows, columns) float.
-        steps: Newton-Schulz iterations; three are enough to descend along.
-        dtype: of the arithmetic; bfloat16 will do.
-
-    Returns:
-        (rows, columns) float32.
+    Three Newton-Schulz steps are enough to descend along, and bfloat16 will do. The result is float32.
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]

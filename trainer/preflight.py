@@ -24,31 +24,17 @@ MIN_STEPS_AT_PEAK = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start.
+    """A run that can start."""
 
-    Attributes:
-        config: what to compute.
-        pack: the images, which may still have to be packed.
-        out: the run folder, which can be written.
-        place: device and arithmetic.
-        perceptual_weights: where VGG19's weights come from.
-    """
-
-    config: TrainConfig
-    pack: Pack
-    out: Path
-    place: Placement
-    perceptual_weights: str
+    config: TrainConfig  # what to compute
+    pack: Pack  # the images, which may still have to be packed
+    out: Path  # the run folder, which can be written
+    place: Placement  # device and arithmetic
+    perceptual_weights: str  # where VGG19's weights come from
 
     @classmethod
     def of(cls, config: TrainConfig, data: Path, out: Path, resume: bool) -> "Plan":
         """Checks everything that can be checked in seconds: the run folder, the device, the data, VGG's weights.
-
-        Args:
-            config: what to compute.
-            data: the data set, see `read_index`.
-            out: the run folder.
-            resume: whether a run that is in it already is to be gone on with.
 
         Raises:
             TrainerError: something would fail later; names it and the mend.

@@ -78,10 +78,6 @@ def require_apart(out: Path, data: Path) -> None:
 def occupied(run: Path, needed_bytes: int) -> Iterator[None]:
     """Makes the folder of a run or an evaluation, sees that there is room in it, and keeps other commands out of it.
 
-    Args:
-        run: the folder.
-        needed_bytes: what will be written there.
-
     Raises:
         RunError: the folder cannot be written to, the disk is too full, or another process works there.
     """
@@ -144,10 +140,7 @@ def save_config(run: Path, config: TrainConfig, resolved: dict[str, Any]) -> Non
 
 
 def load_config(run: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """Reads config.json.
-
-    Returns:
-        The configuration and the resolved values.
+    """Reads config.json: the configuration, and what it resolved to.
 
     Raises:
         RunError: no run there, or its configuration is unreadable or of another version.
@@ -228,12 +221,7 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
 
 
 def require_same(run: Path, config: TrainConfig, before: dict[str, Any]) -> None:
-    """Lets a run go on that computes what it did.
-
-    Args:
-        run: the folder.
-        config: what is to be computed now.
-        before: the configuration so far, as `TrainConfig.to_json` gives it.
+    """Lets a run go on that computes what it did: `before` is what `TrainConfig.to_json` gave then.
 
     Raises:
         RunError: names the preset or the fields that differ.
@@ -256,7 +244,7 @@ def directions_command(run: Path, data: Path | None = None) -> str:
     return f"python -m trainer directions {quote(str(run))} --data {'DIR' if data is None else quote(str(data))}"
 
 
-def anew(run: Path, data: Path | None = None) -> str:
+def mend_of(run: Path, data: Path | None = None) -> str:
     """What to do about directions or a prior that cannot be used, for people."""
     return f"make it anew with `{directions_command(run, data)}`"
 

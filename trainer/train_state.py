@@ -195,11 +195,7 @@ class TrainState:
             self.legs.append({"from_step": self.step, **leg})
 
     def train_step(self, loss: VAELoss, batch: Batch) -> Terms:
-        """One step of gradient descent.
-
-        Returns:
-            The loss before it, on this process's images.
-        """
+        """One step of gradient descent; gives the loss before it, on this process's images."""
         for optimizer, rate in zip(self.optimizers, self.learning_rates.values(), strict=True):
             optimizer.zero_grad(set_to_none=True)
             optimizer.param_groups[0]["lr"] = rate

@@ -78,10 +78,7 @@ def _occupy(state: TrainState, resume: bool, stack: contextlib.ExitStack) -> Non
 
 
 def compile_run(state: TrainState, loss: VAELoss) -> bool:
-    """Compiles what gains by it: VGG19 and, on one GPU, the VAE, which on a CPU gains next to nothing.
-
-    Returns:
-        Whether anything is compiled.
+    """Compiles what gains by it: VGG19 and, on one GPU, the VAE, which on a CPU gains next to nothing; whether it did.
 
     Raises:
         ConfigError: as of `should_compile`.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.backends import Backend, Bytes, Floats, open_backend
+from engine.arrays import Bytes, Floats
+from engine.backends import Backend, open_backend
 from engine.config import load_config
 from engine.server import serve
 from engine.telemetry import logs

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.arrays import Array, Bytes, Floats
-from engine.backends import open_backend, warm_up
+from engine.backends import open_backend, warmup_calls
 from engine.backends.base import in_parts
 from engine.bundle import Bundle
 from engine.images import decode_file
@@ -45,7 +45,8 @@ class Reference:
         self.manifest = bundle.manifest
         self.directions = bundle.directions
         self._backend = open_backend(bundle, threads)
-        warm_up(self._backend, bundle.manifest)
+        for call in warmup_calls(self._backend, bundle.manifest):
+            call()
         self._step = self.step(edits_of(bundle.directions.names, bundle.manifest.latent_dim))
 
     def encode(self, images: Bytes, batch: int | None = None) -> tuple[Floats, Floats]:

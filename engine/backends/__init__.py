@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from engine.arrays import Bytes, Floats
 from engine.backends.base import CPU, CUDA, DEVICE_RULE, Backend, Options, bucket_sizes, cores, is_device, kind_of
 from engine.backends.registry import BACKENDS, find, open_graphs
 from engine.bundle import Bundle, Engine, Manifest
@@ -23,8 +22,6 @@ __all__ = [
     "CUDA",
     "DEVICE_RULE",
     "Backend",
-    "Bytes",
-    "Floats",
     "Options",
     "cores",
     "is_device",
@@ -32,7 +29,6 @@ __all__ = [
     "open_backend",
     "open_engine",
     "open_graphs",
-    "warm_up",
     "warmup_calls",
 ]
 
@@ -105,18 +101,11 @@ def _device(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {' and '.join(map(str, found))}" for name, found in listed.items())
 
 
-def warm_up(backend: Backend, manifest: Manifest) -> None:
-    """Runs all graphs on batches of 1, 2, 4 ... max, so that no client pays for first calls.
-
-    Raises:
-        BundleError: When a graph's results don't have the shapes that the manifest promises.
-    """
-    for call in warmup_calls(backend, manifest):
-        call()
-
-
 def warmup_calls(backend: Backend, manifest: Manifest) -> Iterator[Callable[[], None]]:
-    """The calls of `warm_up`, one per batch size, for those who have something to do in between."""
+    """Calls that run all graphs on batches of 1, 2, 4 ... max, so that no client pays for first ones.
+
+    They raise BundleError when a graph's results don't have the shapes that the manifest promises.
+    """
     for count in bucket_sizes(manifest.max_batch_size):
         yield partial(_call, backend, manifest, count)
 

@@ -48,7 +48,7 @@ class EncodeFolder(Command):
     Several servers share the work: --target ipv4:10.0.0.1:50051,10.0.0.2:50051, or a DNS name of all.
     """
 
-    patience: ClassVar[dict[str, int]] = {"retries": _AS_LONG_AS_IT_TAKES, "retry_overload": _AS_LONG_AS_IT_TAKES}
+    retry_options: ClassVar[dict[str, int]] = dict.fromkeys(("retries", "retry_overload"), _AS_LONG_AS_IT_TAKES)
 
     folder: Annotated[Positional[Path], arg(metavar="IN_FOLDER")]
     """Images, also in folders within it; links to other folders are not followed."""

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from engine.arrays import Floats
 from engine.client.cli.outputs import UsageError, naming
+from engine.process.files import write_whole
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _LOCK, _DAMAGED = "_lock", "_damaged.csv"
@@ -59,12 +60,10 @@ class Parts:
         mu = pa.FixedSizeListArray.from_arrays(pa.array(latents.ravel(), pa.float32()), latents.shape[1])
         table = pa.Table.from_arrays([pa.array(paths, pa.string()), mu], schema=self._schema)
         part = self._folder / f"part-{self._next:06}.parquet"
-        hidden = part.with_name(f".{part.name}")
-        with naming(part), hidden.open("wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(hidden, part)
+        file = pa.BufferOutputStream()
+        pq.write_table(table, file)
+        with naming(part):
+            write_whole(part, memoryview(file.getvalue()))
         self._next += 1
         self.done.update(paths)
 

@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from engine.arrays import Doubles, Floats
 from engine.errors import DirectionsError, InvalidField, InvalidRequest, UnknownAttribute
@@ -204,16 +203,9 @@ class Directions:
 
         return basis
 
-    def save(self, path: str | Path) -> None:
-        """Writes a safetensors file: tensor `directions` [A, D]; everything else in its metadata."""
-        columns = ("names", "positives", "negatives", "kinds", "sides")
-        metadata = {name: json.dumps(getattr(self, name)) for name in columns}
-        metadata |= {"split": self.split, "model_sha256": self.model_sha256}
-        save_file({"directions": np.ascontiguousarray(self.vectors)}, path, metadata=metadata)
-
     @classmethod
     def load(cls, path: str | Path) -> "Directions":
-        """Reads what `save` wrote, here or in the trainer.
+        """Reads a safetensors file of the trainer's: tensor `directions` [A, D]; everything else in its metadata.
 
         Raises:
             DirectionsError: When the file is missing, truncated, or not a directions file.

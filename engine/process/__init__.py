@@ -1,1 +1,1 @@
-"""The process and its system: signals, threads, addresses, files that an operator names, the C library's allocator."""
+"""The process and its system: signals, threads, addresses, files that somebody names, the C library's allocator."""

@@ -1,7 +1,8 @@
-"""Files that an operator names, read again while the server serves."""
+"""Files that somebody names: read while others may change them, and written as a whole or not at all."""
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,23 @@ def read_text(path: str | Path) -> str:
         UnicodeDecodeError: When it is no UTF-8.
     """
     return read_bytes(path).decode("utf-8-sig")
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file, which has all of its content from then on; whatever goes wrong, it is as it was before.
+
+    Raises:
+        OSError: When it can't be written.
+    """
+    part = path.with_name(f".{secrets.token_hex(4)}.part")  # the file's own name may have no room for more
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from engine.arrays import Array
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Array, Bytes, Floats
+from engine.backends import Backend
 from engine.backends.base import in_parts
 from engine.errors import BundleError, ParityError
 from engine.latents import Directions, Prior

@@ -81,11 +81,9 @@ class Runtime(NamedTuple):
 
 
 def write_triton(bundle: Bundle, folder: Path) -> None:
-    """Writes the model repository of a bundle, whole or not at all.
+    """Writes the model repository of a verified bundle to a new folder, whole or not at all.
 
-    Args:
-        bundle: A verified bundle. Without attributes, there are only `encoder` and `decoder`.
-        folder: The repository; must not exist yet.
+    Without attributes, there are only `encoder` and `decoder`.
 
     Raises:
         InputError: something is at `folder`, it cannot be written to, or its disk is too full.

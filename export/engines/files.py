@@ -80,12 +80,9 @@ def write_plans(
 
 
 def write_edit_plan(candidate: Candidate, folder: Path, builder: PlanBuilder) -> dict[str, Any]:
-    """Builds the plan of encoder and decoder as one graph, where a candidate has one.
+    """Builds the plan of encoder and decoder as one graph, where a candidate has one; gives settings as `write_plans`.
 
     It holds the weights a second time: files and memory of a GPU double.
-
-    Returns:
-        The builder's settings by name of the plan; empty if there is none to build.
 
     Raises:
         BackendError: it was refused.

@@ -4,7 +4,6 @@ The precision of every layer stands in the graph, and is what TensorRT computes 
 needs besides is in `export.engines.tensorrt_8`.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from engine.backends.tensorrt import (
     start,
 )
 from engine.errors import BackendError
+from engine.process.files import write_whole
 from export.engines import tensorrt_8
 
 Say = Callable[[str], None]
@@ -106,7 +106,7 @@ class PlanBuilder:
         plan.write_bytes(content)
         if backend == "tensorrt":
             layers_of(plan).write_text(_inspect(trt, log, plan))
-            _write(self.timing_cache, bytes(memoryview(config.get_timing_cache().serialize())))
+            write_whole(self.timing_cache, memoryview(config.get_timing_cache().serialize()))
         self.say(f"built {plan.name}: {len(content) / 1e6:.1f} MB in {seconds:.0f} s")
         return {"graph": graph.name, **settings, "layers": int(network.num_layers), "seconds": round(seconds, 1)}
 
@@ -241,12 +241,3 @@ def _load_timing_cache(config: Any, path: Path, say: Say) -> bool:
         say(f"{path} is of another GPU or TensorRT, or damaged; its kernels are timed anew")
     config.set_timing_cache(config.create_timing_cache(b""), False)
     return False
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

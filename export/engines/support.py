@@ -25,10 +25,7 @@ class Support:
 
     @classmethod
     def find(cls, device: str = AUTO) -> "Support":
-        """Asks the installed runtimes.
-
-        Args:
-            device: The GPU to ask for, such as cuda:1; otherwise it is the first one.
+        """Asks the installed runtimes: about `device` if it is a GPU, such as cuda:1, otherwise about the first one.
 
         Raises:
             BackendError: ONNX Runtime is missing, by which the graphs of every build are measured.

@@ -11,13 +11,9 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def fold_batch_norm(module: AnyModule) -> AnyModule:
-    """Folds every batch norm into the convolution or transposed convolution just before it; equal up to rounding.
+    """A copy with every batch norm folded into the convolution or transposed one just before it; equal up to rounding.
 
-    Args:
-        module: Any tree of modules, in evaluation mode, float32; left as it is.
-
-    Returns:
-        A copy.
+    The module is any tree in evaluation mode, float32.
     """
     module = copy.deepcopy(module)
     for block in [part for part in module.modules() if isinstance(part, nn.Sequential)]:
@@ -34,9 +30,7 @@ def fold_batch_norm(module: AnyModule) -> AnyModule:
 def merge_affine(function: nn.Module, inputs: int) -> nn.Linear:
     """Layers without an activation between them, as the one matrix that they are.
 
-    Args:
-        function: An affine map of (N, inputs) to (N, ...), in evaluation mode; left as it is.
-        inputs: Number of its inputs.
+    The function is an affine map of (N, inputs) to (N, ...), in evaluation mode; it is left as it is.
 
     Returns:
         The same map to (N, M), its results flattened; computed in float64 and rounded once.

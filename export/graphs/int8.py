@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from engine.arrays import Doubles
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Bytes, Doubles, Floats
+from engine.backends import Backend
 from engine.backends.base import in_parts
 from engine.errors import BackendError
 from engine.latents import Directions, Prior
@@ -41,14 +41,10 @@ class Calibration:
 
     @classmethod
     def of(cls, model: Backend, images: Bytes, directions: Directions) -> "Calibration":
-        """Images and what the decoder is given when it serves them.
+        """Images and what the decoder is given when it serves them, by the model in FP32.
 
         That is mu of the images, as many draws from N(0, I), and mu moved along the directions in turn, to both sides.
-
-        Args:
-            model: The model in FP32.
-            images: uint8 [N, S, S, 3], none of those that parity is measured on.
-            directions: Directions of the edits.
+        Parity is measured on others than these images, uint8 [N, S, S, 3].
         """
         mu, _ = in_parts(model.encode, _BATCH, images)
         latents = [mu, np.random.default_rng(2).standard_normal(mu.shape, dtype=np.float32)]

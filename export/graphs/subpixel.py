@@ -30,8 +30,7 @@ _PADDED: Taps = tuple((phase, phase + tap, tap) for phase in (0, 1) for tap in r
 def transposed_in_phases(layer: nn.ConvTranspose2d) -> nn.Sequential:
     """A transposed convolution of kernel 3 or 4 and stride 2 that doubles the side, as one convolution.
 
-    Returns:
-        (N, I, h, h) to aligned cells (N, 4 O, h, h), channels as `torch.pixel_shuffle` takes them.
+    It takes (N, I, h, h) to aligned cells (N, 4 O, h, h), channels as `torch.pixel_shuffle` takes them.
     """
     taps, (before, after) = _TRANSPOSED[layer.kernel_size[0]]
     kernel = _spread(layer.weight.transpose(0, 1), taps)
@@ -41,9 +40,7 @@ def transposed_in_phases(layer: nn.ConvTranspose2d) -> nn.Sequential:
 def enlarged_in_phases(layer: nn.Conv2d, phases_first: bool = False) -> nn.Sequential:
     """Doubling the side by repetition and a 3x3 convolution with replicating padding, as one 2x2 convolution.
 
-    Args:
-        layer: The convolution.
-        phases_first: Channels of the result in the order (p, p, O), and not as `torch.pixel_shuffle` takes them.
+    With `phases_first` channels of the result have the order (p, p, O), and not that of `torch.pixel_shuffle`.
 
     Returns:
         (N, I, h, h) to straddling cells (N, 4 O, h + 1, h + 1).
@@ -55,8 +52,7 @@ def enlarged_in_phases(layer: nn.Conv2d, phases_first: bool = False) -> nn.Seque
 def convolution_in_phases(layer: nn.Conv2d) -> nn.Conv2d:
     """A 3x3 convolution with zero padding, as a 4x4 convolution of stride 2: each position gives 2 x 2 pixels.
 
-    Returns:
-        (N, I, 2h, 2h) to aligned cells (N, 4 O, h, h), channels in the order (p, p, O).
+    It takes (N, I, 2h, 2h) to aligned cells (N, 4 O, h, h), channels in the order (p, p, O).
     """
     return _convolution(_spread(layer.weight, _PADDED), layer.bias, stride=2, padding=1, phases_first=True)
 

@@ -35,12 +35,7 @@ def write_graphs(
 ) -> None:
     """Writes encoder.onnx and decoder.onnx, float32, and their other forms: the same model gives the same bytes.
 
-    Args:
-        model: The VAE in evaluation mode, on the CPU.
-        folder: Where to write; must exist.
-        model_sha256: SHA-256 of the run's weights, hex; recorded in the graphs' metadata.
-        encoders: Forms of the encoder.
-        decoders: Forms of the decoder.
+    The model is in evaluation mode, on the CPU; the SHA-256 of its weights, hex, stands in the metadata of the graphs.
     """
     for encoder in encoders:
         write_encoder(model, encoder, folder, model_sha256)

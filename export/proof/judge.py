@@ -14,8 +14,8 @@ from itertools import product
 
 import numpy as np
 
-from engine.arrays import Doubles
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Bytes, Doubles, Floats
+from engine.backends import Backend
 from engine.backends.base import in_parts
 from engine.latents import Directions
 from engine.proof.figures import Judgement
@@ -46,11 +46,8 @@ def describe(trial: "Trial | str") -> str:
 class Trial:
     """Edits to be judged, and what the judge sees in the reference's.
 
-    Args:
-        judge: The judge.
-        reference: The reference.
-        images: uint8 [N, S, S, 3]; the first `IMAGES` of them are edited.
-        directions: Directions of the edits, at least one of an attribute that the judge can tell.
+    The first `IMAGES` of the images, uint8 [N, S, S, 3], are edited along directions, at least one of which is of an
+    attribute that the judge can tell.
     """
 
     def __init__(self, judge: Judge, reference: Backend, images: Bytes, directions: Directions) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Bytes, Floats
+from engine.backends import Backend
 from engine.proof.truth import Truth
 from export.proof.judge import Judge, Trial
 from export.run import Run
@@ -20,8 +21,7 @@ NAME = "PyTorch eager FP32"
 class EagerBackend(Backend):
     """The model as it was trained, batch norm and all, with its own conversion from and to uint8.
 
-    Args:
-        model: The VAE in evaluation mode, on the CPU, float32.
+    It is in evaluation mode, on the CPU, float32.
     """
 
     def __init__(self, model: VAE) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from bundles import reseal
 from scripts import Result, benchmark, require_refused
 from servers import ServerProcess
-from tiny_model import ATTRIBUTES, MAX_BATCH_SIZE
+from tiny_model import ATTRIBUTES, MAX_BATCH_SIZE, save_directions
 
 from engine.latents import Directions
 
@@ -91,7 +92,7 @@ def test_another_bundle_than_the_servers_is_noticed(
     path = other / "directions.safetensors"
     known = Directions.load(path)
     assert known.names == ATTRIBUTES
-    Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split, known.kinds).save(path)
+    save_directions(replace(known, vectors=known.vectors * 3), path)
     reseal(other)
     result = load("--bundle", other, "--operations", "edit", "--forms", "raw")
     assert result.returncode == 2

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,6 +13,7 @@ from scripts import Result, benchmark, require_refused
 from servers import ServerProcess, server_of
 from serving.clients import Load, Stats
 from serving.workload import Workload
+from tiny_model import save_directions
 
 from engine.bundle import Bundle
 from engine.latents import Directions
@@ -82,7 +84,7 @@ def test_wrong_edits_are_noticed(tiny_bundle: Path, tmp_path: Path) -> None:
     other = write_tiny_bundle(tmp_path / "other")
     path = other / "directions.safetensors"
     known = Directions.load(path)
-    Directions(known.names, known.vectors * 3, known.positives, known.negatives, known.split, known.kinds).save(path)
+    save_directions(replace(known, vectors=known.vectors * 3), path)
     reseal(other)
     with server_of(other, tmp_path) as server:
         stats = send(server, tiny_bundle, 200)

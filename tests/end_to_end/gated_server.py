@@ -18,7 +18,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from engine.backends import Backend, Bytes, Floats, open_backend
+from engine.arrays import Bytes, Floats
+from engine.backends import Backend, open_backend
 from engine.batching.fair_queue import Request
 from engine.config import load_config
 from engine.server import serve

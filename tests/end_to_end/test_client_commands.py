@@ -15,7 +15,7 @@ import pytest
 from bundles import reseal, write_tiny_bundle
 from PIL import Image
 from servers import ServerProcess, run_python, server_of, start_python
-from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images, tiny_directions
+from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images, save_directions, tiny_directions
 
 from engine.bundle import DIRECTIONS, MANIFEST, Manifest
 from engine.client import Client
@@ -83,7 +83,7 @@ def test_an_edit_of_one_file(server: ServerProcess, tmp_path: Path) -> None:
 
 def test_names_that_are_alike_or_hold_an_equals_sign(tmp_path: Path) -> None:
     bundle, names = write_tiny_bundle(tmp_path / "bundle"), ("Smiling", "smiling", "Hair=red")
-    replace(tiny_directions(), names=names).save(bundle / DIRECTIONS)
+    save_directions(replace(tiny_directions(), names=names), bundle / DIRECTIONS)
     manifest = Manifest.from_json((bundle / MANIFEST).read_text())
     (bundle / MANIFEST).write_text(replace(manifest, attributes=names).to_json())
     reseal(bundle)

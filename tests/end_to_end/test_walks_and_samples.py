@@ -14,7 +14,7 @@ from fuzzing.files import file_of
 from gates import connected, gated_server, until
 from PIL import Image
 from servers import server_of
-from tiny_model import LATENT_DIM, images_of, latents_of, random_images, tiny_directions
+from tiny_model import LATENT_DIM, images_of, latents_of, random_images, save_directions, tiny_directions
 
 from engine.latents import Conditions, Gaussian, Mixture, linear, spherical
 from protos import dfcvae_pb2 as pb
@@ -142,7 +142,7 @@ def test_a_stream_holds_its_last_source_to_conditions(stub: Any) -> None:
 
 def test_a_bundle_without_sides_says_what_conditions_need(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    replace(tiny_directions(), sides=()).save(bundle / "directions.safetensors")
+    save_directions(replace(tiny_directions(), sides=()), bundle / "directions.safetensors")
     reseal(bundle)
     with server_of(bundle, tmp_path) as server, connected(server.target) as stub:
         assert not any(one.can_condition for one in stub.GetModel(pb.GetModelRequest(), timeout=60).attributes)

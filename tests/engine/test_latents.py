@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_model import tiny_directions
+from tiny_model import save_directions, tiny_directions
 
 from engine.arrays import Floats
 from engine.errors import DirectionsError, InvalidRequest, UnknownAttribute
@@ -67,7 +67,7 @@ def test_an_edit_that_keep_leaves_nothing_of_is_refused() -> None:
 
 def test_directions_survive_their_file(tmp_path: Path) -> None:
     directions = dataclasses.replace(tiny_directions(), kinds=("mean", "svm", "adjusted"), model_sha256="ab" * 32)
-    directions.save(tmp_path / "directions.safetensors")
+    save_directions(directions, tmp_path / "directions.safetensors")
     loaded = Directions.load(tmp_path / "directions.safetensors")
     np.testing.assert_array_equal(loaded.vectors, directions.vectors)
     assert loaded.vectors.dtype == np.float32
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "directions.safetensors"
     with pytest.raises(DirectionsError, match=r"directions\.safetensors does not exist"):
         Directions.load(path)
-    tiny_directions().save(path)
+    save_directions(tiny_directions(), path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DirectionsError, match=r"directions\.safetensors can't be read"):
         Directions.load(path)

@@ -15,7 +15,8 @@ from bundles import smile_more, write_tiny_bundle
 from gated import Notes
 from tiny_model import images_of, latents_of, random_images, tiny_directions
 
-from engine.backends import Backend, Bytes, Floats, open_backend
+from engine.arrays import Bytes, Floats
+from engine.backends import Backend, open_backend
 from engine.batching.batcher import RequestContext
 from engine.bundle import Bundle
 from engine.config import ServerConfig

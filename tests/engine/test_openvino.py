@@ -17,7 +17,7 @@ from exactness import (
 from servers import run_python
 from tiny_model import IMAGE_SIZE, LATENT_DIM, images_of, latents_of, random_images
 
-from engine.backends import Options, open_backend, open_graphs, warm_up
+from engine.backends import Options, open_backend, open_graphs, warmup_calls
 from engine.bundle import Bundle
 from engine.errors import BackendError, BundleError
 
@@ -52,7 +52,8 @@ def test_a_bundle_names_it(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = Bundle.load(folder)
     backend = open_backend(bundle, threads=1)
     assert type(backend).__name__ == "OpenVinoBackend"
-    warm_up(backend, bundle.manifest)
+    for call in warmup_calls(backend, bundle.manifest):
+        call()
     latents = np.full((3, LATENT_DIM), 7.0, np.float32)
     np.testing.assert_array_equal(backend.decode(latents), np.full((3, IMAGE_SIZE, IMAGE_SIZE, 3), 7, np.uint8))
 

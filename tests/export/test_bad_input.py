@@ -18,6 +18,7 @@ from machine import as_nobody, on_disks
 from runs import LATENT_DIM, own_derived, smooth_images
 from safetensors.numpy import load_file, save_file
 from scripts import Result, require_refused
+from tiny_model import save_directions
 
 from engine.latents import Directions
 
@@ -91,7 +92,7 @@ def spoil_direction(run: Path) -> None:
 
 def other_directions(run: Path) -> None:
     vectors = np.ones((1, 5), np.float32)
-    Directions(("Bald",), vectors, (20,), (20,), "train").save(run / "directions.safetensors")
+    save_directions(Directions(("Bald",), vectors, (20,), (20,), "train"), run / "directions.safetensors")
 
 
 def save_samples(images: npt.NDArray[Any], name: str = "images") -> Spoil:

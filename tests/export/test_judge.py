@@ -5,7 +5,8 @@ import pytest
 import torch
 from runs import ATTRIBUTES, LATENT_DIM, small_vae, smooth_images
 
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Bytes, Floats
+from engine.backends import Backend
 from engine.latents import Directions
 from engine.proof.figures import Judgement, Stage, Tolerances
 from export.proof.judge import LEAST_SHIFT, NO_RUN, Judge, Trial

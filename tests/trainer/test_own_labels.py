@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from tiny_model import save_directions
 
 from engine.latents import FITTED, Directions, load_priors
 from trainer.__main__ import main
@@ -171,7 +172,7 @@ def test_a_run_of_before_latents_were_standardised_keeps_its_directions(
     save_model(run, raw)
     weights = sha256_of(run / "model.safetensors")
     before = replace(load(run), model_sha256=weights)
-    before.save(run / "directions.safetensors")
+    save_directions(before, run / "directions.safetensors")
     (run / "prior.safetensors").unlink()
     train(replace(small, epochs=1), data, run, resume=True)
     assert sha256_of(run / "model.safetensors") == weights
@@ -200,7 +201,7 @@ def test_directions_of_other_weights_are_not_kept(run: Path, faces: Path, data: 
     csv = write_csv(tmp_path / "own.csv", data, ("Grin",), 200)
     assert directions(run, "--data", faces, "--labels", csv) == 0
     found = load(run)
-    replace(found, model_sha256="ab" * 32).save(run / "directions.safetensors")
+    save_directions(replace(found, model_sha256="ab" * 32), run / "directions.safetensors")
     assert directions(run, "--data", faces) == 0
     assert load(run).names == found.names[:-1]
 

@@ -46,12 +46,7 @@ def complete(
 ) -> str | None:
     """Writes what a finished run lacks: all of it after training, the rest after an interruption or in an old run.
 
-    Args:
-        folder: the run folder, with the weights.
-        place: where to compute.
-        data: what it was trained on.
-        kind: of the directions.
-        directions_anew: compute the data's directions again, as another kind is asked for.
+    With `directions_anew` the directions of its data are computed again, as another kind is asked for.
 
     Returns:
         What became of the directions, see `write_directions`; None if nothing was lacking.
@@ -91,16 +86,7 @@ def write_prior(folder: Path, model: VAE, place: Placement, data: FaceData) -> F
     """Writes the prior that fits the train split's posteriors; fresh weights have their latents standardised first.
 
     Weights are fresh that have neither prior nor directions yet. Directions, perhaps of the user's own labels, would be
-    of no use to other latents.
-
-    Args:
-        folder: the run folder.
-        model: its model, which changes with its weights.
-        place: the model's.
-        data: what it was trained on.
-
-    Returns:
-        mu of the train split, (N, D).
+    of no use to other latents. The model changes with its weights. Gives mu of the train split, (N, D).
 
     Raises:
         RunError: latents are not finite, or a file cannot be written.

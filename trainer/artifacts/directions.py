@@ -48,35 +48,22 @@ hardly differ: a step of the same length flips fewer faces (0.01: 27 % instead o
 
 @dataclass(frozen=True)
 class Direction:
-    """One attribute's direction.
+    """One attribute's direction."""
 
-    Attributes:
-        name: the attribute.
-        vector: (D,) float32, as long as the mean difference.
-        positives: images that have the attribute.
-        negatives: images that do not.
-        kind: how it was found; "unknown" in files of before they said so.
-        sides: where images without it and those with it lie along the direction on average, as multiples of it; None
-            in files of before they said so, and where the direction has no length.
-    """
-
-    name: str
-    vector: NDArray[np.float32]
-    positives: int
-    negatives: int
-    kind: str
+    name: str  # of the attribute
+    vector: NDArray[np.float32]  # (D,) float32, as long as the mean difference
+    positives: int  # images that have the attribute
+    negatives: int  # images that do not
+    kind: str  # how it was found; "unknown" in files of before they said so
+    # Where images without it and those with it lie along the direction on average, as multiples of it; None in files of
+    # before they said so, and where the direction has no length.
     sides: tuple[float, float] | None = None
 
 
 def mean_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
-    """Mean mu with each attribute minus mean mu without it.
+    """Mean mu (N, D) with each attribute minus mean mu without it, (A, D).
 
-    Args:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute; some must have it and some not.
-
-    Returns:
-        (A, D).
+    Of the labels (N, A) each must hold for some images and not for others.
     """
     sums = labels.T.astype(np.float64) @ mu
     positives = labels.sum(0)[:, None]
@@ -92,12 +79,7 @@ def adjusted_differences(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> 
     own coefficients free and penalises the others'. Without the penalty these would be its partial effects (covariance
     adjustment); with it, what cannot be told from the attribute itself stays in its direction.
 
-    Args:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute; some must have it and some not.
-
-    Returns:
-        (A, D).
+    Shapes and labels as of `mean_differences`.
     """
     count, attributes = labels.shape
     standard = (labels - labels.mean(0)) / labels.std(0)
@@ -114,14 +96,7 @@ def svm_normals(mu: NDArray[np.float32], labels: NDArray[np.bool_]) -> Vectors:
     """Normals of one linear SVM an attribute, at the length of the mean difference.
 
     They are trained on standardised mu, both sides weighing the same; the normal is that of the boundary in the space
-    of mu itself.
-
-    Args:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute; some must have it and some not.
-
-    Returns:
-        (A, D).
+    of mu itself. Shapes and labels as of `mean_differences`.
     """
     from trainer.artifacts import linear_svm  # noqa: PLC0415  (start-up: training need not load it)
 
@@ -154,12 +129,8 @@ def directions_of(
 ) -> list[Direction]:
     """The direction of every attribute with at least `MIN_IMAGES` images on either side; others are left out, logged.
 
-    Args:
-        mu: (N, D) posterior means.
-        labels: (N, A) which image has which attribute.
-        attributes: their A names.
-        kind: of direction.
-        wanted: which of the attributes; the others only have a say in adjusted directions. None: all.
+    Of mu (N, D), labels (N, A) and their A names. `wanted` are those whose directions are asked for, None all; the
+    others only have a say in adjusted directions.
     """
     asked = np.array([wanted is None or name in wanted for name in attributes], bool)
     warn_of_few(labels[:, asked], [name for name, ask in zip(attributes, asked, strict=True) if ask])
@@ -225,10 +196,7 @@ def save_directions(
 
 
 def load_directions(path: Path) -> tuple[list[Direction], dict[str, str]]:
-    """Reads what `save_directions` wrote, in this version or before.
-
-    Returns:
-        The directions, and the metadata; empty where there is no file.
+    """Reads what `save_directions` wrote, in this version or before, and the metadata; nothing where there is no file.
 
     Raises:
         RunError: the file is torn, or holds no directions.

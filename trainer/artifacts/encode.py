@@ -27,17 +27,7 @@ def batches(count: int, what: str, size: int = 32) -> Iterator[slice]:
 def encode(
     model: VAE, images: NDArray[np.uint8], rows: NDArray[np.int64], place: Placement
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Posteriors of some rows of a packed array, in FP32.
-
-    Args:
-        model: the VAE, in evaluation mode.
-        images: (N, S, S, 3) uint8.
-        rows: which of them, (R,).
-        place: the model's.
-
-    Returns:
-        mu and log_var, each (R, D) float32.
-    """
+    """Posterior mu and log_var, (R, D) each, of rows (R,) of packed images (N, S, S, 3): FP32, evaluation mode."""
     mu, log_var = (np.empty((len(rows), model.config.latent_dim), np.float32) for _ in range(2))
     for some in batches(len(rows), "encoding", BATCH_IMAGES):
         mu[some], log_var[some] = (part.cpu().numpy() for part in model.encoder(place.images(images[rows[some]])))

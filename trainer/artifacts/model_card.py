@@ -55,39 +55,22 @@ def write_card(run: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card says.
+    """What a card says."""
 
-    Attributes:
-        name: of the model.
-        preset: that it was trained with.
-        size: side of its images, pixels.
-        latent_dim: of its latents.
-        data: name of the data set; empty where it isn't known.
-        images: how many it was trained on.
-        attributes: that can be edited.
-        results: figures, as of `Measured`.
-        measured_on: name of the data set that they are of; empty where it isn't known.
-        weights: whether the trainer's weights lie beside the card.
-        onnx: whether ONNX graphs do, in `onnx/`.
-        parity: how well these agree with PyTorch; empty where it isn't known.
-        license: Hugging Face's name of the weights' license; empty where it is still to be chosen.
-        marker: a comment above the text.
-    """
-
-    name: str
-    preset: str
-    size: int
-    latent_dim: int
-    data: str
-    images: str
-    attributes: tuple[str, ...]
-    results: list[dict[str, Any]]
-    measured_on: str = ""
-    weights: bool = True
-    onnx: bool = False
-    parity: str = ""
-    license: str = ""
-    marker: str = ""
+    name: str  # of the model
+    preset: str  # that it was trained with
+    size: int  # side of its images, pixels
+    latent_dim: int  # of its latents
+    data: str  # name of the data set; empty where it isn't known
+    images: str  # how many it was trained on
+    attributes: tuple[str, ...]  # that can be edited
+    results: list[dict[str, Any]]  # figures, as of `Measured`
+    measured_on: str = ""  # name of the data set that they are of; empty where it isn't known
+    weights: bool = True  # whether the trainer's weights lie beside the card
+    onnx: bool = False  # whether ONNX graphs do, in `onnx/`
+    parity: str = ""  # how well these agree with PyTorch; empty where it isn't known
+    license: str = ""  # Hugging Face's name of the weights' license; empty where it is still to be chosen
+    marker: str = ""  # a comment above the text
 
     def text(self) -> str:
         """The text of README.md."""
@@ -104,15 +87,10 @@ def data_name(resolved: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a run's present weights.
+    """What was measured of a run's present weights."""
 
-    Attributes:
-        data: name of the data set; empty where it isn't known.
-        results: the figures, by `type`, `name` and `value`; none if there are none.
-    """
-
-    data: str
-    results: list[dict[str, Any]]
+    data: str  # name of the data set; empty where it isn't known
+    results: list[dict[str, Any]]  # the figures, by `type`, `name` and `value`; none if there are none
 
     @classmethod
     def of(cls, run: Path) -> "Measured":
@@ -121,18 +99,18 @@ class Measured:
             metrics = json.loads((run / EVALUATION).read_text())
         except (OSError, ValueError):
             return cls("", [])
-        weights = (_at(metrics, "evaluation.files") or {}).get(MODEL)
+        weights = (value_at(metrics, "evaluation.files") or {}).get(MODEL)
         if weights is not None and weights != sha256_of(run / MODEL):
             return cls("", [])
         found = []
         for kind, (name, place, digits) in FIGURES.items():
-            value = _at(metrics, place)
+            value = value_at(metrics, place)
             if isinstance(value, (int, float)):
                 found.append({"type": kind, "name": name, "value": round(value, digits)})
-        return cls(_at(metrics, "evaluation.data.name") or "", found)
+        return cls(value_at(metrics, "evaluation.data.name") or "", found)
 
 
-def _at(values: Any, place: str) -> Any:
+def value_at(values: Any, place: str) -> Any:
     """A value in nested dictionaries, by its keys with dots between; None if there is none."""
     for key in place.split("."):
         values = values.get(key) if isinstance(values, dict) else None

@@ -131,7 +131,7 @@ def from_folders(
         if not belongs(run / DIRECTIONS, sha256_of(run / MODEL)):
             raise RunError(
                 f"{run} has no directions of its weights yet; first finish its training with `python -m trainer train "
-                f"--resume`, or, to have those of its data, {run_folder.anew(run)}"
+                f"--resume`, or, to have those of its data, {run_folder.mend_of(run)}"
             )
         sides = [_images(folder, flag, config, align) for flag, folder in (("with", having), ("without", lacking))]
         if twice := len({image.tobytes() for image in sides[0]} & {image.tobytes() for image in sides[1]}):

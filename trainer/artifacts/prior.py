@@ -38,9 +38,7 @@ HELD_OUT = 20
 def fit_priors(mu: Floats, log_var: Floats) -> Tensors:
     """Fits a Gaussian to N posteriors together, and a mixture of Gaussians where that is likelier on held-out ones.
 
-    Args:
-        mu: (N, D) posterior means.
-        log_var: (N, D) their log variances.
+    Their means and log variances are (N, D) each.
 
     Returns:
         `mean` (D,) and `factor` (D, D), the symmetric root of the covariance, float32; of a mixture `weights` (K,)

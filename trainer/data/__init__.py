@@ -62,18 +62,11 @@ def load_data_for(
 ) -> FaceData:
     """Reads a data set for a run: its own with the labels and splits of its training, another with that one's own.
 
-    A data set is the run's own if it lies where the run read it, or is a copy.
-
-    Args:
-        config: of the run.
-        resolved: what that came to.
-        directory: see `read_index`.
-        labels: a CSV to take instead.
-        align: find and align faces, as a run that was trained so does anyway.
+    A data set is the run's own if it lies where the run read it, or is a copy. `labels` is a CSV to take instead; a run
+    that was trained with `align` aligns anyway.
 
     Raises:
-        ConfigError: as `load_data`.
-        DataError: as `load_data`.
+        ConfigError, DataError: as `load_data`.
     """
 
     def load(labels: Path | None, split_by: SplitBy) -> FaceData:

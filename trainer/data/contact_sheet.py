@@ -23,11 +23,8 @@ _MARK = ("Software", "dfc-vae contact sheet")  # by which a sheet of ours is kno
 def write(path: Path, pack: Pack) -> None:
     """Writes a PNG file with up to 64 images of the train split, spread over it evenly, in their order.
 
-    Images that cannot be used are left out and named in the log.
-
-    Args:
-        path: the file; replaced only if it is such a sheet.
-        pack: the images and what they are brought to; they need not be packed yet.
+    They need not be packed yet. Images that cannot be used are left out and named in the log. A file that is there is
+    replaced only if it is such a sheet.
 
     Raises:
         DataError: none of the images can be used.

@@ -48,31 +48,18 @@ class ImageFile(Protocol):
 
 @dataclass(frozen=True)
 class Index:
-    """The names, labels and splits of N images.
+    """The names, labels and splits of N images."""
 
-    Attributes:
-        root: the folder that holds the data set: the one that the user named, or the one next to it with the lists.
-        folder: the folder that the names are relative to.
-        files: the N image names.
-        attributes: the A attribute names; none for images without labels.
-        labels: (N, A) bool, True where the image has the attribute.
-        splits: (N,) int8, 0 train, 1 val, 2 test, -1 left out.
-        layout: how the folder was understood, for people.
-        removal: how to take an image out of the data set, for people.
-        skip_damaged: how many absent or damaged images may be left out.
-        left_out: one sentence for each image that was left out.
-    """
-
-    root: Path
-    folder: Path
-    files: tuple[str, ...]
-    attributes: tuple[str, ...]
-    labels: NDArray[np.bool_]
-    splits: NDArray[np.int8]
-    layout: str = "plain folder of images"
-    removal: str = "delete it"
-    skip_damaged: int = 0
-    left_out: tuple[str, ...] = ()
+    root: Path  # the folder that holds the data set: the one that the user named, or the one next to it with the lists
+    folder: Path  # the folder that the names are relative to
+    files: tuple[str, ...]  # the N image names
+    attributes: tuple[str, ...]  # the A attribute names; none for images without labels
+    labels: NDArray[np.bool_]  # (N, A), True where the image has the attribute
+    splits: NDArray[np.int8]  # (N,), 0 train, 1 val, 2 test, -1 left out
+    layout: str = "plain folder of images"  # how the folder was understood, for people
+    removal: str = "delete it"  # how to take an image out of the data set, for people
+    skip_damaged: int = 0  # how many absent or damaged images may be left out
+    left_out: tuple[str, ...] = ()  # one sentence for each image that was left out
 
     def image(self, row: int) -> ImageFile:
         """An image, to be opened."""
@@ -97,11 +84,7 @@ class Index:
                 raise DataError(f"{self.root}: no image is left in the {split} split; add some, or mend those left out")
 
     def leaving_out(self, sentences: Sequence[str]) -> "Index":
-        """The index with more images recorded as left out; says so in the log, with the first of them.
-
-        Args:
-            sentences: one an image.
-        """
+        """The index with more images recorded as left out, a sentence each; the log names the first of them."""
         shown = shortened(sentences, ", which config.json of a run lists")
         logger.warning("%s: %d image(s) are left out: %s", self.root, len(sentences), "; ".join(shown))
         return dataclasses.replace(self, left_out=(*self.left_out, *sentences))

@@ -38,23 +38,14 @@ Row = tuple[int, list[str]]
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels in a list.
+    """The labels in a list."""
 
-    Attributes:
-        path: the list.
-        files: the N image names as they stand there.
-        lines: their N line numbers, from 1.
-        attributes: the A attribute names.
-        values: (N, A) bool, True where the image has the attribute.
-        counted: whether the first line gives the number of images.
-    """
-
-    path: Path
-    files: tuple[str, ...]
-    lines: tuple[int, ...]
-    attributes: tuple[str, ...]
-    values: NDArray[np.bool_]
-    counted: bool
+    path: Path  # of the list
+    files: tuple[str, ...]  # the N image names as they stand there
+    lines: tuple[int, ...]  # their N line numbers, from 1
+    attributes: tuple[str, ...]  # the A attribute names
+    values: NDArray[np.bool_]  # (N, A), True where the image has the attribute
+    counted: bool  # whether the first line gives the number of images
 
 
 def read_labels(path: Path) -> Labels:
@@ -185,12 +176,7 @@ def _require_once(path: Path, names: list[str]) -> None:
 def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: str, *, may_skip: bool = True) -> Index:
     """Records in the index that rows of a list name images that are not there.
 
-    Args:
-        index: the images that are there.
-        labels: the list.
-        absent: the rows of the list without an image.
-        mend: what helps.
-        may_skip: whether `--skip-damaged` helps, too.
+    `mend` says what helps; so does `--skip-damaged`, if it `may_skip`.
 
     Raises:
         DataError: there are more than may be left out; counts them and names the first.
@@ -216,10 +202,7 @@ def leave_out_absent(index: Index, labels: Labels, absent: Sequence[int], mend: 
 def relabel(index: Index, path: Path, *, some: bool = False) -> Index:
     """The same images with the labels of a CSV instead of their own, see `read_index`.
 
-    Args:
-        index: the images.
-        path: the CSV.
-        some: it may list some of the images only; the others are in no split then.
+    With `some` it may list some of the images only; the others are in no split then.
 
     Raises:
         DataError: the CSV is missing or malformed, or its images are not those of the data set; names the line or the

@@ -27,19 +27,12 @@ _ORDER, _BATCH, _SAMPLE = range(3)
 
 
 class Batch(NamedTuple):
-    """What one process computes a step on, on its device.
+    """What one process computes a step on, on its device."""
 
-    Attributes:
-        images: (b, 3, S, S) float32 in [0, 1], channels last in memory.
-        noise: (b, D) float32, standard normal.
-        labels: (b, A) float32, 1 where an image has an attribute.
-        total: images of all processes together, B.
-    """
-
-    images: Tensor
-    noise: Tensor
-    labels: Tensor
-    total: int
+    images: Tensor  # (b, 3, S, S) float32 in [0, 1], channels last in memory
+    noise: Tensor  # (b, D) float32, standard normal
+    labels: Tensor  # (b, A) float32, 1 where an image has an attribute
+    total: int  # images of all processes together, B
 
 
 class BatchLoader:

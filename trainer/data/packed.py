@@ -41,19 +41,12 @@ REPORT = "unusable-images.txt"
 
 @dataclass(frozen=True)
 class Pack:
-    """The packed form of a data set, whether it has been written yet or not.
+    """The packed form of a data set, whether it has been written yet or not."""
 
-    Attributes:
-        index: the images.
-        frame: what they are brought to; its `size` is the side S of the packed images.
-        align: whether faces are found and aligned with the frame first.
-        path: the file, in NumPy's format.
-    """
-
-    index: Index
-    frame: Frame
-    align: bool
-    path: Path
+    index: Index  # the images
+    frame: Frame  # what they are brought to; its `size` is the side S of the packed images
+    align: bool  # whether faces are found and aligned with the frame first
+    path: Path  # the file, in NumPy's format
 
     @classmethod
     def of(cls, index: Index, frame: Frame, align: bool = False) -> "Pack":
@@ -283,17 +276,11 @@ class Pack:
 
 @dataclass(frozen=True)
 class FaceData:
-    """An index and its images.
+    """An index and its images."""
 
-    Attributes:
-        index: names, labels and splits.
-        images: (N, S, S, 3) uint8 RGB, memory-mapped.
-        fingerprint: hex digest of names, labels, splits and pixels, so that a copy has the same one; an exact resume
-            asks for it.
-    """
-
-    index: Index
-    images: NDArray[np.uint8]
+    index: Index  # names, labels and splits
+    images: NDArray[np.uint8]  # (N, S, S, 3) uint8 RGB, memory-mapped
+    # Hex digest of names, labels, splits and pixels, so that a copy has the same one; an exact resume asks for it.
     fingerprint: str
 
     def rows(self, split: str) -> NDArray[np.int64]:

@@ -72,14 +72,8 @@ class ParquetIndex(Index):
 def read(directory: Path, names: Sequence[str], split_by: SplitBy, skip_damaged: int) -> ParquetIndex:
     """Reads the columns of labels; opens no image.
 
-    The splits are those that the names of the files tell; val or test is drawn from train by name where they have none,
-    and so are all of them where a name tells no split.
-
-    Args:
-        directory: the folder that holds the files.
-        names: their paths relative to it.
-        split_by: must be "name".
-        skip_damaged: see `Index`.
+    The splits are those that the names of the files, relative to the folder, tell; val or test is drawn from train by
+    name where they have none, and so are all of them where a name tells no split.
 
     Raises:
         DataError: pyarrow is not installed, or a file is damaged or has no column of images.

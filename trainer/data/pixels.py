@@ -14,17 +14,11 @@ MAX_PIXELS = 64_000_000
 
 
 class Reading(NamedTuple):
-    """What became of an image file.
+    """What became of an image file."""
 
-    Attributes:
-        image: (S, S, 3) uint8 RGB.
-        brought: whether the picture had another size than the frame and was brought to it.
-        faces: how many faces were found, where faces are aligned.
-    """
-
-    image: NDArray[np.uint8]
-    brought: bool
-    faces: int
+    image: NDArray[np.uint8]  # (S, S, 3) uint8 RGB
+    brought: bool  # whether the picture had another size than the frame and was brought to it
+    faces: int  # how many faces were found, where faces are aligned
 
 
 def read(path: ImageFile, frame: Frame, aligner: Aligner | None = None) -> Reading:

@@ -76,10 +76,6 @@ class Classifier:
         A judge that is blind on reconstructions, smoother than photographs, would make everything that it says of edits
         void. It cannot see there what the latents do not hold: `attribute_prediction` says what they do.
 
-        Args:
-            reconstructions: (N, S, S, 3) of the test images.
-            labels: (N, A) what these have.
-
         Returns:
             `accuracy_mean`, `majority_mean`, and by attribute `accuracy` and `majority`; `reconstructions`:
             `accuracy_mean`, and by attribute `accuracy`; `unsure`: attributes in which it is no better there than

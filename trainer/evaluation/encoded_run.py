@@ -80,14 +80,14 @@ class EncodedRun:
         """
         model = place.module(run_folder.load_model(run))
         autoencoder = Autoencoder.of(model.encoder, model.decoder, place)
-        anew = run_folder.anew(run, data.index.root)
+        mend = run_folder.mend_of(run, data.index.root)
         try:
             directions, priors = Directions.load(run / DIRECTIONS), load_priors(run / PRIOR)
         except (BundleError, DirectionsError) as error:
-            raise RunError(f"{error}; {anew}") from error
+            raise RunError(f"{error}; {mend}") from error
         for name in (DIRECTIONS, PRIOR):
             if not belongs(run / name, sha256_of(run / MODEL)):
-                raise RunError(f"{run / name} is of other weights than {run / MODEL}; {anew}")
+                raise RunError(f"{run / name} is of other weights than {run / MODEL}; {mend}")
         train_mu, _ = _encode(autoencoder, data, "train")
         return cls(autoencoder, data, place, *_encode(autoencoder, data, "test"), train_mu, directions, priors)
 

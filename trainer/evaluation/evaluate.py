@@ -125,12 +125,9 @@ def made_with(folder: Path) -> dict[str, Any]:
 
 
 def evaluate(run: Path, data: FaceData, options: Options) -> dict[str, Any]:
-    """Measures a run on the test split; writes metrics.json, figures/ and report.html into its folder.
+    """Measures a finished run on the test split of data packed at the model's size.
 
-    Args:
-        run: a finished run folder.
-        data: the data set, packed at the model's size.
-        options: how.
+    It writes metrics.json, figures/ and report.html into the run's folder, or where the options say.
 
     Returns:
         What metrics.json holds; each part is described where it is measured.

@@ -27,15 +27,10 @@ _last_reference: dist.ProcessGroup | None = None
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together.
+    """This process among those that train together."""
 
-    Attributes:
-        rank: its number, from 0 on; 0 is the main process.
-        world_size: how many there are.
-    """
-
-    rank: int = 0
-    world_size: int = 1
+    rank: int = 0  # its number, from 0 on; 0 is the main process
+    world_size: int = 1  # how many there are
 
     @classmethod
     @contextmanager

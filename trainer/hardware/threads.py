@@ -35,9 +35,7 @@ def free_cores() -> float:
 def choose(asked: int | None, recorded: int | None = None) -> int:
     """The number of threads: the one asked for, else the one recorded, else OpenMP's, else that of the free cores.
 
-    Args:
-        asked: by `--threads`.
-        recorded: of the run that goes on, whose rounding depends on it.
+    Recorded is that of a run that goes on, whose rounding depends on it.
     """
     if asked or recorded:
         return asked or recorded or 1

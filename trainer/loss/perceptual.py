@@ -45,11 +45,7 @@ class PerceptualLoss:
         self.scales = {tap: 1.0 / float(mean) for tap, mean in zip(self.scales, means, strict=True)}
 
     def __call__(self, reconstructions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Compares two batches.
-
-        Args:
-            reconstructions: (B, 3, S, S) float in [0, 1]; gradients flow to it.
-            targets: (B, 3, S, S) float in [0, 1]; none flow to it.
+        """Compares reconstructions, to which gradients flow, with targets, (B, 3, S, S) float in [0, 1] each.
 
         Returns:
             The sum of the terms, () float32, and the terms one by one, (taps,) float32 in order of depth and without

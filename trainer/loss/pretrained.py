@@ -31,11 +31,7 @@ class UnavailableError(ConfigError):
 
 
 def read(path: Path, flag: str) -> dict[str, Any]:
-    """Reads a state_dict, tensors and nothing else.
-
-    Args:
-        path: the file.
-        flag: the command line's name of it, for messages.
+    """Reads a state_dict, tensors and nothing else; `flag` is the command line's name of the file, for messages.
 
     Raises:
         ConfigError: the file is missing or holds something else.

@@ -24,42 +24,22 @@ from trainer.model import Output
 
 
 def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mu, exp(log_var)) || N(0, I)) per image and dimension, nats (paper, equation 1).
-
-    Args:
-        mu: (B, D) float.
-        log_var: (B, D) float.
-
-    Returns:
-        (B, D), each at least 0.
-    """
+    """KL(N(mu, exp(log_var)) || N(0, I)) per image and dimension, nats (paper, equation 1): (B, D), each at least 0."""
     return -0.5 * (1 + log_var - mu.square() - log_var.exp())
 
 
 @dataclass(frozen=True)
 class Terms:
-    """One evaluation of the loss; of one process of several, its part of every sum.
+    """One evaluation of the loss; of one process of several, its part of every sum."""
 
-    Attributes:
-        total: what is minimised; the only part with a gradient.
-        pixel: MSE of the images in [0, 1].
-        features: MSE of the activations, one a tap, on the scale of `PerceptualLoss`.
-        kl: nats per image.
-        attributes: cross-entropy of the attribute head, nats; None without one.
-    """
-
-    total: Tensor
-    pixel: Tensor
-    features: dict[str, Tensor]
-    kl: Tensor
-    attributes: Tensor | None = None
+    total: Tensor  # what is minimised; the only part with a gradient
+    pixel: Tensor  # MSE of the images in [0, 1]
+    features: dict[str, Tensor]  # MSE of the activations, one a tap, on the scale of `PerceptualLoss`
+    kl: Tensor  # nats per image
+    attributes: Tensor | None = None  # cross-entropy of the attribute head, nats; None without one
 
     def named(self, add: Callable[[Tensor], Tensor] = lambda parts: parts) -> dict[str, float]:
-        """The parts as numbers, for logs.
-
-        Args:
-            add: sums the parts of several processes up.
-        """
+        """The parts as numbers, for logs; `add` sums those of several processes up."""
         taps = {f"feature/{tap}": term for tap, term in self.features.items()}
         attributes = {} if self.attributes is None else {"attributes": self.attributes}
         parts = {"total": self.total.detach(), "pixel": self.pixel, **taps, "kl": self.kl, **attributes}

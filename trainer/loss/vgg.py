@@ -36,17 +36,11 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True)
 class Backbone:
-    """VGG19's feature layers up to the deepest tap.
+    """VGG19's feature layers up to the deepest tap."""
 
-    Attributes:
-        layers: the modules, frozen, in evaluation mode; their input is RGB normalised as for ImageNet.
-        taps: position of each tapped ReLU in `layers`, in order of depth, by name.
-        source: where the weights came from, one sentence, for the run's config.
-    """
-
-    layers: nn.Sequential
-    taps: dict[str, int]
-    source: str
+    layers: nn.Sequential  # the modules, frozen, in evaluation mode; their input is RGB normalised as for ImageNet
+    taps: dict[str, int]  # position of each tapped ReLU in `layers`, in order of depth, by name
+    source: str  # where the weights came from, one sentence, for the run's config
 
 
 def load_backbone(taps: tuple[str, ...], weights: Path | None, seed: int) -> Backbone:
@@ -175,12 +169,7 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def compare(self, ours: Tensor, theirs: Tensor, weights: list[float]) -> tuple[Tensor, Tensor]:
-        """The weighted mean squared distance of two batches at every tap, and its gradient.
-
-        Args:
-            ours: (B, 3, S, S) float32 in [0, 1].
-            theirs: the same.
-            weights: one a tap.
+        """Weighted mean squared distances of two batches (B, 3, S, S) float32 in [0, 1] at every tap, and the gradient.
 
         Returns:
             The terms w_l * MSE(phi_l(ours), phi_l(theirs)), (taps,) float32, and the gradient of their sum with regard

@@ -52,14 +52,7 @@ class MetricLogger(ExitStack):
             )
 
     def losses(self, step: int, epoch: float, numbers: dict[str, float], values: dict[str, float]) -> None:
-        """Records one step.
-
-        Args:
-            step: steps that are done.
-            epoch: epochs that are done.
-            numbers: learning rates and length of the gradient, by name.
-            values: the loss and its terms.
-        """
+        """Records one step: the loss and its terms, and learning rates and length of the gradient, by name."""
         rate = (step - self._first) * self._batch_size / (time.monotonic() - self._began)
         record = {"step": step, "epoch": epoch, **numbers, "loss": values, "images_per_second": round(rate, 1)}
         self._metrics.write(json.dumps(record) + "\n")

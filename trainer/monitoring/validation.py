@@ -20,32 +20,20 @@ MAX_PSNR = 99.0
 
 @dataclass(frozen=True)
 class Validation:
-    """What an epoch's validation came to.
+    """What an epoch's validation came to."""
 
-    Attributes:
-        psnr: mean over the images, each reconstructed from its mu, dB; of one `MAX_PSNR` at most.
-        loss: the training loss at mu, without the attribute term.
-        kl: nats an image.
-        active: latents whose mu varies over the images.
-        picture: the first images above their reconstructions, (H, W, 3).
-    """
-
-    psnr: float
-    loss: float
-    kl: float
-    active: int
-    picture: NDArray[np.uint8]
+    psnr: float  # mean over the images, each reconstructed from its mu, dB; of one `MAX_PSNR` at most
+    loss: float  # the training loss at mu, without the attribute term
+    kl: float  # nats an image
+    active: int  # latents whose mu varies over the images
+    picture: NDArray[np.uint8]  # the first images above their reconstructions, (H, W, 3)
 
 
 @torch.no_grad()
 def validate(model: VAE, place: Placement, loss: VAELoss, images: NDArray[np.uint8]) -> Validation:
-    """Measures a model on images, in one process.
+    """Measures a model on packed images (N, S, S, 3), in one process, by the loss of whole batches.
 
-    Args:
-        model: it goes on in training mode.
-        place: the model's.
-        loss: of whole batches.
-        images: packed, (N, S, S, 3).
+    The model goes on in training mode.
     """
     model.eval()
     errors, means, losses = [], [], []

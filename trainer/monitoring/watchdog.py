@@ -23,12 +23,7 @@ MAX_REMAINING = 0.9
 
 
 class Watchdog:
-    """Looks at the losses and validations of one run.
-
-    Args:
-        config: the weights of the terms.
-        metrics: metrics.jsonl, with what the run has logged so far.
-    """
+    """Looks at the losses and validations of one run, from what its metrics.jsonl has so far."""
 
     def __init__(self, config: TrainConfig, metrics: Path) -> None:
         self._config = config
@@ -46,14 +41,7 @@ class Watchdog:
         self._reconstruction.append(self._of(values))
 
     def validation(self, step: int, kl: float, active: int, warmed: bool) -> None:
-        """One more epoch was validated.
-
-        Args:
-            step: steps that are done.
-            kl: nats an image.
-            active: active latents.
-            warmed: whether the KL term has its full weight.
-        """
+        """One more epoch was validated: nats an image, active latents, whether the KL term has its full weight."""
         if step < MIN_STEPS:
             return
         config, size = self._config, self._config.model.latent_dim

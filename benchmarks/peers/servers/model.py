@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from plain import PlainRuntime
 
-from engine.backends import Bytes, open_backend
+from engine.arrays import Bytes
+from engine.backends import open_backend
 from engine.bundle import Bundle
 
 PORT = int(os.environ["PEER_PORT"])

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from engine.backends import Backend, Bytes, Floats
+from engine.arrays import Bytes, Floats
+from engine.backends import Backend
 from engine.bundle import DECODER, ENCODER
 
 

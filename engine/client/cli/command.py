@@ -95,7 +95,7 @@ class ServerOptions:
 class Command(ServerOptions):
     """A command with the options of its connection."""
 
-    patience: ClassVar[dict[str, int]] = {"retry_overload": 10}
+    retry_options: ClassVar[dict[str, int]] = {"retry_overload": 10}
     """How often calls are sent again, as `Connection` says."""
 
     def run(self, client: Client) -> int:
@@ -111,7 +111,7 @@ class Command(ServerOptions):
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files are any bytes
         try:
-            with self.connect(Client, **self.patience) as client:
+            with self.connect(Client, **self.retry_options) as client:
                 code = self.run(client)
             sys.stdout.flush()
             return code

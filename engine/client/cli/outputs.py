@@ -8,7 +8,6 @@ Shapes: W walks of N images of side S.
 import io
 import math
 import os
-import secrets
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from tyro.conf import arg
 
 from engine.arrays import Bytes
 from engine.client.values import FileFormat
+from engine.process.files import write_whole
 
 PictureFormat = Literal["JPEG", "PNG", "WEBP", "GIF"]
 FORMATS: dict[str, FileFormat] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -149,13 +149,8 @@ def write(path: Path, content: bytes) -> None:
         sys.stdout.buffer.write(content)
         return
     path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{secrets.token_hex(4)}.part")  # the file's own name may have no room for more
     with naming(path):
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(path, content)
 
 
 @contextmanager

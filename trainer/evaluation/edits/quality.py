@@ -54,11 +54,8 @@ def quality(attributes: Sequence[str], attribute: str, strength: float, before: 
 def best_strength(curve: Sequence[EditQuality], kept: float) -> float | None:
     """The strength that flips most among those that keep a share of the other predictions.
 
-    To be chosen on other faces than those that it is measured on.
-
-    Args:
-        curve: one attribute and one sign, absolute strengths rising; between two of them everything is taken as linear.
-        kept: the share that must be kept.
+    To be chosen on other faces than those that it is measured on. The curve is of one attribute and one sign, absolute
+    strengths rising; between two of them everything is taken as linear.
 
     Returns:
         The strength, with its sign, never 0: where none flips a face, one that keeps most. None where there are no
