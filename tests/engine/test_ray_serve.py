@@ -223,6 +223,7 @@ def test_without_replicas_clients_are_told_to_send_again(place: tuple[str, Ingre
     [
         ({"cores": 0}, "--cores 0"),
         ({"min_replicas": 3, "max_replicas": 2}, "--max-replicas 2"),
+        ({"max_replicas_per_node": 0}, "--max-replicas-per-node must be 1 to 100, not 0"),
         ({"waiting": 0.5}, "--waiting must be 1 or more, not 0.5"),
         ({"config": Path("nothing.toml")}, "nothing.toml can't be read"),
     ],
@@ -237,6 +238,13 @@ def test_settings_of_a_replica() -> None:
     assert (server.bundles, server.threads) == ({"default": Path.cwd() / "bundle"}, 3), "not of Ray's folder"
     with pytest.raises(StartupError, match=r"no bundle folder at .*absent; build it with"):
         application(ClusterConfig(bundle="absent"))
+
+
+def test_no_node_need_have_every_replica(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = Mock()
+    monkeypatch.setattr(ray_serve, "_imported", lambda name: ray)
+    application(ClusterConfig(bundle=str(tiny_bundle), max_replicas=4, max_replicas_per_node=1))
+    assert ray.deployment.call_args.kwargs["max_replicas_per_node"] == 1
 
 
 def test_what_ray_refuses_is_one_line(
