@@ -49,6 +49,9 @@ class ClusterConfig:
     max_replicas: int = 1
     """Most replicas."""
 
+    max_replicas_per_node: int | None = None
+    """Most replicas on one node, such as 1 so that no node's end takes them all; None: as many as it has room for."""
+
     waiting: float = 32
     """Requests that each replica has under way, as a target: beyond it more replicas are started, below it some end."""
 
@@ -66,6 +69,8 @@ class ClusterConfig:
                 f"--cores {self.cores}, --min-replicas {self.min_replicas}, --max-replicas {self.max_replicas}: give "
                 "1 core or more, and at least as many replicas at most as at least"
             )
+        if self.max_replicas_per_node is not None and not 1 <= self.max_replicas_per_node <= 100:  # Ray's own bound
+            raise StartupError(f"--max-replicas-per-node must be 1 to 100, not {self.max_replicas_per_node}")
         if self.waiting < 1:
             raise StartupError(f"--waiting must be 1 or more, not {self.waiting:g}")
         file = [f"--config={self.config}"] if self.config else []
@@ -92,6 +97,7 @@ def application(config: ClusterConfig) -> Any:
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": config.waiting,
         },
+        max_replicas_per_node=config.max_replicas_per_node,
         # Batches are made of what is under way, and the next ones while they are computed. Beyond it, Ray's ingress
         # holds requests, and refuses them with RESOURCE_EXHAUSTED where it holds too many.
         max_ongoing_requests=int(8 * config.waiting),

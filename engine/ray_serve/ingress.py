@@ -2,7 +2,8 @@
 
 Ray's ingress loads these functions into its process on each node, by name. It answers INTERNAL where a replica has
 ended in the middle of a call, and sends a header before any status, so that neither this project's clients nor gRPC's
-retry policies would send such a call again. Every call may be sent twice, so the ingress does so itself.
+retry policies would send such a call again. Every call may be sent twice, so the ingress does so itself. A stream
+ends as UNAVAILABLE.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from typing import Any
 import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from engine.ray_serve.replica import REQUEST_ID, SERVING
+from engine.ray_serve.replica import REFUSAL, SERVING
 from protos.dfcvae_pb2_grpc import add_LatentEngineServicer_to_server
 
 FUNCTIONS = tuple(f"{__name__}.{name}" for name in ("add_latent_engine", "add_health"))
@@ -20,6 +21,8 @@ FUNCTIONS = tuple(f"{__name__}.{name}" for name in ("add_latent_engine", "add_he
 
 _PAUSES_S = (0.1, 0.2, 0.3, 0.0)
 """After each try."""
+
+_ENDED = "the replica ended before it answered; "
 
 # As a context has them where gRPC's core counted them.
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -36,12 +39,13 @@ def add_health(servicer: Any, server: Any) -> None:
 
 
 def _add(add: Callable[[Any, Any], None], servicer: Any, server: Any) -> None:
-    """Adds a service whose unary handlers, as Ray's server makes them, are wrapped; of Watch no replica is asked."""
+    """Adds a service whose handlers, as Ray's server makes them, are wrapped; of Watch no replica is asked."""
     make = server.service_handler_factory
 
     def factory(*, service_method: str, streaming_type: Any) -> Any:
         handler = make(service_method=service_method, streaming_type=streaming_type)
-        return {"unary_unary": answering(handler), "unary_stream": watch}.get(streaming_type.value, handler)
+        wrapped = {"unary_unary": answering(handler), "unary_stream": watch, "stream_stream": streaming(handler)}
+        return wrapped.get(streaming_type.value, handler)
 
     server.service_handler_factory = factory
     try:
@@ -62,15 +66,34 @@ def answering(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     async def call(request: Any, context: Any) -> Any:
         for pause_s in _PAUSES_S:
             response = await handler(request, context)
-            code, trailing = context.code(), tuple(context.trailing_metadata())
-            code = _CODES.get(code, code)
+            code, trailing, lost = _end(context)
             if code in (None, grpc.StatusCode.OK):
                 return response
-            if code is not grpc.StatusCode.INTERNAL or any(key == REQUEST_ID for key, _ in trailing):
+            if not lost:
                 await context.abort(code, context.details(), trailing)
             context.set_code(grpc.StatusCode.OK)
             context.set_details("")
             await asyncio.sleep(pause_s)
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "the replica ended before it answered; send again", trailing)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, f"{_ENDED}send again", trailing)
 
     return call
+
+
+def streaming(handler: Callable[[Any, Any], AsyncIterator[bytes]]) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+    """A handler of streams, where one whose replica has ended says so."""
+
+    async def stream(requests: Any, context: Any) -> AsyncIterator[bytes]:
+        async for response in handler(requests, context):
+            yield response
+        _, trailing, lost = _end(context)
+        if lost:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{_ENDED}open the stream again", trailing)
+
+    return stream
+
+
+def _end(context: Any) -> tuple[grpc.StatusCode | None, tuple[Any, ...], bool]:
+    """How Ray's handler has ended a call: its status, its trailing metadata, and whether it lost the replica."""
+    code, trailing = context.code(), tuple(context.trailing_metadata())
+    code = _CODES.get(code, code)
+    return code, trailing, code is grpc.StatusCode.INTERNAL and all(key != REFUSAL for key, _ in trailing)

@@ -8,7 +8,7 @@ from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2
 
 from engine.config import ServerConfig
-from engine.errors import EngineError, release_frames
+from engine.errors import release_frames
 from engine.models.repository import ModelRepository
 from engine.proof.opening import open_proven
 from engine.service.interceptor import host_of
@@ -19,7 +19,10 @@ from engine.telemetry.metrics import Metrics
 from protos import dfcvae_pb2 as pb
 
 REQUEST_ID = "x-request-id"
-"""Metadata that every answer of a replica has, refusals too; what Ray answers by itself has it not."""
+"""Metadata that every answer of a replica has, refusals too."""
+
+REFUSAL = "grpc-status-details-bin"
+"""Metadata that every refusal of a replica has; what Ray answers by itself has it not."""
 
 SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 """What grpc.health.v1 says."""
@@ -93,7 +96,7 @@ class Replica:
         try:
             async for response in self.engine.EditStream(requests, call):
                 yield response
-        except EngineError as error:
+        except Exception as error:
             yield call.refuse(error, "EditStream")
 
     async def Check(self, request: Any, grpc_context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802

@@ -70,14 +70,14 @@ class Context:
 
 
 class Kind(str, Enum):
-    UNARY, WATCH, STREAM = "unary_unary", "unary_stream", "stream_stream"
+    UNARY, WATCH, STREAM, UPLOAD = "unary_unary", "unary_stream", "stream_stream", "stream_unary"
 
 
 class Ingress:
     """What Ray's server is to the functions that add services, with one replica in this process.
 
     Attributes:
-        losses: How many calls the replica doesn't survive.
+        losses: How many calls the replica doesn't survive; of a stream it gives the first answer.
     """
 
     def __init__(self, replica: Replica, server: Any) -> None:
@@ -100,8 +100,13 @@ class Ingress:
         async def stream(requests: Any, context: Any) -> AsyncIterator[bytes]:
             own = Context(context)
             async for response in method(requests, own):
+                own.tell(context)
                 yield response.SerializeToString()
-            own.tell(context)
+                if self.losses:
+                    self.losses -= 1
+                    context.set_code(grpc.StatusCode.INTERNAL)
+                    context.set_details("The actor died unexpectedly before finishing this task.")
+                    return
 
         return unary if streaming_type is Kind.UNARY else stream
 
@@ -187,6 +192,32 @@ def test_streams_pass(place: tuple[str, Ingress]) -> None:
         np.testing.assert_array_equal(slider.edit(None, {ATTRIBUTES[0]: 2.0}), edited(images, 2.0))
 
 
+def test_a_stream_whose_replica_has_ended_is_to_be_opened_again(place: tuple[str, Ingress]) -> None:
+    target, door = place
+    images = random_images(1, seed=2)
+    with Client(target) as client:
+        door.losses = 1
+        with client.stream() as slider:
+            np.testing.assert_array_equal(slider.edit(images, {ATTRIBUTES[0]: 1.0}), edited(images))
+            with pytest.raises(ClientError, match="ended before it answered; open the stream again") as lost:
+                slider.edit(None, {ATTRIBUTES[0]: 2.0})
+        assert lost.value.status == "UNAVAILABLE"
+        test_streams_pass(place)
+
+
+def test_a_failure_within_a_stream_keeps_its_secrets(
+    place: tuple[str, Ingress], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("engine.service.latent_engine.EditStream", fail)
+    with Client(place[0]) as client, client.stream() as slider, pytest.raises(ClientError) as failed:
+        slider.edit(random_images(1, seed=2), {ATTRIBUTES[0]: 1.0})
+    assert failed.value.status == "INTERNAL"
+    assert "secret" not in str(failed.value)
+
+
 def test_refusals_keep_status_and_sentence(place: tuple[str, Ingress]) -> None:
     with Client(place[0]) as client:
         with pytest.raises(ClientError, match="Grin") as refused:
@@ -223,6 +254,7 @@ def test_without_replicas_clients_are_told_to_send_again(place: tuple[str, Ingre
     [
         ({"cores": 0}, "--cores 0"),
         ({"min_replicas": 3, "max_replicas": 2}, "--max-replicas 2"),
+        ({"max_replicas_per_node": 0}, "--max-replicas-per-node must be 1 to 100, not 0"),
         ({"waiting": 0.5}, "--waiting must be 1 or more, not 0.5"),
         ({"config": Path("nothing.toml")}, "nothing.toml can't be read"),
     ],
@@ -237,6 +269,13 @@ def test_settings_of_a_replica() -> None:
     assert (server.bundles, server.threads) == ({"default": Path.cwd() / "bundle"}, 3), "not of Ray's folder"
     with pytest.raises(StartupError, match=r"no bundle folder at .*absent; build it with"):
         application(ClusterConfig(bundle="absent"))
+
+
+def test_no_node_need_have_every_replica(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = Mock()
+    monkeypatch.setattr(ray_serve, "_imported", lambda name: ray)
+    application(ClusterConfig(bundle=str(tiny_bundle), max_replicas=4, max_replicas_per_node=1))
+    assert ray.deployment.call_args.kwargs["max_replicas_per_node"] == 1
 
 
 def test_what_ray_refuses_is_one_line(

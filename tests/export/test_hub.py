@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,24 @@ def test_what_was_published_answers_as_pytorch_did(
     np.testing.assert_allclose(log_var, truth.answers["log_var"], atol=1e-3)
     assert np.abs(decoded.astype(int) - truth.answers["decode"]).max() <= 1
     assert load_file(folder / "directions.safetensors")["directions"].shape == (len(ATTRIBUTES), LATENT_DIM)
+
+
+def test_the_cards_code_edits_as_the_server_does(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, bundle = made
+    out = tmp_path / "faces"
+    assert hub.main([str(bundle), str(out)]) == 0
+    folder = downloaded(out, tmp_path / "cache", monkeypatch)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: str(folder))
+    images = Truth.load(bundle / PROOF, 64, LATENT_DIM).images[:4]
+    names: dict[str, Any] = {"images": images}
+    exec(ModelCard.load(folder / "README.md").text.split("```python\n")[1].split("```")[0], names)
+
+    attribute = ATTRIBUTES[0]
+    edited, unedited = (VAE.from_pretrained(run, "cpu").edit(images, {attribute: strength}) for strength in (1.5, 0.0))
+    assert np.abs(edited.astype(int) - unedited).max() > 1
+    assert np.abs(names["edited"].astype(int) - edited).max() <= 1
 
 
 def test_pytorch_reads_it_too(made: tuple[Path, Path], tmp_path: Path) -> None:
