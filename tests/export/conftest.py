@@ -13,6 +13,14 @@ from scripts import Result, call
 from export import build_engines
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_proof_images() -> Iterator[None]:
+    """A proof of few images: engines answer each of them in batches of every size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_engines, "PROOF_IMAGES", 8)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder that no test changes, and that anybody may read."""

@@ -50,7 +50,7 @@ def test_without_the_run_the_bundle_proves_itself(command: Command, bundle: Path
     for stage in ("portable", "rewritten"):
         assert f"stage {stage}: " in result.stdout
     assert "stage proof" not in result.stdout
-    assert "agrees with PyTorch eager FP32 on 64 images and as many random latents\n" in result.stdout
+    assert "agrees with PyTorch eager FP32 on 8 images and as many random latents\n" in result.stdout
 
 
 @pytest.mark.parametrize("with_run", [True, False])
@@ -104,4 +104,4 @@ def test_without_the_run_no_torch_is_needed(bundle: Path, tmp_path: Path) -> Non
     command = ["-m", "export.verify", str(bundle), "--threads", "1"]
     result = run_python(command, tmp_path, without=("torch", "torchvision", "onnx"))
     assert result.returncode == 0, result.stderr
-    assert "agrees with PyTorch eager FP32 on 64 images" in result.stdout
+    assert "agrees with PyTorch eager FP32 on 8 images" in result.stdout
