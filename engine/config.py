@@ -133,7 +133,8 @@ class ServerConfig:
     """Of these, EditStreams; each may have one message on its way that --max-bytes-in-flight doesn't count yet."""
 
     max_stream_idle_s: Annotated[float, _between(0.001, _WEEK_S)] = 600.0
-    """How long an EditStream may be silent, seconds; then it ends with ABORTED, and what it remembers is dropped."""
+    """How long an EditStream may be silent, seconds; then it ends with ABORTED, and what it remembers is dropped. One
+    whose answers nobody takes for so long is cancelled."""
 
     max_bytes_in_flight: Annotated[int, _between(1024, 2**48)] = 512 * 2**20
     """Bytes of requests, answers and sources of streams that are held at once; requests beyond are refused at once. A
@@ -143,7 +144,7 @@ class ServerConfig:
     """Largest message in either direction, bytes."""
 
     max_message_s: Annotated[float, _between(0.1, _WEEK_S)] = 60.0
-    """How long the message of a call may take to come, seconds."""
+    """How long the message of a call may take to come, and its answer to be taken, seconds."""
 
     max_images_per_request: Annotated[int, _between(1, _UINT32)] = 1024
     """Most images or latents in one request; fewer where a message couldn't hold the answer."""

@@ -84,7 +84,12 @@ async def _start(
     served = ((latent_engine.SERVICE, engine), (open_inference.SERVICE, OpenInference(repository, engine)))
     healths = health.Health((*(service.full_name for service, _ in served), *reflection.NAMES))
     server = Server(
-        _options(config), calls.admit, calls.incomplete, metrics.unknown, message_limit_s=config.max_message_s
+        _options(config),
+        calls.admit,
+        calls.incomplete,
+        metrics.unknown,
+        message_limit_s=config.max_message_s,
+        stream_limit_s=config.max_stream_idle_s,
     )
     for service, servicer in served:
         calls.register(server, service, servicer)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, NoReturn
 
@@ -43,7 +43,8 @@ class Server:
             the call holds from then on, or what it is ended with. On any thread, by one at a time.
         incomplete: Is told (path, client) of a call that ended before its message had come.
         unknown: Is told of each call of a method that nobody handles, where events are taken.
-        message_limit_s: How long the message of a call may take, seconds.
+        message_limit_s: How long the message of a call may take to come, and its answer to leave, seconds.
+        stream_limit_s: How long a stream's client may take none of the answers that wait for it, seconds.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class Server:
         admit: Callable[[CoreCall], Permit | Ending] = lambda call: Unlimited(),
         incomplete: Callable[[str, str], None] = lambda path, client: None,
         unknown: Callable[[], None] = lambda: None,
+        *,
         message_limit_s: float = math.inf,
+        stream_limit_s: float = math.inf,
     ) -> None:
         self._admit = admit
         self._incomplete = incomplete
         self._unknown = unknown
         self._message_limit_s = message_limit_s
+        self._stream_limit_s = stream_limit_s
         self._awaited: dict[ServerCall, float] = {}  # whose message is to come, by when they came
+        self._unsent: dict[ServerCall, float] = {}  # whose answer is to leave, by when it was there
         self._look: asyncio.TimerHandle | None = None
         self._handlers: dict[str, Any] = {}  # by path
         self._core = Core(options, self._arrived)
@@ -143,15 +148,22 @@ class Server:
         self._core.post(call.start, message)
 
     def _expire(self) -> None:
-        """On the event loop: ends calls whose message is late, from time to time."""
-        late = time.monotonic() - self._message_limit_s
-        for call, came in self._awaited.copy().items():  # other threads add some meanwhile
-            if came > late:
-                break
-            self._awaited.pop(call, None)
+        """On the event loop: ends calls whose message or answer is late, from time to time."""
+        for call in self._late(self._awaited):
             call.expire(self._message_limit_s)
+        for call in self._late(self._unsent):
+            call.cut_off(self._message_limit_s)
         every = min(_LOOK_EVERY_S, self._message_limit_s)
         self._look = asyncio.get_running_loop().call_later(every, self._expire)
+
+    def _late(self, calls: dict["ServerCall", float]) -> Iterator["ServerCall"]:
+        """Takes those that are there longer than a message may take; the oldest come first."""
+        late = time.monotonic() - self._message_limit_s
+        for call, since in calls.copy().items():  # other threads add some meanwhile
+            if since > late:
+                return
+            calls.pop(call, None)
+            yield call
 
 
 class ServerCall:
@@ -170,7 +182,8 @@ class ServerCall:
         self._details = ""
         self._trailing: Metadata = None
         self._inbox = ReceiveBuffer(call, permit, server._core.post) if handler.request_streaming else None
-        self._outbox = SendBuffer(call, server._core.post) if handler.response_streaming else None
+        limit_s = server._stream_limit_s
+        self._outbox = SendBuffer(call, server._core.post, limit_s) if handler.response_streaming else None
 
     # On the queue's thread; `_receive` on that of whoever makes room.
 
@@ -233,6 +246,11 @@ class ServerCall:
             self._code, self._details = grpc.StatusCode.DEADLINE_EXCEEDED, _LATE.format(limit_s)
         self._end(None)
 
+    def cut_off(self, limit_s: float) -> None:
+        """Cancels the call: its client did not take the answer within `limit_s` seconds."""
+        logger.warning("%s for %s: the answer was not taken within %g s", self._core.path, self.permit.client, limit_s)
+        self._core.cancel()
+
     def _leave(self) -> None:
         self._gone = True
         if self._task is not None:
@@ -276,6 +294,7 @@ class ServerCall:
 
     def _end(self, last: bytes | None) -> None:
         header = self._outbox is None or not self._outbox.is_used
+        self._server._unsent[self] = time.monotonic()
         try:
             self._core.end(self._is_over, self._code, self._details, self._trailing, header=header, message=last)
         except Exception:
@@ -285,6 +304,7 @@ class ServerCall:
 
     def _is_over(self, _: Any) -> None:
         """On any thread."""
+        self._server._unsent.pop(self, None)
         self.permit.release()
 
     async def _stream(self, answers: Any) -> None:

@@ -7,6 +7,7 @@ that nobody has taken. A handler finds what has come meanwhile, and leaves what 
 
 import asyncio
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -104,11 +105,12 @@ class ReceiveBuffer:
 
 
 class SendBuffer:
-    """Messages that are to go, in their order."""
+    """Messages that are to go, in their order. Where none leaves for `limit_s` seconds the call is cancelled."""
 
-    def __init__(self, call: CoreCall, post: Post) -> None:
+    def __init__(self, call: CoreCall, post: Post, limit_s: float) -> None:
         self._call = call
         self._post = post
+        self._limit_s = limit_s
         self._lock = threading.Lock()
         self._messages: deque[bytes] = deque()  # the first is being sent
         self._bytes = 0
@@ -145,7 +147,11 @@ class SendBuffer:
                     return
                 self._awaited = True
                 self._changed.clear()
-            await self._changed.wait()
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._limit_s if self._limit_s < math.inf else None)
+            except asyncio.TimeoutError:
+                logger.warning("%s: no answer was taken within %g s", self._call.path, self._limit_s)
+                self._call.cancel()  # and what was to be sent comes back
 
     def _sent(self, event: Any) -> None:
         with self._lock:

@@ -1,11 +1,13 @@
 """What a server holds for clients that don't take their answers is counted, and bounded."""
 
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 from batches import file_batch, raw_batch
 from bundles import write_tiny_bundle
 from gates import connected, constant, gated_server, list_of
@@ -18,6 +20,7 @@ from wires import Wire, in_loop, until
 from protos import dfcvae_pb2 as pb
 
 SAMPLE = b"/dfcvae.v1.LatentEngine/Sample"
+STREAM = b"/dfcvae.v1.LatentEngine/EditStream"
 COUNT = 1000
 ANSWER_BYTES = COUNT * 8 * 8 * 3
 
@@ -54,6 +57,41 @@ async def test_what_nobody_takes_is_forgotten_when_the_client_goes(tiny_bundle: 
         wire.drop()
         await until(lambda: server.metric("dfcvae_calls_in_flight") == 0)
         await until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
+
+
+@in_loop
+async def test_an_answer_that_nobody_takes_has_a_time_limit(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--max-message-s", "0.5", "--metrics-port", "0")
+    with server_of(tiny_bundle, tmp_path, *options) as server:
+        wire = await Wire.to(server.target)
+        wire.send(http2.call(1, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
+        while (await wire.receive())[0] != http2.RST_STREAM:
+            pass
+        await until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
+        assert server.metric("dfcvae_calls_in_flight") == 0
+        assert "Sample for 127.0.0.1: the answer was not taken within 0.5 s" in server.log
+        wire.drop()
+
+
+@pytest.mark.parametrize("edits", [0, 20])  # the answers fit what is held for a client, or the handler waits
+@in_loop
+async def test_a_stream_whose_answers_nobody_takes_has_a_time_limit(
+    tiny_bundle: Path, tmp_path: Path, edits: int
+) -> None:
+    source = pb.EditStreamRequest(images=raw_batch(constant(1, 60)))
+    moved = pb.EditStreamRequest(edits=[pb.Edit(attribute="Smiling", strength=1)])
+    with server_of(tiny_bundle, tmp_path, "--max-stream-idle-s", "0.5", "--metrics-port", "0") as server:
+        wire = await Wire.to(server.target)
+        wire.send(http2.frame(http2.SETTINGS, 0, 0, struct.pack(">HL", 4, 0)))  # no window
+        wire.send(http2.opening(1, STREAM))
+        for request in (source, *[moved] * edits):
+            wire.send(http2.frame(http2.DATA, 0, 1, http2.message(request.SerializeToString())))
+        while (await wire.receive())[0] != http2.RST_STREAM:
+            pass
+        await until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
+        assert server.metric("dfcvae_calls_in_flight") == 0
+        assert "EditStream: no answer was taken within 0.5 s" in server.log
+        wire.drop()
 
 
 def test_the_source_of_a_stream_counts_as_long_as_it_is_remembered(tiny_bundle: Path, tmp_path: Path) -> None:
