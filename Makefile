@@ -24,7 +24,7 @@ quickstart: $(VENV)/installed
 test: lint pytest
 
 pytest: $(VENV)/installed $(VENV)/oldest $(VENV)/python3.10 $(VENV)/python3.13
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

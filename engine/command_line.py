@@ -22,6 +22,12 @@ def program(module: str, script: str) -> str:
     return script if Path(sys.argv[0]).name == script else f"python -m {module}"
 
 
+def words_of(arguments: Sequence[str] | None) -> list[str]:
+    """The words of a command line, by default the process's own; its closed standard streams are open from then on."""
+    open_closed_streams()
+    return sys.argv[1:] if arguments is None else list(arguments)
+
+
 def is_flag(word: str) -> bool:
     """Whether a word is read as a flag; "-" alone is a pipe."""
     return word.startswith("-") and word != "-"
@@ -53,8 +59,7 @@ def read_flags(
     flags: type[Flags], program: str, description: str | None = None, arguments: Sequence[str] | None = None
 ) -> Flags:
     """The flags of a command line, by default the process's own; where it asks for the version, that is the end."""
-    open_closed_streams()
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = words_of(arguments)
     if tell_version(words):
         raise SystemExit(0)
     with REAL_PATHS:

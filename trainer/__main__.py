@@ -16,8 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from engine.command_line import REAL_PATHS, last_given, tell_version
-from engine.process.standard_streams import open_closed_streams
+from engine.command_line import REAL_PATHS, last_given, tell_version, words_of
 from trainer.config import Kind, TrainConfig
 from trainer.errors import ConfigError, TrainerError
 from trainer.evaluation.options import Options
@@ -248,8 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 the loss went astray, 2 bad input, 128 + signal when interrupted.
     """
-    open_closed_streams()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = words_of(arguments)
     if tell_version(arguments):
         return 0
     level = logging.INFO if _is_main_process() else logging.ERROR

@@ -10,14 +10,12 @@ from tyro.conf import FlagCreatePairsOff, OmitSubcommandPrefixes
 
 from engine.client.cli.command import Command
 from engine.client.cli.commands import Decode, Edit, Encode, Health, Info, Interpolate, Sample
-from engine.command_line import REAL_PATHS, is_flag, program, tell_version
-from engine.process.standard_streams import open_closed_streams
+from engine.command_line import REAL_PATHS, is_flag, program, tell_version, words_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command, by default the process's own; its exit code."""
-    open_closed_streams()
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = words_of(arguments)
     if tell_version(words):
         return 0
     with REAL_PATHS:

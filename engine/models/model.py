@@ -16,7 +16,7 @@ from engine.arrays import Bytes, Floats
 from engine.backends import Backend
 from engine.batching.batcher import Batcher, BatchObserver, Part, RequestContext, Reservation
 from engine.batching.scheduler import Scheduler
-from engine.bundle import Bundle, Manifest
+from engine.bundle import Bundle
 from engine.config import ServerConfig
 from engine.images import Codec, EncodedFiles, PixelBudget
 from engine.latents import FITTED, Conditions, Gaussian, Move, Prior
@@ -32,11 +32,6 @@ STANDARD = "standard"
 # Multiplications that latents may take on the event loop, about a millisecond's. Most requests are small, and a thread
 # would cost them more than it saves.
 _FEW = 2**19
-
-
-def answer_bytes(manifest: Manifest) -> int:
-    """What the largest answer takes for one image: as PNG of noise, beside latents."""
-    return manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
 
 
 class Model:
@@ -69,8 +64,10 @@ class Model:
         self.name = name
         self.bundle = bundle
         self.fingerprint = fingerprint
-        fitting = config.max_message_bytes // answer_bytes(manifest)
-        self.max_images = min(config.max_images_per_request, config.max_queue, fitting)
+        # The largest answer, images as PNG of noise plus latents, must fit into one message.
+        bytes_per_image = manifest.image_size**2 * 3 + 8 * manifest.latent_dim + 1024
+        fitting = config.max_message_bytes // bytes_per_image
+        self.max_images = max(1, min(config.max_images_per_request, config.max_queue, fitting))
         standard = Gaussian.standard(manifest.latent_dim)
         self.priors: dict[str, Prior] = {**bundle.priors, STANDARD: standard}
         self.centre = bundle.priors.get(FITTED, standard).mean

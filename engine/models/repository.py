@@ -13,7 +13,7 @@ from engine.bundle import MANIFEST, Bundle, sha256_of
 from engine.config import ServerConfig
 from engine.errors import BundleError, EngineError, UnknownModel, release_frames
 from engine.images import PixelBudget
-from engine.models.model import Model, answer_bytes
+from engine.models.model import Model
 from engine.process.files import version_of
 from engine.process.threads import give_way, in_thread
 
@@ -160,10 +160,11 @@ class ModelRepository:
             give_way()  # and so do the threads that the runtime starts
             fingerprint = _fingerprint(path)
             bundle = Bundle.load(path)
-            if (least := answer_bytes(bundle.manifest)) > (most := self._config.max_message_bytes):
+            size, most = bundle.manifest.image_size, self._config.max_message_bytes
+            if size**2 * 3 > most:
                 raise BundleError(
-                    f"an answer with one image of {path} takes up to {least} bytes, and --max-message-bytes is {most}; "
-                    "raise it to that at least"
+                    f"an image of {path} takes {size**2 * 3} bytes, and --max-message-bytes is {most}; "
+                    "raise it to hold some of them"
                 )
             if self._config.max_batch is not None:
                 bundle = bundle.with_max_batch_size(self._config.max_batch)

@@ -68,6 +68,20 @@ def expected(factor: float) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return images_of(latents_of(random_images(3, seed=1) // 2) + np.float32(factor) * tiny_directions()["Smiling"])
 
 
+def test_a_bundle_whose_images_fit_no_message_is_refused_before_it_is_compiled(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "one")
+
+    def opener(_: Bundle) -> Backend:
+        raise AssertionError
+
+    async def scenario() -> None:
+        config = ServerConfig(bundle=(str(bundle),), max_message_bytes=191)
+        await ModelRepository(config, opener, lambda *_: Notes()).open()
+
+    with pytest.raises(BundleError, match="takes 192 bytes, and --max-message-bytes is 191; raise it to hold some"):
+        asyncio.run(scenario())
+
+
 def test_models_are_found_by_name_and_the_first_is_the_default(tmp_path: Path) -> None:
     one, two = (write_tiny_bundle(tmp_path / name) for name in ("one", "two"))
     smile_more(two, 2)
