@@ -17,7 +17,7 @@ _KEPT_PART = 8
 # One in so many bytes is for the windows of calls that wait for room, the rest for messages and answers. That is to
 # be enough for so many calls, with windows between what HTTP/2 begins with and what hides a round trip.
 _WINDOWS_PART = 4
-_WINDOWS = 512
+_WINDOWS = 2048
 _SMALLEST_WINDOW, _LARGEST_WINDOW = 65_535, 262_144
 # Calls wait no longer than about this for the event loop before others are refused: behind a longer line even a refusal
 # would take long.
