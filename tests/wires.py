@@ -4,6 +4,7 @@ import asyncio
 import functools
 import gc
 import logging
+import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -140,6 +141,10 @@ async def until(condition: Callable[[], bool]) -> None:
     """Waits for what comes true by itself; the test's limit ends it where it doesn't."""
     while not condition():
         await asyncio.sleep(0.002)
+
+
+NO_WINDOW = http2.frame(http2.SETTINGS, 0, 0, struct.pack(">HL", http2.INITIAL_WINDOW_SIZE, 0))
+"""Settings of a client that takes no answers for now."""
 
 
 class Wire:

@@ -30,7 +30,7 @@ REFUSED_STREAM = "REFUSED_STREAM"
 """HTTP/2's refusal of a call that nobody has looked at; gRPC's clients send such a call again by themselves."""
 
 _CREDIT = 2**30
-_HEADER_TABLE_SIZE, _MAX_STREAMS, _INITIAL_WINDOW, _MAX_FRAME = 1, 3, 4, 5
+_HEADER_TABLE_SIZE, _MAX_STREAMS, _MAX_FRAME = 1, 3, 5
 _REFUSED_STREAM = 7
 # A header that isn't in a table and isn't compressed: lengths before name and value.
 _OK = b"\x0bgrpc-status\x010"
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Sends the preface and settings, with so large a window that answers need not wait for credit."""
         self._transport = transport
-        settings = struct.pack(">HIHI", _HEADER_TABLE_SIZE, 0, _INITIAL_WINDOW, _CREDIT)
+        settings = struct.pack(">HIHI", _HEADER_TABLE_SIZE, 0, http2.INITIAL_WINDOW_SIZE, _CREDIT)
         transport.write(http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, settings) + http2.window(0, _CREDIT))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
     def _obey(self, settings: dict[int, int]) -> None:
         self._max_streams = settings.get(_MAX_STREAMS, self._max_streams)
         self._max_frame = settings.get(_MAX_FRAME, self._max_frame)
-        before, self._first_credit = self._first_credit, settings.get(_INITIAL_WINDOW, self._first_credit)
+        before, self._first_credit = self._first_credit, settings.get(http2.INITIAL_WINDOW_SIZE, self._first_credit)
         for call in self._calls.values():
             call.credit += self._first_credit - before
         self._out.append(http2.frame(http2.SETTINGS, http2.ACK, 0))

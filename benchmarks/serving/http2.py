@@ -8,6 +8,7 @@ import hpack
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
+INITIAL_WINDOW_SIZE = 4  # the number of a setting
 WINDOW_BYTES = 65_535
 """What may be sent at first, on a stream and on a connection, before the other side gives more credit."""
 FRAME_BYTES = 16_384  # largest payload of a frame, unless the other side allows more

@@ -20,7 +20,7 @@ from servers import ServerProcess, server_of
 from serving import http2
 from serving.http2 import WINDOW_BYTES
 from serving.requests import stub_of
-from wires import OWN_CONNECTION, Wire, in_loop, refusal_of, until
+from wires import NO_WINDOW, OWN_CONNECTION, Wire, in_loop, refusal_of, until
 
 from engine.access.admission import window_of
 from protos import dfcvae_pb2 as pb
@@ -30,8 +30,6 @@ STREAM = b"/dfcvae.v1.LatentEngine/EditStream"
 GET_MODEL = b"/dfcvae.v1.LatentEngine/GetModel"
 CHECK = b"/grpc.health.v1.Health/Check"
 MESSAGE_BYTES = 4 * 2**20
-INITIAL_WINDOW_SIZE = 4  # the setting's number
-NO_WINDOW = struct.pack(">HL", INITIAL_WINDOW_SIZE, 0)
 TOKENS = {"anna": "0123456789abcdef-anna", "bert": "0123456789abcdef-bert"}
 
 
@@ -107,7 +105,7 @@ class Uploads:
         elif kind == http2.WINDOW_UPDATE:
             self._room += int.from_bytes(payload, "big")
         elif kind == http2.SETTINGS and not flags:
-            size = dict(struct.iter_unpack(">HL", payload)).get(INITIAL_WINDOW_SIZE, WINDOW_BYTES)
+            size = dict(struct.iter_unpack(">HL", payload)).get(http2.INITIAL_WINDOW_SIZE, WINDOW_BYTES)
             more, self._first_window = size - self._first_window, size
             self._rooms = {number: room + more for number, room in self._rooms.items()}
             self._wire.send(http2.frame(http2.SETTINGS, 1, 0))
@@ -140,7 +138,7 @@ async def test_the_first_window_fits_the_bytes_in_flight(tiny_bundle: Path, tmp_
         while (frame := await wire.receive())[0] != http2.SETTINGS or not frame[3]:
             pass
         settings = dict(struct.iter_unpack(">HL", frame[3]))
-        assert settings.get(INITIAL_WINDOW_SIZE, WINDOW_BYTES) == window_of(most_bytes)
+        assert settings.get(http2.INITIAL_WINDOW_SIZE, WINDOW_BYTES) == window_of(most_bytes)
         wire.drop()
 
 
@@ -200,7 +198,7 @@ async def test_calls_whose_answers_nobody_reads_take_no_more_than_docs_operating
             await until(lambda: server.metric("dfcvae_calls_in_flight") == calls)
 
         wire = await Wire.to(server.target)
-        wire.send(http2.frame(http2.SETTINGS, 0, 0, NO_WINDOW))
+        wire.send(NO_WINDOW)
         before = server.memory()
         uploads = Uploads(wire, GET_MODEL, 0, ((b"key", 7000 * b"v"),), http2.message(b""))
         for sent in range(50, 450, 50):

@@ -1,6 +1,5 @@
 """What health tells, whoever else watches it."""
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from gates import gated_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from servers import server_of
 from serving import http2
-from wires import Wire, in_loop, refusal_of
+from wires import NO_WINDOW, Wire, in_loop, refusal_of
 
 WATCH = b"/grpc.health.v1.Health/Watch"
 SERVICES = ("dfcvae.v1.LatentEngine", "inference.GRPCInferenceService", "grpc.reflection.v1alpha.ServerReflection")
@@ -19,7 +18,7 @@ STATUS = health_pb2.HealthCheckResponse
 async def deaf_watcher(target: str) -> Wire:
     """Watches, and takes not a byte of what it is told."""
     wire = await Wire.to(target)
-    wire.send(http2.frame(http2.SETTINGS, 0, 0, struct.pack(">HL", 4, 0)))
+    wire.send(NO_WINDOW)
     await wire.until_pong()
     wire.send(http2.call(1, WATCH))
     await wire.until_pong()

@@ -1,6 +1,5 @@
 """What a server holds for clients that don't take their answers is counted, and bounded."""
 
-import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,10 @@ from batches import file_batch, raw_batch
 from bundles import write_tiny_bundle
 from gates import connected, constant, gated_server, list_of
 from gates import until as wait_until
-from servers import server_of
+from servers import ServerProcess, server_of
 from serving import http2
 from tiny_model import LATENT_DIM
-from wires import Wire, in_loop, until
+from wires import NO_WINDOW, Wire, in_loop, until
 
 from protos import dfcvae_pb2 as pb
 
@@ -23,6 +22,14 @@ SAMPLE = b"/dfcvae.v1.LatentEngine/Sample"
 STREAM = b"/dfcvae.v1.LatentEngine/EditStream"
 COUNT = 1000
 ANSWER_BYTES = COUNT * 8 * 8 * 3
+
+
+async def until_given_up(wire: Wire, server: ServerProcess) -> None:
+    """Waits until the server has cancelled the only call, and holds nothing of it any more."""
+    while (await wire.receive())[0] != http2.RST_STREAM:
+        pass
+    await until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
+    assert server.metric("dfcvae_calls_in_flight") == 0
 
 
 @in_loop
@@ -65,10 +72,7 @@ async def test_an_answer_that_nobody_takes_has_a_time_limit(tiny_bundle: Path, t
     with server_of(tiny_bundle, tmp_path, *options) as server:
         wire = await Wire.to(server.target)
         wire.send(http2.call(1, SAMPLE, pb.SampleRequest(count=COUNT).SerializeToString()))
-        while (await wire.receive())[0] != http2.RST_STREAM:
-            pass
-        await until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
-        assert server.metric("dfcvae_calls_in_flight") == 0
+        await until_given_up(wire, server)
         assert "Sample for 127.0.0.1: the answer was not taken within 0.5 s" in server.log
         wire.drop()
 
@@ -82,14 +86,11 @@ async def test_a_stream_whose_answers_nobody_takes_has_a_time_limit(
     moved = pb.EditStreamRequest(edits=[pb.Edit(attribute="Smiling", strength=1)])
     with server_of(tiny_bundle, tmp_path, "--max-stream-idle-s", "0.5", "--metrics-port", "0") as server:
         wire = await Wire.to(server.target)
-        wire.send(http2.frame(http2.SETTINGS, 0, 0, struct.pack(">HL", 4, 0)))  # no window
+        wire.send(NO_WINDOW)
         wire.send(http2.opening(1, STREAM))
         for request in (source, *[moved] * edits):
             wire.send(http2.frame(http2.DATA, 0, 1, http2.message(request.SerializeToString())))
-        while (await wire.receive())[0] != http2.RST_STREAM:
-            pass
-        await until(lambda: server.metric("dfcvae_bytes_in_flight") == 0)
-        assert server.metric("dfcvae_calls_in_flight") == 0
+        await until_given_up(wire, server)
         assert "EditStream: no answer was taken within 0.5 s" in server.log
         wire.drop()
 
